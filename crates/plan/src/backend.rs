@@ -1,0 +1,57 @@
+//! The backends: each one a pure function from this node and a peer to kernel objects. Loop, retry, repair, order and
+//! watching exist once, elsewhere; adding a backend is one file here.
+
+pub mod alloc;
+pub mod host_gw;
+pub mod vxlan;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::fields::Fields;
+use crate::input::Uplink;
+
+/// A backend with its options (flannel-compat 2.3).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    Vxlan(vxlan::Options),
+    HostGw,
+    Alloc,
+}
+
+impl Backend {
+    /// Reads the `Backend` object of a network config; `None` means vxlan (flannel's code says udp, its documents
+    /// vxlan: flannel-faults 68).
+    pub fn parse(value: Option<Value>) -> Result<Self, String> {
+        let Some(value) = value else { return Ok(Self::Vxlan(vxlan::Options::default())) };
+        let fields = Fields::of(value)?;
+        let name: String = fields.get("Type")?.unwrap_or_default();
+        match name.to_ascii_lowercase().as_str() {
+            "vxlan" => vxlan::Options::parse(&fields).map(Self::Vxlan),
+            "host-gw" => Ok(Self::HostGw),
+            "alloc" => Ok(Self::Alloc),
+            "" => Err("key \"Type\" is missing: write one of vxlan, host-gw, alloc".into()),
+            _ => Err(format!(
+                "key \"Type\": {name:?} is none of the backends twill has: vxlan, host-gw, alloc"
+            )),
+        }
+    }
+
+    /// The type as it stands in configs, leases and annotations.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Vxlan(_) => "vxlan",
+            Self::HostGw => "host-gw",
+            Self::Alloc => "alloc",
+        }
+    }
+
+    /// The MTU of pods, bytes: what `FLANNEL_MTU` says.
+    pub fn pod_mtu(&self, uplink: &Uplink) -> u32 {
+        match self {
+            Self::Vxlan(options) => options.pod_mtu(uplink),
+            Self::HostGw | Self::Alloc => uplink.mtu,
+        }
+    }
+}

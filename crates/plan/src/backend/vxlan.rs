@@ -1,0 +1,141 @@
+//! vxlan: a device per family, and per peer a permanent neighbour, an FDB entry and a route through the peer's VTEP
+//! address (flannel-compat 6.1). It must look on the wire and in `ip` exactly as flannel's.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::fields::Fields;
+use crate::input::{Family, Node, Uplink};
+use crate::lease::{Announced, Vtep};
+use crate::owned::PROTOCOL;
+use crate::state::{Address, FdbEntry, Link, LinkKind, Neighbour, Route, RoutePath, Sysctl, Vxlan};
+use crate::{LinkName, Mac};
+
+/// The kernel's own default, which flannel gets by sending no port.
+pub const DEFAULT_PORT: u16 = 8472;
+
+/// Outer Ethernet, IP, UDP and VXLAN headers, bytes. flannel takes 50 for IPv6 too (flannel-faults 44).
+fn overhead(family: Family) -> u32 {
+    match family {
+        Family::Ipv4 => 50,
+        Family::Ipv6 => 70,
+    }
+}
+
+/// The `Backend` object's keys (flannel-compat 2.3).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    pub vni: u32,
+    pub port: u16,
+    /// Of the outer packet, bytes; `None` is the uplink's.
+    pub mtu: Option<u32>,
+    pub gbp: bool,
+    pub learning: bool,
+    /// Peers on the uplink's segment are reached without encapsulation.
+    pub direct_routing: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { vni: 1, port: DEFAULT_PORT, mtu: None, gbp: false, learning: false, direct_routing: false }
+    }
+}
+
+impl Options {
+    /// Reads the `Backend` object; a zero port or MTU means the default.
+    pub fn parse(fields: &Fields) -> Result<Self, String> {
+        let vni: u32 = fields.get("VNI")?.unwrap_or(1);
+        if vni >= 1 << 24 {
+            return Err(format!("key \"VNI\": {vni} does not fit in 24 bits"));
+        }
+        let mtu: Option<u32> = fields.get("MTU")?;
+        let mtu = mtu.filter(|&mtu| mtu != 0);
+        if let Some(mtu) = mtu.filter(|mtu| !(118..=65535).contains(mtu)) {
+            return Err(format!("key \"MTU\": {mtu} is not between 118 and 65535"));
+        }
+        Ok(Self {
+            vni,
+            port: fields.get("Port")?.filter(|&port: &u16| port != 0).unwrap_or(DEFAULT_PORT),
+            mtu,
+            gbp: fields.get("GBP")?.unwrap_or(false),
+            learning: fields.get("Learning")?.unwrap_or(false),
+            direct_routing: fields.get("DirectRouting")?.unwrap_or(false),
+        })
+    }
+
+    /// The device of that family.
+    pub fn device_name(&self, family: Family) -> LinkName {
+        let name = match family {
+            Family::Ipv4 => format!("flannel.{}", self.vni),
+            Family::Ipv6 => format!("flannel-v6.{}", self.vni),
+        };
+        LinkName::truncated(&name)
+    }
+
+    fn device_mtu(&self, family: Family, uplink: &Uplink) -> u32 {
+        self.mtu.unwrap_or(uplink.mtu).saturating_sub(overhead(family))
+    }
+
+    pub(super) fn pod_mtu(&self, uplink: &Uplink) -> u32 {
+        let families = Family::ALL.into_iter().filter(|&family| uplink.address(family).is_some());
+        families.map(|family| self.device_mtu(family, uplink)).min().unwrap_or(uplink.mtu)
+    }
+
+    /// What this node writes into its lease.
+    pub fn announced(&self, node: &Node) -> Announced {
+        let vtep = |mac: Mac| Vtep { vni: self.vni, mac };
+        Announced::Vxlan { ipv4: node.vtep.map(vtep), ipv6: node.vtep_v6.map(vtep) }
+    }
+
+    /// Our own device, its address and its sysctl.
+    pub(crate) fn device(&self, end: &Endpoint, node: &Node) -> (Link, Address, Sysctl) {
+        let family = Family::of(end.local);
+        let name = self.device_name(family);
+        let kind = LinkKind::Vxlan(Vxlan {
+            vni: self.vni,
+            local: end.local,
+            uplink: Some(node.uplink.link),
+            port: self.port,
+            learning: self.learning,
+            gbp: self.gbp,
+        });
+        let mtu = self.device_mtu(family, &node.uplink);
+        let address = Address { link: name, address: IpNet::from(end.subnet.network()), unknown: None };
+        let link = Link { name, kind, mac: end.mac, mtu, up: true, unknown: None };
+        (link, address, accept_ra(name))
+    }
+
+    /// The three rows that make a peer's subnet reachable through its VTEP.
+    pub(crate) fn peer(&self, peer: &Endpoint, table: u32) -> (Neighbour, FdbEntry, Route) {
+        let link = self.device_name(Family::of(peer.local));
+        let vtep = peer.subnet.network();
+        let path = RoutePath::Via { gateway: vtep, link, onlink: true };
+        (
+            Neighbour { link, address: vtep, mac: peer.mac, unknown: None },
+            FdbEntry { link, mac: peer.mac, remote: peer.local, unknown: None },
+            Route { table, destination: peer.subnet, path, protocol: PROTOCOL, unknown: None },
+        )
+    }
+}
+
+/// One end of the tunnel, ours or a peer's, for one family.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) subnet: IpNet,
+    /// Underlay address.
+    pub(crate) local: IpAddr,
+    /// Of the VTEP.
+    pub(crate) mac: Mac,
+}
+
+/// A router's advertisement from inside the tunnel must not configure the node (flannel-compat 6.0).
+fn accept_ra(link: LinkName) -> Sysctl {
+    Sysctl { path: accept_ra_path(link), value: "0".into() }
+}
+
+pub(crate) fn accept_ra_path(link: LinkName) -> Box<str> {
+    format!("net/ipv6/conf/{link}/accept_ra").into()
+}

@@ -1,0 +1,72 @@
+//! Which peers are on the uplink's own layer-2 segment, by address: the same answer that the kernel's route lookup
+//! gives, without asking it once per peer. Evidence beyond addresses (ARP, probes) is not this file's.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::LinkName;
+use crate::input::Underlay;
+
+/// The underlay's routes, ready for longest-prefix matches.
+pub(crate) struct OnLink {
+    /// By descending prefix length; within one length sorted by address, and of equal destinations the first counts.
+    lengths: Vec<(u8, Vec<(IpNet, bool)>)>,
+}
+
+impl OnLink {
+    pub(crate) fn new(underlay: &Underlay, uplink: LinkName) -> Self {
+        let mut routes: Vec<(IpNet, bool)> = underlay
+            .routes
+            .iter()
+            .map(|route| (route.destination, route.gateway.is_none() && route.link == Some(uplink)))
+            .collect();
+        routes.sort_by_key(|(destination, _)| (std::cmp::Reverse(destination.prefix_len()), *destination));
+        routes.dedup_by_key(|(destination, _)| *destination);
+        let chunks = routes.chunk_by(|a, b| a.0.prefix_len() == b.0.prefix_len());
+        Self { lengths: chunks.map(|chunk| (chunk[0].0.prefix_len(), chunk.to_vec())).collect() }
+    }
+
+    /// Does the best route to that address lead out of the uplink without a gateway?
+    pub(crate) fn reaches(&self, address: IpAddr) -> bool {
+        let candidates = self.lengths.iter().filter_map(|(length, routes)| {
+            let destination = IpNet::new(address, *length).ok()?.trunc();
+            let at = routes.binary_search_by(|(other, _)| other.cmp(&destination)).ok()?;
+            Some(routes[at].1)
+        });
+        candidates.into_iter().next().unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::RouteFacts;
+
+    #[test]
+    fn the_longest_prefix_decides() {
+        let route = |destination: &str, gateway: Option<&str>, link: &str| RouteFacts {
+            destination: destination.parse().unwrap(),
+            gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+            link: Some(link.parse().unwrap()),
+        };
+        let routes = vec![
+            route("0.0.0.0/0", Some("192.0.2.1"), "eth0"),
+            route("192.0.2.0/24", None, "eth0"),
+            route("192.0.2.7/32", Some("192.0.2.1"), "eth0"),
+            route("198.51.100.0/24", None, "eth1"),
+            route("2001:db8::/64", None, "eth0"),
+        ];
+        let on_link = OnLink::new(&Underlay { routes, ..Default::default() }, "eth0".parse().unwrap());
+        for (address, expected) in [
+            ("192.0.2.9", true),
+            ("192.0.2.7", false),
+            ("203.0.113.1", false),
+            ("198.51.100.2", false),
+            ("2001:db8::5", true),
+            ("2001:db8:1::5", false),
+        ] {
+            assert_eq!(on_link.reaches(address.parse().unwrap()), expected, "{address}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! All that a plan depends on, as values: configuration, this node, the leases, and what the kernel says of the underlay.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::backend::Backend;
+use crate::lease::{Lease, Subnet};
+use crate::{LinkName, Mac};
+
+/// Address family. Dual stack is twice a single one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    Ipv4,
+    Ipv6,
+}
+
+impl Family {
+    /// Both, in the order in which everything is planned.
+    pub const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
+
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
+    }
+}
+
+/// The network configuration in force, after flags and defaults.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `Network`; `None` when the family is off.
+    #[serde(default)]
+    pub ipv4: Option<Ipv4Net>,
+    /// `IPv6Network`; `None` when the family is off.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Net>,
+    pub backend: Backend,
+    /// Routing table of our routes.
+    #[serde(default = "main_table")]
+    pub table: u32,
+}
+
+fn main_table() -> u32 {
+    crate::state::MAIN_TABLE
+}
+
+impl Config {
+    /// The cluster's pod network of that family.
+    pub fn network(&self, family: Family) -> Option<IpNet> {
+        match family {
+            Family::Ipv4 => self.ipv4.map(IpNet::V4),
+            Family::Ipv6 => self.ipv6.map(IpNet::V6),
+        }
+    }
+}
+
+/// This node: what it announces and where its traffic leaves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    pub uplink: Uplink,
+    /// Our own pod subnets.
+    pub subnet: Subnet,
+    /// MAC of `flannel.<VNI>`.
+    #[serde(default)]
+    pub vtep: Option<Mac>,
+    /// MAC of `flannel-v6.<VNI>`.
+    #[serde(default)]
+    pub vtep_v6: Option<Mac>,
+}
+
+/// The external interface and the addresses of ours on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Uplink {
+    pub link: LinkName,
+    /// Bytes.
+    pub mtu: u32,
+    #[serde(default)]
+    pub ipv4: Option<Ipv4Addr>,
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+impl Uplink {
+    /// Our underlay address of that family.
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::Ipv4 => self.ipv4.map(IpAddr::V4),
+            Family::Ipv6 => self.ipv6.map(IpAddr::V6),
+        }
+    }
+}
+
+/// What the datastore has told. "Not known yet" is not "none".
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Leases {
+    #[default]
+    Unknown,
+    /// All leases of the cluster, our own included, in any order.
+    Listed(Vec<Lease>),
+}
+
+/// What the kernel says of the network below the pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Underlay {
+    /// All devices, by ascending index.
+    pub links: Vec<LinkFacts>,
+    /// All addresses, by link index, then in the kernel's order.
+    pub addresses: Vec<AddressFacts>,
+    /// Unicast routes of the main table that lead outside the pod networks, in the kernel's order.
+    pub routes: Vec<RouteFacts>,
+}
+
+impl Underlay {
+    /// The device of that name.
+    pub fn link(&self, name: LinkName) -> Option<&LinkFacts> {
+        self.links.iter().find(|link| link.name == name)
+    }
+}
+
+/// A device of the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkFacts {
+    pub name: LinkName,
+    /// `IFLA_INFO_KIND`; empty for hardware.
+    #[serde(default)]
+    pub kind: Box<str>,
+    #[serde(default)]
+    pub mac: Mac,
+    /// Bytes.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// The kernel sees the other end (`IFF_LOWER_UP`).
+    pub carrier: bool,
+}
+
+/// An address of the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddressFacts {
+    pub link: LinkName,
+    /// Not masked.
+    pub address: IpNet,
+    /// Not bound to a DHCP or router advertisement lifetime (`IFA_F_PERMANENT`).
+    pub permanent: bool,
+    #[serde(default)]
+    pub temporary: bool,
+    #[serde(default)]
+    pub deprecated: bool,
+}
+
+/// A route of the underlay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteFacts {
+    pub destination: IpNet,
+    /// `None` when the destination is on the link.
+    #[serde(default)]
+    pub gateway: Option<IpAddr>,
+    /// `None` for a route with several next hops.
+    #[serde(default)]
+    pub link: Option<LinkName>,
+}

@@ -1,0 +1,245 @@
+//! A lease: which pod subnet a node holds and how that node is reached. Its key and JSON forms are flannel's, byte for
+//! byte (flannel-compat 4.2, 4.3). Whether a lease may be believed is decided in `wanted`, not here.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::Mac;
+use crate::fields::Fields;
+use crate::input::Family;
+
+/// The pod subnets of one node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Subnet {
+    #[serde(default)]
+    pub ipv4: Option<Ipv4Net>,
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Net>,
+}
+
+impl Subnet {
+    /// The subnet of that family.
+    pub fn of(&self, family: Family) -> Option<IpNet> {
+        match family {
+            Family::Ipv4 => self.ipv4.map(IpNet::V4),
+            Family::Ipv6 => self.ipv6.map(IpNet::V6),
+        }
+    }
+
+    /// Parses a key's last part: `10.244.34.0-24`, `10.12.13.0-24&fd00:12:13::-56`; IPv6 alone is `0.0.0.0-0&…`.
+    pub fn parse(key: &str) -> Result<Self, String> {
+        let (ipv4, ipv6) = match key.split_once('&') {
+            Some((ipv4, ipv6)) => (ipv4, Some(ipv6)),
+            None => (key, None),
+        };
+        if key.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return Err(format!("{key:?} is not a lease key: flannel writes lower case only"));
+        }
+        let ipv4: Ipv4Net = parse_net(ipv4)?;
+        let ipv6: Option<Ipv6Net> = ipv6.map(parse_net).transpose()?;
+        let ipv4 = (ipv4 != Ipv4Net::default()).then_some(ipv4);
+        if ipv4.is_none() && ipv6.is_none() {
+            return Err(format!("{key:?} names no subnet"));
+        }
+        Ok(Self { ipv4, ipv6 })
+    }
+}
+
+fn parse_net<N: std::str::FromStr>(text: &str) -> Result<N, String> {
+    let bad = || format!("{text:?} is not a subnet such as 10.244.34.0-24");
+    let (address, length) = text.rsplit_once('-').ok_or_else(bad)?;
+    format!("{address}/{length}").parse().map_err(|_| bad())
+}
+
+impl fmt::Display for Subnet {
+    /// The key's last part.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ipv4 = self.ipv4.unwrap_or_default();
+        write!(f, "{}-{}", ipv4.addr(), ipv4.prefix_len())?;
+        match self.ipv6 {
+            Some(ipv6) => write!(f, "&{}-{}", ipv6.addr(), ipv6.prefix_len()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a vxlan node announces for one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Vtep {
+    pub vni: u32,
+    pub mac: Mac,
+}
+
+/// `BackendType` with its data.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Announced {
+    Vxlan {
+        ipv4: Option<Vtep>,
+        ipv6: Option<Vtep>,
+    },
+    HostGw,
+    /// No `BackendType`: alloc and udp write none.
+    Nothing,
+    /// A type that this node has no use for, by its name.
+    Other(Box<str>),
+}
+
+impl Announced {
+    /// `BackendType`; empty where none is written.
+    pub fn backend_type(&self) -> &str {
+        match self {
+            Self::Vxlan { .. } => "vxlan",
+            Self::HostGw => "host-gw",
+            Self::Nothing => "",
+            Self::Other(name) => name,
+        }
+    }
+}
+
+/// One node's lease.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lease {
+    /// Greater means younger; only compared within one store (revision, or file time).
+    pub born: u64,
+    pub subnet: Subnet,
+    pub public_ip: Option<Ipv4Addr>,
+    pub public_ipv6: Option<Ipv6Addr>,
+    pub announced: Announced,
+}
+
+impl Lease {
+    /// The announced underlay address of that family.
+    pub fn public(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::Ipv4 => self.public_ip.map(IpAddr::V4),
+            Family::Ipv6 => self.public_ipv6.map(IpAddr::V6),
+        }
+    }
+
+    /// Reads a key's last part and its value. The error says what is wrong with which of them.
+    pub fn parse(key: &str, value: &[u8], born: u64) -> Result<Self, String> {
+        let subnet = Subnet::parse(key)?;
+        let fields = Fields::parse(value)?;
+        let public_ip: Option<Ipv4Addr> = fields.parsed("PublicIP")?;
+        let backend_type: String = fields.get("BackendType")?.unwrap_or_default();
+        let announced = match backend_type.to_ascii_lowercase().as_str() {
+            "vxlan" => Announced::Vxlan {
+                ipv4: vtep(&fields, "BackendData")?,
+                ipv6: vtep(&fields, "BackendV6Data")?,
+            },
+            "host-gw" => Announced::HostGw,
+            "" => Announced::Nothing,
+            other => Announced::Other(other.into()),
+        };
+        let public_ip = public_ip.filter(|address| !address.is_unspecified());
+        Ok(Self { born, subnet, public_ip, public_ipv6: fields.parsed("PublicIPv6")?, announced })
+    }
+
+    /// The value as flannel writes it: compact, fields in flannel's order, empty ones left out.
+    pub fn to_json(&self) -> String {
+        let (mut data, mut data_v6) = (None, None);
+        if let Announced::Vxlan { ipv4, ipv6 } = self.announced {
+            (data, data_v6) = (ipv4.map(VtepJson::from), ipv6.map(VtepJson::from));
+        }
+        let value = LeaseJson {
+            public_ip: self.public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            public_ipv6: self.public_ipv6,
+            backend_type: self.announced.backend_type(),
+            data,
+            data_v6,
+        };
+        serde_json::to_string(&value).unwrap_or_default()
+    }
+}
+
+fn vtep(fields: &Fields, key: &str) -> Result<Option<Vtep>, String> {
+    let Some(data) = fields.get::<Value>(key)? else { return Ok(None) };
+    let data = Fields::of(data).map_err(|error| format!("key {key:?}: {error}"))?;
+    let vni: Option<u32> = data.get("VNI").map_err(|error| format!("{key}: {error}"))?;
+    let mac: Option<Mac> = data.parsed("VtepMAC").map_err(|error| format!("{key}: {error}"))?;
+    Ok(mac.map(|mac| Vtep { vni: vni.unwrap_or(0), mac }))
+}
+
+#[derive(Serialize)]
+struct LeaseJson<'a> {
+    #[serde(rename = "PublicIP")]
+    public_ip: Ipv4Addr,
+    #[serde(rename = "PublicIPv6")]
+    public_ipv6: Option<Ipv6Addr>,
+    #[serde(rename = "BackendType", skip_serializing_if = "str::is_empty")]
+    backend_type: &'a str,
+    #[serde(rename = "BackendData", skip_serializing_if = "Option::is_none")]
+    data: Option<VtepJson>,
+    #[serde(rename = "BackendV6Data", skip_serializing_if = "Option::is_none")]
+    data_v6: Option<VtepJson>,
+}
+
+#[derive(Serialize)]
+struct VtepJson {
+    #[serde(rename = "VNI")]
+    vni: u32,
+    #[serde(rename = "VtepMAC")]
+    mac: Mac,
+}
+
+impl From<Vtep> for VtepJson {
+    fn from(Vtep { vni, mac }: Vtep) -> Self {
+        Self { vni, mac }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_survive_the_round_trip_byte_for_byte() {
+        for (key, value) in [
+            (
+                "10.5.34.0-24",
+                r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#,
+            ),
+            (
+                "10.5.34.0-24&fd00:5:34::-64",
+                r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00:64::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"02:11:22:33:44:55"}}"#,
+            ),
+            ("10.5.34.0-24", r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"host-gw"}"#),
+            ("10.5.34.0-24", r#"{"PublicIP":"192.168.64.3","PublicIPv6":null}"#),
+        ] {
+            let lease = Lease::parse(key, value.as_bytes(), 0).unwrap();
+            assert_eq!(lease.to_json(), value);
+            assert_eq!(lease.subnet.to_string(), key);
+        }
+    }
+
+    #[test]
+    fn keys_match_in_any_case_and_the_last_one_wins() {
+        let value = br#"{"publicip":"1.1.1.1","PUBLICIP":"192.0.2.1","backendtype":"VXLAN","BackendData":{"vni":7,"vtepmac":"0A-1B-2C-3D-4E-5F"},"New":[1]}"#;
+        let lease = Lease::parse("10.5.34.0-24", value, 0).unwrap();
+        assert_eq!(lease.public_ip, Some(Ipv4Addr::new(192, 0, 2, 1)));
+        let mac = Mac([0x0a, 0x1b, 0x2c, 0x3d, 0x4e, 0x5f]);
+        assert_eq!(lease.announced, Announced::Vxlan { ipv4: Some(Vtep { vni: 7, mac }), ipv6: None });
+    }
+
+    #[test]
+    fn what_cannot_be_read_says_where() {
+        for (key, value, word) in [
+            ("10.5.34.0", "{}", "10.5.34.0"),
+            ("10.5.34.0-33", "{}", "10.5.34.0-33"),
+            ("10.5.34.0-24&FD00::-64", "{}", "lower case"),
+            ("0.0.0.0-0", "{}", "no subnet"),
+            ("10.5.34.0-24", "{", "line 1"),
+            ("10.5.34.0-24", "[]", "JSON object"),
+            ("10.5.34.0-24", r#"{"PublicIP":"300.1.1.1"}"#, "PublicIP"),
+            ("10.5.34.0-24", r#"{"BackendType":"vxlan","BackendData":{"VtepMAC":"xx"}}"#, "VtepMAC"),
+        ] {
+            let error = Lease::parse(key, value.as_bytes(), 0).unwrap_err();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! What this node's kernel should hold, and the steps from what it holds to that.
+//!
+//! Pure: no I/O, no clock, no dice, no interface index; the manifest proves it. `wanted` and `diff` never fail:
+//! what is broken or dangerous becomes a note and is left out, so that one peer's fault is never another's.
+//! Reading and writing the kernel is `kernel`'s part, talking to a datastore is `store`'s.
+
+pub mod backend;
+pub mod check;
+mod diff;
+mod direct;
+mod fields;
+pub mod input;
+pub mod lease;
+mod mac;
+mod name;
+pub mod netconf;
+pub mod note;
+mod op;
+pub mod owned;
+pub mod state;
+pub mod subnet_alloc;
+pub mod subnet_env;
+mod table;
+pub mod uplink;
+mod wanted;
+
+pub use diff::diff;
+pub use mac::Mac;
+pub use name::LinkName;
+pub use op::{Object, Op, Verb};
+pub use state::State;
+pub use table::{Row, Table};
+pub use wanted::{Path, PeerPath, Wanted, owned as bounds, wanted};

@@ -1,0 +1,197 @@
+//! The network config as flannel parses it: the value of etcd's `config` key or the file of `--net-config-path`
+//! (flannel-compat 2). It does not decide what a change of it means for a running node.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::backend::Backend;
+use crate::fields::Fields;
+use crate::input::Family;
+use crate::subnet_alloc::Pool;
+
+/// The config, valid and with every default filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetConf {
+    /// `Network` and the subnets to be leased from it; `None` when IPv4 is off.
+    pub ipv4: Option<Pool>,
+    pub ipv6: Option<Pool>,
+    /// `EnableNFTables`, where it is said.
+    pub nftables: Option<bool>,
+    pub backend: Backend,
+}
+
+/// Why a network config cannot be used. It names the key, or the line and column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetConfError(String);
+
+impl fmt::Display for NetConfError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "network config: {}", self.0)
+    }
+}
+
+impl std::error::Error for NetConfError {}
+
+impl NetConf {
+    /// Parses and validates (flannel-compat 2.1 to 2.3).
+    pub fn parse(text: &[u8]) -> Result<Self, NetConfError> {
+        Self::read(text).map_err(NetConfError)
+    }
+
+    fn read(text: &[u8]) -> Result<Self, String> {
+        let fields = Fields::parse(text)?;
+        let ipv4 = fields.get("EnableIPv4")?.unwrap_or(true).then(|| ipv4_pool(&fields)).transpose()?;
+        let ipv6 = fields.get("EnableIPv6")?.unwrap_or(false).then(|| ipv6_pool(&fields)).transpose()?;
+        if ipv4.is_none() && ipv6.is_none() {
+            return Err("EnableIPv4 and EnableIPv6 are both false: enable one of them".into());
+        }
+        let backend =
+            Backend::parse(fields.get("Backend")?).map_err(|error| format!("key \"Backend\": {error}"))?;
+        check_device_names(&backend, ipv6.is_some())?;
+        Ok(Self { ipv4, ipv6, nftables: fields.get("EnableNFTables")?, backend })
+    }
+
+    /// The pool of that family.
+    pub fn pool(&self, family: Family) -> Option<&Pool> {
+        match family {
+            Family::Ipv4 => self.ipv4.as_ref(),
+            Family::Ipv6 => self.ipv6.as_ref(),
+        }
+    }
+}
+
+fn check_device_names(backend: &Backend, ipv6: bool) -> Result<(), String> {
+    let Backend::Vxlan(options) = backend else { return Ok(()) };
+    let (prefix, most) = if ipv6 { ("flannel-v6.", 9_999) } else { ("flannel.", 9_999_999) };
+    if options.vni <= most {
+        return Ok(());
+    }
+    let vni = options.vni;
+    Err(format!("key \"VNI\": a device {prefix}{vni} has more than 15 letters: use at most {most}"))
+}
+
+fn ipv4_pool(fields: &Fields) -> Result<Pool, String> {
+    let network: Ipv4Net =
+        fields.parsed("Network")?.ok_or("key \"Network\" is missing: write the pods' network")?;
+    let keys = Keys { len: "SubnetLen", min: "SubnetMin", max: "SubnetMax", longest: 30, usual: 24 };
+    pool::<Ipv4Addr>(fields, network.trunc().into(), &keys)
+}
+
+fn ipv6_pool(fields: &Fields) -> Result<Pool, String> {
+    let missing = "key \"IPv6Network\" is missing: write the pods' network";
+    let network: Ipv6Net = fields.parsed("IPv6Network")?.ok_or(missing)?;
+    let keys =
+        Keys { len: "IPv6SubnetLen", min: "IPv6SubnetMin", max: "IPv6SubnetMax", longest: 126, usual: 64 };
+    pool::<Ipv6Addr>(fields, network.trunc().into(), &keys)
+}
+
+struct Keys {
+    len: &'static str,
+    min: &'static str,
+    max: &'static str,
+    longest: u8,
+    /// The length taken where the network leaves room for it.
+    usual: u8,
+}
+
+fn pool<A>(fields: &Fields, network: IpNet, keys: &Keys) -> Result<Pool, String>
+where
+    A: std::str::FromStr<Err: fmt::Display> + Into<IpAddr>,
+{
+    let bits = network.prefix_len();
+    if bits == 0 {
+        return Err(format!("{network} is no network to lease subnets from: give it a prefix length"));
+    }
+    let len = match fields.get::<u8>(keys.len)?.filter(|&len| len != 0) {
+        Some(len) if len > keys.longest || len < bits + 2 => {
+            let (key, longest) = (keys.len, keys.longest);
+            return Err(format!(
+                "key {key:?}: {len} is not between {} (four subnets in {network}) and {longest}",
+                bits + 2
+            ));
+        }
+        Some(len) => len,
+        None if bits > keys.longest - 2 => return Err(format!("{network} is too small for four subnets")),
+        None if bits <= keys.usual - 2 => keys.usual,
+        None => bits + 2,
+    };
+    let bound = |key: &str| -> Result<Option<IpAddr>, String> {
+        let address: Option<A> = fields.parsed(key)?;
+        Ok(address.map(Into::into).filter(|address: &IpAddr| !address.is_unspecified()))
+    };
+    Pool::new(network, len, bound(keys.min)?, bound(keys.max)?)
+        .map_err(|error| format!("keys {:?}, {:?}: {error}", keys.min, keys.max))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::vxlan;
+
+    fn parse(text: &str) -> Result<NetConf, String> {
+        NetConf::parse(text.as_bytes()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn defaults_are_flannels_but_for_the_missing_backend() {
+        let conf = parse(r#"{"network":"10.3.1.2/16"}"#).unwrap();
+        let pool = conf.ipv4.unwrap();
+        assert_eq!(pool.to_string(), "10.3.0.0/16, subnets /24 from 10.3.1.0 to 10.3.255.0");
+        assert_eq!(conf.ipv6, None);
+        assert_eq!(conf.backend, Backend::Vxlan(vxlan::Options::default()));
+        let conf = parse(r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48"}"#).unwrap();
+        let pool = conf.ipv6.unwrap();
+        assert_eq!(pool.to_string(), "fc00::/48, subnets /64 from fc00:0:0:1:: to fc00:0:0:ffff::");
+    }
+
+    #[test]
+    fn options_are_read_in_any_case() {
+        let text = r#"{"Network":"10.244.0.0/16","SubnetLen":26,"subnetmin":"10.244.1.0","Backend":{"type":"VXLAN","vni":42,"Port":4789,"mtu":1400,"GBP":true,"directrouting":true}}"#;
+        let conf = parse(text).unwrap();
+        let options = vxlan::Options {
+            vni: 42,
+            port: 4789,
+            mtu: Some(1400),
+            gbp: true,
+            learning: false,
+            direct_routing: true,
+        };
+        assert_eq!(conf.backend, Backend::Vxlan(options));
+        assert_eq!(
+            conf.ipv4.unwrap().to_string(),
+            "10.244.0.0/16, subnets /26 from 10.244.1.0 to 10.244.255.192"
+        );
+    }
+
+    #[test]
+    fn each_fault_names_its_key_or_place() {
+        for (text, word) in [
+            (r#"{"Network":"10.3.0.0/16","#, "line 1 column"),
+            ("[]", "JSON object"),
+            ("{}", "Network"),
+            (r#"{"Network":"fc00::/48"}"#, "Network"),
+            (r#"{"Network":"0.0.0.0/0"}"#, "prefix length"),
+            (r#"{"Network":"10.3.0.0/16","SubnetLen":31}"#, "SubnetLen"),
+            (r#"{"Network":"10.3.0.0/16","SubnetLen":17}"#, "SubnetLen"),
+            (r#"{"Network":"10.3.0.0/29"}"#, "too small"),
+            (r#"{"Network":"10.3.0.0/16","SubnetMin":"10.4.0.0"}"#, "SubnetMin"),
+            (r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.0.7"}"#, "SubnetMin"),
+            (r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.9.0","SubnetMax":"10.3.8.0"}"#, "SubnetMax"),
+            (r#"{"Network":"10.3.0.0/16","EnableIPv4":false}"#, "EnableIPv6"),
+            (r#"{"Network":"10.3.0.0/16","EnableIPv4":"yes"}"#, "EnableIPv4"),
+            (r#"{"Network":"10.3.0.0/16","EnableIPv6":true}"#, "IPv6Network"),
+            (r#"{"Network":"10.3.0.0/16","Backend":{}}"#, "Type"),
+            (r#"{"Network":"10.3.0.0/16","Backend":"vxlan"}"#, "Backend"),
+            (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"carrier-pigeon"}}"#, "carrier-pigeon"),
+            (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#, "VNI"),
+            (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":10000000}}"#, "VNI"),
+            (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","Port":70000}}"#, "Port"),
+            (r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","MTU":50}}"#, "MTU"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+}

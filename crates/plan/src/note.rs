@@ -1,0 +1,160 @@
+//! What a plan has to say besides the plan: one fault, about whom, and what to do about it, in plain words. Notes are
+//! values; who shows them, where and how often is the daemon's part.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::input::Family;
+use crate::{LinkName, Mac};
+
+/// One thing that is not as it should be, and whom it is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Note {
+    /// This node.
+    Node(NodeFault),
+    /// The peer that holds this subnet.
+    Peer { subnet: IpNet, fault: PeerFault },
+    /// An entry of the datastore that is no lease.
+    Entry { key: Box<str>, why: Box<str> },
+}
+
+/// What is wrong here.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeFault {
+    UplinkMissing(LinkName),
+    UplinkDown(LinkName),
+    UplinkWithoutAddress { uplink: LinkName, address: IpAddr },
+    ForeignDevice { name: LinkName, kind: Box<str> },
+    NotLeased(Family),
+    SysctlRefused { path: Box<str>, value: Box<str> },
+}
+
+/// What is wrong with a peer; all but the last leave it out.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeerFault {
+    OutsideNetwork,
+    Misaligned,
+    OverlapsOurs(IpNet),
+    Overlaps(IpNet),
+    NoPublicAddress(Family),
+    BadPublicAddress(IpAddr),
+    OurPublicAddress(IpAddr),
+    NoVtep(Family),
+    BadVtepMac(Mac),
+    OurVtepMac(Mac),
+    SharedVtepMac { mac: Mac, with: IpNet },
+    OtherVni { theirs: u32, ours: u32 },
+    OtherBackend { theirs: Box<str>, ours: Box<str> },
+    NotOnLink { next_hop: IpAddr, uplink: LinkName },
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(fault) => write!(f, "{fault}"),
+            Self::Peer { subnet, fault } => write!(f, "peer {subnet}: {fault}"),
+            Self::Entry { key, why } => write!(f, "store entry {key:?}: {why}; left out"),
+        }
+    }
+}
+
+impl fmt::Display for PeerFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutsideNetwork => {
+                f.write_str("its subnet lies outside our network; left out. Correct its lease")
+            }
+            Self::Misaligned => f.write_str("its subnet has host bits set; left out. Correct its lease"),
+            Self::OverlapsOurs(ours) => {
+                write!(f, "its subnet overlaps ours, {ours}; left out. Delete one of the two leases")
+            }
+            Self::Overlaps(other) => {
+                write!(
+                    f,
+                    "its subnet overlaps that of an older lease, {other}; left out. Delete one of the two"
+                )
+            }
+            Self::NoPublicAddress(family) => {
+                write!(f, "its lease names no public {family} address; left out. Restart the daemon there")
+            }
+            Self::BadPublicAddress(address) => {
+                write!(f, "it announces {address}, which no node can have; left out. Correct its --public-ip")
+            }
+            Self::OurPublicAddress(address) => {
+                write!(f, "it announces our own address {address}; left out. Give each node its own address")
+            }
+            Self::NoVtep(family) => {
+                write!(f, "its lease names no {family} VTEP MAC; left out. Restart the daemon there")
+            }
+            Self::BadVtepMac(mac) => write!(f, "its VTEP MAC {mac} is not a unicast address; left out"),
+            Self::OurVtepMac(mac) => {
+                write!(
+                    f,
+                    "its VTEP MAC {mac} is ours too (a cloned machine?); left out. Delete its VTEP device"
+                )
+            }
+            Self::SharedVtepMac { mac, with } => {
+                write!(f, "its VTEP MAC {mac} is that of {with} too (a cloned machine?); left out")
+            }
+            Self::OtherVni { theirs, ours } => {
+                write!(
+                    f,
+                    "it uses VNI {theirs} and we use {ours}; left out until both read the same network config"
+                )
+            }
+            Self::OtherBackend { theirs, ours } => {
+                write!(f, "it announces backend {theirs:?} and we run {ours}; left out until both agree")
+            }
+            Self::NotOnLink { next_hop, uplink } => write!(
+                f,
+                "{next_hop} is not on the layer-2 segment of {uplink}, so host-gw cannot reach it; its subnet is \
+                 unreachable. Use vxlan, or put both nodes on one segment"
+            ),
+        }
+    }
+}
+
+impl fmt::Display for NodeFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UplinkMissing(link) => {
+                write!(f, "uplink {link} does not exist; nothing is changed until it is back")
+            }
+            Self::UplinkDown(link) => {
+                write!(f, "uplink {link} is down; routes through it wait. Try: ip link set {link} up")
+            }
+            Self::UplinkWithoutAddress { uplink, address } => {
+                write!(
+                    f,
+                    "uplink {uplink} has lost our address {address}; routes through it wait until it is back"
+                )
+            }
+            Self::ForeignDevice { name, kind } => write!(
+                f,
+                "{name} exists and is a {kind} device, not vxlan: it is not touched and no peer is reachable through \
+                 it. Remove it (ip link del {name}) or choose another VNI"
+            ),
+            Self::NotLeased(family) => {
+                write!(f, "{family} is configured but our lease has no {family} subnet; that family is off")
+            }
+            Self::SysctlRefused { path, value } => {
+                write!(f, "/proc/sys/{path} cannot be written. Run: sysctl -w {path}={value}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ipv4 => "IPv4",
+            Self::Ipv6 => "IPv6",
+        })
+    }
+}

@@ -1,0 +1,194 @@
+//! The steps between two states: values that can be logged, sorted, counted and compared before anything happens.
+//!
+//! An op says all that the executor needs; nothing is left for it to decide.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::LinkName;
+use crate::state::{
+    Address, FdbEntry, Link, LinkKind, MAIN_TABLE, Neighbour, Nexthop, Route, RoutePath, Rule, Sysctl,
+    Unknown,
+};
+
+/// What to do with an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verb {
+    /// Delete now, because the same round adds it again: the kernel cannot change it in place.
+    Recreate,
+    /// Create what is not there; for routes, neighbours and FDB entries with replace semantics.
+    Add,
+    /// Change what is there, in place.
+    Replace,
+    /// Delete for good. For rows whose key may stand twice the whole row names the one that goes.
+    Delete,
+}
+
+/// The object of an op, complete.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Object {
+    Sysctl(Sysctl),
+    Link(Box<Link>),
+    /// The administrative state alone, after the addresses are on.
+    LinkUp(LinkName),
+    Address(Address),
+    Fdb(FdbEntry),
+    Neighbour(Neighbour),
+    Nexthop(Nexthop),
+    Route(Route),
+    Rule(Rule),
+}
+
+/// One step. Ops order by rank first, then by object: the same list on every run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Op {
+    pub verb: Verb,
+    pub object: Object,
+}
+
+impl Op {
+    /// Place in a round: reach before use when adding, use before reach when deleting. A sysctl below a link's name
+    /// needs the link, so it follows the links.
+    pub fn rank(&self) -> u8 {
+        use Object as O;
+        match (self.verb, &self.object) {
+            (Verb::Recreate, _) => 1,
+            (Verb::Delete, O::Rule(_)) => 12,
+            (Verb::Delete, O::Route(_)) => 13,
+            (Verb::Delete, O::Nexthop(_)) => 14,
+            (Verb::Delete, O::Neighbour(_)) => 15,
+            (Verb::Delete, O::Fdb(_)) => 16,
+            (Verb::Delete, O::Address(_)) => 17,
+            (Verb::Delete, O::Link(_) | O::LinkUp(_) | O::Sysctl(_)) => 18,
+            (_, O::Link(_)) => 2,
+            (_, O::Sysctl(_)) => 3,
+            (_, O::Address(_)) => 4,
+            (_, O::LinkUp(_)) => 5,
+            (_, O::Fdb(_)) => 7,
+            (_, O::Neighbour(_)) => 8,
+            (_, O::Nexthop(_)) => 9,
+            (_, O::Route(_)) => 10,
+            (_, O::Rule(_)) => 11,
+        }
+    }
+}
+
+impl PartialOrd for Op {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Op {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.rank(), &self.object, self.verb).cmp(&(other.rank(), &other.object, other.verb))
+    }
+}
+
+macro_rules! object_from {
+    ($($variant:ident: $row:ty),*) => {$(
+        impl From<$row> for Object {
+            fn from(row: $row) -> Self {
+                Self::$variant(row)
+            }
+        }
+    )*};
+}
+object_from!(Sysctl: Sysctl, Address: Address, Fdb: FdbEntry, Neighbour: Neighbour, Nexthop: Nexthop, Route: Route, Rule: Rule);
+
+impl fmt::Display for Op {
+    /// `+ route 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink`: a sign, then the object in ip(8)'s words.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = match self.verb {
+            Verb::Add => '+',
+            Verb::Replace => '~',
+            Verb::Recreate | Verb::Delete => '-',
+        };
+        write!(f, "{sign} {}", self.object)?;
+        if self.verb == Verb::Recreate { f.write_str(" (to be created again)") } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sysctl(row) => write!(f, "sysctl {} = {}", row.path, row.value),
+            Self::Link(link) => link.fmt(f),
+            Self::LinkUp(name) => write!(f, "link {name} up"),
+            Self::Address(row) => {
+                write!(f, "address {} dev {}{}", row.address, row.link, Aside(&row.unknown))
+            }
+            Self::Fdb(row) => {
+                write!(f, "fdb {} dev {} dst {}{}", row.mac, row.link, row.remote, Aside(&row.unknown))
+            }
+            Self::Neighbour(row) => {
+                write!(f, "neigh {} lladdr {} dev {}{}", row.address, row.mac, row.link, Aside(&row.unknown))
+            }
+            Self::Nexthop(row) => {
+                let onlink = if row.onlink { " onlink" } else { "" };
+                let unknown = Aside(&row.unknown);
+                write!(f, "nexthop id {} via {} dev {}{onlink}{unknown}", row.id, row.gateway, row.link)
+            }
+            Self::Route(row) => row.fmt(f),
+            Self::Rule(row) => {
+                let unknown = Aside(&row.unknown);
+                write!(f, "rule priority {} to {} lookup {}{unknown}", row.priority, row.to, row.table)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, mac, mtu, .. } = self;
+        write!(f, "link {name} address {mac} mtu {mtu} type ")?;
+        match &self.kind {
+            LinkKind::Vxlan(vxlan) => {
+                write!(f, "vxlan id {} local {} dstport {}", vxlan.vni, vxlan.local, vxlan.port)?;
+                if let Some(uplink) = &vxlan.uplink {
+                    write!(f, " dev {uplink}")?;
+                }
+                f.write_str(if vxlan.learning { " learning" } else { " nolearning" })?;
+                f.write_str(if vxlan.gbp { " gbp" } else { "" })?;
+            }
+            LinkKind::Other(kind) => f.write_str(kind)?,
+        }
+        write!(f, "{}", Aside(&self.unknown))
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let destination = self.destination;
+        match self.path {
+            RoutePath::Via { gateway, link, onlink } => {
+                let onlink = if onlink { " onlink" } else { "" };
+                write!(f, "route {destination} via {gateway} dev {link}{onlink}")?;
+            }
+            RoutePath::Nexthop(id) => write!(f, "route {destination} nhid {id}")?,
+            RoutePath::Link(link) => write!(f, "route {destination} dev {link}")?,
+            RoutePath::Unreachable => write!(f, "route unreachable {destination}")?,
+            RoutePath::Blackhole => write!(f, "route blackhole {destination}")?,
+            RoutePath::Other => write!(f, "route {destination}")?,
+        }
+        if self.table != MAIN_TABLE {
+            write!(f, " table {}", self.table)?;
+        }
+        write!(f, "{}", Aside(&self.unknown))
+    }
+}
+
+/// What was not understood, in brackets behind the rest.
+struct Aside<'a>(&'a Unknown);
+
+impl fmt::Display for Aside<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(text) => write!(f, " [{text}]"),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! What on this node is twill's to delete: the only place that knows (ARCHITECTURE.md, invariant 6).
+//!
+//! A key that we want is ours whatever stands there; this file is about what stands where we want nothing.
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::LinkName;
+use crate::state::{Address, FdbEntry, Link, LinkKind, Neighbour, Nexthop, Route, RoutePath, Rule};
+
+/// The `rtm_protocol` of our routes, rules and next hops (docs/wire.md); free in iproute2's `rt_protos`.
+pub const PROTOCOL: u8 = 84;
+
+/// Ids of our next hop objects (docs/wire.md).
+pub const NEXTHOPS: std::ops::RangeInclusive<u32> = 0x7477_0000..=0x747f_ffff;
+
+/// The bounds of what may be ours; also the bounds of what the kernel is read for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owned {
+    /// Names of the devices that are ours.
+    pub links: Vec<LinkName>,
+    /// The device that carries traffic between nodes; never ours, but our routes may lead through it.
+    pub uplink: LinkName,
+    /// The pod networks of the cluster, at most one a family.
+    pub networks: Vec<IpNet>,
+    /// The table our routes are in.
+    pub table: u32,
+    /// Paths below `/proc/sys` that we set.
+    pub sysctls: Vec<Box<str>>,
+    /// May anything be deleted yet?
+    pub sweep: Sweep,
+}
+
+/// Whether the peers are known, and with them what is left over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sweep {
+    /// The leases were never listed: what looks left over may be a peer's. Nothing is deleted.
+    NotYet,
+    /// The list is complete.
+    LeftOvers,
+}
+
+impl Owned {
+    /// Lies the destination in one of our networks?
+    pub fn in_network(&self, destination: &IpNet) -> bool {
+        self.networks.iter().any(|network| network.contains(destination))
+    }
+
+    fn has_link(&self, name: LinkName) -> bool {
+        self.links.contains(&name)
+    }
+
+    pub(crate) fn link(&self, link: &Link) -> bool {
+        self.has_link(link.name) && matches!(link.kind, LinkKind::Vxlan(_))
+    }
+
+    /// As flannel: IPv4 addresses inside the network, IPv6 addresses other than link-local ones (flannel-compat 6.1).
+    pub(crate) fn address(&self, row: &Address) -> bool {
+        self.has_link(row.link)
+            && match row.address {
+                IpNet::V4(_) => self.in_network(&row.address),
+                IpNet::V6(net) => !net.addr().is_unicast_link_local(),
+            }
+    }
+
+    pub(crate) fn fdb(&self, row: &FdbEntry) -> bool {
+        self.has_link(row.link) && row.unknown.is_none()
+    }
+
+    /// Entries that are not permanent come and go by the kernel's own hand.
+    pub(crate) fn neighbour(&self, row: &Neighbour) -> bool {
+        self.has_link(row.link) && row.unknown.is_none()
+    }
+
+    pub(crate) fn nexthop(&self, row: &Nexthop) -> bool {
+        NEXTHOPS.contains(&row.id) && row.protocol == PROTOCOL
+    }
+
+    pub(crate) fn route(&self, row: &Route) -> bool {
+        let ours = |link| link == self.uplink || self.has_link(link);
+        row.protocol == PROTOCOL
+            && row.table == self.table
+            && self.in_network(&row.destination)
+            && match row.path {
+                RoutePath::Via { link, .. } | RoutePath::Link(link) => ours(link),
+                RoutePath::Nexthop(id) => NEXTHOPS.contains(&id),
+                RoutePath::Unreachable | RoutePath::Blackhole => true,
+                RoutePath::Other => false,
+            }
+    }
+
+    pub(crate) fn rule(&self, row: &Rule) -> bool {
+        row.protocol == PROTOCOL && self.in_network(&row.to)
+    }
+}

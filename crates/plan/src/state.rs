@@ -1,0 +1,226 @@
+//! What a kernel holds, or should hold, of the objects that twill may own: one type for both, so that equality is health.
+//!
+//! Normal form: only what we decide stands here. What the kernel fills in (indexes, counters, flags, learned FDB
+//! entries) is left out by whoever reads the kernel; an attribute that is read and not understood goes into
+//! `unknown`, which nothing wanted ever carries, so such a row is unlike and gets replaced.
+
+use std::cmp::Ordering;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::{LinkName, Mac, Row, Table};
+
+/// The main routing table (rtnetlink(7) `RT_TABLE_MAIN`).
+pub const MAIN_TABLE: u32 = 254;
+
+/// What was read and not understood, as text; `None` in everything we want.
+pub type Unknown = Option<Box<str>>;
+
+/// All rows, by kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct State {
+    pub sysctls: Table<Sysctl>,
+    pub links: Table<Link>,
+    pub addresses: Table<Address>,
+    pub fdb: Table<FdbEntry>,
+    pub neighbours: Table<Neighbour>,
+    pub nexthops: Table<Nexthop>,
+    pub routes: Table<Route>,
+    pub rules: Table<Rule>,
+}
+
+/// One file below `/proc/sys`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sysctl {
+    /// Path below `/proc/sys`, such as `net/ipv6/conf/flannel.1/accept_ra` (a link's name may hold dots).
+    pub path: Box<str>,
+    pub value: Box<str>,
+}
+
+/// A network device under one of our names.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    pub name: LinkName,
+    pub kind: LinkKind,
+    pub mac: Mac,
+    /// Bytes, without the link-layer header.
+    pub mtu: u32,
+    /// Administratively up (`IFF_UP`).
+    pub up: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown: Unknown,
+}
+
+/// `IFLA_INFO_KIND` and the data that belongs to it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkKind {
+    Vxlan(Vxlan),
+    /// A kind that is none of ours, by its name.
+    Other(Box<str>),
+}
+
+/// The attributes of a vxlan device that flannel sets (flannel-compat 6.1).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vxlan {
+    /// 24 bits.
+    pub vni: u32,
+    /// Outer source address.
+    pub local: IpAddr,
+    /// The device below; `None` where it is gone.
+    pub uplink: Option<LinkName>,
+    /// UDP port.
+    pub port: u16,
+    pub learning: bool,
+    /// Group Based Policy extension.
+    pub gbp: bool,
+}
+
+/// An address of one of our links.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Address {
+    pub link: LinkName,
+    /// The address itself with its prefix length, not masked.
+    pub address: IpNet,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown: Unknown,
+}
+
+/// A permanent forwarding entry of a vxlan device (`bridge fdb … self permanent`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FdbEntry {
+    pub link: LinkName,
+    pub mac: Mac,
+    /// The VTEP's underlay address.
+    pub remote: IpAddr,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown: Unknown,
+}
+
+/// A permanent neighbour (ARP or ND entry) on one of our links.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Neighbour {
+    pub link: LinkName,
+    pub address: IpAddr,
+    pub mac: Mac,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown: Unknown,
+}
+
+/// A next hop object (`ip nexthop`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nexthop {
+    pub id: u32,
+    pub gateway: IpAddr,
+    pub link: LinkName,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub onlink: bool,
+    pub protocol: u8,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown: Unknown,
+}
+
+/// A unicast route of the default metric and without a TOS; others are never ours and never here.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    pub table: u32,
+    pub destination: IpNet,
+    pub path: RoutePath,
+    /// `rtm_protocol`.
+    pub protocol: u8,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown: Unknown,
+}
+
+/// Where a route leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RoutePath {
+    Via {
+        gateway: IpAddr,
+        link: LinkName,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        onlink: bool,
+    },
+    /// Through the next hop object of that id.
+    Nexthop(u32),
+    /// Straight out of a link, without a gateway.
+    Link(LinkName),
+    /// Refused with an ICMP error.
+    Unreachable,
+    /// Dropped in silence.
+    Blackhole,
+    /// Anything else; the row's `unknown` says what.
+    Other,
+}
+
+/// A policy rule that sends traffic to `to` through `table`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    pub priority: u32,
+    pub to: IpNet,
+    pub table: u32,
+    pub protocol: u8,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown: Unknown,
+}
+
+impl Row for Sysctl {
+    fn cmp_key(&self, other: &Self) -> Ordering {
+        self.path.cmp(&other.path)
+    }
+}
+
+impl Row for Link {
+    fn cmp_key(&self, other: &Self) -> Ordering {
+        self.name.cmp(&other.name)
+    }
+}
+
+impl Row for Address {
+    fn cmp_key(&self, other: &Self) -> Ordering {
+        (self.link, self.address).cmp(&(other.link, other.address))
+    }
+}
+
+impl Row for FdbEntry {
+    fn cmp_key(&self, other: &Self) -> Ordering {
+        (self.link, self.mac).cmp(&(other.link, other.mac))
+    }
+}
+
+impl Row for Neighbour {
+    fn cmp_key(&self, other: &Self) -> Ordering {
+        (self.link, self.address).cmp(&(other.link, other.address))
+    }
+}
+
+impl Row for Nexthop {
+    fn cmp_key(&self, other: &Self) -> Ordering {
+        self.id.cmp(&other.id)
+    }
+}
+
+impl Row for Route {
+    fn cmp_key(&self, other: &Self) -> Ordering {
+        (self.table, self.destination).cmp(&(other.table, other.destination))
+    }
+}
+
+impl Row for Rule {
+    fn cmp_key(&self, other: &Self) -> Ordering {
+        (self.priority, self.to).cmp(&(other.priority, other.to))
+    }
+}

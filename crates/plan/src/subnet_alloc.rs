@@ -1,0 +1,277 @@
+//! Which subnet a node leases: its own again where it can, else a free one drawn evenly (flannel-compat 2.2, 4.5). The
+//! dice come from outside; the lease itself is taken by `store`.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use crate::input::Family;
+use crate::lease::{Lease, Subnet};
+use crate::netconf::NetConf;
+
+/// The subnets of one family that may be leased.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    pub network: IpNet,
+    /// Prefix length of a subnet.
+    pub len: u8,
+    /// Network address of the first and of the last subnet.
+    first: u128,
+    last: u128,
+}
+
+/// The address as a number, for arithmetic within one family.
+pub(crate) fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u128::from(u32::from(address)),
+        IpAddr::V6(address) => address.into(),
+    }
+}
+
+impl Pool {
+    /// A pool; absent bounds leave out the network's first subnet only, as flannel does. The error says which bound is
+    /// wrong.
+    pub fn new(network: IpNet, len: u8, min: Option<IpAddr>, max: Option<IpAddr>) -> Result<Self, String> {
+        let size = 1 << (network.max_prefix_len() - len);
+        let bound = |address: IpAddr| match number(address) {
+            _ if !network.contains(&address) => Err(format!("{address} is outside {network}")),
+            value if value % size != 0 => Err(format!("{address} is not the first address of a /{len}")),
+            value => Ok(value),
+        };
+        let first = min.map_or_else(|| Ok(number(network.network()) + size), bound)?;
+        let last = max.map_or_else(|| Ok(number(network.broadcast()) - (size - 1)), bound)?;
+        if first > last {
+            return Err("the last subnet comes before the first".into());
+        }
+        Ok(Self { network, len, first, last })
+    }
+
+    fn size(&self) -> u128 {
+        1 << (self.network.max_prefix_len() - self.len)
+    }
+
+    fn count(&self) -> u128 {
+        (self.last - self.first) / self.size() + 1
+    }
+
+    fn nth(&self, index: u128) -> IpNet {
+        let start = self.first + index * self.size();
+        let address = match self.network {
+            IpNet::V4(_) => IpAddr::V4(Ipv4Addr::from(start as u32)),
+            IpNet::V6(_) => IpAddr::V6(Ipv6Addr::from(start)),
+        };
+        IpNet::new_assert(address, self.len)
+    }
+
+    /// May this subnet be leased from the pool?
+    pub fn holds(&self, subnet: &IpNet) -> bool {
+        let start = number(subnet.network());
+        subnet.addr() == subnet.network()
+            && subnet.prefix_len() == self.len
+            && self.network.contains(subnet)
+            && (self.first..=self.last).contains(&start)
+    }
+
+    /// The free subnet that the dice choose, every free one being as likely; `None` when all are taken. Linear in the
+    /// leases but for the sort, and never tries candidates one by one.
+    fn draw(&self, taken: impl Iterator<Item = IpNet>, dice: u64) -> Option<IpNet> {
+        let mut spans: Vec<(u128, u128)> = taken.filter_map(|subnet| self.span(&subnet)).collect();
+        spans.sort_unstable();
+        let mut gaps = Vec::new();
+        let mut next = 0;
+        for (from, to) in spans {
+            if from > next {
+                gaps.push((next, from - next));
+            }
+            next = next.max(to + 1);
+        }
+        if next < self.count() {
+            gaps.push((next, self.count() - next));
+        }
+        let free: u128 = gaps.iter().map(|(_, length)| length).sum();
+        let mut left = u128::from(dice).checked_rem(free)?;
+        for (start, length) in gaps {
+            if left < length {
+                return Some(self.nth(start + left));
+            }
+            left -= length;
+        }
+        None
+    }
+
+    /// First and last index of the pool's subnets that overlap the given one.
+    fn span(&self, subnet: &IpNet) -> Option<(u128, u128)> {
+        let (start, end) = (number(subnet.network()), number(subnet.broadcast()));
+        let same_family = subnet.max_prefix_len() == self.network.max_prefix_len();
+        if !same_family || end < self.first || start > self.last + (self.size() - 1) {
+            return None;
+        }
+        let index = |value: u128| (value.clamp(self.first, self.last) - self.first) / self.size();
+        Some((index(start), index(end)))
+    }
+}
+
+impl fmt::Display for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (first, last) = (self.nth(0), self.nth(self.count() - 1));
+        write!(f, "{}, subnets /{} from {} to {}", self.network, self.len, first.addr(), last.addr())
+    }
+}
+
+/// What to do to hold a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    pub subnet: Subnet,
+    /// Leases of ours that no longer fit the network config, to be deleted.
+    pub stale: Vec<Subnet>,
+    pub origin: Origin,
+}
+
+/// Where the chosen subnet comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The store holds it under our address.
+    Reused,
+    /// The subnet file named it and nobody else has it.
+    Previous,
+    Drawn,
+}
+
+/// Who asks for a lease.
+#[derive(Clone, Debug)]
+pub struct Asker {
+    pub public_ip: Option<Ipv4Addr>,
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// What the subnet file of an earlier run says.
+    pub previous: Option<Subnet>,
+}
+
+impl Asker {
+    /// A node is known by its public IPv4, or where there is none by its public IPv6.
+    pub fn owns(&self, lease: &Lease) -> bool {
+        match self.public_ip {
+            Some(address) => lease.public_ip == Some(address),
+            None => self.public_ipv6.is_some() && lease.public_ipv6 == self.public_ipv6,
+        }
+    }
+}
+
+/// Chooses the subnets of a node. `Err` when the pool is used up.
+pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Result<Choice, String> {
+    let mut own: Vec<&Lease> = leases.iter().filter(|lease| asker.owns(lease)).collect();
+    own.sort_unstable_by_key(|lease| lease.subnet);
+    let fitting = own.iter().position(|lease| fits(conf, &lease.subnet));
+    if let Some(at) = fitting {
+        let subnet = own.remove(at).subnet;
+        return Ok(Choice { subnet, stale: Vec::new(), origin: Origin::Reused });
+    }
+    let stale: Vec<Subnet> = own.iter().map(|lease| lease.subnet).collect();
+    let others = || leases.iter().filter(|lease| !stale.contains(&lease.subnet));
+    if let Some(subnet) = asker.previous.filter(|subnet| fits(conf, subnet) && is_free(subnet, others())) {
+        return Ok(Choice { subnet, stale, origin: Origin::Previous });
+    }
+    let draw = |family: Family| match conf.pool(family) {
+        None => Ok(None),
+        Some(pool) => {
+            let taken = others().filter_map(|lease| lease.subnet.of(family));
+            pool.draw(taken, dice)
+                .map(Some)
+                .ok_or_else(|| format!("out of subnets: every one of {pool} is leased"))
+        }
+    };
+    let (mut subnet, v4, v6) = (Subnet::default(), draw(Family::Ipv4)?, draw(Family::Ipv6)?);
+    for net in [v4, v6].into_iter().flatten() {
+        match net {
+            IpNet::V4(net) => subnet.ipv4 = Some(net),
+            IpNet::V6(net) => subnet.ipv6 = Some(net),
+        }
+    }
+    Ok(Choice { subnet, stale, origin: Origin::Drawn })
+}
+
+/// Does the subnet have exactly the families of the config, each within its pool?
+fn fits(conf: &NetConf, subnet: &Subnet) -> bool {
+    Family::ALL.into_iter().all(|family| match (conf.pool(family), subnet.of(family)) {
+        (Some(pool), Some(net)) => pool.holds(&net),
+        (None, None) => true,
+        _ => false,
+    })
+}
+
+fn is_free<'a>(subnet: &Subnet, mut others: impl Iterator<Item = &'a Lease>) -> bool {
+    let overlap = |a: IpNet, b: IpNet| a.contains(&b) || b.contains(&a);
+    !others.any(|other| {
+        Family::ALL.into_iter().any(|family| match (subnet.of(family), other.subnet.of(family)) {
+            (Some(a), Some(b)) => overlap(a, b),
+            _ => false,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::Announced;
+
+    fn conf(text: &str) -> NetConf {
+        NetConf::parse(text.as_bytes()).unwrap()
+    }
+
+    fn lease(key: &str, public_ip: [u8; 4]) -> Lease {
+        let subnet = Subnet::parse(key).unwrap();
+        Lease {
+            born: 0,
+            subnet,
+            public_ip: Some(public_ip.into()),
+            public_ipv6: None,
+            announced: Announced::Nothing,
+        }
+    }
+
+    fn asker(previous: Option<&str>) -> Asker {
+        let previous = previous.map(|key| Subnet::parse(key).unwrap());
+        Asker { public_ip: Some([192, 0, 2, 1].into()), public_ipv6: None, previous }
+    }
+
+    #[test]
+    fn our_lease_comes_back_and_one_that_no_longer_fits_goes() {
+        let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
+        let leases = [lease("10.3.7.0-24", [192, 0, 2, 1]), lease("10.9.7.0-24", [192, 0, 2, 1])];
+        let choice = choose(&conf, &leases, &asker(None), 0).unwrap();
+        assert_eq!((choice.subnet, choice.origin), (leases[0].subnet, Origin::Reused));
+        let choice = choose(&conf, &leases[1..], &asker(Some("10.3.9.0-24")), 0).unwrap();
+        assert_eq!(choice.stale, [leases[1].subnet]);
+        assert_eq!((choice.subnet.to_string().as_str(), choice.origin), ("10.3.9.0-24", Origin::Previous));
+    }
+
+    #[test]
+    fn a_previous_subnet_that_somebody_has_is_not_taken() {
+        let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
+        let leases = [lease("10.3.9.0-24", [192, 0, 2, 2])];
+        for dice in 0..500 {
+            let choice = choose(&conf, &leases, &asker(Some("10.3.9.0-24")), dice).unwrap();
+            assert_eq!(choice.origin, Origin::Drawn);
+            assert_ne!(choice.subnet, leases[0].subnet);
+        }
+    }
+
+    #[test]
+    fn every_free_subnet_is_drawn_and_no_other() {
+        let conf = conf(r#"{"Network":"10.3.0.0/28","SubnetLen":30}"#);
+        let leases = [lease("10.3.0.8-30", [192, 0, 2, 2])];
+        let drawn: std::collections::BTreeSet<String> = (0..9)
+            .map(|dice| choose(&conf, &leases, &asker(None), dice).unwrap().subnet.to_string())
+            .collect();
+        assert_eq!(drawn.into_iter().collect::<Vec<_>>(), ["10.3.0.12-30", "10.3.0.4-30"]);
+        let all = [lease("10.3.0.0-28", [192, 0, 2, 2])];
+        assert!(choose(&conf, &all, &asker(None), 7).unwrap_err().contains("out of subnets"));
+    }
+
+    #[test]
+    fn dual_stack_draws_both_families() {
+        let conf = conf(r#"{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48"}"#);
+        let choice = choose(&conf, &[lease("10.3.1.0-24", [192, 0, 2, 2])], &asker(None), 1).unwrap();
+        assert_eq!(choice.subnet.to_string(), "10.3.3.0-24&fc00:0:0:2::-64");
+    }
+}

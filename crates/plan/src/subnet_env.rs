@@ -1,0 +1,94 @@
+//! The subnet file (`/run/flannel/subnet.env`), flannel's word to its CNI plugin and to Docker: its exact text and what
+//! an old one still tells (flannel-compat 8). Writing it to disk is the daemon's part.
+
+use std::fmt;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::input::{Config, Family};
+use crate::lease::Subnet;
+
+/// What the file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubnetEnv {
+    pub ipv4: Option<(Ipv4Net, Ipv4Net)>,
+    pub ipv6: Option<(Ipv6Net, Ipv6Net)>,
+    /// Of pods, bytes.
+    pub mtu: u32,
+    pub ip_masq: bool,
+}
+
+impl SubnetEnv {
+    /// The file of a node; a family counts when it is configured and leased.
+    pub fn new(config: &Config, subnet: &Subnet, mtu: u32, ip_masq: bool) -> Self {
+        Self { ipv4: config.ipv4.zip(subnet.ipv4), ipv6: config.ipv6.zip(subnet.ipv6), mtu, ip_masq }
+    }
+}
+
+impl fmt::Display for SubnetEnv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut family = |prefix: &str, network: IpNet, subnet: IpNet| {
+            let first = subnet.hosts().next().unwrap_or(subnet.addr());
+            writeln!(f, "FLANNEL_{prefix}NETWORK={network}")?;
+            writeln!(f, "FLANNEL_{prefix}SUBNET={first}/{}", subnet.prefix_len())
+        };
+        if let Some((network, subnet)) = self.ipv4 {
+            family("", network.into(), subnet.into())?;
+        }
+        if let Some((network, subnet)) = self.ipv6 {
+            // hosts() of an IPv6 net starts at its network address; flannel adds one to it in both families.
+            let first = std::net::Ipv6Addr::from(u128::from(subnet.network()) + 1);
+            writeln!(f, "FLANNEL_IPV6_NETWORK={network}")?;
+            writeln!(f, "FLANNEL_IPV6_SUBNET={first}/{}", subnet.prefix_len())?;
+        }
+        writeln!(f, "FLANNEL_MTU={}", self.mtu)?;
+        writeln!(f, "FLANNEL_IPMASQ={}", self.ip_masq)
+    }
+}
+
+/// The subnets an existing file names: the node's previous ones. Anything unreadable is as good as absent.
+pub fn previous_subnet(text: &str) -> Option<Subnet> {
+    let value = |key: &str| {
+        let lines = text.lines().filter_map(|line| line.trim().trim_start_matches("export ").split_once('='));
+        let mut values = lines.filter(|(name, _)| name.trim() == key).map(|(_, value)| value.trim());
+        values.next_back().map(|value| value.trim_matches(['"', '\'']).to_owned())
+    };
+    let subnet = Subnet {
+        ipv4: value("FLANNEL_SUBNET").and_then(|text| text.parse::<Ipv4Net>().ok()).map(|net| net.trunc()),
+        ipv6: value("FLANNEL_IPV6_SUBNET")
+            .and_then(|text| text.parse::<Ipv6Net>().ok())
+            .map(|net| net.trunc()),
+    };
+    Family::ALL.into_iter().any(|family| subnet.of(family).is_some()).then_some(subnet)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_is_flannels_to_the_byte_and_reads_back() {
+        let subnet = Subnet::parse("10.5.72.0-24&fd00:5:72::-64").unwrap();
+        let config = Config {
+            ipv4: Some("10.5.0.0/16".parse().unwrap()),
+            ipv6: Some("fd00:5::/32".parse().unwrap()),
+            backend: crate::backend::Backend::HostGw,
+            table: 254,
+        };
+        let text = SubnetEnv::new(&config, &subnet, 1450, true).to_string();
+        let expected = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_IPV6_NETWORK=fd00:5::/32\n\
+                        FLANNEL_IPV6_SUBNET=fd00:5:72::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+        assert_eq!(text, expected);
+        assert_eq!(previous_subnet(&text), Some(subnet));
+    }
+
+    #[test]
+    fn half_a_file_is_no_file() {
+        assert_eq!(previous_subnet(""), None);
+        assert_eq!(previous_subnet("FLANNEL_SUBNET=10.5."), None);
+        assert_eq!(
+            previous_subnet("# x\nexport FLANNEL_SUBNET=\"10.5.72.1/24\"\r\n").unwrap().to_string(),
+            "10.5.72.0-24"
+        );
+    }
+}

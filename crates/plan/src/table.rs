@@ -1,0 +1,78 @@
+//! A sorted list of rows, the shape of every part of a [`State`](crate::State): small in memory, walked once.
+//!
+//! Rows of one key may stand more than once, because the kernel allows it (`ip route append`).
+
+use std::cmp::Ordering;
+
+use serde::{Deserialize, Serialize};
+
+/// One object of the kernel. Its order must be by key first.
+pub trait Row: Clone + Ord {
+    /// Equal when both rows name the same object of the kernel, whatever its attributes.
+    fn cmp_key(&self, other: &Self) -> Ordering;
+}
+
+/// Rows in ascending order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<T>")]
+pub struct Table<T: Row>(Vec<T>);
+
+impl<T: Row> Default for Table<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T: Row> From<Vec<T>> for Table<T> {
+    fn from(mut rows: Vec<T>) -> Self {
+        rows.sort_unstable();
+        Self(rows)
+    }
+}
+
+impl<T: Row> FromIterator<T> for Table<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(rows: I) -> Self {
+        rows.into_iter().collect::<Vec<_>>().into()
+    }
+}
+
+impl<T: Row> std::ops::Deref for Table<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<'a, T: Row> IntoIterator for &'a Table<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
+impl<T: Row> Table<T> {
+    /// Walks the union of both tables' keys in order, once: under each key the rows of `self` and of `other`.
+    pub fn union<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (&'a [T], &'a [T])> {
+        let (mut left, mut right) = (&self.0[..], &other.0[..]);
+        std::iter::from_fn(move || {
+            let first = match (left.first(), right.first()) {
+                (None, None) => return None,
+                (Some(a), None) => a,
+                (None, Some(b)) => b,
+                (Some(a), Some(b)) if a.cmp_key(b).is_le() => a,
+                (Some(_), Some(b)) => b,
+            };
+            Some((take_key(&mut left, first), take_key(&mut right, first)))
+        })
+    }
+}
+
+fn take_key<'a, T: Row>(rows: &mut &'a [T], first: &T) -> &'a [T] {
+    let count = rows.iter().take_while(|row| row.cmp_key(first).is_eq()).count();
+    let (head, tail) = rows.split_at(count);
+    *rows = tail;
+    head
+}
