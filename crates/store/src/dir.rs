@@ -1,0 +1,176 @@
+//! Leases in one directory of one machine, no server: `config` and `subnets/<key>`, the same tree and the same JSON as
+//! in etcd. Not for NFS: it relies on flock, atomic rename and inotify.
+
+mod listing;
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::{FutureExt, StreamExt};
+use inotify::{Event, EventMask, EventStream, Inotify, WatchMask};
+use plan::lease::Lease;
+use plan::netconf::NetConf;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::own::Claim;
+use crate::view::{StoreError, View};
+use listing::Listing;
+
+/// inotify loses nothing that it queued, but a queue can overflow: look at everything this often.
+const RELIST: Duration = Duration::from_secs(30);
+/// Between attempts while the directory cannot be read.
+const RETRY: Duration = Duration::from_secs(1);
+/// A lease has some 300 bytes; a larger file is none, and is not read into memory.
+const LARGEST: u64 = 64 * 1024;
+/// Names that are never leases.
+const HIDDEN: char = '.';
+
+/// A lease directory.
+#[derive(Clone, Debug)]
+pub struct Dir {
+    root: PathBuf,
+}
+
+impl Dir {
+    /// Names the directory; nothing is touched yet.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    fn subnets(&self) -> PathBuf {
+        self.root.join("subnets")
+    }
+
+    /// Reads the network config.
+    pub fn net_conf(&self) -> Result<NetConf, StoreError> {
+        let path = self.root.join("config");
+        let text = read(&path).map_err(|error| StoreError::new(path.display(), error))?;
+        NetConf::parse(&text).map_err(|error| StoreError::new(path.display(), error))
+    }
+
+    /// Takes our lease: under the directory's lock, written beside and renamed, so that a kill at any moment leaves
+    /// either no lease or a whole one. Writes nothing when the lease stands as it should.
+    pub fn acquire(&self, claim: &Claim) -> Result<Lease, StoreError> {
+        let subnets = self.subnets();
+        fs::create_dir_all(&subnets).map_err(|error| StoreError::new(subnets.display(), error))?;
+        let _lock = self.lock()?;
+        let mut listing = Listing::new(subnets.clone());
+        listing.refresh().map_err(|error| StoreError::new(subnets.display(), error))?;
+        let settled =
+            claim.settle(&listing.leases()).map_err(|why| StoreError::new(subnets.display(), why))?;
+        for subnet in settled.stale {
+            let path = subnets.join(subnet.to_string());
+            info!(path = %path.display(), "deleting our lease: it does not fit the network config");
+            fs::remove_file(&path).map_err(|error| StoreError::new(path.display(), error))?;
+        }
+        let path = subnets.join(settled.lease.subnet.to_string());
+        let json = settled.lease.to_json();
+        if read(&path).ok().as_deref() != Some(json.as_bytes()) {
+            write_whole(&subnets, &path, json.as_bytes())
+                .map_err(|error| StoreError::new(path.display(), error))?;
+        }
+        info!(subnet = %settled.lease.subnet, origin = ?settled.origin, "lease is ours");
+        Ok(settled.lease)
+    }
+
+    fn lock(&self) -> Result<File, StoreError> {
+        let path = self.root.join(".lock");
+        let lock = File::create(&path).and_then(|file| file.lock().map(|()| file));
+        lock.map_err(|error| StoreError::new(path.display(), error))
+    }
+
+    /// Keeps the view up to date for ever. While the directory cannot be read the last good leases stay in it.
+    pub async fn watch(self, view: watch::Sender<View>) {
+        loop {
+            let Err(error) = self.follow(&view).await;
+            let why = StoreError::new(self.root.display(), error).to_string();
+            if view.borrow().lost.as_ref() != Some(&why) {
+                warn!("store is lost, the last known leases stay in force: {why}");
+                view.send_modify(|view| view.lost = Some(why));
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn follow(&self, view: &watch::Sender<View>) -> Result<std::convert::Infallible, io::Error> {
+        let mut events = self.events()?;
+        let mut listing = Listing::new(self.subnets());
+        listing.refresh()?;
+        loop {
+            if view.borrow().lost.is_some() {
+                info!("store is back");
+            }
+            if listing.take_changed() || view.borrow().lost.is_some() {
+                view.send_replace(listing.view());
+            }
+            match tokio::time::timeout(RELIST, events.next()).await {
+                Err(_) => listing.refresh()?,
+                Ok(event) => {
+                    heed(&mut listing, event)?;
+                    while let Some(event) = events.next().now_or_never() {
+                        heed(&mut listing, event)?;
+                    }
+                }
+            }
+        }
+    }
+
+    fn events(&self) -> io::Result<EventStream<[u8; 4096]>> {
+        let inotify = Inotify::init()?;
+        let mask = WatchMask::CLOSE_WRITE
+            | WatchMask::MOVED_TO
+            | WatchMask::MOVED_FROM
+            | WatchMask::DELETE
+            | WatchMask::DELETE_SELF
+            | WatchMask::MOVE_SELF
+            | WatchMask::ONLYDIR;
+        inotify.watches().add(self.subnets(), mask)?;
+        inotify.into_event_stream([0; 4096])
+    }
+}
+
+type Happened = Option<io::Result<Event<std::ffi::OsString>>>;
+
+/// Looks again at what an event names; an event that names nothing makes it look at everything.
+fn heed(listing: &mut Listing, event: Happened) -> io::Result<()> {
+    let gone = || io::Error::new(io::ErrorKind::NotFound, "the directory was removed or moved away");
+    let event = event.ok_or_else(gone)??;
+    if event.mask.intersects(EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::IGNORED) {
+        return Err(gone());
+    }
+    match event.name.as_deref().and_then(|name| name.to_str()) {
+        Some(name) => {
+            listing.look_at(name);
+            Ok(())
+        }
+        None => listing.refresh(),
+    }
+}
+
+/// A regular file's content, if it is no larger than a lease may be.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let metadata = fs::symlink_metadata(path)?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
+    }
+    if metadata.len() > LARGEST {
+        let why = format!("{} bytes are more than any lease or config has", metadata.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    let mut content = Vec::new();
+    File::open(path)?.take(LARGEST).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// Writes beside, syncs, renames, syncs the directory. Only under the lock, so the name beside is nobody else's.
+fn write_whole(dir: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
+    let beside = dir.join(format!("{HIDDEN}new"));
+    let mut file = File::create(&beside)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    File::open(dir)?.sync_all()
+}

@@ -1,0 +1,36 @@
+//! Our own lease: what a node asks for, and the lease that answers it. The exclusive write is each store's own.
+
+use plan::lease::{Announced, Lease, Subnet};
+use plan::netconf::NetConf;
+use plan::subnet_alloc::{self, Asker, Origin};
+
+/// What a node asks for.
+pub struct Claim<'a> {
+    pub conf: &'a NetConf,
+    pub asker: Asker,
+    /// What to announce, given the lease that we hold already: a VTEP's MAC outlives a reboot there.
+    pub announce: &'a (dyn Fn(Option<&Lease>) -> Announced + Sync),
+    /// Decides between free subnets.
+    pub dice: u64,
+}
+
+/// The answer.
+pub(crate) struct Settled {
+    pub(crate) lease: Lease,
+    /// Leases of ours to be deleted.
+    pub(crate) stale: Vec<Subnet>,
+    pub(crate) origin: Origin,
+}
+
+impl Claim<'_> {
+    /// Chooses among what the store holds now.
+    pub(crate) fn settle(&self, leases: &[Lease]) -> Result<Settled, String> {
+        let choice = subnet_alloc::choose(self.conf, leases, &self.asker, self.dice)?;
+        let held = leases.iter().filter(|lease| self.asker.owns(lease));
+        let held = held.max_by_key(|lease| lease.subnet == choice.subnet);
+        let (born, announced) = (held.map_or(0, |lease| lease.born), (self.announce)(held));
+        let Asker { public_ip, public_ipv6, .. } = self.asker;
+        let lease = Lease { born, subnet: choice.subnet, public_ip, public_ipv6, announced };
+        Ok(Settled { lease, stale: choice.stale, origin: choice.origin })
+    }
+}

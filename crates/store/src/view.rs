@@ -1,0 +1,35 @@
+//! What a store last told, and whether it can still be heard: one value, whatever the store.
+
+use std::fmt;
+
+use plan::input::Leases;
+use plan::note::Note;
+
+/// The last complete picture.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    pub leases: Leases,
+    /// Entries that are no leases.
+    pub notes: Vec<Note>,
+    /// Why nothing is heard at present; the leases above then are the last good ones.
+    pub lost: Option<String>,
+}
+
+/// What a store could not do, where and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreError(pub(crate) String);
+
+impl StoreError {
+    /// `doing` says what and where, `why` in the words of whoever refused.
+    pub(crate) fn new(doing: impl fmt::Display, why: impl fmt::Display) -> Self {
+        Self(format!("{doing}: {why}"))
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StoreError {}

@@ -1,0 +1,160 @@
+//! The lease directory against a real file system: exclusive, whole after any kill, and heard at once.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use plan::input::Leases;
+use plan::lease::{Announced, Lease};
+use plan::netconf::NetConf;
+use plan::note::Note;
+use plan::subnet_alloc::Asker;
+use store::{Claim, Dir, View};
+use tokio::sync::watch;
+
+const CONFIG: &str = r#"{"Network":"10.3.0.0/16"}"#;
+const HOST_GW: &str = r#"{"PublicIP":"192.0.2.9","PublicIPv6":null,"BackendType":"host-gw"}"#;
+
+fn store(root: &Path) -> Dir {
+    fs::write(root.join("config"), CONFIG).unwrap();
+    Dir::new(root)
+}
+
+fn acquire(root: &Path, host: u8, dice: u64) -> Result<Lease, String> {
+    let conf = NetConf::parse(CONFIG.as_bytes()).unwrap();
+    let asker = Asker { public_ip: Some([192, 0, 2, host].into()), public_ipv6: None, previous: None };
+    let claim = Claim { conf: &conf, asker, announce: &|_| Announced::HostGw, dice };
+    Dir::new(root).acquire(&claim).map_err(|error| error.to_string())
+}
+
+#[test]
+fn many_at_once_get_a_subnet_each() {
+    let root = tempfile::tempdir().unwrap();
+    store(root.path());
+    let subnets: BTreeSet<String> = std::thread::scope(|scope| {
+        // Every thread rolls the same number, so that all want the same subnet.
+        let root = root.path();
+        let askers: Vec<_> = (1..=50).map(|host| scope.spawn(move || acquire(root, host, 7))).collect();
+        askers.into_iter().map(|asker| asker.join().unwrap().unwrap().subnet.to_string()).collect()
+    });
+    assert_eq!(subnets.len(), 50);
+    assert_eq!(fs::read_dir(root.path().join("subnets")).unwrap().count(), 50);
+}
+
+#[test]
+fn our_lease_is_found_again_and_not_rewritten() {
+    let root = tempfile::tempdir().unwrap();
+    store(root.path());
+    let first = acquire(root.path(), 1, 3).unwrap();
+    let path = root.path().join("subnets").join(first.subnet.to_string());
+    let before = fs::metadata(&path).unwrap().modified().unwrap();
+    assert_eq!(acquire(root.path(), 1, 99).unwrap().subnet, first.subnet);
+    assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before);
+    assert_eq!(fs::read_to_string(&path).unwrap(), HOST_GW.replace(".9", ".1"));
+}
+
+/// Not a test of its own: the process that the test below kills.
+#[test]
+fn acquire_for_ever() {
+    let Some(root) = std::env::var_os("TWILL_TEST_ACQUIRE") else { return };
+    for round in 0.. {
+        for host in 1..=20 {
+            acquire(Path::new(&root), host, round).unwrap();
+        }
+        for entry in fs::read_dir(Path::new(&root).join("subnets")).unwrap() {
+            fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_kill_at_any_moment_leaves_whole_leases_only() {
+    let root = tempfile::tempdir().unwrap();
+    store(root.path());
+    let mut seen = 0;
+    for round in 0..25u64 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "acquire_for_ever"])
+            .env("TWILL_TEST_ACQUIRE", root.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let files = || fs::read_dir(root.path().join("subnets")).map_or(0, Iterator::count);
+        while files() < 1 + (round as usize % 15) {
+            assert!(Instant::now() < deadline, "the child acquires nothing");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let mut owners = BTreeSet::new();
+        for entry in fs::read_dir(root.path().join("subnets")).unwrap() {
+            let (name, content) =
+                (entry.as_ref().unwrap().file_name(), fs::read(entry.unwrap().path()).unwrap());
+            let name = name.to_str().unwrap();
+            if !name.starts_with('.') {
+                let lease = Lease::parse(name, &content, 0).unwrap();
+                assert!(owners.insert(lease.public_ip), "{name}: a second lease of {:?}", lease.public_ip);
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 25, "the kills came too early to prove anything: {seen} leases");
+}
+
+async fn until(view: &mut watch::Receiver<View>, what: &str, is: impl Fn(&View) -> bool) {
+    let waited = tokio::time::timeout(Duration::from_secs(10), view.wait_for(|view| is(view))).await.is_ok();
+    if !waited {
+        panic!("{what}: still {:?}", view.borrow());
+    }
+}
+
+fn listed(view: &View) -> usize {
+    if let Leases::Listed(leases) = &view.leases { leases.len() } else { usize::MAX }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn changes_are_heard_and_a_lost_directory_keeps_the_last_leases() {
+    let root = tempfile::tempdir().unwrap();
+    let (sender, mut view) = watch::channel(View::default());
+    tokio::spawn(store(root.path()).watch(sender));
+    until(&mut view, "no directory yet", |view| view.lost.is_some() && view.leases == Leases::Unknown).await;
+
+    let subnets = root.path().join("subnets");
+    fs::create_dir(&subnets).unwrap();
+    until(&mut view, "empty", |view| listed(view) == 0 && view.lost.is_none()).await;
+    for host in 1..=3 {
+        acquire(root.path(), host, u64::from(host)).unwrap();
+    }
+    until(&mut view, "three", |view| listed(view) == 3).await;
+
+    fs::write(subnets.join("10.3.200.0-24"), "{half").unwrap();
+    fs::write(subnets.join("10.3.201.0-24"), HOST_GW).unwrap();
+    until(&mut view, "a broken and a good one", |view| {
+        listed(view) == 4 && matches!(&view.notes[..], [Note::Entry { key, .. }] if &**key == "10.3.200.0-24")
+    })
+    .await;
+    fs::remove_file(subnets.join("10.3.200.0-24")).unwrap();
+    until(&mut view, "the broken one gone", |view| view.notes.is_empty()).await;
+
+    fs::rename(&subnets, root.path().join("away")).unwrap();
+    until(&mut view, "lost", |view| view.lost.is_some() && listed(view) == 4).await;
+    fs::rename(root.path().join("away"), &subnets).unwrap();
+    until(&mut view, "back", |view| view.lost.is_none() && listed(view) == 4).await;
+}
+
+#[test]
+fn what_is_no_lease_file_is_neither_followed_nor_swallowed() {
+    let root = tempfile::tempdir().unwrap();
+    store(root.path());
+    let subnets = root.path().join("subnets");
+    fs::create_dir(&subnets).unwrap();
+    fs::write(subnets.join("10.3.7.0-24"), vec![b' '; 100_000]).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", subnets.join("10.3.8.0-24")).unwrap();
+    fs::create_dir(subnets.join("10.3.9.0-24")).unwrap();
+    acquire(root.path(), 1, 0).unwrap();
+    fs::write(root.path().join("config"), r#"{"Network":"nonsense"}"#).unwrap();
+    let error = Dir::new(root.path()).net_conf().unwrap_err().to_string();
+    assert!(error.contains("config") && error.contains("Network"), "{error}");
+}
