@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use plan::input::Leases;
@@ -75,32 +75,47 @@ fn a_kill_at_any_moment_leaves_whole_leases_only() {
     store(root.path());
     let mut seen = 0;
     for round in 0..25u64 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "acquire_for_ever"])
             .env("TWILL_TEST_ACQUIRE", root.path())
             .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let files = || fs::read_dir(root.path().join("subnets")).map_or(0, Iterator::count);
-        while files() < 1 + (round as usize % 15) {
-            assert!(Instant::now() < deadline, "the child acquires nothing");
+            .spawn();
+        let child = Killed(child.unwrap());
+        // Look all the time: what a reader sees is what a kill at that moment would leave.
+        let killed_at = Instant::now() + Duration::from_millis(40 + 7 * round);
+        while Instant::now() < killed_at {
+            seen += whole_leases(root.path());
         }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let mut owners = BTreeSet::new();
-        for entry in fs::read_dir(root.path().join("subnets")).unwrap() {
-            let (name, content) =
-                (entry.as_ref().unwrap().file_name(), fs::read(entry.unwrap().path()).unwrap());
-            let name = name.to_str().unwrap();
-            if !name.starts_with('.') {
-                let lease = Lease::parse(name, &content, 0).unwrap();
-                assert!(owners.insert(lease.public_ip), "{name}: a second lease of {:?}", lease.public_ip);
-                seen += 1;
-            }
-        }
+        drop(child);
+        seen += whole_leases(root.path());
     }
     assert!(seen > 25, "the kills came too early to prove anything: {seen} leases");
+}
+
+/// A process that dies with its owner, a failed test included.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// Counts the leases; each must be whole, and no node may have two.
+fn whole_leases(root: &Path) -> usize {
+    let Ok(entries) = fs::read_dir(root.join("subnets")) else { return 0 };
+    let mut owners = BTreeSet::new();
+    for name in entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()) {
+        let content = fs::read(root.join("subnets").join(&name));
+        // One that the writer has removed since it was listed is no lease.
+        let Ok(content) = content else { continue };
+        if !name.starts_with('.') {
+            let lease = Lease::parse(&name, &content, 0).unwrap();
+            assert!(owners.insert(lease.public_ip), "{name}: a second lease of {:?}", lease.public_ip);
+        }
+    }
+    owners.len()
 }
 
 async fn until(view: &mut watch::Receiver<View>, what: &str, is: impl Fn(&View) -> bool) {
