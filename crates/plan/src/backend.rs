@@ -8,8 +8,10 @@ pub mod vxlan;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::Mac;
 use crate::fields::Fields;
-use crate::input::Uplink;
+use crate::input::{Config, Family, Underlay, Uplink};
+use crate::lease::{Announced, Lease};
 
 /// A backend with its options (flannel-compat 2.3).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +54,28 @@ impl Backend {
         match self {
             Self::Vxlan(options) => options.pod_mtu(uplink),
             Self::HostGw | Self::Alloc => uplink.mtu,
+        }
+    }
+
+    /// What this node writes into its lease, given the lease that it holds already. `drawn` are random MACs, one a
+    /// family, for a node that never had one.
+    pub fn announced(
+        &self,
+        config: &Config,
+        held: Option<&Lease>,
+        underlay: &Underlay,
+        drawn: [Mac; 2],
+    ) -> Announced {
+        match self {
+            Self::HostGw => host_gw::announced(),
+            Self::Alloc => alloc::announced(),
+            Self::Vxlan(options) => {
+                let vtep = |family: Family, drawn| {
+                    config.network(family).map(|_| options.vtep(family, held, underlay, drawn))
+                };
+                let [ipv4, ipv6] = drawn;
+                Announced::Vxlan { ipv4: vtep(Family::Ipv4, ipv4), ipv6: vtep(Family::Ipv6, ipv6) }
+            }
         }
     }
 }

@@ -8,7 +8,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::backend::Backend;
 use crate::fields::Fields;
-use crate::input::Family;
+use crate::input::{Config, Family};
+use crate::state::MAIN_TABLE;
 use crate::subnet_alloc::Pool;
 
 /// The config, valid and with every default filled in.
@@ -51,6 +52,19 @@ impl NetConf {
             Backend::parse(fields.get("Backend")?).map_err(|error| format!("key \"Backend\": {error}"))?;
         check_device_names(&backend, ipv6.is_some())?;
         Ok(Self { ipv4, ipv6, nftables: fields.get("EnableNFTables")?, backend })
+    }
+
+    /// The part of it that plans depend on.
+    pub fn config(&self) -> Config {
+        let (ipv4, ipv6) = (self.ipv4.map(|pool| pool.network), self.ipv6.map(|pool| pool.network));
+        Config {
+            ipv4: ipv4
+                .and_then(|network| if let IpNet::V4(network) = network { Some(network) } else { None }),
+            ipv6: ipv6
+                .and_then(|network| if let IpNet::V6(network) = network { Some(network) } else { None }),
+            backend: self.backend.clone(),
+            table: MAIN_TABLE,
+        }
     }
 
     /// The pool of that family.

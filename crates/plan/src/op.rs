@@ -13,7 +13,7 @@ use crate::state::{
 };
 
 /// What to do with an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verb {
     /// Delete now, because the same round adds it again: the kernel cannot change it in place.
@@ -27,7 +27,7 @@ pub enum Verb {
 }
 
 /// The object of an op, complete.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Object {
     Sysctl(Sysctl),
@@ -43,7 +43,7 @@ pub enum Object {
 }
 
 /// One step. Ops order by rank first, then by object: the same list on every run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Op {
     pub verb: Verb,
     pub object: Object,

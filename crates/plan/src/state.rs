@@ -33,7 +33,7 @@ pub struct State {
 }
 
 /// One file below `/proc/sys`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sysctl {
     /// Path below `/proc/sys`, such as `net/ipv6/conf/flannel.1/accept_ra` (a link's name may hold dots).
@@ -42,7 +42,7 @@ pub struct Sysctl {
 }
 
 /// A network device under one of our names.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Link {
     pub name: LinkName,
@@ -57,7 +57,7 @@ pub struct Link {
 }
 
 /// `IFLA_INFO_KIND` and the data that belongs to it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LinkKind {
     Vxlan(Vxlan),
@@ -66,7 +66,7 @@ pub enum LinkKind {
 }
 
 /// The attributes of a vxlan device that flannel sets (flannel-compat 6.1).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Vxlan {
     /// 24 bits.
@@ -83,7 +83,7 @@ pub struct Vxlan {
 }
 
 /// An address of one of our links.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Address {
     pub link: LinkName,
@@ -94,7 +94,7 @@ pub struct Address {
 }
 
 /// A permanent forwarding entry of a vxlan device (`bridge fdb … self permanent`).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FdbEntry {
     pub link: LinkName,
@@ -106,7 +106,7 @@ pub struct FdbEntry {
 }
 
 /// A permanent neighbour (ARP or ND entry) on one of our links.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Neighbour {
     pub link: LinkName,
@@ -117,7 +117,7 @@ pub struct Neighbour {
 }
 
 /// A next hop object (`ip nexthop`).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nexthop {
     pub id: u32,
@@ -131,7 +131,7 @@ pub struct Nexthop {
 }
 
 /// A unicast route of the default metric and without a TOS; others are never ours and never here.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
     pub table: u32,
@@ -144,7 +144,7 @@ pub struct Route {
 }
 
 /// Where a route leads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RoutePath {
     Via {
@@ -166,7 +166,7 @@ pub enum RoutePath {
 }
 
 /// A policy rule that sends traffic to `to` through `table`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     pub priority: u32,

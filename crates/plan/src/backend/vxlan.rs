@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::fields::Fields;
-use crate::input::{Family, Node, Uplink};
-use crate::lease::{Announced, Vtep};
+use crate::input::{Family, Node, Underlay, Uplink};
+use crate::lease::{Announced, Lease, Vtep};
 use crate::owned::PROTOCOL;
 use crate::state::{Address, FdbEntry, Link, LinkKind, Neighbour, Route, RoutePath, Sysctl, Vxlan};
 use crate::{LinkName, Mac};
@@ -84,10 +84,18 @@ impl Options {
         families.map(|family| self.device_mtu(family, uplink)).min().unwrap_or(uplink.mtu)
     }
 
-    /// What this node writes into its lease.
-    pub fn announced(&self, node: &Node) -> Announced {
-        let vtep = |mac: Mac| Vtep { vni: self.vni, mac };
-        Announced::Vxlan { ipv4: node.vtep.map(vtep), ipv6: node.vtep_v6.map(vtep) }
+    /// Our VTEP: the device's MAC if it is there, else the one that peers know from our lease, else the drawn one. So
+    /// neither a restart nor a reboot nor the loss of the device changes it.
+    pub(super) fn vtep(&self, family: Family, held: Option<&Lease>, underlay: &Underlay, drawn: Mac) -> Vtep {
+        let device = underlay.link(self.device_name(family)).filter(|link| &*link.kind == "vxlan");
+        let leased = match held.map(|lease| &lease.announced) {
+            Some(Announced::Vxlan { ipv4, ipv6 }) => {
+                if family == Family::Ipv4 { ipv4 } else { ipv6 }.as_ref()
+            }
+            _ => None,
+        };
+        let known = device.map(|link| link.mac).or(leased.map(|vtep| vtep.mac));
+        Vtep { vni: self.vni, mac: known.filter(|mac| mac.is_unicast()).unwrap_or(drawn) }
     }
 
     /// Our own device, its address and its sysctl.

@@ -1,0 +1,110 @@
+//! Addresses: all of them as facts, those of our links as rows, and the messages that add and delete ours.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use libc::{IFA_ADDRESS, IFA_LOCAL};
+use plan::input::AddressFacts;
+use plan::state::Address;
+
+use crate::link::Devices;
+use crate::wire::{Message, Odd, Part, family_of};
+
+const IFA_RT_PRIORITY: u16 = 9;
+
+/// Flags that only a wish of someone's sets, unlike those by which the kernel says how far it has come.
+const ODD_FLAGS: [(u32, &str); 7] = [
+    (libc::IFA_F_SECONDARY, "secondary"),
+    (libc::IFA_F_NODAD, "nodad"),
+    (libc::IFA_F_HOMEADDRESS, "home"),
+    (libc::IFA_F_DEPRECATED, "deprecated"),
+    (libc::IFA_F_MANAGETEMPADDR, "mngtmpaddr"),
+    (libc::IFA_F_NOPREFIXROUTE, "noprefixroute"),
+    (libc::IFA_F_MCAUTOJOIN, "autojoin"),
+];
+
+/// An address as read: its link's index for the order, the facts, and what is odd about it.
+pub(crate) struct Seen {
+    pub(crate) index: u32,
+    pub(crate) facts: AddressFacts,
+    odd: Odd,
+}
+
+impl Seen {
+    pub(crate) fn row(&self) -> Address {
+        let AddressFacts { link, address, .. } = self.facts;
+        Address { link, address, unknown: self.odd.to_unknown() }
+    }
+}
+
+pub(crate) fn dump_request() -> Message {
+    Message::new(libc::RTM_GETADDR, libc::NLM_F_DUMP, &[&[0; 8]])
+}
+
+/// `None` for an address of a device that has come since the devices were read.
+pub(crate) fn decode(part: Part<'_>, devices: &Devices) -> Option<Seen> {
+    let (prefix, scope, index) = (part.body.u8(1), part.body.u8(3), part.body.u32(4));
+    let (mut local, mut peer, mut flags) = (None, None, u32::from(part.body.u8(2)));
+    let mut odd = Odd::default();
+    let link = devices.name(index)?;
+    for attribute in part.body.attributes(8) {
+        match attribute.kind {
+            IFA_LOCAL => local = attribute.ip(),
+            IFA_ADDRESS => peer = attribute.ip(),
+            libc::IFA_FLAGS => flags = attribute.u32(),
+            libc::IFA_LABEL if attribute.text() != link.as_str() => odd.note("label"),
+            libc::IFA_BROADCAST => odd.note("broadcast"),
+            IFA_RT_PRIORITY if attribute.u32() != 0 => odd.note("metric"),
+            _ => {}
+        }
+    }
+    // With a peer IFA_ADDRESS is the peer's; without one IPv6 has no IFA_LOCAL and IPv4 has the same twice.
+    let address = local.or(peer)?;
+    if let Some(peer) = peer.filter(|peer| *peer != address) {
+        odd.note(format_args!("peer {peer}"));
+    }
+    if scope != usual_scope(address) {
+        odd.note(format_args!("scope {scope}"));
+    }
+    if flags & libc::IFA_F_PERMANENT == 0 {
+        odd.note("finite lifetime");
+    }
+    ODD_FLAGS.iter().filter(|(flag, _)| flags & flag != 0).for_each(|(_, name)| odd.note(name));
+    let facts = AddressFacts {
+        link,
+        address: IpNet::new(address, prefix).ok()?,
+        permanent: flags & libc::IFA_F_PERMANENT != 0,
+        temporary: address.is_ipv6() && flags & libc::IFA_F_TEMPORARY != 0,
+        deprecated: flags & libc::IFA_F_DEPRECATED != 0,
+    };
+    Some(Seen { index, facts, odd })
+}
+
+/// The scope that an address gets when nobody names one.
+fn usual_scope(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => libc::RT_SCOPE_LINK,
+        ip if ip.is_loopback() => libc::RT_SCOPE_HOST,
+        _ => libc::RT_SCOPE_UNIVERSE,
+    }
+}
+
+pub(crate) fn add(row: &Address, index: u32) -> Message {
+    message(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, row, index)
+}
+
+pub(crate) fn delete(row: &Address, index: u32) -> Message {
+    message(libc::RTM_DELADDR, 0, row, index)
+}
+
+fn message(kind: u16, flags: libc::c_int, row: &Address, index: u32) -> Message {
+    let (ip, prefix) = (row.address.addr(), row.address.prefix_len());
+    let header: [&[u8]; 2] = [&[family_of(ip), prefix, 0, usual_scope(ip)], &index.to_ne_bytes()];
+    let mut message = Message::new(kind, flags, &header);
+    // IPv4 finds the address to delete by IFA_LOCAL alone, even one that has a peer.
+    message.ip(IFA_LOCAL, ip);
+    if kind == libc::RTM_NEWADDR || ip.is_ipv6() {
+        message.ip(IFA_ADDRESS, ip);
+    }
+    message
+}

@@ -1,0 +1,160 @@
+//! Reads the kernel: rows within the bounds of `owned`, facts about the underlay. What tore while it was read is read
+//! again, never returned.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use plan::State;
+use plan::input::Underlay;
+use plan::owned::Owned;
+use plan::state::{FdbEntry, MAIN_TABLE, Neighbour, Nexthop, Rule};
+
+use crate::error::{Cause, Error};
+use crate::filter::Interest;
+use crate::link::Devices;
+use crate::route::{Bounds, Lookup, Routes};
+use crate::wire::{Message, Part};
+use crate::{Kernel, addr, fdb, link, neigh, nexthop, route, rule, sysctl};
+
+const FAMILIES: [u8; 2] = [libc::AF_INET as u8, libc::AF_INET6 as u8];
+
+/// One reading of the kernel.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub state: State,
+    pub underlay: Underlay,
+    /// For [`Filter::set`](crate::Filter::set).
+    pub interest: Interest,
+}
+
+impl Kernel {
+    /// Reads what lies within the bounds of `owned`, and the underlay.
+    pub fn dump(&mut self, owned: &Owned) -> Result<Seen, Error> {
+        let devices = self.devices()?;
+        let addresses = self.addresses(&devices)?;
+        let routes = self.routes(&owned.networks, Some(owned.table), &devices)?;
+        let ours = addresses.iter().filter(|seen| owned.links.contains(&seen.facts.link));
+        let state = State {
+            sysctls: owned.sysctls.iter().filter_map(|path| sysctl::read(path)).collect(),
+            links: owned.links.iter().filter_map(|name| devices.row(*name)).collect(),
+            addresses: ours.map(addr::Seen::row).collect(),
+            fdb: self.fdb(owned, &devices)?.into(),
+            neighbours: self.neighbours(owned, &devices)?.into(),
+            nexthops: self.nexthops(&devices)?.into(),
+            routes: routes.rows.into(),
+            rules: self.rules(owned)?.into(),
+        };
+        let interest = Interest::new(owned, &devices);
+        Ok(Seen { state, underlay: underlay(devices, addresses, routes.underlay), interest })
+    }
+
+    /// Reads the underlay alone: before a choice of the uplink nothing is ours.
+    pub fn underlay(&mut self, networks: &[IpNet]) -> Result<Underlay, Error> {
+        let devices = self.devices()?;
+        let addresses = self.addresses(&devices)?;
+        let routes = self.routes(networks, None, &devices)?.underlay;
+        Ok(underlay(devices, addresses, routes))
+    }
+
+    /// Asks which way the kernel would send a packet.
+    pub fn route_to(&mut self, target: IpAddr) -> Result<Lookup, Error> {
+        let devices = self.devices()?;
+        let mut found = None;
+        let ask = self.netlink.ask(&mut route::lookup_request(target), |part| {
+            found = Some(route::decode_lookup(part, target, &devices));
+        });
+        let found = ask.and_then(|_| found.ok_or(Cause::Refused { errno: libc::ENETUNREACH, text: None }));
+        found.map_err(|cause| Error::new(format!("look up the route to {target}"), cause))
+    }
+
+    pub(crate) fn devices(&mut self) -> Result<Devices, Error> {
+        let dump =
+            self.netlink.dump(link::dump_request(), |all: &mut Vec<_>, part| all.extend(link::decode(part)));
+        dump.map(Devices::new).map_err(|cause| Error::new("read the devices", cause))
+    }
+
+    fn addresses(&mut self, devices: &Devices) -> Result<Vec<addr::Seen>, Error> {
+        let mut all =
+            self.rows("read the addresses", addr::dump_request(), |part| addr::decode(part, devices))?;
+        all.sort_by_key(|seen| seen.index);
+        Ok(all)
+    }
+
+    /// `table` is the one whose rows are wanted; facts are always of the main table.
+    fn routes(&mut self, networks: &[IpNet], table: Option<u32>, devices: &Devices) -> Result<Routes, Error> {
+        let mut routes = Routes::default();
+        let other = table.filter(|table| *table != MAIN_TABLE);
+        for family in FAMILIES {
+            for read in [Some(MAIN_TABLE), other].into_iter().flatten() {
+                let (rows, underlay) = (table == Some(read), read == MAIN_TABLE);
+                let bounds = Bounds { family, table: read, networks, rows, underlay, devices };
+                let dump = self.netlink.dump(bounds.dump_request(), |all, part| bounds.collect(all, part));
+                let mut part: Routes = present(dump).map_err(|cause| Error::new("read the routes", cause))?;
+                routes.rows.append(&mut part.rows);
+                routes.underlay.append(&mut part.underlay);
+            }
+        }
+        Ok(routes)
+    }
+
+    fn fdb(&mut self, owned: &Owned, devices: &Devices) -> Result<Vec<FdbEntry>, Error> {
+        let mut all = Vec::new();
+        for (&name, index) in owned.links.iter().filter_map(|name| Some((name, devices.vxlan_index(*name)?)))
+        {
+            let request = neigh::dump_request(fdb::AF_BRIDGE, index);
+            all.append(&mut self.rows("read the FDB", request, |part| Some(fdb::decode(part, name)))?);
+        }
+        Ok(all)
+    }
+
+    fn neighbours(&mut self, owned: &Owned, devices: &Devices) -> Result<Vec<Neighbour>, Error> {
+        let mut all = Vec::new();
+        for (&name, index) in owned.links.iter().filter_map(|name| Some((name, devices.index(*name)?))) {
+            let request = neigh::dump_request(libc::AF_UNSPEC as u8, index);
+            all.append(&mut self.rows("read the neighbours", request, |part| neigh::decode(part, name))?);
+        }
+        Ok(all)
+    }
+
+    fn nexthops(&mut self, devices: &Devices) -> Result<Vec<Nexthop>, Error> {
+        self.rows("read the next hops", nexthop::dump_request(), |part| nexthop::decode(part, devices))
+    }
+
+    fn rules(&mut self, owned: &Owned) -> Result<Vec<Rule>, Error> {
+        let mut all = Vec::new();
+        for family in FAMILIES {
+            let request = rule::dump_request(family);
+            all.append(&mut self.rows("read the rules", request, |part| rule::decode(part, family, owned))?);
+        }
+        Ok(all)
+    }
+
+    fn rows<T>(
+        &mut self,
+        what: &'static str,
+        request: Message,
+        decode: impl Fn(Part<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        let dump = self.netlink.dump(request, |all: &mut Vec<T>, part| all.extend(decode(part)));
+        present(dump).map_err(|cause| Error::new(what, cause))
+    }
+}
+
+/// A table, device, family or kind of object that is not there holds nothing.
+fn present<A: Default>(dump: Result<A, Cause>) -> Result<A, Cause> {
+    match dump {
+        Err(Cause::Refused {
+            errno: libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP | libc::EAFNOSUPPORT,
+            ..
+        }) => Ok(A::default()),
+        other => other,
+    }
+}
+
+fn underlay(devices: Devices, addresses: Vec<addr::Seen>, routes: Vec<plan::input::RouteFacts>) -> Underlay {
+    Underlay {
+        links: devices.into_facts(),
+        addresses: addresses.into_iter().map(|seen| seen.facts).collect(),
+        routes,
+    }
+}

@@ -1,0 +1,71 @@
+//! What goes wrong between us and the kernel, told with the object, the kernel's own words and the remedy where one
+//! is known. Takes no decision: whether an error matters is for the caller to say.
+
+use std::io;
+
+use plan::LinkName;
+
+/// How often a torn dump is read before it becomes an error.
+pub(crate) const ATTEMPTS: usize = 5;
+
+/// Something that was asked of the kernel and did not happen.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: {cause}{advice}")]
+pub struct Error {
+    /// The operation and its object, such as `+ route 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink`.
+    pub what: Box<str>,
+    /// Why it failed.
+    pub cause: Cause,
+    /// What to do about it, with the words that lead to it; empty where that is not known.
+    pub advice: &'static str,
+}
+
+impl Error {
+    pub(crate) fn new(what: impl Into<Box<str>>, cause: Cause) -> Self {
+        let advice = match cause {
+            Cause::Refused { errno: libc::EPERM, .. } => "; CAP_NET_ADMIN is needed",
+            _ => "",
+        };
+        Self { what: what.into(), cause, advice }
+    }
+}
+
+/// Why it failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Cause {
+    /// The kernel said no; `text` holds its own words if it had any (`NLMSGERR_ATTR_MSG`).
+    #[error("{}{}", io::Error::from_raw_os_error(*errno), aside(text.as_deref()))]
+    Refused { errno: i32, text: Option<Box<str>> },
+    /// No device of that name.
+    #[error("there is no device {0}")]
+    NoDevice(LinkName),
+    /// Something of that key is there, and it is not what was to be created.
+    #[error("it exists already and differs: {0}")]
+    Differs(Box<str>),
+    /// What was to be read changed during each reading.
+    #[error("it changed during each of {ATTEMPTS} readings")]
+    Torn,
+    /// The kernel did not answer in time.
+    #[error("the kernel did not answer within {0} s")]
+    Silent(u64),
+}
+
+impl Cause {
+    /// The error number of a failed system call or of the kernel's answer.
+    pub(crate) fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Refused { errno, .. } => Some(*errno),
+            _ => None,
+        }
+    }
+}
+
+impl From<&io::Error> for Cause {
+    fn from(error: &io::Error) -> Self {
+        Self::Refused { errno: error.raw_os_error().unwrap_or(libc::EIO), text: None }
+    }
+}
+
+fn aside(text: Option<&str>) -> String {
+    text.map(|text| format!(": {text}")).unwrap_or_default()
+}

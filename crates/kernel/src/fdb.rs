@@ -1,0 +1,67 @@
+//! Forwarding entries of our vxlan devices: rows for the permanent ones in our form, oddities for all others.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use libc::{NDA_DST, NDA_LLADDR};
+use plan::state::FdbEntry;
+use plan::{LinkName, Mac};
+
+use crate::neigh;
+use crate::wire::{Message, Odd, Part};
+
+pub(crate) const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
+
+const NTF_OFFLOADED: u8 = 0x20;
+
+/// Attributes that send the packet elsewhere than to `NDA_DST` at the device's port and VNI.
+const DETOURS: [(u16, &str); 5] = [
+    (libc::NDA_PORT, "port"),
+    (libc::NDA_VNI, "vni"),
+    (libc::NDA_IFINDEX, "via"),
+    (11, "src_vni"),
+    (13, "nhid"),
+];
+
+pub(crate) fn decode(part: Part<'_>, link: LinkName) -> FdbEntry {
+    let (state, flags) = (part.body.u16(8), part.body.u8(10));
+    let (mut mac, mut remote, mut odd) = (Mac::default(), None::<IpAddr>, Odd::default());
+    if state & libc::NUD_PERMANENT == 0 {
+        odd.note(if state & libc::NUD_NOARP == 0 { "learned" } else { "static" });
+    }
+    if flags & !NTF_OFFLOADED != libc::NTF_SELF {
+        odd.note(format_args!("flags {flags:#x}"));
+    }
+    for attribute in part.body.attributes(12) {
+        match attribute.kind {
+            NDA_DST => remote = attribute.ip(),
+            NDA_LLADDR => mac = attribute.mac().unwrap_or_default(),
+            kind => {
+                let detour = DETOURS.iter().find(|(detour, _)| *detour == kind);
+                detour.into_iter().for_each(|(_, name)| odd.note(name));
+            }
+        }
+    }
+    let remote = remote.unwrap_or_else(|| {
+        odd.note("no dst");
+        Ipv4Addr::UNSPECIFIED.into()
+    });
+    FdbEntry { link, mac, remote, unknown: odd.to_unknown() }
+}
+
+pub(crate) fn add(row: &FdbEntry, index: u32) -> Message {
+    message(libc::RTM_NEWNEIGH, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, row, index)
+}
+
+pub(crate) fn delete(row: &FdbEntry, index: u32) -> Message {
+    message(libc::RTM_DELNEIGH, 0, row, index)
+}
+
+fn message(kind: u16, flags: libc::c_int, row: &FdbEntry, index: u32) -> Message {
+    let mut message = neigh::message(kind, flags, AF_BRIDGE, index, libc::NTF_SELF);
+    message.put(NDA_LLADDR, &row.mac.0);
+    // Without a destination the kernel deletes all entries of that MAC: an odd one cannot be named otherwise.
+    if row.unknown.is_none() {
+        message.ip(NDA_DST, row.remote);
+    }
+    message
+}

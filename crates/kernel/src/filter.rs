@@ -1,0 +1,139 @@
+//! What of the monitor stream concerns us, as a classic BPF program: a message that does not never wakes anybody.
+//! Only sorts out by table, device and name; what a message means is not looked at.
+
+use libc::{
+    BPF_ABS, BPF_B, BPF_H, BPF_IMM, BPF_IND, BPF_JA, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_LDX, BPF_MISC,
+};
+use libc::{BPF_RET, BPF_TAX, BPF_W};
+use plan::LinkName;
+use plan::owned::Owned;
+use plan::state::MAIN_TABLE;
+use socket2::SockFilter;
+
+use crate::link::Devices;
+use crate::wire::HEADER;
+
+/// The type is in `nlmsghdr`; the index of `ifinfomsg`, `ifaddrmsg` and `ndmsg` and the table of `rtmsg` follow at one
+/// and the same offset.
+const TYPE: u32 = 4;
+const INDEX_OR_TABLE: u32 = HEADER as u32 + 4;
+const LINK_ATTRIBUTES: u32 = HEADER as u32 + 16;
+const ROUTE_ATTRIBUTES: u32 = HEADER as u32 + 12;
+
+/// Accepts the whole message, or none of it.
+const ACCEPT: SockFilter = SockFilter::new((BPF_RET | BPF_K) as u16, 0, 0, u32::MAX);
+const REFUSE: SockFilter = SockFilter::new((BPF_RET | BPF_K) as u16, 0, 0, 0);
+
+/// Which of the kernel's messages are worth a look.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interest {
+    /// Of our links and of the uplink, whether they are there or not.
+    names: Vec<LinkName>,
+    /// Of our links: neighbours and FDB entries of the uplink are none of ours.
+    links: Vec<u32>,
+    uplink: Option<u32>,
+    /// Ours, and the main table, from which the underlay's routes are.
+    tables: Vec<u32>,
+}
+
+impl Interest {
+    pub(crate) fn new(owned: &Owned, devices: &Devices) -> Self {
+        let mut tables = vec![owned.table, MAIN_TABLE];
+        tables.dedup();
+        Self {
+            names: owned.links.iter().copied().chain([owned.uplink]).collect(),
+            links: owned.links.iter().filter_map(|name| devices.index(*name)).collect(),
+            uplink: devices.index(owned.uplink),
+            tables,
+        }
+    }
+
+    /// The filter. Kinds of message that it does not name pass.
+    pub(crate) fn program(&self) -> Vec<SockFilter> {
+        let devices = || self.links.iter().copied().chain(self.uplink);
+        let mut program = vec![load(BPF_H | BPF_ABS, TYPE)];
+        section(&mut program, [libc::RTM_NEWNEIGH, libc::RTM_DELNEIGH], by_index(self.links.iter().copied()));
+        section(&mut program, [libc::RTM_NEWADDR, libc::RTM_DELADDR], by_index(devices()));
+        section(&mut program, [libc::RTM_NEWROUTE, libc::RTM_DELROUTE], by_table(&self.tables));
+        let mut link = by_index(devices());
+        // A device that was made anew has an index that we do not know yet.
+        link.pop();
+        link.extend(by_name(&self.names));
+        section(&mut program, [libc::RTM_NEWLINK, libc::RTM_DELLINK], link);
+        program.push(ACCEPT);
+        program
+    }
+}
+
+/// Adds a `body`, which ends by itself, for the two `types`; the accumulator holds the type and keeps it outside.
+fn section(program: &mut Vec<SockFilter>, types: [u16; 2], body: Vec<SockFilter>) {
+    let [new, del] = types.map(|kind| u32::from(kind.to_be()));
+    program.push(equal(new, 2, 0));
+    program.push(equal(del, 1, 0));
+    program.push(SockFilter::new((BPF_JMP | BPF_JA) as u16, 0, 0, body.len() as u32));
+    program.extend(body);
+}
+
+fn by_index(indexes: impl Iterator<Item = u32>) -> Vec<SockFilter> {
+    let mut body = vec![load(BPF_W | BPF_ABS, INDEX_OR_TABLE)];
+    indexes.for_each(|index| body.extend(accept_if(index.to_be())));
+    body.push(REFUSE);
+    body
+}
+
+fn by_table(tables: &[u32]) -> Vec<SockFilter> {
+    let mut body = vec![load(BPF_B | BPF_ABS, INDEX_OR_TABLE)];
+    let (short, long): (Vec<u32>, Vec<u32>) = tables.iter().partition(|table| **table < 256);
+    short.iter().for_each(|table| body.extend(accept_if(*table)));
+    if !long.is_empty() {
+        body.extend(find(ROUTE_ATTRIBUTES, libc::RTA_TABLE));
+        body.push(load(BPF_W | BPF_IND, 4));
+        long.iter().for_each(|table| body.extend(accept_if(table.to_be())));
+    }
+    body.push(REFUSE);
+    body
+}
+
+/// Compares the name word by word, with its closing NUL and the padding behind it.
+fn by_name(names: &[LinkName]) -> Vec<SockFilter> {
+    let mut body = Vec::from(find(LINK_ATTRIBUTES, libc::IFLA_IFNAME));
+    for name in names {
+        let mut bytes = [name.as_str().as_bytes(), b"\0"].concat();
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        let words = bytes.len() / 4;
+        for (place, word) in bytes.chunks_exact(4).enumerate() {
+            let rest = 2 * (words - place - 1) + 1;
+            body.push(load(BPF_W | BPF_IND, 4 + 4 * place as u32));
+            body.push(equal(word.iter().fold(0, |all, byte| all << 8 | u32::from(*byte)), 0, rest as u8));
+        }
+        body.push(ACCEPT);
+    }
+    body.push(REFUSE);
+    body
+}
+
+/// Leaves the offset of an attribute in X, or ends where there is none.
+fn find(start: u32, kind: u16) -> [SockFilter; 6] {
+    let extension = (libc::SKF_AD_OFF + libc::SKF_AD_NLATTR) as u32;
+    [
+        load(BPF_IMM, start),
+        SockFilter::new((BPF_LDX | BPF_IMM) as u16, 0, 0, kind.into()),
+        load(BPF_W | BPF_ABS, extension),
+        equal(0, 0, 1),
+        REFUSE,
+        SockFilter::new((BPF_MISC | BPF_TAX) as u16, 0, 0, 0),
+    ]
+}
+
+fn accept_if(value: u32) -> [SockFilter; 2] {
+    [equal(value, 0, 1), ACCEPT]
+}
+
+/// Loads come out big-endian, whatever the machine: what netlink has in the machine's order is compared swapped.
+fn load(mode: u32, from: u32) -> SockFilter {
+    SockFilter::new((BPF_LD | mode) as u16, 0, 0, from)
+}
+
+fn equal(value: u32, then: u8, otherwise: u8) -> SockFilter {
+    SockFilter::new((BPF_JMP | BPF_JEQ | BPF_K) as u16, then, otherwise, value)
+}

@@ -1,0 +1,244 @@
+//! Network devices: all of them as facts, those of our names as rows, and the messages that make, change and delete
+//! ours. Knows which attributes a vxlan device has when nobody has tampered with it; does not judge those that differ.
+
+use std::collections::HashMap;
+
+use libc::{IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MTU};
+use plan::input::LinkFacts;
+use plan::state::{Link, LinkKind, Vxlan};
+use plan::{LinkName, Mac};
+
+use crate::wire::{Attribute, Message, Odd, Part};
+
+const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_GROUP: u16 = 2;
+const IFLA_VXLAN_LINK: u16 = 3;
+const IFLA_VXLAN_LOCAL: u16 = 4;
+const IFLA_VXLAN_TTL: u16 = 5;
+const IFLA_VXLAN_TOS: u16 = 6;
+const IFLA_VXLAN_LEARNING: u16 = 7;
+const IFLA_VXLAN_PORT: u16 = 15;
+const IFLA_VXLAN_GROUP6: u16 = 16;
+const IFLA_VXLAN_LOCAL6: u16 = 17;
+const IFLA_VXLAN_GBP: u16 = 23;
+
+/// What else a vxlan device has, with its value on a device that was made without naming it (`vxlan_nl2conf`).
+/// An attribute that is not listed is younger than this list, and of no more meaning than its default.
+const VXLAN_DEFAULTS: [(u16, &str, &[u8]); 22] = [
+    (IFLA_VXLAN_TTL, "ttl", &[0]),
+    (IFLA_VXLAN_TOS, "tos", &[0]),
+    (8, "ageing", &300_u32.to_ne_bytes()),
+    (9, "maxaddr", &[0; 4]),
+    (10, "srcport", &[0; 4]),
+    (11, "proxy", &[0]),
+    (12, "rsc", &[0]),
+    (13, "l2miss", &[0]),
+    (14, "l3miss", &[0]),
+    (18, "udpcsum", &[1]),
+    (19, "udp6zerocsumtx", &[0]),
+    (20, "udp6zerocsumrx", &[0]),
+    (21, "remcsumtx", &[0]),
+    (22, "remcsumrx", &[0]),
+    (24, "remcsum-nopartial", &[0]),
+    (25, "external", &[0]),
+    (26, "flowlabel", &[0; 4]),
+    (27, "gpe", &[0]),
+    (28, "ttl inherit", &[0]),
+    (29, "df", &[0]),
+    (30, "vnifilter", &[0]),
+    (31, "localbypass", &[1]),
+];
+
+/// One device as read.
+pub(crate) struct Device {
+    index: u32,
+    facts: LinkFacts,
+    vxlan: Option<Box<Tunnel>>,
+}
+
+/// The vxlan attributes of a device, while its uplink is still a number.
+struct Tunnel {
+    row: Vxlan,
+    uplink: u32,
+    odd: Odd,
+}
+
+/// All devices of the node, and the way between their names and their indexes.
+#[derive(Default)]
+pub(crate) struct Devices {
+    by_index: Vec<Device>,
+    indexes: HashMap<LinkName, u32>,
+}
+
+impl Devices {
+    pub(crate) fn new(mut devices: Vec<Device>) -> Self {
+        devices.sort_unstable_by_key(|device| device.index);
+        let indexes = devices.iter().map(|device| (device.facts.name, device.index)).collect();
+        Self { by_index: devices, indexes }
+    }
+
+    pub(crate) fn index(&self, name: LinkName) -> Option<u32> {
+        self.indexes.get(&name).copied()
+    }
+
+    /// The index, if it is a vxlan device.
+    pub(crate) fn vxlan_index(&self, name: LinkName) -> Option<u32> {
+        self.get(name).filter(|device| device.vxlan.is_some()).map(|device| device.index)
+    }
+
+    pub(crate) fn name(&self, index: u32) -> Option<LinkName> {
+        let at = self.by_index.binary_search_by_key(&index, |device| device.index).ok()?;
+        Some(self.by_index[at].facts.name)
+    }
+
+    /// The device of that name as a row.
+    pub(crate) fn row(&self, name: LinkName) -> Option<Link> {
+        let Device { facts, vxlan, .. } = self.get(name)?;
+        let (kind, unknown) = match vxlan {
+            Some(tunnel) => {
+                let uplink = self.name(tunnel.uplink);
+                (LinkKind::Vxlan(Vxlan { uplink, ..tunnel.row.clone() }), tunnel.odd.to_unknown())
+            }
+            None => (LinkKind::Other(facts.kind.clone()), None),
+        };
+        Some(Link { name, kind, mac: facts.mac, mtu: facts.mtu, up: facts.up, unknown })
+    }
+
+    fn get(&self, name: LinkName) -> Option<&Device> {
+        let index = self.index(name)?;
+        let at = self.by_index.binary_search_by_key(&index, |device| device.index).ok()?;
+        self.by_index.get(at)
+    }
+
+    pub(crate) fn into_facts(self) -> Vec<LinkFacts> {
+        self.by_index.into_iter().map(|device| device.facts).collect()
+    }
+}
+
+pub(crate) fn dump_request() -> Message {
+    let mut message = Message::new(libc::RTM_GETLINK, libc::NLM_F_DUMP, &[&[0; 16]]);
+    message.u32(libc::IFLA_EXT_MASK, libc::RTEXT_FILTER_SKIP_STATS as u32);
+    message
+}
+
+/// The name in a link message of a dump or of the monitor.
+pub(crate) fn name(part: Part<'_>) -> Option<LinkName> {
+    part.body.attributes(16).find(|attribute| attribute.kind == IFLA_IFNAME)?.text().parse().ok()
+}
+
+/// `None` for a device whose name we cannot hold: it has neither a row nor a route of ours.
+pub(crate) fn decode(part: Part<'_>) -> Option<Device> {
+    let (index, flags) = (part.body.u32(4), part.body.u32(8));
+    let (mut name, mut mac, mut mtu, mut info, mut foreign) = (None, Mac::default(), 0, None, false);
+    for attribute in part.body.attributes(16) {
+        match attribute.kind {
+            IFLA_IFNAME => name = attribute.text().parse().ok(),
+            IFLA_ADDRESS => mac = attribute.mac().unwrap_or_default(),
+            IFLA_MTU => mtu = attribute.u32(),
+            IFLA_LINKINFO => info = Some(attribute),
+            libc::IFLA_LINK_NETNSID => foreign = true,
+            _ => {}
+        }
+    }
+    let part_of_info = |kind| info.and_then(|info| info.nested().find(|part| part.kind == kind));
+    let kind = part_of_info(IFLA_INFO_KIND).map_or("", Attribute::text);
+    let data = part_of_info(IFLA_INFO_DATA).filter(|_| kind == "vxlan");
+    let facts = LinkFacts {
+        name: name?,
+        kind: kind.into(),
+        mac,
+        mtu,
+        up: flags & libc::IFF_UP as u32 != 0,
+        carrier: flags & libc::IFF_LOWER_UP as u32 != 0,
+    };
+    Some(Device { index, facts, vxlan: data.map(|data| Box::new(tunnel(data, foreign))) })
+}
+
+/// `foreign`: the index of the uplink is one of another network namespace.
+fn tunnel(data: Attribute<'_>, foreign: bool) -> Tunnel {
+    let local = std::net::Ipv4Addr::UNSPECIFIED.into();
+    let mut row = Vxlan { vni: 0, local, uplink: None, port: 0, learning: false, gbp: false };
+    let (mut uplink, mut odd) = (0, Odd::default());
+    for attribute in data.nested() {
+        match attribute.kind {
+            IFLA_VXLAN_ID => row.vni = attribute.u32(),
+            IFLA_VXLAN_LINK if !foreign => uplink = attribute.u32(),
+            IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => row.local = attribute.ip().unwrap_or(local),
+            IFLA_VXLAN_LEARNING => row.learning = attribute.u8() != 0,
+            IFLA_VXLAN_PORT => row.port = attribute.port(),
+            IFLA_VXLAN_GBP => row.gbp = true,
+            IFLA_VXLAN_GROUP | IFLA_VXLAN_GROUP6 => match attribute.ip() {
+                Some(group) if !group.is_unspecified() => odd.note(format_args!("remote {group}")),
+                _ => {}
+            },
+            _ => unlike_default(attribute).into_iter().for_each(|name| odd.note(name)),
+        }
+    }
+    Tunnel { row, uplink, odd }
+}
+
+fn unlike_default(attribute: Attribute<'_>) -> Option<&'static str> {
+    let (_, name, default) = VXLAN_DEFAULTS.iter().find(|(kind, ..)| *kind == attribute.kind)?;
+    // A flag has no value: that it is there says yes.
+    (attribute.value.0 != *default).then_some(name)
+}
+
+/// Creates the device as flannel does (flannel-compat 6.1), down. An uplink that is not there is an error.
+pub(crate) fn add(link: &Link, devices: &Devices) -> Result<Message, LinkName> {
+    let mut message = Message::new(libc::RTM_NEWLINK, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &[&[0; 16]]);
+    message.text(IFLA_IFNAME, link.name.as_str()).put(IFLA_ADDRESS, &link.mac.0);
+    message.u32(IFLA_MTU, link.mtu).u32(libc::IFLA_TXQLEN, 0);
+    match &link.kind {
+        LinkKind::Vxlan(vxlan) => {
+            let uplink = vxlan.uplink.map(|name| devices.index(name).ok_or(name)).transpose()?;
+            message.nest(IFLA_LINKINFO, |info| {
+                info.text(IFLA_INFO_KIND, "vxlan").nest(IFLA_INFO_DATA, |data| {
+                    in_place(data, vxlan).u32(IFLA_VXLAN_ID, vxlan.vni);
+                    data.u8(IFLA_VXLAN_TTL, 0).u8(IFLA_VXLAN_TOS, 0);
+                    data.put(IFLA_VXLAN_PORT, &vxlan.port.to_be_bytes());
+                    if let Some(index) = uplink {
+                        data.u32(IFLA_VXLAN_LINK, index);
+                    }
+                    if vxlan.gbp {
+                        data.put(IFLA_VXLAN_GBP, &[]);
+                    }
+                });
+            });
+        }
+        LinkKind::Other(kind) => _ = message.nest(IFLA_LINKINFO, |info| _ = info.text(IFLA_INFO_KIND, kind)),
+    }
+    Ok(message)
+}
+
+/// Changes what the kernel can change on a living device: anything else in the message would be refused whole.
+pub(crate) fn replace(link: &Link) -> Message {
+    let mut message = Message::new(libc::RTM_NEWLINK, 0, &[&[0; 16]]);
+    message.text(IFLA_IFNAME, link.name.as_str()).put(IFLA_ADDRESS, &link.mac.0).u32(IFLA_MTU, link.mtu);
+    if let LinkKind::Vxlan(vxlan) = &link.kind {
+        message.nest(IFLA_LINKINFO, |info| {
+            info.text(IFLA_INFO_KIND, "vxlan").nest(IFLA_INFO_DATA, |data| _ = in_place(data, vxlan));
+        });
+    }
+    message
+}
+
+fn in_place<'a>(data: &'a mut Message, vxlan: &Vxlan) -> &'a mut Message {
+    let local = if vxlan.local.is_ipv4() { IFLA_VXLAN_LOCAL } else { IFLA_VXLAN_LOCAL6 };
+    data.ip(local, vxlan.local).u8(IFLA_VXLAN_LEARNING, vxlan.learning.into())
+}
+
+/// The administrative state, and nothing else.
+pub(crate) fn set_up(name: LinkName, up: bool) -> Message {
+    let change = libc::IFF_UP as u32;
+    let flags = if up { change } else { 0 };
+    let header: [&[u8]; 3] = [&[0; 8], &flags.to_ne_bytes(), &change.to_ne_bytes()];
+    let mut message = Message::new(libc::RTM_NEWLINK, 0, &header);
+    message.text(IFLA_IFNAME, name.as_str());
+    message
+}
+
+pub(crate) fn delete(name: LinkName) -> Message {
+    let mut message = Message::new(libc::RTM_DELLINK, 0, &[&[0; 16]]);
+    message.text(IFLA_IFNAME, name.as_str());
+    message
+}

@@ -1,0 +1,77 @@
+//! Neighbours (ARP and ND entries) of our links: rows for the permanent ones, oddities for the kernel's own.
+
+use std::net::IpAddr;
+
+use libc::{NDA_DST, NDA_LLADDR};
+use plan::state::Neighbour;
+use plan::{LinkName, Mac};
+
+use crate::wire::{Message, Odd, Part, family_of};
+
+const NDA_FLAGS_EXT: u16 = 15;
+const NTF_OFFLOADED: u8 = 0x20;
+
+/// `NUD_*` other than permanent, as ip(8) calls them.
+const STATES: [(u16, &str); 7] = [
+    (libc::NUD_INCOMPLETE, "incomplete"),
+    (libc::NUD_REACHABLE, "reachable"),
+    (libc::NUD_STALE, "stale"),
+    (libc::NUD_DELAY, "delay"),
+    (libc::NUD_PROBE, "probe"),
+    (libc::NUD_FAILED, "failed"),
+    (libc::NUD_NOARP, "noarp"),
+];
+
+/// A message about neighbours of a device: `struct ndmsg` and no attribute yet.
+pub(crate) fn message(kind: u16, flags: libc::c_int, family: u8, index: u32, ntf: u8) -> Message {
+    let [low, high] = libc::NUD_PERMANENT.to_ne_bytes();
+    Message::new(kind, flags, &[&[family, 0, 0, 0], &index.to_ne_bytes(), &[low, high, ntf, 0]])
+}
+
+/// Asks for the entries of one device; `family` is 0 for both IP families, `AF_BRIDGE` for the FDB.
+pub(crate) fn dump_request(family: u8, index: u32) -> Message {
+    let mut message = Message::new(libc::RTM_GETNEIGH, libc::NLM_F_DUMP, &[&[family], &[0; 11]]);
+    message.u32(libc::NDA_IFINDEX, index);
+    message
+}
+
+/// Puts a name to a state.
+pub(crate) fn state_name(state: u16) -> &'static str {
+    STATES.iter().find(|(bit, _)| state & bit != 0).map_or("none", |(_, name)| name)
+}
+
+/// `None` for what the kernel derives from the address itself (multicast and broadcast).
+pub(crate) fn decode(part: Part<'_>, link: LinkName) -> Option<Neighbour> {
+    let (state, flags, kind) = (part.body.u16(8), part.body.u8(10), part.body.u8(11));
+    let (mut address, mut mac, mut odd) = (None::<IpAddr>, Mac::default(), Odd::default());
+    if state != libc::NUD_PERMANENT {
+        odd.note(state_name(state));
+    }
+    if flags & !(NTF_OFFLOADED | libc::NTF_ROUTER) != 0 {
+        odd.note(format_args!("flags {flags:#x}"));
+    }
+    for attribute in part.body.attributes(12) {
+        match attribute.kind {
+            NDA_DST => address = attribute.ip(),
+            NDA_LLADDR => mac = attribute.mac().unwrap_or_default(),
+            NDA_FLAGS_EXT if attribute.u32() != 0 => odd.note(format_args!("flags {:#x}00", attribute.u32())),
+            _ => {}
+        }
+    }
+    let derived = state & libc::NUD_NOARP != 0 && matches!(kind, libc::RTN_MULTICAST | libc::RTN_BROADCAST);
+    let address = address.filter(|_| !derived)?;
+    Some(Neighbour { link, address, mac, unknown: odd.to_unknown() })
+}
+
+pub(crate) fn add(row: &Neighbour, index: u32) -> Message {
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+    let mut message = message(libc::RTM_NEWNEIGH, flags, family_of(row.address), index, 0);
+    message.ip(NDA_DST, row.address).put(NDA_LLADDR, &row.mac.0);
+    message
+}
+
+pub(crate) fn delete(row: &Neighbour, index: u32) -> Message {
+    let mut message = message(libc::RTM_DELNEIGH, 0, family_of(row.address), index, 0);
+    message.ip(NDA_DST, row.address);
+    message
+}

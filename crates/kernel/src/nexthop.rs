@@ -1,0 +1,80 @@
+//! Next hop objects (Linux 5.3) with ids of ours. Groups and the other shapes nobody asked for are oddities.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use plan::LinkName;
+use plan::owned::NEXTHOPS;
+use plan::state::Nexthop;
+
+use crate::link::Devices;
+use crate::wire::{Message, Odd, Part, family_of};
+
+pub(crate) const RTM_NEWNEXTHOP: u16 = 104;
+pub(crate) const RTM_DELNEXTHOP: u16 = 105;
+const RTM_GETNEXTHOP: u16 = 106;
+
+const NHA_ID: u16 = 1;
+const NHA_GROUP: u16 = 2;
+const NHA_BLACKHOLE: u16 = 4;
+const NHA_OIF: u16 = 5;
+const NHA_GATEWAY: u16 = 6;
+const NHA_ENCAP: u16 = 8;
+const NHA_FDB: u16 = 11;
+const RTNH_F_ONLINK: u32 = 4;
+
+pub(crate) fn dump_request() -> Message {
+    Message::new(RTM_GETNEXTHOP, libc::NLM_F_DUMP, &[&[0; 8]])
+}
+
+/// `None` for an id that is not ours.
+pub(crate) fn decode(part: Part<'_>, devices: &Devices) -> Option<Nexthop> {
+    let (mut id, mut gateway, mut link) = (0, None::<IpAddr>, None::<LinkName>);
+    let mut odd = Odd::default();
+    for attribute in part.body.attributes(8) {
+        match attribute.kind {
+            NHA_ID => id = attribute.u32(),
+            NHA_GATEWAY => gateway = attribute.ip(),
+            NHA_OIF => link = devices.name(attribute.u32()),
+            NHA_GROUP => odd.note("group"),
+            NHA_BLACKHOLE => odd.note("blackhole"),
+            NHA_ENCAP => odd.note("encap"),
+            NHA_FDB => odd.note("fdb"),
+            _ => {}
+        }
+    }
+    if !NEXTHOPS.contains(&id) {
+        return None;
+    }
+    if gateway.is_none() || link.is_none() {
+        odd.note("no gateway and device");
+    }
+    Some(Nexthop {
+        id,
+        gateway: gateway.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+        link: link.unwrap_or_else(no_link),
+        onlink: part.body.u32(4) & RTNH_F_ONLINK != 0,
+        protocol: part.body.u8(2),
+        unknown: odd.to_unknown(),
+    })
+}
+
+#[expect(clippy::expect_used, reason = "a constant that is a name")]
+fn no_link() -> LinkName {
+    "?".parse().expect("one character")
+}
+
+pub(crate) fn add(row: &Nexthop, index: u32) -> Message {
+    let flags = if row.onlink { RTNH_F_ONLINK } else { 0 };
+    let header = [family_of(row.gateway), 0, row.protocol, 0];
+    let replace = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+    let mut message = Message::new(RTM_NEWNEXTHOP, replace, &[&header, &flags.to_ne_bytes()]);
+    message.u32(NHA_ID, row.id).u32(NHA_OIF, index).ip(NHA_GATEWAY, row.gateway);
+    message
+}
+
+/// Routes through it go with it.
+pub(crate) fn delete(id: u32) -> Message {
+    let mut message = Message::new(RTM_DELNEXTHOP, 0, &[&[0; 8]]);
+    message.u32(NHA_ID, id);
+    message
+}

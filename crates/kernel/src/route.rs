@@ -1,0 +1,251 @@
+//! Routes: those inside our networks as rows, those of the main table outside of them as facts about the underlay,
+//! and the messages that write and delete ours. Foreign routes may be very many: they are passed over by their fixed
+//! header and destination, and nothing is allocated for them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use libc::{RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PRIORITY, RTA_TABLE};
+use plan::LinkName;
+use plan::input::RouteFacts;
+use plan::state::{Route, RoutePath};
+
+use crate::link::Devices;
+use crate::wire::{Attribute, Body, Message, Odd, Part, family_of};
+
+const RTA_VIA: u16 = 18;
+const RTA_PREF: u16 = 20;
+const RTA_NH_ID: u16 = 30;
+const RTNH_F_ONLINK: u32 = 4;
+
+/// What the kernel shows beside the id of a next hop object: the object's own attributes, repeated.
+const OF_THE_NEXTHOP: [u16; 6] = [RTA_OIF, RTA_GATEWAY, libc::RTA_MULTIPATH, RTA_VIA, 21, 22];
+
+/// What IPv6 makes of an absent metric; IPv4 keeps zero.
+const IPV6_METRIC: u32 = 1024;
+
+/// Its index is the same in every network namespace; IPv6 hangs refusing routes on it.
+const LOOPBACK: u32 = 1;
+
+/// All routes of interest, and how to tell which these are.
+#[derive(Default)]
+pub(crate) struct Routes {
+    pub(crate) rows: Vec<Route>,
+    pub(crate) underlay: Vec<RouteFacts>,
+}
+
+/// What to take from the dump of one table of one family.
+pub(crate) struct Bounds<'a> {
+    pub(crate) family: u8,
+    pub(crate) table: u32,
+    pub(crate) networks: &'a [IpNet],
+    /// Routes inside the networks.
+    pub(crate) rows: bool,
+    /// Routes outside of them.
+    pub(crate) underlay: bool,
+    pub(crate) devices: &'a Devices,
+}
+
+impl Bounds<'_> {
+    pub(crate) fn dump_request(&self) -> Message {
+        let header = [self.family, 0, 0, 0, short(self.table), 0, 0, 0];
+        let mut message = Message::new(libc::RTM_GETROUTE, libc::NLM_F_DUMP, &[&header, &[0; 4]]);
+        message.u32(RTA_TABLE, self.table);
+        message
+    }
+
+    pub(crate) fn collect(&self, all: &mut Routes, part: Part<'_>) {
+        let body = part.body;
+        // Where a family is switched off the kernel answers with what other families have.
+        if body.u8(0) != self.family || body.u32(8) & libc::RTM_F_CLONED != 0 {
+            return;
+        }
+        let Some(destination) = destination(body) else { return };
+        if self.networks.iter().any(|network| network.contains(&destination)) {
+            all.rows.extend(self.rows.then(|| self.row(body, destination)).flatten());
+        } else if self.underlay && body.u8(7) == libc::RTN_UNICAST {
+            all.underlay.push(self.facts(body, destination));
+        }
+    }
+
+    fn facts(&self, body: Body<'_>, destination: IpNet) -> RouteFacts {
+        let mut facts = RouteFacts { destination, gateway: None, link: None };
+        for attribute in body.attributes(12) {
+            match attribute.kind {
+                RTA_GATEWAY => facts.gateway = attribute.ip(),
+                RTA_VIA => facts.gateway = via(attribute),
+                RTA_OIF => facts.link = self.devices.name(attribute.u32()),
+                _ => {}
+            }
+        }
+        facts
+    }
+
+    /// `None` for another metric, TOS or source prefix: those are other routes than the one of our key.
+    fn row(&self, body: Body<'_>, destination: IpNet) -> Option<Route> {
+        let find = |kind| body.attributes(12).find(|attribute| attribute.kind == kind);
+        let metric = find(RTA_PRIORITY).map_or(0, Attribute::u32);
+        let ours = if destination.addr().is_ipv6() { IPV6_METRIC } else { 0 };
+        if body.u8(2) != 0 || body.u8(3) != 0 || metric != ours {
+            return None;
+        }
+        let mut odd = Odd::default();
+        let path = match find(RTA_NH_ID) {
+            Some(id) => RoutePath::Nexthop(id.u32()),
+            None => self.path(body, &mut odd),
+        };
+        let by_object = matches!(path, RoutePath::Nexthop(_));
+        for attribute in body.attributes(12) {
+            if !(by_object && OF_THE_NEXTHOP.contains(&attribute.kind)) {
+                note_odd(attribute, &mut odd);
+            }
+        }
+        if destination.addr().is_ipv4() && body.u8(6) != scope(&path) {
+            odd.note(format_args!("scope {}", body.u8(6)));
+        }
+        Some(Route { table: self.table, destination, path, protocol: body.u8(5), unknown: odd.to_unknown() })
+    }
+
+    fn path(&self, body: Body<'_>, odd: &mut Odd) -> RoutePath {
+        match body.u8(7) {
+            libc::RTN_UNICAST => {}
+            libc::RTN_UNREACHABLE => return RoutePath::Unreachable,
+            libc::RTN_BLACKHOLE => return RoutePath::Blackhole,
+            other => {
+                odd.note(format_args!("type {other}"));
+                return RoutePath::Other;
+            }
+        }
+        let find = |kind| body.attributes(12).find(|attribute| attribute.kind == kind);
+        // Several next hops, or one of the other family, are told apart by `note_odd`.
+        if find(libc::RTA_MULTIPATH).or(find(RTA_VIA)).is_some() {
+            return RoutePath::Other;
+        }
+        let Some(link) = find(RTA_OIF).and_then(|index| self.devices.name(index.u32())) else {
+            odd.note("unknown device");
+            return RoutePath::Other;
+        };
+        let onlink = body.u32(8) & RTNH_F_ONLINK != 0;
+        match find(RTA_GATEWAY).and_then(Attribute::ip) {
+            Some(gateway) => RoutePath::Via { gateway, link, onlink },
+            None => RoutePath::Link(link),
+        }
+    }
+}
+
+fn note_odd(attribute: Attribute<'_>, odd: &mut Odd) {
+    match attribute.kind {
+        RTA_DST | RTA_TABLE | RTA_PRIORITY | RTA_OIF | RTA_GATEWAY | RTA_NH_ID => {}
+        // `rta_expires` of struct rta_cacheinfo.
+        libc::RTA_CACHEINFO if attribute.value.u32(8) != 0 => odd.note("expires"),
+        RTA_PREF if attribute.u8() != 0 => odd.note("pref"),
+        libc::RTA_CACHEINFO | RTA_PREF => {}
+        libc::RTA_PREFSRC => match attribute.ip() {
+            Some(source) => odd.note(format_args!("src {source}")),
+            None => odd.note("src"),
+        },
+        libc::RTA_METRICS => odd.note("metrics"),
+        libc::RTA_MULTIPATH => odd.note("multipath"),
+        RTA_VIA => odd.note("via another family"),
+        libc::RTA_FLOW => odd.note("realm"),
+        21 | 22 => odd.note("encap"),
+        other => odd.note(format_args!("attribute {other}")),
+    }
+}
+
+/// The scope of a route of that shape when nobody names one (ip-route(8)).
+fn scope(path: &RoutePath) -> u8 {
+    match path {
+        RoutePath::Link(_) => libc::RT_SCOPE_LINK,
+        _ => libc::RT_SCOPE_UNIVERSE,
+    }
+}
+
+fn destination(body: Body<'_>) -> Option<IpNet> {
+    let find = body.attributes(12).find(|attribute| attribute.kind == RTA_DST);
+    let any: IpAddr = match i32::from(body.u8(0)) {
+        libc::AF_INET => Ipv4Addr::UNSPECIFIED.into(),
+        _ => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    IpNet::new(find.map_or(Some(any), Attribute::ip)?, body.u8(1)).ok()
+}
+
+/// `struct rtvia`: a family, then the address.
+fn via(attribute: Attribute<'_>) -> Option<IpAddr> {
+    let address = Body(attribute.value.0.get(2..)?);
+    Attribute { kind: RTA_GATEWAY, value: address }.ip()
+}
+
+/// The table in a byte; a larger number is in `RTA_TABLE` alone.
+fn short(table: u32) -> u8 {
+    u8::try_from(table).unwrap_or(libc::RT_TABLE_UNSPEC)
+}
+
+pub(crate) fn add(row: &Route, devices: &Devices) -> Result<Message, LinkName> {
+    message(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, row, devices)
+}
+
+/// Names exactly that route, also where the kernel has several of the same key.
+pub(crate) fn delete(row: &Route, devices: &Devices) -> Result<Message, LinkName> {
+    let mut message = message(libc::RTM_DELROUTE, 0, row, devices)?;
+    if row.destination.addr().is_ipv6() {
+        message.u32(RTA_PRIORITY, IPV6_METRIC);
+        if matches!(row.path, RoutePath::Unreachable | RoutePath::Blackhole) {
+            message.u32(RTA_OIF, LOOPBACK);
+        }
+    }
+    Ok(message)
+}
+
+fn message(kind: u16, flags: libc::c_int, row: &Route, devices: &Devices) -> Result<Message, LinkName> {
+    let (address, prefix) = (row.destination.addr(), row.destination.prefix_len());
+    let route_type = match row.path {
+        RoutePath::Unreachable => libc::RTN_UNREACHABLE,
+        RoutePath::Blackhole => libc::RTN_BLACKHOLE,
+        // Deletes a route of any type.
+        RoutePath::Other => libc::RTN_UNSPEC,
+        _ => libc::RTN_UNICAST,
+    };
+    // Nowhere: deletes a route of any scope.
+    let scope = if kind == libc::RTM_DELROUTE { libc::RT_SCOPE_NOWHERE } else { scope(&row.path) };
+    let onlink = matches!(row.path, RoutePath::Via { onlink: true, .. });
+    let route_flags = if onlink { RTNH_F_ONLINK } else { 0 };
+    let header = [family_of(address), prefix, 0, 0, short(row.table), row.protocol, scope, route_type];
+    let mut message = Message::new(kind, flags, &[&header, &route_flags.to_ne_bytes()]);
+    message.ip(RTA_DST, address).u32(RTA_TABLE, row.table);
+    match row.path {
+        RoutePath::Via { gateway, link, .. } => {
+            message.ip(RTA_GATEWAY, gateway).u32(RTA_OIF, devices.index(link).ok_or(link)?);
+        }
+        RoutePath::Link(link) => _ = message.u32(RTA_OIF, devices.index(link).ok_or(link)?),
+        RoutePath::Nexthop(id) => _ = message.u32(RTA_NH_ID, id),
+        RoutePath::Unreachable | RoutePath::Blackhole | RoutePath::Other => {}
+    }
+    Ok(message)
+}
+
+/// Which way the kernel would send a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// `destination` is the address that was asked for.
+    pub route: RouteFacts,
+    /// The source address the kernel would choose.
+    pub source: Option<IpAddr>,
+}
+
+pub(crate) fn lookup_request(target: IpAddr) -> Message {
+    let header = [family_of(target), if target.is_ipv4() { 32 } else { 128 }];
+    let mut message = Message::new(libc::RTM_GETROUTE, 0, &[&header, &[0; 10]]);
+    message.ip(RTA_DST, target);
+    message
+}
+
+pub(crate) fn decode_lookup(part: Part<'_>, target: IpAddr, devices: &Devices) -> Lookup {
+    let find = |kind| part.body.attributes(12).find(|attribute| attribute.kind == kind);
+    let route = RouteFacts {
+        destination: target.into(),
+        gateway: find(RTA_GATEWAY).and_then(Attribute::ip).or_else(|| find(RTA_VIA).and_then(via)),
+        link: find(RTA_OIF).and_then(|index| devices.name(index.u32())),
+    };
+    Lookup { route, source: find(libc::RTA_PREFSRC).and_then(Attribute::ip) }
+}

@@ -1,0 +1,217 @@
+//! One blocking rtnetlink socket: asks, batches, waits with an end, and sees torn dumps. Knows no object.
+
+use std::io;
+use std::time::Duration;
+
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use socket2::SockRef;
+
+use crate::error::{ATTEMPTS, Cause, Error};
+use crate::wire::{Message, Part, parts};
+
+/// The kernel answers from within the send; this only ends what would otherwise never end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Larger than any datagram of a dump (32 KiB).
+const DATAGRAM: usize = 64 * 1024;
+
+/// Bounds of one send: below the default send buffer, and so few messages that an error for each fits into the
+/// receive buffer of an unprivileged size.
+const BATCH_BYTES: usize = 64 * 1024;
+const BATCH_MESSAGES: usize = 256;
+
+/// Asked for; the kernel grants up to `net.core.rmem_max`.
+pub(crate) const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// A socket and its sequence numbers.
+pub(crate) struct Rtnetlink {
+    socket: Socket,
+    datagram: Vec<u8>,
+    sequence: u32,
+}
+
+/// What a message of an answer means.
+enum Answer<'a> {
+    Part(Part<'a>),
+    End(Result<(), Cause>),
+}
+
+impl Rtnetlink {
+    pub(crate) fn open() -> Result<Self, Error> {
+        let open = || {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.bind_auto()?;
+            // Connected to the kernel, the socket takes unicasts of nobody else.
+            socket.connect(&SocketAddr::new(0, 0))?;
+            socket.set_cap_ack(true)?;
+            socket.set_ext_ack(true)?;
+            socket.set_netlink_get_strict_chk(true)?;
+            SockRef::from(&socket).set_recv_buffer_size(RECEIVE_BUFFER)?;
+            SockRef::from(&socket).set_read_timeout(Some(PATIENCE))?;
+            Ok(socket)
+        };
+        let socket =
+            open().map_err(|error: io::Error| Error::new("open a netlink socket", Cause::from(&error)))?;
+        Ok(Self { socket, datagram: Vec::with_capacity(DATAGRAM), sequence: 0 })
+    }
+
+    /// Reads a whole dump into `A`, anew as long as the kernel says that it changed underneath.
+    pub(crate) fn dump<A: Default>(
+        &mut self,
+        mut request: Message,
+        mut each: impl FnMut(&mut A, Part<'_>),
+    ) -> Result<A, Cause> {
+        until_whole(|| {
+            let mut all = A::default();
+            let torn = self.ask(&mut request, |part| each(&mut all, part))?;
+            Ok((!torn).then_some(all))
+        })
+    }
+
+    /// Sends one request and gives every part of the answer to `each`. True when the answer was torn.
+    pub(crate) fn ask(
+        &mut self,
+        request: &mut Message,
+        mut each: impl FnMut(Part<'_>),
+    ) -> Result<bool, Cause> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let sequence = self.sequence;
+        // A dump that begins well sends no acknowledgement.
+        send(&self.socket, request.seal(sequence, true))?;
+        let (mut torn, mut result) = (false, Ok(()));
+        self.receive(sequence, sequence, |_, part| {
+            torn |= is_torn(part);
+            match answer(part) {
+                Answer::Part(part) => each(part),
+                Answer::End(end) => result = end,
+            }
+        })?;
+        result.map(|()| torn)
+    }
+
+    /// Sends all requests, many at a time, and tells of each how it went. They are no transaction.
+    pub(crate) fn batch(&mut self, mut requests: Vec<Message>) -> Vec<Result<(), Cause>> {
+        let mut results = Vec::with_capacity(requests.len());
+        let mut rest = &mut requests[..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at_mut(batch_size(rest));
+            results.extend(self.send_batch(now));
+            rest = later;
+        }
+        results
+    }
+
+    /// Only the last request asks for an acknowledgement: errors come in any case, each with its sequence number.
+    fn send_batch(&mut self, requests: &mut [Message]) -> Vec<Result<(), Cause>> {
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::with_capacity(BATCH_BYTES);
+        let count = requests.len();
+        for (place, request) in requests.iter_mut().enumerate() {
+            self.sequence = self.sequence.wrapping_add(1);
+            bytes.extend_from_slice(request.seal(self.sequence, place + 1 == count));
+        }
+        let mut results = vec![Ok(()); count];
+        let last = self.sequence;
+        let sent = send(&self.socket, &bytes).and_then(|()| {
+            self.receive(first, last, |place, part| {
+                if let Answer::End(end) = answer(part) {
+                    results[place] = end;
+                }
+            })
+        });
+        // Answers are missing: an op without an error may or may not have been done, so none is called done.
+        if let Err(cause) = sent {
+            results
+                .iter_mut()
+                .filter(|result| result.is_ok())
+                .for_each(|result| *result = Err(cause.clone()));
+        }
+        results
+    }
+
+    /// Reads the answers to the requests `first..=last` until the last one is answered. What belongs to an earlier
+    /// request, given up on, is passed over.
+    fn receive(&mut self, first: u32, last: u32, mut each: impl FnMut(usize, Part<'_>)) -> Result<(), Cause> {
+        loop {
+            receive(&self.socket, &mut self.datagram).map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => Cause::Silent(PATIENCE.as_secs()),
+                _ => Cause::from(&error),
+            })?;
+            for part in parts(&self.datagram) {
+                let place = part.sequence.wrapping_sub(first);
+                if place > last.wrapping_sub(first) {
+                    continue;
+                }
+                each(place as usize, part);
+                if part.sequence == last && ends(part) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+fn batch_size(requests: &[Message]) -> usize {
+    let mut bytes = 0;
+    let fits = |request: &&Message| {
+        bytes += request.len();
+        bytes <= BATCH_BYTES
+    };
+    requests.iter().take(BATCH_MESSAGES).take_while(fits).count().max(1)
+}
+
+fn until_whole<A>(mut read: impl FnMut() -> Result<Option<A>, Cause>) -> Result<A, Cause> {
+    for _ in 0..ATTEMPTS {
+        if let Some(whole) = read()? {
+            return Ok(whole);
+        }
+    }
+    Err(Cause::Torn)
+}
+
+fn ends(part: Part<'_>) -> bool {
+    matches!(i32::from(part.kind), libc::NLMSG_DONE | libc::NLMSG_ERROR)
+}
+
+fn is_torn(part: Part<'_>) -> bool {
+    part.flags & libc::NLM_F_DUMP_INTR as u16 != 0
+}
+
+fn send(socket: &Socket, bytes: &[u8]) -> Result<(), Cause> {
+    loop {
+        match socket.send(bytes, 0) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Cause::from(&error)),
+        }
+    }
+}
+
+/// Reads one datagram into the buffer, replacing what was there.
+pub(crate) fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<()> {
+    loop {
+        buffer.clear();
+        match socket.recv(buffer, 0) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// `NLMSG_DONE` and `NLMSG_ERROR` both open with an error number, zero for success.
+fn answer(part: Part<'_>) -> Answer<'_> {
+    const NLMSGERR_ATTR_MSG: u16 = 1;
+    let attributes = match i32::from(part.kind) {
+        libc::NLMSG_DONE => 4,
+        libc::NLMSG_ERROR => 4 + crate::wire::HEADER,
+        _ => return Answer::Part(part),
+    };
+    let errno = -(part.body.u32(0) as i32);
+    if errno == 0 {
+        return Answer::End(Ok(()));
+    }
+    let mut attributes = part.body.attributes(attributes);
+    let text = attributes.find(|attribute| attribute.kind == NLMSGERR_ATTR_MSG);
+    Answer::End(Err(Cause::Refused { errno, text: text.map(|text| text.text().into()) }))
+}

@@ -1,0 +1,125 @@
+//! Hears that the kernel changed: hints to look again, which carry no facts. What does not concern us is sorted out by
+//! the filter, in the kernel, so that pods that come and go wake nobody.
+
+use std::io;
+use std::sync::Arc;
+
+use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
+use plan::LinkName;
+use socket2::SockRef;
+
+use crate::error::{Cause, Error};
+use crate::filter::Interest;
+use crate::socket::{RECEIVE_BUFFER, receive};
+use crate::wire::{Part, parts};
+use crate::{link, nexthop};
+
+const GROUPS: [u32; 8] = [
+    libc::RTNLGRP_LINK,
+    libc::RTNLGRP_IPV4_IFADDR,
+    libc::RTNLGRP_IPV6_IFADDR,
+    libc::RTNLGRP_IPV4_ROUTE,
+    libc::RTNLGRP_IPV6_ROUTE,
+    // Of all families, AF_BRIDGE included: the FDB.
+    libc::RTNLGRP_NEIGH,
+    libc::RTNLGRP_IPV4_RULE,
+    libc::RTNLGRP_IPV6_RULE,
+];
+
+/// Larger than any single notification.
+const DATAGRAM: usize = 32 * 1024;
+
+/// What changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    Link,
+    Address,
+    Route,
+    /// Also an FDB entry.
+    Neighbour,
+    Nexthop,
+    Rule,
+    /// More than the socket could hold; what it was is lost.
+    Overrun,
+}
+
+/// A hint to look again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub kind: Kind,
+    /// Of a link event.
+    pub link: Option<LinkName>,
+}
+
+/// The monitor socket. Open it before the first dump, so that nothing falls between the two.
+pub struct Watch {
+    socket: Arc<Socket>,
+    datagram: Vec<u8>,
+}
+
+/// Sets what a [`Watch`] hears, also while another thread waits on it.
+#[derive(Clone)]
+pub struct Filter(Arc<Socket>);
+
+impl Watch {
+    /// Hears everything until a filter is set.
+    pub fn open() -> Result<Self, Error> {
+        Self::with_buffer(RECEIVE_BUFFER)
+            .map_err(|error| Error::new("open the monitor socket", Cause::from(&error)))
+    }
+
+    fn with_buffer(bytes: usize) -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        SockRef::from(&socket).set_recv_buffer_size(bytes)?;
+        GROUPS.iter().try_for_each(|group| socket.add_membership(*group))?;
+        match socket.add_membership(libc::RTNLGRP_NEXTHOP) {
+            // Linux before 5.3 has no such group.
+            Err(error) if error.raw_os_error() != Some(libc::EINVAL) => return Err(error),
+            _ => {}
+        }
+        Ok(Self { socket: Arc::new(socket), datagram: Vec::with_capacity(DATAGRAM) })
+    }
+
+    /// The handle for the thread that knows what is of interest.
+    pub fn filter(&self) -> Filter {
+        Filter(Arc::clone(&self.socket))
+    }
+
+    /// Waits for the next change.
+    pub fn wait(&mut self) -> Result<Event, Error> {
+        loop {
+            match receive(&self.socket, &mut self.datagram) {
+                Ok(()) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    return Ok(Event { kind: Kind::Overrun, link: None });
+                }
+                Err(error) => return Err(Error::new("wait for changes", Cause::from(&error))),
+            }
+            if let Some(event) = parts(&self.datagram).find_map(event) {
+                return Ok(event);
+            }
+        }
+    }
+}
+
+impl Filter {
+    /// Takes the place of the filter before it at once.
+    pub fn set(&self, interest: &Interest) -> Result<(), Error> {
+        let attached = SockRef::from(&*self.0).attach_filter(&interest.program());
+        attached.map_err(|error| Error::new("set the filter of the monitor socket", Cause::from(&error)))
+    }
+}
+
+fn event(part: Part<'_>) -> Option<Event> {
+    let kind = match part.kind {
+        libc::RTM_NEWLINK | libc::RTM_DELLINK => Kind::Link,
+        libc::RTM_NEWADDR | libc::RTM_DELADDR => Kind::Address,
+        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => Kind::Route,
+        libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => Kind::Neighbour,
+        nexthop::RTM_NEWNEXTHOP | nexthop::RTM_DELNEXTHOP => Kind::Nexthop,
+        libc::RTM_NEWRULE | libc::RTM_DELRULE => Kind::Rule,
+        _ => return None,
+    };
+    Some(Event { kind, link: if kind == Kind::Link { link::name(part) } else { None } })
+}

@@ -1,0 +1,209 @@
+//! Netlink messages, byte by byte: a request is put together here and an answer is taken apart. Knows no object.
+//!
+//! By hand rather than by netlink-packet-route, which has no next hop objects, makes an attribute it does not expect
+//! an error of the whole message, and allocates for each of the hundred thousand routes that are not ours.
+
+use std::fmt::{self, Write as _};
+use std::net::IpAddr;
+
+use plan::Mac;
+use plan::state::Unknown;
+
+/// Length of `struct nlmsghdr`.
+pub(crate) const HEADER: usize = 16;
+
+const NLA_TYPE_MASK: u16 = 0x3fff;
+
+/// `AF_INET`, `AF_INET6` or another, as the headers carry it.
+pub(crate) const fn family_of(address: IpAddr) -> u8 {
+    (if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }) as u8
+}
+
+/// A request under construction.
+pub(crate) struct Message(Vec<u8>);
+
+impl Message {
+    /// `header` is the struct that follows `nlmsghdr`, field by field.
+    pub(crate) fn new(kind: u16, flags: libc::c_int, header: &[&[u8]]) -> Self {
+        let mut bytes = vec![0; HEADER];
+        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+        bytes[6..8].copy_from_slice(&((flags | libc::NLM_F_REQUEST) as u16).to_ne_bytes());
+        for field in header {
+            bytes.extend_from_slice(field);
+        }
+        Self(bytes)
+    }
+
+    pub(crate) fn put(&mut self, kind: u16, value: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(&((4 + value.len()) as u16).to_ne_bytes());
+        self.0.extend_from_slice(&kind.to_ne_bytes());
+        self.0.extend_from_slice(value);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+        self
+    }
+
+    pub(crate) fn u8(&mut self, kind: u16, value: u8) -> &mut Self {
+        self.put(kind, &[value])
+    }
+
+    pub(crate) fn u32(&mut self, kind: u16, value: u32) -> &mut Self {
+        self.put(kind, &value.to_ne_bytes())
+    }
+
+    pub(crate) fn ip(&mut self, kind: u16, value: IpAddr) -> &mut Self {
+        match value {
+            IpAddr::V4(ip) => self.put(kind, &ip.octets()),
+            IpAddr::V6(ip) => self.put(kind, &ip.octets()),
+        }
+    }
+
+    pub(crate) fn text(&mut self, kind: u16, value: &str) -> &mut Self {
+        self.put(kind, &[value.as_bytes(), b"\0"].concat())
+    }
+
+    /// An attribute made of attributes.
+    pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
+        let start = self.0.len();
+        self.put(kind, &[]);
+        fill(self);
+        let length = (self.0.len() - start) as u16;
+        self.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
+        self
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The bytes to send, once the sequence number and the wish for an acknowledgement are known.
+    pub(crate) fn seal(&mut self, sequence: u32, acknowledge: bool) -> &[u8] {
+        let length = self.0.len() as u32;
+        self.0[..4].copy_from_slice(&length.to_ne_bytes());
+        let flags = u16::from_ne_bytes([self.0[6], self.0[7]]);
+        let ack = if acknowledge { libc::NLM_F_ACK as u16 } else { 0 };
+        self.0[6..8].copy_from_slice(&(flags | ack).to_ne_bytes());
+        self.0[8..12].copy_from_slice(&sequence.to_ne_bytes());
+        &self.0
+    }
+}
+
+/// One message of an answer or of the monitor stream.
+#[derive(Clone, Copy)]
+pub(crate) struct Part<'a> {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) sequence: u32,
+    /// What follows `nlmsghdr`.
+    pub(crate) body: Body<'a>,
+}
+
+/// The messages of one datagram. A cut one ends the walk.
+pub(crate) fn parts(mut datagram: &[u8]) -> impl Iterator<Item = Part<'_>> {
+    std::iter::from_fn(move || {
+        let header = Body(datagram);
+        let length = header.u32(0) as usize;
+        if length < HEADER || length > datagram.len() {
+            return None;
+        }
+        let body = Body(&datagram[HEADER..length]);
+        let part = Part { kind: header.u16(4), flags: header.u16(6), sequence: header.u32(8), body };
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(part)
+    })
+}
+
+/// Bytes in the kernel's layout. Reading beyond the end gives zeros: the kernel never sends less than its structs.
+#[derive(Clone, Copy)]
+pub(crate) struct Body<'a>(pub(crate) &'a [u8]);
+
+impl<'a> Body<'a> {
+    fn bytes<const N: usize>(self, at: usize) -> [u8; N] {
+        self.0.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; N])
+    }
+
+    pub(crate) fn u8(self, at: usize) -> u8 {
+        self.bytes::<1>(at)[0]
+    }
+
+    pub(crate) fn u16(self, at: usize) -> u16 {
+        u16::from_ne_bytes(self.bytes(at))
+    }
+
+    pub(crate) fn u32(self, at: usize) -> u32 {
+        u32::from_ne_bytes(self.bytes(at))
+    }
+
+    /// The attributes from `at` on.
+    pub(crate) fn attributes(self, at: usize) -> impl Iterator<Item = Attribute<'a>> {
+        let mut rest = Body(self.0.get(at..).unwrap_or_default());
+        std::iter::from_fn(move || {
+            let length = usize::from(rest.u16(0));
+            if length < 4 || length > rest.0.len() {
+                return None;
+            }
+            let attribute = Attribute { kind: rest.u16(2) & NLA_TYPE_MASK, value: Body(&rest.0[4..length]) };
+            rest = Body(rest.0.get(length.next_multiple_of(4)..).unwrap_or_default());
+            Some(attribute)
+        })
+    }
+}
+
+/// One `struct nlattr` with its value.
+#[derive(Clone, Copy)]
+pub(crate) struct Attribute<'a> {
+    pub(crate) kind: u16,
+    pub(crate) value: Body<'a>,
+}
+
+impl<'a> Attribute<'a> {
+    pub(crate) fn u8(self) -> u8 {
+        self.value.u8(0)
+    }
+
+    pub(crate) fn u32(self) -> u32 {
+        self.value.u32(0)
+    }
+
+    /// A port: 16 bits in network order.
+    pub(crate) fn port(self) -> u16 {
+        u16::from_be_bytes(self.value.bytes(0))
+    }
+
+    pub(crate) fn ip(self) -> Option<IpAddr> {
+        match self.value.0.len() {
+            4 => Some(self.value.bytes::<4>(0).into()),
+            16 => Some(self.value.bytes::<16>(0).into()),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn mac(self) -> Option<Mac> {
+        self.value.0.try_into().ok().map(Mac)
+    }
+
+    /// Text up to the closing NUL; empty when it is not UTF-8.
+    pub(crate) fn text(self) -> &'a str {
+        let text = self.value.0.split(|&byte| byte == 0).next().unwrap_or_default();
+        std::str::from_utf8(text).unwrap_or_default()
+    }
+
+    pub(crate) fn nested(self) -> impl Iterator<Item = Attribute<'a>> {
+        self.value.attributes(0)
+    }
+}
+
+/// Collects what is read of an object and not understood.
+#[derive(Default)]
+pub(crate) struct Odd(String);
+
+impl Odd {
+    pub(crate) fn note(&mut self, what: impl fmt::Display) {
+        let comma = if self.0.is_empty() { "" } else { ", " };
+        // Writing to a String cannot fail.
+        let _ = write!(self.0, "{comma}{what}");
+    }
+
+    pub(crate) fn to_unknown(&self) -> Unknown {
+        (!self.0.is_empty()).then(|| self.0.as_str().into())
+    }
+}

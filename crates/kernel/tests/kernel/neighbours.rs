@@ -1,0 +1,143 @@
+//! Neighbours and FDB entries.
+
+use kernel::Outcome;
+use lab::Timing::Free;
+use plan::Mac;
+use plan::state::{FdbEntry, Neighbour};
+
+use crate::scene::*;
+
+const PEER: Mac = Mac([0x02, 0, 0, 0, 0, 2]);
+
+fn neighbour(address: &str) -> Neighbour {
+    Neighbour { link: name("flannel.1"), address: address.parse().unwrap(), mac: PEER, unknown: None }
+}
+
+fn entry(mac: Mac, remote: &str) -> FdbEntry {
+    FdbEntry { link: name("flannel.1"), mac, remote: remote.parse().unwrap(), unknown: None }
+}
+
+fn shown(line: &str) -> Vec<String> {
+    let mut lines: Vec<_> = sh(line).lines().map(|line| line.trim().to_owned()).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn neighbours_of_ours_and_of_ip_are_the_same() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        let want = ["10.244.2.0", "fd00:10:244:2::"].map(neighbour);
+        applies(&mut kernel, &want.clone().map(add));
+        assert_eq!(seen(&mut kernel).state.neighbours.to_vec(), want);
+        let made = shown("ip neigh show dev flannel.1 nud permanent; ip -6 neigh show dev flannel.1 nud permanent");
+        assert_eq!(made[0], "10.244.2.0 lladdr 02:00:00:00:00:02 PERMANENT", "{made:?}");
+        sh("ip neigh del 10.244.2.0 dev flannel.1; ip neigh del fd00:10:244:2:: dev flannel.1");
+        assert_eq!(seen(&mut kernel).state.neighbours.to_vec(), []);
+        sh("ip neigh add 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent
+            ip neigh add fd00:10:244:2:: lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent");
+        assert_eq!(seen(&mut kernel).state.neighbours.to_vec(), want);
+        let other = Neighbour { mac: Mac([2, 0, 0, 0, 0, 3]), ..neighbour("10.244.2.0") };
+        applies(&mut kernel, &[replace(other.clone())]);
+        assert_eq!(seen(&mut kernel).state.neighbours[0], other);
+        let ops = [delete(other.clone()), delete(other), delete(want[1].clone())];
+        assert_eq!(kernel.apply(&ops), [Outcome::Done, Outcome::Gone, Outcome::Done]);
+    });
+}
+
+#[test]
+fn neighbours_that_are_not_permanent_are_unknown() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        for state in ["reachable", "stale", "noarp"] {
+            sh(&format!("ip neigh replace 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud {state}"));
+            let rows = seen(&mut kernel).state.neighbours.to_vec();
+            assert_eq!(rows.len(), 1, "{rows:?}");
+            assert_eq!(rows[0].unknown.as_deref(), Some(state));
+            assert_eq!((rows[0].address, rows[0].mac), ("10.244.2.0".parse().unwrap(), PEER));
+        }
+        sh("ip neigh replace 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent extern_learn");
+        assert_eq!(seen(&mut kernel).state.neighbours[0].unknown.as_deref(), Some("flags 0x10"));
+        // Ours takes its place, whatever it was.
+        applies(&mut kernel, &[replace(neighbour("10.244.2.0"))]);
+        assert_eq!(seen(&mut kernel).state.neighbours.to_vec(), [neighbour("10.244.2.0")]);
+    });
+}
+
+#[test]
+fn what_the_kernel_derives_and_what_other_devices_have_is_left_out() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        sh("ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent
+            ip addr add 10.244.1.0/32 dev flannel.1
+            ip route add 224.0.0.0/4 dev flannel.1; ping -c1 -W1 -I flannel.1 224.0.0.9 || true");
+        assert!(sh("ip neigh show dev flannel.1 nud noarp").contains("224.0.0.9"));
+        assert_eq!(seen(&mut kernel).state.neighbours.to_vec(), []);
+    });
+}
+
+#[test]
+fn fdb_entries_of_ours_and_of_bridge_are_the_same() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        sh("ip link add flannel-v6.1 type vxlan id 1 dev eth0 local 2001:db8::1 dstport 8472 nolearning
+            bridge fdb flush dev flannel.1 2>/dev/null || true");
+        let v6 = FdbEntry { link: name("flannel-v6.1"), ..entry(PEER, "2001:db8::2") };
+        let want = [v6, entry(PEER, "192.0.2.2")];
+        applies(&mut kernel, &want.clone().map(add));
+        assert_eq!(seen(&mut kernel).state.fdb.to_vec(), want);
+        let made = shown("bridge fdb show dev flannel.1; bridge fdb show dev flannel-v6.1");
+        assert_eq!(made[0], "02:00:00:00:00:02 dst 192.0.2.2 self permanent", "{made:?}");
+        sh("bridge fdb del 02:00:00:00:00:02 dev flannel.1; bridge fdb del 02:00:00:00:00:02 dev flannel-v6.1");
+        assert_eq!(seen(&mut kernel).state.fdb.to_vec(), []);
+        sh("bridge fdb add 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2
+            bridge fdb add 02:00:00:00:00:02 dev flannel-v6.1 dst 2001:db8::2");
+        assert_eq!(seen(&mut kernel).state.fdb.to_vec(), want);
+        applies(&mut kernel, &[replace(entry(PEER, "192.0.2.3"))]);
+        assert_eq!(seen(&mut kernel).state.fdb[1], entry(PEER, "192.0.2.3"));
+        let ops = [entry(PEER, "192.0.2.3"), entry(PEER, "192.0.2.3")].map(delete);
+        assert_eq!(kernel.apply(&ops), [Outcome::Done, Outcome::Gone]);
+    });
+}
+
+#[test]
+fn fdb_entries_in_another_form_are_unknown_and_get_replaced() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        for (line, told) in [
+            ("dst 192.0.2.2 port 9999", "port"),
+            ("dst 192.0.2.2 vni 9", "vni"),
+            ("dst 192.0.2.2 via eth0", "via"),
+            ("dst 192.0.2.2 dynamic", "learned"),
+            ("dst 192.0.2.2 extern_learn", "flags 0x12"),
+        ] {
+            sh(&format!("bridge fdb add 02:00:00:00:00:02 dev flannel.1 {line}"));
+            let read = seen(&mut kernel).state.fdb.to_vec();
+            assert_eq!(read.len(), 1, "{line}: {read:?}");
+            assert_eq!(read[0].unknown.as_deref(), Some(told), "{line}");
+            assert_eq!((read[0].mac, read[0].remote), (PEER, "192.0.2.2".parse().unwrap()));
+            applies(&mut kernel, &[replace(entry(PEER, "192.0.2.2"))]);
+            let now = seen(&mut kernel).state.fdb.to_vec();
+            assert_eq!(now, [entry(PEER, "192.0.2.2")], "{line}");
+            applies(&mut kernel, &[delete(now[0].clone())]);
+            // An odd one can be deleted, too.
+            sh(&format!("bridge fdb add 02:00:00:00:00:02 dev flannel.1 {line}"));
+            let odd = seen(&mut kernel).state.fdb[0].clone();
+            applies(&mut kernel, &[delete(odd)]);
+            assert_eq!(seen(&mut kernel).state.fdb.to_vec(), [], "{line}");
+        }
+    });
+}
+
+#[test]
+fn of_two_destinations_of_a_mac_the_named_one_goes() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        sh("bridge fdb add 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2
+            bridge fdb append 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.3");
+        let both = ["192.0.2.2", "192.0.2.3"].map(|remote| entry(PEER, remote));
+        assert_eq!(seen(&mut kernel).state.fdb.to_vec(), both);
+        applies(&mut kernel, &[delete(both[1].clone())]);
+        assert_eq!(seen(&mut kernel).state.fdb.to_vec(), both[..1]);
+    });
+}

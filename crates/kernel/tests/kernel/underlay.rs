@@ -1,0 +1,106 @@
+//! Facts about the network below.
+
+use lab::Timing::Free;
+use plan::input::{AddressFacts, LinkFacts, RouteFacts};
+
+use crate::scene::*;
+
+fn networks() -> Vec<ipnet::IpNet> {
+    owned().networks
+}
+
+#[test]
+fn devices_addresses_and_routes_of_the_node() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        sh("ip route add default via 192.0.2.254; ip route add 198.51.100.0/24 via 192.0.2.9 metric 30
+            ip route add 203.0.113.0/24 nexthop via 192.0.2.8 nexthop via 192.0.2.9
+            ip route add 198.51.100.0/25 via inet6 2001:db8::9 dev eth0
+            ip -6 route add default via 2001:db8::254; ip route add 10.244.7.0/24 via 192.0.2.7
+            ip route add 100.64.0.0/10 via 192.0.2.7 table 7777; ip route add unreachable 100.65.0.0/16
+            ip addr add 192.0.2.77/24 dev eth0 valid_lft 900 preferred_lft 0");
+        let underlay = kernel.underlay(&networks()).unwrap();
+        assert_eq!(underlay, seen(&mut kernel).underlay);
+
+        let names: Vec<_> = underlay.links.iter().map(|link| link.name.to_string()).collect();
+        assert_eq!(names[0], "lo");
+        let tunnel = underlay.link(name("flannel.1")).unwrap();
+        let facts = LinkFacts {
+            name: name("flannel.1"),
+            kind: "vxlan".into(),
+            mac: OUR_MAC,
+            mtu: 1450,
+            up: true,
+            carrier: true,
+        };
+        assert_eq!(*tunnel, facts);
+
+        let fact = |address: &str| {
+            let address: ipnet::IpNet = address.parse().unwrap();
+            underlay.addresses.iter().find(|facts| facts.address == address).cloned().unwrap()
+        };
+        let plain = AddressFacts {
+            link: name("eth0"),
+            address: "192.0.2.1/24".parse().unwrap(),
+            permanent: true,
+            temporary: false,
+            deprecated: false,
+        };
+        assert_eq!(fact("192.0.2.1/24"), plain);
+        let dying = fact("192.0.2.77/24");
+        assert_eq!((dying.permanent, dying.deprecated, dying.temporary), (false, true, false));
+        let order: Vec<_> = underlay.addresses.iter().map(|facts| facts.link).collect();
+        let mut sorted = order.clone();
+        sorted.sort_by_key(|link| names.iter().position(|name| *name == link.to_string()));
+        assert_eq!(order, sorted, "by the index of the device");
+
+        let routes = underlay.routes.iter().filter(|route| !route.destination.to_string().starts_with("fe80"));
+        let routes: Vec<_> = routes.cloned().collect();
+        let route = |to: &str, gateway: Option<&str>, link: Option<&str>| RouteFacts {
+            destination: to.parse().unwrap(),
+            gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+            link: link.map(name),
+        };
+        assert_eq!(routes, [
+            route("0.0.0.0/0", Some("192.0.2.254"), Some("eth0")),
+            route("192.0.2.0/24", None, Some("eth0")),
+            route("198.51.100.0/25", Some("2001:db8::9"), Some("eth0")),
+            route("198.51.100.0/24", Some("192.0.2.9"), Some("eth0")),
+            route("203.0.113.0/24", None, None),
+            route("2001:db8::/64", None, Some("eth0")),
+            route("::/0", Some("2001:db8::254"), Some("eth0")),
+        ]);
+    });
+}
+
+#[test]
+fn the_main_table_is_the_underlays_whatever_table_is_ours() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        sh("ip route add default via 192.0.2.254; ip route add 100.64.0.0/10 via 192.0.2.7 table 7777
+            ip route add 10.244.9.0/24 via 192.0.2.9; ip route add 10.244.8.0/24 via 192.0.2.8 table 7777");
+        let owned = plan::owned::Owned { table: 7777, ..owned() };
+        let read = kernel.dump(&owned).unwrap();
+        assert_eq!(read.underlay, kernel.underlay(&networks()).unwrap());
+        let rows: Vec<_> = read.state.routes.iter().map(|row| row.destination.to_string()).collect();
+        assert_eq!(rows, ["10.244.8.0/24"]);
+    });
+}
+
+#[test]
+fn the_way_to_an_address() {
+    lab::test(Free, || {
+        let mut kernel = node();
+        sh("ip route add 198.51.100.0/24 via 192.0.2.9; ip -6 route add 2001:db8:9::/64 via 2001:db8::9");
+        let found = kernel.route_to("198.51.100.7".parse().unwrap()).unwrap();
+        assert_eq!(found.route.gateway, Some("192.0.2.9".parse().unwrap()));
+        assert_eq!((found.route.link, found.source), (Some(name("eth0")), Some("192.0.2.1".parse().unwrap())));
+        let found = kernel.route_to("192.0.2.9".parse().unwrap()).unwrap();
+        assert_eq!((found.route.gateway, found.route.link), (None, Some(name("eth0"))));
+        let found = kernel.route_to("2001:db8:9::1".parse().unwrap()).unwrap();
+        assert_eq!(found.route.gateway, Some("2001:db8::9".parse().unwrap()));
+        assert_eq!(found.source, Some("2001:db8::1".parse().unwrap()));
+        let error = kernel.route_to("203.0.113.1".parse().unwrap()).unwrap_err().to_string();
+        assert_eq!(error, "look up the route to 203.0.113.1: Network is unreachable (os error 101)");
+    });
+}

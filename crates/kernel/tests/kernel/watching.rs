@@ -1,0 +1,162 @@
+//! The monitor: what wakes and what does not.
+
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kernel::{Event, Filter, Kernel, Kind, Watch};
+use lab::Timing::{Free, Timed};
+
+use crate::scene::*;
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// A watch with the filter of a first dump, waited on by a thread of its own.
+struct Ear {
+    filter: Filter,
+    events: Receiver<Event>,
+    /// Time on a core of the waiting thread, in ns.
+    cpu: Box<dyn Fn() -> u64>,
+}
+
+fn ear(kernel: &mut Kernel) -> Ear {
+    let mut watch = Watch::open().unwrap();
+    let filter = watch.filter();
+    filter.set(&seen(kernel).interest).unwrap();
+    let (tell, events) = mpsc::channel();
+    let (tell_id, id) = mpsc::channel();
+    thread::spawn(move || {
+        tell_id.send(nix::unistd::gettid()).unwrap();
+        while tell.send(watch.wait().unwrap()).is_ok() {}
+    });
+    let id = id.recv().unwrap();
+    let cpu = move || {
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{id}/schedstat")).unwrap();
+        stat.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    Ear { filter, events, cpu: Box::new(cpu) }
+}
+
+impl Ear {
+    #[track_caller]
+    fn hears(&self, kind: Kind, line: &str) -> Event {
+        self.quiet();
+        sh(line);
+        let event = self.events.recv_timeout(SOON).unwrap_or_else(|_| panic!("`{line}` woke nobody"));
+        assert_eq!(event.kind, kind, "{line}");
+        while self.events.recv_timeout(Duration::from_millis(100)).is_ok() {}
+        event
+    }
+
+    /// Nothing is underway.
+    #[track_caller]
+    fn quiet(&self) {
+        let event = self.events.recv_timeout(Duration::from_millis(150));
+        assert!(event.is_err(), "{event:?}");
+    }
+}
+
+#[test]
+fn what_is_ours_wakes() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        let ear = ear(&mut kernel);
+        let link = ear.hears(Kind::Link, "ip link set flannel.1 mtu 1400").link;
+        assert_eq!(link, Some(name("flannel.1")));
+        assert_eq!(ear.hears(Kind::Link, "ip link set eth0 mtu 1499").link, Some(name("eth0")));
+        ear.hears(Kind::Address, "ip addr add 10.244.1.0/32 dev flannel.1");
+        ear.hears(Kind::Address, "ip addr add fd00:10:244:1::/128 dev flannel.1");
+        ear.hears(Kind::Address, "ip addr add 192.0.2.5/24 dev eth0");
+        ear.hears(Kind::Neighbour, "ip neigh add 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent");
+        ear.hears(Kind::Neighbour, "ip neigh del 10.244.2.0 dev flannel.1");
+        ear.hears(Kind::Neighbour, "bridge fdb add 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2");
+        ear.hears(Kind::Neighbour, "bridge fdb del 02:00:00:00:00:02 dev flannel.1");
+        ear.hears(Kind::Route, "ip route add 10.244.2.0/24 via 192.0.2.2");
+        ear.hears(Kind::Route, "ip route del 10.244.2.0/24");
+        ear.hears(Kind::Route, "ip -6 route add fd00:10:244:2::/64 via 2001:db8::2");
+        ear.hears(Kind::Nexthop, "ip nexthop add id 5 via 192.0.2.5 dev eth0");
+        ear.hears(Kind::Rule, "ip rule add to 10.244.0.0/16 lookup 7777");
+        ear.hears(Kind::Rule, "ip -6 rule add to fd00:10:244::/48 lookup 7777");
+        assert_eq!(ear.hears(Kind::Link, "ip link set flannel.1 name moved down").link, Some(name("moved")));
+    });
+}
+
+#[test]
+fn what_is_not_ours_wakes_nobody() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        let ear = ear(&mut kernel);
+        sh("ip link add flannel.10 type bridge; ip link set flannel.10 up; ip addr add 10.9.0.1/24 dev flannel.10
+            ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:09 dev flannel.10 nud permanent
+            ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent
+            ip link add br0 type bridge; ip link set br0 up; ip link set flannel.10 master br0
+            ip route add 10.244.2.0/24 via 192.0.2.2 table 7777; ip route add 10.244.2.0/24 via 192.0.2.2 table 200
+            ip link del flannel.10; ip link del br0");
+        // What routes went with the devices was in the tables that are not ours, except for the ones of the main table.
+        let woken: Vec<_> = ear.events.try_iter().map(|event| event.kind).filter(|kind| *kind != Kind::Route).collect();
+        assert_eq!(woken, []);
+    });
+}
+
+#[test]
+fn a_filter_is_replaced_while_the_watch_waits() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        let ear = ear(&mut kernel);
+        // Made anew, the device has an index that the filter does not know; its name tells.
+        let made = "ip link del flannel.1; ip link add flannel.1 type vxlan id 1 dev eth0 local 192.0.2.1 dstport 8472";
+        assert_eq!(ear.hears(Kind::Link, made).link, Some(name("flannel.1")));
+        sh("ip neigh add 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent");
+        ear.quiet();
+        ear.filter.set(&seen(&mut kernel).interest).unwrap();
+        ear.hears(Kind::Neighbour, "ip neigh del 10.244.2.0 dev flannel.1");
+
+        sh("ip route add 10.244.3.0/24 via 192.0.2.3 table 7777");
+        ear.quiet();
+        let long = plan::owned::Owned { table: 7777, ..owned() };
+        ear.filter.set(&kernel.dump(&long).unwrap().interest).unwrap();
+        ear.hears(Kind::Route, "ip route del 10.244.3.0/24 via 192.0.2.3 table 7777");
+        ear.hears(Kind::Route, "ip -6 route add fd00:10:244:2::/64 via 2001:db8::2 table 7777");
+        ear.hears(Kind::Route, "ip route add 198.51.100.0/24 via 192.0.2.3");
+        sh("ip route add 10.244.3.0/24 via 192.0.2.3 table 7778; ip route add 10.244.3.0/24 via 192.0.2.3 table 200");
+        ear.quiet();
+    });
+}
+
+#[test]
+fn a_storm_of_foreign_neighbours_costs_nothing() {
+    lab::test(Timed, || {
+        let mut kernel = tunnelled();
+        sh("ip link add eth1 type bridge; ip link set eth1 up; ip addr add 198.18.0.1/15 dev eth1");
+        let ear = ear(&mut kernel);
+        ear.quiet();
+        let changes = 50_000;
+        let lines: String = (0..changes)
+            .map(|k| format!("neigh replace 198.18.1.{} lladdr 02:00:00:00:{:02x}:{:02x} dev eth1 nud permanent\n", 1 + k % 200, k / 200 % 256, k % 251))
+            .collect();
+        std::fs::write("/tmp/storm", lines).unwrap();
+        let (before, start) = ((ear.cpu)(), Instant::now());
+        sh("ip -batch /tmp/storm");
+        let (took, cost) = (start.elapsed(), Duration::from_nanos((ear.cpu)() - before));
+        println!("{changes} foreign changes in {took:?} cost {cost:?}");
+        ear.quiet();
+        assert!(cost < Duration::from_millis(3), "of {took:?}");
+        ear.hears(Kind::Neighbour, "ip neigh add 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent");
+    });
+}
+
+#[test]
+fn an_overrun_is_told() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        let mut watch = Watch::open().unwrap();
+        watch.filter().set(&seen(&mut kernel).interest).unwrap();
+        // Nobody listens while the socket runs over.
+        let lines: String =
+            (0..60_000).map(|k| format!("neigh replace 10.244.2.{} lladdr 02:00:00:00:00:{:02x} dev flannel.1 nud permanent\n", 1 + k % 200, k % 251)).collect();
+        std::fs::write("/tmp/storm", lines).unwrap();
+        sh("ip -batch /tmp/storm");
+        assert_eq!(watch.wait().unwrap(), Event { kind: Kind::Overrun, link: None });
+        assert_eq!(watch.wait().unwrap().kind, Kind::Neighbour, "and it goes on");
+    });
+}

@@ -1,0 +1,87 @@
+//! What the demo knows about each backend: its configuration, whom it should reach, and what is worth breaking.
+
+use lab::{Harm, Lab, Node};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    Vxlan,
+    HostGw,
+    Direct,
+}
+
+impl Backend {
+    pub(crate) const ALL: [Self; 3] = [Self::Vxlan, Self::HostGw, Self::Direct];
+
+    pub(crate) fn named(name: &str) -> Result<Self, String> {
+        match name {
+            "vxlan" => Ok(Self::Vxlan),
+            "host-gw" => Ok(Self::HostGw),
+            "vxlan-direct" => Ok(Self::Direct),
+            _ => Err(format!("no backend `{name}`: vxlan, host-gw or vxlan-direct")),
+        }
+    }
+
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Vxlan => "vxlan",
+            Self::HostGw => "host-gw",
+            Self::Direct => "vxlan + DirectRouting",
+        }
+    }
+
+    pub(crate) fn idea(self) -> &'static str {
+        match self {
+            Self::Vxlan => {
+                "each packet to another node travels inside UDP: route, neighbour (VTEP's MAC), FDB (node's address)"
+            }
+            Self::HostGw => {
+                "each packet goes bare to the other node, which is the next hop: nothing but a route"
+            }
+            Self::Direct => "bare to nodes on the same segment, inside UDP to the others",
+        }
+    }
+
+    pub(crate) fn config(self) -> &'static str {
+        match self {
+            Self::Vxlan => r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#,
+            Self::HostGw => r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#,
+            Self::Direct => r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#,
+        }
+    }
+
+    pub(crate) fn reaches(self, from: &Node, to: &Node) -> bool {
+        self != Self::HostGw || from.segment == to.segment
+    }
+
+    /// Where the article tells its readers to look, on node1.
+    pub(crate) fn looks(self) -> &'static [&'static str] {
+        match self {
+            Self::HostGw => &["ip route", "ip -br link show type vxlan"],
+            _ => &["ip route", "bridge fdb show dev flannel.1", "ip neigh show dev flannel.1"],
+        }
+    }
+
+    /// Three harms to node1; node2 is its neighbour, node4 is behind the router.
+    pub(crate) fn harms(self, lab: &Lab) -> [Harm; 3] {
+        let dev = || "flannel.1".to_owned();
+        let subnet = lab.node(2).subnet();
+        let wrong = Harm::RouteReplaced {
+            subnet: subnet.clone(),
+            via: lab.node(3).ip.to_string(),
+            dev: "eth0".into(),
+        };
+        match self {
+            Self::Vxlan => [
+                Harm::RouteDeleted { subnet },
+                Harm::FdbFlushed { dev: dev() },
+                Harm::DeviceDeleted { dev: dev() },
+            ],
+            Self::HostGw => [Harm::RouteDeleted { subnet }, wrong, Harm::UplinkUp],
+            Self::Direct => [
+                wrong,
+                Harm::NeighboursFlushed { dev: dev() },
+                Harm::MacChanged { dev: dev(), mac: "02:00:00:00:ba:ad".into() },
+            ],
+        }
+    }
+}

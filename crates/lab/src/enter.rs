@@ -1,0 +1,150 @@
+//! Steps into user, mount, pid and net namespaces of our own by running the same executable again under util-linux's
+//! programs. Must not change anything outside, and everything inside must die with the process that asked for it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+
+const MARK: &str = "TWILL_LAB_INSIDE";
+const TOOLS: [(&str, &str); 9] = [
+    ("ip", "iproute2"),
+    ("bridge", "iproute2"),
+    ("nft", "nftables"),
+    ("tcpdump", "tcpdump"),
+    ("ping", "iputils-ping"),
+    ("setpriv", "util-linux"),
+    ("unshare", "util-linux"),
+    ("nsenter", "util-linux"),
+    ("mount", "mount"),
+];
+const OWN: [&str; 6] = ["--mount", "--net", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"];
+const OWN_USER: [&str; 2] = ["--user", "--map-root-user"];
+
+/// Directory that lives and dies with the lab; `TMPDIR` inside the lab is its `tmp`.
+pub fn work_dir() -> PathBuf {
+    PathBuf::from("/run/twill-lab")
+}
+
+/// Whether this process is the first one of a lab. A process started in the lab is not: it may open a lab of its own.
+pub fn inside() -> bool {
+    std::env::var_os(MARK).is_some() && process::id() == 1
+}
+
+/// Whether the lab has a user namespace of its own: root in it may do less than root.
+pub(crate) fn own_user() -> bool {
+    std::env::var_os(MARK).is_some_and(|mark| mark == "user")
+}
+
+/// The process, as numbered outside, whose only child is the first one of this lab: the way in for another terminal.
+pub fn door() -> Option<String> {
+    std::env::var("TWILL_LAB_DOOR").ok()
+}
+
+/// Outside: runs this executable with the same arguments inside, then exits with its exit code. Inside: settles in.
+/// The error is one line that says what to do.
+pub fn enter() -> Result<(), String> {
+    if inside() {
+        return settle();
+    }
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    let status = command()?.args(args).status().map_err(|e| format!("cannot start setpriv: {e}"))?;
+    process::exit(exit_code(status))
+}
+
+fn exit_code(status: ExitStatus) -> i32 {
+    use std::os::unix::process::ExitStatusExt;
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
+
+/// The command that runs this executable inside; the caller adds the arguments. What it starts is killed when the
+/// thread that spawned it ends, so spawn and wait on the same thread.
+pub fn command() -> Result<Command, String> {
+    check_tools()?;
+    let flags = allowed_flags()?;
+    let exe = std::env::current_exe().map_err(|e| format!("where is my own executable? {e}"))?;
+    let mut command = Command::new("setpriv");
+    // The shell closes the gap in which the parent dies before setpriv has asked to die with it.
+    let guard = r#"[ "$PPID" = "$1" ] || exit 1; shift; TWILL_LAB_DOOR=$$ exec unshare "$@""#;
+    command.args(["--pdeathsig", "KILL", "sh", "-c", guard, "lab", &process::id().to_string()]);
+    let mark = if flags.contains(&OWN_USER[0]) { "user" } else { "root" };
+    command.args(flags).arg("--").arg(exe);
+    command.env(MARK, mark).env("TMPDIR", work_dir().join("tmp"));
+    Ok(command)
+}
+
+fn check_tools() -> Result<(), String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = |tool: &str| std::env::split_paths(&path).any(|dir| dir.join(tool).is_file());
+    match TOOLS.iter().find(|(tool, _)| !found(tool)) {
+        Some((tool, package)) => Err(format!(
+            "the lab needs `{tool}` in PATH: apt-get install {package} (PATH also wants /usr/sbin)"
+        )),
+        None if !Path::new("/proc/sys/net/ipv6").exists() => {
+            Err("the lab's networks are dual-stack and this kernel has IPv6 off: boot without ipv6.disable=1"
+                .into())
+        }
+        None => Ok(()),
+    }
+}
+
+fn allowed_flags() -> Result<Vec<&'static str>, String> {
+    let own_user: Vec<_> = OWN_USER.into_iter().chain(OWN).collect();
+    let Err(refusal) = probe(&own_user) else { return Ok(own_user) };
+    if !nix::unistd::Uid::effective().is_root() {
+        return Err(format!("no user namespaces here ({refusal}): {}, or run as root", remedy()));
+    }
+    match probe(&OWN) {
+        Ok(()) => Ok(OWN.to_vec()),
+        Err(e) => {
+            Err(format!("no namespaces even for root ({e}): in a container, start it with --privileged"))
+        }
+    }
+}
+
+fn probe(flags: &[&str]) -> Result<(), String> {
+    let tried = Command::new("unshare").args(flags).args(["mount", "-t", "tmpfs", "tmpfs", "/run"]).output();
+    match tried {
+        Ok(out) if out.status.success() => Ok(()),
+        Ok(out) => Err(String::from_utf8_lossy(&out.stderr).trim().replace('\n', "; ")),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+fn remedy() -> &'static str {
+    let is = |key: &str, value: &str| fs::read_to_string(key).is_ok_and(|text| text.trim() == value);
+    if is("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1") {
+        "allow them with `sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`"
+    } else if is("/proc/sys/kernel/unprivileged_userns_clone", "0") {
+        "allow them with `sudo sysctl kernel.unprivileged_userns_clone=1`"
+    } else if is("/proc/sys/user/max_user_namespaces", "0") {
+        "allow them with `sudo sysctl user.max_user_namespaces=10000`"
+    } else {
+        "allow unprivileged user namespaces"
+    }
+}
+
+/// Prepares the lab's own view once: a /run for `ip netns`, the work directory, a switch without traffic of its own.
+pub(crate) fn settle() -> Result<(), String> {
+    static DONE: OnceLock<Result<(), String>> = OnceLock::new();
+    DONE.get_or_init(|| {
+        let mounts = "mount -t tmpfs -o mode=755 tmpfs /run && ip link set lo up";
+        let out = Command::new("sh").args(["-c", mounts]).stdin(Stdio::null()).output();
+        let out = out.map_err(|e| format!("cannot run sh: {e}"))?;
+        if !out.status.success() {
+            return Err(format!("cannot prepare the lab: {}", String::from_utf8_lossy(&out.stderr).trim()));
+        }
+        let dirs = ["tmp", "log"].map(|name| work_dir().join(name));
+        let dirs = dirs.iter().map(PathBuf::as_path).chain([Path::new("/run/flannel")]);
+        let made: io::Result<()> = dirs.into_iter().try_for_each(fs::create_dir_all);
+        made.map_err(|e| format!("cannot prepare the lab: {e}"))?;
+        // Bridges here are switches, not hosts: without this they would send neighbour discovery into the segments.
+        for who in ["all", "default"] {
+            let key = format!("/proc/sys/net/ipv6/conf/{who}/disable_ipv6");
+            fs::write(&key, "1").map_err(|e| format!("cannot write {key}: {e}"))?;
+        }
+        Ok(())
+    })
+    .clone()
+}

@@ -1,0 +1,196 @@
+//! Looks at a namespace with ip and bridge, never with our own code, and gives one value that compares equal when the
+//! state is the same, though a device was made anew in between. It looks only; it judges nothing.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use serde_json::{Map, Value};
+
+use crate::ns::Ns;
+
+const ROUTES: &str = "route show table all\nrule show\n";
+const SHOWS: [(&[&str], &str, &[&str]); 4] = [
+    (
+        &["ip", "-d", "-j"],
+        "link show\naddress show\nneighbour show nud permanent\n",
+        &["link", "addr", "neigh"],
+    ),
+    (&["ip", "-4", "-d", "-j"], ROUTES, &["route4", "rule4"]),
+    (&["ip", "-6", "-d", "-j"], ROUTES, &["route6", "rule6"]),
+    (&["bridge", "-j"], "fdb show\n", &["fdb"]),
+];
+/// Numbers that name what another field names already, counters, and what somebody's listening changes.
+const VOLATILE: [&str; 14] = [
+    "ifindex",
+    "link_index",
+    "link_netnsid",
+    "nhid",
+    "promiscuity",
+    "allmulti",
+    "stats",
+    "stats64",
+    "expires",
+    "used",
+    "updated",
+    "valid_life_time",
+    "preferred_life_time",
+    "br_port_id",
+];
+
+/// One thing that ip or bridge showed: "link", "addr", "route4", "route6", "rule4", "rule6", "neigh" or "fdb".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    pub kind: &'static str,
+    pub fields: Map<String, Value>,
+}
+
+impl Row {
+    /// A field as text; empty when it is not there.
+    pub fn text(&self, field: &str) -> &str {
+        self.fields.get(field).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// The device the row is about.
+    pub fn device(&self) -> &str {
+        ["ifname", "dev"]
+            .map(|field| self.text(field))
+            .into_iter()
+            .find(|name| !name.is_empty())
+            .unwrap_or("")
+    }
+}
+
+impl std::fmt::Display for Row {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:6}", self.kind)?;
+        for (key, value) in &self.fields {
+            match value {
+                Value::String(text) => write!(f, " {key}={text}")?,
+                other => write!(f, " {key}={other}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All that ip and bridge show of a namespace, in normal form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    rows: Vec<Row>,
+}
+
+impl View {
+    pub fn of(ns: &Ns) -> Self {
+        let shown = SHOWS.into_iter().flat_map(|(program, lines, kinds)| {
+            let answers = batch(ns, program, lines);
+            assert_eq!(answers.len(), kinds.len(), "{}: one answer for each of:\n{lines}", program.join(" "));
+            kinds.iter().zip(answers).flat_map(|(kind, answer)| rows(kind, &answer)).collect::<Vec<_>>()
+        });
+        let mut rows: Vec<_> = shown.collect();
+        rows.sort_by_cached_key(Row::to_string);
+        Self { rows }
+    }
+
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter()
+    }
+
+    pub fn of_kind(&self, kind: &str) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(move |row| row.kind == kind)
+    }
+
+    pub fn link(&self, name: &str) -> Option<&Row> {
+        self.of_kind("link").find(|row| row.text("ifname") == name)
+    }
+
+    /// What only the other has ("+") and what only we have ("-"), a line each; empty when equal.
+    pub fn diff(&self, other: &Self) -> String {
+        let lines = |view: &Self| view.rows.iter().map(Row::to_string).collect::<BTreeSet<_>>();
+        let (ours, theirs) = (lines(self), lines(other));
+        let mut text = String::new();
+        for line in ours.symmetric_difference(&theirs) {
+            let sign = if ours.contains(line) { '-' } else { '+' };
+            let _ = writeln!(text, "{sign} {line}");
+        }
+        if text.is_empty() && self != other {
+            text.push_str("the same rows, but not as many times\n");
+        }
+        text
+    }
+}
+
+impl std::fmt::Display for View {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.rows.iter().try_for_each(|row| writeln!(f, "{row}"))
+    }
+}
+
+/// The rows of the pod network 10.244.0.0/16 but for the node's own bridge: on flannel devices, or routes inside it.
+pub fn ours(view: &View) -> impl Iterator<Item = &Row> {
+    view.rows().filter(|row| {
+        let device = row.device();
+        let routed = row.kind == "route4" && row.text("dst").starts_with("10.244.");
+        device.starts_with("flannel") || (routed && device != "cni0")
+    })
+}
+
+fn batch(ns: &Ns, program: &[&str], lines: &str) -> Vec<Value> {
+    let mut command: Command = ns.command(program[0]);
+    command.args(&program[1..]).args(["-batch", "-"]);
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = child.expect("nsenter starts");
+    let asked = child.stdin.take().expect("a pipe was asked for").write_all(lines.as_bytes());
+    let out = child.wait_with_output().expect("nsenter ends");
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(asked.is_ok() && out.status.success(), "{}: {}: {said}", ns.name(), program.join(" "));
+    let answers = serde_json::Deserializer::from_slice(&out.stdout).into_iter().collect::<Result<_, _>>();
+    answers.unwrap_or_else(|e| panic!("{}: {}: {e}", ns.name(), program.join(" ")))
+}
+
+fn rows(kind: &'static str, answer: &Value) -> Vec<Row> {
+    let objects = answer.as_array().into_iter().flatten().filter_map(Value::as_object).cloned();
+    // A device that vanished while ip was printing it leaves an empty object.
+    let objects = objects.filter(|fields| !fields.is_empty());
+    let objects = objects.flat_map(|fields| if kind == "addr" { addresses(&fields) } else { vec![fields] });
+    let kept = objects.filter(|fields| kind != "fdb" || lasting(fields));
+    kept.map(|fields| Row { kind, fields: normal(fields) }).collect()
+}
+
+/// One row per address instead of one per link: the link's own part is in the "link" rows.
+fn addresses(link: &Map<String, Value>) -> Vec<Map<String, Value>> {
+    let name = link.get("ifname").cloned().unwrap_or_default();
+    let infos = link.get("addr_info").and_then(Value::as_array).into_iter().flatten();
+    let named = infos.filter_map(|info| {
+        let mut fields = info.as_object()?.clone();
+        fields.insert("ifname".into(), name.clone());
+        Some(fields)
+    });
+    named.collect()
+}
+
+/// Learned entries come and go with the traffic, multicast ones with the kernel's group memberships.
+fn lasting(fdb: &Map<String, Value>) -> bool {
+    let text = |field: &str| fdb.get(field).and_then(Value::as_str).unwrap_or_default();
+    let group = ["33:33:", "01:00:5e:"].iter().any(|prefix| text("mac").starts_with(prefix));
+    !group && ["permanent", "static"].contains(&text("state"))
+}
+
+fn normal(fields: Map<String, Value>) -> Map<String, Value> {
+    let kept =
+        fields.into_iter().filter(|(key, _)| !VOLATILE.contains(&key.as_str()) && !key.ends_with("_timer"));
+    kept.map(|(key, value)| (key, normal_value(value))).collect()
+}
+
+fn normal_value(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => Value::Object(normal(fields)),
+        Value::Array(items) => {
+            let mut items: Vec<_> = items.into_iter().map(normal_value).collect();
+            items.sort_by_cached_key(Value::to_string);
+            Value::Array(items)
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,43 @@
+//! Measures a repair: from the harm until the node reads exactly as before and a fresh ping passes. Refuses to measure
+//! a harm that did nothing.
+
+use std::time::{Duration, Instant};
+
+use crate::eyes::View;
+use crate::harm::Harm;
+use crate::monitors::Monitors;
+use crate::node::Node;
+use crate::wait::until;
+
+const DEADLINE: Duration = Duration::from_secs(15);
+
+/// Harms `node` and gives the time until it is as `before` and `ping` says true; panics with the difference after 15 s.
+pub fn time_to_heal(node: &Node, before: &View, harm: &Harm, ping: impl FnMut() -> bool) -> Duration {
+    try_heal(node, before, harm, DEADLINE, ping).unwrap_or_else(|why| panic!("{why}"))
+}
+
+/// [`time_to_heal`] with a deadline of its own, for those who go on after a failure.
+pub fn try_heal(
+    node: &Node,
+    before: &View,
+    harm: &Harm,
+    deadline: Duration,
+    mut ping: impl FnMut() -> bool,
+) -> Result<Duration, String> {
+    let monitors = Monitors::start(&node.ns);
+    let start = Instant::now();
+    harm.apply(node);
+    let mut seen = None;
+    let as_before = until(deadline, || (*seen.insert(View::of(&node.ns)) == *before).then_some(()));
+    let left = deadline.saturating_sub(start.elapsed());
+    let healed = as_before.and_then(|()| until(left, || ping().then(|| start.elapsed())));
+    let what = format!("{}: `{}`", node.name, harm.command(node));
+    if harm.is_heard() && monitors.events().is_empty() {
+        return Err(format!("{what} changed nothing"));
+    }
+    healed.ok_or_else(|| {
+        let diff = seen.map(|seen| before.diff(&seen)).unwrap_or_default();
+        let state = if diff.is_empty() { "it reads as before, but no ping passes".into() } else { diff };
+        format!("{what} not repaired after {} s (- before, + now):\n{state}", deadline.as_secs())
+    })
+}

@@ -1,0 +1,48 @@
+//! The laboratory: real namespaces, the real kernel, real daemon processes, real pings. It builds and looks with
+//! iproute2, nft, tcpdump and ping only, so that a fault of twill's own code cannot hide itself; it must never touch
+//! the host's network and never leave anything behind. Its way to fail is to panic: it is test machinery.
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test machinery: a lab that cannot do what the test asked fails that test"
+)]
+
+mod capture;
+mod daemon;
+pub mod enter;
+pub mod eyes;
+pub mod foreign;
+pub mod harm;
+pub mod heal;
+mod lines;
+mod monitors;
+mod node;
+mod ns;
+mod ping;
+mod pod;
+mod store;
+mod storm;
+mod subnet_env;
+mod testing;
+mod topology;
+mod traffic;
+mod wait;
+
+pub use capture::Capture;
+pub use daemon::Daemon;
+pub use eyes::View;
+pub use harm::Harm;
+pub use heal::{time_to_heal, try_heal};
+pub use lines::{Line, Lines};
+pub use monitors::Monitors;
+pub use node::{HEALTHZ_PORT, Node, Reply};
+pub use ns::Ns;
+pub use ping::{PingReport, PingStream};
+pub use pod::Pod;
+pub use store::Store;
+pub use storm::Storm;
+pub use subnet_env::SubnetEnv;
+pub use testing::{Timing, test, test_within};
+pub use topology::{Lab, Topology};
+pub use traffic::{Traffic, TrafficReport};
+pub use wait::{holds_for, until, wait_for};

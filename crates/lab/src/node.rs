@@ -1,0 +1,158 @@
+//! One node: its namespace, addresses, its own /run/flannel, and the programs that run on it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::daemon::Daemon;
+use crate::ns::Ns;
+use crate::ping::ping;
+use crate::pod::{Pod, pod_name};
+use crate::store::Store;
+use crate::subnet_env::SubnetEnv;
+use crate::wait::until;
+
+/// Where every daemon of the lab serves /healthz, /readyz and /metrics, on its node's 127.0.0.1.
+pub const HEALTHZ_PORT: u16 = 8081;
+const ANSWER: Duration = Duration::from_secs(2);
+const SUBNET_FILE: Duration = Duration::from_secs(15);
+
+/// An HTTP answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    pub status: u16,
+    pub body: String,
+}
+
+#[derive(Debug)]
+pub struct Node {
+    pub index: usize,
+    pub name: String,
+    /// 'A' or 'B'.
+    pub segment: char,
+    pub ns: Ns,
+    pub ip: Ipv4Addr,
+    pub ip6: Ipv6Addr,
+    pub mac: String,
+    run: PathBuf,
+    store: PathBuf,
+    twill: PathBuf,
+    pods: AtomicUsize,
+}
+
+impl Node {
+    pub(crate) fn new(index: usize, segment: char, home: &Path, (store, twill): (&Store, &Path)) -> Self {
+        let name = format!("node{index}");
+        let run = home.join(&name);
+        fs::create_dir_all(&run).unwrap_or_else(|e| panic!("{}: {e}", run.display()));
+        let net = if segment == 'A' { 100 } else { 101 };
+        let host = u8::try_from(index + 10).expect("at most 244 nodes");
+        Self {
+            index,
+            segment,
+            ns: Ns::named(&name),
+            ip: Ipv4Addr::new(192, 168, net, host),
+            ip6: format!("fd00:{net}::{host}").parse().expect("an IPv6 address"),
+            mac: format!("02:00:00:00:00:{:02x}", index + 0x10),
+            run,
+            store: store.path().to_owned(),
+            twill: twill.to_owned(),
+            pods: AtomicUsize::new(0),
+            name,
+        }
+    }
+
+    pub fn gateway(&self) -> Ipv4Addr {
+        let [a, b, net, _] = self.ip.octets();
+        Ipv4Addr::new(a, b, net, 1)
+    }
+
+    pub fn gateway6(&self) -> Ipv6Addr {
+        let [a, b, ..] = self.ip6.segments();
+        Ipv6Addr::new(a, b, 0, 0, 0, 0, 0, 1)
+    }
+
+    /// The directory this node's programs see as /run/flannel.
+    pub fn run_dir(&self) -> &Path {
+        &self.run
+    }
+
+    /// Starts `twill daemon` with the lab's store and health port and these arguments, such as `--iface=eth0`.
+    pub fn start(&self, args: &[&str]) -> Daemon<'_> {
+        let store = self.store.display().to_string();
+        let health = ["--healthz-ip=127.0.0.1", &format!("--healthz-port={HEALTHZ_PORT}")];
+        let all = [&["daemon", "--store", &store], args, &health].concat();
+        Daemon::start(self, all.into_iter().map(str::to_owned).collect())
+    }
+
+    /// What `twill ARGS` prints on this node; panics when it fails.
+    pub fn twill(&self, args: &[&str]) -> String {
+        let out = self.twill_output(args);
+        if !out.status.success() {
+            let said = String::from_utf8_lossy(&out.stderr);
+            panic!("{}: `twill {}`: {}: {}", self.name, args.join(" "), out.status, said.trim());
+        }
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
+    pub fn twill_output(&self, args: &[&str]) -> Output {
+        let mut command = self.twill_command(args);
+        command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{}: twill: {e}", self.name))
+    }
+
+    /// `twill ARGS` in the node's network namespace and with the node's /run/flannel; its pid is twill's own.
+    pub fn twill_command<S: AsRef<std::ffi::OsStr>>(&self, args: &[S]) -> Command {
+        let mut command = Command::new("ip");
+        // `ip netns exec` brings the mount namespace (and a /sys of the node) in which the bind mount stays private.
+        let line = r#"mount --bind "$1" /run/flannel && shift && exec "$@""#;
+        command.args(["netns", "exec", &self.name, "sh", "-c", line, "sh"]);
+        command.arg(&self.run).arg(&self.twill).args(args);
+        command
+    }
+
+    /// The subnet file, when there is one.
+    pub fn subnet_env(&self) -> Option<SubnetEnv> {
+        SubnetEnv::read(&self.run.join("subnet.env"))
+    }
+
+    /// The node's pod subnet, such as 10.244.34.0/24; waits for the daemon to have one.
+    pub fn subnet(&self) -> String {
+        self.wait_subnet_env().subnet4().unwrap_or_else(|| panic!("{} has no IPv4 subnet", self.name))
+    }
+
+    pub(crate) fn wait_subnet_env(&self) -> SubnetEnv {
+        until(SUBNET_FILE, || self.subnet_env())
+            .unwrap_or_else(|| panic!("{}: no subnet.env after {} s", self.name, SUBNET_FILE.as_secs()))
+    }
+
+    /// A new pod on this node, made as a CNI plugin would; waits for subnet.env.
+    pub fn pod(&self) -> Pod {
+        Pod::create(self, self.pods.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(crate) fn pod_names(&self) -> impl Iterator<Item = String> {
+        (0..self.pods.load(Ordering::Relaxed)).map(|nth| pod_name(self.index, nth))
+    }
+
+    /// One echo, one second of patience: the round-trip time, or None.
+    pub fn ping(&self, to: impl Into<IpAddr>) -> Option<Duration> {
+        ping(&self.ns, to.into(), &[])
+    }
+
+    /// HTTP GET from the daemon of this node; None when nobody answers.
+    pub fn get(&self, path: &str) -> Option<Reply> {
+        self.ns.within(|| {
+            let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], HEALTHZ_PORT))).ok()?;
+            stream.set_read_timeout(Some(ANSWER)).ok()?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n").ok()?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).ok()?;
+            let (head, body) = text.split_once("\r\n\r\n")?;
+            Some(Reply { status: head.split(' ').nth(1)?.parse().ok()?, body: body.to_owned() })
+        })
+    }
+}

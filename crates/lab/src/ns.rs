@@ -1,0 +1,120 @@
+//! A named network namespace and how to do things in it: a command line, a batch for ip, a thread, a sysctl.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::thread::{self, JoinHandle};
+
+use nix::sched::{CloneFlags, setns};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ns {
+    name: String,
+}
+
+impl Ns {
+    /// A namespace that `ip netns` knows by this name.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into() }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from("/run/netns").join(&self.name)
+    }
+
+    /// `program` in this network namespace; its pid is the program's own.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path().display())).arg("--").arg(program).stdin(Stdio::null());
+        command
+    }
+
+    /// A line as one would type it in a shell of this namespace.
+    pub fn output(&self, line: &str) -> Output {
+        let out = self.command("sh").args(["-c", line]).output();
+        out.unwrap_or_else(|e| panic!("{}: `{line}`: {e}", self.name))
+    }
+
+    /// What `line` prints; panics with its complaint when it fails.
+    pub fn run(&self, line: &str) -> String {
+        let out = self.output(line);
+        if !out.status.success() {
+            let said = String::from_utf8_lossy(&out.stderr);
+            panic!("{}: `{line}`: {}: {}", self.name, out.status, said.trim());
+        }
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
+    /// Many lines of `ip` in one process.
+    pub fn batch(&self, lines: &str) {
+        ip_batch(&["-n", &self.name], lines);
+    }
+
+    /// Runs `work` on a new thread that has entered this namespace.
+    pub fn thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let ns = self.clone();
+        thread::spawn(move || {
+            ns.join();
+            work()
+        })
+    }
+
+    /// Runs `work` in this namespace and waits for it.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let entered = || {
+            self.join();
+            work()
+        };
+        thread::scope(|scope| match scope.spawn(entered).join() {
+            Ok(value) => value,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    }
+
+    fn join(&self) {
+        let file = File::open(self.path()).unwrap_or_else(|e| panic!("{}: {e}", self.path().display()));
+        setns(file, CloneFlags::CLONE_NEWNET).unwrap_or_else(|e| panic!("cannot enter {}: {e}", self.name));
+    }
+
+    /// Writes sysctls given as in sysctl(8), such as ("net.ipv4.ip_forward", "1"); a `/` stands for a dot in a name.
+    pub fn sysctl(&self, settings: &[(&str, &str)]) {
+        self.within(|| {
+            for (key, value) in settings {
+                let path = format!("/proc/sys/{}", swapped(key));
+                fs::write(&path, value).unwrap_or_else(|e| panic!("{}: {path}={value}: {e}", self.name));
+            }
+        });
+    }
+}
+
+/// sysctl(8)'s rule for device names with dots: "net.ipv4.conf.flannel/1.rp_filter".
+fn swapped(key: &str) -> String {
+    let swap = |c| match c {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    key.chars().map(swap).collect()
+}
+
+/// Feeds `lines` to one `ip -batch`; panics at the first one that fails.
+pub(crate) fn ip_batch(options: &[&str], lines: &str) {
+    let mut command = Command::new("ip");
+    command.args(options).args(["-batch", "-"]);
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let mut child = child.expect("ip starts");
+    let mut stdin = child.stdin.take().expect("a pipe was asked for");
+    // ip stops reading at the first failure; its complaint below says more than our broken pipe.
+    let _ = stdin.write_all(lines.as_bytes());
+    drop(stdin);
+    let out = child.wait_with_output().expect("ip ends");
+    if !out.status.success() {
+        panic!("ip {} -batch: {}in:\n{lines}", options.join(" "), String::from_utf8_lossy(&out.stderr));
+    }
+}

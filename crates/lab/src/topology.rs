@@ -1,0 +1,195 @@
+//! Builds the underlay: nodes on one layer-2 segment, or on two with a router between them. Must leave the pod network
+//! alone: that is the daemon's work, and what a CNI plugin would do is in `pod`.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::daemon::Daemon;
+use crate::enter::work_dir;
+use crate::node::Node;
+use crate::ns::{Ns, ip_batch};
+use crate::pod::Pod;
+use crate::store::Store;
+
+/// What a network manager and a CNI plugin would have set on the machine.
+const FORWARDING: [(&str, &str); 2] = [("net.ipv4.ip_forward", "1"), ("net.ipv6.conf.all.forwarding", "1")];
+/// Known values whatever the host has, and addresses that are usable, and stay, at once.
+pub(crate) const PLAIN: [(&str, &str); 7] = [
+    ("net.ipv4.conf.all.rp_filter", "0"),
+    ("net.ipv4.conf.default.rp_filter", "0"),
+    ("net.ipv6.conf.all.accept_dad", "0"),
+    ("net.ipv6.conf.default.accept_dad", "0"),
+    ("net.ipv6.conf.all.keep_addr_on_down", "1"),
+    ("net.ipv6.conf.default.keep_addr_on_down", "1"),
+    ("net.ipv6.conf.default.router_solicitations", "0"),
+];
+
+/// What to build. Node k is 192.168.100.(10+k) on segment A, 192.168.101.(10+k) on segment B.
+#[derive(Clone, Debug)]
+pub struct Topology {
+    near: usize,
+    far: usize,
+    twill: Option<PathBuf>,
+}
+
+impl Topology {
+    /// `nodes` nodes on one segment.
+    pub fn flat(nodes: usize) -> Self {
+        Self { near: nodes, far: 0, twill: None }
+    }
+
+    /// `near` nodes on segment A, then `far` nodes on segment B, with a router between.
+    pub fn routed(near: usize, far: usize) -> Self {
+        Self { near, far, twill: None }
+    }
+
+    /// The daemon's executable; `TWILL_BIN` in the environment has the last word.
+    pub fn twill(mut self, path: impl Into<PathBuf>) -> Self {
+        self.twill = Some(path.into());
+        self
+    }
+
+    /// The executable that the nodes will run; nobody has looked yet whether it exists.
+    pub fn executable(&self) -> PathBuf {
+        twill_path(self.twill.as_deref())
+    }
+
+    pub fn build(self) -> Lab {
+        static LABS: AtomicUsize = AtomicUsize::new(0);
+        let home = work_dir().join(format!("lab{}", LABS.fetch_add(1, Ordering::Relaxed)));
+        let store = Store::create(home.join("store"));
+        let twill = self.executable();
+        let node = |k| Node::new(k, if k <= self.near { 'A' } else { 'B' }, &home, (&store, &twill));
+        let nodes: Vec<_> = (1..=self.near + self.far).map(node).collect();
+        let router = (self.far > 0).then(|| Ns::named("router"));
+        let lab = Lab { store, nodes, router };
+        lab.wire();
+        lab
+    }
+}
+
+fn twill_path(given: Option<&Path>) -> PathBuf {
+    let beside = || std::env::current_exe().map(|exe| exe.with_file_name("twill")).unwrap_or_default();
+    match std::env::var_os("TWILL_BIN") {
+        Some(path) => path.into(),
+        None => given.map_or_else(beside, Path::to_owned),
+    }
+}
+
+/// A built topology; all of it goes when this value does.
+#[derive(Debug)]
+pub struct Lab {
+    pub store: Store,
+    nodes: Vec<Node>,
+    router: Option<Ns>,
+}
+
+impl Lab {
+    /// Node `k`, counted from 1.
+    pub fn node(&self, k: usize) -> &Node {
+        &self.nodes[k - 1]
+    }
+
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    pub fn router(&self) -> &Ns {
+        self.router.as_ref().expect("only a routed topology has a router")
+    }
+
+    /// Starts the daemon on every node and waits until all are ready.
+    pub fn start_all(&self, args: &[&str]) -> Vec<Daemon<'_>> {
+        let daemons: Vec<_> = self.nodes.iter().map(|node| node.start(args)).collect();
+        daemons.iter().for_each(Daemon::wait_ready);
+        daemons
+    }
+
+    /// One pod on each node.
+    pub fn pods(&self) -> Vec<Pod> {
+        self.nodes.iter().map(Node::pod).collect()
+    }
+
+    fn spaces(&self) -> impl Iterator<Item = &Ns> {
+        self.nodes.iter().map(|node| &node.ns).chain(self.router.as_ref())
+    }
+
+    fn segments(&self) -> &'static [char] {
+        if self.router.is_some() { &['A', 'B'] } else { &['A'] }
+    }
+
+    fn wire(&self) {
+        ip_batch(
+            &[],
+            &self.spaces().fold(String::new(), |lines, ns| lines + "netns add " + ns.name() + "\n"),
+        );
+        for ns in self.spaces() {
+            ns.sysctl(&PLAIN);
+            ns.sysctl(&FORWARDING);
+        }
+        ip_batch(&[], &self.switch_lines());
+        for node in &self.nodes {
+            let (ip, ip6, gateway, gateway6) = (node.ip, node.ip6, node.gateway(), node.gateway6());
+            node.ns.batch(&format!(
+                "link set lo up\nlink set eth0 up\naddress add {ip}/24 dev eth0\naddress add {ip6}/64 dev eth0\n\
+                 route add default via {gateway} dev eth0\nroute add default via {gateway6} dev eth0\n"
+            ));
+        }
+        if let Some(router) = &self.router {
+            let mut lines = "link set lo up\n".to_owned();
+            for (net, dev) in [("100", "eth0"), ("101", "eth1")] {
+                let _ = writeln!(lines, "link set {dev} up\naddress add 192.168.{net}.1/24 dev {dev}");
+                let _ = writeln!(lines, "address add fd00:{net}::1/64 dev {dev}");
+            }
+            router.batch(&lines);
+        }
+    }
+
+    /// Switches in the lab's root namespace, and a cable from each to its hosts; a port is called as its host.
+    fn switch_lines(&self) -> String {
+        let mut lines = String::new();
+        for segment in self.segments() {
+            let _ = writeln!(lines, "link add seg{segment} type bridge mcast_snooping 0");
+            let _ = writeln!(lines, "link set seg{segment} up");
+        }
+        let mut cable = |host: (&str, &str, &str), (port, segment): (&str, char)| {
+            let (ns, dev, mac) = host;
+            let _ = writeln!(
+                lines,
+                "link add {dev} mtu 1500 address {mac} netns {ns} type veth peer name {port}"
+            );
+            let _ = writeln!(lines, "link set {port} mtu 1500 master seg{segment} up");
+        };
+        for node in &self.nodes {
+            cable((&node.name, "eth0", &node.mac), (&node.name, node.segment));
+        }
+        if self.router.is_some() {
+            cable(("router", "eth0", "02:00:00:00:01:00"), ("routerA", 'A'));
+            cable(("router", "eth1", "02:00:00:00:01:01"), ("routerB", 'B'));
+        }
+        lines
+    }
+}
+
+impl Drop for Lab {
+    /// Names are free again at once, so that the next lab can be built in the same process.
+    fn drop(&mut self) {
+        let mut lines = String::new();
+        let ports = self.nodes.iter().map(|node| node.name.as_str());
+        for port in ports.chain(self.router.iter().flat_map(|_| ["routerA", "routerB"])) {
+            let _ = writeln!(lines, "link delete {port}");
+        }
+        for segment in self.segments() {
+            let _ = writeln!(lines, "link delete seg{segment}");
+        }
+        let pods = self.nodes.iter().flat_map(Node::pod_names);
+        for name in self.spaces().map(|ns| ns.name().to_owned()).chain(pods) {
+            let _ = writeln!(lines, "netns delete {name}");
+        }
+        // While a failed test unwinds, a second panic would hide the first one, and the lab dies with us anyway.
+        if !std::thread::panicking() {
+            ip_batch(&["-force"], &lines);
+        }
+    }
+}

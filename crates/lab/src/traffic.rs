@@ -1,0 +1,83 @@
+//! New TCP connections from pod to pod at a steady rate: the traffic under which flannel refreshes neighbours.
+
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::pod::Pod;
+
+const PORT: u16 = 7070;
+const PATIENCE: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrafficReport {
+    pub made: u64,
+    pub failed: u64,
+    pub took: Duration,
+}
+
+/// Traffic under way.
+#[derive(Debug)]
+pub struct Traffic {
+    connector: JoinHandle<TrafficReport>,
+    acceptor: JoinHandle<()>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Traffic {
+    /// `per_second` connections for `span`, each opened, closed by the far side, and closed.
+    pub fn start(from: &Pod, to: &Pod, per_second: u32, span: Duration) -> Self {
+        let target = SocketAddr::from((to.ip(), PORT));
+        let stop = Arc::new(AtomicBool::new(false));
+        let any: IpAddr = if target.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
+        let listener =
+            to.ns.within(|| TcpListener::bind((any, PORT)).expect("one traffic per pod at a time"));
+        listener.set_nonblocking(true).expect("a socket option");
+        let over = Arc::clone(&stop);
+        let acceptor = thread::spawn(move || accept(&listener, &over));
+        let connector = from.ns.thread(move || connect(target, per_second, span));
+        Self { connector, acceptor, stop }
+    }
+
+    /// Waits for its end.
+    pub fn finish(self) -> TrafficReport {
+        let report = self.connector.join().expect("the connector ends");
+        self.stop.store(true, Ordering::Relaxed);
+        self.acceptor.join().expect("the acceptor ends");
+        report
+    }
+}
+
+/// The acceptor closes first, so that TIME_WAIT stays here and the connector never runs out of ports.
+fn accept(listener: &TcpListener, over: &AtomicBool) {
+    while !over.load(Ordering::Relaxed) {
+        match listener.accept() {
+            Ok((stream, _)) => drop(stream),
+            Err(_) => thread::sleep(Duration::from_micros(200)),
+        }
+    }
+}
+
+fn connect(target: SocketAddr, per_second: u32, span: Duration) -> TrafficReport {
+    let (start, step) = (Instant::now(), Duration::from_secs(1) / per_second);
+    let mut report = TrafficReport { made: 0, failed: 0, took: Duration::ZERO };
+    let mut due = start;
+    while start.elapsed() < span {
+        match TcpStream::connect_timeout(&target, PATIENCE).and_then(closed_by_peer) {
+            Ok(()) => report.made += 1,
+            Err(_) => report.failed += 1,
+        }
+        due += step;
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+    report.took = start.elapsed();
+    report
+}
+
+fn closed_by_peer(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.read(&mut [0]).map(|_| ())
+}

@@ -1,0 +1,85 @@
+//! What the lab leaves behind when it is killed: nothing.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use lab::{Timing, Topology, until, wait_for};
+
+const VICTIM: &str = "LAB_VICTIM";
+
+/// Processes whose environment has `mark`, each with its network namespace.
+fn marked(mark: &str) -> Vec<(String, String)> {
+    let processes = fs::read_dir("/proc").expect("/proc").flatten().map(|entry| entry.path());
+    let marked = processes.filter(|dir| {
+        let environment = fs::read(dir.join("environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|pair| pair == mark.as_bytes())
+    });
+    let named = marked.filter_map(|dir| {
+        let name = fs::read_to_string(dir.join("comm")).ok()?;
+        Some((name.trim().to_owned(), net_of(&dir)?))
+    });
+    named.collect()
+}
+
+fn net_of(process: &std::path::Path) -> Option<String> {
+    Some(fs::read_link(process.join("ns/net")).ok()?.display().to_string())
+}
+
+fn all_nets() -> BTreeSet<String> {
+    fs::read_dir("/proc").expect("/proc").flatten().filter_map(|entry| net_of(&entry.path())).collect()
+}
+
+#[test]
+fn kill_9_leaves_nothing() {
+    if std::env::var_os(VICTIM).is_some() {
+        return lab::test(Timing::Free, || {
+            let lab = Topology::flat(2).build();
+            let mut sleeper = lab.node(2).ns.command("sleep").arg("600").spawn().expect("sleep starts");
+            sleeper.wait().expect("killed with the lab");
+        });
+    }
+    let mark = format!("{VICTIM}={}", std::process::id());
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").expect("mounts").lines().count();
+    let (before, own) = (mounts(), net_of("/proc/self".as_ref()).expect("own namespace"));
+    let mut victim = Command::new(std::env::current_exe().expect("own executable"));
+    victim.args(["--exact", "enter::kill_9_leaves_nothing", "--nocapture"]);
+    victim.env(VICTIM, std::process::id().to_string()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut victim = victim.spawn().expect("the victim starts");
+
+    let up = || {
+        let all = marked(&mark);
+        all.iter().any(|(name, _)| name == "sleep").then_some(all)
+    };
+    let all = until(Duration::from_secs(20), up).expect("the victim's lab comes up");
+    let nets: BTreeSet<_> = all.into_iter().map(|(_, net)| net).filter(|net| *net != own).collect();
+    assert!(nets.len() >= 2, "the lab's own network and a node's: {nets:?}");
+    assert!(nets.is_subset(&all_nets()));
+
+    victim.kill().expect("kill -9");
+    victim.wait().expect("dead");
+    let limit = Duration::from_secs(5);
+    wait_for("all processes of the lab gone", limit, || marked(&mark).is_empty());
+    wait_for("all namespaces of the lab gone", limit, || all_nets().is_disjoint(&nets));
+    assert_eq!(mounts(), before, "no mount is left");
+}
+
+#[test]
+fn the_hosts_network_is_out_of_sight() {
+    let host = fs::read_to_string("/proc/self/net/dev").expect("devices");
+    lab::test(Timing::Free, || {
+        let lab = Topology::flat(1).build();
+        let links = lab.node(1).ns.run("ip -o link | wc -l");
+        assert_eq!(links.trim(), "2", "lo and eth0");
+        let own = Command::new("ip").args(["-br", "link"]).output().expect("ip");
+        let own = String::from_utf8_lossy(&own.stdout).into_owned();
+        let names: BTreeSet<_> = own.lines().filter_map(|line| line.split(['@', ' ']).next()).collect();
+        assert_eq!(names, BTreeSet::from(["lo", "node1", "segA"]));
+    });
+    let after = fs::read_to_string("/proc/self/net/dev").expect("devices");
+    let names = |text: &str| {
+        text.lines().filter_map(|line| Some(line.split_once(':')?.0.to_owned())).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&host), names(&after));
+}

@@ -1,0 +1,9 @@
+//! The lab proves itself first: each promise that a test of twill relies on, without twill.
+#![expect(clippy::expect_used, reason = "a helper of a test fails as the test does")]
+
+mod enter;
+mod look;
+mod measure;
+mod pods;
+mod testing;
+mod topology;

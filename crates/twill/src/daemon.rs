@@ -1,0 +1,116 @@
+//! `twill daemon`: joins the parts, in the order in which they start.
+//!
+//! Three threads: rounds (this one, blocking), the kernel's monitor, and one for the store and the servers. Stopping is
+//! the same as being killed: nothing has to be undone, and the data plane stays.
+
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::Context;
+use kernel::{Kernel, Kind, Watch};
+use store::{Dir, View};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{error, info};
+
+use crate::flags::Flags;
+use crate::metrics::Metrics;
+use crate::own_lease::{self, Identity};
+use crate::reconcile::{Memory, Reconciler};
+use crate::report::{self, NodeReport};
+use crate::trigger::{self, Bell, Cause};
+use crate::{http, logging};
+
+/// Runs until it is told to stop.
+pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
+    logging::init();
+    info!("twill {} starts: {flags:?}", env!("CARGO_PKG_VERSION"));
+    let (bell, trigger) = trigger::channel();
+    let (metrics, board) = (Arc::new(Metrics::new()), report::board());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let servers = runtime.block_on(http::bind(flags, &metrics, &board))?;
+    let tasks = runtime.handle().clone();
+    spawn("servers", move || runtime.block_on(serve(servers)))?;
+
+    let mut kernel = Kernel::open().context("opening netlink")?;
+    let store = Dir::new(&flags.store);
+    let Identity { config, node, uplink_reason } = own_lease::establish(flags, &store, &mut kernel, &board)?;
+    info!("our subnet is {}, backend {}", node.subnet, config.backend.name());
+    board.send_modify(|report| {
+        Arc::make_mut(report).node = Some(NodeReport::new(&config, &node, uplink_reason));
+    });
+    report::wait_for(&board, "the first list of leases");
+
+    let (view_in, view) = watch::channel(View::default());
+    tasks.spawn(store.watch(view_in));
+    tasks.spawn(ring_on_change(view.clone(), bell.clone()));
+    let monitor = Watch::open().context("opening the kernel's monitor")?;
+    let filter = monitor.filter();
+    spawn("monitor", move || listen(monitor, &bell))?;
+    let (subnet_file, ip_masq) = (flags.subnet_file.clone(), flags.ip_masq);
+    let memory = Memory::default();
+    Reconciler { kernel, filter, config, node, view, subnet_file, ip_masq, metrics, board, memory }
+        .run(trigger)
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(body)
+        .map(drop)
+        .with_context(|| format!("starting thread {name}"))
+}
+
+/// Serves until SIGTERM or SIGINT, then ends the process: a half-done round is repaired by the next start.
+async fn serve(servers: http::Servers) {
+    let stop = async {
+        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+            (Ok(mut terminate), Ok(mut interrupt)) => tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            },
+            (Err(error), _) | (_, Err(error)) => {
+                error!("signals cannot be heard, only SIGKILL will end this process: {error}");
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    let socket = servers.socket.clone();
+    tokio::select! {
+        () = stop => {}
+        () = servers.run() => {}
+    }
+    info!("stopping; routes and devices stay as they are");
+    // Nobody listens there any more; a left-over would only make `twill status` wonder.
+    let _ = std::fs::remove_file(socket);
+    std::process::exit(0);
+}
+
+async fn ring_on_change(mut view: watch::Receiver<View>, bell: Bell) {
+    while view.changed().await.is_ok() {
+        bell.ring(Cause::Leases);
+    }
+}
+
+/// Turns the kernel's events into causes, for ever.
+fn listen(mut monitor: Watch, bell: &Bell) {
+    loop {
+        let cause = match monitor.wait() {
+            Ok(event) => match event.kind {
+                Kind::Link => Cause::Link,
+                Kind::Address => Cause::Address,
+                Kind::Route => Cause::Route,
+                Kind::Neighbour => Cause::Neighbour,
+                Kind::Nexthop => Cause::Nexthop,
+                Kind::Rule => Cause::Rule,
+                Kind::Overrun => Cause::Overrun,
+            },
+            Err(error) => {
+                error!("the kernel's monitor fails, looking again anyway: {error}");
+                thread::sleep(std::time::Duration::from_secs(1));
+                Cause::Overrun
+            }
+        };
+        bell.ring(cause);
+    }
+}

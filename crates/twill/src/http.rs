@@ -1,0 +1,164 @@
+//! The servers: `/healthz`, `/readyz` and `/metrics` on TCP as flannel has them (flannel-compat 9), `/status` on the
+//! unix socket for `twill status` alone. They read the board and change nothing.
+
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::CONTENT_TYPE;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::flags::Flags;
+use crate::metrics::Metrics;
+use crate::report::{Board, Report};
+
+/// Listening sockets with what they answer from.
+pub(crate) struct Servers {
+    tcp: Option<TcpListener>,
+    unix: UnixListener,
+    pub(crate) socket: PathBuf,
+    answers: Answers,
+}
+
+#[derive(Clone)]
+struct Answers {
+    metrics: Arc<Metrics>,
+    board: Board,
+    side: Side,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// Anyone who reaches the port.
+    Network,
+    /// Root on this node.
+    Local,
+}
+
+/// Binds what the flags name, so that a port in use is an error at start and not later.
+pub(crate) async fn bind(flags: &Flags, metrics: &Arc<Metrics>, board: &Board) -> anyhow::Result<Servers> {
+    let address = (flags.healthz_ip, flags.healthz_port);
+    let tcp = match address {
+        (_, 0) => None,
+        address => Some(TcpListener::bind(address).await.with_context(|| {
+            format!("listening on {}:{} (--healthz-ip, --healthz-port)", address.0, address.1)
+        })?),
+    };
+    let unix = bind_unix(&flags.socket)
+        .with_context(|| format!("listening on {} (--socket)", flags.socket.display()))?;
+    let answers = Answers { metrics: metrics.clone(), board: board.clone(), side: Side::Local };
+    Ok(Servers { tcp, unix, socket: flags.socket.clone(), answers })
+}
+
+fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    // A killed daemon leaves its socket behind.
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+impl Servers {
+    /// Answers for ever.
+    pub(crate) async fn run(self) {
+        let (local, network) = (self.answers.clone(), Answers { side: Side::Network, ..self.answers });
+        let tcp = async {
+            let Some(tcp) = self.tcp else { return std::future::pending().await };
+            loop {
+                if let Ok((stream, _)) = tcp.accept().await {
+                    tokio::spawn(converse(stream, network.clone()));
+                }
+            }
+        };
+        let unix = async {
+            loop {
+                if let Ok((stream, _)) = self.unix.accept().await {
+                    tokio::spawn(converse(stream, local.clone()));
+                }
+            }
+        };
+        tokio::join!(tcp, unix);
+    }
+}
+
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, answers: Answers) {
+    let answer = service_fn(|request: Request<Incoming>| {
+        std::future::ready(Ok::<_, Infallible>(answers.to(&request)))
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(std::time::Duration::from_secs(10))
+        .serve_connection(TokioIo::new(stream), answer);
+    // A client that goes away is its own affair.
+    let _ = connection.await;
+}
+
+impl Answers {
+    fn to(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let text = "text/plain; charset=utf-8";
+        match (self.side, request.uri().path()) {
+            (Side::Network, "/healthz") => answer(StatusCode::OK, text, "twill is running\n"),
+            (Side::Network, "/readyz") => {
+                let report = self.board.borrow().clone();
+                match report.readiness() {
+                    Ok(()) => answer(StatusCode::OK, text, readyz_body("twill is ready", &report)),
+                    Err(why) => answer(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        text,
+                        readyz_body(&format!("not ready: {why}"), &report),
+                    ),
+                }
+            }
+            (Side::Network, "/metrics") => {
+                let open_metrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                answer(StatusCode::OK, open_metrics, self.metrics.text())
+            }
+            (Side::Local, "/status") => {
+                let report = self.board.borrow().clone();
+                let json = serde_json::to_string(&*report).unwrap_or_default();
+                answer(StatusCode::OK, "application/json", json)
+            }
+            _ => answer(StatusCode::NOT_FOUND, text, "not found\n"),
+        }
+    }
+}
+
+/// The verdict in the first line, then what else is to be known: peers never change the verdict.
+fn readyz_body(verdict: &str, report: &Report) -> String {
+    const LINES: usize = 50;
+    let mut body = format!("{verdict}\n");
+    if let Some(lost) = &report.store_lost {
+        let _ = writeln!(body, "store is lost, the last known leases stay in force: {lost}");
+    }
+    for note in report.notes.iter().take(LINES) {
+        let _ = writeln!(body, "{note}");
+    }
+    if report.notes.len() > LINES {
+        let _ = writeln!(body, "and {} more", report.notes.len() - LINES);
+    }
+    body
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
+    response
+}

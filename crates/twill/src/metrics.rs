@@ -1,0 +1,116 @@
+//! Counters and gauges, by OpenMetrics names. They are written by the round loop only and decide nothing.
+
+use plan::{Object, Path};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::round::Round;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByKind {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByPath {
+    path: &'static str,
+}
+
+/// All metrics of the daemon.
+pub(crate) struct Metrics {
+    registry: Registry,
+    rounds: Counter,
+    round_seconds: Histogram,
+    ops: Family<ByKind, Counter>,
+    failed_ops: Family<ByKind, Counter>,
+    held_ops: Gauge,
+    peers: Family<ByPath, Gauge>,
+    notes: Gauge,
+    store_lost: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("twill");
+        let seconds = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0];
+        let metrics = Self {
+            rounds: Counter::default(),
+            round_seconds: Histogram::new(seconds),
+            ops: Family::default(),
+            failed_ops: Family::default(),
+            held_ops: Gauge::default(),
+            peers: Family::default(),
+            notes: Gauge::default(),
+            store_lost: Gauge::default(),
+            registry: Registry::default(),
+        };
+        registry.register("rounds", "Looks at the kernel", metrics.rounds.clone());
+        let help = "Time of a round, from reading the kernel to the last answer";
+        registry.register_with_unit("round", help, Unit::Seconds, metrics.round_seconds.clone());
+        registry.register("ops", "Changes made to the kernel", metrics.ops.clone());
+        registry.register("failed_ops", "Changes that the kernel refused", metrics.failed_ops.clone());
+        registry.register(
+            "held_ops",
+            "Changes put off because they keep coming back",
+            metrics.held_ops.clone(),
+        );
+        registry.register("peers", "Peers by the way they are reached", metrics.peers.clone());
+        registry.register("notes", "Things that are not as they should be", metrics.notes.clone());
+        registry.register("store_lost", "1 while the store cannot be heard", metrics.store_lost.clone());
+        Self { registry, ..metrics }
+    }
+
+    /// The text that `/metrics` answers.
+    pub(crate) fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+
+    /// Counts a round.
+    pub(crate) fn count(&self, round: &Round) {
+        self.rounds.inc();
+        self.round_seconds.observe(round.took.as_secs_f64());
+        for op in &round.ops {
+            self.ops.get_or_create(&ByKind { kind: kind(&op.object) }).inc();
+        }
+        for (op, _) in &round.failed {
+            self.failed_ops.get_or_create(&ByKind { kind: kind(&op.object) }).inc();
+        }
+        self.held_ops.set(round.held.len() as i64);
+        self.notes.set(round.notes.len() as i64);
+        for (path, name) in [
+            (Path::Vxlan, "vxlan"),
+            (Path::Direct, "direct"),
+            (Path::Unreachable, "unreachable"),
+            (Path::Waiting, "waiting"),
+        ] {
+            let count = round.peers.iter().filter(|peer| peer.path == path).count();
+            self.peers.get_or_create(&ByPath { path: name }).set(count as i64);
+        }
+    }
+
+    /// Shows whether the store is heard.
+    pub(crate) fn show_store_lost(&self, lost: bool) {
+        self.store_lost.set(i64::from(lost));
+    }
+}
+
+fn kind(object: &Object) -> &'static str {
+    match object {
+        Object::Sysctl(_) => "sysctl",
+        Object::Link(_) | Object::LinkUp(_) => "link",
+        Object::Address(_) => "address",
+        Object::Fdb(_) => "fdb",
+        Object::Neighbour(_) => "neighbour",
+        Object::Nexthop(_) => "nexthop",
+        Object::Route(_) => "route",
+        Object::Rule(_) => "rule",
+    }
+}

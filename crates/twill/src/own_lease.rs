@@ -1,0 +1,92 @@
+//! Who this node is: the network config in force, its uplink and its lease. Established at start; waits for the store
+//! as long as it takes and gives up only on what waiting cannot mend.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use anyhow::Context;
+use kernel::Kernel;
+use plan::Mac;
+use plan::input::{Config, Family, Node};
+use plan::lease::{Announced, Lease};
+use plan::subnet_alloc::Asker;
+use plan::uplink::{self, Ask, Families};
+use store::{Claim, Dir};
+use tracing::{info, warn};
+
+use crate::flags::Flags;
+use crate::report::{self, Board};
+use crate::subnet_file;
+
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The configuration in force, and this node in it.
+pub(crate) struct Identity {
+    pub(crate) config: Config,
+    pub(crate) node: Node,
+    /// Why this uplink.
+    pub(crate) uplink_reason: String,
+}
+
+pub(crate) fn establish(
+    flags: &Flags,
+    store: &Dir,
+    kernel: &mut Kernel,
+    board: &Board,
+) -> anyhow::Result<Identity> {
+    let conf = until_done(board, "the network config", || store.net_conf());
+    let config = conf.config();
+    let networks: Vec<_> = Family::ALL.into_iter().filter_map(|family| config.network(family)).collect();
+    let underlay = kernel.underlay(&networks).context("reading this node's interfaces")?;
+    let families = Families { ipv4: config.ipv4.is_some(), ipv6: config.ipv6.is_some() };
+    let uplink::Choice { uplink, reason } =
+        uplink::choose(&underlay, &ask(flags)?, families).context("choosing the interface")?;
+    info!("uplink is {}: {reason}", uplink.link);
+    let asker = Asker {
+        public_ip: flags.public_ip.or(uplink.ipv4),
+        public_ipv6: uplink.ipv6,
+        previous: subnet_file::previous(&flags.subnet_file),
+    };
+    let drawn = [draw_mac(), draw_mac()];
+    let announce = |held: Option<&Lease>| config.backend.announced(&config, held, &underlay, drawn);
+    let claim = Claim { conf: &conf, asker, announce: &announce, dice: fastrand::u64(..) };
+    let lease = until_done(board, "a lease", || store.acquire(&claim));
+    let (vtep, vtep_v6) = match lease.announced {
+        Announced::Vxlan { ipv4, ipv6 } => (ipv4.map(|vtep| vtep.mac), ipv6.map(|vtep| vtep.mac)),
+        _ => (None, None),
+    };
+    let node = Node { uplink, subnet: lease.subnet, vtep, vtep_v6 };
+    Ok(Identity { config, node, uplink_reason: reason })
+}
+
+fn ask(flags: &Flags) -> anyhow::Result<Ask> {
+    Ok(match (&flags.iface, flags.public_ip) {
+        (Some(iface), _) => match iface.parse() {
+            Ok(address) => Ask::Address(address),
+            Err(_) => Ask::Link(iface.parse().map_err(anyhow::Error::msg).context("--iface")?),
+        },
+        (None, Some(address)) => Ask::Address(address.into()),
+        (None, None) => Ask::DefaultRoute,
+    })
+}
+
+fn draw_mac() -> Mac {
+    Mac::local_unicast(std::array::from_fn(|_| fastrand::u8(..)))
+}
+
+/// Tries until it works; says once what is wrong, and again only when it is something else.
+fn until_done<T, E: Display>(board: &Board, what: &str, mut attempt: impl FnMut() -> Result<T, E>) -> T {
+    let mut said = String::new();
+    loop {
+        let error = match attempt() {
+            Ok(done) => return done,
+            Err(error) => error.to_string(),
+        };
+        if error != said {
+            warn!("waiting for {what}: {error}");
+            report::wait_for(board, &format!("{what}: {error}"));
+            said = error;
+        }
+        std::thread::sleep(RETRY);
+    }
+}

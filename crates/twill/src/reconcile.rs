@@ -1,0 +1,232 @@
+//! The loop: wait for a cause, read the kernel, plan, apply the difference, tell what was done. One thread owns all of
+//! it; nothing here knows what a backend is.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kernel::{Filter, Kernel, Outcome, Seen};
+use plan::input::{Config, Leases, Node};
+use plan::note::{NodeFault, Note};
+use plan::subnet_env::SubnetEnv;
+use plan::{Object, Op, Wanted};
+use store::View;
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use crate::backoff::{Admitted, Backoff};
+use crate::metrics::Metrics;
+use crate::report::{Board, LastChange};
+use crate::round::Round;
+use crate::subnet_file;
+use crate::trigger::{Cause, Causes, Trigger};
+
+/// Of one round, so many new notes get a line each.
+const NOTED: usize = 10;
+/// Until the kernel is read again after it could not be.
+const BLIND_RETRY: Duration = Duration::from_secs(1);
+/// Until a refused op is tried again when nothing else happens before.
+const FAILED_RETRY: Duration = Duration::from_millis(250);
+
+/// All that the rounds own.
+pub(crate) struct Reconciler {
+    pub(crate) kernel: Kernel,
+    pub(crate) filter: Filter,
+    pub(crate) config: Config,
+    pub(crate) node: Node,
+    pub(crate) view: watch::Receiver<View>,
+    pub(crate) subnet_file: PathBuf,
+    pub(crate) ip_masq: bool,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) board: Board,
+    pub(crate) memory: Memory,
+}
+
+/// What one round leaves for the next; none of it is needed for a right result.
+#[derive(Default)]
+pub(crate) struct Memory {
+    backoff: Backoff,
+    /// Sysctls that cannot be written: said once, not tried again.
+    refused: BTreeSet<NodeFault>,
+    notes: BTreeSet<Note>,
+    held: Vec<Op>,
+    /// What the monitor is set to hear.
+    interest: Option<kernel::Interest>,
+    /// What is wrong with our own part, and since when.
+    fault: Option<(String, Instant)>,
+}
+
+impl Reconciler {
+    /// Runs for the life of the process.
+    pub(crate) fn run(mut self, mut trigger: Trigger) -> ! {
+        let mut causes = Causes::from([Cause::Start]);
+        loop {
+            let retry = self.round(causes);
+            causes = trigger.wait(retry);
+        }
+    }
+
+    /// One look. Returns when to look again even without a cause.
+    fn round(&mut self, causes: Causes) -> Option<Instant> {
+        let begun = Instant::now();
+        let view = self.view.borrow_and_update().clone();
+        let seen = match self.look() {
+            Ok(seen) => seen,
+            Err(error) => return Some(self.blind(&error)),
+        };
+        let mut wanted = plan::wanted(&self.config, &self.node, &view.leases, &seen.underlay);
+        wanted.notes.extend(view.notes);
+        wanted.notes.extend(self.memory.refused.iter().cloned().map(Note::Node));
+        let contradictions = plan::check::check(&wanted.state, &wanted.owned);
+        if let Some(first) = contradictions.first() {
+            error!("the plan contradicts itself and is not applied, please report this: {first}");
+            self.set_fault(Some(format!("the plan contradicts itself: {first}")));
+            return None;
+        }
+        let ops = plan::diff(&wanted.state, &seen.state, &wanted.owned);
+        drop(seen);
+        let (round, due) = self.apply(ops, wanted, (causes, begun));
+        self.tell(&round);
+        let programmed = view.leases != Leases::Unknown;
+        let fault =
+            own_fault(&round).or_else(|| if programmed { self.write_subnet_file().err() } else { None });
+        self.set_fault(fault);
+        self.metrics.count(&round);
+        self.metrics.show_store_lost(view.lost.is_some());
+        self.publish(round, view.lost, programmed);
+        due
+    }
+
+    /// Reads the kernel. A monitor that does not yet hear all that concerns us is told first, and the kernel read after.
+    fn look(&mut self) -> Result<Seen, kernel::Error> {
+        let bounds = plan::bounds(&self.config, &self.node);
+        loop {
+            let seen = self.kernel.dump(&bounds)?;
+            if self.memory.interest.as_ref() == Some(&seen.interest) {
+                return Ok(seen);
+            }
+            self.filter.set(&seen.interest)?;
+            self.memory.interest = Some(seen.interest);
+        }
+    }
+
+    fn blind(&mut self, error: &kernel::Error) -> Instant {
+        warn!("the kernel cannot be read, nothing is changed: {error}");
+        self.set_fault(Some(format!("the kernel cannot be read: {error}")));
+        Instant::now() + BLIND_RETRY
+    }
+
+    fn apply(
+        &mut self,
+        mut ops: Vec<Op>,
+        wanted: Wanted,
+        begun: (Causes, Instant),
+    ) -> (Round, Option<Instant>) {
+        let (causes, begun) = begun;
+        let refused = &self.memory.refused;
+        ops.retain(|op| refused_sysctl(op).is_none_or(|fault| !refused.contains(&fault)));
+        let Admitted { ops, held, due } = self.memory.backoff.admit(ops, begun);
+        let outcomes = self.kernel.apply(&ops);
+        let mut failed = Vec::new();
+        for (op, outcome) in ops.iter().zip(outcomes) {
+            if let Outcome::Failed(error) = outcome {
+                self.memory.refused.extend(refused_sysctl(op));
+                failed.push((op.clone(), error));
+            }
+        }
+        // What failed or was held is tried again though nothing may happen meanwhile.
+        let due = if failed.is_empty() { due } else { Some(due.unwrap_or(begun + FAILED_RETRY)) };
+        let Wanted { peers, notes, .. } = wanted;
+        (Round { causes, ops, failed, held, notes, peers, took: begun.elapsed() }, due)
+    }
+
+    fn write_subnet_file(&self) -> Result<(), String> {
+        let mtu = self.config.backend.pod_mtu(&self.node.uplink);
+        let text = SubnetEnv::new(&self.config, &self.node.subnet, mtu, self.ip_masq).to_string();
+        let path = &self.subnet_file;
+        match subnet_file::write(path, &text) {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                info!("wrote {}", path.display());
+                Ok(())
+            }
+            Err(error) => Err(format!("{} cannot be written: {error}", path.display())),
+        }
+    }
+
+    /// Logs what is new; an idle round says nothing.
+    fn tell(&mut self, round: &Round) {
+        if !round.ops.is_empty() {
+            info!("{}", round.line());
+        }
+        for (op, error) in round.failed.iter().take(NOTED) {
+            warn!("{op}: {error}");
+        }
+        for (op, times) in round.held.iter().filter(|(op, _)| !self.memory.held.contains(op)).take(NOTED) {
+            warn!("put off, because it came back {times} times (is something else managing it?): {op}");
+        }
+        self.memory.held = round.held.iter().map(|(op, _)| op.clone()).collect();
+        let notes: BTreeSet<Note> = round.notes.iter().cloned().collect();
+        let new: Vec<&Note> = notes.difference(&self.memory.notes).collect();
+        new.iter().take(NOTED).for_each(|note| warn!("{note}"));
+        if new.len() > NOTED {
+            warn!("and {} more like these; twill status lists all", new.len() - NOTED);
+        }
+        for note in self.memory.notes.difference(&notes).take(NOTED) {
+            info!("no longer: {note}");
+        }
+        self.memory.notes = notes;
+    }
+
+    fn set_fault(&mut self, fault: Option<String>) {
+        match (&mut self.memory.fault, fault) {
+            (known, None) => *known = None,
+            (Some((known, _)), Some(fault)) => *known = fault,
+            (known, Some(fault)) => {
+                warn!("not in order: {fault}");
+                *known = Some((fault, Instant::now()));
+            }
+        }
+        let fault = self.memory.fault.clone();
+        self.board.send_modify(|report| Arc::make_mut(report).set_fault(fault));
+    }
+
+    fn publish(&mut self, round: Round, store_lost: Option<String>, programmed: bool) {
+        self.board.send_modify(|report| {
+            let report = Arc::make_mut(report);
+            report.rounds += 1;
+            if programmed && report.waiting_for.take().is_some() {
+                info!("ready: {} peers", round.peers.len());
+            }
+            if !round.ops.is_empty() {
+                report.last_change = Some(LastChange::of(&round));
+            }
+            report.store_lost = store_lost;
+            report.notes = round.notes.iter().map(ToString::to_string).collect();
+            report.held = round.held.iter().map(|(op, _)| op.to_string()).collect();
+            report.peers = round.peers;
+        });
+    }
+}
+
+/// What is wrong with this node's own part, if anything: never a peer's trouble.
+fn own_fault(round: &Round) -> Option<String> {
+    let own = |object: &Object| matches!(object, Object::Link(_) | Object::LinkUp(_) | Object::Address(_));
+    let failed = round.failed.iter().find(|(op, _)| own(&op.object)).map(|(_, error)| error.to_string());
+    let noted = round.notes.iter().find_map(|note| match note {
+        Note::Node(NodeFault::SysctlRefused { .. }) => None,
+        Note::Node(fault) => Some(fault.to_string()),
+        _ => None,
+    });
+    failed.or(noted)
+}
+
+fn refused_sysctl(op: &Op) -> Option<NodeFault> {
+    match &op.object {
+        Object::Sysctl(row) => {
+            Some(NodeFault::SysctlRefused { path: row.path.clone(), value: row.value.clone() })
+        }
+        _ => None,
+    }
+}

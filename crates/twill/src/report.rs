@@ -1,0 +1,134 @@
+//! What a person or a probe may know of this daemon: one value, replaced whole after each round. It is what `twill
+//! status` prints, what `/readyz` answers, and nothing that the plan depends on.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use plan::PeerPath;
+use plan::input::{Config, Family, Node};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::round::{self, Round};
+
+/// Grows when a field changes its meaning.
+pub(crate) const FORMAT: u32 = 1;
+
+/// A repair under way does not turn readiness off before this.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The state of this node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) format: u32,
+    pub(crate) version: String,
+    pub(crate) pid: u32,
+    /// What is waited for before the first round; `None` afterwards.
+    pub(crate) waiting_for: Option<String>,
+    pub(crate) node: Option<NodeReport>,
+    /// Why the store cannot be heard.
+    pub(crate) store_lost: Option<String>,
+    /// Of this node's own part: device, address, subnet file.
+    pub(crate) fault: Option<String>,
+    #[serde(skip)]
+    pub(crate) fault_since: Option<Instant>,
+    pub(crate) peers: Vec<PeerPath>,
+    pub(crate) notes: Vec<String>,
+    /// Ops that keep coming back and are put off.
+    pub(crate) held: Vec<String>,
+    pub(crate) rounds: u64,
+    pub(crate) last_change: Option<LastChange>,
+}
+
+/// What this node is in the network.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct NodeReport {
+    pub(crate) backend: String,
+    pub(crate) networks: Vec<String>,
+    pub(crate) mtu: u32,
+    pub(crate) node: Node,
+    /// Why this uplink.
+    pub(crate) uplink_reason: String,
+}
+
+/// The last round that had anything to do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct LastChange {
+    /// Seconds since 1970.
+    pub(crate) unix_time: u64,
+    pub(crate) causes: String,
+    pub(crate) ops: usize,
+    pub(crate) failed: usize,
+    pub(crate) milliseconds: u64,
+}
+
+/// Where the report stands; one writer, any number of readers.
+pub(crate) type Board = watch::Sender<Arc<Report>>;
+
+/// A board that says "starting".
+pub(crate) fn board() -> Board {
+    watch::Sender::new(Arc::new(Report {
+        format: FORMAT,
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        waiting_for: Some("start".into()),
+        node: None,
+        store_lost: None,
+        fault: None,
+        fault_since: None,
+        peers: Vec::new(),
+        notes: Vec::new(),
+        held: Vec::new(),
+        rounds: 0,
+        last_change: None,
+    }))
+}
+
+/// Says what is waited for.
+pub(crate) fn wait_for(board: &Board, what: &str) {
+    board.send_modify(|report| Arc::make_mut(report).waiting_for = Some(what.into()));
+}
+
+impl NodeReport {
+    pub(crate) fn new(config: &Config, node: &Node, uplink_reason: String) -> Self {
+        let networks = Family::ALL.into_iter().filter_map(|family| config.network(family));
+        Self {
+            backend: config.backend.name().into(),
+            networks: networks.map(|network| network.to_string()).collect(),
+            mtu: config.backend.pod_mtu(&node.uplink),
+            node: node.clone(),
+            uplink_reason,
+        }
+    }
+}
+
+impl LastChange {
+    pub(crate) fn of(round: &Round) -> Self {
+        Self {
+            // For people; nothing is decided by it.
+            unix_time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            causes: round::list(&round.causes),
+            ops: round.ops.len(),
+            failed: round.failed.len(),
+            milliseconds: round.took.as_millis() as u64,
+        }
+    }
+}
+
+impl Report {
+    /// Says what is wrong with this node's own part, and since when.
+    pub(crate) fn set_fault(&mut self, fault: Option<(String, Instant)>) {
+        (self.fault, self.fault_since) = fault.unzip();
+    }
+
+    /// Is this node's own part in order? Peers and the store never count (ARCHITECTURE.md, invariant 13).
+    pub(crate) fn readiness(&self) -> Result<(), String> {
+        if let Some(what) = &self.waiting_for {
+            return Err(format!("waiting for {what}"));
+        }
+        match (&self.fault, self.fault_since) {
+            (Some(fault), Some(since)) if since.elapsed() > PATIENCE => Err(fault.clone()),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! When to look at the kernel: merges all causes into one wake-up, waits for quiet but not for ever, and looks again
+//! from time to time without any cause. Causes carry no facts.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+/// No further cause for this long, and the round begins.
+const QUIET: Duration = Duration::from_millis(20);
+/// Or when the first cause is this old.
+const LONGEST: Duration = Duration::from_millis(200);
+/// A look without a cause.
+const PERIOD: Duration = Duration::from_secs(30);
+/// More causes than this are no news; what does not fit is dropped, since a wake-up is due anyway.
+const PENDING: usize = 256;
+
+/// Why a round began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Cause {
+    Start,
+    /// The store told something new.
+    Leases,
+    Link,
+    Address,
+    Route,
+    Neighbour,
+    Nexthop,
+    Rule,
+    /// The kernel had more events than the monitor could take: anything may have happened.
+    Overrun,
+    /// Something that was put off is due.
+    Retry,
+    /// The regular look.
+    Period,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Self::Start => "start",
+            Self::Leases => "leases",
+            Self::Link => "link",
+            Self::Address => "address",
+            Self::Route => "route",
+            Self::Neighbour => "neighbour",
+            Self::Nexthop => "nexthop",
+            Self::Rule => "rule",
+            Self::Overrun => "overrun",
+            Self::Retry => "retry",
+            Self::Period => "period",
+        };
+        f.write_str(name)
+    }
+}
+
+/// The causes of one round.
+pub(crate) type Causes = BTreeSet<Cause>;
+
+/// Where causes are handed in; never blocks.
+#[derive(Clone)]
+pub(crate) struct Bell(SyncSender<Cause>);
+
+impl Bell {
+    pub(crate) fn ring(&self, cause: Cause) {
+        // Full means that a round is due, gone means that the process ends: neither needs this cause.
+        let _ = self.0.try_send(cause);
+    }
+}
+
+/// The receiving end, owned by the round loop.
+pub(crate) struct Trigger {
+    causes: Receiver<Cause>,
+    next_look: Instant,
+}
+
+/// A bell and the trigger it sets off.
+pub(crate) fn channel() -> (Bell, Trigger) {
+    let (sender, causes) = sync_channel(PENDING);
+    (Bell(sender), Trigger { causes, next_look: Instant::now() + PERIOD })
+}
+
+impl Trigger {
+    /// Sleeps until a round is due, at the latest when `retry` says so.
+    pub(crate) fn wait(&mut self, retry: Option<Instant>) -> Causes {
+        let until = retry.map_or(self.next_look, |retry| retry.min(self.next_look));
+        let mut causes = Causes::new();
+        match self.causes.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(cause) => {
+                causes.insert(cause);
+                self.gather(&mut causes);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                causes.insert(if until < self.next_look { Cause::Retry } else { Cause::Period });
+            }
+            // Every bell is gone, which only a dying process brings about; keep looking meanwhile.
+            Err(RecvTimeoutError::Disconnected) => {
+                std::thread::sleep(until.saturating_duration_since(Instant::now()));
+                causes.insert(Cause::Period);
+            }
+        }
+        self.next_look = Instant::now() + PERIOD;
+        causes
+    }
+
+    fn gather(&self, causes: &mut Causes) {
+        let latest = Instant::now() + LONGEST;
+        loop {
+            let quiet = QUIET.min(latest.saturating_duration_since(Instant::now()));
+            match self.causes.recv_timeout(quiet) {
+                Ok(cause) if Instant::now() < latest => _ = causes.insert(cause),
+                _ => return,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_in_quick_succession_make_one_round() {
+        let (bell, mut trigger) = channel();
+        bell.ring(Cause::Route);
+        bell.ring(Cause::Leases);
+        bell.ring(Cause::Route);
+        assert_eq!(trigger.wait(None), Causes::from([Cause::Leases, Cause::Route]));
+    }
+
+    #[test]
+    fn unrest_without_end_does_not_put_a_round_off_for_ever() {
+        let (bell, mut trigger) = channel();
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let stopped = stop.clone();
+        let unrest = std::thread::spawn(move || {
+            while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+                bell.ring(Cause::Neighbour);
+                std::thread::yield_now();
+            }
+        });
+        let begun = Instant::now();
+        trigger.wait(None);
+        let waited = begun.elapsed();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        unrest.join().unwrap();
+        assert!((LONGEST..LONGEST * 5).contains(&waited), "{waited:?}");
+    }
+
+    #[test]
+    fn what_was_put_off_comes_due() {
+        let (_bell, mut trigger) = channel();
+        assert_eq!(trigger.wait(Some(Instant::now() + QUIET)), Causes::from([Cause::Retry]));
+    }
+}
