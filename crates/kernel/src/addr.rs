@@ -13,14 +13,13 @@ use crate::wire::{Message, Odd, Part, family_of};
 const IFA_RT_PRIORITY: u16 = 9;
 
 /// Flags that only a wish of someone's sets, unlike those by which the kernel says how far it has come.
-const ODD_FLAGS: [(u32, &str); 7] = [
+const ODD_FLAGS: [(u32, &str); 6] = [
     (libc::IFA_F_SECONDARY, "secondary"),
     (libc::IFA_F_NODAD, "nodad"),
     (libc::IFA_F_HOMEADDRESS, "home"),
     (libc::IFA_F_DEPRECATED, "deprecated"),
     (libc::IFA_F_MANAGETEMPADDR, "mngtmpaddr"),
     (libc::IFA_F_NOPREFIXROUTE, "noprefixroute"),
-    (libc::IFA_F_MCAUTOJOIN, "autojoin"),
 ];
 
 /// An address as read: its link's index for the order, the facts, and what is odd about it.

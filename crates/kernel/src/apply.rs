@@ -1,7 +1,7 @@
 //! Does what it is told, in the order in which it is told, many ops to a send, and says of each how it went. One that
 //! fails never stops its neighbours.
 
-use plan::state::Link;
+use plan::state::{Address, Link, Rule, Sysctl};
 use plan::{LinkName, Object, Op, Verb};
 
 use crate::error::{Cause, Error};
@@ -48,29 +48,59 @@ impl Kernel {
         let (mut requests, mut settled) = (Vec::with_capacity(ops.len()), Vec::with_capacity(ops.len()));
         for op in ops {
             settled.push(match prepare(op, devices) {
-                Step::Send(request) => {
+                Ok(Step::Send(request)) => {
                     requests.push(request);
                     None
                 }
-                Step::Settled(result) => Some(result),
+                Ok(step) => Some(self.alone(step, devices)),
+                Err(link) => Some(Err(Cause::NoDevice(link))),
             });
         }
         let mut answers = self.netlink.batch(requests).into_iter();
         let mut outcome = |(op, settled): (&Op, Option<_>)| match settled.or_else(|| answers.next()) {
-            Some(Err(cause)) => self.judge(op, cause),
+            Some(Err(cause)) => self.judge(op, cause, devices),
             _ => Outcome::Done,
         };
         ops.iter().zip(settled).map(&mut outcome).collect()
     }
 
+    fn alone(&mut self, step: Step<'_>, devices: &Devices) -> Result<(), Cause> {
+        match step {
+            Step::Sysctl(row) => sysctl::write(row),
+            Step::Send(request) => self.netlink.ask_each([request]),
+            Step::InTurn(requests) => self.netlink.ask_each(requests),
+            Step::Address(row, index) => self.replace_address(row, index, devices),
+            Step::Rule(row) => {
+                // Where nothing stands the second says all.
+                let _ = self.netlink.ask_each([rule::clear(row)]);
+                self.netlink.ask_each([rule::add(row)])
+            }
+        }
+    }
+
+    /// In place the kernel changes lifetimes and little else. With the last address of a device go its routes, so an
+    /// address is taken off only if it did not become the wanted one.
+    fn replace_address(&mut self, row: &Address, index: u32, devices: &Devices) -> Result<(), Cause> {
+        self.netlink.ask_each([addr::add(row, index)])?;
+        let now = self.addresses(devices).map_err(|error| error.cause)?;
+        if now.iter().any(|seen| seen.row() == *row) {
+            return Ok(());
+        }
+        self.netlink.ask_each([addr::delete(row, index), addr::add(row, index)])
+    }
+
     /// Errors that say that there was nothing to do are none.
-    fn judge(&mut self, op: &Op, cause: Cause) -> Outcome {
+    fn judge(&mut self, op: &Op, cause: Cause, devices: &Devices) -> Outcome {
         let gone = |errno| [libc::ENOENT, libc::ESRCH, libc::ENODEV, libc::EADDRNOTAVAIL].contains(&errno);
         match (&op.object, &cause) {
             (_, Cause::NoDevice(_)) if deletes(op) => Outcome::Gone,
             (_, Cause::Refused { errno, .. }) if deletes(op) && gone(*errno) => Outcome::Gone,
             (Object::Rule(_), Cause::Refused { errno: libc::EEXIST, .. }) => Outcome::Already,
             (Object::Link(link), Cause::Refused { errno: libc::EEXIST, .. }) => self.compare(op, link, cause),
+            (Object::Route(row), Cause::Refused { errno: libc::EINVAL, .. }) if !deletes(op) => {
+                let again = route::add_in_steps(row, devices).map(|steps| self.netlink.ask_each(steps));
+                again.unwrap_or(Err(cause)).map_or_else(|cause| failed(op, cause), |()| Outcome::Done)
+            }
             _ => failed(op, cause),
         }
     }
@@ -87,48 +117,53 @@ impl Kernel {
     }
 }
 
-/// An op as far as it goes without the kernel's answer.
-enum Step {
+/// What an op is to the kernel.
+enum Step<'a> {
     Send(Message),
-    Settled(Result<(), Cause>),
+    InTurn(Vec<Message>),
+    /// To be replaced, which the kernel knows only in part.
+    Address(&'a Address, u32),
+    /// To be replaced, which the kernel does not know at all.
+    Rule(&'a Rule),
+    /// Written whatever the verb: it has no absence.
+    Sysctl(&'a Sysctl),
 }
 
-/// What follows a change of a device may depend on its being there; a sysctl is no message.
+/// What follows a change of a device may depend on it; what is not one message is not sent together with others.
 fn stands_alone(op: &Op) -> bool {
-    matches!(op.object, Object::Link(_) | Object::LinkUp(_) | Object::Sysctl(_))
+    match op.object {
+        Object::Link(_) | Object::LinkUp(_) | Object::Sysctl(_) => true,
+        Object::Address(_) | Object::Rule(_) => op.verb == Verb::Replace,
+        _ => false,
+    }
+}
+
+/// The error is the name of a device that is not there.
+fn prepare<'a>(op: &'a Op, devices: &Devices) -> Result<Step<'a>, LinkName> {
+    let index = |link: LinkName| devices.index(link).ok_or(link);
+    let delete = deletes(op);
+    Ok(Step::Send(match (&op.object, op.verb) {
+        (Object::Sysctl(row), _) => return Ok(Step::Sysctl(row)),
+        (Object::Link(link), Verb::Add) => link::add(link, devices)?,
+        (Object::Link(link), Verb::Replace) => return Ok(Step::InTurn(link::replace(link, devices)?)),
+        (Object::Link(link), _) => link::delete(link.name),
+        (Object::LinkUp(name), _) => link::set_up(*name, !delete),
+        (Object::Address(row), Verb::Replace) => return Ok(Step::Address(row, index(row.link)?)),
+        (Object::Address(row), _) => (if delete { addr::delete } else { addr::add })(row, index(row.link)?),
+        (Object::Fdb(row), _) => (if delete { fdb::delete } else { fdb::add })(row, index(row.link)?),
+        (Object::Neighbour(row), _) => {
+            (if delete { neigh::delete } else { neigh::add })(row, index(row.link)?)
+        }
+        (Object::Nexthop(row), _) if delete => nexthop::delete(row.id),
+        (Object::Nexthop(row), _) => nexthop::add(row, index(row.link)?),
+        (Object::Route(row), _) => (if delete { route::delete } else { route::add })(row, devices)?,
+        (Object::Rule(row), Verb::Replace) => return Ok(Step::Rule(row)),
+        (Object::Rule(row), _) => (if delete { rule::delete } else { rule::add })(row),
+    }))
 }
 
 fn deletes(op: &Op) -> bool {
     matches!(op.verb, Verb::Delete | Verb::Recreate)
-}
-
-fn prepare(op: &Op, devices: &Devices) -> Step {
-    let index = |link: LinkName| devices.index(link).ok_or(link);
-    let request = match (&op.object, deletes(op)) {
-        // A sysctl has no absence.
-        (Object::Sysctl(_), true) => return Step::Settled(Ok(())),
-        (Object::Sysctl(row), false) => return Step::Settled(sysctl::write(row)),
-        (Object::Link(link), true) => Ok(link::delete(link.name)),
-        (Object::Link(link), false) if op.verb == Verb::Replace => Ok(link::replace(link)),
-        (Object::Link(link), false) => link::add(link, devices),
-        (Object::LinkUp(name), delete) => Ok(link::set_up(*name, !delete)),
-        (Object::Address(row), true) => index(row.link).map(|index| addr::delete(row, index)),
-        (Object::Address(row), false) => index(row.link).map(|index| addr::add(row, index)),
-        (Object::Fdb(row), true) => index(row.link).map(|index| fdb::delete(row, index)),
-        (Object::Fdb(row), false) => index(row.link).map(|index| fdb::add(row, index)),
-        (Object::Neighbour(row), true) => index(row.link).map(|index| neigh::delete(row, index)),
-        (Object::Neighbour(row), false) => index(row.link).map(|index| neigh::add(row, index)),
-        (Object::Nexthop(row), true) => Ok(nexthop::delete(row.id)),
-        (Object::Nexthop(row), false) => index(row.link).map(|index| nexthop::add(row, index)),
-        (Object::Route(row), true) => route::delete(row, devices),
-        (Object::Route(row), false) => route::add(row, devices),
-        (Object::Rule(row), true) => Ok(rule::delete(row)),
-        (Object::Rule(row), false) => Ok(rule::add(row)),
-    };
-    match request {
-        Ok(request) => Step::Send(request),
-        Err(link) => Step::Settled(Err(Cause::NoDevice(link))),
-    }
 }
 
 fn failed(op: &Op, cause: Cause) -> Outcome {

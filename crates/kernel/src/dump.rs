@@ -73,7 +73,7 @@ impl Kernel {
         dump.map(Devices::new).map_err(|cause| Error::new("read the devices", cause))
     }
 
-    fn addresses(&mut self, devices: &Devices) -> Result<Vec<addr::Seen>, Error> {
+    pub(crate) fn addresses(&mut self, devices: &Devices) -> Result<Vec<addr::Seen>, Error> {
         let mut all =
             self.rows("read the addresses", addr::dump_request(), |part| addr::decode(part, devices))?;
         all.sort_by_key(|seen| seen.index);

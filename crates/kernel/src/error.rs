@@ -69,3 +69,24 @@ impl From<&io::Error> for Cause {
 fn aside(text: Option<&str>) -> String {
     text.map(|text| format!(": {text}")).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_says_what_and_why_and_what_to_do() {
+        let refused = |errno, text: Option<&str>| Cause::Refused { errno, text: text.map(Into::into) };
+        for (cause, expected) in [
+            (
+                refused(libc::EPERM, None),
+                "+ x: Operation not permitted (os error 1); CAP_NET_ADMIN is needed",
+            ),
+            (refused(libc::EINVAL, Some("bad x")), "+ x: Invalid argument (os error 22): bad x"),
+            (Cause::Torn, "+ x: it changed during each of 5 readings"),
+            (Cause::Silent(10), "+ x: the kernel did not answer within 10 s"),
+        ] {
+            assert_eq!(Error::new("+ x", cause).to_string(), expected);
+        }
+    }
+}

@@ -210,16 +210,31 @@ pub(crate) fn add(link: &Link, devices: &Devices) -> Result<Message, LinkName> {
     Ok(message)
 }
 
-/// Changes what the kernel can change on a living device: anything else in the message would be refused whole.
-pub(crate) fn replace(link: &Link) -> Message {
-    let mut message = Message::new(libc::RTM_NEWLINK, 0, &[&[0; 16]]);
-    message.text(IFLA_IFNAME, link.name.as_str()).put(IFLA_ADDRESS, &link.mac.0).u32(IFLA_MTU, link.mtu);
-    if let LinkKind::Vxlan(vxlan) = &link.kind {
-        message.nest(IFLA_LINKINFO, |info| {
+/// Changes what the kernel can change on a living device, as far as it differs: even the same MAC, set again, flushes
+/// the device's neighbours. vxlan refuses an MTU beside attributes of its own, so it is up to two messages.
+pub(crate) fn replace(link: &Link, devices: &Devices) -> Result<Vec<Message>, LinkName> {
+    let have = devices.row(link.name).ok_or(link.name)?;
+    let message = || {
+        let mut message = Message::new(libc::RTM_NEWLINK, 0, &[&[0; 16]]);
+        message.text(IFLA_IFNAME, link.name.as_str());
+        message
+    };
+    let mut common = message();
+    common.u32(IFLA_MTU, link.mtu);
+    if have.mac != link.mac {
+        common.put(IFLA_ADDRESS, &link.mac.0);
+    }
+    let mut messages = vec![common];
+    if let LinkKind::Vxlan(vxlan) = &link.kind
+        && have.kind != link.kind
+    {
+        let mut own = message();
+        own.nest(IFLA_LINKINFO, |info| {
             info.text(IFLA_INFO_KIND, "vxlan").nest(IFLA_INFO_DATA, |data| _ = in_place(data, vxlan));
         });
+        messages.push(own);
     }
-    message
+    Ok(messages)
 }
 
 fn in_place<'a>(data: &'a mut Message, vxlan: &Vxlan) -> &'a mut Message {

@@ -185,7 +185,18 @@ pub(crate) fn add(row: &Route, devices: &Devices) -> Result<Message, LinkName> {
     message(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, row, devices)
 }
 
-/// Names exactly that route, also where the kernel has several of the same key.
+/// IPv6 refuses a gateway "on the link" as long as the main table leads to it through another device, and a peer's
+/// gateway lies in the peer's own subnet. So the subnet is first led to the device alone, then to the gateway: unlike a
+/// delete, this leaves no moment in which packets take the default route. `None` where there is no such case.
+pub(crate) fn add_in_steps(row: &Route, devices: &Devices) -> Option<[Message; 2]> {
+    let RoutePath::Via { gateway, link, onlink: true } = row.path else { return None };
+    let first = Route { path: RoutePath::Link(link), ..row.clone() };
+    let needed = gateway.is_ipv6() && row.destination.contains(&gateway);
+    needed.then(|| Some([add(&first, devices).ok()?, add(row, devices).ok()?]))?
+}
+
+/// Names exactly that route, also where the kernel has several of the same key; only between an IPv6 route through a
+/// next hop object and one that is not, the kernel does not distinguish.
 pub(crate) fn delete(row: &Route, devices: &Devices) -> Result<Message, LinkName> {
     let mut message = message(libc::RTM_DELROUTE, 0, row, devices)?;
     if row.destination.addr().is_ipv6() {

@@ -71,6 +71,14 @@ pub(crate) fn add(row: &Rule) -> Message {
     message(libc::RTM_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_EXCL, row)
 }
 
+/// Deletes whatever rule stands under the key.
+pub(crate) fn clear(row: &Rule) -> Message {
+    let (address, prefix) = (row.to.addr(), row.to.prefix_len());
+    let mut message = Message::new(libc::RTM_DELRULE, 0, &[&[family_of(address), prefix], &[0; 10]]);
+    message.ip(FRA_DST, address).u32(FRA_PRIORITY, row.priority);
+    message
+}
+
 pub(crate) fn delete(row: &Rule) -> Message {
     message(libc::RTM_DELRULE, 0, row)
 }

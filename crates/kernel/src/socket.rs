@@ -89,6 +89,11 @@ impl Rtnetlink {
         result.map(|()| torn)
     }
 
+    /// Sends one after the other, up to the first error.
+    pub(crate) fn ask_each(&mut self, requests: impl IntoIterator<Item = Message>) -> Result<(), Cause> {
+        requests.into_iter().try_for_each(|mut request| self.ask(&mut request, |_| {}).map(|_| ()))
+    }
+
     /// Sends all requests, many at a time, and tells of each how it went. They are no transaction.
     pub(crate) fn batch(&mut self, mut requests: Vec<Message>) -> Vec<Result<(), Cause>> {
         let mut results = Vec::with_capacity(requests.len());
@@ -214,4 +219,87 @@ fn answer(part: Part<'_>) -> Answer<'_> {
     let mut attributes = part.body.attributes(attributes);
     let text = attributes.find(|attribute| attribute.kind == NLMSGERR_ATTR_MSG);
     Answer::End(Err(Cause::Refused { errno, text: text.map(|text| text.text().into()) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A message of an answer, with its fixed part.
+    fn message(kind: i32, flags: i32, fixed: &[u8]) -> Vec<u8> {
+        let mut message = Message::new(kind as u16, flags, &[fixed]);
+        message.seal(7, false).to_vec()
+    }
+
+    #[test]
+    fn a_torn_dump_is_read_again_and_not_for_ever() {
+        for (torn, expected) in
+            [(0, Ok(0)), (1, Ok(1)), (ATTEMPTS - 1, Ok(ATTEMPTS - 1)), (ATTEMPTS, Err(Cause::Torn))]
+        {
+            let mut readings = 0..;
+            let read = || Ok(readings.next().filter(|reading| *reading >= torn));
+            assert_eq!(until_whole(read), expected, "{torn} torn readings");
+        }
+        let mut readings = 0;
+        let refused = Cause::Refused { errno: libc::EPERM, text: None };
+        let result = until_whole(|| {
+            readings += 1;
+            Err::<Option<()>, _>(refused.clone())
+        });
+        assert_eq!((result, readings), (Err(refused.clone()), 1), "an error is not asked for again");
+    }
+
+    #[test]
+    fn a_torn_dump_says_so_in_any_of_its_messages() {
+        for kind in [libc::RTM_NEWROUTE.into(), libc::NLMSG_DONE] {
+            for (flags, torn) in
+                [(libc::NLM_F_MULTI, false), (libc::NLM_F_MULTI | libc::NLM_F_DUMP_INTR, true)]
+            {
+                let bytes = message(kind, flags, &[0; 4]);
+                assert_eq!(parts(&bytes).map(is_torn).collect::<Vec<_>>(), [torn]);
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_ends_with_the_kernels_own_words() {
+        let end = |bytes: &[u8]| match parts(bytes).map(answer).next() {
+            Some(Answer::End(end)) => end,
+            _ => panic!("no end"),
+        };
+        let words = [&[12, 0, 1, 0][..], b"too bad\0"].concat();
+        let refused =
+            |text: Option<&str>| Err(Cause::Refused { errno: libc::EINVAL, text: text.map(Into::into) });
+        let errno = (-libc::EINVAL).to_ne_bytes();
+        assert_eq!(end(&message(libc::NLMSG_DONE, 0, &[0; 4])), Ok(()));
+        assert_eq!(end(&message(libc::NLMSG_ERROR, 0, &[0; 20])), Ok(()));
+        assert_eq!(end(&message(libc::NLMSG_ERROR, 0, &[&errno[..], &[0; 16]].concat())), refused(None));
+        let told = [&errno[..], &[0; 16], &words].concat();
+        assert_eq!(end(&message(libc::NLMSG_ERROR, 0, &told)), refused(Some("too bad")));
+        let told = [&errno[..], &words].concat();
+        assert_eq!(end(&message(libc::NLMSG_DONE, 0, &told)), refused(Some("too bad")));
+    }
+
+    #[test]
+    fn a_batch_is_bounded_by_bytes_and_messages_and_never_empty() {
+        let of = |count: usize, length: usize| -> Vec<_> {
+            (0..count).map(|_| Message::new(0, 0, &[&vec![0; length]])).collect()
+        };
+        assert_eq!(batch_size(&of(5, 10)), 5);
+        assert_eq!(batch_size(&of(1000, 10)), BATCH_MESSAGES);
+        assert_eq!(batch_size(&of(10, 20_000)), 3);
+        assert_eq!(batch_size(&of(2, 2 * BATCH_BYTES)), 1);
+    }
+
+    #[test]
+    fn a_late_answer_to_a_request_given_up_is_passed_over() {
+        let mut netlink = Rtnetlink::open().unwrap();
+        let mut request = crate::link::dump_request();
+        send(&netlink.socket, request.seal(1, true)).unwrap();
+        netlink.sequence = 1;
+        let mut lookup = crate::route::lookup_request([127, 0, 0, 1].into());
+        let mut kinds = Vec::new();
+        netlink.ask(&mut lookup, |part| kinds.push(part.kind)).unwrap();
+        assert_eq!(kinds, [libc::RTM_NEWROUTE]);
+    }
 }

@@ -207,3 +207,44 @@ impl Odd {
         (!self.0.is_empty()).then(|| self.0.as_str().into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_together_is_taken_apart() {
+        let mut message = Message::new(24, libc::NLM_F_CREATE, &[&[1, 2, 3, 4]]);
+        message.u8(1, 9).u32(2, 70_000).ip(3, [10, 244, 0, 1].into()).text(4, "eth0");
+        message
+            .nest(5 | 0x8000, |inner| _ = inner.put(6, &8472_u16.to_be_bytes()))
+            .put(7, &[2, 0, 0, 0, 0, 1]);
+        let bytes = [message.seal(5, true).to_vec(), message.seal(6, false).to_vec()].concat();
+        let read: Vec<_> = parts(&bytes).collect();
+        assert_eq!(
+            read.iter().map(|part| (part.kind, part.sequence)).collect::<Vec<_>>(),
+            [(24, 5), (24, 6)]
+        );
+        assert_eq!(i32::from(read[0].flags), libc::NLM_F_CREATE | libc::NLM_F_REQUEST | libc::NLM_F_ACK);
+        let body = read[0].body;
+        assert_eq!((body.u8(0), body.u16(2), body.u32(100)), (1, u16::from_ne_bytes([3, 4]), 0));
+        let read: Vec<_> = body.attributes(4).collect();
+        assert_eq!(read.iter().map(|attribute| attribute.kind).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 7]);
+        assert_eq!((read[0].u8(), read[1].u32(), read[2].ip()), (9, 70_000, Some([10, 244, 0, 1].into())));
+        assert_eq!((read[3].text(), read[5].mac()), ("eth0", Some(Mac([2, 0, 0, 0, 0, 1]))));
+        assert_eq!(read[4].nested().map(Attribute::port).collect::<Vec<_>>(), [8472]);
+    }
+
+    #[test]
+    fn cut_messages_and_attributes_end_the_walk() {
+        let mut message = Message::new(24, 0, &[&[0; 4]]);
+        message.u32(1, 1).u32(2, 2);
+        let bytes = message.seal(1, false).to_vec();
+        for length in 0..bytes.len() {
+            assert_eq!(parts(&bytes[..length]).count(), 0);
+            let attributes = Body(&bytes[..length]).attributes(20).count();
+            assert!(attributes <= length.saturating_sub(20) / 8, "{length}");
+        }
+        assert_eq!(Body(&[2, 0, 1, 0, 9, 9, 9, 9]).attributes(0).count(), 0, "shorter than its own header");
+    }
+}

@@ -62,16 +62,39 @@ impl Row {
     }
 }
 
+/// What tells a row from others of its kind.
+const NAMES: [&str; 7] = ["ifname", "local", "dst", "mac", "table", "metric", "priority"];
+
+impl Row {
+    fn names(&self) -> (&str, Vec<&Value>) {
+        (self.kind, NAMES.iter().filter_map(|name| self.fields.get(*name)).collect())
+    }
+
+    fn changes(&self, other: &Self) -> String {
+        let names = NAMES.iter().filter_map(|name| Some((*name, self.fields.get(*name)?)));
+        let mut text =
+            names.fold(format!("{:6}", self.kind), |text, (name, value)| text + &field(name, value));
+        let all: BTreeSet<_> = self.fields.keys().chain(other.fields.keys()).collect();
+        for key in all.into_iter().filter(|key| self.fields.get(*key) != other.fields.get(*key)) {
+            let [was, is] = [self, other].map(|row| row.fields.get(key).map_or("(none)".into(), plain));
+            let _ = write!(text, " {key}={was} -> {is}");
+        }
+        text
+    }
+}
+
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn field(name: &str, value: &Value) -> String {
+    format!(" {name}={}", plain(value))
+}
+
 impl std::fmt::Display for Row {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:6}", self.kind)?;
-        for (key, value) in &self.fields {
-            match value {
-                Value::String(text) => write!(f, " {key}={text}")?,
-                other => write!(f, " {key}={other}")?,
-            }
-        }
-        Ok(())
+        self.fields.iter().try_for_each(|(key, value)| f.write_str(&field(key, value)))
     }
 }
 
@@ -88,7 +111,15 @@ impl View {
             assert_eq!(answers.len(), kinds.len(), "{}: one answer for each of:\n{lines}", program.join(" "));
             kinds.iter().zip(answers).flat_map(|(kind, answer)| rows(kind, &answer)).collect::<Vec<_>>()
         });
-        let mut rows: Vec<_> = shown.collect();
+        Self::sorted(shown.collect())
+    }
+
+    /// The same view of what `ip -d -j` and `bridge -j` printed elsewhere: a recording, with the kind of each answer.
+    pub fn recorded(answers: &[(&'static str, Value)]) -> Self {
+        Self::sorted(answers.iter().flat_map(|(kind, answer)| rows(kind, answer)).collect())
+    }
+
+    fn sorted(mut rows: Vec<Row>) -> Self {
         rows.sort_by_cached_key(Row::to_string);
         Self { rows }
     }
@@ -105,19 +136,23 @@ impl View {
         self.of_kind("link").find(|row| row.text("ifname") == name)
     }
 
-    /// What only the other has ("+") and what only we have ("-"), a line each; empty when equal.
+    /// How the other differs: "-" we only, "+" the other only, "~" both but unlike; empty when equal.
     pub fn diff(&self, other: &Self) -> String {
-        let lines = |view: &Self| view.rows.iter().map(Row::to_string).collect::<BTreeSet<_>>();
-        let (ours, theirs) = (lines(self), lines(other));
+        let mut lost = self.rows.clone();
+        let mut new = other.rows.clone();
+        new.retain(|row| lost.iter().position(|own| own == row).map(|at| lost.remove(at)).is_none());
         let mut text = String::new();
-        for line in ours.symmetric_difference(&theirs) {
-            let sign = if ours.contains(line) { '-' } else { '+' };
-            let _ = writeln!(text, "{sign} {line}");
+        for row in lost {
+            match new.iter().position(|other| other.names() == row.names()) {
+                Some(at) => {
+                    let _ = writeln!(text, "~ {}", row.changes(&new.remove(at)));
+                }
+                None => {
+                    let _ = writeln!(text, "- {row}");
+                }
+            }
         }
-        if text.is_empty() && self != other {
-            text.push_str("the same rows, but not as many times\n");
-        }
-        text
+        new.iter().fold(text, |text, row| text + &format!("+ {row}\n"))
     }
 }
 

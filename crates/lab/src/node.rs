@@ -148,7 +148,8 @@ impl Node {
         self.ns.within(|| {
             let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], HEALTHZ_PORT))).ok()?;
             stream.set_read_timeout(Some(ANSWER)).ok()?;
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n").ok()?;
+            let request = format!("GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).ok()?;
             let mut text = String::new();
             stream.read_to_string(&mut text).ok()?;
             let (head, body) = text.split_once("\r\n\r\n")?;

@@ -6,8 +6,15 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
+
+use crate::wait::wait_for;
+
+/// IFA_F_TENTATIVE
+const TENTATIVE: u8 = 0x40;
+const CARRIER: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ns {
@@ -90,6 +97,21 @@ impl Ns {
                 fs::write(&path, value).unwrap_or_else(|e| panic!("{}: {path}={value}: {e}", self.name));
             }
         });
+    }
+
+    /// Waits until each of `devices` has its link-local address: the kernel tells a device of its carrier later, at times
+    /// by a second, and before that neither IPv6 forwarding works nor does a view stay as it is.
+    pub(crate) fn wait_up(&self, devices: &[&str]) {
+        let settled = |line: &str, device: &str| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            let [_, _, _, "20", flags, name] = fields[..] else { return false };
+            name == device && u8::from_str_radix(flags, 16).is_ok_and(|flags| flags & TENTATIVE == 0)
+        };
+        let all = || {
+            let addresses = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
+            devices.iter().all(|device| addresses.lines().any(|line| settled(line, device)))
+        };
+        self.within(|| wait_for(&format!("{}: {} up", self.name, devices.join(", ")), CARRIER, all));
     }
 }
 

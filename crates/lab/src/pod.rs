@@ -52,6 +52,8 @@ impl Pod {
             .collect();
         node.ns.batch(&pod.node_lines((node.index, nth), &gateways));
         pod.ns.batch(&pod.own_lines(&gateways));
+        pod.ns.wait_up(&["eth0"]);
+        node.ns.wait_up(&["cni0", &format!("veth{}", pod.name)]);
         pod
     }
 

@@ -71,7 +71,7 @@ impl Topology {
 
 fn twill_path(given: Option<&Path>) -> PathBuf {
     let beside = || std::env::current_exe().map(|exe| exe.with_file_name("twill")).unwrap_or_default();
-    match std::env::var_os("TWILL_BIN") {
+    match std::env::var_os("TWILL_BIN").filter(|path| !path.is_empty()) {
         Some(path) => path.into(),
         None => given.map_or_else(beside, Path::to_owned),
     }
@@ -143,7 +143,9 @@ impl Lab {
                 let _ = writeln!(lines, "address add fd00:{net}::1/64 dev {dev}");
             }
             router.batch(&lines);
+            router.wait_up(&["eth0", "eth1"]);
         }
+        self.nodes.iter().for_each(|node| node.ns.wait_up(&["eth0"]));
     }
 
     /// Switches in the lab's root namespace, and a cable from each to its hosts; a port is called as its host.
@@ -153,12 +155,13 @@ impl Lab {
             let _ = writeln!(lines, "link add seg{segment} type bridge mcast_snooping 0");
             let _ = writeln!(lines, "link set seg{segment} up");
         }
-        let mut cable = |host: (&str, &str, &str), (port, segment): (&str, char)| {
-            let (ns, dev, mac) = host;
-            let _ = writeln!(
-                lines,
-                "link add {dev} mtu 1500 address {mac} netns {ns} type veth peer name {port}"
-            );
+        // With equal indexes at both ends the kernel takes its time, up to a second, to tell of the carrier.
+        let mut index = 100;
+        let mut cable = |(ns, dev, mac): (&str, &str, &str), (port, segment): (&str, char)| {
+            index += 1;
+            let own = if dev == "eth0" { 2 } else { 3 };
+            let _ = write!(lines, "link add {dev} index {own} mtu 1500 address {mac} netns {ns} ");
+            let _ = writeln!(lines, "type veth peer name {port} index {index}");
             let _ = writeln!(lines, "link set {port} mtu 1500 master seg{segment} up");
         };
         for node in &self.nodes {

@@ -14,6 +14,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use plan::Path;
+use plan::input::Family;
 use tokio::net::UnixStream;
 
 use crate::flags::StatusFlags;
@@ -66,6 +67,8 @@ fn page(report: &Report, colour: bool) -> String {
     let mut line = |name: &str, value: &str| _ = writeln!(page, "{name:<9} {value}");
     line("state", &state);
     if let Some(node) = &report.node {
+        let subnets = Family::ALL.into_iter().filter_map(|family| node.node.subnet.of(family));
+        let subnets: Vec<String> = subnets.map(|subnet| subnet.to_string()).collect();
         let uplink = &node.node.uplink;
         let addresses: Vec<String> =
             [uplink.ipv4.map(|ip| ip.to_string()), uplink.ipv6.map(|ip| ip.to_string())]
@@ -74,7 +77,7 @@ fn page(report: &Report, colour: bool) -> String {
                 .collect();
         line("backend", &node.backend);
         line("network", &node.networks.join(", "));
-        line("subnet", &format!("{} with MTU {}", node.node.subnet, node.mtu));
+        line("subnet", &format!("{} with MTU {}", subnets.join(", "), node.mtu));
         line("uplink", &format!("{} {} ({})", uplink.link, addresses.join(", "), node.uplink_reason));
     }
     let store = match &report.store_lost {

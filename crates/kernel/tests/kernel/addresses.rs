@@ -59,7 +59,6 @@ fn what_is_not_plain_is_unknown_and_can_be_deleted() {
             ("10.244.1.0/24 metric 7", "metric"),
             ("10.244.1.0/24 brd +", "broadcast"),
             ("10.244.1.0/32 label flannel.1:x", "label"),
-            ("10.244.1.0/32 autojoin", "autojoin"),
             ("fd00:10:244:1::1 peer fd00:10:244:1::2/128", "peer fd00:10:244:1::2"),
             ("fd00:10:244:1::1/128 nodad", "nodad"),
             ("fd00:10:244:1::1/128 home", "home"),

@@ -33,7 +33,10 @@ fn one_failure_stops_no_neighbour() {
         let done = outcomes.iter().filter(|outcome| **outcome == Outcome::Done).count();
         assert_eq!((done, outcomes.len()), (4, 6));
         assert_eq!(seen(&mut kernel).state.routes.len(), 4);
-        assert_eq!(kernel.apply(&[delete(via("10.244.9.0/24", "10.244.9.0", "flannel.9", true))]), [Outcome::Gone]);
+        assert_eq!(
+            kernel.apply(&[delete(via("10.244.9.0/24", "10.244.9.0", "flannel.9", true))]),
+            [Outcome::Gone]
+        );
     });
 }
 
@@ -41,7 +44,9 @@ fn one_failure_stops_no_neighbour() {
 fn every_op_of_a_large_batch_may_fail() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
-        let bad = |k: u32| add(via(&format!("10.244.{}.{}/32", k / 250, k % 250), "203.0.113.9", "flannel.1", false));
+        let bad = |k: u32| {
+            add(via(&format!("10.244.{}.{}/32", k / 250, k % 250), "203.0.113.9", "flannel.1", false))
+        };
         let ops: Vec<Op> = (0..2000).map(bad).collect();
         for (op, outcome) in ops.iter().zip(kernel.apply(&ops)) {
             let told = complaint(&outcome);
@@ -60,16 +65,27 @@ fn kinds_of_op_go_in_one_list() {
         let mac = Mac([2, 0, 0, 0, 0, 2]);
         let link_name = name("flannel.1");
         let address = Address { link: link_name, address: "10.244.1.0/32".parse().unwrap(), unknown: None };
-        let neighbour = Neighbour { link: link_name, address: "10.244.2.0".parse().unwrap(), mac, unknown: None };
+        let neighbour =
+            Neighbour { link: link_name, address: "10.244.2.0".parse().unwrap(), mac, unknown: None };
         let fdb = FdbEntry { link: link_name, mac, remote: "192.0.2.2".parse().unwrap(), unknown: None };
         let want = via("10.244.2.0/24", "10.244.2.0", "flannel.1", true);
         let sysctl = plan::state::Sysctl { path: owned().sysctls[0].clone(), value: "0".into() };
-        let mut ops =
-            vec![add(link(flannel())), add(sysctl), add(address), up(link_name), add(fdb), add(neighbour), add(want)];
+        let mut ops = vec![
+            add(link(flannel())),
+            add(sysctl),
+            add(address),
+            up(link_name),
+            add(fdb),
+            add(neighbour),
+            add(want),
+        ];
         assert!(ops.is_sorted(), "the order of a round");
         applies(&mut kernel, &ops);
         let state = seen(&mut kernel).state;
-        assert_eq!((state.links.len(), state.fdb.len(), state.neighbours.len(), state.routes.len()), (1, 1, 1, 1));
+        assert_eq!(
+            (state.links.len(), state.fdb.len(), state.neighbours.len(), state.routes.len()),
+            (1, 1, 1, 1)
+        );
         ops.retain(|op| !matches!(op.object, Object::LinkUp(_) | Object::Sysctl(_)));
         ops.reverse();
         applies(&mut kernel, &ops.into_iter().map(|op| delete(op.object)).collect::<Vec<_>>());
@@ -86,10 +102,17 @@ fn five_thousand_peers() {
         let link = name("flannel.1");
         let subnet = |k: u32| std::net::Ipv4Addr::from(0x0a01_0000 + (k << 8));
         let mac = |k: u32| Mac([2, 0, 0, 1, (k >> 8) as u8, k as u8]);
-        let fdb = (0..5000).map(|k| FdbEntry { link, mac: mac(k), remote: (0xc612_0000 + k).to_be_bytes().into(), unknown: None });
-        let neighbours = (0..5000).map(|k| Neighbour { link, address: subnet(k).into(), mac: mac(k), unknown: None });
-        let routes: Vec<Route> =
-            (0..5000).map(|k| via(&format!("{}/24", subnet(k)), &subnet(k).to_string(), "flannel.1", true)).collect();
+        let fdb = (0..5000).map(|k| FdbEntry {
+            link,
+            mac: mac(k),
+            remote: (0xc612_0000 + k).to_be_bytes().into(),
+            unknown: None,
+        });
+        let neighbours =
+            (0..5000).map(|k| Neighbour { link, address: subnet(k).into(), mac: mac(k), unknown: None });
+        let routes: Vec<Route> = (0..5000)
+            .map(|k| via(&format!("{}/24", subnet(k)), &subnet(k).to_string(), "flannel.1", true))
+            .collect();
         let timed = |what: &str, kernel: &mut kernel::Kernel, ops: &[Op]| {
             let start = Instant::now();
             applies(kernel, ops);

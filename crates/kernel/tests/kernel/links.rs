@@ -46,10 +46,17 @@ fn what_we_make_is_what_ip_shows_and_what_we_read() {
             assert_eq!(shown["address"], "02:00:00:00:00:01");
             assert_eq!(shown["mtu"], want.mtu);
             assert_eq!(shown.get("txqlen").unwrap_or(&json!(0)), &json!(0), "{shown}");
-            assert_eq!((&data["id"], &data["port"], &data["link"]), (&json!(vxlan.vni), &json!(vxlan.port), &json!("eth0")));
+            assert_eq!(
+                (&data["id"], &data["port"], &data["link"]),
+                (&json!(vxlan.vni), &json!(vxlan.port), &json!("eth0"))
+            );
             let local = if vxlan.local.is_ipv4() { &data["local"] } else { &data["local6"] };
             assert_eq!(*local, vxlan.local.to_string());
-            assert_eq!((&data["learning"], data.get("gbp").is_some()), (&json!(vxlan.learning), vxlan.gbp), "{data}");
+            assert_eq!(
+                (&data["learning"], data.get("gbp").is_some()),
+                (&json!(vxlan.learning), vxlan.gbp),
+                "{data}"
+            );
             assert_eq!((&data["ttl"], data.get("tos")), (&json!(0), None), "{data}");
         }
     });
@@ -92,14 +99,19 @@ fn what_flannel_does_not_set_is_unknown() {
             ("remcsumtx", "remcsumtx"),
             ("remcsumrx", "remcsumrx"),
             ("df set", "df"),
-            ("flowlabel 5", "flowlabel"),
         ] {
-            sh(&format!("ip link add flannel.1 type vxlan id 1 dev eth0 local 192.0.2.1 dstport 8472 nolearning {option}"));
+            sh(&format!(
+                "ip link add flannel.1 type vxlan id 1 dev eth0 local 192.0.2.1 dstport 8472 nolearning {option}"
+            ));
             let unknown = seen(&mut kernel).state.links[0].unknown.clone();
             assert_eq!(unknown.as_deref(), Some(told), "{option}");
             sh("ip link del flannel.1");
         }
-        for (options, told) in [("external", "external"), ("external gpe", "external, gpe")] {
+        for (options, told) in [
+            ("id 1 dev eth0 local 2001:db8::1 flowlabel 5", "flowlabel"),
+            ("external", "external"),
+            ("external gpe", "external, gpe"),
+        ] {
             sh(&format!("ip link add flannel.1 type vxlan dstport 8472 nolearning {options}"));
             assert_eq!(seen(&mut kernel).state.links[0].unknown.as_deref(), Some(told));
             sh("ip link del flannel.1");
@@ -122,7 +134,9 @@ fn mtu_mac_local_and_learning_change_in_place() {
         assert_eq!(state.links.to_vec(), [want]);
         assert_eq!(state.fdb.len(), 1);
         assert_eq!(json("ip -j link show flannel.1")[0]["ifindex"], index);
-        sh("ip link add flannel-v6.1 mtu 1430 type vxlan id 1 dev eth0 local 2001:db8::1 dstport 8472 nolearning");
+        sh(
+            "ip link add flannel-v6.1 mtu 1430 type vxlan id 1 dev eth0 local 2001:db8::1 dstport 8472 nolearning",
+        );
         let want = Link { mtu: 1300, up: false, ..ipv6() };
         applies(&mut kernel, &[replace(link(want.clone()))]);
         assert_eq!(seen(&mut kernel).state.links[0], want);
@@ -181,12 +195,15 @@ fn a_device_made_anew_in_a_round_is_found_by_what_follows() {
         let mut kernel = tunnelled();
         let other_port = ours(|_, vxlan| vxlan.port = 4789);
         let row = via("10.244.2.0/24", "10.244.2.0", "flannel.1", true);
-        applies(&mut kernel, &[
-            op(plan::Verb::Recreate, link(flannel())),
-            add(link(other_port.clone())),
-            up(name("flannel.1")),
-            add(row.clone()),
-        ]);
+        applies(
+            &mut kernel,
+            &[
+                op(plan::Verb::Recreate, link(flannel())),
+                add(link(other_port.clone())),
+                up(name("flannel.1")),
+                add(row.clone()),
+            ],
+        );
         let state = seen(&mut kernel).state;
         assert_eq!((state.links.to_vec(), state.routes.to_vec()), (vec![other_port], vec![row]));
     });
@@ -197,12 +214,17 @@ fn sysctls_are_read_and_written() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         sh("echo 1 > /proc/sys/net/ipv6/conf/flannel.1/accept_ra");
-        let [row] = &seen(&mut kernel).state.sysctls.to_vec()[..] else { panic!("one of two files is there") };
+        let [row] = &seen(&mut kernel).state.sysctls.to_vec()[..] else {
+            panic!("one of two files is there")
+        };
         assert_eq!((&*row.path, &*row.value), ("net/ipv6/conf/flannel.1/accept_ra", "1"));
         let missing = plan::state::Sysctl { path: "net/no/such/file".into(), value: "1".into() };
         let off = plan::state::Sysctl { value: "0".into(), ..row.clone() };
         let outcomes = kernel.apply(&[add(missing), replace(off.clone())]);
-        assert!(complaint(&outcomes[0]).contains("sysctl net/no/such/file = 1: No such file"), "{outcomes:?}");
+        assert!(
+            complaint(&outcomes[0]).contains("sysctl net/no/such/file = 1: No such file"),
+            "{outcomes:?}"
+        );
         assert_eq!(outcomes[1], Outcome::Done);
         assert_eq!(seen(&mut kernel).state.sysctls.to_vec(), [off]);
     });

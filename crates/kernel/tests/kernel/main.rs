@@ -1,11 +1,13 @@
 //! What the crate writes, ip(8) and bridge(8) read; what they write, the crate reads: on the real kernel, in namespaces
 //! of each test's own. Without the right to make these the tests fail; none is ever skipped.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod addresses;
 mod batches;
 mod links;
 mod neighbours;
 mod nexthops;
+mod rounds;
 mod routes;
 mod rules;
 mod scene;

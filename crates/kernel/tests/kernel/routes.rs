@@ -10,7 +10,10 @@ use crate::scene::*;
 /// A route of every shape, in the order of a dump, with the words of ip-route(8) for it.
 fn shapes() -> Vec<(Route, &'static str)> {
     vec![
-        (via("10.244.2.0/24", "10.244.2.0", "flannel.1", true), "10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink"),
+        (
+            via("10.244.2.0/24", "10.244.2.0", "flannel.1", true),
+            "10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink",
+        ),
         (via("10.244.3.0/24", "192.0.2.3", "eth0", false), "10.244.3.0/24 via 192.0.2.3 dev eth0"),
         (route("10.244.4.0/24", RoutePath::Link(name("flannel.1"))), "10.244.4.0/24 dev flannel.1"),
         (route("10.244.5.0/24", RoutePath::Unreachable), "unreachable 10.244.5.0/24"),
@@ -19,7 +22,10 @@ fn shapes() -> Vec<(Route, &'static str)> {
             via("fd00:10:244:2::/64", "fd00:10:244:2::", "flannel.1", true),
             "fd00:10:244:2::/64 via fd00:10:244:2:: dev flannel.1 onlink",
         ),
-        (via("fd00:10:244:3::/64", "2001:db8::3", "eth0", false), "fd00:10:244:3::/64 via 2001:db8::3 dev eth0"),
+        (
+            via("fd00:10:244:3::/64", "2001:db8::3", "eth0", false),
+            "fd00:10:244:3::/64 via 2001:db8::3 dev eth0",
+        ),
         (route("fd00:10:244:4::/64", RoutePath::Link(name("flannel.1"))), "fd00:10:244:4::/64 dev flannel.1"),
         (route("fd00:10:244:5::/64", RoutePath::Unreachable), "unreachable fd00:10:244:5::/64"),
         (route("fd00:10:244:6::/64", RoutePath::Blackhole), "blackhole fd00:10:244:6::/64"),
@@ -88,7 +94,10 @@ fn another_shape_is_unknown_and_gets_replaced() {
             (format!("{six} mtu 1400"), "metrics"),
             (format!("{six} pref high"), "pref"),
             (format!("{six} expires 600"), "expires"),
-            ("fd00:10:244:2::/64 nexthop via 2001:db8::2 dev eth0 nexthop via 2001:db8::3 dev eth0".into(), "multipath"),
+            (
+                "fd00:10:244:2::/64 nexthop via 2001:db8::2 dev eth0 nexthop via 2001:db8::3 dev eth0".into(),
+                "multipath",
+            ),
             ("prohibit fd00:10:244:2::/64".into(), "type 8"),
         ] {
             let (family, want) = if words.contains("fd00") {
@@ -191,8 +200,13 @@ fn of_doubled_ipv6_routes_exactly_the_named_one_goes() {
         let ours = via(to, "fd00:10:244:2::", "flannel.1", true);
         let link = route(to, RoutePath::Link(name("eth0")));
         let refused = route(to, RoutePath::Unreachable);
-        for (stays, goes) in [(&ours, &link), (&link, &ours), (&ours, &refused), (&refused, &ours), (&link, &refused)] {
-            for row in [stays, goes] {
+        for (stays, goes) in
+            [(&ours, &link), (&link, &ours), (&ours, &refused), (&refused, &ours), (&link, &refused)]
+        {
+            // The gateway first: ip refuses it once another device leads there.
+            let mut both = [stays, goes];
+            both.sort();
+            for row in both {
                 let words = match row.path {
                     RoutePath::Via { .. } => format!("{to} via fd00:10:244:2:: dev flannel.1 onlink"),
                     RoutePath::Link(_) => format!("{to} dev eth0"),

@@ -46,8 +46,8 @@ fn a_rule_with_more_conditions_is_unknown_and_a_foreign_one_is_no_row() {
             ("fwmark 5 lookup 7777", "fwmark"),
             ("tos 4 lookup 7777", "tos"),
             ("ipproto udp lookup 7777", "ipproto"),
-            ("ipproto udp sport 5 lookup 7777", "ipproto, sport"),
-            ("uidrange 5-6 lookup 7777", "uidrange"),
+            ("ipproto udp sport 5 lookup 7777", "sport, ipproto"),
+            ("uidrange 0-0 lookup 7777", "uidrange"),
             ("lookup 7777 suppress_prefixlength 5", "suppress_prefixlength"),
             ("prohibit", "action 8"),
         ] {
@@ -61,7 +61,8 @@ fn a_rule_with_more_conditions_is_unknown_and_a_foreign_one_is_no_row() {
         assert_eq!(rows(&mut kernel)[0].unknown.as_deref(), Some("not"));
         sh("ip rule del priority 500; ip rule add to 10.244.0.0/16 lookup 42 proto 3; ip rule add to 10.9.0.0/16 lookup 7777
             ip rule add from 10.244.0.0/16 lookup 7777; ip rule add to 10.244.3.0/24 lookup 7777 priority 9 proto 3");
-        let to: Vec<_> = rows(&mut kernel).iter().map(|row| (row.priority, row.to.to_string(), row.protocol)).collect();
+        let to: Vec<_> =
+            rows(&mut kernel).iter().map(|row| (row.priority, row.to.to_string(), row.protocol)).collect();
         assert_eq!(to, [(9, "10.244.3.0/24".to_owned(), 3)]);
     });
 }

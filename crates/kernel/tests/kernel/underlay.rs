@@ -1,6 +1,8 @@
 //! Facts about the network below.
 
-use lab::Timing::Free;
+use std::time::{Duration, Instant};
+
+use lab::Timing::{Free, Timed};
 use plan::input::{AddressFacts, LinkFacts, RouteFacts};
 
 use crate::scene::*;
@@ -10,15 +12,10 @@ fn networks() -> Vec<ipnet::IpNet> {
 }
 
 #[test]
-fn devices_addresses_and_routes_of_the_node() {
+fn devices_and_addresses_of_the_node() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
-        sh("ip route add default via 192.0.2.254; ip route add 198.51.100.0/24 via 192.0.2.9 metric 30
-            ip route add 203.0.113.0/24 nexthop via 192.0.2.8 nexthop via 192.0.2.9
-            ip route add 198.51.100.0/25 via inet6 2001:db8::9 dev eth0
-            ip -6 route add default via 2001:db8::254; ip route add 10.244.7.0/24 via 192.0.2.7
-            ip route add 100.64.0.0/10 via 192.0.2.7 table 7777; ip route add unreachable 100.65.0.0/16
-            ip addr add 192.0.2.77/24 dev eth0 valid_lft 900 preferred_lft 0");
+        sh("ip addr add 192.0.2.77/24 dev eth0 valid_lft 900 preferred_lft 0");
         let underlay = kernel.underlay(&networks()).unwrap();
         assert_eq!(underlay, seen(&mut kernel).underlay);
 
@@ -53,23 +50,39 @@ fn devices_addresses_and_routes_of_the_node() {
         let mut sorted = order.clone();
         sorted.sort_by_key(|link| names.iter().position(|name| *name == link.to_string()));
         assert_eq!(order, sorted, "by the index of the device");
+    });
+}
 
-        let routes = underlay.routes.iter().filter(|route| !route.destination.to_string().starts_with("fe80"));
+#[test]
+fn routes_outside_of_the_pod_networks() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        sh("ip route add default via 192.0.2.254; ip route add 198.51.100.0/24 via 192.0.2.9 metric 30
+            ip route add 203.0.113.0/24 nexthop via 192.0.2.8 nexthop via 192.0.2.9
+            ip route add 198.51.100.0/25 via inet6 2001:db8::9 dev eth0
+            ip -6 route add default via 2001:db8::254; ip route add 10.244.7.0/24 via 192.0.2.7
+            ip route add 100.64.0.0/10 via 192.0.2.7 table 7777; ip route add unreachable 100.65.0.0/16");
+        let underlay = kernel.underlay(&networks()).unwrap();
+        let routes =
+            underlay.routes.iter().filter(|route| !route.destination.to_string().starts_with("fe80"));
         let routes: Vec<_> = routes.cloned().collect();
         let route = |to: &str, gateway: Option<&str>, link: Option<&str>| RouteFacts {
             destination: to.parse().unwrap(),
             gateway: gateway.map(|gateway| gateway.parse().unwrap()),
             link: link.map(name),
         };
-        assert_eq!(routes, [
-            route("0.0.0.0/0", Some("192.0.2.254"), Some("eth0")),
-            route("192.0.2.0/24", None, Some("eth0")),
-            route("198.51.100.0/25", Some("2001:db8::9"), Some("eth0")),
-            route("198.51.100.0/24", Some("192.0.2.9"), Some("eth0")),
-            route("203.0.113.0/24", None, None),
-            route("2001:db8::/64", None, Some("eth0")),
-            route("::/0", Some("2001:db8::254"), Some("eth0")),
-        ]);
+        assert_eq!(
+            routes,
+            [
+                route("0.0.0.0/0", Some("192.0.2.254"), Some("eth0")),
+                route("192.0.2.0/24", None, Some("eth0")),
+                route("198.51.100.0/25", Some("2001:db8::9"), Some("eth0")),
+                route("198.51.100.0/24", Some("192.0.2.9"), Some("eth0")),
+                route("203.0.113.0/24", None, None),
+                route("2001:db8::/64", None, Some("eth0")),
+                route("::/0", Some("2001:db8::254"), Some("eth0")),
+            ]
+        );
     });
 }
 
@@ -94,7 +107,10 @@ fn the_way_to_an_address() {
         sh("ip route add 198.51.100.0/24 via 192.0.2.9; ip -6 route add 2001:db8:9::/64 via 2001:db8::9");
         let found = kernel.route_to("198.51.100.7".parse().unwrap()).unwrap();
         assert_eq!(found.route.gateway, Some("192.0.2.9".parse().unwrap()));
-        assert_eq!((found.route.link, found.source), (Some(name("eth0")), Some("192.0.2.1".parse().unwrap())));
+        assert_eq!(
+            (found.route.link, found.source),
+            (Some(name("eth0")), Some("192.0.2.1".parse().unwrap()))
+        );
         let found = kernel.route_to("192.0.2.9".parse().unwrap()).unwrap();
         assert_eq!((found.route.gateway, found.route.link), (None, Some(name("eth0"))));
         let found = kernel.route_to("2001:db8:9::1".parse().unwrap()).unwrap();
@@ -102,5 +118,24 @@ fn the_way_to_an_address() {
         assert_eq!(found.source, Some("2001:db8::1".parse().unwrap()));
         let error = kernel.route_to("203.0.113.1".parse().unwrap()).unwrap_err().to_string();
         assert_eq!(error, "look up the route to 203.0.113.1: Network is unreachable (os error 101)");
+    });
+}
+
+#[test]
+fn a_hundred_thousand_foreign_routes() {
+    lab::test(Timed, || {
+        let mut kernel = tunnelled();
+        let lines: String = (0..100_000_u32)
+            .map(|k| {
+                format!("route add 20.{}.{}.{}/32 via 192.0.2.9 proto bgp\n", k >> 16, k >> 8 & 255, k & 255)
+            })
+            .collect();
+        std::fs::write("/tmp/foreign", lines).unwrap();
+        sh("ip -batch /tmp/foreign; ip route add 10.244.2.0/24 via 192.0.2.2");
+        let start = Instant::now();
+        let seen = seen(&mut kernel);
+        println!("dump beside 100,000 foreign routes: {:?}", start.elapsed());
+        assert_eq!((seen.state.routes.len(), seen.underlay.routes.len() > 100_000), (1, true));
+        assert!(start.elapsed() < Duration::from_secs(1));
     });
 }

@@ -57,7 +57,9 @@ fn views_differ_by_each_thing_that_matters() {
             ns.run(change);
             let after = View::of(ns);
             assert_ne!(before, after, "{change}");
-            assert!(!before.diff(&after).is_empty(), "{change}");
+            let diff = before.diff(&after);
+            println!("{change}\n{diff}");
+            assert!(!diff.is_empty(), "{change}");
         }
     });
 }

@@ -1,4 +1,15 @@
 //! Whole behaviour: real daemons on a real kernel in namespaces of their own, looked at from outside. One binary; the
-//! modules carry the names that the same things have in the other layers.
+//! modules carry the names that the same things have in the other layers. Nothing here asks our own code what it did.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod cluster;
+mod foreign;
+mod host_gw;
+mod interop;
+mod repair;
+mod restart;
+mod status;
+mod steady;
+mod store;
 mod vxlan;

@@ -43,7 +43,7 @@ pub(crate) fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> 
 }
 
 pub(crate) fn indented(text: &str) -> String {
-    text.lines().map(|line| format!("    {line}\n")).collect()
+    text.lines().map(|line| format!("    {}\n", line.trim_end())).collect()
 }
 
 /// Nodes side by side on their segments, the router between.

@@ -1,0 +1,69 @@
+//! Budgets of source files. It reads text only.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+/// Code lines of one file: neither blank nor comment, tests aside.
+const FILE: usize = 400;
+/// Of all product crates together.
+const PRODUCT: usize = 9_000;
+const PRODUCT_CRATES: [&str; 5] = ["plan", "kernel", "store", "twill", "cni"];
+/// Words that mark what is not finished, put together here so that this file does not contain them.
+const UNFINISHED: [&str; 4] =
+    [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("to", "do!("), concat!("unimple", "mented!(")];
+
+/// What is wrong, a line each.
+pub(crate) fn faults(root: &Path) -> anyhow::Result<Vec<String>> {
+    let mut files = Vec::new();
+    collect(&root.join("crates"), &mut files)?;
+    let (mut faults, mut product) = (Vec::new(), 0);
+    for path in files {
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let name = path.strip_prefix(root.join("crates")).unwrap_or(&path).display().to_string();
+        if !text.starts_with("//! ") {
+            faults.push(format!(
+                "{name} does not open with a //! paragraph: what it is for, what it must not do"
+            ));
+        }
+        for word in UNFINISHED.iter().filter(|word| text.contains(**word)) {
+            faults.push(format!("{name} has a left-over {word}"));
+        }
+        if text.contains(concat!("#[ig", "nore")) {
+            faults.push(format!("{name} ignores a test: make it pass or delete it"));
+        }
+        if !name.contains("/tests/") {
+            let lines = code_lines(&text);
+            if lines > FILE {
+                faults.push(format!(
+                    "{name} has {lines} code lines, more than {FILE}: the design is telling something"
+                ));
+            }
+            if PRODUCT_CRATES.iter().any(|product| name.starts_with(&format!("{product}/"))) {
+                product += lines;
+            }
+        }
+    }
+    if product > PRODUCT {
+        faults.push(format!("the product has {product} code lines, more than {PRODUCT}"));
+    }
+    Ok(faults)
+}
+
+fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        let path = entry?.path();
+        if path.is_dir() {
+            collect(&path, files)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn code_lines(text: &str) -> usize {
+    let product = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    product.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//")).count()
+}

@@ -1,0 +1,52 @@
+//! What belongs to others on the node is neither touched nor listened to.
+
+use std::time::Duration;
+
+use lab::{Storm, Timing, Topology, View};
+
+use crate::cluster::{self, SOON, VXLAN};
+
+const SPAN: Duration = Duration::from_secs(10);
+
+/// 10,000 changes a second of neighbours on somebody else's device wake nobody and cost under 3 % of a core.
+#[test]
+fn a_storm_of_foreign_neighbours_goes_unheard() {
+    lab::test(Timing::Timed, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let (daemons, _pods) = cluster::start(&lab);
+        let node = lab.node(1);
+        let rounds = || metric(&node.get("/metrics").unwrap().body, "twill_rounds_total");
+        let (cpu, before) = (daemons[0].cpu(), rounds());
+        let (changes, took) = Storm::start(node, 10_000, SPAN).finish();
+        let cpu = daemons[0].cpu() - cpu;
+        println!("{changes} changes in {took:?} cost {cpu:?}");
+        assert!(
+            f64::from(u32::try_from(changes).unwrap()) / took.as_secs_f64() > 8_000.0,
+            "{changes} in {took:?}"
+        );
+        assert!(cpu < took * 3 / 100, "{cpu:?} of CPU in {took:?}");
+        // The device of the storm comes and goes, and the period may pass; the neighbours themselves cause no round.
+        assert!(rounds() - before <= 4.0, "{} rounds", rounds() - before);
+    });
+}
+
+#[test]
+fn what_is_not_ours_survives_the_start() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let node = lab.node(1);
+        lab::foreign::plant(node, "10.244.250.0/24");
+        let planted = View::of(&node.ns);
+        let _daemons = lab.start_all(cluster::FLAGS);
+        lab::wait_for("the peer is there", SOON, || node.ns.run("ip route").contains("flannel.1"));
+        let now = View::of(&node.ns);
+        let lost: Vec<String> =
+            planted.diff(&now).lines().filter(|line| line.starts_with('-')).map(str::to_owned).collect();
+        assert!(lost.is_empty(), "gone: {lost:?}");
+    });
+}
+
+fn metric(text: &str, name: &str) -> f64 {
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}

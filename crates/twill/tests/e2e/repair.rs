@@ -1,0 +1,107 @@
+//! Every harm to an object of ours is undone in under a second, seen from outside: until ip and bridge show the same as
+//! before and a ping between pods passes. Each test runs alone, since it has a time limit.
+
+use std::time::{Duration, Instant};
+
+use lab::{Harm, Node, Timing, Topology, View};
+
+use crate::cluster::{self, DIRECT, HOST_GW, SOON, VXLAN};
+
+const LIMIT: Duration = Duration::from_secs(1);
+
+/// Does one harm to node 1, with foreign objects planted beside ours.
+fn heals(config: &str, harm: impl Fn(&Node) -> Harm) {
+    let lab = cluster::lab(Topology::flat(2), config);
+    let (_daemons, pods) = cluster::start(&lab);
+    let (node, peer) = (lab.node(1), lab.node(2));
+    lab::foreign::plant(node, &peer.subnet());
+    let before = View::of(&node.ns);
+    let harm = harm(peer);
+    let took = lab::time_to_heal(node, &before, &harm, || pods[0].ping(pods[1].ip()).is_some());
+    println!("{took:?} after: {}", harm.command(node));
+    assert!(took < LIMIT, "{took:?} after: {}", harm.command(node));
+}
+
+fn flannel_1() -> String {
+    "flannel.1".into()
+}
+
+macro_rules! harms {
+    ($($name:ident: $config:expr, $harm:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            lab::test(Timing::Timed, || heals($config, $harm));
+        }
+    )*};
+}
+
+harms! {
+    vxlan_route_deleted: VXLAN, |peer| Harm::RouteDeleted { subnet: peer.subnet() };
+    vxlan_route_replaced: VXLAN, wrong_route;
+    vxlan_fdb_flushed: VXLAN, |_| Harm::FdbFlushed { dev: flannel_1() };
+    vxlan_neighbours_flushed: VXLAN, |_| Harm::NeighboursFlushed { dev: flannel_1() };
+    vxlan_device_deleted: VXLAN, |_| Harm::DeviceDeleted { dev: flannel_1() };
+    vxlan_device_down: VXLAN, |_| Harm::DeviceDown { dev: flannel_1() };
+    vxlan_mac_changed: VXLAN, |_| Harm::MacChanged { dev: flannel_1(), mac: "02:00:00:00:ba:ad".into() };
+    vxlan_address_flushed: VXLAN, |_| Harm::AddressFlushed { dev: flannel_1() };
+    direct_route_deleted: DIRECT, |peer| Harm::RouteDeleted { subnet: peer.subnet() };
+    host_gw_route_deleted: HOST_GW, |peer| Harm::RouteDeleted { subnet: peer.subnet() };
+    host_gw_route_replaced: HOST_GW, wrong_route;
+}
+
+fn wrong_route(peer: &Node) -> Harm {
+    Harm::RouteReplaced { subnet: peer.subnet(), via: peer.gateway().to_string(), dev: "eth0".into() }
+}
+
+/// The uplink is down for a second; the time counts from when it is up again.
+fn uplink_comes_back(config: &str) {
+    let lab = cluster::lab(Topology::flat(2), config);
+    let (_daemons, pods) = cluster::start(&lab);
+    let node = lab.node(1);
+    let before = View::of(&node.ns);
+    Harm::UplinkDown.apply(node);
+    lab::holds_for("pods are cut off", Duration::from_secs(1), || pods[0].ping(pods[1].ip()).is_none());
+    Harm::UplinkUp.apply(node);
+    let up = Instant::now();
+    let healed = || View::of(&node.ns) == before && pods[0].ping(pods[1].ip()).is_some();
+    let took = lab::until(SOON, || healed().then(|| up.elapsed()));
+    let took = took.unwrap_or_else(|| panic!("not as before:\n{}", before.diff(&View::of(&node.ns))));
+    println!("{took:?} after the uplink is up");
+    assert!(took < LIMIT, "{took:?} after the uplink is up");
+}
+
+#[test]
+fn vxlan_uplink_down_and_up() {
+    lab::test(Timing::Timed, || uplink_comes_back(VXLAN));
+}
+
+#[test]
+fn host_gw_uplink_down_and_up() {
+    lab::test(Timing::Timed, || uplink_comes_back(HOST_GW));
+}
+
+/// A peer's VTEP gets another MAC: followed at once, and nothing of the old one stays.
+#[test]
+fn vxlan_peer_with_a_new_mac() {
+    lab::test(Timing::Timed, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let (mut daemons, pods) = cluster::start(&lab);
+        let (node, peer) = (lab.node(1), lab.node(2));
+        let (name, lease) =
+            lab.store.leases().into_iter().find(|(_, json)| json.contains(&peer.ip.to_string())).unwrap();
+        let old = View::of(&peer.ns).link("flannel.1").unwrap().text("address").to_owned();
+        let new = "0a:00:00:00:00:42";
+        daemons[1].terminate();
+        peer.ns.run(&format!("ip link set flannel.1 address {new}"));
+        let begun = Instant::now();
+        lab.store.put_lease(&name, &lease.replace(&old, new));
+        let followed = || {
+            let view = View::of(&node.ns).to_string();
+            view.contains(new) && !view.contains(&old)
+        };
+        let took = lab::until(SOON, || followed().then(|| begun.elapsed())).expect("the new MAC is followed");
+        assert!(took < LIMIT / 2, "{took:?}");
+        daemons[1].restart();
+        assert!(pods[0].reaches(pods[1].ip(), SOON).is_some());
+    });
+}

@@ -1,0 +1,82 @@
+//! A daemon that is killed and started again: no packet lost, and not one write to the kernel.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use lab::{Monitors, PingStream, Timing, Topology, View};
+
+use crate::cluster::{self, HOST_GW, SOON, VXLAN};
+
+fn killed_and_back(config: &str) {
+    let lab = cluster::lab(Topology::flat(2), config);
+    let (mut daemons, pods) = cluster::start(&lab);
+    let node = lab.node(1);
+    let file = node.run_dir().join("subnet.env");
+    let (before, stamp) = (View::of(&node.ns), stamp(&file));
+    let ping = PingStream::start(&pods[0].ns, pods[1].ip());
+    lab::wait_for("the ping runs", SOON, || ping.received() > 10);
+    let monitors = Monitors::start(&node.ns);
+    daemons[0].kill9();
+    daemons[0].restart();
+    daemons[0].wait_ready();
+    // The pods' neighbours on cni0 come and go by the kernel's hand; flannel's device and the routes are ours.
+    lab::holds_for("no object of ours is written", Duration::from_secs(10), || {
+        let ours = monitors.lines_about(&["flannel", "proto 84"]);
+        assert!(ours.is_empty(), "{ours:?}");
+        true
+    });
+    let report = ping.stop();
+    assert!(report.sent > 350 && report.lost == 0, "{report:?}");
+    assert_eq!(before.diff(&View::of(&node.ns)), "");
+    assert_eq!(stamp, self::stamp(&file), "subnet.env is not rewritten");
+}
+
+fn stamp(path: &std::path::Path) -> (u64, i64, i64) {
+    let metadata = fs::metadata(path).unwrap();
+    (metadata.ino(), metadata.mtime(), metadata.mtime_nsec())
+}
+
+#[test]
+fn vxlan() {
+    lab::test(Timing::Free, || killed_and_back(VXLAN));
+}
+
+#[test]
+fn host_gw() {
+    lab::test(Timing::Free, || killed_and_back(HOST_GW));
+}
+
+/// SIGTERM leaves the data plane alone and is quick; the socket goes, so that `twill status` says what is the matter.
+#[test]
+fn stopping_leaves_everything() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let (mut daemons, pods) = cluster::start(&lab);
+        let node = lab.node(1);
+        let before = View::of(&node.ns);
+        assert!(daemons[0].terminate().success());
+        assert_eq!(before.diff(&View::of(&node.ns)), "");
+        assert!(pods[0].ping(pods[1].ip()).is_some());
+        let status = node.twill_output(&["status"]);
+        let said = String::from_utf8_lossy(&status.stderr).into_owned();
+        assert!(!status.status.success() && said.contains("is twill daemon running here"), "{said}");
+    });
+}
+
+/// A device that went while nobody looked comes back with the MAC that the peers know.
+#[test]
+fn the_mac_outlives_the_device() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let (mut daemons, pods) = cluster::start(&lab);
+        let node = lab.node(1);
+        let before = View::of(&node.ns);
+        daemons[0].kill9();
+        node.ns.run("ip link del flannel.1");
+        daemons[0].restart();
+        daemons[0].wait_ready();
+        assert!(pods[0].reaches(pods[1].ip(), SOON).is_some());
+        assert_eq!(before.diff(&View::of(&node.ns)), "");
+    });
+}

@@ -1,0 +1,53 @@
+//! What people and probes are told.
+
+use lab::{Timing, Topology};
+
+use crate::cluster::{self, FLAGS, SOON, VXLAN};
+
+#[test]
+fn before_there_is_a_config_the_node_waits_and_says_for_what() {
+    lab::test(Timing::Free, || {
+        let lab = Topology::flat(1).twill(env!("CARGO_BIN_EXE_twill")).build();
+        let node = lab.node(1);
+        let daemon = node.start(FLAGS);
+        lab::wait_for("readyz says so", SOON, || {
+            node.get("/readyz").is_some_and(|reply| {
+                reply.status == 503 && reply.body.contains("waiting for the network config")
+            })
+        });
+        assert_eq!(node.get("/healthz").unwrap().status, 200);
+        assert_eq!(
+            node.get("/status").unwrap().status,
+            404,
+            "the port tells no more than health and metrics"
+        );
+        lab.store.config(VXLAN);
+        daemon.wait_ready();
+    });
+}
+
+#[test]
+fn status_is_a_table_for_people_and_json_for_machines() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(3), VXLAN);
+        let (_daemons, _pods) = cluster::start(&lab);
+        let node = lab.node(1);
+        lab::wait_for("both peers", SOON, || node.twill(&["status"]).matches(" vxlan\n").count() == 3);
+        let page = node.twill(&["status"]);
+        let start = page.find("PEER").unwrap();
+        let rows: Vec<Vec<&str>> =
+            page[start..].lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows[0], ["PEER", "ADDRESS", "PATH"]);
+        let mut expected: Vec<_> =
+            [2, 3].map(|k| vec![lab.node(k).subnet(), lab.node(k).ip.to_string(), "vxlan".to_owned()]).into();
+        expected.sort();
+        let mut shown = rows[1..3].to_vec();
+        shown.sort();
+        assert_eq!(shown, expected);
+        let json: serde_json::Value = serde_json::from_str(&node.twill(&["status", "--json"])).unwrap();
+        assert_eq!(json["format"], 1);
+        assert_eq!(json["peers"].as_array().unwrap().len(), 2);
+        let mode = node.ns.run(&format!("stat -c %a {}", node.run_dir().join("twill.sock").display()));
+        assert_eq!(mode.trim(), "600");
+    });
+}

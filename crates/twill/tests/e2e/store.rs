@@ -1,0 +1,93 @@
+//! Leases that come, go, break, and a store that cannot be heard: one peer's fault is never another's.
+
+use lab::{PingStream, Timing, Topology};
+
+use crate::cluster::{self, SOON, VXLAN, lease_name};
+
+#[test]
+fn a_malformed_lease_costs_nobody_else_anything() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(3), VXLAN);
+        let (_daemons, pods) = cluster::start(&lab);
+        let node = lab.node(1);
+        let ping = PingStream::start(&pods[0].ns, pods[1].ip());
+        lab.store.put_lease("10.244.250.0-24", "{half a lease");
+        lab.store.put_lease("not-a-key", "{}");
+        lab.store.put_lease(&lease_name(&lab.node(3).subnet()), r#"{"PublicIP":"nonsense"}"#);
+        lab::wait_for("the broken ones are named", SOON, || {
+            let status = node.twill(&["status"]);
+            ["10.244.250.0-24", "not-a-key", &lease_name(&lab.node(3).subnet())]
+                .iter()
+                .all(|key| status.contains(key))
+        });
+        let routes = node.ns.run("ip route");
+        assert!(routes.contains(&lab.node(2).subnet()), "the good peer stays: {routes}");
+        let report = ping.stop();
+        assert_eq!(report.lost, 0, "{report:?}");
+    });
+}
+
+#[test]
+fn a_lease_removed_while_the_daemon_was_down_is_swept() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(3), VXLAN);
+        let (mut daemons, _pods) = cluster::start(&lab);
+        let node = lab.node(1);
+        let gone = lab.node(3).subnet();
+        daemons[0].kill9();
+        daemons[2].kill9();
+        lab.store.remove_lease(&lease_name(&gone));
+        daemons[0].restart();
+        daemons[0].wait_ready();
+        let left = || node.ns.run("ip route; ip neigh show dev flannel.1; bridge fdb show dev flannel.1");
+        let address = lab.node(3).ip.to_string();
+        lab::wait_for("nothing of it is left", SOON, || {
+            let left = left();
+            !left.contains(gone.trim_end_matches("/24")) && !left.contains(&address)
+        });
+        assert!(left().contains(&lab.node(2).subnet()));
+    });
+}
+
+#[test]
+fn losing_the_store_freezes_the_node_and_never_empties_it() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let (_daemons, pods) = cluster::start(&lab);
+        let node = lab.node(1);
+        let ping = PingStream::start(&pods[0].ns, pods[1].ip());
+        let (subnets, away) = (lab.store.path().join("subnets"), lab.store.path().join("away"));
+        std::fs::rename(&subnets, &away).unwrap();
+        lab::wait_for("status says so", SOON, || {
+            node.twill(&["status"]).contains("lost, the last known leases stay")
+        });
+        assert_eq!(node.get("/readyz").unwrap().status, 200, "the data plane stands");
+        // Frozen is not idle: what is ours is still repaired.
+        node.ns.run("bridge fdb show dev flannel.1 | xargs -L1 bridge fdb del dev flannel.1");
+        lab::wait_for("repaired", SOON, || {
+            node.ns.run("bridge fdb show dev flannel.1").contains(&lab.node(2).ip.to_string())
+        });
+        std::fs::rename(&away, &subnets).unwrap();
+        lab::wait_for("status is calm", SOON, || !node.twill(&["status"]).contains("lost"));
+        let report = ping.stop();
+        assert!(report.longest_gap < std::time::Duration::from_secs(1), "{report:?}");
+    });
+}
+
+#[test]
+fn killed_daemons_leave_one_whole_lease_each() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(3), VXLAN);
+        for _ in 0..5 {
+            let mut daemons: Vec<_> = lab.nodes().iter().map(|node| node.start(cluster::FLAGS)).collect();
+            daemons.iter_mut().for_each(lab::Daemon::kill9);
+        }
+        let _daemons = lab.start_all(cluster::FLAGS);
+        let leases = lab.store.leases();
+        assert_eq!(leases.len(), 3, "{leases:?}");
+        for node in lab.nodes() {
+            let json = &leases[&lease_name(&node.subnet())];
+            assert!(json.contains(&node.ip.to_string()), "{json}");
+        }
+    });
+}
