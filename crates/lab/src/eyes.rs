@@ -5,11 +5,14 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
 use crate::ns::Ns;
+use crate::wait::until;
 
+const SETTLED: Duration = Duration::from_millis(500);
 const ROUTES: &str = "route show table all\nrule show\n";
 const SHOWS: [(&[&str], &str, &[&str]); 4] = [
     (
@@ -66,6 +69,10 @@ impl Row {
 const NAMES: [&str; 7] = ["ifname", "local", "dst", "mac", "table", "metric", "priority"];
 
 impl Row {
+    fn is_tentative(&self) -> bool {
+        self.fields.contains_key("tentative")
+    }
+
     fn names(&self) -> (&str, Vec<&Value>) {
         (self.kind, NAMES.iter().filter_map(|name| self.fields.get(*name)).collect())
     }
@@ -105,7 +112,15 @@ pub struct View {
 }
 
 impl View {
+    /// What there is once no address is tentative any more: even without duplicate address detection the kernel takes a
+    /// moment, and a view taken before would never be seen again. Where one stays so (its link is down) this takes 0.5 s.
     pub fn of(ns: &Ns) -> Self {
+        let settled = || Some(Self::now(ns)).filter(|view| !view.rows.iter().any(Row::is_tentative));
+        until(SETTLED, settled).unwrap_or_else(|| Self::now(ns))
+    }
+
+    /// What there is at this moment.
+    pub fn now(ns: &Ns) -> Self {
         let shown = SHOWS.into_iter().flat_map(|(program, lines, kinds)| {
             let answers = batch(ns, program, lines);
             assert_eq!(answers.len(), kinds.len(), "{}: one answer for each of:\n{lines}", program.join(" "));

@@ -28,7 +28,7 @@ pub fn try_heal(
     let start = Instant::now();
     harm.apply(node);
     let mut seen = None;
-    let as_before = until(deadline, || (*seen.insert(View::of(&node.ns)) == *before).then_some(()));
+    let as_before = until(deadline, || (*seen.insert(View::now(&node.ns)) == *before).then_some(()));
     let left = deadline.saturating_sub(start.elapsed());
     let healed = as_before.and_then(|()| until(left, || ping().then(|| start.elapsed())));
     let what = format!("{}: `{}`", node.name, harm.command(node));

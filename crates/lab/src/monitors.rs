@@ -1,6 +1,6 @@
 //! `ip monitor`, `bridge monitor` and `nft monitor` of one node: proof of what was written to the kernel, and of silence.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use crate::lines::{Line, Lines};
@@ -10,6 +10,7 @@ use crate::wait::until;
 const PROGRAMS: [(&str, &[&str]); 3] =
     [("ip", &["-o", "monitor", "all"]), ("bridge", &["-o", "monitor", "all"]), ("nft", &["monitor"])];
 const ANSWER: Duration = Duration::from_secs(5);
+const REPEAT: Duration = Duration::from_millis(200);
 
 /// The three monitors of one namespace.
 #[derive(Debug)]
@@ -32,25 +33,17 @@ impl Monitors {
         monitors
     }
 
-    /// Provokes a harmless event until every monitor has told of it: all that happened before has then been told, too.
-    /// The number of lines up to the last such event.
+    /// Provokes harmless events until every monitor has told of them: all that happened before has then been told, too.
+    /// The number of lines up to then.
     fn sync(&self) -> Vec<usize> {
-        static NTH: AtomicUsize = AtomicUsize::new(0);
-        let mark = format!("mark{}", NTH.fetch_add(1, Ordering::Relaxed));
-        let told = |(_, lines): &(&str, Lines), last: &str| {
-            lines.all().iter().rposition(|line| line.text.contains(&mark) && line.text.contains(last))
+        static NTH: AtomicU16 = AtomicU16::new(0);
+        let marker = Marker(NTH.fetch_add(1, Ordering::Relaxed));
+        let told = |(program, lines): &(&str, Lines)| {
+            lines.all().iter().rposition(|line| marker.ends_with(program, &line.text))
         };
-        let provoke = format!(
-            "ip link add {mark} type bridge && bridge fdb add 02:00:00:00:fe:ed dev {mark} && \
-             ip link delete {mark} && nft add table ip {mark} && nft delete table ip {mark}"
-        );
         let all = until(ANSWER, || {
-            self.ns.run(&provoke);
-            until(Duration::from_millis(200), || {
-                // ip tells of the device's end last; the others' last words about it are good enough as they come.
-                let last = |program| if program == "ip" { "Deleted" } else { "" };
-                self.heard.iter().map(|one| told(one, last(one.0))).collect::<Option<Vec<_>>>()
-            })
+            self.ns.run(&marker.command());
+            until(REPEAT, || self.heard.iter().map(told).collect::<Option<Vec<_>>>())
         });
         let all = all.unwrap_or_else(|| panic!("{}: a monitor is deaf", self.ns.name()));
         all.into_iter().map(|position| position + 1).collect()
@@ -62,7 +55,7 @@ impl Monitors {
         let since = self.heard.iter().zip(&self.from).flat_map(|((program, lines), from)| {
             lines.all().into_iter().skip(*from).map(|line| (*program, line))
         });
-        since.filter(|(_, line)| !is_marker(&line.text)).collect()
+        since.filter(|(_, line)| !Marker::is_any(&line.text)).collect()
     }
 
     /// Events since the start that contain one of `patterns`, as "ip: text".
@@ -86,8 +79,46 @@ impl Monitors {
     }
 }
 
-fn is_marker(text: &str) -> bool {
-    text.split(|c: char| !c.is_ascii_alphanumeric())
-        .any(|word| word.strip_prefix("mark").is_some_and(|nth| nth.parse::<usize>().is_ok()))
-        || text.contains("new generation")
+/// A neighbour, an FDB entry and an nft table that come and go: on eth0, which every namespace of the lab has, and of no
+/// use to anyone.
+struct Marker(u16);
+
+impl Marker {
+    fn ip(&self) -> String {
+        let [high, low] = self.0.to_be_bytes();
+        format!("169.254.{high}.{low} ")
+    }
+
+    fn mac(&self) -> String {
+        let [high, low] = self.0.to_be_bytes();
+        format!("02:00:00:fe:{high:02x}:{low:02x}")
+    }
+
+    fn table(&self) -> String {
+        format!("table ip mark{:05}", self.0)
+    }
+
+    fn command(&self) -> String {
+        let (ip, mac, table) = (self.ip(), self.mac(), self.table());
+        format!(
+            "ip neigh replace {ip} lladdr {mac} dev eth0 nud permanent && ip neigh delete {ip} dev eth0 && \
+             bridge fdb add {mac} dev eth0 && bridge fdb delete {mac} dev eth0 && \
+             nft add {table} && nft delete {table}"
+        )
+    }
+
+    /// Whether this is the last that `program` tells of it.
+    fn ends_with(&self, program: &str, line: &str) -> bool {
+        match program {
+            "nft" => line.contains(&format!("delete {}", self.table())),
+            "ip" => line.contains("Deleted") && line.contains(&self.ip()),
+            _ => line.contains("Deleted") && line.contains(&self.mac()),
+        }
+    }
+
+    fn is_any(line: &str) -> bool {
+        ["169.254.", "02:00:00:fe:", "table ip mark", "# new generation"]
+            .iter()
+            .any(|part| line.contains(part))
+    }
 }

@@ -1,5 +1,7 @@
 //! The lease directory against a real file system: exclusive, whole after any kill, and heard at once.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;

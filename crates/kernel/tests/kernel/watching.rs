@@ -189,6 +189,6 @@ fn an_overrun_is_told() {
         std::fs::write("/tmp/storm", lines).unwrap();
         sh("ip -batch /tmp/storm");
         assert_eq!(watch.wait().unwrap(), Event { kind: Kind::Overrun, link: None });
-        assert_eq!(watch.wait().unwrap().kind, Kind::Neighbour, "and it goes on");
+        while watch.wait().unwrap().kind != Kind::Neighbour {}
     });
 }
