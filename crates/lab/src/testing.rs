@@ -128,3 +128,28 @@ fn log_tails() -> String {
     };
     logs.iter().map(tail).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timed_test_waits_for_all_others_and_they_for_it() {
+        let (first, second) = (turn(Timing::Free), turn(Timing::Free));
+        let (tell, told) = mpsc::channel();
+        let wait = |timing: Timing| {
+            let tell = tell.clone();
+            thread::spawn(move || tell.send((timing, turn(timing))));
+        };
+        let blocked = |told: &mpsc::Receiver<_>| told.recv_timeout(Duration::from_millis(100)).is_err();
+        wait(Timing::Timed);
+        assert!(blocked(&told), "two free tests are running");
+        drop((first, second));
+        let (timing, timed) = told.recv_timeout(DEADLINE).expect("its turn");
+        assert_eq!(timing, Timing::Timed);
+        wait(Timing::Free);
+        assert!(blocked(&told), "a timed test is running");
+        drop(timed);
+        assert_eq!(told.recv_timeout(DEADLINE).expect("its turn").0, Timing::Free);
+    }
+}

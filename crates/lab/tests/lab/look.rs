@@ -40,12 +40,12 @@ fn views_differ_by_each_thing_that_matters() {
         let ns = &lab.node(1).ns;
         ns.run(VXLAN);
         let changes = [
+            "ip neigh replace 10.244.2.0 lladdr 02:00:00:00:99:03 dev flannel.1 nud permanent",
             "ip link set flannel.1 mtu 1400",
             "ip link set flannel.1 address 02:00:00:00:99:09",
             "ip route replace 10.244.2.0/24 via 192.168.100.12 dev eth0",
             "ip route add unreachable 10.244.7.0/24",
             "ip -6 route add fd00:7::/64 via fd00:100::12 dev eth0",
-            "ip neigh replace 10.244.2.0 lladdr 02:00:00:00:99:03 dev flannel.1 nud permanent",
             "bridge fdb replace 02:00:00:00:99:02 dev flannel.1 dst 192.168.100.13",
             "bridge fdb append 02:00:00:00:99:0f dev flannel.1 dst 192.168.100.13",
             "ip addr add 10.244.1.7/32 dev flannel.1",

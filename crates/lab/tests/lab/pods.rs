@@ -40,6 +40,8 @@ fn pods_reach_each_other_once_there_is_a_route() {
         assert_eq!(second.ips().last().expect("two addresses").to_string(), "fd00:244:0:1::3");
         assert!(one.ping(second.ip()).is_some());
         assert!(one.ping(other.ip()).is_none(), "no route yet");
+        let report = Traffic::start(&one, &other, 2, Duration::from_secs(1)).finish();
+        assert!(report.failed > 0 && report.made == 0, "{report:?}");
         assert_eq!(lab.node(2).subnet(), "10.244.2.0/24");
         assert_eq!(
             lab.node(2).subnet_env().and_then(|env| env.subnet6()).as_deref(),

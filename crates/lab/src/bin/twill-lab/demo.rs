@@ -61,10 +61,11 @@ fn act(backend: Backend) -> Act {
     let daemons = lab.start_all(&["--iface=eth0"]);
     let ready = start.elapsed();
     let pods = lab.pods();
-    println!("{} daemons ready after {}; a pod on each node:", daemons.len(), seconds(ready));
+    println!("{} daemons ready after {}; a pod on each node:", daemons.len(), ms(ready));
     for (node, pod) in lab.nodes().iter().zip(&pods) {
         println!("    {} {:15} -> {} {}", node.name, node.ip.to_string(), pod.name, pod.ip());
     }
+    lab::wait_for("every node has a route to every peer", PATIENCE, || routed(&lab));
     show_state(backend, &lab);
     let mut act = Act {
         backend,
@@ -82,6 +83,13 @@ fn act(backend: Backend) -> Act {
     }
     break_things(&mut act, &lab, (&pods, &daemons));
     act
+}
+
+fn routed(lab: &Lab) -> bool {
+    lab.nodes().iter().all(|node| {
+        let routes = node.ns.run("ip route");
+        lab.nodes().iter().all(|peer| routes.contains(&peer.subnet()))
+    })
 }
 
 /// The lines of the pod network, under the very commands that show them.
@@ -152,6 +160,10 @@ fn explain_host_gw(act: &mut Act, lab: &Lab) {
     );
     println!("node1$ {}", paint(TYPED, &command));
     print!("{}", indented(&route));
+    println!("node1$ {}", paint(TYPED, "twill status"));
+    let status = node.twill(&["status"]);
+    let about: Vec<_> = status.lines().filter(|line| line.contains(&far.ip.to_string())).collect();
+    print!("{}", indented(&about.join("\n")));
     act.as_expected &= route.starts_with("unreachable");
 }
 
@@ -190,7 +202,7 @@ fn summary(acts: &[Act], start: Instant) {
         let repairs: Vec<_> = act.repairs.iter().map(|took| took.map_or_else(none, ms)).collect();
         [
             act.backend.title().to_owned(),
-            seconds(act.ready),
+            ms(act.ready),
             format!("{} of {}", act.reached, act.pairs),
             median(&act.near).map_or_else(none, ms),
             median(&act.far).map_or_else(none, ms),

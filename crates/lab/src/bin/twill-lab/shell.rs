@@ -44,7 +44,10 @@ fn make_doors(lab: &Lab, pods: &[Pod], dir: &Path) -> std::io::Result<()> {
     std::os::unix::fs::symlink(topology().executable(), dir.join("twill"))?;
     let door = |name: &str, line: &str| {
         let path = dir.join(name);
-        fs::write(&path, format!("#!/bin/sh\n[ $# -gt 0 ] || set -- \"${{SHELL:-bash}}\"\nexec {line}\n"))?;
+        fs::write(
+            &path,
+            format!("#!/bin/sh\n[ $# -gt 0 ] || set -- env 'PS1={name}# ' bash --norc\nexec {line}\n"),
+        )?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o755))
     };
     for node in lab.nodes() {
@@ -74,8 +77,14 @@ fn tell(lab: &Lab, pods: &[Pod]) {
         lab.store.path().display()
     );
     if let Some(door) = enter::door() {
-        let way = format!("sudo nsenter -a -t $(pgrep -P {door}) bash");
+        let way = format!("nsenter {} -t $(pgrep -P {door}) bash", namespaces());
         println!("From another terminal: {}", paint(TYPED, &way));
     }
     println!("{}\n", paint(QUIET, "Leave with exit or Ctrl-D: everything goes, daemons and namespaces."));
+}
+
+/// nsenter's options for whoever runs this lab: root may enter all, another only what the lab's user namespace owns.
+fn namespaces() -> &'static str {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    if map.split_whitespace().nth(1) == Some("0") { "-a" } else { "-U --preserve-credentials -m -n -p" }
 }
