@@ -99,12 +99,14 @@ impl Dir {
         let mut events = self.events()?;
         let mut listing = Listing::new(self.subnets());
         listing.refresh()?;
+        let mut conf = self.net_conf().map_err(|error| error.to_string());
         loop {
             if view.borrow().lost.is_some() {
                 info!("store is back");
             }
-            if listing.take_changed() || view.borrow().lost.is_some() {
-                view.send_replace(listing.view());
+            let changed = listing.take_changed() | (view.borrow().conf.as_ref() != Some(&conf));
+            if changed || view.borrow().lost.is_some() {
+                view.send_replace(View { conf: Some(conf.clone()), ..listing.view() });
             }
             match tokio::time::timeout(RELIST, events.next()).await {
                 Err(_) => listing.refresh()?,
@@ -115,19 +117,17 @@ impl Dir {
                     }
                 }
             }
+            conf = self.net_conf().map_err(|error| error.to_string());
         }
     }
 
     fn events(&self) -> io::Result<EventStream<[u8; 4096]>> {
         let inotify = Inotify::init()?;
-        let mask = WatchMask::CLOSE_WRITE
-            | WatchMask::MOVED_TO
-            | WatchMask::MOVED_FROM
-            | WatchMask::DELETE
-            | WatchMask::DELETE_SELF
-            | WatchMask::MOVE_SELF
-            | WatchMask::ONLYDIR;
-        inotify.watches().add(self.subnets(), mask)?;
+        let written =
+            WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::MOVED_FROM | WatchMask::DELETE;
+        let gone = WatchMask::DELETE_SELF | WatchMask::MOVE_SELF | WatchMask::ONLYDIR;
+        inotify.watches().add(self.subnets(), written | gone)?;
+        inotify.watches().add(&self.root, written | gone)?;
         inotify.into_event_stream([0; 4096])
     }
 }

@@ -3,12 +3,15 @@
 use std::fmt;
 
 use plan::input::Leases;
+use plan::netconf::NetConf;
 use plan::note::Note;
 
 /// The last complete picture.
 #[derive(Clone, Debug, Default)]
 pub struct View {
     pub leases: Leases,
+    /// The network config as it stands, or why it cannot be used; `None` before it was read.
+    pub conf: Option<Result<NetConf, String>>,
     /// Entries that are no leases.
     pub notes: Vec<Note>,
     /// Why nothing is heard at present; the leases above then are the last good ones.

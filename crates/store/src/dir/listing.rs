@@ -88,6 +88,6 @@ impl Listing {
             let why = entry.lease.as_ref().err()?.clone();
             Some(Note::Entry { key: key.clone(), why })
         });
-        View { leases: Leases::Listed(self.leases()), notes: notes.collect(), lost: None }
+        View { leases: Leases::Listed(self.leases()), conf: None, notes: notes.collect(), lost: None }
     }
 }
