@@ -6,6 +6,7 @@ mod flags;
 mod http;
 mod logging;
 mod metrics;
+mod notebook;
 mod own_lease;
 mod reconcile;
 mod report;

@@ -17,12 +17,13 @@ use tracing::{error, info, warn};
 
 use crate::backoff::{Admitted, Backoff};
 use crate::metrics::Metrics;
+use crate::notebook::{Line, Notebook};
 use crate::report::{Board, LastChange};
 use crate::round::Round;
 use crate::subnet_file;
 use crate::trigger::{Cause, Causes, Trigger};
 
-/// Of one round, so many new notes get a line each.
+/// Of one round, so many ops of a kind get a line each.
 const NOTED: usize = 10;
 /// Until the kernel is read again after it could not be.
 const BLIND_RETRY: Duration = Duration::from_secs(1);
@@ -49,7 +50,7 @@ pub(crate) struct Memory {
     backoff: Backoff,
     /// Sysctls that cannot be written: said once, not tried again.
     refused: BTreeSet<NodeFault>,
-    notes: BTreeSet<Note>,
+    notebook: Notebook,
     held: Vec<Op>,
     /// What the monitor is set to hear.
     interest: Option<kernel::Interest>,
@@ -167,16 +168,12 @@ impl Reconciler {
             warn!("put off, because it came back {times} times (is something else managing it?): {op}");
         }
         self.memory.held = round.held.iter().map(|(op, _)| op.clone()).collect();
-        let notes: BTreeSet<Note> = round.notes.iter().cloned().collect();
-        let new: Vec<&Note> = notes.difference(&self.memory.notes).collect();
-        new.iter().take(NOTED).for_each(|note| warn!("{note}"));
-        if new.len() > NOTED {
-            warn!("and {} more like these; twill status lists all", new.len() - NOTED);
+        for line in self.memory.notebook.turn(&round.notes, Instant::now()) {
+            match line {
+                Line::Warn(text) => warn!("{text}"),
+                Line::Info(text) => info!("{text}"),
+            }
         }
-        for note in self.memory.notes.difference(&notes).take(NOTED) {
-            info!("no longer: {note}");
-        }
-        self.memory.notes = notes;
     }
 
     fn set_fault(&mut self, fault: Option<String>) {
