@@ -4,10 +4,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use plan::State;
 use plan::input::Underlay;
 use plan::owned::Owned;
-use plan::state::{FdbEntry, MAIN_TABLE, Neighbour, Nexthop, Rule};
+use plan::state::{MAIN_TABLE, Nexthop, Rule};
+use plan::{LinkName, State};
 
 use crate::error::{Cause, Error};
 use crate::filter::Interest;
@@ -17,6 +17,8 @@ use crate::wire::{Message, Part};
 use crate::{Kernel, addr, fdb, link, neigh, nexthop, route, rule, sysctl};
 
 const FAMILIES: [u8; 2] = [libc::AF_INET as u8, libc::AF_INET6 as u8];
+
+const ANY: u8 = libc::AF_UNSPEC as u8;
 
 /// One reading of the kernel.
 #[derive(Clone, Debug)]
@@ -33,13 +35,15 @@ impl Kernel {
         let devices = self.devices()?;
         let addresses = self.addresses(&devices)?;
         let routes = self.routes(&owned.networks, Some(owned.table), &devices)?;
+        let links = devices.indexes(&owned.links);
+        let tunnels: Vec<_> = links.iter().filter(|(name, _)| devices.is_vxlan(*name)).copied().collect();
         let ours = addresses.iter().filter(|seen| owned.links.contains(&seen.facts.link));
         let state = State {
             sysctls: owned.sysctls.iter().filter_map(|path| sysctl::read(path)).collect(),
             links: owned.links.iter().filter_map(|name| devices.row(*name)).collect(),
             addresses: ours.map(addr::Seen::row).collect(),
-            fdb: self.fdb(owned, &devices)?.into(),
-            neighbours: self.neighbours(owned, &devices)?.into(),
+            fdb: self.entries("read the FDB", fdb::AF_BRIDGE, &tunnels, fdb::decode)?.into(),
+            neighbours: self.entries("read the neighbours", ANY, &links, neigh::decode)?.into(),
             nexthops: self.nexthops(&devices)?.into(),
             routes: routes.rows.into(),
             rules: self.rules(owned)?.into(),
@@ -97,21 +101,18 @@ impl Kernel {
         Ok(routes)
     }
 
-    fn fdb(&mut self, owned: &Owned, devices: &Devices) -> Result<Vec<FdbEntry>, Error> {
+    /// Neighbours or FDB entries, of one device at a time: foreign ones may be very many.
+    fn entries<T>(
+        &mut self,
+        what: &'static str,
+        family: u8,
+        links: &[(LinkName, u32)],
+        decode: fn(Part<'_>, LinkName) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
         let mut all = Vec::new();
-        for (&name, index) in owned.links.iter().filter_map(|name| Some((name, devices.vxlan_index(*name)?)))
-        {
-            let request = neigh::dump_request(fdb::AF_BRIDGE, index);
-            all.append(&mut self.rows("read the FDB", request, |part| Some(fdb::decode(part, name)))?);
-        }
-        Ok(all)
-    }
-
-    fn neighbours(&mut self, owned: &Owned, devices: &Devices) -> Result<Vec<Neighbour>, Error> {
-        let mut all = Vec::new();
-        for (&name, index) in owned.links.iter().filter_map(|name| Some((name, devices.index(*name)?))) {
-            let request = neigh::dump_request(libc::AF_UNSPEC as u8, index);
-            all.append(&mut self.rows("read the neighbours", request, |part| neigh::decode(part, name))?);
+        for &(name, index) in links {
+            let of_it = |part: Part<'_>| decode(part, name).filter(|_| neigh::index(part) == index);
+            all.append(&mut self.rows(what, neigh::dump_request(family, index), of_it)?);
         }
         Ok(all)
     }

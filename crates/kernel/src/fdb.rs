@@ -22,7 +22,8 @@ const DETOURS: [(u16, &str); 5] = [
     (13, "nhid"),
 ];
 
-pub(crate) fn decode(part: Part<'_>, link: LinkName) -> FdbEntry {
+/// Every entry is a row.
+pub(crate) fn decode(part: Part<'_>, link: LinkName) -> Option<FdbEntry> {
     let (state, flags) = (part.body.u16(8), part.body.u8(10));
     let (mut mac, mut remote, mut odd) = (Mac::default(), None::<IpAddr>, Odd::default());
     if state & libc::NUD_PERMANENT == 0 {
@@ -45,7 +46,7 @@ pub(crate) fn decode(part: Part<'_>, link: LinkName) -> FdbEntry {
         odd.note("no dst");
         Ipv4Addr::UNSPECIFIED.into()
     });
-    FdbEntry { link, mac, remote, unknown: odd.to_unknown() }
+    Some(FdbEntry { link, mac, remote, unknown: odd.to_unknown() })
 }
 
 pub(crate) fn add(row: &FdbEntry, index: u32) -> Message {

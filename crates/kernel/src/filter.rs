@@ -42,7 +42,7 @@ impl Interest {
         tables.dedup();
         Self {
             names: owned.links.iter().copied().chain([owned.uplink]).collect(),
-            links: owned.links.iter().filter_map(|name| devices.index(*name)).collect(),
+            links: devices.indexes(&owned.links).into_iter().map(|(_, index)| index).collect(),
             uplink: devices.index(owned.uplink),
             tables,
         }

@@ -81,9 +81,13 @@ impl Devices {
         self.indexes.get(&name).copied()
     }
 
-    /// The index, if it is a vxlan device.
-    pub(crate) fn vxlan_index(&self, name: LinkName) -> Option<u32> {
-        self.get(name).filter(|device| device.vxlan.is_some()).map(|device| device.index)
+    /// The names of those that are there, with their indexes.
+    pub(crate) fn indexes(&self, names: &[LinkName]) -> Vec<(LinkName, u32)> {
+        names.iter().filter_map(|name| Some((*name, self.index(*name)?))).collect()
+    }
+
+    pub(crate) fn is_vxlan(&self, name: LinkName) -> bool {
+        self.get(name).is_some_and(|device| device.vxlan.is_some())
     }
 
     pub(crate) fn name(&self, index: u32) -> Option<LinkName> {

@@ -35,8 +35,13 @@ pub(crate) fn dump_request(family: u8, index: u32) -> Message {
     message
 }
 
+/// The device of an entry.
+pub(crate) fn index(part: Part<'_>) -> u32 {
+    part.body.u32(4)
+}
+
 /// Puts a name to a state.
-pub(crate) fn state_name(state: u16) -> &'static str {
+fn state_name(state: u16) -> &'static str {
     STATES.iter().find(|(bit, _)| state & bit != 0).map_or("none", |(_, name)| name)
 }
 

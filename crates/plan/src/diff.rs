@@ -1,33 +1,36 @@
 //! The steps from what the kernel holds to what it should hold. Pure and ordered; it walks the union of both sides once
 //! per kind, so a left-over is met even when nothing wants it. What may be deleted is `owned`'s to say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::owned::{Owned, Sweep};
-use crate::state::{Link, LinkKind, Route, RoutePath, State};
+use crate::state::{Link, LinkKind, Neighbour, Route, RoutePath, State};
 use crate::{LinkName, Object, Op, Row, Table, Verb};
 
 /// Ops in the order in which they are to be applied; empty when nothing is to be done.
 pub fn diff(wanted: &State, seen: &State, owned: &Owned) -> Vec<Op> {
     let mut steps = Steps { ops: Vec::new(), sweep: owned.sweep };
     let links = steps.links(wanted, seen, owned);
-    // What stood on a link that is made anew is gone with it, and a new MAC flushes the link's neighbours.
-    let gone = |link: LinkName| links.gone.contains(&link);
-    let flushed = |link: LinkName| gone(link) || links.flushed.contains(&link);
-    let lost = seen.nexthops.iter().filter(|row| gone(row.link)).map(|row| row.id);
-    let lost: BTreeSet<u32> = lost.collect();
+    let goes = |link: LinkName| links.goes(link);
+    let wanted_ids: BTreeSet<u32> = wanted.nexthops.iter().map(|row| row.id).collect();
+    // A next hop that we want is moved off a link before that link is deleted for good.
+    let lost = seen.nexthops.iter().map(|row| (row.id, goes(row.link)));
+    let lost: BTreeMap<u32, Goes> =
+        lost.filter(|(id, goes)| *goes != Goes::Last || !wanted_ids.contains(id)).collect();
     let led_there = |row: &Route| match row.path {
-        RoutePath::Via { link, .. } | RoutePath::Link(link) => gone(link),
-        RoutePath::Nexthop(id) => lost.contains(&id),
-        _ => false,
+        RoutePath::Via { link, .. } | RoutePath::Link(link) => goes(link),
+        RoutePath::Nexthop(id) => lost.get(&id).copied().unwrap_or(Goes::Never),
+        _ => Goes::Never,
     };
-    steps.sysctls(wanted, seen, gone);
-    steps.rows(&wanted.addresses, &seen.addresses, |row| gone(row.link), |row| owned.address(row));
-    steps.rows(&wanted.fdb, &seen.fdb, |row| gone(row.link), |row| owned.fdb(row));
-    steps.rows(&wanted.neighbours, &seen.neighbours, |row| flushed(row.link), |row| owned.neighbour(row));
-    steps.rows(&wanted.nexthops, &seen.nexthops, |row| gone(row.link), |row| owned.nexthop(row));
+    steps.sysctls(wanted, seen, |link| goes(link) == Goes::First);
+    steps.rows(&wanted.addresses, &seen.addresses, |row| goes(row.link), |row| owned.address(row));
+    steps.rows(&wanted.fdb, &seen.fdb, |row| goes(row.link), |row| owned.fdb(row));
+    let flushed =
+        |row: &Neighbour| if links.flushed.contains(&row.link) { Goes::First } else { goes(row.link) };
+    steps.rows(&wanted.neighbours, &seen.neighbours, flushed, |row| owned.neighbour(row));
+    steps.rows(&wanted.nexthops, &seen.nexthops, |row| goes(row.link), |row| owned.nexthop(row));
     steps.rows(&wanted.routes, &seen.routes, led_there, |row| owned.route(row));
-    steps.rows(&wanted.rules, &seen.rules, |_| false, |row| owned.rule(row));
+    steps.rows(&wanted.rules, &seen.rules, |_| Goes::Never, |row| owned.rule(row));
     steps.ops.sort_unstable();
     steps.ops
 }
@@ -37,13 +40,35 @@ struct Steps {
     sweep: Sweep,
 }
 
-/// Links on which less stands than was seen.
+/// When a row goes without an op of its own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Goes {
+    Never,
+    /// Before anything is added: its link is made anew, or flushed by a new MAC.
+    First,
+    /// After everything else: its link is deleted for good.
+    Last,
+}
+
+/// Links on which less will stand than was seen.
 #[derive(Default)]
 struct Touched {
-    /// Deleted, for good or to be made anew.
-    gone: Vec<LinkName>,
-    /// There, but without neighbours once its MAC is changed.
+    remade: Vec<LinkName>,
+    dropped: Vec<LinkName>,
+    /// There, but without neighbours once the MAC is changed.
     flushed: Vec<LinkName>,
+}
+
+impl Touched {
+    fn goes(&self, link: LinkName) -> Goes {
+        if self.remade.contains(&link) {
+            Goes::First
+        } else if self.dropped.contains(&link) {
+            Goes::Last
+        } else {
+            Goes::Never
+        }
+    }
 }
 
 impl Steps {
@@ -56,7 +81,7 @@ impl Steps {
         for pair in wanted.links.union(&seen.links) {
             match pair {
                 ([want, ..], []) => self.create(want),
-                ([want, ..], [have, ..]) if want == have || !owned.link(have) => {}
+                ([want, ..], [have, ..]) if !owned.link(have) => {}
                 ([want, ..], [have, ..]) if changeable(want, have) => {
                     self.change(want, have);
                     if want.mac != have.mac {
@@ -66,13 +91,13 @@ impl Steps {
                 ([want, ..], [have, ..]) => {
                     self.push(Verb::Recreate, Object::Link(Box::new(have.clone())));
                     self.create(want);
-                    touched.gone.push(want.name);
+                    touched.remade.push(want.name);
                 }
                 ([], have) => {
                     let sweep = self.sweep == Sweep::LeftOvers;
                     for link in have.iter().filter(|link| sweep && owned.link(link)) {
                         self.push(Verb::Delete, Object::Link(Box::new(link.clone())));
-                        touched.gone.push(link.name);
+                        touched.dropped.push(link.name);
                     }
                 }
             }
@@ -117,30 +142,33 @@ impl Steps {
         &mut self,
         wanted: &Table<T>,
         seen: &Table<T>,
-        gone: impl Fn(&T) -> bool,
+        goes: impl Fn(&T) -> Goes,
         owned: impl Fn(&T) -> bool,
     ) {
         for (want, have) in wanted.union(seen) {
-            let mut left: Vec<&T> = have.iter().filter(|row| !gone(row)).collect();
             match want.first() {
-                Some(want) => {
-                    // Of several the kernel replaces the first, and the rest has to go.
-                    match left.iter().position(|row| *row == want) {
-                        Some(at) => _ = left.remove(at),
-                        None if left.is_empty() => self.push(Verb::Add, want.clone()),
-                        None => {
-                            left.remove(0);
-                            self.push(Verb::Replace, want.clone());
-                        }
-                    }
-                    left.into_iter().for_each(|row| self.push(Verb::Delete, row.clone()));
-                }
+                Some(want) => self.settle(want, have, &goes),
                 None if self.sweep == Sweep::LeftOvers => {
-                    left.into_iter()
-                        .filter(|row| owned(row))
+                    have.iter()
+                        .filter(|row| goes(row) == Goes::Never && owned(row))
                         .for_each(|row| self.push(Verb::Delete, row.clone()));
                 }
                 None => {}
+            }
+        }
+    }
+
+    /// Puts the wanted row, alone, where those stand. Of several all but one go at once, and the wanted row is written in
+    /// any case: the kernel may delete a row that is like the one named, and replaces the one that it holds first.
+    fn settle<T: Row + Into<Object>>(&mut self, want: &T, have: &[T], goes: impl Fn(&T) -> Goes) {
+        let mut left: Vec<&T> = have.iter().filter(|row| goes(row) != Goes::First).collect();
+        left.sort_by_key(|row| *row != want);
+        match left[..] {
+            [] => self.push(Verb::Add, want.clone()),
+            [row] if row == want => {}
+            [_, ref surplus @ ..] => {
+                surplus.iter().for_each(|row| self.push(Verb::Recreate, (*row).clone()));
+                self.push(Verb::Replace, want.clone());
             }
         }
     }

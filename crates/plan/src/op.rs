@@ -16,7 +16,8 @@ use crate::state::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verb {
-    /// Delete now, because the same round adds it again: the kernel cannot change it in place.
+    /// Delete now, because the same round writes that key again: the kernel cannot change it in place, or holds more than
+    /// one row under it.
     Recreate,
     /// Create what is not there; for routes, neighbours and FDB entries with replace semantics.
     Add,
@@ -108,7 +109,11 @@ impl fmt::Display for Op {
             Verb::Recreate | Verb::Delete => '-',
         };
         write!(f, "{sign} {}", self.object)?;
-        if self.verb == Verb::Recreate { f.write_str(" (to be created again)") } else { Ok(()) }
+        match (self.verb, &self.object) {
+            (Verb::Recreate, Object::Link(_)) => f.write_str(" (to be created again)"),
+            (Verb::Recreate, _) => f.write_str(" (one too many)"),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -139,6 +139,10 @@ impl<'a> Draft<'a> {
             routes: Vec::new(),
         };
         draft.look_at_uplink();
+        // A device of another kind under our name is somebody else's, and so is all that stands on it.
+        let mut links = std::mem::take(&mut draft.owned.links);
+        links.retain(|&name| draft.foreign_kind(name).is_none());
+        draft.owned.links = links;
         draft
     }
 

@@ -89,5 +89,9 @@ fn another_kind_of_object_is_unknown() {
             ["group, no gateway and device", "blackhole, no gateway and device", "no gateway and device"];
         let told = told.map(|text| Some(Box::from(text)));
         assert_eq!(unknown, [vec![None], told.to_vec()].concat());
+        // Its members are the group's to tell.
+        sh(&format!("ip route add 10.244.2.0/24 nhid $(({first} + 1)) proto {PROTOCOL}"));
+        let want = route("10.244.2.0/24", RoutePath::Nexthop(first + 1));
+        assert_eq!(seen(&mut kernel).state.routes.to_vec(), [want]);
     });
 }

@@ -1,0 +1,247 @@
+//! Laws that `wanted`, `diff` and the parsers keep for whatever they are given, ten thousand cases each. A case's rows
+//! are built class by class, so that no law asks `owned` what is ours; nothing here names one certain plan, which is
+//! golden.rs's part.
+#![expect(clippy::unwrap_used, reason = "generators are helpers of tests: a bad literal shall stop the test")]
+
+use plan::lease::Lease;
+use plan::netconf::NetConf;
+use plan::note::Note;
+use plan::subnet_alloc::{self, Asker};
+use plan::{Object, Op, Row, Verb};
+use proptest::prelude::*;
+
+mod laws {
+    pub(crate) mod foreign;
+    pub(crate) mod half;
+    pub(crate) mod judge;
+    pub(crate) mod kernel;
+    pub(crate) mod left_over;
+    pub(crate) mod scene;
+    pub(crate) mod tape;
+    pub(crate) mod texts;
+    pub(crate) mod world;
+}
+
+use laws::judge::{
+    fail, goes_with_its_link, has_true_sign, healthy_routes, held_keys, is_at_wanted_key, is_one_of_several,
+    is_reachable, is_right_choice, law, names_foreign, unlike,
+};
+use laws::scene::{Fate, Scene};
+use laws::tape::{self, Tape};
+use laws::{texts, world};
+
+fn config() -> ProptestConfig {
+    ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn nothing_is_to_be_done_where_all_is_as_wanted(bytes in tape::bytes()) {
+        let scene = Scene::new(&bytes);
+        let ops = plan::diff(&scene.wanted, &scene.wanted, &scene.owned);
+        law(ops.is_empty(), &scene, &ops, || "seen is wanted, and yet there are ops".into())?;
+    }
+
+    #[test]
+    fn applying_a_plan_gives_the_wanted_rows_and_leaves_the_foreign(bytes in tape::bytes()) {
+        let scene = Scene::new(&bytes);
+        let ops = scene.ops();
+        let mut kernel = scene.kernel.clone();
+        kernel.apply(&ops).map_err(|error| fail(&scene, &ops, &error))?;
+        let (have, expected) = (kernel.rows.state(), scene.expected());
+        law(have == expected, &scene, &ops, || unlike(&expected, &have))?;
+    }
+
+    #[test]
+    fn a_second_round_has_nothing_to_do(bytes in tape::bytes()) {
+        let scene = Scene::new(&bytes);
+        let ops = scene.ops();
+        let mut kernel = scene.kernel.clone();
+        kernel.apply(&ops).map_err(|error| fail(&scene, &ops, &error))?;
+        let again = plan::diff(&scene.wanted, &kernel.rows.state(), &scene.owned);
+        law(again.is_empty(), &scene, &ops, || format!("a second round would do {again:?}"))?;
+    }
+
+    #[test]
+    fn no_op_names_a_foreign_row(bytes in tape::bytes()) {
+        let scene = Scene::new(&bytes);
+        let ops = scene.ops();
+        for op in &ops {
+            law(!names_foreign(&scene, op), &scene, &ops, || format!("{op} touches a foreign row"))?;
+        }
+    }
+
+    #[test]
+    fn before_the_leases_are_known_nothing_is_deleted_but_at_wanted_keys(bytes in tape::bytes()) {
+        let scene = Scene::before_the_leases(&bytes);
+        let ops = scene.ops();
+        for op in ops.iter().filter(|op| matches!(op.verb, Verb::Delete | Verb::Recreate)) {
+            law(is_at_wanted_key(&scene.wanted, &op.object), &scene, &ops, || format!("{op} comes too early"))?;
+        }
+    }
+
+    #[test]
+    fn ops_stand_in_order_and_each_is_needed(bytes in tape::bytes()) {
+        let scene = Scene::new(&bytes);
+        let ops = scene.ops();
+        law(ops.is_sorted_by_key(Op::rank) && ops.is_sorted(), &scene, &ops, || "out of order".into())?;
+        law(ops == scene.ops(), &scene, &ops, || "not the same list twice".into())?;
+        let mut kernel = scene.kernel.clone();
+        for op in &ops {
+            let before = kernel.rows.clone();
+            kernel.apply_one(op).map_err(|error| fail(&scene, &ops, &error))?;
+            let needed = kernel.rows != before || is_one_of_several(&scene, op);
+            law(needed, &scene, &ops, || format!("{op} changes nothing"))?;
+            law(!goes_with_its_link(&scene, op), &scene, &ops, || format!("{op}: it goes with its link"))?;
+            law(has_true_sign(&scene, op), &scene, &ops, || format!("{op}: that is not what was seen"))?;
+        }
+    }
+
+    #[test]
+    fn what_is_healthy_stands_at_every_step(bytes in tape::bytes()) {
+        let scene = Scene::new(&bytes);
+        let ops = scene.ops();
+        let mut kernel = scene.kernel.clone();
+        let (healthy, held) = (healthy_routes(&scene), held_keys(&scene));
+        for op in &ops {
+            kernel.apply_one(op).map_err(|error| fail(&scene, &ops, &error))?;
+            let have = &kernel.rows.routes;
+            let lost = healthy.iter().find(|row| !have.contains(row));
+            law(lost.is_none(), &scene, &ops, || format!("{op} takes a route away: {lost:?}"))?;
+            let bare = held.iter().find(|row| !have.iter().any(|other| other.cmp_key(row).is_eq()));
+            law(bare.is_none(), &scene, &ops, || format!("{op} leaves no route at all: {bare:?}"))?;
+            if let Object::Route(row) = &op.object
+                && matches!(op.verb, Verb::Add | Verb::Replace)
+            {
+                let ready = is_reachable(&kernel.rows.state(), &scene.wanted, row.path);
+                law(ready, &scene, &ops, || format!("{op} comes before its next hop"))?;
+            }
+        }
+    }
+
+    #[test]
+    fn a_device_is_made_anew_only_where_it_must_be(bytes in tape::bytes()) {
+        let scene = Scene::new(&bytes);
+        let ops = scene.ops();
+        for op in &ops {
+            let Object::Link(link) = &op.object else { continue };
+            let right = match scene.fate(link.name) {
+                Some(Fate::New) => op.verb == Verb::Add,
+                Some(Fate::Changed { .. }) => op.verb == Verb::Replace,
+                Some(Fate::Remade) => matches!(op.verb, Verb::Recreate | Verb::Add),
+                Some(Fate::Stale) => op.verb == Verb::Delete,
+                _ => false,
+            };
+            law(right, &scene, &ops, || format!("{op} is not what this device needs"))?;
+        }
+    }
+
+    #[test]
+    fn the_order_of_leases_is_of_no_matter(bytes in tape::bytes()) {
+        let mut tape = Tape::new(&bytes);
+        let mut world = world::world(&mut tape);
+        let plan = plan::wanted(&world.config, &world.node, &world.leases, &world.underlay);
+        if let plan::input::Leases::Listed(leases) = &mut world.leases {
+            tape.shuffle(leases);
+        }
+        let again = plan::wanted(&world.config, &world.node, &world.leases, &world.underlay);
+        prop_assert_eq!(plan, again);
+    }
+
+    #[test]
+    fn every_plan_passes_the_check(bytes in tape::bytes()) {
+        let world = world::world(&mut Tape::new(&bytes));
+        let plan = plan::wanted(&world.config, &world.node, &world.leases, &world.underlay);
+        let faults = plan::check::check(&plan.state, &plan.owned);
+        prop_assert!(faults.is_empty(), "{:?}", faults);
+    }
+
+    #[test]
+    fn a_hostile_lease_changes_no_row_of_the_good_ones(bytes in tape::bytes()) {
+        let mut tape = Tape::new(&bytes);
+        let world = world::world(&mut tape);
+        let mut leases = world::good_leases(&mut tape, &world.config);
+        let plan_for = |leases: &[Lease]| {
+            let leases = plan::input::Leases::Listed(leases.to_vec());
+            plan::wanted(&world.config, &world.node, &leases, &world.underlay)
+        };
+        let without = plan_for(&leases);
+        leases.push(world::hostile_lease(&mut tape, &world.config, &leases));
+        tape.shuffle(&mut leases);
+        let with = plan_for(&leases);
+        prop_assert_eq!(&with.state, &without.state);
+        prop_assert_eq!(&with.owned, &without.owned);
+        prop_assert!(without.notes.iter().all(|note| with.notes.contains(note)));
+    }
+
+    #[test]
+    fn no_text_in_the_store_can_stop_a_plan(bytes in tape::bytes()) {
+        let mut tape = Tape::new(&bytes);
+        let (mut leases, mut shown) = (Vec::new(), String::new());
+        for born in 0..6 {
+            let (key, value) = (texts::key(&mut tape), texts::json(&mut tape));
+            match Lease::parse(&key, &value, born) {
+                Ok(lease) => leases.push(lease),
+                Err(why) => shown += &Note::Entry { key: key.into(), why: why.into() }.to_string(),
+            }
+        }
+        leases.push(texts::any_lease(&mut tape));
+        let world = world::world(&mut tape);
+        let leases = plan::input::Leases::Listed(leases);
+        let plan = plan::wanted(&world.config, &world.node, &leases, &world.underlay);
+        let faults = plan::check::check(&plan.state, &plan.owned);
+        prop_assert!(faults.is_empty(), "{:?}", faults);
+        shown.extend(plan.notes.iter().map(ToString::to_string));
+        prop_assert!(!shown.contains(char::is_control), "{:?}", shown);
+    }
+
+    #[test]
+    fn no_net_conf_or_subnet_file_can_cause_a_panic(bytes in tape::bytes()) {
+        let mut tape = Tape::new(&bytes);
+        let texts = [bytes.clone(), texts::json(&mut tape), texts::net_conf(&mut tape)];
+        for text in texts {
+            match NetConf::parse(&text) {
+                Ok(conf) => prop_assert!(conf.ipv4.is_some() || conf.ipv6.is_some()),
+                Err(error) => prop_assert!(error.to_string().len() > "network config: ".len()),
+            }
+            let text = String::from_utf8_lossy(&text);
+            _ = plan::subnet_env::previous_subnet(&text);
+            _ = plan::subnet_env::previous_subnet(&format!("FLANNEL_SUBNET={text}\nFLANNEL_IPV6_SUBNET={text}"));
+        }
+    }
+
+    #[test]
+    fn a_lease_comes_back_from_its_key_and_value(bytes in tape::bytes()) {
+        let lease = texts::any_lease(&mut Tape::new(&bytes));
+        let (key, value) = (lease.subnet.to_string(), lease.to_json());
+        let back = Lease::parse(&key, value.as_bytes(), lease.born);
+        prop_assert_eq!(back, Ok(lease), "{} {}", key, value);
+    }
+
+    #[test]
+    fn a_chosen_subnet_is_in_the_pool_and_free(bytes in tape::bytes()) {
+        let mut tape = Tape::new(&bytes);
+        let Ok(conf) = NetConf::parse(texts::pools(&mut tape).as_bytes()) else { return Ok(()) };
+        let asker = |tape: &mut Tape, previous| {
+            let public_ip = Some(texts::ipv4(tape)).filter(|_| conf.ipv4.is_some());
+            Asker { public_ip, public_ipv6: Some([7; 16].into()), previous }
+        };
+        let nobody = asker(&mut tape, None);
+        let Ok(some) = subnet_alloc::choose(&conf, &[], &nobody, tape.byte().into()) else { return Ok(()) };
+        let mut leases = texts::neighbouring_leases(&mut tape, some.subnet);
+        let previous = tape.once_in(2).then_some(some.subnet);
+        let me = asker(&mut tape, previous);
+        if tape.once_in(3) && let Some(lease) = leases.first_mut() {
+            (lease.public_ip, lease.public_ipv6) = (me.public_ip, me.public_ipv6);
+            lease.subnet = tape.pick(&[some.subnet, lease.subnet]);
+        }
+        // A store has one value a key.
+        leases.sort_by_key(|lease| lease.subnet);
+        leases.dedup_by_key(|lease| lease.subnet);
+        let dice = u64::from(tape.byte()) << tape.below(57);
+        let Ok(choice) = subnet_alloc::choose(&conf, &leases, &me, dice) else { return Ok(()) };
+        is_right_choice(&conf, &leases, &me, &choice)?;
+    }
+}

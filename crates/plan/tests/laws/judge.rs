@@ -1,0 +1,238 @@
+//! What the laws ask of a scene and its ops, and how a failure is told. It compares with the classes that the scene was
+//! built from, never with what the code under test holds for its own.
+
+use std::collections::BTreeSet;
+
+use plan::input::Family;
+use plan::lease::Lease;
+use plan::netconf::NetConf;
+use plan::state::{LinkKind, Route, RoutePath};
+use plan::subnet_alloc::{Asker, Choice, Origin};
+use plan::{LinkName, Object, Op, Row, State, Table, Verb};
+use proptest::prelude::*;
+
+use super::scene::{Fate, Scene};
+
+/// A failure that shows the case as a person reads it.
+pub(crate) fn fail(scene: &Scene, ops: &[Op], why: &str) -> TestCaseError {
+    let ops: Vec<String> = ops.iter().map(|op| format!("  {op}\n")).collect();
+    let (seen, fates) = (scene.seen(), &scene.fates);
+    TestCaseError::fail(format!(
+        "{why}\nops:\n{}fates: {fates:?}, sweeps: {}\nwanted: {:#?}\nseen: {seen:#?}",
+        ops.concat(),
+        scene.sweeps,
+        scene.wanted
+    ))
+}
+
+pub(crate) fn law(
+    holds: bool,
+    scene: &Scene,
+    ops: &[Op],
+    why: impl FnOnce() -> String,
+) -> Result<(), TestCaseError> {
+    if holds { Ok(()) } else { Err(fail(scene, ops, &why())) }
+}
+
+/// The differences, row by row.
+pub(crate) fn unlike(expected: &State, have: &State) -> String {
+    let lacks = row_texts(expected).difference(&row_texts(have)).cloned().collect::<Vec<_>>();
+    let too_much = row_texts(have).difference(&row_texts(expected)).cloned().collect::<Vec<_>>();
+    format!("lacking in the end: {lacks:#?}\ntoo much in the end: {too_much:#?}")
+}
+
+fn row_texts(state: &State) -> BTreeSet<String> {
+    fn texts<T: Row + std::fmt::Debug>(rows: &Table<T>) -> impl Iterator<Item = String> {
+        rows.iter().map(|row| format!("{row:?}"))
+    }
+    let all = texts(&state.sysctls).chain(texts(&state.links)).chain(texts(&state.addresses));
+    let all = all.chain(texts(&state.fdb)).chain(texts(&state.neighbours)).chain(texts(&state.nexthops));
+    all.chain(texts(&state.routes)).chain(texts(&state.rules)).collect()
+}
+
+/// A deletion of just that row, or an addition or change under its key.
+pub(crate) fn names_foreign(scene: &Scene, op: &Op) -> bool {
+    fn named<T: Row>(rows: &[T], row: &T, verb: Verb) -> bool {
+        rows.iter().any(|have| if verb == Verb::Delete { have == row } else { have.cmp_key(row).is_eq() })
+    }
+    let rows = &scene.foreign;
+    let is_foreign = |name: LinkName| {
+        scene.fate(name) == Some(Fate::Squatted) || rows.links.iter().any(|link| link.name == name)
+    };
+    match &op.object {
+        Object::Sysctl(row) => named(&rows.sysctls, row, op.verb),
+        Object::Link(link) => is_foreign(link.name),
+        Object::LinkUp(name) => is_foreign(*name),
+        Object::Address(row) => named(&rows.addresses, row, op.verb),
+        Object::Fdb(row) => named(&rows.fdb, row, op.verb),
+        Object::Neighbour(row) => named(&rows.neighbours, row, op.verb),
+        Object::Nexthop(row) => named(&rows.nexthops, row, op.verb),
+        Object::Route(row) => named(&rows.routes, row, op.verb),
+        Object::Rule(row) => named(&rows.rules, row, op.verb),
+    }
+}
+
+/// Rows under the object's key.
+fn under_key(state: &State, object: &Object) -> usize {
+    fn count<T: Row>(rows: &Table<T>, row: &T) -> usize {
+        rows.iter().filter(|have| have.cmp_key(row).is_eq()).count()
+    }
+    match object {
+        Object::Sysctl(row) => count(&state.sysctls, row),
+        Object::Link(row) => count(&state.links, row),
+        Object::LinkUp(name) => state.links.iter().filter(|link| link.name == *name).count(),
+        Object::Address(row) => count(&state.addresses, row),
+        Object::Fdb(row) => count(&state.fdb, row),
+        Object::Neighbour(row) => count(&state.neighbours, row),
+        Object::Nexthop(row) => count(&state.nexthops, row),
+        Object::Route(row) => count(&state.routes, row),
+        Object::Rule(row) => count(&state.rules, row),
+    }
+}
+
+pub(crate) fn is_at_wanted_key(wanted: &State, object: &Object) -> bool {
+    under_key(wanted, object) > 0
+}
+
+/// Of several rows under a wanted key it is not to be foreseen which one the kernel deletes or replaces, so one op of
+/// theirs may be idle.
+pub(crate) fn is_one_of_several(scene: &Scene, op: &Op) -> bool {
+    is_at_wanted_key(&scene.wanted, &op.object) && under_key(&scene.seen(), &op.object) > 1
+}
+
+/// The device that a row stands on or leads through.
+fn link_of(scene: &Scene, object: &Object) -> Option<LinkName> {
+    match object {
+        Object::Sysctl(_) | Object::Link(_) | Object::LinkUp(_) | Object::Rule(_) => None,
+        Object::Address(row) => Some(row.link),
+        Object::Fdb(row) => Some(row.link),
+        Object::Neighbour(row) => Some(row.link),
+        Object::Nexthop(row) => Some(row.link),
+        Object::Route(row) => match row.path {
+            RoutePath::Via { link, .. } | RoutePath::Link(link) => Some(link),
+            RoutePath::Nexthop(id) => {
+                scene.kernel.rows.nexthops.iter().find(|row| row.id == id).map(|row| row.link)
+            }
+            _ => None,
+        },
+    }
+}
+
+/// A deletion that the device's own deletion has done, or will do.
+pub(crate) fn goes_with_its_link(scene: &Scene, op: &Op) -> bool {
+    let goes = match &op.object {
+        Object::Route(row) if matches!(row.path, RoutePath::Nexthop(_)) => scene.next_hop_goes(row.path),
+        object => link_of(scene, object).is_some_and(|link| scene.goes(link)),
+    };
+    op.verb == Verb::Delete && goes
+}
+
+/// `+` where nothing stood under the key or what stood there went before, `~` where something is left to change.
+pub(crate) fn has_true_sign(scene: &Scene, op: &Op) -> bool {
+    let seen = scene.seen();
+    match (op.verb, &op.object) {
+        (Verb::Add, Object::LinkUp(name)) => {
+            matches!(scene.fate(*name), Some(Fate::New | Fate::Remade))
+        }
+        (Verb::Add, Object::Link(link)) => matches!(scene.fate(link.name), Some(Fate::New | Fate::Remade)),
+        (Verb::Add, object) => {
+            let went = |link| scene.fate(link) == Some(Fate::Remade) || scene.is_flushed(link);
+            under_key(&seen, object) == 0 || stands_on(scene, object).into_iter().all(went)
+        }
+        (Verb::Replace, object) => under_key(&seen, object) > 0,
+        _ => true,
+    }
+}
+
+/// The devices that the seen rows under the object's key stand on or lead through.
+fn stands_on(scene: &Scene, object: &Object) -> Vec<LinkName> {
+    let seen = &scene.kernel.rows;
+    match object {
+        Object::Nexthop(row) => {
+            seen.nexthops.iter().filter(|have| have.id == row.id).map(|have| have.link).collect()
+        }
+        Object::Route(row) => {
+            let rows = seen.routes.iter().filter(|have| have.cmp_key(row).is_eq());
+            rows.filter_map(|have| link_of(scene, &Object::Route(have.clone()))).collect()
+        }
+        object => link_of(scene, object).into_iter().collect(),
+    }
+}
+
+/// Wanted routes that stand as wanted and alone, with all that they lead through.
+pub(crate) fn healthy_routes(scene: &Scene) -> Vec<Route> {
+    let stays = |row: &&Route| {
+        let object = Object::Route((*row).clone());
+        scene.kernel.rows.routes.contains(row)
+            && under_key(&scene.seen(), &object) == 1
+            && !link_of(scene, &object).is_some_and(|link| scene.goes(link))
+    };
+    scene.wanted.routes.iter().filter(stays).cloned().collect()
+}
+
+/// Wanted routes under whose key something stands that does not go with its device.
+pub(crate) fn held_keys(scene: &Scene) -> Vec<Route> {
+    let stays = |row: &Route| match row.path {
+        RoutePath::Nexthop(_) => !scene.next_hop_goes(row.path),
+        _ => !link_of(scene, &Object::Route(row.clone())).is_some_and(|link| scene.goes(link)),
+    };
+    let held =
+        |want: &&Route| scene.kernel.rows.routes.iter().any(|row| row.cmp_key(want).is_eq() && stays(row));
+    scene.wanted.routes.iter().filter(held).cloned().collect()
+}
+
+/// Reach before use: the next hop's neighbour and FDB entry, or its object, are in place.
+pub(crate) fn is_reachable(have: &State, wanted: &State, path: RoutePath) -> bool {
+    let (gateway, link) = match path {
+        RoutePath::Via { gateway, link, .. } => (gateway, link),
+        RoutePath::Nexthop(id) => {
+            let wanted = wanted.nexthops.iter().find(|row| row.id == id);
+            let Some(row) = wanted.filter(|row| have.nexthops.contains(row)) else { return false };
+            (row.gateway, row.link)
+        }
+        _ => return true,
+    };
+    let tunnel = have.links.iter().any(|row| row.name == link && matches!(row.kind, LinkKind::Vxlan(_)));
+    let mut neighbours = wanted.neighbours.iter().filter(|row| row.link == link && row.address == gateway);
+    !tunnel
+        || neighbours.any(|row| {
+            let entry = wanted.fdb.iter().find(|entry| entry.link == link && entry.mac == row.mac);
+            have.neighbours.contains(row) && entry.is_some_and(|entry| have.fdb.contains(entry))
+        })
+}
+
+/// Inside the pool and aligned; and free, unless it was ours before: a lease that we hold is not given up because
+/// somebody else's overlaps it.
+pub(crate) fn is_right_choice(
+    conf: &NetConf,
+    leases: &[Lease],
+    me: &Asker,
+    choice: &Choice,
+) -> Result<(), TestCaseError> {
+    let foreign = || leases.iter().filter(|lease| !me.owns(lease));
+    for family in Family::ALL {
+        let net = choice.subnet.of(family);
+        let Some(pool) = conf.pool(family) else {
+            prop_assert_eq!(net, None);
+            continue;
+        };
+        let net = net.unwrap();
+        prop_assert!(
+            pool.holds(&net) && pool.network.contains(&net) && net == net.trunc(),
+            "{} {}",
+            net,
+            pool
+        );
+        if choice.origin != Origin::Reused {
+            let others = foreign().filter_map(|lease| lease.subnet.of(family));
+            let overlap = others.into_iter().find(|other| other.contains(&net) || net.contains(other));
+            prop_assert_eq!(overlap, None, "{}", net);
+        }
+    }
+    if choice.origin == Origin::Reused {
+        prop_assert!(leases.iter().any(|lease| me.owns(lease) && lease.subnet == choice.subnet));
+    }
+    let ours = |subnet| leases.iter().any(|lease| lease.subnet == subnet && me.owns(lease));
+    prop_assert!(choice.stale.iter().all(|&subnet| ours(subnet)));
+    Ok(())
+}

@@ -1,0 +1,276 @@
+//! A kernel in a few lines: what each op does to the rows that are there, and what it refuses. Written from the manuals
+//! and from trials on a real one, never from the code under test. Rows stand in the kernel's own order, which a `State`
+//! does not know.
+
+use plan::state::{
+    Address, FdbEntry, Link, LinkKind, Neighbour, Nexthop, Route, RoutePath, Rule, State, Sysctl,
+};
+use plan::{LinkName, Object, Op, Row, Table, Verb};
+
+/// Rows of every kind, in the kernel's order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rows {
+    pub(crate) sysctls: Vec<Sysctl>,
+    pub(crate) links: Vec<Link>,
+    pub(crate) addresses: Vec<Address>,
+    pub(crate) fdb: Vec<FdbEntry>,
+    pub(crate) neighbours: Vec<Neighbour>,
+    pub(crate) nexthops: Vec<Nexthop>,
+    pub(crate) routes: Vec<Route>,
+    pub(crate) rules: Vec<Rule>,
+}
+
+impl Rows {
+    pub(crate) fn state(&self) -> State {
+        State {
+            sysctls: table(&self.sysctls),
+            links: table(&self.links),
+            addresses: table(&self.addresses),
+            fdb: table(&self.fdb),
+            neighbours: table(&self.neighbours),
+            nexthops: table(&self.nexthops),
+            routes: table(&self.routes),
+            rules: table(&self.rules),
+        }
+    }
+
+    pub(crate) fn of(state: &State) -> Self {
+        Self {
+            sysctls: state.sysctls.to_vec(),
+            links: state.links.to_vec(),
+            addresses: state.addresses.to_vec(),
+            fdb: state.fdb.to_vec(),
+            neighbours: state.neighbours.to_vec(),
+            nexthops: state.nexthops.to_vec(),
+            routes: state.routes.to_vec(),
+            rules: state.rules.to_vec(),
+        }
+    }
+
+    pub(crate) fn extend(&mut self, other: &Self) {
+        self.sysctls.extend_from_slice(&other.sysctls);
+        self.links.extend_from_slice(&other.links);
+        self.addresses.extend_from_slice(&other.addresses);
+        self.fdb.extend_from_slice(&other.fdb);
+        self.neighbours.extend_from_slice(&other.neighbours);
+        self.nexthops.extend_from_slice(&other.nexthops);
+        self.routes.extend_from_slice(&other.routes);
+        self.rules.extend_from_slice(&other.rules);
+    }
+
+    pub(crate) fn link(&self, name: LinkName) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == name)
+    }
+
+    /// A link goes, and with it all that stands on it or leads through it.
+    pub(crate) fn drop_link(&mut self, name: LinkName) {
+        self.links.retain(|link| link.name != name);
+        self.sysctls.retain(|row| *row.path != *accept_ra(name));
+        self.addresses.retain(|row| row.link != name);
+        self.fdb.retain(|row| row.link != name);
+        self.flush_neighbours(name);
+        let lost: Vec<u32> = self.nexthops.iter().filter(|row| row.link == name).map(|row| row.id).collect();
+        self.nexthops.retain(|row| row.link != name);
+        self.routes.retain(|row| match row.path {
+            RoutePath::Via { link, .. } | RoutePath::Link(link) => link != name,
+            RoutePath::Nexthop(id) => !lost.contains(&id),
+            _ => true,
+        });
+    }
+
+    pub(crate) fn flush_neighbours(&mut self, name: LinkName) {
+        self.neighbours.retain(|row| row.link != name);
+    }
+}
+
+fn table<T: Row>(rows: &[T]) -> Table<T> {
+    rows.iter().cloned().collect()
+}
+
+/// The one sysctl that flannel sets for a device.
+pub(crate) fn accept_ra(link: LinkName) -> String {
+    format!("net/ipv6/conf/{link}/accept_ra")
+}
+
+/// The rows, and the devices that are there besides.
+#[derive(Clone, Debug)]
+pub(crate) struct Kernel {
+    pub(crate) rows: Rows,
+    pub(crate) devices: Vec<Device>,
+}
+
+/// A device that no row speaks of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Device {
+    pub(crate) name: LinkName,
+    /// May routes lead through it?
+    pub(crate) passable: bool,
+}
+
+impl Kernel {
+    /// Applies all, and stops at what a kernel would refuse.
+    pub(crate) fn apply(&mut self, ops: &[Op]) -> Result<(), String> {
+        ops.iter().try_for_each(|op| self.apply_one(op))
+    }
+
+    pub(crate) fn apply_one(&mut self, op: &Op) -> Result<(), String> {
+        match op.verb {
+            Verb::Recreate | Verb::Delete => self.delete(&op.object),
+            Verb::Add | Verb::Replace => {
+                self.admits(op).map_err(|error| format!("{op}: {error}"))?;
+                self.put(&op.object);
+            }
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, object: &Object) {
+        let rows = &mut self.rows;
+        match object {
+            Object::Sysctl(_) | Object::LinkUp(_) => {}
+            Object::Link(link) => rows.drop_link(link.name),
+            Object::Address(row) => remove_like(&mut rows.addresses, |have| have.cmp_key(row).is_eq()),
+            Object::Fdb(row) => remove(&mut rows.fdb, row),
+            Object::Neighbour(row) => remove(&mut rows.neighbours, row),
+            Object::Nexthop(row) => {
+                remove(&mut rows.nexthops, row);
+                if !holds(&rows.nexthops, row) {
+                    rows.routes.retain(|route| route.path != RoutePath::Nexthop(row.id));
+                }
+            }
+            Object::Route(row) => remove_like(&mut rows.routes, |have| {
+                let like = row.path == have.path || row.path == RoutePath::Other;
+                have.cmp_key(row).is_eq() && have.protocol == row.protocol && like
+            }),
+            Object::Rule(row) => remove(&mut rows.rules, row),
+        }
+    }
+
+    /// What stands in the way of an addition or a change.
+    fn admits(&self, op: &Op) -> Result<(), String> {
+        let (rows, adds) = (&self.rows, op.verb == Verb::Add);
+        match &op.object {
+            Object::Sysctl(row) => {
+                let held = rows.links.iter().any(|link| *row.path == *accept_ra(link.name));
+                refuse(!held, "the device of this sysctl is not there")
+            }
+            Object::Link(link) if adds => {
+                refuse(rows.link(link.name).is_some(), "the name is taken")?;
+                let LinkKind::Vxlan(vxlan) = &link.kind else {
+                    return Err("we make vxlan devices only".into());
+                };
+                let below = self.devices.iter().any(|device| Some(device.name) == vxlan.uplink);
+                refuse(!below, "the device below is not there")
+            }
+            Object::Link(link) => refuse(
+                !rows.link(link.name).is_some_and(|have| changeable(link, have)),
+                "not to be changed in place",
+            ),
+            Object::LinkUp(name) => refuse(rows.link(*name).is_none(), "no such device"),
+            Object::Address(row) => {
+                refuse(adds == holds(&rows.addresses, row), "the address is there, or is not")?;
+                self.is_there(row.link)
+            }
+            Object::Fdb(row) => self.is_there(row.link),
+            Object::Neighbour(row) => self.is_there(row.link),
+            Object::Nexthop(row) => {
+                refuse(adds == holds(&rows.nexthops, row), "the id is taken, or is not")?;
+                self.is_up(row.link)
+            }
+            Object::Route(row) => match row.path {
+                RoutePath::Via { link, .. } | RoutePath::Link(link) => self.is_up(link),
+                RoutePath::Nexthop(id) => {
+                    refuse(rows.nexthops.iter().all(|row| row.id != id), "there is no such next hop")
+                }
+                _ => Ok(()),
+            },
+            Object::Rule(row) => refuse(adds == holds(&rows.rules, row), "the rule is there, or is not"),
+        }
+    }
+
+    fn is_there(&self, name: LinkName) -> Result<(), String> {
+        refuse(self.rows.link(name).is_none(), "no such device")
+    }
+
+    fn is_up(&self, name: LinkName) -> Result<(), String> {
+        let up = match self.rows.link(name) {
+            Some(link) => link.up,
+            None => self.devices.iter().any(|device| device.name == name && device.passable),
+        };
+        refuse(!up, "the device is not there, or is down")
+    }
+
+    fn put(&mut self, object: &Object) {
+        let rows = &mut self.rows;
+        match object {
+            Object::Sysctl(row) => put(&mut rows.sysctls, row),
+            Object::Link(link) => self.put_link(link),
+            Object::LinkUp(name) => {
+                rows.links.iter_mut().filter(|link| link.name == *name).for_each(|link| link.up = true);
+            }
+            Object::Address(row) => put(&mut rows.addresses, row),
+            Object::Fdb(row) => put(&mut rows.fdb, row),
+            Object::Neighbour(row) => put(&mut rows.neighbours, row),
+            Object::Nexthop(row) => put(&mut rows.nexthops, row),
+            Object::Route(row) => put(&mut rows.routes, row),
+            Object::Rule(row) => put(&mut rows.rules, row),
+        }
+    }
+
+    /// A new device is down and has the kernel's sysctls; a new MAC flushes the device's neighbours.
+    fn put_link(&mut self, link: &Link) {
+        let have = self.rows.link(link.name).cloned();
+        let up = have.as_ref().is_some_and(|have| have.up);
+        put(&mut self.rows.links, &Link { up, ..link.clone() });
+        match have {
+            None => put(&mut self.rows.sysctls, &default_accept_ra(link.name)),
+            Some(have) if have.mac != link.mac => self.rows.flush_neighbours(link.name),
+            Some(_) => {}
+        }
+    }
+}
+
+pub(crate) fn default_accept_ra(link: LinkName) -> Sysctl {
+    Sysctl { path: accept_ra(link).into(), value: "1".into() }
+}
+
+fn refuse(fault: bool, what: &str) -> Result<(), String> {
+    if fault { Err(what.into()) } else { Ok(()) }
+}
+
+fn holds<T: Row>(rows: &[T], row: &T) -> bool {
+    rows.iter().any(|have| have.cmp_key(row).is_eq())
+}
+
+/// Replaces the first row of that key, the oldest, or adds one.
+fn put<T: Row>(rows: &mut Vec<T>, row: &T) {
+    match rows.iter_mut().find(|have| have.cmp_key(row).is_eq()) {
+        Some(have) => *have = row.clone(),
+        None => rows.push(row.clone()),
+    }
+}
+
+fn remove<T: Row>(rows: &mut Vec<T>, row: &T) {
+    remove_like(rows, |have| have == row);
+}
+
+/// The kernel compares what a request can say and deletes the first row that is alike.
+fn remove_like<T: Row>(rows: &mut Vec<T>, like: impl Fn(&T) -> bool) {
+    if let Some(at) = rows.iter().position(like) {
+        rows.remove(at);
+    }
+}
+
+/// `ip link change` of a vxlan device (vxlan_changelink) takes another `local` of the same family, `learning`, and what
+/// every device takes.
+fn changeable(want: &Link, have: &Link) -> bool {
+    let (LinkKind::Vxlan(want_kind), LinkKind::Vxlan(have_kind)) = (&want.kind, &have.kind) else {
+        return false;
+    };
+    let mut same = have_kind.clone();
+    same.learning = want_kind.learning;
+    if same.local.is_ipv4() == want_kind.local.is_ipv4() {
+        same.local = want_kind.local;
+    }
+    same == *want_kind && have.unknown.is_none()
+}

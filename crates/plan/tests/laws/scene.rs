@@ -1,0 +1,297 @@
+//! Draws what a kernel holds against a plan: wanted rows kept, dropped, half-right or doubled; left-overs of ours; and
+//! foreign rows. Each row's class is known by construction and never asked of the code under test.
+
+use plan::backend::Backend;
+use plan::input::Leases;
+use plan::owned::{NEXTHOPS, Owned, PROTOCOL};
+use plan::state::{Link, LinkKind, Nexthop, RoutePath, Rule, State, Sysctl, Vxlan};
+use plan::{LinkName, Mac, Row, Table};
+
+use super::foreign;
+use super::half;
+use super::kernel::{Device, Kernel, Rows, accept_ra};
+use super::left_over;
+use super::tape::Tape;
+use super::world::{UplinkIs, World, name, v4, world};
+
+/// What a plan finds of a device under one of our names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// As wanted.
+    Kept,
+    /// Not there.
+    New,
+    /// Unlike in what can be changed in place.
+    Changed { mac: bool },
+    /// Unlike in what cannot.
+    Remade,
+    /// Ours and not wanted.
+    Stale,
+    /// Another kind stands there, and the underlay did not tell.
+    Squatted,
+}
+
+/// A plan and a kernel to apply it to.
+#[derive(Clone, Debug)]
+pub(crate) struct Scene {
+    pub(crate) wanted: State,
+    pub(crate) owned: Owned,
+    pub(crate) kernel: Kernel,
+    pub(crate) foreign: Rows,
+    pub(crate) left_over: Rows,
+    pub(crate) fates: Vec<(LinkName, Fate)>,
+    /// May left-overs be swept: are the leases listed and the uplink in order?
+    pub(crate) sweeps: bool,
+}
+
+impl Scene {
+    pub(crate) fn new(bytes: &[u8]) -> Self {
+        let mut tape = Tape::new(bytes);
+        Self::in_world(&mut tape, |_| {})
+    }
+
+    /// The same before the leases were ever listed.
+    pub(crate) fn before_the_leases(bytes: &[u8]) -> Self {
+        let mut tape = Tape::new(bytes);
+        Self::in_world(&mut tape, |world| world.leases = Leases::Unknown)
+    }
+
+    fn in_world(tape: &mut Tape, adjust: impl Fn(&mut World)) -> Self {
+        let mut world = world(tape);
+        adjust(&mut world);
+        let plan = plan::wanted(&world.config, &world.node, &world.leases, &world.underlay);
+        let mut scene = Self {
+            wanted: plan.state,
+            owned: plan.owned,
+            kernel: Kernel { rows: Rows::default(), devices: other_devices(world.uplink) },
+            foreign: Rows::default(),
+            left_over: Rows::default(),
+            fates: Vec::new(),
+            sweeps: matches!(world.leases, Leases::Listed(_)) && world.uplink == UplinkIs::Up,
+        };
+        scene.want_more(tape);
+        scene.find_devices(tape, &world);
+        scene.find_wanted_rows(tape);
+        left_over::draw(&mut scene, tape, &world);
+        foreign::draw(&mut scene, tape, &world);
+        scene.settle();
+        scene
+    }
+
+    /// Kinds of rows that no backend wants yet, so that every part of a state is tried.
+    fn want_more(&mut self, tape: &mut Tape) {
+        if tape.once_in(3) {
+            let mut nexthops = Vec::new();
+            let mut routes = self.wanted.routes.to_vec();
+            for (id, route) in NEXTHOPS.zip(&mut routes) {
+                if let RoutePath::Via { gateway, link, onlink } = route.path
+                    && !tape.once_in(3)
+                {
+                    nexthops.push(Nexthop { id, gateway, link, onlink, protocol: PROTOCOL, unknown: None });
+                    route.path = RoutePath::Nexthop(id);
+                }
+            }
+            (self.wanted.routes, self.wanted.nexthops) = (routes.into(), nexthops.into());
+        }
+        if tape.once_in(3) {
+            let rule = |to| Rule { priority: 5000, to, table: 100, protocol: PROTOCOL, unknown: None };
+            self.wanted.rules = self.wanted.routes.iter().map(|route| rule(route.destination)).collect();
+        }
+        if self.wanted.routes.is_empty() && tape.once_in(3) {
+            let down = |link: &Link| Link { up: false, ..link.clone() };
+            self.wanted.links = self.wanted.links.iter().map(down).collect();
+        }
+    }
+
+    fn find_devices(&mut self, tape: &mut Tape, world: &World) {
+        for want in &self.wanted.links.clone() {
+            let fate = half::fate(tape);
+            self.fates.push((want.name, fate));
+            self.kernel.rows.links.extend(half::device(tape, want, fate));
+            let value = tape.pick(&["0", "0", "1", "2"]);
+            self.kernel.rows.sysctls.push(Sysctl { path: accept_ra(want.name).into(), value: value.into() });
+        }
+        let unwanted: Vec<LinkName> =
+            world.devices.iter().copied().filter(|&device| self.fate(device).is_none()).collect();
+        for device in unwanted {
+            let sysctl = Sysctl { path: accept_ra(device).into(), value: "1".into() };
+            if world.foreign_devices.contains(&device) {
+                self.foreign.links.push(other_kind(device));
+                self.foreign.sysctls.push(sysctl);
+            } else if !tape.once_in(3) {
+                self.fates.push((device, Fate::Stale));
+                self.left_over.links.push(stale_device(world, device));
+                self.left_over.sysctls.push(sysctl);
+            }
+        }
+    }
+
+    fn find_wanted_rows(&mut self, tape: &mut Tape) {
+        let (wanted, rows) = (&self.wanted, &mut self.kernel.rows);
+        rows.addresses = found(tape, &wanted.addresses, Twice::Unlike, half::address);
+        rows.fdb = found(tape, &wanted.fdb, Twice::Never, half::fdb);
+        rows.neighbours = found(tape, &wanted.neighbours, Twice::Never, half::neighbour);
+        rows.nexthops = found(tape, &wanted.nexthops, Twice::Never, half::nexthop);
+        rows.routes = found(tape, &wanted.routes, Twice::Unlike, half::route);
+        rows.rules = found(tape, &wanted.rules, Twice::Even, half::rule);
+    }
+
+    /// Puts the classes together and takes out what cannot be, such as a route through a device that is not there.
+    fn settle(&mut self) {
+        let links = [&self.kernel.rows.links, &self.foreign.links, &self.left_over.links];
+        let there: Vec<LinkName> = links.into_iter().flatten().map(|link| link.name).collect();
+        let devices: Vec<LinkName> = self.kernel.devices.iter().map(|device| device.name).collect();
+        let is_there = |link: LinkName| there.contains(&link) || devices.contains(&link);
+        let mut ids = Vec::new();
+        for rows in [&mut self.kernel.rows, &mut self.foreign, &mut self.left_over] {
+            rows.nexthops.retain(|row| is_there(row.link));
+            ids.extend(rows.nexthops.iter().map(|row| row.id));
+        }
+        let ours = |row: &Sysctl| there.iter().any(|link| *row.path == *accept_ra(*link));
+        for rows in [&mut self.kernel.rows, &mut self.foreign, &mut self.left_over] {
+            rows.sysctls.retain(|row| !row.path.starts_with("net/ipv6/conf/flannel") || ours(row));
+            rows.addresses.retain(|row| is_there(row.link));
+            rows.fdb.retain(|row| is_there(row.link));
+            rows.neighbours.retain(|row| is_there(row.link));
+            rows.routes.retain(|row| match row.path {
+                RoutePath::Via { link, .. } | RoutePath::Link(link) => is_there(link),
+                RoutePath::Nexthop(id) => ids.contains(&id),
+                _ => true,
+            });
+        }
+        self.kernel.rows.extend(&self.foreign);
+        self.kernel.rows.extend(&self.left_over);
+    }
+
+    pub(crate) fn fate(&self, link: LinkName) -> Option<Fate> {
+        self.fates.iter().find(|(name, _)| *name == link).map(|(_, fate)| *fate)
+    }
+
+    /// Our devices that are there, with all that may be left over on them.
+    pub(crate) fn our_devices(&self) -> Vec<LinkName> {
+        let there = |fate| !matches!(fate, Fate::New | Fate::Squatted);
+        self.fates.iter().filter(|(_, fate)| there(*fate)).map(|(name, _)| *name).collect()
+    }
+
+    pub(crate) fn seen(&self) -> State {
+        self.kernel.rows.state()
+    }
+
+    pub(crate) fn ops(&self) -> Vec<plan::Op> {
+        plan::diff(&self.wanted, &self.seen(), &self.owned)
+    }
+
+    /// Does this device go, for good or to be made anew?
+    pub(crate) fn goes(&self, link: LinkName) -> bool {
+        match self.fate(link) {
+            Some(Fate::Remade) => true,
+            Some(Fate::Stale) => self.sweeps,
+            _ => false,
+        }
+    }
+
+    /// Is it left without neighbours?
+    pub(crate) fn is_flushed(&self, link: LinkName) -> bool {
+        self.goes(link) || self.fate(link) == Some(Fate::Changed { mac: true })
+    }
+
+    /// Goes the path's next hop object, and with it the route? A wanted one is moved off a device that goes for good.
+    pub(crate) fn next_hop_goes(&self, path: RoutePath) -> bool {
+        let RoutePath::Nexthop(id) = path else { return false };
+        let row = self.kernel.rows.nexthops.iter().find(|row| row.id == id);
+        row.is_some_and(|row| match self.fate(row.link) {
+            Some(Fate::Stale) => self.sweeps && self.wanted.nexthops.iter().all(|row| row.id != id),
+            _ => self.goes(row.link),
+        })
+    }
+
+    /// What must stand in the end: the wanted rows, and of all others those that nothing could keep from going.
+    pub(crate) fn expected(&self) -> State {
+        let mut others = self.foreign.clone();
+        if !self.sweeps {
+            others.extend(&self.left_over);
+        }
+        for &(link, _) in &self.fates {
+            if self.goes(link) {
+                others.drop_link(link);
+            }
+            if self.is_flushed(link) {
+                others.flush_neighbours(link);
+            }
+        }
+        others.routes.retain(|row| !self.next_hop_goes(row.path));
+        let mut rows = Rows::of(&self.wanted);
+        rows.links.retain(|link| self.fate(link.name) != Some(Fate::Squatted));
+        let squatters =
+            self.kernel.rows.links.iter().filter(|link| self.fate(link.name) == Some(Fate::Squatted));
+        rows.links.extend(squatters.cloned());
+        rows.extend(&others);
+        rows.state()
+    }
+}
+
+fn other_devices(uplink: UplinkIs) -> Vec<Device> {
+    let mut devices =
+        vec![Device { name: name("eth1"), passable: true }, Device { name: name("cni0"), passable: true }];
+    if uplink != UplinkIs::Missing {
+        devices.push(Device { name: name("eth0"), passable: uplink == UplinkIs::Up });
+    }
+    devices
+}
+
+pub(crate) fn other_kind(name: LinkName) -> Link {
+    let mac = Mac([0x06, 0, 0, 0, 0, 1]);
+    Link { name, kind: LinkKind::Other("dummy".into()), mac, mtu: 1500, up: true, unknown: None }
+}
+
+/// Such as the device of a family whose lease is gone.
+fn stale_device(world: &World, device: LinkName) -> Link {
+    let Backend::Vxlan(options) = &world.config.backend else { return other_kind(device) };
+    let kind = LinkKind::Vxlan(Vxlan {
+        vni: options.vni,
+        local: v4([192, 0, 2, 1]),
+        uplink: Some(world.node.uplink.link),
+        port: options.port,
+        learning: false,
+        gbp: false,
+    });
+    Link { name: device, kind, mac: Mac([0x06, 0, 0, 0, 0, 2]), mtu: 1450, up: true, unknown: None }
+}
+
+/// How often a key of that kind may stand in a kernel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Twice {
+    Never,
+    /// With different rows.
+    Unlike,
+    /// Even with equal ones.
+    Even,
+}
+
+fn found<T: Row>(
+    tape: &mut Tape,
+    wanted: &Table<T>,
+    twice: Twice,
+    half: impl Fn(&mut Tape, &T) -> T,
+) -> Vec<T> {
+    let mut rows = Vec::new();
+    for row in wanted {
+        match tape.below(8) {
+            0..=3 => rows.push(row.clone()),
+            4 => {}
+            5 | 6 => rows.push(half(tape, row)),
+            _ => {
+                let at = rows.len();
+                rows.push(half(tape, row));
+                for _ in 0..if twice == Twice::Never { 0 } else { 1 + tape.below(2) } {
+                    let other = if tape.once_in(2) { half(tape, row) } else { row.clone() };
+                    if twice == Twice::Even || !rows[at..].contains(&other) {
+                        rows.push(other);
+                    }
+                }
+                tape.shuffle(&mut rows[at..]);
+            }
+        }
+    }
+    rows
+}

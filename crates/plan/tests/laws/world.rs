@@ -1,0 +1,336 @@
+//! Draws what a plan starts from: config, node, underlay and leases, good ones and hostile ones. It builds inputs only;
+//! what should come of them is not decided here.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use plan::backend::{Backend, vxlan};
+use plan::input::{AddressFacts, Config, Leases, LinkFacts, Node, RouteFacts, Underlay, Uplink};
+use plan::lease::{Announced, Lease, Subnet, Vtep};
+use plan::{LinkName, Mac};
+
+use super::tape::Tape;
+
+pub(crate) const OWN_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 0x01]);
+
+/// How the device that other nodes are reached through is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UplinkIs {
+    Up,
+    Down,
+    WithoutAddress,
+    Missing,
+}
+
+/// One drawn set of inputs.
+#[derive(Clone, Debug)]
+pub(crate) struct World {
+    pub(crate) config: Config,
+    pub(crate) node: Node,
+    pub(crate) leases: Leases,
+    pub(crate) underlay: Underlay,
+    pub(crate) uplink: UplinkIs,
+    /// Names that our devices have under this config.
+    pub(crate) devices: Vec<LinkName>,
+    /// Devices of another kind under names of ours.
+    pub(crate) foreign_devices: Vec<LinkName>,
+}
+
+pub(crate) fn name(text: &str) -> LinkName {
+    text.parse().unwrap()
+}
+
+pub(crate) fn v4(octets: [u8; 4]) -> IpAddr {
+    Ipv4Addr::from(octets).into()
+}
+
+/// `fd00:244:0:<subnet>::<host>`, the IPv6 pod network.
+pub(crate) fn pod6(subnet: u16, host: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x244, 0, subnet, 0, 0, 0, host)
+}
+
+pub(crate) fn net4(octets: [u8; 4], len: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(octets.into(), len)
+}
+
+pub(crate) fn net6(address: Ipv6Addr, len: u8) -> Ipv6Net {
+    Ipv6Net::new_assert(address, len)
+}
+
+/// The pod subnet number `at` of either family.
+pub(crate) fn subnet(at: u8) -> (Ipv4Net, Ipv6Net) {
+    (net4([10, 244, at, 0], 24), net6(pod6(at.into(), 0), 64))
+}
+
+pub(crate) fn world(tape: &mut Tape) -> World {
+    let config = config(tape);
+    let node = node(tape);
+    let uplink = tape.pick(&[
+        UplinkIs::Up,
+        UplinkIs::Up,
+        UplinkIs::Up,
+        UplinkIs::Up,
+        UplinkIs::Up,
+        UplinkIs::Down,
+        UplinkIs::WithoutAddress,
+        UplinkIs::Missing,
+    ]);
+    let devices = devices(&config);
+    let foreign_devices: Vec<LinkName> = devices.iter().copied().filter(|_| tape.once_in(8)).collect();
+    let underlay = underlay(tape, uplink, &foreign_devices);
+    let leases = if tape.once_in(8) { Leases::Unknown } else { Leases::Listed(leases(tape, &config, &node)) };
+    World { config, node, leases, underlay, uplink, devices, foreign_devices }
+}
+
+fn config(tape: &mut Tape) -> Config {
+    let options = vxlan::Options {
+        vni: tape.pick(&[1, 1, 42]),
+        port: tape.pick(&[8472, 4789]),
+        mtu: tape.pick(&[None, Some(1400)]),
+        gbp: tape.once_in(4),
+        learning: tape.once_in(4),
+        direct_routing: tape.once_in(2),
+    };
+    let vxlan = Backend::Vxlan(options);
+    let backend = tape.pick(&[vxlan.clone(), vxlan.clone(), vxlan, Backend::HostGw, Backend::Alloc]);
+    let (ipv4, ipv6) = tape.pick(&[(true, false), (true, true), (true, true), (false, true)]);
+    Config {
+        ipv4: ipv4.then(|| net4([10, 244, 0, 0], 16)),
+        ipv6: ipv6.then(|| net6(pod6(0, 0), 48)),
+        backend,
+        table: tape.pick(&[254, 254, 254, 100]),
+    }
+}
+
+fn node(tape: &mut Tape) -> Node {
+    let (ipv4, ipv6) = subnet(1);
+    let (leased4, leased6) =
+        tape.pick(&[(true, true), (true, true), (true, true), (true, false), (false, true)]);
+    Node {
+        uplink: Uplink {
+            link: name("eth0"),
+            mtu: tape.pick(&[1500, 9000]),
+            ipv4: Some([192, 0, 2, 1].into()),
+            ipv6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+        },
+        subnet: Subnet { ipv4: leased4.then_some(ipv4), ipv6: leased6.then_some(ipv6) },
+        vtep: Some(OWN_MAC),
+        vtep_v6: Some(Mac([0x02, 0, 0, 0, 0, 0x06])),
+    }
+}
+
+/// flannel's names, said a second time so that the tests do not ask the code under test.
+fn devices(config: &Config) -> Vec<LinkName> {
+    let Backend::Vxlan(options) = &config.backend else { return Vec::new() };
+    let v4 = config.ipv4.map(|_| name(&format!("flannel.{}", options.vni)));
+    let v6 = config.ipv6.map(|_| name(&format!("flannel-v6.{}", options.vni)));
+    v4.into_iter().chain(v6).collect()
+}
+
+fn underlay(tape: &mut Tape, uplink: UplinkIs, foreign_devices: &[LinkName]) -> Underlay {
+    let link = |name: LinkName, kind: &str, up: bool| LinkFacts {
+        name,
+        kind: kind.into(),
+        mac: Mac([0x02, 0, 0, 0, 0, 0xee]),
+        mtu: 1500,
+        up,
+        carrier: up,
+    };
+    let mut links = vec![link(name("lo"), "", true), link(name("eth1"), "", true)];
+    if uplink != UplinkIs::Missing {
+        links.push(link(name("eth0"), "veth", uplink != UplinkIs::Down));
+    }
+    links.extend(foreign_devices.iter().map(|&device| link(device, "dummy", true)));
+    let own = [IpNet::new_assert(v4([192, 0, 2, 1]), 24), net6(underlay6(0, 1), 64).into()];
+    let lost = usize::from(matches!(uplink, UplinkIs::WithoutAddress | UplinkIs::Missing)) * 2;
+    let addresses = own.into_iter().skip(lost).map(|address| AddressFacts {
+        link: name("eth0"),
+        address,
+        permanent: true,
+        temporary: false,
+        deprecated: false,
+    });
+    Underlay { addresses: addresses.collect(), links, routes: routes(tape) }
+}
+
+/// `2001:db8:0:<segment>::<host>`.
+fn underlay6(segment: u16, host: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 0, segment, 0, 0, 0, host)
+}
+
+/// Routes to the peers' addresses: on the segment, behind a router, through another device.
+fn routes(tape: &mut Tape) -> Vec<RouteFacts> {
+    let route = |destination: IpNet, gateway: Option<IpAddr>, link: &str| RouteFacts {
+        destination,
+        gateway,
+        link: Some(name(link)),
+    };
+    let all = [
+        route(net4([192, 0, 2, 0], 24).into(), None, "eth0"),
+        route(net6(underlay6(0, 0), 64).into(), None, "eth0"),
+        route(net4([0, 0, 0, 0], 0).into(), Some(v4([192, 0, 2, 254])), "eth0"),
+        route(net4([192, 0, 2, 3], 32).into(), Some(v4([192, 0, 2, 254])), "eth0"),
+        route(net4([192, 0, 2, 4], 32).into(), None, "eth1"),
+        route(net4([198, 51, 100, 5], 32).into(), None, "eth0"),
+        route(net6(underlay6(0, 3), 128).into(), Some(underlay6(0, 0xfe).into()), "eth0"),
+    ];
+    let mut routes: Vec<RouteFacts> = all.into_iter().filter(|_| !tape.once_in(4)).collect();
+    tape.shuffle(&mut routes);
+    routes
+}
+
+fn leases(tape: &mut Tape, config: &Config, node: &Node) -> Vec<Lease> {
+    let mut leases = good_leases(tape, config);
+    for _ in 0..tape.pick(&[0, 0, 1, 2]) {
+        let bad = hostile_lease(tape, config, &leases);
+        leases.push(bad);
+    }
+    if !tape.once_in(4) {
+        leases.push(own_lease(config, node));
+    }
+    tape.shuffle(&mut leases);
+    leases
+}
+
+/// Leases that any node may believe, and that agree with one another.
+pub(crate) fn good_leases(tape: &mut Tape, config: &Config) -> Vec<Lease> {
+    let count = tape.below(6) as u8;
+    (2..2 + count).map(|at| good_lease(tape, config, at)).collect()
+}
+
+pub(crate) fn good_lease(tape: &mut Tape, config: &Config, at: u8) -> Lease {
+    let (ipv4, ipv6) = subnet(at);
+    let one_family = config.ipv4.is_some() && tape.once_in(6);
+    let segment = tape.below(2) as u16;
+    let public_ip = if segment == 0 { [192, 0, 2, at] } else { [198, 51, 100, at] };
+    Lease {
+        born: tape.below(4).try_into().unwrap(),
+        subnet: Subnet { ipv4: Some(ipv4), ipv6: Some(ipv6).filter(|_| !one_family) },
+        public_ip: Some(public_ip.into()),
+        public_ipv6: Some(underlay6(segment, at.into())),
+        announced: announced(config, at),
+    }
+}
+
+fn announced(config: &Config, at: u8) -> Announced {
+    match &config.backend {
+        Backend::Vxlan(options) => {
+            let vtep = |family| Some(Vtep { vni: options.vni, mac: Mac([0x0a, family, 0, 0, 0, at]) });
+            Announced::Vxlan { ipv4: vtep(4), ipv6: vtep(6) }
+        }
+        Backend::HostGw => Announced::HostGw,
+        Backend::Alloc => Announced::Nothing,
+    }
+}
+
+fn own_lease(config: &Config, node: &Node) -> Lease {
+    Lease {
+        born: 0,
+        subnet: node.subnet,
+        public_ip: node.uplink.ipv4,
+        public_ipv6: node.uplink.ipv6,
+        announced: announced(config, 1),
+    }
+}
+
+/// A lease with one fault that leaves it out in both families, whatever else is listed. Faults that are only a matter of
+/// who was first make it the younger one.
+pub(crate) fn hostile_lease(tape: &mut Tape, config: &Config, good: &[Lease]) -> Lease {
+    let at = 20 + tape.below(4) as u8;
+    let mut lease = good_lease(tape, config, at);
+    let vteps = matches!(config.backend, Backend::Vxlan(_));
+    match tape.below(if vteps { 13 } else { 8 }) {
+        0 => {
+            lease.subnet =
+                both(net4([10, 99, 0, 0], 24), net6(Ipv6Addr::new(0xfd00, 0x99, 0, 0, 0, 0, 0, 0), 64));
+        }
+        1 => lease.subnet = both(net4([10, 244, 20, 7], 24), net6(pod6(20, 7), 64)),
+        2 => lease.subnet = around_ours(tape),
+        3 => overlap(tape, &mut lease, good),
+        4 => (lease.public_ip, lease.public_ipv6) = (None, None),
+        5 => bad_address(tape, &mut lease),
+        6 => (lease.public_ip, lease.public_ipv6) = (Some([192, 0, 2, 1].into()), Some(underlay6(0, 1))),
+        7 => lease.announced = other_backend(tape, config),
+        8 => lease.announced = Announced::Vxlan { ipv4: None, ipv6: None },
+        9 => {
+            set_vteps(
+                &mut lease,
+                None,
+                tape.pick(&[Mac([1, 0, 0, 0, 0, 1]), Mac::default(), Mac([0xff; 6])]),
+            );
+        }
+        10 => {
+            let v6 = Vtep { vni: vni_of(config), mac: Mac([0x02, 0, 0, 0, 0, 0x06]) };
+            let v4 = Vtep { vni: vni_of(config), mac: OWN_MAC };
+            lease.announced = Announced::Vxlan { ipv4: Some(v4), ipv6: Some(v6) };
+        }
+        11 => share_mac(tape, &mut lease, good),
+        _ => set_vteps(&mut lease, Some(7), Mac([0x0a, 0, 0, 0, 0, 99])),
+    }
+    lease
+}
+
+fn vni_of(config: &Config) -> u32 {
+    if let Backend::Vxlan(options) = &config.backend { options.vni } else { 0 }
+}
+
+fn both(ipv4: Ipv4Net, ipv6: Ipv6Net) -> Subnet {
+    Subnet { ipv4: Some(ipv4), ipv6: Some(ipv6) }
+}
+
+fn around_ours(tape: &mut Tape) -> Subnet {
+    match tape.below(4) {
+        0 => both(net4([10, 244, 0, 0], 22), net6(pod6(0, 0), 62)),
+        1 => both(net4([10, 244, 1, 128], 25), net6(pod6(1, 0), 65)),
+        2 => both(net4([10, 244, 0, 0], 16), net6(pod6(0, 0), 48)),
+        _ => both(net4([10, 244, 1, 0], 24), net6(pod6(1, 0), 64)),
+    }
+}
+
+/// Around or inside a good lease's subnet, and younger; inside ours where there is no good one.
+fn overlap(tape: &mut Tape, lease: &mut Lease, good: &[Lease]) {
+    lease.born = 9;
+    let of_both = |lease: &&Lease| lease.subnet.ipv6.is_some();
+    let others: Vec<u8> =
+        good.iter().filter(of_both).map(|lease| lease.subnet.ipv4.unwrap().addr().octets()[2]).collect();
+    let at = if others.is_empty() { 1 } else { tape.pick(&others) };
+    lease.subnet = if tape.once_in(2) {
+        both(net4([10, 244, at & !1, 0], 23), net6(pod6((at & !1).into(), 0), 63))
+    } else {
+        both(net4([10, 244, at, 128], 25), net6(pod6(at.into(), 0), 65))
+    };
+}
+
+fn bad_address(tape: &mut Tape, lease: &mut Lease) {
+    let v4 = tape.pick(&[[0, 1, 2, 3], [127, 0, 0, 1], [224, 0, 0, 5], [255; 4], [0; 4]]);
+    let v6 =
+        tape.pick(&[Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED, Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1)]);
+    (lease.public_ip, lease.public_ipv6) = (Some(v4.into()), Some(v6));
+}
+
+fn other_backend(tape: &mut Tape, config: &Config) -> Announced {
+    let other = match config.backend {
+        Backend::Vxlan(_) => Announced::HostGw,
+        _ => Announced::Vxlan { ipv4: None, ipv6: None },
+    };
+    tape.pick(&[other, Announced::Other("wireguard".into()), Announced::Other("\u{202e}".into())])
+}
+
+fn set_vteps(lease: &mut Lease, other_vni: Option<u32>, mac: Mac) {
+    if let Announced::Vxlan { ipv4, ipv6 } = &mut lease.announced {
+        for vtep in ipv4.iter_mut().chain(ipv6) {
+            *vtep = Vtep { vni: other_vni.unwrap_or(vtep.vni), mac };
+        }
+    }
+}
+
+/// A cloned machine: the MACs of a good lease, or of ours where there is none.
+fn share_mac(tape: &mut Tape, lease: &mut Lease, good: &[Lease]) {
+    lease.born = 9;
+    let of_both: Vec<&Lease> = good.iter().filter(|lease| lease.subnet.ipv6.is_some()).collect();
+    if of_both.is_empty() {
+        set_vteps(lease, None, Mac::default());
+    } else {
+        lease.announced = tape.pick(&of_both).announced.clone();
+    }
+}

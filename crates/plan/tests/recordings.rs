@@ -1,0 +1,402 @@
+//! What a real flannel left in etcd and in the kernels of three nodes, against what we plan from the same inputs
+//! (recordings/<case>/, taken with ip(8) and bridge(8)). Everything must be equal but the differences that are named
+//! here one by one. It reads no kernel of its own.
+#![expect(clippy::unwrap_used, reason = "helpers of a test: a recording that cannot be read shall stop it")]
+
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use plan::input::{AddressFacts, Config, Family, Leases, LinkFacts, Node, RouteFacts, Underlay};
+use plan::lease::Lease;
+use plan::netconf::NetConf;
+use plan::note::{Note, PeerFault};
+use plan::state::{
+    Address, FdbEntry, Link, LinkKind, MAIN_TABLE, Neighbour, Route, RoutePath, State, Sysctl, Vxlan,
+};
+use plan::subnet_env::{SubnetEnv, previous_subnet};
+use plan::uplink::{self, Ask, Families};
+use plan::{LinkName, Mac, Object, Verb, Wanted};
+use serde_json::Value;
+
+/// `rtm_protocol` of flannel's routes, `boot`.
+const FLANNELS: u8 = 3;
+
+#[test]
+fn vxlan() {
+    each_node("vxlan", |node| node.is_as_planned(&[]));
+}
+
+#[test]
+fn vxlan_with_options() {
+    each_node("vxlan-options", |node| node.is_as_planned(&[]));
+}
+
+/// Nodes 1 and 2 are on one segment, node 3 is behind a router.
+#[test]
+fn vxlan_with_direct_routing() {
+    each_node("vxlan-directrouting", |node| node.is_as_planned(&[]));
+}
+
+#[test]
+fn host_gw() {
+    each_node("host-gw", |node| node.is_as_planned(&[]));
+}
+
+/// flannel has no route to a peer behind a router, for the kernel refused it; packets to its pods follow the default
+/// route. We want `unreachable` there, and a note.
+#[test]
+fn host_gw_with_a_node_behind_a_router() {
+    each_node("host-gw-l3", |node| {
+        let beyond: &[&str] = match node.name {
+            "node3" => &["10.244.33.0/24", "10.244.64.0/24"],
+            _ => &["10.244.5.0/24"],
+        };
+        node.is_as_planned(beyond);
+    });
+}
+
+#[test]
+fn alloc() {
+    each_node("alloc", |node| {
+        node.is_as_planned(&[]);
+        assert_eq!(node.plan().state, State::default());
+    });
+}
+
+fn each_node(case: &str, test: impl Fn(&Recorded)) {
+    for name in ["node1", "node2", "node3"] {
+        test(&Recorded::read(case, name));
+    }
+}
+
+/// One node of a recording: what a daemon is told, and what flannel made of it.
+struct Recorded {
+    name: &'static str,
+    place: PathBuf,
+    conf: NetConf,
+    /// Keys and values as in etcd.
+    entries: Vec<(String, String)>,
+    leases: Vec<Lease>,
+    underlay: Underlay,
+    own: Lease,
+    node: Node,
+}
+
+impl Recorded {
+    fn read(case: &str, name: &'static str) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings").join(case);
+        let place = root.join(name);
+        let text = std::fs::read_to_string(root.join("net-conf.json")).unwrap();
+        let conf = NetConf::parse(text.as_bytes()).unwrap();
+        let entries = entries(&std::fs::read_to_string(root.join("etcd.txt")).unwrap());
+        assert_eq!(entries.len(), 3, "{case} has three nodes");
+        let leases: Vec<Lease> =
+            entries.iter().map(|(key, value)| Lease::parse(key, value.as_bytes(), 1).unwrap()).collect();
+        let underlay = underlay(&place, &conf.config());
+        let uplink = uplink::choose(&underlay, &Ask::DefaultRoute, Families { ipv4: true, ipv6: false });
+        let uplink = uplink.unwrap().uplink;
+        let own = leases.iter().find(|lease| lease.public_ip == uplink.ipv4).unwrap().clone();
+        let vtep = devices(&place).iter().find(|link| link.kind_name() == "vxlan").map(Device::mac);
+        let node = Node { uplink, subnet: own.subnet, vtep, vtep_v6: None };
+        Self { name, place, conf, entries, leases, underlay, own, node }
+    }
+
+    fn plan(&self) -> Wanted {
+        let leases = Leases::Listed(self.leases.clone());
+        plan::wanted(&self.conf.config(), &self.node, &leases, &self.underlay)
+    }
+
+    /// Compares all that there is; `beyond` are the subnets that flannel gives up in silence.
+    fn is_as_planned(&self, beyond: &[&str]) {
+        let plan = self.plan();
+        self.has_the_notes(&plan, beyond);
+        self.has_the_state(&plan, beyond);
+        self.is_taken_over_in_place(&plan, beyond);
+        self.has_the_file();
+        self.has_the_lease();
+    }
+
+    fn has_the_notes(&self, plan: &Wanted, beyond: &[&str]) {
+        let about = |note: &Note| match note {
+            Note::Peer { subnet, fault: PeerFault::NotOnLink { .. } } => subnet.to_string(),
+            other => other.to_string(),
+        };
+        assert_eq!(plan.notes.iter().map(about).collect::<Vec<_>>(), beyond, "{}", self.place.display());
+    }
+
+    /// Devices, addresses, neighbours, FDB entries and routes, equal in all but the routes' protocol.
+    fn has_the_state(&self, plan: &Wanted, beyond: &[&str]) {
+        let (state, seen, place) = (&plan.state, self.seen(), self.place.display());
+        assert_eq!(state.links, seen.links, "{place}");
+        assert_eq!(state.addresses, seen.addresses, "{place}");
+        assert_eq!(state.neighbours, seen.neighbours, "{place}");
+        assert_eq!(state.fdb, seen.fdb, "{place}");
+        let refused = |route: &&Route| route.path == RoutePath::Unreachable;
+        let refused: Vec<String> =
+            state.routes.iter().filter(refused).map(|route| route.destination.to_string()).collect();
+        assert_eq!(refused, beyond, "{place}");
+        let as_flannels = |route: &Route| Route { protocol: FLANNELS, ..route.clone() };
+        let others = state.routes.iter().filter(|route| route.path != RoutePath::Unreachable);
+        assert_eq!(others.map(as_flannels).collect::<Vec<_>>(), seen.routes.to_vec(), "{place}");
+        assert_eq!((&state.nexthops, &state.rules), (&seen.nexthops, &seen.rules), "{place}");
+    }
+
+    /// On a node that flannel ran on, a first round changes the routes' protocol in place and nothing else.
+    fn is_taken_over_in_place(&self, plan: &Wanted, beyond: &[&str]) {
+        let seen = self.seen();
+        let (mut replaced, mut added) = (0, 0);
+        for op in plan::diff(&plan.state, &seen, &plan.owned) {
+            match (op.verb, &op.object) {
+                (Verb::Replace, Object::Route(_)) => replaced += 1,
+                (Verb::Add, Object::Route(route)) if route.path == RoutePath::Unreachable => added += 1,
+                _ => assert_eq!(op.to_string(), "", "{}", self.place.display()),
+            }
+        }
+        assert_eq!((replaced, added), (seen.routes.len(), beyond.len()), "{}", self.place.display());
+    }
+
+    fn has_the_file(&self) {
+        let (config, recorded) = (self.conf.config(), self.text("subnet.env"));
+        let mtu = self.conf.backend.pod_mtu(&self.node.uplink);
+        assert_eq!(SubnetEnv::new(&config, &self.node.subnet, mtu, false).to_string(), recorded);
+        assert_eq!(previous_subnet(&recorded), Some(self.own.subnet));
+    }
+
+    /// What we would write for this node, byte for byte; once as a node whose device is there, once as one that lost it
+    /// and finds its lease.
+    fn has_the_lease(&self) {
+        let drawn = [Mac([0x02, 0, 0, 0, 0, 1]), Mac([0x02, 0, 0, 0, 0, 2])];
+        let bare = Underlay { links: Vec::new(), ..self.underlay.clone() };
+        let config = self.conf.config();
+        for (held, underlay) in [(None, &self.underlay), (Some(&self.own), &bare)] {
+            let announced = self.conf.backend.announced(&config, held, underlay, drawn);
+            assert_eq!(announced, self.own.announced, "{}", self.place.display());
+            let uplink = &self.node.uplink;
+            let lease = Lease {
+                born: 0,
+                subnet: previous_subnet(&self.text("subnet.env")).unwrap(),
+                public_ip: uplink.ipv4,
+                public_ipv6: uplink.ipv6,
+                announced,
+            };
+            let entry = (lease.subnet.to_string(), lease.to_json());
+            assert!(self.entries.contains(&entry), "{entry:?} is not in {:?}", self.entries);
+        }
+    }
+
+    fn text(&self, file: &str) -> String {
+        std::fs::read_to_string(self.place.join(file)).unwrap()
+    }
+
+    /// flannel's objects in our form.
+    fn seen(&self) -> State {
+        let devices = devices(&self.place);
+        let ours: Vec<&Device> = devices.iter().filter(|device| device.kind_name() == "vxlan").collect();
+        let names: Vec<LinkName> = ours.iter().map(|device| device.name()).collect();
+        let config = self.conf.config();
+        State {
+            sysctls: names.iter().map(|name| accept_ra(*name)).collect(),
+            links: ours.iter().map(|device| device.link()).collect(),
+            addresses: addresses(&self.place).into_iter().filter_map(|row| row.on(&names)).collect(),
+            fdb: fdb(&self.place, &names),
+            neighbours: neighbours(&self.place, &names),
+            routes: routes(&self.place).iter().filter_map(|row| row.row(&config)).collect(),
+            ..State::default()
+        }
+    }
+}
+
+/// Not recorded; flannel sets it too (flannel-compat 6.1).
+fn accept_ra(link: LinkName) -> Sysctl {
+    Sysctl { path: format!("net/ipv6/conf/{link}/accept_ra").into(), value: "0".into() }
+}
+
+/// `etcdctl get --prefix`: a key and its value by turns. Only leases.
+fn entries(text: &str) -> Vec<(String, String)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let pairs = lines.chunks(2).filter_map(|pair| {
+        let key = pair[0].strip_prefix("/coreos.com/network/subnets/")?;
+        Some((key.to_owned(), pair[1].to_owned()))
+    });
+    pairs.collect()
+}
+
+fn underlay(place: &Path, config: &Config) -> Underlay {
+    let routes = routes(place);
+    let outside = routes.iter().filter(|route| {
+        route.is_unicast_in_main() && !config.network(Family::Ipv4).unwrap().contains(&route.destination())
+    });
+    Underlay {
+        links: devices(place).iter().map(Device::facts).collect(),
+        addresses: addresses(place).into_iter().map(|address| address.0).collect(),
+        routes: outside.map(RecordedRoute::facts).collect(),
+    }
+}
+
+fn read(place: &Path, file: &str) -> Vec<Value> {
+    serde_json::from_str(&std::fs::read_to_string(place.join(file)).unwrap()).unwrap()
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap()
+}
+
+fn name_in(value: &Value, key: &str) -> LinkName {
+    text(value, key).parse().unwrap()
+}
+
+fn number(value: &Value, key: &str) -> u32 {
+    value[key].as_u64().unwrap().try_into().unwrap()
+}
+
+fn has_flag(value: &Value, flag: &str) -> bool {
+    value["flags"].as_array().unwrap().iter().any(|item| item == flag)
+}
+
+/// One element of `ip -d -j link`.
+struct Device(Value);
+
+fn devices(place: &Path) -> Vec<Device> {
+    read(place, "link.json").into_iter().map(Device).collect()
+}
+
+impl Device {
+    fn name(&self) -> LinkName {
+        name_in(&self.0, "ifname")
+    }
+
+    fn kind_name(&self) -> &str {
+        self.0["linkinfo"]["info_kind"].as_str().unwrap_or_default()
+    }
+
+    fn mac(&self) -> Mac {
+        text(&self.0, "address").parse().unwrap()
+    }
+
+    fn facts(&self) -> LinkFacts {
+        LinkFacts {
+            name: self.name(),
+            kind: self.kind_name().into(),
+            mac: self.mac(),
+            mtu: number(&self.0, "mtu"),
+            up: has_flag(&self.0, "UP"),
+            carrier: has_flag(&self.0, "LOWER_UP"),
+        }
+    }
+
+    fn link(&self) -> Link {
+        let data = &self.0["linkinfo"]["info_data"];
+        let kind = LinkKind::Vxlan(Vxlan {
+            vni: number(data, "id"),
+            local: text(data, "local").parse().unwrap(),
+            uplink: Some(name_in(data, "link")),
+            port: number(data, "port").try_into().unwrap(),
+            learning: data["learning"].as_bool().unwrap(),
+            gbp: data["gbp"].as_bool().unwrap_or(false),
+        });
+        let LinkFacts { name, mac, mtu, up, .. } = self.facts();
+        Link { name, kind, mac, mtu, up, unknown: None }
+    }
+}
+
+/// One address of `ip -j addr`.
+struct RecordedAddress(AddressFacts);
+
+fn addresses(place: &Path) -> Vec<RecordedAddress> {
+    let mut addresses = Vec::new();
+    for device in read(place, "addr.json") {
+        for info in device["addr_info"].as_array().unwrap() {
+            let prefix = number(info, "prefixlen").try_into().unwrap();
+            addresses.push(RecordedAddress(AddressFacts {
+                link: name_in(&device, "ifname"),
+                address: IpNet::new(text(info, "local").parse().unwrap(), prefix).unwrap(),
+                permanent: number(info, "valid_life_time") == u32::MAX,
+                temporary: info["temporary"] == true,
+                deprecated: info["deprecated"] == true,
+            }));
+        }
+    }
+    addresses
+}
+
+impl RecordedAddress {
+    /// The row, where it stands on one of these devices and is not the kernel's own link-local address.
+    fn on(self, links: &[LinkName]) -> Option<Address> {
+        let AddressFacts { link, address, .. } = self.0;
+        let own = matches!(address, IpNet::V6(net) if net.addr().is_unicast_link_local());
+        (links.contains(&link) && !own).then_some(Address { link, address, unknown: None })
+    }
+}
+
+fn fdb(place: &Path, links: &[LinkName]) -> plan::Table<FdbEntry> {
+    let rows = read(place, "fdb.json").into_iter().map(|row| {
+        let permanent = row["state"] == "permanent" && has_flag(&row, "self");
+        (name_in(&row, "ifname"), permanent, row)
+    });
+    let ours = rows.filter(|(link, ..)| links.contains(link)).map(|(link, permanent, row)| {
+        assert!(permanent, "{row}");
+        let remote = text(&row, "dst").parse().unwrap();
+        FdbEntry { link, mac: text(&row, "mac").parse().unwrap(), remote, unknown: None }
+    });
+    ours.collect()
+}
+
+fn neighbours(place: &Path, links: &[LinkName]) -> plan::Table<Neighbour> {
+    let rows = read(place, "neigh.json").into_iter();
+    let ours = rows.filter(|row| links.contains(&name_in(row, "dev"))).map(|row| {
+        assert_eq!(row["state"][0], "PERMANENT");
+        Neighbour {
+            link: name_in(&row, "dev"),
+            address: text(&row, "dst").parse().unwrap(),
+            mac: text(&row, "lladdr").parse().unwrap(),
+            unknown: None,
+        }
+    });
+    ours.collect()
+}
+
+/// One element of `ip -d -j route show table all`.
+struct RecordedRoute(Value);
+
+fn routes(place: &Path) -> Vec<RecordedRoute> {
+    read(place, "route4.json").into_iter().map(RecordedRoute).collect()
+}
+
+impl RecordedRoute {
+    fn is_unicast_in_main(&self) -> bool {
+        self.0["type"] == "unicast" && self.0["table"] == "main"
+    }
+
+    fn destination(&self) -> IpNet {
+        let text = text(&self.0, "dst");
+        if text == "default" {
+            return "0.0.0.0/0".parse().unwrap();
+        }
+        text.parse().or_else(|_| format!("{text}/32").parse()).unwrap()
+    }
+
+    fn gateway(&self) -> Option<std::net::IpAddr> {
+        self.0["gateway"].as_str().map(|gateway| gateway.parse().unwrap())
+    }
+
+    fn facts(&self) -> RouteFacts {
+        RouteFacts {
+            destination: self.destination(),
+            gateway: self.gateway(),
+            link: Some(name_in(&self.0, "dev")),
+        }
+    }
+
+    /// The row of a route in the main table that leads into the pod network. It has no metric, ever.
+    fn row(&self, config: &Config) -> Option<Route> {
+        let inside = config.network(Family::Ipv4).unwrap().contains(&self.destination());
+        if self.0["table"] != "main" || !inside {
+            return None;
+        }
+        assert!(self.is_unicast_in_main() && self.0["metric"].is_null() && self.0["protocol"] == "boot");
+        let (gateway, link) = (self.gateway().unwrap(), name_in(&self.0, "dev"));
+        let path = RoutePath::Via { gateway, link, onlink: has_flag(&self.0, "onlink") };
+        let destination = self.destination();
+        Some(Route { table: MAIN_TABLE, destination, path, protocol: FLANNELS, unknown: None })
+    }
+}
