@@ -48,8 +48,7 @@ pub(crate) struct Bounds<'a> {
 
 impl Bounds<'_> {
     pub(crate) fn dump_request(&self) -> Message {
-        let header = [self.family, 0, 0, 0, short(self.table), 0, 0, 0];
-        let mut message = Message::new(libc::RTM_GETROUTE, libc::NLM_F_DUMP, &[&header, &[0; 4]]);
+        let mut message = Message::new(libc::RTM_GETROUTE, libc::NLM_F_DUMP, &[&[self.family], &[0; 11]]);
         message.u32(RTA_TABLE, self.table);
         message
     }
@@ -176,11 +175,6 @@ fn via(attribute: Attribute<'_>) -> Option<IpAddr> {
     Attribute { kind: RTA_GATEWAY, value: address }.ip()
 }
 
-/// The table in a byte; a larger number is in `RTA_TABLE` alone.
-fn short(table: u32) -> u8 {
-    u8::try_from(table).unwrap_or(libc::RT_TABLE_UNSPEC)
-}
-
 pub(crate) fn add(row: &Route, devices: &Devices) -> Result<Message, LinkName> {
     message(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, row, devices)
 }
@@ -221,7 +215,8 @@ fn message(kind: u16, flags: libc::c_int, row: &Route, devices: &Devices) -> Res
     let scope = if kind == libc::RTM_DELROUTE { libc::RT_SCOPE_NOWHERE } else { scope(&row.path) };
     let onlink = matches!(row.path, RoutePath::Via { onlink: true, .. });
     let route_flags = if onlink { RTNH_F_ONLINK } else { 0 };
-    let header = [family_of(address), prefix, 0, 0, short(row.table), row.protocol, scope, route_type];
+    // The table's place in the header holds a byte; RTA_TABLE goes before it.
+    let header = [family_of(address), prefix, 0, 0, 0, row.protocol, scope, route_type];
     let mut message = Message::new(kind, flags, &[&header, &route_flags.to_ne_bytes()]);
     message.ip(RTA_DST, address).u32(RTA_TABLE, row.table);
     match row.path {

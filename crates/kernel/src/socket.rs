@@ -302,4 +302,38 @@ mod tests {
         netlink.ask(&mut lookup, |part| kinds.push(part.kind)).unwrap();
         assert_eq!(kinds, [libc::RTM_NEWROUTE]);
     }
+
+    /// Changes an address in the midst of each of the first `torn` readings of a dump of some 10 datagrams.
+    fn addresses_while_changing(torn: usize) -> Result<usize, Cause> {
+        let (mut reader, mut writer) = (Rtnetlink::open().unwrap(), Rtnetlink::open().unwrap());
+        let change = |kind, flags| {
+            let mut message = Message::new(kind, flags, &[&[2, 32, 0, 0], &1_u32.to_ne_bytes()]);
+            message.ip(libc::IFA_LOCAL, [127, 9, 9, 9].into());
+            message
+        };
+        let mut readings = 0;
+        reader.dump(crate::addr::dump_request(), |count: &mut usize, _| {
+            *count += 1;
+            readings += usize::from(*count == 1);
+            if *count == 1 && readings <= torn {
+                let add = change(libc::RTM_NEWADDR, libc::NLM_F_CREATE);
+                writer.ask_each([add, change(libc::RTM_DELADDR, 0)]).unwrap();
+            }
+        })
+    }
+
+    #[test]
+    fn the_kernel_tells_of_a_dump_that_it_tore() {
+        lab::test(lab::Timing::Free, || {
+            let lines = (0..3000).map(|k| format!("addr add 127.1.{}.{}/32 dev lo\n", k / 250, k % 250));
+            let batch = lab::enter::work_dir().join("tmp/addresses");
+            std::fs::write(&batch, lines.collect::<String>()).unwrap();
+            let done = std::process::Command::new("ip").arg("-batch").arg(batch).status().unwrap();
+            assert!(done.success());
+            let whole = addresses_while_changing(0).unwrap();
+            assert!(whole >= 3000, "{whole}");
+            assert_eq!(addresses_while_changing(ATTEMPTS - 1), Ok(whole));
+            assert_eq!(addresses_while_changing(ATTEMPTS), Err(Cause::Torn));
+        });
+    }
 }

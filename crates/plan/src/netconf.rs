@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, vxlan};
 use crate::fields::Fields;
 use crate::input::{Config, Family};
 use crate::state::MAIN_TABLE;
@@ -78,7 +78,7 @@ impl NetConf {
 
 fn check_device_names(backend: &Backend, ipv6: bool) -> Result<(), String> {
     let Backend::Vxlan(options) = backend else { return Ok(()) };
-    let (prefix, most) = if ipv6 { ("flannel-v6.", 9_999) } else { ("flannel.", 9_999_999) };
+    let (prefix, most) = if ipv6 { (vxlan::IPV6_DEVICE, 9_999) } else { (vxlan::IPV4_DEVICE, 9_999_999) };
     if options.vni <= most {
         return Ok(());
     }
@@ -142,7 +142,6 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::vxlan;
 
     fn parse(text: &str) -> Result<NetConf, String> {
         NetConf::parse(text.as_bytes()).map_err(|error| error.to_string())

@@ -28,7 +28,9 @@ pub enum Note {
 pub enum NodeFault {
     UplinkMissing(LinkName),
     UplinkDown(LinkName),
+    UplinkWithoutFamily { uplink: LinkName, family: Family },
     UplinkWithoutAddress { uplink: LinkName, address: IpAddr },
+    UplinkWithoutRoute { uplink: LinkName, address: IpAddr },
     ForeignDevice { name: LinkName, kind: Box<str> },
     NotLeased(Family),
     SysctlRefused { path: Box<str>, value: Box<str> },
@@ -135,6 +137,16 @@ impl fmt::Display for NodeFault {
                     "uplink {uplink} has lost our address {address}; routes through it wait until it is back"
                 )
             }
+            Self::UplinkWithoutFamily { uplink, family } => {
+                write!(
+                    f,
+                    "uplink {uplink} has no {family} address, but {family} is configured; nothing is withdrawn"
+                )
+            }
+            Self::UplinkWithoutRoute { uplink, address } => write!(
+                f,
+                "uplink {uplink} has {address} but no route to its segment; routes through it wait until it is back"
+            ),
             Self::ForeignDevice { name, kind } => write!(
                 f,
                 "{name} exists and is a {kind} device, not vxlan: it is not touched and no peer is reachable through \

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::LinkName;
+use crate::backend::vxlan;
 use crate::state::{Address, FdbEntry, Link, LinkKind, Neighbour, Nexthop, Route, RoutePath, Rule};
 
 /// The `rtm_protocol` of our routes, rules and next hops (docs/wire.md); free in iproute2's `rt_protos`.
@@ -55,12 +56,15 @@ impl Owned {
         self.has_link(link.name) && matches!(link.kind, LinkKind::Vxlan(_))
     }
 
-    /// As flannel: IPv4 addresses inside the network, IPv6 addresses other than link-local ones (flannel-compat 6.1).
+    /// As flannel: IPv4 addresses inside the network, and on the IPv6 device all but link-local ones
+    /// (flannel-compat 6.1).
     pub(crate) fn address(&self, row: &Address) -> bool {
         self.has_link(row.link)
             && match row.address {
                 IpNet::V4(_) => self.in_network(&row.address),
-                IpNet::V6(net) => !net.addr().is_unicast_link_local(),
+                IpNet::V6(net) => {
+                    row.link.as_str().starts_with(vxlan::IPV6_DEVICE) && !net.addr().is_unicast_link_local()
+                }
             }
     }
 

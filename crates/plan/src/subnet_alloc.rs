@@ -161,7 +161,12 @@ impl Asker {
 pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Result<Choice, String> {
     let mut own: Vec<&Lease> = leases.iter().filter(|lease| asker.owns(lease)).collect();
     own.sort_unstable_by_key(|lease| lease.subnet);
-    let fitting = own.iter().position(|lease| fits(conf, &lease.subnet));
+    // Of two that overlap the older stays, so ours gives way to an older one.
+    let usurped = |own: &Lease| {
+        let mut older = leases.iter().filter(|other| !asker.owns(other) && other.born < own.born);
+        older.any(|other| overlap(&own.subnet, &other.subnet))
+    };
+    let fitting = own.iter().position(|lease| fits(conf, &lease.subnet) && !usurped(lease));
     if let Some(at) = fitting {
         let subnet = own.remove(at).subnet;
         return Ok(Choice { subnet, stale: Vec::new(), origin: Origin::Reused });
@@ -200,12 +205,13 @@ fn fits(conf: &NetConf, subnet: &Subnet) -> bool {
 }
 
 fn is_free<'a>(subnet: &Subnet, mut others: impl Iterator<Item = &'a Lease>) -> bool {
-    let overlap = |a: IpNet, b: IpNet| a.contains(&b) || b.contains(&a);
-    !others.any(|other| {
-        Family::ALL.into_iter().any(|family| match (subnet.of(family), other.subnet.of(family)) {
-            (Some(a), Some(b)) => overlap(a, b),
-            _ => false,
-        })
+    !others.any(|other| overlap(subnet, &other.subnet))
+}
+
+fn overlap(one: &Subnet, other: &Subnet) -> bool {
+    Family::ALL.into_iter().any(|family| match (one.of(family), other.of(family)) {
+        (Some(a), Some(b)) => a.contains(&b) || b.contains(&a),
+        _ => false,
     })
 }
 
@@ -243,6 +249,19 @@ mod tests {
         let choice = choose(&conf, &leases[1..], &asker(Some("10.3.9.0-24")), 0).unwrap();
         assert_eq!(choice.stale, [leases[1].subnet]);
         assert_eq!((choice.subnet.to_string().as_str(), choice.origin), ("10.3.9.0-24", Origin::Previous));
+    }
+
+    #[test]
+    fn our_lease_gives_way_to_an_older_one_that_overlaps_it() {
+        let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
+        let (mut ours, theirs) = (lease("10.3.7.0-24", [192, 0, 2, 1]), lease("10.3.7.0-25", [192, 0, 2, 2]));
+        assert_eq!(
+            choose(&conf, &[ours.clone(), theirs.clone()], &asker(None), 0).unwrap().origin,
+            Origin::Reused
+        );
+        ours.born = 1;
+        let choice = choose(&conf, &[ours.clone(), theirs], &asker(None), 0).unwrap();
+        assert_eq!((choice.stale, choice.origin), (vec![ours.subnet], Origin::Drawn));
     }
 
     #[test]

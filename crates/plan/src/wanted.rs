@@ -147,28 +147,38 @@ impl<'a> Draft<'a> {
     }
 
     fn look_at_uplink(&mut self) {
-        let name = self.node.uplink.link;
-        let missing_address = Family::ALL
-            .into_iter()
-            .filter(|&family| self.config.network(family).is_some())
-            .filter_map(|family| self.node.uplink.address(family))
-            .find(|&own| !self.underlay.addresses.iter().any(|facts| facts.address.addr() == own));
-        let fault = match (self.underlay.link(name), missing_address) {
-            (None, _) => {
+        let uplink = self.node.uplink.link;
+        let fault = match self.underlay.link(uplink) {
+            None => {
                 self.uplink = UplinkState::Missing;
-                NodeFault::UplinkMissing(name)
+                return self.note_node(NodeFault::UplinkMissing(uplink));
             }
-            (Some(link), _) if !link.up => {
-                self.uplink = UplinkState::Down;
-                NodeFault::UplinkDown(name)
-            }
-            (Some(_), Some(address)) => {
-                self.uplink = UplinkState::Down;
-                NodeFault::UplinkWithoutAddress { uplink: name, address }
-            }
-            (Some(_), None) => return,
+            Some(link) if !link.up => Some(NodeFault::UplinkDown(uplink)),
+            Some(_) => Family::ALL
+                .into_iter()
+                .filter(|&family| self.config.network(family).is_some())
+                .find_map(|family| self.lacks(family)),
         };
-        self.note_node(fault);
+        if let Some(fault) = fault {
+            self.uplink = UplinkState::Down;
+            self.note_node(fault);
+        }
+    }
+
+    /// What the uplink needs for that family and does not have.
+    fn lacks(&self, family: Family) -> Option<NodeFault> {
+        let uplink = self.node.uplink.link;
+        let Some(address) = self.node.uplink.address(family) else {
+            return Some(NodeFault::UplinkWithoutFamily { uplink, family });
+        };
+        let mut addresses = self.underlay.addresses.iter().filter(|facts| facts.link == uplink);
+        let Some(own) = addresses.find(|facts| facts.address.addr() == address) else {
+            return Some(NodeFault::UplinkWithoutAddress { uplink, address });
+        };
+        // An address for one host alone never had a route of its own.
+        let has_segment = own.address.prefix_len() < own.address.max_prefix_len();
+        (has_segment && !self.on_link.reaches(address))
+            .then_some(NodeFault::UplinkWithoutRoute { uplink, address })
     }
 
     fn note_node(&mut self, fault: NodeFault) {
@@ -185,11 +195,8 @@ impl<'a> Draft<'a> {
     }
 
     fn is_ours(&self, lease: &Lease) -> bool {
-        Family::ALL.into_iter().any(|family| {
-            self.config.network(family).is_some()
-                && lease.subnet.of(family).is_some()
-                && lease.subnet.of(family) == self.node.subnet.of(family)
-        })
+        let mut enabled = Family::ALL.into_iter().filter(|&family| self.enabled(family));
+        enabled.all(|family| lease.subnet.of(family) == self.node.subnet.of(family))
     }
 
     fn own_devices(&mut self) {
@@ -280,13 +287,26 @@ impl<'a> Draft<'a> {
             return Err(PeerFault::OtherBackend { theirs, ours: self.config.backend.name().into() });
         }
         let public_ip = lease.public(family).ok_or(PeerFault::NoPublicAddress(family))?;
-        if !is_host_address(public_ip) {
+        if !is_host_address(public_ip)
+            || self.owned.in_network(&public_ip.into())
+            || self.is_broadcast(public_ip)
+        {
             return Err(PeerFault::BadPublicAddress(public_ip));
         }
         if self.node.uplink.address(family) == Some(public_ip) {
             return Err(PeerFault::OurPublicAddress(public_ip));
         }
         Ok(public_ip)
+    }
+
+    /// Is it the network's or the broadcast address of a segment of ours?
+    fn is_broadcast(&self, address: IpAddr) -> bool {
+        self.underlay.addresses.iter().any(|facts| match facts.address {
+            IpNet::V4(net) if net.prefix_len() < 31 => {
+                [net.network(), net.broadcast()].map(IpAddr::V4).contains(&address)
+            }
+            _ => false,
+        })
     }
 
     /// Adds the rows for one admitted peer.

@@ -23,8 +23,8 @@ mod laws {
 }
 
 use laws::judge::{
-    fail, goes_with_its_link, has_true_sign, healthy_routes, held_keys, is_at_wanted_key, is_one_of_several,
-    is_reachable, is_right_choice, law, names_foreign, unlike,
+    deletes_wanted, fail, goes_with_its_link, has_true_sign, healthy_routes, held_keys, is_at_wanted_key,
+    is_one_of_several, is_reachable, is_right_choice, law, names_foreign, unlike,
 };
 use laws::scene::{Fate, Scene};
 use laws::tape::{self, Tape};
@@ -94,6 +94,7 @@ proptest! {
             kernel.apply_one(op).map_err(|error| fail(&scene, &ops, &error))?;
             let needed = kernel.rows != before || is_one_of_several(&scene, op);
             law(needed, &scene, &ops, || format!("{op} changes nothing"))?;
+            law(!deletes_wanted(&scene, op), &scene, &ops, || format!("{op}: that row is wanted"))?;
             law(!goes_with_its_link(&scene, op), &scene, &ops, || format!("{op}: it goes with its link"))?;
             law(has_true_sign(&scene, op), &scene, &ops, || format!("{op}: that is not what was seen"))?;
         }

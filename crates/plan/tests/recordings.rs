@@ -3,9 +3,11 @@
 //! here one by one. It reads no kernel of its own.
 #![expect(clippy::unwrap_used, reason = "helpers of a test: a recording that cannot be read shall stop it")]
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
+use plan::backend::Backend;
 use plan::input::{AddressFacts, Config, Family, Leases, LinkFacts, Node, RouteFacts, Underlay};
 use plan::lease::Lease;
 use plan::netconf::NetConf;
@@ -56,6 +58,16 @@ fn host_gw_with_a_node_behind_a_router() {
 }
 
 #[test]
+fn vxlan_in_dual_stack() {
+    each_node("vxlan-dual", |node| node.is_as_planned(&[]));
+}
+
+#[test]
+fn host_gw_in_dual_stack() {
+    each_node("host-gw-dual", |node| node.is_as_planned(&[]));
+}
+
+#[test]
 fn alloc() {
     each_node("alloc", |node| {
         node.is_as_planned(&[]);
@@ -93,11 +105,15 @@ impl Recorded {
         let leases: Vec<Lease> =
             entries.iter().map(|(key, value)| Lease::parse(key, value.as_bytes(), 1).unwrap()).collect();
         let underlay = underlay(&place, &conf.config());
-        let uplink = uplink::choose(&underlay, &Ask::DefaultRoute, Families { ipv4: true, ipv6: false });
-        let uplink = uplink.unwrap().uplink;
+        let families = Families { ipv4: conf.ipv4.is_some(), ipv6: conf.ipv6.is_some() };
+        let uplink = uplink::choose(&underlay, &Ask::DefaultRoute, families).unwrap().uplink;
         let own = leases.iter().find(|lease| lease.public_ip == uplink.ipv4).unwrap().clone();
-        let vtep = devices(&place).iter().find(|link| link.kind_name() == "vxlan").map(Device::mac);
-        let node = Node { uplink, subnet: own.subnet, vtep, vtep_v6: None };
+        let [vtep, vtep_v6] = Family::ALL.map(|family| {
+            let tunnels = devices(&place).into_iter().filter(|device| device.kind_name() == "vxlan");
+            let mut of_it = tunnels.filter(|device| Family::of(device.local()) == family);
+            of_it.next().map(|device| device.mac())
+        });
+        let node = Node { uplink, subnet: own.subnet, vtep, vtep_v6 };
         Self { name, place, conf, entries, leases, underlay, own, node }
     }
 
@@ -155,8 +171,14 @@ impl Recorded {
         assert_eq!((replaced, added), (seen.routes.len(), beyond.len()), "{}", self.place.display());
     }
 
+    /// flannel subtracts 50 bytes for an IPv6 underlay too, where the kernel gives the device 70 bytes less: its pods'
+    /// full-size packets do not fit. Ours is the smaller device's MTU.
     fn has_the_file(&self) {
-        let (config, recorded) = (self.conf.config(), self.text("subnet.env"));
+        let (config, mut recorded) = (self.conf.config(), self.text("subnet.env"));
+        if config.ipv6.is_some() && matches!(config.backend, Backend::Vxlan(_)) {
+            assert!(recorded.contains("FLANNEL_MTU=1450\n"), "{recorded}");
+            recorded = recorded.replace("FLANNEL_MTU=1450", "FLANNEL_MTU=1430");
+        }
         let mtu = self.conf.backend.pod_mtu(&self.node.uplink);
         assert_eq!(SubnetEnv::new(&config, &self.node.subnet, mtu, false).to_string(), recorded);
         assert_eq!(previous_subnet(&recorded), Some(self.own.subnet));
@@ -200,7 +222,7 @@ impl Recorded {
             addresses: addresses(&self.place).into_iter().filter_map(|row| row.on(&names)).collect(),
             fdb: fdb(&self.place, &names),
             neighbours: neighbours(&self.place, &names),
-            routes: routes(&self.place).iter().filter_map(|row| row.row(&config)).collect(),
+            routes: routes(&self.place, &config).iter().filter_map(|row| row.row(&config)).collect(),
             ..State::default()
         }
     }
@@ -222,10 +244,8 @@ fn entries(text: &str) -> Vec<(String, String)> {
 }
 
 fn underlay(place: &Path, config: &Config) -> Underlay {
-    let routes = routes(place);
-    let outside = routes.iter().filter(|route| {
-        route.is_unicast_in_main() && !config.network(Family::Ipv4).unwrap().contains(&route.destination())
-    });
+    let routes = routes(place, config);
+    let outside = routes.iter().filter(|route| route.is_unicast_in_main() && !route.is_inside(config));
     Underlay {
         links: devices(place).iter().map(Device::facts).collect(),
         addresses: addresses(place).into_iter().map(|address| address.0).collect(),
@@ -273,6 +293,11 @@ impl Device {
         text(&self.0, "address").parse().unwrap()
     }
 
+    fn local(&self) -> IpAddr {
+        let data = &self.0["linkinfo"]["info_data"];
+        data["local"].as_str().unwrap_or_else(|| text(data, "local6")).parse().unwrap()
+    }
+
     fn facts(&self) -> LinkFacts {
         LinkFacts {
             name: self.name(),
@@ -288,7 +313,7 @@ impl Device {
         let data = &self.0["linkinfo"]["info_data"];
         let kind = LinkKind::Vxlan(Vxlan {
             vni: number(data, "id"),
-            local: text(data, "local").parse().unwrap(),
+            local: self.local(),
             uplink: Some(name_in(data, "link")),
             port: number(data, "port").try_into().unwrap(),
             learning: data["learning"].as_bool().unwrap(),
@@ -355,47 +380,63 @@ fn neighbours(place: &Path, links: &[LinkName]) -> plan::Table<Neighbour> {
     ours.collect()
 }
 
-/// One element of `ip -d -j route show table all`.
-struct RecordedRoute(Value);
+/// One element of `ip -d -j route`, of IPv4 with `show table all`.
+struct RecordedRoute(Family, Value);
 
-fn routes(place: &Path) -> Vec<RecordedRoute> {
-    read(place, "route4.json").into_iter().map(RecordedRoute).collect()
+fn routes(place: &Path, config: &Config) -> Vec<RecordedRoute> {
+    let families = Family::ALL.into_iter().filter(|family| config.network(*family).is_some());
+    let routes = families.flat_map(|family| {
+        let file = if family == Family::Ipv4 { "route4.json" } else { "route6.json" };
+        read(place, file).into_iter().map(move |route| RecordedRoute(family, route))
+    });
+    routes.collect()
 }
 
 impl RecordedRoute {
     fn is_unicast_in_main(&self) -> bool {
-        self.0["type"] == "unicast" && self.0["table"] == "main"
+        self.1["type"] == "unicast" && self.is_in_main()
+    }
+
+    /// Where one table was asked for it is not named.
+    fn is_in_main(&self) -> bool {
+        self.1["table"].as_str().is_none_or(|table| table == "main")
+    }
+
+    fn is_inside(&self, config: &Config) -> bool {
+        config.network(self.0).is_some_and(|network| network.contains(&self.destination()))
     }
 
     fn destination(&self) -> IpNet {
-        let text = text(&self.0, "dst");
-        if text == "default" {
-            return "0.0.0.0/0".parse().unwrap();
+        let text = text(&self.1, "dst");
+        match (text, self.0) {
+            ("default", Family::Ipv4) => "0.0.0.0/0".parse().unwrap(),
+            ("default", Family::Ipv6) => "::/0".parse().unwrap(),
+            _ => text.parse().unwrap_or_else(|_| IpNet::from(text.parse::<IpAddr>().unwrap())),
         }
-        text.parse().or_else(|_| format!("{text}/32").parse()).unwrap()
     }
 
-    fn gateway(&self) -> Option<std::net::IpAddr> {
-        self.0["gateway"].as_str().map(|gateway| gateway.parse().unwrap())
+    fn gateway(&self) -> Option<IpAddr> {
+        self.1["gateway"].as_str().map(|gateway| gateway.parse().unwrap())
     }
 
     fn facts(&self) -> RouteFacts {
         RouteFacts {
             destination: self.destination(),
             gateway: self.gateway(),
-            link: Some(name_in(&self.0, "dev")),
+            link: Some(name_in(&self.1, "dev")),
         }
     }
 
-    /// The row of a route in the main table that leads into the pod network. It has no metric, ever.
+    /// The row of a route in the main table that leads into the pod network. One with a metric is another route; IPv6 says
+    /// 1024 for none.
     fn row(&self, config: &Config) -> Option<Route> {
-        let inside = config.network(Family::Ipv4).unwrap().contains(&self.destination());
-        if self.0["table"] != "main" || !inside {
+        let usual = if self.0 == Family::Ipv4 { Value::Null } else { 1024.into() };
+        if !self.is_in_main() || !self.is_inside(config) || self.1["metric"] != usual {
             return None;
         }
-        assert!(self.is_unicast_in_main() && self.0["metric"].is_null() && self.0["protocol"] == "boot");
-        let (gateway, link) = (self.gateway().unwrap(), name_in(&self.0, "dev"));
-        let path = RoutePath::Via { gateway, link, onlink: has_flag(&self.0, "onlink") };
+        assert!(self.is_unicast_in_main() && self.1["protocol"] == "boot");
+        let (gateway, link) = (self.gateway().unwrap(), name_in(&self.1, "dev"));
+        let path = RoutePath::Via { gateway, link, onlink: has_flag(&self.1, "onlink") };
         let destination = self.destination();
         Some(Route { table: MAIN_TABLE, destination, path, protocol: FLANNELS, unknown: None })
     }

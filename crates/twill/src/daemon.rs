@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tracing::{error, info};
 
 use crate::flags::Flags;
+use crate::locks::Locks;
 use crate::metrics::Metrics;
 use crate::own_lease::{self, Identity};
 use crate::reconcile::{Memory, Reconciler};
@@ -25,6 +26,8 @@ use crate::{http, logging};
 pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     logging::init();
     info!("twill {} starts: {flags:?}", env!("CARGO_PKG_VERSION"));
+    let mut locks = Locks::default();
+    locks.take_file(&flags.subnet_file)?;
     let (bell, trigger) = trigger::channel();
     let (metrics, board) = (Arc::new(Metrics::new()), report::board());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -34,7 +37,8 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
 
     let mut kernel = Kernel::open().context("opening netlink")?;
     let store = Dir::new(&flags.store);
-    let Identity { config, node, uplink_reason } = own_lease::establish(flags, &store, &mut kernel, &board)?;
+    let Identity { config, node, uplink_reason } =
+        own_lease::establish(flags, &store, (&mut kernel, &mut locks), &board)?;
     info!("our subnet is {}, backend {}", node.subnet, config.backend.name());
     board.send_modify(|report| {
         Arc::make_mut(report).node = Some(NodeReport::new(&config, &node, uplink_reason));

@@ -4,6 +4,7 @@ mod backoff;
 mod daemon;
 mod flags;
 mod http;
+mod locks;
 mod logging;
 mod metrics;
 mod notebook;

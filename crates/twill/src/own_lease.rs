@@ -15,6 +15,7 @@ use store::{Claim, Dir};
 use tracing::{info, warn};
 
 use crate::flags::Flags;
+use crate::locks::Locks;
 use crate::report::{self, Board};
 use crate::subnet_file;
 
@@ -31,11 +32,12 @@ pub(crate) struct Identity {
 pub(crate) fn establish(
     flags: &Flags,
     store: &Dir,
-    kernel: &mut Kernel,
+    (kernel, locks): (&mut Kernel, &mut Locks),
     board: &Board,
 ) -> anyhow::Result<Identity> {
     let conf = until_done(board, "the network config", || store.net_conf());
     let config = conf.config();
+    locks.take_config(&config)?;
     let networks: Vec<_> = Family::ALL.into_iter().filter_map(|family| config.network(family)).collect();
     let underlay = kernel.underlay(&networks).context("reading this node's interfaces")?;
     let families = Families { ipv4: config.ipv4.is_some(), ipv6: config.ipv6.is_some() };

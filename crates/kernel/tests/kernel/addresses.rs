@@ -23,11 +23,13 @@ fn ours_and_those_of_ip_are_the_same() {
         let want = ["10.244.1.0/32", "fd00:10:244:1::/128"].map(address);
         applies(&mut kernel, &want.clone().map(add));
         assert_eq!(rows(&mut kernel), want);
+        settle();
         let made = sh("ip -o addr show dev flannel.1 | grep -v fe80:");
         sh("ip addr flush dev flannel.1 to 10.244.0.0/16; ip addr del fd00:10:244:1::/128 dev flannel.1");
         assert_eq!(rows(&mut kernel), []);
         sh("ip addr add 10.244.1.0/32 dev flannel.1; ip addr add fd00:10:244:1::/128 dev flannel.1");
         assert_eq!(rows(&mut kernel), want);
+        settle();
         assert_eq!(sh("ip -o addr show dev flannel.1 | grep -v fe80:"), made);
         // Once more is no change, and no failure.
         applies(&mut kernel, &want.clone().map(add));

@@ -79,9 +79,9 @@ fn another_kind_of_object_is_unknown() {
         let first = NEXTHOPS.start();
         sh(&format!(
             "ip nexthop add id {first} via 10.244.2.0 dev flannel.1 onlink proto {PROTOCOL}
-             ip nexthop add id $(({first} + 1)) group {first}
+             ip nexthop add id $(({first} + 3)) dev eth0
              ip nexthop add id $(({first} + 2)) blackhole
-             ip nexthop add id $(({first} + 3)) dev eth0"
+             ip nexthop add id $(({first} + 1)) group {first}/$(({first} + 3))"
         ));
         let unknown: Vec<_> =
             seen(&mut kernel).state.nexthops.iter().map(|row| row.unknown.clone()).collect();

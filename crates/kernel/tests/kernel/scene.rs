@@ -17,6 +17,18 @@ pub(crate) fn sh(line: &str) -> String {
     String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
+/// Many lines of ip at once, from a file that goes with the lab.
+pub(crate) fn ip_batch(lines: &str) {
+    let file = lab::enter::work_dir().join("tmp/batch");
+    std::fs::write(&file, lines).unwrap();
+    sh(&format!("ip -batch {}", file.display()));
+}
+
+/// Waits until IPv6 has made up its mind about new addresses.
+pub(crate) fn settle() {
+    sh("while ip -6 addr show tentative | grep -q inet6; do sleep 0.01; done");
+}
+
 /// What `ip -j` or `bridge -j` says.
 pub(crate) fn json(line: &str) -> Value {
     let text = sh(line);
@@ -29,6 +41,7 @@ pub(crate) fn node() -> Kernel {
         echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
         ip link add eth0 type veth peer name wire; ip link set eth0 up; ip link set wire up
         ip addr add 192.0.2.1/24 dev eth0; ip addr add 2001:db8::1/64 dev eth0");
+    settle();
     Kernel::open().unwrap()
 }
 
@@ -38,6 +51,7 @@ pub(crate) fn tunnelled() -> Kernel {
     sh("ip link add flannel.1 address 02:00:00:00:00:01 mtu 1450 txqueuelen 0 \
             type vxlan id 1 dev eth0 local 192.0.2.1 dstport 8472 nolearning
         ip link set flannel.1 up");
+    settle();
     kernel
 }
 

@@ -155,9 +155,8 @@ fn a_storm_of_foreign_neighbours_costs_nothing() {
                 )
             })
             .collect();
-        std::fs::write("/tmp/storm", lines).unwrap();
         let (before, start) = ((ear.cpu)(), Instant::now());
-        sh("ip -batch /tmp/storm");
+        ip_batch(&lines);
         let (took, cost) = (start.elapsed(), Duration::from_nanos((ear.cpu)() - before));
         println!("{changes} foreign changes in {took:?} cost {cost:?}");
         ear.quiet();
@@ -186,8 +185,7 @@ fn an_overrun_is_told() {
                 )
             })
             .collect();
-        std::fs::write("/tmp/storm", lines).unwrap();
-        sh("ip -batch /tmp/storm");
+        ip_batch(&lines);
         assert_eq!(watch.wait().unwrap(), Event { kind: Kind::Overrun, link: None });
         while watch.wait().unwrap().kind != Kind::Neighbour {}
     });

@@ -16,6 +16,10 @@ use crate::{LinkName, Mac};
 /// The kernel's own default, which flannel gets by sending no port.
 pub const DEFAULT_PORT: u16 = 8472;
 
+/// Device names, before the VNI.
+pub(crate) const IPV4_DEVICE: &str = "flannel.";
+pub(crate) const IPV6_DEVICE: &str = "flannel-v6.";
+
 /// Outer Ethernet, IP, UDP and VXLAN headers, bytes. flannel takes 50 for IPv6 too (flannel-faults 44).
 fn overhead(family: Family) -> u32 {
     match family {
@@ -69,8 +73,8 @@ impl Options {
     /// The device of that family.
     pub fn device_name(&self, family: Family) -> LinkName {
         let name = match family {
-            Family::Ipv4 => format!("flannel.{}", self.vni),
-            Family::Ipv6 => format!("flannel-v6.{}", self.vni),
+            Family::Ipv4 => format!("{IPV4_DEVICE}{}", self.vni),
+            Family::Ipv6 => format!("{IPV6_DEVICE}{}", self.vni),
         };
         LinkName::truncated(&name)
     }

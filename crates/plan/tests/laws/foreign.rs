@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use plan::owned::{NEXTHOPS, PROTOCOL};
 use plan::state::{
     Address, FdbEntry, Link, LinkKind, Neighbour, Nexthop, Route, RoutePath, Rule, Sysctl, Vxlan,
 };
@@ -13,7 +12,7 @@ use super::half::unknown;
 use super::left_over::{is_v6, nobodys};
 use super::scene::{Scene, other_kind};
 use super::tape::Tape;
-use super::world::{World, name, net4, net6, pod6, v4};
+use super::world::{NEXTHOPS, PROTOCOL, World, name, net4, net6, pod6, v4};
 
 /// A next hop object outside our range of ids.
 pub(crate) const FOREIGN_NEXTHOP: u32 = 7;
@@ -82,6 +81,9 @@ fn on_our_device(scene: &mut Scene, tape: &mut Tape, link: LinkName) {
         let outside =
             tape.pick(&[net4([192, 168, 7, 7], 24), net4([10, 245, 0, 0], 32), net4([10, 243, 0, 1], 8)]);
         rows.addresses.push(address(link, outside));
+    }
+    if !v6 && tape.once_in(3) {
+        rows.addresses.push(address(link, net6("2001:db8:77::1".parse().unwrap(), 64)));
     }
     if tape.once_in(3) {
         let text = unknown("not permanent");

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use plan::owned::PROTOCOL;
 use plan::state::{
     Address, FdbEntry, Link, LinkKind, Neighbour, Nexthop, Route, RoutePath, Rule, Unknown, Vxlan,
 };
@@ -11,7 +10,7 @@ use plan::{LinkName, Mac};
 use super::foreign::FOREIGN_NEXTHOP;
 use super::scene::{Fate, other_kind};
 use super::tape::Tape;
-use super::world::{name, v4};
+use super::world::{PROTOCOL, name, v4};
 
 const OTHER_MAC: Mac = Mac([0x06, 0, 0, 0, 0, 0x66]);
 

@@ -74,13 +74,19 @@ pub(crate) fn names_foreign(scene: &Scene, op: &Op) -> bool {
 
 /// Rows under the object's key.
 fn under_key(state: &State, object: &Object) -> usize {
-    fn count<T: Row>(rows: &Table<T>, row: &T) -> usize {
-        rows.iter().filter(|have| have.cmp_key(row).is_eq()).count()
+    rows_like(state, object)[0]
+}
+
+/// Rows under the object's key, and of those the rows that are the object.
+fn rows_like(state: &State, object: &Object) -> [usize; 2] {
+    fn count<T: Row>(rows: &Table<T>, row: &T) -> [usize; 2] {
+        let same_key = rows.iter().filter(|have| have.cmp_key(row).is_eq());
+        [same_key.clone().count(), same_key.filter(|have| *have == row).count()]
     }
     match object {
         Object::Sysctl(row) => count(&state.sysctls, row),
         Object::Link(row) => count(&state.links, row),
-        Object::LinkUp(name) => state.links.iter().filter(|link| link.name == *name).count(),
+        Object::LinkUp(name) => [state.links.iter().filter(|link| link.name == *name).count(); 2],
         Object::Address(row) => count(&state.addresses, row),
         Object::Fdb(row) => count(&state.fdb, row),
         Object::Neighbour(row) => count(&state.neighbours, row),
@@ -88,6 +94,13 @@ fn under_key(state: &State, object: &Object) -> usize {
         Object::Route(row) => count(&state.routes, row),
         Object::Rule(row) => count(&state.rules, row),
     }
+}
+
+/// A deletion of just what is wanted, which stands there once.
+pub(crate) fn deletes_wanted(scene: &Scene, op: &Op) -> bool {
+    matches!(op.verb, Verb::Delete | Verb::Recreate)
+        && rows_like(&scene.wanted, &op.object)[1] > 0
+        && rows_like(&scene.seen(), &op.object)[1] == 1
 }
 
 pub(crate) fn is_at_wanted_key(wanted: &State, object: &Object) -> bool {

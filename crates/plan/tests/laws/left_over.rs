@@ -3,13 +3,12 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use plan::owned::{NEXTHOPS, PROTOCOL};
 use plan::state::{Address, FdbEntry, Neighbour, Nexthop, Route, RoutePath, Rule};
 use plan::{LinkName, Mac};
 
 use super::scene::Scene;
 use super::tape::Tape;
-use super::world::{World, name, net4, net6, pod6, subnet, v4};
+use super::world::{NEXTHOPS, PROTOCOL, World, name, net4, net6, pod6, subnet, v4};
 
 /// Subnets from here on are no peer's.
 pub(crate) const NOBODYS: u8 = 70;

@@ -3,7 +3,7 @@
 
 use plan::backend::Backend;
 use plan::input::Leases;
-use plan::owned::{NEXTHOPS, Owned, PROTOCOL};
+use plan::owned::Owned;
 use plan::state::{Link, LinkKind, Nexthop, RoutePath, Rule, State, Sysctl, Vxlan};
 use plan::{LinkName, Mac, Row, Table};
 
@@ -12,7 +12,7 @@ use super::half;
 use super::kernel::{Device, Kernel, Rows, accept_ra};
 use super::left_over;
 use super::tape::Tape;
-use super::world::{UplinkIs, World, name, v4, world};
+use super::world::{NEXTHOPS, PROTOCOL, UplinkIs, World, name, v4, world};
 
 /// What a plan finds of a device under one of our names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

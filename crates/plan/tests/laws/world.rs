@@ -11,6 +11,11 @@ use plan::{LinkName, Mac};
 
 use super::tape::Tape;
 
+/// Our number on routes, rules and next hops, and our ids of next hops (docs/wire.md). Said a second time, so that a
+/// slip in the code under test is one.
+pub(crate) const PROTOCOL: u8 = 84;
+pub(crate) const NEXTHOPS: std::ops::RangeInclusive<u32> = 0x7477_0000..=0x747f_ffff;
+
 pub(crate) const OWN_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 0x01]);
 
 /// How the device that other nodes are reached through is.
@@ -19,6 +24,7 @@ pub(crate) enum UplinkIs {
     Up,
     Down,
     WithoutAddress,
+    WithoutRoute,
     Missing,
 }
 
@@ -71,7 +77,8 @@ pub(crate) fn world(tape: &mut Tape) -> World {
         UplinkIs::Up,
         UplinkIs::Up,
         UplinkIs::Up,
-        UplinkIs::Down,
+        UplinkIs::WithoutAddress,
+        UplinkIs::WithoutRoute,
         UplinkIs::WithoutAddress,
         UplinkIs::Missing,
     ]);
@@ -150,7 +157,7 @@ fn underlay(tape: &mut Tape, uplink: UplinkIs, foreign_devices: &[LinkName]) -> 
         temporary: false,
         deprecated: false,
     });
-    Underlay { addresses: addresses.collect(), links, routes: routes(tape) }
+    Underlay { addresses: addresses.collect(), links, routes: routes(tape, uplink != UplinkIs::WithoutRoute) }
 }
 
 /// `2001:db8:0:<segment>::<host>`.
@@ -159,15 +166,17 @@ fn underlay6(segment: u16, host: u16) -> Ipv6Addr {
 }
 
 /// Routes to the peers' addresses: on the segment, behind a router, through another device.
-fn routes(tape: &mut Tape) -> Vec<RouteFacts> {
+fn routes(tape: &mut Tape, connected: bool) -> Vec<RouteFacts> {
     let route = |destination: IpNet, gateway: Option<IpAddr>, link: &str| RouteFacts {
         destination,
         gateway,
         link: Some(name(link)),
     };
-    let all = [
+    let segments = [
         route(net4([192, 0, 2, 0], 24).into(), None, "eth0"),
         route(net6(underlay6(0, 0), 64).into(), None, "eth0"),
+    ];
+    let all = [
         route(net4([0, 0, 0, 0], 0).into(), Some(v4([192, 0, 2, 254])), "eth0"),
         route(net4([192, 0, 2, 3], 32).into(), Some(v4([192, 0, 2, 254])), "eth0"),
         route(net4([192, 0, 2, 4], 32).into(), None, "eth1"),
@@ -175,6 +184,7 @@ fn routes(tape: &mut Tape) -> Vec<RouteFacts> {
         route(net6(underlay6(0, 3), 128).into(), Some(underlay6(0, 0xfe).into()), "eth0"),
     ];
     let mut routes: Vec<RouteFacts> = all.into_iter().filter(|_| !tape.once_in(4)).collect();
+    routes.extend(segments.into_iter().filter(|_| connected));
     tape.shuffle(&mut routes);
     routes
 }

@@ -9,6 +9,7 @@ mod host_gw;
 mod interop;
 mod repair;
 mod restart;
+mod second_daemon;
 mod status;
 mod steady;
 mod store;

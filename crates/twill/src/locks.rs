@@ -1,0 +1,74 @@
+//! One daemon per subnet file, VNI and network: a second one would fight the first without end. It decides nothing else,
+//! and other VNIs, networks and files run side by side.
+//!
+//! What lives in the kernel is locked by an abstract unix address: it belongs to the same network namespace as the
+//! objects do, and it is gone the moment its owner is, however that ends.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use plan::backend::Backend;
+use plan::input::{Config, Family};
+
+/// What is locked, for as long as this value lives.
+#[derive(Default)]
+pub(crate) struct Locks {
+    file: Option<File>,
+    names: Vec<(String, UnixDatagram)>,
+}
+
+impl Locks {
+    /// Takes the subnet file, before anything is read from it or written beside it.
+    pub(crate) fn take_file(&mut self, subnet_file: &Path) -> anyhow::Result<()> {
+        let name = format!(".{}.lock", subnet_file.file_name().unwrap_or_default().display());
+        let path = subnet_file.with_file_name(name);
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+        }
+        let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => self.file = Some(file),
+            Err(TryLockError::WouldBlock) => {
+                bail!(
+                    "another daemon writes {}: stop it, or give this one another --subnet-file",
+                    subnet_file.display()
+                )
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(error).context(format!("locking {}", path.display()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what a config makes ours in the kernel, and lets go of what it no longer does.
+    pub(crate) fn take_config(&mut self, config: &Config) -> anyhow::Result<()> {
+        let networks = Family::ALL.into_iter().filter_map(|family| config.network(family));
+        let mut wanted: Vec<(String, &str)> =
+            networks.map(|network| (format!("network {network}"), "in the network config")).collect();
+        if let Backend::Vxlan(options) = &config.backend {
+            wanted.push((format!("VNI {}", options.vni), "as the backend's VNI"));
+        }
+        for (name, place) in &wanted {
+            if !self.names.iter().any(|(held, _)| held == name) {
+                let lock = bind(name).map_err(|error| match error.kind() {
+                    io::ErrorKind::AddrInUse => {
+                        anyhow::anyhow!("another daemon of this node has {name}: stop it, or give one of them another {place}")
+                    }
+                    _ => anyhow::Error::new(error).context(format!("locking {name}")),
+                })?;
+                self.names.push((name.clone(), lock));
+            }
+        }
+        self.names.retain(|(held, _)| wanted.iter().any(|(name, _)| name == held));
+        Ok(())
+    }
+}
+
+fn bind(name: &str) -> io::Result<UnixDatagram> {
+    UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(format!("twill {name}"))?)
+}
