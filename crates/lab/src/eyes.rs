@@ -177,11 +177,16 @@ impl std::fmt::Display for View {
     }
 }
 
-/// The rows of the pod network 10.244.0.0/16 but for the node's own bridge: on flannel devices, or routes inside it.
+/// The rows of the pod networks 10.244.0.0/16 and fd00:244::/48 but for the node's own bridge: on flannel devices, or
+/// routes inside them.
 pub fn ours(view: &View) -> impl Iterator<Item = &Row> {
     view.rows().filter(|row| {
         let device = row.device();
-        let routed = row.kind == "route4" && row.text("dst").starts_with("10.244.");
+        let routed = match row.kind {
+            "route4" => row.text("dst").starts_with("10.244."),
+            "route6" => row.text("dst").starts_with("fd00:244:"),
+            _ => false,
+        };
         device.starts_with("flannel") || (routed && device != "cni0")
     })
 }

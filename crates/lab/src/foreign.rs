@@ -26,3 +26,20 @@ pub fn plant(node: &Node, subnet: &str) {
     node.ns.run("bridge fdb add 02:00:00:00:0f:09 dev foreign0");
     node.ns.run("bridge fdb add 02:00:00:00:0f:0a dev foreign2 dst 198.51.100.1");
 }
+
+/// The same of IPv6, beside what [`plant`] has planted.
+pub fn plant6(node: &Node, subnet: &str) {
+    // Of two metrics the smaller one wins, and a route without one has 1024.
+    node.ns.batch(&format!(
+        "address add 2001:db8:113::1/64 dev foreign0\n\
+         route add 2001:db8:114::/64 via 2001:db8:113::2 dev foreign0 proto static\n\
+         route add 2001:db8:115::/64 via {gateway} dev eth0 proto static\n\
+         route add {subnet} via 2001:db8:113::2 dev foreign0 proto static table 100\n\
+         route add {subnet} via {gateway} dev eth0 proto static metric 2000\n\
+         route add unreachable 2001:db8:116::/64 proto static\n\
+         neighbour add 2001:db8:113::9 lladdr 02:00:00:00:0f:09 dev foreign0 nud permanent\n\
+         neighbour add 2001:db8:113::10 lladdr 02:00:00:00:0f:0a dev foreign2 nud permanent\n",
+        gateway = node.gateway6()
+    ));
+    node.ns.run("ip -6 rule add from 2001:db8:113::/64 lookup 100 priority 30000");
+}

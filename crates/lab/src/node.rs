@@ -124,6 +124,11 @@ impl Node {
         self.wait_subnet_env().subnet4().unwrap_or_else(|| panic!("{} has no IPv4 subnet", self.name))
     }
 
+    /// The same of IPv6, such as fd00:244:0:51::/64.
+    pub fn subnet6(&self) -> String {
+        self.wait_subnet_env().subnet6().unwrap_or_else(|| panic!("{} has no IPv6 subnet", self.name))
+    }
+
     pub(crate) fn wait_subnet_env(&self) -> SubnetEnv {
         until(SUBNET_FILE, || self.subnet_env())
             .unwrap_or_else(|| panic!("{}: no subnet.env after {} s", self.name, SUBNET_FILE.as_secs()))

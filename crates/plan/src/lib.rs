@@ -5,6 +5,7 @@
 //! Reading and writing the kernel is `kernel`'s part, talking to a datastore is `store`'s.
 
 pub mod backend;
+pub mod belief;
 pub mod check;
 mod diff;
 mod direct;

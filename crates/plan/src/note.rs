@@ -20,6 +20,8 @@ pub enum Note {
     Peer { subnet: IpNet, fault: PeerFault },
     /// An entry of the datastore that is no lease.
     Entry { key: Box<str>, why: Box<str> },
+    /// The datastore as a whole.
+    Store(StoreFault),
 }
 
 /// What is wrong here.
@@ -34,6 +36,23 @@ pub enum NodeFault {
     ForeignDevice { name: LinkName, kind: Box<str> },
     NotLeased(Family),
     SysctlRefused { path: Box<str>, value: Box<str> },
+}
+
+/// What is wrong with what the store says.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StoreFault {
+    /// More than half of the peers at once.
+    PeersMissing,
+    OwnLeaseGone {
+        why: Box<str>,
+    },
+    ConfigUnusable {
+        why: Box<str>,
+    },
+    ConfigRefused {
+        what: Box<str>,
+    },
 }
 
 /// What is wrong with a peer; all but the last leave it out.
@@ -62,6 +81,7 @@ impl fmt::Display for Note {
             Self::Node(fault) => write!(f, "{fault}"),
             Self::Peer { subnet, fault } => write!(f, "peer {subnet}: {fault}"),
             Self::Entry { key, why } => write!(f, "store entry {key:?}: {why}; left out"),
+            Self::Store(fault) => write!(f, "store: {fault}"),
         }
     }
 }
@@ -117,6 +137,26 @@ impl fmt::Display for PeerFault {
                 f,
                 "{next_hop} is not on the layer-2 segment of {uplink}, so host-gw cannot reach it; its subnet is \
                  unreachable. Use vxlan, or put both nodes on one segment"
+            ),
+        }
+    }
+}
+
+impl fmt::Display for StoreFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PeersMissing => f.write_str(
+                "it has lost more than half of the peers at once, which is not believed yet; they are kept until \
+                 --shrink-grace is over. Was it emptied or restored?",
+            ),
+            Self::OwnLeaseGone { why } => {
+                write!(f, "our lease is gone and cannot be taken again: {why}. Pods keep their addresses meanwhile")
+            }
+            Self::ConfigUnusable { why } => write!(f, "{why}; the last good network config stays in force"),
+            Self::ConfigRefused { what } => write!(
+                f,
+                "the network config has another {what}, which cannot change under running pods; the old one stays in \
+                 force. Restart the daemon once the pods are gone"
             ),
         }
     }

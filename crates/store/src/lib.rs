@@ -7,5 +7,5 @@ mod own;
 mod view;
 
 pub use dir::Dir;
-pub use own::Claim;
+pub use own::{Choice, Claim};
 pub use view::{StoreError, View};

@@ -10,8 +10,17 @@ pub struct Claim<'a> {
     pub asker: Asker,
     /// What to announce, given the lease that we hold already: a VTEP's MAC outlives a reboot there.
     pub announce: &'a (dyn Fn(Option<&Lease>) -> Announced + Sync),
-    /// Decides between free subnets.
-    pub dice: u64,
+    /// Which subnets will do.
+    pub choice: Choice,
+}
+
+/// Which subnets will do.
+#[derive(Clone, Copy, Debug)]
+pub enum Choice {
+    /// Any; the dice decide between free ones.
+    Any { dice: u64 },
+    /// Only this one, because pods have addresses from it.
+    Only(Subnet),
 }
 
 /// The answer.
@@ -25,7 +34,13 @@ pub(crate) struct Settled {
 impl Claim<'_> {
     /// Chooses among what the store holds now.
     pub(crate) fn settle(&self, leases: &[Lease]) -> Result<Settled, String> {
-        let choice = subnet_alloc::choose(self.conf, leases, &self.asker, self.dice)?;
+        let dice = if let Choice::Any { dice } = self.choice { dice } else { 0 };
+        let choice = subnet_alloc::choose(self.conf, leases, &self.asker, dice)?;
+        if let Choice::Only(subnet) = self.choice
+            && choice.subnet != subnet
+        {
+            return Err(format!("{subnet} is another node's now"));
+        }
         let held = leases.iter().filter(|lease| self.asker.owns(lease));
         let held = held.max_by_key(|lease| lease.subnet == choice.subnet);
         let (born, announced) = (held.map_or(0, |lease| lease.born), (self.announce)(held));

@@ -14,7 +14,7 @@ use plan::lease::{Announced, Lease};
 use plan::netconf::NetConf;
 use plan::note::Note;
 use plan::subnet_alloc::Asker;
-use store::{Claim, Dir, View};
+use store::{Choice, Claim, Dir, View};
 use tokio::sync::watch;
 
 const CONFIG: &str = r#"{"Network":"10.3.0.0/16"}"#;
@@ -28,7 +28,7 @@ fn store(root: &Path) -> Dir {
 fn acquire(root: &Path, host: u8, dice: u64) -> Result<Lease, String> {
     let conf = NetConf::parse(CONFIG.as_bytes()).unwrap();
     let asker = Asker { public_ip: Some([192, 0, 2, host].into()), public_ipv6: None, previous: None };
-    let claim = Claim { conf: &conf, asker, announce: &|_| Announced::HostGw, dice };
+    let claim = Claim { conf: &conf, asker, announce: &|_| Announced::HostGw, choice: Choice::Any { dice } };
     Dir::new(root).acquire(&claim).map_err(|error| error.to_string())
 }
 

@@ -37,7 +37,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
 
     let mut kernel = Kernel::open().context("opening netlink")?;
     let store = Dir::new(&flags.store);
-    let Identity { config, node, uplink_reason } =
+    let Identity { config, node, uplink_reason, own_lease } =
         own_lease::establish(flags, &store, (&mut kernel, &mut locks), &board)?;
     info!("our subnet is {}, backend {}", node.subnet, config.backend.name());
     board.send_modify(|report| {
@@ -51,10 +51,8 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     let monitor = Watch::open().context("opening the kernel's monitor")?;
     let filter = monitor.filter();
     spawn("monitor", move || listen(monitor, &bell))?;
-    let (subnet_file, ip_masq) = (flags.subnet_file.clone(), flags.ip_masq);
-    let memory = Memory::default();
-    Reconciler { kernel, filter, config, node, view, subnet_file, ip_masq, metrics, board, memory }
-        .run(trigger)
+    let (flags, memory) = (flags.clone(), Memory::default());
+    Reconciler { kernel, filter, config, node, own_lease, view, flags, metrics, board, memory }.run(trigger)
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::USAGE;
 
@@ -28,6 +29,8 @@ pub(crate) struct Flags {
     /// 0: no server.
     pub(crate) healthz_port: u16,
     pub(crate) socket: PathBuf,
+    /// So long peers are kept that vanish from the store together with most others.
+    pub(crate) shrink_grace: Duration,
 }
 
 /// Flags of `twill status`.
@@ -125,6 +128,16 @@ const FLAGS: &[Flag] = &[
         },
     },
     Flag {
+        name: "shrink-grace",
+        value: Some("TIME"),
+        default: "5m",
+        help: "keep peers so long when more than half of them vanish from the store at once",
+        set: |raw, value| {
+            raw.flags.shrink_grace = duration(&value)?;
+            Ok(())
+        },
+    },
+    Flag {
         name: "socket",
         value: Some("FILE"),
         default: SOCKET,
@@ -162,6 +175,7 @@ fn daemon(args: &[String]) -> Result<Command, String> {
         healthz_ip: Ipv4Addr::UNSPECIFIED.into(),
         healthz_port: 0,
         socket: SOCKET.into(),
+        shrink_grace: Duration::from_secs(300),
     };
     let mut raw = Raw { store: None, flags };
     let mut args = args.iter();
@@ -239,6 +253,21 @@ fn boolean(value: &str) -> Result<bool, String> {
     }
 }
 
+/// Go's `time.ParseDuration` for one number and unit: `90s`, `5m`, `1.5h`, `300ms`.
+fn duration(value: &str) -> Result<Duration, String> {
+    let bad = || format!("{value:?} is not a time such as 90s, 5m or 1h");
+    let digits = value.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
+    let number: f64 = value[..digits].parse().map_err(|_| bad())?;
+    let seconds = match &value[digits..] {
+        "ms" => number / 1e3,
+        "s" => number,
+        "m" => number * 60.0,
+        "h" => number * 3600.0,
+        _ => return Err(bad()),
+    };
+    Duration::try_from_secs_f64(seconds).map_err(|_| bad())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,6 +294,13 @@ mod tests {
     }
 
     #[test]
+    fn times_are_written_as_in_go() {
+        for (text, seconds) in [("300ms", 0.3), ("90s", 90.0), ("5m", 300.0), ("1.5h", 5400.0)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs_f64(seconds)), "{text}");
+        }
+    }
+
+    #[test]
     fn faults_name_the_flag() {
         for (line, word) in [
             ("", "--store"),
@@ -273,6 +309,8 @@ mod tests {
             ("--store=/s --ip-masq=maybe", "--ip-masq"),
             ("--store=/s --healthz-port=99999", "--healthz-port"),
             ("--store=/s --public-ip=fd00::1", "--public-ip"),
+            ("--store=/s --shrink-grace=5", "--shrink-grace"),
+            ("--store=/s --shrink-grace=-5s", "--shrink-grace"),
         ] {
             assert!(daemon_flags(line).unwrap_err().contains(word), "{line}");
         }

@@ -2,13 +2,13 @@
 //! it; nothing here knows what a backend is.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kernel::{Filter, Kernel, Outcome, Seen};
-use plan::input::{Config, Leases, Node};
-use plan::note::{NodeFault, Note};
+use plan::belief::{Belief, Weighed};
+use plan::input::{Config, Leases, Node, Underlay};
+use plan::note::{NodeFault, Note, StoreFault};
 use plan::subnet_env::SubnetEnv;
 use plan::{Object, Op, Wanted};
 use store::View;
@@ -16,8 +16,10 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::backoff::{Admitted, Backoff};
+use crate::flags::Flags;
 use crate::metrics::Metrics;
 use crate::notebook::{Line, Notebook};
+use crate::own_lease::OwnLease;
 use crate::report::{Board, LastChange};
 use crate::round::Round;
 use crate::subnet_file;
@@ -27,6 +29,8 @@ use crate::trigger::{Cause, Causes, Trigger};
 const NOTED: usize = 10;
 /// Until the kernel is read again after it could not be.
 const BLIND_RETRY: Duration = Duration::from_secs(1);
+/// Until our lease is asked for again after the store refused it.
+const LEASE_RETRY: Duration = Duration::from_secs(5);
 /// Until a refused op is tried again when nothing else happens before.
 const FAILED_RETRY: Duration = Duration::from_millis(250);
 
@@ -36,9 +40,9 @@ pub(crate) struct Reconciler {
     pub(crate) filter: Filter,
     pub(crate) config: Config,
     pub(crate) node: Node,
+    pub(crate) own_lease: OwnLease,
     pub(crate) view: watch::Receiver<View>,
-    pub(crate) subnet_file: PathBuf,
-    pub(crate) ip_masq: bool,
+    pub(crate) flags: Flags,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) board: Board,
     pub(crate) memory: Memory,
@@ -48,6 +52,7 @@ pub(crate) struct Reconciler {
 #[derive(Default)]
 pub(crate) struct Memory {
     backoff: Backoff,
+    belief: Belief,
     /// Sysctls that cannot be written: said once, not tried again.
     refused: BTreeSet<NodeFault>,
     notebook: Notebook,
@@ -76,8 +81,9 @@ impl Reconciler {
             Ok(seen) => seen,
             Err(error) => return Some(self.blind(&error)),
         };
-        let mut wanted = plan::wanted(&self.config, &self.node, &view.leases, &seen.underlay);
-        wanted.notes.extend(view.notes);
+        let Heard { leases, notes, due: store_due } = self.hear(&view, &seen.underlay, begun);
+        let mut wanted = plan::wanted(&self.config, &self.node, &leases, &seen.underlay);
+        wanted.notes.extend(notes);
         wanted.notes.extend(self.memory.refused.iter().cloned().map(Note::Node));
         let contradictions = plan::check::check(&wanted.state, &wanted.owned);
         if let Some(first) = contradictions.first() {
@@ -89,14 +95,38 @@ impl Reconciler {
         drop(seen);
         let (round, due) = self.apply(ops, wanted, (causes, begun));
         self.tell(&round);
-        let programmed = view.leases != Leases::Unknown;
+        let programmed = leases != Leases::Unknown;
         let fault =
             own_fault(&round).or_else(|| if programmed { self.write_subnet_file().err() } else { None });
         self.set_fault(fault);
         self.metrics.count(&round);
         self.metrics.show_store_lost(view.lost.is_some());
         self.publish(round, view.lost, programmed);
-        due
+        due.into_iter().chain(store_due).min()
+    }
+
+    /// What to go by of what the store says. A store that is lost says nothing new, so our lease is not missed in it.
+    fn hear(&mut self, view: &View, underlay: &Underlay, now: Instant) -> Heard {
+        let mut heard = Heard { leases: Leases::Unknown, notes: view.notes.clone(), due: None };
+        if let Some(Err(why)) = &view.conf {
+            heard.notes.push(Note::Store(StoreFault::ConfigUnusable { why: why.as_str().into() }));
+        }
+        let Leases::Listed(listed) = &view.leases else { return heard };
+        if view.lost.is_none()
+            && let Some(fault) = self.own_lease.keep(listed, &self.node, underlay)
+        {
+            heard.notes.push(Note::Store(fault));
+            heard.due = Some(now + LEASE_RETRY);
+        }
+        let ours = self.node.subnet;
+        let others = listed.iter().filter(|lease| lease.subnet != ours).cloned().collect();
+        let Weighed { leases, missing, due } = self.memory.belief.weigh(others, now, self.flags.shrink_grace);
+        if missing > 0 {
+            heard.notes.push(Note::Store(StoreFault::PeersMissing));
+        }
+        heard.due = heard.due.into_iter().chain(due).min();
+        heard.leases = Leases::Listed(leases);
+        heard
     }
 
     /// Reads the kernel. A monitor that does not yet hear all that concerns us is told first, and the kernel read after.
@@ -144,8 +174,8 @@ impl Reconciler {
 
     fn write_subnet_file(&self) -> Result<(), String> {
         let mtu = self.config.backend.pod_mtu(&self.node.uplink);
-        let text = SubnetEnv::new(&self.config, &self.node.subnet, mtu, self.ip_masq).to_string();
-        let path = &self.subnet_file;
+        let text = SubnetEnv::new(&self.config, &self.node.subnet, mtu, self.flags.ip_masq).to_string();
+        let path = &self.flags.subnet_file;
         match subnet_file::write(path, &text) {
             Ok(false) => Ok(()),
             Ok(true) => {
@@ -205,6 +235,14 @@ impl Reconciler {
             report.peers = round.peers;
         });
     }
+}
+
+/// What the store says, weighed.
+struct Heard {
+    leases: Leases,
+    notes: Vec<Note>,
+    /// When it has to be weighed again though nothing is heard.
+    due: Option<Instant>,
 }
 
 /// What is wrong with this node's own part, if anything: never a peer's trouble.

@@ -80,7 +80,8 @@ impl Options {
     }
 
     fn device_mtu(&self, family: Family, uplink: &Uplink) -> u32 {
-        self.mtu.unwrap_or(uplink.mtu).saturating_sub(overhead(family))
+        // The kernel cuts what is more than the uplink can carry, without a word.
+        self.mtu.map_or(uplink.mtu, |mtu| mtu.min(uplink.mtu)).saturating_sub(overhead(family))
     }
 
     pub(super) fn pod_mtu(&self, uplink: &Uplink) -> u32 {

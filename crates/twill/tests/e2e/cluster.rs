@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lab::{Daemon, Lab, Pod, Topology};
+use lab::{Capture, Daemon, Lab, Node, Pod, Topology};
 
 /// Long enough for a busy machine; what has to be quick is measured where it is claimed.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
@@ -11,6 +11,12 @@ pub(crate) const VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"
 pub(crate) const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#;
 pub(crate) const DIRECT: &str =
     r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
+pub(crate) const VXLAN_DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"vxlan"}}"#;
+pub(crate) const HOST_GW_DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"host-gw"}}"#;
+pub(crate) const VXLAN_IPV6: &str =
+    r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"vxlan"}}"#;
+pub(crate) const HOST_GW_IPV6: &str =
+    r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"host-gw"}}"#;
 
 /// Flags of every daemon here.
 pub(crate) const FLAGS: &[&str] = &["--iface=eth0"];
@@ -31,6 +37,39 @@ pub(crate) fn start(lab: &Lab) -> (Vec<Daemon<'_>>, Vec<Pod>) {
         "the pods of node 1 and 2 do not reach each other"
     );
     (daemons, pods)
+}
+
+/// Does one echo to each address of that pod come back?
+pub(crate) fn answers(from: &Pod, to: &Pod) -> bool {
+    to.ips().all(|ip| from.ping(ip).is_some())
+}
+
+/// Waits until each of these pods reaches each other one by every address.
+pub(crate) fn reach_each_other(pods: &[Pod]) {
+    for (from, to) in pods.iter().flat_map(|from| pods.iter().map(move |to| (from, to))) {
+        for ip in to.ips() {
+            assert!(from.reaches(ip, SOON).is_some(), "{} does not reach {} at {ip}", from.name, to.name);
+        }
+    }
+}
+
+/// A packet of the pods' full size to each address of a pod, not to be fragmented, comes back, and no fragment is on the
+/// wire. The largest of the frames that carry them has `frame` bytes.
+pub(crate) fn full_size_passes(node: &Node, (from, to): (&Pod, &Pod), frame: u32) {
+    let fragments = Capture::start(&node.ns, "eth0", &["ip[6:2] & 0x3fff != 0 or ip6[6] == 44"]);
+    let wire = Capture::start(&node.ns, "eth0", &["-T", "vxlan", "udp port 8472 or icmp or icmp6"]);
+    for ip in to.ips() {
+        let headers = if ip.is_ipv4() { 28 } else { 48 };
+        from.ns.run(&format!("ping -n -c 1 -W 2 -M do -s {} {ip}", from.mtu - headers));
+        let request = format!("> {ip}: ICMP");
+        assert!(wire.wait_for(SOON, |packet| packet.contains(&request)), "{ip} is not on the wire");
+    }
+    let packets = wire.stop();
+    let longest = packets
+        .iter()
+        .filter_map(|packet| packet.split("), length ").nth(1)?.split(':').next()?.parse().ok());
+    assert_eq!(longest.max(), Some(frame), "{packets:#?}");
+    assert_eq!(fragments.stop(), Vec::<String>::new());
 }
 
 /// The pod subnet of a node as its lease is named: `10.244.34.0-24`.

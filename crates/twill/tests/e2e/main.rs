@@ -4,9 +4,11 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod cluster;
+mod dual_stack;
 mod foreign;
 mod host_gw;
 mod interop;
+mod ipv6_only;
 mod repair;
 mod restart;
 mod second_daemon;

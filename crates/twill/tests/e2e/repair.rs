@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use lab::{Harm, Node, Timing, Topology, View};
 
-use crate::cluster::{self, DIRECT, HOST_GW, SOON, VXLAN};
+use crate::cluster::{self, DIRECT, HOST_GW, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL};
 
 const LIMIT: Duration = Duration::from_secs(1);
 
@@ -15,15 +15,22 @@ fn heals(config: &str, harm: impl Fn(&Node) -> Harm) {
     let (_daemons, pods) = cluster::start(&lab);
     let (node, peer) = (lab.node(1), lab.node(2));
     lab::foreign::plant(node, &peer.subnet());
+    if pods[0].ip6.is_some() {
+        lab::foreign::plant6(node, &peer.subnet6());
+    }
     let before = View::of(&node.ns);
     let harm = harm(peer);
-    let took = lab::time_to_heal(node, &before, &harm, || pods[0].ping(pods[1].ip()).is_some());
+    let took = lab::time_to_heal(node, &before, &harm, || cluster::answers(&pods[0], &pods[1]));
     println!("{took:?} after: {}", harm.command(node));
     assert!(took < LIMIT, "{took:?} after: {}", harm.command(node));
 }
 
 fn flannel_1() -> String {
     "flannel.1".into()
+}
+
+fn flannel_v6_1() -> String {
+    "flannel-v6.1".into()
 }
 
 macro_rules! harms {
@@ -47,10 +54,24 @@ harms! {
     direct_route_deleted: DIRECT, |peer| Harm::RouteDeleted { subnet: peer.subnet() };
     host_gw_route_deleted: HOST_GW, |peer| Harm::RouteDeleted { subnet: peer.subnet() };
     host_gw_route_replaced: HOST_GW, wrong_route;
+    vxlan_ipv6_route_deleted: VXLAN_DUAL, |peer| Harm::RouteDeleted { subnet: peer.subnet6() };
+    vxlan_ipv6_route_replaced: VXLAN_DUAL, wrong_route6;
+    vxlan_ipv6_fdb_flushed: VXLAN_DUAL, |_| Harm::FdbFlushed { dev: flannel_v6_1() };
+    vxlan_ipv6_neighbours_flushed: VXLAN_DUAL, |_| Harm::NeighboursFlushed { dev: flannel_v6_1() };
+    vxlan_ipv6_device_deleted: VXLAN_DUAL, |_| Harm::DeviceDeleted { dev: flannel_v6_1() };
+    vxlan_ipv6_device_down: VXLAN_DUAL, |_| Harm::DeviceDown { dev: flannel_v6_1() };
+    vxlan_ipv6_mac_changed: VXLAN_DUAL, |_| Harm::MacChanged { dev: flannel_v6_1(), mac: "02:00:00:00:ba:ad".into() };
+    vxlan_ipv6_address_flushed: VXLAN_DUAL, |_| Harm::AddressFlushed { dev: flannel_v6_1() };
+    host_gw_ipv6_route_deleted: HOST_GW_DUAL, |peer| Harm::RouteDeleted { subnet: peer.subnet6() };
+    host_gw_ipv6_route_replaced: HOST_GW_DUAL, wrong_route6;
 }
 
 fn wrong_route(peer: &Node) -> Harm {
     Harm::RouteReplaced { subnet: peer.subnet(), via: peer.gateway().to_string(), dev: "eth0".into() }
+}
+
+fn wrong_route6(peer: &Node) -> Harm {
+    Harm::RouteReplaced { subnet: peer.subnet6(), via: peer.gateway6().to_string(), dev: "eth0".into() }
 }
 
 /// The uplink is down for a second; the time counts from when it is up again.
@@ -63,7 +84,7 @@ fn uplink_comes_back(config: &str) {
     lab::holds_for("pods are cut off", Duration::from_secs(1), || pods[0].ping(pods[1].ip()).is_none());
     Harm::UplinkUp.apply(node);
     let up = Instant::now();
-    let healed = || View::of(&node.ns) == before && pods[0].ping(pods[1].ip()).is_some();
+    let healed = || View::of(&node.ns) == before && cluster::answers(&pods[0], &pods[1]);
     let took = lab::until(SOON, || healed().then(|| up.elapsed()));
     let took = took.unwrap_or_else(|| panic!("not as before:\n{}", before.diff(&View::of(&node.ns))));
     println!("{took:?} after the uplink is up");
@@ -78,6 +99,16 @@ fn vxlan_uplink_down_and_up() {
 #[test]
 fn host_gw_uplink_down_and_up() {
     lab::test(Timing::Timed, || uplink_comes_back(HOST_GW));
+}
+
+#[test]
+fn vxlan_uplink_down_and_up_in_dual_stack() {
+    lab::test(Timing::Timed, || uplink_comes_back(VXLAN_DUAL));
+}
+
+#[test]
+fn host_gw_uplink_down_and_up_in_dual_stack() {
+    lab::test(Timing::Timed, || uplink_comes_back(HOST_GW_DUAL));
 }
 
 /// A peer's VTEP gets another MAC: followed at once, and nothing of the old one stays.

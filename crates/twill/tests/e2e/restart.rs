@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lab::{Monitors, PingStream, Timing, Topology, View};
 
-use crate::cluster::{self, HOST_GW, SOON, VXLAN};
+use crate::cluster::{self, HOST_GW, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL, VXLAN_IPV6};
 
 fn killed_and_back(config: &str) {
     let lab = cluster::lab(Topology::flat(2), config);
@@ -14,8 +14,8 @@ fn killed_and_back(config: &str) {
     let node = lab.node(1);
     let file = node.run_dir().join("subnet.env");
     let (before, stamp) = (View::of(&node.ns), stamp(&file));
-    let ping = PingStream::start(&pods[0].ns, pods[1].ip());
-    lab::wait_for("the ping runs", SOON, || ping.received() > 10);
+    let pings: Vec<_> = pods[1].ips().map(|ip| PingStream::start(&pods[0].ns, ip)).collect();
+    lab::wait_for("the pings run", SOON, || pings.iter().all(|ping| ping.received() > 10));
     let monitors = Monitors::start(&node.ns);
     daemons[0].kill9();
     daemons[0].restart();
@@ -26,8 +26,9 @@ fn killed_and_back(config: &str) {
         assert!(ours.is_empty(), "{ours:?}");
         true
     });
-    let report = ping.stop();
-    assert!(report.sent > 350 && report.lost == 0, "{report:?}");
+    for report in pings.into_iter().map(PingStream::stop) {
+        assert!(report.sent > 350 && report.lost == 0, "{report:?}");
+    }
     assert_eq!(before.diff(&View::of(&node.ns)), "");
     assert_eq!(stamp, self::stamp(&file), "subnet.env is not rewritten");
 }
@@ -45,6 +46,21 @@ fn vxlan() {
 #[test]
 fn host_gw() {
     lab::test(Timing::Free, || killed_and_back(HOST_GW));
+}
+
+#[test]
+fn vxlan_in_dual_stack() {
+    lab::test(Timing::Free, || killed_and_back(VXLAN_DUAL));
+}
+
+#[test]
+fn host_gw_in_dual_stack() {
+    lab::test(Timing::Free, || killed_and_back(HOST_GW_DUAL));
+}
+
+#[test]
+fn vxlan_of_ipv6_only() {
+    lab::test(Timing::Free, || killed_and_back(VXLAN_IPV6));
 }
 
 /// SIGTERM leaves the data plane alone and is quick; the socket goes, so that `twill status` says what is the matter.

@@ -91,3 +91,56 @@ fn killed_daemons_leave_one_whole_lease_each() {
         }
     });
 }
+
+/// The own lease is taken again at once, and the peers are not believed gone.
+#[test]
+fn an_emptied_store_costs_no_packet() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(6), VXLAN);
+        let flags = &["--iface=eth0", "--shrink-grace=3s"];
+        let (mut daemons, node) = (lab.start_all(flags), lab.node(1));
+        let pods = lab.pods();
+        assert!(pods[0].reaches(pods[1].ip(), SOON).is_some());
+        // The others are down, so that nobody but node 1 writes its lease again.
+        daemons.iter_mut().skip(2).for_each(lab::Daemon::kill9);
+        let before = lab.store.leases();
+        let ping = PingStream::start(&pods[0].ns, pods[1].ip());
+        before.keys().for_each(|name| lab.store.remove_lease(name));
+        let own = lease_name(&node.subnet());
+        lab::wait_for("the own lease is back, as it was", SOON, || {
+            lab.store.leases().get(&own) == before.get(&own)
+        });
+        let status = node.twill(&["status"]);
+        assert!(status.contains("more than half of the peers at once"), "{status}");
+        assert!(node.ns.run("ip route").contains(&lab.node(6).subnet()), "not believed yet");
+        assert_eq!(node.get("/readyz").unwrap().status, 200);
+        lab::wait_for("given up after the grace", SOON, || {
+            !node.ns.run("ip route").contains(&lab.node(6).subnet())
+        });
+        assert!(
+            node.ns.run("ip route").contains(&lab.node(2).subnet()),
+            "node 2 has taken its lease again too"
+        );
+        let report = ping.stop();
+        assert_eq!(report.lost, 0, "{report:?}");
+    });
+}
+
+#[test]
+fn a_config_that_cannot_be_used_changes_nothing_and_is_named() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let (_daemons, pods) = cluster::start(&lab);
+        let node = lab.node(1);
+        let ping = PingStream::start(&pods[0].ns, pods[1].ip());
+        let before = lab::View::of(&node.ns);
+        lab.store.config(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":"one"}}"#);
+        lab::wait_for("it is named with its key", SOON, || node.twill(&["status"]).contains(r#"key "VNI""#));
+        assert_eq!(node.get("/readyz").unwrap().status, 200);
+        lab.store.config(VXLAN);
+        lab::wait_for("all is well", SOON, || !node.twill(&["status"]).contains("VNI"));
+        assert_eq!(before.diff(&lab::View::of(&node.ns)), "");
+        let report = ping.stop();
+        assert_eq!(report.lost, 0, "{report:?}");
+    });
+}

@@ -1,0 +1,178 @@
+//! Both families side by side: each pod has two addresses and reaches each other pod by both, and what befalls one
+//! family's lease or address leaves the other one alone.
+
+use std::time::{Duration, Instant};
+
+use lab::{Lab, Monitors, Node, Timing, Topology, View};
+
+use crate::cluster::{self, HOST_GW_DUAL, SOON, VXLAN_DUAL};
+
+/// The key of a node's lease.
+fn key_of(lab: &Lab, node: &Node) -> String {
+    let leases = lab.store.leases();
+    let mut own = leases.iter().filter(|(_, json)| json.contains(&node.ip.to_string()));
+    own.next().unwrap().0.clone()
+}
+
+fn connects(topology: Topology, config: &str, mtu: u32) -> View {
+    let lab = cluster::lab(topology, config);
+    let (_daemons, pods) = cluster::start(&lab);
+    cluster::reach_each_other(&pods);
+    for node in lab.nodes() {
+        let key = key_of(&lab, node);
+        let (subnet, subnet6) = key.split_once('&').unwrap();
+        let first = subnet.replace(".0-24", ".1/24");
+        let first6 = subnet6.replace("::-64", "::1/64");
+        let expected = format!(
+            "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET={first}\nFLANNEL_IPV6_NETWORK=fd00:244::/48\n\
+             FLANNEL_IPV6_SUBNET={first6}\nFLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=false\n"
+        );
+        let subnet_env = std::fs::read_to_string(node.run_dir().join("subnet.env")).unwrap();
+        assert_eq!(subnet_env, expected, "{key}");
+    }
+    View::of(&lab.node(1).ns)
+}
+
+fn mtu_of(view: &View, device: &str) -> u64 {
+    view.link(device).unwrap().fields["mtu"].as_u64().unwrap()
+}
+
+#[test]
+fn vxlan_on_one_segment() {
+    lab::test(Timing::Free, || {
+        let view = connects(Topology::flat(3), VXLAN_DUAL, 1430);
+        assert_eq!((mtu_of(&view, "flannel.1"), mtu_of(&view, "flannel-v6.1")), (1450, 1430));
+    });
+}
+
+#[test]
+fn vxlan_across_a_router() {
+    lab::test(Timing::Free, || {
+        connects(Topology::routed(2, 1), VXLAN_DUAL, 1430);
+    });
+}
+
+#[test]
+fn host_gw_on_one_segment() {
+    lab::test(Timing::Free, || {
+        let view = connects(Topology::flat(3), HOST_GW_DUAL, 1500);
+        assert!(view.link("flannel.1").or(view.link("flannel-v6.1")).is_none(), "host-gw needs no device");
+    });
+}
+
+#[test]
+fn full_size_packets_are_not_fragmented() {
+    lab::test(Timing::Free, || {
+        for config in [VXLAN_DUAL, HOST_GW_DUAL] {
+            let lab = cluster::lab(Topology::flat(2), config);
+            let (_daemons, pods) = cluster::start(&lab);
+            cluster::full_size_passes(lab.node(1), (&pods[0], &pods[1]), 1514);
+        }
+    });
+}
+
+#[test]
+fn host_gw_refuses_both_families_of_a_peer_behind_a_router() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::routed(2, 1), HOST_GW_DUAL);
+        let (daemons, pods) = cluster::start(&lab);
+        cluster::reach_each_other(&pods[..2]);
+        let (node, far) = (lab.node(1), lab.node(3));
+        let ping = format!("ping -n -c 1 -W 1 {}", pods[2].ip6.unwrap());
+        lab::wait_for("an error instead of silence", SOON, || {
+            String::from_utf8_lossy(&pods[0].ns.output(&ping).stdout).contains("Destination unreachable")
+        });
+        let routes = node.ns.run("ip route; ip -6 route");
+        for (subnet, address) in [(far.subnet(), far.ip.to_string()), (far.subnet6(), far.ip6.to_string())] {
+            assert!(routes.contains(&format!("unreachable {subnet}")), "{routes}");
+            let why = format!("peer {subnet}: {address} is not on the layer-2 segment of eth0");
+            assert!(daemons[0].log().contains(&why), "{why} in:\n{}", daemons[0].log());
+            assert!(node.twill(&["status"]).contains(&why), "{why}");
+        }
+        assert_eq!(node.get("/readyz").unwrap().status, 200, "a peer's trouble is not this node's");
+    });
+}
+
+/// The lease of a node that has but one family, made of one that has both.
+fn one_family(key: &str, lease: &str, ipv4: bool) -> (String, String) {
+    let mut fields: serde_json::Value = serde_json::from_str(lease).unwrap();
+    let (subnet, subnet6) = key.split_once('&').unwrap();
+    let gone = if ipv4 { "BackendV6Data" } else { "BackendData" };
+    fields.as_object_mut().unwrap().remove(gone);
+    if ipv4 {
+        fields["PublicIPv6"] = serde_json::Value::Null;
+        return (subnet.to_owned(), fields.to_string());
+    }
+    fields["PublicIP"] = "0.0.0.0".into();
+    (format!("0.0.0.0-0&{subnet6}"), fields.to_string())
+}
+
+#[test]
+fn a_peer_with_one_family_is_used_for_that_family() {
+    lab::test(Timing::Free, || {
+        for config in [VXLAN_DUAL, HOST_GW_DUAL] {
+            let lab = cluster::lab(Topology::flat(2), config);
+            let (mut daemons, pods) = cluster::start(&lab);
+            cluster::reach_each_other(&pods);
+            let (node, peer) = (lab.node(1), lab.node(2));
+            let (subnet, subnet6) = (peer.subnet(), peer.subnet6());
+            let routes = || node.ns.run("ip route; ip -6 route");
+            let key = key_of(&lab, peer);
+            let lease = lab.store.leases()[&key].clone();
+            daemons[1].terminate();
+            for ipv4 in [true, false] {
+                let (one, json) = one_family(&key, &lease, ipv4);
+                lab.store.put_lease(&one, &json);
+                lab.store.remove_lease(&key);
+                let (has, lacks) = if ipv4 { (&subnet, &subnet6) } else { (&subnet6, &subnet) };
+                lab::wait_for("the other family goes", SOON, || !routes().contains(lacks.as_str()));
+                assert!(routes().contains(has.as_str()), "{}", routes());
+                let reached = pods[1].ips().find(|ip| ip.is_ipv4() == ipv4).unwrap();
+                assert!(pods[0].reaches(reached, SOON).is_some(), "{one}");
+                let status = node.twill(&["status"]);
+                assert!(!status.contains("to look at"), "it lacks nothing: {status}");
+                lab.store.put_lease(&key, &lease);
+                lab.store.remove_lease(&one);
+                lab::wait_for("both are back", SOON, || cluster::answers(&pods[0], &pods[1]));
+            }
+        }
+    });
+}
+
+/// A peer gets another MAC for one family; nothing is written on this node's device of the other one.
+fn follows_a_new_mac(device: &str, other: &str) {
+    let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
+    let (mut daemons, pods) = cluster::start(&lab);
+    cluster::reach_each_other(&pods);
+    let (node, peer) = (lab.node(1), lab.node(2));
+    let key = key_of(&lab, peer);
+    let lease = lab.store.leases()[&key].clone();
+    let old = View::of(&peer.ns).link(device).unwrap().text("address").to_owned();
+    let new = "0a:00:00:00:00:42";
+    daemons[1].terminate();
+    peer.ns.run(&format!("ip link set {device} address {new}"));
+    let monitors = Monitors::start(&node.ns);
+    let begun = Instant::now();
+    lab.store.put_lease(&key, &lease.replace(&old, new));
+    let followed = || {
+        let view = View::now(&node.ns).to_string();
+        view.contains(new) && !view.contains(&old)
+    };
+    let took = lab::until(SOON, || followed().then(|| begun.elapsed())).expect("the new MAC is followed");
+    println!("{took:?}");
+    assert!(took < Duration::from_millis(500), "{took:?}");
+    assert_eq!(monitors.lines_about(&[other]), Vec::<String>::new());
+    daemons[1].restart();
+    cluster::reach_each_other(&pods);
+    assert_eq!(monitors.lines_about(&[other]), Vec::<String>::new());
+}
+
+#[test]
+fn a_new_mac_of_ipv4_is_followed_alone() {
+    lab::test(Timing::Timed, || follows_a_new_mac("flannel.1", "flannel-v6.1"));
+}
+
+#[test]
+fn a_new_mac_of_ipv6_is_followed_alone() {
+    lab::test(Timing::Timed, || follows_a_new_mac("flannel-v6.1", "flannel.1"));
+}
