@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::Mac;
 use crate::fields::Fields;
 use crate::input::{Config, Family, Underlay, Uplink};
-use crate::lease::{Announced, Lease};
+use crate::lease::{Announced, Lease, Vtep};
 
 /// A backend with its options (flannel-compat 2.3).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,24 +57,34 @@ impl Backend {
         }
     }
 
-    /// What this node writes into its lease, given the lease that it holds already. `drawn` are random MACs, one a
-    /// family, for a node that never had one.
-    pub fn announced(
-        &self,
-        config: &Config,
-        held: Option<&Lease>,
-        underlay: &Underlay,
-        drawn: [Mac; 2],
-    ) -> Announced {
+    /// The MACs of our VTEPs, one a family: the device's if it is there, else the one that peers know from our lease, else
+    /// the drawn one. So neither a restart nor a reboot nor the loss of the device changes it.
+    pub fn macs(&self, held: Option<&Lease>, underlay: &Underlay, drawn: [Mac; 2]) -> [Mac; 2] {
+        let leased = match held.map(|lease| &lease.announced) {
+            Some(Announced::Vxlan { ipv4, ipv6 }) => [ipv4, ipv6].map(|vtep| vtep.map(|vtep| vtep.mac)),
+            _ => [None; 2],
+        };
+        let device = |family| {
+            let Self::Vxlan(options) = self else { return None };
+            underlay
+                .link(options.device_name(family))
+                .filter(|link| &*link.kind == "vxlan")
+                .map(|link| link.mac)
+        };
+        let mac = |family, leased: Option<Mac>, drawn| {
+            device(family).or(leased).filter(|mac| mac.is_unicast()).unwrap_or(drawn)
+        };
+        [mac(Family::Ipv4, leased[0], drawn[0]), mac(Family::Ipv6, leased[1], drawn[1])]
+    }
+
+    /// What this node writes into its lease.
+    pub fn announced(&self, config: &Config, macs: [Mac; 2]) -> Announced {
         match self {
             Self::HostGw => host_gw::announced(),
             Self::Alloc => alloc::announced(),
             Self::Vxlan(options) => {
-                let vtep = |family: Family, drawn| {
-                    config.network(family).map(|_| options.vtep(family, held, underlay, drawn))
-                };
-                let [ipv4, ipv6] = drawn;
-                Announced::Vxlan { ipv4: vtep(Family::Ipv4, ipv4), ipv6: vtep(Family::Ipv6, ipv6) }
+                let vtep = |family, mac| config.network(family).map(|_| Vtep { vni: options.vni, mac });
+                Announced::Vxlan { ipv4: vtep(Family::Ipv4, macs[0]), ipv6: vtep(Family::Ipv6, macs[1]) }
             }
         }
     }

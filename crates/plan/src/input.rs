@@ -64,12 +64,18 @@ pub struct Node {
     pub uplink: Uplink,
     /// Our own pod subnets.
     pub subnet: Subnet,
-    /// MAC of `flannel.<VNI>`.
+    /// MAC of `flannel.<VNI>`, for any VNI.
     #[serde(default)]
     pub vtep: Option<Mac>,
     /// MAC of `flannel-v6.<VNI>`.
     #[serde(default)]
     pub vtep_v6: Option<Mac>,
+    /// Devices of ours from an earlier config.
+    #[serde(default)]
+    pub former: Vec<LinkName>,
+    /// VNIs that another daemon of this node uses.
+    #[serde(default)]
+    pub foreign_vnis: Vec<u32>,
 }
 
 /// The external interface and the addresses of ours on it.

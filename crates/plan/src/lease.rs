@@ -90,6 +90,12 @@ pub enum Announced {
 }
 
 impl Announced {
+    /// The VNIs it names, at most one a family.
+    pub fn vnis(&self) -> impl Iterator<Item = u32> {
+        let vteps = if let Self::Vxlan { ipv4, ipv6 } = self { [*ipv4, *ipv6] } else { [None; 2] };
+        vteps.into_iter().flatten().map(|vtep| vtep.vni)
+    }
+
     /// `BackendType`; empty where none is written.
     pub fn backend_type(&self) -> &str {
         match self {

@@ -78,12 +78,14 @@ impl NetConf {
 
 fn check_device_names(backend: &Backend, ipv6: bool) -> Result<(), String> {
     let Backend::Vxlan(options) = backend else { return Ok(()) };
-    let (prefix, most) = if ipv6 { (vxlan::IPV6_DEVICE, 9_999) } else { (vxlan::IPV4_DEVICE, 9_999_999) };
+    let most = vxlan::largest_vni(ipv6);
     if options.vni <= most {
         return Ok(());
     }
-    let vni = options.vni;
-    Err(format!("key \"VNI\": a device {prefix}{vni} has more than 15 letters: use at most {most}"))
+    Err(format!(
+        "key \"VNI\": a device named for {} has more than 15 letters: use at most {most}",
+        options.vni
+    ))
 }
 
 fn ipv4_pool(fields: &Fields) -> Result<Pool, String> {

@@ -70,7 +70,7 @@ pub enum PeerFault {
     BadVtepMac(Mac),
     OurVtepMac(Mac),
     SharedVtepMac { mac: Mac, with: IpNet },
-    OtherVni { theirs: u32, ours: u32 },
+    UnusableVni(u32),
     OtherBackend { theirs: Box<str>, ours: Box<str> },
     NotOnLink { next_hop: IpAddr, uplink: LinkName },
 }
@@ -124,12 +124,11 @@ impl fmt::Display for PeerFault {
             Self::SharedVtepMac { mac, with } => {
                 write!(f, "its VTEP MAC {mac} is that of {with} too (a cloned machine?); left out")
             }
-            Self::OtherVni { theirs, ours } => {
-                write!(
-                    f,
-                    "it uses VNI {theirs} and we use {ours}; left out until both read the same network config"
-                )
-            }
+            Self::UnusableVni(vni) => write!(
+                f,
+                "it uses VNI {vni}, which another daemon here has or which is one VNI too many; left out until all nodes \
+                 read the same network config"
+            ),
             Self::OtherBackend { theirs, ours } => {
                 write!(f, "it announces backend {theirs:?} and we run {ours}; left out until both agree")
             }

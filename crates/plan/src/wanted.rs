@@ -1,22 +1,24 @@
 //! What the kernel should hold, from the inputs alone. Never fails: a broken or dangerous lease gives a note and is left
 //! out, and the rest of the node works.
 
-use std::collections::BTreeMap;
+mod admitted;
+mod peers;
+
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::LinkName;
+use crate::backend::Backend;
 use crate::backend::vxlan::{self, Endpoint};
-use crate::backend::{Backend, host_gw};
 use crate::direct::OnLink;
 use crate::input::{Config, Family, Leases, Node, Underlay};
-use crate::lease::{Announced, Lease};
+use crate::lease::Lease;
 use crate::note::{NodeFault, Note, PeerFault};
 use crate::owned::{Owned, Sweep};
 use crate::state::{Address, FdbEntry, Link, Neighbour, Route, State, Sysctl};
-use crate::subnet_alloc::number;
-use crate::{LinkName, Mac};
 
 /// A plan: the state to reach, what may be deleted on the way, and what there is to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,13 +52,33 @@ pub enum Path {
     Waiting,
 }
 
-/// The bounds of what is ours under this config, also what the kernel has to be read for.
-pub fn owned(config: &Config, node: &Node) -> Owned {
-    let mut links = Vec::new();
-    if let Backend::Vxlan(options) = &config.backend {
-        let families = Family::ALL.into_iter().filter(|&family| config.network(family).is_some());
-        links.extend(families.map(|family| options.device_name(family)));
+/// More devices than these are not made for peers that announce other VNIs than ours.
+const OTHER_VNIS: usize = 3;
+
+/// The VNIs that need a device here: ours, and those that peers are to be reached by. Those that another daemon of this
+/// node has are not among them.
+pub fn vnis(config: &Config, node: &Node, leases: &Leases) -> Vec<u32> {
+    let ours = if let Backend::Vxlan(options) = &config.backend { Some(options.vni) } else { None };
+    let mut theirs = BTreeSet::new();
+    if let (Leases::Listed(leases), false) = (leases, config.backend == Backend::Alloc) {
+        theirs.extend(leases.iter().flat_map(|lease| lease.announced.vnis()));
     }
+    let most = vxlan::largest_vni(config.ipv6.is_some());
+    let usable = |vni: &u32| Some(*vni) != ours && *vni <= most && !node.foreign_vnis.contains(vni);
+    let theirs = theirs.into_iter().filter(usable);
+    ours.into_iter().chain(theirs.take(OTHER_VNIS)).collect()
+}
+
+/// The bounds of what is ours, also what the kernel has to be read for.
+pub fn owned(config: &Config, node: &Node, leases: &Leases) -> Owned {
+    let families = Family::ALL.into_iter().filter(|&family| config.network(family).is_some());
+    let families: Vec<Family> = families.collect();
+    let vnis = vnis(config, node, leases);
+    let devices =
+        vnis.iter().flat_map(|&vni| families.iter().map(move |&family| vxlan::device_name(family, vni)));
+    let mut links: Vec<LinkName> = devices.chain(node.former.iter().copied()).collect();
+    links.sort_unstable();
+    links.dedup();
     Owned {
         sysctls: links.iter().map(|&link| vxlan::accept_ra_path(link)).collect(),
         links,
@@ -69,15 +91,16 @@ pub fn owned(config: &Config, node: &Node) -> Owned {
 
 /// Plans this node.
 pub fn wanted(config: &Config, node: &Node, leases: &Leases, underlay: &Underlay) -> Wanted {
-    let mut draft = Draft::new(config, node, underlay);
+    let mut draft = Draft::new(config, node, leases, underlay);
     draft.own_devices();
     if let Leases::Listed(leases) = leases {
-        if draft.uplink == UplinkState::Up {
+        if draft.waiting.is_empty() {
             draft.owned.sweep = Sweep::LeftOvers;
         }
         let mut order: Vec<&Lease> = leases.iter().filter(|lease| !draft.is_ours(lease)).collect();
         order.sort_unstable();
-        for family in Family::ALL {
+        let families = Family::ALL.into_iter().filter(|_| config.backend != Backend::Alloc);
+        for family in families {
             if draft.enabled(family) {
                 draft.peers_of(family, &order);
             }
@@ -86,22 +109,16 @@ pub fn wanted(config: &Config, node: &Node, leases: &Leases, underlay: &Underlay
     draft.finish()
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum UplinkState {
-    Up,
-    /// Down, or without our address: the kernel refuses routes through it.
-    Down,
-    /// Not there: not even a device on top of it can be made.
-    Missing,
-}
-
 struct Draft<'a> {
     config: &'a Config,
     node: &'a Node,
     underlay: &'a Underlay,
-    uplink: UplinkState,
+    /// Families that the uplink cannot carry now: the kernel refuses their routes through it.
+    waiting: Vec<Family>,
     on_link: OnLink,
     owned: Owned,
+    /// That may have a device here.
+    vnis: Vec<u32>,
     peers: Vec<PeerPath>,
     notes: Vec<Note>,
     sysctls: Vec<Sysctl>,
@@ -112,23 +129,16 @@ struct Draft<'a> {
     routes: Vec<Route>,
 }
 
-/// What has been admitted of one family, to find the next lease in conflict with it.
-#[derive(Default)]
-struct Admitted {
-    /// First to last address of each subnet.
-    spans: BTreeMap<u128, (u128, IpNet)>,
-    macs: BTreeMap<Mac, IpNet>,
-}
-
 impl<'a> Draft<'a> {
-    fn new(config: &'a Config, node: &'a Node, underlay: &'a Underlay) -> Self {
+    fn new(config: &'a Config, node: &'a Node, leases: &Leases, underlay: &'a Underlay) -> Self {
         let mut draft = Self {
             config,
             node,
             underlay,
-            uplink: UplinkState::Up,
+            waiting: Vec::new(),
             on_link: OnLink::new(underlay, node.uplink.link),
-            owned: owned(config, node),
+            owned: owned(config, node, leases),
+            vnis: vnis(config, node, leases),
             peers: Vec::new(),
             notes: Vec::new(),
             sysctls: Vec::new(),
@@ -148,20 +158,19 @@ impl<'a> Draft<'a> {
 
     fn look_at_uplink(&mut self) {
         let uplink = self.node.uplink.link;
-        let fault = match self.underlay.link(uplink) {
-            None => {
-                self.uplink = UplinkState::Missing;
-                return self.note_node(NodeFault::UplinkMissing(uplink));
-            }
-            Some(link) if !link.up => Some(NodeFault::UplinkDown(uplink)),
-            Some(_) => Family::ALL
-                .into_iter()
-                .filter(|&family| self.config.network(family).is_some())
-                .find_map(|family| self.lacks(family)),
+        let down = match self.underlay.link(uplink) {
+            None => Some(NodeFault::UplinkMissing(uplink)),
+            Some(link) => (!link.up).then_some(NodeFault::UplinkDown(uplink)),
         };
-        if let Some(fault) = fault {
-            self.uplink = UplinkState::Down;
-            self.note_node(fault);
+        if let Some(fault) = down {
+            self.waiting = Family::ALL.into();
+            return self.note_node(fault);
+        }
+        for family in Family::ALL.into_iter().filter(|&family| self.config.network(family).is_some()) {
+            if let Some(fault) = self.lacks(family) {
+                self.waiting.push(family);
+                self.note_node(fault);
+            }
         }
     }
 
@@ -203,24 +212,34 @@ impl<'a> Draft<'a> {
         for family in Family::ALL.into_iter().filter(|&family| self.config.network(family).is_some()) {
             if self.node.subnet.of(family).is_none() {
                 self.note_node(NodeFault::NotLeased(family));
-            } else if let Backend::Vxlan(options) = &self.config.backend {
-                self.own_device(options, family);
+            } else if let Backend::Vxlan(options) = self.config.backend {
+                self.device(&options, family);
             }
         }
     }
 
-    fn own_device(&mut self, options: &vxlan::Options, family: Family) {
+    /// Wants the device for that VNI and family, once. False when there can be none at present.
+    fn device(&mut self, options: &vxlan::Options, family: Family) -> bool {
         let name = options.device_name(family);
-        if let Some(kind) = self.foreign_kind(name) {
-            self.note_node(NodeFault::ForeignDevice { name, kind });
-        } else if self.uplink != UplinkState::Missing
-            && let Some(end) = self.own_end(family)
-        {
-            let (link, address, sysctl) = options.device(&end, self.node);
-            self.links.push(link);
-            self.addresses.push(address);
-            self.sysctls.push(sysctl);
+        if self.links.iter().any(|link| link.name == name) {
+            return true;
         }
+        if let Some(kind) = self.foreign_kind(name) {
+            let fault = NodeFault::ForeignDevice { name, kind };
+            if !self.notes.contains(&Note::Node(fault.clone())) {
+                self.note_node(fault);
+            }
+            return false;
+        }
+        if self.underlay.link(self.node.uplink.link).is_none() {
+            return false;
+        }
+        let Some(end) = self.own_end(family) else { return false };
+        let (link, address, sysctl) = options.device(&end, self.node);
+        self.links.push(link);
+        self.addresses.push(address);
+        self.sysctls.push(sysctl);
+        true
     }
 
     fn own_end(&self, family: Family) -> Option<Endpoint> {
@@ -238,151 +257,6 @@ impl<'a> Draft<'a> {
         Some(if link.kind.is_empty() { "hardware".into() } else { link.kind.clone() })
     }
 
-    fn peers_of(&mut self, family: Family, order: &[&Lease]) {
-        let mut admitted = Admitted::default();
-        for lease in order {
-            let Some(subnet) = lease.subnet.of(family) else { continue };
-            let reached = self
-                .admit(family, lease, subnet, &admitted)
-                .and_then(|public_ip| self.reach(family, lease, &mut admitted, (subnet, public_ip)));
-            match reached {
-                Ok(peer) => {
-                    let span = (number(subnet.broadcast()), subnet);
-                    admitted.spans.insert(number(subnet.network()), span);
-                    self.peers.extend(peer);
-                }
-                Err(fault) => self.note_peer(subnet, fault),
-            }
-        }
-    }
-
-    /// Is the lease fit to be believed? Gives the peer's underlay address.
-    fn admit(
-        &self,
-        family: Family,
-        lease: &Lease,
-        subnet: IpNet,
-        admitted: &Admitted,
-    ) -> Result<IpAddr, PeerFault> {
-        if subnet.addr() != subnet.network() {
-            return Err(PeerFault::Misaligned);
-        }
-        if !self.owned.in_network(&subnet) {
-            return Err(PeerFault::OutsideNetwork);
-        }
-        if let Some(ours) =
-            self.node.subnet.of(family).filter(|ours| ours.contains(&subnet) || subnet.contains(ours))
-        {
-            return Err(PeerFault::OverlapsOurs(ours));
-        }
-        let last = number(subnet.broadcast());
-        let before = admitted.spans.range(..=last).next_back();
-        if let Some((_, (_, other))) = before.filter(|(_, (end, _))| *end >= number(subnet.network())) {
-            return Err(PeerFault::Overlaps(*other));
-        }
-        let ours = &lease.announced;
-        if ours.backend_type() != self.config.backend.name() && !matches!(self.config.backend, Backend::Alloc)
-        {
-            let theirs = lease.announced.backend_type().into();
-            return Err(PeerFault::OtherBackend { theirs, ours: self.config.backend.name().into() });
-        }
-        let public_ip = lease.public(family).ok_or(PeerFault::NoPublicAddress(family))?;
-        if !is_host_address(public_ip)
-            || self.owned.in_network(&public_ip.into())
-            || self.is_broadcast(public_ip)
-        {
-            return Err(PeerFault::BadPublicAddress(public_ip));
-        }
-        if self.node.uplink.address(family) == Some(public_ip) {
-            return Err(PeerFault::OurPublicAddress(public_ip));
-        }
-        Ok(public_ip)
-    }
-
-    /// Is it the network's or the broadcast address of a segment of ours?
-    fn is_broadcast(&self, address: IpAddr) -> bool {
-        self.underlay.addresses.iter().any(|facts| match facts.address {
-            IpNet::V4(net) if net.prefix_len() < 31 => {
-                [net.network(), net.broadcast()].map(IpAddr::V4).contains(&address)
-            }
-            _ => false,
-        })
-    }
-
-    /// Adds the rows for one admitted peer.
-    fn reach(
-        &mut self,
-        family: Family,
-        lease: &Lease,
-        admitted: &mut Admitted,
-        (subnet, public_ip): (IpNet, IpAddr),
-    ) -> Result<Option<PeerPath>, PeerFault> {
-        let path = match &self.config.backend {
-            Backend::Alloc => return Ok(None),
-            Backend::HostGw => self.reach_directly(subnet, public_ip),
-            Backend::Vxlan(options) => {
-                let mac = self.vtep_of(family, lease, options.vni, admitted)?;
-                admitted.macs.insert(mac, subnet);
-                if options.direct_routing && self.uplink == UplinkState::Up && self.on_link.reaches(public_ip)
-                {
-                    self.reach_directly(subnet, public_ip)
-                } else if self.links.iter().any(|link| link.name == options.device_name(family)) {
-                    let peer = Endpoint { subnet, local: public_ip, mac };
-                    let (neighbour, fdb, route) = options.peer(&peer, self.config.table);
-                    self.neighbours.push(neighbour);
-                    self.fdb.push(fdb);
-                    self.routes.push(route);
-                    Path::Vxlan
-                } else {
-                    Path::Waiting
-                }
-            }
-        };
-        Ok(Some(PeerPath { subnet, public_ip, path }))
-    }
-
-    fn reach_directly(&mut self, subnet: IpNet, public_ip: IpAddr) -> Path {
-        let uplink = self.node.uplink.link;
-        if self.uplink != UplinkState::Up {
-            return Path::Waiting;
-        }
-        if self.on_link.reaches(public_ip) {
-            self.routes.push(host_gw::direct(self.config.table, subnet, public_ip, uplink));
-            return Path::Direct;
-        }
-        self.routes.push(host_gw::unreachable(self.config.table, subnet));
-        self.note_peer(subnet, PeerFault::NotOnLink { next_hop: public_ip, uplink });
-        Path::Unreachable
-    }
-
-    fn vtep_of(
-        &self,
-        family: Family,
-        lease: &Lease,
-        vni: u32,
-        admitted: &Admitted,
-    ) -> Result<Mac, PeerFault> {
-        let Announced::Vxlan { ipv4, ipv6 } = lease.announced else { return Err(PeerFault::NoVtep(family)) };
-        let (vtep, ours) = match family {
-            Family::Ipv4 => (ipv4, self.node.vtep),
-            Family::Ipv6 => (ipv6, self.node.vtep_v6),
-        };
-        let vtep = vtep.ok_or(PeerFault::NoVtep(family))?;
-        if vtep.vni != vni {
-            return Err(PeerFault::OtherVni { theirs: vtep.vni, ours: vni });
-        }
-        if !vtep.mac.is_unicast() {
-            return Err(PeerFault::BadVtepMac(vtep.mac));
-        }
-        if ours == Some(vtep.mac) {
-            return Err(PeerFault::OurVtepMac(vtep.mac));
-        }
-        match admitted.macs.get(&vtep.mac) {
-            Some(&with) => Err(PeerFault::SharedVtepMac { mac: vtep.mac, with }),
-            None => Ok(vtep.mac),
-        }
-    }
-
     fn finish(mut self) -> Wanted {
         self.peers.sort_unstable();
         self.notes.sort_unstable();
@@ -396,19 +270,5 @@ impl<'a> Draft<'a> {
             ..State::default()
         };
         Wanted { state, owned: self.owned, peers: self.peers, notes: self.notes }
-    }
-}
-
-/// Can a node have this address on its uplink?
-fn is_host_address(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => {
-            !(v4.is_unspecified()
-                || v4.is_loopback()
-                || v4.is_multicast()
-                || v4.is_broadcast()
-                || v4.octets()[0] == 0)
-        }
-        IpAddr::V6(v6) => !(v6.is_unspecified() || v6.is_loopback() || v6.is_multicast()),
     }
 }

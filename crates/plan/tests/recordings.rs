@@ -113,7 +113,8 @@ impl Recorded {
             let mut of_it = tunnels.filter(|device| Family::of(device.local()) == family);
             of_it.next().map(|device| device.mac())
         });
-        let node = Node { uplink, subnet: own.subnet, vtep, vtep_v6 };
+        let node =
+            Node { uplink, subnet: own.subnet, vtep, vtep_v6, former: Vec::new(), foreign_vnis: Vec::new() };
         Self { name, place, conf, entries, leases, underlay, own, node }
     }
 
@@ -191,7 +192,8 @@ impl Recorded {
         let bare = Underlay { links: Vec::new(), ..self.underlay.clone() };
         let config = self.conf.config();
         for (held, underlay) in [(None, &self.underlay), (Some(&self.own), &bare)] {
-            let announced = self.conf.backend.announced(&config, held, underlay, drawn);
+            let macs = self.conf.backend.macs(held, underlay, drawn);
+            let announced = self.conf.backend.announced(&config, macs);
             assert_eq!(announced, self.own.announced, "{}", self.place.display());
             let uplink = &self.node.uplink;
             let lease = Lease {

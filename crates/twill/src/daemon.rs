@@ -52,7 +52,8 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     let filter = monitor.filter();
     spawn("monitor", move || listen(monitor, &bell))?;
     let (flags, memory) = (flags.clone(), Memory::default());
-    Reconciler { kernel, filter, config, node, own_lease, view, flags, metrics, board, memory }.run(trigger)
+    Reconciler { kernel, filter, config, node, own_lease, locks, view, flags, metrics, board, memory }
+        .run(trigger)
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {

@@ -31,6 +31,7 @@ pub(crate) struct Flags {
     pub(crate) socket: PathBuf,
     /// So long peers are kept that vanish from the store together with most others.
     pub(crate) shrink_grace: Duration,
+    pub(crate) config_reload: bool,
 }
 
 /// Flags of `twill status`.
@@ -128,6 +129,16 @@ const FLAGS: &[Flag] = &[
         },
     },
     Flag {
+        name: "config-reload",
+        value: None,
+        default: "true",
+        help: "follow changes of the network config; false reads it once, as flannel does",
+        set: |raw, value| {
+            raw.flags.config_reload = boolean(&value)?;
+            Ok(())
+        },
+    },
+    Flag {
         name: "shrink-grace",
         value: Some("TIME"),
         default: "5m",
@@ -176,6 +187,7 @@ fn daemon(args: &[String]) -> Result<Command, String> {
         healthz_port: 0,
         socket: SOCKET.into(),
         shrink_grace: Duration::from_secs(300),
+        config_reload: true,
     };
     let mut raw = Raw { store: None, flags };
     let mut args = args.iter();

@@ -10,7 +10,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use plan::backend::Backend;
 use plan::input::{Config, Family};
 
@@ -45,28 +45,43 @@ impl Locks {
         Ok(())
     }
 
-    /// Takes what a config makes ours in the kernel, and lets go of what it no longer does.
+    /// Takes what a config makes ours in the kernel; what an earlier one did stays until `keep_vnis`.
     pub(crate) fn take_config(&mut self, config: &Config) -> anyhow::Result<()> {
-        let networks = Family::ALL.into_iter().filter_map(|family| config.network(family));
-        let mut wanted: Vec<(String, &str)> =
-            networks.map(|network| (format!("network {network}"), "in the network config")).collect();
-        if let Backend::Vxlan(options) = &config.backend {
-            wanted.push((format!("VNI {}", options.vni), "as the backend's VNI"));
+        for network in Family::ALL.into_iter().filter_map(|family| config.network(family)) {
+            self.take(&format!("network {network}"), "Network")?;
         }
-        for (name, place) in &wanted {
-            if !self.names.iter().any(|(held, _)| held == name) {
-                let lock = bind(name).map_err(|error| match error.kind() {
-                    io::ErrorKind::AddrInUse => {
-                        anyhow::anyhow!("another daemon of this node has {name}: stop it, or give one of them another {place}")
-                    }
-                    _ => anyhow::Error::new(error).context(format!("locking {name}")),
-                })?;
-                self.names.push((name.clone(), lock));
+        match &config.backend {
+            Backend::Vxlan(options) => self.take(&vni_name(options.vni), "VNI"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Holds exactly these VNIs. Gives those that another daemon has.
+    pub(crate) fn keep_vnis(&mut self, vnis: &[u32]) -> Vec<u32> {
+        let names: Vec<String> = vnis.iter().map(|vni| vni_name(*vni)).collect();
+        self.names.retain(|(held, _)| !held.starts_with(VNI) || names.contains(held));
+        vnis.iter().copied().filter(|vni| self.take(&vni_name(*vni), "VNI").is_err()).collect()
+    }
+
+    fn take(&mut self, name: &str, key: &str) -> anyhow::Result<()> {
+        if self.names.iter().any(|(held, _)| held == name) {
+            return Ok(());
+        }
+        let lock = bind(name).map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                anyhow!("another daemon of this node has {name}: stop it, or give one of them another {key}")
             }
-        }
-        self.names.retain(|(held, _)| wanted.iter().any(|(name, _)| name == held));
+            _ => anyhow::Error::new(error).context(format!("locking {name}")),
+        })?;
+        self.names.push((name.to_owned(), lock));
         Ok(())
     }
+}
+
+const VNI: &str = "VNI ";
+
+fn vni_name(vni: u32) -> String {
+    format!("{VNI}{vni}")
 }
 
 fn bind(name: &str) -> io::Result<UnixDatagram> {

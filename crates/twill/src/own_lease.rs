@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use kernel::Kernel;
 use plan::Mac;
-use plan::input::{Config, Family, Node, Underlay};
+use plan::input::{Config, Family, Node};
 use plan::lease::{Announced, Lease};
 use plan::netconf::NetConf;
 use plan::note::StoreFault;
@@ -27,10 +27,9 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct OwnLease {
     store: Dir,
     conf: NetConf,
-    config: Config,
     asker: Asker,
-    /// Of the VTEPs, where neither a device nor a lease has any yet.
-    drawn: [Mac; 2],
+    /// What the store was last told.
+    announced: Option<Announced>,
 }
 
 /// The configuration in force, and this node in it.
@@ -62,23 +61,28 @@ pub(crate) fn establish(
         public_ipv6: uplink.ipv6,
         previous: subnet_file::previous(&flags.subnet_file),
     };
+    let mut own_lease = OwnLease { store: store.clone(), conf, asker, announced: None };
     let drawn = [draw_mac(), draw_mac()];
-    let mut own_lease = OwnLease { store: store.clone(), conf, config: config.clone(), asker, drawn };
+    let macs = |held: Option<&Lease>| config.backend.macs(held, &underlay, drawn);
     let any = || Choice::Any { dice: fastrand::u64(..) };
-    let lease = until_done(board, "a lease", || own_lease.take(&underlay, any()));
+    let lease = until_done(board, "a lease", || own_lease.take(&macs, any()));
     own_lease.asker.previous = Some(lease.subnet);
-    let (vtep, vtep_v6) = match lease.announced {
-        Announced::Vxlan { ipv4, ipv6 } => (ipv4.map(|vtep| vtep.mac), ipv6.map(|vtep| vtep.mac)),
-        _ => (None, None),
+    let [vtep, vtep_v6] = match lease.announced {
+        Announced::Vxlan { ipv4, ipv6 } => [ipv4.map(|vtep| vtep.mac), ipv6.map(|vtep| vtep.mac)],
+        _ => [None; 2],
     };
-    let node = Node { uplink, subnet: lease.subnet, vtep, vtep_v6 };
+    own_lease.announced = Some(lease.announced);
+    // A node that announces no VTEP still needs one towards peers that do.
+    let (vtep, vtep_v6) = (vtep.or(Some(drawn[0])), vtep_v6.or(Some(drawn[1])));
+    let former = plan::backend::vxlan::left_devices(&underlay, &lease.subnet);
+    let node = Node { uplink, subnet: lease.subnet, vtep, vtep_v6, former, foreign_vnis: Vec::new() };
     Ok(Identity { config, node, uplink_reason: reason, own_lease })
 }
 
 impl OwnLease {
-    fn take(&self, underlay: &Underlay, choice: Choice) -> Result<Lease, StoreError> {
-        let announce =
-            |held: Option<&Lease>| self.config.backend.announced(&self.config, held, underlay, self.drawn);
+    fn take(&self, macs: &dyn Macs, choice: Choice) -> Result<Lease, StoreError> {
+        let config = self.conf.config();
+        let announce = |held: Option<&Lease>| config.backend.announced(&config, macs(held));
         self.store.acquire(&Claim {
             conf: &self.conf,
             asker: self.asker.clone(),
@@ -87,21 +91,53 @@ impl OwnLease {
         })
     }
 
-    /// Takes our lease again if it is not among those listed: the same subnet, since pods have addresses from it. Our
-    /// device is there, and its MAC with it. Gives what is wrong if that fails.
-    pub(crate) fn keep(&self, listed: &[Lease], node: &Node, underlay: &Underlay) -> Option<StoreFault> {
-        if listed.iter().any(|lease| lease.subnet == node.subnet) {
+    /// Follows a config that `may_follow`; what is announced changes with the next `keep`.
+    pub(crate) fn follow(&mut self, conf: &NetConf) -> Config {
+        self.conf = conf.clone();
+        conf.config()
+    }
+
+    /// Is it another config than the one in force? The error says what of it cannot change while pods run.
+    pub(crate) fn may_follow(&self, conf: &NetConf) -> Result<bool, StoreFault> {
+        for (now, then, key) in [
+            (&self.conf.ipv4, &conf.ipv4, "Network or SubnetLen"),
+            (&self.conf.ipv6, &conf.ipv6, "IPv6Network or IPv6SubnetLen"),
+        ] {
+            if now.as_ref().map(|pool| (pool.network, pool.len))
+                != then.as_ref().map(|pool| (pool.network, pool.len))
+            {
+                return Err(StoreFault::ConfigRefused { what: key.into() });
+            }
+        }
+        Ok(self.conf != *conf)
+    }
+
+    /// Takes our lease again if it is not among those listed, or writes it anew if we announce something else than it
+    /// says: the same subnet, since pods have addresses from it. Gives what is wrong if that fails.
+    pub(crate) fn keep(&mut self, listed: &[Lease], node: &Node) -> Option<StoreFault> {
+        let macs = [node.vtep.unwrap_or_default(), node.vtep_v6.unwrap_or_default()];
+        let config = self.conf.config();
+        let announced = config.backend.announced(&config, macs);
+        let is_listed = listed.iter().any(|lease| lease.subnet == node.subnet);
+        if is_listed && self.announced.as_ref() == Some(&announced) {
             return None;
         }
-        match self.take(underlay, Choice::Only(node.subnet)) {
+        match self.take(&|_: Option<&Lease>| macs, Choice::Only(node.subnet)) {
             Ok(lease) => {
-                warn!("our lease {} was gone from the store and is taken again", lease.subnet);
+                let what =
+                    if is_listed { "announces our new backend" } else { "was gone and is taken again" };
+                warn!("our lease {} {what}", lease.subnet);
+                self.announced = Some(announced);
                 None
             }
             Err(error) => Some(StoreFault::OwnLeaseGone { why: error.to_string().into() }),
         }
     }
 }
+
+/// Gives the MACs to announce, given the lease that we hold.
+trait Macs: Fn(Option<&Lease>) -> [Mac; 2] + Sync {}
+impl<F: Fn(Option<&Lease>) -> [Mac; 2] + Sync> Macs for F {}
 
 fn ask(flags: &Flags) -> anyhow::Result<Ask> {
     Ok(match (&flags.iface, flags.public_ip) {

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use kernel::{Filter, Kernel, Outcome, Seen};
 use plan::belief::{Belief, Weighed};
-use plan::input::{Config, Leases, Node, Underlay};
+use plan::input::{Config, Leases, Node};
+use plan::netconf::NetConf;
 use plan::note::{NodeFault, Note, StoreFault};
 use plan::subnet_env::SubnetEnv;
 use plan::{Object, Op, Wanted};
@@ -17,6 +18,7 @@ use tracing::{error, info, warn};
 
 use crate::backoff::{Admitted, Backoff};
 use crate::flags::Flags;
+use crate::locks::Locks;
 use crate::metrics::Metrics;
 use crate::notebook::{Line, Notebook};
 use crate::own_lease::OwnLease;
@@ -41,6 +43,7 @@ pub(crate) struct Reconciler {
     pub(crate) config: Config,
     pub(crate) node: Node,
     pub(crate) own_lease: OwnLease,
+    pub(crate) locks: Locks,
     pub(crate) view: watch::Receiver<View>,
     pub(crate) flags: Flags,
     pub(crate) metrics: Arc<Metrics>,
@@ -77,13 +80,14 @@ impl Reconciler {
     fn round(&mut self, causes: Causes) -> Option<Instant> {
         let begun = Instant::now();
         let view = self.view.borrow_and_update().clone();
-        let seen = match self.look() {
+        let Heard { leases, mut notes, mut due } = self.hear(&view, begun);
+        let seen = match self.look(&leases) {
             Ok(seen) => seen,
             Err(error) => return Some(self.blind(&error)),
         };
-        let Heard { leases, notes, due: store_due } = self.hear(&view, &seen.underlay, begun);
+        self.node.former = seen.state.links.iter().map(|link| link.name).collect();
         let mut wanted = plan::wanted(&self.config, &self.node, &leases, &seen.underlay);
-        wanted.notes.extend(notes);
+        wanted.notes.append(&mut notes);
         wanted.notes.extend(self.memory.refused.iter().cloned().map(Note::Node));
         let contradictions = plan::check::check(&wanted.state, &wanted.owned);
         if let Some(first) = contradictions.first() {
@@ -93,7 +97,12 @@ impl Reconciler {
         }
         let ops = plan::diff(&wanted.state, &seen.state, &wanted.owned);
         drop(seen);
-        let (round, due) = self.apply(ops, wanted, (causes, begun));
+        let (mut round, retry) = self.apply(ops, wanted, (causes, begun));
+        // What we announce is announced once it is there.
+        if let Some(fault) = self.keep_lease(&view) {
+            round.notes.push(Note::Store(fault));
+            due = Some(begun + LEASE_RETRY);
+        }
         self.tell(&round);
         let programmed = leases != Leases::Unknown;
         let fault =
@@ -102,36 +111,56 @@ impl Reconciler {
         self.metrics.count(&round);
         self.metrics.show_store_lost(view.lost.is_some());
         self.publish(round, view.lost, programmed);
-        due.into_iter().chain(store_due).min()
+        due.into_iter().chain(retry).min()
     }
 
-    /// What to go by of what the store says. A store that is lost says nothing new, so our lease is not missed in it.
-    fn hear(&mut self, view: &View, underlay: &Underlay, now: Instant) -> Heard {
+    /// A store that is lost says nothing new, so our lease is not missed in it.
+    fn keep_lease(&mut self, view: &View) -> Option<StoreFault> {
+        match &view.leases {
+            Leases::Listed(listed) if view.lost.is_none() => self.own_lease.keep(listed, &self.node),
+            _ => None,
+        }
+    }
+
+    /// What to go by of what the store says.
+    fn hear(&mut self, view: &View, now: Instant) -> Heard {
         let mut heard = Heard { leases: Leases::Unknown, notes: view.notes.clone(), due: None };
-        if let Some(Err(why)) = &view.conf {
-            heard.notes.push(Note::Store(StoreFault::ConfigUnusable { why: why.as_str().into() }));
+        if let Some(Err(fault)) = view.conf.as_ref().map(|conf| self.reconfigure(conf)) {
+            heard.notes.push(Note::Store(fault));
         }
         let Leases::Listed(listed) = &view.leases else { return heard };
-        if view.lost.is_none()
-            && let Some(fault) = self.own_lease.keep(listed, &self.node, underlay)
-        {
-            heard.notes.push(Note::Store(fault));
-            heard.due = Some(now + LEASE_RETRY);
-        }
         let ours = self.node.subnet;
         let others = listed.iter().filter(|lease| lease.subnet != ours).cloned().collect();
         let Weighed { leases, missing, due } = self.memory.belief.weigh(others, now, self.flags.shrink_grace);
         if missing > 0 {
             heard.notes.push(Note::Store(StoreFault::PeersMissing));
         }
-        heard.due = heard.due.into_iter().chain(due).min();
+        heard.due = due;
         heard.leases = Leases::Listed(leases);
+        self.node.foreign_vnis.clear();
+        let vnis = plan::vnis(&self.config, &self.node, &heard.leases);
+        self.node.foreign_vnis = self.locks.keep_vnis(&vnis);
         heard
     }
 
+    /// Follows the network config as far as it may change under running pods; otherwise the last good one stays.
+    fn reconfigure(&mut self, conf: &Result<NetConf, String>) -> Result<(), StoreFault> {
+        let unusable = |why: String| StoreFault::ConfigUnusable { why: why.into() };
+        let conf = conf.as_ref().map_err(|why| unusable(why.clone()))?;
+        if !self.flags.config_reload || !self.own_lease.may_follow(conf)? {
+            return Ok(());
+        }
+        self.locks.take_config(&conf.config()).map_err(|error| unusable(format!("{error:#}")))?;
+        self.config = self.own_lease.follow(conf);
+        info!("the network config has changed, backend is {}", self.config.backend.name());
+        let (config, node) = (&self.config, &self.node);
+        self.board.send_modify(|report| Arc::make_mut(report).reconfigure(config, node));
+        Ok(())
+    }
+
     /// Reads the kernel. A monitor that does not yet hear all that concerns us is told first, and the kernel read after.
-    fn look(&mut self) -> Result<Seen, kernel::Error> {
-        let bounds = plan::bounds(&self.config, &self.node);
+    fn look(&mut self, leases: &Leases) -> Result<Seen, kernel::Error> {
+        let bounds = plan::bounds(&self.config, &self.node, leases);
         loop {
             let seen = self.kernel.dump(&bounds)?;
             if self.memory.interest.as_ref() == Some(&seen.interest) {

@@ -116,6 +116,12 @@ impl LastChange {
 }
 
 impl Report {
+    /// Shows another network config.
+    pub(crate) fn reconfigure(&mut self, config: &Config, node: &Node) {
+        let reason = self.node.take().map(|node| node.uplink_reason).unwrap_or_default();
+        self.node = Some(NodeReport::new(config, node, reason));
+    }
+
     /// Says what is wrong with this node's own part, and since when.
     pub(crate) fn set_fault(&mut self, fault: Option<(String, Instant)>) {
         (self.fault, self.fault_since) = fault.unzip();

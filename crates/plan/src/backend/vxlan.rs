@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::fields::Fields;
-use crate::input::{Family, Node, Underlay, Uplink};
-use crate::lease::{Announced, Lease, Vtep};
+use crate::input::{AddressFacts, Family, Node, Underlay, Uplink};
+use crate::lease::Subnet;
 use crate::owned::PROTOCOL;
 use crate::state::{Address, FdbEntry, Link, LinkKind, Neighbour, Route, RoutePath, Sysctl, Vxlan};
 use crate::{LinkName, Mac};
@@ -28,8 +28,21 @@ fn overhead(family: Family) -> u32 {
     }
 }
 
+/// `flannel.<VNI>` or `flannel-v6.<VNI>`.
+pub(crate) fn device_name(family: Family, vni: u32) -> LinkName {
+    LinkName::truncated(&match family {
+        Family::Ipv4 => format!("{IPV4_DEVICE}{vni}"),
+        Family::Ipv6 => format!("{IPV6_DEVICE}{vni}"),
+    })
+}
+
+/// The largest VNI whose device names fit in the 15 letters of an interface name.
+pub(crate) fn largest_vni(ipv6: bool) -> u32 {
+    if ipv6 { 9_999 } else { 9_999_999 }
+}
+
 /// The `Backend` object's keys (flannel-compat 2.3).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
     pub vni: u32,
@@ -72,11 +85,7 @@ impl Options {
 
     /// The device of that family.
     pub fn device_name(&self, family: Family) -> LinkName {
-        let name = match family {
-            Family::Ipv4 => format!("{IPV4_DEVICE}{}", self.vni),
-            Family::Ipv6 => format!("{IPV6_DEVICE}{}", self.vni),
-        };
-        LinkName::truncated(&name)
+        device_name(family, self.vni)
     }
 
     fn device_mtu(&self, family: Family, uplink: &Uplink) -> u32 {
@@ -87,20 +96,6 @@ impl Options {
     pub(super) fn pod_mtu(&self, uplink: &Uplink) -> u32 {
         let families = Family::ALL.into_iter().filter(|&family| uplink.address(family).is_some());
         families.map(|family| self.device_mtu(family, uplink)).min().unwrap_or(uplink.mtu)
-    }
-
-    /// Our VTEP: the device's MAC if it is there, else the one that peers know from our lease, else the drawn one. So
-    /// neither a restart nor a reboot nor the loss of the device changes it.
-    pub(super) fn vtep(&self, family: Family, held: Option<&Lease>, underlay: &Underlay, drawn: Mac) -> Vtep {
-        let device = underlay.link(self.device_name(family)).filter(|link| &*link.kind == "vxlan");
-        let leased = match held.map(|lease| &lease.announced) {
-            Some(Announced::Vxlan { ipv4, ipv6 }) => {
-                if family == Family::Ipv4 { ipv4 } else { ipv6 }.as_ref()
-            }
-            _ => None,
-        };
-        let known = device.map(|link| link.mac).or(leased.map(|vtep| vtep.mac));
-        Vtep { vni: self.vni, mac: known.filter(|mac| mac.is_unicast()).unwrap_or(drawn) }
     }
 
     /// Our own device, its address and its sysctl.
@@ -132,6 +127,21 @@ impl Options {
             Route { table, destination: peer.subnet, path, protocol: PROTOCOL, unknown: None },
         )
     }
+}
+
+/// Devices that an earlier run of ours or of flannel left: vxlan, named as ours are, with our subnet's first address. The
+/// address tells them from those of another daemon of this node.
+pub fn left_devices(underlay: &Underlay, subnet: &Subnet) -> Vec<LinkName> {
+    let is_ours = |facts: &&AddressFacts| {
+        let prefix = if facts.address.addr().is_ipv4() { IPV4_DEVICE } else { IPV6_DEVICE };
+        let vni = facts.link.as_str().strip_prefix(prefix);
+        vni.is_some_and(|vni| vni.parse::<u32>().is_ok())
+            && underlay.link(facts.link).is_some_and(|link| &*link.kind == "vxlan")
+            && subnet
+                .of(Family::of(facts.address.addr()))
+                .is_some_and(|own| own.network() == facts.address.addr())
+    };
+    underlay.addresses.iter().filter(is_ours).map(|facts| facts.link).collect()
 }
 
 /// One end of the tunnel, ours or a peer's, for one family.

@@ -93,8 +93,9 @@ fn on_our_device(scene: &mut Scene, tape: &mut Tape, link: LinkName) {
         let text = unknown("reachable");
         rows.neighbours.push(Neighbour { link, address: nobodys(v6, 9).addr(), mac: MAC, unknown: text });
     }
-    if tape.once_in(3) {
-        let (gateway, id) = (nobodys(v6, 9).addr(), FOREIGN_NEXTHOP + 1 + u32::from(v6));
+    let (gateway, id) = (nobodys(v6, 9).addr(), FOREIGN_NEXTHOP + 1 + u32::from(v6));
+    // An id stands once in a kernel, whatever the device.
+    if rows.nexthops.iter().all(|row| row.id != id) && tape.once_in(3) {
         rows.nexthops.push(Nexthop { id, gateway, link, onlink: true, protocol: BIRD, unknown: None });
         rows.routes.push(route(nobodys(v6, 20), RoutePath::Nexthop(id), BIRD));
     }

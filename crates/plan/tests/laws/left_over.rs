@@ -72,8 +72,10 @@ fn on_device(scene: &mut Scene, tape: &mut Tape, world: &World, link: LinkName) 
     if tape.once_in(3) {
         route(nobodys(v6, 1), RoutePath::Link(link));
     }
-    if tape.once_in(3) {
-        let id = NEXTHOPS.start() + 0x1000 + u32::from(v6);
+    let id = NEXTHOPS.start() + 0x1000 + u32::from(v6);
+    // An id stands once in a kernel, whatever the device.
+    let is_free = rows.nexthops.iter().all(|row| row.id != id);
+    if is_free && tape.once_in(3) {
         route(nobodys(v6, 2), RoutePath::Nexthop(id));
         // Through one that is wanted, where it is there.
         route(nobodys(v6, 7), RoutePath::Nexthop(*NEXTHOPS.start()));

@@ -246,7 +246,9 @@ pub(crate) fn other_kind(name: LinkName) -> Link {
 
 /// Such as the device of a family whose lease is gone.
 fn stale_device(world: &World, device: LinkName) -> Link {
-    let Backend::Vxlan(options) = &world.config.backend else { return other_kind(device) };
+    // Of an earlier config, if this one has none.
+    let options =
+        if let Backend::Vxlan(options) = world.config.backend { options } else { Default::default() };
     let kind = LinkKind::Vxlan(Vxlan {
         vni: options.vni,
         local: v4([192, 0, 2, 1]),

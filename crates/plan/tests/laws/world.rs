@@ -9,12 +9,17 @@ use plan::input::{AddressFacts, Config, Leases, LinkFacts, Node, RouteFacts, Und
 use plan::lease::{Announced, Lease, Subnet, Vtep};
 use plan::{LinkName, Mac};
 
+use super::left_over;
 use super::tape::Tape;
 
 /// Our number on routes, rules and next hops, and our ids of next hops (docs/wire.md). Said a second time, so that a
 /// slip in the code under test is one.
 pub(crate) const PROTOCOL: u8 = 84;
 pub(crate) const NEXTHOPS: std::ops::RangeInclusive<u32> = 0x7477_0000..=0x747f_ffff;
+
+/// A VNI of peers whose config is newer than ours, and one that no device name has room for.
+const OTHER_VNI: u32 = 7;
+const HUGE_VNI: u32 = 12_000_000;
 
 pub(crate) const OWN_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 0x01]);
 
@@ -70,7 +75,10 @@ pub(crate) fn subnet(at: u8) -> (Ipv4Net, Ipv6Net) {
 
 pub(crate) fn world(tape: &mut Tape) -> World {
     let config = config(tape);
-    let node = node(tape);
+    let mut node = node(tape);
+    node.former.retain(
+        |device| if left_over::is_v6(*device) { config.ipv6.is_some() } else { config.ipv4.is_some() },
+    );
     let uplink = tape.pick(&[
         UplinkIs::Up,
         UplinkIs::Up,
@@ -82,10 +90,11 @@ pub(crate) fn world(tape: &mut Tape) -> World {
         UplinkIs::WithoutAddress,
         UplinkIs::Missing,
     ]);
-    let devices = devices(&config);
-    let foreign_devices: Vec<LinkName> = devices.iter().copied().filter(|_| tape.once_in(8)).collect();
-    let underlay = underlay(tape, uplink, &foreign_devices);
     let leases = if tape.once_in(8) { Leases::Unknown } else { Leases::Listed(leases(tape, &config, &node)) };
+    let devices = devices(&config, &node, &leases);
+    let current = devices.iter().copied().filter(|device| !node.former.contains(device));
+    let foreign_devices: Vec<LinkName> = current.filter(|_| tape.once_in(8)).collect();
+    let underlay = underlay(tape, uplink, &foreign_devices);
     World { config, node, leases, underlay, uplink, devices, foreign_devices }
 }
 
@@ -123,15 +132,31 @@ fn node(tape: &mut Tape) -> Node {
         subnet: Subnet { ipv4: leased4.then_some(ipv4), ipv6: leased6.then_some(ipv6) },
         vtep: Some(OWN_MAC),
         vtep_v6: Some(Mac([0x02, 0, 0, 0, 0, 0x06])),
+        former: tape.pick(&[vec![], vec![], vec![name("flannel.9"), name("flannel-v6.9")]]),
+        foreign_vnis: Vec::new(),
     }
 }
 
 /// flannel's names, said a second time so that the tests do not ask the code under test.
-fn devices(config: &Config) -> Vec<LinkName> {
-    let Backend::Vxlan(options) = &config.backend else { return Vec::new() };
-    let v4 = config.ipv4.map(|_| name(&format!("flannel.{}", options.vni)));
-    let v6 = config.ipv6.map(|_| name(&format!("flannel-v6.{}", options.vni)));
-    v4.into_iter().chain(v6).collect()
+fn devices(config: &Config, node: &Node, leases: &Leases) -> Vec<LinkName> {
+    let announced = |vni: u32| match leases {
+        Leases::Listed(leases) => {
+            leases.iter().any(|lease| lease.announced.vnis().any(|theirs| theirs == vni))
+        }
+        Leases::Unknown => false,
+    };
+    let mut vnis = Vec::new();
+    if let Backend::Vxlan(options) = &config.backend {
+        vnis.push(options.vni);
+    }
+    // A host-gw node's peers may announce any of these.
+    let theirs = [OTHER_VNI].into_iter().filter(|&vni| announced(vni));
+    vnis.extend(theirs.filter(|_| config.backend != Backend::Alloc));
+    let name_of = |prefix: &str, vni: &u32| name(&format!("{prefix}{vni}"));
+    let mut names = node.former.clone();
+    names.extend(vnis.iter().filter(|_| config.ipv4.is_some()).map(|vni| name_of("flannel.", vni)));
+    names.extend(vnis.iter().filter(|_| config.ipv6.is_some()).map(|vni| name_of("flannel-v6.", vni)));
+    names
 }
 
 fn underlay(tape: &mut Tape, uplink: UplinkIs, foreign_devices: &[LinkName]) -> Underlay {
@@ -218,16 +243,22 @@ pub(crate) fn good_lease(tape: &mut Tape, config: &Config, at: u8) -> Lease {
         subnet: Subnet { ipv4: Some(ipv4), ipv6: Some(ipv6).filter(|_| !one_family) },
         public_ip: Some(public_ip.into()),
         public_ipv6: Some(underlay6(segment, at.into())),
-        announced: announced(config, at),
+        announced: match tape.below(8) {
+            0 if config.backend != Backend::Alloc => Announced::HostGw,
+            1 if config.backend != Backend::Alloc => vteps(OTHER_VNI, at),
+            _ => announced(config, at),
+        },
     }
+}
+
+fn vteps(vni: u32, at: u8) -> Announced {
+    let vtep = |family| Some(Vtep { vni, mac: Mac([0x0a, family, 0, 0, 0, at]) });
+    Announced::Vxlan { ipv4: vtep(4), ipv6: vtep(6) }
 }
 
 fn announced(config: &Config, at: u8) -> Announced {
     match &config.backend {
-        Backend::Vxlan(options) => {
-            let vtep = |family| Some(Vtep { vni: options.vni, mac: Mac([0x0a, family, 0, 0, 0, at]) });
-            Announced::Vxlan { ipv4: vtep(4), ipv6: vtep(6) }
-        }
+        Backend::Vxlan(options) => vteps(options.vni, at),
         Backend::HostGw => Announced::HostGw,
         Backend::Alloc => Announced::Nothing,
     }
@@ -247,7 +278,7 @@ fn own_lease(config: &Config, node: &Node) -> Lease {
 /// who was first make it the younger one.
 pub(crate) fn hostile_lease(tape: &mut Tape, config: &Config, good: &[Lease]) -> Lease {
     let at = 20 + tape.below(4) as u8;
-    let mut lease = good_lease(tape, config, at);
+    let mut lease = Lease { announced: announced(config, at), ..good_lease(tape, config, at) };
     let vteps = matches!(config.backend, Backend::Vxlan(_));
     match tape.below(if vteps { 13 } else { 8 }) {
         0 => {
@@ -275,7 +306,7 @@ pub(crate) fn hostile_lease(tape: &mut Tape, config: &Config, good: &[Lease]) ->
             lease.announced = Announced::Vxlan { ipv4: Some(v4), ipv6: Some(v6) };
         }
         11 => share_mac(tape, &mut lease, good),
-        _ => set_vteps(&mut lease, Some(7), Mac([0x0a, 0, 0, 0, 0, 99])),
+        _ => set_vteps(&mut lease, Some(HUGE_VNI), Mac([0x0a, 0, 0, 0, 0, 99])),
     }
     lease
 }
@@ -320,7 +351,7 @@ fn bad_address(tape: &mut Tape, lease: &mut Lease) {
 
 fn other_backend(tape: &mut Tape, config: &Config) -> Announced {
     let other = match config.backend {
-        Backend::Vxlan(_) => Announced::HostGw,
+        Backend::Vxlan(_) => Announced::Nothing,
         _ => Announced::Vxlan { ipv4: None, ipv6: None },
     };
     tape.pick(&[other, Announced::Other("wireguard".into()), Announced::Other("\u{202e}".into())])
@@ -337,7 +368,8 @@ fn set_vteps(lease: &mut Lease, other_vni: Option<u32>, mac: Mac) {
 /// A cloned machine: the MACs of a good lease, or of ours where there is none.
 fn share_mac(tape: &mut Tape, lease: &mut Lease, good: &[Lease]) {
     lease.born = 9;
-    let of_both: Vec<&Lease> = good.iter().filter(|lease| lease.subnet.ipv6.is_some()).collect();
+    let with_vteps = |lease: &&Lease| lease.subnet.ipv6.is_some() && lease.announced.vnis().count() == 2;
+    let of_both: Vec<&Lease> = good.iter().filter(with_vteps).collect();
     if of_both.is_empty() {
         set_vteps(lease, None, Mac::default());
     } else {

@@ -158,7 +158,8 @@ fn follows_a_new_mac(device: &str, other: &str) {
         let view = View::now(&node.ns).to_string();
         view.contains(new) && !view.contains(&old)
     };
-    let took = lab::until(SOON, || followed().then(|| begun.elapsed())).expect("the new MAC is followed");
+    let took = lab::until(SOON, || followed().then(|| begun.elapsed()));
+    let took = took.unwrap_or_else(|| panic!("the new MAC of {device} is not followed"));
     println!("{took:?}");
     assert!(took < Duration::from_millis(500), "{took:?}");
     assert_eq!(monitors.lines_about(&[other]), Vec::<String>::new());
@@ -175,4 +176,41 @@ fn a_new_mac_of_ipv4_is_followed_alone() {
 #[test]
 fn a_new_mac_of_ipv6_is_followed_alone() {
     lab::test(Timing::Timed, || follows_a_new_mac("flannel-v6.1", "flannel.1"));
+}
+
+/// As on any machine whose administrator has not asked otherwise, an uplink that was down is up without its IPv6
+/// addresses until the network manager brings them back; its IPv4 addresses it has kept.
+#[test]
+fn an_uplink_without_its_ipv6_address_serves_ipv4() {
+    lab::test(Timing::Timed, || {
+        let lab = cluster::lab(Topology::flat(2), HOST_GW_DUAL);
+        let (_daemons, pods) = cluster::start(&lab);
+        cluster::reach_each_other(&pods);
+        let (node, [ip4, ip6]) = (lab.node(1), [0, 1].map(|nth| pods[1].ips().nth(nth).unwrap()));
+        let before = View::of(&node.ns);
+        node.ns.sysctl(&[
+            ("net.ipv6.conf.all.keep_addr_on_down", "0"),
+            ("net.ipv6.conf.eth0.keep_addr_on_down", "0"),
+        ]);
+        node.ns.run("ip link set eth0 down");
+        lab::wait_for("the routes are gone", SOON, || !node.ns.run("ip route").contains("eth0"));
+        let heals = |what: &str, ip| {
+            node.ns.run(what);
+            let took = pods[0].reaches(ip, SOON);
+            let took = took.unwrap_or_else(|| panic!("{ip} is not reached after: {what}"));
+            println!("{took:?} after: {what}");
+            assert!(took < Duration::from_secs(1), "{took:?} after: {what}");
+        };
+        let gateway = node.gateway();
+        heals(&format!("ip link set eth0 up; ip route replace default via {gateway} dev eth0"), ip4);
+        assert!(pods[0].ping(ip6).is_none());
+        let lost = format!("uplink eth0 has lost our address {}", node.ip6);
+        assert!(node.twill(&["status"]).contains(&lost), "{}", node.twill(&["status"]));
+        let (own, gateway) = (node.ip6, node.gateway6());
+        heals(
+            &format!("ip addr add {own}/64 dev eth0; ip route replace default via {gateway} dev eth0"),
+            ip6,
+        );
+        lab::wait_for("all is as before", SOON, || View::now(&node.ns) == before);
+    });
 }

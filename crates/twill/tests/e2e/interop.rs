@@ -37,7 +37,7 @@ fn replay(case: &str, topology: Topology) {
             (kind, serde_json::from_str::<Value>(&text).unwrap())
         };
         let kinds = ["link", "addr", "route4", "neigh", "fdb"];
-        let mut kinds: Vec<_> = kinds.into_iter().map(|kind| json(kind)).collect();
+        let mut kinds: Vec<_> = kinds.into_iter().map(json).collect();
         if case.ends_with("-dual") {
             kinds.push(json("route6"));
         }

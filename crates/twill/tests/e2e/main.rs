@@ -9,6 +9,7 @@ mod foreign;
 mod host_gw;
 mod interop;
 mod ipv6_only;
+mod live_change;
 mod repair;
 mod restart;
 mod second_daemon;

@@ -12,8 +12,13 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// Does one harm to node 1, with foreign objects planted beside ours.
 fn heals(config: &str, harm: impl Fn(&Node) -> Harm) {
     let lab = cluster::lab(Topology::flat(2), config);
-    let (_daemons, pods) = cluster::start(&lab);
     let (node, peer) = (lab.node(1), lab.node(2));
+    // The kernel's own default, unlike the lab's: a device that goes down loses its IPv6 addresses.
+    node.ns.sysctl(&[
+        ("net.ipv6.conf.all.keep_addr_on_down", "0"),
+        ("net.ipv6.conf.default.keep_addr_on_down", "0"),
+    ]);
+    let (_daemons, pods) = cluster::start(&lab);
     lab::foreign::plant(node, &peer.subnet());
     if pods[0].ip6.is_some() {
         lab::foreign::plant6(node, &peer.subnet6());
