@@ -1,16 +1,16 @@
 # Two commands do everything: `make lab` shows it, `make test` proves it.
 
-APT_LAB  := gcc libc6-dev iproute2 iputils-ping util-linux procps nftables tcpdump
-APT_TEST := $(APT_LAB)
+APT := gcc libc6-dev iproute2 iputils-ping util-linux procps nftables tcpdump
 # How to become root for apt: not at all, or by sudo without a question.
 AS_ROOT  := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
-export CARGO_TERM_PROGRESS_WHEN ?= auto
+# Where rustup puts cargo, and where Debian hides bridge and nft from ordinary users.
+export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 
 .PHONY: lab test check golden install clean toolchain packages
 
 ## Show a pod network that repairs itself: real namespaces, real kernel, real daemon.
 lab: toolchain packages
-	@scripts/progress "building the daemon and the lab" cargo build --quiet --locked -p twill -p lab
+	@scripts/progress "building the daemon and the lab" cargo build --quiet --locked --target-dir target -p twill -p lab
 	@target/debug/twill-lab demo
 
 ## Run every test.
@@ -19,26 +19,26 @@ test: toolchain packages
 	@cargo test --locked --workspace --no-fail-fast
 
 ## Formatting, lints, budgets, licences.
-check: toolchain
+check: toolchain packages
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --all-features --quiet -- -D warnings
 	cargo run --locked --quiet -p tidy
 	@! command -v cargo-deny >/dev/null || cargo deny check licenses bans sources
 
 ## Rewrite the expected files of the golden cases; read the diff before committing it.
-golden: toolchain
+golden: toolchain packages
 	GOLDEN=update cargo test --locked -p plan --test golden
 
-## Install the binary and a unit's worth of names.
-install: toolchain
-	cargo build --release --locked -p twill
+## Install the binary.
+install: toolchain packages
+	cargo build --release --locked --target-dir target -p twill
 	install -D -m 0755 target/release/twill $(DESTDIR)/usr/local/bin/twill
 
 clean:
 	cargo clean
 
 toolchain:
-	@command -v cargo >/dev/null || { echo "cargo is missing. Install Rust: curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --default-toolchain none"; exit 1; }
+	@command -v rustup >/dev/null || { echo "Rust is missing: apt-get install curl && curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y"; exit 1; }
 
 packages:
-	@scripts/apt-packages "$(AS_ROOT)" $(APT_TEST)
+	@scripts/apt-packages "$(AS_ROOT)" $(APT)

@@ -30,6 +30,13 @@ impl Error {
     }
 }
 
+impl Error {
+    /// Was it forbidden, so that trying again is of no use?
+    pub fn is_denial(&self) -> bool {
+        matches!(self.cause.errno(), Some(libc::EPERM | libc::EACCES | libc::EROFS))
+    }
+}
+
 /// Why it failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Cause {

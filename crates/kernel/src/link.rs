@@ -134,6 +134,7 @@ pub(crate) fn name(part: Part<'_>) -> Option<LinkName> {
 pub(crate) fn decode(part: Part<'_>) -> Option<Device> {
     let (index, flags) = (part.body.u32(4), part.body.u32(8));
     let (mut name, mut mac, mut mtu, mut info, mut foreign) = (None, Mac::default(), 0, None, false);
+    let mut enslaved = false;
     for attribute in part.body.attributes(16) {
         match attribute.kind {
             IFLA_IFNAME => name = attribute.text().parse().ok(),
@@ -141,6 +142,7 @@ pub(crate) fn decode(part: Part<'_>) -> Option<Device> {
             IFLA_MTU => mtu = attribute.u32(),
             IFLA_LINKINFO => info = Some(attribute),
             libc::IFLA_LINK_NETNSID => foreign = true,
+            libc::IFLA_MASTER => enslaved = true,
             _ => {}
         }
     }
@@ -155,7 +157,14 @@ pub(crate) fn decode(part: Part<'_>) -> Option<Device> {
         up: flags & libc::IFF_UP as u32 != 0,
         carrier: flags & libc::IFF_LOWER_UP as u32 != 0,
     };
-    Some(Device { index, facts, vxlan: data.map(|data| Box::new(tunnel(data, foreign))) })
+    let mut vxlan = data.map(|data| Box::new(tunnel(data, foreign)));
+    if let Some(tunnel) = vxlan.as_mut().filter(|_| enslaved) {
+        tunnel.odd.note("has a master");
+    }
+    if let Some(tunnel) = vxlan.as_mut().filter(|_| flags & libc::IFF_NOARP as u32 != 0) {
+        tunnel.odd.note("arp off");
+    }
+    Some(Device { index, facts, vxlan })
 }
 
 /// `foreign`: the index of the uplink is one of another network namespace.

@@ -70,17 +70,22 @@ pub fn command() -> Result<Command, String> {
     command.args(["--pdeathsig", "KILL", "sh", "-c", guard, "lab", &process::id().to_string()]);
     let mark = if flags.contains(&OWN_USER[0]) { "user" } else { "root" };
     command.args(flags).arg("--").arg(exe);
-    command.env(MARK, mark).env("TMPDIR", work_dir().join("tmp"));
+    command.env(MARK, mark).env("PATH", search_path()).env("TMPDIR", work_dir().join("tmp"));
     Ok(command)
 }
 
+/// PATH with the directories in which Debian hides bridge and nft from ordinary users.
+fn search_path() -> std::ffi::OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/sbin:/sbin");
+    path
+}
+
 fn check_tools() -> Result<(), String> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = search_path();
     let found = |tool: &str| std::env::split_paths(&path).any(|dir| dir.join(tool).is_file());
     match TOOLS.iter().find(|(tool, _)| !found(tool)) {
-        Some((tool, package)) => Err(format!(
-            "the lab needs `{tool}` in PATH: apt-get install {package} (PATH also wants /usr/sbin)"
-        )),
+        Some((tool, package)) => Err(format!("the lab needs `{tool}` in PATH: apt-get install {package}")),
         None if !Path::new("/proc/sys/net/ipv6").exists() => {
             Err("the lab's networks are dual-stack and this kernel has IPv6 off: boot without ipv6.disable=1"
                 .into())

@@ -1,5 +1,6 @@
-//! What a complete list of leases is worth: one that has lost more than half of the peers at once is more likely a store
-//! that was emptied or restored than a cluster that shrank. Such peers are kept for a while. Time is given, not read.
+//! What a complete list of leases is worth: when more than half of the peers have vanished within a while, the store was
+//! more likely emptied or restored than the cluster shrank, and they are kept until the while is over. It makes no
+//! difference whether they vanish at once or one by one. Time is given, not read.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -9,12 +10,24 @@ use crate::lease::{Lease, Subnet};
 /// Below this many peers any list is believed.
 const FEW: usize = 4;
 
-/// The peers believed in so far.
+/// The peers heard of within the last while.
 #[derive(Clone, Debug, Default)]
 pub struct Belief {
-    known: BTreeMap<Subnet, Lease>,
-    /// Kept although the store no longer lists them, and since when.
-    missing: BTreeMap<Subnet, Instant>,
+    known: BTreeMap<Subnet, Known>,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    lease: Lease,
+    missing: Option<Missing>,
+}
+
+/// Not listed any more.
+#[derive(Clone, Copy, Debug)]
+struct Missing {
+    since: Instant,
+    /// Too many were missing with it, so that it is kept until the while is over.
+    kept: bool,
 }
 
 /// What to go by.
@@ -31,26 +44,33 @@ pub struct Weighed {
 impl Belief {
     /// Takes a complete list, our own lease aside.
     pub fn weigh(&mut self, heard: Vec<Lease>, now: Instant, grace: Duration) -> Weighed {
-        let heard: BTreeMap<Subnet, Lease> = heard.into_iter().map(|lease| (lease.subnet, lease)).collect();
-        let gone = self.known.keys().filter(|subnet| !heard.contains_key(subnet)).count();
-        let doubt = self.known.len() >= FEW && gone * 2 > self.known.len();
-        let mut missing = BTreeMap::new();
-        for (subnet, lease) in std::mem::replace(&mut self.known, heard) {
-            let since = self.missing.get(&subnet).copied().or(doubt.then_some(now));
-            if let Some(since) = since.filter(|since| now.duration_since(*since) < grace)
-                && !self.known.contains_key(&subnet)
-            {
-                missing.insert(subnet, since);
+        let mut known: BTreeMap<Subnet, Known> =
+            heard.into_iter().map(|lease| (lease.subnet, Known { lease, missing: None })).collect();
+        let listed = known.len();
+        for (subnet, before) in std::mem::take(&mut self.known) {
+            let missing = before.missing.unwrap_or(Missing { since: now, kept: false });
+            if now.duration_since(missing.since) < grace {
                 // Whoever holds the subnet according to the store has the better right to it.
-                self.known.insert(subnet, Lease { born: u64::MAX, ..lease });
+                let lease = Lease { born: u64::MAX, ..before.lease };
+                known.entry(subnet).or_insert(Known { lease, missing: Some(missing) });
             }
         }
-        self.missing = missing;
-        Weighed {
-            leases: self.known.values().cloned().collect(),
-            missing: self.missing.len(),
-            due: self.missing.values().min().map(|since| *since + grace),
+        self.known = known;
+        let doubt = self.known.len() >= FEW && (self.known.len() - listed) * 2 > self.known.len();
+        let mut weighed = Weighed { leases: Vec::with_capacity(self.known.len()), missing: 0, due: None };
+        for known in self.known.values_mut() {
+            if let Some(missing) = &mut known.missing {
+                missing.kept |= doubt;
+                if !missing.kept {
+                    continue;
+                }
+                weighed.missing += 1;
+                let due = missing.since + grace;
+                weighed.due = Some(weighed.due.map_or(due, |other| other.min(due)));
+            }
+            weighed.leases.push(known.lease.clone());
         }
+        weighed
     }
 }
 
@@ -96,6 +116,17 @@ mod tests {
         assert_eq!((some.leases.len(), some.missing), (8, 3));
         let all = belief.weigh(leases(1..9), now + Duration::from_secs(10), GRACE);
         assert_eq!((all.missing, all.leases), (0, leases(1..9)));
+    }
+
+    #[test]
+    fn a_store_that_is_emptied_one_by_one_is_not_believed_either() {
+        let (mut belief, mut now) = (Belief::default(), Instant::now());
+        for left in (1..=9).rev() {
+            belief.weigh(leases(1..left), now, GRACE);
+            now += Duration::from_millis(300);
+        }
+        let weighed = belief.weigh(Vec::new(), now, GRACE);
+        assert_eq!((weighed.leases.len(), weighed.missing), (8, 8));
     }
 
     #[test]

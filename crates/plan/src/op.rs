@@ -3,6 +3,7 @@
 //! An op says all that the executor needs; nothing is left for it to decide.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +75,25 @@ impl Op {
             (_, O::Route(_)) => 10,
             (_, O::Rule(_)) => 11,
         }
+    }
+}
+
+impl Object {
+    /// A number for the object itself, whatever its attributes: all ops on one link have the same.
+    pub fn identity(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        match self {
+            Self::Sysctl(row) => (0, &row.path).hash(&mut hasher),
+            Self::Link(row) => (1, row.name).hash(&mut hasher),
+            Self::LinkUp(name) => (1, name).hash(&mut hasher),
+            Self::Address(row) => (2, row.link, row.address).hash(&mut hasher),
+            Self::Fdb(row) => (3, row.link, row.mac).hash(&mut hasher),
+            Self::Neighbour(row) => (4, row.link, row.address).hash(&mut hasher),
+            Self::Nexthop(row) => (5, row.id).hash(&mut hasher),
+            Self::Route(row) => (6, row.table, row.destination).hash(&mut hasher),
+            Self::Rule(row) => (7, row.priority, row.to).hash(&mut hasher),
+        }
+        hasher.finish()
     }
 }
 

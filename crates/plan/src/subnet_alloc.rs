@@ -179,8 +179,12 @@ pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Res
     let draw = |family: Family| match conf.pool(family) {
         None => Ok(None),
         Some(pool) => {
-            let taken = others().filter_map(|lease| lease.subnet.of(family));
-            pool.draw(taken, dice)
+            let taken = || others().filter_map(|lease| lease.subnet.of(family));
+            // Pods run in it, whatever became of the other family.
+            let had = own.iter().map(|lease| lease.subnet).chain(asker.previous);
+            let mut kept = had.filter_map(|subnet| subnet.of(family)).filter(|net| pool.holds(net));
+            kept.find(|net| !taken().any(|other| meet(net, &other)))
+                .or_else(|| pool.draw(taken(), dice))
                 .map(Some)
                 .ok_or_else(|| format!("out of subnets: every one of {pool} is leased"))
         }
@@ -208,9 +212,13 @@ fn is_free<'a>(subnet: &Subnet, mut others: impl Iterator<Item = &'a Lease>) -> 
     !others.any(|other| overlap(subnet, &other.subnet))
 }
 
+fn meet(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(other) || other.contains(one)
+}
+
 fn overlap(one: &Subnet, other: &Subnet) -> bool {
     Family::ALL.into_iter().any(|family| match (one.of(family), other.of(family)) {
-        (Some(a), Some(b)) => a.contains(&b) || b.contains(&a),
+        (Some(a), Some(b)) => meet(&a, &b),
         _ => false,
     })
 }
@@ -262,6 +270,23 @@ mod tests {
         ours.born = 1;
         let choice = choose(&conf, &[ours.clone(), theirs], &asker(None), 0).unwrap();
         assert_eq!((choice.stale, choice.origin), (vec![ours.subnet], Origin::Drawn));
+    }
+
+    #[test]
+    fn a_family_that_comes_leaves_the_other_ones_subnet() {
+        let conf = conf(r#"{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:3::/48"}"#);
+        let ours = lease("10.3.7.0-24", [192, 0, 2, 1]);
+        let other = lease("10.3.9.0-24", [192, 0, 2, 2]);
+        for (leases, previous, kept) in [
+            (vec![ours.clone(), other.clone()], None, Some("10.3.7.0/24")),
+            (vec![other.clone()], Some("10.3.7.0-24"), Some("10.3.7.0/24")),
+            (vec![other], Some("10.3.9.0-24"), None),
+        ] {
+            let choice = choose(&conf, &leases, &asker(previous), 5).unwrap();
+            let subnet = choice.subnet.ipv4.unwrap().to_string();
+            assert!(kept.map_or(subnet != "10.3.9.0/24", |kept| subnet == kept), "{subnet}");
+            assert!(choice.subnet.ipv6.is_some() && choice.origin == Origin::Drawn);
+        }
     }
 
     #[test]

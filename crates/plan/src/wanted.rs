@@ -184,9 +184,14 @@ impl<'a> Draft<'a> {
         let Some(own) = addresses.find(|facts| facts.address.addr() == address) else {
             return Some(NodeFault::UplinkWithoutAddress { uplink, address });
         };
-        // An address for one host alone never had a route of its own.
+        // An address for one host alone never had a route of its own, and a tunnel needs none.
         let has_segment = own.address.prefix_len() < own.address.max_prefix_len();
-        (has_segment && !self.on_link.reaches(address))
+        let needs_it = match &self.config.backend {
+            Backend::Vxlan(options) => options.direct_routing,
+            Backend::HostGw => true,
+            Backend::Alloc => false,
+        };
+        (needs_it && has_segment && !self.on_link.reaches(address))
             .then_some(NodeFault::UplinkWithoutRoute { uplink, address })
     }
 

@@ -5,6 +5,7 @@ mod listing;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use plan::netconf::NetConf;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::own::Claim;
+use crate::own::{Choice, Claim};
 use crate::view::{StoreError, View};
 use listing::Listing;
 
@@ -56,7 +57,7 @@ impl Dir {
     pub fn acquire(&self, claim: &Claim) -> Result<Lease, StoreError> {
         let subnets = self.subnets();
         fs::create_dir_all(&subnets).map_err(|error| StoreError::new(subnets.display(), error))?;
-        let _lock = self.lock()?;
+        let _lock = self.lock(&claim.choice)?;
         let mut listing = Listing::new(subnets.clone());
         listing.refresh().map_err(|error| StoreError::new(subnets.display(), error))?;
         let settled =
@@ -76,10 +77,15 @@ impl Dir {
         Ok(settled.lease)
     }
 
-    fn lock(&self) -> Result<File, StoreError> {
+    /// A node without a lease waits for its turn; one that runs has better things to do, and tries again.
+    fn lock(&self, choice: &Choice) -> Result<File, StoreError> {
         let path = self.root.join(".lock");
-        let lock = File::create(&path).and_then(|file| file.lock().map(|()| file));
-        lock.map_err(|error| StoreError::new(path.display(), error))
+        let file = File::create(&path).map_err(|error| StoreError::new(path.display(), error))?;
+        let locked = match choice {
+            Choice::Any { .. } => file.lock().map_err(|error| StoreError::new(path.display(), error)),
+            Choice::Only(_) => file.try_lock().map_err(|error| StoreError::new(path.display(), error)),
+        };
+        locked.map(|()| file)
     }
 
     /// Keeps the view up to date for ever. While the directory cannot be read the last good leases stay in it.
@@ -150,18 +156,20 @@ fn heed(listing: &mut Listing, event: Happened) -> io::Result<()> {
     }
 }
 
-/// A regular file's content, if it is no larger than a lease may be.
+/// A regular file's content, if it is no larger than a lease may be. Whatever else stands under the name, a pipe or a
+/// device, is neither waited for nor read.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let metadata = fs::symlink_metadata(path)?;
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let metadata = file.metadata()?;
+    let unfit = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
     if !metadata.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
+        return Err(unfit("not a regular file".into()));
     }
     if metadata.len() > LARGEST {
-        let why = format!("{} bytes are more than any lease or config has", metadata.len());
-        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        return Err(unfit(format!("{} bytes are more than any lease or config has", metadata.len())));
     }
     let mut content = Vec::new();
-    File::open(path)?.take(LARGEST).read_to_end(&mut content)?;
+    file.take(LARGEST).read_to_end(&mut content)?;
     Ok(content)
 }
 

@@ -2,7 +2,6 @@
 //! everything else goes on at full speed. It does not judge who is right.
 
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use plan::Op;
@@ -14,7 +13,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// An op that was not needed for so long starts afresh.
 const FORGET: Duration = Duration::from_secs(60);
 
-/// Memory of recent ops, by hash: ten thousand of them stay small.
+/// Memory of the objects of recent ops, by number: ten thousand of them stay small.
 #[derive(Default)]
 pub(crate) struct Backoff {
     recent: HashMap<u64, Entry>,
@@ -40,28 +39,36 @@ impl Backoff {
     pub(crate) fn admit(&mut self, ops: Vec<Op>, now: Instant) -> Admitted {
         self.recent.retain(|_, entry| now.duration_since(entry.last) < FORGET);
         let mut admitted = Admitted { ops: Vec::with_capacity(ops.len()), held: Vec::new(), due: None };
+        // All ops on one object go together: a device must not be deleted while its return is put off.
+        let mut judged: HashMap<u64, bool> = HashMap::new();
         for op in ops {
-            let entry = self.recent.entry(hash(&op)).or_insert(Entry { times: 0, last: now, due: now });
-            entry.last = now;
-            if entry.due > now {
+            let identity = op.object.identity();
+            let entry = self.recent.entry(identity).or_insert(Entry { times: 0, last: now, due: now });
+            let goes = *judged.entry(identity).or_insert_with(|| entry.judge(now));
+            if goes {
+                admitted.ops.push(op);
+            } else {
                 admitted.due = Some(admitted.due.map_or(entry.due, |due| due.min(entry.due)));
                 admitted.held.push((op, entry.times));
-                continue;
             }
-            entry.times += 1;
-            if let Some(excess) = entry.times.checked_sub(FREE) {
-                entry.due = now + (FIRST_WAIT * 2u32.saturating_pow(excess)).min(LONGEST_WAIT);
-            }
-            admitted.ops.push(op);
         }
         admitted
     }
 }
 
-fn hash(op: &Op) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    op.hash(&mut hasher);
-    hasher.finish()
+impl Entry {
+    /// May it go ahead this time?
+    fn judge(&mut self, now: Instant) -> bool {
+        self.last = now;
+        if self.due > now {
+            return false;
+        }
+        self.times += 1;
+        if let Some(excess) = self.times.checked_sub(FREE) {
+            self.due = now + (FIRST_WAIT * 2u32.saturating_pow(excess)).min(LONGEST_WAIT);
+        }
+        true
+    }
 }
 
 #[cfg(test)]
@@ -101,6 +108,12 @@ mod tests {
         for _ in 0..20 {
             backoff.admit(vec![op("10.0.0.0/24")], now);
         }
+        let other = Op { verb: Verb::Delete, ..op("10.0.0.0/24") };
+        assert_eq!(
+            backoff.admit(vec![other], now).ops.len(),
+            0,
+            "it is the object that waits, whatever is done to it"
+        );
         assert_eq!(backoff.admit(vec![op("10.0.0.0/24")], now).ops.len(), 0);
         assert_eq!(backoff.admit(vec![op("10.0.0.0/24")], now + FORGET).ops.len(), 1);
     }

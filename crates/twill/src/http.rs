@@ -3,9 +3,11 @@
 
 use std::convert::Infallible;
 use std::fmt::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use http_body_util::Full;
@@ -17,10 +19,16 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
 
 use crate::flags::Flags;
 use crate::metrics::Metrics;
 use crate::report::{Board, Report};
+
+/// Connections at a time, on the port and on the socket.
+const CONVERSATIONS: usize = 64;
+/// The longest that one may last.
+const CONVERSATION: Duration = Duration::from_secs(60);
 
 /// Listening sockets with what they answer from.
 pub(crate) struct Servers {
@@ -65,10 +73,17 @@ fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
     }
-    // A killed daemon leaves its socket behind.
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    // A killed daemon leaves its socket behind; a living one answers, and whatever else is there is not ours.
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => return Err(ErrorKind::AddrInUse.into()),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+                return Err(ErrorKind::AlreadyExists.into());
+            }
+            std::fs::remove_file(path)?;
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
@@ -79,22 +94,41 @@ impl Servers {
     /// Answers for ever.
     pub(crate) async fn run(self) {
         let (local, network) = (self.answers.clone(), Answers { side: Side::Network, ..self.answers });
+        // Idle strangers on the port must not keep root from its answer.
+        let [places, local_places] = [CONVERSATIONS; 2].map(|most| Arc::new(Semaphore::new(most)));
         let tcp = async {
             let Some(tcp) = self.tcp else { return std::future::pending().await };
             loop {
-                if let Ok((stream, _)) = tcp.accept().await {
-                    tokio::spawn(converse(stream, network.clone()));
-                }
+                let accepted = tcp.accept().await;
+                admit(accepted, &places, network.clone()).await;
             }
         };
         let unix = async {
             loop {
-                if let Ok((stream, _)) = self.unix.accept().await {
-                    tokio::spawn(converse(stream, local.clone()));
-                }
+                let accepted = self.unix.accept().await;
+                admit(accepted, &local_places, local.clone()).await;
             }
         };
         tokio::join!(tcp, unix);
+    }
+}
+
+/// Takes a connection, one of so many at a time.
+async fn admit<S, A>(accepted: std::io::Result<(S, A)>, places: &Arc<Semaphore>, answers: Answers)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let place = places.clone().acquire_owned().await;
+    match accepted {
+        Ok((stream, _)) => {
+            tokio::spawn(async move {
+                let _place = place;
+                // Whoever says nothing for so long is sent away.
+                let _ = tokio::time::timeout(CONVERSATION, converse(stream, answers)).await;
+            });
+        }
+        // Out of descriptors, most likely: the next attempt fails at once, too.
+        Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
     }
 }
 
@@ -104,7 +138,7 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, answers: Answers)
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(std::time::Duration::from_secs(10))
+        .header_read_timeout(Duration::from_secs(10))
         .serve_connection(TokioIo::new(stream), answer);
     // A client that goes away is its own affair.
     let _ = connection.await;
@@ -132,7 +166,7 @@ impl Answers {
             }
             (Side::Local, "/status") => {
                 let report = self.board.borrow().clone();
-                let json = serde_json::to_string(&*report).unwrap_or_default();
+                let json = serde_json::to_string(&report.told()).unwrap_or_default();
                 answer(StatusCode::OK, "application/json", json)
             }
             _ => answer(StatusCode::NOT_FOUND, text, "not found\n"),

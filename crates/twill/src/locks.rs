@@ -11,6 +11,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
+use ipnet::IpNet;
 use plan::backend::Backend;
 use plan::input::{Config, Family};
 
@@ -48,7 +49,12 @@ impl Locks {
     /// Takes what a config makes ours in the kernel; what an earlier one did stays until `keep_vnis`.
     pub(crate) fn take_config(&mut self, config: &Config) -> anyhow::Result<()> {
         for network in Family::ALL.into_iter().filter_map(|family| config.network(family)) {
-            self.take(&format!("network {network}"), "Network")?;
+            if let Some(other) = self.overlapping(&network)? {
+                bail!(
+                    "another daemon of this node has network {other}, which overlaps {network}: give one of them another Network"
+                );
+            }
+            self.take(&format!("{NETWORK}{network}"), "Network")?;
         }
         match &config.backend {
             Backend::Vxlan(options) => self.take(&vni_name(options.vni), "VNI"),
@@ -61,6 +67,17 @@ impl Locks {
         let names: Vec<String> = vnis.iter().map(|vni| vni_name(*vni)).collect();
         self.names.retain(|(held, _)| !held.starts_with(VNI) || names.contains(held));
         vnis.iter().copied().filter(|vni| self.take(&vni_name(*vni), "VNI").is_err()).collect()
+    }
+
+    /// A network of another daemon that shares addresses with ours.
+    fn overlapping(&self, network: &IpNet) -> anyhow::Result<Option<IpNet>> {
+        let sockets = fs::read_to_string("/proc/net/unix").context("listing unix sockets")?;
+        let prefix = format!("@{PREFIX}{NETWORK}");
+        let names =
+            sockets.lines().filter_map(|line| line.split_once(&prefix)).map(|(_, network)| network.trim());
+        let held = |other: &IpNet| self.names.iter().any(|(name, _)| *name == format!("{NETWORK}{other}"));
+        let mut others = names.filter_map(|name| name.parse::<IpNet>().ok()).filter(|other| !held(other));
+        Ok(others.find(|other| other.contains(network) || network.contains(other)))
     }
 
     fn take(&mut self, name: &str, key: &str) -> anyhow::Result<()> {
@@ -78,6 +95,9 @@ impl Locks {
     }
 }
 
+/// How the addresses begin.
+const PREFIX: &str = "twill ";
+const NETWORK: &str = "network ";
 const VNI: &str = "VNI ";
 
 fn vni_name(vni: u32) -> String {
@@ -85,5 +105,5 @@ fn vni_name(vni: u32) -> String {
 }
 
 fn bind(name: &str) -> io::Result<UnixDatagram> {
-    UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(format!("twill {name}"))?)
+    UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(format!("{PREFIX}{name}"))?)
 }

@@ -2,11 +2,13 @@
 //! store as long as it takes; afterwards the lease is kept.
 
 use std::fmt::Display;
-use std::time::Duration;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use kernel::Kernel;
 use plan::Mac;
+use plan::backend::Backend;
 use plan::input::{Config, Family, Node};
 use plan::lease::{Announced, Lease};
 use plan::netconf::NetConf;
@@ -22,14 +24,16 @@ use crate::report::{self, Board};
 use crate::subnet_file;
 
 const RETRY: Duration = Duration::from_secs(1);
+/// So long the same words are not written again.
+const REWRITE: Duration = Duration::from_secs(60);
 
 /// Our lease: what it takes to ask for it, and to ask again.
 pub(crate) struct OwnLease {
     store: Dir,
     conf: NetConf,
     asker: Asker,
-    /// What the store was last told.
-    announced: Option<Announced>,
+    /// What the store was last told to say, and when.
+    written: Option<(Announced, Instant)>,
 }
 
 /// The configuration in force, and this node in it.
@@ -56,12 +60,19 @@ pub(crate) fn establish(
     let uplink::Choice { uplink, reason } =
         uplink::choose(&underlay, &ask(flags)?, families).context("choosing the interface")?;
     info!("uplink is {}: {reason}", uplink.link);
+    if let (Backend::HostGw, Some(public_ip)) = (&config.backend, flags.public_ip)
+        && uplink.ipv4.is_some_and(|own| own != public_ip)
+    {
+        bail!(
+            "host-gw needs the uplink's own address as next hop, but --public-ip is {public_ip}: leave it out or use vxlan"
+        );
+    }
     let asker = Asker {
         public_ip: flags.public_ip.or(uplink.ipv4),
         public_ipv6: uplink.ipv6,
         previous: subnet_file::previous(&flags.subnet_file),
     };
-    let mut own_lease = OwnLease { store: store.clone(), conf, asker, announced: None };
+    let mut own_lease = OwnLease { store: store.clone(), conf, asker, written: None };
     let drawn = [draw_mac(), draw_mac()];
     let macs = |held: Option<&Lease>| config.backend.macs(held, &underlay, drawn);
     let any = || Choice::Any { dice: fastrand::u64(..) };
@@ -71,7 +82,6 @@ pub(crate) fn establish(
         Announced::Vxlan { ipv4, ipv6 } => [ipv4.map(|vtep| vtep.mac), ipv6.map(|vtep| vtep.mac)],
         _ => [None; 2],
     };
-    own_lease.announced = Some(lease.announced);
     // A node that announces no VTEP still needs one towards peers that do.
     let (vtep, vtep_v6) = (vtep.or(Some(drawn[0])), vtep_v6.or(Some(drawn[1])));
     let former = plan::backend::vxlan::left_devices(&underlay, &lease.subnet);
@@ -112,25 +122,38 @@ impl OwnLease {
         Ok(self.conf != *conf)
     }
 
-    /// Takes our lease again if it is not among those listed, or writes it anew if we announce something else than it
-    /// says: the same subnet, since pods have addresses from it. Gives what is wrong if that fails.
-    pub(crate) fn keep(&mut self, listed: &[Lease], node: &Node) -> Option<StoreFault> {
+    /// Takes our lease again if it is not among those listed, and writes it anew if it does not say what we announce: the
+    /// same subnet, since pods have addresses from it. Gives what is wrong if that cannot be.
+    pub(crate) fn keep(&mut self, listed: &[Lease], node: &Node, now: Instant) -> Option<StoreFault> {
+        let gone = |why: String| Some(StoreFault::OwnLeaseGone { why: why.into() });
         let macs = [node.vtep.unwrap_or_default(), node.vtep_v6.unwrap_or_default()];
         let config = self.conf.config();
         let announced = config.backend.announced(&config, macs);
-        let is_listed = listed.iter().any(|lease| lease.subnet == node.subnet);
-        if is_listed && self.announced.as_ref() == Some(&announced) {
-            return None;
-        }
+        let what = match listed.iter().find(|lease| lease.subnet == node.subnet) {
+            None => "was gone and is taken again",
+            Some(lease) if !self.asker.owns(lease) => {
+                let holder = lease.public_ip.map(IpAddr::V4).or(lease.public_ipv6.map(IpAddr::V6));
+                return gone(holder.map_or("nobody holds it".into(), |holder| format!("{holder} holds it")));
+            }
+            Some(lease) if lease.announced == announced => return None,
+            // The store tells late of our own write, and another daemon with our address would undo it for ever.
+            Some(_)
+                if self
+                    .written
+                    .as_ref()
+                    .is_some_and(|(what, at)| *what == announced && now - *at < REWRITE) =>
+            {
+                return None;
+            }
+            Some(_) => "did not say what we announce and is written again",
+        };
         match self.take(&|_: Option<&Lease>| macs, Choice::Only(node.subnet)) {
             Ok(lease) => {
-                let what =
-                    if is_listed { "announces our new backend" } else { "was gone and is taken again" };
                 warn!("our lease {} {what}", lease.subnet);
-                self.announced = Some(announced);
+                self.written = Some((announced, now));
                 None
             }
-            Err(error) => Some(StoreFault::OwnLeaseGone { why: error.to_string().into() }),
+            Err(error) => gone(error.to_string()),
         }
     }
 }

@@ -59,7 +59,7 @@ pub(crate) struct Memory {
     /// Sysctls that cannot be written: said once, not tried again.
     refused: BTreeSet<NodeFault>,
     notebook: Notebook,
-    held: Vec<Op>,
+    held: BTreeSet<Op>,
     /// What the monitor is set to hear.
     interest: Option<kernel::Interest>,
     /// What is wrong with our own part, and since when.
@@ -117,7 +117,9 @@ impl Reconciler {
     /// A store that is lost says nothing new, so our lease is not missed in it.
     fn keep_lease(&mut self, view: &View) -> Option<StoreFault> {
         match &view.leases {
-            Leases::Listed(listed) if view.lost.is_none() => self.own_lease.keep(listed, &self.node),
+            Leases::Listed(listed) if view.lost.is_none() => {
+                self.own_lease.keep(listed, &self.node, Instant::now())
+            }
             _ => None,
         }
     }
@@ -191,12 +193,15 @@ impl Reconciler {
         let mut failed = Vec::new();
         for (op, outcome) in ops.iter().zip(outcomes) {
             if let Outcome::Failed(error) = outcome {
-                self.memory.refused.extend(refused_sysctl(op));
+                if error.is_denial() {
+                    self.memory.refused.extend(refused_sysctl(op));
+                }
                 failed.push((op.clone(), error));
             }
         }
         // What failed or was held is tried again though nothing may happen meanwhile.
-        let due = if failed.is_empty() { due } else { Some(due.unwrap_or(begun + FAILED_RETRY)) };
+        let again = (!failed.is_empty()).then_some(begun + FAILED_RETRY);
+        let due = due.into_iter().chain(again).min();
         let Wanted { peers, notes, .. } = wanted;
         (Round { causes, ops, failed, held, notes, peers, took: begun.elapsed() }, due)
     }
@@ -220,8 +225,8 @@ impl Reconciler {
         if !round.ops.is_empty() {
             info!("{}", round.line());
         }
-        for (op, error) in round.failed.iter().take(NOTED) {
-            warn!("{op}: {error}");
+        for (_, error) in round.failed.iter().take(NOTED) {
+            warn!("{error}");
         }
         for (op, times) in round.held.iter().filter(|(op, _)| !self.memory.held.contains(op)).take(NOTED) {
             warn!("put off, because it came back {times} times (is something else managing it?): {op}");
@@ -252,7 +257,8 @@ impl Reconciler {
         self.board.send_modify(|report| {
             let report = Arc::make_mut(report);
             report.rounds += 1;
-            if programmed && report.waiting_for.take().is_some() {
+            report.last_look = Some(Instant::now());
+            if programmed && report.fault.is_none() && report.waiting_for.take().is_some() {
                 info!("ready: {} peers", round.peers.len());
             }
             if !round.ops.is_empty() {
@@ -278,12 +284,14 @@ struct Heard {
 fn own_fault(round: &Round) -> Option<String> {
     let own = |object: &Object| matches!(object, Object::Link(_) | Object::LinkUp(_) | Object::Address(_));
     let failed = round.failed.iter().find(|(op, _)| own(&op.object)).map(|(_, error)| error.to_string());
+    let held = round.held.iter().find(|(op, _)| own(&op.object));
+    let held = held.map(|(op, times)| format!("needed {times} times and put off: {op}"));
     let noted = round.notes.iter().find_map(|note| match note {
         Note::Node(NodeFault::SysctlRefused { .. }) => None,
         Note::Node(fault) => Some(fault.to_string()),
         _ => None,
     });
-    failed.or(noted)
+    failed.or(held).or(noted)
 }
 
 fn refused_sysctl(op: &Op) -> Option<NodeFault> {

@@ -16,6 +16,8 @@ pub(crate) const FORMAT: u32 = 1;
 
 /// A repair under way does not turn readiness off before this.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Rounds come at least every 30 s; without any for so long they hang.
+const SILENCE: Duration = Duration::from_secs(90);
 
 /// The state of this node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -23,6 +25,8 @@ pub(crate) struct Report {
     pub(crate) format: u32,
     pub(crate) version: String,
     pub(crate) pid: u32,
+    /// Why this node is not ready, at the moment of the answer.
+    pub(crate) not_ready: Option<String>,
     /// What is waited for before the first round; `None` afterwards.
     pub(crate) waiting_for: Option<String>,
     pub(crate) node: Option<NodeReport>,
@@ -32,6 +36,8 @@ pub(crate) struct Report {
     pub(crate) fault: Option<String>,
     #[serde(skip)]
     pub(crate) fault_since: Option<Instant>,
+    #[serde(skip)]
+    pub(crate) last_look: Option<Instant>,
     pub(crate) peers: Vec<PeerPath>,
     pub(crate) notes: Vec<String>,
     /// Ops that keep coming back and are put off.
@@ -71,11 +77,13 @@ pub(crate) fn board() -> Board {
         format: FORMAT,
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
+        not_ready: None,
         waiting_for: Some("start".into()),
         node: None,
         store_lost: None,
         fault: None,
         fault_since: None,
+        last_look: None,
         peers: Vec::new(),
         notes: Vec::new(),
         held: Vec::new(),
@@ -130,11 +138,19 @@ impl Report {
     /// Is this node's own part in order? Peers and the store never count (ARCHITECTURE.md, invariant 13).
     pub(crate) fn readiness(&self) -> Result<(), String> {
         if let Some(what) = &self.waiting_for {
-            return Err(format!("waiting for {what}"));
+            return Err(self.fault.clone().unwrap_or_else(|| format!("waiting for {what}")));
+        }
+        if let Some(silence) = self.last_look.map(|at| at.elapsed()).filter(|silence| *silence > SILENCE) {
+            return Err(format!("the kernel was last looked at {} s ago: rounds hang", silence.as_secs()));
         }
         match (&self.fault, self.fault_since) {
             (Some(fault), Some(since)) if since.elapsed() > PATIENCE => Err(fault.clone()),
             _ => Ok(()),
         }
+    }
+
+    /// The report as it is told: with the verdict of this moment.
+    pub(crate) fn told(&self) -> Self {
+        Self { not_ready: self.readiness().err(), ..self.clone() }
     }
 }

@@ -57,12 +57,12 @@ fn page(report: &Report, colour: bool) -> String {
     let paint =
         |style: Style, text: &str| if colour { format!("{style}{text}{style:#}") } else { text.to_owned() };
     let mut page = String::new();
-    let state = match report.readiness() {
-        Err(why) => paint(AnsiColor::Red.on_default(), &format!("not ready: {why}")),
-        Ok(()) if report.fault.is_some() => {
+    let state = match &report.not_ready {
+        Some(why) => paint(AnsiColor::Red.on_default(), &format!("not ready: {why}")),
+        None if report.fault.is_some() => {
             paint(AnsiColor::Yellow.on_default(), report.fault.as_deref().unwrap_or_default())
         }
-        Ok(()) => paint(AnsiColor::Green.on_default(), "ready"),
+        None => paint(AnsiColor::Green.on_default(), "ready"),
     };
     let mut line = |name: &str, value: &str| _ = writeln!(page, "{name:<9} {value}");
     line("state", &state);

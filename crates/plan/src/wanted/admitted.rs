@@ -62,7 +62,8 @@ impl Draft<'_> {
         if !is_host_address(public_ip) || in_pods || self.is_broadcast(public_ip) {
             return Err(PeerFault::BadPublicAddress(public_ip));
         }
-        if self.node.uplink.address(family) == Some(public_ip) {
+        let is_ours = self.underlay.addresses.iter().any(|facts| facts.address.addr() == public_ip);
+        if is_ours || self.node.uplink.address(family) == Some(public_ip) {
             return Err(PeerFault::OurPublicAddress(public_ip));
         }
         Ok(public_ip)

@@ -67,7 +67,7 @@ impl Scene {
             foreign: Rows::default(),
             left_over: Rows::default(),
             fates: Vec::new(),
-            sweeps: matches!(world.leases, Leases::Listed(_)) && world.uplink == UplinkIs::Up,
+            sweeps: matches!(world.leases, Leases::Listed(_)) && world.is_uplink_fit(),
         };
         scene.want_more(tape);
         scene.find_devices(tape, &world);
@@ -234,7 +234,10 @@ fn other_devices(uplink: UplinkIs) -> Vec<Device> {
     let mut devices =
         vec![Device { name: name("eth1"), passable: true }, Device { name: name("cni0"), passable: true }];
     if uplink != UplinkIs::Missing {
-        devices.push(Device { name: name("eth0"), passable: uplink == UplinkIs::Up });
+        devices.push(Device {
+            name: name("eth0"),
+            passable: matches!(uplink, UplinkIs::Up | UplinkIs::WithoutRoute),
+        });
     }
     devices
 }

@@ -47,6 +47,18 @@ pub(crate) struct World {
     pub(crate) foreign_devices: Vec<LinkName>,
 }
 
+impl World {
+    /// A tunnel needs no route to the uplink's own segment.
+    pub(crate) fn is_uplink_fit(&self) -> bool {
+        let tunnels_only = match &self.config.backend {
+            Backend::Vxlan(options) => !options.direct_routing,
+            Backend::HostGw => false,
+            Backend::Alloc => true,
+        };
+        self.uplink == UplinkIs::Up || (self.uplink == UplinkIs::WithoutRoute && tunnels_only)
+    }
+}
+
 pub(crate) fn name(text: &str) -> LinkName {
     text.parse().unwrap()
 }

@@ -3,9 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use lab::{Lab, Monitors, Node, Timing, Topology, View};
+use lab::eyes::Row;
+use lab::{Lab, Monitors, Node, PingStream, Timing, Topology, View};
 
-use crate::cluster::{self, HOST_GW_DUAL, SOON, VXLAN_DUAL};
+use crate::cluster::{self, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL};
 
 /// The key of a node's lease.
 fn key_of(lab: &Lab, node: &Node) -> String {
@@ -49,6 +50,23 @@ fn vxlan_on_one_segment() {
 fn vxlan_across_a_router() {
     lab::test(Timing::Free, || {
         connects(Topology::routed(2, 1), VXLAN_DUAL, 1430);
+    });
+}
+
+#[test]
+fn direct_routing_goes_by_each_familys_segment() {
+    lab::test(Timing::Free, || {
+        let config = VXLAN_DUAL.replace(r#""vxlan""#, r#""vxlan","DirectRouting":true"#);
+        let view = connects(Topology::routed(2, 1), &config, 1430);
+        for (kind, network, tunnel) in
+            [("route4", "10.244.", "flannel.1"), ("route6", "fd00:244:", "flannel-v6.1")]
+        {
+            let peers = view.of_kind(kind).filter(|route| route.text("dst").starts_with(network));
+            let mut devices: Vec<&str> =
+                peers.filter(|route| !route.text("gateway").is_empty()).map(Row::device).collect();
+            devices.sort();
+            assert_eq!(devices, ["eth0", tunnel]);
+        }
     });
 }
 
@@ -212,5 +230,28 @@ fn an_uplink_without_its_ipv6_address_serves_ipv4() {
             ip6,
         );
         lab::wait_for("all is as before", SOON, || View::now(&node.ns) == before);
+    });
+}
+
+/// Turned on with a restart: subnets, pods and packets of IPv4 stay.
+#[test]
+fn ipv6_is_added_to_a_running_cluster() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let (mut daemons, pods) = cluster::start(&lab);
+        let subnets = || lab.nodes().iter().map(Node::subnet).collect::<Vec<_>>();
+        let before = subnets();
+        let ping = PingStream::start(&pods[0].ns, pods[1].ip());
+        lab::wait_for("the ping runs", SOON, || ping.received() > 10);
+        lab.store.config(VXLAN_DUAL);
+        for daemon in &mut daemons {
+            daemon.restart();
+            daemon.wait_ready();
+        }
+        let routes = || lab.node(1).ns.run("ip -6 route");
+        lab::wait_for("the peer by IPv6", SOON, || routes().contains(&lab.node(2).subnet6()));
+        assert_eq!(subnets(), before);
+        let report = ping.stop();
+        assert_eq!(report.lost, 0, "{report:?}");
     });
 }

@@ -20,10 +20,7 @@ fn a_storm_of_foreign_neighbours_goes_unheard() {
         let (changes, took) = Storm::start(node, 10_000, SPAN).finish();
         let cpu = daemons[0].cpu() - cpu;
         println!("{changes} changes in {took:?} cost {cpu:?}");
-        assert!(
-            f64::from(u32::try_from(changes).unwrap()) / took.as_secs_f64() > 8_000.0,
-            "{changes} in {took:?}"
-        );
+        assert!(changes > 20_000, "no storm: {changes} changes in {took:?}");
         assert!(cpu < took * 3 / 100, "{cpu:?} of CPU in {took:?}");
         // The device of the storm comes and goes, and the period may pass; the neighbours themselves cause no round.
         assert!(rounds() - before <= 4.0, "{} rounds", rounds() - before);

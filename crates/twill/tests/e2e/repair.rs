@@ -56,6 +56,8 @@ harms! {
     vxlan_device_down: VXLAN, |_| Harm::DeviceDown { dev: flannel_1() };
     vxlan_mac_changed: VXLAN, |_| Harm::MacChanged { dev: flannel_1(), mac: "02:00:00:00:ba:ad".into() };
     vxlan_address_flushed: VXLAN, |_| Harm::AddressFlushed { dev: flannel_1() };
+    direct_route_replaced: DIRECT, wrong_route;
+    direct_device_deleted: DIRECT, |_| Harm::DeviceDeleted { dev: flannel_1() };
     direct_route_deleted: DIRECT, |peer| Harm::RouteDeleted { subnet: peer.subnet() };
     host_gw_route_deleted: HOST_GW, |peer| Harm::RouteDeleted { subnet: peer.subnet() };
     host_gw_route_replaced: HOST_GW, wrong_route;
@@ -87,8 +89,8 @@ fn uplink_comes_back(config: &str) {
     let before = View::of(&node.ns);
     Harm::UplinkDown.apply(node);
     lab::holds_for("pods are cut off", Duration::from_secs(1), || pods[0].ping(pods[1].ip()).is_none());
-    Harm::UplinkUp.apply(node);
     let up = Instant::now();
+    Harm::UplinkUp.apply(node);
     let healed = || View::of(&node.ns) == before && cluster::answers(&pods[0], &pods[1]);
     let took = lab::until(SOON, || healed().then(|| up.elapsed()));
     let took = took.unwrap_or_else(|| panic!("not as before:\n{}", before.diff(&View::of(&node.ns))));

@@ -51,3 +51,26 @@ fn status_is_a_table_for_people_and_json_for_machines() {
         assert_eq!(mode.trim(), "600");
     });
 }
+
+/// Somebody else's device has our VNI and port: the node is not ready from the first moment on, says why, and writes no
+/// subnet file; once the squatter is gone it is.
+#[test]
+fn a_device_that_cannot_be_made_keeps_the_node_from_being_ready() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), VXLAN);
+        let node = lab.node(1);
+        node.ns.run("ip link add squatter type vxlan id 1 dev eth0 dstport 8472");
+        let daemon = node.start(FLAGS);
+        lab::wait_for("it says why", SOON, || {
+            node.get("/readyz").is_some_and(|reply| reply.body.contains("flannel.1"))
+        });
+        // Longer than the op is repeated at once, so that it is being put off meanwhile.
+        lab::holds_for("it is not ready", std::time::Duration::from_secs(8), || {
+            node.get("/readyz").is_some_and(|reply| reply.status == 503) && node.subnet_env().is_none()
+        });
+        node.ns.run("ip link del squatter");
+        daemon.wait_ready();
+        assert!(node.ns.run("ip -d link show flannel.1").contains("vxlan id 1 "));
+        assert_eq!(node.ns.run("cat /proc/sys/net/ipv6/conf/flannel.1/accept_ra").trim(), "0");
+    });
+}

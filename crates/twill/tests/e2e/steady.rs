@@ -33,20 +33,21 @@ fn writes_nothing(config: &str, load: Load) {
     let cpu = daemons[0].cpu();
     let traffic = (load == Load::Connections).then(|| Traffic::start(&pods[0], &pods[1], 500, SPAN));
     // Traffic moves entries of cni0 and eth0, which are not ours; flannel's devices and routes must stay untouched.
-    lab::holds_for("no object of ours is written", SPAN, || {
-        let ours = monitors.lines_about(&["flannel", "proto 84"]);
-        assert!(ours.is_empty(), "{ours:?}");
-        true
+    // Nothing looks meanwhile, so that idle is idle.
+    lab::holds_for("the daemon runs", SPAN, || {
+        std::path::Path::new(&format!("/proc/{}", daemons[0].pid())).exists()
     });
     let cpu = daemons[0].cpu() - cpu;
     if let Some(traffic) = traffic {
         let report = traffic.finish();
-        assert!(report.made > 500 * 25 && report.failed == 0, "{report:?}");
+        assert!(report.made > 500 * 20 && report.failed == 0, "{report:?}");
         assert!(!monitors.lines_about(&["cni0"]).is_empty(), "neighbours were to expire meanwhile");
     } else {
         println!("{cpu:?} of CPU in {SPAN:?}");
         assert!(cpu < CPU, "{cpu:?} of CPU in {SPAN:?}");
     }
+    let ours = monitors.lines_about(&["flannel", "proto 84"]);
+    assert!(ours.is_empty(), "{ours:?}");
     let now = fs::metadata(node.run_dir().join("subnet.env")).unwrap();
     assert_eq!((now.ino(), now.mtime(), now.mtime_nsec()), (file.ino(), file.mtime(), file.mtime_nsec()));
 }

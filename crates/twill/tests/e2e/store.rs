@@ -1,5 +1,7 @@
 //! Leases that come, go, break, and a store that cannot be heard: one peer's fault is never another's.
 
+use std::time::{Duration, Instant};
+
 use lab::{PingStream, Timing, Topology};
 
 use crate::cluster::{self, SOON, VXLAN, lease_name};
@@ -8,7 +10,9 @@ use crate::cluster::{self, SOON, VXLAN, lease_name};
 fn a_malformed_lease_costs_nobody_else_anything() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(3), VXLAN);
-        let (_daemons, pods) = cluster::start(&lab);
+        let (mut daemons, pods) = cluster::start(&lab);
+        // Its daemon would write its lease again.
+        daemons[2].kill9();
         let node = lab.node(1);
         let ping = PingStream::start(&pods[0].ns, pods[1].ip());
         lab.store.put_lease("10.244.250.0-24", "{half a lease");
@@ -70,7 +74,7 @@ fn losing_the_store_freezes_the_node_and_never_empties_it() {
         std::fs::rename(&away, &subnets).unwrap();
         lab::wait_for("status is calm", SOON, || !node.twill(&["status"]).contains("lost"));
         let report = ping.stop();
-        assert!(report.longest_gap < std::time::Duration::from_secs(1), "{report:?}");
+        assert!(report.longest_gap < Duration::from_secs(1), "{report:?}");
     });
 }
 
@@ -78,10 +82,22 @@ fn losing_the_store_freezes_the_node_and_never_empties_it() {
 fn killed_daemons_leave_one_whole_lease_each() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(3), VXLAN);
-        for _ in 0..5 {
+        // Killed at moments that creep from before the lease to after it.
+        let (mut before, mut after) = (0, 0);
+        for round in 0..20 {
             let mut daemons: Vec<_> = lab.nodes().iter().map(|node| node.start(cluster::FLAGS)).collect();
+            let killed_at = Instant::now() + Duration::from_millis(2 * round);
+            lab::until(SOON, || (Instant::now() >= killed_at).then_some(()));
             daemons.iter_mut().for_each(lab::Daemon::kill9);
+            let leases = lab.store.leases();
+            if leases.is_empty() {
+                before += 1;
+            } else {
+                after += 1;
+            }
+            leases.keys().for_each(|name| lab.store.remove_lease(name));
         }
+        assert!(before > 0 && after > 0, "{before} kills before any lease, {after} after one");
         let _daemons = lab.start_all(cluster::FLAGS);
         let leases = lab.store.leases();
         assert_eq!(leases.len(), 3, "{leases:?}");
@@ -123,6 +139,48 @@ fn an_emptied_store_costs_no_packet() {
         );
         let report = ping.stop();
         assert_eq!(report.lost, 0, "{report:?}");
+    });
+}
+
+/// As `rm` does on a busy machine: the guard weighs what vanished within a while, not at once.
+#[test]
+fn a_store_emptied_one_by_one_costs_no_packet_either() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(6), VXLAN);
+        let (mut daemons, node) = (lab.start_all(cluster::FLAGS), lab.node(1));
+        daemons.iter_mut().skip(1).for_each(lab::Daemon::kill9);
+        let (own, all) = (lease_name(&node.subnet()), lab.store.leases());
+        for name in all.keys().filter(|name| **name != own) {
+            lab.store.remove_lease(name);
+            let subnet = name.replace("-24", "/24");
+            let seen = || {
+                !node.ns.run("ip route").contains(&subnet)
+                    || node.twill(&["status"]).contains("more than half")
+            };
+            lab::wait_for("the daemon has noticed", SOON, seen);
+        }
+        let routes = node.ns.run("ip route");
+        assert!(
+            lab.nodes()[1..].iter().all(|peer| routes.contains(&peer.subnet())),
+            "all are kept: {routes}"
+        );
+    });
+}
+
+/// Another node's address under our key is said and not fought over.
+#[test]
+fn our_lease_in_other_hands_is_said() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let (_daemons, _pods) = cluster::start(&lab);
+        let node = lab.node(1);
+        let own = lease_name(&node.subnet());
+        let lease = lab.store.leases()[&own].clone();
+        lab.store.put_lease(&own, &lease.replace(&node.ip.to_string(), "192.168.100.99"));
+        lab::wait_for("it is said", SOON, || node.twill(&["status"]).contains("192.168.100.99 holds it"));
+        // One that is ours and says something else is put right.
+        lab.store.put_lease(&own, &lease.replace(r#""VNI":1"#, r#""VNI":5"#));
+        lab::wait_for("it says again what we announce", SOON, || lab.store.leases()[&own] == lease);
     });
 }
 
