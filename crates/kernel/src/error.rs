@@ -52,6 +52,9 @@ pub enum Cause {
     /// What was to be read changed during each reading.
     #[error("it changed during each of {ATTEMPTS} readings")]
     Torn,
+    /// The kernel lacks what is needed.
+    #[error("Linux {0} is too old: 5.4 or newer is needed")]
+    TooOld(Box<str>),
     /// The kernel did not answer in time.
     #[error("the kernel did not answer within {0} s")]
     Silent(u64),

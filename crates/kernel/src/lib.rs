@@ -31,9 +31,34 @@ pub struct Kernel {
     netlink: socket::Rtnetlink,
 }
 
+/// Strict dumps, next hop objects and their monitor group are there from 5.4 on.
+const OLDEST: (u32, u32) = (5, 4);
+
 impl Kernel {
     /// Needs no right; changing anything needs `CAP_NET_ADMIN`.
     pub fn open() -> Result<Self, Error> {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        if version(&release).is_some_and(|version| version < OLDEST) {
+            return Err(Error::new("start", Cause::TooOld(release.trim().into())));
+        }
         Ok(Self { netlink: socket::Rtnetlink::open()? })
+    }
+}
+
+/// Major and minor number of a release such as `6.1.0-18-amd64`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_compared_by_number() {
+        assert_eq!(version("6.1.0-18-amd64\n"), Some((6, 1)));
+        assert!(version("5.10.0").unwrap() > OLDEST && version("4.19.0-27").unwrap() < OLDEST);
+        assert_eq!(version("unknown"), None);
     }
 }

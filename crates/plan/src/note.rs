@@ -195,7 +195,7 @@ impl fmt::Display for NodeFault {
                 write!(f, "{family} is configured but our lease has no {family} subnet; that family is off")
             }
             Self::SysctlRefused { path, value } => {
-                write!(f, "/proc/sys/{path} cannot be written. Run: sysctl -w {path}={value}")
+                write!(f, "sysctl {path} cannot be written. Run: sysctl -w {path}={value}")
             }
         }
     }

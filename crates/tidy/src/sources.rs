@@ -14,6 +14,9 @@ const PRODUCT_CRATES: [&str; 5] = ["plan", "kernel", "store", "twill", "cni"];
 const UNFINISHED: [&str; 4] =
     [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("to", "do!("), concat!("unimple", "mented!(")];
 
+/// Words of Linux that only `kernel` may use in the product (ARCHITECTURE.md, invariant 3).
+const KERNEL_ONLY: [&str; 3] = ["/proc/sys/", "NETLINK_", "AF_NETLINK"];
+
 /// What is wrong, a line each.
 pub(crate) fn faults(root: &Path) -> anyhow::Result<Vec<String>> {
     let mut files = Vec::new();
@@ -34,15 +37,21 @@ pub(crate) fn faults(root: &Path) -> anyhow::Result<Vec<String>> {
             faults.push(format!("{name} ignores a test: make it pass or delete it"));
         }
         if !name.contains("/tests/") {
-            let lines = code_lines(&text);
+            let product_crate =
+                PRODUCT_CRATES.iter().find(|product| name.starts_with(&format!("{product}/")));
+            let code = code(&text);
+            if product_crate.is_some_and(|product| *product != "kernel") {
+                for word in KERNEL_ONLY.iter().filter(|word| code.iter().any(|line| line.contains(**word))) {
+                    faults.push(format!("{name} uses {word}, which is kernel's alone"));
+                }
+            }
+            let lines = code.len();
             if lines > FILE {
                 faults.push(format!(
                     "{name} has {lines} code lines, more than {FILE}: the design is telling something"
                 ));
             }
-            if PRODUCT_CRATES.iter().any(|product| name.starts_with(&format!("{product}/"))) {
-                product += lines;
-            }
+            product += if product_crate.is_some() { lines } else { 0 };
         }
     }
     if product > PRODUCT {
@@ -63,7 +72,8 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn code_lines(text: &str) -> usize {
+/// Lines that are neither blank nor comment, without the tests at the end.
+fn code(text: &str) -> Vec<&str> {
     let product = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
-    product.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//")).count()
+    product.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//")).collect()
 }
