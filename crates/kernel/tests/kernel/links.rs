@@ -110,9 +110,17 @@ fn what_flannel_does_not_set_is_unknown() {
         for (options, told) in [
             ("id 1 dev eth0 local 2001:db8::1 flowlabel 5", "flowlabel"),
             ("external", "external"),
-            ("external gpe", "external, gpe"),
+            ("external gpe", "external, gpe, arp off"),
         ] {
             sh(&format!("ip link add flannel.1 type vxlan dstport 8472 nolearning {options}"));
+            assert_eq!(seen(&mut kernel).state.links[0].unknown.as_deref(), Some(told));
+            sh("ip link del flannel.1");
+        }
+        // What is done to a device afterwards and keeps packets from it.
+        sh("ip link add br9 type bridge");
+        for (options, told) in [("arp off", "arp off"), ("master br9", "has a master")] {
+            sh("ip link add flannel.1 type vxlan id 1 dev eth0 local 192.0.2.1 dstport 8472 nolearning");
+            sh(&format!("ip link set flannel.1 {options}"));
             assert_eq!(seen(&mut kernel).state.links[0].unknown.as_deref(), Some(told));
             sh("ip link del flannel.1");
         }
