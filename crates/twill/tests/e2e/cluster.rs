@@ -76,3 +76,11 @@ pub(crate) fn full_size_passes(node: &Node, (from, to): (&Pod, &Pod), frame: u32
 pub(crate) fn lease_name(subnet: &str) -> String {
     subnet.replace('/', "-")
 }
+
+/// How many changes the node's daemon has asked of the kernel since it started. Not proof enough by itself, but the
+/// kernel's monitors are silent about a write that changes nothing.
+pub(crate) fn ops_asked(node: &Node) -> f64 {
+    let metrics = node.get("/metrics").unwrap().body;
+    let counts = metrics.lines().filter(|line| line.starts_with("twill_ops_total"));
+    counts.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+}

@@ -31,6 +31,7 @@ fn killed_and_back(config: &str) {
     }
     assert_eq!(before.diff(&View::of(&node.ns)), "");
     assert_eq!(stamp, self::stamp(&file), "subnet.env is not rewritten");
+    assert_eq!(cluster::ops_asked(node), 0.0, "the second start had nothing to ask for");
 }
 
 fn stamp(path: &std::path::Path) -> (u64, i64, i64) {

@@ -30,7 +30,7 @@ fn writes_nothing(config: &str, load: Load) {
     ]);
     let file = fs::metadata(node.run_dir().join("subnet.env")).unwrap();
     let monitors = Monitors::start(&node.ns);
-    let cpu = daemons[0].cpu();
+    let (cpu, asked) = (daemons[0].cpu(), cluster::ops_asked(node));
     let traffic = (load == Load::Connections).then(|| Traffic::start(&pods[0], &pods[1], 500, SPAN));
     // Traffic moves entries of cni0 and eth0, which are not ours; flannel's devices and routes must stay untouched.
     // Nothing looks meanwhile, so that idle is idle.
@@ -48,6 +48,7 @@ fn writes_nothing(config: &str, load: Load) {
     }
     let ours = monitors.lines_about(&["flannel", "proto 84"]);
     assert!(ours.is_empty(), "{ours:?}");
+    assert_eq!(cluster::ops_asked(node), asked);
     let now = fs::metadata(node.run_dir().join("subnet.env")).unwrap();
     assert_eq!((now.ino(), now.mtime(), now.mtime_nsec()), (file.ino(), file.mtime(), file.mtime_nsec()));
 }
