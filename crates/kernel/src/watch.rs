@@ -1,6 +1,7 @@
 //! Hears that the kernel changed: hints to look again, which carry no facts. What does not concern us is sorted out by
 //! the filter, in the kernel, so that pods that come and go wake nobody.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use crate::socket::{RECEIVE_BUFFER, receive};
 use crate::wire::{Part, parts};
 use crate::{link, nexthop};
 
-const GROUPS: [u32; 8] = [
+const GROUPS: [u32; 9] = [
     libc::RTNLGRP_LINK,
     libc::RTNLGRP_IPV4_IFADDR,
     libc::RTNLGRP_IPV6_IFADDR,
@@ -24,6 +25,7 @@ const GROUPS: [u32; 8] = [
     libc::RTNLGRP_NEIGH,
     libc::RTNLGRP_IPV4_RULE,
     libc::RTNLGRP_IPV6_RULE,
+    libc::RTNLGRP_NEXTHOP,
 ];
 
 /// Larger than any single notification.
@@ -41,6 +43,20 @@ pub enum Kind {
     Rule,
     /// More than the socket could hold; what it was is lost.
     Overrun,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Link => "link",
+            Self::Address => "address",
+            Self::Route => "route",
+            Self::Neighbour => "neighbour",
+            Self::Nexthop => "nexthop",
+            Self::Rule => "rule",
+            Self::Overrun => "overrun",
+        })
+    }
 }
 
 /// A hint to look again.
@@ -73,11 +89,6 @@ impl Watch {
         socket.bind_auto()?;
         SockRef::from(&socket).set_recv_buffer_size(bytes)?;
         GROUPS.iter().try_for_each(|group| socket.add_membership(*group))?;
-        match socket.add_membership(libc::RTNLGRP_NEXTHOP) {
-            // Linux before 5.3 has no such group.
-            Err(error) if error.raw_os_error() != Some(libc::EINVAL) => return Err(error),
-            _ => {}
-        }
         Ok(Self { socket: Arc::new(socket), datagram: Vec::with_capacity(DATAGRAM) })
     }
 

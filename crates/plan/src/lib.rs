@@ -31,4 +31,4 @@ pub use name::LinkName;
 pub use op::{Object, Op, Verb};
 pub use state::State;
 pub use table::{Row, Table};
-pub use wanted::{Path, PeerPath, Wanted, owned as bounds, vnis, wanted};
+pub use wanted::{Path, PeerPath, Wanted, bounds, vnis, wanted};

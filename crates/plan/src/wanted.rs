@@ -70,7 +70,7 @@ pub fn vnis(config: &Config, node: &Node, leases: &Leases) -> Vec<u32> {
 }
 
 /// The bounds of what is ours, also what the kernel has to be read for.
-pub fn owned(config: &Config, node: &Node, leases: &Leases) -> Owned {
+pub fn bounds(config: &Config, node: &Node, leases: &Leases) -> Owned {
     let families = Family::ALL.into_iter().filter(|&family| config.network(family).is_some());
     let families: Vec<Family> = families.collect();
     let vnis = vnis(config, node, leases);
@@ -137,7 +137,7 @@ impl<'a> Draft<'a> {
             underlay,
             waiting: Vec::new(),
             on_link: OnLink::new(underlay, node.uplink.link),
-            owned: owned(config, node, leases),
+            owned: bounds(config, node, leases),
             vnis: vnis(config, node, leases),
             peers: Vec::new(),
             notes: Vec::new(),

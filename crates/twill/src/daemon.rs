@@ -99,19 +99,11 @@ async fn ring_on_change(mut view: watch::Receiver<View>, bell: Bell) {
 fn listen(mut monitor: Watch, bell: &Bell) {
     loop {
         let cause = match monitor.wait() {
-            Ok(event) => match event.kind {
-                Kind::Link => Cause::Link,
-                Kind::Address => Cause::Address,
-                Kind::Route => Cause::Route,
-                Kind::Neighbour => Cause::Neighbour,
-                Kind::Nexthop => Cause::Nexthop,
-                Kind::Rule => Cause::Rule,
-                Kind::Overrun => Cause::Overrun,
-            },
+            Ok(event) => Cause::Kernel(event.kind),
             Err(error) => {
                 error!("the kernel's monitor fails, looking again anyway: {error}");
                 thread::sleep(std::time::Duration::from_secs(1));
-                Cause::Overrun
+                Cause::Kernel(Kind::Overrun)
             }
         };
         bell.ring(cause);

@@ -6,6 +6,8 @@ use std::fmt;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use kernel::Kind;
+
 /// No further cause for this long, and the round begins.
 const QUIET: Duration = Duration::from_millis(20);
 /// Or when the first cause is this old.
@@ -21,14 +23,8 @@ pub(crate) enum Cause {
     Start,
     /// The store told something new.
     Leases,
-    Link,
-    Address,
-    Route,
-    Neighbour,
-    Nexthop,
-    Rule,
-    /// The kernel had more events than the monitor could take: anything may have happened.
-    Overrun,
+    /// The kernel changed, or changed faster than the monitor could tell.
+    Kernel(Kind),
     /// Something that was put off is due.
     Retry,
     /// The regular look.
@@ -37,20 +33,13 @@ pub(crate) enum Cause {
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self {
-            Self::Start => "start",
-            Self::Leases => "leases",
-            Self::Link => "link",
-            Self::Address => "address",
-            Self::Route => "route",
-            Self::Neighbour => "neighbour",
-            Self::Nexthop => "nexthop",
-            Self::Rule => "rule",
-            Self::Overrun => "overrun",
-            Self::Retry => "retry",
-            Self::Period => "period",
-        };
-        f.write_str(name)
+        match self {
+            Self::Start => f.write_str("start"),
+            Self::Leases => f.write_str("leases"),
+            Self::Kernel(kind) => kind.fmt(f),
+            Self::Retry => f.write_str("retry"),
+            Self::Period => f.write_str("period"),
+        }
     }
 }
 
@@ -122,10 +111,10 @@ mod tests {
     #[test]
     fn causes_in_quick_succession_make_one_round() {
         let (bell, mut trigger) = channel();
-        bell.ring(Cause::Route);
+        bell.ring(Cause::Kernel(Kind::Route));
         bell.ring(Cause::Leases);
-        bell.ring(Cause::Route);
-        assert_eq!(trigger.wait(None), Causes::from([Cause::Leases, Cause::Route]));
+        bell.ring(Cause::Kernel(Kind::Route));
+        assert_eq!(trigger.wait(None), Causes::from([Cause::Leases, Cause::Kernel(Kind::Route)]));
     }
 
     #[test]
@@ -135,7 +124,7 @@ mod tests {
         let stopped = stop.clone();
         let unrest = std::thread::spawn(move || {
             while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
-                bell.ring(Cause::Neighbour);
+                bell.ring(Cause::Kernel(Kind::Neighbour));
                 std::thread::yield_now();
             }
         });
