@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use kernel::Kernel;
 use plan::Mac;
 use plan::backend::Backend;
@@ -73,10 +73,10 @@ pub(crate) fn establish(
         previous: subnet_file::previous(&flags.subnet_file),
     };
     let mut own_lease = OwnLease { store: store.clone(), conf, asker, written: None };
-    let drawn = [draw_mac(), draw_mac()];
+    let drawn = [Mac::local_unicast(draw()?), Mac::local_unicast(draw()?)];
     let macs = |held: Option<&Lease>| config.backend.macs(held, &underlay, drawn);
-    let any = || Choice::Any { dice: fastrand::u64(..) };
-    let lease = until_done(board, "a lease", || own_lease.take(&macs, any()));
+    let dice = u64::from_ne_bytes(draw()?);
+    let lease = until_done(board, "a lease", || own_lease.take(&macs, Choice::Any { dice }));
     own_lease.asker.previous = Some(lease.subnet);
     let [vtep, vtep_v6] = match lease.announced {
         Announced::Vxlan { ipv4, ipv6 } => [ipv4.map(|vtep| vtep.mac), ipv6.map(|vtep| vtep.mac)],
@@ -173,8 +173,11 @@ fn ask(flags: &Flags) -> anyhow::Result<Ask> {
     })
 }
 
-fn draw_mac() -> Mac {
-    Mac::local_unicast(std::array::from_fn(|_| fastrand::u8(..)))
+/// From the kernel's own dice: nodes that boot in the same instant must not draw the same MAC.
+fn draw<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow!("drawing random numbers: {error}"))?;
+    Ok(bytes)
 }
 
 /// Tries until it works; says once what is wrong, and again only when it is something else.
