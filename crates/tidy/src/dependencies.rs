@@ -19,7 +19,10 @@ const ONLY: [(&str, &[&str]); 2] = [
     ("store", &["etcd-client", "kube", "k8s-openapi", "inotify"]),
 ];
 /// Nothing that plans may reach for these.
-const IMPURE: [&str; 8] = ["tokio", "libc", "nix", "rand", "fastrand", "getrandom", "chrono", "time"];
+const IMPURE: [&str; 7] = ["tokio", "libc", "nix", "rand", "getrandom", "chrono", "time"];
+
+/// Dice that are seeded by the clock: nodes that boot in the same instant would draw the same MAC.
+const CLOCK_DICE: &str = "fastrand";
 
 #[derive(Deserialize)]
 struct Metadata {
@@ -139,6 +142,9 @@ fn own(metadata: &Metadata) -> Vec<String> {
                 faults.push(format!("{name} depends on {package}, which is {owner}'s alone"));
             }
         }
+    }
+    for (name, _) in ours.iter().filter(|(_, dependencies)| dependencies.contains(CLOCK_DICE)) {
+        faults.push(format!("{name} depends on {CLOCK_DICE}, which draws from the clock: use getrandom"));
     }
     if let Some(plan) = ours.get("plan") {
         if plan.len() > PLAN {

@@ -202,21 +202,3 @@ fn a_config_that_cannot_be_used_changes_nothing_and_is_named() {
         assert_eq!(report.lost, 0, "{report:?}");
     });
 }
-
-/// Nodes that boot in the same instant once drew the same MAC, from dice seeded by the clock.
-#[test]
-fn nodes_that_start_together_draw_different_macs() {
-    lab::test(Timing::Free, || {
-        let lab = cluster::lab(Topology::flat(8), VXLAN);
-        for _ in 0..8 {
-            let mut daemons = lab.start_all(cluster::FLAGS);
-            let leases = lab.store.leases();
-            let macs: std::collections::BTreeSet<&str> =
-                leases.values().map(|lease| lease.split("VtepMAC").nth(1).unwrap()).collect();
-            assert_eq!(macs.len(), lab.nodes().len(), "{leases:?}");
-            daemons.iter_mut().for_each(lab::Daemon::kill9);
-            lab.nodes().iter().for_each(|node| _ = node.ns.run("ip link del flannel.1"));
-            leases.keys().for_each(|name| lab.store.remove_lease(name));
-        }
-    });
-}
