@@ -82,22 +82,26 @@ fn losing_the_store_freezes_the_node_and_never_empties_it() {
 fn killed_daemons_leave_one_whole_lease_each() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(3), VXLAN);
-        // Killed at moments that creep from before the lease to after it.
-        let (mut before, mut after) = (0, 0);
-        for round in 0..20 {
-            let mut daemons: Vec<_> = lab.nodes().iter().map(|node| node.start(cluster::FLAGS)).collect();
-            let killed_at = Instant::now() + Duration::from_millis(2 * round);
+        // Killed ever later as long as there is no lease yet, and sooner once there is: around the moment itself.
+        let (mut before, mut after, mut delay) = (0, 0, Duration::ZERO);
+        let around = || {
+            let node = lab.node(1);
+            let mut daemon = node.start(cluster::FLAGS);
+            let killed_at = Instant::now() + delay;
             lab::until(SOON, || (Instant::now() >= killed_at).then_some(()));
-            daemons.iter_mut().for_each(lab::Daemon::kill9);
+            daemon.kill9();
             let leases = lab.store.leases();
+            leases.keys().for_each(|name| lab.store.remove_lease(name));
             if leases.is_empty() {
                 before += 1;
+                delay += Duration::from_millis(1);
             } else {
                 after += 1;
+                delay /= 2;
             }
-            leases.keys().for_each(|name| lab.store.remove_lease(name));
-        }
-        assert!(before > 0 && after > 0, "{before} kills before any lease, {after} after one");
+            before >= 5 && after >= 5
+        };
+        lab::wait_for("kills before the lease and after it", SOON, around);
         let _daemons = lab.start_all(cluster::FLAGS);
         let leases = lab.store.leases();
         assert_eq!(leases.len(), 3, "{leases:?}");
