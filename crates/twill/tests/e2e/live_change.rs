@@ -96,8 +96,19 @@ impl Expected {
     }
 }
 
-fn pings(pods: &[Pod]) -> Vec<PingStream> {
-    pods[1..].iter().map(|pod| PingStream::start(&pods[0].ns, pod.ip())).collect()
+/// What pings from the first pod to all others met while something changed, until each is answered `more` times again.
+fn pinged(pods: &[Pod], more: u64, change: impl FnOnce()) -> Vec<PingReport> {
+    let pings: Vec<PingStream> =
+        pods[1..].iter().map(|pod| PingStream::start(&pods[0].ns, pod.ip())).collect();
+    lab::wait_for("the pings run", SOON, || pings.iter().all(|ping| ping.received() > 5));
+    change();
+    let seen: Vec<u64> = pings.iter().map(PingStream::received).collect();
+    lab::wait_for("the pods talk", SOON, || {
+        pings.iter().zip(&seen).all(|(ping, seen)| ping.received() > seen + more)
+    });
+    let reports: Vec<PingReport> = pings.into_iter().map(PingStream::stop).collect();
+    println!("lost {:?}", reports.iter().map(|report| report.lost).collect::<Vec<_>>());
+    reports
 }
 
 #[test]
@@ -107,20 +118,11 @@ fn all_nodes_follow_the_config_at_once() {
         let (_daemons, pods) = cluster::start(&lab);
         let subnets: Vec<String> = lab.nodes().iter().map(lab::Node::subnet).collect();
         for step in STEPS {
-            let pings = pings(&pods);
-            lab::wait_for("the pings run", SOON, || pings.iter().all(|ping| ping.received() > 5));
-            lab.store.config(step.config);
-            lab::wait_for(step.config, SOON, || step.is_reached(&lab));
-            let seen: Vec<u64> = pings.iter().map(PingStream::received).collect();
-            lab::wait_for("the pods talk", SOON, || {
-                pings.iter().zip(&seen).all(|(ping, seen)| ping.received() > seen + 5)
+            println!("{}", step.config);
+            let reports = pinged(&pods, 5, || {
+                lab.store.config(step.config);
+                lab::wait_for(step.config, SOON, || step.is_reached(&lab));
             });
-            let reports: Vec<PingReport> = pings.into_iter().map(PingStream::stop).collect();
-            println!(
-                "{}: lost {:?}",
-                step.config,
-                reports.iter().map(|report| report.lost).collect::<Vec<_>>()
-            );
             assert!(
                 reports.iter().all(|report| report.longest_gap < step.outage),
                 "{}: {reports:?}",
@@ -150,21 +152,12 @@ fn node_by_node_old_and_new_reach_each_other() {
         for step in STEPS.iter().filter(|step| [HOST_GW, VNI_42].contains(&step.config)) {
             lab.store.config(step.config);
             for daemon in &mut daemons {
-                let pings = pings(&pods);
-                lab::wait_for("the pings run", SOON, || pings.iter().all(|ping| ping.received() > 5));
-                daemon.kill9();
-                daemon.restart();
-                daemon.wait_ready();
-                let seen: Vec<u64> = pings.iter().map(PingStream::received).collect();
-                lab::wait_for("the pods talk", SOON, || {
-                    pings.iter().zip(&seen).all(|(ping, seen)| ping.received() > seen + 20)
+                println!("{}", step.config);
+                let reports = pinged(&pods, 20, || {
+                    daemon.kill9();
+                    daemon.restart();
+                    daemon.wait_ready();
                 });
-                let reports: Vec<PingReport> = pings.into_iter().map(PingStream::stop).collect();
-                println!(
-                    "{}: lost {:?}",
-                    step.config,
-                    reports.iter().map(|report| report.lost).collect::<Vec<_>>()
-                );
                 assert!(
                     reports.iter().all(|report| report.longest_gap < SECOND),
                     "{}: {reports:?}",
