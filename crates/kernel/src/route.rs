@@ -38,11 +38,10 @@ pub(crate) struct Routes {
 pub(crate) struct Bounds<'a> {
     pub(crate) family: u8,
     pub(crate) table: u32,
-    pub(crate) networks: &'a [IpNet],
-    /// Routes inside the networks.
-    pub(crate) rows: bool,
-    /// Routes outside of them.
-    pub(crate) underlay: bool,
+    /// Routes inside these networks are rows.
+    pub(crate) inside: &'a [IpNet],
+    /// Routes outside of these are facts about the underlay.
+    pub(crate) outside: Option<&'a [IpNet]>,
     pub(crate) devices: &'a Devices,
 }
 
@@ -60,9 +59,11 @@ impl Bounds<'_> {
             return;
         }
         let Some(destination) = destination(body) else { return };
-        if self.networks.iter().any(|network| network.contains(&destination)) {
-            all.rows.extend(self.rows.then(|| self.row(body, destination)).flatten());
-        } else if self.underlay && body.u8(7) == libc::RTN_UNICAST {
+        let among = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&destination));
+        if among(self.inside) {
+            all.rows.extend(self.row(body, destination));
+        }
+        if self.outside.is_some_and(|networks| !among(networks)) && body.u8(7) == libc::RTN_UNICAST {
             all.underlay.push(self.facts(body, destination));
         }
     }

@@ -70,12 +70,33 @@ pub struct Node {
     /// MAC of `flannel-v6.<VNI>`.
     #[serde(default)]
     pub vtep_v6: Option<Mac>,
-    /// Devices of ours from an earlier config.
     #[serde(default)]
-    pub former: Vec<LinkName>,
+    pub former: Former,
     /// VNIs that another daemon of this node uses.
     #[serde(default)]
     pub foreign_vnis: Vec<u32>,
+}
+
+/// What an earlier config or an earlier daemon may have left on this node, to be swept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Former {
+    /// Devices of ours.
+    pub links: Vec<LinkName>,
+    /// Pod networks.
+    pub networks: Vec<IpNet>,
+    pub writer: Writer,
+}
+
+/// Who has written the routes that an earlier daemon left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Writer {
+    /// We alone: they carry our protocol number.
+    #[default]
+    Twill,
+    /// Or flannel, whose routes carry none of their own.
+    Flannel,
 }
 
 /// The external interface and the addresses of ours on it.
@@ -106,8 +127,20 @@ impl Uplink {
 pub enum Leases {
     #[default]
     Unknown,
+    /// The last list that an earlier run has heard: good enough to reach peers, not to call anything left over.
+    Remembered(Vec<Lease>),
     /// All leases of the cluster, our own included, in any order.
     Listed(Vec<Lease>),
+}
+
+impl Leases {
+    /// Those that peers are reached by.
+    pub fn known(&self) -> &[Lease] {
+        match self {
+            Self::Unknown => &[],
+            Self::Remembered(leases) | Self::Listed(leases) => leases,
+        }
+    }
 }
 
 /// What the kernel says of the network below the pods.

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::input::Family;
+use crate::state::Route;
 use crate::{LinkName, Mac};
 
 /// One thing that is not as it should be, and whom it is about.
@@ -22,6 +23,16 @@ pub enum Note {
     Entry { key: Box<str>, why: Box<str> },
     /// The datastore as a whole.
     Store(StoreFault),
+    /// Looks like flannel's and may be somebody else's.
+    Unclaimed(Unclaimed),
+}
+
+/// What is left alone though it may be left over.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unclaimed {
+    Route(Route),
+    Device(LinkName),
 }
 
 /// What is wrong here.
@@ -82,7 +93,26 @@ impl fmt::Display for Note {
             Self::Peer { subnet, fault } => write!(f, "peer {subnet}: {fault}"),
             Self::Entry { key, why } => write!(f, "store entry {key:?}: {why}; left out"),
             Self::Store(fault) => write!(f, "store: {fault}"),
+            Self::Unclaimed(what) => write!(f, "{what}"),
         }
+    }
+}
+
+impl fmt::Display for Unclaimed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (what, command) = match self {
+            Self::Route(row) => {
+                let what = row.to_string();
+                let command = what.replacen("route ", "ip route del ", 1);
+                (what, command)
+            }
+            Self::Device(link) => (format!("device {link}"), format!("ip link del {link}")),
+        };
+        write!(
+            f,
+            "{what} is in the pod network and belongs to no peer; it is left, since it may not be flannel's. If nothing \
+             needs it: {command}"
+        )
     }
 }
 

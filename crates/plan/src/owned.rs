@@ -7,10 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::LinkName;
 use crate::backend::vxlan;
+use crate::input::Writer;
 use crate::state::{Address, FdbEntry, Link, LinkKind, Neighbour, Nexthop, Route, RoutePath, Rule};
 
 /// The `rtm_protocol` of our routes, rules and next hops (docs/wire.md); free in iproute2's `rt_protos`.
 pub const PROTOCOL: u8 = 84;
+
+/// The `rtm_protocol` of flannel's routes: it names none, and this is what the kernel makes of it (`boot`).
+const FLANNELS_PROTOCOL: u8 = 3;
 
 /// Ids of our next hop objects (docs/wire.md).
 pub const NEXTHOPS: std::ops::RangeInclusive<u32> = 0x7477_0000..=0x747f_ffff;
@@ -24,6 +28,12 @@ pub struct Owned {
     pub uplink: LinkName,
     /// The pod networks of the cluster, at most one a family.
     pub networks: Vec<IpNet>,
+    /// Those of earlier configs: nothing is wanted there any more.
+    #[serde(default)]
+    pub former_networks: Vec<IpNet>,
+    /// Whose routes are left over: ours, or flannel's too.
+    #[serde(default)]
+    pub former_writer: Writer,
     /// The table our routes are in.
     pub table: u32,
     /// Paths below `/proc/sys` that we set.
@@ -48,6 +58,16 @@ impl Owned {
         self.networks.iter().any(|network| network.contains(destination))
     }
 
+    /// Or in one that was?
+    fn in_any_network(&self, destination: &IpNet) -> bool {
+        self.all_networks().any(|network| network.contains(destination))
+    }
+
+    /// The networks within which the kernel is read.
+    pub fn all_networks(&self) -> impl Iterator<Item = &IpNet> {
+        self.networks.iter().chain(&self.former_networks)
+    }
+
     fn has_link(&self, name: LinkName) -> bool {
         self.links.contains(&name)
     }
@@ -61,7 +81,7 @@ impl Owned {
     pub(crate) fn address(&self, row: &Address) -> bool {
         self.has_link(row.link)
             && match row.address {
-                IpNet::V4(_) => self.in_network(&row.address),
+                IpNet::V4(_) => self.in_any_network(&row.address),
                 IpNet::V6(net) => {
                     row.link.as_str().starts_with(vxlan::IPV6_DEVICE) && !net.addr().is_unicast_link_local()
                 }
@@ -83,18 +103,34 @@ impl Owned {
 
     pub(crate) fn route(&self, row: &Route) -> bool {
         let ours = |link| link == self.uplink || self.has_link(link);
-        row.protocol == PROTOCOL
-            && row.table == self.table
-            && self.in_network(&row.destination)
-            && match row.path {
-                RoutePath::Via { link, .. } | RoutePath::Link(link) => ours(link),
-                RoutePath::Nexthop(id) => NEXTHOPS.contains(&id),
-                RoutePath::Unreachable | RoutePath::Blackhole => true,
-                RoutePath::Other => false,
+        row.table == self.table
+            && self.in_any_network(&row.destination)
+            && match (row.protocol, row.path) {
+                (FLANNELS_PROTOCOL, _) => self.is_flannels(row),
+                (PROTOCOL, RoutePath::Via { link, .. } | RoutePath::Link(link)) => ours(link),
+                (PROTOCOL, RoutePath::Nexthop(id)) => NEXTHOPS.contains(&id),
+                (PROTOCOL, RoutePath::Unreachable | RoutePath::Blackhole) => true,
+                _ => false,
             }
     }
 
+    /// By the subnet's own first address, as nobody else leads a route (flannel-compat 6.1). One through the uplink stands
+    /// at the key of a peer that we want, or may be anybody's.
+    fn is_flannels(&self, row: &Route) -> bool {
+        self.former_writer == Writer::Flannel
+            && matches!(row.path, RoutePath::Via { gateway, link, onlink: true }
+                if self.has_link(link) && gateway == row.destination.addr())
+    }
+
+    /// Looks like flannel's, inside our networks, and is not known to be.
+    pub(crate) fn resembles_flannels(&self, row: &Route) -> bool {
+        let through_ours = |link| link == self.uplink || self.has_link(link);
+        row.protocol == FLANNELS_PROTOCOL
+            && matches!(row.path, RoutePath::Via { link, .. } if through_ours(link))
+            && !self.route(row)
+    }
+
     pub(crate) fn rule(&self, row: &Rule) -> bool {
-        row.protocol == PROTOCOL && self.in_network(&row.to)
+        row.protocol == PROTOCOL && self.in_any_network(&row.to)
     }
 }

@@ -60,8 +60,8 @@ const OTHER_VNIS: usize = 3;
 pub fn vnis(config: &Config, node: &Node, leases: &Leases) -> Vec<u32> {
     let ours = if let Backend::Vxlan(options) = &config.backend { Some(options.vni) } else { None };
     let mut theirs = BTreeSet::new();
-    if let (Leases::Listed(leases), false) = (leases, config.backend == Backend::Alloc) {
-        theirs.extend(leases.iter().flat_map(|lease| lease.announced.vnis()));
+    if config.backend != Backend::Alloc {
+        theirs.extend(leases.known().iter().flat_map(|lease| lease.announced.vnis()));
     }
     let most = vxlan::largest_vni(config.ipv6.is_some());
     let usable = |vni: &u32| Some(*vni) != ours && *vni <= most && !node.foreign_vnis.contains(vni);
@@ -76,7 +76,7 @@ pub fn bounds(config: &Config, node: &Node, leases: &Leases) -> Owned {
     let vnis = vnis(config, node, leases);
     let devices =
         vnis.iter().flat_map(|&vni| families.iter().map(move |&family| vxlan::device_name(family, vni)));
-    let mut links: Vec<LinkName> = devices.chain(node.former.iter().copied()).collect();
+    let mut links: Vec<LinkName> = devices.chain(node.former.links.iter().copied()).collect();
     links.sort_unstable();
     links.dedup();
     Owned {
@@ -84,6 +84,8 @@ pub fn bounds(config: &Config, node: &Node, leases: &Leases) -> Owned {
         links,
         uplink: node.uplink.link,
         networks: Family::ALL.into_iter().filter_map(|family| config.network(family)).collect(),
+        former_networks: node.former.networks.clone(),
+        former_writer: node.former.writer,
         table: config.table,
         sweep: Sweep::NotYet,
     }
@@ -93,17 +95,15 @@ pub fn bounds(config: &Config, node: &Node, leases: &Leases) -> Owned {
 pub fn wanted(config: &Config, node: &Node, leases: &Leases, underlay: &Underlay) -> Wanted {
     let mut draft = Draft::new(config, node, leases, underlay);
     draft.own_devices();
-    if let Leases::Listed(leases) = leases {
-        if draft.waiting.is_empty() {
-            draft.owned.sweep = Sweep::LeftOvers;
-        }
-        let mut order: Vec<&Lease> = leases.iter().filter(|lease| !draft.is_ours(lease)).collect();
-        order.sort_unstable();
-        let families = Family::ALL.into_iter().filter(|_| config.backend != Backend::Alloc);
-        for family in families {
-            if draft.enabled(family) {
-                draft.peers_of(family, &order);
-            }
+    if matches!(leases, Leases::Listed(_)) && draft.waiting.is_empty() {
+        draft.owned.sweep = Sweep::LeftOvers;
+    }
+    let mut order: Vec<&Lease> = leases.known().iter().filter(|lease| !draft.is_ours(lease)).collect();
+    order.sort_unstable();
+    let families = Family::ALL.into_iter().filter(|_| config.backend != Backend::Alloc);
+    for family in families {
+        if draft.enabled(family) {
+            draft.peers_of(family, &order);
         }
     }
     draft.finish()

@@ -11,6 +11,7 @@ use plan::{Object, Op, Row, Verb};
 use proptest::prelude::*;
 
 mod laws {
+    pub(crate) mod flannels;
     pub(crate) mod foreign;
     pub(crate) mod half;
     pub(crate) mod judge;
@@ -29,6 +30,7 @@ use laws::judge::{
 use laws::scene::{Fate, Scene};
 use laws::tape::{self, Tape};
 use laws::{texts, world};
+use plan::input::Leases;
 
 fn config() -> ProptestConfig {
     ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() }
@@ -144,7 +146,7 @@ proptest! {
         let mut tape = Tape::new(&bytes);
         let mut world = world::world(&mut tape);
         let plan = plan::wanted(&world.config, &world.node, &world.leases, &world.underlay);
-        if let plan::input::Leases::Listed(leases) = &mut world.leases {
+        if let Leases::Remembered(leases) | Leases::Listed(leases) = &mut world.leases {
             tape.shuffle(leases);
         }
         let again = plan::wanted(&world.config, &world.node, &world.leases, &world.underlay);
@@ -165,7 +167,7 @@ proptest! {
         let world = world::world(&mut tape);
         let mut leases = world::good_leases(&mut tape, &world.config);
         let plan_for = |leases: &[Lease]| {
-            let leases = plan::input::Leases::Listed(leases.to_vec());
+            let leases = Leases::Listed(leases.to_vec());
             plan::wanted(&world.config, &world.node, &leases, &world.underlay)
         };
         let without = plan_for(&leases);
@@ -190,7 +192,7 @@ proptest! {
         }
         leases.push(texts::any_lease(&mut tape));
         let world = world::world(&mut tape);
-        let leases = plan::input::Leases::Listed(leases);
+        let leases = Leases::Listed(leases);
         let plan = plan::wanted(&world.config, &world.node, &leases, &world.underlay);
         let faults = plan::check::check(&plan.state, &plan.owned);
         prop_assert!(faults.is_empty(), "{:?}", faults);

@@ -113,8 +113,14 @@ impl Recorded {
             let mut of_it = tunnels.filter(|device| Family::of(device.local()) == family);
             of_it.next().map(|device| device.mac())
         });
-        let node =
-            Node { uplink, subnet: own.subnet, vtep, vtep_v6, former: Vec::new(), foreign_vnis: Vec::new() };
+        let node = Node {
+            uplink,
+            subnet: own.subnet,
+            vtep,
+            vtep_v6,
+            former: Default::default(),
+            foreign_vnis: Vec::new(),
+        };
         Self { name, place, conf, entries, leases, underlay, own, node }
     }
 

@@ -60,6 +60,8 @@ pub(crate) fn owned() -> Owned {
         links: vec![name("flannel.1"), name("flannel-v6.1")],
         uplink: name("eth0"),
         networks: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()],
+        former_networks: vec![],
+        former_writer: Default::default(),
         table: MAIN_TABLE,
         sysctls: vec!["net/ipv6/conf/flannel.1/accept_ra".into(), "net/no/such/file".into()],
         sweep: Sweep::LeftOvers,

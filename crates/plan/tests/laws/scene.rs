@@ -7,6 +7,7 @@ use plan::owned::Owned;
 use plan::state::{Link, LinkKind, Nexthop, RoutePath, Rule, State, Sysctl, Vxlan};
 use plan::{LinkName, Mac, Row, Table};
 
+use super::flannels;
 use super::foreign;
 use super::half;
 use super::kernel::{Device, Kernel, Rows, accept_ra};
@@ -74,6 +75,7 @@ impl Scene {
         scene.find_wanted_rows(tape);
         left_over::draw(&mut scene, tape, &world);
         foreign::draw(&mut scene, tape, &world);
+        flannels::draw(&mut scene, tape, &world);
         scene.settle();
         scene
     }

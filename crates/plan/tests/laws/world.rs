@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use plan::backend::{Backend, vxlan};
-use plan::input::{AddressFacts, Config, Leases, LinkFacts, Node, RouteFacts, Underlay, Uplink};
+use plan::input::{
+    AddressFacts, Config, Former, Leases, LinkFacts, Node, RouteFacts, Underlay, Uplink, Writer,
+};
 use plan::lease::{Announced, Lease, Subnet, Vtep};
 use plan::{LinkName, Mac};
 
@@ -20,6 +22,9 @@ pub(crate) const NEXTHOPS: std::ops::RangeInclusive<u32> = 0x7477_0000..=0x747f_
 /// A VNI of peers whose config is newer than ours, and one that no device name has room for.
 const OTHER_VNI: u32 = 7;
 const HUGE_VNI: u32 = 12_000_000;
+
+/// Of an earlier config, one a family.
+pub(crate) const FORMER_NETWORKS: [&str; 2] = ["10.88.0.0/16", "fd00:88::/48"];
 
 pub(crate) const OWN_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 0x01]);
 
@@ -88,9 +93,9 @@ pub(crate) fn subnet(at: u8) -> (Ipv4Net, Ipv6Net) {
 pub(crate) fn world(tape: &mut Tape) -> World {
     let config = config(tape);
     let mut node = node(tape);
-    node.former.retain(
-        |device| if left_over::is_v6(*device) { config.ipv6.is_some() } else { config.ipv4.is_some() },
-    );
+    node.former.links.retain(|device| {
+        if left_over::is_v6(*device) { config.ipv6.is_some() } else { config.ipv4.is_some() }
+    });
     let uplink = tape.pick(&[
         UplinkIs::Up,
         UplinkIs::Up,
@@ -102,9 +107,13 @@ pub(crate) fn world(tape: &mut Tape) -> World {
         UplinkIs::WithoutAddress,
         UplinkIs::Missing,
     ]);
-    let leases = if tape.once_in(8) { Leases::Unknown } else { Leases::Listed(leases(tape, &config, &node)) };
+    let leases = match tape.below(8) {
+        0 => Leases::Unknown,
+        1 => Leases::Remembered(leases(tape, &config, &node)),
+        _ => Leases::Listed(leases(tape, &config, &node)),
+    };
     let devices = devices(&config, &node, &leases);
-    let current = devices.iter().copied().filter(|device| !node.former.contains(device));
+    let current = devices.iter().copied().filter(|device| !node.former.links.contains(device));
     let foreign_devices: Vec<LinkName> = current.filter(|_| tape.once_in(8)).collect();
     let underlay = underlay(tape, uplink, &foreign_devices);
     World { config, node, leases, underlay, uplink, devices, foreign_devices }
@@ -144,19 +153,19 @@ fn node(tape: &mut Tape) -> Node {
         subnet: Subnet { ipv4: leased4.then_some(ipv4), ipv6: leased6.then_some(ipv6) },
         vtep: Some(OWN_MAC),
         vtep_v6: Some(Mac([0x02, 0, 0, 0, 0, 0x06])),
-        former: tape.pick(&[vec![], vec![], vec![name("flannel.9"), name("flannel-v6.9")]]),
+        former: Former {
+            links: tape.pick(&[vec![], vec![], vec![name("flannel.9"), name("flannel-v6.9")]]),
+            networks: tape.pick(&[vec![], FORMER_NETWORKS.map(|network| network.parse().unwrap()).into()]),
+            writer: tape.pick(&[Writer::Twill, Writer::Flannel]),
+        },
         foreign_vnis: Vec::new(),
     }
 }
 
 /// flannel's names, said a second time so that the tests do not ask the code under test.
 fn devices(config: &Config, node: &Node, leases: &Leases) -> Vec<LinkName> {
-    let announced = |vni: u32| match leases {
-        Leases::Listed(leases) => {
-            leases.iter().any(|lease| lease.announced.vnis().any(|theirs| theirs == vni))
-        }
-        Leases::Unknown => false,
-    };
+    let announced =
+        |vni: u32| leases.known().iter().any(|lease| lease.announced.vnis().any(|theirs| theirs == vni));
     let mut vnis = Vec::new();
     if let Backend::Vxlan(options) = &config.backend {
         vnis.push(options.vni);
@@ -165,7 +174,7 @@ fn devices(config: &Config, node: &Node, leases: &Leases) -> Vec<LinkName> {
     let theirs = [OTHER_VNI].into_iter().filter(|&vni| announced(vni));
     vnis.extend(theirs.filter(|_| config.backend != Backend::Alloc));
     let name_of = |prefix: &str, vni: &u32| name(&format!("{prefix}{vni}"));
-    let mut names = node.former.clone();
+    let mut names = node.former.links.clone();
     names.extend(vnis.iter().filter(|_| config.ipv4.is_some()).map(|vni| name_of("flannel.", vni)));
     names.extend(vnis.iter().filter(|_| config.ipv6.is_some()).map(|vni| name_of("flannel-v6.", vni)));
     names

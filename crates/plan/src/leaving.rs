@@ -1,0 +1,165 @@
+//! The steps that take twill off a node: all of it, or only what flannel would not have written, so that flannel can go
+//! on where we stop. Both are differences like any other; nothing but what is ours is named.
+
+use crate::owned::{Owned, Sweep};
+use crate::state::{Route, RoutePath, State};
+use crate::{LinkName, Op, Row, Table, diff};
+
+/// Removes all that is ours.
+pub fn uninstall(seen: &State, owned: &Owned) -> Vec<Op> {
+    diff(&State::default(), seen, &Owned { sweep: Sweep::LeftOvers, ..owned.clone() })
+}
+
+/// Removes what flannel would not have written: refusals, rules and next hop objects, whose routes become plain ones,
+/// and all devices but `own`, those of the config in force. What carries flannel's traffic stays.
+pub fn hand_over(seen: &State, owned: &Owned, own: &[LinkName]) -> Vec<Op> {
+    let goes = |link: LinkName| owned.links.contains(&link) && !own.contains(&link);
+    let plain = |row: &Route| {
+        let RoutePath::Nexthop(id) = row.path else { return row.clone() };
+        let object = seen.nexthops.iter().find(|object| object.id == id);
+        let path = object.map_or(row.path, |object| RoutePath::Via {
+            gateway: object.gateway,
+            link: object.link,
+            onlink: object.onlink,
+        });
+        Route { path, ..row.clone() }
+    };
+    let stays = |row: &Route| match row.path {
+        RoutePath::Via { link, .. } | RoutePath::Link(link) => !goes(link),
+        RoutePath::Unreachable | RoutePath::Blackhole => !owned.route(row),
+        RoutePath::Nexthop(_) | RoutePath::Other => true,
+    };
+    let left = State {
+        sysctls: seen.sysctls.clone(),
+        links: kept(&seen.links, |row| !goes(row.name)),
+        addresses: kept(&seen.addresses, |row| !goes(row.link)),
+        fdb: kept(&seen.fdb, |row| !goes(row.link)),
+        neighbours: kept(&seen.neighbours, |row| !goes(row.link)),
+        nexthops: kept(&seen.nexthops, |row| !owned.nexthop(row) && !goes(row.link)),
+        routes: seen.routes.iter().map(plain).filter(stays).collect(),
+        rules: kept(&seen.rules, |row| !owned.rule(row)),
+    };
+    diff(&left, seen, &Owned { sweep: Sweep::LeftOvers, ..owned.clone() })
+}
+
+fn kept<T: Row>(rows: &Table<T>, stays: impl Fn(&T) -> bool) -> Table<T> {
+    rows.iter().filter(|row| stays(row)).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::owned::{NEXTHOPS, PROTOCOL};
+    use crate::state::{Address, Link, LinkKind, MAIN_TABLE, Nexthop, Rule, Vxlan};
+
+    fn owned() -> Owned {
+        Owned {
+            links: ["flannel.1", "flannel.42"].map(|name| name.parse().unwrap()).into(),
+            uplink: "eth0".parse().unwrap(),
+            networks: vec!["10.244.0.0/16".parse().unwrap()],
+            former_networks: Vec::new(),
+            former_writer: Default::default(),
+            table: MAIN_TABLE,
+            sysctls: Vec::new(),
+            sweep: Sweep::NotYet,
+        }
+    }
+
+    fn device(name: &str) -> Link {
+        let kind = LinkKind::Vxlan(Vxlan {
+            vni: 1,
+            local: [192, 0, 2, 1].into(),
+            uplink: Some("eth0".parse().unwrap()),
+            port: 8472,
+            learning: false,
+            gbp: false,
+        });
+        Link {
+            name: name.parse().unwrap(),
+            kind,
+            mac: Default::default(),
+            mtu: 1450,
+            up: true,
+            unknown: None,
+        }
+    }
+
+    fn seen() -> State {
+        let route = |destination: &str, path, protocol| Route {
+            table: MAIN_TABLE,
+            destination: destination.parse().unwrap(),
+            path,
+            protocol,
+            unknown: None,
+        };
+        let via = |link: &str| RoutePath::Via {
+            gateway: [10, 244, 2, 0].into(),
+            link: link.parse().unwrap(),
+            onlink: true,
+        };
+        let id = *NEXTHOPS.start();
+        let rule = |protocol, priority| Rule {
+            priority,
+            to: "10.244.0.0/16".parse().unwrap(),
+            table: 100,
+            protocol,
+            unknown: None,
+        };
+        State {
+            links: vec![device("flannel.1"), device("flannel.42")].into(),
+            addresses: vec![Address {
+                link: "flannel.1".parse().unwrap(),
+                address: "10.244.1.0/32".parse().unwrap(),
+                unknown: None,
+            }]
+            .into(),
+            nexthops: vec![Nexthop {
+                id,
+                gateway: [10, 244, 4, 0].into(),
+                link: "flannel.1".parse().unwrap(),
+                onlink: true,
+                protocol: PROTOCOL,
+                unknown: None,
+            }]
+            .into(),
+            routes: vec![
+                route("10.244.2.0/24", via("flannel.1"), PROTOCOL),
+                route("10.244.3.0/24", RoutePath::Unreachable, PROTOCOL),
+                route("10.244.4.0/24", RoutePath::Nexthop(id), PROTOCOL),
+                route("10.244.5.0/24", via("flannel.42"), PROTOCOL),
+                route("10.244.6.0/24", RoutePath::Blackhole, 4),
+            ]
+            .into(),
+            rules: vec![rule(PROTOCOL, 5000), rule(4, 5001)].into(),
+            ..State::default()
+        }
+    }
+
+    fn lines(ops: &[Op]) -> Vec<String> {
+        ops.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn uninstalling_names_all_that_is_ours_and_nothing_else() {
+        let ops = lines(&uninstall(&seen(), &owned()));
+        assert_eq!(
+            ops[..2],
+            ["- rule priority 5000 to 10.244.0.0/16 lookup 100", "- route unreachable 10.244.3.0/24"]
+        );
+        assert_eq!(ops.len(), 4, "what is on the devices goes with them: {ops:#?}");
+    }
+
+    #[test]
+    fn handing_over_leaves_what_flannel_writes() {
+        assert_eq!(
+            lines(&hand_over(&seen(), &owned(), &["flannel.1".parse().unwrap()])),
+            [
+                "~ route 10.244.4.0/24 via 10.244.4.0 dev flannel.1 onlink",
+                "- rule priority 5000 to 10.244.0.0/16 lookup 100",
+                "- route unreachable 10.244.3.0/24",
+                "- nexthop id 1953955840 via 10.244.4.0 dev flannel.1 onlink",
+                "- link flannel.42 address 00:00:00:00:00:00 mtu 1450 type vxlan id 1 local 192.0.2.1 dstport 8472 dev eth0 nolearning",
+            ]
+        );
+    }
+}

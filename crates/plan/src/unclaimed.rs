@@ -1,0 +1,107 @@
+//! What stands in our networks as flannel would write it and belongs to nobody that we know: it is told, with the
+//! command that removes it, and never touched (ARCHITECTURE.md, invariant 6).
+
+use crate::State;
+use crate::input::Underlay;
+use crate::note::{Note, Unclaimed};
+use crate::owned::Owned;
+
+/// Every flannel's device has this name, with its backend's own ending.
+const FLANNEL: &str = "flannel";
+
+/// One note for each such route or device.
+pub fn unclaimed(wanted: &State, seen: &State, owned: &Owned, underlay: &Underlay) -> Vec<Note> {
+    let at_no_wanted_key = wanted.routes.union(&seen.routes).filter(|(want, _)| want.is_empty());
+    let routes = at_no_wanted_key
+        .flat_map(|(_, have)| have)
+        .filter(|row| owned.resembles_flannels(row))
+        .map(|row| Unclaimed::Route(row.clone()));
+    let strange = underlay.addresses.iter().filter(|facts| {
+        facts.link.as_str().starts_with(FLANNEL)
+            && !owned.links.contains(&facts.link)
+            && owned.all_networks().any(|network| network.contains(&facts.address.addr()))
+    });
+    let mut notes: Vec<Note> =
+        routes.chain(strange.map(|facts| Unclaimed::Device(facts.link))).map(Note::Unclaimed).collect();
+    notes.sort_unstable();
+    notes.dedup();
+    notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::{AddressFacts, Writer};
+    use crate::owned::Sweep;
+    use crate::state::{MAIN_TABLE, Route, RoutePath};
+
+    fn owned() -> Owned {
+        Owned {
+            links: vec!["flannel.1".parse().unwrap()],
+            uplink: "eth0".parse().unwrap(),
+            networks: vec!["10.244.0.0/16".parse().unwrap()],
+            former_networks: vec!["10.99.0.0/16".parse().unwrap()],
+            former_writer: Writer::Flannel,
+            table: MAIN_TABLE,
+            sysctls: Vec::new(),
+            sweep: Sweep::LeftOvers,
+        }
+    }
+
+    fn route(destination: &str, gateway: [u8; 4], link: &str, onlink: bool) -> Route {
+        let (gateway, link) = (gateway.into(), link.parse().unwrap());
+        let path = RoutePath::Via { gateway, link, onlink };
+        Route {
+            table: MAIN_TABLE,
+            destination: destination.parse().unwrap(),
+            path,
+            protocol: 3,
+            unknown: None,
+        }
+    }
+
+    #[test]
+    fn what_is_known_to_be_flannels_goes_and_what_only_looks_so_is_told() {
+        let wanted = route("10.244.5.0/24", [192, 0, 2, 9], "eth0", false);
+        let rows = vec![
+            route("10.244.2.0/24", [192, 0, 2, 2], "eth0", false),
+            route("10.244.3.0/24", [10, 244, 3, 0], "flannel.1", true),
+            route("10.244.3.0/24", [10, 244, 3, 1], "flannel.1", true),
+            route("10.99.3.0/24", [10, 99, 3, 0], "flannel.1", true),
+            route("10.244.4.0/24", [192, 0, 2, 2], "eth1", false),
+            wanted.clone(),
+        ];
+        let [wanted, seen] =
+            [vec![wanted], rows.clone()].map(|routes| State { routes: routes.into(), ..State::default() });
+        let told = unclaimed(&wanted, &seen, &owned(), &Underlay::default());
+        let expected: Vec<Note> =
+            [&rows[0], &rows[2]].map(|row| Note::Unclaimed(Unclaimed::Route(row.clone()))).into();
+        assert_eq!(told, expected);
+        let deleted = crate::diff(&wanted, &seen, &owned()).len();
+        assert_eq!(deleted, 2);
+        let later = Owned { former_writer: Writer::Twill, ..owned() };
+        assert_eq!(crate::diff(&wanted, &seen, &later), []);
+        assert_eq!(unclaimed(&wanted, &seen, &later, &Underlay::default()).len(), 4);
+    }
+
+    #[test]
+    fn a_device_of_another_backend_of_flannels_is_told() {
+        let facts = |link: &str, address: &str| AddressFacts {
+            link: link.parse().unwrap(),
+            address: address.parse().unwrap(),
+            permanent: true,
+            temporary: false,
+            deprecated: false,
+        };
+        let addresses = vec![
+            facts("flannel.1", "10.244.1.0/32"),
+            facts("flannel.ipip", "10.244.1.0/32"),
+            facts("flannel.7", "10.250.1.0/32"),
+            facts("cni0", "10.244.1.1/24"),
+        ];
+        let underlay = Underlay { addresses, ..Underlay::default() };
+        let told = unclaimed(&State::default(), &State::default(), &owned(), &underlay);
+        assert_eq!(told, [Note::Unclaimed(Unclaimed::Device("flannel.ipip".parse().unwrap()))]);
+        assert!(told[0].to_string().contains("ip link del flannel.ipip"), "{}", told[0]);
+    }
+}
