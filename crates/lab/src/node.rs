@@ -39,6 +39,7 @@ pub struct Node {
     pub ip6: Ipv6Addr,
     pub mac: String,
     run: PathBuf,
+    cache: PathBuf,
     store: PathBuf,
     twill: PathBuf,
     pods: AtomicUsize,
@@ -59,6 +60,7 @@ impl Node {
             ip6: format!("fd00:{net}::{host}").parse().expect("an IPv6 address"),
             mac: format!("02:00:00:00:00:{:02x}", index + 0x10),
             run,
+            cache: home.join(format!("{name}-cache")),
             store: store.path().to_owned(),
             twill: twill.to_owned(),
             pods: AtomicUsize::new(0),
@@ -81,11 +83,16 @@ impl Node {
         &self.run
     }
 
+    /// Where this node's daemons remember the leases for the time after a reboot.
+    pub fn cache_dir(&self) -> &Path {
+        &self.cache
+    }
+
     /// Starts `twill daemon` with the lab's store and health port and these arguments, such as `--iface=eth0`.
     pub fn start(&self, args: &[&str]) -> Daemon<'_> {
-        let store = self.store.display().to_string();
+        let (store, cache) = (self.store.display().to_string(), self.cache.display().to_string());
         let health = ["--healthz-ip=127.0.0.1", &format!("--healthz-port={HEALTHZ_PORT}")];
-        let all = [&["daemon", "--store", &store], args, &health].concat();
+        let all = [&["daemon", "--store", &store, "--cache-dir", &cache], args, &health].concat();
         Daemon::start(self, all.into_iter().map(str::to_owned).collect())
     }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, vxlan};
 use crate::fields::Fields;
@@ -13,7 +14,7 @@ use crate::state::MAIN_TABLE;
 use crate::subnet_alloc::Pool;
 
 /// The config, valid and with every default filled in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetConf {
     /// `Network` and the subnets to be leased from it; `None` when IPv4 is off.
     pub ipv4: Option<Pool>,
@@ -178,6 +179,14 @@ mod tests {
             conf.ipv4.unwrap().to_string(),
             "10.244.0.0/16, subnets /26 from 10.244.1.0 to 10.244.255.192"
         );
+    }
+
+    #[test]
+    fn it_comes_back_from_a_file_as_it_was() {
+        let text = r#"{"Network":"10.3.0.0/16","SubnetMax":"10.3.9.0","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan","GBP":true}}"#;
+        let conf = parse(text).unwrap();
+        let kept = serde_json::to_value(&conf).unwrap();
+        assert_eq!(serde_json::from_value::<NetConf>(kept).unwrap(), conf);
     }
 
     #[test]

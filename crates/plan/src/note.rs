@@ -23,6 +23,8 @@ pub enum Note {
     Entry { key: Box<str>, why: Box<str> },
     /// The datastore as a whole.
     Store(StoreFault),
+    /// A file of ours that only a later run needs.
+    Unwritable { path: Box<str>, why: Box<str>, loss: Box<str> },
     /// Looks like flannel's and may be somebody else's.
     Unclaimed(Unclaimed),
 }
@@ -93,6 +95,7 @@ impl fmt::Display for Note {
             Self::Peer { subnet, fault } => write!(f, "peer {subnet}: {fault}"),
             Self::Entry { key, why } => write!(f, "store entry {key:?}: {why}; left out"),
             Self::Store(fault) => write!(f, "store: {fault}"),
+            Self::Unwritable { path, why, loss } => write!(f, "{path} cannot be written: {why}; {loss}"),
             Self::Unclaimed(what) => write!(f, "{what}"),
         }
     }

@@ -5,13 +5,15 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::input::Family;
 use crate::lease::{Lease, Subnet};
 use crate::netconf::NetConf;
 
 /// The subnets of one family that may be leased.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Bounds", into = "Bounds")]
 pub struct Pool {
     pub network: IpNet,
     /// Prefix length of a subnet.
@@ -19,6 +21,33 @@ pub struct Pool {
     /// Network address of the first and of the last subnet.
     first: u128,
     last: u128,
+}
+
+/// A pool in the words of a network config.
+#[derive(Serialize, Deserialize)]
+struct Bounds {
+    network: IpNet,
+    len: u8,
+    min: IpAddr,
+    max: IpAddr,
+}
+
+impl From<Pool> for Bounds {
+    fn from(pool: Pool) -> Self {
+        let [min, max] = [pool.nth(0), pool.nth(pool.count() - 1)].map(|subnet| subnet.addr());
+        Self { network: pool.network, len: pool.len, min, max }
+    }
+}
+
+impl TryFrom<Bounds> for Pool {
+    type Error = String;
+
+    fn try_from(Bounds { network, len, min, max }: Bounds) -> Result<Self, String> {
+        if len > network.max_prefix_len() || len < network.prefix_len() {
+            return Err(format!("/{len} is no part of {network}"));
+        }
+        Self::new(network, len, Some(min), Some(max))
+    }
 }
 
 /// The address as a number, for arithmetic within one family.

@@ -48,18 +48,25 @@ impl fmt::Display for SubnetEnv {
 
 /// The subnets an existing file names: the node's previous ones. Anything unreadable is as good as absent.
 pub fn previous_subnet(text: &str) -> Option<Subnet> {
-    let value = |key: &str| {
-        let lines = text.lines().filter_map(|line| line.trim().trim_start_matches("export ").split_once('='));
-        let mut values = lines.filter(|(name, _)| name.trim() == key).map(|(_, value)| value.trim());
-        values.next_back().map(|value| value.trim_matches(['"', '\'']).to_owned())
-    };
     let subnet = Subnet {
-        ipv4: value("FLANNEL_SUBNET").and_then(|text| text.parse::<Ipv4Net>().ok()).map(|net| net.trunc()),
-        ipv6: value("FLANNEL_IPV6_SUBNET")
-            .and_then(|text| text.parse::<Ipv6Net>().ok())
-            .map(|net| net.trunc()),
+        ipv4: value::<Ipv4Net>(text, "FLANNEL_SUBNET").map(|net| net.trunc()),
+        ipv6: value::<Ipv6Net>(text, "FLANNEL_IPV6_SUBNET").map(|net| net.trunc()),
     };
     Family::ALL.into_iter().any(|family| subnet.of(family).is_some()).then_some(subnet)
+}
+
+/// The pod networks that an existing file names.
+pub fn networks(text: &str) -> Vec<IpNet> {
+    let ipv4 = value::<Ipv4Net>(text, "FLANNEL_NETWORK").map(IpNet::V4);
+    let ipv6 = value::<Ipv6Net>(text, "FLANNEL_IPV6_NETWORK").map(IpNet::V6);
+    [ipv4, ipv6].into_iter().flatten().map(|network| network.trunc()).collect()
+}
+
+/// As in a file for a shell: quotes, `export` and comments are allowed, and the last line of a name counts.
+fn value<T: std::str::FromStr>(text: &str, key: &str) -> Option<T> {
+    let lines = text.lines().filter_map(|line| line.trim().trim_start_matches("export ").split_once('='));
+    let mut values = lines.filter(|(name, _)| name.trim() == key).map(|(_, value)| value.trim());
+    values.next_back()?.trim_matches(['"', '\'']).parse().ok()
 }
 
 #[cfg(test)]
@@ -80,12 +87,14 @@ mod tests {
                         FLANNEL_IPV6_SUBNET=fd00:5:72::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
         assert_eq!(text, expected);
         assert_eq!(previous_subnet(&text), Some(subnet));
+        assert_eq!(networks(&text), ["10.5.0.0/16".parse().unwrap(), "fd00:5::/32".parse().unwrap()]);
     }
 
     #[test]
     fn half_a_file_is_no_file() {
         assert_eq!(previous_subnet(""), None);
         assert_eq!(previous_subnet("FLANNEL_SUBNET=10.5."), None);
+        assert_eq!(networks("FLANNEL_NETWORK=10.5.0.0/"), []);
         assert_eq!(
             previous_subnet("# x\nexport FLANNEL_SUBNET=\"10.5.72.1/24\"\r\n").unwrap().to_string(),
             "10.5.72.0-24"

@@ -84,11 +84,19 @@ pub fn bounds(config: &Config, node: &Node, leases: &Leases) -> Owned {
         links,
         uplink: node.uplink.link,
         networks: Family::ALL.into_iter().filter_map(|family| config.network(family)).collect(),
-        former_networks: node.former.networks.clone(),
+        former_networks: former_networks(config, node),
         former_writer: node.former.writer,
         table: config.table,
         sweep: Sweep::NotYet,
     }
+}
+
+fn former_networks(config: &Config, node: &Node) -> Vec<IpNet> {
+    let is_former = |network: &IpNet| config.network(Family::of(network.addr())) != Some(*network);
+    let mut networks: Vec<IpNet> = node.former.networks.iter().copied().filter(is_former).collect();
+    networks.sort_unstable();
+    networks.dedup();
+    networks
 }
 
 /// Plans this node.

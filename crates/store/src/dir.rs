@@ -45,6 +45,19 @@ impl Dir {
         self.root.join("subnets")
     }
 
+    /// Tells this store from others, for people and for a cache.
+    pub fn identity(&self) -> String {
+        let path = std::path::absolute(&self.root).unwrap_or_else(|_| self.root.clone());
+        format!("directory {}", path.display())
+    }
+
+    /// Reads all leases, once.
+    pub fn leases(&self) -> Result<Vec<Lease>, StoreError> {
+        let mut listing = Listing::new(self.subnets());
+        listing.refresh().map_err(|error| StoreError::new(self.subnets().display(), error))?;
+        Ok(listing.leases())
+    }
+
     /// Reads the network config.
     pub fn net_conf(&self) -> Result<NetConf, StoreError> {
         let path = self.root.join("config");

@@ -13,14 +13,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, info};
 
+use crate::cache::Cache;
 use crate::flags::Flags;
+use crate::identity::{self, Identity};
 use crate::locks::Locks;
 use crate::metrics::Metrics;
-use crate::own_lease::{self, Identity};
 use crate::reconcile::{Memory, Reconciler};
 use crate::report::{self, NodeReport};
 use crate::trigger::{self, Bell, Cause};
-use crate::{http, logging};
+use crate::{http, logging, questions};
 
 /// Runs until it is told to stop.
 pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
@@ -31,29 +32,45 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     let (bell, trigger) = trigger::channel();
     let (metrics, board) = (Arc::new(Metrics::new()), report::board());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let servers = runtime.block_on(http::bind(flags, &metrics, &board))?;
+    let (questions, answers) = questions::channel(bell.clone());
+    let servers = runtime.block_on(http::bind(flags, &metrics, &board, questions))?;
     let tasks = runtime.handle().clone();
     spawn("servers", move || runtime.block_on(serve(servers)))?;
 
     let mut kernel = Kernel::open().context("opening netlink")?;
     let store = Dir::new(&flags.store);
-    let Identity { config, node, uplink_reason, own_lease } =
-        own_lease::establish(flags, &store, (&mut kernel, &mut locks), &board)?;
+    let cache = Cache::new(Cache::path(&flags.cache_dir, &flags.subnet_file), store.identity());
+    let Identity { config, node, uplink_reason, own_lease, remembered } =
+        identity::establish(flags, &store, (&mut kernel, &mut locks), (&cache, &board))?;
     info!("our subnet is {}, backend {}", node.subnet, config.backend.name());
     board.send_modify(|report| {
         Arc::make_mut(report).node = Some(NodeReport::new(&config, &node, uplink_reason));
     });
     report::wait_for(&board, "the first list of leases");
 
-    let (view_in, view) = watch::channel(View::default());
+    let (view_in, view) = watch::channel(View { leases: remembered, ..View::default() });
     tasks.spawn(store.watch(view_in));
     tasks.spawn(ring_on_change(view.clone(), bell.clone()));
     let monitor = Watch::open().context("opening the kernel's monitor")?;
     let filter = monitor.filter();
     spawn("monitor", move || listen(monitor, &bell))?;
     let (flags, memory) = (flags.clone(), Memory::default());
-    Reconciler { kernel, filter, config, node, own_lease, locks, view, flags, metrics, board, memory }
-        .run(trigger)
+    Reconciler {
+        kernel,
+        filter,
+        config,
+        node,
+        own_lease,
+        locks,
+        view,
+        cache,
+        flags,
+        metrics,
+        board,
+        answers,
+        memory,
+    }
+    .run(trigger)
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {

@@ -1,37 +1,23 @@
-//! The command line: Go's flag syntax for the daemon, since flannel's manifests and unit files are to work as they are
-//! (flannel-compat 1.1). It parses and explains; it decides nothing.
+//! The command line: which command, with what.
+
+mod daemon;
 
 use std::ffi::OsString;
-use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::time::Duration;
+
+use lexopt::{Arg, Parser};
 
 use crate::USAGE;
+pub(crate) use daemon::Flags;
 
 /// What was asked for.
 pub(crate) enum Command {
     Daemon(Box<Flags>),
     Status(StatusFlags),
+    Diff(DiffFlags),
+    Uninstall(UninstallFlags),
     Help(String),
     Version,
-}
-
-/// Flags of `twill daemon`, by flannel's names.
-#[derive(Clone, Debug)]
-pub(crate) struct Flags {
-    pub(crate) store: PathBuf,
-    pub(crate) iface: Option<String>,
-    pub(crate) public_ip: Option<Ipv4Addr>,
-    pub(crate) subnet_file: PathBuf,
-    pub(crate) ip_masq: bool,
-    pub(crate) healthz_ip: IpAddr,
-    /// 0: no server.
-    pub(crate) healthz_port: u16,
-    pub(crate) socket: PathBuf,
-    /// So long peers are kept that vanish from the store together with most others.
-    pub(crate) shrink_grace: Duration,
-    pub(crate) config_reload: bool,
 }
 
 /// Flags of `twill status`.
@@ -40,299 +26,147 @@ pub(crate) struct StatusFlags {
     pub(crate) socket: PathBuf,
 }
 
+/// Flags of `twill diff`.
+pub(crate) struct DiffFlags {
+    pub(crate) json: bool,
+    pub(crate) asked: Asked,
+}
+
+/// Who says what the kernel should hold.
+pub(crate) enum Asked {
+    /// The daemon that runs here, on its socket.
+    Daemon(PathBuf),
+    /// The store, as a daemon with these flags would read it.
+    Store(Box<Flags>),
+}
+
+/// Flags of `twill uninstall`.
+pub(crate) struct UninstallFlags {
+    pub(crate) dry_run: bool,
+    pub(crate) extent: Extent,
+    pub(crate) subnet_file: PathBuf,
+    pub(crate) cache_dir: PathBuf,
+}
+
+/// How much of twill goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    Everything,
+    /// Only what flannel would not have written.
+    HandOver,
+}
+
 const SOCKET: &str = "/run/flannel/twill.sock";
-
-struct Flag {
-    name: &'static str,
-    /// What stands for the value in the help; a flag without one is boolean.
-    value: Option<&'static str>,
-    default: &'static str,
-    help: &'static str,
-    set: fn(&mut Raw, String) -> Result<(), String>,
-}
-
-/// Flags as far as one by one can tell.
-struct Raw {
-    store: Option<PathBuf>,
-    flags: Flags,
-}
-
-const FLAGS: &[Flag] = &[
-    Flag {
-        name: "store",
-        value: Some("DIR"),
-        default: "",
-        help: "lease directory of this machine: DIR/config and DIR/subnets/",
-        set: |raw, value| {
-            raw.store = Some(value.into());
-            Ok(())
-        },
-    },
-    Flag {
-        name: "iface",
-        value: Some("NAME|IP"),
-        default: "",
-        help: "interface for traffic between nodes; without it the default route's",
-        set: |raw, value| {
-            raw.flags.iface = (!value.is_empty()).then_some(value);
-            Ok(())
-        },
-    },
-    Flag {
-        name: "public-ip",
-        value: Some("IP"),
-        default: "",
-        help: "IPv4 address announced to other nodes; without it the interface's",
-        set: |raw, value| {
-            raw.flags.public_ip = if value.is_empty() { None } else { Some(parse(&value)?) };
-            Ok(())
-        },
-    },
-    Flag {
-        name: "subnet-file",
-        value: Some("FILE"),
-        default: "/run/flannel/subnet.env",
-        help: "where this node's subnet and MTU are written for the CNI plugin",
-        set: |raw, value| {
-            raw.flags.subnet_file = value.into();
-            Ok(())
-        },
-    },
-    Flag {
-        name: "ip-masq",
-        value: None,
-        default: "false",
-        help: "what FLANNEL_IPMASQ says in the subnet file",
-        set: |raw, value| {
-            raw.flags.ip_masq = boolean(&value)?;
-            Ok(())
-        },
-    },
-    Flag {
-        name: "healthz-ip",
-        value: Some("IP"),
-        default: "0.0.0.0",
-        help: "address of the server of /healthz, /readyz and /metrics",
-        set: |raw, value| {
-            raw.flags.healthz_ip = parse(&value)?;
-            Ok(())
-        },
-    },
-    Flag {
-        name: "healthz-port",
-        value: Some("PORT"),
-        default: "0",
-        help: "its port; 0 starts no server",
-        set: |raw, value| {
-            raw.flags.healthz_port = parse(&value)?;
-            Ok(())
-        },
-    },
-    Flag {
-        name: "config-reload",
-        value: None,
-        default: "true",
-        help: "follow changes of the network config; false reads it once, as flannel does",
-        set: |raw, value| {
-            raw.flags.config_reload = boolean(&value)?;
-            Ok(())
-        },
-    },
-    Flag {
-        name: "shrink-grace",
-        value: Some("TIME"),
-        default: "5m",
-        help: "keep peers so long when more than half of them vanish from the store at once",
-        set: |raw, value| {
-            raw.flags.shrink_grace = duration(&value)?;
-            Ok(())
-        },
-    },
-    Flag {
-        name: "socket",
-        value: Some("FILE"),
-        default: SOCKET,
-        help: "unix socket that twill status asks",
-        set: |raw, value| {
-            raw.flags.socket = value.into();
-            Ok(())
-        },
-    },
-];
+const SUBNET_FILE: &str = "/run/flannel/subnet.env";
+const CACHE_DIR: &str = "/var/lib/twill";
 
 /// Parses a whole command line, without the program's name.
 pub(crate) fn command(args: impl Iterator<Item = OsString>) -> Result<Command, String> {
     let args: Result<Vec<String>, OsString> = args.map(OsString::into_string).collect();
     let args = args.map_err(|arg| format!("{} is not valid UTF-8", arg.display()))?;
-    match args.split_first() {
-        None => Ok(Command::Help(USAGE.into())),
-        Some((command, rest)) => match command.as_str() {
-            "daemon" => daemon(rest),
-            "status" => status(rest),
-            "help" | "-h" | "-help" | "--help" => Ok(Command::Help(USAGE.into())),
-            "version" | "-version" | "--version" => Ok(Command::Version),
-            other => Err(format!("there is no command {other:?}\n\n{USAGE}")),
-        },
+    let Some((command, rest)) = args.split_first() else { return Ok(Command::Help(USAGE.into())) };
+    match command.as_str() {
+        "daemon" => daemon::parse(rest),
+        "status" => parsed(status(rest)),
+        "diff" => diff(rest),
+        "uninstall" => parsed(uninstall(rest)),
+        "help" | "-h" | "-help" | "--help" => Ok(Command::Help(USAGE.into())),
+        "version" | "-version" | "--version" => Ok(Command::Version),
+        other => Err(format!("there is no command {other:?}\n\n{USAGE}")),
     }
 }
 
-fn daemon(args: &[String]) -> Result<Command, String> {
-    let flags = Flags {
-        store: PathBuf::new(),
-        iface: None,
-        public_ip: None,
-        subnet_file: "/run/flannel/subnet.env".into(),
-        ip_masq: false,
-        healthz_ip: Ipv4Addr::UNSPECIFIED.into(),
-        healthz_port: 0,
-        socket: SOCKET.into(),
-        shrink_grace: Duration::from_secs(300),
-        config_reload: true,
-    };
-    let mut raw = Raw { store: None, flags };
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        let Some(name) =
-            arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')).filter(|name| !name.is_empty())
-        else {
-            break;
-        };
-        let (name, attached) = match name.split_once('=') {
-            Some((name, value)) => (name, Some(value.to_owned())),
-            None => (name, None),
-        };
-        match name {
-            "h" | "help" => return Ok(Command::Help(daemon_help())),
-            "version" => return Ok(Command::Version),
-            _ => {}
-        }
-        let flag = FLAGS.iter().find(|flag| flag.name == name);
-        let flag =
-            flag.ok_or_else(|| format!("there is no flag --{name}; twill daemon --help lists them"))?;
-        let value = match (attached, flag.value) {
-            (Some(value), _) => value,
-            (None, None) => "true".into(),
-            (None, Some(what)) => {
-                args.next().cloned().ok_or_else(|| format!("--{name} needs a value: {what}"))?
-            }
-        };
-        (flag.set)(&mut raw, value).map_err(|error| format!("--{name}: {error}"))?;
+fn parsed(command: Result<Option<Command>, lexopt::Error>) -> Result<Command, String> {
+    match command {
+        Ok(Some(command)) => Ok(command),
+        Ok(None) => Ok(Command::Help(USAGE.into())),
+        Err(error) => Err(error.to_string()),
     }
-    let store = raw.store.ok_or("no store: name a lease directory with --store DIR")?;
-    Ok(Command::Daemon(Box::new(Flags { store, ..raw.flags })))
 }
 
-fn status(args: &[String]) -> Result<Command, String> {
+/// `None`: help was asked for.
+fn status(args: &[String]) -> Result<Option<Command>, lexopt::Error> {
     let mut flags = StatusFlags { json: false, socket: SOCKET.into() };
-    let mut parser = lexopt::Parser::from_args(args);
-    while let Some(arg) = parser.next().map_err(|error| error.to_string())? {
+    let mut parser = Parser::from_args(args);
+    while let Some(arg) = parser.next()? {
         match arg {
-            lexopt::Arg::Long("json") => flags.json = true,
-            lexopt::Arg::Long("socket") => {
-                flags.socket = parser.value().map_err(|error| error.to_string())?.into();
-            }
-            lexopt::Arg::Short('h') | lexopt::Arg::Long("help") => return Ok(Command::Help(USAGE.into())),
-            other => return Err(other.unexpected().to_string()),
+            Arg::Long("json") => flags.json = true,
+            Arg::Long("socket") => flags.socket = parser.value()?.into(),
+            Arg::Short('h') | Arg::Long("help") => return Ok(None),
+            other => return Err(other.unexpected()),
         }
     }
-    Ok(Command::Status(flags))
+    Ok(Some(Command::Status(flags)))
 }
 
-fn daemon_help() -> String {
-    let left = |flag: &Flag| {
-        format!("--{}{}", flag.name, flag.value.map_or(String::new(), |value| format!("={value}")))
+/// With `--offline` all that the daemon takes, since it stands in for one.
+fn diff(args: &[String]) -> Result<Command, String> {
+    let (own, rest): (Vec<&String>, Vec<&String>) =
+        args.iter().partition(|arg| ["--offline", "--json"].contains(&arg.as_str()));
+    let rest: Vec<String> = rest.into_iter().cloned().collect();
+    let json = own.iter().any(|arg| *arg == "--json");
+    let asked = if own.iter().any(|arg| *arg == "--offline") {
+        match daemon::parse(&rest)? {
+            Command::Daemon(flags) => Asked::Store(flags),
+            other => return Ok(other),
+        }
+    } else {
+        match parsed(status(&rest))? {
+            Command::Status(flags) => Asked::Daemon(flags.socket),
+            other => return Ok(other),
+        }
     };
-    let width = FLAGS.iter().map(|flag| left(flag).len()).max().unwrap_or(0);
-    let mut text = String::from("usage: twill daemon [flags]\n\n");
-    for flag in FLAGS {
-        let default =
-            if flag.default.is_empty() { String::new() } else { format!(" (default {})", flag.default) };
-        let _ = writeln!(text, "  {:width$}  {}{default}", left(flag), flag.help);
-    }
-    text
+    Ok(Command::Diff(DiffFlags { json, asked }))
 }
 
-fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(value: &str) -> Result<T, String> {
-    value.parse().map_err(|error| format!("{value:?}: {error}"))
-}
-
-/// Go's `strconv.ParseBool`.
-fn boolean(value: &str) -> Result<bool, String> {
-    match value {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(format!("{value:?} is neither true nor false")),
-    }
-}
-
-/// Go's `time.ParseDuration` for one number and unit: `90s`, `5m`, `1.5h`, `300ms`.
-fn duration(value: &str) -> Result<Duration, String> {
-    let bad = || format!("{value:?} is not a time such as 90s, 5m or 1h");
-    let digits = value.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
-    let number: f64 = value[..digits].parse().map_err(|_| bad())?;
-    let seconds = match &value[digits..] {
-        "ms" => number / 1e3,
-        "s" => number,
-        "m" => number * 60.0,
-        "h" => number * 3600.0,
-        _ => return Err(bad()),
+fn uninstall(args: &[String]) -> Result<Option<Command>, lexopt::Error> {
+    let mut flags = UninstallFlags {
+        dry_run: false,
+        extent: Extent::Everything,
+        subnet_file: SUBNET_FILE.into(),
+        cache_dir: CACHE_DIR.into(),
     };
-    Duration::try_from_secs_f64(seconds).map_err(|_| bad())
+    let mut parser = Parser::from_args(args);
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Arg::Long("dry-run") => flags.dry_run = true,
+            Arg::Long("hand-over") => flags.extent = Extent::HandOver,
+            Arg::Long("subnet-file") => flags.subnet_file = parser.value()?.into(),
+            Arg::Long("cache-dir") => flags.cache_dir = parser.value()?.into(),
+            Arg::Short('h') | Arg::Long("help") => return Ok(None),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(Some(Command::Uninstall(flags)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn daemon_flags(line: &str) -> Result<Flags, String> {
-        let args = line.split(' ').filter(|arg| !arg.is_empty()).map(Into::into);
-        match command(std::iter::once("daemon".into()).chain(args))? {
-            Command::Daemon(flags) => Ok(*flags),
-            _ => Err("another command".into()),
-        }
+    fn parse(line: &str) -> Result<Command, String> {
+        command(line.split(' ').map(Into::into))
     }
 
     #[test]
-    fn every_go_spelling_is_the_same_flag() {
-        for line in
-            ["--store=/s --iface=eth0", "-store /s -iface eth0", "-store=/s --iface eth0 stop --bogus"]
-        {
-            let flags = daemon_flags(line).unwrap();
-            assert_eq!((flags.store, flags.iface.as_deref()), ("/s".into(), Some("eth0")), "{line}");
-        }
-        assert!(daemon_flags("--store=/s --ip-masq").unwrap().ip_masq);
-        assert!(!daemon_flags("--store=/s --ip-masq --ip-masq=F").unwrap().ip_masq);
-        assert_eq!(daemon_flags("--store=/s --healthz-port=8081").unwrap().healthz_port, 8081);
-    }
-
-    #[test]
-    fn times_are_written_as_in_go() {
-        for (text, seconds) in [("300ms", 0.3), ("90s", 90.0), ("5m", 300.0), ("1.5h", 5400.0)] {
-            assert_eq!(duration(text), Ok(Duration::from_secs_f64(seconds)), "{text}");
-        }
-    }
-
-    #[test]
-    fn faults_name_the_flag() {
-        for (line, word) in [
-            ("", "--store"),
-            ("--store", "DIR"),
-            ("--store=/s --bogus", "--bogus"),
-            ("--store=/s --ip-masq=maybe", "--ip-masq"),
-            ("--store=/s --healthz-port=99999", "--healthz-port"),
-            ("--store=/s --public-ip=fd00::1", "--public-ip"),
-            ("--store=/s --shrink-grace=5", "--shrink-grace"),
-            ("--store=/s --shrink-grace=-5s", "--shrink-grace"),
-        ] {
-            assert!(daemon_flags(line).unwrap_err().contains(word), "{line}");
-        }
-    }
-
-    #[test]
-    fn help_lists_every_flag() {
-        let help = daemon_help();
+    fn a_diff_asks_the_daemon_or_takes_its_flags() {
         assert!(
-            FLAGS.iter().all(|flag| help.contains(&format!("--{}", flag.name)) && help.contains(flag.help))
+            matches!(parse("diff --socket /s"), Ok(Command::Diff(DiffFlags { json: false, asked: Asked::Daemon(socket) })) if socket == *"/s")
         );
+        let offline = parse("diff --offline --json --store=/s -iface eth0");
+        assert!(
+            matches!(offline, Ok(Command::Diff(DiffFlags { json: true, asked: Asked::Store(flags) })) if flags.iface.as_deref() == Some("eth0"))
+        );
+        assert!(parse("diff --offline").is_err_and(|error| error.contains("--store")));
+        assert!(parse("diff --store=/s").is_err_and(|error| error.contains("--store")));
+    }
+
+    #[test]
+    fn uninstalling_takes_its_own_flags_and_no_others() {
+        let Ok(Command::Uninstall(flags)) = parse("uninstall --dry-run --hand-over --subnet-file=/e") else {
+            panic!()
+        };
+        assert!(flags.dry_run && flags.extent == Extent::HandOver && flags.subnet_file == *"/e");
+        assert!(parse("uninstall --store=/s").is_err());
     }
 }

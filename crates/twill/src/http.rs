@@ -1,5 +1,5 @@
-//! The servers: `/healthz`, `/readyz` and `/metrics` on TCP as flannel has them (flannel-compat 9), `/status` on the
-//! unix socket for `twill status` alone. They read the board and change nothing.
+//! The servers: `/healthz`, `/readyz` and `/metrics` on TCP as flannel has them (flannel-compat 9), `/status` and `/diff`
+//! on the unix socket for `twill` alone. They read the board, ask the rounds, and change nothing.
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -21,8 +21,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
+use crate::diff::{self, Difference};
 use crate::flags::Flags;
 use crate::metrics::Metrics;
+use crate::questions::Questions;
 use crate::report::{Board, Report};
 
 /// Connections at a time, on the port and on the socket.
@@ -42,6 +44,7 @@ pub(crate) struct Servers {
 struct Answers {
     metrics: Arc<Metrics>,
     board: Board,
+    questions: Questions,
     side: Side,
 }
 
@@ -55,7 +58,12 @@ enum Side {
 }
 
 /// Binds what the flags name, so that a port in use is an error at start and not later.
-pub(crate) async fn bind(flags: &Flags, metrics: &Arc<Metrics>, board: &Board) -> anyhow::Result<Servers> {
+pub(crate) async fn bind(
+    flags: &Flags,
+    metrics: &Arc<Metrics>,
+    board: &Board,
+    questions: Questions,
+) -> anyhow::Result<Servers> {
     let address = (flags.healthz_ip, flags.healthz_port);
     let tcp = match address {
         (_, 0) => None,
@@ -65,7 +73,8 @@ pub(crate) async fn bind(flags: &Flags, metrics: &Arc<Metrics>, board: &Board) -
     };
     let unix = bind_unix(&flags.socket)
         .with_context(|| format!("listening on {} (--socket)", flags.socket.display()))?;
-    let answers = Answers { metrics: metrics.clone(), board: board.clone(), side: Side::Local };
+    let (metrics, board) = (metrics.clone(), board.clone());
+    let answers = Answers { metrics, board, questions, side: Side::Local };
     Ok(Servers { tcp, unix, socket: flags.socket.clone(), answers })
 }
 
@@ -134,7 +143,8 @@ where
 
 async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, answers: Answers) {
     let answer = service_fn(|request: Request<Incoming>| {
-        std::future::ready(Ok::<_, Infallible>(answers.to(&request)))
+        let answers = answers.clone();
+        async move { Ok::<_, Infallible>(answers.to(&request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -145,7 +155,7 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, answers: Answers)
 }
 
 impl Answers {
-    fn to(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn to(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let text = "text/plain; charset=utf-8";
         match (self.side, request.uri().path()) {
             (Side::Network, "/healthz") => answer(StatusCode::OK, text, "twill is running\n"),
@@ -169,6 +179,18 @@ impl Answers {
                 let json = serde_json::to_string(&report.told()).unwrap_or_default();
                 answer(StatusCode::OK, "application/json", json)
             }
+            (Side::Local, "/diff") => match self.questions.diff().await {
+                Some(ops) => {
+                    let difference = Difference { format: diff::FORMAT, ops };
+                    let json = serde_json::to_string(&difference).unwrap_or_default();
+                    answer(StatusCode::OK, "application/json", json)
+                }
+                None => {
+                    let why = self.board.borrow().readiness().err();
+                    let why = why.unwrap_or_else(|| "the rounds hang".into());
+                    answer(StatusCode::SERVICE_UNAVAILABLE, text, format!("nobody can tell yet: {why}\n"))
+                }
+            },
             _ => answer(StatusCode::NOT_FOUND, text, "not found\n"),
         }
     }

@@ -8,7 +8,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
@@ -25,8 +25,7 @@ pub(crate) struct Locks {
 impl Locks {
     /// Takes the subnet file, before anything is read from it or written beside it.
     pub(crate) fn take_file(&mut self, subnet_file: &Path) -> anyhow::Result<()> {
-        let name = format!(".{}.lock", subnet_file.file_name().unwrap_or_default().display());
-        let path = subnet_file.with_file_name(name);
+        let path = lock_file(subnet_file);
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         }
@@ -69,6 +68,13 @@ impl Locks {
         vnis.iter().copied().filter(|vni| self.take(&vni_name(*vni), "VNI").is_err()).collect()
     }
 
+    /// Does another daemon have that VNI?
+    pub(crate) fn is_others_vni(&self, vni: u32) -> bool {
+        let name = vni_name(vni);
+        !self.names.iter().any(|(held, _)| *held == name)
+            && bind(&name).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+    }
+
     /// A network of another daemon that shares addresses with ours.
     fn overlapping(&self, network: &IpNet) -> anyhow::Result<Option<IpNet>> {
         let sockets = fs::read_to_string("/proc/net/unix").context("listing unix sockets")?;
@@ -93,6 +99,11 @@ impl Locks {
         self.names.push((name.to_owned(), lock));
         Ok(())
     }
+}
+
+/// The file that is locked for it.
+pub(crate) fn lock_file(subnet_file: &Path) -> PathBuf {
+    subnet_file.with_file_name(format!(".{}.lock", subnet_file.file_name().unwrap_or_default().display()))
 }
 
 /// How the addresses begin.

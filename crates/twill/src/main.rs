@@ -1,20 +1,27 @@
 //! The binary: which command was asked for, and nothing else.
 
 mod backoff;
+mod cache;
+mod client;
 mod daemon;
+mod diff;
 mod flags;
+mod footprint;
 mod http;
+mod identity;
 mod locks;
 mod logging;
 mod metrics;
 mod notebook;
 mod own_lease;
+mod questions;
 mod reconcile;
 mod report;
 mod round;
 mod status;
 mod subnet_file;
 mod trigger;
+mod uninstall;
 
 use std::process::ExitCode;
 
@@ -25,6 +32,11 @@ twill gives this Kubernetes node a pod subnet and makes the pods of all nodes re
 
 usage: twill daemon [flags]          run on this node (twill daemon --help lists the flags)
        twill status [--json]         what this node's daemon does and sees
+       twill diff [--json]           the steps that would make the kernel right; exit code 1 if there are any
+       twill diff --offline [flags]  the same from store and kernel, without a daemon; takes the daemon's flags
+       twill uninstall [--dry-run]   remove all that is twill's from this node, the daemon being stopped
+             [--hand-over]           only what flannel would not have written, so that flannel can go on
+             [--subnet-file FILE] [--cache-dir DIR]
        twill --version
 ";
 
@@ -32,6 +44,13 @@ fn main() -> ExitCode {
     let outcome = match flags::command(std::env::args_os().skip(1)) {
         Ok(Command::Daemon(flags)) => daemon::run(&flags),
         Ok(Command::Status(flags)) => status::run(&flags),
+        Ok(Command::Uninstall(flags)) => uninstall::run(&flags),
+        Ok(Command::Diff(flags)) => {
+            return diff::run(&flags).unwrap_or_else(|error| {
+                eprintln!("twill: {error:#}");
+                ExitCode::from(2)
+            });
+        }
         Ok(Command::Help(text)) => {
             print!("{text}");
             return ExitCode::SUCCESS;

@@ -7,21 +7,25 @@ use std::time::{Duration, Instant};
 
 use kernel::{Filter, Kernel, Outcome, Seen};
 use plan::belief::{Belief, Weighed};
-use plan::input::{Config, Leases, Node};
+use plan::input::{Config, Former, Leases, Node};
 use plan::netconf::NetConf;
 use plan::note::{NodeFault, Note, StoreFault};
+use plan::owned::{Owned, Sweep};
 use plan::subnet_env::SubnetEnv;
-use plan::{Object, Op, Wanted};
+use plan::{Mac, Object, Op, Wanted};
 use store::View;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::backoff::{Admitted, Backoff};
+use crate::cache::{Cache, Remembered};
 use crate::flags::Flags;
+use crate::footprint::Footprint;
 use crate::locks::Locks;
 use crate::metrics::Metrics;
 use crate::notebook::{Line, Notebook};
 use crate::own_lease::OwnLease;
+use crate::questions::Answers;
 use crate::report::{Board, LastChange};
 use crate::round::Round;
 use crate::subnet_file;
@@ -45,9 +49,11 @@ pub(crate) struct Reconciler {
     pub(crate) own_lease: OwnLease,
     pub(crate) locks: Locks,
     pub(crate) view: watch::Receiver<View>,
+    pub(crate) cache: Cache,
     pub(crate) flags: Flags,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) board: Board,
+    pub(crate) answers: Answers,
     pub(crate) memory: Memory,
 }
 
@@ -64,6 +70,7 @@ pub(crate) struct Memory {
     interest: Option<kernel::Interest>,
     /// What is wrong with our own part, and since when.
     fault: Option<(String, Instant)>,
+    footprint: Option<Footprint>,
 }
 
 impl Reconciler {
@@ -79,23 +86,22 @@ impl Reconciler {
     /// One look. Returns when to look again even without a cause.
     fn round(&mut self, causes: Causes) -> Option<Instant> {
         let begun = Instant::now();
+        let news = self.view.has_changed().unwrap_or(false) || causes.contains(&Cause::Start);
         let view = self.view.borrow_and_update().clone();
-        let Heard { leases, mut notes, mut due } = self.hear(&view, begun);
+        let Heard { leases, notes, mut due } = self.hear(&view, begun);
         let seen = match self.look(&leases) {
             Ok(seen) => seen,
             Err(error) => return Some(self.blind(&error)),
         };
-        self.node.former = seen.state.links.iter().map(|link| link.name).collect();
-        let mut wanted = plan::wanted(&self.config, &self.node, &leases, &seen.underlay);
-        wanted.notes.append(&mut notes);
-        wanted.notes.extend(self.memory.refused.iter().cloned().map(Note::Node));
-        let contradictions = plan::check::check(&wanted.state, &wanted.owned);
-        if let Some(first) = contradictions.first() {
+        let wanted = self.plan(&leases, &seen, notes);
+        if let Some(first) = plan::check::check(&wanted.state, &wanted.owned).first() {
             error!("the plan contradicts itself and is not applied, please report this: {first}");
             self.set_fault(Some(format!("the plan contradicts itself: {first}")));
             return None;
         }
         let ops = plan::diff(&wanted.state, &seen.state, &wanted.owned);
+        self.answers.give(&ops);
+        let uplink = seen.underlay.link(self.node.uplink.link).map(|link| link.mac);
         drop(seen);
         let (mut round, retry) = self.apply(ops, wanted, (causes, begun));
         // What we announce is announced once it is there.
@@ -103,6 +109,8 @@ impl Reconciler {
             round.notes.push(Note::Store(fault));
             due = Some(begun + LEASE_RETRY);
         }
+        let remember = uplink.and_then(|mac| self.remember((&view, &leases), mac, news));
+        round.notes.extend(self.cache.note());
         self.tell(&round);
         let programmed = leases != Leases::Unknown;
         let fault =
@@ -111,7 +119,46 @@ impl Reconciler {
         self.metrics.count(&round);
         self.metrics.show_store_lost(view.lost.is_some());
         self.publish(round, view.lost, programmed);
-        due.into_iter().chain(retry).min()
+        due.into_iter().chain(retry).chain(remember).min()
+    }
+
+    /// What the kernel should hold, with all that there is to say about it.
+    fn plan(&mut self, leases: &Leases, seen: &Seen, mut notes: Vec<Note>) -> Wanted {
+        self.node.former.links = seen.state.links.iter().map(|link| link.name).collect();
+        let mut wanted = plan::wanted(&self.config, &self.node, leases, &seen.underlay);
+        notes.extend(self.memory.refused.iter().cloned().map(Note::Node));
+        notes.extend(plan::unclaimed(&wanted.state, &seen.state, &wanted.owned, &seen.underlay));
+        notes.extend(self.leave_footprint(&wanted.owned));
+        wanted.notes.append(&mut notes);
+        wanted
+    }
+
+    /// Writes down what is ours before it is made.
+    fn leave_footprint(&mut self, owned: &Owned) -> Option<Note> {
+        let footprint = Footprint::new(&self.config, owned);
+        if self.memory.footprint.as_ref() == Some(&footprint) {
+            return None;
+        }
+        let path = Footprint::path(&self.flags.subnet_file);
+        match footprint.write(&path) {
+            Ok(()) => {
+                self.memory.footprint = Some(footprint);
+                None
+            }
+            Err(error) => {
+                let (path, why) = (path.display().to_string().into(), error.to_string().into());
+                let loss = "a later run and twill uninstall may not know what this one leaves".into();
+                Some(Note::Unwritable { path, why, loss })
+            }
+        }
+    }
+
+    /// Keeps what is believed for the next run. Gives when it has to be tried again.
+    fn remember(&mut self, heard: (&View, &Leases), uplink_mac: Mac, news: bool) -> Option<Instant> {
+        let (view, Leases::Listed(others)) = heard else { return None };
+        let own = self.own_lease.lease().filter(|_| view.lost.is_none())?;
+        let (conf, leases) = (self.own_lease.conf(), others.iter().chain([own]));
+        self.cache.keep(news, Instant::now(), || Remembered::new(uplink_mac, conf, own.subnet, leases))
     }
 
     /// A store that is lost says nothing new, so our lease is not missed in it.
@@ -130,15 +177,22 @@ impl Reconciler {
         if let Some(Err(fault)) = view.conf.as_ref().map(|conf| self.reconfigure(conf)) {
             heard.notes.push(Note::Store(fault));
         }
-        let Leases::Listed(listed) = &view.leases else { return heard };
+        if view.leases == Leases::Unknown {
+            return heard;
+        }
         let ours = self.node.subnet;
-        let others = listed.iter().filter(|lease| lease.subnet != ours).cloned().collect();
+        let others = view.leases.known().iter().filter(|lease| lease.subnet != ours).cloned().collect();
         let Weighed { leases, missing, due } = self.memory.belief.weigh(others, now, self.flags.shrink_grace);
         if missing > 0 {
             heard.notes.push(Note::Store(StoreFault::PeersMissing));
         }
         heard.due = due;
-        heard.leases = Leases::Listed(leases);
+        heard.leases = match view.leases {
+            Leases::Listed(_) => Leases::Listed(leases),
+            Leases::Remembered(_) if view.lost.is_some() => Leases::Remembered(leases),
+            // The store may yet be heard, and its first list is weighed by what is remembered.
+            _ => return heard,
+        };
         self.node.foreign_vnis.clear();
         let vnis = plan::vnis(&self.config, &self.node, &heard.leases);
         self.node.foreign_vnis = self.locks.keep_vnis(&vnis);
@@ -202,7 +256,12 @@ impl Reconciler {
         // What failed or was held is tried again though nothing may happen meanwhile.
         let again = (!failed.is_empty()).then_some(begun + FAILED_RETRY);
         let due = due.into_iter().chain(again).min();
-        let Wanted { peers, notes, .. } = wanted;
+        let Wanted { peers, notes, owned, .. } = wanted;
+        if owned.sweep == Sweep::LeftOvers && failed.is_empty() && held.is_empty() {
+            // All that was left over is gone, and what comes after is not flannel's.
+            let links = std::mem::take(&mut self.node.former.links);
+            self.node.former = Former { links, ..Former::default() };
+        }
         (Round { causes, ops, failed, held, notes, peers, took: begun.elapsed() }, due)
     }
 

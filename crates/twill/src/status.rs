@@ -3,33 +3,20 @@
 
 use std::fmt::Write;
 use std::io::IsTerminal;
-use std::path::Path as FilePath;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context, bail};
 use comfy_table::{Attribute, Cell, Table, presets};
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Bytes;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use plan::Path;
 use plan::input::Family;
-use tokio::net::UnixStream;
 
+use crate::client;
 use crate::flags::StatusFlags;
 use crate::report::{FORMAT, Report};
 
-const PATIENCE: Duration = Duration::from_secs(5);
-
 pub(crate) fn run(flags: &StatusFlags) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = async { tokio::time::timeout(PATIENCE, ask(&flags.socket)).await };
-    let socket = flags.socket.display();
-    let json = runtime.block_on(answer).with_context(|| format!("the daemon does not answer on {socket}"))?;
-    let json = json.with_context(|| {
-        format!("asking the daemon on {socket}; is twill daemon running here, and are you root?")
-    })?;
+    let json = client::get(&flags.socket, "/status")?;
     if flags.json {
         println!("{}", String::from_utf8_lossy(&json));
         return Ok(());
@@ -39,17 +26,13 @@ pub(crate) fn run(flags: &StatusFlags) -> anyhow::Result<()> {
     if report.format != FORMAT {
         bail!("the daemon speaks format {}, this command {FORMAT}; use --json", report.format);
     }
-    let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    print!("{}", page(&report, colour));
+    print!("{}", page(&report, is_coloured()));
     Ok(())
 }
 
-async fn ask(socket: &FilePath) -> anyhow::Result<Bytes> {
-    let stream = UnixStream::connect(socket).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let request = hyper::Request::get("/status").header("host", "twill").body(Empty::<Bytes>::new())?;
-    Ok(sender.send_request(request).await?.into_body().collect().await?.to_bytes())
+/// May what is printed be coloured?
+pub(crate) fn is_coloured() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
 /// The whole page.

@@ -5,12 +5,18 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use ipnet::IpNet;
 use plan::lease::Subnet;
 use plan::subnet_env;
 
 /// What an earlier run left, if it can be read.
 pub(crate) fn previous(path: &Path) -> Option<Subnet> {
     subnet_env::previous_subnet(&fs::read_to_string(path).ok()?)
+}
+
+/// The pod networks that it was written for.
+pub(crate) fn networks(path: &Path) -> Vec<IpNet> {
+    fs::read_to_string(path).map(|text| subnet_env::networks(&text)).unwrap_or_default()
 }
 
 /// Makes the file say `text`. Returns whether it had to be written.

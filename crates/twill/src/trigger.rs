@@ -27,6 +27,8 @@ pub(crate) enum Cause {
     Kernel(Kind),
     /// Something that was put off is due.
     Retry,
+    /// Somebody wants to know how things are.
+    Asked,
     /// The regular look.
     Period,
 }
@@ -38,6 +40,7 @@ impl fmt::Display for Cause {
             Self::Leases => f.write_str("leases"),
             Self::Kernel(kind) => kind.fmt(f),
             Self::Retry => f.write_str("retry"),
+            Self::Asked => f.write_str("twill diff"),
             Self::Period => f.write_str("period"),
         }
     }

@@ -129,13 +129,16 @@ impl Options {
     }
 }
 
+/// The VNI that a device's name says, if it is one of ours.
+pub fn vni_of(device: LinkName) -> Option<u32> {
+    [IPV4_DEVICE, IPV6_DEVICE].iter().find_map(|prefix| device.as_str().strip_prefix(prefix)?.parse().ok())
+}
+
 /// Devices that an earlier run of ours or of flannel left: vxlan, named as ours are, with our subnet's first address. The
 /// address tells them from those of another daemon of this node.
 pub fn left_devices(underlay: &Underlay, subnet: &Subnet) -> Vec<LinkName> {
     let is_ours = |facts: &&AddressFacts| {
-        let prefix = if facts.address.addr().is_ipv4() { IPV4_DEVICE } else { IPV6_DEVICE };
-        let vni = facts.link.as_str().strip_prefix(prefix);
-        vni.is_some_and(|vni| vni.parse::<u32>().is_ok())
+        vni_of(facts.link).is_some()
             && underlay.link(facts.link).is_some_and(|link| &*link.kind == "vxlan")
             && subnet
                 .of(Family::of(facts.address.addr()))

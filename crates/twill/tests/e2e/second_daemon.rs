@@ -23,7 +23,7 @@ fn second(node: &Node, config: &str, flags: &[&str]) -> std::process::Command {
     fs::create_dir_all(&store).unwrap();
     fs::write(store.join("config"), config).unwrap();
     let store = format!("--store={}", store.display());
-    let mut args = vec!["daemon", &store, "--iface=eth0"];
+    let mut args = vec!["daemon", &store, "--cache-dir=", "--iface=eth0"];
     args.extend_from_slice(flags);
     node.twill_command(&args)
 }

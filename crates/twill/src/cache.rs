@@ -1,0 +1,227 @@
+//! The last good leases on disk, so that a node comes up after a reboot though no store is in reach, and knows what to
+//! expect of a store that was emptied meanwhile. It is only as good as it is old: whoever uses it sweeps nothing by it.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use plan::Mac;
+use plan::input::Leases;
+use plan::lease::{Lease, Subnet};
+use plan::netconf::NetConf;
+use plan::note::Note;
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use crate::subnet_file;
+
+const FORMAT: u32 = 1;
+/// A cluster in motion does not wear out the disk.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// What one run leaves for the next.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Remembered {
+    /// MAC of the uplink: a copied disk is another node.
+    pub(crate) uplink_mac: Mac,
+    pub(crate) conf: NetConf,
+    /// Ours.
+    pub(crate) subnet: Subnet,
+    leases: Vec<Entry>,
+}
+
+/// A lease in the store's own words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Entry {
+    key: String,
+    value: String,
+    born: u64,
+}
+
+/// A file that says whose it is before what it remembers.
+#[derive(Serialize, Deserialize)]
+struct Sealed<T> {
+    format: u32,
+    node: String,
+    store: String,
+    remembered: T,
+}
+
+impl Remembered {
+    pub(crate) fn new<'a>(
+        uplink_mac: Mac,
+        conf: &NetConf,
+        subnet: Subnet,
+        leases: impl Iterator<Item = &'a Lease>,
+    ) -> Self {
+        let entry =
+            |lease: &Lease| Entry { key: lease.subnet.to_string(), value: lease.to_json(), born: lease.born };
+        Self { uplink_mac, conf: conf.clone(), subnet, leases: leases.map(entry).collect() }
+    }
+
+    /// As the store would have listed them.
+    pub(crate) fn leases(&self) -> Leases {
+        let parsed =
+            self.leases.iter().map(|entry| Lease::parse(&entry.key, entry.value.as_bytes(), entry.born));
+        Leases::Remembered(parsed.filter_map(Result::ok).collect())
+    }
+
+    /// Our own lease.
+    pub(crate) fn own(&self) -> Option<Lease> {
+        self.leases().known().iter().find(|lease| lease.subnet == self.subnet).cloned()
+    }
+}
+
+/// The file of this node and this store.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    /// `None`: nothing is kept.
+    path: Option<PathBuf>,
+    node: String,
+    store: String,
+    stale: bool,
+    written: Option<Instant>,
+    /// Why it could not be written last.
+    fault: Option<String>,
+}
+
+impl Cache {
+    /// Each subnet file has a cache of its own, since it has a daemon of its own.
+    pub(crate) fn path(dir: &Path, subnet_file: &Path) -> Option<PathBuf> {
+        let name = subnet_file.to_string_lossy().trim_start_matches('/').replace('/', "-");
+        (!dir.as_os_str().is_empty()).then(|| dir.join(format!("{name}.leases")))
+    }
+
+    /// `store` says which store, in any words that tell it from others.
+    pub(crate) fn new(path: Option<PathBuf>, store: String) -> Self {
+        let node = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
+        let node = node.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+        Self { path, node, store, stale: true, written: None, fault: None }
+    }
+
+    /// What an earlier run of this node with this store remembered.
+    pub(crate) fn read(&self) -> Option<Remembered> {
+        let path = self.path.as_ref()?;
+        let sealed = match fs::read(path) {
+            Ok(text) => self.unseal(&text),
+            Err(error) if error.kind() == ErrorKind::NotFound => return None,
+            Err(error) => Err(error.to_string()),
+        };
+        sealed.inspect_err(|why| warn!("{} is ignored: {why}", path.display())).ok()
+    }
+
+    fn unseal(&self, text: &[u8]) -> Result<Remembered, String> {
+        let sealed: Sealed<serde_json::Value> =
+            serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        let Sealed { format, node, store, remembered } = sealed;
+        if format != FORMAT {
+            return Err(format!("its format is {format}, and this version knows {FORMAT}"));
+        }
+        if node != self.node {
+            return Err(format!("it is of node {node}, and this is {}", self.node));
+        }
+        if store != self.store {
+            return Err(format!("it is of the store {store}, and this daemon's is {}", self.store));
+        }
+        serde_json::from_value(remembered).map_err(|error| error.to_string())
+    }
+
+    /// Writes what is worth remembering, now or when it is due again. `changed` says that it may be something new.
+    pub(crate) fn keep(
+        &mut self,
+        changed: bool,
+        now: Instant,
+        remembered: impl FnOnce() -> Remembered,
+    ) -> Option<Instant> {
+        self.stale |= changed;
+        let path = self.path.as_ref().filter(|_| self.stale)?;
+        if let Some(due) = self.written.map(|at| at + PAUSE).filter(|due| *due > now) {
+            return Some(due);
+        }
+        let (node, store) = (self.node.clone(), self.store.clone());
+        let sealed = Sealed { format: FORMAT, node, store, remembered: remembered() };
+        let written = serde_json::to_string(&sealed)
+            .map_err(std::io::Error::from)
+            .and_then(|text| subnet_file::write(path, &text));
+        self.fault = written.err().map(|error| error.to_string());
+        self.written = Some(now);
+        self.stale = self.fault.is_some();
+        self.stale.then_some(now + PAUSE)
+    }
+
+    /// That it cannot be written, if so.
+    pub(crate) fn note(&self) -> Option<Note> {
+        let (path, why) = (self.path.as_ref()?, self.fault.as_ref()?);
+        let path = path.display().to_string().into();
+        let loss = "after a reboot without the store this node would have no network. Make room, or choose another --cache-dir";
+        Some(Note::Unwritable { path, why: why.as_str().into(), loss: loss.into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remembered() -> Remembered {
+        let conf =
+            NetConf::parse(br#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#).unwrap();
+        let value = br#"{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"host-gw"}"#;
+        let lease = Lease::parse("10.3.7.0-24", value, 5).unwrap();
+        Remembered::new(Mac([2, 0, 0, 0, 0, 1]), &conf, lease.subnet, [&lease].into_iter())
+    }
+
+    fn cache(dir: &Path, store: &str) -> Cache {
+        Cache::new(Cache::path(dir, Path::new("/run/flannel/subnet.env")), store.into())
+    }
+
+    #[test]
+    fn what_is_kept_comes_back_for_the_same_node_and_store_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut kept = cache(dir.path(), "here");
+        assert_eq!(kept.read(), None);
+        assert_eq!(kept.keep(true, Instant::now(), remembered), None);
+        assert!(dir.path().join("run-flannel-subnet.env.leases").exists());
+        assert_eq!(kept.read(), Some(remembered()));
+        assert_eq!(remembered().own().map(|lease| lease.born), Some(5));
+        assert!(matches!(remembered().leases(), Leases::Remembered(leases) if leases.len() == 1));
+        assert_eq!(cache(dir.path(), "elsewhere").read(), None);
+        assert_eq!(Cache { node: "another".into(), ..cache(dir.path(), "here") }.read(), None);
+        let path = kept.path.clone().unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("\"format\":1", "\"format\":2")).unwrap();
+        assert_eq!(kept.read(), None);
+        fs::write(&path, &text[..text.len() / 2]).unwrap();
+        assert_eq!(kept.read(), None);
+    }
+
+    #[test]
+    fn changes_in_quick_succession_are_written_once_and_none_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut kept, now) = (cache(dir.path(), "here"), Instant::now());
+        kept.keep(true, now, remembered);
+        let later = now + Duration::from_secs(1);
+        assert_eq!(kept.keep(true, later, || unreachable!("too soon")), Some(now + PAUSE));
+        let mut asked = false;
+        let ask = || {
+            asked = true;
+            remembered()
+        };
+        assert_eq!(kept.keep(false, now + PAUSE, ask), None);
+        assert!(asked);
+        assert_eq!(kept.keep(false, now + PAUSE * 9, || unreachable!("nothing is new")), None);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_said_and_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let blocked = dir.path().join("file");
+        fs::write(&blocked, "").unwrap();
+        let (mut kept, now) = (cache(&blocked, "here"), Instant::now());
+        assert_eq!(kept.keep(true, now, remembered), Some(now + PAUSE));
+        assert!(kept.note().unwrap().to_string().contains("--cache-dir"));
+        fs::remove_file(&blocked).unwrap();
+        assert_eq!(kept.keep(false, now + PAUSE, remembered), None);
+        assert_eq!(kept.note(), None);
+    }
+}

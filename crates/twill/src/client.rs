@@ -1,0 +1,39 @@
+//! Asks the daemon of this node on its unix socket. What is asked and what becomes of the answer is the caller's.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The body of the daemon's answer to `GET path`.
+pub(crate) fn get(socket: &Path, path: &str) -> anyhow::Result<Bytes> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer = async { tokio::time::timeout(PATIENCE, ask(socket, path)).await };
+    let shown = socket.display();
+    let answer =
+        runtime.block_on(answer).with_context(|| format!("the daemon does not answer on {shown}"))?;
+    answer.with_context(|| {
+        format!("asking the daemon on {shown}; is twill daemon running here, and are you root?")
+    })
+}
+
+async fn ask(socket: &Path, path: &str) -> anyhow::Result<Bytes> {
+    let stream = UnixStream::connect(socket).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = hyper::Request::get(path).header("host", "twill").body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    if !status.is_success() {
+        bail!("{}", String::from_utf8_lossy(&body).trim());
+    }
+    Ok(body)
+}

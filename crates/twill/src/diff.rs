@@ -1,0 +1,90 @@
+//! `twill diff`: the steps between the kernel as it is and as it should be, asked of the running daemon, or worked out
+//! from store and kernel where none runs. It changes nothing: no lease is taken, no lock held, no row written.
+
+use std::process::ExitCode;
+
+use anstyle::{AnsiColor, Style};
+use anyhow::{Context, bail};
+use kernel::Kernel;
+use plan::input::{Family, Leases};
+use plan::lease::Lease;
+use plan::{Op, Verb};
+use serde::{Deserialize, Serialize};
+use store::Dir;
+
+use crate::flags::{Asked, DiffFlags, Flags};
+use crate::footprint::Footprint;
+use crate::identity::Place;
+use crate::{client, status, subnet_file};
+
+/// Grows when a field changes its meaning.
+pub(crate) const FORMAT: u32 = 1;
+
+/// The answer on the socket and with `--json`.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Difference {
+    pub(crate) format: u32,
+    /// In the order in which they would be done.
+    pub(crate) ops: Vec<Op>,
+}
+
+/// Exit code 0: nothing to do; 1: something. Trouble is an error, and the caller's 2.
+pub(crate) fn run(flags: &DiffFlags) -> anyhow::Result<ExitCode> {
+    let difference = match &flags.asked {
+        Asked::Daemon(socket) => {
+            let answer = client::get(socket, "/diff")?;
+            serde_json::from_slice(&answer).context("the daemon is of another version")?
+        }
+        Asked::Store(flags) => Difference { format: FORMAT, ops: offline(flags)? },
+    };
+    if difference.format != FORMAT {
+        bail!("the daemon speaks format {}, this command {FORMAT}", difference.format);
+    }
+    if flags.json {
+        println!("{}", serde_json::to_string(&difference)?);
+    } else {
+        print(&difference.ops);
+    }
+    Ok(if difference.ops.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One line each, in ip(8)'s words: `+` is missing, `-` is too much, `~` is unlike.
+pub(crate) fn print(ops: &[Op]) {
+    let colour = status::is_coloured();
+    for op in ops {
+        let shade = match op.verb {
+            Verb::Add => AnsiColor::Green,
+            Verb::Replace => AnsiColor::Yellow,
+            Verb::Recreate | Verb::Delete => AnsiColor::Red,
+        };
+        let style = if colour { shade.on_default() } else { Style::new() };
+        println!("{style}{op}{style:#}");
+    }
+}
+
+/// What a daemon with these flags would do first.
+fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
+    let store = Dir::new(&flags.store);
+    let conf = store.net_conf()?;
+    let leases = store.leases()?;
+    let config = conf.config();
+    let mut kernel = Kernel::open().context("opening netlink")?;
+    let place = Place::find(flags, &config, &mut kernel)?;
+    let own = leases.iter().find(|lease| place.asker.owns(lease));
+    let own = own.context("the store has no lease of this node: the daemon would take one first")?;
+    let macs = config.backend.macs(Some(own), &place.underlay, place.drawn());
+    let own = Lease { announced: config.backend.announced(&config, macs), ..own.clone() };
+    let footprint = Footprint::read(&Footprint::path(&flags.subnet_file));
+    let networks = subnet_file::networks(&flags.subnet_file);
+    let node = place.node(&own, place.former(&own, footprint.as_ref(), &networks));
+    if Family::ALL
+        .into_iter()
+        .all(|family| own.subnet.of(family).is_none() || config.network(family).is_none())
+    {
+        bail!("our lease {} is of no family that is configured: the daemon would take another", own.subnet);
+    }
+    let leases = Leases::Listed(leases);
+    let seen = kernel.dump(&plan::bounds(&config, &node, &leases)).context("reading the kernel")?;
+    let wanted = plan::wanted(&config, &node, &leases, &seen.underlay);
+    Ok(plan::diff(&wanted.state, &seen.state, &wanted.owned))
+}

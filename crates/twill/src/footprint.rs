@@ -1,0 +1,128 @@
+//! What of ours may stand in this node's kernel, written down before it is made: beside the subnet file, where it goes
+//! with a reboot as the kernel's objects do. So a later config, a later run and `twill uninstall` know what to sweep. It
+//! sweeps nothing itself.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use plan::LinkName;
+use plan::backend::Backend;
+use plan::input::{Config, Family};
+use plan::owned::{Owned, Sweep};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use crate::subnet_file;
+
+const FORMAT: u32 = 1;
+
+/// The bounds of what is ours, as they outlive a process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Footprint {
+    format: u32,
+    pub(crate) uplink: LinkName,
+    pub(crate) table: u32,
+    pub(crate) networks: Vec<IpNet>,
+    pub(crate) devices: Vec<LinkName>,
+    /// Those of the devices that this node itself announces.
+    pub(crate) announced_devices: Vec<LinkName>,
+}
+
+impl Footprint {
+    /// `/run/flannel/subnet.env` has `/run/flannel/.subnet.env.footprint`.
+    pub(crate) fn path(subnet_file: &Path) -> PathBuf {
+        let name = subnet_file.file_name().unwrap_or_default().display();
+        subnet_file.with_file_name(format!(".{name}.footprint"))
+    }
+
+    pub(crate) fn new(config: &Config, owned: &Owned) -> Self {
+        let announced_devices = match &config.backend {
+            Backend::Vxlan(options) => {
+                let families = Family::ALL.into_iter().filter(|family| config.network(*family).is_some());
+                families.map(|family| options.device_name(family)).collect()
+            }
+            Backend::HostGw | Backend::Alloc => Vec::new(),
+        };
+        Self {
+            format: FORMAT,
+            uplink: owned.uplink,
+            table: owned.table,
+            networks: owned.all_networks().copied().collect(),
+            devices: owned.links.clone(),
+            announced_devices,
+        }
+    }
+
+    /// What an earlier run left. One that cannot be read is said and is as good as none.
+    pub(crate) fn read(path: &Path) -> Option<Self> {
+        let unusable = |why: String| warn!("{} is ignored: {why}", path.display());
+        let text = match fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return None,
+            Err(error) => {
+                unusable(error.to_string());
+                return None;
+            }
+        };
+        match serde_json::from_slice::<Self>(&text) {
+            Ok(footprint) if footprint.format == FORMAT => Some(footprint),
+            Ok(other) => {
+                unusable(format!("its format is {}, and this version knows {FORMAT}", other.format));
+                None
+            }
+            Err(error) => {
+                unusable(error.to_string());
+                None
+            }
+        }
+    }
+
+    /// Writes it down, unless it stands there already.
+    pub(crate) fn write(&self, path: &Path) -> std::io::Result<()> {
+        let text = serde_json::to_string(self)? + "\n";
+        subnet_file::write(path, &text).map(drop)
+    }
+
+    /// The same as the bounds of a plan.
+    pub(crate) fn owned(&self) -> Owned {
+        Owned {
+            links: self.devices.clone(),
+            uplink: self.uplink,
+            networks: self.networks.clone(),
+            former_networks: Vec::new(),
+            former_writer: Default::default(),
+            table: self.table,
+            sysctls: Vec::new(),
+            sweep: Sweep::LeftOvers,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_comes_back_as_it_was_and_another_format_is_no_footprint() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Footprint::path(&dir.path().join("subnet.env"));
+        assert!(path.ends_with(".subnet.env.footprint"));
+        assert_eq!(Footprint::read(&path), None);
+        let footprint = Footprint {
+            format: FORMAT,
+            uplink: "eth0".parse().unwrap(),
+            table: 254,
+            networks: vec!["10.244.0.0/16".parse().unwrap()],
+            devices: vec!["flannel.1".parse().unwrap()],
+            announced_devices: vec![],
+        };
+        footprint.write(&path).unwrap();
+        assert_eq!(Footprint::read(&path).as_ref(), Some(&footprint));
+        Footprint { format: FORMAT + 1, ..footprint }.write(&path).unwrap();
+        assert_eq!(Footprint::read(&path), None);
+        fs::write(&path, "{\"format\":1,").unwrap();
+        assert_eq!(Footprint::read(&path), None);
+    }
+}

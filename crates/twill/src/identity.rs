@@ -1,0 +1,210 @@
+//! Who this node is: the network config in force, its uplink and its lease. Established at start, which waits for the
+//! store as long as it takes, or goes on with what the last run remembered. It changes nothing in the kernel.
+
+use std::fmt::Display;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use kernel::Kernel;
+use plan::Mac;
+use plan::backend::{Backend, vxlan};
+use plan::input::{Config, Family, Former, Leases, Node, Underlay, Writer};
+use plan::lease::{Announced, Lease};
+use plan::subnet_alloc::Asker;
+use plan::uplink::{self, Ask, Families};
+use store::{Choice, Dir};
+use tracing::{info, warn};
+
+use crate::cache::{Cache, Remembered};
+use crate::flags::Flags;
+use crate::footprint::Footprint;
+use crate::locks::Locks;
+use crate::own_lease::OwnLease;
+use crate::report::{self, Board};
+use crate::subnet_file;
+
+const RETRY: Duration = Duration::from_secs(1);
+/// A store that is not there for so long is not merely starting.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The configuration in force, and this node in it.
+pub(crate) struct Identity {
+    pub(crate) config: Config,
+    pub(crate) node: Node,
+    /// Why this uplink.
+    pub(crate) uplink_reason: String,
+    pub(crate) own_lease: OwnLease,
+    /// What the last run remembered of the peers; `Unknown` where it is of no use.
+    pub(crate) remembered: Leases,
+}
+
+/// Where this node is in the network below the pods.
+pub(crate) struct Place {
+    pub(crate) underlay: Underlay,
+    pub(crate) choice: uplink::Choice,
+    pub(crate) asker: Asker,
+    /// MACs for VTEPs that have none yet.
+    drawn: [Mac; 2],
+}
+
+pub(crate) fn establish(
+    flags: &Flags,
+    store: &Dir,
+    (kernel, locks): (&mut Kernel, &mut Locks),
+    (cache, board): (&Cache, &Board),
+) -> anyhow::Result<Identity> {
+    let remembered = cache.read();
+    let conf = until_done(
+        board,
+        "the network config",
+        || store.net_conf(),
+        || {
+            let remembered = remembered.as_ref()?;
+            is_here(remembered, flags, kernel).then(|| remembered.conf.clone())
+        },
+    );
+    let config = conf.config();
+    locks.take_config(&config)?;
+    let place = Place::find(flags, &config, kernel)?;
+    info!("uplink is {}: {}", place.choice.uplink.link, place.choice.reason);
+    let usable = |remembered: &Remembered| {
+        remembered.uplink_mac == place.uplink_mac()
+            && (&remembered.conf.ipv4, &remembered.conf.ipv6) == (&conf.ipv4, &conf.ipv6)
+    };
+    let remembered = remembered.filter(usable);
+    let mut own_lease = OwnLease::new(store.clone(), conf, place.asker.clone());
+    let macs = |held: Option<&Lease>| config.backend.macs(held, &place.underlay, place.drawn);
+    let dice = u64::from_ne_bytes(draw()?);
+    let lease = until_done(
+        board,
+        "a lease",
+        || own_lease.take(&macs, Choice::Any { dice }),
+        || remembered.as_ref()?.own().filter(|lease| place.asker.owns(lease)),
+    );
+    own_lease.settle(lease.clone());
+    let footprint = Footprint::read(&Footprint::path(&flags.subnet_file));
+    let mut former = place.former(&lease, footprint.as_ref(), &subnet_file::networks(&flags.subnet_file));
+    // Whoever came after us has made it his own.
+    former.links.retain(|link| vxlan::vni_of(*link).is_none_or(|vni| !locks.is_others_vni(vni)));
+    let node = place.node(&lease, former);
+    let remembered = remembered.map_or(Leases::Unknown, |remembered| remembered.leases());
+    Ok(Identity { config, node, uplink_reason: place.choice.reason, own_lease, remembered })
+}
+
+impl Place {
+    /// Chooses the uplink.
+    pub(crate) fn find(flags: &Flags, config: &Config, kernel: &mut Kernel) -> anyhow::Result<Self> {
+        let networks: Vec<_> = Family::ALL.into_iter().filter_map(|family| config.network(family)).collect();
+        let underlay = kernel.underlay(&networks).context("reading this node's interfaces")?;
+        let families = Families { ipv4: config.ipv4.is_some(), ipv6: config.ipv6.is_some() };
+        let choice = uplink::choose(&underlay, &ask(flags)?, families).context("choosing the interface")?;
+        let uplink = &choice.uplink;
+        if let (Backend::HostGw, Some(public_ip)) = (&config.backend, flags.public_ip)
+            && uplink.ipv4.is_some_and(|own| own != public_ip)
+        {
+            bail!(
+                "host-gw needs the uplink's own address as next hop, but --public-ip is {public_ip}: leave it out or use vxlan"
+            );
+        }
+        let asker = Asker {
+            public_ip: flags.public_ip.or(uplink.ipv4),
+            public_ipv6: uplink.ipv6,
+            previous: subnet_file::previous(&flags.subnet_file),
+        };
+        let drawn = [Mac::local_unicast(draw()?), Mac::local_unicast(draw()?)];
+        Ok(Self { underlay, choice, asker, drawn })
+    }
+
+    pub(crate) fn drawn(&self) -> [Mac; 2] {
+        self.drawn
+    }
+
+    /// This node with that lease.
+    pub(crate) fn node(&self, lease: &Lease, former: Former) -> Node {
+        let [vtep, vtep_v6] = match lease.announced {
+            Announced::Vxlan { ipv4, ipv6 } => [ipv4.map(|vtep| vtep.mac), ipv6.map(|vtep| vtep.mac)],
+            _ => [None; 2],
+        };
+        // A node that announces no VTEP still needs one towards peers that do.
+        let (vtep, vtep_v6) = (vtep.or(Some(self.drawn[0])), vtep_v6.or(Some(self.drawn[1])));
+        let uplink = self.choice.uplink.clone();
+        Node { uplink, subnet: lease.subnet, vtep, vtep_v6, former, foreign_vnis: Vec::new() }
+    }
+
+    /// What an earlier daemon left. One of flannel's leaves no footprint, and nobody can tell whether it ran since.
+    pub(crate) fn former(
+        &self,
+        lease: &Lease,
+        footprint: Option<&Footprint>,
+        networks: &[ipnet::IpNet],
+    ) -> Former {
+        let subnets = [Some(lease.subnet), self.asker.previous].into_iter().flatten();
+        let mut links: Vec<_> =
+            subnets.flat_map(|subnet| vxlan::left_devices(&self.underlay, &subnet)).collect();
+        let mut networks = networks.to_vec();
+        if let Some(footprint) = footprint {
+            links.extend(&footprint.devices);
+            networks.extend(&footprint.networks);
+        }
+        links.sort_unstable();
+        links.dedup();
+        Former { links, networks, writer: Writer::Flannel }
+    }
+
+    pub(crate) fn uplink_mac(&self) -> Mac {
+        self.underlay.link(self.choice.uplink.link).map(|link| link.mac).unwrap_or_default()
+    }
+}
+
+/// Was it remembered on the machine that this is?
+fn is_here(remembered: &Remembered, flags: &Flags, kernel: &mut Kernel) -> bool {
+    Place::find(flags, &remembered.conf.config(), kernel)
+        .is_ok_and(|place| place.uplink_mac() == remembered.uplink_mac)
+}
+
+fn ask(flags: &Flags) -> anyhow::Result<Ask> {
+    Ok(match (&flags.iface, flags.public_ip) {
+        (Some(iface), _) => match iface.parse() {
+            Ok(address) => Ask::Address(address),
+            Err(_) => Ask::Link(iface.parse().map_err(anyhow::Error::msg).context("--iface")?),
+        },
+        (None, Some(address)) => Ask::Address(address.into()),
+        (None, None) => Ask::DefaultRoute,
+    })
+}
+
+/// From the kernel's own dice: nodes that boot in the same instant must not draw the same MAC.
+fn draw<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow!("drawing random numbers: {error}"))?;
+    Ok(bytes)
+}
+
+/// Tries until it works, or until what an earlier run remembered has to do `instead`. Says once what is wrong, and again
+/// only when it is something else.
+fn until_done<T, E: Display>(
+    board: &Board,
+    what: &str,
+    mut attempt: impl FnMut() -> Result<T, E>,
+    mut instead: impl FnMut() -> Option<T>,
+) -> T {
+    let (begun, mut said) = (Instant::now(), String::new());
+    loop {
+        let error = match attempt() {
+            Ok(done) => return done,
+            Err(error) => error.to_string(),
+        };
+        if error != said {
+            warn!("waiting for {what}: {error}");
+            report::wait_for(board, &format!("{what}: {error}"));
+            said = error;
+        }
+        if begun.elapsed() > PATIENCE
+            && let Some(remembered) = instead()
+        {
+            warn!("going on with {what} as the last run remembered it");
+            return remembered;
+        }
+        std::thread::sleep(RETRY);
+    }
+}

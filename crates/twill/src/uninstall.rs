@@ -1,0 +1,104 @@
+//! `twill uninstall`: takes off this node what the footprint says is ours, and nothing else; with `--hand-over` only what
+//! flannel would not have written, so that flannel goes on without a packet lost. The lease stays in the store.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use kernel::{Kernel, Outcome, Seen};
+use plan::note::{Note, Unclaimed};
+use plan::owned::Owned;
+use plan::state::{Route, RoutePath};
+use plan::{Op, State};
+
+use crate::cache::Cache;
+use crate::diff;
+use crate::flags::{Extent, UninstallFlags};
+use crate::footprint::Footprint;
+use crate::locks::{self, Locks};
+
+pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
+    let footprint_file = Footprint::path(&flags.subnet_file);
+    let Some(footprint) = Footprint::read(&footprint_file) else {
+        println!(
+            "nothing of twill's is known here: there is no {}. If something is there all the same, start the daemon once \
+             and stop it",
+            footprint_file.display()
+        );
+        return Ok(());
+    };
+    let mut locks = Locks::default();
+    locks.take_file(&flags.subnet_file).context("the daemon has to be stopped first")?;
+    let mut kernel = Kernel::open().context("opening netlink")?;
+    let owned = footprint.owned();
+    let Seen { state: seen, underlay, .. } = kernel.dump(&owned).context("reading the kernel")?;
+    let ops = match flags.extent {
+        Extent::HandOver => plan::hand_over(&seen, &owned, &footprint.announced_devices),
+        Extent::Everything => {
+            let strangers = plan::unclaimed(&State::default(), &seen, &owned, &underlay);
+            if let Some(route) = strangers.iter().find_map(|note| on_our_device(note, &owned)) {
+                bail!(
+                    "{route} is not ours and would go with its device: does flannel run here now? Then use --hand-over; \
+                     if not, remove that route first"
+                );
+            }
+            plan::uninstall(&seen, &owned)
+        }
+    };
+    diff::print(&ops);
+    let files = files(flags, footprint_file);
+    for file in &files {
+        println!("- file {}", file.display());
+    }
+    if flags.dry_run {
+        return Ok(());
+    }
+    apply(&mut kernel, &ops)?;
+    // The footprint goes last: a second attempt needs it.
+    for file in &files {
+        match fs::remove_file(file) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", file.display()));
+            }
+            _ => {}
+        }
+    }
+    println!("done; our lease stays in the store: delete it there if this node is not to come back");
+    Ok(())
+}
+
+fn on_our_device<'a>(note: &'a Note, owned: &Owned) -> Option<&'a Route> {
+    match note {
+        Note::Unclaimed(Unclaimed::Route(route)) => {
+            matches!(route.path, RoutePath::Via { link, .. } if owned.links.contains(&link)).then_some(route)
+        }
+        _ => None,
+    }
+}
+
+fn apply(kernel: &mut Kernel, ops: &[Op]) -> anyhow::Result<()> {
+    let outcomes = kernel.apply(ops);
+    let failed: Vec<String> = outcomes
+        .iter()
+        .filter_map(
+            |outcome| if let Outcome::Failed(error) = outcome { Some(error.to_string()) } else { None },
+        )
+        .collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    bail!("not all of it went, and nothing else was touched; try again: {}", failed.join("; "))
+}
+
+/// What we keep on disk and is there; flannel goes on with the subnet file.
+fn files(flags: &UninstallFlags, footprint: PathBuf) -> Vec<PathBuf> {
+    let subnet_file = (flags.extent == Extent::Everything).then(|| flags.subnet_file.clone());
+    let all = [
+        subnet_file,
+        Cache::path(&flags.cache_dir, &flags.subnet_file),
+        Some(locks::lock_file(&flags.subnet_file)),
+        Some(footprint),
+    ];
+    all.into_iter().flatten().filter(|path| path.exists()).collect()
+}
