@@ -88,6 +88,19 @@ impl Node {
         &self.cache
     }
 
+    /// Takes away what does not outlive a reboot: what a daemon has in the kernel and in /run. Its own uplink and its pods
+    /// are as they will be when it is up again.
+    pub fn reboot(&self) {
+        for entry in fs::read_dir(&self.run).into_iter().flatten().flatten() {
+            fs::remove_file(entry.path()).unwrap_or_else(|e| panic!("{}: {e}", entry.path().display()));
+        }
+        self.ns.run("ip route flush proto 84; ip -6 route flush proto 84");
+        let devices = self.ns.run("ip -o link show type vxlan");
+        for device in devices.lines().filter_map(|line| line.split(": ").nth(1)) {
+            self.ns.run(&format!("ip link delete {device}"));
+        }
+    }
+
     /// Starts `twill daemon` with the lab's store and health port and these arguments, such as `--iface=eth0`.
     pub fn start(&self, args: &[&str]) -> Daemon<'_> {
         let (store, cache) = (self.store.display().to_string(), self.cache.display().to_string());

@@ -69,7 +69,13 @@ impl Dir {
     /// either no lease or a whole one. Writes nothing when the lease stands as it should.
     pub fn acquire(&self, claim: &Claim) -> Result<Lease, StoreError> {
         let subnets = self.subnets();
-        fs::create_dir_all(&subnets).map_err(|error| StoreError::new(subnets.display(), error))?;
+        // Never the directory itself: one that is away, such as a mount that is late, must not be mistaken for a new one.
+        match fs::create_dir(&subnets) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(StoreError::new(subnets.display(), error));
+            }
+            _ => {}
+        }
         let _lock = self.lock(&claim.choice)?;
         let mut listing = Listing::new(subnets.clone());
         listing.refresh().map_err(|error| StoreError::new(subnets.display(), error))?;

@@ -58,7 +58,7 @@ pub(crate) enum Extent {
 
 const SOCKET: &str = "/run/flannel/twill.sock";
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
-const CACHE_DIR: &str = "/var/lib/twill";
+const CACHE_DIR: &str = "/var/cache/twill";
 
 /// Parses a whole command line, without the program's name.
 pub(crate) fn command(args: impl Iterator<Item = OsString>) -> Result<Command, String> {

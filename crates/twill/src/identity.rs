@@ -53,9 +53,9 @@ pub(crate) fn establish(
     (kernel, locks): (&mut Kernel, &mut Locks),
     (cache, board): (&Cache, &Board),
 ) -> anyhow::Result<Identity> {
-    let remembered = cache.read();
+    let (remembered, begun) = (cache.read(), Instant::now());
     let conf = until_done(
-        board,
+        (board, begun),
         "the network config",
         || store.net_conf(),
         || {
@@ -76,7 +76,7 @@ pub(crate) fn establish(
     let macs = |held: Option<&Lease>| config.backend.macs(held, &place.underlay, place.drawn);
     let dice = u64::from_ne_bytes(draw()?);
     let lease = until_done(
-        board,
+        (board, begun),
         "a lease",
         || own_lease.take(&macs, Choice::Any { dice }),
         || remembered.as_ref()?.own().filter(|lease| place.asker.owns(lease)),
@@ -183,12 +183,12 @@ fn draw<const N: usize>() -> anyhow::Result<[u8; N]> {
 /// Tries until it works, or until what an earlier run remembered has to do `instead`. Says once what is wrong, and again
 /// only when it is something else.
 fn until_done<T, E: Display>(
-    board: &Board,
+    (board, begun): (&Board, Instant),
     what: &str,
     mut attempt: impl FnMut() -> Result<T, E>,
     mut instead: impl FnMut() -> Option<T>,
 ) -> T {
-    let (begun, mut said) = (Instant::now(), String::new());
+    let mut said = String::new();
     loop {
         let error = match attempt() {
             Ok(done) => return done,

@@ -1,72 +1,35 @@
-//! What a node holds, compared with what a real flannel left behind in the same place: the recordings of
-//! `plan/tests/recordings`, looked at with the same tools.
+//! What a node holds, compared with what a real flannel left behind in the same place, looked at with the same tools.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
-use lab::eyes::Row;
-use lab::{Timing, Topology, View, eyes};
-use serde_json::Value;
+use lab::{Timing, Topology, View};
 
 use crate::cluster::{self, FLAGS};
+use crate::recording::{self, Recording};
 
-fn recordings() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../plan/tests/recordings")
-}
-
-/// Starts daemons that find the recorded leases in the store, so that subnets and MACs are the recorded ones.
-fn replay(case: &str, topology: Topology) {
-    let dir = recordings().join(case);
-    let read = |file: &str| {
-        fs::read_to_string(dir.join(file)).unwrap_or_else(|error| panic!("{case}/{file}: {error}"))
-    };
-    let lab = cluster::lab(topology, &read("net-conf.json"));
-    let entries = read("etcd.txt");
-    let mut recorded = std::collections::BTreeMap::new();
-    for (key, value) in entries.lines().zip(entries.lines().skip(1)) {
-        if let Some(name) = key.strip_prefix("/coreos.com/network/subnets/") {
-            lab.store.put_lease(name, value);
-            recorded.insert(name.to_owned(), value.to_owned());
-        }
-    }
-    assert_eq!(recorded.len(), lab.nodes().len());
+/// Starts daemons that find the recorded leases in the store.
+fn replay(case: &'static str, topology: Topology) {
+    let recording = Recording::of(case);
+    let lab = cluster::lab(topology, &recording.config());
+    recording.fill(&lab);
     let _daemons = lab.start_all(FLAGS);
-    for (index, node) in lab.nodes().iter().enumerate() {
-        let json = |kind: &'static str| {
-            let text = read(&format!("node{}/{kind}.json", index + 1));
-            (kind, serde_json::from_str::<Value>(&text).unwrap())
-        };
-        let kinds = ["link", "addr", "route4", "neigh", "fdb"];
-        let mut kinds: Vec<_> = kinds.into_iter().map(json).collect();
-        if case.ends_with("-dual") {
-            kinds.push(json("route6"));
-        }
-        let flannel = View::recorded(&kinds);
-        assert_eq!(objects(&View::of(&node.ns)), objects(&flannel), "{case}: node{}", index + 1);
+    for node in lab.nodes() {
+        let flannels = recording::objects(&recording.view(node));
+        // flannel leaves such a peer without a route, to the default route; ours is told that it cannot be reached.
+        let mut ours = recording::objects(&View::of(&node.ns));
+        ours.retain(|row| !row.contains("type=unreachable"));
+        assert_eq!(ours, flannels, "{case}: {}", node.name);
         let subnet_env = fs::read_to_string(node.run_dir().join("subnet.env")).unwrap();
-        let recorded = read(&format!("node{}/subnet.env", index + 1));
-        // flannel's 50 bytes are too few for IPv6: its own device has 1430, by the kernel's hand.
-        let ours = if case == "vxlan-dual" { recorded.replace("MTU=1450", "MTU=1430") } else { recorded };
-        assert_eq!(subnet_env, ours);
+        assert_eq!(subnet_env, recorded_subnet_env(&recording, node));
     }
+    let recorded = recording.leases().into_iter().collect();
     assert_eq!(lab.store.leases(), recorded, "{case}: the leases are as flannel wrote them");
 }
 
-/// The pod network's rows as text, without what is meant to differ: our route protocol, and the word that names the main
-/// table when all tables are shown.
-fn objects(view: &View) -> Vec<String> {
-    let plain = |row: &Row| {
-        let mut row = row.clone();
-        row.fields.retain(|key, _| key != "protocol" && key != "table");
-        row
-    };
-    // flannel leaves such a peer without a route, to the default route; ours is told that it cannot be reached.
-    let silent = |row: &&Row| row.text("type") != "unreachable";
-    let rows = eyes::ours(view).filter(silent).filter(|row| row.text("table") != "local").map(plain);
-    let mut rows: Vec<String> =
-        rows.map(|row| row.to_string()).filter(|row| !row.contains("fe80::")).collect();
-    rows.sort();
-    rows
+/// flannel's 50 bytes are too few for IPv6: its own device has 1430, by the kernel's hand.
+fn recorded_subnet_env(recording: &Recording, node: &lab::Node) -> String {
+    let recorded = recording.subnet_env(node);
+    if recording.case == "vxlan-dual" { recorded.replace("MTU=1450", "MTU=1430") } else { recorded }
 }
 
 #[test]

@@ -4,16 +4,21 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod cluster;
+mod diff;
 mod dual_stack;
 mod foreign;
 mod host_gw;
 mod interop;
 mod ipv6_only;
 mod live_change;
+mod reboot;
+mod recording;
 mod repair;
 mod restart;
 mod second_daemon;
 mod status;
 mod steady;
 mod store;
+mod takeover;
+mod uninstall;
 mod vxlan;
