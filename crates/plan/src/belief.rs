@@ -42,6 +42,12 @@ pub struct Weighed {
 }
 
 impl Belief {
+    /// Starts with the peers that an earlier run believed in.
+    pub fn expecting(peers: impl IntoIterator<Item = Lease>) -> Self {
+        let known = peers.into_iter().map(|lease| (lease.subnet, Known { lease, missing: None }));
+        Self { known: known.collect() }
+    }
+
     /// Takes a complete list, our own lease aside.
     pub fn weigh(&mut self, heard: Vec<Lease>, now: Instant, grace: Duration) -> Weighed {
         let mut known: BTreeMap<Subnet, Known> =

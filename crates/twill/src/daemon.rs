@@ -48,13 +48,14 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     });
     report::wait_for(&board, "the first list of leases");
 
+    let memory = Memory::expecting(&remembered, &node);
     let (view_in, view) = watch::channel(View { leases: remembered, ..View::default() });
     tasks.spawn(store.watch(view_in));
     tasks.spawn(ring_on_change(view.clone(), bell.clone()));
     let monitor = Watch::open().context("opening the kernel's monitor")?;
     let filter = monitor.filter();
     spawn("monitor", move || listen(monitor, &bell))?;
-    let (flags, memory) = (flags.clone(), Memory::default());
+    let flags = flags.clone();
     Reconciler {
         kernel,
         filter,

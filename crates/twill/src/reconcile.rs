@@ -73,6 +73,14 @@ pub(crate) struct Memory {
     footprint: Option<Footprint>,
 }
 
+impl Memory {
+    /// What an earlier run remembered is what the store's first list is weighed by, however soon that comes.
+    pub(crate) fn expecting(remembered: &Leases, node: &Node) -> Self {
+        let others = remembered.known().iter().filter(|lease| lease.subnet != node.subnet);
+        Self { belief: Belief::expecting(others.cloned()), ..Self::default() }
+    }
+}
+
 impl Reconciler {
     /// Runs for the life of the process.
     pub(crate) fn run(mut self, mut trigger: Trigger) -> ! {
@@ -190,7 +198,7 @@ impl Reconciler {
         heard.leases = match view.leases {
             Leases::Listed(_) => Leases::Listed(leases),
             Leases::Remembered(_) if view.lost.is_some() => Leases::Remembered(leases),
-            // The store may yet be heard, and its first list is weighed by what is remembered.
+            // The store may yet be heard.
             _ => return heard,
         };
         self.node.foreign_vnis.clear();
