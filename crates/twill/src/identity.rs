@@ -10,6 +10,7 @@ use plan::Mac;
 use plan::backend::{Backend, vxlan};
 use plan::input::{Config, Family, Former, Leases, Node, Underlay, Writer};
 use plan::lease::{Announced, Lease};
+use plan::netconf::NetConf;
 use plan::subnet_alloc::Asker;
 use plan::uplink::{self, Ask, Families};
 use store::{Choice, Dir};
@@ -47,48 +48,39 @@ pub(crate) struct Place {
     drawn: [Mac; 2],
 }
 
+/// Waits for the network config, then for a lease under it. A config that changes before there is a lease begins it anew.
 pub(crate) fn establish(
     flags: &Flags,
     store: &Dir,
     (kernel, locks): (&mut Kernel, &mut Locks),
     (cache, board): (&Cache, &Board),
 ) -> anyhow::Result<Identity> {
-    let (remembered, begun) = (cache.read(), Instant::now());
-    let conf = until_done(
-        (board, begun),
-        "the network config",
-        || store.net_conf(),
-        || {
+    let (remembered, waiting) = (cache.read(), (board, Instant::now()));
+    let dice = u64::from_ne_bytes(draw()?);
+    loop {
+        let read = || store.net_conf();
+        let conf = until_done(waiting, "the network config", read, || {
             let remembered = remembered.as_ref()?;
             is_here(remembered, flags, kernel).then(|| remembered.conf.clone())
-        },
-    );
-    let config = conf.config();
-    locks.take_config(&config)?;
-    let place = Place::find(flags, &config, kernel)?;
-    info!("uplink is {}: {}", place.choice.uplink.link, place.choice.reason);
-    let usable = |remembered: &Remembered| {
-        remembered.uplink_mac == place.uplink_mac()
-            && (&remembered.conf.ipv4, &remembered.conf.ipv6) == (&conf.ipv4, &conf.ipv6)
-    };
-    let remembered = remembered.filter(usable);
-    let mut own_lease = OwnLease::new(store.clone(), conf, place.asker.clone());
-    let macs = |held: Option<&Lease>| config.backend.macs(held, &place.underlay, place.drawn);
-    let dice = u64::from_ne_bytes(draw()?);
-    let lease = until_done(
-        (board, begun),
-        "a lease",
-        || own_lease.take(&macs, Choice::Any { dice }),
-        || remembered.as_ref()?.own().filter(|lease| place.asker.owns(lease)),
-    );
-    own_lease.settle(lease.clone());
-    let footprint = Footprint::read(&Footprint::path(&flags.subnet_file));
-    let mut former = place.former(&lease, footprint.as_ref(), &subnet_file::networks(&flags.subnet_file));
-    // Whoever came after us has made it his own.
-    former.links.retain(|link| vxlan::vni_of(*link).is_none_or(|vni| !locks.is_others_vni(vni)));
-    let node = place.node(&lease, former);
-    let remembered = remembered.map_or(Leases::Unknown, |remembered| remembered.leases());
-    Ok(Identity { config, node, uplink_reason: place.choice.reason, own_lease, remembered })
+        });
+        let config = conf.config();
+        locks.take_config(&config)?;
+        let place = Place::find(flags, &config, kernel)?;
+        info!("uplink is {}: {}", place.choice.uplink.link, place.choice.reason);
+        let remembered = remembered.as_ref().filter(|remembered| place.is_of(remembered, &conf));
+        let own_lease = OwnLease::new(store.clone(), conf, place.asker.clone());
+        let macs = |held: Option<&Lease>| config.backend.macs(held, &place.underlay, place.drawn);
+        let take = || match store.net_conf() {
+            Ok(now) if now != *own_lease.conf() => Ok(None),
+            _ => own_lease.take(&macs, Choice::Any { dice }).map(Some),
+        };
+        let own = || remembered?.own().filter(|lease| place.asker.owns(lease)).map(Some);
+        if let Some(lease) = until_done(waiting, "a lease", take, own) {
+            let remembered = remembered.map_or(Leases::Unknown, Remembered::leases);
+            return Ok(place.identity(flags, locks, own_lease.holding(lease), remembered));
+        }
+        info!("the network config has changed before there was a lease");
+    }
 }
 
 impl Place {
@@ -113,6 +105,29 @@ impl Place {
         };
         let drawn = [Mac::local_unicast(draw()?), Mac::local_unicast(draw()?)];
         Ok(Self { underlay, choice, asker, drawn })
+    }
+
+    /// Was that remembered here, under the same pods' networks?
+    fn is_of(&self, remembered: &Remembered, conf: &NetConf) -> bool {
+        let Remembered { uplink_mac, conf: then, .. } = remembered;
+        *uplink_mac == self.uplink_mac() && (&then.ipv4, &then.ipv6) == (&conf.ipv4, &conf.ipv6)
+    }
+
+    /// This node with the lease that it holds.
+    fn identity(
+        self,
+        flags: &Flags,
+        locks: &Locks,
+        (own_lease, lease): (OwnLease, Lease),
+        remembered: Leases,
+    ) -> Identity {
+        let footprint = Footprint::read(&Footprint::path(&flags.subnet_file));
+        let networks = subnet_file::networks(&flags.subnet_file);
+        let mut former = self.former(&lease, footprint.as_ref(), &networks);
+        // Whoever came after us has made it his own.
+        former.links.retain(|link| vxlan::vni_of(*link).is_none_or(|vni| !locks.is_others_vni(vni)));
+        let (config, node) = (own_lease.conf().config(), self.node(&lease, former));
+        Identity { config, node, uplink_reason: self.choice.reason, own_lease, remembered }
     }
 
     pub(crate) fn drawn(&self) -> [Mac; 2] {

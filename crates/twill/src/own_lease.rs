@@ -41,10 +41,11 @@ impl OwnLease {
         self.lease.as_ref()
     }
 
-    /// This is ours from now on.
-    pub(crate) fn settle(&mut self, lease: Lease) {
+    /// From now on that lease is ours.
+    pub(crate) fn holding(mut self, lease: Lease) -> (Self, Lease) {
         self.asker.previous = Some(lease.subnet);
-        self.lease = Some(lease);
+        self.lease = Some(lease.clone());
+        (self, lease)
     }
 
     pub(crate) fn take(&self, macs: &dyn Macs, choice: Choice) -> Result<Lease, StoreError> {

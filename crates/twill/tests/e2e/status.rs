@@ -26,6 +26,31 @@ fn before_there_is_a_config_the_node_waits_and_says_for_what() {
     });
 }
 
+/// A pool that is used up is named, and a larger one is taken up though the daemon has not got any further yet.
+#[test]
+fn a_node_without_a_subnet_waits_and_follows_the_config_meanwhile() {
+    lab::test(Timing::Free, || {
+        let small = r#"{"Network":"10.244.0.0/24","SubnetLen":26,"Backend":{"Type":"vxlan"}}"#;
+        let lab = cluster::lab(Topology::flat(1), small);
+        for (at, first) in [64, 128, 192].into_iter().enumerate() {
+            let lease = format!(
+                r#"{{"PublicIP":"192.168.100.{}","PublicIPv6":null,"BackendType":"host-gw"}}"#,
+                90 + at
+            );
+            lab.store.put_lease(&format!("10.244.0.{first}-26"), &lease);
+        }
+        let node = lab.node(1);
+        let daemon = node.start(FLAGS);
+        lab::wait_for("it says so", SOON, || {
+            node.get("/readyz")
+                .is_some_and(|reply| reply.status == 503 && reply.body.contains("out of subnets"))
+        });
+        lab.store.config(VXLAN);
+        daemon.wait_ready();
+        assert!(node.subnet().ends_with("/24"));
+    });
+}
+
 #[test]
 fn status_is_a_table_for_people_and_json_for_machines() {
     lab::test(Timing::Free, || {
