@@ -14,7 +14,7 @@ use plan::note::Note;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::subnet_file;
+use crate::files::{self, Readers};
 
 const FORMAT: u32 = 1;
 /// A cluster in motion does not wear out the disk.
@@ -143,7 +143,7 @@ impl Cache {
         let sealed = Sealed { format: FORMAT, node, store, remembered: remembered() };
         let written = serde_json::to_string(&sealed)
             .map_err(std::io::Error::from)
-            .and_then(|text| subnet_file::write(path, &text));
+            .and_then(|text| files::write(path, &text, Readers::Root));
         self.fault = written.err().map(|error| error.to_string());
         self.written = Some(now);
         self.stale = self.fault.is_some();

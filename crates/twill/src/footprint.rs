@@ -14,7 +14,7 @@ use plan::owned::{Owned, Sweep};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::subnet_file;
+use crate::files::{self, Readers};
 
 const FORMAT: u32 = 1;
 
@@ -82,7 +82,7 @@ impl Footprint {
     /// Writes it down, unless it stands there already.
     pub(crate) fn write(&self, path: &Path) -> std::io::Result<()> {
         let text = serde_json::to_string(self)? + "\n";
-        subnet_file::write(path, &text).map(drop)
+        files::write(path, &text, Readers::Everyone).map(drop)
     }
 
     /// The same as the bounds of a plan.

@@ -5,6 +5,7 @@ mod cache;
 mod client;
 mod daemon;
 mod diff;
+mod files;
 mod flags;
 mod footprint;
 mod http;

@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 
 use crate::backoff::{Admitted, Backoff};
 use crate::cache::{Cache, Remembered};
+use crate::files::{self, Readers};
 use crate::flags::Flags;
 use crate::footprint::Footprint;
 use crate::locks::Locks;
@@ -28,7 +29,6 @@ use crate::own_lease::OwnLease;
 use crate::questions::Answers;
 use crate::report::{Board, LastChange};
 use crate::round::Round;
-use crate::subnet_file;
 use crate::trigger::{Cause, Causes, Trigger};
 
 /// Of one round, so many ops of a kind get a line each.
@@ -277,7 +277,7 @@ impl Reconciler {
         let mtu = self.config.backend.pod_mtu(&self.node.uplink);
         let text = SubnetEnv::new(&self.config, &self.node.subnet, mtu, self.flags.ip_masq).to_string();
         let path = &self.flags.subnet_file;
-        match subnet_file::write(path, &text) {
+        match files::write(path, &text, Readers::Everyone) {
             Ok(false) => Ok(()),
             Ok(true) => {
                 info!("wrote {}", path.display());
