@@ -31,8 +31,6 @@ use crate::report::{Board, LastChange};
 use crate::round::Round;
 use crate::trigger::{Cause, Causes, Trigger};
 
-/// Of one round, so many ops of a kind get a line each.
-const NOTED: usize = 10;
 /// Until the kernel is read again after it could not be.
 const BLIND_RETRY: Duration = Duration::from_secs(1);
 /// Until our lease is asked for again after the store refused it.
@@ -65,7 +63,6 @@ pub(crate) struct Memory {
     /// Sysctls that cannot be written: said once, not tried again.
     refused: BTreeSet<NodeFault>,
     notebook: Notebook,
-    held: BTreeSet<Op>,
     /// What the monitor is set to hear.
     interest: Option<kernel::Interest>,
     /// What is wrong with our own part, and since when.
@@ -287,19 +284,17 @@ impl Reconciler {
         }
     }
 
-    /// Logs what is new; an idle round says nothing.
+    /// Logs what is new; an idle round says nothing, and neither does one that gets nowhere again.
     fn tell(&mut self, round: &Round) {
-        if !round.ops.is_empty() {
+        if round.ops.len() > round.failed.len() {
             info!("{}", round.line());
         }
-        for (_, error) in round.failed.iter().take(NOTED) {
-            warn!("{error}");
-        }
-        for (op, times) in round.held.iter().filter(|(op, _)| !self.memory.held.contains(op)).take(NOTED) {
-            warn!("put off, because it came back {times} times (is something else managing it?): {op}");
-        }
-        self.memory.held = round.held.iter().map(|(op, _)| op.clone()).collect();
-        for line in self.memory.notebook.turn(&round.notes, Instant::now()) {
+        let notes = round.notes.iter().map(ToString::to_string);
+        let failed = round.failed.iter().map(|(_, error)| error.to_string());
+        let held = round.held.iter().map(|(op, _)| {
+            format!("put off, because it keeps coming back (is something else managing it?): {op}")
+        });
+        for line in self.memory.notebook.turn(notes.collect(), failed.chain(held), Instant::now()) {
             match line {
                 Line::Warn(text) => warn!("{text}"),
                 Line::Info(text) => info!("{text}"),
