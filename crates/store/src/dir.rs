@@ -3,11 +3,11 @@
 
 mod listing;
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, StreamExt};
 use inotify::{Event, EventMask, EventStream, Inotify, WatchMask};
@@ -24,6 +24,9 @@ use listing::Listing;
 const RELIST: Duration = Duration::from_secs(30);
 /// Between attempts while the directory cannot be read.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a node that runs waits for the directory's lock, and how often it tries: a write or two.
+const PATIENCE: Duration = Duration::from_millis(250);
+const POLL: Duration = Duration::from_millis(2);
 /// A lease has some 300 bytes; a larger file is none, and is not read into memory.
 const LARGEST: u64 = 64 * 1024;
 /// Names that are never leases.
@@ -96,15 +99,16 @@ impl Dir {
         Ok(settled.lease)
     }
 
-    /// A node without a lease waits for its turn; one that runs has better things to do, and tries again.
+    /// A node without a lease waits for its turn; one that runs waits only while others write theirs, for all may have
+    /// to at once, and nobody would tell it that the last one is done.
     fn lock(&self, choice: &Choice) -> Result<File, StoreError> {
         let path = self.root.join(".lock");
         let file = File::create(&path).map_err(|error| StoreError::new(path.display(), error))?;
         let locked = match choice {
-            Choice::Any { .. } => file.lock().map_err(|error| StoreError::new(path.display(), error)),
-            Choice::Only(_) => file.try_lock().map_err(|error| StoreError::new(path.display(), error)),
+            Choice::Any { .. } => file.lock(),
+            Choice::Only(_) => lock_soon(&file),
         };
-        locked.map(|()| file)
+        locked.map(|()| file).map_err(|error| StoreError::new(path.display(), error))
     }
 
     /// Keeps the view up to date for ever. While the directory cannot be read the last good leases stay in it.
@@ -154,6 +158,16 @@ impl Dir {
         inotify.watches().add(self.subnets(), written | gone)?;
         inotify.watches().add(&self.root, written | gone)?;
         inotify.into_event_stream([0; 4096])
+    }
+}
+
+fn lock_soon(file: &File) -> io::Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < end => std::thread::sleep(POLL),
+            done => return done.map_err(io::Error::from),
+        }
     }
 }
 

@@ -25,10 +25,20 @@ fn store(root: &Path) -> Dir {
     Dir::new(root)
 }
 
+type Announce<'a> = &'a (dyn Fn(Option<&Lease>) -> Announced + Sync);
+
 fn acquire(root: &Path, host: u8, dice: u64) -> Result<Lease, String> {
+    acquire_saying(root, host, dice, &|_| Announced::HostGw)
+}
+
+fn acquire_saying(root: &Path, host: u8, dice: u64, announce: Announce<'_>) -> Result<Lease, String> {
+    claim(root, host, Choice::Any { dice }, announce)
+}
+
+fn claim(root: &Path, host: u8, choice: Choice, announce: Announce<'_>) -> Result<Lease, String> {
     let conf = NetConf::parse(CONFIG.as_bytes()).unwrap();
     let asker = Asker { public_ip: Some([192, 0, 2, host].into()), public_ipv6: None, previous: None };
-    let claim = Claim { conf: &conf, asker, announce: &|_| Announced::HostGw, choice: Choice::Any { dice } };
+    let claim = Claim { conf: &conf, asker, announce, choice };
     Dir::new(root).acquire(&claim).map_err(|error| error.to_string())
 }
 
@@ -44,6 +54,27 @@ fn many_at_once_get_a_subnet_each() {
     });
     assert_eq!(subnets.len(), 50);
     assert_eq!(fs::read_dir(root.path().join("subnets")).unwrap().count(), 50);
+}
+
+#[test]
+fn nodes_that_run_wait_a_moment_for_each_other_but_not_for_ever() {
+    let root = tempfile::tempdir().unwrap();
+    store(root.path());
+    let leases: Vec<Lease> = (1..=4).map(|host| acquire(root.path(), host, 5).unwrap()).collect();
+    let other = || Announced::Other("other".into());
+    std::thread::scope(|scope| {
+        for (host, lease) in (1..).zip(&leases) {
+            let root = root.path();
+            scope.spawn(move || {
+                let written = claim(root, host, Choice::Only(lease.subnet), &|_| other()).unwrap();
+                assert_eq!(written.announced, other());
+            });
+        }
+    });
+    let lock = fs::File::create(root.path().join(".lock")).unwrap();
+    lock.lock().unwrap();
+    let error = claim(root.path(), 1, Choice::Only(leases[0].subnet), &|_| Announced::HostGw).unwrap_err();
+    assert!(error.contains(".lock"), "{error}");
 }
 
 #[test]
