@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use libc::{NDA_DST, NDA_LLADDR};
+use libc::{NDA_DST, NDA_LLADDR, NDA_PORT};
 use plan::state::FdbEntry;
 use plan::{LinkName, Mac};
 
@@ -13,19 +13,15 @@ pub(crate) const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
 
 const NTF_OFFLOADED: u8 = 0x20;
 
-/// Attributes that send the packet elsewhere than to `NDA_DST` at the device's port and VNI.
-const DETOURS: [(u16, &str); 5] = [
-    (libc::NDA_PORT, "port"),
-    (libc::NDA_VNI, "vni"),
-    (libc::NDA_IFINDEX, "via"),
-    (11, "src_vni"),
-    (13, "nhid"),
-];
+/// Attributes that send the packet elsewhere than to `NDA_DST` through the uplink with the device's VNI.
+const DETOURS: [(u16, &str); 4] =
+    [(libc::NDA_VNI, "vni"), (libc::NDA_IFINDEX, "via"), (11, "src_vni"), (13, "nhid")];
 
 /// Every entry is a row.
 pub(crate) fn decode(part: Part<'_>, link: LinkName) -> Option<FdbEntry> {
     let (state, flags) = (part.body.u16(8), part.body.u8(10));
     let (mut mac, mut remote, mut odd) = (Mac::default(), None::<IpAddr>, Odd::default());
+    let mut port = None;
     if state & libc::NUD_PERMANENT == 0 {
         odd.note(if state & libc::NUD_NOARP == 0 { "learned" } else { "static" });
     }
@@ -36,6 +32,8 @@ pub(crate) fn decode(part: Part<'_>, link: LinkName) -> Option<FdbEntry> {
         match attribute.kind {
             NDA_DST => remote = attribute.ip(),
             NDA_LLADDR => mac = attribute.mac().unwrap_or_default(),
+            // Told only where it is not the device's own.
+            NDA_PORT => port = Some(attribute.port()),
             kind => {
                 let detour = DETOURS.iter().find(|(detour, _)| *detour == kind);
                 detour.into_iter().for_each(|(_, name)| odd.note(name));
@@ -46,7 +44,7 @@ pub(crate) fn decode(part: Part<'_>, link: LinkName) -> Option<FdbEntry> {
         odd.note("no dst");
         Ipv4Addr::UNSPECIFIED.into()
     });
-    Some(FdbEntry { link, mac, remote, unknown: odd.to_unknown() })
+    Some(FdbEntry { link, mac, remote, port, unknown: odd.to_unknown() })
 }
 
 pub(crate) fn add(row: &FdbEntry, index: u32) -> Message {
@@ -63,6 +61,10 @@ fn message(kind: u16, flags: libc::c_int, row: &FdbEntry, index: u32) -> Message
     // Without a destination the kernel deletes all entries of that MAC: an odd one cannot be named otherwise.
     if row.unknown.is_none() {
         message.ip(NDA_DST, row.remote);
+        // To delete an entry by a wrong port, or by none, does nothing, and the kernel does not say so.
+        if let Some(port) = row.port {
+            message.put(NDA_PORT, &port.to_be_bytes());
+        }
     }
     message
 }

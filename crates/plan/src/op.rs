@@ -147,7 +147,11 @@ impl fmt::Display for Object {
                 write!(f, "address {} dev {}{}", row.address, row.link, Aside(&row.unknown))
             }
             Self::Fdb(row) => {
-                write!(f, "fdb {} dev {} dst {}{}", row.mac, row.link, row.remote, Aside(&row.unknown))
+                write!(f, "fdb {} dev {} dst {}", row.mac, row.link, row.remote)?;
+                if let Some(port) = row.port {
+                    write!(f, " port {port}")?;
+                }
+                write!(f, "{}", Aside(&row.unknown))
             }
             Self::Neighbour(row) => {
                 write!(f, "neigh {} lladdr {} dev {}{}", row.address, row.mac, row.link, Aside(&row.unknown))

@@ -101,6 +101,9 @@ pub struct FdbEntry {
     pub mac: Mac,
     /// The VTEP's underlay address.
     pub remote: IpAddr,
+    /// The VTEP's UDP port; `None` is the device's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unknown: Unknown,
 }

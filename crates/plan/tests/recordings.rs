@@ -369,7 +369,7 @@ fn fdb(place: &Path, links: &[LinkName]) -> plan::Table<FdbEntry> {
     let ours = rows.filter(|(link, ..)| links.contains(link)).map(|(link, permanent, row)| {
         assert!(permanent, "{row}");
         let remote = text(&row, "dst").parse().unwrap();
-        FdbEntry { link, mac: text(&row, "mac").parse().unwrap(), remote, unknown: None }
+        FdbEntry { link, mac: text(&row, "mac").parse().unwrap(), remote, port: None, unknown: None }
     });
     ours.collect()
 }

@@ -67,7 +67,7 @@ fn kinds_of_op_go_in_one_list() {
         let address = Address { link: link_name, address: "10.244.1.0/32".parse().unwrap(), unknown: None };
         let neighbour =
             Neighbour { link: link_name, address: "10.244.2.0".parse().unwrap(), mac, unknown: None };
-        let fdb = FdbEntry { link: link_name, mac, remote: "192.0.2.2".parse().unwrap(), unknown: None };
+        let fdb = FdbEntry { link: link_name, mac, remote: [192, 0, 2, 2].into(), port: None, unknown: None };
         let want = via("10.244.2.0/24", "10.244.2.0", "flannel.1", true);
         let sysctl = plan::state::Sysctl { path: owned().sysctls[0].clone(), value: "0".into() };
         let mut ops = vec![
@@ -106,6 +106,7 @@ fn five_thousand_peers() {
             link,
             mac: mac(k),
             remote: (0xc612_0000 + k).to_be_bytes().into(),
+            port: None,
             unknown: None,
         });
         let neighbours =

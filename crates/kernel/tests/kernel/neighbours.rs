@@ -14,7 +14,7 @@ fn neighbour(address: &str) -> Neighbour {
 }
 
 fn entry(mac: Mac, remote: &str) -> FdbEntry {
-    FdbEntry { link: name("flannel.1"), mac, remote: remote.parse().unwrap(), unknown: None }
+    FdbEntry { link: name("flannel.1"), mac, remote: remote.parse().unwrap(), port: None, unknown: None }
 }
 
 fn shown(line: &str) -> Vec<String> {
@@ -108,11 +108,11 @@ fn fdb_entries_in_another_form_are_unknown_and_get_replaced() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         for (line, told) in [
-            ("dst 192.0.2.2 port 9999", "port"),
             ("dst 192.0.2.2 vni 9", "vni"),
             ("dst 192.0.2.2 via eth0", "via"),
             ("dst 192.0.2.2 dynamic", "learned"),
             ("dst 192.0.2.2 extern_learn", "flags 0x12"),
+            ("dst 192.0.2.2 port 9999 vni 9", "vni"),
         ] {
             sh(&format!("bridge fdb add 02:00:00:00:00:02 dev flannel.1 {line}"));
             let read = seen(&mut kernel).state.fdb.to_vec();
@@ -133,15 +133,50 @@ fn fdb_entries_in_another_form_are_unknown_and_get_replaced() {
 }
 
 #[test]
+fn the_port_of_an_entry_is_named_where_it_is_not_the_devices() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        let on = |port| FdbEntry { port, ..entry(PEER, "192.0.2.2") };
+        let shown = || shown("bridge fdb show dev flannel.1 | grep 02:00:00:00:00:02");
+        let line = |port: &str| vec![format!("02:00:00:00:00:02 dst 192.0.2.2{port} self permanent")];
+        applies(&mut kernel, &[add(on(Some(4789)))]);
+        assert_eq!(
+            (shown(), seen(&mut kernel).state.fdb.to_vec()),
+            (line(" port 4789"), vec![on(Some(4789))])
+        );
+        applies(&mut kernel, &[replace(on(Some(9999)))]);
+        assert_eq!(
+            (shown(), seen(&mut kernel).state.fdb.to_vec()),
+            (line(" port 9999"), vec![on(Some(9999))])
+        );
+        applies(&mut kernel, &[replace(on(None))]);
+        assert_eq!((shown(), seen(&mut kernel).state.fdb.to_vec()), (line(""), vec![on(None)]));
+        sh("bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2 port 4789");
+        assert_eq!(seen(&mut kernel).state.fdb.to_vec(), [on(Some(4789))]);
+        sh("bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2 port 8472");
+        assert_eq!(seen(&mut kernel).state.fdb.to_vec(), [on(None)], "the device's own is told by none");
+        for (right, wrong) in [(None, Some(4789)), (Some(4789), None), (Some(4789), Some(9999))] {
+            applies(&mut kernel, &[replace(on(right)), delete(on(wrong))]);
+            let left = seen(&mut kernel).state.fdb.to_vec();
+            assert_eq!(left, [on(right)], "the kernel does nothing, and says that it did");
+            applies(&mut kernel, &[delete(on(right))]);
+            assert_eq!(seen(&mut kernel).state.fdb.to_vec(), []);
+        }
+    });
+}
+
+#[test]
 fn of_two_destinations_of_a_mac_the_named_one_goes() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         // The kernel allows it for the MAC of "everybody else" alone.
-        let both = ["192.0.2.2", "192.0.2.3"].map(|remote| entry(Mac::default(), remote));
+        let to = |remote, port| FdbEntry { port, ..entry(Mac::default(), remote) };
+        let all = [to("192.0.2.2", None), to("192.0.2.2", Some(4789)), to("192.0.2.3", None)];
         sh("bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 192.0.2.2
+            bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 192.0.2.2 port 4789
             bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 192.0.2.3");
-        assert_eq!(seen(&mut kernel).state.fdb.to_vec(), both);
-        applies(&mut kernel, &[delete(both[1].clone())]);
-        assert_eq!(seen(&mut kernel).state.fdb.to_vec(), both[..1]);
+        assert_eq!(seen(&mut kernel).state.fdb.to_vec(), all);
+        applies(&mut kernel, &[delete(all[2].clone()), delete(all[0].clone())]);
+        assert_eq!(seen(&mut kernel).state.fdb.to_vec(), all[1..2]);
     });
 }

@@ -25,7 +25,10 @@ fn wanted() -> State {
     let second = Link { name: six, mtu: 1430, kind: LinkKind::Vxlan(vxlan), ..flannel() };
     let address = |link, text: &str| Address { link, address: text.parse().unwrap(), unknown: None };
     let mac = plan::Mac([2, 0, 0, 0, 0, 2]);
-    let fdb = |link, remote: &str| FdbEntry { link, mac, remote: remote.parse().unwrap(), unknown: None };
+    let fdb = |link, remote: &str, port| {
+        let remote = remote.parse().unwrap();
+        FdbEntry { link, mac, remote, port, unknown: None }
+    };
     let neighbour = |link, text: &str| Neighbour { link, address: text.parse().unwrap(), mac, unknown: None };
     let id = *plan::owned::NEXTHOPS.start();
     let nexthop = Nexthop {
@@ -51,7 +54,7 @@ fn wanted() -> State {
         sysctls: vec![Sysctl { path: bounds().sysctls[0].clone(), value: "0".into() }].into(),
         links: vec![flannel(), second].into(),
         addresses: vec![address(four, "10.244.1.0/32"), address(six, "fd00:10:244:1::/128")].into(),
-        fdb: vec![fdb(four, "192.0.2.2"), fdb(six, "2001:db8::2")].into(),
+        fdb: vec![fdb(four, "192.0.2.2", None), fdb(six, "2001:db8::2", Some(4789))].into(),
         neighbours: vec![neighbour(four, "10.244.2.0"), neighbour(six, "fd00:10:244:2::")].into(),
         nexthops: vec![nexthop].into(),
         routes: routes.map(|row| Route { table: TABLE, ..row }).into_iter().collect(),
@@ -139,6 +142,9 @@ const HARMS: &str = "
     bridge fdb del 02:00:00:00:00:02 dev flannel.1
     bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.9
     bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2 port 99
+    bridge fdb replace 02:00:00:00:00:02 dev flannel-v6.1 dst 2001:db8::2
+    bridge fdb replace 02:00:00:00:00:02 dev flannel-v6.1 dst 2001:db8::2 port 99
+    bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 192.0.2.2; bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 192.0.2.2 port 99
     bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2 dynamic
     bridge fdb add 02:00:00:00:00:77 dev flannel.1 dst 192.0.2.7
     ip neigh flush dev flannel.1 nud permanent

@@ -123,7 +123,7 @@ impl Options {
         let path = RoutePath::Via { gateway: vtep, link, onlink: true };
         (
             Neighbour { link, address: vtep, mac: peer.mac, unknown: None },
-            FdbEntry { link, mac: peer.mac, remote: peer.local, unknown: None },
+            FdbEntry { link, mac: peer.mac, remote: peer.local, port: None, unknown: None },
             Route { table, destination: peer.subnet, path, protocol: PROTOCOL, unknown: None },
         )
     }

@@ -87,7 +87,7 @@ fn on_our_device(scene: &mut Scene, tape: &mut Tape, link: LinkName) {
     }
     if tape.once_in(3) {
         let text = unknown("not permanent");
-        rows.fdb.push(FdbEntry { link, mac: MAC, remote: v4([192, 0, 2, 200]), unknown: text });
+        rows.fdb.push(FdbEntry { link, mac: MAC, remote: v4([192, 0, 2, 200]), port: None, unknown: text });
     }
     if tape.once_in(3) {
         let text = unknown("reachable");
@@ -113,7 +113,13 @@ fn on_other_devices(scene: &mut Scene, tape: &mut Tape) {
         rows.addresses.push(address(link, net6(pod6(1, 1), 64)));
     }
     if tape.once_in(3) {
-        rows.fdb.push(FdbEntry { link: calico, mac: MAC, remote: v4([192, 0, 2, 2]), unknown: None });
+        rows.fdb.push(FdbEntry {
+            link: calico,
+            mac: MAC,
+            remote: v4([192, 0, 2, 2]),
+            port: None,
+            unknown: None,
+        });
     }
     if tape.once_in(3) {
         let link = tape.pick(&[name("eth0"), calico]);
@@ -133,7 +139,7 @@ fn under_our_name(scene: &mut Scene, tape: &mut Tape, world: &World, link: LinkN
         rows.neighbours.push(Neighbour { link, address: there.addr(), mac: MAC, unknown: None });
     }
     if tape.once_in(2) {
-        rows.fdb.push(FdbEntry { link, mac: MAC, remote: v4([192, 0, 2, 2]), unknown: None });
+        rows.fdb.push(FdbEntry { link, mac: MAC, remote: v4([192, 0, 2, 2]), port: None, unknown: None });
     }
     if tape.once_in(2) {
         let path = RoutePath::Link(link);

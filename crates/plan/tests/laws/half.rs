@@ -14,6 +14,9 @@ use super::world::{PROTOCOL, name, v4};
 
 const OTHER_MAC: Mac = Mac([0x06, 0, 0, 0, 0, 0x66]);
 
+/// No device's and no peer's.
+pub(crate) const OTHER_PORT: u16 = 7777;
+
 /// `boot`, which flannel and a plain `ip route` use, `static` and BGP.
 const OTHER_PROTOCOLS: [u8; 3] = [3, 4, 186];
 
@@ -99,9 +102,11 @@ pub(crate) fn address(tape: &mut Tape, row: &Address) -> Address {
 }
 
 pub(crate) fn fdb(tape: &mut Tape, row: &FdbEntry) -> FdbEntry {
-    match tape.below(3) {
+    match tape.below(5) {
         0 => FdbEntry { remote: v4([203, 0, 113, 1]), ..row.clone() },
         1 => FdbEntry { unknown: unknown("vni 7"), ..row.clone() },
+        2 => FdbEntry { port: Some(OTHER_PORT), ..row.clone() },
+        3 if row.port.is_some() => FdbEntry { port: None, ..row.clone() },
         _ => FdbEntry { unknown: unknown("not permanent"), ..row.clone() },
     }
 }

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use plan::state::{Address, FdbEntry, Neighbour, Nexthop, Route, RoutePath, Rule};
 use plan::{LinkName, Mac};
 
+use super::half::OTHER_PORT;
 use super::scene::Scene;
 use super::tape::Tape;
 use super::world::{NEXTHOPS, PROTOCOL, World, name, net4, net6, pod6, subnet, v4};
@@ -53,10 +54,12 @@ fn on_device(scene: &mut Scene, tape: &mut Tape, world: &World, link: LinkName) 
         rows.addresses.push(Address { link, address, unknown: None });
     }
     if tape.once_in(3) {
-        let row = |mac, last| FdbEntry { link, mac, remote: v4([192, 0, 2, last]), unknown: None };
-        rows.fdb.push(row(Mac([0x0e, 0, 0, 0, 0, 7]), 77));
+        let row =
+            |mac, last, port| FdbEntry { link, mac, remote: v4([192, 0, 2, last]), port, unknown: None };
+        rows.fdb.push(row(Mac([0x0e, 0, 0, 0, 0, 7]), 77, tape.pick(&[None, Some(OTHER_PORT)])));
         // The kernel keeps several remotes for the MAC of all other stations, and for no other one.
-        rows.fdb.extend([row(Mac::default(), 78), row(Mac::default(), 79)].into_iter().skip(tape.below(3)));
+        let others = [(78, None), (78, Some(OTHER_PORT)), (79, None)].into_iter().skip(tape.below(4));
+        rows.fdb.extend(others.map(|(last, port)| row(Mac::default(), last, port)));
     }
     if tape.once_in(3) {
         let mac = Mac([0x0e, 0, 0, 0, 0, 7]);
