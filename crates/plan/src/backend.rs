@@ -77,13 +77,14 @@ impl Backend {
         [mac(Family::Ipv4, leased[0], drawn[0]), mac(Family::Ipv6, leased[1], drawn[1])]
     }
 
-    /// What this node writes into its lease.
-    pub fn announced(&self, config: &Config, macs: [Mac; 2]) -> Announced {
+    /// What this node writes into its lease, given all other leases of the store.
+    pub fn announced(&self, config: &Config, macs: [Mac; 2], others: &[&Lease]) -> Announced {
         match self {
             Self::HostGw => host_gw::announced(),
             Self::Alloc => alloc::announced(),
             Self::Vxlan(options) => {
-                let vtep = |family, mac| config.network(family).map(|_| Vtep { vni: options.vni, mac });
+                let (vni, port) = (options.vni, options.announced_port(others));
+                let vtep = |family, mac| config.network(family).map(|_| Vtep { vni, port, mac });
                 Announced::Vxlan { ipv4: vtep(Family::Ipv4, macs[0]), ipv6: vtep(Family::Ipv6, macs[1]) }
             }
         }

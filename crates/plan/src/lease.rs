@@ -72,6 +72,8 @@ impl fmt::Display for Subnet {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Vtep {
     pub vni: u32,
+    /// The UDP port on which the node listens; `None` where it does not say, as flannel's nodes never do.
+    pub port: Option<u16>,
     pub mac: Mac,
 }
 
@@ -92,8 +94,13 @@ pub enum Announced {
 impl Announced {
     /// The VNIs it names, at most one a family.
     pub fn vnis(&self) -> impl Iterator<Item = u32> {
+        self.vteps().map(|vtep| vtep.vni)
+    }
+
+    /// At most one a family.
+    pub fn vteps(&self) -> impl Iterator<Item = Vtep> {
         let vteps = if let Self::Vxlan { ipv4, ipv6 } = self { [*ipv4, *ipv6] } else { [None; 2] };
-        vteps.into_iter().flatten().map(|vtep| vtep.vni)
+        vteps.into_iter().flatten()
     }
 
     /// `BackendType`; empty where none is written.
@@ -166,9 +173,13 @@ impl Lease {
 fn vtep(fields: &Fields, key: &str) -> Result<Option<Vtep>, String> {
     let Some(data) = fields.get::<Value>(key)? else { return Ok(None) };
     let data = Fields::of(data).map_err(|error| format!("key {key:?}: {error}"))?;
-    let vni: Option<u32> = data.get("VNI").map_err(|error| format!("{key}: {error}"))?;
-    let mac: Option<Mac> = data.parsed("VtepMAC").map_err(|error| format!("{key}: {error}"))?;
-    Ok(mac.map(|mac| Vtep { vni: vni.unwrap_or(0), mac }))
+    let read = || -> Result<Option<Vtep>, String> {
+        let vni = data.get("VNI")?.unwrap_or(0);
+        let port = data.get("Port")?.filter(|&port: &u16| port != 0);
+        let mac: Option<Mac> = data.parsed("VtepMAC")?;
+        Ok(mac.map(|mac| Vtep { vni, port, mac }))
+    };
+    read().map_err(|error| format!("{key}: {error}"))
 }
 
 #[derive(Serialize)]
@@ -189,13 +200,16 @@ struct LeaseJson<'a> {
 struct VtepJson {
     #[serde(rename = "VNI")]
     vni: u32,
+    #[serde(rename = "Port", skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    /// Last, and the only text: so flannel finds it again in its annotation (flannel-compat 5.5).
     #[serde(rename = "VtepMAC")]
     mac: Mac,
 }
 
 impl From<Vtep> for VtepJson {
-    fn from(Vtep { vni, mac }: Vtep) -> Self {
-        Self { vni, mac }
+    fn from(Vtep { vni, port, mac }: Vtep) -> Self {
+        Self { vni, port, mac }
     }
 }
 
@@ -214,6 +228,10 @@ mod tests {
                 "10.5.34.0-24&fd00:5:34::-64",
                 r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00:64::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"02:11:22:33:44:55"}}"#,
             ),
+            (
+                "10.5.34.0-24",
+                r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"Port":4789,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#,
+            ),
             ("10.5.34.0-24", r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"host-gw"}"#),
             ("10.5.34.0-24", r#"{"PublicIP":"192.168.64.3","PublicIPv6":null}"#),
         ] {
@@ -225,11 +243,25 @@ mod tests {
 
     #[test]
     fn keys_match_in_any_case_and_the_last_one_wins() {
-        let value = br#"{"publicip":"1.1.1.1","PUBLICIP":"192.0.2.1","backendtype":"VXLAN","BackendData":{"vni":7,"vtepmac":"0A-1B-2C-3D-4E-5F"},"New":[1]}"#;
+        let value = br#"{"publicip":"1.1.1.1","PUBLICIP":"192.0.2.1","backendtype":"VXLAN","BackendData":{"vni":7,"PORT":1,"port":4789,"vtepmac":"0A-1B-2C-3D-4E-5F"},"New":[1]}"#;
         let lease = Lease::parse("10.5.34.0-24", value, 0).unwrap();
         assert_eq!(lease.public_ip, Some(Ipv4Addr::new(192, 0, 2, 1)));
         let mac = Mac([0x0a, 0x1b, 0x2c, 0x3d, 0x4e, 0x5f]);
-        assert_eq!(lease.announced, Announced::Vxlan { ipv4: Some(Vtep { vni: 7, mac }), ipv6: None });
+        assert_eq!(
+            lease.announced,
+            Announced::Vxlan { ipv4: Some(Vtep { vni: 7, port: Some(4789), mac }), ipv6: None }
+        );
+    }
+
+    #[test]
+    fn a_port_of_zero_is_none() {
+        for port in ["0", "null"] {
+            let value = format!(
+                r#"{{"BackendType":"vxlan","BackendData":{{"Port":{port},"VtepMAC":"0a:1b:2c:3d:4e:5f"}}}}"#
+            );
+            let lease = Lease::parse("10.5.34.0-24", value.as_bytes(), 0).unwrap();
+            assert_eq!(lease.announced.vteps().map(|vtep| vtep.port).collect::<Vec<_>>(), [None]);
+        }
     }
 
     #[test]
@@ -243,6 +275,9 @@ mod tests {
             ("10.5.34.0-24", "[]", "JSON object"),
             ("10.5.34.0-24", r#"{"PublicIP":"300.1.1.1"}"#, "PublicIP"),
             ("10.5.34.0-24", r#"{"BackendType":"vxlan","BackendData":{"VtepMAC":"xx"}}"#, "VtepMAC"),
+            ("10.5.34.0-24", r#"{"BackendType":"vxlan","BackendV6Data":{"Port":65536}}"#, "Port"),
+            ("10.5.34.0-24", r#"{"BackendType":"vxlan","BackendData":{"Port":-1}}"#, "Port"),
+            ("10.5.34.0-24", r#"{"BackendType":"vxlan","BackendData":{"Port":"8472"}}"#, "Port"),
         ] {
             let error = Lease::parse(key, value.as_bytes(), 0).unwrap_err();
             assert!(error.contains(word), "{error}");

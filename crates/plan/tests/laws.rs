@@ -3,9 +3,11 @@
 //! golden.rs's part.
 #![expect(clippy::unwrap_used, reason = "generators are helpers of tests: a bad literal shall stop the test")]
 
+use plan::backend::{Backend, vxlan};
 use plan::lease::Lease;
 use plan::netconf::NetConf;
 use plan::note::Note;
+use plan::state::LinkKind;
 use plan::subnet_alloc::{self, Asker};
 use plan::{Object, Op, Row, Verb};
 use proptest::prelude::*;
@@ -159,6 +161,52 @@ proptest! {
         let plan = plan::wanted(&world.config, &world.node, &world.leases, &world.underlay);
         let faults = plan::check::check(&plan.state, &plan.owned);
         prop_assert!(faults.is_empty(), "{:?}", faults);
+    }
+
+    #[test]
+    fn each_peer_is_sent_to_on_the_port_it_names_or_else_on_ours(bytes in tape::bytes()) {
+        let mut tape = Tape::new(&bytes);
+        let world = world::world(&mut tape);
+        let leases = world::good_leases(&mut tape, &world.config);
+        let listed = plan::input::Leases::Listed(leases.clone());
+        let plan = plan::wanted(&world.config, &world.node, &listed, &world.underlay);
+        let ours = if let Backend::Vxlan(options) = &world.config.backend { options.port } else { 8472 };
+        for entry in &plan.state.fdb {
+            let mut vteps = leases.iter().flat_map(|lease| lease.announced.vteps());
+            let theirs = vteps.find(|vtep| vtep.mac == entry.mac).unwrap().port.unwrap_or(ours);
+            let device = plan.state.links.iter().find(|link| link.name == entry.link).unwrap();
+            let LinkKind::Vxlan(device) = &device.kind else { unreachable!("we make vxlan devices only") };
+            prop_assert_eq!(entry.port.unwrap_or(device.port), theirs);
+            prop_assert_ne!(entry.port, Some(device.port), "the kernel would not tell it");
+        }
+    }
+
+    #[test]
+    fn nodes_with_any_ports_come_to_know_them_and_then_rest(bytes in tape::bytes()) {
+        let mut tape = Tape::new(&bytes);
+        let world = world::world(&mut tape);
+        let mut leases = world::good_leases(&mut tape, &world.config);
+        let ports: Vec<u16> = leases.iter().map(|_| tape.pick(&[8472, 8472, 8472, 4789, 9999])).collect();
+        let announce = |leases: &mut [Lease], at: usize| {
+            let backend = Backend::Vxlan(vxlan::Options { port: ports[at], ..Default::default() });
+            let others: Vec<&Lease> = leases.iter().filter(|lease| lease.subnet != leases[at].subnet).collect();
+            leases[at].announced = backend.announced(&world.config, [world::OWN_MAC; 2], &others);
+        };
+        let mut settled = Vec::new();
+        for _ in 0..3 {
+            settled.clone_from(&leases);
+            let mut order: Vec<usize> = (0..ports.len()).collect();
+            tape.shuffle(&mut order);
+            order.into_iter().for_each(|at| announce(&mut leases, at));
+        }
+        prop_assert_eq!(&leases, &settled, "after two rounds of all, nothing is left to say");
+        let said: Vec<_> = leases.iter().map(|lease| lease.announced.vteps().next().unwrap().port).collect();
+        for ours in &ports {
+            let heard: Vec<u16> = said.iter().map(|port| port.unwrap_or(*ours)).collect();
+            prop_assert_eq!(&heard, &ports);
+        }
+        let flannels = ports.iter().all(|port| *port == 8472);
+        prop_assert!(!flannels || said.iter().all(Option::is_none), "{:?}", said);
     }
 
     #[test]

@@ -8,8 +8,8 @@ use plan::subnet_alloc::{self, Asker, Origin};
 pub struct Claim<'a> {
     pub conf: &'a NetConf,
     pub asker: Asker,
-    /// What to announce, given the lease that we hold already: a VTEP's MAC outlives a reboot there.
-    pub announce: &'a (dyn Fn(Option<&Lease>) -> Announced + Sync),
+    /// What to announce, given the lease that we hold already (a VTEP's MAC outlives a reboot there) and all others.
+    pub announce: &'a (dyn Fn(Option<&Lease>, &[&Lease]) -> Announced + Sync),
     /// Which subnets will do.
     pub choice: Choice,
 }
@@ -41,9 +41,9 @@ impl Claim<'_> {
         {
             return Err(format!("{subnet} is another node's now"));
         }
-        let held = leases.iter().filter(|lease| self.asker.owns(lease));
-        let held = held.max_by_key(|lease| lease.subnet == choice.subnet);
-        let (born, announced) = (held.map_or(0, |lease| lease.born), (self.announce)(held));
+        let (held, others): (Vec<_>, Vec<_>) = leases.iter().partition(|lease| self.asker.owns(lease));
+        let held = held.into_iter().max_by_key(|lease| lease.subnet == choice.subnet);
+        let (born, announced) = (held.map_or(0, |lease| lease.born), (self.announce)(held, &others));
         let Asker { public_ip, public_ipv6, .. } = self.asker;
         let lease = Lease { born, subnet: choice.subnet, public_ip, public_ipv6, announced };
         Ok(Settled { lease, stale: choice.stale, origin: choice.origin })

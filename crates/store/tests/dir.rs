@@ -25,10 +25,10 @@ fn store(root: &Path) -> Dir {
     Dir::new(root)
 }
 
-type Announce<'a> = &'a (dyn Fn(Option<&Lease>) -> Announced + Sync);
+type Announce<'a> = &'a (dyn Fn(Option<&Lease>, &[&Lease]) -> Announced + Sync);
 
 fn acquire(root: &Path, host: u8, dice: u64) -> Result<Lease, String> {
-    acquire_saying(root, host, dice, &|_| Announced::HostGw)
+    acquire_saying(root, host, dice, &|_, _| Announced::HostGw)
 }
 
 fn acquire_saying(root: &Path, host: u8, dice: u64, announce: Announce<'_>) -> Result<Lease, String> {
@@ -57,6 +57,21 @@ fn many_at_once_get_a_subnet_each() {
 }
 
 #[test]
+fn what_is_announced_may_depend_on_our_lease_and_on_all_others() {
+    let root = tempfile::tempdir().unwrap();
+    store(root.path());
+    let mut leases: Vec<Lease> = (1..=3).map(|host| acquire(root.path(), host, 5).unwrap()).collect();
+    let ours = leases.remove(0).subnet;
+    let others: BTreeSet<_> = leases.iter().map(|lease| lease.subnet).collect();
+    acquire_saying(root.path(), 1, 5, &|held, rest| {
+        assert_eq!(held.map(|lease| lease.subnet), Some(ours));
+        assert_eq!(rest.iter().map(|lease| lease.subnet).collect::<BTreeSet<_>>(), others);
+        Announced::HostGw
+    })
+    .unwrap();
+}
+
+#[test]
 fn nodes_that_run_wait_a_moment_for_each_other_but_not_for_ever() {
     let root = tempfile::tempdir().unwrap();
     store(root.path());
@@ -66,14 +81,14 @@ fn nodes_that_run_wait_a_moment_for_each_other_but_not_for_ever() {
         for (host, lease) in (1..).zip(&leases) {
             let root = root.path();
             scope.spawn(move || {
-                let written = claim(root, host, Choice::Only(lease.subnet), &|_| other()).unwrap();
+                let written = claim(root, host, Choice::Only(lease.subnet), &|_, _| other()).unwrap();
                 assert_eq!(written.announced, other());
             });
         }
     });
     let lock = fs::File::create(root.path().join(".lock")).unwrap();
     lock.lock().unwrap();
-    let error = claim(root.path(), 1, Choice::Only(leases[0].subnet), &|_| Announced::HostGw).unwrap_err();
+    let error = claim(root.path(), 1, Choice::Only(leases[0].subnet), &|_, _| Announced::HostGw).unwrap_err();
     assert!(error.contains(".lock"), "{error}");
 }
 

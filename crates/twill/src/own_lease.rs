@@ -50,7 +50,8 @@ impl OwnLease {
 
     pub(crate) fn take(&self, macs: &dyn Macs, choice: Choice) -> Result<Lease, StoreError> {
         let config = self.conf.config();
-        let announce = |held: Option<&Lease>| config.backend.announced(&config, macs(held));
+        let announce =
+            |held: Option<&Lease>, others: &[&Lease]| config.backend.announced(&config, macs(held), others);
         self.store.acquire(&Claim {
             conf: &self.conf,
             asker: self.asker.clone(),
@@ -86,7 +87,8 @@ impl OwnLease {
         let gone = |why: String| Some(StoreFault::OwnLeaseGone { why: why.into() });
         let macs = [node.vtep.unwrap_or_default(), node.vtep_v6.unwrap_or_default()];
         let config = self.conf.config();
-        let announced = config.backend.announced(&config, macs);
+        let others: Vec<&Lease> = listed.iter().filter(|lease| !self.asker.owns(lease)).collect();
+        let announced = config.backend.announced(&config, macs, &others);
         let what = match listed.iter().find(|lease| lease.subnet == node.subnet) {
             None => "was gone and is taken again",
             Some(lease) if !self.asker.owns(lease) => {
@@ -108,8 +110,8 @@ impl OwnLease {
         match self.take(&|_: Option<&Lease>| macs, Choice::Only(node.subnet)) {
             Ok(lease) => {
                 warn!("our lease {} {what}", lease.subnet);
+                self.written = Some((lease.announced.clone(), now));
                 self.lease = Some(lease);
-                self.written = Some((announced, now));
                 None
             }
             Err(error) => gone(error.to_string()),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fields::Fields;
 use crate::input::{AddressFacts, Family, Node, Underlay, Uplink};
-use crate::lease::Subnet;
+use crate::lease::{Lease, Subnet};
 use crate::owned::PROTOCOL;
 use crate::state::{Address, FdbEntry, Link, LinkKind, Neighbour, Route, RoutePath, Sysctl, Vxlan};
 use crate::{LinkName, Mac};
@@ -116,14 +116,32 @@ impl Options {
         (link, address, accept_ra(name))
     }
 
-    /// The three rows that make a peer's subnet reachable through its VTEP.
-    pub(crate) fn peer(&self, peer: &Endpoint, table: u32) -> (Neighbour, FdbEntry, Route) {
+    /// The port to name in our lease: none while all nodes use the default one, so that the lease stays flannel's.
+    pub(super) fn announced_port(&self, others: &[&Lease]) -> Option<u16> {
+        let mut named = others.iter().flat_map(|lease| lease.announced.vteps()).filter_map(|vtep| vtep.port);
+        (self.port != DEFAULT_PORT || named.any(|port| port != DEFAULT_PORT)).then_some(self.port)
+    }
+
+    /// The three rows that make a peer's subnet reachable through its VTEP. One that names no port is taken to use ours,
+    /// as flannel does.
+    pub(crate) fn peer(
+        &self,
+        peer: &Endpoint,
+        port: Option<u16>,
+        table: u32,
+    ) -> (Neighbour, FdbEntry, Route) {
         let link = self.device_name(Family::of(peer.local));
         let vtep = peer.subnet.network();
         let path = RoutePath::Via { gateway: vtep, link, onlink: true };
         (
             Neighbour { link, address: vtep, mac: peer.mac, unknown: None },
-            FdbEntry { link, mac: peer.mac, remote: peer.local, port: None, unknown: None },
+            FdbEntry {
+                link,
+                mac: peer.mac,
+                remote: peer.local,
+                port: port.filter(|&port| port != self.port),
+                unknown: None,
+            },
             Route { table, destination: peer.subnet, path, protocol: PROTOCOL, unknown: None },
         )
     }

@@ -78,7 +78,7 @@ impl Draft<'_> {
             return Path::Waiting;
         }
         let peer = Endpoint { subnet, local: public_ip, mac: vtep.mac };
-        let (neighbour, fdb, route) = options.peer(&peer, self.config.table);
+        let (neighbour, fdb, route) = options.peer(&peer, vtep.port, self.config.table);
         self.neighbours.push(neighbour);
         self.fdb.push(fdb);
         self.routes.push(route);

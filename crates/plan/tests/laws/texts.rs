@@ -213,7 +213,8 @@ pub(crate) fn any_lease(tape: &mut Tape) -> Lease {
     let public_ipv6 = tape.once_in(2).then(|| ipv6(tape));
     let vtep = |tape: &mut Tape| {
         let vni = u32::from(tape.byte()) << tape.below(25);
-        tape.once_in(2).then(|| Vtep { vni, mac: mac(tape) })
+        let port = tape.pick(&[None, Some(1), Some(8472), Some(u16::MAX)]);
+        tape.once_in(2).then(|| Vtep { vni, port, mac: mac(tape) })
     };
     let announced = match tape.below(4) {
         0 => Announced::Vxlan { ipv4: vtep(tape), ipv6: vtep(tape) },

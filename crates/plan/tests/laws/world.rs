@@ -259,6 +259,7 @@ pub(crate) fn good_lease(tape: &mut Tape, config: &Config, at: u8) -> Lease {
     let one_family = config.ipv4.is_some() && tape.once_in(6);
     let segment = tape.below(2) as u16;
     let public_ip = if segment == 0 { [192, 0, 2, at] } else { [198, 51, 100, at] };
+    let port = tape.pick(&[None, None, Some(8472), Some(4789), Some(9999)]);
     Lease {
         born: tape.below(4).try_into().unwrap(),
         subnet: Subnet { ipv4: Some(ipv4), ipv6: Some(ipv6).filter(|_| !one_family) },
@@ -266,20 +267,20 @@ pub(crate) fn good_lease(tape: &mut Tape, config: &Config, at: u8) -> Lease {
         public_ipv6: Some(underlay6(segment, at.into())),
         announced: match tape.below(8) {
             0 if config.backend != Backend::Alloc => Announced::HostGw,
-            1 if config.backend != Backend::Alloc => vteps(OTHER_VNI, at),
-            _ => announced(config, at),
+            1 if config.backend != Backend::Alloc => vteps(OTHER_VNI, port, at),
+            _ => announced(config, port, at),
         },
     }
 }
 
-fn vteps(vni: u32, at: u8) -> Announced {
-    let vtep = |family| Some(Vtep { vni, mac: Mac([0x0a, family, 0, 0, 0, at]) });
+fn vteps(vni: u32, port: Option<u16>, at: u8) -> Announced {
+    let vtep = |family| Some(Vtep { vni, port, mac: Mac([0x0a, family, 0, 0, 0, at]) });
     Announced::Vxlan { ipv4: vtep(4), ipv6: vtep(6) }
 }
 
-fn announced(config: &Config, at: u8) -> Announced {
+fn announced(config: &Config, port: Option<u16>, at: u8) -> Announced {
     match &config.backend {
-        Backend::Vxlan(options) => vteps(options.vni, at),
+        Backend::Vxlan(options) => vteps(options.vni, port, at),
         Backend::HostGw => Announced::HostGw,
         Backend::Alloc => Announced::Nothing,
     }
@@ -291,7 +292,7 @@ fn own_lease(config: &Config, node: &Node) -> Lease {
         subnet: node.subnet,
         public_ip: node.uplink.ipv4,
         public_ipv6: node.uplink.ipv6,
-        announced: announced(config, 1),
+        announced: announced(config, None, 1),
     }
 }
 
@@ -299,7 +300,7 @@ fn own_lease(config: &Config, node: &Node) -> Lease {
 /// who was first make it the younger one.
 pub(crate) fn hostile_lease(tape: &mut Tape, config: &Config, good: &[Lease]) -> Lease {
     let at = 20 + tape.below(4) as u8;
-    let mut lease = Lease { announced: announced(config, at), ..good_lease(tape, config, at) };
+    let mut lease = Lease { announced: announced(config, None, at), ..good_lease(tape, config, at) };
     let vteps = matches!(config.backend, Backend::Vxlan(_));
     match tape.below(if vteps { 13 } else { 8 }) {
         0 => {
@@ -322,8 +323,8 @@ pub(crate) fn hostile_lease(tape: &mut Tape, config: &Config, good: &[Lease]) ->
             );
         }
         10 => {
-            let v6 = Vtep { vni: vni_of(config), mac: Mac([0x02, 0, 0, 0, 0, 0x06]) };
-            let v4 = Vtep { vni: vni_of(config), mac: OWN_MAC };
+            let v6 = Vtep { vni: vni_of(config), port: None, mac: Mac([0x02, 0, 0, 0, 0, 0x06]) };
+            let v4 = Vtep { mac: OWN_MAC, ..v6 };
             lease.announced = Announced::Vxlan { ipv4: Some(v4), ipv6: Some(v6) };
         }
         11 => share_mac(tape, &mut lease, good),
@@ -381,7 +382,7 @@ fn other_backend(tape: &mut Tape, config: &Config) -> Announced {
 fn set_vteps(lease: &mut Lease, other_vni: Option<u32>, mac: Mac) {
     if let Announced::Vxlan { ipv4, ipv6 } = &mut lease.announced {
         for vtep in ipv4.iter_mut().chain(ipv6) {
-            *vtep = Vtep { vni: other_vni.unwrap_or(vtep.vni), mac };
+            *vtep = Vtep { vni: other_vni.unwrap_or(vtep.vni), mac, ..*vtep };
         }
     }
 }
