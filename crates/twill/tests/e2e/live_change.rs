@@ -2,113 +2,168 @@
 //! of the old stays.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use lab::{Lab, PingReport, PingStream, Pod, Timing, Topology};
+use lab::{Lab, Node, PingReport, PingStream, Pod, Timing, Topology};
 
-use crate::cluster::{self, DIRECT, HOST_GW, SOON, VXLAN};
+use crate::cluster::{self, HOST_GW, SOON, VXLAN};
 
-const VNI_42: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":42}}"#;
-const PORT_4789: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":42,"Port":4789}}"#;
-const MTU_1400: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","MTU":1400}}"#;
+const PORT_4789: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","Port":4789}}"#;
+const VNI_42: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","Port":4789,"VNI":42}}"#;
+const MTU_1400: &str =
+    r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","Port":4789,"VNI":42,"MTU":1400}}"#;
+const DIRECT: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","Port":4789,"VNI":42,"MTU":1400,"DirectRouting":true}}"#;
 
 /// What every node has once it follows a config.
 struct Expected {
     config: &'static str,
     /// The vxlan devices, none or one, with its port.
-    device: Option<(&'static str, &'static str)>,
+    device: Option<(&'static str, u16)>,
     mtu: u32,
-    /// What the route to the neighbour on the segment leads through.
+    /// What the routes to the other nodes, all on one segment, lead through.
     through: &'static str,
-    /// How long the pods may be cut off from each other.
-    outage: Duration,
+    /// How long the pods may be cut off from each other; `None` is not for a single packet.
+    outage: Option<Duration>,
 }
 
-const NONE: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);
 
-const STEPS: [Expected; 7] = [
-    Expected {
-        config: MTU_1400,
-        device: Some(("flannel.1", "8472")),
-        mtu: 1350,
-        through: "flannel.1",
-        outage: NONE,
-    },
-    Expected {
-        config: DIRECT,
-        device: Some(("flannel.1", "8472")),
-        mtu: 1450,
-        through: "eth0",
-        outage: NONE,
-    },
+/// Each one differs in one thing from the one before; the last two take back two things at once.
+const STEPS: [Expected; 8] = [
+    Expected { config: HOST_GW, device: None, mtu: 1500, through: "eth0", outage: Some(SECOND) },
     Expected {
         config: VXLAN,
-        device: Some(("flannel.1", "8472")),
+        device: Some(("flannel.1", 8472)),
         mtu: 1450,
         through: "flannel.1",
-        outage: NONE,
-    },
-    Expected { config: HOST_GW, device: None, mtu: 1500, through: "eth0", outage: SECOND },
-    Expected {
-        config: VNI_42,
-        device: Some(("flannel.42", "8472")),
-        mtu: 1450,
-        through: "flannel.42",
-        outage: SECOND,
+        outage: Some(SECOND),
     },
     Expected {
         config: PORT_4789,
-        device: Some(("flannel.42", "4789")),
+        device: Some(("flannel.1", 4789)),
+        mtu: 1450,
+        through: "flannel.1",
+        outage: Some(SECOND),
+    },
+    Expected {
+        config: VNI_42,
+        device: Some(("flannel.42", 4789)),
         mtu: 1450,
         through: "flannel.42",
-        outage: SECOND,
+        outage: Some(SECOND),
+    },
+    Expected {
+        config: MTU_1400,
+        device: Some(("flannel.42", 4789)),
+        mtu: 1350,
+        through: "flannel.42",
+        outage: None,
+    },
+    Expected { config: DIRECT, device: Some(("flannel.42", 4789)), mtu: 1350, through: "eth0", outage: None },
+    Expected {
+        config: VNI_42,
+        device: Some(("flannel.42", 4789)),
+        mtu: 1450,
+        through: "flannel.42",
+        outage: None,
     },
     Expected {
         config: VXLAN,
-        device: Some(("flannel.1", "8472")),
+        device: Some(("flannel.1", 8472)),
         mtu: 1450,
         through: "flannel.1",
-        outage: SECOND,
+        outage: Some(SECOND),
     },
 ];
 
 impl Expected {
+    /// On all nodes, and nothing else is there.
     fn is_reached(&self, lab: &Lab) -> bool {
-        lab.nodes().iter().all(|node| {
-            let devices = node.ns.run("ip -d -o link show type vxlan");
-            let is_device = match self.device {
-                None => devices.is_empty(),
-                Some((name, port)) => {
-                    let ours = format!(": {name}: ");
-                    devices.lines().count() == 1
-                        && devices.contains(&ours)
-                        && devices.contains(&format!("dstport {port} "))
-                }
-            };
-            let peer = if node.index == 1 { lab.node(2) } else { lab.node(1) };
-            let route = node.ns.run(&format!("ip route show {}", peer.subnet()));
-            let file = fs::read_to_string(node.run_dir().join("subnet.env")).unwrap();
-            is_device
-                && route.contains(&format!("dev {} ", self.through))
-                && file.contains(&format!("FLANNEL_MTU={}\n", self.mtu))
-        })
+        let says_port = self.device.is_some_and(|(_, port)| port != 8472);
+        lab.store.leases().values().all(|lease| lease.contains(r#""Port":"#) == says_port)
+            && lab.nodes().iter().all(|node| self.is_reached_by(node, lab.nodes().len() - 1))
+    }
+
+    fn is_reached_by(&self, node: &Node, peers: usize) -> bool {
+        let devices = node.ns.run("ip -d -o link show type vxlan");
+        let is_device = self.device.map_or(devices.is_empty(), |(name, port)| {
+            devices.lines().count() == 1
+                && devices.contains(&format!(": {name}: "))
+                && devices.contains(&format!("dstport {port} "))
+        });
+        let fdb = node.ns.run("bridge fdb show");
+        let entries: Vec<&str> = fdb.lines().filter(|line| line.contains(" dst ")).collect();
+        let tunnelled = if self.through == "eth0" { 0 } else { peers };
+        let routes = node.ns.run("ip route show proto 84");
+        let through = format!("dev {} ", self.through);
+        let file = fs::read_to_string(node.run_dir().join("subnet.env")).unwrap();
+        is_device
+            && entries.len() == tunnelled
+            && !fdb.contains(" port ")
+            && routes.lines().count() == peers
+            && routes.lines().all(|route| route.contains(&through))
+            && file.contains(&format!("FLANNEL_MTU={}\n", self.mtu))
+    }
+
+    /// Takes the step while the pods of all pairs ping each other, and asserts that they bear it.
+    fn is_borne(&self, pods: &[Pod], change: impl FnOnce(&Pings)) {
+        println!("{}", self.config);
+        let pings = Pings::start(pods);
+        change(&pings);
+        for (pair, report) in pings.stop() {
+            let PingReport { sent, lost, longest_gap, .. } = report;
+            println!("  {pair}: lost {lost} of {sent}, longest gap {:.3} s", longest_gap.as_secs_f64());
+            let borne = self.outage.map_or(lost == 0, |outage| longest_gap < outage);
+            assert!(borne, "{}: {pair}: {report:?}", self.config);
+        }
     }
 }
 
-/// What pings from the first pod to all others met while something changed, until each is answered `more` times again.
-fn pinged(pods: &[Pod], more: u64, change: impl FnOnce()) -> Vec<PingReport> {
-    let pings: Vec<PingStream> =
-        pods[1..].iter().map(|pod| PingStream::start(&pods[0].ns, pod.ip())).collect();
-    lab::wait_for("the pings run", SOON, || pings.iter().all(|ping| ping.received() > 5));
-    change();
-    let seen: Vec<u64> = pings.iter().map(PingStream::received).collect();
-    lab::wait_for("the pods talk", SOON, || {
-        pings.iter().zip(&seen).all(|(ping, seen)| ping.received() > seen + more)
-    });
-    let reports: Vec<PingReport> = pings.into_iter().map(PingStream::stop).collect();
-    println!("lost {:?}", reports.iter().map(|report| report.lost).collect::<Vec<_>>());
-    reports
+/// A stream of pings for each pair of pods.
+struct Pings(Vec<(String, PingStream)>);
+
+impl Pings {
+    fn start(pods: &[Pod]) -> Self {
+        let pairs =
+            pods.iter().enumerate().flat_map(|(at, from)| pods[at + 1..].iter().map(move |to| (from, to)));
+        let stream = |(from, to): (&Pod, &Pod)| {
+            (format!("{}-{}", from.name, to.name), PingStream::start(&from.ns, to.ip()))
+        };
+        let pings = Self(pairs.map(stream).collect());
+        pings.go_on(5);
+        pings
+    }
+
+    fn received(&self) -> Vec<u64> {
+        self.0.iter().map(|(_, ping)| ping.received()).collect()
+    }
+
+    /// Waits until each is answered so many times more.
+    fn go_on(&self, more: u64) {
+        let before = self.received();
+        lab::wait_for("the pods talk", SOON, || {
+            self.received().iter().zip(&before).all(|(now, before)| *now >= before + more)
+        });
+    }
+
+    /// Lets them go on until then, without a second in which one is silent.
+    fn go_on_until(&self, then: Instant) {
+        let (mut at, mut before) = (Instant::now(), self.received());
+        lab::holds_for("the pods talk", then.saturating_duration_since(at), || {
+            if at.elapsed() < SECOND {
+                return true;
+            }
+            let now = self.received();
+            let go_on = now.iter().zip(&before).all(|(now, before)| now > before);
+            (at, before) = (Instant::now(), now);
+            go_on
+        });
+    }
+
+    fn stop(self) -> Vec<(String, PingReport)> {
+        self.go_on(5);
+        self.0.into_iter().map(|(pair, ping)| (pair, ping.stop())).collect()
+    }
 }
 
 #[test]
@@ -116,55 +171,44 @@ fn all_nodes_follow_the_config_at_once() {
     lab::test(Timing::Timed, || {
         let lab = cluster::lab(Topology::flat(4), VXLAN);
         let (_daemons, pods) = cluster::start(&lab);
-        let subnets: Vec<String> = lab.nodes().iter().map(lab::Node::subnet).collect();
+        cluster::reach_each_other(&pods);
+        let subnets: Vec<String> = lab.nodes().iter().map(Node::subnet).collect();
         for step in STEPS {
-            println!("{}", step.config);
-            let reports = pinged(&pods, 5, || {
+            step.is_borne(&pods, |_| {
                 lab.store.config(step.config);
                 lab::wait_for(step.config, SOON, || step.is_reached(&lab));
             });
-            assert!(
-                reports.iter().all(|report| report.longest_gap < step.outage),
-                "{}: {reports:?}",
-                step.config
-            );
-            assert!(
-                step.outage > NONE || reports.iter().all(|report| report.lost == 0),
-                "{}: {reports:?}",
-                step.config
-            );
         }
-        let now: Vec<String> = lab.nodes().iter().map(lab::Node::subnet).collect();
+        let now: Vec<String> = lab.nodes().iter().map(Node::subnet).collect();
         assert_eq!(subnets, now, "every node keeps its subnet");
     });
 }
 
-/// The daemons read the config once; they are restarted node by node, so that old and new stand side by side meanwhile.
+/// From one node's change to the next one's.
+const PACE: Duration = Duration::from_secs(5);
+
+/// The daemons read the config once; they are killed and restarted node by node, so that old and new stand side by side
+/// meanwhile.
 #[test]
 fn node_by_node_old_and_new_reach_each_other() {
-    lab::test(Timing::Timed, || {
-        let lab = cluster::lab(Topology::flat(3), VXLAN);
+    lab::test_within(Duration::from_secs(240), Timing::Timed, || {
+        let lab = cluster::lab(Topology::flat(4), VXLAN);
         let mut daemons = lab.start_all(&["--iface=eth0", "--config-reload=false"]);
         let pods = lab.pods();
-        assert!(
-            pods[0].reaches(pods[1].ip(), SOON).is_some() && pods[0].reaches(pods[2].ip(), SOON).is_some()
-        );
-        for step in STEPS.iter().filter(|step| [HOST_GW, VNI_42].contains(&step.config)) {
-            lab.store.config(step.config);
-            for daemon in &mut daemons {
-                println!("{}", step.config);
-                let reports = pinged(&pods, 20, || {
+        cluster::reach_each_other(&pods);
+        for step in &STEPS[..6] {
+            step.is_borne(&pods, |pings| {
+                lab.store.config(step.config);
+                let mut due = Instant::now();
+                for daemon in &mut daemons {
+                    pings.go_on_until(due);
+                    due = Instant::now() + PACE;
                     daemon.kill9();
                     daemon.restart();
                     daemon.wait_ready();
-                });
-                assert!(
-                    reports.iter().all(|report| report.longest_gap < SECOND),
-                    "{}: {reports:?}",
-                    step.config
-                );
-            }
-            lab::wait_for(step.config, SOON, || step.is_reached(&lab));
+                }
+                lab::wait_for(step.config, SOON, || step.is_reached(&lab));
+            });
         }
     });
 }
