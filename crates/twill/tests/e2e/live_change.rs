@@ -213,6 +213,27 @@ fn node_by_node_old_and_new_reach_each_other() {
     });
 }
 
+/// Running pods keep their MTU and are told by the node what is too much now; new pods get the new one.
+#[test]
+fn a_smaller_mtu_is_told_to_running_pods() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let (_daemons, pods) = cluster::start(&lab);
+        lab.store.config(MTU_1400);
+        let is_new = |node: &lab::Node| node.subnet_env().is_some_and(|env| env.mtu() == Some(1350));
+        lab::wait_for("the new MTU", SOON, || lab.nodes().iter().all(is_new));
+        assert_eq!((pods[0].mtu, lab.node(1).pod().mtu), (1450, 1350));
+        let ping = |size: u32| {
+            let output =
+                pods[0].ns.output(&format!("ping -n -c 1 -W 2 -M do -s {} {}", size - 28, pods[1].ip()));
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+        };
+        let told = ping(1450);
+        assert!(told.contains("mtu = 1350") || told.contains("mtu=1350"), "{told}");
+        assert!(ping(1350).contains(" 0% packet loss"));
+    });
+}
+
 #[test]
 fn another_network_under_running_pods_is_refused_and_said() {
     lab::test(Timing::Free, || {
