@@ -23,6 +23,7 @@ pub fn plant(node: &Node, subnet: &str) {
     let neighbours = "neighbour add 203.0.113.9 lladdr 02:00:00:00:0f:09 dev foreign0 nud permanent\n\
          neighbour add 203.0.113.10 lladdr 02:00:00:00:0f:0a dev foreign2 nud permanent\n";
     node.ns.batch(&(links + &routes + neighbours));
+    node.ns.wait_up(&["foreign0", "foreign1"]);
     node.ns.run("bridge fdb add 02:00:00:00:0f:09 dev foreign0");
     node.ns.run("bridge fdb add 02:00:00:00:0f:0a dev foreign2 dst 198.51.100.1");
 }

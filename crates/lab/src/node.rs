@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::daemon::Daemon;
-use crate::ns::Ns;
+use crate::ns::{Ns, ip_batch};
 use crate::ping::ping;
 use crate::pod::{Pod, pod_name};
 use crate::store::Store;
@@ -86,6 +86,28 @@ impl Node {
     /// Where this node's daemons remember the leases for the time after a reboot.
     pub fn cache_dir(&self) -> &Path {
         &self.cache
+    }
+
+    /// Takes the network card out and puts in another one of the same name, MAC and addresses, but not of the same index.
+    pub fn replug(&self) {
+        let (name, segment, mac) = (&self.name, self.segment, &self.mac);
+        let (own, port) = (50 + self.index, 1000 + self.index);
+        ip_batch(
+            &[],
+            &format!(
+                "link delete {name}\n\
+                 link add eth0 index {own} mtu 1500 address {mac} netns {name} type veth peer name {name} index {port}\n\
+                 link set {name} mtu 1500 master seg{segment} up\n"
+            ),
+        );
+        self.ns.batch(&format!(
+            "link set eth0 up\naddress add {}/24 dev eth0\naddress add {}/64 dev eth0\n\
+             route add default via {} dev eth0\nroute add default via {} dev eth0\n",
+            self.ip,
+            self.ip6,
+            self.gateway(),
+            self.gateway6()
+        ));
     }
 
     /// Takes away what does not outlive a reboot: what a daemon has in the kernel and in /run. Its own uplink and its pods

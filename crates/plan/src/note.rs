@@ -60,6 +60,9 @@ pub enum StoreFault {
     OwnLeaseGone {
         why: Box<str>,
     },
+    OwnLeaseStale {
+        why: Box<str>,
+    },
     ConfigUnusable {
         why: Box<str>,
     },
@@ -183,6 +186,13 @@ impl fmt::Display for StoreFault {
             ),
             Self::OwnLeaseGone { why } => {
                 write!(f, "our lease is gone and cannot be taken again: {why}. Pods keep their addresses meanwhile")
+            }
+            Self::OwnLeaseStale { why } => {
+                write!(
+                    f,
+                    "our lease does not say what we announce and cannot be written: {why}. Until it is, other nodes may not \
+                     reach this one's pods"
+                )
             }
             Self::ConfigUnusable { why } => write!(f, "{why}; the last good network config stays in force"),
             Self::ConfigRefused { what } => write!(

@@ -174,22 +174,29 @@ pub struct Asker {
     pub public_ipv6: Option<Ipv6Addr>,
     /// What the subnet file of an earlier run says.
     pub previous: Option<Subnet>,
+    /// What this node last wrote, perhaps under an address that it has lost since.
+    pub held: Option<Lease>,
 }
 
 impl Asker {
-    /// A node is known by its public IPv4, or where there is none by its public IPv6.
+    /// A node is known by its public IPv4, or where there is none by its public IPv6. Under an address that it has lost only
+    /// the very lease that it wrote is its own: the address may be another node's by now.
     pub fn owns(&self, lease: &Lease) -> bool {
-        match self.public_ip {
+        let by_address = match self.public_ip {
             Some(address) => lease.public_ip == Some(address),
             None => self.public_ipv6.is_some() && lease.public_ipv6 == self.public_ipv6,
-        }
+        };
+        let place = |lease: &Lease| (lease.subnet, lease.public_ip, lease.public_ipv6);
+        by_address || self.held.as_ref().is_some_and(|held| place(held) == place(lease))
     }
 }
 
 /// Chooses the subnets of a node. `Err` when the pool is used up.
 pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Result<Choice, String> {
     let mut own: Vec<&Lease> = leases.iter().filter(|lease| asker.owns(lease)).collect();
-    own.sort_unstable_by_key(|lease| lease.subnet);
+    // Pods run in what we hold; whoever had our address before may have left another.
+    let is_held = |lease: &Lease| asker.held.as_ref().is_some_and(|held| held.subnet == lease.subnet);
+    own.sort_unstable_by_key(|lease| (!is_held(lease), lease.subnet));
     // Of two that overlap the older stays, so ours gives way to an older one.
     let usurped = |own: &Lease| {
         let mut older = leases.iter().filter(|other| !asker.owns(other) && other.born < own.born);
@@ -274,7 +281,23 @@ mod tests {
 
     fn asker(previous: Option<&str>) -> Asker {
         let previous = previous.map(|key| Subnet::parse(key).unwrap());
-        Asker { public_ip: Some([192, 0, 2, 1].into()), public_ipv6: None, previous }
+        Asker { public_ip: Some([192, 0, 2, 1].into()), public_ipv6: None, previous, held: None }
+    }
+
+    #[test]
+    fn a_node_with_another_address_keeps_its_subnet_and_takes_nobody_elses() {
+        let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
+        let (held, left) = (lease("10.3.7.0-24", [192, 0, 2, 9]), lease("10.3.5.0-24", [192, 0, 2, 1]));
+        let moved = Asker { held: Some(held.clone()), ..asker(Some("10.3.7.0-24")) };
+        for leases in [vec![held.clone()], vec![held.clone(), left]] {
+            let choice = choose(&conf, &leases, &moved, 0).unwrap();
+            assert_eq!((choice.subnet, choice.origin), (held.subnet, Origin::Reused));
+        }
+        // Whoever has our old address now has a lease of its own, or has taken ours.
+        let next = lease("10.3.8.0-24", [192, 0, 2, 9]);
+        assert!(!moved.owns(&next));
+        let theirs = Lease { public_ip: Some([192, 0, 2, 77].into()), ..held };
+        assert_eq!(choose(&conf, &[theirs], &moved, 0).unwrap().origin, Origin::Drawn);
     }
 
     #[test]

@@ -2,13 +2,14 @@
 //! store as long as it takes, or goes on with what the last run remembered. It changes nothing in the kernel.
 
 use std::fmt::Display;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use kernel::Kernel;
 use plan::Mac;
 use plan::backend::{Backend, vxlan};
-use plan::input::{Config, Family, Former, Leases, Node, Underlay, Writer};
+use plan::input::{Config, Family, Former, Leases, Node, Underlay, Uplink, Writer};
 use plan::lease::{Announced, Lease};
 use plan::netconf::NetConf;
 use plan::subnet_alloc::Asker;
@@ -65,9 +66,10 @@ pub(crate) fn establish(
         });
         let config = conf.config();
         locks.take_config(&config)?;
-        let place = Place::find(flags, &config, kernel)?;
+        let mut place = Place::find(flags, &config, kernel)?;
         info!("uplink is {}: {}", place.choice.uplink.link, place.choice.reason);
         let remembered = remembered.as_ref().filter(|remembered| place.is_of(remembered, &conf));
+        place.asker.held = remembered.and_then(Remembered::own);
         let own_lease = OwnLease::new(store.clone(), conf, place.asker.clone());
         let macs = |held: Option<&Lease>| config.backend.macs(held, &place.underlay, place.drawn);
         let take = || match store.net_conf() {
@@ -88,21 +90,10 @@ impl Place {
     pub(crate) fn find(flags: &Flags, config: &Config, kernel: &mut Kernel) -> anyhow::Result<Self> {
         let networks: Vec<_> = Family::ALL.into_iter().filter_map(|family| config.network(family)).collect();
         let underlay = kernel.underlay(&networks).context("reading this node's interfaces")?;
-        let families = Families { ipv4: config.ipv4.is_some(), ipv6: config.ipv6.is_some() };
-        let choice = uplink::choose(&underlay, &ask(flags)?, families).context("choosing the interface")?;
-        let uplink = &choice.uplink;
-        if let (Backend::HostGw, Some(public_ip)) = (&config.backend, flags.public_ip)
-            && uplink.ipv4.is_some_and(|own| own != public_ip)
-        {
-            bail!(
-                "host-gw needs the uplink's own address as next hop, but --public-ip is {public_ip}: leave it out or use vxlan"
-            );
-        }
-        let asker = Asker {
-            public_ip: flags.public_ip.or(uplink.ipv4),
-            public_ipv6: uplink.ipv6,
-            previous: subnet_file::previous(&flags.subnet_file),
-        };
+        let choice = choose_uplink(flags, config, &underlay)?;
+        let PublicAddresses { ipv4: public_ip, ipv6: public_ipv6 } = public_addresses(flags, &choice.uplink);
+        let previous = subnet_file::previous(&flags.subnet_file);
+        let asker = Asker { public_ip, public_ipv6, previous, held: None };
         let drawn = [Mac::local_unicast(draw()?), Mac::local_unicast(draw()?)];
         Ok(Self { underlay, choice, asker, drawn })
     }
@@ -169,6 +160,35 @@ impl Place {
     pub(crate) fn uplink_mac(&self) -> Mac {
         self.underlay.link(self.choice.uplink.link).map(|link| link.mac).unwrap_or_default()
     }
+}
+
+/// The interface that these flags ask for, as the node is now.
+pub(crate) fn choose_uplink(
+    flags: &Flags,
+    config: &Config,
+    underlay: &Underlay,
+) -> anyhow::Result<uplink::Choice> {
+    let families = Families { ipv4: config.ipv4.is_some(), ipv6: config.ipv6.is_some() };
+    let choice = uplink::choose(underlay, &ask(flags)?, families).context("choosing the interface")?;
+    if let (Backend::HostGw, Some(public_ip)) = (&config.backend, flags.public_ip)
+        && choice.uplink.ipv4.is_some_and(|own| own != public_ip)
+    {
+        bail!(
+            "host-gw needs the uplink's own address as next hop, but --public-ip is {public_ip}: leave it out or use vxlan"
+        );
+    }
+    Ok(choice)
+}
+
+/// Our addresses as other nodes are told of them.
+pub(crate) struct PublicAddresses {
+    pub(crate) ipv4: Option<Ipv4Addr>,
+    pub(crate) ipv6: Option<Ipv6Addr>,
+}
+
+/// The uplink's own, unless others are asked for.
+pub(crate) fn public_addresses(flags: &Flags, uplink: &Uplink) -> PublicAddresses {
+    PublicAddresses { ipv4: flags.public_ip.or(uplink.ipv4), ipv6: uplink.ipv6 }
 }
 
 /// Was it remembered on the machine that this is?

@@ -13,6 +13,8 @@ use plan::subnet_alloc::Asker;
 use store::{Choice, Claim, Dir, StoreError};
 use tracing::warn;
 
+use crate::identity::PublicAddresses;
+
 /// So long the same words are not written again.
 const REWRITE: Duration = Duration::from_secs(60);
 
@@ -21,14 +23,13 @@ pub(crate) struct OwnLease {
     store: Dir,
     conf: NetConf,
     asker: Asker,
-    lease: Option<Lease>,
     /// What the store was last told to say, and when.
-    written: Option<(Announced, Instant)>,
+    written: Option<(Lease, Instant)>,
 }
 
 impl OwnLease {
     pub(crate) fn new(store: Dir, conf: NetConf, asker: Asker) -> Self {
-        Self { store, conf, asker, lease: None, written: None }
+        Self { store, conf, asker, written: None }
     }
 
     /// The config in force.
@@ -38,13 +39,18 @@ impl OwnLease {
 
     /// What we hold, as far as we know.
     pub(crate) fn lease(&self) -> Option<&Lease> {
-        self.lease.as_ref()
+        self.asker.held.as_ref()
+    }
+
+    /// Announces other addresses, with the next `keep`.
+    pub(crate) fn move_to(&mut self, addresses: &PublicAddresses) {
+        (self.asker.public_ip, self.asker.public_ipv6) = (addresses.ipv4, addresses.ipv6);
     }
 
     /// From now on that lease is ours.
     pub(crate) fn holding(mut self, lease: Lease) -> (Self, Lease) {
         self.asker.previous = Some(lease.subnet);
-        self.lease = Some(lease.clone());
+        self.asker.held = Some(lease.clone());
         (self, lease)
     }
 
@@ -89,19 +95,20 @@ impl OwnLease {
         let config = self.conf.config();
         let others: Vec<&Lease> = listed.iter().filter(|lease| !self.asker.owns(lease)).collect();
         let announced = config.backend.announced(&config, macs, &others);
-        let what = match listed.iter().find(|lease| lease.subnet == node.subnet) {
+        let standing = listed.iter().find(|lease| lease.subnet == node.subnet);
+        let what = match standing {
             None => "was gone and is taken again",
             Some(lease) if !self.asker.owns(lease) => {
                 let holder = lease.public_ip.map(IpAddr::V4).or(lease.public_ipv6.map(IpAddr::V6));
                 return gone(holder.map_or("nobody holds it".into(), |holder| format!("{holder} holds it")));
             }
-            Some(lease) if lease.announced == announced => return None,
+            Some(lease) if self.says(lease, &announced) => return None,
             // The store tells late of our own write, and another daemon with our address would undo it for ever.
             Some(_)
                 if self
                     .written
                     .as_ref()
-                    .is_some_and(|(what, at)| *what == announced && now - *at < REWRITE) =>
+                    .is_some_and(|(what, at)| self.says(what, &announced) && now - *at < REWRITE) =>
             {
                 return None;
             }
@@ -110,12 +117,23 @@ impl OwnLease {
         match self.take(&|_: Option<&Lease>| macs, Choice::Only(node.subnet)) {
             Ok(lease) => {
                 warn!("our lease {} {what}", lease.subnet);
-                self.written = Some((lease.announced.clone(), now));
-                self.lease = Some(lease);
+                self.written = Some((lease.clone(), now));
+                self.asker.held = Some(lease);
                 None
+            }
+            Err(error) if standing.is_some() => {
+                Some(StoreFault::OwnLeaseStale { why: error.to_string().into() })
             }
             Err(error) => gone(error.to_string()),
         }
+    }
+}
+
+impl OwnLease {
+    /// Does the lease say all that we announce?
+    fn says(&self, lease: &Lease, announced: &Announced) -> bool {
+        let Asker { public_ip, public_ipv6, .. } = self.asker;
+        (lease.public_ip, lease.public_ipv6, &lease.announced) == (public_ip, public_ipv6, announced)
     }
 }
 

@@ -2,16 +2,19 @@
 //! it; nothing here knows what a backend is.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kernel::{Filter, Kernel, Outcome, Seen};
 use plan::belief::{Belief, Weighed};
-use plan::input::{Config, Former, Leases, Node};
+use plan::follow::Followed;
+use plan::input::{Config, Former, Leases, Node, Underlay};
 use plan::netconf::NetConf;
 use plan::note::{NodeFault, Note, StoreFault};
 use plan::owned::{Owned, Sweep};
 use plan::subnet_env::SubnetEnv;
+use plan::uplink::Choice;
 use plan::{Mac, Object, Op, Wanted};
 use store::View;
 use tokio::sync::watch;
@@ -22,6 +25,7 @@ use crate::cache::{Cache, Remembered};
 use crate::files::{self, Readers};
 use crate::flags::Flags;
 use crate::footprint::Footprint;
+use crate::identity::{choose_uplink, public_addresses};
 use crate::locks::Locks;
 use crate::metrics::Metrics;
 use crate::notebook::{Line, Notebook};
@@ -33,6 +37,8 @@ use crate::trigger::{Cause, Causes, Trigger};
 
 /// Until the kernel is read again after it could not be.
 const BLIND_RETRY: Duration = Duration::from_secs(1);
+/// Until a lost uplink is looked for again: the monitor does not hear of interfaces that are none of ours.
+const UPLINK_RETRY: Duration = Duration::from_secs(1);
 /// Until our lease is asked for again after the store refused it.
 const LEASE_RETRY: Duration = Duration::from_secs(5);
 /// Until a refused op is tried again when nothing else happens before.
@@ -98,6 +104,12 @@ impl Reconciler {
             Ok(seen) => seen,
             Err(error) => return Some(self.blind(&error)),
         };
+        match self.follow_uplink(&seen.underlay) {
+            // What was read was read for the old one.
+            Uplinks::Another => return Some(begun),
+            Uplinks::Same => {}
+            Uplinks::Lost => due = due.into_iter().chain([begun + UPLINK_RETRY]).min(),
+        }
         let wanted = self.plan(&leases, &seen, notes);
         if let Some(first) = plan::check::check(&wanted.state, &wanted.owned).first() {
             error!("the plan contradicts itself and is not applied, please report this: {first}");
@@ -125,6 +137,30 @@ impl Reconciler {
         self.metrics.show_store_lost(view.lost.is_some());
         self.publish(round, view.lost, programmed);
         due.into_iter().chain(retry).chain(remember).min()
+    }
+
+    /// Goes where the uplink has gone.
+    fn follow_uplink(&mut self, underlay: &Underlay) -> Uplinks {
+        let choose = || choose_uplink(&self.flags, &self.config, underlay).ok();
+        let (uplink, reason) = match plan::follow::follow(&self.node.uplink, underlay, choose) {
+            Followed::Lost => return Uplinks::Lost,
+            Followed::Here(uplink) if uplink == self.node.uplink => return Uplinks::Same,
+            Followed::Here(uplink) => {
+                info!("uplink {} has an MTU of {} now", uplink.link, uplink.mtu);
+                (uplink, None)
+            }
+            Followed::Moved(Choice { uplink, reason }) => {
+                let addresses = [uplink.ipv4.map(IpAddr::V4), uplink.ipv6.map(IpAddr::V6)];
+                let addresses: Vec<_> = addresses.iter().flatten().map(IpAddr::to_string).collect();
+                info!("uplink is {} {} now: {reason}", uplink.link, addresses.join(", "));
+                self.own_lease.move_to(&public_addresses(&self.flags, &uplink));
+                (uplink, Some(reason))
+            }
+        };
+        self.node.uplink = uplink;
+        let (config, node) = (&self.config, &self.node);
+        self.board.send_modify(|report| Arc::make_mut(report).show(config, node, reason));
+        Uplinks::Another
     }
 
     /// What the kernel should hold, with all that there is to say about it.
@@ -215,7 +251,7 @@ impl Reconciler {
         self.config = self.own_lease.follow(conf);
         info!("the network config has changed, backend is {}", self.config.backend.name());
         let (config, node) = (&self.config, &self.node);
-        self.board.send_modify(|report| Arc::make_mut(report).reconfigure(config, node));
+        self.board.send_modify(|report| Arc::make_mut(report).show(config, node, None));
         Ok(())
     }
 
@@ -332,6 +368,13 @@ impl Reconciler {
             report.peers = round.peers;
         });
     }
+}
+
+/// What became of the uplink since the last look.
+enum Uplinks {
+    Same,
+    Another,
+    Lost,
 }
 
 /// What the store says, weighed.

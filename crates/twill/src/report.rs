@@ -124,9 +124,10 @@ impl LastChange {
 }
 
 impl Report {
-    /// Shows another network config.
-    pub(crate) fn reconfigure(&mut self, config: &Config, node: &Node) {
-        let reason = self.node.take().map(|node| node.uplink_reason).unwrap_or_default();
+    /// Shows another network config or uplink; without a reason the uplink is chosen for the one that it was.
+    pub(crate) fn show(&mut self, config: &Config, node: &Node, reason: Option<String>) {
+        let before = || self.node.take().map(|node| node.uplink_reason).unwrap_or_default();
+        let reason = reason.unwrap_or_else(before);
         self.node = Some(NodeReport::new(config, node, reason));
     }
 

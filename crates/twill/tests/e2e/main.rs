@@ -21,4 +21,5 @@ mod steady;
 mod store;
 mod takeover;
 mod uninstall;
+mod uplink_change;
 mod vxlan;
