@@ -29,10 +29,12 @@ check: toolchain packages
 golden: toolchain packages
 	GOLDEN=update cargo test --locked -p plan --test golden
 
-## Install the binary.
+## Install the binary, and the names of our routing table and protocol for ip(8).
 install: toolchain packages
 	cargo build --release --locked --target-dir target -p twill
 	install -D -m 0755 target/release/twill $(DESTDIR)/usr/local/bin/twill
+	install -D -m 0644 deploy/iproute2/rt_tables.conf $(DESTDIR)/etc/iproute2/rt_tables.d/twill.conf
+	install -D -m 0644 deploy/iproute2/rt_protos.conf $(DESTDIR)/etc/iproute2/rt_protos.d/twill.conf
 
 clean:
 	cargo clean

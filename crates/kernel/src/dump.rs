@@ -35,7 +35,8 @@ impl Kernel {
         let devices = self.devices()?;
         let addresses = self.addresses(&devices)?;
         let all: Vec<IpNet> = owned.all_networks().copied().collect();
-        let routes = self.routes((&owned.networks, &all), Some(owned.table), &devices)?;
+        let tables: Vec<u32> = owned.all_tables().collect();
+        let routes = self.routes((&owned.networks, &all), &tables, &devices)?;
         let links = devices.indexes(&owned.links);
         let tunnels: Vec<_> = links.iter().filter(|(name, _)| devices.is_vxlan(*name)).copied().collect();
         let ours = addresses.iter().filter(|seen| owned.links.contains(&seen.facts.link));
@@ -57,7 +58,7 @@ impl Kernel {
     pub fn underlay(&mut self, networks: &[IpNet]) -> Result<Underlay, Error> {
         let devices = self.devices()?;
         let addresses = self.addresses(&devices)?;
-        let routes = self.routes((networks, &[]), None, &devices)?.underlay;
+        let routes = self.routes((networks, &[]), &[], &devices)?.underlay;
         Ok(underlay(devices, addresses, routes))
     }
 
@@ -85,21 +86,21 @@ impl Kernel {
         Ok(all)
     }
 
-    /// `table` is the one whose rows are wanted, inside the second networks; facts are always of the main table, outside
-    /// the first.
+    /// Rows are of these tables, inside the second networks; facts are always of the main table, outside the first.
     fn routes(
         &mut self,
         (networks, all_networks): (&[IpNet], &[IpNet]),
-        table: Option<u32>,
+        tables: &[u32],
         devices: &Devices,
     ) -> Result<Routes, Error> {
         let mut routes = Routes::default();
-        let other = table.filter(|table| *table != MAIN_TABLE);
+        let others = tables.iter().copied().filter(|table| *table != MAIN_TABLE);
+        let read: Vec<u32> = std::iter::once(MAIN_TABLE).chain(others).collect();
         for family in FAMILIES {
-            for read in [Some(MAIN_TABLE), other].into_iter().flatten() {
-                let inside = if table == Some(read) { all_networks } else { &[] };
-                let outside = (read == MAIN_TABLE).then_some(networks);
-                let bounds = Bounds { family, table: read, inside, outside, devices };
+            for &table in &read {
+                let inside = if tables.contains(&table) { all_networks } else { &[] };
+                let outside = (table == MAIN_TABLE).then_some(networks);
+                let bounds = Bounds { family, table, inside, outside, devices };
                 let dump = self.netlink.dump(bounds.dump_request(), |all, part| bounds.collect(all, part));
                 let mut part: Routes = present(dump).map_err(|cause| Error::new("read the routes", cause))?;
                 routes.rows.append(&mut part.rows);

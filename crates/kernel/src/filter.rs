@@ -38,7 +38,8 @@ pub struct Interest {
 
 impl Interest {
     pub(crate) fn new(owned: &Owned, devices: &Devices) -> Self {
-        let mut tables = vec![owned.table, MAIN_TABLE];
+        let mut tables: Vec<u32> = owned.all_tables().chain([MAIN_TABLE]).collect();
+        tables.sort_unstable();
         tables.dedup();
         Self {
             names: owned.links.iter().copied().chain([owned.uplink]).collect(),

@@ -64,7 +64,8 @@ pub(crate) fn decode(part: Part<'_>, family: u8, owned: &Owned) -> Option<Rule> 
     }
     let to = IpNet::new(to?, length).ok()?;
     let ours = part.body.u8(0) == family && (protocol == PROTOCOL || table == owned.table);
-    (ours && owned.in_network(&to)).then(|| Rule { priority, to, table, protocol, unknown: odd.to_unknown() })
+    let inside = owned.all_networks().any(|network| network.contains(&to));
+    (ours && inside).then(|| Rule { priority, to, table, protocol, unknown: odd.to_unknown() })
 }
 
 pub(crate) fn add(row: &Rule) -> Message {

@@ -85,6 +85,8 @@ pub struct Former {
     pub links: Vec<LinkName>,
     /// Pod networks.
     pub networks: Vec<IpNet>,
+    /// Routing tables.
+    pub tables: Vec<u32>,
     pub writer: Writer,
 }
 

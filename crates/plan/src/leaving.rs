@@ -60,6 +60,7 @@ mod tests {
             former_networks: Vec::new(),
             former_writer: Default::default(),
             table: MAIN_TABLE,
+            former_tables: Vec::new(),
             sysctls: Vec::new(),
             sweep: Sweep::NotYet,
         }

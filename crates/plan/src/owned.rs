@@ -36,6 +36,9 @@ pub struct Owned {
     pub former_writer: Writer,
     /// The table our routes are in.
     pub table: u32,
+    /// Those that they were in.
+    #[serde(default)]
+    pub former_tables: Vec<u32>,
     /// Paths below `/proc/sys` that we set.
     pub sysctls: Vec<Box<str>>,
     /// May anything be deleted yet?
@@ -66,6 +69,11 @@ impl Owned {
     /// The networks within which the kernel is read.
     pub fn all_networks(&self) -> impl Iterator<Item = &IpNet> {
         self.networks.iter().chain(&self.former_networks)
+    }
+
+    /// The tables of which the kernel is read.
+    pub fn all_tables(&self) -> impl Iterator<Item = u32> {
+        std::iter::once(self.table).chain(self.former_tables.iter().copied())
     }
 
     fn has_link(&self, name: LinkName) -> bool {
@@ -103,7 +111,7 @@ impl Owned {
 
     pub(crate) fn route(&self, row: &Route) -> bool {
         let ours = |link| link == self.uplink || self.has_link(link);
-        row.table == self.table
+        self.all_tables().any(|table| table == row.table)
             && self.in_any_network(&row.destination)
             && match (row.protocol, row.path) {
                 (FLANNELS_PROTOCOL, _) => self.is_flannels(row),

@@ -43,6 +43,7 @@ mod tests {
             former_networks: vec!["10.99.0.0/16".parse().unwrap()],
             former_writer: Writer::Flannel,
             table: MAIN_TABLE,
+            former_tables: Vec::new(),
             sysctls: Vec::new(),
             sweep: Sweep::LeftOvers,
         }

@@ -17,8 +17,8 @@ use crate::direct::OnLink;
 use crate::input::{Config, Family, Leases, Node, Underlay};
 use crate::lease::Lease;
 use crate::note::{NodeFault, Note, PeerFault};
-use crate::owned::{Owned, Sweep};
-use crate::state::{Address, FdbEntry, Link, Neighbour, Route, State, Sysctl};
+use crate::owned::{Owned, PROTOCOL, Sweep};
+use crate::state::{Address, FdbEntry, Link, MAIN_TABLE, Neighbour, Route, Rule, State, Sysctl};
 
 /// A plan: the state to reach, what may be deleted on the way, and what there is to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +51,9 @@ pub enum Path {
     /// The uplink is down or gone: whatever the kernel kept stands.
     Waiting,
 }
+
+/// Of our rules: before the main table's 32766 and behind what others put first.
+const RULE_PRIORITY: u32 = 5000;
 
 /// More devices than these are not made for peers that announce other VNIs than ours.
 const OTHER_VNIS: usize = 3;
@@ -87,8 +90,25 @@ pub fn bounds(config: &Config, node: &Node, leases: &Leases) -> Owned {
         former_networks: former_networks(config, node),
         former_writer: node.former.writer,
         table: config.table,
+        former_tables: former_tables(config, node),
         sweep: Sweep::NotYet,
     }
+}
+
+/// Leads the pods' traffic to our table, where that is not the one that everybody looks in.
+fn rules(config: &Config) -> impl Iterator<Item = Rule> {
+    let networks = Family::ALL.into_iter().filter_map(|family| config.network(family));
+    let rule =
+        |to| Rule { priority: RULE_PRIORITY, to, table: config.table, protocol: PROTOCOL, unknown: None };
+    networks.filter(|_| config.table != MAIN_TABLE).map(rule)
+}
+
+fn former_tables(config: &Config, node: &Node) -> Vec<u32> {
+    let mut tables: Vec<u32> =
+        node.former.tables.iter().copied().filter(|table| *table != config.table).collect();
+    tables.sort_unstable();
+    tables.dedup();
+    tables
 }
 
 fn former_networks(config: &Config, node: &Node) -> Vec<IpNet> {
@@ -280,6 +300,7 @@ impl<'a> Draft<'a> {
             fdb: self.fdb.into(),
             neighbours: self.neighbours.into(),
             routes: self.routes.into(),
+            rules: rules(self.config).collect(),
             ..State::default()
         };
         Wanted { state, owned: self.owned, peers: self.peers, notes: self.notes }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context, bail};
 use kernel::Kernel;
-use plan::input::{Family, Leases};
+use plan::input::{Config, Family, Leases};
 use plan::lease::Lease;
 use plan::{Op, Verb};
 use serde::{Deserialize, Serialize};
@@ -67,7 +67,7 @@ fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
     let store = Dir::new(&flags.store);
     let conf = store.net_conf()?;
     let leases = store.leases()?;
-    let config = conf.config();
+    let config = Config { table: flags.route_table, ..conf.config() };
     let mut kernel = Kernel::open().context("opening netlink")?;
     let place = Place::find(flags, &config, &mut kernel)?;
     let own = leases.iter().find(|lease| place.asker.owns(lease));

@@ -58,6 +58,8 @@ pub(crate) enum Extent {
 
 const SOCKET: &str = "/run/flannel/twill.sock";
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
+/// What `--route-table flannel` means; `make install` gives it that name for ip(8).
+const FLANNEL_TABLE: u32 = 8472;
 const CACHE_DIR: &str = "/var/cache/twill";
 
 /// Parses a whole command line, without the program's name.

@@ -11,6 +11,7 @@ use plan::LinkName;
 use plan::backend::Backend;
 use plan::input::{Config, Family};
 use plan::owned::{Owned, Sweep};
+use plan::state::MAIN_TABLE;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -23,7 +24,7 @@ const FORMAT: u32 = 1;
 pub(crate) struct Footprint {
     format: u32,
     pub(crate) uplink: LinkName,
-    pub(crate) table: u32,
+    pub(crate) tables: Vec<u32>,
     pub(crate) networks: Vec<IpNet>,
     pub(crate) devices: Vec<LinkName>,
     /// Those of the devices that this node itself announces.
@@ -48,7 +49,7 @@ impl Footprint {
         Self {
             format: FORMAT,
             uplink: owned.uplink,
-            table: owned.table,
+            tables: owned.all_tables().collect(),
             networks: owned.all_networks().copied().collect(),
             devices: owned.links.clone(),
             announced_devices,
@@ -93,7 +94,8 @@ impl Footprint {
             networks: self.networks.clone(),
             former_networks: Vec::new(),
             former_writer: Default::default(),
-            table: self.table,
+            table: self.tables.first().copied().unwrap_or(MAIN_TABLE),
+            former_tables: self.tables.clone(),
             sysctls: Vec::new(),
             sweep: Sweep::LeftOvers,
         }
@@ -113,7 +115,7 @@ mod tests {
         let footprint = Footprint {
             format: FORMAT,
             uplink: "eth0".parse().unwrap(),
-            table: 254,
+            tables: vec![254],
             networks: vec!["10.244.0.0/16".parse().unwrap()],
             devices: vec!["flannel.1".parse().unwrap()],
             announced_devices: vec![],

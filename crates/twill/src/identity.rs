@@ -12,6 +12,7 @@ use plan::backend::{Backend, vxlan};
 use plan::input::{Config, Family, Former, Leases, Node, Underlay, Uplink, Writer};
 use plan::lease::{Announced, Lease};
 use plan::netconf::NetConf;
+use plan::state::MAIN_TABLE;
 use plan::subnet_alloc::Asker;
 use plan::uplink::{self, Ask, Families};
 use store::{Choice, Dir};
@@ -117,7 +118,8 @@ impl Place {
         let mut former = self.former(&lease, footprint.as_ref(), &networks);
         // Whoever came after us has made it his own.
         former.links.retain(|link| vxlan::vni_of(*link).is_none_or(|vni| !locks.is_others_vni(vni)));
-        let (config, node) = (own_lease.conf().config(), self.node(&lease, former));
+        let config = Config { table: flags.route_table, ..own_lease.conf().config() };
+        let node = self.node(&lease, former);
         Identity { config, node, uplink_reason: self.choice.reason, own_lease, remembered }
     }
 
@@ -148,13 +150,16 @@ impl Place {
         let mut links: Vec<_> =
             subnets.flat_map(|subnet| vxlan::left_devices(&self.underlay, &subnet)).collect();
         let mut networks = networks.to_vec();
+        // flannel knows no other table.
+        let mut tables = vec![MAIN_TABLE];
         if let Some(footprint) = footprint {
             links.extend(&footprint.devices);
             networks.extend(&footprint.networks);
+            tables.extend(&footprint.tables);
         }
         links.sort_unstable();
         links.dedup();
-        Former { links, networks, writer: Writer::Flannel }
+        Former { links, networks, tables, writer: Writer::Flannel }
     }
 
     pub(crate) fn uplink_mac(&self) -> Mac {

@@ -248,7 +248,7 @@ impl Reconciler {
             return Ok(());
         }
         self.locks.take_config(&conf.config()).map_err(|error| unusable(format!("{error:#}")))?;
-        self.config = self.own_lease.follow(conf);
+        self.config = Config { table: self.flags.route_table, ..self.own_lease.follow(conf) };
         info!("the network config has changed, backend is {}", self.config.backend.name());
         let (config, node) = (&self.config, &self.node);
         self.board.send_modify(|report| Arc::make_mut(report).show(config, node, None));

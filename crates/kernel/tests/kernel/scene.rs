@@ -63,6 +63,7 @@ pub(crate) fn owned() -> Owned {
         former_networks: vec![],
         former_writer: Default::default(),
         table: MAIN_TABLE,
+        former_tables: vec![],
         sysctls: vec!["net/ipv6/conf/flannel.1/accept_ra".into(), "net/no/such/file".into()],
         sweep: Sweep::LeftOvers,
     }

@@ -156,6 +156,7 @@ fn node(tape: &mut Tape) -> Node {
         former: Former {
             links: tape.pick(&[vec![], vec![], vec![name("flannel.9"), name("flannel-v6.9")]]),
             networks: tape.pick(&[vec![], FORMER_NETWORKS.map(|network| network.parse().unwrap()).into()]),
+            tables: tape.pick(&[vec![], vec![], vec![254, 100]]),
             writer: tape.pick(&[Writer::Twill, Writer::Flannel]),
         },
         foreign_vnis: Vec::new(),

@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{CACHE_DIR, Command, SOCKET, SUBNET_FILE};
+use plan::state::MAIN_TABLE;
+
+use super::{CACHE_DIR, Command, FLANNEL_TABLE, SOCKET, SUBNET_FILE};
 
 /// Flags of `twill daemon`, by flannel's names.
 #[derive(Clone, Debug)]
@@ -20,6 +22,8 @@ pub(crate) struct Flags {
     /// 0: no server.
     pub(crate) healthz_port: u16,
     pub(crate) socket: PathBuf,
+    /// Where our routes are.
+    pub(crate) route_table: u32,
     /// Where a copy of the last good leases outlives a reboot.
     pub(crate) cache_dir: PathBuf,
     /// So long peers are kept that vanish from the store together with most others.
@@ -80,6 +84,16 @@ const FLAGS: &[Flag] = &[
         help: "where this node's subnet and MTU are written for the CNI plugin",
         set: |raw, value| {
             raw.flags.subnet_file = value.into();
+            Ok(())
+        },
+    },
+    Flag {
+        name: "route-table",
+        value: Some("TABLE"),
+        default: "main",
+        help: "routing table of the pods' routes: main, flannel (8472) or a number; any but main gets a rule",
+        set: |raw, value| {
+            raw.flags.route_table = route_table(&value)?;
             Ok(())
         },
     },
@@ -162,6 +176,7 @@ pub(super) fn parse(args: &[String]) -> Result<Command, String> {
         iface: None,
         public_ip: None,
         subnet_file: SUBNET_FILE.into(),
+        route_table: MAIN_TABLE,
         cache_dir: CACHE_DIR.into(),
         ip_masq: false,
         healthz_ip: Ipv4Addr::UNSPECIFIED.into(),
@@ -221,6 +236,17 @@ fn value_of<T: std::str::FromStr<Err: std::fmt::Display>>(value: &str) -> Result
     value.parse().map_err(|error| format!("{value:?}: {error}"))
 }
 
+/// The kernel's own tables but for the main one are not for routes like ours (rtnetlink(7) `rtm_table`).
+fn route_table(value: &str) -> Result<u32, String> {
+    match (value, value.parse()) {
+        ("main" | "254", _) => Ok(MAIN_TABLE),
+        ("flannel", _) => Ok(FLANNEL_TABLE),
+        (_, Ok(0 | 253 | 255)) => Err(format!("{value:?} is a table of the kernel's own: take another")),
+        (_, Ok(number)) => Ok(number),
+        (_, Err(_)) => Err(format!("{value:?} is neither main nor flannel nor a number")),
+    }
+}
+
 /// Go's `strconv.ParseBool`.
 fn boolean(value: &str) -> Result<bool, String> {
     match value {
@@ -268,6 +294,10 @@ mod tests {
         assert!(daemon_flags("--store=/s --ip-masq").unwrap().ip_masq);
         assert!(!daemon_flags("--store=/s --ip-masq --ip-masq=F").unwrap().ip_masq);
         assert_eq!(daemon_flags("--store=/s --healthz-port=8081").unwrap().healthz_port, 8081);
+        for (table, number) in [("main", 254), ("flannel", 8472), ("100", 100)] {
+            let flags = daemon_flags(&format!("--store=/s --route-table={table}")).unwrap();
+            assert_eq!(flags.route_table, number);
+        }
     }
 
     #[test]
@@ -288,6 +318,8 @@ mod tests {
             ("--store=/s --public-ip=fd00::1", "--public-ip"),
             ("--store=/s --shrink-grace=5", "--shrink-grace"),
             ("--store=/s --shrink-grace=-5s", "--shrink-grace"),
+            ("--store=/s --route-table=255", "--route-table"),
+            ("--store=/s --route-table=local", "--route-table"),
         ] {
             assert!(daemon_flags(line).unwrap_err().contains(word), "{line}");
         }

@@ -15,6 +15,7 @@ mod reboot;
 mod recording;
 mod repair;
 mod restart;
+mod route_table;
 mod second_daemon;
 mod status;
 mod steady;
