@@ -60,10 +60,7 @@ impl Backend {
     /// The MACs of our VTEPs, one a family: the device's if it is there, else the one that peers know from our lease, else
     /// the drawn one. So neither a restart nor a reboot nor the loss of the device changes it.
     pub fn macs(&self, held: Option<&Lease>, underlay: &Underlay, drawn: [Mac; 2]) -> [Mac; 2] {
-        let leased = match held.map(|lease| &lease.announced) {
-            Some(Announced::Vxlan { ipv4, ipv6 }) => [ipv4, ipv6].map(|vtep| vtep.map(|vtep| vtep.mac)),
-            _ => [None; 2],
-        };
+        let leased = held.map_or([None; 2], |lease| lease.announced.macs());
         let device = |family| {
             let Self::Vxlan(options) = self else { return None };
             underlay

@@ -103,6 +103,12 @@ impl Announced {
         vteps.into_iter().flatten()
     }
 
+    /// Of its VTEPs, one a family.
+    pub fn macs(&self) -> [Option<Mac>; 2] {
+        let vteps = if let Self::Vxlan { ipv4, ipv6 } = self { [*ipv4, *ipv6] } else { [None; 2] };
+        vteps.map(|vtep| vtep.map(|vtep| vtep.mac))
+    }
+
     /// `BackendType`; empty where none is written.
     pub fn backend_type(&self) -> &str {
         match self {

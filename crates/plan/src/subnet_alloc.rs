@@ -187,7 +187,13 @@ impl Asker {
             None => self.public_ipv6.is_some() && lease.public_ipv6 == self.public_ipv6,
         };
         let place = |lease: &Lease| (lease.subnet, lease.public_ip, lease.public_ipv6);
-        by_address || self.held.as_ref().is_some_and(|held| place(held) == place(lease))
+        // Whoever has that address now may have taken the lease over with it, as flannel does, and has a MAC of its own.
+        let other_mac = |held: &Lease| {
+            let mut pairs = held.announced.macs().into_iter().zip(lease.announced.macs());
+            pairs.any(|(held, listed)| held.zip(listed).is_some_and(|(held, listed)| held != listed))
+        };
+        let is_held = |held: &Lease| place(held) == place(lease) && !other_mac(held);
+        by_address || self.held.as_ref().is_some_and(is_held)
     }
 }
 
@@ -262,7 +268,8 @@ fn overlap(one: &Subnet, other: &Subnet) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::Announced;
+    use crate::Mac;
+    use crate::lease::{Announced, Vtep};
 
     fn conf(text: &str) -> NetConf {
         NetConf::parse(text.as_bytes()).unwrap()
@@ -296,8 +303,14 @@ mod tests {
         // Whoever has our old address now has a lease of its own, or has taken ours.
         let next = lease("10.3.8.0-24", [192, 0, 2, 9]);
         assert!(!moved.owns(&next));
-        let theirs = Lease { public_ip: Some([192, 0, 2, 77].into()), ..held };
+        let theirs = Lease { public_ip: Some([192, 0, 2, 77].into()), ..held.clone() };
         assert_eq!(choose(&conf, &[theirs], &moved, 0).unwrap().origin, Origin::Drawn);
+        let with = |mac: u8| {
+            let vtep = Vtep { vni: 1, port: None, mac: Mac([2, 0, 0, 0, 0, mac]) };
+            Lease { announced: Announced::Vxlan { ipv4: Some(vtep), ipv6: None }, ..held.clone() }
+        };
+        let moved = Asker { held: Some(with(1)), ..moved };
+        assert!(moved.owns(&with(1)) && moved.owns(&held) && !moved.owns(&with(2)));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use kernel::Kernel;
 use plan::Mac;
 use plan::backend::{Backend, vxlan};
 use plan::input::{Config, Family, Former, Leases, Node, Underlay, Uplink, Writer};
-use plan::lease::{Announced, Lease};
+use plan::lease::Lease;
 use plan::netconf::NetConf;
 use plan::state::MAIN_TABLE;
 use plan::subnet_alloc::Asker;
@@ -129,10 +129,7 @@ impl Place {
 
     /// This node with that lease.
     pub(crate) fn node(&self, lease: &Lease, former: Former) -> Node {
-        let [vtep, vtep_v6] = match lease.announced {
-            Announced::Vxlan { ipv4, ipv6 } => [ipv4.map(|vtep| vtep.mac), ipv6.map(|vtep| vtep.mac)],
-            _ => [None; 2],
-        };
+        let [vtep, vtep_v6] = lease.announced.macs();
         // A node that announces no VTEP still needs one towards peers that do.
         let (vtep, vtep_v6) = (vtep.or(Some(self.drawn[0])), vtep_v6.or(Some(self.drawn[1])));
         let uplink = self.choice.uplink.clone();
