@@ -19,16 +19,18 @@ const STOPPED: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Daemon<'lab> {
     node: &'lab Node,
-    args: Vec<String>,
+    /// The program's arguments behind what it is run under.
+    line: Vec<String>,
     log: PathBuf,
     child: Child,
 }
 
 impl<'lab> Daemon<'lab> {
-    pub(crate) fn start(node: &'lab Node, args: Vec<String>) -> Self {
+    /// `line` is run on the node.
+    pub(crate) fn start(node: &'lab Node, line: Vec<String>) -> Self {
         let log = work_dir().join("log").join(format!("{}.log", node.name));
-        let child = spawn(&mut node.twill_command(&args), &log);
-        Self { node, args, log, child }
+        let child = spawn(&mut node.command(&line), &log);
+        Self { node, line, log, child }
     }
 
     /// The daemon's own process id, not a wrapper's.
@@ -66,14 +68,27 @@ impl<'lab> Daemon<'lab> {
     /// SIGTERM, then waits for the end.
     pub fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
+        self.wait_exit()
+    }
+
+    /// Waits for its end; panics when it runs on.
+    pub fn wait_exit(&mut self) -> ExitStatus {
         until(STOPPED, || self.child.try_wait().ok().flatten())
-            .unwrap_or_else(|| panic!("{} ignores SIGTERM; its log:\n{}", self.node.name, self.log()))
+            .unwrap_or_else(|| panic!("{} runs on; its log:\n{}", self.node.name, self.log()))
+    }
+
+    /// Runs a shell line among the mounts that the daemon sees: each daemon has its own.
+    pub fn run_in_its_mounts(&self, line: &str) {
+        let pid = self.pid().to_string();
+        let out = Command::new("nsenter").args(["--mount", "--target", &pid, "sh", "-c", line]).output();
+        let out = out.expect("nsenter starts");
+        assert!(out.status.success(), "`{line}`: {}", String::from_utf8_lossy(&out.stderr));
     }
 
     /// Starts it again with the same arguments after `kill9` or `terminate`; does not wait until it is ready.
     pub fn restart(&mut self) {
         self.kill9();
-        self.child = spawn(&mut self.node.twill_command(&self.args), &self.log);
+        self.child = spawn(&mut self.node.command(&self.line), &self.log);
     }
 
     /// All that the daemon ever said, across restarts.

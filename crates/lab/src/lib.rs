@@ -9,6 +9,7 @@
 
 mod capture;
 mod daemon;
+mod disk;
 pub mod enter;
 pub mod eyes;
 pub mod foreign;
@@ -30,6 +31,7 @@ mod wait;
 
 pub use capture::Capture;
 pub use daemon::Daemon;
+pub use disk::Disk;
 pub use eyes::View;
 pub use harm::Harm;
 pub use heal::{time_to_heal, try_heal};

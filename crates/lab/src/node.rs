@@ -1,5 +1,6 @@
 //! One node: its namespace, addresses, its own /run/flannel, and the programs that run on it.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -125,10 +126,26 @@ impl Node {
 
     /// Starts `twill daemon` with the lab's store and health port and these arguments, such as `--iface=eth0`.
     pub fn start(&self, args: &[&str]) -> Daemon<'_> {
-        let (store, cache) = (self.store.display().to_string(), self.cache.display().to_string());
+        self.start_under(&[], args)
+    }
+
+    /// The same under a program that becomes the daemon, such as `setpriv --bounding-set=-net_admin`.
+    pub fn start_under(&self, under: &[&str], args: &[&str]) -> Daemon<'_> {
+        let [twill, store, cache] =
+            [&self.twill, &self.store, &self.cache].map(|path| path.display().to_string());
         let health = ["--healthz-ip=127.0.0.1", &format!("--healthz-port={HEALTHZ_PORT}")];
-        let all = [&["daemon", "--store", &store, "--cache-dir", &cache], args, &health].concat();
-        Daemon::start(self, all.into_iter().map(str::to_owned).collect())
+        let own = [&twill, "daemon", "--store", &store, "--cache-dir", &cache];
+        let line = [under, &own, args, &health].concat();
+        Daemon::start(self, line.into_iter().map(str::to_owned).collect())
+    }
+
+    /// Takes the node's cable out of the switch: its uplink stays up and loses the carrier.
+    pub fn unplug(&self) {
+        ip_batch(&[], &format!("link set {} down\n", self.name));
+    }
+
+    pub fn plug(&self) {
+        ip_batch(&[], &format!("link set {} up\n", self.name));
     }
 
     /// What `twill ARGS` prints on this node; panics when it fails.
@@ -147,12 +164,19 @@ impl Node {
     }
 
     /// `twill ARGS` in the node's network namespace and with the node's /run/flannel; its pid is twill's own.
-    pub fn twill_command<S: AsRef<std::ffi::OsStr>>(&self, args: &[S]) -> Command {
+    pub fn twill_command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+        let mut command = self.command(&[&self.twill]);
+        command.args(args);
+        command
+    }
+
+    /// The same of any program.
+    pub(crate) fn command<S: AsRef<OsStr>>(&self, line: &[S]) -> Command {
         let mut command = Command::new("ip");
         // `ip netns exec` brings the mount namespace (and a /sys of the node) in which the bind mount stays private.
-        let line = r#"mount --bind "$1" /run/flannel && shift && exec "$@""#;
-        command.args(["netns", "exec", &self.name, "sh", "-c", line, "sh"]);
-        command.arg(&self.run).arg(&self.twill).args(args);
+        let enter = r#"mount --bind "$1" /run/flannel && shift && exec "$@""#;
+        command.args(["netns", "exec", &self.name, "sh", "-c", enter, "sh"]);
+        command.arg(&self.run).args(line);
         command
     }
 

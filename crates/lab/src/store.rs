@@ -44,7 +44,8 @@ impl Store {
 
     /// Appears at once and whole, as a key in etcd does.
     fn put(&self, key: &str, value: &str) {
-        let new = self.dir.with_extension("new");
+        // In the directory itself, which may be a disk of its own.
+        let new = self.dir.join(".put");
         let put = fs::write(&new, value).and_then(|()| fs::rename(&new, self.dir.join(key)));
         put.unwrap_or_else(|e| panic!("store key {key}: {e}"));
     }

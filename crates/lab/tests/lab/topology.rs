@@ -60,3 +60,32 @@ fn closures_run_in_the_namespace() {
         assert_eq!(own(), outside);
     });
 }
+
+#[test]
+fn a_cable_can_be_pulled_and_put_back() {
+    lab::test(Timing::Free, || {
+        let lab = Topology::flat(2).build();
+        let node = lab.node(1);
+        let carrier = || node.ns.run("ip -br link show eth0").contains("LOWER_UP");
+        node.unplug();
+        lab::wait_for("no carrier", Duration::from_secs(5), || !carrier());
+        assert!(!reach(&lab, 1, lab.node(2).ip.into()));
+        node.plug();
+        lab::wait_for("a carrier", Duration::from_secs(5), carrier);
+        assert!(reach(&lab, 1, lab.node(2).ip.into()));
+    });
+}
+
+#[test]
+fn a_disk_can_be_full_and_have_room_again() {
+    lab::test(Timing::Free, || {
+        let lab = Topology::flat(1).build();
+        let dir = lab.node(1).run_dir();
+        let disk = lab::Disk::mount(dir);
+        let write = || std::fs::write(dir.join("file"), "text");
+        disk.fill();
+        assert!(write().is_err() && dir.join("file").exists());
+        disk.free();
+        assert!(write().is_ok());
+    });
+}
