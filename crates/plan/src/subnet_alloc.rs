@@ -200,9 +200,11 @@ impl Asker {
 /// Chooses the subnets of a node. `Err` when the pool is used up.
 pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Result<Choice, String> {
     let mut own: Vec<&Lease> = leases.iter().filter(|lease| asker.owns(lease)).collect();
-    // Pods run in what we hold; whoever had our address before may have left another.
+    // Pods run in what we hold, or in what the subnet file says; whoever had our address before may have left another, and
+    // whoever wrote one under it since can wait.
     let is_held = |lease: &Lease| asker.held.as_ref().is_some_and(|held| held.subnet == lease.subnet);
-    own.sort_unstable_by_key(|lease| (!is_held(lease), lease.subnet));
+    let is_previous = |lease: &Lease| asker.previous == Some(lease.subnet);
+    own.sort_unstable_by_key(|lease| (!is_held(lease), !is_previous(lease), lease.born, lease.subnet));
     // Of two that overlap the older stays, so ours gives way to an older one.
     let usurped = |own: &Lease| {
         let mut older = leases.iter().filter(|other| !asker.owns(other) && other.born < own.born);
@@ -322,6 +324,21 @@ mod tests {
         let choice = choose(&conf, &leases[1..], &asker(Some("10.3.9.0-24")), 0).unwrap();
         assert_eq!(choice.stale, [leases[1].subnet]);
         assert_eq!((choice.subnet.to_string().as_str(), choice.origin), ("10.3.9.0-24", Origin::Previous));
+    }
+
+    #[test]
+    fn of_several_leases_of_ours_the_previous_one_stays_else_the_oldest() {
+        let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
+        let aged = |key: &str, born| Lease { born, ..lease(key, [192, 0, 2, 1]) };
+        let leases = [aged("10.3.1.0-24", 3), aged("10.3.7.0-24", 1), aged("10.3.9.0-24", 2)];
+        for (previous, expected) in [(Some("10.3.9.0-24"), 2), (Some("10.3.8.0-24"), 1), (None, 1)] {
+            let choice = choose(&conf, &leases, &asker(previous), 0).unwrap();
+            assert_eq!(
+                (choice.subnet, choice.origin),
+                (leases[expected].subnet, Origin::Reused),
+                "{previous:?}"
+            );
+        }
     }
 
     #[test]
