@@ -150,15 +150,22 @@ impl fmt::Display for PeerFault {
             Self::NoVtep(family) => {
                 write!(f, "its lease names no {family} VTEP MAC; left out. Restart the daemon there")
             }
-            Self::BadVtepMac(mac) => write!(f, "its VTEP MAC {mac} is not a unicast address; left out"),
+            Self::BadVtepMac(mac) => {
+                write!(f, "its VTEP MAC {mac} is not a unicast address; left out. Restart the daemon there")
+            }
             Self::OurVtepMac(mac) => {
                 write!(
                     f,
-                    "its VTEP MAC {mac} is ours too (a cloned machine?); left out. Delete its VTEP device"
+                    "its VTEP MAC {mac} is ours too (a cloned machine?); left out. Delete its lease and its VTEP device and \
+                     restart the daemon there"
                 )
             }
             Self::SharedVtepMac { mac, with } => {
-                write!(f, "its VTEP MAC {mac} is that of {with} too (a cloned machine?); left out")
+                write!(
+                    f,
+                    "its VTEP MAC {mac} is that of {with} too (a cloned machine?); left out. Delete the lease and the VTEP \
+                     device of one of the two and restart the daemon there"
+                )
             }
             Self::UnusableVni(vni) => write!(
                 f,
