@@ -57,12 +57,16 @@ impl std::error::Error for UplinkError {}
 
 /// Answers one ask.
 pub fn choose(underlay: &Underlay, ask: &Ask, families: Families) -> Result<Choice, UplinkError> {
+    pick(underlay, ask, families)
+        .map_err(|why| UplinkError(format!("{why}: name one with --iface; {}", inventory(underlay))))
+}
+
+fn pick(underlay: &Underlay, ask: &Ask, families: Families) -> Result<Choice, String> {
     let (link, fixed, reason) = match ask {
         Ask::Link(name) => (find(underlay, *name)?, None, format!("named by --iface {name}")),
         Ask::Address(address) => {
             let owner = underlay.addresses.iter().find(|facts| facts.address.addr() == *address);
-            let owner = owner
-                .ok_or_else(|| UplinkError(format!("no interface has {address}{}", inventory(underlay))))?;
+            let owner = owner.ok_or_else(|| format!("no interface has {address}"))?;
             (find(underlay, owner.link)?, Some(*address), format!("it has the address {address}"))
         }
         Ask::DefaultRoute => {
@@ -71,9 +75,9 @@ pub fn choose(underlay: &Underlay, ask: &Ask, families: Families) -> Result<Choi
         }
     };
     if link.mtu == 0 {
-        return Err(UplinkError(format!("{} has an MTU of 0", link.name)));
+        return Err(format!("{} has an MTU of 0", link.name));
     }
-    let address = |family: Family| -> Result<Option<IpAddr>, UplinkError> {
+    let address = |family: Family| -> Result<Option<IpAddr>, String> {
         match fixed {
             _ if !families.has(family) => Ok(None),
             Some(address) if Family::of(address) == family => Ok(Some(address)),
@@ -92,27 +96,21 @@ fn v6(address: IpAddr) -> Option<Ipv6Addr> {
     if let IpAddr::V6(address) = address { Some(address) } else { None }
 }
 
-fn find(underlay: &Underlay, name: LinkName) -> Result<&LinkFacts, UplinkError> {
-    underlay
-        .link(name)
-        .ok_or_else(|| UplinkError(format!("there is no interface {name}{}", inventory(underlay))))
+fn find(underlay: &Underlay, name: LinkName) -> Result<&LinkFacts, String> {
+    underlay.link(name).ok_or_else(|| format!("there is no interface {name}"))
 }
 
 /// The interface of the first default route; in dual stack both families must agree.
-fn default_route(underlay: &Underlay, families: Families) -> Result<LinkName, UplinkError> {
+fn default_route(underlay: &Underlay, families: Families) -> Result<LinkName, String> {
     let of = |family: Family| {
         let mut defaults = underlay.routes.iter().filter(|route| {
             route.destination.prefix_len() == 0 && Family::of(route.destination.addr()) == family
         });
         match defaults.next() {
-            None => Err(UplinkError(format!(
-                "there is no {family} default route: name the interface with --iface"
-            ))),
-            Some(route) => route.link.ok_or_else(|| {
-                UplinkError(format!(
-                    "the {family} default route has several next hops: name the interface with --iface"
-                ))
-            }),
+            None => Err(format!("there is no {family} default route")),
+            Some(route) => {
+                route.link.ok_or_else(|| format!("the {family} default route has several next hops"))
+            }
         }
     };
     match (families.ipv4, families.ipv6) {
@@ -121,26 +119,25 @@ fn default_route(underlay: &Underlay, families: Families) -> Result<LinkName, Up
             if v4 == v6 {
                 return Ok(v4);
             }
-            let text = format!("the IPv4 default route leaves through {v4}, the IPv6 one through {v6}");
-            Err(UplinkError(format!("{text}: name the interface with --iface")))
+            Err(format!("the IPv4 default route leaves through {v4}, the IPv6 one through {v6}"))
         }
         (_, ipv6) => of(if ipv6 { Family::Ipv6 } else { Family::Ipv4 }),
     }
 }
 
 /// flannel-compat 3.3: global before link-local, permanent before not, lasting before temporary; none deprecated.
-fn best_address(underlay: &Underlay, link: LinkName, family: Family) -> Result<IpAddr, UplinkError> {
+fn best_address(underlay: &Underlay, link: LinkName, family: Family) -> Result<IpAddr, String> {
     let usable = |facts: &&AddressFacts| {
-        let address = facts.address.addr();
-        facts.link == link
-            && Family::of(address) == family
-            && !facts.deprecated
-            && !(address.is_loopback() || address.is_multicast() || address.is_unspecified())
+        facts.link == link && Family::of(facts.address.addr()) == family && is_usable(facts)
     };
     let rank = |facts: &&AddressFacts| (is_link_local(&facts.address), !facts.permanent, facts.temporary);
     let best = underlay.addresses.iter().filter(usable).min_by_key(rank);
-    best.map(|facts| facts.address.addr())
-        .ok_or_else(|| UplinkError(format!("{link} has no usable {family} address{}", inventory(underlay))))
+    best.map(|facts| facts.address.addr()).ok_or_else(|| format!("{link} has no usable {family} address"))
+}
+
+fn is_usable(facts: &AddressFacts) -> bool {
+    let address = facts.address.addr();
+    !(facts.deprecated || address.is_loopback() || address.is_multicast() || address.is_unspecified())
 }
 
 fn is_link_local(address: &IpNet) -> bool {
@@ -150,18 +147,21 @@ fn is_link_local(address: &IpNet) -> bool {
     }
 }
 
-/// What an error adds, so that the reader need not look it up.
+/// What an error adds, so that the reader need not look it up: not the many that only a pod is behind.
 fn inventory(underlay: &Underlay) -> String {
-    let mut text = String::from("; there are:");
-    for link in &underlay.links {
-        text.push_str(&format!(" {}", link.name));
-        let addresses = underlay.addresses.iter().filter(|facts| facts.link == link.name);
+    let of = |link: &LinkFacts| {
+        let usable = |facts: &&AddressFacts| {
+            facts.link == link.name && is_usable(facts) && !is_link_local(&facts.address)
+        };
+        let addresses = underlay.addresses.iter().filter(usable);
         let addresses: Vec<String> = addresses.map(|facts| facts.address.addr().to_string()).collect();
-        if !addresses.is_empty() {
-            text.push_str(&format!(" ({})", addresses.join(", ")));
-        }
+        (!addresses.is_empty()).then(|| format!("{} ({})", link.name, addresses.join(", ")))
+    };
+    let links: Vec<String> = underlay.links.iter().filter_map(of).collect();
+    if links.is_empty() {
+        return "none has a usable address".into();
     }
-    text
+    format!("those with addresses are: {}", links.join(", "))
 }
 
 #[cfg(test)]
@@ -231,15 +231,18 @@ mod tests {
     #[test]
     fn errors_tell_what_is_there() {
         for (ask, word) in [
-            (
-                Ask::Link("eth7".parse().unwrap()),
-                "there is no interface eth7; there are: lo (127.0.0.1) eth0",
-            ),
-            (Ask::Link("bare".parse().unwrap()), "bare has no usable IPv4 address"),
-            (Ask::Address([203, 0, 113, 1].into()), "no interface has 203.0.113.1"),
+            (Ask::Link("eth7".parse().unwrap()), "there is no interface eth7: "),
+            (Ask::Link("bare".parse().unwrap()), "bare has no usable IPv4 address: "),
+            (Ask::Address([203, 0, 113, 1].into()), "no interface has 203.0.113.1: "),
         ] {
             let error = choose(&underlay(), &ask, IPV4).unwrap_err().0;
-            assert!(error.contains(word), "{error}");
+            let rest = error.strip_prefix(word);
+            let there = "name one with --iface; those with addresses are: \
+                         eth0 (192.0.2.1, 2001:db8::1), eth1 (198.51.100.1)";
+            assert_eq!(rest, Some(there), "{error}");
         }
+        let bare = Underlay { addresses: Vec::new(), routes: Vec::new(), ..underlay() };
+        let error = choose(&bare, &Ask::DefaultRoute, IPV4).unwrap_err().0;
+        assert_eq!(error, "there is no IPv4 default route: name one with --iface; none has a usable address");
     }
 }
