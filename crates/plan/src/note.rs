@@ -43,6 +43,7 @@ pub enum Unclaimed {
 pub enum NodeFault {
     UplinkMissing(LinkName),
     UplinkDown(LinkName),
+    UplinkWithoutCarrier(LinkName),
     UplinkWithoutFamily { uplink: LinkName, family: Family },
     UplinkWithoutAddress { uplink: LinkName, address: IpAddr },
     UplinkWithoutRoute { uplink: LinkName, address: IpAddr },
@@ -219,6 +220,12 @@ impl fmt::Display for NodeFault {
             }
             Self::UplinkDown(link) => {
                 write!(f, "uplink {link} is down; routes through it wait. Try: ip link set {link} up")
+            }
+            Self::UplinkWithoutCarrier(link) => {
+                write!(
+                    f,
+                    "uplink {link} has no carrier, so nothing leaves this node; its routes stay. Look at its cable or switch"
+                )
             }
             Self::UplinkWithoutAddress { uplink, address } => {
                 write!(

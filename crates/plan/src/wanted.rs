@@ -186,13 +186,18 @@ impl<'a> Draft<'a> {
 
     fn look_at_uplink(&mut self) {
         let uplink = self.node.uplink.link;
-        let down = match self.underlay.link(uplink) {
+        let link = self.underlay.link(uplink);
+        let down = match link {
             None => Some(NodeFault::UplinkMissing(uplink)),
             Some(link) => (!link.up).then_some(NodeFault::UplinkDown(uplink)),
         };
         if let Some(fault) = down {
             self.waiting = Family::ALL.into();
             return self.note_node(fault);
+        }
+        // The kernel keeps and takes routes through it all the same, so nothing has to wait.
+        if link.is_some_and(|link| !link.carrier) {
+            self.note_node(NodeFault::UplinkWithoutCarrier(uplink));
         }
         for family in Family::ALL.into_iter().filter(|&family| self.config.network(family).is_some()) {
             if let Some(fault) = self.lacks(family) {
