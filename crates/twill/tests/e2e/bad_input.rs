@@ -2,4 +2,6 @@
 //! runs does not suffer from it, and nothing has to be restarted once it is put right.
 
 mod config;
+mod device;
 mod leases;
+mod uplink;
