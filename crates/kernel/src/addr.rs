@@ -92,6 +92,11 @@ pub(crate) fn add(row: &Address, index: u32) -> Message {
     message(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, row, index)
 }
 
+/// A request that names no address, and so is refused as invalid by whoever may add one.
+pub(crate) fn none_to_add() -> Message {
+    Message::new(libc::RTM_NEWADDR, 0, &[&[libc::AF_INET as u8, 0, 0, 0], &[0; 4]])
+}
+
 pub(crate) fn delete(row: &Address, index: u32) -> Message {
     message(libc::RTM_DELADDR, 0, row, index)
 }

@@ -166,11 +166,15 @@ fn deletes(op: &Op) -> bool {
     matches!(op.verb, Verb::Delete | Verb::Recreate)
 }
 
+/// The only kind of device that we make.
+const NO_VXLAN: &str = "; this kernel has no vxlan: modprobe vxlan, install the kernel's package of modules, or use the \
+                        backend host-gw, which needs none";
+
 fn failed(op: &Op, cause: Cause) -> Outcome {
     let unsupported = cause.errno() == Some(libc::EOPNOTSUPP);
     let mut error = Error::new(op.to_string(), cause);
     if unsupported && op.verb == Verb::Add && matches!(op.object, Object::Link(_)) {
-        error.advice = "; the kernel module is missing: modprobe vxlan";
+        error.advice = NO_VXLAN;
     }
     Outcome::Failed(error)
 }

@@ -8,6 +8,9 @@ use plan::LinkName;
 /// How often a torn dump is read before it becomes an error.
 pub(crate) const ATTEMPTS: usize = 5;
 
+const NO_RIGHT: &str = "; CAP_NET_ADMIN is needed: run as root, or give it in systemd with \
+                        AmbientCapabilities=CAP_NET_ADMIN, in Kubernetes with hostNetwork and capabilities.add NET_ADMIN";
+
 /// Something that was asked of the kernel and did not happen.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: {cause}{advice}")]
@@ -23,7 +26,7 @@ pub struct Error {
 impl Error {
     pub(crate) fn new(what: impl Into<Box<str>>, cause: Cause) -> Self {
         let advice = match cause {
-            Cause::Refused { errno: libc::EPERM, .. } => "; CAP_NET_ADMIN is needed",
+            Cause::Refused { errno: libc::EPERM, .. } => NO_RIGHT,
             _ => "",
         };
         Self { what: what.into(), cause, advice }
@@ -90,7 +93,8 @@ mod tests {
         for (cause, expected) in [
             (
                 refused(libc::EPERM, None),
-                "+ x: Operation not permitted (os error 1); CAP_NET_ADMIN is needed",
+                "+ x: Operation not permitted (os error 1); CAP_NET_ADMIN is needed: run as root, or give it in systemd with \
+                 AmbientCapabilities=CAP_NET_ADMIN, in Kubernetes with hostNetwork and capabilities.add NET_ADMIN",
             ),
             (refused(libc::EINVAL, Some("bad x")), "+ x: Invalid argument (os error 22): bad x"),
             (Cause::Torn, "+ x: it changed during each of 5 readings"),

@@ -35,13 +35,21 @@ pub struct Kernel {
 const OLDEST: (u32, u32) = (5, 4);
 
 impl Kernel {
-    /// Needs no right; changing anything needs `CAP_NET_ADMIN`.
+    /// Needs no right; changing anything needs `CAP_NET_ADMIN`, see [`Self::check_right`].
     pub fn open() -> Result<Self, Error> {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         if version(&release).is_some_and(|version| version < OLDEST) {
             return Err(Error::new("start", Cause::TooOld(release.trim().into())));
         }
         Ok(Self { netlink: socket::Rtnetlink::open()? })
+    }
+
+    /// May anything be changed here? The kernel is asked, since a capability counts only in the user namespace to which
+    /// the network namespace belongs: it looks for the right before it looks at the address, and there is none.
+    pub fn check_right(&mut self) -> Result<(), Error> {
+        let asked = self.netlink.ask(&mut addr::none_to_add(), |_| {});
+        let denied = asked.err().map(|cause| Error::new("change the network of this node", cause));
+        denied.filter(Error::is_denial).map_or(Ok(()), Err)
     }
 }
 

@@ -38,6 +38,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     spawn("servers", move || runtime.block_on(serve(servers)))?;
 
     let mut kernel = Kernel::open().context("opening netlink")?;
+    kernel.check_right()?;
     let store = Dir::new(&flags.store);
     let cache = Cache::new(Cache::path(&flags.cache_dir, &flags.subnet_file), store.identity());
     let Identity { config, node, uplink_reason, own_lease, remembered } =

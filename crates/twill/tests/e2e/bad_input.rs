@@ -4,4 +4,5 @@
 mod config;
 mod device;
 mod leases;
+mod rights;
 mod uplink;
