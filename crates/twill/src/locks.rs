@@ -27,9 +27,9 @@ impl Locks {
     pub(crate) fn take_file(&mut self, subnet_file: &Path) -> anyhow::Result<()> {
         let path = lock_file(subnet_file);
         if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+            fs::create_dir_all(dir).with_context(|| no_place(dir))?;
         }
-        let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+        let file = File::create(&path).with_context(|| no_place(&path))?;
         match file.try_lock() {
             Ok(()) => self.file = Some(file),
             Err(TryLockError::WouldBlock) => {
@@ -104,6 +104,10 @@ impl Locks {
 /// The file that is locked for it.
 pub(crate) fn lock_file(subnet_file: &Path) -> PathBuf {
     subnet_file.with_file_name(format!(".{}.lock", subnet_file.file_name().unwrap_or_default().display()))
+}
+
+fn no_place(path: &Path) -> String {
+    format!("creating {}, name a writable place with --subnet-file", path.display())
 }
 
 /// How the addresses begin.
