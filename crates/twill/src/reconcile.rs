@@ -41,6 +41,8 @@ const BLIND_RETRY: Duration = Duration::from_secs(1);
 const UPLINK_RETRY: Duration = Duration::from_secs(1);
 /// Until our lease is asked for again after the store refused it.
 const LEASE_RETRY: Duration = Duration::from_secs(5);
+/// Until the subnet file is written again after it could not be.
+const FILE_RETRY: Duration = Duration::from_secs(2);
 /// Until a refused op is tried again when nothing else happens before.
 const FAILED_RETRY: Duration = Duration::from_millis(250);
 
@@ -130,8 +132,11 @@ impl Reconciler {
         round.notes.extend(self.cache.note());
         self.tell(&round);
         let programmed = leases != Leases::Unknown;
-        let fault =
-            own_fault(&round).or_else(|| if programmed { self.write_subnet_file().err() } else { None });
+        let fault = own_fault(&round).or_else(|| {
+            let unwritten = programmed.then(|| self.write_subnet_file().err()).flatten()?;
+            due = due.into_iter().chain([begun + FILE_RETRY]).min();
+            Some(unwritten)
+        });
         self.set_fault(fault);
         self.metrics.count(&round);
         self.metrics.show_store_lost(view.lost.is_some());

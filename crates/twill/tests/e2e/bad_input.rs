@@ -5,4 +5,5 @@ mod config;
 mod device;
 mod leases;
 mod rights;
+mod subnet_file;
 mod uplink;
