@@ -21,6 +21,8 @@ pub enum Note {
     Peer { subnet: IpNet, fault: PeerFault },
     /// An entry of the datastore that is no lease.
     Entry { key: Box<str>, why: Box<str> },
+    /// An entry of the datastore that was a lease and cannot be read any more.
+    Stale { key: Box<str>, why: Box<str> },
     /// The datastore as a whole.
     Store(StoreFault),
     /// A file of ours that only a later run needs.
@@ -98,6 +100,9 @@ impl fmt::Display for Note {
             Self::Node(fault) => write!(f, "{fault}"),
             Self::Peer { subnet, fault } => write!(f, "peer {subnet}: {fault}"),
             Self::Entry { key, why } => write!(f, "store entry {key:?}: {why}; left out"),
+            Self::Stale { key, why } => {
+                write!(f, "store entry {key:?} cannot be read: {why}; what it said before stays in force")
+            }
             Self::Store(fault) => write!(f, "store: {fault}"),
             Self::Unwritable { path, why, loss } => write!(f, "{path} cannot be written: {why}; {loss}"),
             Self::Unclaimed(what) => write!(f, "{what}"),
