@@ -4,7 +4,7 @@
 mod listing;
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -74,7 +74,7 @@ impl Dir {
         let subnets = self.subnets();
         // Never the directory itself: one that is away, such as a mount that is late, must not be mistaken for a new one.
         match fs::create_dir(&subnets) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
                 return Err(StoreError::new(subnets.display(), error));
             }
             _ => {}
@@ -113,9 +113,10 @@ impl Dir {
 
     /// Keeps the view up to date for ever. While the directory cannot be read the last good leases stay in it.
     pub async fn watch(self, view: watch::Sender<View>) {
+        let mut listing = Listing::new(self.subnets());
         loop {
-            let Err(error) = self.follow(&view).await;
-            let why = StoreError::new(self.root.display(), error).to_string();
+            let Err(error) = self.follow(&mut listing, &view).await;
+            let why = error.to_string();
             if view.borrow().lost.as_ref() != Some(&why) {
                 warn!("store is lost, the last known leases stay in force: {why}");
                 view.send_modify(|view| view.lost = Some(why));
@@ -124,40 +125,53 @@ impl Dir {
         }
     }
 
-    async fn follow(&self, view: &watch::Sender<View>) -> Result<std::convert::Infallible, io::Error> {
+    async fn follow(
+        &self,
+        listing: &mut Listing,
+        view: &watch::Sender<View>,
+    ) -> Result<std::convert::Infallible, StoreError> {
+        let subnets = self.subnets();
+        let lost = |error: io::Error| StoreError::new(subnets.display(), error);
         let mut events = self.events()?;
-        let mut listing = Listing::new(self.subnets());
-        listing.refresh()?;
-        let mut conf = self.net_conf().map_err(|error| error.to_string());
+        listing.refresh().map_err(lost)?;
         loop {
+            let conf = self.net_conf().map_err(|error| error.to_string());
             if view.borrow().lost.is_some() {
                 info!("store is back");
             }
             let changed = listing.take_changed() | (view.borrow().conf.as_ref() != Some(&conf));
             if changed || view.borrow().lost.is_some() {
-                view.send_replace(View { conf: Some(conf.clone()), ..listing.view() });
+                view.send_replace(View { conf: Some(conf), ..listing.view() });
             }
             match tokio::time::timeout(RELIST, events.next()).await {
-                Err(_) => listing.refresh()?,
+                Err(_) => {
+                    // Anew, since another directory may stand under the name by now.
+                    events = self.events()?;
+                    listing.refresh().map_err(lost)?;
+                }
                 Ok(event) => {
-                    heed(&mut listing, event)?;
+                    heed(listing, event).map_err(lost)?;
                     while let Some(event) = events.next().now_or_never() {
-                        heed(&mut listing, event)?;
+                        heed(listing, event).map_err(lost)?;
                     }
                 }
             }
-            conf = self.net_conf().map_err(|error| error.to_string());
         }
     }
 
-    fn events(&self) -> io::Result<EventStream<[u8; 4096]>> {
-        let inotify = Inotify::init()?;
-        let written =
-            WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::MOVED_FROM | WatchMask::DELETE;
+    fn events(&self) -> Result<EventStream<[u8; 4096]>, StoreError> {
+        let changed = WatchMask::CLOSE_WRITE
+            | WatchMask::MOVED_TO
+            | WatchMask::MOVED_FROM
+            | WatchMask::DELETE
+            | WatchMask::ATTRIB;
         let gone = WatchMask::DELETE_SELF | WatchMask::MOVE_SELF | WatchMask::ONLYDIR;
-        inotify.watches().add(self.subnets(), written | gone)?;
-        inotify.watches().add(&self.root, written | gone)?;
-        inotify.into_event_stream([0; 4096])
+        let refused = |path: &Path, error| StoreError::new(path.display(), used_up(error));
+        let inotify = Inotify::init().map_err(|error| refused(&self.root, error))?;
+        for dir in [self.subnets(), self.root.clone()] {
+            inotify.watches().add(&dir, changed | gone).map_err(|error| refused(&dir, error))?;
+        }
+        inotify.into_event_stream([0; 4096]).map_err(|error| refused(&self.root, error))
     }
 }
 
@@ -175,18 +189,32 @@ type Happened = Option<io::Result<Event<std::ffi::OsString>>>;
 
 /// Looks again at what an event names; an event that names nothing makes it look at everything.
 fn heed(listing: &mut Listing, event: Happened) -> io::Result<()> {
-    let gone = || io::Error::new(io::ErrorKind::NotFound, "the directory was removed or moved away");
+    // In the words that every further look will find.
+    let gone = || io::Error::from_raw_os_error(libc::ENOENT);
     let event = event.ok_or_else(gone)??;
     if event.mask.intersects(EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::IGNORED) {
         return Err(gone());
     }
     match event.name.as_deref().and_then(|name| name.to_str()) {
-        Some(name) => {
-            listing.look_at(name);
-            Ok(())
-        }
+        Some(name) => listing.look_at(name),
         None => listing.refresh(),
     }
+}
+
+/// What the kernel says when a limit of inotify is reached leads nobody to it.
+fn used_up(error: io::Error) -> io::Error {
+    let limit = match error.raw_os_error() {
+        Some(libc::ENOSPC) => "max_user_watches",
+        Some(libc::EMFILE) => "max_user_instances",
+        _ => return error,
+    };
+    io::Error::other(format!("it cannot be watched, the limit is reached: raise sysctl fs.inotify.{limit}"))
+}
+
+/// Is what stands there no file, rather than one that cannot be read at present?
+fn is_no_file(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::InvalidData
+        || matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ELOOP | libc::ENXIO))
 }
 
 /// A regular file's content, if it is no larger than a lease may be. Whatever else stands under the name, a pipe or a
@@ -194,7 +222,7 @@ fn heed(listing: &mut Listing, event: Happened) -> io::Result<()> {
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let metadata = file.metadata()?;
-    let unfit = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+    let unfit = |why: String| io::Error::new(ErrorKind::InvalidData, why);
     if !metadata.is_file() {
         return Err(unfit("not a regular file".into()));
     }
@@ -206,11 +234,15 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Writes beside, syncs, renames, syncs the directory. Only under the lock, so the name beside is nobody else's.
+/// Writes beside, syncs, renames, syncs the directory. Only under the lock, so the name beside is nobody else's. A lease
+/// that is rewritten stays as old as it was.
 fn write_whole(dir: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
     let beside = dir.join(format!("{HIDDEN}new"));
     let mut file = File::create(&beside)?;
     file.write_all(content)?;
+    if let Ok(modified) = fs::symlink_metadata(path).and_then(|old| old.modified()) {
+        file.set_modified(modified)?;
+    }
     file.sync_all()?;
     fs::rename(&beside, path)?;
     File::open(dir)?.sync_all()

@@ -5,9 +5,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use plan::input::Leases;
 use plan::lease::{Announced, Lease};
@@ -206,6 +207,69 @@ async fn changes_are_heard_and_a_lost_directory_keeps_the_last_leases() {
     until(&mut view, "lost", |view| view.lost.is_some() && listed(view) == 4).await;
     fs::rename(root.path().join("away"), &subnets).unwrap();
     until(&mut view, "back", |view| view.lost.is_none() && listed(view) == 4).await;
+}
+
+/// Seconds since 1970, of which some file systems know fewer than others.
+fn set_time(path: &Path, seconds: i64) {
+    let since = Duration::from_secs(seconds.unsigned_abs());
+    let time = if seconds < 0 { UNIX_EPOCH - since } else { UNIX_EPOCH + since };
+    fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+}
+
+fn ages(view: &View) -> Vec<(String, u64)> {
+    let Leases::Listed(leases) = &view.leases else { return Vec::new() };
+    leases.iter().map(|lease| (lease.subnet.to_string(), lease.born)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn leases_are_as_old_as_their_files_were_first_seen_to_be() {
+    let root = tempfile::tempdir().unwrap();
+    let subnets = root.path().join("subnets");
+    fs::create_dir(&subnets).unwrap();
+    let years = [-60, -1, 0, 1, 129, 700];
+    let path = |k: usize| subnets.join(format!("10.3.{k}.0-24"));
+    for (k, years) in years.into_iter().enumerate() {
+        fs::write(path(k), HOST_GW).unwrap();
+        set_time(&path(k), years * 365 * 86400);
+    }
+    let (sender, mut view) = watch::channel(View::default());
+    tokio::spawn(store(root.path()).watch(sender));
+    until(&mut view, "all", |view| listed(view) == years.len()).await;
+    let before = ages(&view.borrow());
+    let of_file_system: Vec<i64> = (0..years.len()).map(|k| fs::metadata(path(k)).unwrap().mtime()).collect();
+    assert!(of_file_system.is_sorted(), "{of_file_system:?}");
+    assert!(before.is_sorted_by_key(|(_, born)| *born), "{before:?}");
+    assert!(before.windows(2).take(4).all(|pair| pair[0].1 < pair[1].1), "{before:?}");
+
+    (0..years.len()).for_each(|k| set_time(&path(k), 0));
+    fs::write(path(0), HOST_GW.replace(".9", ".8")).unwrap();
+    fs::write(subnets.join("10.3.99.0-24"), HOST_GW).unwrap();
+    until(&mut view, "one more", |view| listed(view) == years.len() + 1).await;
+    assert_eq!(ages(&view.borrow())[..years.len()], before);
+}
+
+#[test]
+fn our_lease_stays_as_old_as_it_was_when_it_is_rewritten() {
+    let root = tempfile::tempdir().unwrap();
+    store(root.path());
+    let subnet = acquire(root.path(), 1, 3).unwrap().subnet.to_string();
+    let path = root.path().join("subnets").join(subnet);
+    let whole = fs::read_to_string(&path).unwrap();
+    fs::write(&path, whole.replace("host-gw", "vxlan")).unwrap();
+    set_time(&path, 12345);
+    acquire(root.path(), 1, 3).unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), whole);
+    assert_eq!(fs::metadata(&path).unwrap().mtime(), 12345);
+}
+
+/// In the words that lead to it, and not "File exists".
+#[test]
+fn a_file_in_place_of_the_directory_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    store(root.path());
+    fs::write(root.path().join("subnets"), "").unwrap();
+    let error = acquire(root.path(), 1, 0).unwrap_err();
+    assert!(error.contains("subnets: Not a directory"), "{error}");
 }
 
 #[test]

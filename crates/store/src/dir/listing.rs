@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use plan::input::Leases;
 use plan::lease::Lease;
 use plan::note::Note;
 
-use super::{HIDDEN, read};
+use super::{HIDDEN, is_no_file, read};
 use crate::view::View;
 
 pub(super) struct Listing {
@@ -21,15 +21,26 @@ pub(super) struct Listing {
 
 struct Entry {
     stamp: Stamp,
-    /// Or why it is none.
-    lease: Result<Lease, Box<str>>,
+    /// The last one that was read under this key.
+    lease: Option<Lease>,
+    /// What is wrong with what stands there now.
+    note: Option<Note>,
 }
 
-/// Tells an unchanged file: a rename brings a new inode, a rewrite a new time.
+/// Tells an unchanged file: a rename brings a new inode, and nobody can set the time of a change.
 type Stamp = (u64, i64, i64, u64);
 
+/// Of no file.
+const NO_STAMP: Stamp = (0, 0, 0, 0);
+
 fn stamp(metadata: &Metadata) -> Stamp {
-    (metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.size())
+    (metadata.ino(), metadata.ctime(), metadata.ctime_nsec(), metadata.size())
+}
+
+/// Nanoseconds, in the order of the file's times whatever they say: before 1970 is older than after.
+fn age(metadata: &Metadata) -> u64 {
+    let since_1970 = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
+    since_1970.cast_unsigned() ^ (1 << 63)
 }
 
 impl Listing {
@@ -49,29 +60,48 @@ impl Listing {
         let known = self.entries.len();
         self.entries.retain(|name, _| names.binary_search_by(|other| other.as_str().cmp(name)).is_ok());
         self.changed |= self.entries.len() != known;
-        names.iter().for_each(|name| self.look_at(name));
-        Ok(())
+        names.iter().try_for_each(|name| self.look_at(name))
     }
 
-    /// Looks at one file.
-    pub(super) fn look_at(&mut self, name: &str) {
+    /// Looks at one file. What cannot be looked at is not gone.
+    pub(super) fn look_at(&mut self, name: &str) -> io::Result<()> {
         if name.starts_with(HIDDEN) {
-            return;
+            return Ok(());
         }
         let path = self.subnets.join(name);
-        let Ok(metadata) = fs::symlink_metadata(&path) else {
-            self.changed |= self.entries.remove(name).is_some();
-            return;
+        let metadata = match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.changed |= self.entries.remove(name).is_some();
+                return Ok(());
+            }
+            metadata => metadata?,
         };
         let stamp = stamp(&metadata);
-        if self.entries.get(name).is_some_and(|entry| entry.stamp == stamp) {
-            return;
+        let before = self.entries.get(name);
+        if before.is_some_and(|entry| entry.stamp == stamp) {
+            return Ok(());
         }
-        let born = (metadata.mtime() as u64).wrapping_mul(1_000_000_000) + metadata.mtime_nsec() as u64;
-        let content = read(&path).map_err(|error| error.to_string());
-        let lease = content.and_then(|content| Lease::parse(name, &content, born)).map_err(Into::into);
-        self.entries.insert(name.into(), Entry { stamp, lease });
-        self.changed = true;
+        let known = before.and_then(|entry| entry.lease.clone());
+        // As old as when it was first seen here: a lease does not become another one when a clock jumps or it is rewritten.
+        let born = known.as_ref().map_or_else(|| age(&metadata), |lease| lease.born);
+        let key = name.into();
+        let entry = match read(&path).map(|content| Lease::parse(name, &content, born)) {
+            Ok(Ok(lease)) => Entry { stamp, lease: Some(lease), note: None },
+            Ok(Err(why)) => Entry { stamp, lease: None, note: Some(Note::Entry { key, why: why.into() }) },
+            Err(error) => {
+                let why = error.to_string().into();
+                match known.filter(|_| !is_no_file(&error)) {
+                    Some(lease) => {
+                        Entry { stamp: NO_STAMP, lease: Some(lease), note: Some(Note::Stale { key, why }) }
+                    }
+                    None => Entry { stamp, lease: None, note: Some(Note::Entry { key, why }) },
+                }
+            }
+        };
+        self.changed |=
+            before.is_none_or(|before| (&before.lease, &before.note) != (&entry.lease, &entry.note));
+        self.entries.insert(name.into(), entry);
+        Ok(())
     }
 
     /// Has anything changed since this was asked last?
@@ -80,14 +110,11 @@ impl Listing {
     }
 
     pub(super) fn leases(&self) -> Vec<Lease> {
-        self.entries.values().filter_map(|entry| entry.lease.clone().ok()).collect()
+        self.entries.values().filter_map(|entry| entry.lease.clone()).collect()
     }
 
     pub(super) fn view(&self) -> View {
-        let notes = self.entries.iter().filter_map(|(key, entry)| {
-            let why = entry.lease.as_ref().err()?.clone();
-            Some(Note::Entry { key: key.clone(), why })
-        });
+        let notes = self.entries.values().filter_map(|entry| entry.note.clone());
         View { leases: Leases::Listed(self.leases()), conf: None, notes: notes.collect(), lost: None }
     }
 }
