@@ -21,6 +21,7 @@ mod second_daemon;
 mod status;
 mod steady;
 mod store;
+mod store_dir;
 mod takeover;
 mod uninstall;
 mod uplink_change;

@@ -1,0 +1,93 @@
+//! Clocks that jump. Nothing is decided by the time of day but which of two overlapping leases is older, and that by the
+//! times of their files; all else counts from the machine's start.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
+
+use lab::{Lab, PingStream, Timing, Topology, View};
+
+use crate::cluster::{self, FLAGS, SOON, VXLAN, lease_name};
+
+const YEAR: i64 = 365 * 86400;
+
+/// Sets the time of a lease's file, years after 1970.
+fn set_year(lab: &Lab, lease: &str, years: i64) {
+    let path: PathBuf = lab.store.path().join("subnets").join(lease);
+    let span = Duration::from_secs((years * YEAR).unsigned_abs());
+    let time = if years < 0 { UNIX_EPOCH - span } else { UNIX_EPOCH + span };
+    File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+}
+
+#[test]
+fn files_from_1910_to_2600_move_nobody_and_the_older_lease_stays() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let (mut daemons, pods) = cluster::start(&lab);
+        let (node, peer) = (lab.node(1), lab.node(2));
+        let (good, bad) = (lease_name(&peer.subnet()), lease_name(&peer.subnet().replace("/24", "/25")));
+        let lease = r#"{"PublicIP":"192.168.100.66","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:66:66"}}"#;
+        lab.store.put_lease(&bad, lease);
+        let said =
+            |what: &str| node.twill(&["status"]).contains(&format!("peer {what}: its subnet overlaps"));
+        let bad_subnet = bad.replace('-', "/");
+        lab::wait_for("the younger one is left out", SOON, || said(&bad_subnet));
+        let before = View::of(&node.ns);
+        let ping = PingStream::start(&pods[0].ns, pods[1].ip());
+        lab::wait_for("the pings run", SOON, || ping.received() > 5);
+        // All of one time, then as if the good one were the younger: whoever runs remembers.
+        for (good_year, bad_year) in [(0, 0), (100, 100), (129, 0), (190, -60)] {
+            lab.store.leases().keys().for_each(|name| set_year(&lab, name, good_year));
+            set_year(&lab, &bad, bad_year);
+            // Once this one is heard, all that was before it is.
+            let marker = format!("10.244.{}.7", good_year + bad_year.abs());
+            lab.store.put_lease(&format!("{marker}-24"), lease);
+            lab::wait_for("heard", SOON, || node.twill(&["status"]).contains(&format!("peer {marker}/24")));
+            assert!(said(&bad_subnet));
+            assert_eq!(before.diff(&View::of(&node.ns)), "");
+        }
+        // Whoever starts goes by the files, whatever their years.
+        for (good_year, bad_year) in [(-60, -59), (-1, 0), (0, 1), (129, 630)] {
+            set_year(&lab, &good, good_year);
+            set_year(&lab, &bad, bad_year);
+            daemons[0].kill9();
+            daemons[0].restart();
+            daemons[0].wait_ready();
+            lab::wait_for("the younger one is left out", SOON, || said(&bad_subnet));
+            assert_eq!(before.diff(&View::of(&node.ns)), "", "{good_year} before {bad_year}");
+        }
+        let report = ping.stop();
+        assert_eq!(report.lost, 0, "{report:?}");
+    });
+}
+
+/// What is put off, kept or waited for counts from there, forwards only.
+#[test]
+fn a_machine_may_have_started_just_now_or_long_ago() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
+        let uptime: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
+        let just_now = format!("-{}", uptime as u64);
+        let long_ago = (50 * YEAR).to_string();
+        let daemons: Vec<_> = [(1, just_now), (2, long_ago)]
+            .into_iter()
+            .map(|(k, offset)| {
+                let under = ["unshare", "--time", "--monotonic", &offset, "--boottime", &offset];
+                let own = ["--fork", "--kill-child=KILL", "--"];
+                lab.node(k).start_under(&[&under[..], &own].concat(), FLAGS)
+            })
+            .collect();
+        daemons.iter().for_each(lab::Daemon::wait_ready);
+        cluster::reach_each_other(&lab.pods());
+        let [first, second] = [1, 2].map(|k| lab.node(k));
+        for (node, peer) in [(first, second), (second, first)] {
+            let before = View::of(&node.ns);
+            // More often than an op is repeated at once, so that it is put off meanwhile.
+            for _ in 0..10 {
+                node.ns.run(&format!("ip route del {}", peer.subnet()));
+                lab::wait_for("repaired", SOON, || View::of(&node.ns) == before);
+            }
+        }
+    });
+}
