@@ -247,3 +247,25 @@ fn write_whole(dir: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
     fs::rename(&beside, path)?;
     File::open(dir)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_of_inotify_is_not_told_as_a_full_disk() {
+        for (errno, words) in [
+            (
+                libc::ENOSPC,
+                "it cannot be watched, the limit is reached: raise sysctl fs.inotify.max_user_watches",
+            ),
+            (
+                libc::EMFILE,
+                "it cannot be watched, the limit is reached: raise sysctl fs.inotify.max_user_instances",
+            ),
+            (libc::EACCES, "Permission denied (os error 13)"),
+        ] {
+            assert_eq!(used_up(io::Error::from_raw_os_error(errno)).to_string(), words);
+        }
+    }
+}
