@@ -143,18 +143,20 @@ impl Dir {
             if changed || view.borrow().lost.is_some() {
                 view.send_replace(View { conf: Some(conf), ..listing.view() });
             }
-            match tokio::time::timeout(RELIST, events.next()).await {
-                Err(_) => {
-                    // Anew, since another directory may stand under the name by now.
-                    events = self.events()?;
-                    listing.refresh().map_err(lost)?;
-                }
+            let another = match tokio::time::timeout(RELIST, events.next()).await {
+                // Nothing tells when another directory takes the name of one above it.
+                Err(_) => true,
                 Ok(event) => {
-                    heed(listing, event).map_err(lost)?;
+                    let mut another = heed(listing, event).map_err(lost)?;
                     while let Some(event) = events.next().now_or_never() {
-                        heed(listing, event).map_err(lost)?;
+                        another |= heed(listing, event).map_err(lost)?;
                     }
+                    another
                 }
+            };
+            if another {
+                events = self.events()?;
+                listing.refresh().map_err(lost)?;
             }
         }
     }
@@ -187,18 +189,18 @@ fn lock_soon(file: &File) -> io::Result<()> {
 
 type Happened = Option<io::Result<Event<std::ffi::OsString>>>;
 
-/// Looks again at what an event names; an event that names nothing makes it look at everything.
-fn heed(listing: &mut Listing, event: Happened) -> io::Result<()> {
-    // In the words that every further look will find.
-    let gone = || io::Error::from_raw_os_error(libc::ENOENT);
-    let event = event.ok_or_else(gone)??;
+/// Looks again at what an event names; an event that names nothing makes it look at everything. True when the directory
+/// that is watched may no longer be the one of that name.
+fn heed(listing: &mut Listing, event: Happened) -> io::Result<bool> {
+    let Some(event) = event.transpose()? else { return Ok(true) };
     if event.mask.intersects(EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::IGNORED) {
-        return Err(gone());
+        return Ok(true);
     }
     match event.name.as_deref().and_then(|name| name.to_str()) {
-        Some(name) => listing.look_at(name),
-        None => listing.refresh(),
+        Some(name) => listing.look_at(name)?,
+        None => listing.refresh()?,
     }
+    Ok(false)
 }
 
 /// What the kernel says when a limit of inotify is reached leads nobody to it.

@@ -99,16 +99,29 @@ impl<'lab> Running<'lab> {
     /// What is done to the store is said in these words, once, and touches nothing; `undo` is all that it takes.
     fn frozen(&self, harm: impl FnOnce(), said: &str, undo: impl FnOnce()) {
         let said = format!("lost, the last known leases stay in force: {said}");
-        let times = || self.daemons[0].log().lines().filter(|line| line.contains(&said)).count();
+        let times =
+            || self.daemons[0].log().lines().filter(|line| line.contains("WARN store is lost")).count();
         let (before, node) = (times(), self.lab.node(1));
-        harm();
+        self.at_once(harm);
         lab::wait_for(&said, SOON, || self.status().contains(&said));
         lab::holds_for("the node is ready", A_WHILE, || node.get("/readyz").unwrap().status == 200);
         assert_eq!(self.before.diff(&View::of(&node.ns)), "");
-        undo();
+        self.at_once(undo);
         lab::wait_for("all is well", SOON, || self.status().contains("store     heard"));
         assert_eq!(times(), before + 1, "{}", self.daemons[0].log());
         assert_eq!(self.before.diff(&View::of(&node.ns)), "");
+    }
+
+    /// Several steps, and no daemon looks between them.
+    fn at_once(&self, steps: impl FnOnce()) {
+        let all = |signal: &str| {
+            for daemon in &self.daemons {
+                self.lab.node(1).ns.run(&format!("kill -{signal} {}", daemon.pid()));
+            }
+        };
+        all("STOP");
+        steps();
+        all("CONT");
     }
 
     fn lost_nothing(self) {

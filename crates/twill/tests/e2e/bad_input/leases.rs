@@ -23,7 +23,7 @@ impl Hostile {
         Self { subnet: subnet.into(), public_ip, mac, said: said.into() }
     }
 
-    fn at(self, public_ip: impl ToString) -> Self {
+    fn at(self, public_ip: &impl ToString) -> Self {
         Self { public_ip: public_ip.to_string(), ..self }
     }
 
@@ -45,7 +45,7 @@ fn hostile(lab: &Lab) -> Vec<Hostile> {
     let (ours, theirs) = (node.subnet(), peer.subnet());
     let half = |subnet: &str| subnet.replace("/24", "/25");
     let no_host = |subnet: &str, address: &str| {
-        Hostile::new(subnet, format!("it announces {address}, which no node can have")).at(address)
+        Hostile::new(subnet, format!("it announces {address}, which no node can have")).at(&address)
     };
     vec![
         Hostile::new("10.99.1.0/24", "outside our network"),
@@ -54,15 +54,15 @@ fn hostile(lab: &Lab) -> Vec<Hostile> {
         Hostile::new(half(&theirs), format!("overlaps that of an older lease, {theirs}")),
         Hostile::new(half(&ours), format!("overlaps ours, {ours}")),
         Hostile::new("10.244.0.0/16", format!("overlaps ours, {ours}")),
-        Hostile::new("10.244.2.0/24", format!("announces our own address {}", node.ip)).at(node.ip),
-        Hostile::new("10.244.3.0/24", "names no public IPv4 address").at("0.0.0.0"),
+        Hostile::new("10.244.2.0/24", format!("announces our own address {}", node.ip)).at(&node.ip),
+        Hostile::new("10.244.3.0/24", "names no public IPv4 address").at(&"0.0.0.0"),
         no_host("10.244.4.0/24", "127.0.0.1"),
         no_host("10.244.5.0/24", "224.0.0.9"),
         no_host("10.244.6.0/24", "192.168.100.255"),
         no_host("10.244.7.0/24", "255.255.255.255"),
         no_host("10.244.8.0/24", "10.244.77.1"),
         Hostile::new("10.244.9.0/24", r#"key "PublicIP": "192.168.100.300": invalid IPv4 address"#)
-            .at("192.168.100.300"),
+            .at(&"192.168.100.300"),
     ]
 }
 
