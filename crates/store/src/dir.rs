@@ -182,7 +182,11 @@ fn lock_soon(file: &File) -> io::Result<()> {
     loop {
         match file.try_lock() {
             Err(TryLockError::WouldBlock) if Instant::now() < end => std::thread::sleep(POLL),
-            done => return done.map_err(io::Error::from),
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::other("another daemon takes its lease just now; it is tried again"));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+            Ok(()) => return Ok(()),
         }
     }
 }
