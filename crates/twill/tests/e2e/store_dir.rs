@@ -221,8 +221,12 @@ fn an_old_copy_is_put_right_by_those_who_live() {
             let now = lab.store.leases();
             leases.iter().all(|(name, lease)| now.get(name) == Some(lease))
         });
-        assert!(daemons[0].log().contains(&format!("our lease {one} was gone and is taken again")));
-        assert!(daemons[1].log().contains(&format!("our lease {two} did not say what we announce")));
+        for (daemon, said) in [
+            (&daemons[0], format!("our lease {one} was gone and is taken again")),
+            (&daemons[1], format!("our lease {two} did not say what we announce")),
+        ] {
+            lab::wait_for(&said, SOON, || daemon.log().contains(&said));
+        }
         lab.store.remove_lease("10.244.0.0-24");
         lab::wait_for("all is as before", SOON, || View::of(&lab.node(1).ns) == before);
         let report = ping.stop();
