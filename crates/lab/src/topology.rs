@@ -151,8 +151,9 @@ impl Lab {
     /// Switches in the lab's root namespace, and a cable from each to its hosts; a port is called as its host.
     fn switch_lines(&self) -> String {
         let mut lines = String::new();
-        for segment in self.segments() {
-            let _ = writeln!(lines, "link add seg{segment} type bridge mcast_snooping 0");
+        // Older kernels (6.12) want an index that is asked for to be free here, too: the hosts' 2 and 3 must not be taken.
+        for (index, segment) in (90..).zip(self.segments()) {
+            let _ = writeln!(lines, "link add seg{segment} index {index} type bridge mcast_snooping 0");
             let _ = writeln!(lines, "link set seg{segment} up");
         }
         // With equal indexes at both ends the kernel takes its time, up to a second, to tell of the carrier.
