@@ -7,7 +7,7 @@ use crate::eyes::View;
 use crate::harm::Harm;
 use crate::monitors::Monitors;
 use crate::node::Node;
-use crate::wait::until;
+use crate::wait::{patient, until};
 
 const DEADLINE: Duration = Duration::from_secs(15);
 
@@ -27,10 +27,11 @@ pub fn try_heal(
     let monitors = Monitors::start(&node.ns);
     let start = Instant::now();
     harm.apply(node);
-    let mut seen = None;
-    let as_before = until(deadline, || (*seen.insert(View::now(&node.ns)) == *before).then_some(()));
-    let left = deadline.saturating_sub(start.elapsed());
-    let healed = as_before.and_then(|()| until(left, || ping().then(|| start.elapsed())));
+    let (mut seen, mut as_before) = (None, false);
+    let healed = until(deadline, || {
+        as_before = as_before || *seen.insert(View::now(&node.ns)) == *before;
+        (as_before && ping()).then(|| start.elapsed())
+    });
     let what = format!("{}: `{}`", node.name, harm.command(node));
     if harm.is_heard() && monitors.events().is_empty() {
         return Err(format!("{what} changed nothing"));
@@ -38,6 +39,6 @@ pub fn try_heal(
     healed.ok_or_else(|| {
         let diff = seen.map(|seen| before.diff(&seen)).unwrap_or_default();
         let state = if diff.is_empty() { "it reads as before, but no ping passes".into() } else { diff };
-        format!("{what} not repaired after {} s (- before, + now):\n{state}", deadline.as_secs())
+        format!("{what} not repaired after {} s (- before, + now):\n{state}", patient(deadline).as_secs())
     })
 }

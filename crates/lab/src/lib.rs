@@ -47,4 +47,4 @@ pub use subnet_env::SubnetEnv;
 pub use testing::{Timing, test, test_within};
 pub use topology::{Lab, Topology};
 pub use traffic::{Traffic, TrafficReport};
-pub use wait::{holds_for, until, wait_for};
+pub use wait::{holds_for, patient, until, wait_for};

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::wait::patient;
+
 /// A line and when it was read.
 #[derive(Clone, Debug)]
 pub struct Line {
@@ -50,7 +52,7 @@ impl Lines {
     pub fn wait_for(&self, limit: Duration, wanted: impl Fn(&str) -> bool) -> bool {
         let lines = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
         let missing = |lines: &mut Vec<Line>| !lines.iter().any(|line| wanted(&line.text));
-        let waited = self.shared.1.wait_timeout_while(lines, limit, missing);
+        let waited = self.shared.1.wait_timeout_while(lines, patient(limit), missing);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 

@@ -15,7 +15,7 @@ use crate::ping::ping;
 use crate::pod::{Pod, pod_name};
 use crate::store::Store;
 use crate::subnet_env::SubnetEnv;
-use crate::wait::until;
+use crate::wait::{patient, until};
 
 /// Where every daemon of the lab serves /healthz, /readyz and /metrics, on its node's 127.0.0.1.
 pub const HEALTHZ_PORT: u16 = 8081;
@@ -196,8 +196,9 @@ impl Node {
     }
 
     pub(crate) fn wait_subnet_env(&self) -> SubnetEnv {
-        until(SUBNET_FILE, || self.subnet_env())
-            .unwrap_or_else(|| panic!("{}: no subnet.env after {} s", self.name, SUBNET_FILE.as_secs()))
+        until(SUBNET_FILE, || self.subnet_env()).unwrap_or_else(|| {
+            panic!("{}: no subnet.env after {} s", self.name, patient(SUBNET_FILE).as_secs())
+        })
     }
 
     /// A new pod on this node, made as a CNI plugin would; waits for subnet.env.
@@ -218,7 +219,7 @@ impl Node {
     pub fn get(&self, path: &str) -> Option<Reply> {
         self.ns.within(|| {
             let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], HEALTHZ_PORT))).ok()?;
-            stream.set_read_timeout(Some(ANSWER)).ok()?;
+            stream.set_read_timeout(Some(patient(ANSWER))).ok()?;
             let request = format!("GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).ok()?;
             let mut text = String::new();

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::enter;
+use crate::wait::patient;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 const LOG_TAIL: usize = 30;
@@ -37,7 +38,7 @@ pub fn test_within<F: FnOnce()>(deadline: Duration, timing: Timing, body: F) {
     }
     let path = test_path(type_name::<F>());
     let _turn = turn(timing);
-    if let Err(why) = run_again(&path, deadline) {
+    if let Err(why) = run_again(&path, patient(deadline)) {
         panic!("{path}: {why}");
     }
 }

@@ -1,14 +1,35 @@
 //! Waiting on a condition with a deadline: the only way the lab waits. Nothing here sleeps in the hope that
-//! something has happened meanwhile.
+//! something has happened meanwhile. On a slow machine, such as an emulated one, `LAB_PATIENCE=10` in the environment
+//! makes every limit ten times as long: of each wait, of each test, and of each claim that something is quick. What must
+//! stay true for a span, and ping's own wait for one answer, are as long as ever.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 const POLL: Duration = Duration::from_millis(5);
+const PATIENCE: &str = "LAB_PATIENCE";
+
+/// A limit as this machine needs it: `LAB_PATIENCE` times as long. Whoever looks at a limit of time looks at this.
+pub fn patient(limit: Duration) -> Duration {
+    let patience = std::env::var_os(PATIENCE).unwrap_or_default();
+    limit * factor(&patience.to_string_lossy())
+}
+
+fn factor(patience: &str) -> u32 {
+    match patience.parse() {
+        Ok(factor @ 1..) => factor,
+        _ if patience.is_empty() => 1,
+        _ => panic!("{PATIENCE}={patience} in the environment: give a whole number such as 10, or unset it"),
+    }
+}
 
 /// The first value that `look` finds, or None when `limit` has passed.
-pub fn until<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
-    let end = Instant::now() + limit;
+pub fn until<T>(limit: Duration, look: impl FnMut() -> Option<T>) -> Option<T> {
+    within(patient(limit), look)
+}
+
+fn within<T>(span: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + span;
     loop {
         if let Some(found) = look() {
             return Some(found);
@@ -23,14 +44,27 @@ pub fn until<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<
 /// Panics with `what` unless `condition` becomes true within `limit`.
 pub fn wait_for(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
     if until(limit, || condition().then_some(())).is_none() {
-        panic!("waited {:.1} s in vain: {what}", limit.as_secs_f64());
+        panic!("waited {:.1} s in vain: {what}", patient(limit).as_secs_f64());
     }
 }
 
 /// Panics with `what` as soon as `condition` is false within `span`: for what must stay true.
 pub fn holds_for(what: &str, span: Duration, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
-    if until(span, || (!condition()).then_some(())).is_some() {
+    if within(span, || (!condition()).then_some(())).is_some() {
         panic!("no longer true after {:.1} s: {what}", start.elapsed().as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_is_a_whole_number_or_none() {
+        assert_eq!(["", "1", "10"].map(factor), [1, 1, 10]);
+        for nonsense in ["0", "-1", "1.5", "ten"] {
+            assert!(std::panic::catch_unwind(|| factor(nonsense)).is_err(), "{nonsense}");
+        }
     }
 }

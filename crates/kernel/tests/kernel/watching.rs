@@ -45,7 +45,7 @@ impl Ear {
     fn hears(&self, kind: Kind, link: Option<&str>, line: &str) {
         self.quiet();
         sh(line);
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + lab::patient(SOON);
         let event = Event { kind, link: link.map(name) };
         while self
             .events

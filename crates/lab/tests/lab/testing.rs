@@ -11,7 +11,7 @@ fn a_body_that_panics() {
 }
 
 #[test]
-#[should_panic(expected = "not done after 1 s")]
+#[should_panic(expected = "not done after")]
 fn a_body_that_hangs() {
     lab::test_within(Duration::from_secs(1), Timing::Free, || std::thread::sleep(Duration::from_secs(60)));
 }

@@ -22,8 +22,9 @@ Usage: twill-lab [demo]                 show every backend: routes, pings, harm 
                                         (B: vxlan, host-gw, vxlan-direct; default vxlan)
        twill-lab --help
 
-TWILL_BIN   the daemon to run (default: `twill` beside this program)
-NO_COLOR    no colours";
+TWILL_BIN      the daemon to run (default: `twill` beside this program)
+LAB_PATIENCE   how many times longer than usual to wait, for a slow machine (default: 1)
+NO_COLOR       no colours";
 
 enum Wish {
     Demo,
