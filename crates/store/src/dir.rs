@@ -84,16 +84,19 @@ impl Dir {
         listing.refresh().map_err(|error| StoreError::new(subnets.display(), error))?;
         let settled =
             claim.settle(&listing.leases()).map_err(|why| StoreError::new(subnets.display(), why))?;
-        for subnet in settled.stale {
-            let path = subnets.join(subnet.to_string());
-            info!(path = %path.display(), "deleting our lease: it does not fit the network config");
-            fs::remove_file(&path).map_err(|error| StoreError::new(path.display(), error))?;
-        }
         let path = subnets.join(settled.lease.subnet.to_string());
+        let stale: Vec<_> = settled.stale.iter().map(|subnet| subnets.join(subnet.to_string())).collect();
         let json = settled.lease.to_json();
-        if read(&path).ok().as_deref() != Some(json.as_bytes()) {
-            write_whole(&subnets, &path, json.as_bytes())
-                .map_err(|error| StoreError::new(path.display(), error))?;
+        // A peer that sees no lease of ours, be it for the time of a sync, withdraws its routes to our pods. So a lease that
+        // does not fit says the new words first, and then gets the new name in one step.
+        let place = stale.last().unwrap_or(&path);
+        if read(place).ok().as_deref() != Some(json.as_bytes()) {
+            write_whole(&subnets, place, json.as_bytes())
+                .map_err(|error| StoreError::new(place.display(), error))?;
+        }
+        for old in &stale {
+            info!(path = %old.display(), "moving our lease: it does not fit the network config");
+            rename(&subnets, old, &path).map_err(|error| StoreError::new(old.display(), error))?;
         }
         info!(subnet = %settled.lease.subnet, origin = ?settled.origin, "lease is ours");
         Ok(settled.lease)
@@ -240,8 +243,8 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Writes beside, syncs, renames, syncs the directory. Only under the lock, so the name beside is nobody else's. A lease
-/// that is rewritten stays as old as it was.
+/// Writes beside, syncs, renames. Only under the lock, so the name beside is nobody else's. A lease that is rewritten stays
+/// as old as it was.
 fn write_whole(dir: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
     let beside = dir.join(format!("{HIDDEN}new"));
     let mut file = File::create(&beside)?;
@@ -250,7 +253,12 @@ fn write_whole(dir: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
         file.set_modified(modified)?;
     }
     file.sync_all()?;
-    fs::rename(&beside, path)?;
+    rename(dir, &beside, path)
+}
+
+/// Lasting once it returns.
+fn rename(dir: &Path, from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
     File::open(dir)?.sync_all()
 }
 

@@ -10,9 +10,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use inotify::{EventMask, Inotify, WatchMask};
 use plan::input::Leases;
 use plan::lease::{Announced, Lease};
-use plan::netconf::NetConf;
 use plan::note::Note;
 use plan::subnet_alloc::Asker;
 use store::{Choice, Claim, Dir, View};
@@ -37,7 +37,7 @@ fn acquire_saying(root: &Path, host: u8, dice: u64, announce: Announce<'_>) -> R
 }
 
 fn claim(root: &Path, host: u8, choice: Choice, announce: Announce<'_>) -> Result<Lease, String> {
-    let conf = NetConf::parse(CONFIG.as_bytes()).unwrap();
+    let conf = Dir::new(root).net_conf().unwrap();
     let asker =
         Asker { public_ip: Some([192, 0, 2, host].into()), public_ipv6: None, previous: None, held: None };
     let claim = Claim { conf: &conf, asker, announce, choice };
@@ -104,6 +104,32 @@ fn our_lease_is_found_again_and_not_rewritten() {
     assert_eq!(acquire(root.path(), 1, 99).unwrap().subnet, first.subnet);
     assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before);
     assert_eq!(fs::read_to_string(&path).unwrap(), HOST_GW.replace(".9", ".1"));
+}
+
+/// A peer that sees no lease of ours, even for a moment, withdraws its routes to our pods: the old one becomes the new
+/// one in a single step.
+#[test]
+fn a_lease_that_no_longer_fits_is_never_missed() {
+    let root = tempfile::tempdir().unwrap();
+    store(root.path());
+    let old = acquire(root.path(), 1, 3).unwrap().subnet.to_string();
+    let subnets = root.path().join("subnets");
+    let mut inotify = Inotify::init().unwrap();
+    inotify.watches().add(&subnets, WatchMask::MOVE | WatchMask::DELETE).unwrap();
+    let dual = r#"{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:3::/48"}"#;
+    fs::write(root.path().join("config"), dual).unwrap();
+    let new = acquire(root.path(), 1, 3).unwrap().subnet.to_string();
+    let mut buffer = [0; 4096];
+    let events = inotify.read_events(&mut buffer).unwrap();
+    let events = events.map(|event| (event.mask, event.cookie, event.name.unwrap().to_str().unwrap()));
+    let events: Vec<_> = events.filter(|(.., name)| !name.starts_with('.')).collect();
+    let [.., (from, one, moved), (to, other, at)] = events[..] else { panic!("{events:?}") };
+    assert_eq!((from, moved, to, at), (EventMask::MOVED_FROM, &*old, EventMask::MOVED_TO, &*new));
+    assert_eq!(one, other, "one rename: {events:?}");
+    assert!(!events.iter().any(|(mask, ..)| *mask == EventMask::DELETE), "{events:?}");
+    let kept: Vec<_> = fs::read_dir(&subnets).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(kept, [new.as_str()]);
+    assert_eq!(fs::read_to_string(subnets.join(&new)).unwrap(), HOST_GW.replace(".9", ".1"));
 }
 
 /// Not a test of its own: the process that the test below kills.
