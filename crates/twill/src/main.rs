@@ -31,14 +31,19 @@ use flags::Command;
 const USAGE: &str = "\
 twill gives this Kubernetes node a pod subnet and makes the pods of all nodes reach each other.
 
-usage: twill daemon [flags]          run on this node (twill daemon --help lists the flags)
-       twill status [--json]         what this node's daemon does and sees
-       twill diff [--json]           the steps that would make the kernel right; exit code 1 if there are any
-       twill diff --offline [flags]  the same from store and kernel, without a daemon; takes the daemon's flags
-       twill uninstall [--dry-run]   remove all that is twill's from this node, the daemon being stopped
-             [--hand-over]           only what flannel would not have written, so that flannel can go on
-             [--subnet-file FILE] [--cache-dir DIR]
+usage: twill daemon [flags]
+             run on this node; twill daemon --help lists the flags
+       twill status [--json] [--socket FILE]
+             what this node's daemon does and sees
+       twill diff [--json] [--socket FILE]
+             the steps that would make the kernel right; exit code 1 if there are any
+       twill diff --offline [--json] [flags]
+             the same from store and kernel, without a daemon; takes the daemon's flags
+       twill uninstall [--dry-run] [--hand-over] [--subnet-file FILE] [--cache-dir DIR]
+             remove all that is twill's from this node, the daemon being stopped; with --hand-over only what flannel
+             would not have written, so that flannel can go on
        twill --version
+       twill --help
 ";
 
 fn main() -> ExitCode {
