@@ -271,3 +271,120 @@ impl fmt::Display for Family {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{MAIN_TABLE, RoutePath};
+
+    /// Makes a note of each kind, and the words by which docs/operating.md lists it: a kind without a line does not
+    /// compile.
+    macro_rules! kinds {
+        ($($kind:pat => $note:expr, $words:literal;)*) => {
+            fn words(note: &Note) -> &'static str {
+                match note {
+                    $($kind => $words,)*
+                }
+            }
+
+            fn one_of_each() -> Vec<Note> {
+                vec![$($note),*]
+            }
+        };
+    }
+
+    kinds! {
+        Note::Node(NodeFault::UplinkMissing(_)) => node(NodeFault::UplinkMissing(link())), "does not exist; nothing is changed";
+        Note::Node(NodeFault::UplinkDown(_)) => node(NodeFault::UplinkDown(link())), "is down; routes through it wait";
+        Note::Node(NodeFault::UplinkWithoutCarrier(_)) =>
+            node(NodeFault::UplinkWithoutCarrier(link())), "has no carrier, so nothing leaves this node";
+        Note::Node(NodeFault::UplinkWithoutFamily { .. }) =>
+            node(NodeFault::UplinkWithoutFamily { uplink: link(), family: Family::Ipv6 }), "is configured; nothing is withdrawn";
+        Note::Node(NodeFault::UplinkWithoutAddress { .. }) =>
+            node(NodeFault::UplinkWithoutAddress { uplink: link(), address: ip() }), "has lost our address";
+        Note::Node(NodeFault::UplinkWithoutRoute { .. }) =>
+            node(NodeFault::UplinkWithoutRoute { uplink: link(), address: ip() }), "but no route to its segment";
+        Note::Node(NodeFault::ForeignDevice { .. }) =>
+            node(NodeFault::ForeignDevice { name: link(), kind: "bridge".into() }), "device, not vxlan";
+        Note::Node(NodeFault::NotLeased(_)) => node(NodeFault::NotLeased(Family::Ipv6)), "that family is off";
+        Note::Node(NodeFault::SysctlRefused { .. }) =>
+            node(NodeFault::SysctlRefused { path: "a/b".into(), value: "0".into() }), "cannot be written. Run: sysctl";
+        Note::Peer { fault: PeerFault::OutsideNetwork, .. } => peer(PeerFault::OutsideNetwork), "lies outside our network";
+        Note::Peer { fault: PeerFault::Misaligned, .. } => peer(PeerFault::Misaligned), "has host bits set";
+        Note::Peer { fault: PeerFault::OverlapsOurs(_), .. } => peer(PeerFault::OverlapsOurs(net())), "subnet overlaps ours";
+        Note::Peer { fault: PeerFault::Overlaps(_), .. } =>
+            peer(PeerFault::Overlaps(net())), "subnet overlaps that of an older lease";
+        Note::Peer { fault: PeerFault::NoPublicAddress(_), .. } =>
+            peer(PeerFault::NoPublicAddress(Family::Ipv4)), "its lease names no public";
+        Note::Peer { fault: PeerFault::BadPublicAddress(_), .. } =>
+            peer(PeerFault::BadPublicAddress(ip())), "which no node can have";
+        Note::Peer { fault: PeerFault::OurPublicAddress(_), .. } =>
+            peer(PeerFault::OurPublicAddress(ip())), "it announces our own address";
+        Note::Peer { fault: PeerFault::NoVtep(_), .. } => peer(PeerFault::NoVtep(Family::Ipv4)), "VTEP MAC; left out";
+        Note::Peer { fault: PeerFault::BadVtepMac(_), .. } =>
+            peer(PeerFault::BadVtepMac(Mac::default())), "is not a unicast address";
+        Note::Peer { fault: PeerFault::OurVtepMac(_), .. } => peer(PeerFault::OurVtepMac(Mac::default())), "is ours too";
+        Note::Peer { fault: PeerFault::SharedVtepMac { .. }, .. } =>
+            peer(PeerFault::SharedVtepMac { mac: Mac::default(), with: net() }), "is that of";
+        Note::Peer { fault: PeerFault::UnusableVni(_), .. } => peer(PeerFault::UnusableVni(7)), "which is one VNI too many";
+        Note::Peer { fault: PeerFault::OtherBackend { .. }, .. } =>
+            peer(PeerFault::OtherBackend { theirs: "".into(), ours: "vxlan".into() }), "left out until both agree";
+        Note::Peer { fault: PeerFault::NotOnLink { .. }, .. } =>
+            peer(PeerFault::NotOnLink { next_hop: ip(), uplink: link() }), "is not on the layer-2 segment of";
+        Note::Entry { .. } => Note::Entry { key: "a".into(), why: "b".into() }, "store entry";
+        Note::Stale { .. } =>
+            Note::Stale { key: "a".into(), why: "b".into() }, "what it said before stays in force";
+        Note::Store(StoreFault::PeersMissing) => Note::Store(StoreFault::PeersMissing), "more than half of the peers at once";
+        Note::Store(StoreFault::OwnLeaseGone { .. }) =>
+            Note::Store(StoreFault::OwnLeaseGone { why: "a".into() }), "our lease is gone and cannot be taken again";
+        Note::Store(StoreFault::OwnLeaseStale { .. }) =>
+            Note::Store(StoreFault::OwnLeaseStale { why: "a".into() }), "our lease does not say what we announce and cannot";
+        Note::Store(StoreFault::ConfigUnusable { .. }) =>
+            Note::Store(StoreFault::ConfigUnusable { why: "a".into() }), "the last good network config stays in force";
+        Note::Store(StoreFault::ConfigRefused { .. }) =>
+            Note::Store(StoreFault::ConfigRefused { what: "a".into() }), "cannot change under running pods";
+        Note::Unwritable { .. } =>
+            Note::Unwritable { path: "/a".into(), why: "b".into(), loss: "c".into() }, "cannot be written:";
+        Note::Unclaimed(Unclaimed::Route(_)) => Note::Unclaimed(Unclaimed::Route(route())), "If nothing needs it: ip route del";
+        Note::Unclaimed(Unclaimed::Device(_)) => Note::Unclaimed(Unclaimed::Device(link())), "If nothing needs it: ip link del";
+    }
+
+    fn node(fault: NodeFault) -> Note {
+        Note::Node(fault)
+    }
+
+    fn peer(fault: PeerFault) -> Note {
+        Note::Peer { subnet: net(), fault }
+    }
+
+    fn link() -> LinkName {
+        "eth0".parse().unwrap()
+    }
+
+    fn ip() -> IpAddr {
+        [192, 0, 2, 1].into()
+    }
+
+    fn net() -> IpNet {
+        "10.244.3.0/24".parse().unwrap()
+    }
+
+    fn route() -> Route {
+        let path = RoutePath::Via { gateway: ip(), link: link(), onlink: false };
+        Route { table: MAIN_TABLE, destination: net(), path, protocol: 3, unknown: None }
+    }
+
+    #[test]
+    fn the_documents_list_every_kind_of_note_and_no_other() {
+        let text = include_str!("../../../docs/operating.md");
+        let (_, section) = text.split_once("\n## Notes\n").unwrap();
+        let rows = section.lines().take_while(|line| !line.starts_with("## "));
+        let listed: Vec<&str> = rows.filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+        let notes = one_of_each();
+        let expected: Vec<&str> = notes.iter().map(words).collect();
+        assert_eq!(listed, expected);
+        for (note, words) in notes.iter().zip(expected) {
+            assert!(note.to_string().contains(words), "{words:?} are no words of: {note}");
+        }
+    }
+}

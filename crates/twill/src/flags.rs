@@ -171,4 +171,32 @@ mod tests {
         assert!(flags.dry_run && flags.extent == Extent::HandOver && flags.subnet_file == *"/e");
         assert!(parse("uninstall --store=/s").is_err());
     }
+
+    /// The cells of the table's rows below a heading of docs/operating.md.
+    pub(super) fn documented(heading: &str) -> Vec<Vec<String>> {
+        let text = include_str!("../../../docs/operating.md");
+        let (_, section) = text.split_once(&format!("\n{heading}\n")).unwrap();
+        let rows =
+            section.lines().take_while(|line| !line.starts_with('#')).filter(|line| line.starts_with("| `"));
+        let cells = |row: &str| {
+            row.trim_matches(['|', ' ']).split(" | ").map(|cell| cell.replace("\\|", "|")).collect()
+        };
+        rows.map(cells).collect()
+    }
+
+    /// docs/operating.md lists the usage's very lines, and each of them can be typed.
+    #[test]
+    fn the_documents_list_every_command_and_no_other() {
+        let (_, usage) = USAGE.split_once("usage: ").unwrap();
+        let commands: Vec<&str> =
+            usage.lines().map(str::trim).filter(|line| line.starts_with("twill ")).collect();
+        let listed: Vec<String> =
+            documented("## Commands").into_iter().map(|row| row[0].trim_matches('`').to_owned()).collect();
+        assert_eq!(listed, commands);
+        for line in commands {
+            let line =
+                line.trim_start_matches("twill ").replace("[flags]", "--store=/s").replace(['[', ']'], "");
+            assert!(parse(&line).is_ok(), "{line}");
+        }
+    }
 }

@@ -16,3 +16,51 @@ pub(crate) fn init() {
         .with_writer(std::io::stderr)
         .init();
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    /// All source text below that directory, in one.
+    fn source(dir: &Path) -> String {
+        let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        entries
+            .map(|path| if path.is_dir() { source(&path) } else { fs::read_to_string(path).unwrap() })
+            .collect()
+    }
+
+    /// What stands between the parts that vary.
+    fn fixed<'a>(line: &'a str, varying: &[char]) -> impl Iterator<Item = &'a str> {
+        line.split(|c| varying.contains(&c)).map(str::trim).filter(|part| part.len() > 3)
+    }
+
+    #[test]
+    fn the_documents_list_every_line_and_no_other() {
+        let text = include_str!("../../../docs/operating.md");
+        let (_, section) = text.split_once("\n## Log\n").unwrap();
+        let (section, _) = section.split_once("\nWhat ends a start").unwrap();
+        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let source: String =
+            ["twill", "store", "kernel"].map(|name| source(&crates.join(name).join("src"))).concat();
+        for level in ["info", "warn", "error"] {
+            for call in source.split(&format!("{level}!(")).skip(1) {
+                let line = call.split('"').nth(1).unwrap();
+                // Braces hold what varies, but not what stands outside them.
+                let line: String =
+                    line.split('{').map(|part| part.rsplit('}').next().unwrap().to_owned() + "{").collect();
+                for part in fixed(&line, &['{']) {
+                    assert!(
+                        section.contains(part),
+                        "{part:?}, a line of level {level}, is not in docs/operating.md"
+                    );
+                }
+            }
+        }
+        for row in section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()) {
+            for part in fixed(row, &['…']) {
+                assert!(source.contains(part), "docs/operating.md lists {row:?}, which no line says");
+            }
+        }
+    }
+}

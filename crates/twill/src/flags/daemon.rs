@@ -332,4 +332,18 @@ mod tests {
             FLAGS.iter().all(|flag| help.contains(&format!("--{}", flag.name)) && help.contains(flag.help))
         );
     }
+
+    #[test]
+    fn the_documents_list_every_flag_with_its_default_and_no_other() {
+        let row = |flag: &Flag| {
+            let value = flag.value.map_or("boolean".into(), |value| format!("`{value}`"));
+            let default = if flag.default.is_empty() { "none".into() } else { format!("`{}`", flag.default) };
+            [format!("`--{}`", flag.name), value, default]
+        };
+        let flags: Vec<_> = FLAGS.iter().map(row).collect();
+        let listed = crate::flags::tests::documented("## Flags of `twill daemon`");
+        let listed: Vec<_> =
+            listed.iter().map(|row| [row[0].clone(), row[1].clone(), row[2].clone()]).collect();
+        assert_eq!(listed, flags);
+    }
 }

@@ -6,6 +6,7 @@
 mod bad_input;
 mod cluster;
 mod diff;
+mod docs;
 mod dual_stack;
 mod foreign;
 mod host_gw;

@@ -1,0 +1,62 @@
+//! What docs/operating.md says of a running daemon is what it shows. What can be told without one stands beside the
+//! code: flags and commands in src/flags.rs, notes in plan's note.rs.
+
+use std::collections::BTreeSet;
+
+use lab::{Timing, Topology};
+
+use crate::cluster::{self, SOON, VXLAN};
+
+/// Name, type and label names of a family.
+type Family = (String, String, Vec<String>);
+
+/// The first three cells of the rows below "## Metrics".
+fn documented() -> BTreeSet<Family> {
+    let text = include_str!("../../../../docs/operating.md");
+    let (_, section) = text.split_once("\n## Metrics\n").unwrap();
+    let rows =
+        section.lines().take_while(|line| !line.starts_with('#')).filter(|line| line.starts_with("| `"));
+    let family = |row: &str| {
+        let cells: Vec<&str> = row.trim_matches(['|', ' ']).split(" | ").collect();
+        let labels = cells[2].split(", ").filter(|label| *label != "none");
+        let labels = labels.map(|label| label.trim_matches('`').to_owned());
+        (cells[0].trim_matches('`').to_owned(), cells[1].to_owned(), labels.collect())
+    };
+    rows.map(family).collect()
+}
+
+/// What `/metrics` shows, by the names that one asks for: a counter's samples end in `_total`.
+fn shown(text: &str) -> BTreeSet<Family> {
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let family = |(name, kind): (&str, &str)| {
+        let samples = text.lines().filter(|line| line.starts_with(name));
+        let mut labels: Vec<String> = samples
+            .filter_map(|line| Some(line.split_once('{')?.1.split_once('}')?.0))
+            .flat_map(|labels| labels.split(','))
+            .map(|label| label.split('=').next().unwrap().to_owned())
+            // Every histogram has it.
+            .filter(|label| label != "le")
+            .collect();
+        labels.sort();
+        labels.dedup();
+        let end = if kind == "counter" { "_total" } else { "" };
+        (format!("{name}{end}"), kind.to_owned(), labels)
+    };
+    types.map(family).collect()
+}
+
+#[test]
+fn every_metric_is_listed_and_no_other() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let node = lab.node(1);
+        // Somebody else's device has our VNI and port, so that the kernel refuses something, too.
+        node.ns.run("ip link add squatter type vxlan id 1 dev eth0 dstport 8472");
+        let _daemon = node.start(cluster::FLAGS);
+        let metrics = || node.get("/metrics").map(|reply| reply.body).unwrap_or_default();
+        lab::wait_for("something was refused", SOON, || metrics().contains("twill_failed_ops_total{"));
+        node.ns.run("ip link del squatter");
+        lab::wait_for("something was done", SOON, || metrics().contains("twill_ops_total{"));
+        assert_eq!(shown(&metrics()), documented());
+    });
+}
