@@ -8,10 +8,10 @@ pub mod vxlan;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::Mac;
 use crate::fields::Fields;
 use crate::input::{Config, Family, Underlay, Uplink};
 use crate::lease::{Announced, Lease, Vtep};
+use crate::{LinkName, Mac};
 
 /// A backend with its options (flannel-compat 2.3).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +54,17 @@ impl Backend {
         match self {
             Self::Vxlan(options) => options.pod_mtu(uplink),
             Self::HostGw | Self::Alloc => uplink.mtu,
+        }
+    }
+
+    /// The devices that this node itself needs; those for peers of other VNIs come on top.
+    pub fn devices(&self, config: &Config) -> Vec<LinkName> {
+        match self {
+            Self::Vxlan(options) => {
+                let families = Family::ALL.into_iter().filter(|family| config.network(*family).is_some());
+                families.map(|family| options.device_name(family)).collect()
+            }
+            Self::HostGw | Self::Alloc => Vec::new(),
         }
     }
 

@@ -2,7 +2,7 @@
 //! on where we stop. Both are differences like any other; nothing but what is ours is named.
 
 use crate::owned::{Owned, Sweep};
-use crate::state::{Route, RoutePath, State};
+use crate::state::{MAIN_TABLE, Route, RoutePath, State};
 use crate::{LinkName, Op, Row, Table, diff};
 
 /// Removes all that is ours.
@@ -10,8 +10,8 @@ pub fn uninstall(seen: &State, owned: &Owned) -> Vec<Op> {
     diff(&State::default(), seen, &Owned { sweep: Sweep::LeftOvers, ..owned.clone() })
 }
 
-/// Removes what flannel would not have written: refusals, rules and next hop objects, whose routes become plain ones,
-/// and all devices but `own`, those of the config in force. What carries flannel's traffic stays.
+/// Removes what flannel would not have written: refusals, rules and next hop objects, whose routes become plain ones in the
+/// main table, and all devices but `own`, those of the config in force. What carries flannel's traffic stays.
 pub fn hand_over(seen: &State, owned: &Owned, own: &[LinkName]) -> Vec<Op> {
     let goes = |link: LinkName| owned.links.contains(&link) && !own.contains(&link);
     let plain = |row: &Route| {
@@ -24,6 +24,7 @@ pub fn hand_over(seen: &State, owned: &Owned, own: &[LinkName]) -> Vec<Op> {
         });
         Route { path, ..row.clone() }
     };
+    let in_main = |row: Route| if owned.route(&row) { Route { table: MAIN_TABLE, ..row } } else { row };
     let stays = |row: &Route| match row.path {
         RoutePath::Via { link, .. } | RoutePath::Link(link) => !goes(link),
         RoutePath::Unreachable | RoutePath::Blackhole => !owned.route(row),
@@ -36,7 +37,7 @@ pub fn hand_over(seen: &State, owned: &Owned, own: &[LinkName]) -> Vec<Op> {
         fdb: kept(&seen.fdb, |row| !goes(row.link)),
         neighbours: kept(&seen.neighbours, |row| !goes(row.link)),
         nexthops: kept(&seen.nexthops, |row| !owned.nexthop(row) && !goes(row.link)),
-        routes: seen.routes.iter().map(plain).filter(stays).collect(),
+        routes: seen.routes.iter().map(plain).filter(stays).map(in_main).collect(),
         rules: kept(&seen.rules, |row| !owned.rule(row)),
     };
     diff(&left, seen, &Owned { sweep: Sweep::LeftOvers, ..owned.clone() })
@@ -50,7 +51,7 @@ fn kept<T: Row>(rows: &Table<T>, stays: impl Fn(&T) -> bool) -> Table<T> {
 mod tests {
     use super::*;
     use crate::owned::{NEXTHOPS, PROTOCOL};
-    use crate::state::{Address, Link, LinkKind, MAIN_TABLE, Nexthop, Rule, Vxlan};
+    use crate::state::{Address, Link, LinkKind, Nexthop, Rule, Vxlan};
 
     fn owned() -> Owned {
         Owned {
@@ -148,6 +149,29 @@ mod tests {
             ["- rule priority 5000 to 10.244.0.0/16 lookup 100", "- route unreachable 10.244.3.0/24"]
         );
         assert_eq!(ops.len(), 4, "what is on the devices goes with them: {ops:#?}");
+    }
+
+    #[test]
+    fn routes_of_another_table_are_handed_over_in_the_main_one_before_they_go() {
+        let [owned, seen] = [(); 2].map(|()| (owned(), seen())).map(|(owned, seen)| {
+            let routes = seen.routes.iter().take(1).map(|row| Route { table: 100, ..row.clone() });
+            let rules = seen.rules.iter().take(1).cloned().collect();
+            let state =
+                State { routes: routes.collect(), rules, links: seen.links.clone(), ..State::default() };
+            (Owned { table: 100, ..owned }, state)
+        });
+        assert_eq!(
+            lines(&hand_over(
+                &seen.1,
+                &owned.0,
+                &["flannel.1", "flannel.42"].map(|name| name.parse().unwrap())
+            )),
+            [
+                "+ route 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink",
+                "- rule priority 5000 to 10.244.0.0/16 lookup 100",
+                "- route 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink table 100",
+            ]
+        );
     }
 
     #[test]

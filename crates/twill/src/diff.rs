@@ -15,7 +15,7 @@ use store::Dir;
 use crate::flags::{Asked, DiffFlags, Flags};
 use crate::footprint::Footprint;
 use crate::identity::Place;
-use crate::{client, status, subnet_file};
+use crate::{client, logging, status, subnet_file};
 
 /// Grows when a field changes its meaning.
 pub(crate) const FORMAT: u32 = 1;
@@ -64,6 +64,7 @@ pub(crate) fn print(ops: &[Op]) {
 
 /// What a daemon with these flags would do first.
 fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
+    logging::init();
     let store = Dir::new(&flags.store);
     let conf = store.net_conf()?;
     let leases = store.leases()?;

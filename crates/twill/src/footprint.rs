@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use plan::LinkName;
-use plan::backend::Backend;
-use plan::input::{Config, Family};
+use plan::input::Config;
 use plan::owned::{Owned, Sweep};
 use plan::state::MAIN_TABLE;
 use serde::{Deserialize, Serialize};
@@ -29,6 +28,8 @@ pub(crate) struct Footprint {
     pub(crate) devices: Vec<LinkName>,
     /// Those of the devices that this node itself announces.
     pub(crate) announced_devices: Vec<LinkName>,
+    /// That of the daemon, which stays where it is killed.
+    pub(crate) socket: PathBuf,
 }
 
 impl Footprint {
@@ -38,21 +39,15 @@ impl Footprint {
         subnet_file.with_file_name(format!(".{name}.footprint"))
     }
 
-    pub(crate) fn new(config: &Config, owned: &Owned) -> Self {
-        let announced_devices = match &config.backend {
-            Backend::Vxlan(options) => {
-                let families = Family::ALL.into_iter().filter(|family| config.network(*family).is_some());
-                families.map(|family| options.device_name(family)).collect()
-            }
-            Backend::HostGw | Backend::Alloc => Vec::new(),
-        };
+    pub(crate) fn new(config: &Config, owned: &Owned, socket: &Path) -> Self {
         Self {
             format: FORMAT,
             uplink: owned.uplink,
             tables: owned.all_tables().collect(),
             networks: owned.all_networks().copied().collect(),
             devices: owned.links.clone(),
-            announced_devices,
+            announced_devices: config.backend.devices(config),
+            socket: socket.to_owned(),
         }
     }
 
@@ -95,7 +90,7 @@ impl Footprint {
             former_networks: Vec::new(),
             former_writer: Default::default(),
             table: self.tables.first().copied().unwrap_or(MAIN_TABLE),
-            former_tables: self.tables.clone(),
+            former_tables: self.tables.iter().skip(1).copied().collect(),
             sysctls: Vec::new(),
             sweep: Sweep::LeftOvers,
         }
@@ -119,6 +114,7 @@ mod tests {
             networks: vec!["10.244.0.0/16".parse().unwrap()],
             devices: vec!["flannel.1".parse().unwrap()],
             announced_devices: vec![],
+            socket: "/run/flannel/twill.sock".into(),
         };
         footprint.write(&path).unwrap();
         assert_eq!(Footprint::read(&path).as_ref(), Some(&footprint));

@@ -15,7 +15,7 @@ use plan::note::{NodeFault, Note, StoreFault};
 use plan::owned::{Owned, Sweep};
 use plan::subnet_env::SubnetEnv;
 use plan::uplink::Choice;
-use plan::{Mac, Object, Op, Wanted};
+use plan::{LinkName, Mac, Object, Op, Wanted};
 use store::View;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
@@ -132,7 +132,7 @@ impl Reconciler {
         round.notes.extend(self.cache.note());
         self.tell(&round);
         let programmed = leases != Leases::Unknown;
-        let fault = own_fault(&round).or_else(|| {
+        let fault = own_fault(&round, &self.config.backend.devices(&self.config)).or_else(|| {
             let unwritten = programmed.then(|| self.write_subnet_file().err()).flatten()?;
             due = due.into_iter().chain([begun + FILE_RETRY]).min();
             Some(unwritten)
@@ -181,7 +181,7 @@ impl Reconciler {
 
     /// Writes down what is ours before it is made.
     fn leave_footprint(&mut self, owned: &Owned) -> Option<Note> {
-        let footprint = Footprint::new(&self.config, owned);
+        let footprint = Footprint::new(&self.config, owned, &self.flags.socket);
         if self.memory.footprint.as_ref() == Some(&footprint) {
             return None;
         }
@@ -391,13 +391,19 @@ struct Heard {
 }
 
 /// What is wrong with this node's own part, if anything: never a peer's trouble.
-fn own_fault(round: &Round) -> Option<String> {
-    let own = |object: &Object| matches!(object, Object::Link(_) | Object::LinkUp(_) | Object::Address(_));
+fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
+    let own = |object: &Object| match object {
+        Object::Link(link) => devices.contains(&link.name),
+        Object::LinkUp(name) => devices.contains(name),
+        Object::Address(row) => devices.contains(&row.link),
+        _ => false,
+    };
     let failed = round.failed.iter().find(|(op, _)| own(&op.object)).map(|(_, error)| error.to_string());
     let held = round.held.iter().find(|(op, _)| own(&op.object));
     let held = held.map(|(op, times)| format!("needed {times} times and put off: {op}"));
     let noted = round.notes.iter().find_map(|note| match note {
         Note::Node(NodeFault::SysctlRefused { .. }) => None,
+        Note::Node(NodeFault::ForeignDevice { name, .. }) if !devices.contains(name) => None,
         Note::Node(fault) => Some(fault.to_string()),
         _ => None,
     });

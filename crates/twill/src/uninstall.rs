@@ -17,12 +17,14 @@ use crate::diff;
 use crate::flags::{Extent, UninstallFlags};
 use crate::footprint::Footprint;
 use crate::locks::{self, Locks};
+use crate::logging;
 
 pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
+    logging::init();
     let footprint_file = Footprint::path(&flags.subnet_file);
     let Some(footprint) = Footprint::read(&footprint_file) else {
         println!(
-            "nothing of twill's is known here: there is no {}. If something is there all the same, start the daemon once \
+            "nothing of twill's is known here: there is no usable {}. If something is there all the same, start the daemon once \
              and stop it",
             footprint_file.display()
         );
@@ -47,7 +49,7 @@ pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
         }
     };
     diff::print(&ops);
-    let files = files(flags, footprint_file);
+    let files = files(flags, footprint.socket, footprint_file);
     for file in &files {
         println!("- file {}", file.display());
     }
@@ -92,12 +94,13 @@ fn apply(kernel: &mut Kernel, ops: &[Op]) -> anyhow::Result<()> {
 }
 
 /// What we keep on disk and is there; flannel goes on with the subnet file.
-fn files(flags: &UninstallFlags, footprint: PathBuf) -> Vec<PathBuf> {
+fn files(flags: &UninstallFlags, socket: PathBuf, footprint: PathBuf) -> Vec<PathBuf> {
     let subnet_file = (flags.extent == Extent::Everything).then(|| flags.subnet_file.clone());
     let all = [
         subnet_file,
         Cache::path(&flags.cache_dir, &flags.subnet_file),
         Some(locks::lock_file(&flags.subnet_file)),
+        Some(socket),
         Some(footprint),
     ];
     all.into_iter().flatten().filter(|path| path.exists()).collect()

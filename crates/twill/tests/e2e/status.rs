@@ -103,3 +103,33 @@ fn a_device_that_cannot_be_made_keeps_the_node_from_being_ready() {
         assert_eq!(node.ns.run("cat /proc/sys/net/ipv6/conf/flannel.1/accept_ra").trim(), "0");
     });
 }
+
+/// A peer that announces a VNI for which there can be no device here is that peer's trouble.
+#[test]
+fn a_device_for_a_peers_vni_that_cannot_be_made_leaves_the_node_ready() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let (_daemons, pods) = cluster::start(&lab);
+        let node = lab.node(1);
+        node.ns.run(
+            "ip link add squatter type vxlan id 7 dev eth0 dstport 8472; ip link add flannel.9 type bridge",
+        );
+        for (vni, at) in [(7, 207), (9, 209)] {
+            let mac = format!("02:00:00:00:0d:{vni:02x}");
+            let data = format!(r#"{{"VNI":{vni},"VtepMAC":"{mac}"}}"#);
+            let lease = format!(
+                r#"{{"PublicIP":"192.168.100.{at}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{data}}}"#
+            );
+            lab.store.put_lease(&format!("10.244.{at}.0-24"), &lease);
+        }
+        lab::wait_for("both are tried", SOON, || {
+            let status = node.twill(&["status"]);
+            status.contains("flannel.7") && status.contains("flannel.9 exists")
+        });
+        // Longer than the patience that a repair is given.
+        lab::holds_for("it is ready", std::time::Duration::from_secs(7), || {
+            node.get("/readyz").is_some_and(|reply| reply.status == 200)
+        });
+        assert!(pods[0].ping(pods[1].ip()).is_some());
+    });
+}

@@ -37,13 +37,12 @@ fn everything_goes(config: &str, topology: Topology) {
     foreign::plant6(node, "fd00:244:0:f0::/64");
     let (clean, no_files) = (View::of(&node.ns), files(node));
     let mut daemons = lab.start_all(cluster::FLAGS);
-    let installed = View::of(&node.ns);
-    assert_ne!(clean.diff(&installed), "");
     let refused = uninstall(node, &[]);
     assert!(!refused.status.success() && said(&refused).contains("stopped first"), "{}", said(&refused));
     // One that was killed leaves as much as one that was stopped.
     daemons[0].kill9();
-    fs::remove_file(node.run_dir().join("twill.sock")).unwrap();
+    let installed = View::of(&node.ns);
+    assert_ne!(clean.diff(&installed), "");
     let with_files = files(node);
     let dry = uninstall(node, &["--dry-run"]);
     assert!(dry.status.success(), "{}", said(&dry));
@@ -148,6 +147,36 @@ fn host_gw_in_dual_stack_is_handed_over() {
 #[test]
 fn alloc_is_handed_over() {
     lab::test(Timing::Free, || hand_over("alloc", Topology::flat(3)));
+}
+
+/// flannel looks in the main table only.
+#[test]
+fn routes_in_a_table_of_their_own_are_handed_over_in_the_main_one() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
+        let mut daemons = lab.start_all(&["--iface=eth0", "--route-table=flannel"]);
+        let pods = lab.pods();
+        cluster::reach_each_other(&pods);
+        let pings: Vec<PingStream> = pods[1].ips().map(|ip| PingStream::start(&pods[0].ns, ip)).collect();
+        lab::wait_for("the pods talk", SOON, || pings.iter().all(|ping| ping.received() > 10));
+        terminate(&mut daemons);
+        for (node, peer) in [(lab.node(1), lab.node(2)), (lab.node(2), lab.node(1))] {
+            let output = uninstall(node, &["--hand-over"]);
+            assert!(output.status.success(), "{}", said(&output));
+            let left = "ip rule; ip -6 rule; ip route show table 8472; ip -6 route show table 8472";
+            let left = node.ns.run(left);
+            assert!(!left.contains("10.244.") && !left.contains("fd00:244"), "{left}");
+            let main = node.ns.run("ip route; ip -6 route");
+            assert!(main.contains(&peer.subnet()) && main.contains(&peer.subnet6()), "{main}");
+        }
+        let seen: Vec<u64> = pings.iter().map(PingStream::received).collect();
+        lab::wait_for("and go on talking", SOON, || {
+            pings.iter().zip(&seen).all(|(ping, seen)| ping.received() > seen + 20)
+        });
+        for report in pings.into_iter().map(PingStream::stop) {
+            assert_eq!(report.lost, 0, "{report:?}");
+        }
+    });
 }
 
 fn with_flannel_back(lab: &Lab) -> (String, String) {
