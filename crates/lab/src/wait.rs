@@ -1,7 +1,7 @@
 //! Waiting on a condition with a deadline: the only way the lab waits. Nothing here sleeps in the hope that
 //! something has happened meanwhile. On a slow machine, such as an emulated one, `LAB_PATIENCE=10` in the environment
 //! makes every limit ten times as long: of each wait, of each test, and of each claim that something is quick. What must
-//! stay true for a span, and ping's own wait for one answer, are as long as ever.
+//! stay true for a span, and the wait for the answer to one packet, are as long as ever.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
