@@ -49,6 +49,11 @@ impl Backend {
         }
     }
 
+    /// Can it work with that uplink? The error says what to do.
+    pub fn suits(&self, uplink: &Uplink) -> Result<(), String> {
+        if *self == Self::HostGw { host_gw::check(uplink) } else { Ok(()) }
+    }
+
     /// The MTU of pods, bytes: what `FLANNEL_MTU` says.
     pub fn pod_mtu(&self, uplink: &Uplink) -> u32 {
         match self {

@@ -3,8 +3,8 @@
 
 use std::net::IpAddr;
 
-use crate::input::{Family, LinkFacts, Underlay, Uplink};
-use crate::uplink::Choice;
+use crate::input::{AddressFacts, Family, Underlay, Uplink};
+use crate::uplink::{Choice, is_link_local};
 
 /// What became of the uplink.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,22 +21,22 @@ pub enum Followed {
 pub fn follow(uplink: &Uplink, underlay: &Underlay, choose: impl FnOnce() -> Option<Choice>) -> Followed {
     let addresses: Vec<IpAddr> =
         Family::ALL.into_iter().filter_map(|family| uplink.address(family)).collect();
-    let has_all = |link: &LinkFacts| {
-        addresses.iter().all(|address| {
-            underlay.addresses.iter().any(|facts| facts.link == link.name && facts.address.addr() == *address)
-        })
+    let all = |fits: &dyn Fn(&AddressFacts) -> bool| {
+        let is_there =
+            |address| underlay.addresses.iter().any(|facts| facts.address.addr() == address && fits(facts));
+        addresses.iter().all(|address| is_there(*address))
     };
     let present = underlay.link(uplink.link);
-    if present.is_some_and(has_all) {
+    if present.is_some() && all(&|facts| facts.serves(uplink.link)) {
         let mtu = present.map_or(uplink.mtu, |link| link.mtu);
         return Followed::Here(Uplink { mtu, ..uplink.clone() });
     }
     if present.is_none()
-        && let Some(link) = underlay.links.iter().find(|link| has_all(link))
+        && let Some(link) = underlay.links.iter().find(|link| all(&|facts| facts.link == link.name))
     {
         let reason = format!("it was {} before and has its addresses", uplink.link);
         let uplink = Uplink { link: link.name, mtu: link.mtu, ..uplink.clone() };
-        return Followed::Moved(Choice { uplink, reason });
+        return Followed::Moved(Choice { uplink, reason, failures: Vec::new() });
     }
     // A link that comes up has its link-local address first, and the lasting one a moment later.
     let is_better = |choice: &Choice| {
@@ -49,17 +49,10 @@ pub fn follow(uplink: &Uplink, underlay: &Underlay, choose: impl FnOnce() -> Opt
     choose().filter(is_better).map_or(Followed::Lost, Followed::Moved)
 }
 
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::input::AddressFacts;
+    use crate::input::LinkFacts;
 
     fn underlay(addresses: &[(&str, &str)]) -> Underlay {
         let mut links: Vec<LinkFacts> = Vec::new();
@@ -83,16 +76,16 @@ mod tests {
 
     fn uplink() -> Uplink {
         Uplink {
-            link: "eth0".parse().unwrap(),
-            mtu: 1500,
             ipv4: Some([192, 0, 2, 1].into()),
             ipv6: Some("2001:db8::1".parse().unwrap()),
+            ..Uplink::new("eth0".parse().unwrap(), 1500)
         }
     }
 
     fn chosen(link: &str, ipv4: [u8; 4], ipv6: &str) -> Option<Choice> {
-        let (link, ipv4, ipv6) = (link.parse().unwrap(), Some(ipv4.into()), Some(ipv6.parse().unwrap()));
-        Some(Choice { uplink: Uplink { link, mtu: 9000, ipv4, ipv6 }, reason: "asked".into() })
+        let (ipv4, ipv6) = (Some(ipv4.into()), Some(ipv6.parse().unwrap()));
+        let uplink = Uplink { ipv4, ipv6, ..Uplink::new(link.parse().unwrap(), 9000) };
+        Some(Choice { uplink, reason: "asked".into(), failures: Vec::new() })
     }
 
     const HERE: [(&str, &str); 2] = [("eth0", "192.0.2.1/24"), ("eth0", "2001:db8::1/64")];
@@ -102,6 +95,12 @@ mod tests {
         let there = underlay(&[HERE[0], HERE[1], ("eth0", "192.0.2.9/24"), ("eth1", "192.0.2.1/32")]);
         let followed = follow(&uplink(), &there, || unreachable!());
         assert_eq!(followed, Followed::Here(Uplink { mtu: 9000, ..uplink() }));
+    }
+
+    #[test]
+    fn a_hosts_address_on_loopback_is_there() {
+        let there = underlay(&[("lo", "192.0.2.1/32"), HERE[1]]);
+        assert!(matches!(follow(&uplink(), &there, || unreachable!()), Followed::Here(_)));
     }
 
     #[test]

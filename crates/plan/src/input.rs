@@ -55,6 +55,11 @@ impl Config {
             Family::Ipv6 => self.ipv6.map(IpNet::V6),
         }
     }
+
+    /// The pod network that the address lies in.
+    pub fn network_of(&self, address: IpAddr) -> Option<IpNet> {
+        self.network(Family::of(address)).filter(|network| network.contains(&address))
+    }
 }
 
 /// This node: what it announces and where its traffic leaves.
@@ -112,9 +117,28 @@ pub struct Uplink {
     pub ipv4: Option<Ipv4Addr>,
     #[serde(default)]
     pub ipv6: Option<Ipv6Addr>,
+    /// Announced in place of the address above, for nodes behind an address translation.
+    #[serde(default)]
+    pub public_ip: Option<Ipv4Addr>,
+    #[serde(default)]
+    pub public_ipv6: Option<Ipv6Addr>,
 }
 
 impl Uplink {
+    /// Without any address yet.
+    pub fn new(link: LinkName, mtu: u32) -> Self {
+        Self { link, mtu, ipv4: None, ipv6: None, public_ip: None, public_ipv6: None }
+    }
+
+    /// The address that other nodes reach us by.
+    pub fn public(&self, family: Family) -> Option<IpAddr> {
+        let public = match family {
+            Family::Ipv4 => self.public_ip.map(IpAddr::V4),
+            Family::Ipv6 => self.public_ipv6.map(IpAddr::V6),
+        };
+        public.or(self.address(family))
+    }
+
     /// Our underlay address of that family.
     pub fn address(&self, family: Family) -> Option<IpAddr> {
         match family {
@@ -195,6 +219,13 @@ pub struct AddressFacts {
     pub temporary: bool,
     #[serde(default)]
     pub deprecated: bool,
+}
+
+impl AddressFacts {
+    /// Can traffic through that device start at it? One for this host alone may be at home on another, such as lo.
+    pub fn serves(&self, link: LinkName) -> bool {
+        self.link == link || self.address.prefix_len() == self.address.max_prefix_len()
+    }
 }
 
 /// A route of the underlay.

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::input::Family;
+use crate::input::{Family, Uplink};
 use crate::lease::{Lease, Subnet};
 use crate::netconf::NetConf;
 
@@ -168,7 +168,7 @@ pub enum Origin {
 }
 
 /// Who asks for a lease.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Asker {
     pub public_ip: Option<Ipv4Addr>,
     pub public_ipv6: Option<Ipv6Addr>,
@@ -179,6 +179,12 @@ pub struct Asker {
 }
 
 impl Asker {
+    /// One that is reached by that uplink.
+    pub fn at(uplink: &Uplink) -> Self {
+        let (public_ip, public_ipv6) = (uplink.public_ip.or(uplink.ipv4), uplink.public_ipv6.or(uplink.ipv6));
+        Self { public_ip, public_ipv6, ..Self::default() }
+    }
+
     /// A node is known by its public IPv4, or where there is none by its public IPv6. Under an address that it has lost only
     /// the very lease that it wrote is its own: the address may be another node's by now.
     pub fn owns(&self, lease: &Lease) -> bool {

@@ -1,46 +1,55 @@
-//! Which interface carries the traffic between nodes, and which of its addresses: facts and flags in, choice and reason
-//! out (flannel-compat 3). It asks the kernel nothing.
+//! Which interface carries the traffic between nodes, and which addresses: facts and flags in, choice and reason out
+//! (flannel-compat 3). It asks the kernel nothing.
+
+mod lookup;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
-
 use crate::LinkName;
-use crate::input::{AddressFacts, Family, LinkFacts, Underlay, Uplink};
+use crate::input::{Config, Family, Underlay, Uplink};
+use crate::wanted::is_host_address;
+use lookup::Lookup;
+pub(crate) use lookup::is_link_local;
 
-/// What was asked for.
+/// What the flags ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ask {
+    /// `--iface`, names or addresses, in order.
+    pub ifaces: Vec<String>,
+    /// `--iface-regex`, in order, after all of these.
+    pub patterns: Vec<String>,
+    /// `--iface-can-reach`, last.
+    pub can_reach: Option<Reach>,
+    /// `--public-ip`.
+    pub public_ip: Option<Ipv4Addr>,
+    /// `--public-ipv6`.
+    pub public_ipv6: Option<Ipv6Addr>,
+}
+
+/// What the kernel says of the way to an address, or why it says nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ask {
-    /// `--iface` with a name.
-    Link(LinkName),
-    /// `--iface` with an address, or `--public-ip` without `--iface`.
-    Address(IpAddr),
-    /// Nothing: the default route's interface.
-    DefaultRoute,
+pub struct Reach {
+    pub target: IpAddr,
+    pub way: Result<Way, String>,
+}
+
+/// The way out to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    pub link: Option<LinkName>,
+    /// The source address the kernel would choose.
+    pub source: Option<IpAddr>,
 }
 
 /// The choice with its reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
     pub uplink: Uplink,
+    /// Why this interface and these addresses.
     pub reason: String,
-}
-
-/// The families that are configured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Families {
-    pub ipv4: bool,
-    pub ipv6: bool,
-}
-
-impl Families {
-    fn has(self, family: Family) -> bool {
-        match family {
-            Family::Ipv4 => self.ipv4,
-            Family::Ipv6 => self.ipv6,
-        }
-    }
+    /// What was tried before it, and why it gave nothing.
+    pub failures: Vec<String>,
 }
 
 /// Why no interface can be chosen, and what is there instead.
@@ -55,194 +64,97 @@ impl fmt::Display for UplinkError {
 
 impl std::error::Error for UplinkError {}
 
-/// Answers one ask.
-pub fn choose(underlay: &Underlay, ask: &Ask, families: Families) -> Result<Choice, UplinkError> {
-    pick(underlay, ask, families)
-        .map_err(|why| UplinkError(format!("{why}: name one with --iface; {}", inventory(underlay))))
+/// One thing to go by, and the flag that says so, if any.
+struct Attempt<'a> {
+    flag: String,
+    by: By<'a>,
 }
 
-fn pick(underlay: &Underlay, ask: &Ask, families: Families) -> Result<Choice, String> {
-    let (link, fixed, reason) = match ask {
-        Ask::Link(name) => (find(underlay, *name)?, None, format!("named by --iface {name}")),
-        Ask::Address(address) => {
-            let owner = underlay.addresses.iter().find(|facts| facts.address.addr() == *address);
-            let owner = owner.ok_or_else(|| format!("no interface has {address}"))?;
-            (find(underlay, owner.link)?, Some(*address), format!("it has the address {address}"))
-        }
-        Ask::DefaultRoute => {
-            let name = default_route(underlay, families)?;
-            (find(underlay, name)?, None, "the default route leaves through it".into())
-        }
-    };
-    if link.mtu == 0 {
-        return Err(format!("{} has an MTU of 0", link.name));
-    }
-    let address = |family: Family| -> Result<Option<IpAddr>, String> {
-        match fixed {
-            _ if !families.has(family) => Ok(None),
-            Some(address) if Family::of(address) == family => Ok(Some(address)),
-            _ => best_address(underlay, link.name, family).map(Some),
-        }
-    };
-    let (ipv4, ipv6) = (address(Family::Ipv4)?.and_then(v4), address(Family::Ipv6)?.and_then(v6));
-    Ok(Choice { uplink: Uplink { link: link.name, mtu: link.mtu, ipv4, ipv6 }, reason })
+enum By<'a> {
+    Name(&'a str),
+    Address(IpAddr),
+    Pattern(&'a str),
+    Way(&'a Reach),
+    DefaultRoute,
 }
 
-fn v4(address: IpAddr) -> Option<Ipv4Addr> {
-    if let IpAddr::V4(address) = address { Some(address) } else { None }
-}
-
-fn v6(address: IpAddr) -> Option<Ipv6Addr> {
-    if let IpAddr::V6(address) = address { Some(address) } else { None }
-}
-
-fn find(underlay: &Underlay, name: LinkName) -> Result<&LinkFacts, String> {
-    underlay.link(name).ok_or_else(|| format!("there is no interface {name}"))
-}
-
-/// The interface of the first default route; in dual stack both families must agree.
-fn default_route(underlay: &Underlay, families: Families) -> Result<LinkName, String> {
-    let of = |family: Family| {
-        let mut defaults = underlay.routes.iter().filter(|route| {
-            route.destination.prefix_len() == 0 && Family::of(route.destination.addr()) == family
+impl Ask {
+    /// The order of flannel-compat 3.1. The default route is no last resort for flags that find nothing.
+    fn attempts(&self) -> Vec<Attempt<'_>> {
+        let ifaces = self.ifaces.iter().map(|value| {
+            let address = value.parse().map(|address: IpAddr| By::Address(address.to_canonical()));
+            Attempt { flag: format!("--iface {value}"), by: address.unwrap_or(By::Name(value)) }
         });
-        match defaults.next() {
-            None => Err(format!("there is no {family} default route")),
-            Some(route) => {
-                route.link.ok_or_else(|| format!("the {family} default route has several next hops"))
+        let patterns = self
+            .patterns
+            .iter()
+            .map(|pattern| Attempt { flag: format!("--iface-regex {pattern}"), by: By::Pattern(pattern) });
+        let can_reach = self
+            .can_reach
+            .iter()
+            .map(|reach| Attempt { flag: format!("--iface-can-reach {}", reach.target), by: By::Way(reach) });
+        let mut all: Vec<_> = ifaces.chain(patterns).chain(can_reach).collect();
+        if all.is_empty() {
+            let public = Family::ALL.into_iter().find_map(|family| self.public(family));
+            all.push(match public {
+                Some((flag, address)) => Attempt { flag, by: By::Address(address) },
+                None => Attempt { flag: String::new(), by: By::DefaultRoute },
+            });
+        }
+        all
+    }
+
+    /// The address to be announced, and the flag that says so.
+    fn public(&self, family: Family) -> Option<(String, IpAddr)> {
+        let (flag, address) = match family {
+            Family::Ipv4 => ("--public-ip", self.public_ip.map(IpAddr::V4)),
+            Family::Ipv6 => ("--public-ipv6", self.public_ipv6.map(IpAddr::V6)),
+        };
+        address.map(|address| (format!("{flag} {address}"), address))
+    }
+
+    /// flannel fails late or crashes on these (flannel-faults 85).
+    fn check(&self, config: &Config) -> Result<(), String> {
+        if let Some((flag, _)) = self.public(Family::Ipv4).filter(|_| config.ipv4.is_none()) {
+            return Err(format!(
+                "{flag}: IPv4 is off in the network config: leave it out, or give --public-ipv6 instead"
+            ));
+        }
+        for (flag, address) in Family::ALL.into_iter().filter_map(|family| self.public(family)) {
+            if !is_host_address(address) {
+                return Err(format!("{flag}: no node can have that address"));
+            }
+            if let Some(network) = config.network_of(address) {
+                return Err(format!("{flag}: it lies in the pods' network {network}"));
             }
         }
-    };
-    match (families.ipv4, families.ipv6) {
-        (true, true) => {
-            let (v4, v6) = (of(Family::Ipv4)?, of(Family::Ipv6)?);
-            if v4 == v6 {
-                return Ok(v4);
+        Ok(())
+    }
+}
+
+/// Goes through what is asked for, one after the other: the first that is found is chosen.
+pub fn choose(config: &Config, underlay: &Underlay, ask: &Ask) -> Result<Choice, UplinkError> {
+    ask.check(config).map_err(UplinkError)?;
+    let lookup = Lookup { config, underlay, ask };
+    let mut failures = Vec::new();
+    for attempt in ask.attempts() {
+        match lookup.answer(&attempt) {
+            Ok((mut uplink, mut reason)) => {
+                (uplink.public_ip, uplink.public_ipv6) = (ask.public_ip, ask.public_ipv6);
+                config.backend.suits(&uplink).map_err(UplinkError)?;
+                for family in Family::ALL {
+                    if let Some((flag, address)) = ask.public(family)
+                        && uplink.address(family).is_some_and(|own| own != address)
+                    {
+                        reason.push_str(&format!("; {flag} is announced in place of its own"));
+                    }
+                }
+                return Ok(Choice { uplink, reason, failures });
             }
-            Err(format!("the IPv4 default route leaves through {v4}, the IPv6 one through {v6}"))
-        }
-        (_, ipv6) => of(if ipv6 { Family::Ipv6 } else { Family::Ipv4 }),
-    }
-}
-
-/// flannel-compat 3.3: global before link-local, permanent before not, lasting before temporary; none deprecated.
-fn best_address(underlay: &Underlay, link: LinkName, family: Family) -> Result<IpAddr, String> {
-    let usable = |facts: &&AddressFacts| {
-        facts.link == link && Family::of(facts.address.addr()) == family && is_usable(facts)
-    };
-    let rank = |facts: &&AddressFacts| (is_link_local(&facts.address), !facts.permanent, facts.temporary);
-    let best = underlay.addresses.iter().filter(usable).min_by_key(rank);
-    best.map(|facts| facts.address.addr()).ok_or_else(|| format!("{link} has no usable {family} address"))
-}
-
-fn is_usable(facts: &AddressFacts) -> bool {
-    let address = facts.address.addr();
-    !(facts.deprecated || address.is_loopback() || address.is_multicast() || address.is_unspecified())
-}
-
-fn is_link_local(address: &IpNet) -> bool {
-    match address.addr() {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    }
-}
-
-/// What an error adds, so that the reader need not look it up: not the many that only a pod is behind.
-fn inventory(underlay: &Underlay) -> String {
-    let of = |link: &LinkFacts| {
-        let usable = |facts: &&AddressFacts| {
-            facts.link == link.name && is_usable(facts) && !is_link_local(&facts.address)
-        };
-        let addresses = underlay.addresses.iter().filter(usable);
-        let addresses: Vec<String> = addresses.map(|facts| facts.address.addr().to_string()).collect();
-        (!addresses.is_empty()).then(|| format!("{} ({})", link.name, addresses.join(", ")))
-    };
-    let links: Vec<String> = underlay.links.iter().filter_map(of).collect();
-    if links.is_empty() {
-        return "none has a usable address".into();
-    }
-    format!("those with addresses are: {}", links.join(", "))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::input::RouteFacts;
-
-    fn underlay() -> Underlay {
-        let link = |name: &str, mtu| LinkFacts {
-            name: name.parse().unwrap(),
-            kind: "".into(),
-            mac: Default::default(),
-            mtu,
-            up: true,
-            carrier: true,
-        };
-        let address = |link: &str, address: &str, deprecated| AddressFacts {
-            link: link.parse().unwrap(),
-            address: address.parse().unwrap(),
-            permanent: true,
-            temporary: false,
-            deprecated,
-        };
-        Underlay {
-            links: vec![link("lo", 65536), link("eth0", 1500), link("eth1", 9000), link("bare", 1500)],
-            addresses: vec![
-                address("lo", "127.0.0.1/8", false),
-                address("eth0", "169.254.3.4/16", false),
-                address("eth0", "192.0.2.9/24", true),
-                address("eth0", "192.0.2.1/24", false),
-                address("eth1", "198.51.100.1/24", false),
-                address("eth0", "fe80::1/64", false),
-                address("eth0", "2001:db8::1/64", false),
-            ],
-            routes: vec![RouteFacts {
-                destination: "0.0.0.0/0".parse().unwrap(),
-                gateway: Some("198.51.100.254".parse().unwrap()),
-                link: Some("eth1".parse().unwrap()),
-            }],
+            Err(why) if attempt.flag.is_empty() => failures.push(why),
+            Err(why) => failures.push(format!("{}: {why}", attempt.flag)),
         }
     }
-
-    const IPV4: Families = Families { ipv4: true, ipv6: false };
-    const DUAL: Families = Families { ipv4: true, ipv6: true };
-
-    #[test]
-    fn the_default_route_decides_when_nothing_is_named() {
-        let choice = choose(&underlay(), &Ask::DefaultRoute, IPV4).unwrap();
-        assert_eq!(choice.uplink.link.as_str(), "eth1");
-        assert_eq!((choice.uplink.ipv4, choice.uplink.mtu), (Some([198, 51, 100, 1].into()), 9000));
-        assert!(choose(&underlay(), &Ask::DefaultRoute, DUAL).unwrap_err().0.contains("IPv6 default route"));
-    }
-
-    #[test]
-    fn a_named_interface_gives_its_best_address() {
-        let choice = choose(&underlay(), &Ask::Link("eth0".parse().unwrap()), DUAL).unwrap();
-        assert_eq!(choice.uplink.ipv4, Some([192, 0, 2, 1].into()));
-        assert_eq!(choice.uplink.ipv6, Some("2001:db8::1".parse().unwrap()));
-    }
-
-    #[test]
-    fn an_address_finds_its_interface_even_when_deprecated() {
-        let choice = choose(&underlay(), &Ask::Address([192, 0, 2, 9].into()), IPV4).unwrap();
-        assert_eq!((choice.uplink.link.as_str(), choice.uplink.ipv4), ("eth0", Some([192, 0, 2, 9].into())));
-    }
-
-    #[test]
-    fn errors_tell_what_is_there() {
-        for (ask, word) in [
-            (Ask::Link("eth7".parse().unwrap()), "there is no interface eth7: "),
-            (Ask::Link("bare".parse().unwrap()), "bare has no usable IPv4 address: "),
-            (Ask::Address([203, 0, 113, 1].into()), "no interface has 203.0.113.1: "),
-        ] {
-            let error = choose(&underlay(), &ask, IPV4).unwrap_err().0;
-            let rest = error.strip_prefix(word);
-            let there = "name one with --iface; those with addresses are: \
-                         eth0 (192.0.2.1, 2001:db8::1), eth1 (198.51.100.1)";
-            assert_eq!(rest, Some(there), "{error}");
-        }
-        let bare = Underlay { addresses: Vec::new(), routes: Vec::new(), ..underlay() };
-        let error = choose(&bare, &Ask::DefaultRoute, IPV4).unwrap_err().0;
-        assert_eq!(error, "there is no IPv4 default route: name one with --iface; none has a usable address");
-    }
+    let tried = failures.join("; ");
+    Err(UplinkError(format!("{tried}; name one with --iface; {}", lookup.inventory())))
 }

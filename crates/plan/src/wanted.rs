@@ -4,6 +4,8 @@
 mod admitted;
 mod peers;
 
+pub(crate) use admitted::is_host_address;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -213,7 +215,7 @@ impl<'a> Draft<'a> {
         let Some(address) = self.node.uplink.address(family) else {
             return Some(NodeFault::UplinkWithoutFamily { uplink, family });
         };
-        let mut addresses = self.underlay.addresses.iter().filter(|facts| facts.link == uplink);
+        let mut addresses = self.underlay.addresses.iter().filter(|facts| facts.serves(uplink));
         let Some(own) = addresses.find(|facts| facts.address.addr() == address) else {
             return Some(NodeFault::UplinkWithoutAddress { uplink, address });
         };

@@ -11,12 +11,12 @@ use plan::backend::Backend;
 use plan::input::{AddressFacts, Config, Family, Leases, LinkFacts, Node, RouteFacts, Underlay};
 use plan::lease::Lease;
 use plan::netconf::NetConf;
-use plan::note::{Note, PeerFault};
+use plan::note::{NodeFault, Note, PeerFault};
 use plan::state::{
     Address, FdbEntry, Link, LinkKind, MAIN_TABLE, Neighbour, Route, RoutePath, State, Sysctl, Vxlan,
 };
 use plan::subnet_env::{SubnetEnv, previous_subnet};
-use plan::uplink::{self, Ask, Families};
+use plan::uplink::{self, Ask};
 use plan::{LinkName, Mac, Object, Verb, Wanted};
 use serde_json::Value;
 
@@ -106,8 +106,7 @@ impl Recorded {
         let leases: Vec<Lease> =
             entries.iter().map(|(key, value)| Lease::parse(key, value.as_bytes(), 1).unwrap()).collect();
         let underlay = underlay(&place, &conf.config());
-        let families = Families { ipv4: conf.ipv4.is_some(), ipv6: conf.ipv6.is_some() };
-        let uplink = uplink::choose(&underlay, &Ask::DefaultRoute, families).unwrap().uplink;
+        let uplink = uplink::choose(&conf.config(), &underlay, &Ask::default()).unwrap().uplink;
         let own = leases.iter().find(|lease| lease.public_ip == uplink.ipv4).unwrap().clone();
         let [vtep, vtep_v6] = Family::ALL.map(|family| {
             let tunnels = devices(&place).into_iter().filter(|device| device.kind_name() == "vxlan");
@@ -143,9 +142,12 @@ impl Recorded {
     fn has_the_notes(&self, plan: &Wanted, beyond: &[&str]) {
         let about = |note: &Note| match note {
             Note::Peer { subnet, fault: PeerFault::NotOnLink { .. } } => subnet.to_string(),
+            Note::Node(NodeFault::NoPeerOnLink { uplink, .. }) => uplink.to_string(),
             other => other.to_string(),
         };
-        assert_eq!(plan.notes.iter().map(about).collect::<Vec<_>>(), beyond, "{}", self.place.display());
+        let nobody = if beyond.len() + 1 == self.leases.len() { &["eth0"][..] } else { &[] };
+        let notes: Vec<String> = plan.notes.iter().map(about).collect();
+        assert_eq!(notes, [nobody, beyond].concat(), "{}", self.place.display());
     }
 
     /// Devices, addresses, neighbours, FDB entries and routes, equal in all but the routes' protocol.

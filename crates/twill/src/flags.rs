@@ -157,7 +157,7 @@ mod tests {
         );
         let offline = parse("diff --offline --json --store=/s -iface eth0");
         assert!(
-            matches!(offline, Ok(Command::Diff(DiffFlags { json: true, asked: Asked::Store(flags) })) if flags.iface.as_deref() == Some("eth0"))
+            matches!(offline, Ok(Command::Diff(DiffFlags { json: true, asked: Asked::Store(flags) })) if flags.iface == ["eth0"])
         );
         assert!(parse("diff --offline").is_err_and(|error| error.contains("--store")));
         assert!(parse("diff --store=/s").is_err_and(|error| error.contains("--store")));

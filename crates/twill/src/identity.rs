@@ -2,19 +2,18 @@
 //! store as long as it takes, or goes on with what the last run remembered. It changes nothing in the kernel.
 
 use std::fmt::Display;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use kernel::Kernel;
 use plan::Mac;
-use plan::backend::{Backend, vxlan};
-use plan::input::{Config, Family, Former, Leases, Node, Underlay, Uplink, Writer};
+use plan::backend::vxlan;
+use plan::input::{Config, Family, Former, Leases, Node, Underlay, Writer};
 use plan::lease::Lease;
 use plan::netconf::NetConf;
 use plan::state::MAIN_TABLE;
 use plan::subnet_alloc::Asker;
-use plan::uplink::{self, Ask, Families};
+use plan::uplink::{self, Ask, Reach, Way};
 use store::{Choice, Dir};
 use tracing::{info, warn};
 
@@ -68,6 +67,7 @@ pub(crate) fn establish(
         let config = conf.config();
         locks.take_config(&config)?;
         let mut place = Place::find(flags, &config, kernel)?;
+        place.choice.failures.iter().for_each(|failure| warn!("passed over: {failure}"));
         info!("uplink is {}: {}", place.choice.uplink.link, place.choice.reason);
         let remembered = remembered.as_ref().filter(|remembered| place.is_of(remembered, &conf));
         place.asker.held = remembered.and_then(Remembered::own);
@@ -91,10 +91,9 @@ impl Place {
     pub(crate) fn find(flags: &Flags, config: &Config, kernel: &mut Kernel) -> anyhow::Result<Self> {
         let networks: Vec<_> = Family::ALL.into_iter().filter_map(|family| config.network(family)).collect();
         let underlay = kernel.underlay(&networks).context("reading this node's interfaces")?;
-        let choice = choose_uplink(flags, config, &underlay)?;
-        let PublicAddresses { ipv4: public_ip, ipv6: public_ipv6 } = public_addresses(flags, &choice.uplink);
+        let choice = choose_uplink(flags, config, &underlay, kernel)?;
         let previous = subnet_file::previous(&flags.subnet_file);
-        let asker = Asker { public_ip, public_ipv6, previous, held: None };
+        let asker = Asker { previous, ..Asker::at(&choice.uplink) };
         let drawn = [Mac::local_unicast(draw()?), Mac::local_unicast(draw()?)];
         Ok(Self { underlay, choice, asker, drawn })
     }
@@ -169,28 +168,9 @@ pub(crate) fn choose_uplink(
     flags: &Flags,
     config: &Config,
     underlay: &Underlay,
+    kernel: &mut Kernel,
 ) -> anyhow::Result<uplink::Choice> {
-    let families = Families { ipv4: config.ipv4.is_some(), ipv6: config.ipv6.is_some() };
-    let choice = uplink::choose(underlay, &ask(flags)?, families).context("choosing the interface")?;
-    if let (Backend::HostGw, Some(public_ip)) = (&config.backend, flags.public_ip)
-        && choice.uplink.ipv4.is_some_and(|own| own != public_ip)
-    {
-        bail!(
-            "host-gw needs the uplink's own address as next hop, but --public-ip is {public_ip}: leave it out or use vxlan"
-        );
-    }
-    Ok(choice)
-}
-
-/// Our addresses as other nodes are told of them.
-pub(crate) struct PublicAddresses {
-    pub(crate) ipv4: Option<Ipv4Addr>,
-    pub(crate) ipv6: Option<Ipv6Addr>,
-}
-
-/// The uplink's own, unless others are asked for.
-pub(crate) fn public_addresses(flags: &Flags, uplink: &Uplink) -> PublicAddresses {
-    PublicAddresses { ipv4: flags.public_ip.or(uplink.ipv4), ipv6: uplink.ipv6 }
+    uplink::choose(config, underlay, &ask(flags, kernel)).context("choosing the interface")
 }
 
 /// Was it remembered on the machine that this is?
@@ -199,15 +179,18 @@ fn is_here(remembered: &Remembered, flags: &Flags, kernel: &mut Kernel) -> bool 
         .is_ok_and(|place| place.uplink_mac() == remembered.uplink_mac)
 }
 
-fn ask(flags: &Flags) -> anyhow::Result<Ask> {
-    Ok(match (&flags.iface, flags.public_ip) {
-        (Some(iface), _) => match iface.parse() {
-            Ok(address) => Ask::Address(address),
-            Err(_) => Ask::Link(iface.parse().map_err(anyhow::Error::msg).context("--iface")?),
-        },
-        (None, Some(address)) => Ask::Address(address.into()),
-        (None, None) => Ask::DefaultRoute,
-    })
+fn ask(flags: &Flags, kernel: &mut Kernel) -> Ask {
+    let can_reach = flags.iface_can_reach.map(|target| {
+        let found = kernel.route_to(target).map_err(|error| error.to_string());
+        Reach { target, way: found.map(|found| Way { link: found.route.link, source: found.source }) }
+    });
+    Ask {
+        ifaces: flags.iface.clone(),
+        patterns: flags.iface_regex.clone(),
+        can_reach,
+        public_ip: flags.public_ip,
+        public_ipv6: flags.public_ipv6,
+    }
 }
 
 /// From the kernel's own dice: nodes that boot in the same instant must not draw the same MAC.

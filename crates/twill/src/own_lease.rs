@@ -5,15 +5,13 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use plan::Mac;
-use plan::input::{Config, Node};
+use plan::input::{Config, Node, Uplink};
 use plan::lease::{Announced, Lease};
 use plan::netconf::NetConf;
 use plan::note::StoreFault;
 use plan::subnet_alloc::Asker;
 use store::{Choice, Claim, Dir, StoreError};
 use tracing::warn;
-
-use crate::identity::PublicAddresses;
 
 /// So long the same words are not written again.
 const REWRITE: Duration = Duration::from_secs(60);
@@ -42,9 +40,10 @@ impl OwnLease {
         self.asker.held.as_ref()
     }
 
-    /// Announces other addresses, with the next `keep`.
-    pub(crate) fn move_to(&mut self, addresses: &PublicAddresses) {
-        (self.asker.public_ip, self.asker.public_ipv6) = (addresses.ipv4, addresses.ipv6);
+    /// Announces another uplink, with the next `keep`.
+    pub(crate) fn move_to(&mut self, uplink: &Uplink) {
+        let Asker { public_ip, public_ipv6, .. } = Asker::at(uplink);
+        (self.asker.public_ip, self.asker.public_ipv6) = (public_ip, public_ipv6);
     }
 
     /// From now on that lease is ours.

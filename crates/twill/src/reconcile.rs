@@ -25,7 +25,7 @@ use crate::cache::{Cache, Remembered};
 use crate::files::{self, Readers};
 use crate::flags::Flags;
 use crate::footprint::Footprint;
-use crate::identity::{choose_uplink, public_addresses};
+use crate::identity::choose_uplink;
 use crate::locks::Locks;
 use crate::metrics::Metrics;
 use crate::notebook::{Line, Notebook};
@@ -146,7 +146,7 @@ impl Reconciler {
 
     /// Goes where the uplink has gone.
     fn follow_uplink(&mut self, underlay: &Underlay) -> Uplinks {
-        let choose = || choose_uplink(&self.flags, &self.config, underlay).ok();
+        let choose = || choose_uplink(&self.flags, &self.config, underlay, &mut self.kernel).ok();
         let (uplink, reason) = match plan::follow::follow(&self.node.uplink, underlay, choose) {
             Followed::Lost => return Uplinks::Lost,
             Followed::Here(uplink) if uplink == self.node.uplink => return Uplinks::Same,
@@ -154,11 +154,11 @@ impl Reconciler {
                 info!("uplink {} has an MTU of {} now", uplink.link, uplink.mtu);
                 (uplink, None)
             }
-            Followed::Moved(Choice { uplink, reason }) => {
+            Followed::Moved(Choice { uplink, reason, .. }) => {
                 let addresses = [uplink.ipv4.map(IpAddr::V4), uplink.ipv6.map(IpAddr::V6)];
                 let addresses: Vec<_> = addresses.iter().flatten().map(IpAddr::to_string).collect();
                 info!("uplink is {} {} now: {reason}", uplink.link, addresses.join(", "));
-                self.own_lease.move_to(&public_addresses(&self.flags, &uplink));
+                self.own_lease.move_to(&uplink);
                 (uplink, Some(reason))
             }
         };
@@ -252,6 +252,7 @@ impl Reconciler {
         if !self.flags.config_reload || !self.own_lease.may_follow(conf)? {
             return Ok(());
         }
+        conf.backend.suits(&self.node.uplink).map_err(unusable)?;
         self.locks.take_config(&conf.config()).map_err(|error| unusable(format!("{error:#}")))?;
         self.config = Config { table: self.flags.route_table, ..self.own_lease.follow(conf) };
         info!("the network config has changed, backend is {}", self.config.backend.name());
@@ -402,7 +403,7 @@ fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
     let held = round.held.iter().find(|(op, _)| own(&op.object));
     let held = held.map(|(op, times)| format!("needed {times} times and put off: {op}"));
     let noted = round.notes.iter().find_map(|note| match note {
-        Note::Node(NodeFault::SysctlRefused { .. }) => None,
+        Note::Node(NodeFault::SysctlRefused { .. } | NodeFault::NoPeerOnLink { .. }) => None,
         Note::Node(NodeFault::ForeignDevice { name, .. }) if !devices.contains(name) => None,
         Note::Node(fault) => Some(fault.to_string()),
         _ => None,

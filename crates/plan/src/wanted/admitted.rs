@@ -63,7 +63,7 @@ impl Draft<'_> {
             return Err(PeerFault::BadPublicAddress(public_ip));
         }
         let is_ours = self.underlay.addresses.iter().any(|facts| facts.address.addr() == public_ip);
-        if is_ours || self.node.uplink.address(family) == Some(public_ip) {
+        if is_ours || self.node.uplink.public(family) == Some(public_ip) {
             return Err(PeerFault::OurPublicAddress(public_ip));
         }
         Ok(public_ip)
@@ -109,7 +109,7 @@ impl Draft<'_> {
 }
 
 /// Can a node have this address on its uplink?
-fn is_host_address(address: IpAddr) -> bool {
+pub(crate) fn is_host_address(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
             let of_no_host =

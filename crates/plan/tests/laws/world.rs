@@ -149,6 +149,8 @@ fn node(tape: &mut Tape) -> Node {
             mtu: tape.pick(&[1500, 9000]),
             ipv4: Some([192, 0, 2, 1].into()),
             ipv6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+            public_ip: None,
+            public_ipv6: None,
         },
         subnet: Subnet { ipv4: leased4.then_some(ipv4), ipv6: leased6.then_some(ipv6) },
         vtep: Some(OWN_MAC),

@@ -2,7 +2,7 @@
 //! It parses and explains; it decides nothing.
 
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,8 +14,11 @@ use super::{CACHE_DIR, Command, FLANNEL_TABLE, SOCKET, SUBNET_FILE};
 #[derive(Clone, Debug)]
 pub(crate) struct Flags {
     pub(crate) store: PathBuf,
-    pub(crate) iface: Option<String>,
+    pub(crate) iface: Vec<String>,
+    pub(crate) iface_regex: Vec<String>,
+    pub(crate) iface_can_reach: Option<IpAddr>,
     pub(crate) public_ip: Option<Ipv4Addr>,
+    pub(crate) public_ipv6: Option<Ipv6Addr>,
     pub(crate) subnet_file: PathBuf,
     pub(crate) ip_masq: bool,
     pub(crate) healthz_ip: IpAddr,
@@ -61,9 +64,29 @@ const FLAGS: &[Flag] = &[
         name: "iface",
         value: Some("NAME|IP"),
         default: "",
-        help: "interface for traffic between nodes; without it the default route's",
+        help: "interface for traffic between nodes, may be repeated: the first that is there; without it the default route's",
         set: |raw, value| {
-            raw.flags.iface = (!value.is_empty()).then_some(value);
+            raw.flags.iface.extend(some(value));
+            Ok(())
+        },
+    },
+    Flag {
+        name: "iface-regex",
+        value: Some("REGEX"),
+        default: "",
+        help: "the same by a pattern of its addresses, or else of its name; may be repeated, tried after all --iface",
+        set: |raw, value| {
+            raw.flags.iface_regex.extend(some(value));
+            Ok(())
+        },
+    },
+    Flag {
+        name: "iface-can-reach",
+        value: Some("IP"),
+        default: "",
+        help: "the same by the kernel's way to that address, tried last",
+        set: |raw, value| {
+            raw.flags.iface_can_reach = some(value).map(|value| value_of(&value)).transpose()?;
             Ok(())
         },
     },
@@ -73,7 +96,17 @@ const FLAGS: &[Flag] = &[
         default: "",
         help: "IPv4 address announced to other nodes; without it the interface's",
         set: |raw, value| {
-            raw.flags.public_ip = if value.is_empty() { None } else { Some(value_of(&value)?) };
+            raw.flags.public_ip = some(value).map(|value| value_of(&value)).transpose()?;
+            Ok(())
+        },
+    },
+    Flag {
+        name: "public-ipv6",
+        value: Some("IP"),
+        default: "",
+        help: "IPv6 address announced to other nodes; without it the interface's",
+        set: |raw, value| {
+            raw.flags.public_ipv6 = some(value).map(|value| value_of(&value)).transpose()?;
             Ok(())
         },
     },
@@ -173,8 +206,11 @@ const FLAGS: &[Flag] = &[
 pub(super) fn parse(args: &[String]) -> Result<Command, String> {
     let flags = Flags {
         store: PathBuf::new(),
-        iface: None,
+        iface: Vec::new(),
+        iface_regex: Vec::new(),
+        iface_can_reach: None,
         public_ip: None,
+        public_ipv6: None,
         subnet_file: SUBNET_FILE.into(),
         route_table: MAIN_TABLE,
         cache_dir: CACHE_DIR.into(),
@@ -230,6 +266,11 @@ fn help() -> String {
         let _ = writeln!(text, "  {:width$}  {}{default}", left(flag), flag.help);
     }
     text
+}
+
+/// An empty value is none, as from an unset variable of a template.
+fn some(value: String) -> Option<String> {
+    (!value.is_empty()).then_some(value)
 }
 
 fn value_of<T: std::str::FromStr<Err: std::fmt::Display>>(value: &str) -> Result<T, String> {
@@ -289,7 +330,7 @@ mod tests {
             ["--store=/s --iface=eth0", "-store /s -iface eth0", "-store=/s --iface eth0 stop --bogus"]
         {
             let flags = daemon_flags(line).unwrap();
-            assert_eq!((flags.store, flags.iface.as_deref()), ("/s".into(), Some("eth0")), "{line}");
+            assert_eq!((flags.store, flags.iface), ("/s".into(), vec!["eth0".to_owned()]), "{line}");
         }
         assert!(daemon_flags("--store=/s --ip-masq").unwrap().ip_masq);
         assert!(!daemon_flags("--store=/s --ip-masq --ip-masq=F").unwrap().ip_masq);
@@ -298,6 +339,21 @@ mod tests {
             let flags = daemon_flags(&format!("--store=/s --route-table={table}")).unwrap();
             assert_eq!(flags.route_table, number);
         }
+    }
+
+    #[test]
+    fn lists_grow_and_single_values_are_replaced() {
+        let flags = daemon_flags(
+            "--store=/s --iface=b --iface-regex=x --iface= -iface a --iface-regex y --public-ipv6= --public-ip=192.0.2.1 \
+             --public-ip=192.0.2.2 --iface-can-reach=192.0.2.3 --iface-can-reach 2001:db8::1",
+        )
+        .unwrap();
+        assert_eq!(
+            (flags.iface, flags.iface_regex),
+            (vec!["b".into(), "a".into()], vec!["x".into(), "y".into()])
+        );
+        assert_eq!((flags.public_ip, flags.public_ipv6), (Some([192, 0, 2, 2].into()), None));
+        assert_eq!(flags.iface_can_reach, Some("2001:db8::1".parse().unwrap()));
     }
 
     #[test]
@@ -315,7 +371,12 @@ mod tests {
             ("--store=/s --bogus", "--bogus"),
             ("--store=/s --ip-masq=maybe", "--ip-masq"),
             ("--store=/s --healthz-port=99999", "--healthz-port"),
-            ("--store=/s --public-ip=fd00::1", "--public-ip"),
+            ("--store=/s --public-ip=fd00::1", "--public-ip: \"fd00::1\": invalid IPv4 address syntax"),
+            (
+                "--store=/s --public-ipv6=192.0.2.1",
+                "--public-ipv6: \"192.0.2.1\": invalid IPv6 address syntax",
+            ),
+            ("--store=/s --iface-can-reach=gateway", "--iface-can-reach"),
             ("--store=/s --shrink-grace=5", "--shrink-grace"),
             ("--store=/s --shrink-grace=-5s", "--shrink-grace"),
             ("--store=/s --route-table=255", "--route-table"),

@@ -13,11 +13,11 @@ fn that_cannot_be_chosen_ends_the_start_with_a_list_of_what_is_there() {
         node.ns.run("ip link add bare type bridge && ip link set bare up && ip -4 route del default");
         let before = View::of(&node.ns);
         for (flags, why) in [
-            (&["--iface=eth7"][..], "there is no interface eth7: "),
-            (&["--iface=192.0.2.77"], "no interface has 192.0.2.77: "),
-            (&["--public-ip=192.0.2.77"], "no interface has 192.0.2.77: "),
-            (&["--iface=bare"], "bare has no usable IPv4 address: "),
-            (&[], "there is no IPv4 default route: "),
+            (&["--iface=eth7"][..], "--iface eth7: there is no such interface; "),
+            (&["--iface=192.0.2.77"], "--iface 192.0.2.77: no interface has it; "),
+            (&["--public-ip=192.0.2.77"], "--public-ip 192.0.2.77: no interface has it; "),
+            (&["--iface=bare"], "--iface bare: bare has no usable IPv4 address; "),
+            (&[], "there is no IPv4 default route; "),
         ] {
             let mut daemon = node.start(flags);
             assert_eq!(daemon.wait_exit().code(), Some(1), "{}", daemon.log());

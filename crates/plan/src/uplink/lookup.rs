@@ -1,0 +1,228 @@
+//! One way to find the uplink: a name, an address, a pattern, the way to somewhere, the default route (flannel-compat 3.2
+//! to 3.4). The answer is an interface with its addresses, or the reason why it is none; which way counts is decided
+//! elsewhere.
+
+use std::net::IpAddr;
+
+use regex::bytes::{Regex, RegexBuilder};
+
+use super::{Ask, Attempt, By, Reach};
+use crate::LinkName;
+use crate::input::{AddressFacts, Config, Family, LinkFacts, Underlay, Uplink};
+
+pub(super) struct Lookup<'a> {
+    pub(super) config: &'a Config,
+    pub(super) underlay: &'a Underlay,
+    pub(super) ask: &'a Ask,
+}
+
+/// An interface, those of its addresses that were asked for, and why it is this one.
+struct Found<'a> {
+    link: &'a LinkFacts,
+    fixed: Vec<IpAddr>,
+    why: String,
+}
+
+impl<'a> Lookup<'a> {
+    /// The uplink with the reason for it, or why there is none.
+    pub(super) fn answer(&self, attempt: &Attempt<'_>) -> Result<(Uplink, String), String> {
+        let flag = &attempt.flag;
+        let found = match attempt.by {
+            By::Name(name) => self.by_name(name, flag),
+            By::Address(address) => self.by_address(address, flag),
+            By::Pattern(pattern) => self.by_pattern(pattern, flag),
+            By::Way(reach) => self.by_way(reach, flag),
+            By::DefaultRoute => self.by_default_route(),
+        };
+        self.complete(found?)
+    }
+
+    fn by_name(&self, name: &str, flag: &str) -> Result<Found<'a>, String> {
+        let link = self.underlay.links.iter().find(|link| link.name.as_str() == name);
+        let link = link.ok_or("there is no such interface")?;
+        Ok(Found { link, fixed: Vec::new(), why: format!("named by {flag}") })
+    }
+
+    fn by_address(&self, address: IpAddr, flag: &str) -> Result<Found<'a>, String> {
+        let family = Family::of(address);
+        if self.config.network(family).is_none() {
+            return Err(format!("{family} is off in the network config"));
+        }
+        let asked = (flag.to_owned(), address);
+        let public = self.ask.public(Family::Ipv6).filter(|_| self.families().count() == 2);
+        let fixed = match (family, public) {
+            (Family::Ipv4, Some(public)) => vec![asked, public],
+            (Family::Ipv6, Some(public)) => vec![public],
+            (Family::Ipv6, None) if self.config.ipv4.is_some() => {
+                return Err("both families are on, and an IPv6 address finds only one: name the interface or its IPv4 \
+                            address, or give --public-ipv6 too"
+                    .into());
+            }
+            _ => vec![asked],
+        };
+        let mut owners = Vec::new();
+        for (named, address) in &fixed {
+            let what = if named == flag { "it" } else { named };
+            let owner = self.underlay.addresses.iter().find(|facts| facts.address.addr() == *address);
+            owners.push(owner.ok_or_else(|| format!("no interface has {what}"))?.link);
+        }
+        if let [first, other] = owners[..]
+            && first != other
+        {
+            return Err(format!("{first} has it, but {other} has {}", fixed[1].0));
+        }
+        let (flags, fixed): (Vec<_>, Vec<_>) = fixed.into_iter().unzip();
+        let why = format!("it has {}", flags.join(" and "));
+        Ok(Found { link: self.link(owners[0])?, fixed, why })
+    }
+
+    /// Addresses go first, and in dual stack one of each family of the same interface (flannel-faults 84).
+    fn by_pattern(&self, pattern: &str, flag: &str) -> Result<Found<'a>, String> {
+        let regex = compile(pattern)?;
+        let matches = |text: &str| regex.is_match(text.as_bytes());
+        for link in &self.underlay.links {
+            let of = |family| self.usable(link.name, family).into_iter().find(|ip| matches(&ip.to_string()));
+            let fixed: Option<Vec<IpAddr>> = self.families().map(of).collect();
+            if let Some(fixed) = fixed {
+                let texts: Vec<String> = fixed.iter().map(ToString::to_string).collect();
+                return Ok(Found { link, fixed, why: format!("{flag} matches {}", texts.join(" and ")) });
+            }
+        }
+        let link = self.underlay.links.iter().find(|link| matches(link.name.as_str()));
+        let link = link.ok_or("it matches no usable address and no name")?;
+        Ok(Found { link, fixed: Vec::new(), why: format!("{flag} matches its name") })
+    }
+
+    fn by_way(&self, reach: &Reach, flag: &str) -> Result<Found<'a>, String> {
+        if self.underlay.addresses.iter().any(|facts| facts.address.addr() == reach.target) {
+            return Err("it is this node's own address: name one that other nodes are reached like".into());
+        }
+        let way = reach.way.as_ref().map_err(String::clone)?;
+        let link = self.link(way.link.ok_or("the kernel names no interface")?)?;
+        Ok(Found {
+            link,
+            fixed: way.source.into_iter().collect(),
+            why: format!("the kernel reaches {flag} by it"),
+        })
+    }
+
+    /// The first one that the kernel lists; in dual stack both families must agree.
+    fn by_default_route(&self) -> Result<Found<'a>, String> {
+        let mut links = Vec::new();
+        for family in self.families() {
+            let mut defaults = self.underlay.routes.iter().filter(|route| {
+                route.destination.prefix_len() == 0 && Family::of(route.destination.addr()) == family
+            });
+            let route = defaults.next().ok_or_else(|| format!("there is no {family} default route"))?;
+            links
+                .push(route.link.ok_or_else(|| format!("the {family} default route has several next hops"))?);
+        }
+        if let [v4, v6] = links[..]
+            && v4 != v6
+        {
+            return Err(format!("the IPv4 default route leaves through {v4}, the IPv6 one through {v6}"));
+        }
+        let link = self.link(*links.first().ok_or("no family is on")?)?;
+        Ok(Found { link, fixed: Vec::new(), why: "the default route leaves through it".into() })
+    }
+
+    /// Adds the addresses that were not asked for by themselves.
+    fn complete(&self, found: Found<'_>) -> Result<(Uplink, String), String> {
+        let Found { link, fixed, mut why } = found;
+        let LinkFacts { name, mtu, .. } = *link;
+        if mtu == 0 {
+            return Err(format!("{name} has an MTU of 0"));
+        }
+        let mut uplink = Uplink::new(name, mtu);
+        let mut best = Vec::new();
+        for family in self.families() {
+            let address = match fixed.iter().find(|address| Family::of(**address) == family) {
+                Some(address) => self.check(*address, name)?,
+                None => {
+                    let first = self.usable(name, family).first().copied();
+                    let first = first.ok_or_else(|| format!("{name} has no usable {family} address"))?;
+                    best.push(first.to_string());
+                    first
+                }
+            };
+            match address {
+                IpAddr::V4(address) => uplink.ipv4 = Some(address),
+                IpAddr::V6(address) => uplink.ipv6 = Some(address),
+            }
+        }
+        match &best[..] {
+            [] => {}
+            [one] => why.push_str(&format!(", {one} is its best address")),
+            more => why.push_str(&format!(", {} are its best addresses", more.join(" and "))),
+        }
+        Ok((uplink, why))
+    }
+
+    /// An address that was asked for is taken as it is, if traffic between nodes can start there: pods' addresses are
+    /// behind the tunnel, and only one that stands for a whole host may be at home on another device.
+    fn check(&self, address: IpAddr, name: LinkName) -> Result<IpAddr, String> {
+        if let Some(network) = self.config.network_of(address) {
+            return Err(format!("{address} lies in the pods' network {network}"));
+        }
+        let is_there = |facts: &AddressFacts| facts.address.addr() == address && facts.serves(name);
+        if !self.underlay.addresses.iter().any(is_there) {
+            return Err(format!("the kernel would send from {address}, which is no address of {name}"));
+        }
+        Ok(address)
+    }
+
+    /// Global before link-local, permanent before not, lasting before temporary; none deprecated, none of the pods'.
+    fn usable(&self, link: LinkName, family: Family) -> Vec<IpAddr> {
+        let is_usable = |facts: &&AddressFacts| {
+            let address = facts.address.addr();
+            facts.link == link
+                && Family::of(address) == family
+                && !facts.deprecated
+                && !(address.is_loopback() || address.is_multicast() || address.is_unspecified())
+                && self.config.network_of(address).is_none()
+        };
+        let mut usable: Vec<&AddressFacts> = self.underlay.addresses.iter().filter(is_usable).collect();
+        usable.sort_by_key(|facts| (is_link_local(facts.address.addr()), !facts.permanent, facts.temporary));
+        usable.into_iter().map(|facts| facts.address.addr()).collect()
+    }
+
+    /// What an error adds, so that the reader need not look it up: not the many that only a pod is behind.
+    pub(super) fn inventory(&self) -> String {
+        let of = |link: &LinkFacts| {
+            let usable = Family::ALL.into_iter().flat_map(|family| self.usable(link.name, family));
+            let lasting = usable.filter(|address| !is_link_local(*address));
+            let lasting: Vec<String> = lasting.map(|address| address.to_string()).collect();
+            (!lasting.is_empty()).then(|| format!("{} ({})", link.name, lasting.join(", ")))
+        };
+        let links: Vec<String> = self.underlay.links.iter().filter_map(of).collect();
+        if links.is_empty() {
+            return "none has a usable address".into();
+        }
+        format!("those with addresses are: {}", links.join(", "))
+    }
+
+    fn families(&self) -> impl Iterator<Item = Family> {
+        Family::ALL.into_iter().filter(|family| self.config.network(*family).is_some())
+    }
+
+    fn link(&self, name: LinkName) -> Result<&'a LinkFacts, String> {
+        self.underlay.link(name).ok_or_else(|| format!("{name} has just gone"))
+    }
+}
+
+/// As Go's RE2 does for the ASCII texts that it is held against: not anchored, and classes such as `\d` are ASCII.
+fn compile(pattern: &str) -> Result<Regex, String> {
+    RegexBuilder::new(pattern).unicode(false).build().map_err(|error| {
+        // The lines before the last one only point at the place.
+        let text = error.to_string();
+        let why = text.lines().last().unwrap_or_default();
+        format!("it is no regular expression: {}", why.trim_start_matches("error: "))
+    })
+}
+
+pub(crate) fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}

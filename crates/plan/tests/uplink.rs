@@ -1,0 +1,289 @@
+//! Every case of flannel-compat 3, a line each: section, families that are on, flags, and what comes of them. Where the
+//! original crashes, the line says which words the error has instead.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::net::IpAddr;
+
+use plan::backend::Backend;
+use plan::input::{AddressFacts, Config, Family, LinkFacts, RouteFacts, Underlay};
+use plan::uplink::{Ask, Choice, Reach, Way, choose};
+
+/// In the kernel's order: name, MTU, addresses. `!` is deprecated, `~` has a lifetime, `?` is temporary.
+const NODE: &str = "
+    lo    65536  127.0.0.1/8 10.255.0.11/32 ::1/128
+    eth0  1500   169.254.3.4/16 10.0.2.15/24 10.0.2.16/24 fe80::2/64 fd00:2::15/64
+    eth1  9000   192.168.56.9/24! 192.168.56.10/24~ 192.168.56.11/24 fd00:56::a/64~? fd00:56::b/64~ fd00:56::9/64! fd00:56::11/64
+    eth2  1500   192.168.57.11/24
+    eth3  1500   fd00:58::11/64
+    eth4  1500   fd00:59::a/64~? fd00:59::b/64~ 192.168.59.11/24~
+    eth5  1500   169.254.9.9/16 fe80::9/64
+    eth6  1500   192.168.61.9/24!
+    flat  0      192.168.60.11/24
+    cni0  1450   10.244.34.1/24 fd00:244:0:34::1/64
+";
+const DEFAULTS: &str = "0.0.0.0/0 eth0, 0.0.0.0/0 eth1, 192.168.56.0/24 eth1, ::/0 eth0";
+
+fn underlay(defaults: &str) -> Underlay {
+    let mut underlay = Underlay::default();
+    for line in NODE.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let mut words = line.split_whitespace();
+        let (name, mtu) = (words.next().unwrap().parse().unwrap(), words.next().unwrap().parse().unwrap());
+        let mac = Default::default();
+        underlay.links.push(LinkFacts { name, kind: "veth".into(), mac, mtu, up: false, carrier: false });
+        underlay.addresses.extend(words.map(|word| AddressFacts {
+            link: name,
+            address: word.trim_end_matches(['!', '~', '?']).parse().unwrap(),
+            permanent: !word.contains('~'),
+            temporary: word.contains('?'),
+            deprecated: word.contains('!'),
+        }));
+    }
+    for (destination, link) in defaults.split(", ").filter_map(|route| route.split_once(' ')) {
+        let link = (link != "several").then(|| link.parse().unwrap());
+        underlay.routes.push(RouteFacts { destination: destination.parse().unwrap(), gateway: None, link });
+    }
+    underlay
+}
+
+fn config(families: &str, backend: Backend) -> Config {
+    Config {
+        ipv4: families.contains('4').then(|| "10.244.0.0/16".parse().unwrap()),
+        ipv6: families.contains('6').then(|| "fd00:244::/48".parse().unwrap()),
+        backend,
+        table: 254,
+    }
+}
+
+/// `--iface-can-reach TARGET=LINK,SOURCE`, or `=WHY` where the kernel refuses.
+fn reach(value: &str) -> Reach {
+    let (target, answer) = value.split_once('=').unwrap();
+    let way = match answer.split_once(',') {
+        Some((link, source)) => Ok(Way { link: link.parse().ok(), source: source.parse().ok() }),
+        None => Err(answer.to_owned()),
+    };
+    Reach { target: target.parse().unwrap(), way }
+}
+
+fn ask(flags: &str) -> Ask {
+    let (mut ask, mut words) = (Ask::default(), flags.split_whitespace());
+    while let Some(flag) = words.next() {
+        let value = words.next().unwrap();
+        match flag {
+            "--iface" => ask.ifaces.push(value.into()),
+            "--iface-regex" => ask.patterns.push(value.into()),
+            "--iface-can-reach" => ask.can_reach = Some(reach(value)),
+            "--public-ip" => ask.public_ip = Some(value.parse().unwrap()),
+            "--public-ipv6" => ask.public_ipv6 = Some(value.parse().unwrap()),
+            other => panic!("{other}"),
+        }
+    }
+    ask
+}
+
+fn answer(families: &str, flags: &str, defaults: &str) -> Result<Choice, String> {
+    let config = config(families, Backend::Vxlan(Default::default()));
+    choose(&config, &underlay(defaults), &ask(flags)).map_err(|error| error.to_string())
+}
+
+/// Interface, own addresses, and after `>` those that are announced instead.
+fn summary(Choice { uplink, .. }: &Choice) -> String {
+    let own = Family::ALL.map(|family| uplink.address(family));
+    let public = Family::ALL.map(|family| uplink.public(family)).into_iter().zip(own);
+    let public: Vec<IpAddr> =
+        public.filter(|(public, own)| public != own).filter_map(|(public, _)| public).collect();
+    let text =
+        |addresses: &[IpAddr]| addresses.iter().map(|address| format!(" {address}")).collect::<String>();
+    let own: Vec<IpAddr> = own.into_iter().flatten().collect();
+    let instead = if public.is_empty() { String::new() } else { format!(" >{}", text(&public)) };
+    format!("{}{}{instead}", uplink.link, text(&own))
+}
+
+/// Section and case | families that are on | flags | interface and own addresses > those announced instead.
+const FOUND: &str = r"
+    3.1 3 the default route | 4 |  | eth0 10.0.2.15
+    3.1 3 public-ip finds it | 4 | --public-ip 192.168.56.11 | eth1 192.168.56.11
+    3.1 3 public-ip before public-ipv6 | 4 | --public-ip 192.168.57.11 --public-ipv6 fd00:2::15 | eth2 192.168.57.11 > fd00:2::15
+    3.1 3 public-ipv6 finds it | 6 | --public-ipv6 fd00:58::11 | eth3 fd00:58::11
+    3.1 4 the first of the list | 4 | --iface eth1 --iface eth2 | eth1 192.168.56.11
+    3.1 4 the next one after a failure | 4 | --iface eth9 --iface 203.0.113.1 --iface eth2 | eth2 192.168.57.11
+    3.1 4 iface before regex | 4 | --iface-regex ^eth2$ --iface eth1 | eth1 192.168.56.11
+    3.1 4 regex in order | 4 | --iface-regex ^ens --iface-regex ^eth2$ --iface-regex ^eth1$ | eth2 192.168.57.11
+    3.1 4 regex before can-reach | 4 | --iface-can-reach 203.0.113.1=eth1,192.168.56.11 --iface-regex ^eth2$ | eth2 192.168.57.11
+    3.1 4 can-reach last | 4 | --iface eth9 --iface-regex ^ens --iface-can-reach 203.0.113.1=eth1,192.168.56.10 | eth1 192.168.56.10
+    3.1 4 a pattern that is none is passed over | 4 | --iface-regex ( --iface-regex ^eth2$ | eth2 192.168.57.11
+    3.2 a IPv4 | 4 | --iface 192.168.56.10 | eth1 192.168.56.10
+    3.2 a deprecated | 4 | --iface 192.168.56.9 | eth1 192.168.56.9
+    3.2 a of loopback | 4 | --iface 10.255.0.11 | lo 10.255.0.11
+    3.2 a IPv6 | 6 | --iface fd00:56::b | eth1 fd00:56::b
+    3.2 a dual, IPv4 | 46 | --iface 192.168.56.10 | eth1 192.168.56.10 fd00:56::11
+    3.2 a dual, IPv4 and public-ipv6 | 46 | --iface 192.168.56.10 --public-ipv6 fd00:56::b | eth1 192.168.56.10 fd00:56::b
+    3.2 a dual, IPv6 and public-ipv6 | 46 | --iface fd00:2::15 --public-ipv6 fd00:56::b | eth1 192.168.56.11 fd00:56::b
+    3.2 a dual, both public | 46 | --public-ip 192.168.56.10 --public-ipv6 fd00:56::b | eth1 192.168.56.10 fd00:56::b
+    3.2 a dual, public-ipv6 alone | 46 | --public-ipv6 fd00:56::b | eth1 192.168.56.11 fd00:56::b
+    3.2 b | 46 | --iface eth1 | eth1 192.168.56.11 fd00:56::11
+    3.2 c IPv4, in the order of 3.3 | 4 | --iface-regex ^192\.168\.56\. | eth1 192.168.56.11
+    3.2 c not the first of its addresses | 4 | --iface-regex \.16$ | eth0 10.0.2.16
+    3.2 c not anchored | 4 | --iface-regex 168\.5 | eth1 192.168.56.11
+    3.2 c interfaces in the kernel's order, loopback as well | 4 | --iface-regex \.11$ | lo 10.255.0.11
+    3.2 c usable addresses only | 4 | --iface-regex ^127\.|\.57\. | eth2 192.168.57.11
+    3.2 c an address before any name | 4 | --iface-regex eth0|\.57\. | eth2 192.168.57.11
+    3.2 c IPv6 | 6 | --iface-regex ^fd00:58: | eth3 fd00:58::11
+    3.2 c dual, both addresses of one interface | 46 | --iface-regex \.11$|::11$ | eth1 192.168.56.11 fd00:56::11
+    3.2 c dual, IPv4 of a rejected one is forgotten | 46 | --iface-regex ^10\.0\.2\.16$|^eth1$ | eth1 192.168.56.11 fd00:56::11
+    3.2 c a name | 4 | --iface-regex ^eth[1-3]$ | eth1 192.168.56.11
+    3.2 c a class | 4 | --iface-regex th\d$ | eth0 10.0.2.15
+    3.2 c either case | 4 | --iface-regex (?i)^ETH2 | eth2 192.168.57.11
+    3.2 d | 4 | --iface-can-reach 203.0.113.1=eth1,192.168.56.10 | eth1 192.168.56.10
+    3.2 d a host's address on loopback | 4 | --iface-can-reach 203.0.113.1=eth1,10.255.0.11 | eth1 10.255.0.11
+    3.2 d without a source | 4 | --iface-can-reach 203.0.113.1=eth1,- | eth1 192.168.56.11
+    3.2 d dual | 46 | --iface-can-reach 203.0.113.1=eth1,192.168.56.10 | eth1 192.168.56.10 fd00:56::11
+    3.2 d IPv6 | 6 | --iface-can-reach 2001:db8::1=eth1,fd00:56::b | eth1 fd00:56::b
+    3.2 d a target of the other family | 4 | --iface-can-reach 2001:db8::1=eth1,fd00:56::b | eth1 192.168.56.11
+    3.2 e IPv6 | 6 |  | eth0 fd00:2::15
+    3.2 e dual | 46 |  | eth0 10.0.2.15 fd00:2::15
+    3.3 global before link-local | 4 | --iface eth0 | eth0 10.0.2.15
+    3.3 permanent, not deprecated | 46 | --iface eth1 | eth1 192.168.56.11 fd00:56::11
+    3.3 lasting before temporary | 6 | --iface eth4 | eth4 fd00:59::b
+    3.3 not permanent is enough | 4 | --iface eth4 | eth4 192.168.59.11
+    3.3 link-local is enough | 46 | --iface eth5 | eth5 169.254.9.9 fe80::9
+    3.4 public-ip not ours | 4 | --iface eth1 --public-ip 203.0.113.5 | eth1 192.168.56.11 > 203.0.113.5
+    3.4 public-ip another one of ours | 4 | --iface eth1 --public-ip 192.168.56.10 | eth1 192.168.56.11 > 192.168.56.10
+    3.4 both not ours | 46 | --iface eth1 --public-ip 203.0.113.5 --public-ipv6 2001:db8::5 | eth1 192.168.56.11 fd00:56::11 > 203.0.113.5 2001:db8::5
+    3.4 public-ipv6 not ours, IPv6 only | 6 | --iface fd00:56::b --public-ipv6 2001:db8::5 | eth1 fd00:56::b > 2001:db8::5
+";
+
+/// The same with words of the error.
+const NOT_FOUND: &str = r"
+    3.1 3 public-ip not ours, no iface | 4 | --public-ip 203.0.113.5 | --public-ip 203.0.113.5: no interface has it; name one with --iface; those with addresses are: lo (10.255.0.11), eth0 (10.0.2.15, 10.0.2.16, fd00:2::15), eth1 (
+    3.1 3 public-ipv6 alone, IPv4 only | 4 | --public-ipv6 fd00:2::15 | --public-ipv6 fd00:2::15: IPv6 is off
+    3.1 4 no default route instead | 4 | --iface eth9 | --iface eth9: there is no such interface; name one with --iface; those
+    3.1 4 all are told | 4 | --iface eth9 --iface 203.0.113.1 --iface-regex ^ens --iface-can-reach 203.0.113.1=unreachable | --iface eth9: there is no such interface; --iface 203.0.113.1: no interface has it; --iface-regex ^ens: it matches no usable address and no name; --iface-can-reach 203.0.113.1: unreachable; name one with --iface; those
+    3.2 a IPv6, IPv4 only | 4 | --iface fd00:2::15 | IPv6 is off
+    3.2 a IPv4, IPv6 only | 6 | --iface 10.0.2.15 | IPv4 is off
+    3.2 a dual, IPv6 alone crashes flannel | 46 | --iface fd00:56::11 | name the interface or its IPv4 address, or give --public-ipv6 too
+    3.2 a dual, public-ipv6 elsewhere | 46 | --iface 192.168.56.10 --public-ipv6 fd00:2::15 | eth1 has it, but eth0 has --public-ipv6 fd00:2::15
+    3.2 a dual, public-ipv6 not ours | 46 | --iface 192.168.56.10 --public-ipv6 2001:db8::5 | no interface has --public-ipv6 2001:db8::5
+    3.2 b | 4 | --iface this-name-is-far-too-long | there is no such interface
+    3.2 c no regular expression | 4 | --iface-regex eth[ | --iface-regex eth[: it is no regular expression: unclosed character class; name one
+    3.2 c dual, IPv4 matches alone | 46 | --iface-regex ^10\.0\.2\.15$ | it matches no usable address and no name
+    3.2 c a name without an address | 4 | --iface-regex ^eth3$ | eth3 has no usable IPv4 address
+    3.2 d no way | 4 | --iface-can-reach 203.0.113.1=unreachable | --iface-can-reach 203.0.113.1: unreachable
+    3.2 d our own address | 4 | --iface-can-reach 10.0.2.15=lo,10.0.2.15 | this node's own address
+    3.2 d a source of another interface | 4 | --iface-can-reach 203.0.113.1=eth1,10.0.2.15 | 10.0.2.15, which is no address of eth1
+    3.3 none | 4 | --iface eth3 | eth3 has no usable IPv4 address
+    3.3 deprecated | 4 | --iface eth6 | eth6 has no usable IPv4 address
+    3.3 dual needs both | 46 | --iface eth2 | eth2 has no usable IPv6 address
+    3.3 loopback | 6 | --iface lo | lo has no usable IPv6 address
+    3.4 MTU | 4 | --iface flat | flat has an MTU of 0
+    3.4 public-ip in IPv6 only | 6 | --iface eth1 --public-ip 192.168.56.11 | --public-ip 192.168.56.11: IPv4 is off
+    pods' network, by name | 4 | --iface cni0 | cni0 has no usable IPv4 address
+    pods' network, by address | 4 | --iface 10.244.34.1 | 10.244.34.1 lies in the pods' network 10.244.0.0/16
+    pods' network, announced | 46 | --iface eth1 --public-ipv6 fd00:244::1 | --public-ipv6 fd00:244::1: it lies in the pods' network
+    of no node | 4 | --iface eth1 --public-ip 0.0.0.0 | --public-ip 0.0.0.0: no node can have that address
+";
+
+fn table(text: &str) -> impl Iterator<Item = [&str; 4]> {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.map(|line| line.split(" | ").collect::<Vec<_>>().try_into().unwrap())
+}
+
+#[test]
+fn what_is_found() {
+    for [section, families, flags, expected] in table(FOUND) {
+        let found = answer(families, flags, DEFAULTS).unwrap_or_else(|error| panic!("{section}: {error}"));
+        assert_eq!(summary(&found), expected, "{section}: {flags}");
+    }
+}
+
+#[test]
+fn what_is_not_found() {
+    for [section, families, flags, words] in table(NOT_FOUND) {
+        match answer(families, flags, DEFAULTS) {
+            Ok(found) => panic!("{section}: {flags} gives {}", summary(&found)),
+            Err(error) => assert!(error.contains(words), "{section}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn default_routes() {
+    for (families, defaults, expected) in [
+        ("4", "192.168.56.0/24 eth1, 0.0.0.0/0 eth1, 0.0.0.0/0 eth0", "eth1 192.168.56.11"),
+        (
+            "4",
+            "192.168.56.0/24 eth1",
+            "there is no IPv4 default route; name one with --iface; those with addresses are",
+        ),
+        ("4", "0.0.0.0/0 several, 0.0.0.0/0 eth0", "the IPv4 default route has several next hops; name one"),
+        ("46", "0.0.0.0/0 eth0", "there is no IPv6 default route"),
+        (
+            "46",
+            "0.0.0.0/0 eth0, ::/0 eth1",
+            "the IPv4 default route leaves through eth0, the IPv6 one through eth1; name one",
+        ),
+        ("6", "0.0.0.0/0 eth0, ::/0 eth1", "eth1 fd00:56::11"),
+    ] {
+        let found = answer(families, "", defaults).map_or_else(|error| error, |choice| summary(&choice));
+        assert!(found.contains(expected), "{families}: {defaults}: {found}");
+    }
+}
+
+#[test]
+fn host_gw_announces_the_uplinks_own_address() {
+    for (flags, error) in [
+        ("--iface eth1 --public-ip 192.168.56.11", None),
+        ("--iface 192.168.56.10 --public-ip 192.168.56.10", None),
+        (
+            "--iface eth1 --public-ip 192.168.56.10",
+            Some("192.168.56.11 of eth1, but --public-ip is 192.168.56.10"),
+        ),
+        ("--iface eth1 --public-ip 203.0.113.5", Some("--public-ip is 203.0.113.5")),
+        (
+            "--iface eth1 --public-ipv6 2001:db8::5",
+            Some("fd00:56::11 of eth1, but --public-ipv6 is 2001:db8::5"),
+        ),
+    ] {
+        let found = choose(&config("46", Backend::HostGw), &underlay(DEFAULTS), &ask(flags));
+        let found = found.err().map(|error| error.to_string());
+        assert_eq!(found.is_some(), error.is_some(), "{flags}: {found:?}");
+        assert!(
+            error.is_none_or(|words| found.as_ref().is_some_and(|found| found.contains(words))),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
+fn each_choice_says_why() {
+    for (families, flags, reason) in [
+        ("4", "", "the default route leaves through it, 10.0.2.15 is its best address"),
+        ("46", "--iface eth1", "named by --iface eth1, 192.168.56.11 and fd00:56::11 are its best addresses"),
+        ("46", "--iface 10.0.2.16", "it has --iface 10.0.2.16, fd00:2::15 is its best address"),
+        (
+            "46",
+            "--public-ip 192.168.56.10 --public-ipv6 fd00:56::b",
+            "it has --public-ip 192.168.56.10 and --public-ipv6 fd00:56::b",
+        ),
+        ("4", r"--iface-regex \.16$", r"--iface-regex \.16$ matches 10.0.2.16"),
+        ("4", "--iface-regex eth", "--iface-regex eth matches its name, 10.0.2.15 is its best address"),
+        (
+            "4",
+            "--iface-can-reach 203.0.113.1=eth1,192.168.56.11",
+            "the kernel reaches --iface-can-reach 203.0.113.1 by it",
+        ),
+        (
+            "4",
+            "--iface 10.0.2.15 --public-ip 203.0.113.5",
+            "it has --iface 10.0.2.15; --public-ip 203.0.113.5 is announced in place of its own",
+        ),
+    ] {
+        assert_eq!(answer(families, flags, DEFAULTS).unwrap().reason, reason, "{flags}");
+    }
+    let choice = answer("4", "--iface eth9 --iface-regex ( --iface eth1", DEFAULTS).unwrap();
+    assert_eq!(
+        choice.failures,
+        ["--iface eth9: there is no such interface"],
+        "what comes after is not tried"
+    );
+}
