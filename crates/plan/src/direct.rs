@@ -38,6 +38,14 @@ impl OnLink {
     }
 }
 
+/// The interface whose segment that address is on, by the best route to it.
+pub(crate) fn segment_of(underlay: &Underlay, address: IpAddr) -> Option<LinkName> {
+    let covering = underlay.routes.iter().filter(|route| route.destination.contains(&address));
+    // Of equal ones the kernel takes the first, and `max_by_key` the last.
+    let best = covering.rev().max_by_key(|route| route.destination.prefix_len())?;
+    best.link.filter(|_| best.gateway.is_none())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

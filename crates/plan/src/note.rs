@@ -51,6 +51,7 @@ pub enum NodeFault {
     UplinkWithoutRoute { uplink: LinkName, address: IpAddr },
     ForeignDevice { name: LinkName, kind: Box<str> },
     NotLeased(Family),
+    NoPeerOnLink { uplink: LinkName, family: Family, peer_on: Option<(IpAddr, LinkName)> },
     SysctlRefused { path: Box<str>, value: Box<str> },
 }
 
@@ -255,6 +256,17 @@ impl fmt::Display for NodeFault {
             ),
             Self::NotLeased(family) => {
                 write!(f, "{family} is configured but our lease has no {family} subnet; that family is off")
+            }
+            Self::NoPeerOnLink { uplink, family, peer_on } => {
+                write!(
+                    f,
+                    "no peer is on the layer-2 segment of {uplink}, so host-gw reaches none by {family}: is it the wrong \
+                     interface? Name another with --iface"
+                )?;
+                if let Some((peer, link)) = peer_on {
+                    write!(f, " ({peer} is on the segment of {link})")?;
+                }
+                f.write_str(", or use vxlan")
             }
             Self::SysctlRefused { path, value } => {
                 write!(f, "sysctl {path} cannot be written. Run: sysctl -w {path}={value}")

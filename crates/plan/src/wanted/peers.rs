@@ -9,18 +9,32 @@ use super::admitted::Admitted;
 use super::{Draft, Path, PeerPath};
 use crate::backend::vxlan::{self, Endpoint};
 use crate::backend::{Backend, host_gw};
+use crate::direct;
 use crate::input::Family;
 use crate::lease::{Announced, Lease, Vtep};
-use crate::note::PeerFault;
+use crate::note::{NodeFault, PeerFault};
 
 impl Draft<'_> {
     pub(super) fn peers_of(&mut self, family: Family, order: &[&Lease]) {
-        let mut admitted = Admitted::default();
+        let (mut admitted, before) = (Admitted::default(), self.peers.len());
         for lease in order {
             let Some(subnet) = lease.subnet.of(family) else { continue };
             if let Err(fault) = self.reach(family, lease, subnet, &mut admitted) {
                 self.note_peer(subnet, fault);
             }
+        }
+        self.doubt_uplink(family, before);
+    }
+
+    /// Where none of the peers is on its segment, host-gw may have been given the wrong interface.
+    fn doubt_uplink(&mut self, family: Family, before: usize) {
+        let paths = || self.peers[before..].iter();
+        let far = paths().find(|peer| peer.path == Path::Unreachable).map(|peer| peer.public_ip);
+        if let (Backend::HostGw, Some(far)) = (&self.config.backend, far)
+            && !paths().any(|peer| peer.path == Path::Direct)
+        {
+            let peer_on = direct::segment_of(self.underlay, far).map(|link| (far, link));
+            self.note_node(NodeFault::NoPeerOnLink { uplink: self.node.uplink.link, family, peer_on });
         }
     }
 

@@ -25,5 +25,6 @@ mod store;
 mod store_dir;
 mod takeover;
 mod uninstall;
+mod uplink;
 mod uplink_change;
 mod vxlan;

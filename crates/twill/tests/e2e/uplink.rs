@@ -1,0 +1,333 @@
+//! Which interface and which addresses the flags find on a node that has several, what is announced, and choices that
+//! cannot be right: refused at the start, or told.
+
+use lab::{Lab, Node, Timing, Topology, View};
+
+use crate::cluster::{self, HOST_GW, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL, VXLAN_IPV6, lease_name};
+
+/// What no node has: other nodes reach it by an address translation.
+const OUTSIDE: &str = "203.0.113.7";
+const OUTSIDE6: &str = "2001:db8:7::7";
+
+/// One node with two more cards, a second default route that goes first, and an address of its own on lo.
+fn many_cards(config: &str) -> Lab {
+    let lab = cluster::lab(Topology::flat(1), config);
+    let gateway = lab.node(1).gateway();
+    lab.node(1).ns.batch(&format!(
+        "link add eth1 type veth peer name far1\nlink add eth2 type veth peer name far2\n\
+         link set far1 up\nlink set far2 up\nlink set eth1 up\nlink set eth2 up\n\
+         address add 192.168.56.10/24 dev eth1\naddress add 192.168.56.11/24 dev eth1\n\
+         address add 192.168.57.11/24 dev eth2\naddress add fd00:57::11/64 dev eth2 nodad\n\
+         address add 10.255.0.11/32 dev lo\n\
+         route add 198.51.100.0/24 via 192.168.57.1 dev eth2\n\
+         route add 198.51.101.0/24 via 192.168.57.1 dev eth2 src 10.255.0.11\n\
+         route replace default via {gateway} dev eth0 metric 200\nroute delete default metric 0\n\
+         route add default via 192.168.56.1 dev eth1 metric 100\n"
+    ));
+    lab
+}
+
+fn leases(lab: &Lab) -> String {
+    lab.store.leases().into_values().collect()
+}
+
+fn device(node: &Node, name: &str) -> String {
+    node.ns.run(&format!("ip -d link show {name}"))
+}
+
+/// Flags of which the last finds it, its address, the interface, and why.
+const FOUND: [(&str, &str, &str, &str); 9] = [
+    ("", "192.168.56.10", "eth1", "the default route leaves through it, 192.168.56.10 is its best address"),
+    ("--iface=eth2", "192.168.57.11", "eth2", "named by --iface eth2, 192.168.57.11 is its best address"),
+    ("--iface=192.168.56.11", "192.168.56.11", "eth1", "it has --iface 192.168.56.11"),
+    ("--public-ip=192.168.57.11", "192.168.57.11", "eth2", "it has --public-ip 192.168.57.11"),
+    (
+        "--iface=eth9 --iface=203.0.113.1 --iface=eth2",
+        "192.168.57.11",
+        "eth2",
+        "named by --iface eth2, 192.168.57.11 is its best address",
+    ),
+    (
+        r"--iface-regex=( --iface-regex=^192\.168\.5.\.11$",
+        "192.168.56.11",
+        "eth1",
+        r"--iface-regex ^192\.168\.5.\.11$ matches 192.168.56.11",
+    ),
+    (
+        "--iface-regex=th2$",
+        "192.168.57.11",
+        "eth2",
+        "--iface-regex th2$ matches its name, 192.168.57.11 is its best address",
+    ),
+    (
+        "--iface-can-reach=198.51.100.7",
+        "192.168.57.11",
+        "eth2",
+        "the kernel reaches --iface-can-reach 198.51.100.7 by it",
+    ),
+    (
+        "--iface-can-reach=198.51.101.7",
+        "10.255.0.11",
+        "eth2",
+        "the kernel reaches --iface-can-reach 198.51.101.7 by it",
+    ),
+];
+
+#[test]
+fn each_flag_finds_its_interface_and_says_why() {
+    lab::test(Timing::Free, || {
+        for (line, address, link, reason) in FOUND {
+            let flags: Vec<&str> = line.split_whitespace().collect();
+            let lab = many_cards(VXLAN);
+            let node = lab.node(1);
+            let daemon = node.start(&flags);
+            daemon.wait_ready();
+            assert!(
+                leases(&lab).contains(&format!("\"PublicIP\":\"{address}\"")),
+                "{line}: {}",
+                leases(&lab)
+            );
+            let made = device(node, "flannel.1");
+            assert!(made.contains(&format!(" local {address} dev {link} ")), "{line}: {made}");
+            let (log, status) = (daemon.log(), node.twill(&["status"]));
+            assert!(log.contains(&format!("uplink is {link}: {reason}\n")), "{line}: {log}");
+            assert!(status.contains(&format!("{link} {address} ({reason})\n")), "{line}: {status}");
+            for failed in flags.split_last().map_or(&[][..], |(_, failed)| failed) {
+                let flag = failed.replacen('=', " ", 1);
+                assert!(log.contains(&format!("passed over: {flag}: ")), "{line}: {log}");
+            }
+        }
+    });
+}
+
+/// The daemon ends with these words, and has touched nothing.
+fn is_refused(lab: &Lab, flags: &[&str], code: i32, why: &str) {
+    let node = lab.node(1);
+    let before = View::of(&node.ns);
+    let mut daemon = node.start(flags);
+    assert_eq!(daemon.wait_exit().code(), Some(code), "{}", daemon.log());
+    let log = daemon.log();
+    let last = log.lines().last().unwrap_or_default();
+    assert!(last.starts_with("twill: ") && last.contains(why), "{flags:?}: {log}");
+    assert_eq!(before.diff(&View::of(&node.ns)), "");
+    assert!(lab.store.leases().is_empty() && node.subnet_env().is_none());
+}
+
+#[test]
+fn what_finds_nothing_is_told_with_every_attempt() {
+    lab::test(Timing::Free, || {
+        let flags = [
+            "--iface=eth9",
+            "--iface=203.0.113.1",
+            "--iface-regex=^ens",
+            "--iface-regex=(",
+            "--iface-can-reach=10.255.0.11",
+        ];
+        let why = "choosing the interface: --iface eth9: there is no such interface; --iface 203.0.113.1: no interface has \
+                   it; --iface-regex ^ens: it matches no usable address and no name; --iface-regex (: it is no regular \
+                   expression: unclosed group; --iface-can-reach 10.255.0.11: it is this node's own address";
+        let lab = many_cards(VXLAN);
+        is_refused(&lab, &flags, 1, why);
+        lab.node(1).ns.run("ip route delete default metric 100; ip route delete default metric 200");
+        is_refused(
+            &lab,
+            &["--iface-can-reach=203.0.113.1"],
+            1,
+            "--iface-can-reach 203.0.113.1: look up the route to 203.0.113.1: Network is unreachable",
+        );
+    });
+}
+
+/// flannel-faults 83 and 85.
+#[test]
+fn what_crashes_flannel_is_an_error() {
+    lab::test(Timing::Free, || {
+        for (config, flags, code, why) in [
+            (
+                VXLAN_DUAL,
+                &["--iface=fd00:100::11"][..],
+                1,
+                "name the interface or its IPv4 address, or give --public-ipv6 too",
+            ),
+            (
+                VXLAN_DUAL,
+                &["--iface=192.168.100.11", "--public-ipv6=fd00:57::11"],
+                1,
+                "eth0 has it, but eth2 has --public-ipv6 fd00:57::11",
+            ),
+            (
+                VXLAN_IPV6,
+                &["--iface=eth0", "--public-ip=192.168.100.11"],
+                1,
+                "--public-ip 192.168.100.11: IPv4 is off in the network config",
+            ),
+            (VXLAN, &["--public-ip=fd00:100::11"], 2, "--public-ip: \"fd00:100::11\": invalid IPv4 address"),
+            (
+                VXLAN,
+                &["--public-ip=10.244.3.3", "--iface=eth0"],
+                1,
+                "--public-ip 10.244.3.3: it lies in the pods' network",
+            ),
+            (
+                HOST_GW,
+                &["--iface=eth0", "--public-ip=203.0.113.7"],
+                1,
+                "host-gw needs the uplink's own address as next hop, 192.168.100.11 of eth0, but --public-ip is 203.0.113.7",
+            ),
+            (
+                HOST_GW_DUAL,
+                &["--iface=eth0", "--public-ipv6=2001:db8::7"],
+                1,
+                "fd00:100::11 of eth0, but --public-ipv6 is 2001:db8::7",
+            ),
+        ] {
+            is_refused(&many_cards(config), flags, code, why);
+        }
+    });
+}
+
+/// Peers send to that address, and an address translation on the way brings it to the node.
+fn translate(node: &Node, outside: &str, inside: &str) {
+    let family = if outside.contains(':') { "ip6" } else { "ip" };
+    node.ns.run(&format!(
+        "nft 'add table {family} t; add chain {family} t out {{ type nat hook output priority -100; }}; \
+         add rule {family} t out {family} daddr {outside} dnat to {inside}'"
+    ));
+}
+
+#[test]
+fn an_address_that_is_not_ours_is_announced_and_not_sent_from() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
+        let (node, peer) = (lab.node(1), lab.node(2));
+        translate(peer, OUTSIDE, &node.ip.to_string());
+        translate(peer, OUTSIDE6, &node.ip6.to_string());
+        let (public, public6) = (format!("--public-ip={OUTSIDE}"), format!("--public-ipv6={OUTSIDE6}"));
+        let daemons = [node.start(&["--iface=eth0", &public, &public6]), peer.start(cluster::FLAGS)];
+        daemons.iter().for_each(lab::Daemon::wait_ready);
+        assert!(leases(&lab).contains(&format!(r#""PublicIP":"{OUTSIDE}","PublicIPv6":"{OUTSIDE6}""#)));
+        let made = device(node, "flannel.1") + &device(node, "flannel-v6.1");
+        for own in [node.ip.to_string(), node.ip6.to_string()] {
+            assert!(made.contains(&format!(" local {own} dev eth0 ")), "{made}");
+        }
+        let fdb = || peer.ns.run("bridge fdb");
+        for outside in [OUTSIDE, OUTSIDE6] {
+            lab::wait_for(outside, SOON, || fdb().contains(&format!(" dst {outside} ")));
+        }
+        cluster::reach_each_other(&lab.pods());
+        let status = node.twill(&["status"]);
+        let reason =
+            format!("; --public-ip {OUTSIDE} is announced in place of its own; --public-ipv6 {OUTSIDE6} is");
+        assert!(status.contains(&reason), "{status}");
+        // Another backend cannot work with that and is not taken up.
+        lab.store.config(HOST_GW_DUAL);
+        let refused = format!(
+            "but --public-ip is {OUTSIDE}: leave it out or use vxlan; the last good network config stays"
+        );
+        lab::wait_for("host-gw is refused", SOON, || node.twill(&["status"]).contains(&refused));
+        assert!(leases(&lab).contains("vxlan"));
+    });
+}
+
+#[test]
+fn host_gw_whose_uplink_no_peer_is_on_is_told() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), HOST_GW);
+        let (node, peer) = (lab.node(1), lab.node(2));
+        node.ns.run("ip link add eth1 type veth peer name eth1 netns node2");
+        for (node, address) in [(node, "192.168.56.11"), (peer, "192.168.56.12")] {
+            node.ns.run(&format!("ip address add {address}/24 dev eth1; ip link set eth1 up"));
+        }
+        // One by the default route, one by a flag.
+        let (daemon, mut other) = (node.start(&[]), peer.start(&["--iface=eth1"]));
+        daemon.wait_ready();
+        other.wait_ready();
+        let told = |node: &Node, uplink: &str, on: &str| {
+            let note = format!(
+                "no peer is on the layer-2 segment of {uplink}, so host-gw reaches none by IPv4: is it the wrong interface? \
+                 Name another with --iface ({on}), or use vxlan"
+            );
+            lab::wait_for(&note, SOON, || node.twill(&["status"]).contains(&note));
+            assert_eq!(
+                node.get("/readyz").unwrap().status,
+                200,
+                "it may be right, if nothing else can be done"
+            );
+        };
+        told(node, "eth0", "192.168.56.12 is on the segment of eth1");
+        told(peer, "eth1", "192.168.100.11 is on the segment of eth0");
+        other.terminate();
+        drop(other);
+        let other = peer.start(cluster::FLAGS);
+        other.wait_ready();
+        lab::wait_for("all is well", SOON, || !node.twill(&["status"]).contains("no peer is on"));
+        cluster::reach_each_other(&lab.pods());
+    });
+}
+
+/// As where every machine has the same address on its first card, and the flag that names another one is forgotten.
+#[test]
+fn an_address_that_another_nodes_lease_announces_is_refused_at_the_start() {
+    lab::test(Timing::Free, || {
+        for rebooted in [false, true] {
+            let lab = cluster::lab(Topology::flat(2), VXLAN);
+            let (node, peer) = (lab.node(1), lab.node(2));
+            let shared = format!("--public-ip={OUTSIDE}");
+            let first = node.start(&["--iface=eth0", &shared]);
+            first.wait_ready();
+            let mut right = peer.start(cluster::FLAGS);
+            right.wait_ready();
+            let (subnet, own) = (node.subnet(), peer.subnet());
+            let remembers = || {
+                let entries = std::fs::read_dir(peer.cache_dir()).into_iter().flatten().flatten();
+                entries
+                    .filter_map(|entry| std::fs::read_to_string(entry.path()).ok())
+                    .any(|text| text.contains(&lease_name(&own)))
+            };
+            lab::wait_for("it is remembered", SOON, remembers);
+            right.terminate();
+            drop(right);
+            if rebooted {
+                peer.reboot();
+            }
+            let (before, leases) = (View::of(&peer.ns), lab.store.leases());
+            let mut wrong = peer.start(&["--iface=eth0", &shared]);
+            assert_eq!(wrong.wait_exit().code(), Some(1), "{}", wrong.log());
+            let why = format!("lease {} announces our address", lease_name(&subnet));
+            let log = wrong.log();
+            assert!(log.lines().last().unwrap_or_default().contains(&why), "{log}");
+            assert_eq!((before.diff(&View::of(&peer.ns)), lab.store.leases()), (String::new(), leases));
+            // The node that has it may restart, rebooted or not.
+            drop((wrong, first));
+            node.reboot();
+            let again = node.start(&["--iface=eth0", &shared]);
+            again.wait_ready();
+            assert_eq!(node.subnet(), subnet);
+        }
+    });
+}
+
+/// A machine that has never run here takes the lease for its own, and the two of them write it in turn.
+#[test]
+fn a_lease_that_somebody_else_writes_too_is_told() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let (node, twin) = (lab.node(1), lab.node(2));
+        let shared = format!("--public-ip={OUTSIDE}");
+        let first = node.start(&["--iface=eth0", &shared]);
+        first.wait_ready();
+        let theirs = "0a:00:00:00:00:42";
+        twin.ns.run(&format!(
+            "ip link add flannel.1 address {theirs} type vxlan id 1 dev eth0 dstport 8472 nolearning"
+        ));
+        let second = twin.start(&["--iface=eth0", &shared]);
+        second.wait_ready();
+        assert_eq!(node.subnet(), twin.subnet());
+        let note = format!(
+            "somebody else writes our lease {} again and again, last with VTEP MAC {theirs}",
+            lease_name(&node.subnet())
+        );
+        lab::wait_for("it is told", SOON * 2, || node.twill(&["status"]).contains(&note));
+        assert_eq!(node.get("/readyz").unwrap().status, 200, "its own part stands");
+    });
+}
