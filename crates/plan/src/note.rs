@@ -67,6 +67,11 @@ pub enum StoreFault {
     OwnLeaseStale {
         why: Box<str>,
     },
+    /// `theirs` is what somebody else makes it say.
+    OwnLeaseContested {
+        subnet: Box<str>,
+        theirs: Box<str>,
+    },
     ConfigUnusable {
         why: Box<str>,
     },
@@ -208,6 +213,11 @@ impl fmt::Display for StoreFault {
                      reach this one's pods"
                 )
             }
+            Self::OwnLeaseContested { subnet, theirs } => write!(
+                f,
+                "somebody else writes our lease {subnet} again and again, last with {theirs}: another node announces our address \
+                 too, or another daemon runs here. Give each node an address of its own with --iface or --public-ip"
+            ),
             Self::ConfigUnusable { why } => write!(f, "{why}; the last good network config stays in force"),
             Self::ConfigRefused { what } => write!(
                 f,

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::Mac;
 use crate::input::{Family, Uplink};
 use crate::lease::{Lease, Subnet};
 use crate::netconf::NetConf;
@@ -176,6 +177,8 @@ pub struct Asker {
     pub previous: Option<Subnet>,
     /// What this node last wrote, perhaps under an address that it has lost since.
     pub held: Option<Lease>,
+    /// The VTEP devices that stand here: each one's address, which is its subnet's first, and its MAC.
+    pub vteps: Vec<(IpAddr, Mac)>,
 }
 
 impl Asker {
@@ -188,10 +191,6 @@ impl Asker {
     /// A node is known by its public IPv4, or where there is none by its public IPv6. Under an address that it has lost only
     /// the very lease that it wrote is its own: the address may be another node's by now.
     pub fn owns(&self, lease: &Lease) -> bool {
-        let by_address = match self.public_ip {
-            Some(address) => lease.public_ip == Some(address),
-            None => self.public_ipv6.is_some() && lease.public_ipv6 == self.public_ipv6,
-        };
         let place = |lease: &Lease| (lease.subnet, lease.public_ip, lease.public_ipv6);
         // Whoever has that address now may have taken the lease over with it, as flannel does, and has a MAC of its own.
         let other_mac = |held: &Lease| {
@@ -199,8 +198,51 @@ impl Asker {
             pairs.any(|(held, listed)| held.zip(listed).is_some_and(|(held, listed)| held != listed))
         };
         let is_held = |held: &Lease| place(held) == place(lease) && !other_mac(held);
-        by_address || self.held.as_ref().is_some_and(is_held)
+        self.is_at_our_address(lease) || self.held.as_ref().is_some_and(is_held)
     }
+
+    fn is_at_our_address(&self, lease: &Lease) -> bool {
+        match self.public_ip {
+            Some(address) => lease.public_ip == Some(address),
+            None => self.public_ipv6.is_some() && lease.public_ipv6 == self.public_ipv6,
+        }
+    }
+
+    /// Has certainly another machine written it? Only one that has run in this network can tell: by a subnet and a MAC that
+    /// are both none of its own.
+    fn is_anothers(&self, conf: &NetConf, lease: &Lease) -> bool {
+        let mut is_strange = false;
+        let held_macs = self.held.as_ref().map_or([None; 2], |held| held.announced.macs());
+        for ((family, mac), held_mac) in Family::ALL.into_iter().zip(lease.announced.macs()).zip(held_macs) {
+            let (Some(pool), Some(subnet), Some(mac)) = (conf.pool(family), lease.subnet.of(family), mac)
+            else {
+                continue;
+            };
+            let held =
+                self.held.as_ref().and_then(|held| Some((held.subnet.of(family)?.network(), held_mac?)));
+            let own = self.vteps.iter().copied().chain(held);
+            for (first, own_mac) in own.filter(|(first, _)| pool.network.contains(first)) {
+                if first == subnet.network() || own_mac == mac {
+                    return false;
+                }
+                is_strange = true;
+            }
+        }
+        is_strange && self.previous != Some(lease.subnet)
+    }
+}
+
+/// Another node's lease under the address that we would announce from now on. A machine without a memory is never told of
+/// one: what stands under its address may well be its own, from before a reboot, a new installation or from flannel, so it
+/// takes it over, MAC and all. Two such machines share a subnet as with flannel (flannel-faults 11), and nothing in the
+/// store tells them apart. One that announces the address already has been running so, and stays.
+pub fn twin<'a>(conf: &NetConf, leases: &'a [Lease], asker: &Asker, chosen: &Choice) -> Option<&'a Lease> {
+    let at_our_address = || leases.iter().filter(|lease| asker.is_at_our_address(lease));
+    let is_known = |lease: &&Lease| lease.subnet == chosen.subnet && !asker.is_anothers(conf, lease);
+    if at_our_address().any(|lease| is_known(&lease)) {
+        return None;
+    }
+    at_our_address().find(|lease| asker.is_anothers(conf, lease))
 }
 
 /// Chooses the subnets of a node. `Err` when the pool is used up.
@@ -276,7 +318,6 @@ fn overlap(one: &Subnet, other: &Subnet) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Mac;
     use crate::lease::{Announced, Vtep};
 
     fn conf(text: &str) -> NetConf {
@@ -296,7 +337,7 @@ mod tests {
 
     fn asker(previous: Option<&str>) -> Asker {
         let previous = previous.map(|key| Subnet::parse(key).unwrap());
-        Asker { public_ip: Some([192, 0, 2, 1].into()), public_ipv6: None, previous, held: None }
+        Asker { public_ip: Some([192, 0, 2, 1].into()), previous, ..Asker::default() }
     }
 
     #[test]
@@ -319,6 +360,70 @@ mod tests {
         };
         let moved = Asker { held: Some(with(1)), ..moved };
         assert!(moved.owns(&with(1)) && moved.owns(&held) && !moved.owns(&with(2)));
+    }
+
+    #[test]
+    fn a_lease_of_another_machine_under_our_address_is_told_by_subnet_and_mac() {
+        let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
+        let mac = |last: u8| Mac([2, 0, 0, 0, 0, last]);
+        let vxlan = |key: &str, address: u8, last: u8| {
+            let announced =
+                Announced::Vxlan { ipv4: Some(Vtep { vni: 1, port: None, mac: mac(last) }), ipv6: None };
+            Lease { announced, ..lease(key, [192, 0, 2, address]) }
+        };
+        let device = |first: &str, last: u8| vec![(first.parse().unwrap(), mac(last))];
+        let theirs = vxlan("10.3.7.0-24", 1, 7);
+        let nobody = asker(None);
+        let ran = Asker { vteps: device("10.3.9.0", 9), ..asker(Some("10.3.9.0-24")) };
+        let held = Asker { held: Some(vxlan("10.3.9.0-24", 9, 9)), ..asker(None) };
+        for (case, leases, asker, expected) in [
+            ("no memory: first start, reboot, new installation", vec![theirs.clone()], &nobody, false),
+            ("it ran as another", vec![theirs.clone()], &ran, true),
+            ("it ran as another, before a reboot", vec![theirs.clone()], &held, true),
+            (
+                "and its lease under the old address stands",
+                vec![theirs.clone(), vxlan("10.3.9.0-24", 9, 9)],
+                &held,
+                true,
+            ),
+            ("without a subnet file", vec![theirs.clone()], &Asker { previous: None, ..ran.clone() }, true),
+            (
+                "the subnet file names it",
+                vec![theirs.clone()],
+                &Asker { previous: Some(theirs.subnet), ..ran.clone() },
+                false,
+            ),
+            (
+                "our MAC: moved by hand",
+                vec![theirs.clone()],
+                &Asker { vteps: device("10.3.9.0", 7), ..nobody.clone() },
+                false,
+            ),
+            (
+                "our subnet: flannel has drawn another MAC",
+                vec![theirs.clone()],
+                &Asker { vteps: device("10.3.7.0", 9), ..nobody.clone() },
+                false,
+            ),
+            (
+                "a device of another network",
+                vec![theirs.clone()],
+                &Asker { vteps: device("10.4.9.0", 9), ..nobody.clone() },
+                false,
+            ),
+            ("no MAC: another backend", vec![lease("10.3.7.0-24", [192, 0, 2, 1])], &ran, false),
+            ("under another address", vec![vxlan("10.3.7.0-24", 2, 7)], &ran, false),
+            (
+                "it announces the address already",
+                vec![theirs.clone(), vxlan("10.3.9.0-24", 1, 9)],
+                &ran,
+                false,
+            ),
+        ] {
+            let choice = choose(&conf, &leases, asker, 0).unwrap();
+            let found = twin(&conf, &leases, asker, &choice).map(|lease| lease.subnet);
+            assert_eq!(found, expected.then_some(theirs.subnet), "{case}");
+        }
     }
 
     #[test]

@@ -277,7 +277,7 @@ proptest! {
         let Ok(conf) = NetConf::parse(texts::pools(&mut tape).as_bytes()) else { return Ok(()) };
         let asker = |tape: &mut Tape, previous| {
             let public_ip = Some(texts::ipv4(tape)).filter(|_| conf.ipv4.is_some());
-            Asker { public_ip, public_ipv6: Some([7; 16].into()), previous, held: None }
+            Asker { public_ip, public_ipv6: Some([7; 16].into()), previous, ..Asker::default() }
         };
         let nobody = asker(&mut tape, None);
         let Ok(some) = subnet_alloc::choose(&conf, &[], &nobody, tape.byte().into()) else { return Ok(()) };

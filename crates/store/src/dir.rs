@@ -82,8 +82,7 @@ impl Dir {
         let _lock = self.lock(&claim.choice)?;
         let mut listing = Listing::new(subnets.clone());
         listing.refresh().map_err(|error| StoreError::new(subnets.display(), error))?;
-        let settled =
-            claim.settle(&listing.leases()).map_err(|why| StoreError::new(subnets.display(), why))?;
+        let settled = claim.settle(&listing.leases()).map_err(|why| why.at(subnets.display()))?;
         let path = subnets.join(settled.lease.subnet.to_string());
         let stale: Vec<_> = settled.stale.iter().map(|subnet| subnets.join(subnet.to_string())).collect();
         let json = settled.lease.to_json();

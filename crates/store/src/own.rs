@@ -1,8 +1,12 @@
 //! Our own lease: what a node asks for, and the lease that answers it. The exclusive write is each store's own.
 
+use std::fmt;
+
 use plan::lease::{Announced, Lease, Subnet};
 use plan::netconf::NetConf;
 use plan::subnet_alloc::{self, Asker, Origin};
+
+use crate::view::StoreError;
 
 /// What a node asks for.
 pub struct Claim<'a> {
@@ -31,15 +35,48 @@ pub(crate) struct Settled {
     pub(crate) origin: Origin,
 }
 
+/// Why there is no answer.
+pub(crate) enum Unsettled {
+    /// It may come right by itself.
+    NotNow(String),
+    /// Somebody has to do something.
+    Refused(String),
+}
+
+impl From<String> for Unsettled {
+    fn from(why: String) -> Self {
+        Self::NotNow(why)
+    }
+}
+
+impl Unsettled {
+    pub(crate) fn at(self, place: impl fmt::Display) -> StoreError {
+        match self {
+            Self::NotNow(why) => StoreError::new(place, why),
+            Self::Refused(why) => StoreError::refused(place, why),
+        }
+    }
+}
+
 impl Claim<'_> {
     /// Chooses among what the store holds now.
-    pub(crate) fn settle(&self, leases: &[Lease]) -> Result<Settled, String> {
+    pub(crate) fn settle(&self, leases: &[Lease]) -> Result<Settled, Unsettled> {
         let dice = if let Choice::Any { dice } = self.choice { dice } else { 0 };
         let choice = subnet_alloc::choose(self.conf, leases, &self.asker, dice)?;
         if let Choice::Only(subnet) = self.choice
             && choice.subnet != subnet
         {
-            return Err(format!("{subnet} is another node's now"));
+            return Err(format!("{subnet} is another node's now").into());
+        }
+        if let Choice::Any { .. } = self.choice
+            && let Some(twin) = subnet_alloc::twin(self.conf, leases, &self.asker, &choice)
+        {
+            return Err(Unsettled::Refused(format!(
+                "lease {} announces our address, and neither its subnet nor its VTEP MAC was ever this node's: another node \
+                 has that address too. Choose one of this node's own with --iface or --public-ip, or delete that lease if \
+                 it is left over",
+                twin.subnet
+            )));
         }
         let (held, others): (Vec<_>, Vec<_>) = leases.iter().partition(|lease| self.asker.owns(lease));
         let held = held.into_iter().max_by_key(|lease| lease.subnet == choice.subnet);

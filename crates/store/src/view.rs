@@ -20,18 +20,31 @@ pub struct View {
 
 /// What a store could not do, where and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoreError(pub(crate) String);
+pub struct StoreError {
+    text: String,
+    refused: bool,
+}
 
 impl StoreError {
     /// `doing` says what and where, `why` in the words of whoever refused.
     pub(crate) fn new(doing: impl fmt::Display, why: impl fmt::Display) -> Self {
-        Self(format!("{doing}: {why}"))
+        Self { text: format!("{doing}: {why}"), refused: false }
+    }
+
+    /// The same where trying again is of no use.
+    pub(crate) fn refused(doing: impl fmt::Display, why: impl fmt::Display) -> Self {
+        Self { refused: true, ..Self::new(doing, why) }
+    }
+
+    /// Must somebody do something before it is tried again?
+    pub fn is_refusal(&self) -> bool {
+        self.refused
     }
 }
 
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 

@@ -38,8 +38,7 @@ fn acquire_saying(root: &Path, host: u8, dice: u64, announce: Announce<'_>) -> R
 
 fn claim(root: &Path, host: u8, choice: Choice, announce: Announce<'_>) -> Result<Lease, String> {
     let conf = Dir::new(root).net_conf().unwrap();
-    let asker =
-        Asker { public_ip: Some([192, 0, 2, host].into()), public_ipv6: None, previous: None, held: None };
+    let asker = Asker { public_ip: Some([192, 0, 2, host].into()), ..Asker::default() };
     let claim = Claim { conf: &conf, asker, announce, choice };
     Dir::new(root).acquire(&claim).map_err(|error| error.to_string())
 }

@@ -75,10 +75,14 @@ pub(crate) fn establish(
         let macs = |held: Option<&Lease>| config.backend.macs(held, &place.underlay, place.drawn);
         let take = || match store.net_conf() {
             Ok(now) if now != *own_lease.conf() => Ok(None),
-            _ => own_lease.take(&macs, Choice::Any { dice }).map(Some),
+            _ => match own_lease.take(&macs, Choice::Any { dice }) {
+                Err(refused) if refused.is_refusal() => Ok(Some(Err(refused))),
+                taken => taken.map(|lease| Some(Ok(lease))),
+            },
         };
-        let own = || remembered?.own().filter(|lease| place.asker.owns(lease)).map(Some);
+        let own = || remembered?.own().filter(|lease| place.asker.owns(lease)).map(|lease| Some(Ok(lease)));
         if let Some(lease) = until_done(waiting, "a lease", take, own) {
+            let lease = lease?;
             let remembered = remembered.map_or(Leases::Unknown, Remembered::leases);
             return Ok(place.identity(flags, locks, own_lease.holding(lease), remembered));
         }
@@ -93,7 +97,7 @@ impl Place {
         let underlay = kernel.underlay(&networks).context("reading this node's interfaces")?;
         let choice = choose_uplink(flags, config, &underlay, kernel)?;
         let previous = subnet_file::previous(&flags.subnet_file);
-        let asker = Asker { previous, ..Asker::at(&choice.uplink) };
+        let asker = Asker { previous, vteps: vxlan::standing(&underlay), ..Asker::at(&choice.uplink) };
         let drawn = [Mac::local_unicast(draw()?), Mac::local_unicast(draw()?)];
         Ok(Self { underlay, choice, asker, drawn })
     }

@@ -15,6 +15,12 @@ use tracing::warn;
 
 /// So long the same words are not written again.
 const REWRITE: Duration = Duration::from_secs(60);
+/// The store has told of our own write by then.
+const ECHO: Duration = Duration::from_secs(5);
+/// So long it is said that somebody else writes our lease, who may do so as rarely as we.
+const CONTEST: Duration = Duration::from_secs(150);
+/// Until the lease is asked for again after the store refused it.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Our lease: what it takes to ask for it, and to ask again.
 pub(crate) struct OwnLease {
@@ -23,11 +29,21 @@ pub(crate) struct OwnLease {
     asker: Asker,
     /// What the store was last told to say, and when.
     written: Option<(Lease, Instant)>,
+    /// What somebody else makes it say, and how long that is told.
+    contest: Option<(StoreFault, Instant)>,
+}
+
+/// How our lease stands.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    pub(crate) fault: Option<StoreFault>,
+    /// When to look at it again though nothing is heard.
+    pub(crate) due: Option<Instant>,
 }
 
 impl OwnLease {
     pub(crate) fn new(store: Dir, conf: NetConf, asker: Asker) -> Self {
-        Self { store, conf, asker, written: None }
+        Self { store, conf, asker, written: None, contest: None }
     }
 
     /// The config in force.
@@ -88,8 +104,9 @@ impl OwnLease {
 
     /// Takes our lease again if it is not among those listed, and writes it anew if it does not say what we announce: the
     /// same subnet, since pods have addresses from it. Gives what is wrong if that cannot be.
-    pub(crate) fn keep(&mut self, listed: &[Lease], node: &Node, now: Instant) -> Option<StoreFault> {
-        let gone = |why: String| Some(StoreFault::OwnLeaseGone { why: why.into() });
+    pub(crate) fn keep(&mut self, listed: &[Lease], node: &Node, now: Instant) -> Kept {
+        let refused = |fault| Kept { fault: Some(fault), due: Some(now + RETRY) };
+        let gone = |why: String| refused(StoreFault::OwnLeaseGone { why: why.into() });
         let macs = [node.vtep.unwrap_or_default(), node.vtep_v6.unwrap_or_default()];
         let config = self.conf.config();
         let others: Vec<&Lease> = listed.iter().filter(|lease| !self.asker.owns(lease)).collect();
@@ -101,39 +118,57 @@ impl OwnLease {
                 let holder = lease.public_ip.map(IpAddr::V4).or(lease.public_ipv6.map(IpAddr::V6));
                 return gone(holder.map_or("nobody holds it".into(), |holder| format!("{holder} holds it")));
             }
-            Some(lease) if self.says(lease, &announced) => return None,
-            // The store tells late of our own write, and another daemon with our address would undo it for ever.
-            Some(_)
-                if self
-                    .written
-                    .as_ref()
-                    .is_some_and(|(what, at)| self.says(what, &announced) && now - *at < REWRITE) =>
-            {
-                return None;
+            Some(lease) if self.says(lease, &announced) => return self.kept(now),
+            Some(lease) => {
+                let written = self.written.as_ref().filter(|(what, _)| self.says(what, &announced));
+                match written.map(|(_, at)| *at) {
+                    Some(at) if now - at < ECHO => return Kept { due: Some(at + ECHO), ..self.kept(now) },
+                    Some(at) => {
+                        self.contest = Some((contested(lease), now + CONTEST));
+                        // Another daemon with our address would undo it for ever.
+                        if now - at < REWRITE {
+                            return self.kept(now);
+                        }
+                    }
+                    None => {}
+                }
+                "did not say what we announce and is written again"
             }
-            Some(_) => "did not say what we announce and is written again",
         };
         match self.take(&|_: Option<&Lease>| macs, Choice::Only(node.subnet)) {
             Ok(lease) => {
                 warn!("our lease {} {what}", lease.subnet);
                 self.written = Some((lease.clone(), now));
                 self.asker.held = Some(lease);
-                None
+                self.kept(now)
             }
             Err(error) if standing.is_some() => {
-                Some(StoreFault::OwnLeaseStale { why: error.to_string().into() })
+                refused(StoreFault::OwnLeaseStale { why: error.to_string().into() })
             }
             Err(error) => gone(error.to_string()),
         }
     }
-}
 
-impl OwnLease {
+    /// It stands, or has been written; perhaps somebody else writes it too.
+    fn kept(&mut self, now: Instant) -> Kept {
+        self.contest = self.contest.take().filter(|(_, until)| now < *until);
+        let (fault, due) = self.contest.clone().unzip();
+        Kept { fault, due }
+    }
+
     /// Does the lease say all that we announce?
     fn says(&self, lease: &Lease, announced: &Announced) -> bool {
         let Asker { public_ip, public_ipv6, .. } = self.asker;
         (lease.public_ip, lease.public_ipv6, &lease.announced) == (public_ip, public_ipv6, announced)
     }
+}
+
+fn contested(lease: &Lease) -> StoreFault {
+    let theirs = match lease.announced.macs().into_iter().flatten().next() {
+        Some(mac) => format!("VTEP MAC {mac}"),
+        None => format!("backend {:?}", lease.announced.backend_type()),
+    };
+    StoreFault::OwnLeaseContested { subnet: lease.subnet.to_string().into(), theirs: theirs.into() }
 }
 
 /// Gives the MACs to announce, given the lease that we hold.

@@ -29,7 +29,7 @@ use crate::identity::choose_uplink;
 use crate::locks::Locks;
 use crate::metrics::Metrics;
 use crate::notebook::{Line, Notebook};
-use crate::own_lease::OwnLease;
+use crate::own_lease::{Kept, OwnLease};
 use crate::questions::Answers;
 use crate::report::{Board, LastChange};
 use crate::round::Round;
@@ -39,8 +39,6 @@ use crate::trigger::{Cause, Causes, Trigger};
 const BLIND_RETRY: Duration = Duration::from_secs(1);
 /// Until a lost uplink is looked for again: the monitor does not hear of interfaces that are none of ours.
 const UPLINK_RETRY: Duration = Duration::from_secs(1);
-/// Until our lease is asked for again after the store refused it.
-const LEASE_RETRY: Duration = Duration::from_secs(5);
 /// Until the subnet file is written again after it could not be.
 const FILE_RETRY: Duration = Duration::from_secs(2);
 /// Until a refused op is tried again when nothing else happens before.
@@ -124,10 +122,9 @@ impl Reconciler {
         drop(seen);
         let (mut round, retry) = self.apply(ops, wanted, (causes, begun));
         // What we announce is announced once it is there.
-        if let Some(fault) = self.keep_lease(&view) {
-            round.notes.push(Note::Store(fault));
-            due = Some(begun + LEASE_RETRY);
-        }
+        let Kept { fault, due: again } = self.keep_lease(&view);
+        round.notes.extend(fault.map(Note::Store));
+        due = due.into_iter().chain(again).min();
         let remember = uplink.and_then(|mac| self.remember((&view, &leases), mac, news));
         round.notes.extend(self.cache.note());
         self.tell(&round);
@@ -208,12 +205,12 @@ impl Reconciler {
     }
 
     /// A store that is lost says nothing new, so our lease is not missed in it.
-    fn keep_lease(&mut self, view: &View) -> Option<StoreFault> {
+    fn keep_lease(&mut self, view: &View) -> Kept {
         match &view.leases {
             Leases::Listed(listed) if view.lost.is_none() => {
                 self.own_lease.keep(listed, &self.node, Instant::now())
             }
-            _ => None,
+            _ => Kept::default(),
         }
     }
 

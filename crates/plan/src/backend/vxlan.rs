@@ -165,6 +165,16 @@ pub fn left_devices(underlay: &Underlay, subnet: &Subnet) -> Vec<LinkName> {
     underlay.addresses.iter().filter(is_ours).map(|facts| facts.link).collect()
 }
 
+/// The VTEP devices that stand here, whoever made them: address and MAC of each.
+pub fn standing(underlay: &Underlay) -> Vec<(IpAddr, Mac)> {
+    let mac = |facts: &AddressFacts| {
+        let link =
+            underlay.link(facts.link).filter(|link| &*link.kind == "vxlan" && vni_of(link.name).is_some())?;
+        Some((facts.address.addr(), link.mac))
+    };
+    underlay.addresses.iter().filter_map(mac).collect()
+}
+
 /// One end of the tunnel, ours or a peer's, for one family.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Endpoint {

@@ -95,7 +95,7 @@ impl<'a> Lookup<'a> {
 
     fn by_way(&self, reach: &Reach, flag: &str) -> Result<Found<'a>, String> {
         if self.underlay.addresses.iter().any(|facts| facts.address.addr() == reach.target) {
-            return Err("it is this node's own address: name one that other nodes are reached like".into());
+            return Err("it is this node's own address: name another node's, or a gateway's".into());
         }
         let way = reach.way.as_ref().map_err(String::clone)?;
         let link = self.link(way.link.ok_or("the kernel names no interface")?)?;
