@@ -329,6 +329,8 @@ mod tests {
         Note::Node(NodeFault::ForeignDevice { .. }) =>
             node(NodeFault::ForeignDevice { name: link(), kind: "bridge".into() }), "device, not vxlan";
         Note::Node(NodeFault::NotLeased(_)) => node(NodeFault::NotLeased(Family::Ipv6)), "that family is off";
+        Note::Node(NodeFault::NoPeerOnLink { .. }) =>
+            node(NodeFault::NoPeerOnLink { uplink: link(), family: Family::Ipv4, peer_on: Some((ip(), link())) }), "so host-gw reaches none by";
         Note::Node(NodeFault::SysctlRefused { .. }) =>
             node(NodeFault::SysctlRefused { path: "a/b".into(), value: "0".into() }), "cannot be written. Run: sysctl";
         Note::Peer { fault: PeerFault::OutsideNetwork, .. } => peer(PeerFault::OutsideNetwork), "lies outside our network";
@@ -361,6 +363,8 @@ mod tests {
             Note::Store(StoreFault::OwnLeaseGone { why: "a".into() }), "our lease is gone and cannot be taken again";
         Note::Store(StoreFault::OwnLeaseStale { .. }) =>
             Note::Store(StoreFault::OwnLeaseStale { why: "a".into() }), "our lease does not say what we announce and cannot";
+        Note::Store(StoreFault::OwnLeaseContested { .. }) =>
+            Note::Store(StoreFault::OwnLeaseContested { subnet: "a".into(), theirs: "b".into() }), "somebody else writes our lease";
         Note::Store(StoreFault::ConfigUnusable { .. }) =>
             Note::Store(StoreFault::ConfigUnusable { why: "a".into() }), "the last good network config stays in force";
         Note::Store(StoreFault::ConfigRefused { .. }) =>
