@@ -5,6 +5,9 @@ pub mod alloc;
 pub mod host_gw;
 pub mod vxlan;
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -22,21 +25,48 @@ pub enum Backend {
     Alloc,
 }
 
-impl Backend {
-    /// Reads the `Backend` object of a network config; `None` means vxlan (flannel's code says udp, its documents
-    /// vxlan: flannel-faults 68).
-    pub fn parse(value: Option<Value>) -> Result<Self, String> {
-        let Some(value) = value else { return Ok(Self::Vxlan(vxlan::Options::default())) };
-        let fields = Fields::of(value)?;
-        let name: String = fields.get("Type")?.unwrap_or_default();
+/// A type's name, in any case: that backend with default options.
+impl FromStr for Backend {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
         match name.to_ascii_lowercase().as_str() {
-            "vxlan" => vxlan::Options::parse(&fields).map(Self::Vxlan),
+            "vxlan" => Ok(Self::Vxlan(vxlan::Options::default())),
             "host-gw" => Ok(Self::HostGw),
             "alloc" => Ok(Self::Alloc),
-            "" => Err("key \"Type\" is missing: write one of vxlan, host-gw, alloc".into()),
-            _ => Err(format!(
-                "key \"Type\": {name:?} is none of the backends twill has: vxlan, host-gw, alloc"
-            )),
+            _ => Err("none of the backends twill has, which are vxlan, host-gw and alloc".into()),
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Backend {
+    /// Reads the `Backend` object of a network config; `None` means vxlan (flannel's code says udp, its documents
+    /// vxlan: flannel-faults 68). A backend that is `imposed` goes before another type, however wrong that may be.
+    pub fn parse(value: Option<Value>, imposed: Option<&Self>) -> Result<Self, String> {
+        let fields = value.map(Fields::of).transpose();
+        let named = fields.as_ref().map_err(Clone::clone).and_then(|fields| Self::named(fields.as_ref()));
+        let backend = match imposed {
+            Some(imposed) if named.as_ref() != Ok(imposed) => return Ok(imposed.clone()),
+            _ => named?,
+        };
+        match (backend, fields) {
+            (Self::Vxlan(_), Ok(Some(fields))) => vxlan::Options::parse(&fields).map(Self::Vxlan),
+            (backend, _) => Ok(backend),
+        }
+    }
+
+    /// The type alone, with default options.
+    fn named(fields: Option<&Fields>) -> Result<Self, String> {
+        let Some(fields) = fields else { return Ok(Self::Vxlan(vxlan::Options::default())) };
+        match fields.get::<String>("Type")?.filter(|name| !name.is_empty()) {
+            Some(name) => name.parse().map_err(|error| format!("key \"Type\": {name:?}: {error}")),
+            None => Err("key \"Type\" is missing: write one of vxlan, host-gw, alloc".into()),
         }
     }
 

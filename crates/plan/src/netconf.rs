@@ -22,6 +22,9 @@ pub struct NetConf {
     /// `EnableNFTables`, where it is said.
     pub nftables: Option<bool>,
     pub backend: Backend,
+    /// Does it say which backend, or is that the default?
+    #[serde(default)]
+    pub names_backend: bool,
 }
 
 /// Why a network config cannot be used. It names the key, or the line and column.
@@ -39,20 +42,36 @@ impl std::error::Error for NetConfError {}
 impl NetConf {
     /// Parses and validates (flannel-compat 2.1 to 2.3).
     pub fn parse(text: &[u8]) -> Result<Self, NetConfError> {
-        Self::read(text).map_err(NetConfError)
+        Self::parse_imposing(None, text)
     }
 
-    fn read(text: &[u8]) -> Result<Self, String> {
+    /// The same for a node whose backend is of that type whatever the config says: its options count where it names the
+    /// same type, and otherwise the defaults.
+    pub fn parse_imposing(backend: Option<&Backend>, text: &[u8]) -> Result<Self, NetConfError> {
+        Self::read(text, backend).map_err(NetConfError)
+    }
+
+    /// What `parse_imposing` would have made of it.
+    pub fn imposing(mut self, backend: Option<&Backend>) -> Self {
+        if let Some(backend) = backend.filter(|backend| backend.name() != self.backend.name()) {
+            self.backend = backend.clone();
+        }
+        self
+    }
+
+    fn read(text: &[u8], imposed: Option<&Backend>) -> Result<Self, String> {
         let fields = Fields::parse(text)?;
         let ipv4 = fields.get("EnableIPv4")?.unwrap_or(true).then(|| ipv4_pool(&fields)).transpose()?;
         let ipv6 = fields.get("EnableIPv6")?.unwrap_or(false).then(|| ipv6_pool(&fields)).transpose()?;
         if ipv4.is_none() && ipv6.is_none() {
             return Err("EnableIPv4 and EnableIPv6 are both false: enable one of them".into());
         }
+        let backend = fields.get("Backend")?;
+        let names_backend = backend.is_some();
         let backend =
-            Backend::parse(fields.get("Backend")?).map_err(|error| format!("key \"Backend\": {error}"))?;
+            Backend::parse(backend, imposed).map_err(|error| format!("key \"Backend\": {error}"))?;
         check_device_names(&backend, ipv6.is_some())?;
-        Ok(Self { ipv4, ipv6, nftables: fields.get("EnableNFTables")?, backend })
+        Ok(Self { ipv4, ipv6, nftables: fields.get("EnableNFTables")?, backend, names_backend })
     }
 
     /// The part of it that plans depend on.
@@ -178,6 +197,50 @@ mod tests {
         assert_eq!(
             conf.ipv4.unwrap().to_string(),
             "10.244.0.0/16, subnets /26 from 10.244.1.0 to 10.244.255.192"
+        );
+    }
+
+    #[test]
+    fn an_imposed_backend_takes_options_from_its_own_type_alone() {
+        let with = |backend: &str| format!(r#"{{"Network":"10.3.0.0/16","Backend":{backend}}}"#);
+        let seven = r#"{"Type":"VXLAN","VNI":7}"#;
+        for (backend, imposed, expected) in [
+            (seven, "vxlan", Ok(7)),
+            (seven, "host-gw", Ok(0)),
+            (r#"{"Type":"host-gw"}"#, "vxlan", Ok(1)),
+            ("null", "vxlan", Ok(1)),
+            ("null", "alloc", Ok(0)),
+            // Whatever is wrong with a backend that is not used.
+            (r#"{"Type":"udp","Port":"x"}"#, "vxlan", Ok(1)),
+            (r#"{"Type":"vxlan","VNI":-7}"#, "host-gw", Ok(0)),
+            ("{}", "vxlan", Ok(1)),
+            ("[]", "host-gw", Ok(0)),
+            (r#"{"Type":"vxlan","VNI":-7}"#, "vxlan", Err("VNI")),
+        ] {
+            let imposed: Backend = imposed.parse().unwrap();
+            let conf = NetConf::parse_imposing(Some(&imposed), with(backend).as_bytes());
+            match (conf, expected) {
+                (Ok(conf), Ok(vni)) => {
+                    let got = if let Backend::Vxlan(options) = conf.backend { options.vni } else { 0 };
+                    assert_eq!((conf.backend.name(), got), (imposed.name(), vni), "{backend}");
+                }
+                (Err(error), Err(word)) => assert!(error.to_string().contains(word), "{error}"),
+                (conf, _) => panic!("{backend}: {conf:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_config_that_was_parsed_before_is_imposed_upon_likewise() {
+        let text = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#;
+        for imposed in ["vxlan", "host-gw", "alloc"].map(|name| name.parse::<Backend>().unwrap()) {
+            let parsed = NetConf::parse_imposing(Some(&imposed), text.as_bytes()).unwrap();
+            assert_eq!(parse(text).unwrap().imposing(Some(&imposed)), parsed);
+        }
+        assert_eq!(parse(text).unwrap().imposing(None), parse(text).unwrap());
+        assert!(
+            parse(text).unwrap().names_backend
+                && !parse(r#"{"Network":"10.3.0.0/16"}"#).unwrap().names_backend
         );
     }
 

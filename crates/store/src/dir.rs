@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, StreamExt};
 use inotify::{Event, EventMask, EventStream, Inotify, WatchMask};
+use plan::backend::Backend;
 use plan::lease::Lease;
 use plan::netconf::NetConf;
 use tokio::sync::watch;
@@ -36,12 +37,19 @@ const HIDDEN: char = '.';
 #[derive(Clone, Debug)]
 pub struct Dir {
     root: PathBuf,
+    /// Goes before what the config names.
+    backend: Option<Backend>,
 }
 
 impl Dir {
     /// Names the directory; nothing is touched yet.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), backend: None }
+    }
+
+    /// The same for a node whose backend is of that type whatever the config says.
+    pub fn imposing(self, backend: Option<Backend>) -> Self {
+        Self { backend, ..self }
     }
 
     fn subnets(&self) -> PathBuf {
@@ -65,7 +73,8 @@ impl Dir {
     pub fn net_conf(&self) -> Result<NetConf, StoreError> {
         let path = self.root.join("config");
         let text = read(&path).map_err(|error| StoreError::new(path.display(), error))?;
-        NetConf::parse(&text).map_err(|error| StoreError::new(path.display(), error))
+        NetConf::parse_imposing(self.backend.as_ref(), &text)
+            .map_err(|error| StoreError::new(path.display(), error))
     }
 
     /// Takes our lease: under the directory's lock, written beside and renamed, so that a kill at any moment leaves
