@@ -171,7 +171,7 @@ impl Node {
     }
 
     /// The same of any program.
-    pub(crate) fn command<S: AsRef<OsStr>>(&self, line: &[S]) -> Command {
+    pub fn command<S: AsRef<OsStr>>(&self, line: &[S]) -> Command {
         let mut command = Command::new("ip");
         // `ip netns exec` brings the mount namespace (and a /sys of the node) in which the bind mount stays private.
         let enter = r#"mount --bind "$1" /run/flannel && shift && exec "$@""#;

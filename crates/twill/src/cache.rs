@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use plan::Mac;
+use plan::backend::Backend;
 use plan::input::Leases;
 use plan::lease::{Lease, Subnet};
 use plan::netconf::NetConf;
@@ -58,6 +59,11 @@ impl Remembered {
         let entry =
             |lease: &Lease| Entry { key: lease.subnet.to_string(), value: lease.to_json(), born: lease.born };
         Self { uplink_mac, conf: conf.clone(), subnet, leases: leases.map(entry).collect() }
+    }
+
+    /// The same for a node whose backend is of that type whatever the config said.
+    pub(crate) fn imposing(self, backend: Option<&Backend>) -> Self {
+        Self { conf: self.conf.imposing(backend), ..self }
     }
 
     /// As the store would have listed them.

@@ -11,7 +11,7 @@ use kernel::{Kernel, Kind, Watch};
 use store::{Dir, View};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing::{error, info};
+use tracing::{debug, error, info, warn};
 
 use crate::cache::Cache;
 use crate::flags::Flags;
@@ -25,8 +25,14 @@ use crate::{http, logging, questions};
 
 /// Runs until it is told to stop.
 pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
-    logging::init();
-    info!("twill {} starts: {flags:?}", env!("CARGO_PKG_VERSION"));
+    logging::init(flags.verbosity, flags.log_format);
+    info!("twill {} starts: {}", env!("CARGO_PKG_VERSION"), flags.shown());
+    flags.ignored.iter().for_each(|what| error!("ignored: {what}"));
+    flags.unmet().iter().for_each(|what| warn!("{what}"));
+    if !(flags.vmodule.is_empty() && flags.log_backtrace_at.is_empty()) {
+        debug!("--vmodule and --log_backtrace_at are accepted and have no effect");
+    }
+    flags.check().map_err(anyhow::Error::msg)?;
     let mut locks = Locks::default();
     locks.take_file(&flags.subnet_file)?;
     let (bell, trigger) = trigger::channel();
@@ -39,13 +45,14 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
 
     let mut kernel = Kernel::open().context("opening netlink")?;
     kernel.check_right()?;
-    let store = Dir::new(&flags.store);
+    let store = Dir::new(&flags.store).imposing(flags.backend_type.clone());
     let cache = Cache::new(Cache::path(&flags.cache_dir, &flags.subnet_file), store.identity());
     let Identity { config, node, uplink_reason, own_lease, remembered } =
         identity::establish(flags, &store, (&mut kernel, &mut locks), (&cache, &board))?;
-    info!("our subnet is {}, backend {}", node.subnet, config.backend.name());
+    let backend_source = flags.backend_source(own_lease.conf());
+    info!("our subnet is {}, backend {} ({backend_source})", node.subnet, config.backend);
     board.send_modify(|report| {
-        Arc::make_mut(report).node = Some(NodeReport::new(&config, &node, uplink_reason));
+        Arc::make_mut(report).node = Some(NodeReport::new(&config, &node, uplink_reason, backend_source));
     });
     report::wait_for(&board, "the first list of leases");
 

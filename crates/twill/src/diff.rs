@@ -64,8 +64,10 @@ pub(crate) fn print(ops: &[Op]) {
 
 /// What a daemon with these flags would do first.
 fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
-    logging::init();
-    let store = Dir::new(&flags.store);
+    logging::init(flags.verbosity, flags.log_format);
+    flags.ignored.iter().for_each(|what| eprintln!("twill: ignored: {what}"));
+    flags.check().map_err(anyhow::Error::msg)?;
+    let store = Dir::new(&flags.store).imposing(flags.backend_type.clone());
     let conf = store.net_conf()?;
     let leases = store.leases()?;
     let config = Config { table: flags.route_table, ..conf.config() };

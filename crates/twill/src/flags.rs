@@ -1,14 +1,18 @@
 //! The command line: which command, with what.
 
 mod daemon;
+mod help;
+mod table;
+mod value;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lexopt::{Arg, Parser};
 
 use crate::USAGE;
 pub(crate) use daemon::Flags;
+pub(crate) use value::LogFormat;
 
 /// What was asked for.
 pub(crate) enum Command {
@@ -56,21 +60,34 @@ pub(crate) enum Extent {
     HandOver,
 }
 
+const HINT: &str = "twill --help lists commands and flags";
+
 const SOCKET: &str = "/run/flannel/twill.sock";
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 /// What `--route-table flannel` means; `make install` gives it that name for ip(8).
 const FLANNEL_TABLE: u32 = 8472;
 const CACHE_DIR: &str = "/var/cache/twill";
 
-/// Parses a whole command line, without the program's name.
-pub(crate) fn command(args: impl Iterator<Item = OsString>) -> Result<Command, String> {
+/// Name and value of what stands in the environment.
+pub(crate) trait Variables: Iterator<Item = (OsString, OsString)> {}
+impl<I: Iterator<Item = (OsString, OsString)>> Variables for I {}
+
+/// Parses a whole command line, which begins with how the program was called.
+pub(crate) fn command(
+    mut args: impl Iterator<Item = OsString>,
+    variables: impl Variables,
+) -> Result<Command, String> {
+    let called = args.next().unwrap_or_default();
     let args: Result<Vec<String>, OsString> = args.map(OsString::into_string).collect();
     let args = args.map_err(|arg| format!("{} is not valid UTF-8", arg.display()))?;
+    if Path::new(&called).file_name().is_some_and(|name| name == "flanneld") {
+        return daemon::parse("flanneld", &args, variables);
+    }
     let Some((command, rest)) = args.split_first() else { return Ok(Command::Help(USAGE.into())) };
     match command.as_str() {
-        "daemon" => daemon::parse(rest),
+        "daemon" => daemon::parse("twill daemon", rest, variables),
         "status" => parsed(status(rest)),
-        "diff" => diff(rest),
+        "diff" => diff(rest, variables),
         "uninstall" => parsed(uninstall(rest)),
         "help" | "-h" | "-help" | "--help" => Ok(Command::Help(USAGE.into())),
         "version" | "-version" | "--version" => Ok(Command::Version),
@@ -82,7 +99,7 @@ fn parsed(command: Result<Option<Command>, lexopt::Error>) -> Result<Command, St
     match command {
         Ok(Some(command)) => Ok(command),
         Ok(None) => Ok(Command::Help(USAGE.into())),
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(format!("{error}\n{HINT}")),
     }
 }
 
@@ -102,13 +119,13 @@ fn status(args: &[String]) -> Result<Option<Command>, lexopt::Error> {
 }
 
 /// With `--offline` all that the daemon takes, since it stands in for one.
-fn diff(args: &[String]) -> Result<Command, String> {
+fn diff(args: &[String], variables: impl Variables) -> Result<Command, String> {
     let (own, rest): (Vec<&String>, Vec<&String>) =
         args.iter().partition(|arg| ["--offline", "--json"].contains(&arg.as_str()));
     let rest: Vec<String> = rest.into_iter().cloned().collect();
     let json = own.iter().any(|arg| *arg == "--json");
     let asked = if own.iter().any(|arg| *arg == "--offline") {
-        match daemon::parse(&rest)? {
+        match daemon::parse("twill diff --offline", &rest, variables)? {
             Command::Daemon(flags) => Asked::Store(flags),
             other => return Ok(other),
         }
@@ -147,7 +164,8 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Command, String> {
-        command(line.split(' ').map(Into::into))
+        let args = ["/usr/bin/twill"].into_iter().chain(line.split(' '));
+        command(args.map(Into::into), std::iter::empty())
     }
 
     #[test]
@@ -159,8 +177,26 @@ mod tests {
         assert!(
             matches!(offline, Ok(Command::Diff(DiffFlags { json: true, asked: Asked::Store(flags) })) if flags.iface == ["eth0"])
         );
-        assert!(parse("diff --offline").is_err_and(|error| error.contains("--store")));
+        assert!(parse("diff --offline --bogus").is_err_and(|error| error.contains("--offline --help")));
         assert!(parse("diff --store=/s").is_err_and(|error| error.contains("--store")));
+    }
+
+    #[test]
+    fn called_as_flanneld_it_is_the_daemon_with_all_its_words() {
+        let flags = |line: &str| match command(line.split(' ').map(Into::into), std::iter::empty()) {
+            Ok(Command::Daemon(flags)) => Ok(flags.store),
+            Ok(Command::Help(text)) => Err(text),
+            Ok(_) => Err("another command".into()),
+            Err(error) => Err(error),
+        };
+        for line in ["flanneld --store=/s", "/opt/bin/flanneld -store /s", "twill daemon --store=/s"] {
+            assert_eq!(flags(line), Ok("/s".into()), "{line}");
+        }
+        assert_eq!(flags("./flanneld status"), Ok(PathBuf::new()), "a word that is no flag");
+        assert!(flags("flanneld --help").unwrap_err().starts_with("usage: flanneld [flags]"));
+        assert!(flags("twill daemon -h").unwrap_err().starts_with("usage: twill daemon [flags]"));
+        assert!(flags("flanneld --bogus").unwrap_err().ends_with("flanneld --help lists the flags"));
+        assert!(flags("/opt/flanneld/twill --store=/s").unwrap_err().contains("there is no command"));
     }
 
     #[test]

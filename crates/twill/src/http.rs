@@ -64,7 +64,7 @@ pub(crate) async fn bind(
     board: &Board,
     questions: Questions,
 ) -> anyhow::Result<Servers> {
-    let address = (flags.healthz_ip, flags.healthz_port);
+    let address = (&*flags.healthz_ip, flags.healthz_port);
     let tcp = match address {
         (_, 0) => None,
         address => Some(TcpListener::bind(address).await.with_context(|| {

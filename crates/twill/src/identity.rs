@@ -56,7 +56,8 @@ pub(crate) fn establish(
     (kernel, locks): (&mut Kernel, &mut Locks),
     (cache, board): (&Cache, &Board),
 ) -> anyhow::Result<Identity> {
-    let (remembered, waiting) = (cache.read(), (board, Instant::now()));
+    let remembered = cache.read().map(|remembered| remembered.imposing(flags.backend_type.as_ref()));
+    let waiting = (board, Instant::now());
     let dice = u64::from_ne_bytes(draw()?);
     loop {
         let read = || store.net_conf();

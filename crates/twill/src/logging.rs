@@ -1,20 +1,37 @@
-//! Log lines on stderr, at info unless RUST_LOG says otherwise. What is worth a line is decided where it happens.
+//! Log lines on stderr, as people or as machines read them. What is worth a line is decided where it happens.
 
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use crate::flags::LogFormat;
+
 /// Call once, before anything is logged.
-pub(crate) fn init() {
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+pub(crate) fn init(verbosity: i64, format: LogFormat) {
     let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter(verbosity))
         .with_target(false)
         .with_ansi(ansi)
-        .with_writer(std::io::stderr)
-        .init();
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
+
+/// klog's levels: what is asked for of us is not asked for of the libraries below. RUST_LOG has the last word.
+fn filter(verbosity: i64) -> EnvFilter {
+    if std::env::var_os("RUST_LOG").is_some_and(|said| !said.is_empty()) {
+        return EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    }
+    let own = match verbosity {
+        ..=0 => "info",
+        1..=4 => "debug",
+        5.. => "trace",
+    };
+    EnvFilter::new(format!("info,twill={own},plan={own},kernel={own},store={own}"))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod cache;
 mod client;
 mod daemon;
 mod diff;
+mod env_file;
 mod files;
 mod flags;
 mod footprint;
@@ -44,10 +45,12 @@ usage: twill daemon [flags]
              would not have written, so that flannel can go on
        twill --version
        twill --help
+
+Called as flanneld it is twill daemon.
 ";
 
 fn main() -> ExitCode {
-    let outcome = match flags::command(std::env::args_os().skip(1)) {
+    let outcome = match flags::command(std::env::args_os(), std::env::vars_os()) {
         Ok(Command::Daemon(flags)) => daemon::run(&flags),
         Ok(Command::Status(flags)) => status::run(&flags),
         Ok(Command::Uninstall(flags)) => uninstall::run(&flags),
@@ -62,7 +65,9 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Ok(Command::Version) => {
+            // flannel prints it on stderr only, and everybody else looks for it on stdout.
             println!("{}", env!("CARGO_PKG_VERSION"));
+            eprintln!("{}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
         }
         Err(error) => {

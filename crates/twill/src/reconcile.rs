@@ -160,9 +160,15 @@ impl Reconciler {
             }
         };
         self.node.uplink = uplink;
-        let (config, node) = (&self.config, &self.node);
-        self.board.send_modify(|report| Arc::make_mut(report).show(config, node, reason));
+        self.show(reason);
         Uplinks::Another
+    }
+
+    /// Shows another network config or uplink, and why it is that one.
+    fn show(&self, reason: Option<String>) {
+        let (config, node) = (&self.config, &self.node);
+        let source = self.flags.backend_source(self.own_lease.conf());
+        self.board.send_modify(|report| Arc::make_mut(report).show(config, node, reason, source));
     }
 
     /// What the kernel should hold, with all that there is to say about it.
@@ -253,8 +259,7 @@ impl Reconciler {
         self.locks.take_config(&conf.config()).map_err(|error| unusable(format!("{error:#}")))?;
         self.config = Config { table: self.flags.route_table, ..self.own_lease.follow(conf) };
         info!("the network config has changed, backend is {}", self.config.backend.name());
-        let (config, node) = (&self.config, &self.node);
-        self.board.send_modify(|report| Arc::make_mut(report).show(config, node, None));
+        self.show(None);
         Ok(())
     }
 

@@ -50,6 +50,9 @@ pub(crate) struct Report {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct NodeReport {
     pub(crate) backend: String,
+    /// Who chose its type.
+    #[serde(default)]
+    pub(crate) backend_source: String,
     pub(crate) networks: Vec<String>,
     pub(crate) mtu: u32,
     pub(crate) node: Node,
@@ -98,10 +101,11 @@ pub(crate) fn wait_for(board: &Board, what: &str) {
 }
 
 impl NodeReport {
-    pub(crate) fn new(config: &Config, node: &Node, uplink_reason: String) -> Self {
+    pub(crate) fn new(config: &Config, node: &Node, uplink_reason: String, backend_source: String) -> Self {
         let networks = Family::ALL.into_iter().filter_map(|family| config.network(family));
         Self {
-            backend: config.backend.name().into(),
+            backend: config.backend.to_string(),
+            backend_source,
             networks: networks.map(|network| network.to_string()).collect(),
             mtu: config.backend.pod_mtu(&node.uplink),
             node: node.clone(),
@@ -125,10 +129,10 @@ impl LastChange {
 
 impl Report {
     /// Shows another network config or uplink; without a reason the uplink is chosen for the one that it was.
-    pub(crate) fn show(&mut self, config: &Config, node: &Node, reason: Option<String>) {
+    pub(crate) fn show(&mut self, config: &Config, node: &Node, reason: Option<String>, source: String) {
         let before = || self.node.take().map(|node| node.uplink_reason).unwrap_or_default();
         let reason = reason.unwrap_or_else(before);
-        self.node = Some(NodeReport::new(config, node, reason));
+        self.node = Some(NodeReport::new(config, node, reason, source));
     }
 
     /// Says what is wrong with this node's own part, and since when.

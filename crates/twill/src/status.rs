@@ -58,7 +58,7 @@ fn page(report: &Report, colour: bool) -> String {
                 .into_iter()
                 .flatten()
                 .collect();
-        line("backend", &node.backend);
+        line("backend", &format!("{} ({})", node.backend, node.backend_source));
         line("network", &node.networks.join(", "));
         line("subnet", &format!("{} with MTU {}", subnets.join(", "), node.mtu));
         line("uplink", &format!("{} {} ({})", uplink.link, addresses.join(", "), node.uplink_reason));

@@ -14,13 +14,13 @@ use plan::{Op, State};
 
 use crate::cache::Cache;
 use crate::diff;
-use crate::flags::{Extent, UninstallFlags};
+use crate::flags::{Extent, LogFormat, UninstallFlags};
 use crate::footprint::Footprint;
 use crate::locks::{self, Locks};
 use crate::logging;
 
 pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
-    logging::init();
+    logging::init(0, LogFormat::Text);
     let footprint_file = Footprint::path(&flags.subnet_file);
     let Some(footprint) = Footprint::read(&footprint_file) else {
         println!(

@@ -1,410 +1,689 @@
-//! The daemon's flags: Go's syntax, since flannel's manifests and unit files are to work as they are (flannel-compat 1.1).
-//! It parses and explains; it decides nothing.
+//! The daemon's options: from the command line in Go's syntax, since flannel's manifests and unit files are to work as
+//! they are, then from the environment, then from the options file (flannel-compat 1). It parses and explains; what an
+//! option does is decided where it is used.
 
-use std::fmt::Write;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use plan::state::MAIN_TABLE;
+use plan::backend::Backend;
+use plan::netconf::NetConf;
 
-use super::{CACHE_DIR, Command, FLANNEL_TABLE, SOCKET, SUBNET_FILE};
+use super::Command;
+use super::help::help;
+use super::table::{self, Flag, GROUPS, PREFIX};
+use super::value::{LogFormat, Secret};
+use crate::env_file;
 
-/// Flags of `twill daemon`, by flannel's names.
-#[derive(Clone, Debug)]
+/// What the daemon was told, by flannel's names.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Flags {
     pub(crate) store: PathBuf,
+    /// In place of the network config's, with default options.
+    pub(crate) backend_type: Option<Backend>,
+    pub(crate) config_reload: bool,
+    /// So long peers are kept that vanish from the store together with most others.
+    pub(crate) shrink_grace: Duration,
     pub(crate) iface: Vec<String>,
     pub(crate) iface_regex: Vec<String>,
     pub(crate) iface_can_reach: Option<IpAddr>,
     pub(crate) public_ip: Option<Ipv4Addr>,
     pub(crate) public_ipv6: Option<Ipv6Addr>,
-    pub(crate) subnet_file: PathBuf,
-    pub(crate) ip_masq: bool,
-    pub(crate) healthz_ip: IpAddr,
-    /// 0: no server.
-    pub(crate) healthz_port: u16,
-    pub(crate) socket: PathBuf,
     /// Where our routes are.
     pub(crate) route_table: u32,
+    pub(crate) subnet_file: PathBuf,
+    pub(crate) options_file: PathBuf,
     /// Where a copy of the last good leases outlives a reboot.
     pub(crate) cache_dir: PathBuf,
-    /// So long peers are kept that vanish from the store together with most others.
-    pub(crate) shrink_grace: Duration,
-    pub(crate) config_reload: bool,
+    pub(crate) socket: PathBuf,
+    /// An address or a name.
+    pub(crate) healthz_ip: String,
+    /// 0: no server.
+    pub(crate) healthz_port: u16,
+    pub(crate) log_format: LogFormat,
+    pub(crate) verbosity: i64,
+    pub(crate) vmodule: String,
+    pub(crate) log_backtrace_at: String,
+    pub(crate) version: bool,
+    pub(crate) ip_masq: bool,
+    pub(crate) rules: Rules,
+    pub(crate) etcd: Etcd,
+    pub(crate) kube: Kube,
+    /// Who has set what was set.
+    sources: BTreeMap<&'static str, Source>,
+    /// What in the environment, in the options file and behind the last flag is ignored, and why.
+    pub(crate) ignored: Vec<String>,
 }
 
-struct Flag {
-    name: &'static str,
-    /// What stands for the value in the help; a flag without one is boolean.
-    value: Option<&'static str>,
-    default: &'static str,
-    help: &'static str,
-    set: fn(&mut Raw, String) -> Result<(), String>,
+/// Of rules and routes for traffic.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rules {
+    pub(crate) ip_masq_fully_random_disable: bool,
+    pub(crate) iptables_forward_rules: bool,
+    /// Seconds.
+    pub(crate) iptables_resync: i64,
+    pub(crate) ip_blackhole_route: bool,
 }
 
-/// Flags as far as one by one can tell.
-struct Raw {
-    store: Option<PathBuf>,
-    flags: Flags,
+/// Of etcd.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Etcd {
+    pub(crate) endpoints: String,
+    pub(crate) prefix: String,
+    pub(crate) keyfile: PathBuf,
+    pub(crate) certfile: PathBuf,
+    pub(crate) cafile: PathBuf,
+    pub(crate) username: String,
+    pub(crate) password: Secret,
+    /// Minutes.
+    pub(crate) subnet_lease_renew_margin: i64,
 }
 
-const FLAGS: &[Flag] = &[
-    Flag {
-        name: "store",
-        value: Some("DIR"),
-        default: "",
-        help: "lease directory of this machine: DIR/config and DIR/subnets/",
-        set: |raw, value| {
-            raw.store = Some(value.into());
-            Ok(())
-        },
-    },
-    Flag {
-        name: "iface",
-        value: Some("NAME|IP"),
-        default: "",
-        help: "interface for traffic between nodes, may be repeated: the first that is there; without it the default route's",
-        set: |raw, value| {
-            raw.flags.iface.extend(some(value));
-            Ok(())
-        },
-    },
-    Flag {
-        name: "iface-regex",
-        value: Some("REGEX"),
-        default: "",
-        help: "the same by a pattern of its addresses, or else of its name; may be repeated, tried after all --iface",
-        set: |raw, value| {
-            raw.flags.iface_regex.extend(some(value));
-            Ok(())
-        },
-    },
-    Flag {
-        name: "iface-can-reach",
-        value: Some("IP"),
-        default: "",
-        help: "the same by the kernel's way to that address, tried last",
-        set: |raw, value| {
-            raw.flags.iface_can_reach = some(value).map(|value| value_of(&value)).transpose()?;
-            Ok(())
-        },
-    },
-    Flag {
-        name: "public-ip",
-        value: Some("IP"),
-        default: "",
-        help: "IPv4 address announced to other nodes; without it the interface's",
-        set: |raw, value| {
-            raw.flags.public_ip = some(value).map(|value| value_of(&value)).transpose()?;
-            Ok(())
-        },
-    },
-    Flag {
-        name: "public-ipv6",
-        value: Some("IP"),
-        default: "",
-        help: "IPv6 address announced to other nodes; without it the interface's",
-        set: |raw, value| {
-            raw.flags.public_ipv6 = some(value).map(|value| value_of(&value)).transpose()?;
-            Ok(())
-        },
-    },
-    Flag {
-        name: "subnet-file",
-        value: Some("FILE"),
-        default: SUBNET_FILE,
-        help: "where this node's subnet and MTU are written for the CNI plugin",
-        set: |raw, value| {
-            raw.flags.subnet_file = value.into();
-            Ok(())
-        },
-    },
-    Flag {
-        name: "route-table",
-        value: Some("TABLE"),
-        default: "main",
-        help: "routing table of the pods' routes: main, flannel (8472) or a number; any but main gets a rule",
-        set: |raw, value| {
-            raw.flags.route_table = route_table(&value)?;
-            Ok(())
-        },
-    },
-    Flag {
-        name: "cache-dir",
-        value: Some("DIR"),
-        default: CACHE_DIR,
-        help: "where the last good leases are kept, for a reboot while the store is away; empty keeps none",
-        set: |raw, value| {
-            raw.flags.cache_dir = value.into();
-            Ok(())
-        },
-    },
-    Flag {
-        name: "ip-masq",
-        value: None,
-        default: "false",
-        help: "what FLANNEL_IPMASQ says in the subnet file",
-        set: |raw, value| {
-            raw.flags.ip_masq = boolean(&value)?;
-            Ok(())
-        },
-    },
-    Flag {
-        name: "healthz-ip",
-        value: Some("IP"),
-        default: "0.0.0.0",
-        help: "address of the server of /healthz, /readyz and /metrics",
-        set: |raw, value| {
-            raw.flags.healthz_ip = value_of(&value)?;
-            Ok(())
-        },
-    },
-    Flag {
-        name: "healthz-port",
-        value: Some("PORT"),
-        default: "0",
-        help: "its port; 0 starts no server",
-        set: |raw, value| {
-            raw.flags.healthz_port = value_of(&value)?;
-            Ok(())
-        },
-    },
-    Flag {
-        name: "config-reload",
-        value: None,
-        default: "true",
-        help: "follow changes of the network config; false reads it once, as flannel does",
-        set: |raw, value| {
-            raw.flags.config_reload = boolean(&value)?;
-            Ok(())
-        },
-    },
-    Flag {
-        name: "shrink-grace",
-        value: Some("TIME"),
-        default: "5m",
-        help: "keep peers so long when more than half of them vanish from the store at once",
-        set: |raw, value| {
-            raw.flags.shrink_grace = duration(&value)?;
-            Ok(())
-        },
-    },
-    Flag {
-        name: "socket",
-        value: Some("FILE"),
-        default: SOCKET,
-        help: "unix socket that twill status and twill diff ask",
-        set: |raw, value| {
-            raw.flags.socket = value.into();
-            Ok(())
-        },
-    },
-];
+/// Of Kubernetes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Kube {
+    pub(crate) subnet_mgr: bool,
+    pub(crate) api_url: String,
+    pub(crate) kubeconfig_file: PathBuf,
+    pub(crate) annotation_prefix: String,
+    pub(crate) net_config_path: PathBuf,
+    pub(crate) set_node_network_unavailable: bool,
+}
 
-/// Parses what follows the command.
-pub(super) fn parse(args: &[String]) -> Result<Command, String> {
-    let flags = Flags {
-        store: PathBuf::new(),
-        iface: Vec::new(),
-        iface_regex: Vec::new(),
-        iface_can_reach: None,
-        public_ip: None,
-        public_ipv6: None,
-        subnet_file: SUBNET_FILE.into(),
-        route_table: MAIN_TABLE,
-        cache_dir: CACHE_DIR.into(),
-        ip_masq: false,
-        healthz_ip: Ipv4Addr::UNSPECIFIED.into(),
-        healthz_port: 0,
-        socket: SOCKET.into(),
-        shrink_grace: Duration::from_secs(300),
-        config_reload: true,
-    };
-    let mut raw = Raw { store: None, flags };
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        let Some(name) =
-            arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')).filter(|name| !name.is_empty())
-        else {
-            break;
-        };
-        let (name, attached) = match name.split_once('=') {
-            Some((name, value)) => (name, Some(value.to_owned())),
-            None => (name, None),
-        };
-        match name {
-            "h" | "help" => return Ok(Command::Help(help())),
-            "version" => return Ok(Command::Version),
-            _ => {}
+/// Who has said it, of falling rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    CommandLine,
+    Environment,
+    OptionsFile,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::CommandLine => "command line",
+            Self::Environment => "environment",
+            Self::OptionsFile => "options.env",
+        })
+    }
+}
+
+/// One thing that the environment or the options file says.
+struct Said {
+    /// For whoever has to correct it.
+    place: String,
+    variable: String,
+    value: OsString,
+}
+
+/// Parses what follows the command; `variables` is the environment.
+pub(super) fn parse(
+    program: &str,
+    args: &[String],
+    variables: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<Command, String> {
+    let mut flags = Flags::default();
+    for flag in table::flags().filter(|flag| !flag.default.is_empty()) {
+        (flag.at)(&mut flags).set(flag.default).map_err(|error| format!("--{}: {error}", flag.name))?;
+    }
+    match flags.take_args(args) {
+        Ok(true) => {}
+        Ok(false) => return Ok(Command::Help(help(program))),
+        Err(error) => return Err(format!("{error}\n{program} --help lists the flags")),
+    }
+    if flags.version {
+        return Ok(Command::Version);
+    }
+    flags.take(Source::Environment, environment(variables));
+    let file = flags.read_options_file();
+    flags.take(Source::OptionsFile, file);
+    Ok(Command::Daemon(Box::new(flags)))
+}
+
+impl Flags {
+    /// Go's syntax (flannel-compat 1.1). `false`: help was asked for.
+    fn take_args(&mut self, args: &[String]) -> Result<bool, String> {
+        let mut last = "the beginning";
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            let name = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')).unwrap_or_default();
+            if name.is_empty() {
+                let count = args.len() + usize::from(arg != "--");
+                if count > 0 {
+                    // It may be a secret, so it is not shown.
+                    self.ignored.push(format!("arguments after {last}, {count} of them: no flag follows it (a switch takes its value after =)"));
+                }
+                break;
+            }
+            let (name, attached) =
+                name.split_once('=').map_or((name, None), |(name, value)| (name, Some(value)));
+            if ["h", "help"].contains(&name) {
+                return Ok(false);
+            }
+            let flag = table::flags().find(|flag| flag.name == name);
+            let flag = flag.ok_or_else(|| format!("there is no flag --{name}"))?;
+            let slot = (flag.at)(self);
+            let value = match attached {
+                Some(value) => value,
+                None if slot.is_switch() => "true",
+                None => args.next().ok_or_else(|| format!("--{name} needs a value: {}", flag.value))?,
+            };
+            slot.set(value).map_err(|error| format!("--{name}: {error}"))?;
+            self.sources.insert(flag.name, Source::CommandLine);
+            last = arg.split('=').next().unwrap_or_default();
         }
-        let flag = FLAGS.iter().find(|flag| flag.name == name);
-        let flag =
-            flag.ok_or_else(|| format!("there is no flag --{name}; twill daemon --help lists them"))?;
-        let value = match (attached, flag.value) {
-            (Some(value), _) => value,
-            (None, None) => "true".into(),
-            (None, Some(what)) => {
-                args.next().cloned().ok_or_else(|| format!("--{name} needs a value: {what}"))?
+        Ok(true)
+    }
+
+    /// What a source says of flags that none of higher rank has set; of several lines the last one counts.
+    fn take(&mut self, source: Source, said: Vec<Said>) {
+        let said: BTreeMap<String, Said> =
+            said.into_iter().map(|said| (said.variable.clone(), said)).collect();
+        for Said { place, variable, value } in said.into_values().filter(|said| !said.value.is_empty()) {
+            let Some(flag) = table::flags().find(|flag| flag.variable() == variable) else {
+                self.ignored.push(format!("{place}: there is no such option"));
+                continue;
+            };
+            if self.sources.contains_key(flag.name) {
+                continue;
+            }
+            let text = value.to_str().ok_or_else(|| "it is not valid UTF-8".to_owned());
+            match text.and_then(|text| (flag.at)(self).set(text)) {
+                Ok(()) => _ = self.sources.insert(flag.name, source),
+                Err(error) => self.ignored.push(format!("{place}: {error}")),
+            }
+        }
+    }
+
+    fn read_options_file(&mut self) -> Vec<Said> {
+        if self.options_file.as_os_str().is_empty() {
+            return Vec::new();
+        }
+        let path = self.options_file.display();
+        let text = match fs::read_to_string(&self.options_file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Vec::new(),
+            Err(error) => {
+                self.ignored.push(format!("{path}: {error}"));
+                return Vec::new();
             }
         };
-        (flag.set)(&mut raw, value).map_err(|error| format!("--{name}: {error}"))?;
+        let mut all = Vec::new();
+        for line in env_file::parse(&text) {
+            let place = format!("{path}:{}", line.number);
+            match line.said {
+                Ok((variable, value)) => {
+                    all.push(Said { place: format!("{place}: {variable}"), variable, value: value.into() });
+                }
+                Err(why) => self.ignored.push(format!("{place}: {why}")),
+            }
+        }
+        all
     }
-    let store = raw.store.ok_or("no store: name a lease directory with --store DIR")?;
-    Ok(Command::Daemon(Box::new(Flags { store, ..raw.flags })))
-}
 
-fn help() -> String {
-    let left = |flag: &Flag| {
-        format!("--{}{}", flag.name, flag.value.map_or(String::new(), |value| format!("={value}")))
-    };
-    let width = FLAGS.iter().map(|flag| left(flag).len()).max().unwrap_or(0);
-    let mut text = String::from("usage: twill daemon [flags]\n\n");
-    for flag in FLAGS {
-        let default =
-            if flag.default.is_empty() { String::new() } else { format!(" (default {})", flag.default) };
-        let _ = writeln!(text, "  {:width$}  {}{default}", left(flag), flag.help);
+    /// All options in force with who has set them, secrets hidden.
+    pub(crate) fn shown(&self) -> String {
+        let mut flags = self.clone();
+        let show = |flag: &Flag| {
+            let source = self.sources.get(flag.name).map_or(String::new(), |source| format!(" ({source})"));
+            format!("{}={}{source}", flag.name, (flag.at)(&mut flags).show())
+        };
+        table::flags().map(show).collect::<Vec<_>>().join(", ")
     }
-    text
-}
 
-/// An empty value is none, as from an unset variable of a template.
-fn some(value: String) -> Option<String> {
-    (!value.is_empty()).then_some(value)
-}
+    /// What was asked for and this version cannot do.
+    pub(crate) fn unmet(&self) -> Vec<String> {
+        let mut flags = self.clone();
+        let mut unmet = Vec::new();
+        for group in GROUPS {
+            let Some(lack) = group.lack else { continue };
+            for flag in group.flags {
+                let slot = (flag.at)(&mut flags);
+                let off = slot.is_switch() && slot.show() == "false";
+                if let Some(source) = self.sources.get(flag.name).filter(|_| !off) {
+                    unmet.push(format!("--{} ({source}): {lack}", flag.name));
+                }
+            }
+        }
+        unmet
+    }
 
-fn value_of<T: std::str::FromStr<Err: std::fmt::Display>>(value: &str) -> Result<T, String> {
-    value.parse().map_err(|error| format!("{value:?}: {error}"))
-}
+    /// What is wrong with the options as a whole.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let margin = self.etcd.subnet_lease_renew_margin;
+        if !(1..=1439).contains(&margin) {
+            return Err(format!("--subnet-lease-renew-margin is {margin}: it must be 1 to 1439 minutes"));
+        }
+        if self.store.as_os_str().is_empty() {
+            return Err("no store: this version only has --store DIR, a lease directory of this machine; \
+                        etcd and Kubernetes are not in it yet"
+                .into());
+        }
+        Ok(())
+    }
 
-/// The kernel's own tables but for the main one are not for routes like ours (rtnetlink(7) `rtm_table`).
-fn route_table(value: &str) -> Result<u32, String> {
-    match (value, value.parse()) {
-        ("main" | "254", _) => Ok(MAIN_TABLE),
-        ("flannel", _) => Ok(FLANNEL_TABLE),
-        (_, Ok(0 | 253 | 255)) => Err(format!("{value:?} is a table of the kernel's own: take another")),
-        (_, Ok(number)) => Ok(number),
-        (_, Err(_)) => Err(format!("{value:?} is neither main nor flannel nor a number")),
+    /// Who chose the backend that is in force under that config.
+    pub(crate) fn backend_source(&self, conf: &NetConf) -> String {
+        match self.sources.get("backend-type").filter(|_| self.backend_type.is_some()) {
+            Some(source) => source.to_string(),
+            None if conf.names_backend => "network config".into(),
+            None => "default".into(),
+        }
     }
 }
 
-/// Go's `strconv.ParseBool`.
-fn boolean(value: &str) -> Result<bool, String> {
-    match value {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(format!("{value:?} is neither true nor false")),
-    }
-}
-
-/// Go's `time.ParseDuration` for one number and unit: `90s`, `5m`, `1.5h`, `300ms`.
-fn duration(value: &str) -> Result<Duration, String> {
-    let bad = || format!("{value:?} is not a time such as 90s, 5m or 1h");
-    let digits = value.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
-    let number: f64 = value[..digits].parse().map_err(|_| bad())?;
-    let seconds = match &value[digits..] {
-        "ms" => number / 1e3,
-        "s" => number,
-        "m" => number * 60.0,
-        "h" => number * 3600.0,
-        _ => return Err(bad()),
-    };
-    Duration::try_from_secs_f64(seconds).map_err(|_| bad())
+/// What the environment says of our flags.
+fn environment(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<Said> {
+    let named = variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    let ours = named.filter(|(name, _)| name.starts_with(PREFIX));
+    ours.map(|(variable, value)| Said { place: format!("environment: {variable}"), variable, value })
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
-    fn daemon_flags(line: &str) -> Result<Flags, String> {
-        let args: Vec<String> = line.split(' ').filter(|arg| !arg.is_empty()).map(Into::into).collect();
-        match parse(&args)? {
+    /// Two values of each flag, as they are written and shown, and one that it cannot have.
+    const VALUES: &[(&str, &str, &str, Option<&str>)] = &[
+        ("store", "/a", "/b", None),
+        ("backend-type", "host-gw", "vxlan", Some("udp")),
+        ("config-reload", "false", "true", Some("maybe")),
+        ("shrink-grace", "90s", "300ms", Some("5")),
+        ("iface", "eth0", "192.0.2.1", None),
+        ("iface-regex", "^eth", "10\\..*", None),
+        ("iface-can-reach", "192.0.2.1", "2001:db8::1", Some("gateway")),
+        ("public-ip", "192.0.2.1", "192.0.2.2", Some("2001:db8::1")),
+        ("public-ipv6", "2001:db8::1", "2001:db8::2", Some("192.0.2.1")),
+        ("route-table", "8472", "main", Some("local")),
+        ("subnet-file", "/a", "/b", None),
+        ("options-file", "/a", "/b", None),
+        ("cache-dir", "/a", "/b", None),
+        ("socket", "/a", "/b", None),
+        ("healthz-ip", "127.0.0.1", "localhost", None),
+        ("healthz-port", "8081", "8082", Some("65536")),
+        ("log-format", "json", "text", Some("xml")),
+        ("v", "4", "-1", Some("much")),
+        ("vmodule", "kube=2", "etcd=3", None),
+        ("log_backtrace_at", "main.go:1", "main.go:2", None),
+        ("version", "false", "false", Some("v1")),
+        ("ip-masq", "true", "false", Some("yes")),
+        ("ip-masq-fully-random-disable", "true", "false", Some("yes")),
+        ("iptables-forward-rules", "false", "true", Some("")),
+        ("iptables-resync", "7", "-8", Some("5s")),
+        ("ip-blackhole-route", "true", "false", Some("on")),
+        ("etcd-endpoints", "http://a:1,http://b:2", "https://c:3", None),
+        ("etcd-prefix", "/a", "/b", None),
+        ("etcd-keyfile", "/a", "/b", None),
+        ("etcd-certfile", "/a", "/b", None),
+        ("etcd-cafile", "/a", "/b", None),
+        ("etcd-username", "root", "flannel", None),
+        ("etcd-password", "***", "***", None),
+        ("subnet-lease-renew-margin", "1", "1439", Some("60m")),
+        ("kube-subnet-mgr", "true", "false", Some("TrUe")),
+        ("kube-api-url", "https://a", "https://b", None),
+        ("kubeconfig-file", "/a", "/b", None),
+        ("kube-annotation-prefix", "a.b", "c.d/e", None),
+        ("net-config-path", "/a", "/b", None),
+        ("set-node-network-unavailable", "false", "true", Some("2")),
+    ];
+
+    /// flannel-compat 1.3.
+    const FLANNEL: &[(&str, &str)] = &[
+        ("etcd-endpoints", "http://127.0.0.1:4001,http://127.0.0.1:2379"),
+        ("etcd-prefix", "/coreos.com/network"),
+        ("etcd-keyfile", ""),
+        ("etcd-certfile", ""),
+        ("etcd-cafile", ""),
+        ("etcd-username", ""),
+        ("etcd-password", ""),
+        ("iface", ""),
+        ("iface-regex", ""),
+        ("iface-can-reach", ""),
+        ("subnet-file", "/run/flannel/subnet.env"),
+        ("public-ip", ""),
+        ("public-ipv6", ""),
+        ("subnet-lease-renew-margin", "60"),
+        ("ip-masq", "false"),
+        ("ip-masq-fully-random-disable", "false"),
+        ("kube-subnet-mgr", "false"),
+        ("kube-api-url", ""),
+        ("kubeconfig-file", ""),
+        ("kube-annotation-prefix", "flannel.alpha.coreos.com"),
+        ("net-config-path", "/etc/kube-flannel/net-conf.json"),
+        ("set-node-network-unavailable", "true"),
+        ("version", "false"),
+        ("healthz-ip", "0.0.0.0"),
+        ("healthz-port", "0"),
+        ("iptables-resync", "5"),
+        ("iptables-forward-rules", "true"),
+        ("ip-blackhole-route", "false"),
+        ("v", "0"),
+        ("vmodule", ""),
+        ("log_backtrace_at", ""),
+    ];
+
+    const LISTS: [&str; 2] = ["iface", "iface-regex"];
+
+    /// With these words, with this environment, and with a file of these lines.
+    fn told(args: &[&str], environment: &[(&str, &str)], file: &str) -> Result<Flags, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("options.env");
+        fs::write(&path, file).unwrap();
+        let own = ["--options-file", path.to_str().unwrap()];
+        let args: Vec<String> = own.iter().chain(args).map(ToString::to_string).collect();
+        let variables = environment.iter().map(|(name, value)| (name.into(), value.into()));
+        match parse("twill daemon", &args, variables)? {
             Command::Daemon(flags) => Ok(*flags),
-            _ => Err("another command".into()),
+            Command::Help(_) => Err("help".into()),
+            Command::Version => Err("version".into()),
+            _ => unreachable!(),
         }
     }
 
-    #[test]
-    fn every_go_spelling_is_the_same_flag() {
-        for line in
-            ["--store=/s --iface=eth0", "-store /s -iface eth0", "-store=/s --iface eth0 stop --bogus"]
-        {
-            let flags = daemon_flags(line).unwrap();
-            assert_eq!((flags.store, flags.iface), ("/s".into(), vec!["eth0".to_owned()]), "{line}");
-        }
-        assert!(daemon_flags("--store=/s --ip-masq").unwrap().ip_masq);
-        assert!(!daemon_flags("--store=/s --ip-masq --ip-masq=F").unwrap().ip_masq);
-        assert_eq!(daemon_flags("--store=/s --healthz-port=8081").unwrap().healthz_port, 8081);
-        for (table, number) in [("main", 254), ("flannel", 8472), ("100", 100)] {
-            let flags = daemon_flags(&format!("--store=/s --route-table={table}")).unwrap();
-            assert_eq!(flags.route_table, number);
-        }
+    fn asked(args: &[&str]) -> Flags {
+        told(args, &[], "").unwrap_or_else(|error| panic!("{args:?}: {error}"))
+    }
+
+    fn find(name: &str) -> &'static Flag {
+        table::flags().find(|flag| flag.name == name).unwrap_or_else(|| panic!("no flag {name}"))
+    }
+
+    fn value(flags: &Flags, name: &str) -> String {
+        (find(name).at)(&mut flags.clone()).show()
+    }
+
+    fn is_switch(name: &str) -> bool {
+        (find(name).at)(&mut Flags::default()).is_switch()
+    }
+
+    fn default(name: &str) -> String {
+        if name == "shrink-grace" { "300s".into() } else { find(name).default.into() }
+    }
+
+    /// Which options file there is would decide what is read of it.
+    fn values()
+    -> impl Iterator<Item = &'static (&'static str, &'static str, &'static str, Option<&'static str>)> {
+        VALUES.iter().filter(|(name, ..)| *name != "options-file")
     }
 
     #[test]
-    fn lists_grow_and_single_values_are_replaced() {
-        let flags = daemon_flags(
-            "--store=/s --iface=b --iface-regex=x --iface= -iface a --iface-regex y --public-ipv6= --public-ip=192.0.2.1 \
-             --public-ip=192.0.2.2 --iface-can-reach=192.0.2.3 --iface-can-reach 2001:db8::1",
-        )
-        .unwrap();
-        assert_eq!(
-            (flags.iface, flags.iface_regex),
-            (vec!["b".into(), "a".into()], vec!["x".into(), "y".into()])
-        );
-        assert_eq!((flags.public_ip, flags.public_ipv6), (Some([192, 0, 2, 2].into()), None));
-        assert_eq!(flags.iface_can_reach, Some("2001:db8::1".parse().unwrap()));
+    fn every_flag_is_tried_here() {
+        let tried: Vec<&str> = VALUES.iter().map(|(name, ..)| *name).collect();
+        let mut named: Vec<&str> = table::flags().map(|flag| flag.name).collect();
+        named.sort_by_key(|name| tried.iter().position(|tried| tried == name));
+        assert_eq!(tried, named);
     }
 
     #[test]
-    fn times_are_written_as_in_go() {
-        for (text, seconds) in [("300ms", 0.3), ("90s", 90.0), ("5m", 300.0), ("1.5h", 5400.0)] {
-            assert_eq!(duration(text), Ok(Duration::from_secs_f64(seconds)), "{text}");
+    fn flannels_flags_are_there_with_flannels_defaults_and_so_says_the_help() {
+        let (flags, help) = (asked(&[]), help("flanneld"));
+        let words: Vec<&str> = help.split_whitespace().collect();
+        for (name, default) in FLANNEL {
+            assert_eq!(value(&flags, name), *default, "{name}");
+            assert_eq!(is_switch(name), find(name).value.is_empty(), "{name}");
+            let spelled = format!("--{name}");
+            let at = words.iter().position(|word| word.split('=').next() == Some(&spelled)).unwrap();
+            let next = words[at + 1..]
+                .iter()
+                .position(|word| word.starts_with("--"))
+                .unwrap_or(words.len() - at - 1);
+            let said = words[at..=at + next].join(" ");
+            assert!(default.is_empty() || said.contains(&format!("(default {default})")), "{said}");
         }
-    }
-
-    #[test]
-    fn faults_name_the_flag() {
-        for (line, word) in [
-            ("", "--store"),
-            ("--store", "DIR"),
-            ("--store=/s --bogus", "--bogus"),
-            ("--store=/s --ip-masq=maybe", "--ip-masq"),
-            ("--store=/s --healthz-port=99999", "--healthz-port"),
-            ("--store=/s --public-ip=fd00::1", "--public-ip: \"fd00::1\": invalid IPv4 address syntax"),
-            (
-                "--store=/s --public-ipv6=192.0.2.1",
-                "--public-ipv6: \"192.0.2.1\": invalid IPv6 address syntax",
-            ),
-            ("--store=/s --iface-can-reach=gateway", "--iface-can-reach"),
-            ("--store=/s --shrink-grace=5", "--shrink-grace"),
-            ("--store=/s --shrink-grace=-5s", "--shrink-grace"),
-            ("--store=/s --route-table=255", "--route-table"),
-            ("--store=/s --route-table=local", "--route-table"),
-        ] {
-            assert!(daemon_flags(line).unwrap_err().contains(word), "{line}");
+        for flag in table::flags() {
+            assert!(help.contains(&format!("  --{}", flag.name)), "{}", flag.name);
+            assert!(
+                help.split_whitespace().collect::<Vec<_>>().join(" ").contains(flag.help),
+                "{}",
+                flag.name
+            );
         }
-    }
-
-    #[test]
-    fn help_lists_every_flag() {
-        let help = help();
-        assert!(
-            FLAGS.iter().all(|flag| help.contains(&format!("--{}", flag.name)) && help.contains(flag.help))
-        );
+        let longest = help.lines().map(|line| line.chars().count()).max();
+        assert!(longest <= Some(100), "{longest:?}");
     }
 
     #[test]
     fn the_documents_list_every_flag_with_its_default_and_no_other() {
         let row = |flag: &Flag| {
-            let value = flag.value.map_or("boolean".into(), |value| format!("`{value}`"));
+            let value = if flag.value.is_empty() { "boolean".into() } else { format!("`{}`", flag.value) };
             let default = if flag.default.is_empty() { "none".into() } else { format!("`{}`", flag.default) };
             [format!("`--{}`", flag.name), value, default]
         };
-        let flags: Vec<_> = FLAGS.iter().map(row).collect();
+        let flags: Vec<_> = table::flags().map(row).collect();
         let listed = crate::flags::tests::documented("## Flags of `twill daemon`");
         let listed: Vec<_> =
             listed.iter().map(|row| [row[0].clone(), row[1].clone(), row[2].clone()]).collect();
         assert_eq!(listed, flags);
+    }
+
+    #[test]
+    fn every_spelling_of_go_is_the_same_flag() {
+        for (name, one, two, _) in values() {
+            for dashes in ["-", "--"] {
+                let bare = format!("{dashes}{name}");
+                for text in [one, two] {
+                    let attached = asked(&[&format!("{bare}={text}")]);
+                    assert_eq!(value(&attached, name), *text, "{bare}");
+                    assert_eq!(attached.sources[name], Source::CommandLine);
+                    for (other, ..) in values().filter(|(other, ..)| other != name) {
+                        assert_eq!(value(&attached, other), default(other), "{other}, when {bare} is set");
+                    }
+                    if !is_switch(name) {
+                        assert_eq!(value(&asked(&[&bare, text]), name), *text, "{bare}");
+                    }
+                }
+                if is_switch(name) && *name != "version" {
+                    let flags = asked(&[&bare, "false"]);
+                    assert_eq!((value(&flags, name), flags.ignored.len()), ("true".into(), 1), "{bare}");
+                } else if !is_switch(name) {
+                    assert!(told(&[&bare], &[], "").is_err_and(|error| error.contains(name)), "{bare}");
+                }
+            }
+            let twice = asked(&[&format!("-{name}={one}"), &format!("--{name}={two}")]);
+            let expected = if LISTS.contains(name) { format!("{one} {two}") } else { (*two).into() };
+            assert_eq!(value(&twice, name), expected);
+        }
+    }
+
+    #[test]
+    fn every_flag_is_a_variable_and_a_line_of_the_options_file() {
+        for (name, one, two, _) in values().filter(|(name, ..)| *name != "version") {
+            let variable = find(name).variable();
+            assert_eq!(variable, format!("FLANNELD_{}", name.to_uppercase().replace('-', "_")));
+            let three = if is_switch(name) { one } else { &default(name)[..] };
+            let args = [&*format!("--{name}={one}")];
+            let (by_environment, by_file) = ([(&*variable, *two)], format!("{variable}=\"{two}\"\n"));
+            let (nothing, empty) = ([(&*variable, "")], format!("{variable}=\n"));
+            let other_file = format!("export {variable}='{three}' # other\n");
+            for (flags, expected, source) in [
+                (told(&[], &nothing, &empty), &*default(name), None),
+                (told(&[], &by_environment, ""), *two, Some(Source::Environment)),
+                (told(&[], &nothing, &by_file), *two, Some(Source::OptionsFile)),
+                (told(&[], &[], &format!("{other_file}{by_file}")), *two, Some(Source::OptionsFile)),
+                (told(&[], &by_environment, &other_file), *two, Some(Source::Environment)),
+                (told(&args, &by_environment, &other_file), *one, Some(Source::CommandLine)),
+                (told(&args, &[], &by_file), *one, Some(Source::CommandLine)),
+            ] {
+                let flags = flags.unwrap();
+                let got = (&*value(&flags, name), flags.sources.get(name).copied());
+                assert_eq!(got, (expected, source), "{name}");
+                assert_eq!(flags.ignored, Vec::<String>::new());
+            }
+        }
+    }
+
+    #[test]
+    fn a_bad_value_ends_the_command_line_and_is_left_out_elsewhere() {
+        for (name, one, _, bad) in VALUES {
+            let Some(bad) = bad else { continue };
+            let error = told(&[&format!("--{name}={bad}")], &[], "").unwrap_err();
+            assert!(error.starts_with(&format!("--{name}: ")), "{error}");
+            assert!(error.ends_with("\ntwill daemon --help lists the flags"), "{error}");
+            if bad.is_empty() || *name == "version" {
+                continue;
+            }
+            let variable = find(name).variable();
+            let file = format!("# nothing\n{variable}={bad}\n");
+            let flags = told(&[], &[(&variable, bad)], &file).unwrap();
+            assert_eq!(value(&flags, name), default(name), "{name}");
+            assert_eq!(flags.sources.get(name), None);
+            let [environment, line] = &flags.ignored[..] else { panic!("{:?}", flags.ignored) };
+            assert!(environment.starts_with(&format!("environment: {variable}: ")), "{environment}");
+            assert!(line.contains(&format!("/options.env:2: {variable}: ")), "{line}");
+            // What is left out does not hide what is said below it.
+            let flags = told(&[], &[(&variable, bad)], &format!("{variable}={one}")).unwrap();
+            assert_eq!(value(&flags, name), *one, "{name}");
+        }
+    }
+
+    #[test]
+    fn flags_end_at_the_first_word_that_is_none_and_what_follows_is_counted() {
+        for (line, words) in [
+            ("--store=/s stop --bogus", 2),
+            ("--store=/s -- --bogus", 1),
+            ("--store=/s --", 0),
+            ("--store=/s - --bogus", 2),
+        ] {
+            let flags = asked(&line.split(' ').collect::<Vec<_>>());
+            assert_eq!(flags.store, Path::new("/s"));
+            let said = flags.ignored.join("");
+            assert_eq!(
+                said.contains(&format!("after --store, {words} of them")),
+                words > 0,
+                "{line}: {said}"
+            );
+            assert!(!said.contains("stop") && !said.contains("bogus"), "it may be a secret: {said}");
+        }
+        assert_eq!(asked(&["", "--bogus"]).ignored.len(), 1);
+        for line in ["---v=1", "--=1", "-=1", "--bogus", "-bogus=1", "--v", "--IFACE=eth0"] {
+            assert!(told(&[line], &[], "").unwrap_err().contains("--help"), "{line}");
+        }
+        for line in ["-h", "--h", "-help", "--help"] {
+            assert_eq!(told(&["--iface=eth0", line], &[], "").unwrap_err(), "help");
+        }
+        assert_eq!(told(&["--version", "--v=1"], &[], "").unwrap_err(), "version");
+        assert!(told(&["--version", "--bogus"], &[], "").unwrap_err().contains("bogus"));
+        assert!(told(&["--version=F"], &[("FLANNELD_VERSION", "true")], "").is_ok());
+    }
+
+    #[test]
+    fn the_options_file_is_where_it_is_said_to_be_and_may_be_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        fs::write(path("there"), "FLANNELD_V=3\nFLANNELD_BOGUS=1\nhunter2\nSHELL=hunter2\n").unwrap();
+        let with = |args: &[String], file: &str| {
+            let variables = [("FLANNELD_OPTIONS_FILE".into(), file.into())];
+            match parse("twill daemon", args, variables.into_iter()) {
+                Ok(Command::Daemon(flags)) => *flags,
+                _ => panic!(),
+            }
+        };
+        let flags = with(&[], &path("there"));
+        assert_eq!(flags.verbosity, 3);
+        let there = path("there");
+        assert_eq!(
+            flags.ignored,
+            [
+                format!("{there}:3: it is not of the form NAME=value"),
+                format!("{there}:2: FLANNELD_BOGUS: there is no such option"),
+                format!("{there}:4: SHELL: there is no such option"),
+            ]
+        );
+        assert_eq!(with(&["--options-file=".into()], &path("there")).verbosity, 0);
+        assert_eq!(with(&[], &path("missing")).ignored, Vec::<String>::new());
+        let unreadable = with(&[], dir.path().to_str().unwrap());
+        assert!(unreadable.ignored[0].contains(dir.path().to_str().unwrap()), "{:?}", unreadable.ignored);
+    }
+
+    #[test]
+    fn a_variable_that_is_no_option_is_said_unless_it_is_somebody_elses() {
+        use std::os::unix::ffi::OsStringExt;
+        let flags = told(&[], &[("FLANNELD_BACKENDTYPE", "hunter2"), ("HOME", "/"), ("FLANNEL_V", "1")], "");
+        assert_eq!(flags.unwrap().ignored, ["environment: FLANNELD_BACKENDTYPE: there is no such option"]);
+        let binary = OsString::from_vec(vec![0xff]);
+        let variables = [("FLANNELD_IFACE".into(), binary.clone()), (binary, "x".into())];
+        let Ok(Command::Daemon(flags)) =
+            parse("twill daemon", &["--options-file=".into()], variables.into_iter())
+        else {
+            panic!()
+        };
+        assert_eq!(flags.ignored, ["environment: FLANNELD_IFACE: it is not valid UTF-8"]);
+    }
+
+    #[test]
+    fn a_password_is_nowhere_to_be_read() {
+        let by_line = format!("{}=hunter2\n", find("etcd-password").variable());
+        for flags in [
+            asked(&["--etcd-password=hunter2"]),
+            told(&[], &[("FLANNELD_ETCD_PASSWORD", "hunter2")], "").unwrap(),
+            told(&[], &[], &by_line).unwrap(),
+        ] {
+            let all = format!("{} {:?} {:?} {flags:?}", flags.shown(), flags.unmet(), flags.ignored);
+            assert!(!all.contains("hunter2") && flags.shown().contains("etcd-password=***"), "{all}");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_in_vain_is_said_a_line_each() {
+        assert_eq!(asked(&["--store=/s", "--v=4", "--iface=eth0"]).unmet(), Vec::<String>::new());
+        for flag in GROUPS.iter().filter(|group| group.lack.is_some()).flat_map(|group| group.flags) {
+            let (_, one, two, _) = VALUES.iter().find(|(name, ..)| *name == flag.name).unwrap();
+            let wish = if is_switch(flag.name) { "true" } else { one };
+            let said = told(&[], &[(&flag.variable(), wish)], "").unwrap().unmet();
+            assert!(
+                said.len() == 1 && said[0].starts_with(&format!("--{} (environment): ", flag.name)),
+                "{said:?}"
+            );
+            if is_switch(flag.name) {
+                assert!([*one, *two].contains(&"false"));
+                let said = asked(&[&format!("--{}=0", flag.name)]).unmet();
+                assert_eq!(said, Vec::<String>::new(), "off is what there is");
+            }
+        }
+    }
+
+    #[test]
+    fn options_that_cannot_be_together_are_said() {
+        for (args, word) in [
+            (&["--store=/s"][..], None),
+            (&["--store=/s", "--etcd-prefix=/x"], None),
+            (&[], Some("--store DIR")),
+            (&["--kube-subnet-mgr"], Some("--store DIR")),
+            (&["--etcd-endpoints=http://a:1"], Some("--store DIR")),
+            (&["--store=/s", "--subnet-lease-renew-margin=1"], None),
+            (&["--store=/s", "--subnet-lease-renew-margin=1439"], None),
+            (&["--store=/s", "--subnet-lease-renew-margin=0"], Some("1439")),
+            (&["--store=/s", "--subnet-lease-renew-margin=1440"], Some("1439")),
+        ] {
+            match (asked(args).check(), word) {
+                (Ok(()), None) => {}
+                (Err(error), Some(word)) => assert!(error.contains(word), "{error}"),
+                (other, _) => panic!("{args:?}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn who_chose_the_backend_is_known() {
+        let named = NetConf::parse(br#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#).unwrap();
+        let silent = NetConf::parse(br#"{"Network":"10.3.0.0/16"}"#).unwrap();
+        let variable = [("FLANNELD_BACKEND_TYPE", "alloc")];
+        for (flags, expected) in [
+            (asked(&["--backend-type=HOST-GW"]), "command line"),
+            (told(&[], &variable, "FLANNELD_BACKEND_TYPE=vxlan").unwrap(), "environment"),
+            (told(&[], &[], "FLANNELD_BACKEND_TYPE=vxlan").unwrap(), "options.env"),
+            (asked(&[]), "network config"),
+            (told(&["--backend-type="], &variable, "").unwrap(), "network config"),
+        ] {
+            assert_eq!(flags.backend_source(&named), expected);
+        }
+        assert_eq!(asked(&[]).backend_source(&silent), "default");
     }
 }

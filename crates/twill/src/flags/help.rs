@@ -1,0 +1,57 @@
+//! The text of `twill daemon --help`, made from the table of flags.
+
+use std::fmt::Write;
+
+use super::table::{Flag, GROUPS, flags};
+
+/// Letters in a line.
+const WIDTH: usize = 100;
+
+/// `program` is how the daemon was called.
+pub(super) fn help(program: &str) -> String {
+    let mut text = format!(
+        "usage: {program} [flags]\n\n\
+         The daemon that gives this node a pod subnet and makes the pods of all nodes reach each other.\n\n\
+         A flag may be written -name or --name, its value after = or in the next word; a switch takes its\n\
+         value after = only. The environment may say the same (FLANNELD_ETCD_PREFIX is --etcd-prefix), and\n\
+         so may the options file. The command line goes before the environment, and that before the file.\n"
+    );
+    let width = flags().map(|flag| spelled(flag).len()).max().unwrap_or(0);
+    for group in GROUPS {
+        let lack = group.lack.map_or(String::new(), |lack| format!(" ({lack})"));
+        let _ = writeln!(text, "\n{}{lack}:", group.title);
+        for flag in group.flags {
+            let mut left = spelled(flag);
+            for line in wrapped(&explained(flag), WIDTH - width - 4) {
+                let _ = writeln!(text, "  {left:width$}  {line}");
+                left.clear();
+            }
+        }
+    }
+    text
+}
+
+fn spelled(flag: &Flag) -> String {
+    if flag.value.is_empty() { format!("--{}", flag.name) } else { format!("--{}={}", flag.name, flag.value) }
+}
+
+fn explained(flag: &Flag) -> String {
+    if flag.default.is_empty() {
+        flag.help.into()
+    } else {
+        format!("{} (default {})", flag.help, flag.default)
+    }
+}
+
+/// Lines of at most so many letters; a longer word has a line of its own.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.len() + 1 + word.len() <= width => *line += &format!(" {word}"),
+            _ => lines.push(word.into()),
+        }
+    }
+    lines
+}

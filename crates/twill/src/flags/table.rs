@@ -1,0 +1,186 @@
+//! The daemon's flags, one row each: command line, environment, options file, help and tests go by this table alone. What
+//! the flags mean is the part of whoever reads `Flags`.
+
+use super::daemon::Flags;
+use super::value::Value;
+use super::{CACHE_DIR, SOCKET, SUBNET_FILE};
+
+/// A flag.
+pub(super) struct Flag {
+    pub(super) name: &'static str,
+    /// What stands for the value in the help; empty for a switch.
+    pub(super) value: &'static str,
+    pub(super) default: &'static str,
+    pub(super) help: &'static str,
+    /// Where its value is.
+    pub(super) at: fn(&mut Flags) -> &mut dyn Value,
+}
+
+/// Flags that belong together.
+pub(super) struct Group {
+    pub(super) title: &'static str,
+    /// What whoever asks for one of them does not get.
+    pub(super) lack: Option<&'static str>,
+    pub(super) flags: &'static [Flag],
+}
+
+const fn flag(
+    name: &'static str,
+    value: &'static str,
+    default: &'static str,
+    help: &'static str,
+    at: fn(&mut Flags) -> &mut dyn Value,
+) -> Flag {
+    Flag { name, value, default, help, at }
+}
+
+impl Flag {
+    /// Its variable in the environment and in the options file.
+    pub(super) fn variable(&self) -> String {
+        format!("{PREFIX}{}", self.name.to_uppercase().replace('-', "_"))
+    }
+}
+
+/// What all variables begin with.
+pub(super) const PREFIX: &str = "FLANNELD_";
+
+/// Every flag, in the order of the help.
+pub(super) fn flags() -> impl Iterator<Item = &'static Flag> {
+    GROUPS.iter().flat_map(|group| group.flags)
+}
+
+#[rustfmt::skip] // a table
+pub(super) const GROUPS: &[Group] = &[
+    Group { title: "leases and network config", lack: None, flags: &[
+        flag("store", "DIR", "",
+            "lease directory of this machine: DIR/config and DIR/subnets/",
+            |flags| &mut flags.store),
+        flag("backend-type", "TYPE", "",
+            "vxlan, host-gw or alloc, whatever the network config says; its options count where it is of that type",
+            |flags| &mut flags.backend_type),
+        flag("config-reload", "", "true",
+            "follow changes of the network config; false reads it once, as flannel does",
+            |flags| &mut flags.config_reload),
+        flag("shrink-grace", "TIME", "5m",
+            "keep peers so long when more than half of them vanish from the store at once",
+            |flags| &mut flags.shrink_grace),
+    ] },
+    Group { title: "interface, addresses and routes", lack: None, flags: &[
+        flag("iface", "NAME|IP", "",
+            "interface for traffic between nodes; may be repeated, the first that is there is taken; without it the default route's",
+            |flags| &mut flags.iface),
+        flag("iface-regex", "REGEX", "",
+            "the same by an expression that its address or name matches, after all --iface; may be repeated",
+            |flags| &mut flags.iface_regex),
+        flag("iface-can-reach", "IP", "",
+            "the interface that the kernel would send through to this address, after all --iface-regex",
+            |flags| &mut flags.iface_can_reach),
+        flag("public-ip", "IP", "",
+            "IPv4 address announced to other nodes; without it the interface's",
+            |flags| &mut flags.public_ip),
+        flag("public-ipv6", "IP", "",
+            "IPv6 address announced to other nodes; without it the interface's",
+            |flags| &mut flags.public_ipv6),
+        flag("route-table", "TABLE", "main",
+            "routing table of the pods' routes: main, flannel (8472) or a number; any but main gets a rule",
+            |flags| &mut flags.route_table),
+    ] },
+    Group { title: "files", lack: None, flags: &[
+        flag("subnet-file", "FILE", SUBNET_FILE,
+            "where this node's subnet and MTU are written for the CNI plugin",
+            |flags| &mut flags.subnet_file),
+        flag("options-file", "FILE", "/run/flannel/options.env",
+            "more options, a variable in each line; empty reads none",
+            |flags| &mut flags.options_file),
+        flag("cache-dir", "DIR", CACHE_DIR,
+            "where the last good leases are kept, for a reboot while the store is away; empty keeps none",
+            |flags| &mut flags.cache_dir),
+        flag("socket", "FILE", SOCKET,
+            "unix socket that twill status and twill diff ask",
+            |flags| &mut flags.socket),
+    ] },
+    Group { title: "health and log", lack: None, flags: &[
+        flag("healthz-ip", "IP", "0.0.0.0",
+            "address of the server of /healthz, /readyz and /metrics",
+            |flags| &mut flags.healthz_ip),
+        flag("healthz-port", "PORT", "0",
+            "its port; 0 starts no server",
+            |flags| &mut flags.healthz_port),
+        flag("log-format", "text|json", "text",
+            "how log lines look",
+            |flags| &mut flags.log_format),
+        flag("v", "LEVEL", "0",
+            "how much is logged: 1 to 4 is debug, more is trace; RUST_LOG has the last word",
+            |flags| &mut flags.verbosity),
+        flag("vmodule", "LIST", "",
+            "accepted and of no effect",
+            |flags| &mut flags.vmodule),
+        flag("log_backtrace_at", "FILE:LINE", "",
+            "accepted and of no effect",
+            |flags| &mut flags.log_backtrace_at),
+        flag("version", "", "false",
+            "print the version and exit",
+            |flags| &mut flags.version),
+    ] },
+    Group { title: "rules for traffic", lack: Some("this version installs no such rule or route yet"), flags: &[
+        flag("ip-masq", "", "false",
+            "masquerade what leaves the pod network, and say so in the subnet file",
+            |flags| &mut flags.ip_masq),
+        flag("ip-masq-fully-random-disable", "", "false",
+            "masquerade without fully random source ports",
+            |flags| &mut flags.rules.ip_masq_fully_random_disable),
+        flag("iptables-forward-rules", "", "true",
+            "accept forwarded traffic from and to pods",
+            |flags| &mut flags.rules.iptables_forward_rules),
+        flag("iptables-resync", "SECONDS", "5",
+            "how often the rules are looked at",
+            |flags| &mut flags.rules.iptables_resync),
+        flag("ip-blackhole-route", "", "false",
+            "drop what is for a pod of this node that is not there",
+            |flags| &mut flags.rules.ip_blackhole_route),
+    ] },
+    Group { title: "etcd and Kubernetes", lack: Some("of no effect, this version's only store is --store DIR"), flags: &[
+        flag("etcd-endpoints", "URLS", "http://127.0.0.1:4001,http://127.0.0.1:2379",
+            "etcd servers, separated by commas",
+            |flags| &mut flags.etcd.endpoints),
+        flag("etcd-prefix", "PATH", "/coreos.com/network",
+            "what all keys begin with",
+            |flags| &mut flags.etcd.prefix),
+        flag("etcd-keyfile", "FILE", "",
+            "key of the client's certificate, PEM",
+            |flags| &mut flags.etcd.keyfile),
+        flag("etcd-certfile", "FILE", "",
+            "the client's certificate, PEM",
+            |flags| &mut flags.etcd.certfile),
+        flag("etcd-cafile", "FILE", "",
+            "certificates that the servers' are signed with, PEM",
+            |flags| &mut flags.etcd.cafile),
+        flag("etcd-username", "NAME", "",
+            "user of etcd",
+            |flags| &mut flags.etcd.username),
+        flag("etcd-password", "PASSWORD", "",
+            "the user's password; better given in the environment, where other users do not see it",
+            |flags| &mut flags.etcd.password),
+        flag("subnet-lease-renew-margin", "MINUTES", "60",
+            "how long before its end the lease is renewed, 1 to 1439",
+            |flags| &mut flags.etcd.subnet_lease_renew_margin),
+        flag("kube-subnet-mgr", "", "false",
+            "take subnets from Kubernetes and not from etcd",
+            |flags| &mut flags.kube.subnet_mgr),
+        flag("kube-api-url", "URL", "",
+            "the API server; without it what the kubeconfig or the pod's service account says",
+            |flags| &mut flags.kube.api_url),
+        flag("kubeconfig-file", "FILE", "",
+            "kubeconfig",
+            |flags| &mut flags.kube.kubeconfig_file),
+        flag("kube-annotation-prefix", "PREFIX", "flannel.alpha.coreos.com",
+            "what the names of a node's annotations begin with",
+            |flags| &mut flags.kube.annotation_prefix),
+        flag("net-config-path", "FILE", "/etc/kube-flannel/net-conf.json",
+            "the network config",
+            |flags| &mut flags.kube.net_config_path),
+        flag("set-node-network-unavailable", "", "true",
+            "tell Kubernetes when this node's network is there",
+            |flags| &mut flags.kube.set_node_network_unavailable),
+    ] },
+];

@@ -1,0 +1,318 @@
+//! What a flag can hold, as in Go's package flag: each kind reads a text and shows itself again. It knows no flag by name.
+
+use std::fmt::{self, Display};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use plan::state::MAIN_TABLE;
+
+use super::FLANNEL_TABLE;
+
+/// The value of one flag.
+pub(super) trait Value {
+    /// Takes what somebody wrote; after an error it is as before.
+    fn set(&mut self, text: &str) -> Result<(), String>;
+
+    /// For the log.
+    fn show(&self) -> String;
+
+    /// Is the name alone enough to say true?
+    fn is_switch(&self) -> bool {
+        false
+    }
+}
+
+impl Value for bool {
+    /// Go's `strconv.ParseBool`.
+    fn set(&mut self, text: &str) -> Result<(), String> {
+        *self = match text {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
+            _ => return Err(format!("{text:?} is neither true nor false")),
+        };
+        Ok(())
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
+    }
+
+    fn is_switch(&self) -> bool {
+        true
+    }
+}
+
+impl Value for i64 {
+    fn set(&mut self, text: &str) -> Result<(), String> {
+        *self = integer(text)?;
+        Ok(())
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// A port; 0 is none, and so is whatever is less.
+impl Value for u16 {
+    fn set(&mut self, text: &str) -> Result<(), String> {
+        let port = integer(text)?.max(0);
+        *self = port.try_into().map_err(|_| format!("{port} is no port: the largest is 65535"))?;
+        Ok(())
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Value for String {
+    fn set(&mut self, text: &str) -> Result<(), String> {
+        text.clone_into(self);
+        Ok(())
+    }
+
+    fn show(&self) -> String {
+        self.clone()
+    }
+}
+
+impl Value for PathBuf {
+    fn set(&mut self, text: &str) -> Result<(), String> {
+        *self = text.into();
+        Ok(())
+    }
+
+    fn show(&self) -> String {
+        self.display().to_string()
+    }
+}
+
+/// Each time one more, unless it is empty as from a template's variable that is not set.
+impl Value for Vec<String> {
+    fn set(&mut self, text: &str) -> Result<(), String> {
+        self.extend(Some(text).filter(|text| !text.is_empty()).map(String::from));
+        Ok(())
+    }
+
+    fn show(&self) -> String {
+        self.join(" ")
+    }
+}
+
+/// An empty text is nothing.
+impl<T: FromStr<Err: Display> + Display> Value for Option<T> {
+    fn set(&mut self, text: &str) -> Result<(), String> {
+        let parse = || text.parse().map_err(|error| format!("{text:?}: {error}"));
+        *self = if text.is_empty() { None } else { Some(parse()?) };
+        Ok(())
+    }
+
+    fn show(&self) -> String {
+        self.as_ref().map(ToString::to_string).unwrap_or_default()
+    }
+}
+
+/// A routing table. The kernel's own but for the main one are not for routes like ours (rtnetlink(7) `rtm_table`).
+impl Value for u32 {
+    fn set(&mut self, text: &str) -> Result<(), String> {
+        *self = match (text, text.parse()) {
+            ("main", _) => MAIN_TABLE,
+            ("flannel", _) => FLANNEL_TABLE,
+            (_, Ok(0 | 253 | 255)) => {
+                return Err(format!("{text:?} is a table of the kernel's own: take another"));
+            }
+            (_, Ok(number)) => number,
+            (_, Err(_)) => return Err(format!("{text:?} is neither main nor flannel nor a number")),
+        };
+        Ok(())
+    }
+
+    fn show(&self) -> String {
+        if *self == MAIN_TABLE { "main".into() } else { self.to_string() }
+    }
+}
+
+impl Value for Duration {
+    fn set(&mut self, text: &str) -> Result<(), String> {
+        *self = duration(text)?;
+        Ok(())
+    }
+
+    fn show(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// What must stand in no log and no report.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct Secret(String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.show())
+    }
+}
+
+impl Value for Secret {
+    fn set(&mut self, text: &str) -> Result<(), String> {
+        self.0.set(text)
+    }
+
+    fn show(&self) -> String {
+        if self.0.is_empty() { String::new() } else { "***".into() }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+impl Value for LogFormat {
+    fn set(&mut self, text: &str) -> Result<(), String> {
+        *self = match text {
+            "text" => Self::Text,
+            "json" => Self::Json,
+            _ => return Err(format!("{text:?} is neither text nor json")),
+        };
+        Ok(())
+    }
+
+    fn show(&self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
+}
+
+/// Go's `strconv.ParseInt` with base 0: 0x, 0o, 0b or a leading 0 name the base, and `_` may stand between digits.
+fn integer(text: &str) -> Result<i64, String> {
+    let bad = || format!("{text:?} is no whole number");
+    let (sign, number) = match text.as_bytes().first() {
+        Some(b'-') => ("-", &text[1..]),
+        Some(b'+') => ("", &text[1..]),
+        _ => ("", text),
+    };
+    let lower = number.to_ascii_lowercase();
+    let (base, digits) = match lower.as_bytes() {
+        [b'0', b'x', ..] => (16, &lower[2..]),
+        [b'0', b'o', ..] => (8, &lower[2..]),
+        [b'0', b'b', ..] => (2, &lower[2..]),
+        [b'0', _, ..] => (8, &lower[1..]),
+        _ => (10, &*lower),
+    };
+    let stray = digits.ends_with('_') || digits.contains("__") || (base == 10 && digits.starts_with('_'));
+    if stray || digits.starts_with(['+', '-']) {
+        return Err(bad());
+    }
+    i64::from_str_radix(&format!("{sign}{}", digits.replace('_', "")), base).map_err(|_| bad())
+}
+
+/// Go's `time.ParseDuration` for one number and unit: `90s`, `5m`, `1.5h`, `300ms`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("{text:?} is not a time such as 90s, 5m or 1h");
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
+    let number: f64 = text[..digits].parse().map_err(|_| bad())?;
+    let seconds = match &text[digits..] {
+        "ms" => number / 1e3,
+        "s" => number,
+        "m" => number * 60.0,
+        "h" => number * 3600.0,
+        _ => return Err(bad()),
+    };
+    Duration::try_from_secs_f64(seconds).map_err(|_| bad())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_in_go() {
+        for (text, seconds) in [("300ms", 0.3), ("90s", 90.0), ("5m", 300.0), ("1.5h", 5400.0)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs_f64(seconds)), "{text}");
+        }
+        for text in ["", "5", "-5s", "5 m", "m", "1e400s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers_are_written_as_in_go() {
+        for (text, number) in [
+            ("0", 0),
+            ("-1", -1),
+            ("+7", 7),
+            ("1_000", 1000),
+            ("0x1F", 31),
+            ("0X_1f", 31),
+            ("-0b101", -5),
+            ("0o17", 15),
+            ("017", 15),
+            ("0_17", 15),
+            ("9223372036854775807", i64::MAX),
+            ("-9223372036854775808", i64::MIN),
+        ] {
+            assert_eq!(integer(text), Ok(number), "{text}");
+        }
+        for text in [
+            "",
+            "-",
+            "_1",
+            "1_",
+            "1__0",
+            "0x",
+            "0x1_",
+            "08",
+            "0b2",
+            "1.0",
+            "1e3",
+            "--1",
+            "0x-1",
+            "é",
+            "9223372036854775808",
+        ] {
+            assert!(integer(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_less_than_none_is_none() {
+        let mut port = 7_u16;
+        assert!(port.set("65536").is_err() && port == 7);
+        assert!(port.set("-1").is_ok() && port == 0);
+        assert!(port.set("0x1F91").is_ok() && port == 8081);
+    }
+
+    #[test]
+    fn a_routing_table_has_a_name_or_a_number() {
+        let mut table = 0_u32;
+        for (text, number, shown) in
+            [("main", 254, "main"), ("254", 254, "main"), ("flannel", 8472, "8472"), ("100", 100, "100")]
+        {
+            table.set(text).unwrap();
+            assert_eq!((table, &*table.show()), (number, shown));
+        }
+        for text in ["", "0", "253", "255", "local", "-1", "4294967296"] {
+            assert!(table.set(text).is_err() && table == 100, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_list_grows_by_all_that_is_not_empty() {
+        let mut list = Vec::new();
+        ["b", "", "a"].iter().for_each(|text| list.set(text).unwrap());
+        assert_eq!((list.show(), list.len()), ("b a".into(), 2));
+    }
+
+    #[test]
+    fn a_secret_is_never_shown() {
+        let mut secret = Secret::default();
+        assert_eq!(secret.show(), "");
+        secret.set("hunter2").unwrap();
+        assert_eq!(format!("{} {secret:?} {:?}", secret.show(), Some(secret.clone())), "*** *** Some(***)");
+    }
+}

@@ -1,0 +1,215 @@
+//! What a node is told, by flanneld's words: on the command line, in the environment, in the options file.
+
+use std::fs;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use lab::{Daemon, Lab, Node, Timing, Topology};
+
+use crate::cluster::{self, FLAGS, HOST_GW, SOON, VXLAN};
+
+const TWILL: &str = env!("CARGO_BIN_EXE_twill");
+
+/// Our binary by flannel's name, where this node's programs find it.
+fn flanneld(node: &Node) -> &'static str {
+    std::os::unix::fs::symlink(TWILL, node.run_dir().join("flanneld")).unwrap();
+    "/run/flannel/flanneld"
+}
+
+fn start_flanneld(node: &Node) -> Daemon<'_> {
+    // In place of `twill daemon`.
+    let exec = format!("shift 2; exec {} \"$@\"", flanneld(node));
+    node.start_under(&["sh", "-c", &exec, "sh"], &["-iface", "eth0", "--ip-masq=T", "-v=0x1"])
+}
+
+fn output(command: &mut Command) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code(), text(stdout), text(stderr))
+}
+
+fn backend(node: &Node) -> String {
+    let status = node.twill(&["status"]);
+    let line = status.lines().find_map(|line| line.strip_prefix("backend"));
+    line.unwrap_or_else(|| panic!("{status}")).trim().to_owned()
+}
+
+#[test]
+fn called_as_flanneld_it_is_the_daemon() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let mut daemons: Vec<_> = lab.nodes().iter().map(start_flanneld).collect();
+        daemons.iter().for_each(Daemon::wait_ready);
+        cluster::reach_each_other(&lab.pods());
+        assert_eq!(lab.node(1).subnet_env().unwrap().get("FLANNEL_IPMASQ"), Some("true"));
+        let log = daemons[0].log();
+        assert!(log.contains("WARN --ip-masq (command line): this version installs no such rule"), "{log}");
+        assert_eq!(daemons[0].terminate().code(), Some(0));
+    });
+}
+
+#[test]
+fn the_exit_code_says_whether_the_words_were_wrong_or_the_start() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), VXLAN);
+        let node = lab.node(1);
+        let (flanneld, store) = (flanneld(node), lab.store.path().display().to_string());
+        let run = |args: &[&str]| output(&mut node.command(&[&[flanneld], args].concat()));
+        for (args, code, word) in [
+            (&["--bogus"][..], 2, "--bogus"),
+            (&["--ip-masq=maybe"], 2, "--ip-masq"),
+            (&["--healthz-port"], 2, "--healthz-port"),
+            (&["--backend-type=udp", "--store", &store], 2, "host-gw"),
+            (&[], 1, "--store DIR"),
+            (&["--kube-subnet-mgr"], 1, "--store DIR"),
+            (&["--etcd-endpoints=http://192.0.2.1:2379"], 1, "--store DIR"),
+            (&["--store", &store, "--subnet-lease-renew-margin=1440"], 1, "1439"),
+            (&["--store", &store, "--iface=eth7"], 1, "eth7"),
+        ] {
+            let (got, stdout, stderr) = run(args);
+            assert_eq!((got, &*stdout), (Some(code), ""), "{args:?}: {stderr}");
+            assert!(stderr.contains(word), "{args:?}: {stderr}");
+            assert_eq!(stderr.contains("flanneld --help"), code == 2, "{args:?}: {stderr}");
+        }
+        let (code, stdout, stderr) = run(&["-help"]);
+        assert!(code == Some(0) && stdout.contains("--etcd-endpoints=") && stderr.is_empty(), "{stderr}");
+        let (code, stdout, stderr) = run(&["--version"]);
+        let is_version = |text: &str| text.trim_end().split('.').all(|part| part.parse::<u32>().is_ok());
+        assert!(code == Some(0) && stdout == stderr && is_version(&stdout), "{stdout:?} {stderr:?}");
+        // What is wrong in the environment is said and left out.
+        let bad = ["env", "FLANNELD_IP_MASQ=maybe", flanneld, "--store", &store, "--iface=eth7"];
+        let (code, _, stderr) = output(&mut node.command(&bad));
+        assert!(
+            code == Some(1) && stderr.contains("ERROR ignored: environment: FLANNELD_IP_MASQ"),
+            "{stderr}"
+        );
+    });
+}
+
+/// Three nodes under one config, each told by somebody else.
+#[test]
+fn who_is_asked_first_decides_the_backend_and_status_names_him() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(4), VXLAN);
+        let variable = "FLANNELD_BACKEND_TYPE";
+        let options = |node: &Node, backend: &str| {
+            let text = format!("# for this node\nexport {variable}=\"{backend}\"\nhunter2\n");
+            fs::write(node.run_dir().join("options.env"), text).unwrap();
+        };
+        options(lab.node(1), "host-gw");
+        options(lab.node(2), "vxlan");
+        options(lab.node(3), "vxlan");
+        let by_environment = format!("{variable}=host-gw");
+        let against = format!("{variable}=vxlan");
+        let daemons = [
+            lab.node(1).start(FLAGS),
+            lab.node(2).start_under(&["env", &by_environment], FLAGS),
+            lab.node(3).start_under(&["env", &against], &["--iface=eth0", "--backend-type=host-gw"]),
+            lab.node(4).start(FLAGS),
+        ];
+        daemons.iter().for_each(Daemon::wait_ready);
+        let backends = || lab.nodes().iter().map(backend).collect::<Vec<_>>();
+        let told = ["host-gw (options.env)", "host-gw (environment)", "host-gw (command line)"];
+        assert_eq!(backends(), [&told[..], &["vxlan (network config)"]].concat());
+        let leases = lab.store.leases();
+        assert_eq!(leases.values().filter(|lease| lease.contains(r#""BackendType":"host-gw""#)).count(), 3);
+        let log = daemons[0].log();
+        assert!(log.contains("backend host-gw (options.env)"), "{log}");
+        assert!(
+            log.contains("ERROR ignored: /run/flannel/options.env:3: ") && !log.contains("hunter2"),
+            "{log}"
+        );
+        cluster::reach_each_other(&lab.pods());
+        follows_the_config(&lab, &backends, &told);
+    });
+}
+
+/// The config may name what it likes: whoever was told his backend keeps it, whoever was not follows.
+fn follows_the_config(lab: &Lab, backends: &dyn Fn() -> Vec<String>, told: &[&str]) {
+    for (config, fourth) in [
+        (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#, "vxlan (network config)"),
+        (r#"{"Network":"10.244.0.0/16"}"#, "vxlan (default)"),
+        (HOST_GW, "host-gw (network config)"),
+    ] {
+        lab.store.config(config);
+        let expected = [told, &[fourth]].concat();
+        lab::wait_for(config, SOON, || backends() == expected);
+    }
+    // A type that twill does not have is nothing to those who do not use it.
+    lab.store.config(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#);
+    let is_unusable = |k| lab.node(k).twill(&["status"]).contains("\"udp\"");
+    lab::wait_for("the fourth says so", SOON, || is_unusable(4));
+    lab::holds_for("the others do not", Duration::from_secs(1), || [1, 2, 3].map(is_unusable) == [false; 3]);
+}
+
+#[test]
+fn the_backend_asked_for_is_in_force_without_the_store_too() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let (mut daemons, _pods) = cluster::start(&lab);
+        let node = lab.node(1);
+        let kept = node.cache_dir().join("run-flannel-subnet.env.leases");
+        lab::wait_for("it is remembered", 2 * SOON, || kept.exists());
+        daemons[0].kill9();
+        fs::rename(lab.store.path(), lab.store.path().with_extension("away")).unwrap();
+        let daemon = node.start(&["--iface=eth0", "--backend-type=host-gw"]);
+        daemon.wait_ready();
+        assert_eq!(backend(node), "host-gw (command line)");
+        let log = daemon.log();
+        assert!(log.contains("as the last run remembered it"), "{log}");
+    });
+}
+
+#[test]
+fn a_password_is_in_no_log_and_no_report() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), VXLAN);
+        let node = lab.node(1);
+        fs::write(
+            node.run_dir().join("options.env"),
+            "FLANNELD_ETCD_USERNAME=root\nFLANNELD_PASSWORD=hunter2\n",
+        )
+        .unwrap();
+        let words = ["env", "FLANNELD_ETCD_PASSWORD=hunter2"];
+        let daemon = node.start_under(&words, &["--iface=eth0", "-v=9"]);
+        daemon.wait_ready();
+        let log = daemon.log();
+        assert!(log.contains("etcd-password=*** (environment)"), "{log}");
+        assert!(log.contains("etcd-username=root (options.env)"), "{log}");
+        assert!(log.contains("WARN --etcd-password (environment): of no effect"), "{log}");
+        let status = [node.twill(&["status"]), node.twill(&["status", "--json"])].concat();
+        let pages = ["/readyz", "/metrics", "/healthz"].map(|path| node.get(path).unwrap().body).concat();
+        assert!(![log, status, pages].concat().contains("hunter2"));
+    });
+}
+
+#[test]
+fn the_log_is_as_long_and_as_strict_as_it_was_asked_to_be() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(3), VXLAN);
+        let vmodule = "--vmodule=kube=2";
+        let logs = [
+            (["env", "-u", "RUST_LOG"], &["--log-format=json", "-v=1", vmodule]),
+            (["env", "-u", "RUST_LOG"], &["--log-format=text", "-v=0", vmodule]),
+            (["env", "RUST_LOG=error", "A=1"], &["--log-format=text", "-v=4", vmodule]),
+        ];
+        let daemons: Vec<_> = lab
+            .nodes()
+            .iter()
+            .zip(&logs)
+            .map(|(node, (words, args))| node.start_under(words, *args))
+            .collect();
+        daemons.iter().for_each(Daemon::wait_ready);
+        let [json, text, errors] = &daemons[..] else { panic!() };
+        let lines: Vec<serde_json::Value> =
+            json.log().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let debug: Vec<_> = lines.iter().filter(|line| line["level"] == "DEBUG").collect();
+        assert!(
+            debug.iter().any(|line| line["message"].as_str().unwrap().contains("--vmodule")),
+            "{lines:?}"
+        );
+        let text = text.log();
+        assert!(text.contains(" INFO ready: ") && !text.contains("DEBUG"), "{text}");
+        assert_eq!(errors.log(), "");
+    });
+}
