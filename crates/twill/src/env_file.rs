@@ -18,7 +18,7 @@ pub(crate) fn parse(text: &str) -> impl Iterator<Item = Line> {
 }
 
 /// Can a variable be called so?
-fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     !name.starts_with(|c: char| c.is_ascii_digit())
         && !name.is_empty()
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')

@@ -8,9 +8,9 @@ mod value;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use lexopt::{Arg, Parser};
+use lexopt::{Arg, Parser, ValueExt};
 
-use crate::USAGE;
+use crate::{USAGE, env_file};
 pub(crate) use daemon::Flags;
 pub(crate) use value::LogFormat;
 
@@ -20,6 +20,7 @@ pub(crate) enum Command {
     Status(StatusFlags),
     Diff(DiffFlags),
     Uninstall(UninstallFlags),
+    DockerOpts(DockerOptsFlags),
     Help(String),
     Version,
 }
@@ -50,6 +51,19 @@ pub(crate) struct UninstallFlags {
     pub(crate) extent: Extent,
     pub(crate) subnet_file: PathBuf,
     pub(crate) cache_dir: PathBuf,
+}
+
+/// Flags of `twill docker-opts`.
+pub(crate) struct DockerOptsFlags {
+    pub(crate) subnet_file: PathBuf,
+    pub(crate) docker_file: PathBuf,
+    /// Each option in a variable of its own.
+    pub(crate) each: bool,
+    /// All of them in one.
+    pub(crate) combined: bool,
+    pub(crate) ip_masq: bool,
+    /// Name of that one.
+    pub(crate) key: String,
 }
 
 /// How much of twill goes.
@@ -89,6 +103,7 @@ pub(crate) fn command(
         "status" => parsed(status(rest)),
         "diff" => diff(rest, variables),
         "uninstall" => parsed(uninstall(rest)),
+        "docker-opts" => parsed(docker_opts(rest)),
         "help" | "-h" | "-help" | "--help" => Ok(Command::Help(USAGE.into())),
         "version" | "-version" | "--version" => Ok(Command::Version),
         other => Err(format!("there is no command {other:?}\n\n{USAGE}")),
@@ -159,6 +174,34 @@ fn uninstall(args: &[String]) -> Result<Option<Command>, lexopt::Error> {
     Ok(Some(Command::Uninstall(flags)))
 }
 
+fn docker_opts(args: &[String]) -> Result<Option<Command>, lexopt::Error> {
+    let mut flags = DockerOptsFlags {
+        subnet_file: SUBNET_FILE.into(),
+        docker_file: "/run/docker_opts.env".into(),
+        each: false,
+        combined: false,
+        ip_masq: true,
+        key: "DOCKER_OPTS".into(),
+    };
+    let mut parser = Parser::from_args(args);
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Arg::Short('f') => flags.subnet_file = parser.value()?.into(),
+            Arg::Short('d') => flags.docker_file = parser.value()?.into(),
+            Arg::Short('i') => flags.each = true,
+            Arg::Short('c') => flags.combined = true,
+            Arg::Short('m') => flags.ip_masq = false,
+            Arg::Short('k') => flags.key = parser.value()?.string()?,
+            Arg::Short('h') | Arg::Long("help") => return Ok(None),
+            other => return Err(other.unexpected()),
+        }
+    }
+    if !env_file::is_name(&flags.key) {
+        return Err(format!("-k: {:?} is no name of a variable", flags.key).into());
+    }
+    Ok(Some(Command::DockerOpts(flags)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,6 +240,24 @@ mod tests {
         assert!(flags("twill daemon -h").unwrap_err().starts_with("usage: twill daemon [flags]"));
         assert!(flags("flanneld --bogus").unwrap_err().ends_with("flanneld --help lists the flags"));
         assert!(flags("/opt/flanneld/twill --store=/s").unwrap_err().contains("there is no command"));
+    }
+
+    #[test]
+    fn docker_opts_takes_the_letters_of_the_script() {
+        let Ok(Command::DockerOpts(flags)) = parse("docker-opts -imk KEY -f /a -d/b") else { panic!() };
+        assert!(flags.each && !flags.combined && !flags.ip_masq && flags.key == "KEY");
+        assert_eq!((flags.subnet_file, flags.docker_file), ("/a".into(), "/b".into()));
+        let Ok(Command::DockerOpts(flags)) = parse("docker-opts -c") else { panic!() };
+        assert!(!flags.each && flags.combined && flags.ip_masq && flags.key == "DOCKER_OPTS");
+        assert_eq!(
+            (flags.subnet_file, flags.docker_file),
+            (SUBNET_FILE.into(), "/run/docker_opts.env".into())
+        );
+        assert!(matches!(parse("docker-opts -h"), Ok(Command::Help(_))));
+        for (line, word) in [("-x", "-x"), ("-k", "-k"), ("-k A=B", "A=B"), ("-f", "-f"), ("stop", "stop")] {
+            let error = parse(&format!("docker-opts {line}"));
+            assert!(error.is_err_and(|error| error.contains(word) && error.contains("--help")), "{line}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod cache;
 mod client;
 mod daemon;
 mod diff;
+mod docker_opts;
 mod env_file;
 mod files;
 mod flags;
@@ -43,6 +44,10 @@ usage: twill daemon [flags]
        twill uninstall [--dry-run] [--hand-over] [--subnet-file FILE] [--cache-dir DIR]
              remove all that is twill's from this node, the daemon being stopped; with --hand-over only what flannel
              would not have written, so that flannel can go on
+       twill docker-opts [-i] [-c] [-m] [-k NAME] [-f FILE] [-d FILE]
+             options for Docker that fit this node's subnet, as mk-docker-opts.sh writes them: from the subnet file into
+             /run/docker_opts.env or -d FILE, with -i each in a variable, with -c all in DOCKER_OPTS or -k NAME, else
+             both; -m leaves --ip-masq out
        twill --version
        twill --help
 
@@ -54,6 +59,7 @@ fn main() -> ExitCode {
         Ok(Command::Daemon(flags)) => daemon::run(&flags),
         Ok(Command::Status(flags)) => status::run(&flags),
         Ok(Command::Uninstall(flags)) => uninstall::run(&flags),
+        Ok(Command::DockerOpts(flags)) => docker_opts::run(&flags),
         Ok(Command::Diff(flags)) => {
             return diff::run(&flags).unwrap_or_else(|error| {
                 eprintln!("twill: {error:#}");

@@ -213,3 +213,34 @@ fn the_log_is_as_long_and_as_strict_as_it_was_asked_to_be() {
         assert_eq!(errors.log(), "");
     });
 }
+
+#[test]
+fn docker_is_told_what_the_subnet_file_says() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let (_daemons, _pods) = cluster::start(&lab);
+        let node = lab.node(1);
+        let out = node.run_dir().join("docker");
+        let file = |args: &[&str]| {
+            node.twill(&[&["docker-opts", "-d", "/run/flannel/docker"], args].concat());
+            fs::read_to_string(&out).unwrap()
+        };
+        let (bridge, len) = node.subnet_env().unwrap().gateway4().unwrap();
+        let all = format!(" --bip={bridge}/{len} --ip-masq=true --mtu=1450");
+        let each = format!(
+            "DOCKER_OPT_BIP=\"--bip={bridge}/{len}\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=true\"\nDOCKER_OPT_MTU=\"--mtu=1450\"\n"
+        );
+        assert_eq!(file(&[]), format!("{each}DOCKER_OPTS=\"{all}\"\n"));
+        assert_eq!(file(&["-ck", "DOCKER_NETWORK_OPTIONS"]), format!("DOCKER_NETWORK_OPTIONS=\"{all}\"\n"));
+        // The subnet of another node, as a route to it says.
+        let theirs = lab.node(2).run_dir().join("subnet.env");
+        let written = fs::read_to_string(&out).unwrap();
+        let theirs = theirs.to_str().unwrap();
+        let (code, _, stderr) =
+            output(&mut node.twill_command(&["docker-opts", "-d", "/run/flannel/docker", "-f", theirs]));
+        assert!(code == Some(1) && stderr.contains(&lab.node(2).subnet()), "{stderr}");
+        let missing = output(&mut node.twill_command(&["docker-opts", "-f", "/run/flannel/none"]));
+        assert!(missing.0 == Some(1) && missing.2.contains("/run/flannel/none"), "{missing:?}");
+        assert_eq!(fs::read_to_string(&out).unwrap(), written, "nothing is written in vain");
+    });
+}
