@@ -23,6 +23,7 @@ mod report;
 mod round;
 mod status;
 mod subnet_file;
+mod systemd;
 mod trigger;
 mod uninstall;
 

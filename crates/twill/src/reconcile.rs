@@ -33,6 +33,7 @@ use crate::own_lease::{Kept, OwnLease};
 use crate::questions::Answers;
 use crate::report::{Board, LastChange};
 use crate::round::Round;
+use crate::systemd;
 use crate::trigger::{Cause, Causes, Trigger};
 
 /// Until the kernel is read again after it could not be.
@@ -366,6 +367,7 @@ impl Reconciler {
             report.last_look = Some(Instant::now());
             if programmed && report.fault.is_none() && report.waiting_for.take().is_some() {
                 info!("ready: {} peers", round.peers.len());
+                systemd::tell_ready();
             }
             if !round.ops.is_empty() {
                 report.last_change = Some(LastChange::of(&round));
