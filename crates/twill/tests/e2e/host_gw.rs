@@ -48,5 +48,17 @@ fn a_peer_behind_a_router_is_unreachable_and_everyone_says_so() {
         }
         let metrics = node.get("/metrics").unwrap().body;
         assert!(metrics.contains("twill_peers{path=\"unreachable\"} 1"), "{metrics}");
+        // Said once, with peer, address, interface and remedy (mission, row 9), however often it is found.
+        for round in 0..5 {
+            node.ns.run(&format!("ip route del {}", lab.node(2).subnet()));
+            let back = || node.ns.run("ip route").contains(&lab.node(2).subnet());
+            lab::wait_for(&format!("round {round}"), SOON, back);
+        }
+        let log = daemons[0].log();
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(&why)).collect();
+        assert!(
+            lines.len() == 1 && lines[0].contains("Use vxlan, or put both nodes on one segment"),
+            "{log}"
+        );
     });
 }
