@@ -107,8 +107,8 @@ fn is_refused(lab: &Lab, flags: &[&str], code: i32, why: &str) {
     let mut daemon = node.start(flags);
     assert_eq!(daemon.wait_exit().code(), Some(code), "{}", daemon.log());
     let log = daemon.log();
-    let last = log.lines().last().unwrap_or_default();
-    assert!(last.starts_with("twill: ") && last.contains(why), "{flags:?}: {log}");
+    let told = log.lines().rfind(|line| line.starts_with("twill: ")).unwrap_or_default();
+    assert!(told.contains(why), "{flags:?}: {log}");
     assert_eq!(before.diff(&View::of(&node.ns)), "");
     assert!(lab.store.leases().is_empty() && node.subnet_env().is_none());
 }
