@@ -34,7 +34,7 @@ impl FromStr for Backend {
             "vxlan" => Ok(Self::Vxlan(vxlan::Options::default())),
             "host-gw" => Ok(Self::HostGw),
             "alloc" => Ok(Self::Alloc),
-            _ => Err("none of the backends twill has, which are vxlan, host-gw and alloc".into()),
+            _ => Err("none of the backends twill has: vxlan, host-gw, alloc".into()),
         }
     }
 }
@@ -65,7 +65,7 @@ impl Backend {
     fn named(fields: Option<&Fields>) -> Result<Self, String> {
         let Some(fields) = fields else { return Ok(Self::Vxlan(vxlan::Options::default())) };
         match fields.get::<String>("Type")?.filter(|name| !name.is_empty()) {
-            Some(name) => name.parse().map_err(|error| format!("key \"Type\": {name:?}: {error}")),
+            Some(name) => name.parse().map_err(|error| format!("key \"Type\": {name:?} is {error}")),
             None => Err("key \"Type\" is missing: write one of vxlan, host-gw, alloc".into()),
         }
     }
