@@ -65,7 +65,8 @@ mod tests {
             route("198.51.100.0/24", None, "eth1"),
             route("2001:db8::/64", None, "eth0"),
         ];
-        let on_link = OnLink::new(&Underlay { routes, ..Default::default() }, "eth0".parse().unwrap());
+        let underlay = Underlay { routes, ..Default::default() };
+        let on_link = OnLink::new(&underlay, "eth0".parse().unwrap());
         for (address, expected) in [
             ("192.0.2.9", true),
             ("192.0.2.7", false),
@@ -75,6 +76,15 @@ mod tests {
             ("2001:db8:1::5", false),
         ] {
             assert_eq!(on_link.reaches(address.parse().unwrap()), expected, "{address}");
+        }
+        for (address, expected) in [
+            ("192.0.2.9", Some("eth0")),
+            ("192.0.2.7", None),
+            ("203.0.113.1", None),
+            ("198.51.100.2", Some("eth1")),
+        ] {
+            let link = segment_of(&underlay, address.parse().unwrap());
+            assert_eq!(link.as_ref().map(LinkName::as_str), expected, "{address}");
         }
     }
 }

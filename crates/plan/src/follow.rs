@@ -32,7 +32,10 @@ pub fn follow(uplink: &Uplink, underlay: &Underlay, choose: impl FnOnce() -> Opt
         return Followed::Here(Uplink { mtu, ..uplink.clone() });
     }
     if present.is_none()
-        && let Some(link) = underlay.links.iter().find(|link| all(&|facts| facts.link == link.name))
+        && let Some(link) = underlay
+            .links
+            .iter()
+            .find(|link| all(&|facts| facts.link == link.name && !facts.is_of_host_alone()))
     {
         let reason = format!("it was {} before and has its addresses", uplink.link);
         let uplink = Uplink { link: link.name, mtu: link.mtu, ..uplink.clone() };
@@ -101,6 +104,9 @@ mod tests {
     fn a_hosts_address_on_loopback_is_there() {
         let there = underlay(&[("lo", "192.0.2.1/32"), HERE[1]]);
         assert!(matches!(follow(&uplink(), &there, || unreachable!()), Followed::Here(_)));
+        // But it is no new name of the uplink.
+        let gone = underlay(&[("lo", "192.0.2.1/32"), ("lo", "2001:db8::1/128")]);
+        assert_eq!(follow(&uplink(), &gone, || None), Followed::Lost);
     }
 
     #[test]

@@ -222,9 +222,14 @@ pub struct AddressFacts {
 }
 
 impl AddressFacts {
-    /// Can traffic through that device start at it? One for this host alone may be at home on another, such as lo.
+    /// Without a segment: such an address may be at home on lo, whichever device its packets take.
+    pub fn is_of_host_alone(&self) -> bool {
+        self.address.prefix_len() == self.address.max_prefix_len()
+    }
+
+    /// Can traffic through that device start at it?
     pub fn serves(&self, link: LinkName) -> bool {
-        self.link == link || self.address.prefix_len() == self.address.max_prefix_len()
+        self.link == link || self.is_of_host_alone()
     }
 }
 

@@ -220,7 +220,7 @@ impl<'a> Draft<'a> {
             return Some(NodeFault::UplinkWithoutAddress { uplink, address });
         };
         // An address for one host alone never had a route of its own, and a tunnel needs none.
-        let has_segment = own.address.prefix_len() < own.address.max_prefix_len();
+        let has_segment = !own.is_of_host_alone();
         let needs_it = match &self.config.backend {
             Backend::Vxlan(options) => options.direct_routing,
             Backend::HostGw => true,

@@ -20,6 +20,7 @@ const NODE: &str = "
     eth5  1500   169.254.9.9/16 fe80::9/64
     eth6  1500   192.168.61.9/24!
     flat  0      192.168.60.11/24
+    wl٣   1500   192.168.62.11/24
     cni0  1450   10.244.34.1/24 fd00:244:0:34::1/64
 ";
 const DEFAULTS: &str = "0.0.0.0/0 eth0, 0.0.0.0/0 eth1, 192.168.56.0/24 eth1, ::/0 eth0";
@@ -168,6 +169,7 @@ const NOT_FOUND: &str = r"
     3.2 c no regular expression | 4 | --iface-regex eth[ | --iface-regex eth[: it is no regular expression: unclosed character class; name one
     3.2 c dual, IPv4 matches alone | 46 | --iface-regex ^10\.0\.2\.15$ | it matches no usable address and no name
     3.2 c a name without an address | 4 | --iface-regex ^eth3$ | eth3 has no usable IPv4 address
+    3.2 c a class is ASCII | 4 | --iface-regex ^wl\d$ | it matches no usable address and no name
     3.2 d no way | 4 | --iface-can-reach 203.0.113.1=unreachable | --iface-can-reach 203.0.113.1: unreachable
     3.2 d our own address | 4 | --iface-can-reach 10.0.2.15=lo,10.0.2.15 | this node's own address
     3.2 d a source of another interface | 4 | --iface-can-reach 203.0.113.1=eth1,10.0.2.15 | 10.0.2.15, which is no address of eth1
