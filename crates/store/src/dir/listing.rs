@@ -71,6 +71,8 @@ impl Listing {
         let path = self.subnets.join(name);
         let metadata = match fs::symlink_metadata(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
+                // Of a directory that is moved away while it is read, no file is gone.
+                fs::metadata(&self.subnets)?;
                 self.changed |= self.entries.remove(name).is_some();
                 return Ok(());
             }
@@ -116,5 +118,29 @@ impl Listing {
     pub(super) fn view(&self) -> View {
         let notes = self.entries.values().filter_map(|entry| entry.note.clone());
         View { leases: Leases::Listed(self.leases()), conf: None, notes: notes.collect(), lost: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_gone_only_while_its_directory_is_there() {
+        let root = tempfile::tempdir().unwrap();
+        let (subnets, away) = (root.path().join("subnets"), root.path().join("away"));
+        fs::create_dir(&subnets).unwrap();
+        let (name, lease) = ("10.3.7.0-24", r#"{"PublicIP":"192.0.2.9","BackendType":"host-gw"}"#);
+        fs::write(subnets.join(name), lease).unwrap();
+        let mut listing = Listing::new(subnets.clone());
+        listing.refresh().unwrap();
+        assert!(listing.take_changed());
+        fs::rename(&subnets, &away).unwrap();
+        assert_eq!(listing.look_at(name).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!((listing.leases().len(), listing.take_changed()), (1, false));
+        fs::rename(&away, &subnets).unwrap();
+        fs::remove_file(subnets.join(name)).unwrap();
+        listing.look_at(name).unwrap();
+        assert_eq!((listing.leases().len(), listing.take_changed()), (0, true));
     }
 }
