@@ -219,7 +219,7 @@ fn a_smaller_mtu_is_told_to_running_pods() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (_daemons, pods) = cluster::start(&lab);
-        lab.store.config(MTU_1400);
+        lab.store.config(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","MTU":1400}}"#);
         let is_new = |node: &lab::Node| node.subnet_env().is_some_and(|env| env.mtu() == Some(1350));
         lab::wait_for("the new MTU", SOON, || lab.nodes().iter().all(is_new));
         assert_eq!((pods[0].mtu, lab.node(1).pod().mtu), (1450, 1350));

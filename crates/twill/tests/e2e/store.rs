@@ -101,7 +101,7 @@ fn killed_daemons_leave_one_whole_lease_each() {
             }
             before >= 5 && after >= 5
         };
-        lab::wait_for("kills before the lease and after it", SOON, around);
+        lab::wait_for("kills before the lease and after it", 6 * SOON, around);
         let _daemons = lab.start_all(cluster::FLAGS);
         let leases = lab.store.leases();
         assert_eq!(leases.len(), 3, "{leases:?}");
