@@ -33,6 +33,9 @@ pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
     let mut locks = Locks::default();
     locks.take_file(&flags.subnet_file).context("the daemon has to be stopped first")?;
     let mut kernel = Kernel::open().context("opening netlink")?;
+    if !flags.dry_run {
+        kernel.check_right()?;
+    }
     let owned = footprint.owned();
     let Seen { state: seen, underlay, .. } = kernel.dump(&owned).context("reading the kernel")?;
     let ops = match flags.extent {
