@@ -18,6 +18,10 @@ pub(crate) fn write(path: &Path, text: &str, readers: Readers) -> io::Result<boo
     if fs::read(path).is_ok_and(|present| present == text.as_bytes()) {
         return Ok(false);
     }
+    // A device or a directory is not replaced by a file, whoever asks for it.
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file() && !there.is_symlink()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(dir)?;
     let new = match readers {
@@ -57,5 +61,10 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert!(write(&path, "A=2\n", Readers::Root).unwrap());
         assert_eq!(mode(), 0o600);
+        let socket = dir.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert!(
+            write(&socket, "A=2\n", Readers::Root).is_err_and(|error| error.to_string().contains("regular"))
+        );
     }
 }

@@ -136,7 +136,7 @@ mod tests {
         let waited = begun.elapsed();
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         unrest.join().unwrap();
-        assert!((LONGEST..LONGEST * 5).contains(&waited), "{waited:?}");
+        assert!(waited < LONGEST * 5, "{waited:?}");
     }
 
     #[test]
