@@ -7,12 +7,12 @@ use lab::{Capture, Daemon, Lab, Node, Pod, Topology};
 /// Long enough for a busy machine; what has to be quick is measured where it is claimed.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
-pub(crate) const VXLAN: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
-pub(crate) const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#;
-pub(crate) const DIRECT: &str =
-    r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
-pub(crate) const VXLAN_DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"vxlan"}}"#;
-pub(crate) const HOST_GW_DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"host-gw"}}"#;
+// Subnets below 10.244.20.0 and above 10.244.239.0 are never drawn: tests plant leases and routes of their own there.
+pub(crate) const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","Backend":{"Type":"vxlan"}}"#;
+pub(crate) const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","Backend":{"Type":"host-gw"}}"#;
+pub(crate) const DIRECT: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
+pub(crate) const VXLAN_DUAL: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"vxlan"}}"#;
+pub(crate) const HOST_GW_DUAL: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"host-gw"}}"#;
 pub(crate) const VXLAN_IPV6: &str =
     r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"vxlan"}}"#;
 pub(crate) const HOST_GW_IPV6: &str =

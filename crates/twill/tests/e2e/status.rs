@@ -115,7 +115,7 @@ fn a_device_for_a_peers_vni_that_cannot_be_made_leaves_the_node_ready() {
         node.ns.run(
             "ip link add squatter type vxlan id 7 dev eth0 dstport 8472; ip link add flannel.9 type bridge",
         );
-        for (vni, at) in [(7, 207), (9, 209)] {
+        for (vni, at) in [(7, 7), (9, 9)] {
             let mac = format!("02:00:00:00:0d:{vni:02x}");
             let data = format!(r#"{{"VNI":{vni},"VtepMAC":"{mac}"}}"#);
             let lease = format!(
