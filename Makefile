@@ -1,6 +1,6 @@
 # Two commands do everything: `make lab` shows it, `make test` proves it.
 
-APT := gcc libc6-dev iproute2 iptables iputils-ping util-linux procps nftables tcpdump
+APT := gcc libc6-dev iproute2 iptables iputils-ping util-linux procps nftables tcpdump systemd
 # How to become root for apt: not at all, or by sudo without a question.
 AS_ROOT  := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 # Where rustup puts cargo, and where Debian hides bridge and nft from ordinary users.
@@ -18,21 +18,23 @@ test: toolchain packages
 	@scripts/progress "building the tests" cargo test --quiet --locked --workspace --no-run
 	@cargo test --locked --workspace --no-fail-fast
 
-## Formatting, lints, budgets, licences.
+## Formatting, lints, budgets, the unit file, licences.
 check: toolchain packages
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --all-features --quiet -- -D warnings
 	cargo run --locked --quiet -p tidy
+	@scripts/check-unit
 	@! command -v cargo-deny >/dev/null || cargo deny check licenses bans sources
 
 ## Rewrite the expected files of the golden cases; read the diff before committing it.
 golden: toolchain packages
 	GOLDEN=update cargo test --locked -p plan --test golden
 
-## Install the binary, and the names of our routing table and protocol for ip(8).
+## Install the binary, the service, and the names of our routing table and protocol for ip(8).
 install: toolchain packages
 	cargo build --release --locked --target-dir target -p twill
 	install -D -m 0755 target/release/twill $(DESTDIR)/usr/local/bin/twill
+	install -D -m 0644 deploy/twill.service $(DESTDIR)/usr/local/lib/systemd/system/twill.service
 	install -D -m 0644 deploy/iproute2/rt_tables.conf $(DESTDIR)/etc/iproute2/rt_tables.d/twill.conf
 	install -D -m 0644 deploy/iproute2/rt_protos.conf $(DESTDIR)/etc/iproute2/rt_protos.d/twill.conf
 

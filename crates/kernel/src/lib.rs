@@ -24,6 +24,7 @@ pub use dump::Seen;
 pub use error::{Cause, Error};
 pub use filter::Interest;
 pub use route::Lookup;
+pub use sysctl::SYSCTLS;
 pub use watch::{Event, Filter, Kind, Watch};
 
 /// The kernel of the network namespace in which it was opened. One owner, no locks.

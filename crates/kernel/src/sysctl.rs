@@ -8,6 +8,9 @@ use plan::state::Sysctl;
 
 use crate::error::Cause;
 
+/// Below it is every sysctl that is written.
+pub const SYSCTLS: &str = "/proc/sys/net";
+
 fn file(path: &str) -> PathBuf {
     PathBuf::from("/proc/sys").join(path)
 }

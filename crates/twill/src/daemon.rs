@@ -1,15 +1,17 @@
 //! `twill daemon`: joins the parts, in the order in which they start.
 //!
-//! Three threads: rounds (this one, blocking), the kernel's monitor, and one for the store and the servers. Stopping is
-//! the same as being killed: nothing has to be undone, and the data plane stays.
+//! Three threads: rounds (this one, blocking), the kernel's monitor, and one for the store and the servers. Before the
+//! first is started, this process gives up what it does not need. Stopping is the same as being killed: nothing has to
+//! be undone, and the data plane stays.
 
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use kernel::{Kernel, Kind, Watch};
 use store::{Dir, View};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
@@ -21,7 +23,7 @@ use crate::metrics::Metrics;
 use crate::reconcile::{Memory, Reconciler};
 use crate::report::{self, NodeReport};
 use crate::trigger::{self, Bell, Cause};
-use crate::{http, logging, questions};
+use crate::{confine, http, logging, notify, questions};
 
 /// Runs until it is told to stop.
 pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
@@ -40,8 +42,12 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (questions, answers) = questions::channel(bell.clone());
     let servers = runtime.block_on(http::bind(flags, &metrics, &board, questions))?;
+    let signals = runtime.block_on(async { Signals::hear() }).context("hearing signals")?;
+    let _confined = confine::confine(flags);
     let tasks = runtime.handle().clone();
-    spawn("servers", move || runtime.block_on(serve(servers)))?;
+    tasks.spawn(notify::follow(board.subscribe()));
+    let woken = bell.clone();
+    spawn("servers", move || runtime.block_on(serve(servers, signals, &woken)))?;
 
     let mut kernel = Kernel::open().context("opening netlink")?;
     kernel.check_right()?;
@@ -90,25 +96,48 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()>
         .with_context(|| format!("starting thread {name}"))
 }
 
-/// Serves until SIGTERM or SIGINT, then ends the process: a half-done round is repaired by the next start.
-async fn serve(servers: http::Servers) {
-    let stop = async {
-        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-            (Ok(mut terminate), Ok(mut interrupt)) => tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            },
-            (Err(error), _) | (_, Err(error)) => {
-                error!("signals cannot be heard, only SIGKILL will end this process: {error}");
-                std::future::pending::<()>().await;
+/// What a signal asks for.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn hear() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Until one says stop. SIGHUP is a cause to look again that must not be lost.
+    async fn stopped(mut self, bell: &Bell) {
+        let hangups = async {
+            while self.hangup.recv().await.is_some() {
+                info!("SIGHUP: looking at everything again");
+                while !bell.ring(Cause::Hangup) {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
             }
+        };
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            () = hangups => {}
         }
-    };
+    }
+}
+
+/// Serves until SIGTERM or SIGINT, then ends the process: a half-done round is repaired by the next start.
+async fn serve(servers: http::Servers, signals: Signals, bell: &Bell) {
     let socket = servers.socket.clone();
     tokio::select! {
-        () = stop => {}
+        () = signals.stopped(bell) => {}
         () = servers.run() => {}
     }
+    notify::stopping();
     info!("stopping; routes and devices stay as they are");
     // Nobody listens there any more; a left-over would only make `twill status` wonder.
     let _ = std::fs::remove_file(socket);
@@ -128,7 +157,7 @@ fn listen(mut monitor: Watch, bell: &Bell) {
             Ok(event) => Cause::Kernel(event.kind),
             Err(error) => {
                 error!("the kernel's monitor fails, looking again anyway: {error}");
-                thread::sleep(std::time::Duration::from_secs(1));
+                thread::sleep(Duration::from_secs(1));
                 Cause::Kernel(Kind::Overrun)
             }
         };

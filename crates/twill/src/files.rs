@@ -15,6 +15,17 @@ pub(crate) enum Readers {
 
 /// Makes the file say `text`. Returns whether it had to be written.
 pub(crate) fn write(path: &Path, text: &str, readers: Readers) -> io::Result<bool> {
+    written(path, text, readers).map_err(|error| match error.kind() {
+        // What `confine` allowed are the directories of then.
+        io::ErrorKind::PermissionDenied => io::Error::new(
+            error.kind(),
+            format!("{error} (if its directory was replaced since the start, restart the daemon)"),
+        ),
+        _ => error,
+    })
+}
+
+fn written(path: &Path, text: &str, readers: Readers) -> io::Result<bool> {
     if fs::read(path).is_ok_and(|present| present == text.as_bytes()) {
         return Ok(false);
     }
@@ -22,7 +33,7 @@ pub(crate) fn write(path: &Path, text: &str, readers: Readers) -> io::Result<boo
     if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file() && !there.is_symlink()) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = dir_of(path);
     fs::create_dir_all(dir)?;
     let new = match readers {
         Readers::Everyone => 0o644,
@@ -39,6 +50,11 @@ pub(crate) fn write(path: &Path, text: &str, readers: Readers) -> io::Result<boo
     file.sync_all()?;
     fs::rename(&beside, path)?;
     Ok(true)
+}
+
+/// The directory that a file is in, or will be.
+pub(crate) fn dir_of(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]

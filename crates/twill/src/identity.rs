@@ -23,7 +23,7 @@ use crate::footprint::Footprint;
 use crate::locks::Locks;
 use crate::own_lease::OwnLease;
 use crate::report::{self, Board};
-use crate::subnet_file;
+use crate::{notify, subnet_file};
 
 const RETRY: Duration = Duration::from_secs(1);
 /// A store that is not there for so long is not merely starting.
@@ -214,7 +214,9 @@ fn until_done<T, E: Display>(
     mut instead: impl FnMut() -> Option<T>,
 ) -> T {
     let mut said = String::new();
+    report::wait_for(board, what);
     loop {
+        notify::alive();
         let error = match attempt() {
             Ok(done) => return done,
             Err(error) => error.to_string(),

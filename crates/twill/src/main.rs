@@ -3,6 +3,7 @@
 mod backoff;
 mod cache;
 mod client;
+mod confine;
 mod daemon;
 mod diff;
 mod docker_opts;
@@ -16,6 +17,7 @@ mod locks;
 mod logging;
 mod metrics;
 mod notebook;
+mod notify;
 mod own_lease;
 mod questions;
 mod reconcile;
@@ -23,7 +25,6 @@ mod report;
 mod round;
 mod status;
 mod subnet_file;
-mod systemd;
 mod trigger;
 mod uninstall;
 

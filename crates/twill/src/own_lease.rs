@@ -51,6 +51,11 @@ impl OwnLease {
         &self.conf
     }
 
+    /// The config that the store has now, whatever it told last.
+    pub(crate) fn conf_in_store(&self) -> Result<NetConf, StoreError> {
+        self.store.net_conf()
+    }
+
     /// What we hold, as far as we know.
     pub(crate) fn lease(&self) -> Option<&Lease> {
         self.asker.held.as_ref()

@@ -33,7 +33,6 @@ use crate::own_lease::{Kept, OwnLease};
 use crate::questions::Answers;
 use crate::report::{Board, LastChange};
 use crate::round::Round;
-use crate::systemd;
 use crate::trigger::{Cause, Causes, Trigger};
 
 /// Until the kernel is read again after it could not be.
@@ -100,7 +99,8 @@ impl Reconciler {
         let begun = Instant::now();
         let news = self.view.has_changed().unwrap_or(false) || causes.contains(&Cause::Start);
         let view = self.view.borrow_and_update().clone();
-        let Heard { leases, notes, mut due } = self.hear(&view, begun);
+        let asked = causes.contains(&Cause::Hangup);
+        let Heard { leases, notes, mut due } = self.hear(&view, asked, begun);
         let seen = match self.look(&leases) {
             Ok(seen) => seen,
             Err(error) => return Some(self.blind(&error)),
@@ -221,10 +221,16 @@ impl Reconciler {
         }
     }
 
-    /// What to go by of what the store says.
-    fn hear(&mut self, view: &View, now: Instant) -> Heard {
+    /// What to go by of what the store says. `asked` to look again, it does so even where changes are not followed.
+    fn hear(&mut self, view: &View, asked: bool, now: Instant) -> Heard {
         let mut heard = Heard { leases: Leases::Unknown, notes: view.notes.clone(), due: None };
-        if let Some(Err(fault)) = view.conf.as_ref().map(|conf| self.reconfigure(conf)) {
+        let follow = self.flags.config_reload || asked;
+        let conf = if asked && !self.flags.config_reload {
+            Some(self.own_lease.conf_in_store().map_err(|error| error.to_string()))
+        } else {
+            view.conf.clone()
+        };
+        if let Some(Err(fault)) = conf.map(|conf| self.reconfigure(conf, follow)) {
             heard.notes.push(Note::Store(fault));
         }
         if view.leases == Leases::Unknown {
@@ -250,15 +256,15 @@ impl Reconciler {
     }
 
     /// Follows the network config as far as it may change under running pods; otherwise the last good one stays.
-    fn reconfigure(&mut self, conf: &Result<NetConf, String>) -> Result<(), StoreFault> {
+    fn reconfigure(&mut self, conf: Result<NetConf, String>, follow: bool) -> Result<(), StoreFault> {
         let unusable = |why: String| StoreFault::ConfigUnusable { why: why.into() };
-        let conf = conf.as_ref().map_err(|why| unusable(why.clone()))?;
-        if !self.flags.config_reload || !self.own_lease.may_follow(conf)? {
+        let conf = conf.map_err(unusable)?;
+        if !follow || !self.own_lease.may_follow(&conf)? {
             return Ok(());
         }
         conf.backend.suits(&self.node.uplink).map_err(unusable)?;
         self.locks.take_config(&conf.config()).map_err(|error| unusable(format!("{error:#}")))?;
-        self.config = Config { table: self.flags.route_table, ..self.own_lease.follow(conf) };
+        self.config = Config { table: self.flags.route_table, ..self.own_lease.follow(&conf) };
         info!("the network config has changed, backend is {}", self.config.backend.name());
         self.show(None);
         Ok(())
@@ -367,7 +373,6 @@ impl Reconciler {
             report.last_look = Some(Instant::now());
             if programmed && report.fault.is_none() && report.waiting_for.take().is_some() {
                 info!("ready: {} peers", round.peers.len());
-                systemd::tell_ready();
             }
             if !round.ops.is_empty() {
                 report.last_change = Some(LastChange::of(&round));

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 
 use kernel::Kind;
 
+use crate::notify;
+
 /// No further cause for this long, and the round begins.
 const QUIET: Duration = Duration::from_millis(20);
 /// Or when the first cause is this old.
 const LONGEST: Duration = Duration::from_millis(200);
-/// A look without a cause.
+/// A look without a cause, at the latest.
 const PERIOD: Duration = Duration::from_secs(30);
 /// More causes than this are no news; what does not fit is dropped, since a wake-up is due anyway.
 const PENDING: usize = 256;
@@ -29,6 +31,8 @@ pub(crate) enum Cause {
     Retry,
     /// Somebody wants to know how things are.
     Asked,
+    /// SIGHUP: look at everything, the network config included.
+    Hangup,
     /// The regular look.
     Period,
 }
@@ -41,6 +45,7 @@ impl fmt::Display for Cause {
             Self::Kernel(kind) => kind.fmt(f),
             Self::Retry => f.write_str("retry"),
             Self::Asked => f.write_str("twill diff"),
+            Self::Hangup => f.write_str("SIGHUP"),
             Self::Period => f.write_str("period"),
         }
     }
@@ -54,27 +59,32 @@ pub(crate) type Causes = BTreeSet<Cause>;
 pub(crate) struct Bell(SyncSender<Cause>);
 
 impl Bell {
-    pub(crate) fn ring(&self, cause: Cause) {
-        // Full means that a round is due, gone means that the process ends: neither needs this cause.
-        let _ = self.0.try_send(cause);
+    /// Returns whether it was taken. Full means that a round is due, gone that the process ends: few causes have to be
+    /// more than that.
+    pub(crate) fn ring(&self, cause: Cause) -> bool {
+        self.0.try_send(cause).is_ok()
     }
 }
 
 /// The receiving end, owned by the round loop.
 pub(crate) struct Trigger {
     causes: Receiver<Cause>,
+    period: Duration,
     next_look: Instant,
 }
 
 /// A bell and the trigger it sets off.
 pub(crate) fn channel() -> (Bell, Trigger) {
     let (sender, causes) = sync_channel(PENDING);
-    (Bell(sender), Trigger { causes, next_look: Instant::now() + PERIOD })
+    // Twice within the service manager's patience.
+    let period = notify::patience().map_or(PERIOD, |limit| PERIOD.min(limit / 2));
+    (Bell(sender), Trigger { causes, period, next_look: Instant::now() + period })
 }
 
 impl Trigger {
     /// Sleeps until a round is due, at the latest when `retry` says so.
     pub(crate) fn wait(&mut self, retry: Option<Instant>) -> Causes {
+        notify::alive();
         let until = retry.map_or(self.next_look, |retry| retry.min(self.next_look));
         let mut causes = Causes::new();
         match self.causes.recv_timeout(until.saturating_duration_since(Instant::now())) {
@@ -91,7 +101,7 @@ impl Trigger {
                 causes.insert(Cause::Period);
             }
         }
-        self.next_look = Instant::now() + PERIOD;
+        self.next_look = Instant::now() + self.period;
         causes
     }
 
@@ -100,8 +110,11 @@ impl Trigger {
         loop {
             let quiet = QUIET.min(latest.saturating_duration_since(Instant::now()));
             match self.causes.recv_timeout(quiet) {
-                Ok(cause) if Instant::now() < latest => _ = causes.insert(cause),
-                _ => return,
+                Ok(cause) => _ = causes.insert(cause),
+                Err(_) => return,
+            }
+            if Instant::now() >= latest {
+                return;
             }
         }
     }

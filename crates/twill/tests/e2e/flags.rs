@@ -1,7 +1,6 @@
 //! What a node is told, by flanneld's words: on the command line, in the environment, in the options file.
 
 use std::fs;
-use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -212,25 +211,6 @@ fn the_log_is_as_long_and_as_strict_as_it_was_asked_to_be() {
         let text = text.log();
         assert!(text.contains(" INFO ready: ") && !text.contains("DEBUG"), "{text}");
         assert_eq!(errors.log(), "");
-    });
-}
-
-#[test]
-fn systemd_is_told_once_the_node_is_ready() {
-    lab::test(Timing::Free, || {
-        let lab = Topology::flat(1).twill(TWILL).build();
-        let node = lab.node(1);
-        let socket = UnixDatagram::bind(node.run_dir().join("notify")).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        let mut heard = [0; 64];
-        let words = ["env", "NOTIFY_SOCKET=/run/flannel/notify"];
-        let daemon = node.start_under(&words, FLAGS);
-        lab::wait_for("it waits for a config", SOON, || node.get("/readyz").is_some());
-        assert!(socket.recv(&mut heard).is_err(), "too soon");
-        lab.store.config(VXLAN);
-        daemon.wait_ready();
-        let length = lab::until(SOON, || socket.recv(&mut heard).ok()).unwrap();
-        assert_eq!(&heard[..length], b"READY=1");
     });
 }
 

@@ -20,6 +20,7 @@ mod repair;
 mod restart;
 mod route_table;
 mod second_daemon;
+mod service;
 mod status;
 mod steady;
 mod store;

@@ -1,0 +1,84 @@
+//! What the service manager hears of us, if there is one (sd_notify(3)): ready, how things are, alive, stopping. Alive is
+//! what the thread of rounds alone says, so that rounds that hang get the daemon restarted. Nothing here ever waits.
+
+use std::env;
+use std::ffi::OsString;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::report::Report;
+
+/// Time alone changes readiness, too.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// So long without `alive`, and the service manager starts us anew.
+pub(crate) fn patience() -> Option<Duration> {
+    let ours = env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
+    let limit: u64 = env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
+    (ours && limit > 0).then(|| Duration::from_micros(limit))
+}
+
+/// The rounds go on, or they wait for the store, which may take longer than a start usually does.
+pub(crate) fn alive() {
+    if let Some(limit) = patience() {
+        // One that is lost is made good by the next.
+        let _ = tell(&format!("WATCHDOG=1\nEXTEND_TIMEOUT_USEC={}", limit.as_micros()));
+    }
+}
+
+pub(crate) fn stopping() {
+    let _ = tell("STOPPING=1\nSTATUS=stopping; routes and devices stay as they are");
+}
+
+/// Tells what the board says, for ever.
+pub(crate) async fn follow(mut board: watch::Receiver<Arc<Report>>) {
+    let (mut said, mut ready, mut complained) = (String::new(), false, false);
+    while socket().is_some() {
+        let report = board.borrow_and_update().clone();
+        let verdict = report.readiness();
+        let first = !ready && verdict.is_ok();
+        let status = match verdict {
+            Ok(()) => format!("ready, {} peers", report.peers.len()),
+            Err(why) if report.waiting_for.is_some() => why,
+            Err(why) => format!("not ready: {why}"),
+        };
+        let line = format!("STATUS={}", status.replace('\n', " "));
+        let news = if first { format!("READY=1\n{line}") } else { line };
+        if first || status != said {
+            match tell(&news) {
+                Ok(()) => (said, ready) = (status, ready || first),
+                Err(error) if !complained => {
+                    warn!("systemd cannot be told how this node is: {error}");
+                    complained = true;
+                }
+                // Tried again with the next look.
+                Err(_) => {}
+            }
+        }
+        if let Ok(Err(_)) = tokio::time::timeout(LOOK, board.changed()).await {
+            return;
+        }
+    }
+}
+
+fn tell(what: &str) -> io::Result<()> {
+    let Some(name) = socket() else { return Ok(()) };
+    let address = match name.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(&name),
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    socket.send_to_addr(what.as_bytes(), &address?).map(drop)
+}
+
+fn socket() -> Option<OsString> {
+    env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty())
+}

@@ -1,0 +1,283 @@
+//! The daemon as a service: what it tells the service manager, how it stops, how it looks again when asked to, and what it
+//! may no longer do.
+
+use std::fs::{self, File};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::{Duration, Instant};
+
+use lab::{Daemon, Harm, Node, Timing, Topology, View};
+
+use crate::cluster::{self, SOON, VXLAN};
+
+const VNI_7: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#;
+const VNI_8: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":8}}"#;
+/// Within which the watchdog wants to hear of the daemon.
+const LIMIT: Duration = Duration::from_secs(2);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The service manager's end of NOTIFY_SOCKET.
+struct Manager {
+    socket: UnixDatagram,
+    name: String,
+    heard: Vec<(Instant, String)>,
+}
+
+impl Manager {
+    fn on_a_path() -> Self {
+        let path = std::env::temp_dir().join("notify");
+        Self::on(UnixDatagram::bind(&path).unwrap(), path.display().to_string())
+    }
+
+    /// Abstract addresses belong to the network namespace.
+    fn on_an_abstract_address(node: &Node) -> Self {
+        let address = SocketAddr::from_abstract_name("service manager").unwrap();
+        let socket = node.ns.within(|| UnixDatagram::bind_addr(&address).unwrap());
+        Self::on(socket, "@service manager".into())
+    }
+
+    fn on(socket: UnixDatagram, name: String) -> Self {
+        socket.set_nonblocking(true).unwrap();
+        Self { socket, name, heard: Vec::new() }
+    }
+
+    fn start<'lab>(&self, node: &'lab Node, args: &[&str]) -> Daemon<'lab> {
+        let socket = format!("NOTIFY_SOCKET={}", self.name);
+        let limit = format!("WATCHDOG_USEC={}", LIMIT.as_micros());
+        node.start_under(&["env", &socket, &limit], args)
+    }
+
+    /// When each line that is or begins like this was heard.
+    fn heard(&mut self, line: &str) -> Vec<Instant> {
+        let mut datagram = [0; 4096];
+        while let Ok(length) = self.socket.recv(&mut datagram) {
+            let text = str::from_utf8(&datagram[..length]).unwrap();
+            let now = Instant::now();
+            self.heard.extend(text.lines().map(|line| (now, line.to_owned())));
+        }
+        self.heard.iter().filter(|(_, heard)| heard.starts_with(line)).map(|(at, _)| *at).collect()
+    }
+
+    fn wait_for(&mut self, line: &str) {
+        lab::wait_for(line, SOON, || !self.heard(line).is_empty());
+    }
+
+    /// The last word on how things are.
+    fn status(&mut self) -> &str {
+        self.heard("");
+        let mut said = self.heard.iter().rev().filter_map(|(_, line)| line.strip_prefix("STATUS="));
+        said.next().unwrap_or_default()
+    }
+
+    /// Four signs of life, the first one after this call, and never too long without one.
+    fn is_told_in_time(&mut self, why: &str) {
+        let before = self.heard("WATCHDOG=1").len();
+        lab::wait_for(why, 5 * LIMIT, || self.heard("WATCHDOG=1").len() >= before + 4);
+        let signs = &self.heard("WATCHDOG=1")[before..];
+        assert!(signs.windows(2).all(|pair| pair[1] - pair[0] < LIMIT), "{why}: {signs:?}");
+    }
+
+    fn hears_nothing(&mut self, why: &str) {
+        let before = self.heard("WATCHDOG=1").len();
+        lab::holds_for(why, LIMIT, || self.heard("WATCHDOG=1").len() == before);
+    }
+}
+
+fn bare(nodes: usize) -> lab::Lab {
+    Topology::flat(nodes).twill(env!("CARGO_BIN_EXE_twill")).build()
+}
+
+fn is(node: &Node, path: &str, status: u16) -> bool {
+    node.get(path).is_some_and(|reply| reply.status == status)
+}
+
+#[test]
+fn ready_is_told_once_and_how_things_are_whenever_it_changes() {
+    lab::test(Timing::Free, || {
+        let lab = bare(2);
+        let node = lab.node(1);
+        let mut manager = Manager::on_an_abstract_address(node);
+        let mut daemon = manager.start(node, cluster::FLAGS);
+        manager.wait_for("STATUS=waiting for the network config: ");
+        lab::holds_for("not ready without a config", 2 * SECOND, || {
+            manager.heard("READY=1").is_empty() && is(node, "/readyz", 503)
+        });
+        lab.store.config(VXLAN);
+        manager.wait_for("READY=1");
+        assert!(is(node, "/readyz", 200));
+        lab::wait_for("ready alone", SOON, || manager.status() == "ready, 0 peers");
+        let _peer = lab.node(2).start(cluster::FLAGS);
+        lab::wait_for("ready with a peer", SOON, || manager.status() == "ready, 1 peers");
+        Harm::UplinkDown.apply(node);
+        lab::wait_for("in trouble", 2 * SOON, || manager.status().starts_with("not ready: uplink eth0"));
+        assert!(is(node, "/readyz", 503));
+        Harm::UplinkUp.apply(node);
+        lab::wait_for("ready again", SOON, || manager.status() == "ready, 1 peers");
+        assert!(manager.heard("STOPPING=1").is_empty());
+        assert!(daemon.terminate().success());
+        manager.wait_for("STOPPING=1");
+        assert_eq!(manager.heard("READY=1").len(), 1);
+    });
+}
+
+/// The store's lock in other hands is where the thread of rounds can be made to hang while all else goes on.
+#[test]
+fn the_watchdog_hears_of_rounds_and_of_nothing_else() {
+    lab::test(Timing::Timed, || {
+        let lab = bare(1);
+        let node = lab.node(1);
+        let mut manager = Manager::on_a_path();
+        let daemon = manager.start(node, cluster::FLAGS);
+        manager.is_told_in_time("it waits for the config");
+        let turn = File::create(lab.store.path().join(".lock")).unwrap();
+        turn.lock().unwrap();
+        lab.store.config(VXLAN);
+        lab::wait_for("it waits for its turn", SOON, || {
+            manager.heard("WATCHDOG=1").last().is_some_and(|last| last.elapsed() > LIMIT)
+        });
+        manager.hears_nothing("the thread of rounds hangs");
+        assert!(is(node, "/healthz", 200), "and no other does");
+        turn.unlock().unwrap();
+        manager.wait_for("READY=1");
+        manager.is_told_in_time("there is nothing to do");
+        node.ns.run(&format!("kill -STOP {}", daemon.pid()));
+        manager.hears_nothing("the process is stopped");
+        node.ns.run(&format!("kill -CONT {}", daemon.pid()));
+        manager.is_told_in_time("it goes on");
+    });
+}
+
+/// It takes nothing away, and waits for nothing: neither ready, nor without a config, nor in the store's queue.
+#[test]
+fn sigterm_ends_it_at_once() {
+    lab::test(Timing::Timed, || {
+        let lab = bare(1);
+        let node = lab.node(1);
+        let mut manager = Manager::on_a_path();
+        let mut ends = |state: &str| {
+            let mut daemon = manager.start(node, cluster::FLAGS);
+            lab::wait_for(state, SOON, || manager.status().starts_with(state));
+            let (begun, before) = (Instant::now(), View::of(&node.ns));
+            let success = daemon.terminate().success();
+            let took = begun.elapsed();
+            assert!(success && took < SECOND, "{state}: {took:?}");
+            assert_eq!(manager.heard("STOPPING=1").len(), 1);
+            assert_eq!(before.diff(&View::of(&node.ns)), "");
+            manager.heard.clear();
+        };
+        ends("waiting for the network config");
+        lab.store.config(VXLAN);
+        let turn = File::create(lab.store.path().join(".lock")).unwrap();
+        turn.lock().unwrap();
+        ends("waiting for a lease");
+        turn.unlock().unwrap();
+        ends("ready, 0 peers");
+    });
+}
+
+#[test]
+fn sighup_follows_the_config_once_where_changes_are_not_followed() {
+    lab::test(Timing::Free, || {
+        let lab = bare(1);
+        let node = lab.node(1);
+        let mut daemon = node.start(&["--iface=eth0", "--config-reload=false"]);
+        let hangup = |daemon: &Daemon<'_>| node.ns.run(&format!("kill -HUP {}", daemon.pid()));
+        lab::wait_for("it waits", SOON, || is(node, "/readyz", 503));
+        hangup(&daemon);
+        lab.store.config(VXLAN);
+        daemon.wait_ready();
+        let devices = || node.ns.run("ip -o link show type vxlan");
+        let keeps = |device: &str| {
+            lab::holds_for("nobody has asked", 2 * SECOND, || devices().contains(&format!(" {device}: ")));
+        };
+        lab.store.config(VNI_7);
+        keeps("flannel.1");
+        hangup(&daemon);
+        lab::wait_for("the new VNI", SOON, || devices().contains(" flannel.7: "));
+        lab.store.config(VXLAN);
+        keeps("flannel.7");
+        let log = daemon.log();
+        assert!(log.lines().any(|line| line.contains("SIGHUP: ") && line.contains(" changes in ")), "{log}");
+        // What the store says when it is asked counts, not what it has told so far.
+        let (subnets, away) = (lab.store.path().join("subnets"), lab.store.path().join("away"));
+        fs::rename(&subnets, &away).unwrap();
+        lab::wait_for("nothing is told any more", SOON, || node.twill(&["status"]).contains("lost"));
+        lab.store.config(VNI_8);
+        hangup(&daemon);
+        lab::wait_for("the newest VNI", SOON, || devices().contains(" flannel.8: "));
+        assert!(daemon.is_alive());
+    });
+}
+
+/// What the kernel says of each thread's rights.
+fn has_only_what_it_needs(daemon: &Daemon<'_>) {
+    const NET_ADMIN_AND_RAW: u64 = 1 << 12 | 1 << 13;
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+    let threads: Vec<_> =
+        tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap()).collect();
+    assert!(threads.len() >= 3, "{threads:?}");
+    for thread in threads {
+        let field = |name: &str| {
+            let value = thread.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            u64::from_str_radix(value.trim(), 16).unwrap()
+        };
+        assert_eq!(["CapEff:", "CapPrm:"].map(field), [NET_ADMIN_AND_RAW; 2], "{thread}");
+        assert_eq!(["CapInh:", "CapAmb:"].map(field), [0; 2], "{thread}");
+        assert_eq!(field("CapBnd:") & !NET_ADMIN_AND_RAW, 0, "{thread}");
+        assert_eq!(field("NoNewPrivs:"), 1, "{thread}");
+    }
+}
+
+#[test]
+fn no_thread_keeps_a_right_that_it_does_not_need() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), VXLAN);
+        let daemons = lab.start_all(cluster::FLAGS);
+        has_only_what_it_needs(&daemons[0]);
+        assert!(!daemons[0].log().contains("WARN"), "{}", daemons[0].log());
+    });
+}
+
+/// As the unit file leaves it: without the right to give up rights, and with none to complain about.
+#[test]
+fn one_that_was_given_little_is_content() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), VXLAN);
+        let under =
+            ["setpriv", "--bounding-set=-all,+net_admin,+net_raw", "--inh-caps=-all", "--no-new-privs"];
+        let daemon = lab.node(1).start_under(&under, cluster::FLAGS);
+        daemon.wait_ready();
+        has_only_what_it_needs(&daemon);
+        assert!(!daemon.log().contains("WARN"), "{}", daemon.log());
+    });
+}
+
+/// The daemon may write in the very directories that were there at its start. So another one in the place of the cache is
+/// out of its reach, though root could write there with no more rights than it has; it says so, and what to do.
+#[test]
+fn it_writes_nowhere_but_in_its_own_directories() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let node = lab.node(1);
+        // Not beside the store, which may be replaced.
+        let cache = std::env::temp_dir().join("cache");
+        let cache_dir = format!("--cache-dir={}", cache.display());
+        let mut daemon = node.start(&["--iface=eth0", &cache_dir]);
+        daemon.wait_ready();
+        let files = || fs::read_dir(&cache).into_iter().flatten().count();
+        lab::wait_for("the cache is written", SOON, || files() > 0);
+        fs::rename(&cache, cache.with_extension("old")).unwrap();
+        fs::create_dir(&cache).unwrap();
+        node.ns.run(&format!("setpriv --bounding-set=-all touch {0}/file && rm {0}/file", cache.display()));
+        let _peer = lab.node(2).start(cluster::FLAGS);
+        lab::wait_for("it is refused (does this kernel have Landlock?)", 2 * SOON, || {
+            node.twill(&["status"]).contains("Permission denied")
+        });
+        let status = node.twill(&["status"]);
+        assert!(status.contains("restart the daemon"), "{status}");
+        assert_eq!(files(), 0);
+        assert!(is(node, "/readyz", 200));
+        daemon.restart();
+        lab::wait_for("after a restart it is its own", 2 * SOON, || files() > 0);
+    });
+}
