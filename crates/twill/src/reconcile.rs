@@ -1,6 +1,8 @@
 //! The loop: wait for a cause, read the kernel, plan, apply the difference, tell what was done. One thread owns all of
 //! it; nothing here knows what a backend is.
 
+mod on_disk;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,17 +14,15 @@ use plan::follow::Followed;
 use plan::input::{Config, Former, Leases, Node, Underlay};
 use plan::netconf::NetConf;
 use plan::note::{NodeFault, Note, StoreFault};
-use plan::owned::{Owned, Sweep};
-use plan::subnet_env::SubnetEnv;
+use plan::owned::Sweep;
 use plan::uplink::Choice;
-use plan::{LinkName, Mac, Object, Op, Wanted};
+use plan::{LinkName, Object, Op, Wanted};
 use store::View;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::backoff::{Admitted, Backoff};
-use crate::cache::{Cache, Remembered};
-use crate::files::{self, Readers};
+use crate::cache::Cache;
 use crate::flags::Flags;
 use crate::footprint::Footprint;
 use crate::identity::choose_uplink;
@@ -183,34 +183,6 @@ impl Reconciler {
         wanted
     }
 
-    /// Writes down what is ours before it is made.
-    fn leave_footprint(&mut self, owned: &Owned) -> Option<Note> {
-        let footprint = Footprint::new(&self.config, owned, &self.flags.socket);
-        if self.memory.footprint.as_ref() == Some(&footprint) {
-            return None;
-        }
-        let path = Footprint::path(&self.flags.subnet_file);
-        match footprint.write(&path) {
-            Ok(()) => {
-                self.memory.footprint = Some(footprint);
-                None
-            }
-            Err(error) => {
-                let (path, why) = (path.display().to_string().into(), error.to_string().into());
-                let loss = "a later run and twill uninstall may not know what this one leaves".into();
-                Some(Note::Unwritable { path, why, loss })
-            }
-        }
-    }
-
-    /// Keeps what is believed for the next run. Gives when it has to be tried again.
-    fn remember(&mut self, heard: (&View, &Leases), uplink_mac: Mac, news: bool) -> Option<Instant> {
-        let (view, Leases::Listed(others)) = heard else { return None };
-        let own = self.own_lease.lease().filter(|_| view.lost.is_none())?;
-        let (conf, leases) = (self.own_lease.conf(), others.iter().chain([own]));
-        self.cache.keep(news, Instant::now(), || Remembered::new(uplink_mac, conf, own.subnet, leases))
-    }
-
     /// A store that is lost says nothing new, so our lease is not missed in it.
     fn keep_lease(&mut self, view: &View) -> Kept {
         match &view.leases {
@@ -319,20 +291,6 @@ impl Reconciler {
             self.node.former = Former { links, ..Former::default() };
         }
         (Round { causes, ops, failed, held, notes, peers, took: begun.elapsed() }, due)
-    }
-
-    fn write_subnet_file(&self) -> Result<(), String> {
-        let mtu = self.config.backend.pod_mtu(&self.node.uplink);
-        let text = SubnetEnv::new(&self.config, &self.node.subnet, mtu, self.flags.ip_masq).to_string();
-        let path = &self.flags.subnet_file;
-        match files::write(path, &text, Readers::Everyone) {
-            Ok(false) => Ok(()),
-            Ok(true) => {
-                info!("wrote {}", path.display());
-                Ok(())
-            }
-            Err(error) => Err(format!("{} cannot be written: {error}", path.display())),
-        }
     }
 
     /// Logs what is new; an idle round says nothing, and neither does one that gets nowhere again.

@@ -1,0 +1,66 @@
+//! What a round leaves on disk: the footprint before anything is made, the subnet file for the CNI plugin, the leases for
+//! the next run. Whether it is due is the round's to say.
+
+use std::time::Instant;
+
+use plan::Mac;
+use plan::input::Leases;
+use plan::note::Note;
+use plan::owned::Owned;
+use plan::subnet_env::SubnetEnv;
+use store::View;
+use tracing::info;
+
+use super::Reconciler;
+use crate::cache::Remembered;
+use crate::files::{self, Readers};
+use crate::footprint::Footprint;
+
+impl Reconciler {
+    /// Writes down what is ours before it is made.
+    pub(super) fn leave_footprint(&mut self, owned: &Owned) -> Option<Note> {
+        let footprint = Footprint::new(&self.config, owned, &self.flags.socket);
+        if self.memory.footprint.as_ref() == Some(&footprint) {
+            return None;
+        }
+        let path = Footprint::path(&self.flags.subnet_file);
+        match footprint.write(&path) {
+            Ok(()) => {
+                self.memory.footprint = Some(footprint);
+                None
+            }
+            Err(error) => {
+                let (path, why) = (path.display().to_string().into(), error.to_string().into());
+                let loss = "a later run and twill uninstall may not know what this one leaves".into();
+                Some(Note::Unwritable { path, why, loss })
+            }
+        }
+    }
+
+    /// Keeps what is believed for the next run. Gives when it has to be tried again.
+    pub(super) fn remember(
+        &mut self,
+        heard: (&View, &Leases),
+        uplink_mac: Mac,
+        news: bool,
+    ) -> Option<Instant> {
+        let (view, Leases::Listed(others)) = heard else { return None };
+        let own = self.own_lease.lease().filter(|_| view.lost.is_none())?;
+        let (conf, leases) = (self.own_lease.conf(), others.iter().chain([own]));
+        self.cache.keep(news, Instant::now(), || Remembered::new(uplink_mac, conf, own.subnet, leases))
+    }
+
+    pub(super) fn write_subnet_file(&self) -> Result<(), String> {
+        let mtu = self.config.backend.pod_mtu(&self.node.uplink);
+        let text = SubnetEnv::new(&self.config, &self.node.subnet, mtu, self.flags.ip_masq).to_string();
+        let path = &self.flags.subnet_file;
+        match files::write(path, &text, Readers::Everyone) {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                info!("wrote {}", path.display());
+                Ok(())
+            }
+            Err(error) => Err(format!("{} cannot be written: {error}", path.display())),
+        }
+    }
+}
