@@ -87,6 +87,8 @@ impl Memory {
 impl Reconciler {
     /// Runs for the life of the process.
     pub(crate) fn run(mut self, mut trigger: Trigger) -> ! {
+        // The first look sees to all that was asked for before it.
+        trigger.forget();
         let mut causes = Causes::from([Cause::Start]);
         loop {
             let retry = self.round(causes);
@@ -176,6 +178,12 @@ impl Reconciler {
     fn plan(&mut self, leases: &Leases, seen: &Seen, mut notes: Vec<Note>) -> Wanted {
         self.node.former.links = seen.state.links.iter().map(|link| link.name).collect();
         let mut wanted = plan::wanted(&self.config, &self.node, leases, &seen.underlay);
+        // What is made now is there at the next look, whatever the config says by then.
+        let made = wanted.state.links.iter().map(|link| link.name);
+        self.node
+            .former
+            .links
+            .extend(made.filter(|name| !seen.state.links.iter().any(|link| link.name == *name)));
         notes.extend(self.memory.refused.iter().cloned().map(Note::Node));
         notes.extend(plan::unclaimed(&wanted.state, &seen.state, &wanted.owned, &seen.underlay));
         notes.extend(self.leave_footprint(&wanted.owned));

@@ -82,6 +82,11 @@ pub(crate) fn channel() -> (Bell, Trigger) {
 }
 
 impl Trigger {
+    /// Drops the causes that are there already.
+    pub(crate) fn forget(&mut self) {
+        while self.causes.try_recv().is_ok() {}
+    }
+
     /// Sleeps until a round is due, at the latest when `retry` says so.
     pub(crate) fn wait(&mut self, retry: Option<Instant>) -> Causes {
         notify::alive();
