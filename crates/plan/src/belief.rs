@@ -1,19 +1,43 @@
-//! What a complete list of leases is worth: when more than half of the peers have vanished within a while, the store was
-//! more likely emptied or restored than the cluster shrank, and they are kept until the while is over. It makes no
-//! difference whether they vanish at once or one by one. Time is given, not read.
+//! What a complete list of leases is worth. A lease that vanishes is kept for a moment: its node takes it again at once if
+//! it is alive. When more than half of the peers have vanished within a while, or when the store is not the one that it
+//! was, it was more likely emptied or restored than the cluster shrank, and they are kept until the while is over. It makes
+//! no difference whether they vanish at once or one by one. Time is given, not read.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 use crate::lease::{Lease, Subnet};
 
 /// Below this many peers any list is believed.
 const FEW: usize = 4;
+/// Whoever has lost its lease and is alive has taken it again by then.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Where a list stands in the history of its store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    /// Which store it is.
+    pub cluster: u64,
+    /// Grows with each change.
+    pub revision: i64,
+}
+
+impl History {
+    /// Is it the one that was heard before, and further on?
+    fn continues(&self, before: &Self) -> bool {
+        self.cluster == before.cluster && self.revision >= before.revision
+    }
+}
 
 /// The peers heard of within the last while.
 #[derive(Clone, Debug, Default)]
 pub struct Belief {
     known: BTreeMap<Subnet, Known>,
+    history: Option<History>,
+    /// When the store was last found to be another than before, and what it was.
+    broken: Option<(Instant, History)>,
 }
 
 #[derive(Clone, Debug)]
@@ -35,21 +59,39 @@ struct Missing {
 pub struct Weighed {
     /// In no particular order.
     pub leases: Vec<Lease>,
-    /// How many of them the store does not list.
+    /// How many of them the store does not list, and is not believed to have lost.
     pub missing: usize,
-    /// When the first of those is given up.
+    /// When the first of those that are not listed is given up.
     pub due: Option<Instant>,
 }
 
 impl Belief {
-    /// Starts with the peers that an earlier run believed in.
-    pub fn expecting(peers: impl IntoIterator<Item = Lease>) -> Self {
+    /// Starts with the peers that an earlier run believed in, and what it knew of the store.
+    pub fn expecting(peers: impl IntoIterator<Item = Lease>, history: Option<History>) -> Self {
         let known = peers.into_iter().map(|lease| (lease.subnet, Known { lease, missing: None }));
-        Self { known: known.collect() }
+        Self { known: known.collect(), history, broken: None }
+    }
+
+    /// What a later run may expect of the store: of one that is in doubt, what it was before.
+    pub fn history(&self) -> Option<History> {
+        self.broken.map(|(_, before)| before).or(self.history)
     }
 
     /// Takes a complete list, our own lease aside.
-    pub fn weigh(&mut self, heard: Vec<Lease>, now: Instant, grace: Duration) -> Weighed {
+    pub fn weigh(
+        &mut self,
+        heard: Vec<Lease>,
+        history: Option<History>,
+        now: Instant,
+        grace: Duration,
+    ) -> Weighed {
+        if let (Some(before), Some(history)) = (&self.history, &history)
+            && !history.continues(before)
+        {
+            self.broken = Some((now, *before));
+        }
+        self.history = history.or(self.history);
+        self.broken = self.broken.filter(|(at, _)| now.duration_since(*at) < grace);
         let mut known: BTreeMap<Subnet, Known> =
             heard.into_iter().map(|lease| (lease.subnet, Known { lease, missing: None })).collect();
         let listed = known.len();
@@ -62,16 +104,21 @@ impl Belief {
             }
         }
         self.known = known;
-        let doubt = self.known.len() >= FEW && (self.known.len() - listed) * 2 > self.known.len();
+        let most = (self.known.len() - listed) * 2 > self.known.len();
+        let doubt = self.broken.is_some() || (self.known.len() >= FEW && most);
+        self.sift(doubt, now, grace)
+    }
+
+    fn sift(&mut self, doubt: bool, now: Instant, grace: Duration) -> Weighed {
         let mut weighed = Weighed { leases: Vec::with_capacity(self.known.len()), missing: 0, due: None };
         for known in self.known.values_mut() {
             if let Some(missing) = &mut known.missing {
                 missing.kept |= doubt;
-                if !missing.kept {
+                let due = missing.since + if missing.kept { grace } else { LINGER.min(grace) };
+                if due <= now {
                     continue;
                 }
-                weighed.missing += 1;
-                let due = missing.since + grace;
+                weighed.missing += usize::from(missing.kept);
                 weighed.due = Some(weighed.due.map_or(due, |other| other.min(due)));
             }
             weighed.leases.push(known.lease.clone());
@@ -100,8 +147,8 @@ mod tests {
 
     fn after(first: u8, then: Vec<Lease>) -> (Belief, Weighed, Instant) {
         let (mut belief, now) = (Belief::default(), Instant::now());
-        assert_eq!(belief.weigh(leases(1..1 + first), now, GRACE).missing, 0);
-        let weighed = belief.weigh(then, now, GRACE);
+        assert_eq!(belief.weigh(leases(1..1 + first), None, now, GRACE).missing, 0);
+        let weighed = belief.weigh(then, None, now, GRACE);
         (belief, weighed, now)
     }
 
@@ -109,18 +156,18 @@ mod tests {
     fn an_emptied_store_is_not_believed_until_the_grace_is_over() {
         let (mut belief, weighed, now) = after(8, Vec::new());
         assert_eq!((weighed.leases.len(), weighed.missing, weighed.due), (8, 8, Some(now + GRACE)));
-        let nearly = belief.weigh(Vec::new(), now + GRACE - Duration::from_secs(1), GRACE);
+        let nearly = belief.weigh(Vec::new(), None, now + GRACE - Duration::from_secs(1), GRACE);
         assert_eq!(nearly.leases.len(), 8);
-        let over = belief.weigh(Vec::new(), now + GRACE, GRACE);
+        let over = belief.weigh(Vec::new(), None, now + GRACE, GRACE);
         assert_eq!((over.leases.len(), over.missing, over.due), (0, 0, None));
     }
 
     #[test]
     fn those_that_come_back_are_no_longer_missing() {
         let (mut belief, _, now) = after(8, Vec::new());
-        let some = belief.weigh(leases(1..6), now + Duration::from_secs(9), GRACE);
+        let some = belief.weigh(leases(1..6), None, now + Duration::from_secs(9), GRACE);
         assert_eq!((some.leases.len(), some.missing), (8, 3));
-        let all = belief.weigh(leases(1..9), now + Duration::from_secs(10), GRACE);
+        let all = belief.weigh(leases(1..9), None, now + Duration::from_secs(10), GRACE);
         assert_eq!((all.missing, all.leases), (0, leases(1..9)));
     }
 
@@ -128,17 +175,50 @@ mod tests {
     fn a_store_that_is_emptied_one_by_one_is_not_believed_either() {
         let (mut belief, mut now) = (Belief::default(), Instant::now());
         for left in (1..=9).rev() {
-            belief.weigh(leases(1..left), now, GRACE);
+            belief.weigh(leases(1..left), None, now, GRACE);
             now += Duration::from_millis(300);
         }
-        let weighed = belief.weigh(Vec::new(), now, GRACE);
+        let weighed = belief.weigh(Vec::new(), None, now, GRACE);
         assert_eq!((weighed.leases.len(), weighed.missing), (8, 8));
     }
 
     #[test]
     fn a_cluster_may_shrink_by_half_and_a_small_one_as_it_likes() {
-        assert_eq!(after(8, leases(1..5)).1.leases.len(), 4);
-        assert_eq!(after(3, Vec::new()).1.leases.len(), 0);
-        assert_eq!(after(4, leases(1..2)).1.missing, 3);
+        for (first, then, left, missing) in
+            [(8, leases(1..5), 4, 0), (3, Vec::new(), 0, 0), (4, leases(1..2), 4, 3)]
+        {
+            let (mut belief, weighed, now) = after(first, then.clone());
+            assert_eq!(
+                (weighed.leases.len(), weighed.missing),
+                (usize::from(first), missing),
+                "for a moment"
+            );
+            let weighed = belief.weigh(then, None, now + LINGER, GRACE);
+            assert_eq!((weighed.leases.len(), weighed.missing), (left, missing));
+        }
+    }
+
+    #[test]
+    fn a_peer_that_takes_its_lease_again_at_once_was_never_gone() {
+        let (mut belief, gone, now) = after(2, leases(1..2));
+        assert_eq!((gone.leases.len(), gone.missing, gone.due), (2, 0, Some(now + LINGER)));
+        let back = belief.weigh(leases(1..3), None, now + LINGER / 2, GRACE);
+        assert_eq!((back.leases, back.due), (leases(1..3), None));
+    }
+
+    #[test]
+    fn a_store_that_is_another_or_goes_back_is_not_believed_however_few_there_are() {
+        let at = |cluster, revision| Some(History { cluster, revision });
+        for (then, kept) in [(at(1, 9), 0), (at(1, 8), 1), (at(2, 10), 1)] {
+            let (mut belief, now) = (Belief::expecting(leases(1..2), at(1, 9)), Instant::now());
+            let weighed = belief.weigh(Vec::new(), then, now, GRACE);
+            assert_eq!((weighed.leases.len(), weighed.missing), (1, kept), "{then:?}");
+            // What goes later than the rest is in doubt, too.
+            belief.weigh(leases(2..3), then, now + LINGER, GRACE);
+            let weighed = belief.weigh(Vec::new(), then, now + LINGER * 2, GRACE);
+            assert_eq!(weighed.missing, kept * 2, "{then:?}");
+            let weighed = belief.weigh(Vec::new(), then, now + GRACE + LINGER * 2, GRACE);
+            assert_eq!((weighed.leases.len(), weighed.missing), (0, 0), "{then:?}");
+        }
     }
 }

@@ -132,6 +132,11 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// Of whoever holds that subnet, whatever the lease says.
+    pub fn unknown(subnet: Subnet) -> Self {
+        Self { born: 0, subnet, public_ip: None, public_ipv6: None, announced: Announced::Nothing }
+    }
+
     /// The announced underlay address of that family.
     pub fn public(&self, family: Family) -> Option<IpAddr> {
         match family {

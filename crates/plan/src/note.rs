@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::input::Family;
 use crate::state::Route;
@@ -98,6 +99,30 @@ pub enum PeerFault {
     UnusableVni(u32),
     OtherBackend { theirs: Box<str>, ours: Box<str> },
     NotOnLink { next_hop: IpAddr, uplink: LinkName },
+}
+
+impl Note {
+    /// The kind of fault, such as `peer-not-on-link`: the same for all whom it is about.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Node(fault) => format!("node-{}", variant(fault)),
+            Self::Peer { fault, .. } => format!("peer-{}", variant(fault)),
+            Self::Store(fault) => format!("store-{}", variant(fault)),
+            Self::Unclaimed(what) => format!("unclaimed-{}", variant(what)),
+            Self::Entry { .. } => "entry".into(),
+            Self::Stale { .. } => "stale".into(),
+            Self::Unwritable { .. } => "unwritable".into(),
+        }
+    }
+}
+
+/// The name of an enum's variant, as it is written down.
+fn variant(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(Value::String(name)) => name,
+        Ok(Value::Object(fields)) => fields.into_iter().next().map(|(name, _)| name).unwrap_or_default(),
+        _ => String::new(),
+    }
 }
 
 impl fmt::Display for Note {
@@ -215,7 +240,7 @@ impl fmt::Display for StoreFault {
             }
             Self::OwnLeaseContested { subnet, theirs } => write!(
                 f,
-                "somebody else writes our lease {subnet} again and again, last with {theirs}: another node announces our address \
+                "somebody else writes our lease {subnet}, last with {theirs}: another node announces our address \
                  too, or another daemon runs here. Give each node an address of its own with --iface or --public-ip"
             ),
             Self::ConfigUnusable { why } => write!(f, "{why}; the last good network config stays in force"),
@@ -409,6 +434,12 @@ mod tests {
         let notes = one_of_each();
         let expected: Vec<&str> = notes.iter().map(words).collect();
         assert_eq!(listed, expected);
+        let reasons: std::collections::BTreeSet<String> = notes.iter().map(Note::reason).collect();
+        assert_eq!(reasons.len(), notes.len(), "{reasons:?}");
+        assert!(
+            reasons.contains("peer-not-on-link") && reasons.contains("store-peers-missing"),
+            "{reasons:?}"
+        );
         for (note, words) in notes.iter().zip(expected) {
             assert!(note.to_string().contains(words), "{words:?} are no words of: {note}");
         }

@@ -7,6 +7,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, StreamExt};
@@ -18,7 +19,8 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::own::{Choice, Claim};
-use crate::view::{StoreError, View};
+use crate::pulse::Pulse;
+use crate::view::{LARGEST, StoreError, View};
 use listing::Listing;
 
 /// inotify loses nothing that it queued, but a queue can overflow: look at everything this often.
@@ -28,8 +30,6 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How long a node that runs waits for the directory's lock, and how often it tries: a write or two.
 const PATIENCE: Duration = Duration::from_millis(250);
 const POLL: Duration = Duration::from_millis(2);
-/// A lease has some 300 bytes; a larger file is none, and is not read into memory.
-const LARGEST: u64 = 64 * 1024;
 /// Names that are never leases.
 const HIDDEN: char = '.';
 
@@ -39,12 +39,13 @@ pub struct Dir {
     root: PathBuf,
     /// Goes before what the config names.
     backend: Option<Backend>,
+    pulse: Arc<Pulse>,
 }
 
 impl Dir {
     /// Names the directory; nothing is touched yet.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), backend: None }
+        Self { root: root.into(), backend: None, pulse: Arc::default() }
     }
 
     /// The same for a node whose backend is of that type whatever the config says.
@@ -60,6 +61,11 @@ impl Dir {
     pub fn identity(&self) -> String {
         let path = std::path::absolute(&self.root).unwrap_or_else(|_| self.root.clone());
         format!("directory {}", path.display())
+    }
+
+    /// How it is heard.
+    pub fn pulse(&self) -> Arc<Pulse> {
+        self.pulse.clone()
     }
 
     /// Reads all leases, once.
@@ -127,6 +133,7 @@ impl Dir {
         let mut listing = Listing::new(self.subnets());
         loop {
             let Err(error) = self.follow(&mut listing, &view).await;
+            self.pulse.count_restart();
             let why = error.to_string();
             if view.borrow().lost.as_ref() != Some(&why) {
                 warn!("store is lost, the last known leases stay in force: {why}");
@@ -145,7 +152,9 @@ impl Dir {
         let lost = |error: io::Error| StoreError::new(subnets.display(), error);
         let mut events = self.events()?;
         listing.refresh().map_err(lost)?;
+        self.pulse.count_list();
         loop {
+            self.pulse.beat();
             let conf = self.net_conf().map_err(|error| error.to_string());
             if view.borrow().lost.is_some() {
                 info!("store is back");
@@ -168,6 +177,7 @@ impl Dir {
             if another {
                 events = self.events()?;
                 listing.refresh().map_err(lost)?;
+                self.pulse.count_list();
             }
         }
     }

@@ -9,14 +9,18 @@ use plan::subnet_alloc::{self, Asker, Origin};
 use crate::view::StoreError;
 
 /// What a node asks for.
-pub struct Claim<'a> {
-    pub conf: &'a NetConf,
+pub struct Claim {
+    pub conf: NetConf,
     pub asker: Asker,
-    /// What to announce, given the lease that we hold already (a VTEP's MAC outlives a reboot there) and all others.
-    pub announce: &'a (dyn Fn(Option<&Lease>, &[&Lease]) -> Announced + Sync),
+    pub announce: Box<Announce>,
     /// Which subnets will do.
     pub choice: Choice,
+    /// What the store told last, for a node that runs.
+    pub listed: Vec<Lease>,
 }
+
+/// What to announce, given the lease that we hold already (a VTEP's MAC outlives a reboot there) and all others.
+pub type Announce = dyn Fn(Option<&Lease>, &[&Lease]) -> Announced + Send + Sync;
 
 /// Which subnets will do.
 #[derive(Clone, Copy, Debug)]
@@ -58,18 +62,18 @@ impl Unsettled {
     }
 }
 
-impl Claim<'_> {
+impl Claim {
     /// Chooses among what the store holds now.
     pub(crate) fn settle(&self, leases: &[Lease]) -> Result<Settled, Unsettled> {
         let dice = if let Choice::Any { dice } = self.choice { dice } else { 0 };
-        let choice = subnet_alloc::choose(self.conf, leases, &self.asker, dice)?;
+        let choice = subnet_alloc::choose(&self.conf, leases, &self.asker, dice)?;
         if let Choice::Only(subnet) = self.choice
             && choice.subnet != subnet
         {
             return Err(format!("{subnet} is another node's now").into());
         }
         if let Choice::Any { .. } = self.choice
-            && let Some(twin) = subnet_alloc::twin(self.conf, leases, &self.asker, &choice)
+            && let Some(twin) = subnet_alloc::twin(&self.conf, leases, &self.asker, &choice)
         {
             return Err(Unsettled::Refused(format!(
                 "lease {} announces our address, and neither its subnet nor its VTEP MAC was ever this node's: another node \
@@ -81,7 +85,7 @@ impl Claim<'_> {
         let (held, others): (Vec<_>, Vec<_>) = leases.iter().partition(|lease| self.asker.owns(lease));
         let held = held.into_iter().max_by_key(|lease| lease.subnet == choice.subnet);
         let (born, announced) = (held.map_or(0, |lease| lease.born), (self.announce)(held, &others));
-        let Asker { public_ip, public_ipv6, .. } = self.asker;
+        let (public_ip, public_ipv6) = (self.asker.public_ip, self.asker.public_ipv6);
         let lease = Lease { born, subnet: choice.subnet, public_ip, public_ipv6, announced };
         Ok(Settled { lease, stale: choice.stale, origin: choice.origin })
     }

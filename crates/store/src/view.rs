@@ -1,13 +1,18 @@
 //! What a store last told, and whether it can still be heard: one value, whatever the store.
 
 use std::fmt;
+use std::time::SystemTime;
 
+use plan::belief::History;
 use plan::input::Leases;
 use plan::netconf::NetConf;
 use plan::note::Note;
 
+/// Bytes of a lease or config: they have some 300, and what is larger is none.
+pub(crate) const LARGEST: u64 = 64 * 1024;
+
 /// The last complete picture.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct View {
     pub leases: Leases,
     /// The network config as it stands, or why it cannot be used; `None` before it was read.
@@ -16,6 +21,10 @@ pub struct View {
     pub notes: Vec<Note>,
     /// Why nothing is heard at present; the leases above then are the last good ones.
     pub lost: Option<String>,
+    /// Where the leases stand in the store's own history, if it keeps one.
+    pub history: Option<History>,
+    /// When our lease ends unless it is renewed; `None` where it does not end or nobody knows.
+    pub own_until: Option<SystemTime>,
 }
 
 /// What a store could not do, where and why.

@@ -15,7 +15,7 @@ use plan::input::Leases;
 use plan::lease::{Announced, Lease};
 use plan::note::Note;
 use plan::subnet_alloc::Asker;
-use store::{Choice, Claim, Dir, View};
+use store::{Announce, Choice, Claim, Dir, View};
 use tokio::sync::watch;
 
 const CONFIG: &str = r#"{"Network":"10.3.0.0/16"}"#;
@@ -26,20 +26,18 @@ fn store(root: &Path) -> Dir {
     Dir::new(root)
 }
 
-type Announce<'a> = &'a (dyn Fn(Option<&Lease>, &[&Lease]) -> Announced + Sync);
-
 fn acquire(root: &Path, host: u8, dice: u64) -> Result<Lease, String> {
-    acquire_saying(root, host, dice, &|_, _| Announced::HostGw)
+    acquire_saying(root, host, dice, Box::new(|_, _| Announced::HostGw))
 }
 
-fn acquire_saying(root: &Path, host: u8, dice: u64, announce: Announce<'_>) -> Result<Lease, String> {
+fn acquire_saying(root: &Path, host: u8, dice: u64, announce: Box<Announce>) -> Result<Lease, String> {
     claim(root, host, Choice::Any { dice }, announce)
 }
 
-fn claim(root: &Path, host: u8, choice: Choice, announce: Announce<'_>) -> Result<Lease, String> {
+fn claim(root: &Path, host: u8, choice: Choice, announce: Box<Announce>) -> Result<Lease, String> {
     let conf = Dir::new(root).net_conf().unwrap();
     let asker = Asker { public_ip: Some([192, 0, 2, host].into()), ..Asker::default() };
-    let claim = Claim { conf: &conf, asker, announce, choice };
+    let claim = Claim { conf, asker, announce, choice, listed: Vec::new() };
     Dir::new(root).acquire(&claim).map_err(|error| error.to_string())
 }
 

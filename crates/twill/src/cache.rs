@@ -4,10 +4,11 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use plan::Mac;
 use plan::backend::Backend;
+use plan::belief::History;
 use plan::input::Leases;
 use plan::lease::{Lease, Subnet};
 use plan::netconf::NetConf;
@@ -30,6 +31,12 @@ pub(crate) struct Remembered {
     /// Ours.
     pub(crate) subnet: Subnet,
     leases: Vec<Entry>,
+    /// Where the store was in its own history.
+    #[serde(default)]
+    pub(crate) history: Option<History>,
+    /// When our lease ends, in seconds since 1970.
+    #[serde(default)]
+    until: Option<u64>,
 }
 
 /// A lease in the store's own words.
@@ -55,10 +62,13 @@ impl Remembered {
         conf: &NetConf,
         subnet: Subnet,
         leases: impl Iterator<Item = &'a Lease>,
+        (history, until): (Option<History>, Option<SystemTime>),
     ) -> Self {
         let entry =
             |lease: &Lease| Entry { key: lease.subnet.to_string(), value: lease.to_json(), born: lease.born };
-        Self { uplink_mac, conf: conf.clone(), subnet, leases: leases.map(entry).collect() }
+        let until =
+            until.and_then(|until| until.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs());
+        Self { uplink_mac, conf: conf.clone(), subnet, leases: leases.map(entry).collect(), history, until }
     }
 
     /// The same for a node whose backend is of that type whatever the config said.
@@ -130,7 +140,13 @@ impl Cache {
         if store != self.store {
             return Err(format!("it is of the store {store}, and this daemon's is {}", self.store));
         }
-        serde_json::from_value(remembered).map_err(|error| error.to_string())
+        let remembered: Remembered = serde_json::from_value(remembered).map_err(|error| error.to_string())?;
+        match remembered.until.map(|until| UNIX_EPOCH + Duration::from_secs(until)) {
+            Some(until) if until < SystemTime::now() => {
+                Err("our lease in it is over, and the subnet may be another node's".into())
+            }
+            _ => Ok(remembered),
+        }
     }
 
     /// Writes what is worth remembering, now or when it is due again. `changed` says that it may be something new.
@@ -174,7 +190,9 @@ mod tests {
             NetConf::parse(br#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#).unwrap();
         let value = br#"{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"host-gw"}"#;
         let lease = Lease::parse("10.3.7.0-24", value, 5).unwrap();
-        Remembered::new(Mac([2, 0, 0, 0, 0, 1]), &conf, lease.subnet, [&lease].into_iter())
+        let history = History { cluster: 7, revision: 9 };
+        let told = (Some(history), Some(SystemTime::now() + PAUSE));
+        Remembered::new(Mac([2, 0, 0, 0, 0, 1]), &conf, lease.subnet, [&lease].into_iter(), told)
     }
 
     fn cache(dir: &Path, store: &str) -> Cache {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use kernel::{Kernel, Kind, Watch};
-use store::{Dir, View};
+use store::View;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
@@ -20,6 +20,7 @@ use crate::flags::Flags;
 use crate::identity::{self, Identity};
 use crate::locks::Locks;
 use crate::metrics::Metrics;
+use crate::own_lease::Source;
 use crate::reconcile::{Memory, Reconciler};
 use crate::report::{self, NodeReport};
 use crate::trigger::{self, Bell, Cause};
@@ -51,10 +52,12 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
 
     let mut kernel = Kernel::open().context("opening netlink")?;
     kernel.check_right()?;
-    let store = Dir::new(&flags.store).imposing(flags.backend_type.clone());
+    let store = flags.store();
+    metrics.follow(store.pulse());
     let cache = Cache::new(Cache::path(&flags.cache_dir, &flags.subnet_file), store.identity());
-    let Identity { config, node, uplink_reason, own_lease, remembered } =
-        identity::establish(flags, &store, (&mut kernel, &mut locks), (&cache, &board))?;
+    let source = Source { store: store.clone(), tasks: tasks.clone(), bell: bell.clone() };
+    let Identity { config, node, uplink_reason, own_lease, remembered, history } =
+        identity::establish(flags, &source, (&mut kernel, &mut locks), (&cache, &board))?;
     let backend_source = flags.backend_source(own_lease.conf());
     info!("our subnet is {}, backend {} ({backend_source})", node.subnet, config.backend);
     board.send_modify(|report| {
@@ -62,7 +65,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     });
     report::wait_for(&board, "the first list of leases");
 
-    let memory = Memory::expecting(&remembered, &node);
+    let memory = Memory::expecting(&remembered, history, &node);
     let (view_in, view) = watch::channel(View { leases: remembered, ..View::default() });
     tasks.spawn(store.watch(view_in));
     tasks.spawn(ring_on_change(view.clone(), bell.clone()));

@@ -10,7 +10,6 @@ use plan::input::{Config, Family, Leases};
 use plan::lease::Lease;
 use plan::{Op, Verb};
 use serde::{Deserialize, Serialize};
-use store::Dir;
 
 use crate::flags::{Asked, DiffFlags, Flags};
 use crate::footprint::Footprint;
@@ -67,9 +66,10 @@ fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
     logging::init(flags.verbosity, flags.log_format);
     flags.ignored.iter().for_each(|what| eprintln!("twill: ignored: {what}"));
     flags.check().map_err(anyhow::Error::msg)?;
-    let store = Dir::new(&flags.store).imposing(flags.backend_type.clone());
-    let conf = store.net_conf()?;
-    let leases = store.leases()?;
+    let store = flags.store();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let conf = runtime.block_on(store.net_conf())?;
+    let leases = runtime.block_on(store.leases())?;
     let config = Config { table: flags.route_table, ..conf.config() };
     let mut kernel = Kernel::open().context("opening netlink")?;
     let place = Place::find(flags, &config, &mut kernel)?;

@@ -8,20 +8,20 @@ use anyhow::{Context, anyhow};
 use kernel::Kernel;
 use plan::Mac;
 use plan::backend::vxlan;
+use plan::belief::History;
 use plan::input::{Config, Family, Former, Leases, Node, Underlay, Writer};
 use plan::lease::Lease;
 use plan::netconf::NetConf;
 use plan::state::MAIN_TABLE;
 use plan::subnet_alloc::Asker;
 use plan::uplink::{self, Ask, Reach, Way};
-use store::{Choice, Dir};
 use tracing::{info, warn};
 
 use crate::cache::{Cache, Remembered};
 use crate::flags::Flags;
 use crate::footprint::Footprint;
 use crate::locks::Locks;
-use crate::own_lease::OwnLease;
+use crate::own_lease::{Macs, OwnLease, Source};
 use crate::report::{self, Board};
 use crate::{notify, subnet_file};
 
@@ -38,6 +38,8 @@ pub(crate) struct Identity {
     pub(crate) own_lease: OwnLease,
     /// What the last run remembered of the peers; `Unknown` where it is of no use.
     pub(crate) remembered: Leases,
+    /// And of the store.
+    pub(crate) history: Option<History>,
 }
 
 /// Where this node is in the network below the pods.
@@ -52,7 +54,7 @@ pub(crate) struct Place {
 /// Waits for the network config, then for a lease under it. A config that changes before there is a lease begins it anew.
 pub(crate) fn establish(
     flags: &Flags,
-    store: &Dir,
+    source: &Source,
     (kernel, locks): (&mut Kernel, &mut Locks),
     (cache, board): (&Cache, &Board),
 ) -> anyhow::Result<Identity> {
@@ -60,7 +62,7 @@ pub(crate) fn establish(
     let waiting = (board, Instant::now());
     let dice = u64::from_ne_bytes(draw()?);
     loop {
-        let read = || store.net_conf();
+        let read = || source.net_conf();
         let conf = until_done(waiting, "the network config", read, || {
             let remembered = remembered.as_ref()?;
             is_here(remembered, flags, kernel).then(|| remembered.conf.clone())
@@ -71,12 +73,12 @@ pub(crate) fn establish(
         place.choice.failures.iter().for_each(|failure| warn!("passed over: {failure}"));
         info!("uplink is {}: {}", place.choice.uplink.link, place.choice.reason);
         let remembered = remembered.as_ref().filter(|remembered| place.is_of(remembered, &conf));
+        let history = remembered.and_then(|remembered| remembered.history);
         place.asker.held = remembered.and_then(Remembered::own);
-        let own_lease = OwnLease::new(store.clone(), conf, place.asker.clone());
-        let macs = |held: Option<&Lease>| config.backend.macs(held, &place.underlay, place.drawn);
-        let take = || match store.net_conf() {
+        let own_lease = OwnLease::new(source.clone(), conf, place.asker.clone());
+        let take = || match source.net_conf() {
             Ok(now) if now != *own_lease.conf() => Ok(None),
-            _ => match own_lease.take(&macs, Choice::Any { dice }) {
+            _ => match own_lease.take(place.macs(&config), dice) {
                 Err(refused) if refused.is_refusal() => Ok(Some(Err(refused))),
                 taken => taken.map(|lease| Some(Ok(lease))),
             },
@@ -85,7 +87,8 @@ pub(crate) fn establish(
         if let Some(lease) = until_done(waiting, "a lease", take, own) {
             let lease = lease?;
             let remembered = remembered.map_or(Leases::Unknown, Remembered::leases);
-            return Ok(place.identity(flags, locks, own_lease.holding(lease), remembered));
+            let identity = place.identity(flags, locks, own_lease.holding(lease), remembered);
+            return Ok(Identity { history, ..identity });
         }
         info!("the network config has changed before there was a lease");
     }
@@ -124,7 +127,13 @@ impl Place {
         former.links.retain(|link| vxlan::vni_of(*link).is_none_or(|vni| !locks.is_others_vni(vni)));
         let config = Config { table: flags.route_table, ..own_lease.conf().config() };
         let node = self.node(&lease, former);
-        Identity { config, node, uplink_reason: self.choice.reason, own_lease, remembered }
+        Identity { config, node, uplink_reason: self.choice.reason, own_lease, remembered, history: None }
+    }
+
+    /// Those that VTEPs have, or else will have.
+    fn macs(&self, config: &Config) -> impl Macs + use<> {
+        let (backend, underlay, drawn) = (config.backend.clone(), self.underlay.clone(), self.drawn);
+        move |held: Option<&Lease>| backend.macs(held, &underlay, drawn)
     }
 
     pub(crate) fn drawn(&self) -> [Mac; 2] {

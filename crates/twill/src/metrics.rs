@@ -1,5 +1,8 @@
 //! Counters and gauges, by OpenMetrics names. They are written by the round loop only and decide nothing.
 
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
+
 use plan::{Object, Path};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -8,6 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use store::Pulse;
 
 use crate::round::Round;
 
@@ -21,6 +25,13 @@ struct ByPath {
     path: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByReason {
+    reason: String,
+}
+
+type PreciseGauge = Gauge<f64, AtomicU64>;
+
 /// All metrics of the daemon.
 pub(crate) struct Metrics {
     registry: Registry,
@@ -30,8 +41,12 @@ pub(crate) struct Metrics {
     failed_ops: Family<ByKind, Counter>,
     held_ops: Gauge,
     peers: Family<ByPath, Gauge>,
-    notes: Gauge,
+    notes: Family<ByReason, Gauge>,
     store_lost: Gauge,
+    store_age: PreciseGauge,
+    watch_restarts: Counter,
+    lists: Counter,
+    pulse: OnceLock<Arc<Pulse>>,
 }
 
 impl Metrics {
@@ -45,8 +60,12 @@ impl Metrics {
             failed_ops: Family::default(),
             held_ops: Gauge::default(),
             peers: Family::default(),
-            notes: Gauge::default(),
+            notes: Family::default(),
             store_lost: Gauge::default(),
+            store_age: PreciseGauge::default(),
+            watch_restarts: Counter::default(),
+            lists: Counter::default(),
+            pulse: OnceLock::new(),
             registry: Registry::default(),
         };
         registry.register("rounds", "Looks at the kernel", metrics.rounds.clone());
@@ -60,17 +79,32 @@ impl Metrics {
             metrics.held_ops.clone(),
         );
         registry.register("peers", "Peers by the way they are reached", metrics.peers.clone());
-        registry.register("notes", "Things that are not as they should be", metrics.notes.clone());
+        registry.register("notes", "Things that are not as they should be, by reason", metrics.notes.clone());
         registry.register("store_lost", "1 while the store cannot be heard", metrics.store_lost.clone());
+        let help = "Time since the store last said that what we know is all";
+        registry.register_with_unit("store_age", help, Unit::Seconds, metrics.store_age.clone());
+        let help = "Watches of the store that ended and were begun anew";
+        registry.register("store_watch_restarts", help, metrics.watch_restarts.clone());
+        registry.register("store_lists", "Complete lists of leases that were read", metrics.lists.clone());
         Self { registry, ..metrics }
     }
 
     /// The text that `/metrics` answers.
     pub(crate) fn text(&self) -> String {
+        if let Some(pulse) = self.pulse.get() {
+            self.store_age.set(pulse.age().map_or(f64::INFINITY, |age| age.as_secs_f64()));
+            catch_up(&self.watch_restarts, pulse.restarts());
+            catch_up(&self.lists, pulse.lists());
+        }
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = encode(&mut text, &self.registry);
         text
+    }
+
+    /// From now on tells how that store is heard.
+    pub(crate) fn follow(&self, pulse: Arc<Pulse>) {
+        let _ = self.pulse.set(pulse);
     }
 
     /// Counts a round.
@@ -84,7 +118,11 @@ impl Metrics {
             self.failed_ops.get_or_create(&ByKind { kind: kind(&op.object) }).inc();
         }
         self.held_ops.set(round.held.len() as i64);
-        self.notes.set(round.notes.len() as i64);
+        // Those that are over do not stay at their last count.
+        self.notes.clear();
+        for note in &round.notes {
+            self.notes.get_or_create(&ByReason { reason: note.reason() }).inc();
+        }
         for (path, name) in [
             (Path::Vxlan, "vxlan"),
             (Path::Direct, "direct"),
@@ -100,6 +138,10 @@ impl Metrics {
     pub(crate) fn show_store_lost(&self, lost: bool) {
         self.store_lost.set(i64::from(lost));
     }
+}
+
+fn catch_up(counter: &Counter, count: u64) {
+    counter.inc_by(count.saturating_sub(counter.get()));
 }
 
 fn kind(object: &Object) -> &'static str {

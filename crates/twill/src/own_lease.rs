@@ -10,27 +10,73 @@ use plan::lease::{Announced, Lease};
 use plan::netconf::NetConf;
 use plan::note::StoreFault;
 use plan::subnet_alloc::Asker;
-use store::{Choice, Claim, Dir, StoreError};
+use store::{Choice, Claim, Store, StoreError};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use tracing::warn;
 
-/// So long the same words are not written again.
-const REWRITE: Duration = Duration::from_secs(60);
+use crate::trigger::{Bell, Cause};
+
 /// The store has told of our own write by then.
 const ECHO: Duration = Duration::from_secs(5);
-/// So long it is said that somebody else writes our lease, who may do so as rarely as we.
+/// And that it took our lease again.
+const RETURN: Duration = Duration::from_secs(1);
+/// Whoever writes our lease so soon after us would do so again.
+const RIVALRY: Duration = Duration::from_secs(600);
+/// So long it is said that somebody else has written our lease, though it is ours again.
 const CONTEST: Duration = Duration::from_secs(150);
 /// Until the lease is asked for again after the store refused it.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// The store, asked from a thread that is not its own.
+#[derive(Clone)]
+pub(crate) struct Source {
+    pub(crate) store: Store,
+    /// Of the thread that talks to it.
+    pub(crate) tasks: Handle,
+    /// Rung when an answer is there.
+    pub(crate) bell: Bell,
+}
+
+impl Source {
+    /// The config that the store has now. Waits for the answer.
+    pub(crate) fn net_conf(&self) -> Result<NetConf, StoreError> {
+        self.tasks.block_on(self.store.net_conf())
+    }
+
+    /// Has our lease taken, while others go on.
+    fn ask(&self, claim: Claim) -> oneshot::Receiver<Result<Lease, StoreError>> {
+        let (told, answer) = oneshot::channel();
+        let Self { store, bell, .. } = self.clone();
+        self.tasks.spawn(async move {
+            let _ = told.send(store.acquire(claim).await);
+            bell.ring(Cause::Leases);
+        });
+        answer
+    }
+}
+
 /// Our lease: what it takes to ask for it, and to ask again.
 pub(crate) struct OwnLease {
-    store: Dir,
+    source: Source,
     conf: NetConf,
     asker: Asker,
     /// What the store was last told to say, and when.
     written: Option<(Lease, Instant)>,
-    /// What somebody else makes it say, and how long that is told.
+    /// What somebody else made it say, and how long that is told.
     contest: Option<(StoreFault, Instant)>,
+    asked: Option<Asked>,
+    /// Why it cannot be taken, and when it is tried again.
+    refused: Option<(StoreFault, Instant)>,
+}
+
+/// A question that is under way.
+struct Asked {
+    answer: oneshot::Receiver<Result<Lease, StoreError>>,
+    /// What was wrong with our lease.
+    what: &'static str,
+    /// Was it not there at all?
+    gone: bool,
 }
 
 /// How our lease stands.
@@ -42,8 +88,8 @@ pub(crate) struct Kept {
 }
 
 impl OwnLease {
-    pub(crate) fn new(store: Dir, conf: NetConf, asker: Asker) -> Self {
-        Self { store, conf, asker, written: None, contest: None }
+    pub(crate) fn new(source: Source, conf: NetConf, asker: Asker) -> Self {
+        Self { source, conf, asker, written: None, contest: None, asked: None, refused: None }
     }
 
     /// The config in force.
@@ -53,7 +99,7 @@ impl OwnLease {
 
     /// The config that the store has now, whatever it told last.
     pub(crate) fn conf_in_store(&self) -> Result<NetConf, StoreError> {
-        self.store.net_conf()
+        self.source.net_conf()
     }
 
     /// What we hold, as far as we know.
@@ -71,19 +117,23 @@ impl OwnLease {
     pub(crate) fn holding(mut self, lease: Lease) -> (Self, Lease) {
         self.asker.previous = Some(lease.subnet);
         self.asker.held = Some(lease.clone());
+        self.written = Some((lease.clone(), Instant::now()));
         (self, lease)
     }
 
-    pub(crate) fn take(&self, macs: &dyn Macs, choice: Choice) -> Result<Lease, StoreError> {
+    /// Takes it, and waits until that is done.
+    pub(crate) fn take(&self, macs: impl Macs, dice: u64) -> Result<Lease, StoreError> {
+        let claim = self.claim(macs, Choice::Any { dice }, Vec::new());
+        self.source.tasks.block_on(self.source.store.acquire(claim))
+    }
+
+    fn claim(&self, macs: impl Macs, choice: Choice, listed: Vec<Lease>) -> Claim {
         let config = self.conf.config();
-        let announce =
-            |held: Option<&Lease>, others: &[&Lease]| config.backend.announced(&config, macs(held), others);
-        self.store.acquire(&Claim {
-            conf: &self.conf,
-            asker: self.asker.clone(),
-            announce: &announce,
-            choice,
-        })
+        let announce = move |held: Option<&Lease>, others: &[&Lease]| {
+            config.backend.announced(&config, macs(held), others)
+        };
+        let (conf, asker) = (self.conf.clone(), self.asker.clone());
+        Claim { conf, asker, announce: Box::new(announce), choice, listed }
     }
 
     /// Follows a config that `may_follow`; what is announced changes with the next `keep`.
@@ -107,51 +157,96 @@ impl OwnLease {
         Ok(self.conf != *conf)
     }
 
-    /// Takes our lease again if it is not among those listed, and writes it anew if it does not say what we announce: the
+    /// Has our lease taken again if it is not among those listed, and written anew if it does not say what we announce: the
     /// same subnet, since pods have addresses from it. Gives what is wrong if that cannot be.
     pub(crate) fn keep(&mut self, listed: &[Lease], node: &Node, now: Instant) -> Kept {
-        let refused = |fault| Kept { fault: Some(fault), due: Some(now + RETRY) };
-        let gone = |why: String| refused(StoreFault::OwnLeaseGone { why: why.into() });
+        self.hear(now);
         let macs = [node.vtep.unwrap_or_default(), node.vtep_v6.unwrap_or_default()];
+        let (what, gone) = match self.wrong(listed, node, macs, now) {
+            Ok(kept) => {
+                self.refused = None;
+                return kept;
+            }
+            Err(wrong) => wrong,
+        };
+        if let Some((fault, until)) = self.refused.clone() {
+            if self.asked.is_some() || now < until {
+                return Kept { fault: Some(fault), due: Some(until.max(now + RETURN)) };
+            }
+        }
+        if self.asked.is_none() {
+            let claim = self.claim(move |_: Option<&Lease>| macs, Choice::Only(node.subnet), listed.to_vec());
+            self.asked = Some(Asked { answer: self.source.ask(claim), what, gone });
+        }
+        self.kept(now)
+    }
+
+    /// What is wrong with our lease and can be put right by writing it, and whether it is gone; otherwise how it stands.
+    fn wrong(
+        &mut self,
+        listed: &[Lease],
+        node: &Node,
+        macs: [Mac; 2],
+        now: Instant,
+    ) -> Result<Kept, (&'static str, bool)> {
         let config = self.conf.config();
         let others: Vec<&Lease> = listed.iter().filter(|lease| !self.asker.owns(lease)).collect();
         let announced = config.backend.announced(&config, macs, &others);
-        let standing = listed.iter().find(|lease| lease.subnet == node.subnet);
-        let what = match standing {
-            None => "was gone and is taken again",
+        let written =
+            self.written.as_ref().filter(|(what, _)| self.says(what, &announced)).map(|(_, at)| *at);
+        let echoes = |at: Instant, within: Duration| (now - at < within).then_some(at + within);
+        match listed.iter().find(|lease| lease.subnet == node.subnet) {
+            None => match written.and_then(|at| echoes(at, RETURN)) {
+                Some(due) => Ok(Kept { due: Some(due), ..self.kept(now) }),
+                None => Err(("was gone and is taken again", true)),
+            },
             Some(lease) if !self.asker.owns(lease) => {
                 let holder = lease.public_ip.map(IpAddr::V4).or(lease.public_ipv6.map(IpAddr::V6));
-                return gone(holder.map_or("nobody holds it".into(), |holder| format!("{holder} holds it")));
+                let why = holder.map_or("nobody holds it".into(), |holder| format!("{holder} holds it"));
+                let fault = StoreFault::OwnLeaseGone { why: why.into() };
+                Ok(Kept { fault: Some(fault), due: Some(now + RETRY) })
             }
-            Some(lease) if self.says(lease, &announced) => return self.kept(now),
-            Some(lease) => {
-                let written = self.written.as_ref().filter(|(what, _)| self.says(what, &announced));
-                match written.map(|(_, at)| *at) {
-                    Some(at) if now - at < ECHO => return Kept { due: Some(at + ECHO), ..self.kept(now) },
-                    Some(at) => {
-                        self.contest = Some((contested(lease), now + CONTEST));
-                        // Another daemon with our address would undo it for ever.
-                        if now - at < REWRITE {
-                            return self.kept(now);
-                        }
+            Some(lease) if self.says(lease, &announced) => Ok(self.kept(now)),
+            Some(lease) => match written {
+                Some(at) if now - at < ECHO => Ok(Kept { due: Some(at + ECHO), ..self.kept(now) }),
+                Some(at) => {
+                    let rival = now - at < RIVALRY;
+                    self.contest = Some((contested(lease), now + CONTEST));
+                    // Another daemon with our address would undo it for ever.
+                    if rival {
+                        Ok(self.kept(now))
+                    } else {
+                        Err(("was written by somebody else and is written again", false))
                     }
-                    None => {}
                 }
-                "did not say what we announce and is written again"
-            }
-        };
-        match self.take(&|_: Option<&Lease>| macs, Choice::Only(node.subnet)) {
-            Ok(lease) => {
-                warn!("our lease {} {what}", lease.subnet);
+                None => Err(("did not say what we announce and is written again", false)),
+            },
+        }
+    }
+
+    /// Takes the answer, if it is there.
+    fn hear(&mut self, now: Instant) {
+        let Some(asked) = &mut self.asked else { return };
+        match asked.answer.try_recv() {
+            Err(TryRecvError::Empty) => return,
+            Err(TryRecvError::Closed) => {}
+            Ok(Ok(lease)) => {
+                warn!("our lease {} {}", lease.subnet, asked.what);
                 self.written = Some((lease.clone(), now));
                 self.asker.held = Some(lease);
-                self.kept(now)
+                self.refused = None;
             }
-            Err(error) if standing.is_some() => {
-                refused(StoreFault::OwnLeaseStale { why: error.to_string().into() })
+            Ok(Err(error)) => {
+                let why = error.to_string().into();
+                let fault = if asked.gone {
+                    StoreFault::OwnLeaseGone { why }
+                } else {
+                    StoreFault::OwnLeaseStale { why }
+                };
+                self.refused = Some((fault, now + RETRY));
             }
-            Err(error) => gone(error.to_string()),
         }
+        self.asked = None;
     }
 
     /// It stands, or has been written; perhaps somebody else writes it too.
@@ -177,5 +272,5 @@ fn contested(lease: &Lease) -> StoreFault {
 }
 
 /// Gives the MACs to announce, given the lease that we hold.
-pub(crate) trait Macs: Fn(Option<&Lease>) -> [Mac; 2] + Sync {}
-impl<F: Fn(Option<&Lease>) -> [Mac; 2] + Sync> Macs for F {}
+pub(crate) trait Macs: Fn(Option<&Lease>) -> [Mac; 2] + Send + Sync + 'static {}
+impl<F: Fn(Option<&Lease>) -> [Mac; 2] + Send + Sync + 'static> Macs for F {}

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kernel::{Filter, Kernel, Outcome, Seen};
-use plan::belief::{Belief, Weighed};
+use plan::belief::{Belief, History, Weighed};
 use plan::follow::Followed;
 use plan::input::{Config, Former, Leases, Node, Underlay};
 use plan::netconf::NetConf;
@@ -78,9 +78,9 @@ pub(crate) struct Memory {
 
 impl Memory {
     /// What an earlier run remembered is what the store's first list is weighed by, however soon that comes.
-    pub(crate) fn expecting(remembered: &Leases, node: &Node) -> Self {
+    pub(crate) fn expecting(remembered: &Leases, history: Option<History>, node: &Node) -> Self {
         let others = remembered.known().iter().filter(|lease| lease.subnet != node.subnet);
-        Self { belief: Belief::expecting(others.cloned()), ..Self::default() }
+        Self { belief: Belief::expecting(others.cloned(), history), ..Self::default() }
     }
 }
 
@@ -218,7 +218,8 @@ impl Reconciler {
         }
         let ours = self.node.subnet;
         let others = view.leases.known().iter().filter(|lease| lease.subnet != ours).cloned().collect();
-        let Weighed { leases, missing, due } = self.memory.belief.weigh(others, now, self.flags.shrink_grace);
+        let Weighed { leases, missing, due } =
+            self.memory.belief.weigh(others, view.history, now, self.flags.shrink_grace);
         if missing > 0 {
             heard.notes.push(Note::Store(StoreFault::PeersMissing));
         }

@@ -117,7 +117,7 @@ impl Listing {
 
     pub(super) fn view(&self) -> View {
         let notes = self.entries.values().filter_map(|entry| entry.note.clone());
-        View { leases: Leases::Listed(self.leases()), conf: None, notes: notes.collect(), lost: None }
+        View { leases: Leases::Listed(self.leases()), notes: notes.collect(), ..View::default() }
     }
 }
 

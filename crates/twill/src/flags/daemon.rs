@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use plan::backend::Backend;
 use plan::netconf::NetConf;
+use store::{Dir, Store};
 
 use super::Command;
 use super::help::help;
@@ -241,7 +242,7 @@ impl Flags {
         let mut flags = self.clone();
         let mut unmet = Vec::new();
         for group in GROUPS {
-            let Some(lack) = group.lack else { continue };
+            let Some(lack) = (group.lack)(self) else { continue };
             for flag in group.flags {
                 let slot = (flag.at)(&mut flags);
                 let off = slot.is_switch() && slot.show() == "false";
@@ -259,12 +260,38 @@ impl Flags {
         if !(1..=1439).contains(&margin) {
             return Err(format!("--subnet-lease-renew-margin is {margin}: it must be 1 to 1439 minutes"));
         }
-        if self.store.as_os_str().is_empty() {
-            return Err("no store: this version only has --store DIR, a lease directory of this machine; \
-                        etcd and Kubernetes are not in it yet"
-                .into());
+        if self.store.as_os_str().is_empty() && self.kube.subnet_mgr {
+            return Err("--kube-subnet-mgr: this version does not know Kubernetes; leases are in etcd, or in --store DIR".into());
+        }
+        if self.store.as_os_str().is_empty() && !cfg!(feature = "etcd") {
+            return Err("no store: this build only has --store DIR, a lease directory of this machine".into());
         }
         Ok(())
+    }
+
+    /// Where the leases are.
+    pub(crate) fn store(&self) -> Store {
+        #[cfg(feature = "etcd")]
+        if self.store.as_os_str().is_empty() {
+            return self.etcd_store();
+        }
+        Store::Dir(Dir::new(&self.store).imposing(self.backend_type.clone()))
+    }
+
+    #[cfg(feature = "etcd")]
+    fn etcd_store(&self) -> Store {
+        let Etcd { endpoints, prefix, keyfile, certfile, cafile, username, .. } = self.etcd.clone();
+        Store::Etcd(store::Etcd::new(store::EtcdOptions {
+            endpoints: endpoints.split(',').filter(|url| !url.is_empty()).map(str::to_owned).collect(),
+            prefix,
+            cafile,
+            certfile,
+            keyfile,
+            username,
+            password: self.etcd.password.reveal().to_owned(),
+            backend: self.backend_type.clone(),
+            renew_margin: Duration::from_secs(self.etcd.subnet_lease_renew_margin.cast_unsigned() * 60),
+        }))
     }
 
     /// Who chose the backend that is in force under that config.

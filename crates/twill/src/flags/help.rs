@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::daemon::Flags;
 use super::table::{Flag, GROUPS, flags};
 
 /// Letters in a line.
@@ -18,7 +19,7 @@ pub(super) fn help(program: &str) -> String {
     );
     let width = flags().map(|flag| spelled(flag).len()).max().unwrap_or(0);
     for group in GROUPS {
-        let lack = group.lack.map_or(String::new(), |lack| format!(" ({lack})"));
+        let lack = (group.lack)(&Flags::default()).map_or(String::new(), |lack| format!(" ({lack})"));
         let _ = writeln!(text, "\n{}{lack}:", group.title);
         for flag in group.flags {
             let mut left = spelled(flag);

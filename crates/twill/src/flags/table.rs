@@ -20,7 +20,7 @@ pub(super) struct Flag {
 pub(super) struct Group {
     pub(super) title: &'static str,
     /// What whoever asks for one of them does not get.
-    pub(super) lack: Option<&'static str>,
+    pub(super) lack: fn(&Flags) -> Option<&'static str>,
     pub(super) flags: &'static [Flag],
 }
 
@@ -51,9 +51,9 @@ pub(super) fn flags() -> impl Iterator<Item = &'static Flag> {
 
 #[rustfmt::skip] // a table
 pub(super) const GROUPS: &[Group] = &[
-    Group { title: "leases and network config", lack: None, flags: &[
+    Group { title: "leases and network config", lack: |_| None, flags: &[
         flag("store", "DIR", "",
-            "lease directory of this machine: DIR/config and DIR/subnets/",
+            "lease directory of this machine in place of etcd: DIR/config and DIR/subnets/",
             |flags| &mut flags.store),
         flag("backend-type", "TYPE", "",
             "vxlan, host-gw or alloc, whatever the network config says; its options count where it is of that type",
@@ -65,7 +65,7 @@ pub(super) const GROUPS: &[Group] = &[
             "keep peers so long when more than half of them vanish from the store at once",
             |flags| &mut flags.shrink_grace),
     ] },
-    Group { title: "interface, addresses and routes", lack: None, flags: &[
+    Group { title: "interface, addresses and routes", lack: |_| None, flags: &[
         flag("iface", "NAME|IP", "",
             "interface for traffic between nodes; may be repeated, the first that is there is taken; without it the default route's",
             |flags| &mut flags.iface),
@@ -85,7 +85,7 @@ pub(super) const GROUPS: &[Group] = &[
             "routing table of the pods' routes: main, flannel (8472) or a number; any but main gets a rule",
             |flags| &mut flags.route_table),
     ] },
-    Group { title: "files", lack: None, flags: &[
+    Group { title: "files", lack: |_| None, flags: &[
         flag("subnet-file", "FILE", SUBNET_FILE,
             "where this node's subnet and MTU are written for the CNI plugin",
             |flags| &mut flags.subnet_file),
@@ -99,7 +99,7 @@ pub(super) const GROUPS: &[Group] = &[
             "unix socket that twill status and twill diff ask",
             |flags| &mut flags.socket),
     ] },
-    Group { title: "health and log", lack: None, flags: &[
+    Group { title: "health and log", lack: |_| None, flags: &[
         flag("healthz-ip", "IP", "0.0.0.0",
             "address of the server of /healthz, /readyz and /metrics",
             |flags| &mut flags.healthz_ip),
@@ -122,7 +122,7 @@ pub(super) const GROUPS: &[Group] = &[
             "print the version and exit",
             |flags| &mut flags.version),
     ] },
-    Group { title: "rules for traffic", lack: Some("this version installs no such rule or route yet"), flags: &[
+    Group { title: "rules for traffic", lack: |_| Some("this version installs no such rule or route yet"), flags: &[
         flag("ip-masq", "", "false",
             "masquerade what leaves the pod network, and say so in the subnet file",
             |flags| &mut flags.ip_masq),
@@ -139,7 +139,7 @@ pub(super) const GROUPS: &[Group] = &[
             "drop what is for a pod of this node that is not there",
             |flags| &mut flags.rules.ip_blackhole_route),
     ] },
-    Group { title: "etcd and Kubernetes", lack: Some("of no effect, this version's only store is --store DIR"), flags: &[
+    Group { title: "etcd", lack: |flags| (!flags.store.as_os_str().is_empty()).then_some("of no effect beside --store"), flags: &[
         flag("etcd-endpoints", "URLS", "http://127.0.0.1:4001,http://127.0.0.1:2379",
             "etcd servers, separated by commas",
             |flags| &mut flags.etcd.endpoints),
@@ -164,6 +164,8 @@ pub(super) const GROUPS: &[Group] = &[
         flag("subnet-lease-renew-margin", "MINUTES", "60",
             "how long before its end the lease is renewed, 1 to 1439",
             |flags| &mut flags.etcd.subnet_lease_renew_margin),
+    ] },
+    Group { title: "Kubernetes", lack: |_| Some("this version does not know Kubernetes"), flags: &[
         flag("kube-subnet-mgr", "", "false",
             "take subnets from Kubernetes and not from etcd",
             |flags| &mut flags.kube.subnet_mgr),

@@ -149,6 +149,14 @@ impl Value for Duration {
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Secret(String);
 
+impl Secret {
+    /// For whom it is meant, and nobody else.
+    #[cfg(feature = "etcd")]
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.show())

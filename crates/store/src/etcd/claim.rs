@@ -1,0 +1,97 @@
+//! How a node gets its lease out of etcd: it chooses by what stands there, and writes only if that still stands. Who loses
+//! such a race chooses anew.
+
+use std::time::Duration;
+
+use plan::lease::Lease;
+use tokio::time::sleep;
+use tracing::{debug, info};
+
+use super::EtcdOptions;
+use super::listing::Listing;
+use super::pace::jittered;
+use super::session::{Name, Session, Swap};
+use crate::own::{Choice, Claim, Settled};
+use crate::view::StoreError;
+
+/// Races lost or won until a lease stands; each node that wins one is out of the others' way.
+const ATTEMPTS: usize = 30;
+/// Between two of them.
+const PAUSE: Duration = Duration::from_millis(30);
+
+/// Takes it. Gives the whole list, too, where that had to be read.
+pub(super) async fn take(
+    session: &mut Session,
+    options: &EtcdOptions,
+    claim: &Claim,
+) -> Result<(Lease, Option<Listing>), StoreError> {
+    for attempt in 0..ATTEMPTS {
+        if attempt > 1 {
+            sleep(jittered(PAUSE)).await;
+        }
+        let (listing, leases) = match &claim.choice {
+            // What was won is looked at once more: a lease under another key may overlap it, and the older one stays.
+            Choice::Any { .. } => {
+                let listing = session.list(options).await?;
+                let mut leases = listing.leases();
+                let others = listing.unreadable().filter(|subnet| claim.asker.previous != Some(*subnet));
+                leases.extend(others.map(Lease::unknown));
+                (listing, leases)
+            }
+            Choice::Only(subnet) => fresh(session, options, &subnet.to_string(), &claim.listed).await?,
+        };
+        let settled = claim.settle(&leases).map_err(|why| why.at(&session.endpoint))?;
+        let key = settled.lease.subnet.to_string();
+        let value = settled.lease.to_json();
+        let standing = listing.entry(&key);
+        let is_said =
+            standing.is_some_and(|entry| matches!(&entry.told, Ok(lease) if lease.to_json() == value));
+        if is_said && settled.stale.is_empty() {
+            info!(subnet = %settled.lease.subnet, origin = ?settled.origin, "lease is ours");
+            let listed = matches!(claim.choice, Choice::Any { .. });
+            return Ok((settled.lease, listed.then_some(listing)));
+        }
+        let over = standing.map(|entry| entry.mod_revision);
+        if !write(session, &listing, settled, (&key, value, over)).await? {
+            debug!("somebody else has written {key} meanwhile; choosing anew");
+        }
+    }
+    Err(session.fault("our lease changed under our hands again and again; it is tried again"))
+}
+
+/// What is known, with one entry as it is now.
+async fn fresh(
+    session: &Session,
+    options: &EtcdOptions,
+    key: &str,
+    known: &[Lease],
+) -> Result<(Listing, Vec<Lease>), StoreError> {
+    let ((cluster, revision), entry) = session.get(Name::Subnet(key)).await?;
+    let mut listing = Listing::new(cluster, revision, &session.keys);
+    if let Some(kv) = &entry {
+        listing.put(kv, &session.keys, options);
+    }
+    let others = known.iter().filter(|lease| lease.subnet.to_string() != key).cloned();
+    let leases = others.chain(listing.leases()).collect();
+    Ok((listing, leases))
+}
+
+/// A lease that moves takes its etcd lease along, and a reservation stays one.
+async fn write(
+    session: &mut Session,
+    listing: &Listing,
+    settled: Settled,
+    (key, value, over): (&str, String, Option<i64>),
+) -> Result<bool, StoreError> {
+    let stale = settled.stale.iter().map(ToString::to_string).filter(|stale| stale != key);
+    let gone: Vec<_> =
+        stale.filter_map(|stale| listing.entry(&stale).map(|entry| (stale, entry.mod_revision))).collect();
+    let moved = gone.last().and_then(|(stale, _)| listing.lease_id(stale));
+    let granted = if over.is_none() && moved.is_none() { Some(session.grant().await?) } else { None };
+    let lease_id = moved.or(granted).unwrap_or_default();
+    let written = session.swap(Swap { key, value, over, gone, lease_id }).await;
+    if let (Some(id), Ok(false)) = (granted, &written) {
+        session.revoke(id).await?;
+    }
+    written
+}

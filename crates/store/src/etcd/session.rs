@@ -1,0 +1,314 @@
+//! One connection to one etcd server, and the few things that are asked of it, each with a limit of time. What an answer
+//! means is not decided here.
+
+use std::fs;
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, Identity, KeyValue,
+    PutOptions, TlsOptions, Txn, TxnOp, WatchOptions, WatchResponse, WatchStream,
+};
+use tokio::time::timeout;
+
+use super::EtcdOptions;
+use super::listing::Listing;
+use super::words;
+use crate::view::StoreError;
+
+/// How long one server may take to answer.
+const ANSWER: Duration = Duration::from_millis(1500);
+/// Entries that are asked for at a time.
+const PAGE: i64 = 1000;
+/// Bytes that such an answer may have: each entry may be as large as etcd lets anybody write.
+const LARGEST_ANSWER: usize = 64 << 20;
+/// flannel's, in seconds (flannel-compat 4.4).
+const TTL: i64 = 86400;
+
+/// The names of our keys.
+#[derive(Clone, Debug)]
+pub(super) struct Keys {
+    prefix: String,
+}
+
+/// Which of them it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Name<'a> {
+    Config,
+    /// Of a lease, by the last part of its key.
+    Subnet(&'a str),
+}
+
+impl Keys {
+    /// Slashes that are doubled or at the end do not count, as with flannel (flannel-compat 4.2).
+    pub(super) fn new(prefix: &str) -> Self {
+        let parts: Vec<&str> = prefix.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+        let root = if prefix.starts_with('/') { "/" } else { "" };
+        Self { prefix: format!("{root}{}", parts.join("/")) }
+    }
+
+    pub(super) fn config(&self) -> String {
+        format!("{}/config", self.prefix)
+    }
+
+    pub(super) fn subnet(&self, key: &str) -> String {
+        format!("{}/subnets/{key}", self.prefix)
+    }
+
+    pub(super) fn of(&self, name: Name) -> String {
+        match name {
+            Name::Config => self.config(),
+            Name::Subnet(key) => self.subnet(key),
+        }
+    }
+
+    /// Whose key it is; `None` for somebody else's.
+    pub(super) fn name<'a>(&self, key: &'a [u8]) -> Option<Name<'a>> {
+        match key.strip_prefix(self.prefix.as_bytes())? {
+            b"/config" => Some(Name::Config),
+            rest => match str::from_utf8(rest.strip_prefix(b"/subnets/")?) {
+                Ok(key) => Some(Name::Subnet(key)),
+                Err(_) => Some(Name::Subnet("(not UTF-8)")),
+            },
+        }
+    }
+
+    /// From the config to the last lease.
+    fn all(&self) -> (String, String) {
+        (self.config(), format!("{}/subnets0", self.prefix))
+    }
+}
+
+/// A connection. Copies share it.
+#[derive(Clone)]
+pub(super) struct Session {
+    client: Client,
+    pub(super) endpoint: String,
+    pub(super) keys: Keys,
+}
+
+/// What is to be written, and what has to stand for it.
+pub(super) struct Swap<'a> {
+    pub(super) key: &'a str,
+    pub(super) value: String,
+    /// The revision of what it takes the place of; `None` where nothing may stand.
+    pub(super) over: Option<i64>,
+    /// Entries that go with the same step, and their revisions.
+    pub(super) gone: Vec<(String, i64)>,
+    /// The etcd lease that a new entry is attached to.
+    pub(super) lease_id: i64,
+}
+
+impl Session {
+    /// Connects, and logs in where a user is given.
+    pub(super) async fn open(endpoint: &str, keys: &Keys, options: &EtcdOptions) -> Result<Self, StoreError> {
+        let fault = |error: String| StoreError::new(endpoint, error);
+        let connect = connect_options(endpoint, options).map_err(fault)?;
+        let client = within(Client::connect([endpoint], Some(connect))).await.map_err(fault)?;
+        let session = Self { client, endpoint: endpoint.to_owned(), keys: keys.clone() };
+        // The client connects with the first question.
+        session.get(Name::Config).await?;
+        Ok(session)
+    }
+
+    pub(super) fn fault(&self, why: impl std::fmt::Display) -> StoreError {
+        StoreError::new(&self.endpoint, why)
+    }
+
+    pub(super) fn silent(&self, patience: Duration) -> StoreError {
+        self.fault(silence(patience))
+    }
+
+    async fn ask<T>(&self, request: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
+        within(request).await.map_err(|why| self.fault(why))
+    }
+
+    /// The entry of that name; and the cluster's number and revision at that moment.
+    pub(super) async fn get(&self, name: Name<'_>) -> Result<((u64, i64), Option<KeyValue>), StoreError> {
+        let mut kv = self.client.kv_client().max_decoding_message_size(LARGEST_ANSWER);
+        let mut response = self.ask(kv.get(self.keys.of(name), None)).await?;
+        let at = response.header().map_or((0, 0), |header| (header.cluster_id(), header.revision()));
+        Ok((at, response.take_kvs().pop()))
+    }
+
+    /// Reads all at one revision, page by page.
+    pub(super) async fn list(&mut self, options: &EtcdOptions) -> Result<Listing, StoreError> {
+        let (start, end) = self.keys.all();
+        let mut from = start.into_bytes();
+        let mut kv = self.client.kv_client().max_decoding_message_size(LARGEST_ANSWER);
+        let mut listing: Option<Listing> = None;
+        loop {
+            let revision = listing.as_ref().map_or(0, |listing| listing.revision);
+            let page = GetOptions::new().with_range(end.as_str()).with_limit(PAGE).with_revision(revision);
+            let response = self.ask(kv.get(from, Some(page))).await?;
+            let header = response.header().ok_or_else(|| self.fault("an answer without a header"))?;
+            let listing = listing
+                .get_or_insert_with(|| Listing::new(header.cluster_id(), header.revision(), &self.keys));
+            for kv in response.kvs() {
+                listing.put(kv, &self.keys, options);
+            }
+            match response.kvs().last() {
+                Some(last) if response.more() => {
+                    // The first key behind it.
+                    from = last.key().to_vec();
+                    from.push(0);
+                }
+                _ => break,
+            }
+        }
+        listing.ok_or_else(|| self.fault("an empty answer"))
+    }
+
+    /// Does this cluster go on from where the listing is? A cluster that was restored or emptied may well be called the
+    /// same; but what was written last does not stand there at the very revision.
+    pub(super) async fn continues(&self, listing: &Listing) -> Result<bool, StoreError> {
+        let Some((name, mod_revision)) = listing.newest().filter(|_| listing.cluster != 0) else {
+            return Ok(false);
+        };
+        let ((cluster, revision), found) = self.get(name).await?;
+        let stands = found.is_some_and(|kv| kv.mod_revision() == mod_revision);
+        Ok(stands && cluster == listing.cluster && revision >= listing.revision)
+    }
+
+    /// Hears of all that happened at that revision and happens later.
+    pub(super) async fn watch(&mut self, from: i64) -> Result<Stream, StoreError> {
+        let (start, end) = self.keys.all();
+        let options = WatchOptions::new().with_range(end).with_start_revision(from).with_fragment();
+        let mut client = self.client.watch_client().max_decoding_message_size(LARGEST_ANSWER);
+        let stream = self.ask(client.watch(start, Some(options))).await?;
+        Ok(Stream { stream, endpoint: self.endpoint.clone() })
+    }
+
+    /// Writes if all stands as it did. `false`: somebody was faster.
+    pub(super) async fn swap(&mut self, swap: Swap<'_>) -> Result<bool, StoreError> {
+        let key = self.keys.subnet(swap.key);
+        let (own, put) = match swap.over {
+            Some(revision) => (
+                Compare::mod_revision(key.as_str(), CompareOp::Equal, revision),
+                PutOptions::new().with_ignore_lease(),
+            ),
+            None => (
+                Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
+                PutOptions::new().with_lease(swap.lease_id),
+            ),
+        };
+        let (mut when, mut then) = (vec![own], vec![TxnOp::put(key, swap.value, Some(put))]);
+        for (gone, revision) in swap.gone {
+            let gone = self.keys.subnet(&gone);
+            when.push(Compare::mod_revision(gone.as_str(), CompareOp::Equal, revision));
+            then.push(TxnOp::delete(gone, None));
+        }
+        let mut kv = self.client.kv_client();
+        Ok(self.ask(kv.txn(Txn::new().when(when).and_then(then))).await?.succeeded())
+    }
+
+    pub(super) async fn grant(&mut self) -> Result<i64, StoreError> {
+        let mut client = self.client.lease_client();
+        Ok(self.ask(client.grant(TTL, None)).await?.id())
+    }
+
+    pub(super) async fn revoke(&mut self, id: i64) -> Result<(), StoreError> {
+        let mut client = self.client.lease_client();
+        self.ask(client.revoke(id)).await.map(drop)
+    }
+
+    /// Begins an etcd lease's time anew. How long it lasts now; zero when it is over.
+    pub(super) async fn keep_alive(&mut self, id: i64) -> Result<Duration, StoreError> {
+        let mut client = self.client.lease_client();
+        let renewed = async {
+            let (mut keeper, mut answers) = client.keep_alive(id).await?;
+            keeper.keep_alive().await?;
+            Ok(answers.message().await?.map_or(0, |answer| answer.ttl()))
+        };
+        let seconds = self.ask(renewed).await?;
+        Ok(Duration::from_secs(seconds.try_into().unwrap_or_default()))
+    }
+}
+
+/// What a watch tells.
+pub(super) struct Stream {
+    stream: WatchStream,
+    endpoint: String,
+}
+
+impl Stream {
+    pub(super) async fn next(&mut self) -> Result<WatchResponse, StoreError> {
+        match self.stream.message().await {
+            Ok(Some(response)) => Ok(response),
+            Ok(None) => Err(StoreError::new(&self.endpoint, "it ended the watch")),
+            Err(error) => Err(StoreError::new(&self.endpoint, words::why(&error))),
+        }
+    }
+
+    /// Wants any answer.
+    pub(super) async fn ask(&mut self) -> Result<(), StoreError> {
+        let asked = within(self.stream.request_progress()).await;
+        asked.map_err(|why| StoreError::new(&self.endpoint, why))
+    }
+}
+
+async fn within<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T, String> {
+    match timeout(ANSWER, request).await {
+        Ok(answer) => answer.map_err(|error| words::why(&error)),
+        Err(_) => Err(silence(ANSWER)),
+    }
+}
+
+fn silence(patience: Duration) -> String {
+    format!("no answer within {} s", patience.as_secs_f32())
+}
+
+/// Certificates are read anew for each connection, since they are renewed under a running daemon.
+fn connect_options(endpoint: &str, options: &EtcdOptions) -> Result<ConnectOptions, String> {
+    let mut connect = ConnectOptions::new()
+        .with_connect_timeout(ANSWER)
+        .with_require_leader(true)
+        .with_auto_token_refresh(true);
+    if !options.username.is_empty() && !options.password.is_empty() {
+        connect = connect.with_user(&options.username, &options.password);
+    }
+    // As with flannel, what is said of certificates does not count for a server that has none.
+    if !endpoint.starts_with("https://") {
+        return Ok(connect);
+    }
+    let mut tls = TlsOptions::new();
+    tls = match pem(&options.cafile)? {
+        Some(ca) => tls.ca_certificate(Certificate::from_pem(ca)),
+        None => tls.with_native_roots(),
+    };
+    if let (Some(certificate), Some(key)) = (pem(&options.certfile)?, pem(&options.keyfile)?) {
+        tls = tls.identity(Identity::from_pem(certificate, key));
+    }
+    Ok(connect.with_tls(tls))
+}
+
+fn pem(path: &Path) -> Result<Option<Vec<u8>>, String> {
+    if path.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    fs::read(path).map(Some).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_flannels() {
+        for (prefix, config) in [
+            ("/coreos.com/network", "/coreos.com/network/config"),
+            ("/coreos.com//network/", "/coreos.com/network/config"),
+            ("net", "net/config"),
+            ("/", "/config"),
+        ] {
+            let keys = Keys::new(prefix);
+            assert_eq!(keys.config(), config);
+            assert_eq!(keys.name(config.as_bytes()), Some(Name::Config));
+            assert_eq!(keys.name(keys.subnet("10.3.7.0-24").as_bytes()), Some(Name::Subnet("10.3.7.0-24")));
+            for foreign in ["/x", "/coreos.com/network/configs", "/coreos.com/network/subnets"] {
+                assert_eq!(keys.name(foreign.as_bytes()), None, "{prefix} {foreign}");
+            }
+        }
+    }
+}
