@@ -276,8 +276,7 @@ impl Renewal {
         let lasts = session.keep_alive(self.id).await?;
         self.until = Some(SystemTime::now() + lasts);
         if lasts.is_zero() {
-            // Its key goes with it, and that is heard.
-            info!("our etcd lease {:x} is over", self.id);
+            // Over; its key goes with it, and that is heard.
             self.due = None;
             return Ok(());
         }

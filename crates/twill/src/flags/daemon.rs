@@ -652,7 +652,8 @@ mod tests {
             told(&[], &[("FLANNELD_ETCD_PASSWORD", "hunter2")], "").unwrap(),
             told(&[], &[], &by_line).unwrap(),
         ] {
-            let all = format!("{} {:?} {:?} {flags:?}", flags.shown(), flags.unmet(), flags.ignored);
+            let place = flags.store().identity();
+            let all = format!("{} {:?} {:?} {flags:?} {place}", flags.shown(), flags.unmet(), flags.ignored);
             assert!(!all.contains("hunter2") && flags.shown().contains("etcd-password=***"), "{all}");
         }
     }
@@ -660,17 +661,21 @@ mod tests {
     #[test]
     fn what_is_asked_for_in_vain_is_said_a_line_each() {
         assert_eq!(asked(&["--store=/s", "--v=4", "--iface=eth0"]).unmet(), Vec::<String>::new());
-        for flag in GROUPS.iter().filter(|group| group.lack.is_some()).flat_map(|group| group.flags) {
+        let etcd = asked(&["--etcd-prefix=/a"]);
+        assert_eq!(etcd.unmet(), Vec::<String>::new());
+        let beside = asked(&["--store=/s"]);
+        let lacking = |group: &&table::Group| (group.lack)(&beside).is_some();
+        for flag in GROUPS.iter().filter(lacking).flat_map(|group| group.flags) {
             let (_, one, two, _) = VALUES.iter().find(|(name, ..)| *name == flag.name).unwrap();
             let wish = if is_switch(flag.name) { "true" } else { one };
-            let said = told(&[], &[(&flag.variable(), wish)], "").unwrap().unmet();
+            let said = told(&["--store=/s"], &[(&flag.variable(), wish)], "").unwrap().unmet();
             assert!(
                 said.len() == 1 && said[0].starts_with(&format!("--{} (environment): ", flag.name)),
                 "{said:?}"
             );
             if is_switch(flag.name) {
                 assert!([*one, *two].contains(&"false"));
-                let said = asked(&[&format!("--{}=0", flag.name)]).unmet();
+                let said = asked(&["--store=/s", &format!("--{}=0", flag.name)]).unmet();
                 assert_eq!(said, Vec::<String>::new(), "off is what there is");
             }
         }
@@ -681,9 +686,10 @@ mod tests {
         for (args, word) in [
             (&["--store=/s"][..], None),
             (&["--store=/s", "--etcd-prefix=/x"], None),
-            (&[], Some("--store DIR")),
+            (&[], None),
             (&["--kube-subnet-mgr"], Some("--store DIR")),
-            (&["--etcd-endpoints=http://a:1"], Some("--store DIR")),
+            (&["--etcd-endpoints=http://a:1"], None),
+            (&["--store=/s", "--kube-subnet-mgr"], None),
             (&["--store=/s", "--subnet-lease-renew-margin=1"], None),
             (&["--store=/s", "--subnet-lease-renew-margin=1439"], None),
             (&["--store=/s", "--subnet-lease-renew-margin=0"], Some("1439")),
