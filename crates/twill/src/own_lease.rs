@@ -117,7 +117,6 @@ impl OwnLease {
     pub(crate) fn holding(mut self, lease: Lease) -> (Self, Lease) {
         self.asker.previous = Some(lease.subnet);
         self.asker.held = Some(lease.clone());
-        self.written = Some((lease.clone(), Instant::now()));
         (self, lease)
     }
 
@@ -209,17 +208,16 @@ impl OwnLease {
             Some(lease) if self.says(lease, &announced) => Ok(self.kept(now)),
             Some(lease) => match written {
                 Some(at) if now - at < ECHO => Ok(Kept { due: Some(at + ECHO), ..self.kept(now) }),
-                Some(at) => {
-                    let rival = now - at < RIVALRY;
-                    self.contest = Some((contested(lease), now + CONTEST));
-                    // Another daemon with our address would undo it for ever.
-                    if rival {
-                        Ok(self.kept(now))
-                    } else {
-                        Err(("was written by somebody else and is written again", false))
+                written => {
+                    if !self.is_former(lease) {
+                        self.contest = Some((contested(lease), now + CONTEST));
+                    }
+                    match written {
+                        // Another daemon with our address would undo it for ever.
+                        Some(at) if now - at < RIVALRY => Ok(self.kept(now)),
+                        _ => Err(("did not say what we announce and is written again", false)),
                     }
                 }
-                None => Err(("did not say what we announce and is written again", false)),
             },
         }
     }
@@ -254,6 +252,12 @@ impl OwnLease {
         self.contest = self.contest.take().filter(|(_, until)| now < *until);
         let (fault, due) = self.contest.clone().unzip();
         Kept { fault, due }
+    }
+
+    /// Are these words our own, of an earlier config or uplink?
+    fn is_former(&self, lease: &Lease) -> bool {
+        let same = |held: &Lease| Lease { born: lease.born, ..held.clone() } == *lease;
+        self.asker.held.as_ref().is_some_and(same)
     }
 
     /// Does the lease say all that we announce?
