@@ -6,19 +6,17 @@ use etcd_client::{Error, WatchResponse};
 
 /// What a person needs to know of it.
 pub(super) fn why(error: &Error) -> String {
-    let mut text = match error {
-        Error::GRpcStatus(status) => status.message().to_owned(),
-        other => other.to_string(),
+    let (mut text, mut source) = match error {
+        Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),
+        Error::TransportError(error) => (error.to_string(), error.source()),
+        other => (other.to_string(), None),
     };
     // The layers between say no more than that there are layers.
-    let mut source = error.source();
     while let Some(inner) = source {
         source = inner.source();
-        if source.is_none() {
-            let inner = inner.to_string();
-            if !text.contains(&inner) {
-                text = inner;
-            }
+        let inner = inner.to_string();
+        if source.is_none() && !text.contains(&inner) {
+            text = inner;
         }
     }
     match advice(&text) {

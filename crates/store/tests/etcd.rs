@@ -1,0 +1,375 @@
+//! Leases in a real etcd, looked at with etcdctl: what is written, what is heard, and what is never taken for a loss.
+
+#![cfg(feature = "etcd")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use plan::lease::{Announced, Lease};
+use plan::note::Note;
+use plan::subnet_alloc::Asker;
+use store::{Choice, Claim, Etcd, EtcdOptions, View};
+use tokio::sync::watch;
+
+const SOON: Duration = Duration::from_secs(10);
+const CONFIG: &str = r#"{"Network":"10.3.0.0/16"}"#;
+const LEASE: &str = r#"{"PublicIP":"192.0.2.9","PublicIPv6":null,"BackendType":"host-gw"}"#;
+
+/// An etcd of this test alone, on a port of its own.
+struct Server {
+    dir: tempfile::TempDir,
+    port: u16,
+    child: Child,
+}
+
+impl Server {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let child = run(dir.path(), port);
+        let server = Self { dir, port, child };
+        server.wait();
+        server.ctl(&["put", "/coreos.com/network/config", CONFIG]);
+        server
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    fn wait(&self) {
+        let end = Instant::now() + SOON;
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(Instant::now() < end, "etcd does not start");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn restart(&mut self) {
+        self.child = run(self.dir.path(), self.port);
+        self.wait();
+    }
+
+    fn ctl(&self, args: &[&str]) -> String {
+        let mut command = Command::new("etcdctl");
+        command.env("ETCDCTL_API", "3").args(["--endpoints", &self.url()]).args(args);
+        let out = command.output().unwrap();
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    fn put(&self, key: &str, value: &str) {
+        self.ctl(&["put", &format!("/coreos.com/network/subnets/{key}"), value]);
+    }
+
+    /// The keys of all leases, and of each what etcdctl prints after `-w fields`.
+    fn keys(&self) -> Vec<String> {
+        let text = self.ctl(&["get", "--prefix", "/coreos.com/network/subnets/", "--keys-only"]);
+        text.lines()
+            .filter_map(|line| line.rsplit('/').next())
+            .filter(|key| !key.is_empty())
+            .map(str::to_owned)
+            .collect()
+    }
+
+    fn field(&self, key: &str, name: &str) -> i64 {
+        let text = self.ctl(&["get", "-w", "fields", &format!("/coreos.com/network/subnets/{key}")]);
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("\"{name}\" : ")));
+        line.unwrap_or_else(|| panic!("no {name}: {text}")).parse().unwrap()
+    }
+
+    fn etcd(&self) -> Etcd {
+        self.etcd_of(vec![self.url()])
+    }
+
+    fn etcd_of(&self, endpoints: Vec<String>) -> Etcd {
+        Etcd::new(EtcdOptions {
+            endpoints,
+            prefix: "/coreos.com/network".into(),
+            cafile: "".into(),
+            certfile: "".into(),
+            keyfile: "".into(),
+            username: String::new(),
+            password: String::new(),
+            backend: None,
+            renew_margin: Duration::from_secs(3600),
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn run(dir: &Path, port: u16) -> Child {
+    let url = format!("http://127.0.0.1:{port}");
+    let program = std::env::var_os("ETCD").filter(|path| !path.is_empty()).unwrap_or_else(|| "etcd".into());
+    let mut command = Command::new(program);
+    command.arg("--data-dir").arg(dir.join("data"));
+    // Peers never come, and the kernel finds a port for them.
+    command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url]);
+    command.args(["--listen-peer-urls", "http://127.0.0.1:0", "--log-level", "error"]);
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+fn claim(host: u8, choice: Choice) -> Claim {
+    let asker = Asker { public_ip: Some([192, 0, 2, host].into()), ..Asker::default() };
+    let conf = plan::netconf::NetConf::parse(CONFIG.as_bytes()).unwrap();
+    Claim { conf, asker, announce: Box::new(|_, _| Announced::HostGw), choice, listed: Vec::new() }
+}
+
+async fn acquire(etcd: &Etcd, host: u8, dice: u64) -> Lease {
+    etcd.acquire(&claim(host, Choice::Any { dice })).await.unwrap()
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+async fn until(view: &mut watch::Receiver<View>, what: &str, good: impl Fn(&View) -> bool) -> View {
+    let found = tokio::time::timeout(SOON, view.wait_for(good)).await.map(|view| view.unwrap().clone());
+    found.unwrap_or_else(|_| panic!("{what}: {:?}", view.borrow()))
+}
+
+fn watched(etcd: &Etcd) -> watch::Receiver<View> {
+    let (sender, view) = watch::channel(View::default());
+    tokio::spawn(etcd.clone().watch(sender));
+    view
+}
+
+#[test]
+fn a_lease_is_flannels_and_one_that_stands_is_not_written_again() {
+    let server = Server::start();
+    block_on(async {
+        let lease = acquire(&server.etcd(), 1, 0).await;
+        let key = lease.subnet.to_string();
+        assert_eq!(server.keys(), [key.clone()]);
+        let value = server.ctl(&["get", "--print-value-only", &format!("/coreos.com/network/subnets/{key}")]);
+        assert_eq!(value, "{\"PublicIP\":\"192.0.2.1\",\"PublicIPv6\":null,\"BackendType\":\"host-gw\"}\n");
+        let id = server.field(&key, "Lease");
+        let ttl = server.ctl(&["lease", "timetolive", &format!("{id:x}")]);
+        assert!(ttl.contains("granted with TTL(86400s)"), "{ttl}");
+        let again = acquire(&server.etcd(), 1, 5).await;
+        assert_eq!((again, server.field(&key, "Version")), (lease, 1));
+    });
+}
+
+#[test]
+fn many_at_once_get_a_subnet_each() {
+    let server = Server::start();
+    block_on(async {
+        // All roll the same number, so that they want the same subnets.
+        let asks = (1..=50).map(|host| {
+            let etcd = server.etcd();
+            tokio::spawn(async move { acquire(&etcd, host, 7).await.subnet.to_string() })
+        });
+        let mut subnets = BTreeSet::new();
+        for ask in asks.collect::<Vec<_>>() {
+            subnets.insert(ask.await.unwrap());
+        }
+        assert_eq!(subnets.len(), 50);
+        assert_eq!(subnets, server.keys().into_iter().collect());
+        let leases = server.ctl(&["lease", "list"]);
+        assert!(leases.starts_with("found 50 leases"), "those of lost races are given back: {leases}");
+    });
+}
+
+#[test]
+fn a_reservation_stays_one() {
+    let server = Server::start();
+    block_on(async {
+        server.put("10.3.77.0-24", r#"{"PublicIP":"192.0.2.1"}"#);
+        let lease = acquire(&server.etcd(), 1, 0).await;
+        assert_eq!(lease.subnet.to_string(), "10.3.77.0-24");
+        assert_eq!((server.field("10.3.77.0-24", "Lease"), server.field("10.3.77.0-24", "Version")), (0, 2));
+    });
+}
+
+#[test]
+fn a_lease_that_does_not_fit_moves_in_one_step_with_its_time() {
+    let server = Server::start();
+    block_on(async {
+        let granted = server.ctl(&["lease", "grant", "500"]);
+        let id = granted.split(' ').nth(1).unwrap().to_owned();
+        server.ctl(&[
+            "put",
+            "--lease",
+            &id,
+            "/coreos.com/network/subnets/10.9.1.0-24",
+            &LEASE.replace(".9\"", ".1\""),
+        ]);
+        let lease = acquire(&server.etcd(), 1, 0).await;
+        let key = lease.subnet.to_string();
+        assert_eq!(server.keys(), [key.clone()]);
+        assert_eq!(format!("{:x}", server.field(&key, "Lease")), id);
+    });
+}
+
+#[test]
+fn what_cannot_be_read_is_a_note_and_somebodys_all_the_same() {
+    let server = Server::start();
+    block_on(async {
+        let etcd = server.etcd();
+        server.put("10.3.1.0-24", LEASE);
+        let mut view = watched(&etcd);
+        until(&mut view, "the lease", |view| view.leases.known().len() == 1).await;
+        for (key, value) in [("10.3.2.0-24", "{half"), ("x&y", "{}"), ("10.3.3.0-24", &"x".repeat(100_000))] {
+            server.put(key, value);
+        }
+        let told = until(&mut view, "three notes", |view| view.notes.len() == 3).await;
+        assert!(told.notes.iter().all(|note| matches!(note, Note::Entry { .. })));
+        assert_eq!(told.leases.known().len(), 1, "the good one stays");
+        // Foreign keys beside ours are nobody's business.
+        server.ctl(&["put", "/coreos.com/network/other", "x"]);
+        server.ctl(&["put", "/coreos.com/network/subnetsx", "x"]);
+        let conf = plan::netconf::NetConf::parse(
+            br#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.2.0","SubnetMax":"10.3.4.0"}"#,
+        )
+        .unwrap();
+        let lease = etcd.acquire(&Claim { conf, ..claim(1, Choice::Any { dice: 0 }) }).await.unwrap();
+        assert_eq!(lease.subnet.to_string(), "10.3.4.0-24");
+        server.put("10.3.2.0-24", LEASE);
+        until(&mut view, "it is a lease again", |view| view.notes.len() == 2).await;
+    });
+}
+
+#[test]
+fn a_list_of_many_pages_is_complete() {
+    let server = Server::start();
+    block_on(async {
+        for block in (0..2300).collect::<Vec<_>>().chunks(100) {
+            let puts: String = block
+                .iter()
+                .map(|n| {
+                    format!(
+                        "put /coreos.com/network/subnets/10.{}.{}.0-24 {LEASE:?}\n",
+                        10 + n / 250,
+                        n % 250
+                    )
+                })
+                .collect();
+            let mut txn = Command::new("etcdctl")
+                .env("ETCDCTL_API", "3")
+                .args(["--endpoints", &server.url(), "txn"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap();
+            std::io::Write::write_all(&mut txn.stdin.take().unwrap(), format!("\n{puts}\n\n").as_bytes())
+                .unwrap();
+            assert!(txn.wait().unwrap().success());
+        }
+        let leases = server.etcd().leases().await.unwrap();
+        let subnets: BTreeSet<_> = leases.iter().map(|lease| lease.subnet).collect();
+        assert_eq!((leases.len(), subnets.len()), (2300, 2300));
+    });
+}
+
+#[test]
+fn a_watch_goes_on_where_it_was_and_reads_all_anew_where_it_cannot() {
+    let mut server = Server::start();
+    block_on(async {
+        let etcd = server.etcd();
+        server.put("10.3.1.0-24", LEASE);
+        let mut view = watched(&etcd);
+        until(&mut view, "the first", |view| view.leases.known().len() == 1).await;
+        assert_eq!(etcd.pulse().lists(), 1);
+        server.kill();
+        let lost = until(&mut view, "lost", |view| view.lost.is_some()).await;
+        assert_eq!(lost.leases.known().len(), 1, "what is known stays");
+        server.restart();
+        server.put("10.3.2.0-24", LEASE);
+        until(&mut view, "the second", |view| view.leases.known().len() == 2 && view.lost.is_none()).await;
+        assert_eq!(etcd.pulse().lists(), 1, "the history was enough");
+        // It is forgotten while nobody listens.
+        server.kill();
+        until(&mut view, "lost", |view| view.lost.is_some()).await;
+        let (own, hidden) =
+            (server.port, TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
+        server.port = hidden;
+        server.restart();
+        server.ctl(&["del", "/coreos.com/network/subnets/10.3.1.0-24"]);
+        server.put("10.3.3.0-24", LEASE);
+        let revision = server.field("10.3.3.0-24", "Revision").to_string();
+        server.ctl(&["compact", &revision]);
+        server.kill();
+        server.port = own;
+        server.restart();
+        let told = until(&mut view, "what happened meanwhile", |view| view.lost.is_none()).await;
+        let told = if told.leases.known().iter().any(|lease| lease.subnet.to_string() == "10.3.1.0-24") {
+            until(&mut view, "the re-read list", |view| {
+                view.leases.known().iter().all(|lease| lease.subnet.to_string() != "10.3.1.0-24")
+            })
+            .await
+        } else {
+            told
+        };
+        assert_eq!(told.leases.known().len(), 2);
+        assert_eq!(etcd.pulse().lists(), 2);
+        // Another etcd of the same name.
+        server.kill();
+        std::fs::remove_dir_all(server.dir.path().join("data")).unwrap();
+        server.restart();
+        let emptied =
+            until(&mut view, "emptied", |view| view.lost.is_none() && view.leases.known().is_empty()).await;
+        assert!(emptied.conf.unwrap().unwrap_err().contains("no key /coreos.com/network/config"));
+        assert!(emptied.history.unwrap().revision < told.history.unwrap().revision);
+    });
+}
+
+#[test]
+fn a_server_that_is_dead_is_passed_over_and_one_that_is_mute_is_told() {
+    let server = Server::start();
+    block_on(async {
+        let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+        let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let [mute_url, dead_url] = [mute.local_addr().unwrap(), dead].map(|at| format!("http://{at}"));
+        let etcd = server.etcd_of(vec![dead_url.clone(), mute_url.clone(), server.url()]);
+        assert_eq!(etcd.leases().await.unwrap().len(), 0);
+        let error = server.etcd_of(vec![dead_url, mute_url]).leases().await.unwrap_err().to_string();
+        assert!(error.contains("Connection refused") && error.contains("no answer within 1.5 s"), "{error}");
+    });
+}
+
+#[test]
+fn a_lease_is_kept_alive_without_a_write() {
+    let server = Server::start();
+    block_on(async {
+        let etcd = server.etcd();
+        let lease = acquire(&etcd, 1, 0).await;
+        let key = lease.subnet.to_string();
+        // Somebody attaches it to a short one.
+        let granted = server.ctl(&["lease", "grant", "3"]);
+        let id = granted.split(' ').nth(1).unwrap().to_owned();
+        let mut view = watched(&etcd);
+        until(&mut view, "our lease", |view| view.leases.known().len() == 1).await;
+        server.ctl(&["put", "--lease", &id, &format!("/coreos.com/network/subnets/{key}"), &lease.to_json()]);
+        let (version, end) = (server.field(&key, "Version"), Instant::now() + Duration::from_secs(7));
+        while Instant::now() < end {
+            assert_eq!(server.keys(), [key.clone()], "it has ended");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        assert_eq!(
+            (server.field(&key, "Version"), format!("{:x}", server.field(&key, "Lease"))),
+            (version, id)
+        );
+    });
+}
