@@ -1,6 +1,6 @@
 # Two commands do everything: `make lab` shows it, `make test` proves it.
 
-APT := gcc libc6-dev iproute2 iptables iputils-ping util-linux procps nftables tcpdump systemd
+APT := gcc libc6-dev iproute2 iptables iputils-ping util-linux procps nftables tcpdump systemd etcd-server etcd-client protobuf-compiler openssl
 # How to become root for apt: not at all, or by sudo without a question.
 AS_ROOT  := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 # Where rustup puts cargo, and where Debian hides bridge and nft from ordinary users.

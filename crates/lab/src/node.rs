@@ -2,14 +2,14 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::daemon::Daemon;
+use crate::http::{self, Reply};
 use crate::ns::{Ns, ip_batch};
 use crate::ping::ping;
 use crate::pod::{Pod, pod_name};
@@ -21,13 +21,6 @@ use crate::wait::{patient, until};
 pub const HEALTHZ_PORT: u16 = 8081;
 const ANSWER: Duration = Duration::from_secs(2);
 const SUBNET_FILE: Duration = Duration::from_secs(15);
-
-/// An HTTP answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
-    pub status: u16,
-    pub body: String,
-}
 
 #[derive(Debug)]
 pub struct Node {
@@ -41,7 +34,7 @@ pub struct Node {
     pub mac: String,
     run: PathBuf,
     cache: PathBuf,
-    store: PathBuf,
+    store: Vec<String>,
     twill: PathBuf,
     pods: AtomicUsize,
 }
@@ -62,7 +55,7 @@ impl Node {
             mac: format!("02:00:00:00:00:{:02x}", index + 0x10),
             run,
             cache: home.join(format!("{name}-cache")),
-            store: store.path().to_owned(),
+            store: store.flags(),
             twill: twill.to_owned(),
             pods: AtomicUsize::new(0),
             name,
@@ -70,13 +63,11 @@ impl Node {
     }
 
     pub fn gateway(&self) -> Ipv4Addr {
-        let [a, b, net, _] = self.ip.octets();
-        Ipv4Addr::new(a, b, net, 1)
+        gateways(self.ip, self.ip6).0
     }
 
     pub fn gateway6(&self) -> Ipv6Addr {
-        let [a, b, ..] = self.ip6.segments();
-        Ipv6Addr::new(a, b, 0, 0, 0, 0, 0, 1)
+        gateways(self.ip, self.ip6).1
     }
 
     /// The directory this node's programs see as /run/flannel.
@@ -101,14 +92,7 @@ impl Node {
                  link set {name} mtu 1500 master seg{segment} up\n"
             ),
         );
-        self.ns.batch(&format!(
-            "link set eth0 up\naddress add {}/24 dev eth0\naddress add {}/64 dev eth0\n\
-             route add default via {} dev eth0\nroute add default via {} dev eth0\n",
-            self.ip,
-            self.ip6,
-            self.gateway(),
-            self.gateway6()
-        ));
+        self.ns.batch(&host_lines(self.ip, self.ip6));
     }
 
     /// Takes away what does not outlive a reboot: what a daemon has in the kernel and in /run. Its own uplink and its pods
@@ -131,11 +115,11 @@ impl Node {
 
     /// The same under a program that becomes the daemon, such as `setpriv --bounding-set=-net_admin`.
     pub fn start_under(&self, under: &[&str], args: &[&str]) -> Daemon<'_> {
-        let [twill, store, cache] =
-            [&self.twill, &self.store, &self.cache].map(|path| path.display().to_string());
+        let [twill, cache] = [&self.twill, &self.cache].map(|path| path.display().to_string());
+        let store: Vec<_> = self.store.iter().map(String::as_str).collect();
         let health = ["--healthz-ip=127.0.0.1", &format!("--healthz-port={HEALTHZ_PORT}")];
-        let own = [&twill, "daemon", "--store", &store, "--cache-dir", &cache];
-        let line = [under, &own, args, &health].concat();
+        let own = [&twill, "daemon", "--cache-dir", &cache];
+        let line = [under, &own, &store, args, &health].concat();
         Daemon::start(self, line.into_iter().map(str::to_owned).collect())
     }
 
@@ -217,15 +201,22 @@ impl Node {
 
     /// HTTP GET from the daemon of this node; None when nobody answers.
     pub fn get(&self, path: &str) -> Option<Reply> {
-        self.ns.within(|| {
-            let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], HEALTHZ_PORT))).ok()?;
-            stream.set_read_timeout(Some(patient(ANSWER))).ok()?;
-            let request = format!("GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).ok()?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text).ok()?;
-            let (head, body) = text.split_once("\r\n\r\n")?;
-            Some(Reply { status: head.split(' ').nth(1)?.parse().ok()?, body: body.to_owned() })
-        })
+        let server = SocketAddr::from(([127, 0, 0, 1], HEALTHZ_PORT));
+        self.ns.within(|| http::get(server, path, patient(ANSWER)))
     }
+}
+
+/// The router's addresses on the segment of a host.
+fn gateways(ip: Ipv4Addr, ip6: Ipv6Addr) -> (Ipv4Addr, Ipv6Addr) {
+    let ([a, b, net, _], [c, d, ..]) = (ip.octets(), ip6.segments());
+    (Ipv4Addr::new(a, b, net, 1), Ipv6Addr::new(c, d, 0, 0, 0, 0, 0, 1))
+}
+
+/// What makes a host of a namespace with a cable.
+pub(crate) fn host_lines(ip: Ipv4Addr, ip6: Ipv6Addr) -> String {
+    let (gateway, gateway6) = gateways(ip, ip6);
+    format!(
+        "link set lo up\nlink set eth0 up\naddress add {ip}/24 dev eth0\naddress add {ip6}/64 dev eth0\n\
+         route add default via {gateway} dev eth0\nroute add default via {gateway6} dev eth0\n"
+    )
 }

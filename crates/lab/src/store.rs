@@ -1,23 +1,56 @@
-//! The shared directory that stands for etcd: writes the network's configuration, reads, plants and removes leases.
+//! The store that a lab's daemons share: writes the network's configuration, reads, plants and removes leases, the same
+//! way in a directory and in a real etcd, so that a test is written once for both.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// A directory that mirrors etcd's tree: `config` and `subnets/10.244.34.0-24`.
+use crate::etcd::{Etcd, PREFIX};
+
 #[derive(Clone, Debug)]
 pub struct Store {
-    dir: PathBuf,
+    place: Place,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    /// A directory that mirrors etcd's tree: `config` and `subnets/10.244.34.0-24`.
+    Dir(PathBuf),
+    Etcd(Arc<Etcd>),
 }
 
 impl Store {
-    pub(crate) fn create(dir: PathBuf) -> Self {
+    pub(crate) fn directory(dir: PathBuf) -> Self {
         fs::create_dir_all(dir.join("subnets")).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
-        Self { dir }
+        Self { place: Place::Dir(dir) }
+    }
+
+    pub(crate) fn etcd(etcd: Arc<Etcd>) -> Self {
+        Self { place: Place::Etcd(etcd) }
     }
 
     pub fn path(&self) -> &Path {
-        &self.dir
+        match &self.place {
+            Place::Dir(dir) => dir,
+            Place::Etcd(_) => panic!("this lab's store is etcd: it has no directory"),
+        }
+    }
+
+    /// What a daemon must be told to use it.
+    pub(crate) fn flags(&self) -> Vec<String> {
+        match &self.place {
+            Place::Dir(dir) => vec![format!("--store={}", dir.display())],
+            Place::Etcd(etcd) => etcd.flags(),
+        }
+    }
+
+    /// Where it is, for a reader.
+    pub fn place(&self) -> String {
+        match &self.place {
+            Place::Dir(dir) => dir.display().to_string(),
+            Place::Etcd(etcd) => etcd.endpoint(),
+        }
     }
 
     /// Sets the network's configuration, such as `{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}`.
@@ -25,12 +58,12 @@ impl Store {
         self.put("config", json);
     }
 
-    /// Every lease: file name -> JSON.
+    /// Every lease: its key, such as `10.244.34.0-24` -> JSON.
     pub fn leases(&self) -> BTreeMap<String, String> {
-        let entries = fs::read_dir(self.dir.join("subnets")).into_iter().flatten().flatten();
-        let named = entries.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())));
-        let shown = named.filter(|(name, _)| !name.starts_with('.'));
-        shown.filter_map(|(name, path)| Some((name, fs::read_to_string(path).ok()?))).collect()
+        match &self.place {
+            Place::Dir(dir) => files(&dir.join("subnets")),
+            Place::Etcd(etcd) => etcd.leases().into_iter().map(|(key, entry)| (key, entry.value)).collect(),
+        }
     }
 
     pub fn put_lease(&self, name: &str, json: &str) {
@@ -38,15 +71,34 @@ impl Store {
     }
 
     pub fn remove_lease(&self, name: &str) {
-        let path = self.dir.join("subnets").join(name);
-        fs::remove_file(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        match &self.place {
+            Place::Dir(dir) => {
+                let path = dir.join("subnets").join(name);
+                fs::remove_file(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            }
+            Place::Etcd(etcd) => etcd.delete(&format!("{PREFIX}/subnets/{name}")),
+        }
     }
 
-    /// Appears at once and whole, as a key in etcd does.
     fn put(&self, key: &str, value: &str) {
-        // In the directory itself, which may be a disk of its own.
-        let new = self.dir.join(".put");
-        let put = fs::write(&new, value).and_then(|()| fs::rename(&new, self.dir.join(key)));
-        put.unwrap_or_else(|e| panic!("store key {key}: {e}"));
+        match &self.place {
+            Place::Dir(dir) => put_file(dir, key, value),
+            Place::Etcd(etcd) => etcd.put(&format!("{PREFIX}/{key}"), value),
+        }
     }
+}
+
+fn files(dir: &Path) -> BTreeMap<String, String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let named = entries.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())));
+    let shown = named.filter(|(name, _)| !name.starts_with('.'));
+    shown.filter_map(|(name, path)| Some((name, fs::read_to_string(path).ok()?))).collect()
+}
+
+/// Appears at once and whole, as a key in etcd does.
+fn put_file(dir: &Path, key: &str, value: &str) {
+    // In the directory itself, which may be a disk of its own.
+    let new = dir.join(".put");
+    let put = fs::write(&new, value).and_then(|()| fs::rename(&new, dir.join(key)));
+    put.unwrap_or_else(|e| panic!("store key {key}: {e}"));
 }

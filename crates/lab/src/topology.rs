@@ -3,11 +3,13 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::daemon::Daemon;
 use crate::enter::work_dir;
-use crate::node::Node;
+use crate::etcd::{self, Etcd, EtcdSetup};
+use crate::node::{Node, host_lines};
 use crate::ns::{Ns, ip_batch};
 use crate::pod::Pod;
 use crate::store::Store;
@@ -31,22 +33,29 @@ pub struct Topology {
     near: usize,
     far: usize,
     twill: Option<PathBuf>,
+    etcd: Option<EtcdSetup>,
 }
 
 impl Topology {
     /// `nodes` nodes on one segment.
     pub fn flat(nodes: usize) -> Self {
-        Self { near: nodes, far: 0, twill: None }
+        Self { near: nodes, far: 0, twill: None, etcd: None }
     }
 
     /// `near` nodes on segment A, then `far` nodes on segment B, with a router between.
     pub fn routed(near: usize, far: usize) -> Self {
-        Self { near, far, twill: None }
+        Self { near, far, twill: None, etcd: None }
     }
 
     /// The daemon's executable; `TWILL_BIN` in the environment has the last word.
     pub fn twill(mut self, path: impl Into<PathBuf>) -> Self {
         self.twill = Some(path.into());
+        self
+    }
+
+    /// A real etcd in place of the shared directory, at 192.168.100.5 on segment A.
+    pub fn etcd(mut self, setup: EtcdSetup) -> Self {
+        self.etcd = Some(setup);
         self
     }
 
@@ -58,13 +67,18 @@ impl Topology {
     pub fn build(self) -> Lab {
         static LABS: AtomicUsize = AtomicUsize::new(0);
         let home = work_dir().join(format!("lab{}", LABS.fetch_add(1, Ordering::Relaxed)));
-        let store = Store::create(home.join("store"));
+        let etcd = self.etcd.map(|setup| Arc::new(Etcd::create(setup, home.join("etcd"))));
+        let store = match &etcd {
+            Some(etcd) => Store::etcd(Arc::clone(etcd)),
+            None => Store::directory(home.join("store")),
+        };
         let twill = self.executable();
         let node = |k| Node::new(k, if k <= self.near { 'A' } else { 'B' }, &home, (&store, &twill));
         let nodes: Vec<_> = (1..=self.near + self.far).map(node).collect();
         let router = (self.far > 0).then(|| Ns::named("router"));
-        let lab = Lab { store, nodes, router };
+        let lab = Lab { store, nodes, router, etcd };
         lab.wire();
+        lab.etcd.iter().for_each(|etcd| etcd.start());
         lab
     }
 }
@@ -83,6 +97,7 @@ pub struct Lab {
     pub store: Store,
     nodes: Vec<Node>,
     router: Option<Ns>,
+    etcd: Option<Arc<Etcd>>,
 }
 
 impl Lab {
@@ -99,6 +114,10 @@ impl Lab {
         self.router.as_ref().expect("only a routed topology has a router")
     }
 
+    pub fn etcd(&self) -> &Etcd {
+        self.etcd.as_ref().expect("only a topology with etcd has one")
+    }
+
     /// Starts the daemon on every node and waits until all are ready.
     pub fn start_all(&self, args: &[&str]) -> Vec<Daemon<'_>> {
         let daemons: Vec<_> = self.nodes.iter().map(|node| node.start(args)).collect();
@@ -112,7 +131,8 @@ impl Lab {
     }
 
     fn spaces(&self) -> impl Iterator<Item = &Ns> {
-        self.nodes.iter().map(|node| &node.ns).chain(self.router.as_ref())
+        let etcd = self.etcd.iter().map(|etcd| etcd.ns());
+        self.nodes.iter().map(|node| &node.ns).chain(self.router.as_ref()).chain(etcd)
     }
 
     fn segments(&self) -> &'static [char] {
@@ -130,11 +150,11 @@ impl Lab {
         }
         ip_batch(&[], &self.switch_lines());
         for node in &self.nodes {
-            let (ip, ip6, gateway, gateway6) = (node.ip, node.ip6, node.gateway(), node.gateway6());
-            node.ns.batch(&format!(
-                "link set lo up\nlink set eth0 up\naddress add {ip}/24 dev eth0\naddress add {ip6}/64 dev eth0\n\
-                 route add default via {gateway} dev eth0\nroute add default via {gateway6} dev eth0\n"
-            ));
+            node.ns.batch(&host_lines(node.ip, node.ip6));
+        }
+        if let Some(etcd) = &self.etcd {
+            etcd.ns().batch(&host_lines(etcd::ADDRESS, etcd::ADDRESS6));
+            etcd.ns().wait_up(&["eth0"]);
         }
         if let Some(router) = &self.router {
             let mut lines = "link set lo up\n".to_owned();
@@ -172,6 +192,9 @@ impl Lab {
             cable(("router", "eth0", "02:00:00:00:01:00"), ("routerA", 'A'));
             cable(("router", "eth1", "02:00:00:00:01:01"), ("routerB", 'B'));
         }
+        if self.etcd.is_some() {
+            cable(("etcd", "eth0", "02:00:00:00:01:02"), ("etcd", 'A'));
+        }
         lines
     }
 }
@@ -179,9 +202,11 @@ impl Lab {
 impl Drop for Lab {
     /// Names are free again at once, so that the next lab can be built in the same process.
     fn drop(&mut self) {
+        self.etcd.iter().for_each(|etcd| etcd.kill9());
         let mut lines = String::new();
         let ports = self.nodes.iter().map(|node| node.name.as_str());
-        for port in ports.chain(self.router.iter().flat_map(|_| ["routerA", "routerB"])) {
+        let etcd = self.etcd.iter().map(|_| "etcd");
+        for port in ports.chain(self.router.iter().flat_map(|_| ["routerA", "routerB"])).chain(etcd) {
             let _ = writeln!(lines, "link delete {port}");
         }
         for segment in self.segments() {

@@ -2,6 +2,7 @@
 #![expect(clippy::expect_used, reason = "a helper of a test fails as the test does")]
 
 mod enter;
+mod etcd;
 mod look;
 mod measure;
 mod pods;

@@ -74,7 +74,7 @@ fn tell(lab: &Lab, pods: &[Pod]) {
     println!(
         "Also: the daemons' logs in {}, the store in {}.",
         enter::work_dir().join("log").display(),
-        lab.store.path().display()
+        lab.store.place()
     );
     if let Some(door) = enter::door() {
         let way = format!("nsenter {} -t $(pgrep -P {door}) bash", namespaces());

@@ -1,0 +1,329 @@
+//! A real etcd on a machine of its own: 192.168.100.5 and fd00:100::5 on segment A. Starts, stops, stalls and rolls back
+//! the process; what is in it is `contents`. Must not be asked through our own client: only etcdctl looks and writes.
+
+mod certificates;
+mod contents;
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::enter::work_dir;
+use crate::http;
+use crate::ns::Ns;
+use crate::wait::{patient, until};
+use certificates::Certificates;
+
+pub(crate) use contents::PREFIX;
+pub use contents::{Entry, Ttl};
+
+pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 5);
+pub(crate) const ADDRESS6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0, 5);
+/// Plain HTTP whatever the clients must speak; only to ask whether it serves.
+const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 2381);
+const PEER: &str = "http://127.0.0.1:2380";
+const UP: Duration = Duration::from_secs(20);
+const DOWN: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(2);
+/// Of root, who is the lab, and of flannel, who is the daemon.
+const PASSWORD: &str = "secret";
+
+/// How etcd is to be reached; by default by anybody over plain HTTP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EtcdSetup {
+    tls: bool,
+    mutual: bool,
+    auth: bool,
+}
+
+impl EtcdSetup {
+    pub fn http() -> Self {
+        Self::default()
+    }
+
+    /// HTTPS, with a certificate of an authority that only the lab knows.
+    pub fn tls() -> Self {
+        Self { tls: true, ..Self::default() }
+    }
+
+    /// HTTPS that wants a certificate of the client, too.
+    pub fn mutual_tls() -> Self {
+        Self { mutual: true, ..Self::tls() }
+    }
+
+    /// And a user: the daemon's, `flannel`, may read and write below `/coreos.com/network` only.
+    #[must_use]
+    pub fn with_auth(self) -> Self {
+        Self { auth: true, ..self }
+    }
+}
+
+/// The process and the data directory it has, or had last.
+#[derive(Debug)]
+struct Process {
+    child: Option<Child>,
+    data: PathBuf,
+    /// How many data directories there were before.
+    older: usize,
+}
+
+/// The machine, and the process while it runs; killed when dropped.
+#[derive(Debug)]
+pub struct Etcd {
+    ns: Ns,
+    home: PathBuf,
+    setup: EtcdSetup,
+    certificates: Option<Certificates>,
+    process: Mutex<Process>,
+}
+
+impl Etcd {
+    pub(crate) fn create(setup: EtcdSetup, home: PathBuf) -> Self {
+        fs::create_dir_all(&home).unwrap_or_else(|e| panic!("{}: {e}", home.display()));
+        Self {
+            ns: Ns::named("etcd"),
+            setup,
+            certificates: setup.tls.then(|| Certificates::create(home.join("tls"))),
+            process: Mutex::new(Process { child: None, data: home.join("data0"), older: 0 }),
+            home,
+        }
+    }
+
+    pub fn ns(&self) -> &Ns {
+        &self.ns
+    }
+
+    /// Such as `https://192.168.100.5:2379`.
+    pub fn endpoint(&self) -> String {
+        self.url(&ADDRESS.to_string())
+    }
+
+    /// The same by IPv6.
+    pub fn endpoint6(&self) -> String {
+        self.url(&format!("[{ADDRESS6}]"))
+    }
+
+    fn url(&self, host: &str) -> String {
+        format!("{}://{host}:2379", if self.setup.tls { "https" } else { "http" })
+    }
+
+    /// What a daemon must be told to reach it.
+    pub fn flags(&self) -> Vec<String> {
+        let mut flags = vec![format!("--etcd-endpoints={}", self.endpoint())];
+        if let Some(certificates) = &self.certificates {
+            flags.push(format!("--etcd-cafile={}", certificates.path("ca.crt")));
+            if self.setup.mutual {
+                flags.push(format!("--etcd-certfile={}", certificates.path("client.crt")));
+                flags.push(format!("--etcd-keyfile={}", certificates.path("client.key")));
+            }
+        }
+        if self.setup.auth {
+            flags.extend(["--etcd-username=flannel".to_owned(), format!("--etcd-password={PASSWORD}")]);
+        }
+        flags
+    }
+
+    /// From now on a new connection meets a server whose certificate has expired. `ctl` does not mind.
+    pub fn expire_certificate(&self) {
+        self.certificates.as_ref().expect("only etcd with TLS has a certificate").expire_server();
+    }
+
+    pub fn renew_certificate(&self) {
+        self.certificates.as_ref().expect("only etcd with TLS has a certificate").renew_server();
+    }
+
+    /// Starts it on the data it had; returns when it serves.
+    pub fn start(&self) {
+        let mut process = self.process();
+        assert!(process.child.is_none(), "etcd runs already");
+        let new = !process.data.exists();
+        process.child = Some(self.spawn(&process.data));
+        self.wait_serving(&mut process);
+        drop(process);
+        if new && self.setup.auth {
+            self.set_up_auth();
+        }
+    }
+
+    /// The same with nothing in it, as after the loss of its disk.
+    pub fn start_empty(&self) {
+        self.another_data_dir();
+        self.start();
+    }
+
+    /// SIGTERM, then waits for the end.
+    pub fn stop(&self) {
+        self.signal(Signal::SIGTERM);
+        let mut process = self.process();
+        let ended = || process.child.as_mut()?.try_wait().ok().flatten();
+        assert!(until(DOWN, ended).is_some(), "etcd runs on; its log:\n{}", self.log());
+        process.child = None;
+    }
+
+    pub fn kill9(&self) {
+        if let Some(mut child) = self.process().child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// From now on it holds its connections and answers nothing.
+    pub fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    pub fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// A file that holds all that is in it now, for `restore`.
+    pub fn snapshot(&self) -> PathBuf {
+        let path = (0..).map(|n| self.home.join(format!("snapshot{n}"))).find(|path| !path.exists());
+        let path = path.expect("a free number");
+        self.ctl(&["snapshot", "save", &path.display().to_string()]);
+        path
+    }
+
+    /// Stops it if it runs, and starts it as it was when `snapshot` was taken: its revision goes back.
+    pub fn restore(&self, snapshot: &Path) {
+        self.kill9();
+        let data = self.another_data_dir();
+        // From 3.6 only etcdutl restores; before 3.5 there is none.
+        let etcdutl = tool("etcdutl");
+        let tool = if in_path(&etcdutl) { etcdutl } else { tool("etcdctl") };
+        let mut command = self.ns.command(&tool);
+        command.args(["snapshot", "restore"]).arg(snapshot).arg("--data-dir").arg(data).args(member());
+        let out =
+            command.env("ETCDCTL_API", "3").output().unwrap_or_else(|e| panic!("{}: {e}", tool.display()));
+        assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+        self.start();
+    }
+
+    /// All that it ever said, across restarts.
+    pub fn log(&self) -> String {
+        fs::read_to_string(log_path()).unwrap_or_default()
+    }
+
+    fn process(&self) -> MutexGuard<'_, Process> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn another_data_dir(&self) -> PathBuf {
+        let mut process = self.process();
+        process.older += 1;
+        process.data = self.home.join(format!("data{}", process.older));
+        process.data.clone()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let process = self.process();
+        let child = process.child.as_ref().unwrap_or_else(|| panic!("{signal} to etcd, which does not run"));
+        kill(Pid::from_raw(child.id().cast_signed()), signal)
+            .unwrap_or_else(|e| panic!("etcd: {signal}: {e}"));
+    }
+
+    fn spawn(&self, data: &Path) -> Child {
+        let program = program();
+        assert!(in_path(&program), "the lab needs `{}`: apt-get install etcd-server", program.display());
+        let log = File::options().create(true).append(true).open(log_path());
+        let log = log.unwrap_or_else(|e| panic!("{}: {e}", log_path().display()));
+        let urls = [self.endpoint(), self.endpoint6(), self.url("127.0.0.1")].join(",");
+        let mut command = self.ns.command(program);
+        command.arg("--data-dir").arg(data).args(member());
+        command.args(["--listen-client-urls", &urls, "--advertise-client-urls", &self.endpoint()]);
+        command.args(["--listen-peer-urls", PEER, "--listen-metrics-urls", &format!("http://{HEALTH}")]);
+        // A lone member waits for others before it leads: for a fifth of a second, not a whole one. No costly passwords.
+        command.args(["--heartbeat-interval", "20", "--election-timeout", "200", "--bcrypt-cost", "4"]);
+        if let Some(certificates) = &self.certificates {
+            command.args(["--cert-file", &certificates.path("server.crt")]);
+            command.args(["--key-file", &certificates.path("server.key")]);
+            if self.setup.mutual {
+                command.args(["--client-cert-auth", "--trusted-ca-file", &certificates.path("ca.crt")]);
+            }
+        }
+        let copy = log.try_clone().expect("a second descriptor of the log");
+        command.stdin(Stdio::null()).stdout(copy).stderr(log).spawn().expect("nsenter starts")
+    }
+
+    fn wait_serving(&self, process: &mut Process) {
+        let mut serving = || {
+            let gone = !matches!(process.child.as_mut()?.try_wait(), Ok(None));
+            let up = self.ns.within(healthy);
+            (up || gone).then_some(up)
+        };
+        if until(UP, &mut serving) != Some(true) {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().collect();
+            panic!(
+                "etcd does not serve; the end of its log:\n{}",
+                lines[lines.len().saturating_sub(30)..].join("\n")
+            );
+        }
+    }
+
+    fn set_up_auth(&self) {
+        let root = format!("root:{PASSWORD}");
+        let flannel = format!("flannel:{PASSWORD}");
+        for line in [
+            &["user", "add", &root][..],
+            &["user", "grant-role", "root", "root"],
+            &["role", "add", "network"],
+            &["role", "grant-permission", "network", "--prefix=true", "readwrite", contents::PREFIX],
+            &["user", "add", &flannel],
+            &["user", "grant-role", "flannel", "network"],
+            &["auth", "enable"],
+        ] {
+            self.ctl_as(&[], line, "").unwrap_or_else(|e| panic!("{e}"));
+        }
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
+
+/// The one member, as etcd and a restore must name it alike.
+fn member() -> [String; 6] {
+    let cluster = format!("lab={PEER}");
+    ["--name", "lab", "--initial-advertise-peer-urls", PEER, "--initial-cluster", &cluster].map(str::to_owned)
+}
+
+fn healthy() -> bool {
+    let reply = http::get(HEALTH, "/health", patient(ANSWER));
+    reply.is_some_and(|reply| reply.status == 200 && reply.body.contains("true"))
+}
+
+fn log_path() -> PathBuf {
+    work_dir().join("log").join("etcd.log")
+}
+
+/// `ETCD` in the environment names another etcd than that of PATH.
+fn program() -> PathBuf {
+    std::env::var_os("ETCD").filter(|path| !path.is_empty()).map_or_else(|| "etcd".into(), PathBuf::from)
+}
+
+/// The tool that came with etcd, if one did; else that of PATH.
+fn tool(name: &str) -> PathBuf {
+    let beside = program().with_file_name(name);
+    if beside.is_file() { beside } else { name.into() }
+}
+
+fn in_path(program: &Path) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
+/// The start of a command line of etcdctl.
+fn etcdctl(ns: &Ns) -> Command {
+    let mut command = ns.command(tool("etcdctl"));
+    command.env("ETCDCTL_API", "3");
+    command
+}

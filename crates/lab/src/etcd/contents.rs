@@ -1,0 +1,186 @@
+//! What is in the lab's etcd, read and written by etcdctl as an operator would. Knows flannel's keys, not their values.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{Etcd, PASSWORD, etcdctl};
+use crate::wait::patient;
+
+pub(crate) const PREFIX: &str = "/coreos.com/network";
+/// etcd's own limit of one transaction.
+const OPS: usize = 128;
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// A key as etcd has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub value: String,
+    /// 0 when no lease is attached.
+    pub lease: i64,
+    pub create_revision: i64,
+    pub mod_revision: i64,
+    pub version: i64,
+}
+
+/// How long a lease is for, and how much of it is left, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ttl {
+    pub granted: i64,
+    pub remaining: i64,
+}
+
+impl Etcd {
+    /// What etcdctl prints; panics with its complaint when it fails.
+    pub fn ctl(&self, args: &[&str]) -> String {
+        self.try_ctl(args).unwrap_or_else(|e| panic!("etcdctl {}: {e}", args.join(" ")))
+    }
+
+    /// The same, its complaint as the error; gives up after 2 s.
+    pub fn try_ctl(&self, args: &[&str]) -> Result<String, String> {
+        self.ctl_as(&self.user("root"), args, "")
+    }
+
+    /// The same as the daemon's user, who may not do everything.
+    pub fn try_ctl_as_daemon(&self, args: &[&str]) -> Result<String, String> {
+        self.ctl_as(&self.user("flannel"), args, "")
+    }
+
+    fn user(&self, name: &str) -> Vec<String> {
+        if self.setup.auth { vec![format!("--user={name}:{PASSWORD}")] } else { Vec::new() }
+    }
+
+    pub(super) fn ctl_as(&self, user: &[String], args: &[&str], input: &str) -> Result<String, String> {
+        let limit = patient(ANSWER).as_secs();
+        let mut command = etcdctl(&self.ns);
+        command.arg(format!("--endpoints={}", self.endpoint())).args(user);
+        command.args([format!("--dial-timeout={limit}s"), format!("--command-timeout={limit}s")]);
+        if let Some(certificates) = &self.certificates {
+            // The lab's hand reaches in whatever the server's certificate is; to mind it is the daemon's part.
+            command
+                .arg("--insecure-skip-tls-verify")
+                .arg(format!("--cacert={}", certificates.path("ca.crt")));
+            if self.setup.mutual {
+                let (certificate, key) = (certificates.path("client.crt"), certificates.path("client.key"));
+                command.args([format!("--cert={certificate}"), format!("--key={key}")]);
+            }
+        }
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|e| e.to_string())?;
+        let mut stdin = child.stdin.take().expect("a pipe was asked for");
+        // etcdctl's complaint says more than our broken pipe.
+        let _ = stdin.write_all(input.as_bytes());
+        drop(stdin);
+        let out = child.wait_with_output().map_err(|e| e.to_string())?;
+        let [said, complaint] =
+            [&out.stdout, &out.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+        if out.status.success() { Ok(said) } else { Err(format!("{}: {}", out.status, complaint.trim())) }
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let text = self.ctl(&[args, &["-w", "json"]].concat());
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("etcdctl {}: {e}: {text}", args.join(" ")))
+    }
+
+    /// The number of the latest change.
+    pub fn revision(&self) -> i64 {
+        number(&self.json(&["get", PREFIX])["header"], "revision")
+    }
+
+    /// Forgets all history, so that a watch from an older revision fails.
+    pub fn compact(&self) {
+        self.ctl(&["compact", "--physical", &self.revision().to_string()]);
+    }
+
+    /// A key's value, the key given in full.
+    pub fn get(&self, key: &str) -> Option<String> {
+        self.entries(&[key]).into_values().next().map(|entry| entry.value)
+    }
+
+    pub fn put(&self, key: &str, value: &str) {
+        self.ctl(&["put", "--", key, value]);
+    }
+
+    /// Panics when there is no such key.
+    pub fn delete(&self, key: &str) {
+        assert_eq!(self.ctl(&["del", key]).trim(), "1", "etcd has no key {key}");
+    }
+
+    /// Thousands of keys, in a second or so.
+    pub fn put_all(&self, pairs: &[(String, String)]) {
+        for some in pairs.chunks(OPS) {
+            // No comparison, and so nothing to do if it fails: these parts are empty.
+            let puts: String = some.iter().map(|(key, value)| format!("put '{key}' '{value}'\n")).collect();
+            let done = self.ctl_as(&self.user("root"), &["txn"], &format!("\n{puts}\n\n"));
+            done.unwrap_or_else(|e| panic!("etcdctl txn: {e}"));
+        }
+    }
+
+    /// flannel's leases, by the last part of the key, such as `10.244.34.0-24`.
+    pub fn leases(&self) -> BTreeMap<String, Entry> {
+        self.entries(&["--prefix", &format!("{PREFIX}/subnets/")])
+    }
+
+    fn entries(&self, what: &[&str]) -> BTreeMap<String, Entry> {
+        let got = self.json(&[&["get"], what].concat());
+        got["kvs"].as_array().into_iter().flatten().map(entry).collect()
+    }
+
+    /// None when the lease has expired or was revoked.
+    pub fn ttl(&self, lease: i64) -> Option<Ttl> {
+        let got = self.json(&["lease", "timetolive", &format!("{lease:x}")]);
+        let (granted, remaining) = (number(&got, "granted-ttl"), number(&got, "ttl"));
+        (remaining >= 0).then_some(Ttl { granted, remaining })
+    }
+}
+
+fn entry(kv: &Value) -> (String, Entry) {
+    let text =
+        |name: &str| String::from_utf8_lossy(&base64(kv[name].as_str().unwrap_or_default())).into_owned();
+    let entry = Entry {
+        value: text("value"),
+        lease: number(kv, "lease"),
+        create_revision: number(kv, "create_revision"),
+        mod_revision: number(kv, "mod_revision"),
+        version: number(kv, "version"),
+    };
+    let key = text("key");
+    (key.rsplit('/').next().unwrap_or_default().to_owned(), entry)
+}
+
+/// Zero is left out of etcdctl's JSON.
+fn number(of: &Value, name: &str) -> i64 {
+    of[name].as_i64().unwrap_or_default()
+}
+
+fn base64(text: &str) -> Vec<u8> {
+    let digit = |c: u8| match c {
+        b'A'..=b'Z' => c - b'A',
+        b'a'..=b'z' => c - b'a' + 26,
+        b'0'..=b'9' => c - b'0' + 52,
+        b'+' => 62,
+        _ => 63,
+    };
+    let digits: Vec<_> = text.trim_end_matches('=').bytes().map(digit).collect();
+    let bytes = digits.chunks(4).flat_map(|four| {
+        let bits = (0..4).fold(0, |bits, n| bits << 6 | u32::from(four.get(n).copied().unwrap_or(0)));
+        bits.to_be_bytes().into_iter().skip(1).take(four.len() - 1)
+    });
+    bytes.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::base64;
+
+    #[test]
+    fn base64_of_every_length() {
+        let cases = [("", ""), ("Zg==", "f"), ("Zm8=", "fo"), ("Zm9v", "foo"), ("Pz8/fn5+Zg==", "???~~~f")];
+        for (text, bytes) in cases {
+            assert_eq!(base64(text), bytes.as_bytes(), "{text}");
+        }
+    }
+}
