@@ -8,6 +8,7 @@ mod cluster;
 mod diff;
 mod docs;
 mod dual_stack;
+mod etcd;
 mod flags;
 mod foreign;
 mod host_gw;

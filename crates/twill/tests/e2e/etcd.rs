@@ -1,0 +1,152 @@
+//! Leases in a real etcd, read back with etcdctl: in flannel's keys, words and times, over every way to reach a server.
+
+use std::time::Duration;
+
+use lab::{Entry, Etcd, EtcdSetup, Lab, Monitors, PingStream, Timing, Topology};
+
+use crate::cluster::{self, HOST_GW, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL, VXLAN_IPV6};
+use crate::recording::Recording;
+
+/// What flannel grants, in seconds (flannel-compat 4.4).
+const TTL: i64 = 86400;
+
+fn lab(nodes: usize, setup: EtcdSetup, config: &str) -> Lab {
+    cluster::lab(Topology::flat(nodes).etcd(setup), config)
+}
+
+/// The MACs of a lease are drawn; the rest of it is not.
+fn without_macs(value: &str) -> String {
+    let mut parts = value.split("\"VtepMAC\":\"");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| text + "\"VtepMAC\":\"MAC" + &part[17..])
+}
+
+fn are_as_recorded(config: &str, setup: EtcdSetup, recorded: &'static str) {
+    let lab = lab(3, setup, config);
+    let (mut daemons, pods) = cluster::start(&lab);
+    cluster::reach_each_other(&pods);
+    let leases = lab.etcd().leases();
+    assert_eq!(leases.len(), 3);
+    let recorded = Recording::of(recorded).leases();
+    for node in lab.nodes() {
+        let (key, entry) = of_node(lab.etcd(), &node.ip.to_string());
+        let env = node.subnet_env().unwrap();
+        let nets = [env.subnet4(), env.subnet6()].into_iter().flatten().map(|net| net.replace('/', "-"));
+        assert_eq!(key, nets.collect::<Vec<_>>().join("&"));
+        let theirs = recorded
+            .iter()
+            .map(|(_, value)| value)
+            .find(|value| value.contains(&format!("\"{}\"", node.ip)))
+            .unwrap();
+        assert_eq!(without_macs(&entry.value), without_macs(theirs));
+        for mac in entry.value.split("\"VtepMAC\":\"").skip(1).map(|part| &part[..17]) {
+            assert!(node.ns.run("ip link").contains(mac), "{mac} is no device's");
+        }
+        let ttl = lab.etcd().ttl(entry.lease).unwrap();
+        assert!(ttl.granted == TTL && ttl.remaining > TTL - 60, "{ttl:?}");
+    }
+    // A daemon that comes back writes nothing and is granted nothing.
+    daemons[0].kill9();
+    daemons[0].restart();
+    daemons[0].wait_ready();
+    assert_eq!(lab.etcd().leases(), leases);
+}
+
+fn of_node(etcd: &Etcd, ip: &str) -> (String, Entry) {
+    let leases = etcd.leases();
+    let own = leases.iter().find(|(_, entry)| entry.value.contains(&format!("\"{ip}\"")));
+    own.map(|(key, entry)| (key.clone(), entry.clone()))
+        .unwrap_or_else(|| panic!("{ip} has no lease: {leases:?}"))
+}
+
+#[test]
+fn vxlan_leases_are_as_recorded() {
+    lab::test(Timing::Free, || are_as_recorded(VXLAN, EtcdSetup::http(), "vxlan"));
+}
+
+#[test]
+fn host_gw_leases_are_as_recorded_over_tls() {
+    lab::test(Timing::Free, || are_as_recorded(HOST_GW, EtcdSetup::tls(), "host-gw"));
+}
+
+#[test]
+fn dual_vxlan_leases_are_as_recorded_over_mutual_tls_with_a_user() {
+    lab::test(Timing::Free, || {
+        are_as_recorded(VXLAN_DUAL, EtcdSetup::mutual_tls().with_auth(), "vxlan-dual")
+    });
+}
+
+#[test]
+fn dual_host_gw_leases_are_as_recorded_with_a_user() {
+    lab::test(Timing::Free, || are_as_recorded(HOST_GW_DUAL, EtcdSetup::http().with_auth(), "host-gw-dual"));
+}
+
+/// flannel has no such network; the key is what its parser would take.
+#[test]
+fn ipv6_alone_has_leases_of_its_own() {
+    lab::test(Timing::Free, || {
+        let lab = lab(3, EtcdSetup::http(), VXLAN_IPV6);
+        let (_daemons, pods) = cluster::start(&lab);
+        cluster::reach_each_other(&pods);
+        let leases = lab.etcd().leases();
+        assert_eq!(leases.len(), 3);
+        for node in lab.nodes() {
+            let key = format!("0.0.0.0-0&{}", node.subnet6().replace('/', "-"));
+            assert!(leases[&key].value.contains(&format!("\"PublicIPv6\":\"{}\"", node.ip6)), "{leases:?}");
+        }
+    });
+}
+
+/// flannel's renewal is a put of the same words with another etcd lease, ours no write at all.
+#[test]
+fn a_renewal_that_changes_nothing_is_no_write_to_any_kernel() {
+    lab::test(Timing::Free, || {
+        let lab = lab(3, EtcdSetup::http(), VXLAN);
+        let (_daemons, pods) = cluster::start(&lab);
+        cluster::reach_each_other(&pods);
+        let etcd = lab.etcd();
+        let (key, before) = of_node(etcd, &lab.node(2).ip.to_string());
+        let path = format!("/coreos.com/network/subnets/{key}");
+        let ping = PingStream::start(&pods[0].ns, pods[1].ip());
+        let monitors: Vec<_> = lab.nodes().iter().map(|node| Monitors::start(&node.ns)).collect();
+        let asked: Vec<_> = lab.nodes().iter().map(cluster::ops_asked).collect();
+        for _ in 0..10 {
+            etcd.put(&path, &before.value);
+        }
+        // So short that it ends within the test unless it is kept alive.
+        let granted = etcd.ctl(&["lease", "grant", "6"]);
+        let id = granted.split(' ').nth(1).unwrap();
+        etcd.ctl(&["put", "--lease", id, &path, &before.value]);
+        let (_, renewed) = of_node(etcd, &lab.node(2).ip.to_string());
+        lab::holds_for("it stands and nobody does anything", Duration::from_secs(14), || {
+            for monitor in &monitors {
+                let ours = monitor.lines_about(&["flannel", "proto 84"]);
+                assert!(ours.is_empty(), "{ours:?}");
+            }
+            etcd.leases().get(&key) == Some(&renewed)
+        });
+        assert_eq!(lab.nodes().iter().map(cluster::ops_asked).collect::<Vec<_>>(), asked);
+        let report = ping.stop();
+        assert_eq!(report.lost, 0, "{report:?}");
+    });
+}
+
+/// As flannel's own default list has one: nothing listens on the first port.
+#[test]
+fn a_dead_endpoint_is_passed_over() {
+    lab::test(Timing::Free, || {
+        let lab = lab(2, EtcdSetup::http(), VXLAN);
+        let endpoints = format!("--etcd-endpoints=http://192.168.100.5:4001,{}", lab.etcd().endpoint());
+        let flags = &["--iface=eth0", &endpoints];
+        let _daemons = lab.start_all(flags);
+        let pods = lab.pods();
+        cluster::reach_each_other(&pods);
+        lab::holds_for("nothing is wrong", Duration::from_secs(4), || {
+            !lab.node(1).twill(&["status"]).contains("lost")
+        });
+        assert!(lab.etcd().ttl(of_node(lab.etcd(), &lab.node(1).ip.to_string()).1.lease).is_some());
+        lab::wait_for("it is heard", SOON, || {
+            lab.node(1).get("/metrics").unwrap().body.contains("twill_store_lists_total")
+        });
+    });
+}
