@@ -13,6 +13,7 @@ use plan::input::Leases;
 use plan::lease::{Lease, Subnet};
 use plan::netconf::NetConf;
 use plan::note::Note;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -30,7 +31,7 @@ pub(crate) struct Remembered {
     pub(crate) conf: NetConf,
     /// Ours.
     pub(crate) subnet: Subnet,
-    leases: Vec<Entry>,
+    leases: Vec<Kept>,
     /// Where the store was in its own history.
     #[serde(default)]
     pub(crate) history: Option<History>,
@@ -38,6 +39,12 @@ pub(crate) struct Remembered {
     #[serde(default)]
     until: Option<u64>,
 }
+
+/// A lease that is written down entry by entry, so that ten thousand are never in memory in two forms. `None`: one that
+/// this version cannot read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Entry", into = "Entry")]
+struct Kept(Option<Lease>);
 
 /// A lease in the store's own words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,11 +71,16 @@ impl Remembered {
         leases: impl Iterator<Item = &'a Lease>,
         (history, until): (Option<History>, Option<SystemTime>),
     ) -> Self {
-        let entry =
-            |lease: &Lease| Entry { key: lease.subnet.to_string(), value: lease.to_json(), born: lease.born };
         let until =
             until.and_then(|until| until.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs());
-        Self { uplink_mac, conf: conf.clone(), subnet, leases: leases.map(entry).collect(), history, until }
+        Self {
+            uplink_mac,
+            conf: conf.clone(),
+            subnet,
+            leases: leases.map(|lease| Kept(Some(lease.clone()))).collect(),
+            history,
+            until,
+        }
     }
 
     /// The same for a node whose backend is of that type whatever the config said.
@@ -78,14 +90,30 @@ impl Remembered {
 
     /// As the store would have listed them.
     pub(crate) fn leases(&self) -> Leases {
-        let parsed =
-            self.leases.iter().map(|entry| Lease::parse(&entry.key, entry.value.as_bytes(), entry.born));
-        Leases::Remembered(parsed.filter_map(Result::ok).collect())
+        Leases::Remembered(self.leases.iter().filter_map(|kept| kept.0.clone()).collect())
     }
 
     /// Our own lease.
     pub(crate) fn own(&self) -> Option<Lease> {
-        self.leases().known().iter().find(|lease| lease.subnet == self.subnet).cloned()
+        self.leases
+            .iter()
+            .filter_map(|kept| kept.0.as_ref())
+            .find(|lease| lease.subnet == self.subnet)
+            .cloned()
+    }
+}
+
+impl From<Entry> for Kept {
+    fn from(Entry { key, value, born }: Entry) -> Self {
+        Self(Lease::parse(&key, value.as_bytes(), born).ok())
+    }
+}
+
+impl From<Kept> for Entry {
+    fn from(Kept(lease): Kept) -> Self {
+        let told = lease.map(|lease| (lease.subnet.to_string(), lease.to_json(), lease.born));
+        let (key, value, born) = told.unwrap_or_default();
+        Self { key, value, born }
     }
 }
 
@@ -128,9 +156,8 @@ impl Cache {
     }
 
     fn unseal(&self, text: &[u8]) -> Result<Remembered, String> {
-        let sealed: Sealed<serde_json::Value> =
-            serde_json::from_slice(text).map_err(|error| error.to_string())?;
-        let Sealed { format, node, store, remembered } = sealed;
+        let sealed: Sealed<IgnoredAny> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        let Sealed { format, node, store, .. } = sealed;
         if format != FORMAT {
             return Err(format!("its format is {format}, and this version knows {FORMAT}"));
         }
@@ -140,7 +167,8 @@ impl Cache {
         if store != self.store {
             return Err(format!("it is of the store {store}, and this daemon's is {}", self.store));
         }
-        let remembered: Remembered = serde_json::from_value(remembered).map_err(|error| error.to_string())?;
+        let sealed: Sealed<Remembered> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        let remembered = sealed.remembered;
         match remembered.until.map(|until| UNIX_EPOCH + Duration::from_secs(until)) {
             Some(until) if until < SystemTime::now() => {
                 Err("our lease in it is over, and the subnet may be another node's".into())
