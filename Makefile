@@ -1,12 +1,14 @@
 # Two commands do everything: `make lab` shows it, `make test` proves it.
 
 APT := gcc libc6-dev iproute2 iptables iputils-ping util-linux procps nftables tcpdump systemd etcd-server etcd-client protobuf-compiler openssl
+# The last commit that knew no store but a directory.
+EARLIER ?= 1c0414a
 # How to become root for apt: not at all, or by sudo without a question.
 AS_ROOT  := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 # Where rustup puts cargo, and where Debian hides bridge and nft from ordinary users.
 export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: lab test check golden install clean toolchain packages
+.PHONY: lab test upgrade check golden install clean toolchain packages
 
 ## Show a pod network that repairs itself: real namespaces, real kernel, real daemon.
 lab: toolchain packages
@@ -17,6 +19,11 @@ lab: toolchain packages
 test: toolchain packages
 	@scripts/progress "building the tests" cargo test --quiet --locked --workspace --no-run
 	@cargo test --locked --workspace --no-fail-fast
+
+## Upgrade a running node from an earlier commit to this one and back: EARLIER=1c0414a (it needs the history).
+upgrade: toolchain packages
+	@scripts/earlier $(EARLIER) target/earlier
+	@TWILL_EARLIER=$(CURDIR)/target/earlier/bin/twill cargo test --locked -p twill --test e2e -- --ignored upgrade::
 
 ## Formatting, lints, budgets, the unit file, licences.
 check: toolchain packages

@@ -115,10 +115,19 @@ impl Node {
 
     /// The same under a program that becomes the daemon, such as `setpriv --bounding-set=-net_admin`.
     pub fn start_under(&self, under: &[&str], args: &[&str]) -> Daemon<'_> {
-        let [twill, cache] = [&self.twill, &self.cache].map(|path| path.display().to_string());
+        self.start_line(under, &self.twill.display().to_string(), args)
+    }
+
+    /// The same of another version of it.
+    pub fn start_binary(&self, twill: &str, args: &[&str]) -> Daemon<'_> {
+        self.start_line(&[], twill, args)
+    }
+
+    fn start_line(&self, under: &[&str], twill: &str, args: &[&str]) -> Daemon<'_> {
+        let cache = self.cache.display().to_string();
         let store: Vec<_> = self.store.iter().map(String::as_str).collect();
         let health = ["--healthz-ip=127.0.0.1", &format!("--healthz-port={HEALTHZ_PORT}")];
-        let own = [&twill, "daemon", "--cache-dir", &cache];
+        let own = [twill, "daemon", "--cache-dir", &cache];
         let line = [under, &own, &store, args, &health].concat();
         Daemon::start(self, line.into_iter().map(str::to_owned).collect())
     }

@@ -1,0 +1,74 @@
+//! From an earlier version to this one and back on running nodes: no packet is lost, and whoever comes second finds nothing
+//! to write. The earlier daemon is built by `make upgrade`, which runs these.
+
+use std::time::Duration;
+
+use lab::{Daemon, Monitors, Node, PingStream, Timing, Topology, View};
+
+use crate::cluster::{self, HOST_GW, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL};
+
+fn earlier() -> String {
+    std::env::var("TWILL_EARLIER").unwrap_or_else(|_| panic!("TWILL_EARLIER names no daemon: run make upgrade"))
+}
+
+fn start<'a>(node: &'a Node, binary: &str) -> Daemon<'a> {
+    let daemon = node.start_binary(binary, cluster::FLAGS);
+    daemon.wait_ready();
+    daemon
+}
+
+fn there_and_back(config: &str) {
+    let (earlier, this) = (earlier(), env!("CARGO_BIN_EXE_twill"));
+    let lab = cluster::lab(Topology::flat(2), config);
+    let mut daemons: Vec<_> = lab.nodes().iter().map(|node| start(node, &earlier)).collect();
+    let pods = lab.pods();
+    cluster::reach_each_other(&pods);
+    let leases = lab.store.leases();
+    let before: Vec<_> = lab.nodes().iter().map(|node| View::of(&node.ns)).collect();
+    let pings: Vec<_> = pods[1].ips().map(|ip| PingStream::start(&pods[0].ns, ip)).collect();
+    lab::wait_for("the pings run", SOON, || pings.iter().all(|ping| ping.received() > 10));
+    for binary in [this, &earlier] {
+        for (daemon, node) in daemons.iter_mut().zip(lab.nodes()) {
+            let monitors = Monitors::start(&node.ns);
+            daemon.kill9();
+            *daemon = start(node, binary);
+            lab::holds_for("no object of ours is written", Duration::from_secs(3), || {
+                let ours = monitors.lines_about(&["flannel", "proto 84"]);
+                assert!(ours.is_empty(), "{binary}: {ours:?}");
+                true
+            });
+            assert_eq!(cluster::ops_asked(node), 0.0, "{binary}");
+        }
+    }
+    for report in pings.into_iter().map(PingStream::stop) {
+        assert!(report.sent > 500 && report.lost == 0, "{report:?}");
+    }
+    for (node, before) in lab.nodes().iter().zip(&before) {
+        assert_eq!(before.diff(&View::of(&node.ns)), "");
+    }
+    assert_eq!(lab.store.leases(), leases);
+}
+
+#[test]
+#[ignore = "needs the daemon of an earlier commit: make upgrade"]
+fn vxlan() {
+    lab::test(Timing::Free, || there_and_back(VXLAN));
+}
+
+#[test]
+#[ignore = "needs the daemon of an earlier commit: make upgrade"]
+fn vxlan_in_dual_stack() {
+    lab::test(Timing::Free, || there_and_back(VXLAN_DUAL));
+}
+
+#[test]
+#[ignore = "needs the daemon of an earlier commit: make upgrade"]
+fn host_gw() {
+    lab::test(Timing::Free, || there_and_back(HOST_GW));
+}
+
+#[test]
+#[ignore = "needs the daemon of an earlier commit: make upgrade"]
+fn host_gw_in_dual_stack() {
+    lab::test(Timing::Free, || there_and_back(HOST_GW_DUAL));
+}
