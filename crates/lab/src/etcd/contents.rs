@@ -113,7 +113,7 @@ impl Etcd {
     pub fn put_all(&self, pairs: &[(String, String)]) {
         for some in pairs.chunks(OPS) {
             // No comparison, and so nothing to do if it fails: these parts are empty.
-            let puts: String = some.iter().map(|(key, value)| format!("put '{key}' '{value}'\n")).collect();
+            let puts: String = some.iter().map(|(key, value)| put_line(key, value)).collect();
             let done = self.ctl_as(&self.user("root"), &["txn"], &format!("\n{puts}\n\n"));
             done.unwrap_or_else(|e| panic!("etcdctl txn: {e}"));
         }
@@ -135,6 +135,11 @@ impl Etcd {
         let (granted, remaining) = (number(&got, "granted-ttl"), number(&got, "ttl"));
         (remaining >= 0).then_some(Ttl { granted, remaining })
     }
+}
+
+/// etcdctl takes double quotes as Go does, which for text is as JSON does; single ones it gets wrong.
+fn put_line(key: &str, value: &str) -> String {
+    format!("put {} {}\n", Value::from(key), Value::from(value))
 }
 
 fn entry(kv: &Value) -> (String, Entry) {

@@ -3,10 +3,11 @@
 use std::process::Command;
 use std::time::Duration;
 
-use lab::{EtcdSetup, Lab, Node, Timing, Topology, until};
+use lab::{EtcdSetup, Lab, Lines, Node, Timing, Topology, until};
 
 const CONFIG: &str = "/coreos.com/network/config";
 const LEASE: &str = "10.244.34.0-24";
+const SOON: Duration = Duration::from_secs(5);
 const SECOND: &str = "LAB_SECOND";
 
 fn with(setup: EtcdSetup) -> Lab {
@@ -22,7 +23,7 @@ fn from(node: &Node, args: &str) -> Result<String, String> {
 }
 
 fn key(k: usize) -> (String, String) {
-    let json = format!(r#"{{"PublicIP":"10.0.0.{k}","BackendType":"host-gw"}}"#);
+    let json = format!(r#"{{"PublicIP":"10.0.0.{k}","BackendType":"it's a \\"}}"#);
     (format!("/coreos.com/network/subnets/10.{}.{}.0-24", k / 250, k % 250), json)
 }
 
@@ -98,9 +99,8 @@ fn mutual_tls_and_a_user() {
 
         let refused = |args: &str| from(node, args).expect_err("must be refused");
         refused(&format!("{trusted} get {CONFIG}"));
-        let said = refused(&format!("{known} get {CONFIG}"));
-        assert!(said.contains("user name is empty"), "{said}");
         for said in [
+            refused(&format!("{known} get {CONFIG}")),
             refused(&format!("{user} put /elsewhere 1")),
             etcd.try_ctl_as_daemon(&["get", "/elsewhere"]).expect_err("not the daemon's"),
         ] {
@@ -168,8 +168,7 @@ fn a_paused_etcd_answers_nothing_until_it_is_resumed() {
         let said = etcd.try_ctl(&["get", CONFIG]).expect_err("no answer");
         assert!(said.contains("deadline exceeded"), "{said}");
         etcd.resume();
-        let answer =
-            until(Duration::from_secs(5), || etcd.try_ctl(&["get", "--print-value-only", CONFIG]).ok());
+        let answer = until(SOON, || etcd.try_ctl(&["get", "--print-value-only", CONFIG]).ok());
         assert_eq!(answer.as_deref(), Some("{}\n"));
     });
 }
@@ -180,17 +179,16 @@ fn a_compacted_revision_cannot_be_watched_from() {
         let lab = with(EtcdSetup::http());
         let etcd = lab.etcd();
         (0..3).for_each(|n| etcd.put(CONFIG, &n.to_string()));
-        let watch = format!("timeout 5 etcdctl --endpoints={} watch --rev=2 {CONFIG} 2>&1", etcd.endpoint());
         let watch = || {
-            let out = lab
-                .node(1)
-                .ns
-                .output(&format!("ETCDCTL_API=3 {}", watch.replace("timeout 5", "timeout 0.5")));
-            String::from_utf8_lossy(&out.stdout).into_owned()
+            let mut command = lab.node(1).ns.command("etcdctl");
+            command.arg(format!("--endpoints={}", etcd.endpoint())).args(["watch", "--rev=2", CONFIG]);
+            command.env("ETCDCTL_API", "3");
+            Lines::start(command)
         };
-        assert!(watch().contains("PUT"), "history is there");
+        assert!(watch().wait_for(SOON, |line| line == "PUT"), "history is there");
         etcd.compact();
-        assert!(watch().contains("has been compacted"), "{}", watch());
+        let watch = watch();
+        assert!(watch.wait_for(SOON, |line| line.contains("has been compacted")), "{:?}", watch.all());
     });
 }
 
