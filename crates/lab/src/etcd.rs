@@ -5,7 +5,7 @@ mod certificates;
 mod contents;
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,9 +15,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::enter::work_dir;
-use crate::http;
 use crate::ns::Ns;
-use crate::wait::{patient, until};
+use crate::wait::until;
 use certificates::Certificates;
 
 pub(crate) use contents::PREFIX;
@@ -25,12 +24,11 @@ pub use contents::{Entry, Ttl};
 
 pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 5);
 pub(crate) const ADDRESS6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0, 5);
-/// Plain HTTP whatever the clients must speak; only to ask whether it serves.
-const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 2381);
 const PEER: &str = "http://127.0.0.1:2380";
+/// What etcd of any version says when it has data, a leader and clients.
+const SERVING: &str = "ready to serve client requests";
 const UP: Duration = Duration::from_secs(20);
 const DOWN: Duration = Duration::from_secs(10);
-const ANSWER: Duration = Duration::from_secs(2);
 /// Of root, who is the lab, and of flannel, who is the daemon.
 const PASSWORD: &str = "secret";
 
@@ -143,8 +141,9 @@ impl Etcd {
         let mut process = self.process();
         assert!(process.child.is_none(), "etcd runs already");
         let new = !process.data.exists();
+        let before = self.log().len();
         process.child = Some(self.spawn(&process.data));
-        self.wait_serving(&mut process);
+        self.wait_serving(&mut process, before);
         drop(process);
         if new && self.setup.auth {
             self.set_up_auth();
@@ -237,7 +236,7 @@ impl Etcd {
         let mut command = self.ns.command(program);
         command.arg("--data-dir").arg(data).args(member());
         command.args(["--listen-client-urls", &urls, "--advertise-client-urls", &self.endpoint()]);
-        command.args(["--listen-peer-urls", PEER, "--listen-metrics-urls", &format!("http://{HEALTH}")]);
+        command.args(["--listen-peer-urls", PEER]);
         // A lone member waits for others before it leads: for a fifth of a second, not a whole one. No costly passwords.
         command.args(["--heartbeat-interval", "20", "--election-timeout", "200", "--bcrypt-cost", "4"]);
         if let Some(certificates) = &self.certificates {
@@ -251,11 +250,11 @@ impl Etcd {
         command.stdin(Stdio::null()).stdout(copy).stderr(log).spawn().expect("nsenter starts")
     }
 
-    fn wait_serving(&self, process: &mut Process) {
+    fn wait_serving(&self, process: &mut Process, before: usize) {
         let mut serving = || {
             let gone = !matches!(process.child.as_mut()?.try_wait(), Ok(None));
-            let up = self.ns.within(healthy);
-            (up || gone).then_some(up)
+            let up = self.log().get(before..).is_some_and(|said| said.contains(SERVING));
+            (up || gone).then_some(up && !gone)
         };
         if until(UP, &mut serving) != Some(true) {
             let log = self.log();
@@ -294,11 +293,6 @@ impl Drop for Etcd {
 fn member() -> [String; 6] {
     let cluster = format!("lab={PEER}");
     ["--name", "lab", "--initial-advertise-peer-urls", PEER, "--initial-cluster", &cluster].map(str::to_owned)
-}
-
-fn healthy() -> bool {
-    let reply = http::get(HEALTH, "/health", patient(ANSWER));
-    reply.is_some_and(|reply| reply.status == 200 && reply.body.contains("true"))
 }
 
 fn log_path() -> PathBuf {

@@ -2,14 +2,14 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::daemon::Daemon;
-use crate::http::{self, Reply};
 use crate::ns::{Ns, ip_batch};
 use crate::ping::ping;
 use crate::pod::{Pod, pod_name};
@@ -21,6 +21,13 @@ use crate::wait::{patient, until};
 pub const HEALTHZ_PORT: u16 = 8081;
 const ANSWER: Duration = Duration::from_secs(2);
 const SUBNET_FILE: Duration = Duration::from_secs(15);
+
+/// An HTTP answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    pub status: u16,
+    pub body: String,
+}
 
 #[derive(Debug)]
 pub struct Node {
@@ -210,8 +217,16 @@ impl Node {
 
     /// HTTP GET from the daemon of this node; None when nobody answers.
     pub fn get(&self, path: &str) -> Option<Reply> {
-        let server = SocketAddr::from(([127, 0, 0, 1], HEALTHZ_PORT));
-        self.ns.within(|| http::get(server, path, patient(ANSWER)))
+        self.ns.within(|| {
+            let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], HEALTHZ_PORT))).ok()?;
+            stream.set_read_timeout(Some(patient(ANSWER))).ok()?;
+            let request = format!("GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).ok()?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).ok()?;
+            let (head, body) = text.split_once("\r\n\r\n")?;
+            Some(Reply { status: head.split(' ').nth(1)?.parse().ok()?, body: body.to_owned() })
+        })
     }
 }
 
