@@ -27,11 +27,16 @@ fn store(root: &Path) -> Dir {
 }
 
 fn acquire(root: &Path, host: u8, dice: u64) -> Result<Lease, String> {
-    acquire_saying(root, host, dice, Box::new(|_, _| Announced::HostGw))
+    acquire_saying(root, host, dice, |_, _| Announced::HostGw)
 }
 
-fn acquire_saying(root: &Path, host: u8, dice: u64, announce: Box<Announce>) -> Result<Lease, String> {
-    claim(root, host, Choice::Any { dice }, announce)
+fn acquire_saying(
+    root: &Path,
+    host: u8,
+    dice: u64,
+    announce: impl Fn(Option<&Lease>, &[&Lease]) -> Announced + Send + Sync + 'static,
+) -> Result<Lease, String> {
+    claim(root, host, Choice::Any { dice }, Box::new(announce))
 }
 
 fn claim(root: &Path, host: u8, choice: Choice, announce: Box<Announce>) -> Result<Lease, String> {
@@ -62,7 +67,7 @@ fn what_is_announced_may_depend_on_our_lease_and_on_all_others() {
     let mut leases: Vec<Lease> = (1..=3).map(|host| acquire(root.path(), host, 5).unwrap()).collect();
     let ours = leases.remove(0).subnet;
     let others: BTreeSet<_> = leases.iter().map(|lease| lease.subnet).collect();
-    acquire_saying(root.path(), 1, 5, &|held, rest| {
+    acquire_saying(root.path(), 1, 5, move |held, rest| {
         assert_eq!(held.map(|lease| lease.subnet), Some(ours));
         assert_eq!(rest.iter().map(|lease| lease.subnet).collect::<BTreeSet<_>>(), others);
         Announced::HostGw
@@ -80,14 +85,16 @@ fn nodes_that_run_wait_a_moment_for_each_other_but_not_for_ever() {
         for (host, lease) in (1..).zip(&leases) {
             let root = root.path();
             scope.spawn(move || {
-                let written = claim(root, host, Choice::Only(lease.subnet), &|_, _| other()).unwrap();
+                let written =
+                    claim(root, host, Choice::Only(lease.subnet), Box::new(move |_, _| other())).unwrap();
                 assert_eq!(written.announced, other());
             });
         }
     });
     let lock = fs::File::create(root.path().join(".lock")).unwrap();
     lock.lock().unwrap();
-    let error = claim(root.path(), 1, Choice::Only(leases[0].subnet), &|_, _| Announced::HostGw).unwrap_err();
+    let error = claim(root.path(), 1, Choice::Only(leases[0].subnet), Box::new(|_, _| Announced::HostGw))
+        .unwrap_err();
     assert!(error.ends_with(".lock: another daemon takes its lease just now; it is tried again"), "{error}");
 }
 

@@ -161,7 +161,7 @@ fn a_lease_is_flannels_and_one_that_stands_is_not_written_again() {
     block_on(async {
         let lease = acquire(&server.etcd(), 1, 0).await;
         let key = lease.subnet.to_string();
-        assert_eq!(server.keys(), [key.clone()]);
+        assert_eq!(server.keys(), std::slice::from_ref(&key));
         let value = server.ctl(&["get", "--print-value-only", &format!("/coreos.com/network/subnets/{key}")]);
         assert_eq!(value, "{\"PublicIP\":\"192.0.2.1\",\"PublicIPv6\":null,\"BackendType\":\"host-gw\"}\n");
         let id = server.field(&key, "Lease");
@@ -218,7 +218,7 @@ fn a_lease_that_does_not_fit_moves_in_one_step_with_its_time() {
         ]);
         let lease = acquire(&server.etcd(), 1, 0).await;
         let key = lease.subnet.to_string();
-        assert_eq!(server.keys(), [key.clone()]);
+        assert_eq!(server.keys(), std::slice::from_ref(&key));
         assert_eq!(format!("{:x}", server.field(&key, "Lease")), id);
     });
 }
@@ -364,7 +364,7 @@ fn a_lease_is_kept_alive_without_a_write() {
         server.ctl(&["put", "--lease", &id, &format!("/coreos.com/network/subnets/{key}"), &lease.to_json()]);
         let (version, end) = (server.field(&key, "Version"), Instant::now() + Duration::from_secs(7));
         while Instant::now() < end {
-            assert_eq!(server.keys(), [key.clone()], "it has ended");
+            assert_eq!(server.keys(), std::slice::from_ref(&key), "it has ended");
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         assert_eq!(

@@ -168,10 +168,10 @@ impl OwnLease {
             }
             Err(wrong) => wrong,
         };
-        if let Some((fault, until)) = self.refused.clone() {
-            if self.asked.is_some() || now < until {
-                return Kept { fault: Some(fault), due: Some(until.max(now + RETURN)) };
-            }
+        if let Some((fault, until)) = self.refused.clone()
+            && (self.asked.is_some() || now < until)
+        {
+            return Kept { fault: Some(fault), due: Some(until.max(now + RETURN)) };
         }
         if self.asked.is_none() {
             let claim = self.claim(move |_: Option<&Lease>| macs, Choice::Only(node.subnet), listed.to_vec());

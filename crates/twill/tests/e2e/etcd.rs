@@ -72,7 +72,7 @@ fn host_gw_leases_are_as_recorded_over_tls() {
 #[test]
 fn dual_vxlan_leases_are_as_recorded_over_mutual_tls_with_a_user() {
     lab::test(Timing::Free, || {
-        are_as_recorded(VXLAN_DUAL, EtcdSetup::mutual_tls().with_auth(), "vxlan-dual")
+        are_as_recorded(VXLAN_DUAL, EtcdSetup::mutual_tls().with_auth(), "vxlan-dual");
     });
 }
 

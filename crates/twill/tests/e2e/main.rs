@@ -28,7 +28,6 @@ mod store;
 mod store_dir;
 mod takeover;
 mod uninstall;
-mod upgrade;
 mod uplink;
 mod uplink_change;
 mod vxlan;

@@ -1,14 +1,21 @@
 //! From an earlier version to this one and back on running nodes: no packet is lost, and whoever comes second finds nothing
-//! to write. The earlier daemon is built by `make upgrade`, which runs these.
+//! to write. The earlier daemon is built by `make upgrade`, which runs these: they need the history of the repository.
+
+#![expect(clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "../e2e/cluster.rs"]
+#[expect(dead_code, clippy::unwrap_used, reason = "all e2e tests begin with it")]
+mod cluster;
 
 use std::time::Duration;
 
 use lab::{Daemon, Monitors, Node, PingStream, Timing, Topology, View};
 
-use crate::cluster::{self, HOST_GW, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL};
+use cluster::{HOST_GW, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL};
 
 fn earlier() -> String {
-    std::env::var("TWILL_EARLIER").unwrap_or_else(|_| panic!("TWILL_EARLIER names no daemon: run make upgrade"))
+    std::env::var("TWILL_EARLIER")
+        .unwrap_or_else(|_| panic!("TWILL_EARLIER names no daemon: run make upgrade"))
 }
 
 fn start<'a>(node: &'a Node, binary: &str) -> Daemon<'a> {
@@ -50,25 +57,21 @@ fn there_and_back(config: &str) {
 }
 
 #[test]
-#[ignore = "needs the daemon of an earlier commit: make upgrade"]
 fn vxlan() {
     lab::test(Timing::Free, || there_and_back(VXLAN));
 }
 
 #[test]
-#[ignore = "needs the daemon of an earlier commit: make upgrade"]
 fn vxlan_in_dual_stack() {
     lab::test(Timing::Free, || there_and_back(VXLAN_DUAL));
 }
 
 #[test]
-#[ignore = "needs the daemon of an earlier commit: make upgrade"]
 fn host_gw() {
     lab::test(Timing::Free, || there_and_back(HOST_GW));
 }
 
 #[test]
-#[ignore = "needs the daemon of an earlier commit: make upgrade"]
 fn host_gw_in_dual_stack() {
     lab::test(Timing::Free, || there_and_back(HOST_GW_DUAL));
 }
