@@ -29,6 +29,7 @@ upgrade: toolchain packages
 check: toolchain packages
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --all-features --quiet -- -D warnings
+	cargo clippy --locked -p twill --no-default-features --quiet -- -D warnings
 	cargo run --locked --quiet -p tidy
 	@scripts/check-unit
 	@! command -v cargo-deny >/dev/null || cargo deny check licenses bans sources

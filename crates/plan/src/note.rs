@@ -68,6 +68,11 @@ pub enum StoreFault {
     OwnLeaseStale {
         why: Box<str>,
     },
+    /// Another node has our subnet.
+    OwnLeaseTaken {
+        subnet: Box<str>,
+        holder: Box<str>,
+    },
     /// `theirs` is what somebody else makes it say.
     OwnLeaseContested {
         subnet: Box<str>,
@@ -238,6 +243,11 @@ impl fmt::Display for StoreFault {
                      reach this one's pods"
                 )
             }
+            Self::OwnLeaseTaken { subnet, holder } => write!(
+                f,
+                "{holder} holds our lease {subnet} now, so other nodes send there what is for the pods of this one. It is not \
+                 fought over: move the pods away, and start the daemon anew without its subnet file"
+            ),
             Self::OwnLeaseContested { subnet, theirs } => write!(
                 f,
                 "somebody else writes our lease {subnet}, last with {theirs}: another node announces our address \
@@ -388,6 +398,8 @@ mod tests {
             Note::Store(StoreFault::OwnLeaseGone { why: "a".into() }), "our lease is gone and cannot be taken again";
         Note::Store(StoreFault::OwnLeaseStale { .. }) =>
             Note::Store(StoreFault::OwnLeaseStale { why: "a".into() }), "our lease does not say what we announce and cannot";
+        Note::Store(StoreFault::OwnLeaseTaken { .. }) =>
+            Note::Store(StoreFault::OwnLeaseTaken { subnet: "a".into(), holder: "b".into() }), "holds our lease";
         Note::Store(StoreFault::OwnLeaseContested { .. }) =>
             Note::Store(StoreFault::OwnLeaseContested { subnet: "a".into(), theirs: "b".into() }), "somebody else writes our lease";
         Note::Store(StoreFault::ConfigUnusable { .. }) =>

@@ -201,8 +201,8 @@ impl OwnLease {
             },
             Some(lease) if !self.asker.owns(lease) => {
                 let holder = lease.public_ip.map(IpAddr::V4).or(lease.public_ipv6.map(IpAddr::V6));
-                let why = holder.map_or("nobody holds it".into(), |holder| format!("{holder} holds it"));
-                let fault = StoreFault::OwnLeaseGone { why: why.into() };
+                let holder = holder.map_or("somebody".into(), |holder| holder.to_string()).into();
+                let fault = StoreFault::OwnLeaseTaken { subnet: lease.subnet.to_string().into(), holder };
                 Ok(Kept { fault: Some(fault), due: Some(now + RETRY) })
             }
             Some(lease) if self.says(lease, &announced) => Ok(self.kept(now)),

@@ -382,6 +382,7 @@ fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
         Note::Node(NodeFault::SysctlRefused { .. } | NodeFault::NoPeerOnLink { .. }) => None,
         Note::Node(NodeFault::ForeignDevice { name, .. }) if !devices.contains(name) => None,
         Note::Node(fault) => Some(fault.to_string()),
+        Note::Store(fault @ StoreFault::OwnLeaseTaken { .. }) => Some(fault.to_string()),
         _ => None,
     });
     failed.or(held).or(noted)

@@ -181,10 +181,16 @@ fn our_lease_in_other_hands_is_said() {
         let own = lease_name(&node.subnet());
         let lease = lab.store.leases()[&own].clone();
         lab.store.put_lease(&own, &lease.replace(&node.ip.to_string(), "192.168.100.99"));
-        lab::wait_for("it is said", SOON, || node.twill(&["status"]).contains("192.168.100.99 holds it"));
+        let said = format!("192.168.100.99 holds our lease {own} now");
+        lab::wait_for("it is said", SOON, || node.twill(&["status"]).contains(&said));
+        lab::wait_for("no pod is to start here", SOON, || {
+            let ready = node.get("/readyz").unwrap();
+            ready.status == 503 && ready.body.contains(&said)
+        });
         // One that is ours and says something else is put right.
         lab.store.put_lease(&own, &lease.replace(r#""VNI":1"#, r#""VNI":5"#));
         lab::wait_for("it says again what we announce", SOON, || lab.store.leases()[&own] == lease);
+        lab::wait_for("ready again", SOON, || node.get("/readyz").unwrap().status == 200);
     });
 }
 
