@@ -80,6 +80,9 @@ pub struct Node {
     /// VNIs that another daemon of this node uses.
     #[serde(default)]
     pub foreign_vnis: Vec<u32>,
+    /// Our IPv4 routes go by next hop objects now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_nexthop: bool,
 }
 
 /// What an earlier config or an earlier daemon may have left on this node, to be swept.

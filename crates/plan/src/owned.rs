@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::LinkName;
 use crate::backend::vxlan;
 use crate::input::Writer;
-use crate::state::{Address, FdbEntry, Link, LinkKind, Neighbour, Nexthop, Route, RoutePath, Rule};
+use crate::state::{Address, FdbEntry, Link, LinkKind, Neighbour, Nexthop, Route, RoutePath, Rule, State};
 
 /// The `rtm_protocol` of our routes, rules and next hops (docs/wire.md); free in iproute2's `rt_protos`.
 pub const PROTOCOL: u8 = 84;
@@ -53,6 +53,11 @@ pub enum Sweep {
     NotYet,
     /// The list is complete.
     LeftOvers,
+}
+
+/// Do routes of ours go by next hop objects there?
+pub fn has_nexthops(seen: &State) -> bool {
+    seen.nexthops.iter().any(|row| NEXTHOPS.contains(&row.id) && row.protocol == PROTOCOL)
 }
 
 impl Owned {

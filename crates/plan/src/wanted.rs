@@ -2,6 +2,7 @@
 //! out, and the rest of the node works.
 
 mod admitted;
+mod nexthops;
 mod peers;
 
 pub(crate) use admitted::is_host_address;
@@ -300,7 +301,10 @@ impl<'a> Draft<'a> {
     fn finish(mut self) -> Wanted {
         self.peers.sort_unstable();
         self.notes.sort_unstable();
+        self.routes.sort_unstable();
+        let nexthops = nexthops::lead(self.config.ipv4, self.node.by_nexthop, &mut self.routes);
         let state = State {
+            nexthops: nexthops.into(),
             sysctls: self.sysctls.into(),
             links: self.links.into(),
             addresses: self.addresses.into(),

@@ -120,6 +120,7 @@ impl Recorded {
             vtep_v6,
             former: Default::default(),
             foreign_vnis: Vec::new(),
+            by_nexthop: false,
         };
         Self { case, name, place, conf, entries, leases, underlay, own, node }
     }

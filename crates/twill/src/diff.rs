@@ -80,7 +80,7 @@ fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
     let own = Lease { announced: config.backend.announced(&config, macs, &others), ..own.clone() };
     let footprint = Footprint::read(&Footprint::path(&flags.subnet_file));
     let networks = subnet_file::networks(&flags.subnet_file);
-    let node = place.node(&own, place.former(&own, footprint.as_ref(), &networks));
+    let mut node = place.node(&own, place.former(&own, footprint.as_ref(), &networks));
     if Family::ALL
         .into_iter()
         .all(|family| own.subnet.of(family).is_none() || config.network(family).is_none())
@@ -89,6 +89,7 @@ fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
     }
     let leases = Leases::Listed(leases);
     let seen = kernel.dump(&plan::bounds(&config, &node, &leases)).context("reading the kernel")?;
+    node.by_nexthop = plan::owned::has_nexthops(&seen.state);
     let wanted = plan::wanted(&config, &node, &leases, &seen.underlay);
     Ok(plan::diff(&wanted.state, &seen.state, &wanted.owned))
 }

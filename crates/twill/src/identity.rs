@@ -146,7 +146,15 @@ impl Place {
         // A node that announces no VTEP still needs one towards peers that do.
         let (vtep, vtep_v6) = (vtep.or(Some(self.drawn[0])), vtep_v6.or(Some(self.drawn[1])));
         let uplink = self.choice.uplink.clone();
-        Node { uplink, subnet: lease.subnet, vtep, vtep_v6, former, foreign_vnis: Vec::new() }
+        Node {
+            uplink,
+            subnet: lease.subnet,
+            vtep,
+            vtep_v6,
+            former,
+            foreign_vnis: Vec::new(),
+            by_nexthop: false,
+        }
     }
 
     /// What an earlier daemon left. One of flannel's leaves no footprint, and nobody can tell whether it ran since.

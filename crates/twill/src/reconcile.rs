@@ -177,6 +177,7 @@ impl Reconciler {
     /// What the kernel should hold, with all that there is to say about it.
     fn plan(&mut self, leases: &Leases, seen: &Seen, mut notes: Vec<Note>) -> Wanted {
         self.node.former.links = seen.state.links.iter().map(|link| link.name).collect();
+        self.node.by_nexthop = plan::owned::has_nexthops(&seen.state);
         let mut wanted = plan::wanted(&self.config, &self.node, leases, &seen.underlay);
         // What is made now is there at the next look, whatever the config says by then.
         let made = wanted.state.links.iter().map(|link| link.name);

@@ -162,6 +162,7 @@ fn node(tape: &mut Tape) -> Node {
             writer: tape.pick(&[Writer::Twill, Writer::Flannel]),
         },
         foreign_vnis: Vec::new(),
+        by_nexthop: false,
     }
 }
 

@@ -1,0 +1,112 @@
+//! Next hop objects for the routes of a large cluster. The kernel compares each new IPv4 route through a device with all
+//! that lead through it by another gateway, so that ten thousand take it a second; by objects it is a tenth. Below that
+//! size routes are plain, in flannel's shape. IPv6 does not know the trouble, and has no objects.
+
+use std::collections::BTreeSet;
+
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::owned::{NEXTHOPS, PROTOCOL};
+use crate::state::{Nexthop, Route, RoutePath};
+
+/// More routes than these go by objects,
+const MANY: usize = 2000;
+/// and go on so down to this many: a cluster of about that size does not change to and fro.
+const STILL_MANY: usize = 1000;
+
+/// Leads the routes by objects, if they are that many; `already` says that they go so now. An object has the number of its
+/// subnet in the network, so that it stays the same whoever else comes and goes.
+pub(super) fn lead(network: Option<Ipv4Net>, already: bool, routes: &mut [Route]) -> Vec<Nexthop> {
+    let Some(network) = network else { return Vec::new() };
+    let many = if already { STILL_MANY } else { MANY + 1 };
+    if routes.iter().filter(|route| by_gateway(route).is_some()).count() < many {
+        return Vec::new();
+    }
+    let (mut taken, mut objects) = (BTreeSet::new(), Vec::new());
+    for route in routes {
+        let Some((subnet, RoutePath::Via { gateway, link, onlink })) = by_gateway(route) else { continue };
+        let id = id(network, subnet);
+        // Where subnets have several sizes two may have one number; the second one's route stays plain.
+        if taken.insert(id) {
+            objects.push(Nexthop { id, gateway, link, onlink, protocol: PROTOCOL, unknown: None });
+            route.path = RoutePath::Nexthop(id);
+        }
+    }
+    objects
+}
+
+fn by_gateway(route: &Route) -> Option<(Ipv4Net, RoutePath)> {
+    match (route.destination, &route.path) {
+        (IpNet::V4(subnet), path @ RoutePath::Via { .. }) => Some((subnet, path.clone())),
+        _ => None,
+    }
+}
+
+fn id(network: Ipv4Net, subnet: Ipv4Net) -> u32 {
+    let offset = u32::from(subnet.network()).wrapping_sub(network.network().into());
+    let number = offset.checked_shr(32 - u32::from(subnet.prefix_len())).unwrap_or_default();
+    NEXTHOPS.start() + number % (NEXTHOPS.end() - NEXTHOPS.start() + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::MAIN_TABLE;
+
+    fn routes(count: usize) -> Vec<Route> {
+        let route = |number: usize| {
+            let first = std::net::Ipv4Addr::from(0x0a00_0000 + ((number as u32) << 8));
+            let path =
+                RoutePath::Via { gateway: first.into(), link: "flannel.1".parse().unwrap(), onlink: true };
+            let destination = IpNet::new(first.into(), 24).unwrap();
+            Route { table: MAIN_TABLE, destination, path, protocol: PROTOCOL, unknown: None }
+        };
+        (1..=count).map(route).collect()
+    }
+
+    fn led(already: bool, routes: &mut [Route]) -> Vec<Nexthop> {
+        lead(Some("10.0.0.0/8".parse().unwrap()), already, routes)
+    }
+
+    #[test]
+    fn objects_come_above_one_size_and_go_below_another() {
+        for (count, already, objects) in
+            [(2000, false, 0), (2001, false, 2001), (2000, true, 2000), (1000, true, 1000), (999, true, 0)]
+        {
+            let mut routes = routes(count);
+            assert_eq!(led(already, &mut routes).len(), objects, "{count} {already}");
+            let by_object = routes.iter().filter(|route| matches!(route.path, RoutePath::Nexthop(_)));
+            assert_eq!(by_object.count(), objects);
+        }
+    }
+
+    #[test]
+    fn an_object_stays_the_same_whoever_else_goes() {
+        let (mut all, mut some) = (routes(3000), routes(3000).split_off(500));
+        let all = led(true, &mut all);
+        assert_eq!(led(true, &mut some)[..], all[500..]);
+        assert!(all.iter().all(|object| NEXTHOPS.contains(&object.id) && object.onlink));
+    }
+
+    #[test]
+    fn of_two_with_one_number_the_second_stays_plain() {
+        let mut routes = routes(2001);
+        // 10.0.0.128/25 is the first of its size, as 10.0.1.0/24 is of its.
+        routes[1].destination = "10.0.0.128/25".parse().unwrap();
+        assert_eq!(led(false, &mut routes).len(), 2000);
+        assert!(matches!(routes[1].path, RoutePath::Via { .. }));
+        // Whatever lies outside has a number, too.
+        routes[2].destination = "9.0.0.0/24".parse().unwrap();
+        routes[3].destination = "0.0.0.0/0".parse().unwrap();
+        assert!(led(false, &mut routes).iter().all(|object| NEXTHOPS.contains(&object.id)));
+    }
+
+    #[test]
+    fn ipv6_has_no_objects() {
+        let mut routes = routes(2001);
+        for (number, route) in routes.iter_mut().enumerate() {
+            route.destination = format!("fd00:0:0:{number:x}::/64").parse().unwrap();
+        }
+        assert_eq!(led(true, &mut routes), []);
+    }
+}
