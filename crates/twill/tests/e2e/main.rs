@@ -15,6 +15,7 @@ mod host_gw;
 mod interop;
 mod ipv6_only;
 mod live_change;
+mod nexthops;
 mod reboot;
 mod recording;
 mod repair;
