@@ -16,6 +16,7 @@ mod interop;
 mod ipv6_only;
 mod live_change;
 mod nexthops;
+mod migrate;
 mod reboot;
 mod recording;
 mod repair;

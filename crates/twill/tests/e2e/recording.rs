@@ -92,6 +92,11 @@ impl Recording {
             route(&mut lines, row);
         }
         node.ns.batch(&lines);
+        // Not in what ip shows, and so not recorded.
+        for link in list("link").iter().filter(|link| text(link, "ifname").starts_with("flannel")) {
+            let name = text(link, "ifname").replace('.', "/");
+            node.ns.sysctl(&[(&format!("net.ipv6.conf.{name}.accept_ra"), "0")]);
+        }
         for row in list("fdb")
             .iter()
             .filter(|row| text(row, "ifname").starts_with("flannel") && row.get("dst").is_some())

@@ -12,14 +12,16 @@ use crate::recording::{self, Recording};
 const GONE: &str = "10.244.250.0/24";
 const ANYBODYS: &str = "10.244.251.0/24";
 
-struct Before {
+/// The pod network's objects, the devices' own indexes, and everybody's rules.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Before {
     objects: Vec<String>,
     indexes: String,
     rules: String,
 }
 
 /// Everything but the stale is as before; each device is the very same one.
-fn look(node: &Node) -> Before {
+pub(crate) fn look(node: &Node) -> Before {
     let devices = node.ns.run("ip -o link show type vxlan");
     let indexes = devices
         .lines()
