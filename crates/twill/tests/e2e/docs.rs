@@ -52,11 +52,14 @@ fn every_metric_is_listed_and_no_other() {
         let node = lab.node(1);
         // Somebody else's device has our VNI and port, so that the kernel refuses something, too.
         node.ns.run("ip link add squatter type vxlan id 1 dev eth0 dstport 8472");
+        // And something is to be noted.
+        lab.store.put_lease("nobody", "{}");
         let _daemon = node.start(cluster::FLAGS);
         let metrics = || node.get("/metrics").map(|reply| reply.body).unwrap_or_default();
         lab::wait_for("something was refused", SOON, || metrics().contains("twill_failed_ops_total{"));
         node.ns.run("ip link del squatter");
         lab::wait_for("something was done", SOON, || metrics().contains("twill_ops_total{"));
+        lab::wait_for("something is noted", SOON, || metrics().contains("twill_notes{"));
         assert_eq!(shown(&metrics()), documented());
     });
 }
