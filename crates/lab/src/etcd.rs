@@ -269,11 +269,13 @@ impl Etcd {
     fn set_up_auth(&self) {
         let root = format!("root:{PASSWORD}");
         let flannel = format!("flannel:{PASSWORD}");
+        // As docs/migrating-from-flannel.md asks for it.
+        let network = format!("{}/", contents::PREFIX);
         for line in [
             &["user", "add", &root][..],
             &["user", "grant-role", "root", "root"],
             &["role", "add", "network"],
-            &["role", "grant-permission", "network", "--prefix=true", "readwrite", contents::PREFIX],
+            &["role", "grant-permission", "network", "--prefix=true", "readwrite", &network],
             &["user", "add", &flannel],
             &["user", "grant-role", "flannel", "network"],
             &["auth", "enable"],
