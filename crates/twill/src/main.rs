@@ -15,6 +15,7 @@ mod http;
 mod identity;
 mod locks;
 mod logging;
+mod memory;
 mod metrics;
 mod notebook;
 mod notify;
@@ -58,7 +59,10 @@ Called as flanneld it is twill daemon.
 
 fn main() -> ExitCode {
     let outcome = match flags::command(std::env::args_os(), std::env::vars_os()) {
-        Ok(Command::Daemon(flags)) => daemon::run(&flags),
+        Ok(Command::Daemon(flags)) => {
+            memory::settle();
+            daemon::run(&flags)
+        }
         Ok(Command::Status(flags)) => status::run(&flags),
         Ok(Command::Uninstall(flags)) => uninstall::run(&flags),
         Ok(Command::DockerOpts(flags)) => docker_opts::run(&flags),
