@@ -65,6 +65,15 @@ impl<'lab> Daemon<'lab> {
         kill(pid, signal).unwrap_or_else(|e| panic!("{}: {signal}: {e}", self.node.name));
     }
 
+    /// From now on it does nothing and knows nothing of it.
+    pub fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    pub fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
     /// SIGTERM, then waits for the end.
     pub fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);

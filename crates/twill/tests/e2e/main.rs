@@ -9,6 +9,7 @@ mod diff;
 mod docs;
 mod dual_stack;
 mod etcd;
+mod etcd_faults;
 mod flags;
 mod foreign;
 mod host_gw;

@@ -1,0 +1,182 @@
+//! An etcd that dies, hangs, forgets or is rolled back costs a running network nothing: the daemons live on, no packet is
+//! lost, no good peer is withdrawn, and `twill status` says what is the matter for as long as it is.
+
+use std::time::Duration;
+
+use lab::{Daemon, EtcdSetup, Lab, Monitors, Node, PingStream, Pod, Timing, Topology};
+
+use crate::cluster::{self, FLAGS, SOON, VXLAN, lease_name};
+
+/// So soon status names the cause.
+const NAMED: Duration = Duration::from_secs(5);
+
+fn lab(nodes: usize, setup: EtcdSetup) -> Lab {
+    cluster::lab(Topology::flat(nodes).etcd(setup), VXLAN)
+}
+
+/// Waits until status says so on each of these nodes.
+fn named(nodes: &[Node], words: &str) {
+    for node in nodes {
+        lab::wait_for(&format!("{} says {words:?}", node.name), NAMED, || {
+            node.twill(&["status"]).contains(words)
+        });
+    }
+}
+
+/// Waits until status has nothing to say on any of these nodes.
+fn calm(nodes: &[Node]) {
+    for node in nodes {
+        lab::wait_for(&format!("{} is calm", node.name), SOON, || {
+            let status = node.twill(&["status"]);
+            status.contains("store     heard") && !status.contains("to look at")
+        });
+    }
+}
+
+/// All that must not be noticed of a fault: begun before it, ended after it.
+struct Vigil<'lab> {
+    nodes: &'lab [Node],
+    monitors: Vec<Monitors>,
+    ping: PingStream,
+}
+
+impl<'lab> Vigil<'lab> {
+    /// Of all nodes, and of the way from the first pod to the second.
+    fn begin(lab: &'lab Lab, pods: &[Pod]) -> Self {
+        let ping = PingStream::start(&pods[0].ns, pods[1].ip());
+        let monitors = lab.nodes().iter().map(|node| Monitors::start(&node.ns)).collect();
+        lab::wait_for("the ping runs", SOON, || ping.received() > 10);
+        Self { nodes: lab.nodes(), monitors, ping }
+    }
+
+    /// Every daemon lives, no packet is lost, and nothing of ours was written in any kernel but what `may` be.
+    fn end(self, daemons: &mut [Daemon], may: impl Fn(&str) -> bool) {
+        for daemon in daemons {
+            assert!(daemon.is_alive(), "a daemon has ended:\n{}", daemon.log());
+        }
+        for (node, monitors) in self.nodes.iter().zip(&self.monitors) {
+            let written = monitors.lines_about(&["flannel", "proto 84"]);
+            let wrong: Vec<_> = written.iter().filter(|line| !may(line)).collect();
+            assert!(wrong.is_empty(), "{}: {wrong:#?}", node.name);
+        }
+        let report = self.ping.stop();
+        assert_eq!(report.lost, 0, "{report:?}");
+    }
+}
+
+/// The good case: not a single write.
+fn nothing(_: &str) -> bool {
+    false
+}
+
+#[test]
+fn killed_and_started_again() {
+    lab::test(Timing::Free, || {
+        let lab = lab(3, EtcdSetup::http());
+        let (mut daemons, pods) = cluster::start(&lab);
+        let (etcd, leases) = (lab.etcd(), lab.etcd().leases());
+        let vigil = Vigil::begin(&lab, &pods);
+        etcd.kill9();
+        named(lab.nodes(), "lost, the last known leases stay in force: etcd: http://192.168.100.5:2379: ");
+        etcd.start();
+        calm(lab.nodes());
+        assert_eq!(etcd.leases(), leases, "nobody had to write anything");
+        vigil.end(&mut daemons, nothing);
+    });
+}
+
+/// Three nodes are too few for a guess: that it is another history is what tells.
+#[test]
+fn started_again_with_nothing_in_it() {
+    lab::test(Timing::Free, || {
+        let lab = lab(3, EtcdSetup::http());
+        let (mut daemons, pods) = cluster::start(&lab);
+        let (etcd, leases) = (lab.etcd(), lab.store.leases());
+        let vigil = Vigil::begin(&lab, &pods);
+        // It hears of the empty store long after the others have.
+        etcd.kill9();
+        named(lab.nodes(), "lost");
+        etcd.start_empty();
+        named(lab.nodes(), "there is no key /coreos.com/network/config");
+        lab::wait_for("every node has taken its lease again", SOON, || lab.store.leases() == leases);
+        assert!(etcd.leases().values().all(|entry| etcd.ttl(entry.lease).is_some()));
+        lab.store.config(VXLAN);
+        calm(lab.nodes());
+        vigil.end(&mut daemons, nothing);
+    });
+}
+
+/// A node of which the snapshot knows nothing takes its own time to come back.
+#[test]
+fn restored_as_it_was_before_a_node_joined() {
+    lab::test(Timing::Free, || {
+        let lab = lab(3, EtcdSetup::http());
+        let etcd = lab.etcd();
+        let mut daemons: Vec<_> = lab.nodes()[..2].iter().map(|node| node.start(FLAGS)).collect();
+        daemons.iter().for_each(Daemon::wait_ready);
+        let snapshot = etcd.snapshot();
+        daemons.push(lab.node(3).start(FLAGS));
+        daemons[2].wait_ready();
+        let pods = lab.pods();
+        cluster::reach_each_other(&pods);
+        let leases = lab.store.leases();
+        let vigil = Vigil::begin(&lab, &pods[1..]);
+        daemons[2].pause();
+        etcd.restore(&snapshot);
+        named(&lab.nodes()[..2], "more than half of the peers");
+        daemons[2].resume();
+        calm(lab.nodes());
+        assert_eq!(lab.store.leases(), leases);
+        vigil.end(&mut daemons, nothing);
+    });
+}
+
+/// What it would have told node 1 of the leaver is forgotten by then.
+#[test]
+fn compacted_while_a_node_cannot_hear_it() {
+    lab::test(Timing::Free, || {
+        let lab = lab(3, EtcdSetup::http());
+        let (mut daemons, pods) = cluster::start(&lab);
+        cluster::reach_each_other(&pods);
+        let (etcd, node, leaver) = (lab.etcd(), lab.node(1), lab.node(3));
+        let marks = [leaver.subnet().replace(".0/24", "."), leaver.ip.to_string()];
+        // So that what was written last still stands afterwards.
+        lab.store.config(VXLAN);
+        let vigil = Vigil::begin(&lab, &pods);
+        node.ns.run("ip route add unreachable 192.168.100.5");
+        named(&lab.nodes()[..1], "lost");
+        assert!(daemons.pop().is_some_and(|mut daemon| daemon.terminate().success()));
+        lab.store.remove_lease(&lease_name(&leaver.subnet()));
+        etcd.put("/elsewhere", "");
+        etcd.compact();
+        node.ns.run("ip route del unreachable 192.168.100.5");
+        calm(&lab.nodes()[..2]);
+        for node in &lab.nodes()[..2] {
+            lab::wait_for("the leaver is gone", SOON, || {
+                let ours =
+                    node.ns.run("ip route; ip neigh show dev flannel.1; bridge fdb show dev flannel.1");
+                !marks.iter().any(|mark| ours.contains(mark))
+            });
+        }
+        vigil.end(&mut daemons, |line| marks.iter().any(|mark| line.contains(mark)));
+    });
+}
+
+#[test]
+fn silent_for_half_a_minute() {
+    lab::test(Timing::Free, || {
+        let lab = lab(3, EtcdSetup::http());
+        let (mut daemons, pods) = cluster::start(&lab);
+        let (etcd, leases) = (lab.etcd(), lab.etcd().leases());
+        let vigil = Vigil::begin(&lab, &pods);
+        etcd.pause();
+        named(lab.nodes(), "no answer within");
+        lab::holds_for("it is said all the while", Duration::from_secs(25), || {
+            lab.nodes().iter().all(|node| node.twill(&["status"]).contains("store     lost"))
+        });
+        etcd.resume();
+        calm(lab.nodes());
+        assert_eq!(etcd.leases(), leases);
+        vigil.end(&mut daemons, nothing);
+    });
+}
