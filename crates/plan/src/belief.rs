@@ -22,12 +22,15 @@ pub struct History {
     pub cluster: u64,
     /// Grows with each change.
     pub revision: i64,
+    /// How often this run has found that it does not go on from where it was, however far it has gone since.
+    #[serde(skip)]
+    pub breaks: u32,
 }
 
 impl History {
     /// Is it the one that was heard before, and further on?
     fn continues(&self, before: &Self) -> bool {
-        self.cluster == before.cluster && self.revision >= before.revision
+        self.cluster == before.cluster && self.revision >= before.revision && self.breaks <= before.breaks
     }
 }
 
@@ -208,9 +211,9 @@ mod tests {
 
     #[test]
     fn a_store_that_is_another_or_goes_back_is_not_believed_however_few_there_are() {
-        let at = |cluster, revision| Some(History { cluster, revision });
-        for (then, kept) in [(at(1, 9), 0), (at(1, 8), 1), (at(2, 10), 1)] {
-            let (mut belief, now) = (Belief::expecting(leases(1..2), at(1, 9)), Instant::now());
+        let at = |cluster, revision, breaks| Some(History { cluster, revision, breaks });
+        for (then, kept) in [(at(1, 9, 0), 0), (at(1, 8, 0), 1), (at(2, 10, 0), 1), (at(1, 10, 1), 1)] {
+            let (mut belief, now) = (Belief::expecting(leases(1..2), at(1, 9, 0)), Instant::now());
             let weighed = belief.weigh(Vec::new(), then, now, GRACE);
             assert_eq!((weighed.leases.len(), weighed.missing), (1, kept), "{then:?}");
             // What goes later than the rest is in doubt, too.

@@ -230,8 +230,8 @@ impl fmt::Display for StoreFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PeersMissing => f.write_str(
-                "it has lost more than half of the peers at once, which is not believed yet; they are kept until \
-                 --shrink-grace is over. Was it emptied or restored?",
+                "it has lost more than half of the peers at once, or some together with its history, which is not believed \
+                 yet; they are kept until --shrink-grace is over. Was it emptied or restored?",
             ),
             Self::OwnLeaseGone { why } => {
                 write!(f, "our lease is gone and cannot be taken again: {why}. Pods keep their addresses meanwhile")

@@ -25,7 +25,7 @@ use crate::pulse::Pulse;
 use crate::view::{StoreError, View};
 use listing::Listing;
 use pace::Pace;
-use session::{Keys, Name, Session};
+use session::{Keys, Name, Session, Since};
 
 /// Changes in quick succession are told together.
 const QUIET: Duration = Duration::from_millis(20);
@@ -161,8 +161,11 @@ impl Etcd {
         (renewal, pace): (&mut Renewal, &mut Pace),
     ) -> Result<std::convert::Infallible, StoreError> {
         let mut session = self.session().await?;
-        if !session.continues(listing).await? {
+        let since = session.since(listing).await?;
+        if since != Since::Same {
+            let breaks = listing.breaks + u32::from(since == Since::Another);
             *listing = session.list(&self.options).await?;
+            listing.breaks = breaks;
             self.pulse.count_list();
         }
         let mut stream = session.watch(listing.revision).await?;

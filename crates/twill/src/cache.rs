@@ -218,7 +218,7 @@ mod tests {
             NetConf::parse(br#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#).unwrap();
         let value = br#"{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"host-gw"}"#;
         let lease = Lease::parse("10.3.7.0-24", value, 5).unwrap();
-        let history = History { cluster: 7, revision: 9 };
+        let history = History { cluster: 7, revision: 9, breaks: 0 };
         let told = (Some(history), Some(SystemTime::now() + PAUSE));
         Remembered::new(Mac([2, 0, 0, 0, 0, 1]), &conf, lease.subnet, [&lease].into_iter(), told)
     }

@@ -22,6 +22,8 @@ pub(super) struct Listing {
     pub(super) cluster: u64,
     /// Of the last change that is in it; events of it may come again.
     pub(super) revision: i64,
+    /// How often another history took the place of the one that was heard.
+    pub(super) breaks: u32,
     entries: BTreeMap<Box<str>, Entry>,
     conf: Option<(i64, Result<NetConf, String>)>,
     /// Says that there is none.
@@ -112,7 +114,7 @@ impl Listing {
             conf: Some(conf),
             notes: notes.collect(),
             lost: None,
-            history: Some(History { cluster: self.cluster, revision: self.revision }),
+            history: Some(History { cluster: self.cluster, revision: self.revision, breaks: self.breaks }),
             own_until: None,
         }
     }

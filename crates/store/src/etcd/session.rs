@@ -88,6 +88,17 @@ pub(super) struct Session {
     pub(super) keys: Keys,
 }
 
+/// What became of a history while it was not heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Since {
+    /// It goes on, and tells what was missed.
+    Same,
+    /// It is forgotten, or was never known.
+    Unknown,
+    /// It was never there.
+    Another,
+}
+
 /// What is to be written, and what has to stand for it.
 pub(super) struct Swap<'a> {
     pub(super) key: &'a str,
@@ -160,15 +171,24 @@ impl Session {
         listing.ok_or_else(|| self.fault("an empty answer"))
     }
 
-    /// Does this cluster go on from where the listing is? A cluster that was restored or emptied may well be called the
-    /// same; but what was written last does not stand there at the very revision.
-    pub(super) async fn continues(&self, listing: &Listing) -> Result<bool, StoreError> {
-        let Some((name, mod_revision)) = listing.newest().filter(|_| listing.cluster != 0) else {
-            return Ok(false);
+    /// Does this cluster go on from where the listing is? One that was restored or emptied may well be called the same and
+    /// have gone further since; but there, what was written last did not stand at the very revision.
+    pub(super) async fn since(&self, listing: &Listing) -> Result<Since, StoreError> {
+        let Some((name, written)) = listing.newest().filter(|_| listing.cluster != 0) else {
+            return Ok(Since::Unknown);
         };
-        let ((cluster, revision), found) = self.get(name).await?;
-        let stands = found.is_some_and(|kv| kv.mod_revision() == mod_revision);
-        Ok(stands && cluster == listing.cluster && revision >= listing.revision)
+        let mut kv = self.client.kv_client().max_decoding_message_size(LARGEST_ANSWER);
+        let then = GetOptions::new().with_revision(listing.revision);
+        match within(kv.get(self.keys.of(name), Some(then))).await {
+            Ok(response) => {
+                let same = response.header().is_some_and(|header| header.cluster_id() == listing.cluster);
+                let stood = response.kvs().first().is_some_and(|kv| kv.mod_revision() == written);
+                Ok(if same && stood { Since::Same } else { Since::Another })
+            }
+            Err(why) if why.contains("has been compacted") => Ok(Since::Unknown),
+            Err(why) if why.contains("is a future revision") => Ok(Since::Another),
+            Err(why) => Err(self.fault(why)),
+        }
     }
 
     /// Hears of all that happened at that revision and happens later.
