@@ -1,12 +1,16 @@
 //! An etcd that dies, hangs, forgets or is rolled back costs a running network nothing: the daemons live on, no packet is
 //! lost, no good peer is withdrawn, and `twill status` says what is the matter for as long as it is.
 
+mod access;
+mod entries;
+
 use std::time::Duration;
 
 use lab::{Daemon, EtcdSetup, Lab, Monitors, Node, PingStream, Pod, Timing, Topology};
 
 use crate::cluster::{self, FLAGS, SOON, VXLAN, lease_name};
 
+const SUBNETS: &str = "/coreos.com/network/subnets/";
 /// So soon status names the cause.
 const NAMED: Duration = Duration::from_secs(5);
 /// For longer than a peer without a lease is waited for where nothing is in doubt.
@@ -73,6 +77,11 @@ impl<'lab> Vigil<'lab> {
 /// The good case: not a single write.
 fn nothing(_: &str) -> bool {
     false
+}
+
+/// Others may come.
+fn additions(line: &str) -> bool {
+    !line.contains("Deleted")
 }
 
 #[test]

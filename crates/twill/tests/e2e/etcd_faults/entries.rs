@@ -1,0 +1,133 @@
+//! What others do to single keys: nonsense beside ours and in place of ours, a lease that is deleted, taken or reserved.
+
+use std::time::Duration;
+
+use lab::{EtcdSetup, Timing};
+
+use super::{NAMED, SUBNETS, Vigil, additions, calm, lab, named, nothing, says};
+use crate::cluster::{self, FLAGS, SOON, lease_name};
+
+/// So soon a lease that is gone is there again.
+const BACK: Duration = Duration::from_secs(2);
+
+#[test]
+fn nonsense_beside_the_leases_is_named_and_costs_nothing() {
+    lab::test(Timing::Free, || {
+        let lab = lab(3, EtcdSetup::http());
+        let (mut daemons, pods) = cluster::start(&lab);
+        let etcd = lab.etcd();
+        let vigil = Vigil::begin(&lab, &pods);
+        let large = "x".repeat(100_000);
+        let malformed = [
+            ("not-a-key", "{}"),
+            ("10.244.250.0-24", r#"{"PublicIP":"192.168.100.2"#),
+            ("10.244.251.0-24", large.as_str()),
+            ("10.244.252.0-24/deeper", "{}"),
+        ];
+        let foreign = ["/coreos.com/networks", "/coreos.com/network/foreign", "/coreos.com/network/subnetsX"];
+        malformed.iter().for_each(|(key, value)| etcd.put(&format!("{SUBNETS}{key}"), value));
+        foreign.iter().for_each(|key| etcd.put(key, "{half"));
+        for (key, _) in malformed {
+            named(lab.nodes(), &format!("store entry {key:?}"));
+        }
+        assert!(!foreign.iter().any(|key| says(lab.nodes(), key.rsplit('/').next().unwrap())));
+        malformed.iter().for_each(|(key, _)| etcd.delete(&format!("{SUBNETS}{key}")));
+        calm(lab.nodes());
+        vigil.end(&mut daemons, nothing);
+    });
+}
+
+#[test]
+fn nonsense_in_place_of_a_lease_is_written_over() {
+    lab::test(Timing::Free, || {
+        let lab = lab(3, EtcdSetup::http());
+        let (mut daemons, pods) = cluster::start(&lab);
+        cluster::reach_each_other(&pods);
+        let leases = lab.store.leases();
+        let vigil = Vigil::begin(&lab, &pods[1..]);
+        for nonsense in ["{half a lease", "", r#"{"PublicIP":"nonsense"}"#] {
+            lab.store.put_lease(&lease_name(&lab.node(3).subnet()), nonsense);
+            lab::wait_for("node 3 writes it again", BACK, || lab.store.leases() == leases);
+        }
+        calm(lab.nodes());
+        vigil.end(&mut daemons, nothing);
+    });
+}
+
+#[test]
+fn a_lease_that_is_deleted_is_taken_again_at_once() {
+    lab::test(Timing::Free, || {
+        let lab = lab(3, EtcdSetup::http());
+        let (mut daemons, pods) = cluster::start(&lab);
+        let (etcd, leases) = (lab.etcd(), lab.store.leases());
+        let vigil = Vigil::begin(&lab, &pods);
+        let own = lease_name(&lab.node(2).subnet());
+        for _ in 0..3 {
+            etcd.delete(&format!("{SUBNETS}{own}"));
+            lab::wait_for("it is back, as it was", BACK, || lab.store.leases() == leases);
+            assert!(etcd.ttl(etcd.leases()[&own].lease).is_some(), "it ends when the node does");
+        }
+        // As the end of its time: the key goes with it.
+        etcd.ctl(&["lease", "revoke", &format!("{:x}", etcd.leases()[&own].lease)]);
+        lab::wait_for("it is back, as it was", BACK, || lab.store.leases() == leases);
+        calm(lab.nodes());
+        vigil.end(&mut daemons, nothing);
+    });
+}
+
+/// Said, and not fought over: the other one may have pods in it, too.
+#[test]
+fn a_lease_that_another_node_has_taken_is_said() {
+    lab::test(Timing::Free, || {
+        let lab = lab(3, EtcdSetup::http());
+        let (mut daemons, pods) = cluster::start(&lab);
+        let (etcd, node) = (lab.etcd(), &lab.nodes()[2]);
+        let own = lease_name(&node.subnet());
+        let theirs = etcd.leases()[&own].value.replace(&node.ip.to_string(), "192.168.100.99");
+        let vigil = Vigil::begin(&lab, &pods);
+        // Deleted and taken before it can do anything.
+        daemons[2].pause();
+        etcd.delete(&format!("{SUBNETS}{own}"));
+        lab.store.put_lease(&own, &theirs);
+        let taken = etcd.leases();
+        daemons[2].resume();
+        named(std::slice::from_ref(node), "192.168.100.99 holds it");
+        lab::holds_for("it stays theirs", NAMED, || etcd.leases() == taken);
+        etcd.delete(&format!("{SUBNETS}{own}"));
+        lab::wait_for("it is node 3's again", SOON, || {
+            etcd.leases().get(&own).is_some_and(|entry| entry.value.contains(&node.ip.to_string()))
+        });
+        calm(lab.nodes());
+        // The others went where the lease said.
+        let subnet = node.subnet().replace(".0/24", ".");
+        vigil.end(&mut daemons, |line| {
+            line.contains(&subnet) || additions(line) || line.contains("192.168.100.")
+        });
+    });
+}
+
+/// A key that no etcd lease is attached to, as an operator writes it: the node's for ever.
+#[test]
+fn a_reservation_is_used_and_stays_one() {
+    lab::test(Timing::Free, || {
+        let lab = lab(2, EtcdSetup::http());
+        let (etcd, node) = (lab.etcd(), lab.node(1));
+        lab.store.put_lease("10.244.77.0-24", &format!(r#"{{"PublicIP":"{}"}}"#, node.ip));
+        let (mut daemons, pods) = cluster::start(&lab);
+        cluster::reach_each_other(&pods);
+        assert_eq!(node.subnet(), "10.244.77.0/24");
+        let reserved = |value: &str| value.contains("VtepMAC") && value.contains(&node.ip.to_string());
+        let entry = etcd.leases()["10.244.77.0-24"].clone();
+        assert!(entry.lease == 0 && reserved(&entry.value), "{entry:?}");
+        for _ in 0..2 {
+            daemons[0].kill9();
+            daemons[0] = node.start(FLAGS);
+            daemons[0].wait_ready();
+            assert_eq!(etcd.leases()["10.244.77.0-24"], entry);
+        }
+        // One that is lost is no reservation any more, and the subnet stays.
+        etcd.delete(&format!("{SUBNETS}10.244.77.0-24"));
+        lab::wait_for("it is back", BACK, || etcd.leases().contains_key("10.244.77.0-24"));
+        calm(lab.nodes());
+    });
+}
