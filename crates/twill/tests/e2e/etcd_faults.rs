@@ -20,6 +20,13 @@ fn lab(nodes: usize, setup: EtcdSetup) -> Lab {
     cluster::lab(Topology::flat(nodes).etcd(setup), VXLAN)
 }
 
+/// Daemons that have each other's leases, and a pod on each node.
+fn start(lab: &Lab) -> (Vec<Daemon<'_>>, Vec<Pod>) {
+    let (daemons, pods) = cluster::start(lab);
+    cluster::reach_each_other(&pods);
+    (daemons, pods)
+}
+
 fn says(nodes: &[Node], words: &str) -> bool {
     nodes.iter().all(|node| node.twill(&["status"]).contains(words))
 }
@@ -88,7 +95,7 @@ fn additions(line: &str) -> bool {
 fn killed_and_started_again() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
-        let (mut daemons, pods) = cluster::start(&lab);
+        let (mut daemons, pods) = start(&lab);
         let (etcd, leases) = (lab.etcd(), lab.etcd().leases());
         let vigil = Vigil::begin(&lab, &pods);
         etcd.kill9();
@@ -118,8 +125,7 @@ fn back_without_node_3(lab: &Lab, daemons: &[Daemon], back: impl FnOnce()) {
 fn started_again_with_nothing_in_it() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
-        let (mut daemons, pods) = cluster::start(&lab);
-        cluster::reach_each_other(&pods);
+        let (mut daemons, pods) = start(&lab);
         let (etcd, leases) = (lab.etcd(), lab.store.leases());
         let vigil = Vigil::begin(&lab, &pods[1..]);
         back_without_node_3(&lab, &daemons, || {
@@ -161,8 +167,7 @@ fn restored_as_it_was_before_a_node_joined() {
 fn compacted_while_a_node_cannot_hear_it() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
-        let (mut daemons, pods) = cluster::start(&lab);
-        cluster::reach_each_other(&pods);
+        let (mut daemons, pods) = start(&lab);
         let (etcd, node, leaver) = (lab.etcd(), lab.node(1), lab.node(3));
         let marks = [leaver.subnet().replace(".0/24", "."), leaver.ip.to_string()];
         // So that what was written last still stands afterwards.
@@ -191,7 +196,7 @@ fn compacted_while_a_node_cannot_hear_it() {
 fn silent_for_half_a_minute() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
-        let (mut daemons, pods) = cluster::start(&lab);
+        let (mut daemons, pods) = start(&lab);
         let (etcd, leases) = (lab.etcd(), lab.etcd().leases());
         let vigil = Vigil::begin(&lab, &pods);
         etcd.pause();

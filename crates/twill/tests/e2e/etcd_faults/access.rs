@@ -2,7 +2,7 @@
 
 use lab::{EtcdSetup, Timing};
 
-use super::{NAMED, Vigil, calm, lab, named, nothing};
+use super::{NAMED, Vigil, calm, lab, named, nothing, start};
 use crate::cluster::{self, SOON};
 
 #[test]
@@ -30,8 +30,7 @@ fn a_daemon_with_a_wrong_password_waits_and_says_so() {
 fn a_password_that_is_changed_is_named_and_the_network_stands() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http().with_auth());
-        let (mut daemons, pods) = cluster::start(&lab);
-        cluster::reach_each_other(&pods);
+        let (mut daemons, pods) = start(&lab);
         let (etcd, leases) = (lab.etcd(), lab.store.leases());
         let vigil = Vigil::begin(&lab, &pods);
         set_password(etcd, "another");
@@ -49,8 +48,7 @@ fn a_password_that_is_changed_is_named_and_the_network_stands() {
 fn an_expired_certificate_is_named_and_the_network_stands() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::tls());
-        let (mut daemons, pods) = cluster::start(&lab);
-        cluster::reach_each_other(&pods);
+        let (mut daemons, pods) = start(&lab);
         let (etcd, leases) = (lab.etcd(), lab.store.leases());
         let vigil = Vigil::begin(&lab, &pods);
         etcd.expire_certificate();

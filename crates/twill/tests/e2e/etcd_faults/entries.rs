@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use lab::{EtcdSetup, Timing};
 
-use super::{NAMED, SUBNETS, Vigil, additions, calm, lab, named, nothing, says};
-use crate::cluster::{self, FLAGS, SOON, lease_name};
+use super::{NAMED, SUBNETS, Vigil, additions, calm, lab, named, nothing, says, start};
+use crate::cluster::{FLAGS, SOON, lease_name};
 
 /// So soon a lease that is gone is there again.
 const BACK: Duration = Duration::from_secs(2);
@@ -14,7 +14,7 @@ const BACK: Duration = Duration::from_secs(2);
 fn nonsense_beside_the_leases_is_named_and_costs_nothing() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
-        let (mut daemons, pods) = cluster::start(&lab);
+        let (mut daemons, pods) = start(&lab);
         let etcd = lab.etcd();
         let vigil = Vigil::begin(&lab, &pods);
         let large = "x".repeat(100_000);
@@ -41,8 +41,7 @@ fn nonsense_beside_the_leases_is_named_and_costs_nothing() {
 fn nonsense_in_place_of_a_lease_is_written_over() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
-        let (mut daemons, pods) = cluster::start(&lab);
-        cluster::reach_each_other(&pods);
+        let (mut daemons, pods) = start(&lab);
         let leases = lab.store.leases();
         let vigil = Vigil::begin(&lab, &pods[1..]);
         for nonsense in ["{half a lease", "", r#"{"PublicIP":"nonsense"}"#] {
@@ -58,7 +57,7 @@ fn nonsense_in_place_of_a_lease_is_written_over() {
 fn a_lease_that_is_deleted_is_taken_again_at_once() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
-        let (mut daemons, pods) = cluster::start(&lab);
+        let (mut daemons, pods) = start(&lab);
         let (etcd, leases) = (lab.etcd(), lab.store.leases());
         let vigil = Vigil::begin(&lab, &pods);
         let own = lease_name(&lab.node(2).subnet());
@@ -80,7 +79,7 @@ fn a_lease_that_is_deleted_is_taken_again_at_once() {
 fn a_lease_that_another_node_has_taken_is_said() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
-        let (mut daemons, pods) = cluster::start(&lab);
+        let (mut daemons, pods) = start(&lab);
         let (etcd, node) = (lab.etcd(), &lab.nodes()[2]);
         let own = lease_name(&node.subnet());
         let theirs = etcd.leases()[&own].value.replace(&node.ip.to_string(), "192.168.100.99");
@@ -113,8 +112,7 @@ fn a_reservation_is_used_and_stays_one() {
         let lab = lab(2, EtcdSetup::http());
         let (etcd, node) = (lab.etcd(), lab.node(1));
         lab.store.put_lease("10.244.77.0-24", &format!(r#"{{"PublicIP":"{}"}}"#, node.ip));
-        let (mut daemons, pods) = cluster::start(&lab);
-        cluster::reach_each_other(&pods);
+        let (mut daemons, _pods) = start(&lab);
         assert_eq!(node.subnet(), "10.244.77.0/24");
         let reserved = |value: &str| value.contains("VtepMAC") && value.contains(&node.ip.to_string());
         let entry = etcd.leases()["10.244.77.0-24"].clone();
