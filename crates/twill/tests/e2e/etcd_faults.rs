@@ -2,6 +2,8 @@
 //! lost, no good peer is withdrawn, and `twill status` says what is the matter for as long as it is.
 
 mod access;
+mod clock;
+mod crowd;
 mod entries;
 
 use std::time::Duration;
