@@ -45,10 +45,12 @@ fn named(nodes: &[Node], words: &str) {
 /// Waits until status has nothing to say on any of these nodes.
 fn calm(nodes: &[Node]) {
     for node in nodes {
-        lab::wait_for(&format!("{} is calm", node.name), SOON, || {
-            let status = node.twill(&["status"]);
-            status.contains("store     heard") && !status.contains("to look at")
+        let mut status = String::new();
+        let calm = lab::until(SOON, || {
+            status = node.twill(&["status"]);
+            (status.contains("store     heard") && !status.contains("to look at")).then_some(())
         });
+        assert!(calm.is_some(), "{} still says:\n{status}", node.name);
     }
 }
 
