@@ -60,9 +60,8 @@ fn the_exit_code_says_whether_the_words_were_wrong_or_the_start() {
             (&["--ip-masq=maybe"], 2, "--ip-masq"),
             (&["--healthz-port"], 2, "--healthz-port"),
             (&["--backend-type=udp", "--store", &store], 2, "host-gw"),
-            (&[], 1, "--store DIR"),
             (&["--kube-subnet-mgr"], 1, "--store DIR"),
-            (&["--etcd-endpoints=http://192.0.2.1:2379"], 1, "--store DIR"),
+            (&["--etcd-endpoints="], 1, "--etcd-endpoints"),
             (&["--store", &store, "--subnet-lease-renew-margin=1440"], 1, "1439"),
             (&["--store", &store, "--iface=eth7"], 1, "eth7"),
         ] {
