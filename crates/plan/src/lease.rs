@@ -68,6 +68,9 @@ impl fmt::Display for Subnet {
     }
 }
 
+/// Letters of a backend's name; flannel's longest has 11.
+const LONGEST_NAME: usize = 64;
+
 /// What a vxlan node announces for one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Vtep {
@@ -132,9 +135,9 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Of whoever holds that subnet, whatever the lease says.
+    /// Of whoever holds that subnet, whatever the lease says; it takes precedence of none.
     pub fn unknown(subnet: Subnet) -> Self {
-        Self { born: 0, subnet, public_ip: None, public_ipv6: None, announced: Announced::Nothing }
+        Self { born: u64::MAX, subnet, public_ip: None, public_ipv6: None, announced: Announced::Nothing }
     }
 
     /// The announced underlay address of that family.
@@ -158,6 +161,9 @@ impl Lease {
             },
             "host-gw" => Announced::HostGw,
             "" => Announced::Nothing,
+            other if other.len() > LONGEST_NAME => {
+                return Err(format!("key \"BackendType\": {} letters are no backend", other.len()));
+            }
             other => Announced::Other(other.into()),
         };
         let public_ip = public_ip.filter(|address| !address.is_unspecified());

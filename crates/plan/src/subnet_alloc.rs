@@ -292,7 +292,7 @@ pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Res
 }
 
 /// Does the subnet have exactly the families of the config, each within its pool?
-fn fits(conf: &NetConf, subnet: &Subnet) -> bool {
+pub fn fits(conf: &NetConf, subnet: &Subnet) -> bool {
     Family::ALL.into_iter().all(|family| match (conf.pool(family), subnet.of(family)) {
         (Some(pool), Some(net)) => pool.holds(&net),
         (None, None) => true,
@@ -308,7 +308,8 @@ fn meet(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
 
-fn overlap(one: &Subnet, other: &Subnet) -> bool {
+/// Do they share an address?
+pub fn overlap(one: &Subnet, other: &Subnet) -> bool {
     Family::ALL.into_iter().any(|family| match (one.of(family), other.of(family)) {
         (Some(a), Some(b)) => meet(&a, &b),
         _ => false,

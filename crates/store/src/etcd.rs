@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use etcd_client::WatchResponse;
 use plan::backend::Backend;
-use plan::lease::Lease;
+use plan::lease::{Lease, Subnet};
 use plan::netconf::NetConf;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -33,6 +33,9 @@ const QUIET: Duration = Duration::from_millis(20);
 const SILENCE: Duration = Duration::from_secs(3);
 /// How long it may take to answer that.
 const ANSWER: Duration = Duration::from_millis(1500);
+
+/// Until a lease that could not be renewed is renewed; it lasts much longer.
+const RENEW_RETRY: Duration = Duration::from_secs(20);
 
 /// Where etcd is, and who asks.
 #[derive(Clone)]
@@ -102,7 +105,8 @@ impl Etcd {
 
     /// Tells this store from others, for people and for a cache.
     pub fn identity(&self) -> String {
-        format!("{:?}", self.options)
+        // Servers come and go; which cluster it is, its lists say.
+        format!("etcd {}", self.options.prefix)
     }
 
     /// How it is heard.
@@ -131,10 +135,15 @@ impl Etcd {
         let mut session = self.session().await?;
         let taken = claim::take(&mut session, &self.options, claim).await;
         let (lease, seed) = self.keep_if_well(taken)?;
-        let mut shared = self.lock();
-        shared.own = Some(lease.subnet.to_string().into());
-        shared.seed = seed.or(shared.seed.take());
+        if seed.is_some() {
+            self.lock().seed = seed;
+        }
         Ok(lease)
+    }
+
+    /// From now on that lease is ours to renew, whether it was taken or remembered.
+    pub fn hold(&self, subnet: &Subnet) {
+        self.lock().own = Some(subnet.to_string().into());
     }
 
     /// Keeps the view up to date and our lease renewed, for ever. While nobody answers the last good leases stay in it.
@@ -169,6 +178,8 @@ impl Etcd {
             self.pulse.count_list();
         }
         let mut stream = session.watch(listing.revision).await?;
+        // Nobody knows how long it lasts after a clock that stood still or a server that was away.
+        renewal.begin();
         // A history that is compacted, or not there, is said with the first answer.
         let mut unsettled = true;
         let mut publish: Option<Instant> = None;
@@ -176,9 +187,9 @@ impl Etcd {
         loop {
             let own = self.lock().own.clone();
             renewal.look_at(own.and_then(|own| listing.lease_id(&own)));
-            let patience = if asked { ANSWER } else { SILENCE };
+            let patience = if asked || unsettled { ANSWER } else { SILENCE };
             tokio::select! {
-                message = timeout(if unsettled { ANSWER } else { patience }, stream.next()) => match message {
+                message = timeout(patience, stream.next()) => match message {
                     Ok(message) => {
                         let response = message?;
                         asked = false;
@@ -202,7 +213,7 @@ impl Etcd {
                     tell(listing, renewal.until, view);
                 }
                 () = at(renewal.due) => {
-                    renewal.renew(&mut session, self.options.renew_margin).await?;
+                    renewal.renew(&mut session, self.options.renew_margin).await;
                     // For whoever remembers how long our lease is good for.
                     publish.get_or_insert(Instant::now());
                 }
@@ -257,7 +268,11 @@ impl Etcd {
 
     /// A connection on which something failed is not used again.
     fn keep_if_well<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
-        result.inspect_err(|_| self.lock().session = None)
+        result.inspect_err(|error| {
+            if !error.is_decision() {
+                self.lock().session = None;
+            }
+        })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Shared> {
@@ -270,23 +285,30 @@ impl Renewal {
     fn look_at(&mut self, id: Option<i64>) {
         let id = id.unwrap_or_default();
         if self.id != id {
-            *self = Self { id, due: (id != 0).then(Instant::now), until: None };
+            *self = Self { id, ..Self::default() };
+            self.begin();
         }
     }
 
-    /// Keeps it alive without a write, so that nobody hears of it.
-    async fn renew(&mut self, session: &mut Session, margin: Duration) -> Result<(), StoreError> {
-        let lasts = session.keep_alive(self.id).await?;
-        self.until = Some(SystemTime::now() + lasts);
-        if lasts.is_zero() {
-            // Over; its key goes with it, and that is heard.
-            self.due = None;
-            return Ok(());
-        }
-        // One that is shorter than the margin is no reason to ask without a pause.
-        let pause = lasts.saturating_sub(margin).max(lasts / 3);
+    fn begin(&mut self) {
+        self.due = (self.id != 0).then(Instant::now);
+    }
+
+    /// Keeps it alive without a write, so that nobody hears of it. One that is over goes with its key, and that is heard.
+    async fn renew(&mut self, session: &mut Session, margin: Duration) {
+        let pause = match session.keep_alive(self.id).await {
+            Ok(lasts) if !lasts.is_zero() => {
+                self.until = Some(SystemTime::now() + lasts);
+                // One that is shorter than the margin is no reason to ask without a pause.
+                lasts.saturating_sub(margin).max(lasts / 3)
+            }
+            Ok(_) => RENEW_RETRY,
+            Err(why) => {
+                debug!("our lease is not renewed, which is tried again: {why}");
+                RENEW_RETRY
+            }
+        };
         self.due = Some(Instant::now() + pace::jittered(pause));
-        Ok(())
     }
 }
 

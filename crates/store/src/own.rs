@@ -56,13 +56,19 @@ impl From<String> for Unsettled {
 impl Unsettled {
     pub(crate) fn at(self, place: impl fmt::Display) -> StoreError {
         match self {
-            Self::NotNow(why) => StoreError::new(place, why),
+            Self::NotNow(why) => StoreError::decided(place, why),
             Self::Refused(why) => StoreError::refused(place, why),
         }
     }
 }
 
 impl Claim {
+    /// Is that subnet, whose lease nobody can read, to be left to whoever has it?
+    #[cfg(feature = "etcd")]
+    pub(crate) fn spares(&self, subnet: &Subnet) -> bool {
+        self.asker.previous != Some(*subnet) && subnet_alloc::fits(&self.conf, subnet)
+    }
+
     /// Chooses among what the store holds now.
     pub(crate) fn settle(&self, leases: &[Lease]) -> Result<Settled, Unsettled> {
         let dice = if let Choice::Any { dice } = self.choice { dice } else { 0 };

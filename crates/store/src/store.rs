@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use plan::lease::Lease;
+use plan::lease::{Lease, Subnet};
 use plan::netconf::NetConf;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -56,6 +56,24 @@ impl Store {
             Self::Dir(dir) => dir.net_conf(),
             #[cfg(feature = "etcd")]
             Self::Etcd(etcd) => etcd.net_conf().await,
+        }
+    }
+
+    /// The network config at this moment, where that takes no time; elsewhere the view is what there is.
+    pub fn net_conf_at_hand(&self) -> Option<Result<NetConf, StoreError>> {
+        match self {
+            Self::Dir(dir) => Some(dir.net_conf()),
+            #[cfg(feature = "etcd")]
+            Self::Etcd(_) => None,
+        }
+    }
+
+    /// From now on that lease is ours.
+    pub fn hold(&self, subnet: &Subnet) {
+        match self {
+            Self::Dir(_) => {}
+            #[cfg(feature = "etcd")]
+            Self::Etcd(etcd) => etcd.hold(subnet),
         }
     }
 

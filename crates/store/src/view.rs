@@ -31,23 +31,44 @@ pub struct View {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreError {
     text: String,
-    refused: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Nobody could be asked.
+    Trouble,
+    /// It answered, and no.
+    Decided,
+    /// And trying again is of no use.
+    Refused,
 }
 
 impl StoreError {
     /// `doing` says what and where, `why` in the words of whoever refused.
     pub(crate) fn new(doing: impl fmt::Display, why: impl fmt::Display) -> Self {
-        Self { text: format!("{doing}: {why}"), refused: false }
+        Self { text: format!("{doing}: {why}"), kind: Kind::Trouble }
+    }
+
+    /// The same of what was well understood and cannot be at present.
+    pub(crate) fn decided(doing: impl fmt::Display, why: impl fmt::Display) -> Self {
+        Self { kind: Kind::Decided, ..Self::new(doing, why) }
+    }
+
+    /// Is it an answer, rather than that there is none?
+    #[cfg(feature = "etcd")]
+    pub(crate) fn is_decision(&self) -> bool {
+        self.kind != Kind::Trouble
     }
 
     /// The same where trying again is of no use.
     pub(crate) fn refused(doing: impl fmt::Display, why: impl fmt::Display) -> Self {
-        Self { refused: true, ..Self::new(doing, why) }
+        Self { kind: Kind::Refused, ..Self::new(doing, why) }
     }
 
     /// Must somebody do something before it is tried again?
     pub fn is_refusal(&self) -> bool {
-        self.refused
+        self.kind == Kind::Refused
     }
 }
 

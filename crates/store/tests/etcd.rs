@@ -93,7 +93,11 @@ impl Server {
     }
 
     fn etcd_of(&self, endpoints: Vec<String>) -> Etcd {
-        Etcd::new(EtcdOptions {
+        Etcd::new(self.options(endpoints))
+    }
+
+    fn options(&self, endpoints: Vec<String>) -> EtcdOptions {
+        EtcdOptions {
             endpoints,
             prefix: "/coreos.com/network".into(),
             cafile: "".into(),
@@ -103,7 +107,7 @@ impl Server {
             password: String::new(),
             backend: None,
             renew_margin: Duration::from_secs(3600),
-        })
+        }
     }
 }
 
@@ -251,6 +255,52 @@ fn what_cannot_be_read_is_a_note_and_somebodys_all_the_same() {
     });
 }
 
+/// However much of the network its key names.
+#[test]
+fn nonsense_costs_nobody_his_lease_and_is_not_taken_for_an_older_one() {
+    let server = Server::start();
+    block_on(async {
+        server.put("10.3.0.0-16", "nonsense");
+        let lease = acquire(&server.etcd(), 1, 0).await;
+        let key = lease.subnet.to_string();
+        server.put(&format!("{key}&fd00::-64"), "nonsense");
+        server.put("10.3.9.0-24&fd00:0:0:1:0::-64", LEASE);
+        assert_eq!(acquire(&server.etcd(), 1, 5).await.subnet, lease.subnet);
+        let mut view = watched(&server.etcd());
+        let told = until(&mut view, "three notes", |view| view.notes.len() == 3).await;
+        assert!(
+            told.notes
+                .iter()
+                .any(|note| note.to_string().contains("another spelling of 10.3.9.0-24&fd00:0:0:1::-64"))
+        );
+    });
+}
+
+#[test]
+fn a_user_who_may_not_write_leaves_no_leases_behind() {
+    let server = Server::start();
+    block_on(async {
+        for line in [
+            "user add root:pw",
+            "role add r",
+            "user add u:pw",
+            "user grant-role u r",
+            "user grant-role root root",
+            "role grant-permission r read --prefix=true /coreos.com/network/",
+            "auth enable",
+        ] {
+            server.ctl(&line.split(' ').collect::<Vec<_>>());
+        }
+        let mut options = server.options(vec![server.url()]);
+        (options.username, options.password) = ("u".into(), "pw".into());
+        let refused =
+            Etcd::new(options).acquire(&claim(1, Choice::Any { dice: 0 })).await.unwrap_err().to_string();
+        assert!(refused.contains("permission denied. Grant this user"), "{refused}");
+        let leases = server.ctl(&["--user", "root:pw", "lease", "list"]);
+        assert!(leases.starts_with("found 0 leases"), "{leases}");
+    });
+}
+
 #[test]
 fn a_list_of_many_pages_is_complete() {
     let server = Server::start();
@@ -359,6 +409,9 @@ fn a_lease_is_kept_alive_without_a_write() {
         // Somebody attaches it to a short one.
         let granted = server.ctl(&["lease", "grant", "3"]);
         let id = granted.split(' ').nth(1).unwrap().to_owned();
+        // As a node does that has come up by what it remembered.
+        let etcd = server.etcd();
+        etcd.hold(&lease.subnet);
         let mut view = watched(&etcd);
         until(&mut view, "our lease", |view| view.leases.known().len() == 1).await;
         server.ctl(&["put", "--lease", &id, &format!("/coreos.com/network/subnets/{key}"), &lease.to_json()]);

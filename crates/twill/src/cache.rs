@@ -169,7 +169,7 @@ impl Cache {
         }
         let sealed: Sealed<Remembered> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         let remembered = sealed.remembered;
-        match remembered.until.map(|until| UNIX_EPOCH + Duration::from_secs(until)) {
+        match remembered.until.and_then(|until| UNIX_EPOCH.checked_add(Duration::from_secs(until))) {
             Some(until) if until < SystemTime::now() => {
                 Err("our lease in it is over, and the subnet may be another node's".into())
             }

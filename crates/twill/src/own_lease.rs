@@ -9,7 +9,7 @@ use plan::input::{Config, Node, Uplink};
 use plan::lease::{Announced, Lease};
 use plan::netconf::NetConf;
 use plan::note::StoreFault;
-use plan::subnet_alloc::Asker;
+use plan::subnet_alloc::{self, Asker};
 use store::{Choice, Claim, Store, StoreError};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot::{self, error::TryRecvError};
@@ -65,6 +65,8 @@ pub(crate) struct OwnLease {
     written: Option<(Lease, Instant)>,
     /// What somebody else made it say, and how long that is told.
     contest: Option<(StoreFault, Instant)>,
+    /// Somebody else's words that were left standing.
+    yielded: Option<String>,
     asked: Option<Asked>,
     /// Why it cannot be taken, and when it is tried again.
     refused: Option<(StoreFault, Instant)>,
@@ -89,7 +91,7 @@ pub(crate) struct Kept {
 
 impl OwnLease {
     pub(crate) fn new(source: Source, conf: NetConf, asker: Asker) -> Self {
-        Self { source, conf, asker, written: None, contest: None, asked: None, refused: None }
+        Self { source, conf, asker, written: None, contest: None, yielded: None, asked: None, refused: None }
     }
 
     /// The config in force.
@@ -97,9 +99,9 @@ impl OwnLease {
         &self.conf
     }
 
-    /// The config that the store has now, whatever it told last.
-    pub(crate) fn conf_in_store(&self) -> Result<NetConf, StoreError> {
-        self.source.net_conf()
+    /// The config that the store has now, whatever it told last, if that is known without waiting.
+    pub(crate) fn conf_in_store(&self) -> Option<Result<NetConf, StoreError>> {
+        self.source.store.net_conf_at_hand()
     }
 
     /// What we hold, as far as we know.
@@ -117,6 +119,7 @@ impl OwnLease {
     pub(crate) fn holding(mut self, lease: Lease) -> (Self, Lease) {
         self.asker.previous = Some(lease.subnet);
         self.asker.held = Some(lease.clone());
+        self.source.store.hold(&lease.subnet);
         (self, lease)
     }
 
@@ -157,11 +160,12 @@ impl OwnLease {
     }
 
     /// Has our lease taken again if it is not among those listed, and written anew if it does not say what we announce: the
-    /// same subnet, since pods have addresses from it. Gives what is wrong if that cannot be.
-    pub(crate) fn keep(&mut self, listed: &[Lease], node: &Node, now: Instant) -> Kept {
+    /// same subnet, since pods have addresses from it. `spoiled`: what stands there is no lease. Gives what is wrong if
+    /// that cannot be.
+    pub(crate) fn keep(&mut self, (listed, spoiled): (&[Lease], bool), node: &Node, now: Instant) -> Kept {
         self.hear(now);
         let macs = [node.vtep.unwrap_or_default(), node.vtep_v6.unwrap_or_default()];
-        let (what, gone) = match self.wrong(listed, node, macs, now) {
+        let (what, gone) = match self.wrong((listed, spoiled), node, macs, now) {
             Ok(kept) => {
                 self.refused = None;
                 return kept;
@@ -183,43 +187,47 @@ impl OwnLease {
     /// What is wrong with our lease and can be put right by writing it, and whether it is gone; otherwise how it stands.
     fn wrong(
         &mut self,
-        listed: &[Lease],
+        (listed, spoiled): (&[Lease], bool),
         node: &Node,
         macs: [Mac; 2],
         now: Instant,
     ) -> Result<Kept, (&'static str, bool)> {
         let config = self.conf.config();
         let others: Vec<&Lease> = listed.iter().filter(|lease| !self.asker.owns(lease)).collect();
+        let standing = listed.iter().find(|lease| lease.subnet == node.subnet);
+        if let Some(holder) = others.iter().find(|other| holds(other, standing, node)) {
+            let address = holder.public_ip.map(IpAddr::V4).or(holder.public_ipv6.map(IpAddr::V6));
+            let holder = address.map_or("somebody".into(), |address| address.to_string()).into();
+            let fault = StoreFault::OwnLeaseTaken { subnet: node.subnet.to_string().into(), holder };
+            return Ok(Kept { fault: Some(fault), due: Some(now + RETRY) });
+        }
         let announced = config.backend.announced(&config, macs, &others);
         let written =
             self.written.as_ref().filter(|(what, _)| self.says(what, &announced)).map(|(_, at)| *at);
-        let echoes = |at: Instant, within: Duration| (now - at < within).then_some(at + within);
-        match listed.iter().find(|lease| lease.subnet == node.subnet) {
-            None => match written.and_then(|at| echoes(at, RETURN)) {
-                Some(due) => Ok(Kept { due: Some(due), ..self.kept(now) }),
-                None => Err(("was gone and is taken again", true)),
-            },
-            Some(lease) if !self.asker.owns(lease) => {
-                let holder = lease.public_ip.map(IpAddr::V4).or(lease.public_ipv6.map(IpAddr::V6));
-                let holder = holder.map_or("somebody".into(), |holder| holder.to_string()).into();
-                let fault = StoreFault::OwnLeaseTaken { subnet: lease.subnet.to_string().into(), holder };
-                Ok(Kept { fault: Some(fault), due: Some(now + RETRY) })
+        let echo = if standing.is_none() && !spoiled { RETURN } else { ECHO };
+        let theirs = match standing {
+            Some(lease) if self.says(lease, &announced) => {
+                self.yielded = None;
+                return Ok(self.kept(now));
             }
-            Some(lease) if self.says(lease, &announced) => Ok(self.kept(now)),
-            Some(lease) => match written {
-                Some(at) if now - at < ECHO => Ok(Kept { due: Some(at + ECHO), ..self.kept(now) }),
-                written => {
-                    if !self.is_former(lease) {
-                        self.contest = Some((contested(lease), now + CONTEST));
-                    }
-                    match written {
-                        // Another daemon with our address would undo it for ever.
-                        Some(at) if now - at < RIVALRY => Ok(self.kept(now)),
-                        _ => Err(("did not say what we announce and is written again", false)),
-                    }
-                }
-            },
+            _ if written.is_some_and(|at| now - at < echo) => {
+                return Ok(Kept { due: written.map(|at| at + echo), ..self.kept(now) });
+            }
+            None if !spoiled => return Err(("was gone and is taken again", true)),
+            Some(lease) if self.is_former(lease) => {
+                return Err(("did not say what we announce and is written again", false));
+            }
+            theirs => theirs.map_or("what is no lease".into(), words),
+        };
+        let subnet = node.subnet.to_string().into();
+        let fault = StoreFault::OwnLeaseContested { subnet, theirs: theirs.as_str().into() };
+        self.contest = Some((fault, now + CONTEST));
+        // Another daemon with our address would undo it for ever.
+        if self.yielded.as_ref() == Some(&theirs) || written.is_some_and(|at| now - at < RIVALRY) {
+            self.yielded = Some(theirs);
+            return Ok(self.kept(now));
         }
+        Err(("was written by somebody else and is written again", false))
     }
 
     /// Takes the answer, if it is there.
@@ -267,12 +275,19 @@ impl OwnLease {
     }
 }
 
-fn contested(lease: &Lease) -> StoreFault {
-    let theirs = match lease.announced.macs().into_iter().flatten().next() {
+/// Has that other node our subnet, or part of it? Of two leases that overlap the older one stays.
+fn holds(other: &Lease, standing: Option<&Lease>, node: &Node) -> bool {
+    other.subnet == node.subnet
+        || (subnet_alloc::overlap(&other.subnet, &node.subnet)
+            && standing.is_none_or(|own| other.born < own.born))
+}
+
+/// What tells a lease of somebody else.
+fn words(lease: &Lease) -> String {
+    match lease.announced.macs().into_iter().flatten().next() {
         Some(mac) => format!("VTEP MAC {mac}"),
         None => format!("backend {:?}", lease.announced.backend_type()),
-    };
-    StoreFault::OwnLeaseContested { subnet: lease.subnet.to_string().into(), theirs: theirs.into() }
+    }
 }
 
 /// Gives the MACs to announce, given the lease that we hold.

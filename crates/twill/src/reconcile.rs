@@ -196,7 +196,10 @@ impl Reconciler {
     fn keep_lease(&mut self, view: &View) -> Kept {
         match &view.leases {
             Leases::Listed(listed) if view.lost.is_none() => {
-                self.own_lease.keep(listed, &self.node, Instant::now())
+                let key = self.node.subnet.to_string();
+                let is_own = |note: &Note| matches!(note, Note::Entry { key: entry, .. } if **entry == *key);
+                let spoiled = view.notes.iter().any(is_own);
+                self.own_lease.keep((listed, spoiled), &self.node, Instant::now())
             }
             _ => Kept::default(),
         }
@@ -207,7 +210,10 @@ impl Reconciler {
         let mut heard = Heard { leases: Leases::Unknown, notes: view.notes.clone(), due: None };
         let follow = self.flags.config_reload || asked;
         let conf = if asked && !self.flags.config_reload {
-            Some(self.own_lease.conf_in_store().map_err(|error| error.to_string()))
+            self.own_lease
+                .conf_in_store()
+                .map(|conf| conf.map_err(|error| error.to_string()))
+                .or(view.conf.clone())
         } else {
             view.conf.clone()
         };

@@ -16,6 +16,8 @@ use crate::view::StoreError;
 
 /// Races lost or won until a lease stands; each node that wins one is out of the others' way.
 const ATTEMPTS: usize = 30;
+/// etcd's limit of what is done at once is 128.
+const MOVED: usize = 100;
 /// Between two of them.
 const PAUSE: Duration = Duration::from_millis(30);
 
@@ -34,8 +36,7 @@ pub(super) async fn take(
             Choice::Any { .. } => {
                 let listing = session.list(options).await?;
                 let mut leases = listing.leases();
-                let others = listing.unreadable().filter(|subnet| claim.asker.previous != Some(*subnet));
-                leases.extend(others.map(Lease::unknown));
+                leases.extend(listing.unreadable().filter(|subnet| claim.spares(subnet)).map(Lease::unknown));
                 (listing, leases)
             }
             Choice::Only(subnet) => fresh(session, options, &subnet.to_string(), &claim.listed).await?,
@@ -84,14 +85,18 @@ async fn write(
     (key, value, over): (&str, String, Option<i64>),
 ) -> Result<bool, StoreError> {
     let stale = settled.stale.iter().map(ToString::to_string).filter(|stale| stale != key);
-    let gone: Vec<_> =
-        stale.filter_map(|stale| listing.entry(&stale).map(|entry| (stale, entry.mod_revision))).collect();
-    let moved = gone.last().and_then(|(stale, _)| listing.lease_id(stale));
+    let gone: Vec<_> = stale
+        .filter_map(|stale| listing.entry(&stale).map(|entry| (stale, entry.mod_revision)))
+        .take(MOVED)
+        .collect();
+    // Of several one that never ends.
+    let moved = gone.iter().filter_map(|(stale, _)| listing.lease_id(stale)).min();
     let granted = if over.is_none() && moved.is_none() { Some(session.grant().await?) } else { None };
     let lease_id = moved.or(granted).unwrap_or_default();
     let written = session.swap(Swap { key, value, over, gone, lease_id }).await;
-    if let (Some(id), Ok(false)) = (granted, &written) {
-        session.revoke(id).await?;
+    if let Some(id) = granted.filter(|_| !matches!(written, Ok(true))) {
+        // What is left over ends by itself.
+        let _ = session.revoke(id).await;
     }
     written
 }

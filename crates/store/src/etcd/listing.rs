@@ -125,7 +125,11 @@ fn read(key: &str, kv: &KeyValue) -> Result<Lease, Box<str>> {
     if kv.value().len() as u64 > LARGEST {
         return Err(format!("{} bytes are more than any lease has", kv.value().len()).into());
     }
-    Lease::parse(key, kv.value(), kv.create_revision().cast_unsigned()).map_err(Into::into)
+    let lease = Lease::parse(key, kv.value(), kv.create_revision().cast_unsigned())?;
+    if lease.subnet.to_string() != key {
+        return Err(format!("its key is another spelling of {}: write it so", lease.subnet).into());
+    }
+    Ok(lease)
 }
 
 /// The network config, given what its key says.

@@ -21,9 +21,14 @@ use crate::view::StoreError;
 const ANSWER: Duration = Duration::from_millis(1500);
 /// Entries that are asked for at a time.
 const PAGE: i64 = 1000;
-/// Bytes that such an answer may have: each entry may be as large as etcd lets anybody write.
+/// Bytes that such an answer may have: an entry may have 1.5 MB, and some do not hide the others.
 const LARGEST_ANSWER: usize = 64 << 20;
+/// Nothing that lasts longer is a lease.
+const A_YEAR: Duration = Duration::from_secs(365 * 86400);
+/// Letters of a key that are told.
+const LONGEST_KEY: usize = 100;
 /// flannel's, in seconds (flannel-compat 4.4).
+
 const TTL: i64 = 86400;
 
 /// The names of our keys.
@@ -43,9 +48,10 @@ pub(super) enum Name<'a> {
 impl Keys {
     /// Slashes that are doubled or at the end do not count, as with flannel (flannel-compat 4.2).
     pub(super) fn new(prefix: &str) -> Self {
-        let parts: Vec<&str> = prefix.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-        let root = if prefix.starts_with('/') { "/" } else { "" };
-        Self { prefix: format!("{root}{}", parts.join("/")) }
+        let parts = prefix.split('/').filter(|part| !part.is_empty() && *part != ".");
+        let path: String = parts.map(|part| format!("/{part}")).collect();
+        let is_rooted = prefix.is_empty() || prefix.starts_with('/');
+        Self { prefix: path[usize::from(!is_rooted)..].to_owned() }
     }
 
     pub(super) fn config(&self) -> String {
@@ -68,7 +74,8 @@ impl Keys {
         match key.strip_prefix(self.prefix.as_bytes())? {
             b"/config" => Some(Name::Config),
             rest => match str::from_utf8(rest.strip_prefix(b"/subnets/")?) {
-                Ok(key) => Some(Name::Subnet(key)),
+                // No lease's key is that long, and nobody wants to read all of it.
+                Ok(key) => Some(Name::Subnet(&key[..key.floor_char_boundary(LONGEST_KEY)])),
                 Err(_) => Some(Name::Subnet("(not UTF-8)")),
             },
         }
@@ -239,10 +246,18 @@ impl Session {
         let renewed = async {
             let (mut keeper, mut answers) = client.keep_alive(id).await?;
             keeper.keep_alive().await?;
-            Ok(answers.message().await?.map_or(0, |answer| answer.ttl()))
+            let answer = answers.message().await?;
+            answer.map(|answer| answer.ttl()).ok_or_else(|| Error::Internal("it ended the renewal".into()))
+        };
+        let renewed = async {
+            match renewed.await {
+                // So the library says that there is no such lease.
+                Err(Error::LeaseKeepAliveError(_)) => Ok(0),
+                answer => answer,
+            }
         };
         let seconds = self.ask(renewed).await?;
-        Ok(Duration::from_secs(seconds.try_into().unwrap_or_default()))
+        Ok(Duration::from_secs(seconds.try_into().unwrap_or_default()).min(A_YEAR))
     }
 }
 

@@ -43,7 +43,10 @@ fn advice(text: &str) -> Option<&'static str> {
 pub(super) fn ended(response: &WatchResponse) -> String {
     match (response.compact_revision(), response.cancel_reason()) {
         (0, "") => "it ended the watch".into(),
-        (0, reason) => format!("it ended the watch: {reason}"),
+        (0, reason) => match advice(reason) {
+            Some(advice) => format!("it ended the watch: {reason}. {advice}"),
+            None => format!("it ended the watch: {reason}"),
+        },
         (revision, _) => {
             format!(
                 "what happened while it was not heard is forgotten up to revision {revision}; reading all anew"

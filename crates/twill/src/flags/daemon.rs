@@ -85,6 +85,28 @@ pub(crate) struct Etcd {
     pub(crate) subnet_lease_renew_margin: i64,
 }
 
+impl Etcd {
+    fn check(&self) -> Result<(), String> {
+        if self.certfile.as_os_str().is_empty() != self.keyfile.as_os_str().is_empty() {
+            return Err("--etcd-certfile and --etcd-keyfile go together: give both or none".into());
+        }
+        if self.urls().next().is_none() {
+            return Err("--etcd-endpoints names no server: give one URL or more, separated by commas".into());
+        }
+        Ok(())
+    }
+
+    /// One that does not say how it is to be spoken to is spoken to as safely as the files allow.
+    fn urls(&self) -> impl Iterator<Item = String> {
+        let files = [&self.cafile, &self.certfile];
+        let scheme = if files.iter().all(|file| file.as_os_str().is_empty()) { "http" } else { "https" };
+        self.endpoints.split(',').filter(|url| !url.is_empty()).map(move |url| match url.split_once("://") {
+            Some((scheme, rest)) => format!("{}://{rest}", scheme.to_lowercase()),
+            None => format!("{scheme}://{url}"),
+        })
+    }
+}
+
 /// Of Kubernetes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Kube {
@@ -263,6 +285,9 @@ impl Flags {
         if self.store.as_os_str().is_empty() && self.kube.subnet_mgr {
             return Err("--kube-subnet-mgr: this version does not know Kubernetes; leases are in etcd, or in --store DIR".into());
         }
+        if self.store.as_os_str().is_empty() {
+            self.etcd.check()?;
+        }
         if self.store.as_os_str().is_empty() && !cfg!(feature = "etcd") {
             return Err("no store: this build only has --store DIR, a lease directory of this machine".into());
         }
@@ -280,9 +305,9 @@ impl Flags {
 
     #[cfg(feature = "etcd")]
     fn etcd_store(&self) -> Store {
-        let Etcd { endpoints, prefix, keyfile, certfile, cafile, username, .. } = self.etcd.clone();
+        let Etcd { prefix, keyfile, certfile, cafile, username, .. } = self.etcd.clone();
         Store::Etcd(store::Etcd::new(store::EtcdOptions {
-            endpoints: endpoints.split(',').filter(|url| !url.is_empty()).map(str::to_owned).collect(),
+            endpoints: self.etcd.urls().collect(),
             prefix,
             cafile,
             certfile,
