@@ -13,7 +13,7 @@ pub struct Pulse {
 }
 
 impl Pulse {
-    /// How long ago the store last said that what we know is all; `None` before it ever did.
+    /// How long ago the store last said anything; `None` before it ever did.
     pub fn age(&self) -> Option<Duration> {
         self.heard.lock().ok()?.map(|at| at.elapsed())
     }

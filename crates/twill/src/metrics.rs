@@ -81,7 +81,7 @@ impl Metrics {
         registry.register("peers", "Peers by the way they are reached", metrics.peers.clone());
         registry.register("notes", "Things that are not as they should be, by reason", metrics.notes.clone());
         registry.register("store_lost", "1 while the store cannot be heard", metrics.store_lost.clone());
-        let help = "Time since the store last said that what we know is all";
+        let help = "Time since the store was last heard";
         registry.register_with_unit("store_age", help, Unit::Seconds, metrics.store_age.clone());
         let help = "Watches of the store that ended and were begun anew";
         registry.register("store_watch_restarts", help, metrics.watch_restarts.clone());

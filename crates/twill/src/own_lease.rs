@@ -160,12 +160,11 @@ impl OwnLease {
     }
 
     /// Has our lease taken again if it is not among those listed, and written anew if it does not say what we announce: the
-    /// same subnet, since pods have addresses from it. `spoiled`: what stands there is no lease. Gives what is wrong if
-    /// that cannot be.
-    pub(crate) fn keep(&mut self, (listed, spoiled): (&[Lease], bool), node: &Node, now: Instant) -> Kept {
+    /// same subnet, since pods have addresses from it. Gives what is wrong if that cannot be.
+    pub(crate) fn keep(&mut self, listed: &[Lease], node: &Node, now: Instant) -> Kept {
         self.hear(now);
         let macs = [node.vtep.unwrap_or_default(), node.vtep_v6.unwrap_or_default()];
-        let (what, gone) = match self.wrong((listed, spoiled), node, macs, now) {
+        let (what, gone) = match self.wrong(listed, node, macs, now) {
             Ok(kept) => {
                 self.refused = None;
                 return kept;
@@ -187,7 +186,7 @@ impl OwnLease {
     /// What is wrong with our lease and can be put right by writing it, and whether it is gone; otherwise how it stands.
     fn wrong(
         &mut self,
-        (listed, spoiled): (&[Lease], bool),
+        listed: &[Lease],
         node: &Node,
         macs: [Mac; 2],
         now: Instant,
@@ -204,7 +203,7 @@ impl OwnLease {
         let announced = config.backend.announced(&config, macs, &others);
         let written =
             self.written.as_ref().filter(|(what, _)| self.says(what, &announced)).map(|(_, at)| *at);
-        let echo = if standing.is_none() && !spoiled { RETURN } else { ECHO };
+        let echo = if standing.is_none() { RETURN } else { ECHO };
         let theirs = match standing {
             Some(lease) if self.says(lease, &announced) => {
                 self.yielded = None;
@@ -213,11 +212,11 @@ impl OwnLease {
             _ if written.is_some_and(|at| now - at < echo) => {
                 return Ok(Kept { due: written.map(|at| at + echo), ..self.kept(now) });
             }
-            None if !spoiled => return Err(("was gone and is taken again", true)),
+            None => return Err(("was gone and is taken again", true)),
             Some(lease) if self.is_former(lease) => {
                 return Err(("did not say what we announce and is written again", false));
             }
-            theirs => theirs.map_or("what is no lease".into(), words),
+            Some(lease) => words(lease),
         };
         let subnet = node.subnet.to_string().into();
         let fault = StoreFault::OwnLeaseContested { subnet, theirs: theirs.as_str().into() };

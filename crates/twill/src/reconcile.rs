@@ -196,10 +196,7 @@ impl Reconciler {
     fn keep_lease(&mut self, view: &View) -> Kept {
         match &view.leases {
             Leases::Listed(listed) if view.lost.is_none() => {
-                let key = self.node.subnet.to_string();
-                let is_own = |note: &Note| matches!(note, Note::Entry { key: entry, .. } if **entry == *key);
-                let spoiled = view.notes.iter().any(is_own);
-                self.own_lease.keep((listed, spoiled), &self.node, Instant::now())
+                self.own_lease.keep(listed, &self.node, Instant::now())
             }
             _ => Kept::default(),
         }

@@ -90,7 +90,7 @@ fn a_lease_that_another_node_has_taken_is_said() {
         lab.store.put_lease(&own, &theirs);
         let taken = etcd.leases();
         daemons[2].resume();
-        named(std::slice::from_ref(node), "192.168.100.99 holds it");
+        named(std::slice::from_ref(node), "192.168.100.99 holds our lease");
         lab::holds_for("it stays theirs", NAMED, || etcd.leases() == taken);
         etcd.delete(&format!("{SUBNETS}{own}"));
         lab::wait_for("it is node 3's again", SOON, || {
