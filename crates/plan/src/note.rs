@@ -68,6 +68,8 @@ pub enum StoreFault {
     OwnLeaseStale {
         why: Box<str>,
     },
+    /// Nobody could renew it in time.
+    OwnLeaseOver,
     /// Another node has our subnet.
     OwnLeaseTaken {
         subnet: Box<str>,
@@ -243,6 +245,10 @@ impl fmt::Display for StoreFault {
                      reach this one's pods"
                 )
             }
+            Self::OwnLeaseOver => f.write_str(
+                "our lease is over, since the store was not there to renew it; another node may get our subnet before this one \
+                 is heard. Bring the store back",
+            ),
             Self::OwnLeaseTaken { subnet, holder } => write!(
                 f,
                 "{holder} holds our lease {subnet} now, so other nodes send there what is for the pods of this one. It is not \
@@ -398,6 +404,7 @@ mod tests {
             Note::Store(StoreFault::OwnLeaseGone { why: "a".into() }), "our lease is gone and cannot be taken again";
         Note::Store(StoreFault::OwnLeaseStale { .. }) =>
             Note::Store(StoreFault::OwnLeaseStale { why: "a".into() }), "our lease does not say what we announce and cannot";
+        Note::Store(StoreFault::OwnLeaseOver) => Note::Store(StoreFault::OwnLeaseOver), "our lease is over";
         Note::Store(StoreFault::OwnLeaseTaken { .. }) =>
             Note::Store(StoreFault::OwnLeaseTaken { subnet: "a".into(), holder: "b".into() }), "holds our lease";
         Note::Store(StoreFault::OwnLeaseContested { .. }) =>

@@ -312,7 +312,6 @@ impl<'a> Draft<'a> {
             neighbours: self.neighbours.into(),
             routes: self.routes.into(),
             rules: rules(self.config).collect(),
-            ..State::default()
         };
         Wanted { state, owned: self.owned, peers: self.peers, notes: self.notes }
     }

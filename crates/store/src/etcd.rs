@@ -180,7 +180,7 @@ impl Etcd {
         let mut stream = session.watch(listing.revision).await?;
         // Nobody knows how long it lasts after a clock that stood still or a server that was away.
         renewal.begin();
-        // A history that is compacted, or not there, is said with the first answer.
+        // Until the server has said that it stands.
         let mut unsettled = true;
         let mut publish: Option<Instant> = None;
         let mut asked = false;
@@ -230,8 +230,7 @@ impl Etcd {
     ) -> Result<bool, StoreError> {
         if response.canceled() {
             // Whatever the reason is, the list is to be read anew.
-            let since = std::mem::take(&mut listing.cluster);
-            debug!("the watch of cluster {since:x} is over: {response:?}");
+            listing.cluster = 0;
             return Err(session.fault(words::ended(response)));
         }
         let mut changed = false;

@@ -71,7 +71,8 @@ impl Store {
     /// From now on that lease is ours.
     pub fn hold(&self, subnet: &Subnet) {
         match self {
-            Self::Dir(_) => {}
+            // A directory's leases do not end.
+            Self::Dir(_) => _ = subnet,
             #[cfg(feature = "etcd")]
             Self::Etcd(etcd) => etcd.hold(subnet),
         }

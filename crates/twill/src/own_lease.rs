@@ -2,7 +2,7 @@
 //! which subnet: that is the plan's and the store's part.
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use plan::Mac;
 use plan::input::{Config, Node, Uplink};
@@ -87,6 +87,17 @@ pub(crate) struct Kept {
     pub(crate) fault: Option<StoreFault>,
     /// When to look at it again though nothing is heard.
     pub(crate) due: Option<Instant>,
+}
+
+impl Kept {
+    /// Of a lease that nobody can renew.
+    pub(crate) fn until(end: Option<SystemTime>, now: SystemTime) -> Self {
+        let Some(end) = end else { return Self::default() };
+        match end.duration_since(now) {
+            Ok(left) if !left.is_zero() => Self { fault: None, due: Instant::now().checked_add(left) },
+            _ => Self { fault: Some(StoreFault::OwnLeaseOver), due: None },
+        }
+    }
 }
 
 impl OwnLease {
@@ -226,7 +237,7 @@ impl OwnLease {
             self.yielded = Some(theirs);
             return Ok(self.kept(now));
         }
-        Err(("was written by somebody else and is written again", false))
+        Err(("did not say what we announce and is written again", false))
     }
 
     /// Takes the answer, if it is there.

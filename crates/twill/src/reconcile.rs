@@ -6,7 +6,7 @@ mod on_disk;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use kernel::{Filter, Kernel, Outcome, Seen};
 use plan::belief::{Belief, History, Weighed};
@@ -192,13 +192,13 @@ impl Reconciler {
         wanted
     }
 
-    /// A store that is lost says nothing new, so our lease is not missed in it.
+    /// A store that is lost says nothing new, so our lease is not missed in it; but its time may end meanwhile.
     fn keep_lease(&mut self, view: &View) -> Kept {
         match &view.leases {
             Leases::Listed(listed) if view.lost.is_none() => {
                 self.own_lease.keep(listed, &self.node, Instant::now())
             }
-            _ => Kept::default(),
+            _ => Kept::until(view.own_until, SystemTime::now()),
         }
     }
 

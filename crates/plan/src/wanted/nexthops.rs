@@ -36,8 +36,8 @@ pub(super) fn lead(network: Option<Ipv4Net>, already: bool, routes: &mut [Route]
 }
 
 fn by_gateway(route: &Route) -> Option<(Ipv4Net, RoutePath)> {
-    match (route.destination, &route.path) {
-        (IpNet::V4(subnet), path @ RoutePath::Via { .. }) => Some((subnet, path.clone())),
+    match (route.destination, route.path) {
+        (IpNet::V4(subnet), path @ RoutePath::Via { .. }) => Some((subnet, path)),
         _ => None,
     }
 }

@@ -28,7 +28,6 @@ const A_YEAR: Duration = Duration::from_secs(365 * 86400);
 /// Letters of a key that are told.
 const LONGEST_KEY: usize = 100;
 /// flannel's, in seconds (flannel-compat 4.4).
-
 const TTL: i64 = 86400;
 
 /// The names of our keys.

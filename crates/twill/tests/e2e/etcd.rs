@@ -131,6 +131,34 @@ fn a_renewal_that_changes_nothing_is_no_write_to_any_kernel() {
     });
 }
 
+/// While nobody can renew it; and there it is again, with the same subnet.
+#[test]
+fn a_lease_that_ends_while_etcd_is_away_is_said() {
+    lab::test(Timing::Free, || {
+        let lab = lab(2, EtcdSetup::http(), VXLAN);
+        let (_daemons, pods) = cluster::start(&lab);
+        let (etcd, node) = (lab.etcd(), lab.node(1));
+        let (key, before) = of_node(etcd, &node.ip.to_string());
+        let granted = etcd.ctl(&["lease", "grant", "5"]);
+        let path = format!("/coreos.com/network/subnets/{key}");
+        etcd.ctl(&["put", "--lease", granted.split(' ').nth(1).unwrap(), &path, &before.value]);
+        lab::holds_for("it is kept alive", Duration::from_secs(7), || etcd.leases().contains_key(&key));
+        let ping = PingStream::start(&pods[0].ns, pods[1].ip());
+        etcd.stop();
+        lab::wait_for("it is said", SOON * 2, || node.twill(&["status"]).contains("our lease is over"));
+        assert_eq!(node.get("/readyz").unwrap().status, 200, "the data plane stands");
+        etcd.start();
+        lab::wait_for("all is well", SOON * 2, || {
+            let status = node.twill(&["status"]);
+            !status.contains("our lease is over")
+                && !status.contains("lost")
+                && of_node(etcd, &node.ip.to_string()).0 == key
+        });
+        let report = ping.stop();
+        assert_eq!(report.lost, 0, "{report:?}");
+    });
+}
+
 /// As flannel's own default list has one: nothing listens on the first port.
 #[test]
 fn a_dead_endpoint_is_passed_over() {
