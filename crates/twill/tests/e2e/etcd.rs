@@ -139,12 +139,13 @@ fn a_lease_that_ends_while_etcd_is_away_is_said() {
         let (_daemons, pods) = cluster::start(&lab);
         let (etcd, node) = (lab.etcd(), lab.node(1));
         let (key, before) = of_node(etcd, &node.ip.to_string());
-        let granted = etcd.ctl(&["lease", "grant", "5"]);
+        let granted = etcd.ctl(&["lease", "grant", "8"]);
         let path = format!("/coreos.com/network/subnets/{key}");
         etcd.ctl(&["put", "--lease", granted.split(' ').nth(1).unwrap(), &path, &before.value]);
-        lab::holds_for("it is kept alive", Duration::from_secs(7), || etcd.leases().contains_key(&key));
+        lab::holds_for("it is kept alive", Duration::from_secs(9), || etcd.leases().contains_key(&key));
         let ping = PingStream::start(&pods[0].ns, pods[1].ip());
-        etcd.stop();
+        // One that stops in peace would have time to end the lease.
+        etcd.kill9();
         lab::wait_for("it is said", SOON * 2, || node.twill(&["status"]).contains("our lease is over"));
         assert_eq!(node.get("/readyz").unwrap().status, 200, "the data plane stands");
         etcd.start();
