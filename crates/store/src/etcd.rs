@@ -58,6 +58,13 @@ pub struct EtcdOptions {
     pub renew_margin: Duration,
 }
 
+impl EtcdOptions {
+    /// As with flannel, one without the other is none.
+    fn has_user(&self) -> bool {
+        !(self.username.is_empty() || self.password.is_empty())
+    }
+}
+
 impl fmt::Debug for EtcdOptions {
     /// Without the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -19,6 +19,10 @@ use crate::view::StoreError;
 
 /// How long one server may take to answer.
 const ANSWER: Duration = Duration::from_millis(1500);
+/// The same of a page of a list, which nothing waits for but the list.
+const LONG_ANSWER: Duration = Duration::from_secs(10);
+/// And of whether a password is right.
+const LOGIN: Duration = Duration::from_secs(5);
 /// Entries that are asked for at a time.
 const PAGE: i64 = 1000;
 /// Bytes that such an answer may have: an entry may have 1.5 MB, and some do not hide the others.
@@ -122,7 +126,9 @@ impl Session {
     pub(super) async fn open(endpoint: &str, keys: &Keys, options: &EtcdOptions) -> Result<Self, StoreError> {
         let fault = |error: String| StoreError::new(endpoint, error);
         let connect = connect_options(endpoint, options).map_err(fault)?;
-        let client = within(Client::connect([endpoint], Some(connect))).await.map_err(fault)?;
+        // Passwords are meant to be slow to check, and after a restart all nodes come at once.
+        let limit = if options.has_user() { LOGIN } else { ANSWER };
+        let client = within(limit, Client::connect([endpoint], Some(connect))).await.map_err(fault)?;
         let session = Self { client, endpoint: endpoint.to_owned(), keys: keys.clone() };
         // The client connects with the first question.
         session.get(Name::Config).await?;
@@ -138,7 +144,7 @@ impl Session {
     }
 
     async fn ask<T>(&self, request: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
-        within(request).await.map_err(|why| self.fault(why))
+        within(ANSWER, request).await.map_err(|why| self.fault(why))
     }
 
     /// The entry of that name; and the cluster's number and revision at that moment.
@@ -158,7 +164,8 @@ impl Session {
         loop {
             let revision = listing.as_ref().map_or(0, |listing| listing.revision);
             let page = GetOptions::new().with_range(end.as_str()).with_limit(PAGE).with_revision(revision);
-            let response = self.ask(kv.get(from, Some(page))).await?;
+            let response =
+                within(LONG_ANSWER, kv.get(from, Some(page))).await.map_err(|why| self.fault(why))?;
             let header = response.header().ok_or_else(|| self.fault("an answer without a header"))?;
             let listing = listing
                 .get_or_insert_with(|| Listing::new(header.cluster_id(), header.revision(), &self.keys));
@@ -185,7 +192,7 @@ impl Session {
         };
         let mut kv = self.client.kv_client().max_decoding_message_size(LARGEST_ANSWER);
         let then = GetOptions::new().with_revision(listing.revision);
-        match within(kv.get(self.keys.of(name), Some(then))).await {
+        match within(ANSWER, kv.get(self.keys.of(name), Some(then))).await {
             Ok(response) => {
                 let same = response.header().is_some_and(|header| header.cluster_id() == listing.cluster);
                 let stood = response.kvs().first().is_some_and(|kv| kv.mod_revision() == written);
@@ -277,15 +284,15 @@ impl Stream {
 
     /// Wants any answer.
     pub(super) async fn ask(&mut self) -> Result<(), StoreError> {
-        let asked = within(self.stream.request_progress()).await;
+        let asked = within(ANSWER, self.stream.request_progress()).await;
         asked.map_err(|why| StoreError::new(&self.endpoint, why))
     }
 }
 
-async fn within<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T, String> {
-    match timeout(ANSWER, request).await {
+async fn within<T>(limit: Duration, request: impl Future<Output = Result<T, Error>>) -> Result<T, String> {
+    match timeout(limit, request).await {
         Ok(answer) => answer.map_err(|error| words::why(&error)),
-        Err(_) => Err(silence(ANSWER)),
+        Err(_) => Err(silence(limit)),
     }
 }
 
@@ -299,7 +306,7 @@ fn connect_options(endpoint: &str, options: &EtcdOptions) -> Result<ConnectOptio
         .with_connect_timeout(ANSWER)
         .with_require_leader(true)
         .with_auto_token_refresh(true);
-    if !options.username.is_empty() && !options.password.is_empty() {
+    if options.has_user() {
         connect = connect.with_user(&options.username, &options.password);
     }
     // As with flannel, what is said of certificates does not count for a server that has none.
