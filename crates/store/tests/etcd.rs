@@ -224,6 +224,12 @@ fn a_lease_that_does_not_fit_moves_in_one_step_with_its_time() {
         let key = lease.subnet.to_string();
         assert_eq!(server.keys(), std::slice::from_ref(&key));
         assert_eq!(format!("{:x}", server.field(&key, "Lease")), id);
+        // And one that is written anew keeps it, too.
+        let other =
+            Claim { announce: Box::new(|_, _| Announced::Nothing), ..claim(1, Choice::Any { dice: 0 }) };
+        server.etcd().acquire(&other).await.unwrap();
+        assert_eq!((server.field(&key, "Version"), format!("{:x}", server.field(&key, "Lease"))), (2, id));
+        assert!(server.ctl(&["lease", "list"]).starts_with("found 1 leases"), "none was granted beside it");
     });
 }
 
@@ -235,7 +241,8 @@ fn what_cannot_be_read_is_a_note_and_somebodys_all_the_same() {
         server.put("10.3.1.0-24", LEASE);
         let mut view = watched(&etcd);
         until(&mut view, "the lease", |view| view.leases.known().len() == 1).await;
-        for (key, value) in [("10.3.2.0-24", "{half"), ("x&y", "{}"), ("10.3.3.0-24", &"x".repeat(100_000))] {
+        let huge = LEASE.replace('}', &format!(",\"Pad\":\"{}\"}}", "x".repeat(100_000)));
+        for (key, value) in [("10.3.2.0-24", "{half"), ("x&y", "{}"), ("10.3.3.0-24", &huge)] {
             server.put(key, value);
         }
         let told = until(&mut view, "three notes", |view| view.notes.len() == 3).await;
