@@ -121,7 +121,9 @@ impl Drop for Server {
 fn run(dir: &Path, port: u16) -> Child {
     let url = format!("http://127.0.0.1:{port}");
     let program = std::env::var_os("ETCD").filter(|path| !path.is_empty()).unwrap_or_else(|| "etcd".into());
-    let mut command = Command::new(program);
+    // Ends with the test, however that ends.
+    let mut command = Command::new("setpriv");
+    command.arg("--pdeathsig=KILL").arg(program);
     command.arg("--data-dir").arg(dir.join("data"));
     // Peers never come, and the kernel finds a port for them.
     command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url]);
