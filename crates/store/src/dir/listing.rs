@@ -21,6 +21,8 @@ pub(super) struct Listing {
 
 struct Entry {
     stamp: Stamp,
+    /// As old as its file was when it was first seen here.
+    born: u64,
     /// The last one that was read under this key.
     lease: Option<Lease>,
     /// What is wrong with what stands there now.
@@ -85,18 +87,23 @@ impl Listing {
         }
         let known = before.and_then(|entry| entry.lease.clone());
         // As old as when it was first seen here: a lease does not become another one when a clock jumps or it is rewritten.
-        let born = known.as_ref().map_or_else(|| age(&metadata), |lease| lease.born);
+        let born = before.map_or_else(|| age(&metadata), |entry| entry.born);
         let key = name.into();
         let entry = match read(&path).map(|content| Lease::parse(name, &content, born)) {
-            Ok(Ok(lease)) => Entry { stamp, lease: Some(lease), note: None },
-            Ok(Err(why)) => Entry { stamp, lease: None, note: Some(Note::Entry { key, why: why.into() }) },
+            Ok(Ok(lease)) => Entry { stamp, born, lease: Some(lease), note: None },
+            Ok(Err(why)) => {
+                Entry { stamp, born, lease: None, note: Some(Note::Entry { key, why: why.into() }) }
+            }
             Err(error) => {
                 let why = error.to_string().into();
                 match known.filter(|_| !is_no_file(&error)) {
-                    Some(lease) => {
-                        Entry { stamp: NO_STAMP, lease: Some(lease), note: Some(Note::Stale { key, why }) }
-                    }
-                    None => Entry { stamp, lease: None, note: Some(Note::Entry { key, why }) },
+                    Some(lease) => Entry {
+                        stamp: NO_STAMP,
+                        born,
+                        lease: Some(lease),
+                        note: Some(Note::Stale { key, why }),
+                    },
+                    None => Entry { stamp, born, lease: None, note: Some(Note::Entry { key, why }) },
                 }
             }
         };
