@@ -25,14 +25,12 @@ use crate::pulse::Pulse;
 use crate::view::{StoreError, View};
 use listing::Listing;
 use pace::Pace;
-use session::{Keys, Name, Session, Since};
+use session::{ANSWER, Keys, Name, Session, Since};
 
 /// Changes in quick succession are told together.
 const QUIET: Duration = Duration::from_millis(20);
 /// After so long without a word a server is asked whether it is there.
 const SILENCE: Duration = Duration::from_secs(3);
-/// How long it may take to answer that.
-const ANSWER: Duration = Duration::from_millis(1500);
 
 /// Until a lease that could not be renewed is renewed; it lasts much longer.
 const RENEW_RETRY: Duration = Duration::from_secs(20);

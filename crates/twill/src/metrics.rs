@@ -1,4 +1,5 @@
-//! Counters and gauges, by OpenMetrics names. They are written by the round loop only and decide nothing.
+//! Counters and gauges, by OpenMetrics names. The round loop counts; how the store is heard is
+//! looked up when somebody asks. They decide nothing.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};

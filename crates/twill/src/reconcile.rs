@@ -1,6 +1,7 @@
 //! The loop: wait for a cause, read the kernel, plan, apply the difference, tell what was done. One thread owns all of
 //! it; nothing here knows what a backend is.
 
+mod fault;
 mod on_disk;
 
 use std::collections::BTreeSet;
@@ -16,7 +17,7 @@ use plan::netconf::NetConf;
 use plan::note::{NodeFault, Note, StoreFault};
 use plan::owned::Sweep;
 use plan::uplink::Choice;
-use plan::{LinkName, Object, Op, Wanted};
+use plan::{Op, Wanted};
 use store::View;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
@@ -34,6 +35,7 @@ use crate::questions::Answers;
 use crate::report::{Board, LastChange};
 use crate::round::Round;
 use crate::trigger::{Cause, Causes, Trigger};
+use fault::{own_fault, refused_sysctl};
 
 /// Until the kernel is read again after it could not be.
 const BLIND_RETRY: Duration = Duration::from_secs(1);
@@ -369,34 +371,4 @@ struct Heard {
     notes: Vec<Note>,
     /// When it has to be weighed again though nothing is heard.
     due: Option<Instant>,
-}
-
-/// What is wrong with this node's own part, if anything: never a peer's trouble.
-fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
-    let own = |object: &Object| match object {
-        Object::Link(link) => devices.contains(&link.name),
-        Object::LinkUp(name) => devices.contains(name),
-        Object::Address(row) => devices.contains(&row.link),
-        _ => false,
-    };
-    let failed = round.failed.iter().find(|(op, _)| own(&op.object)).map(|(_, error)| error.to_string());
-    let held = round.held.iter().find(|(op, _)| own(&op.object));
-    let held = held.map(|(op, times)| format!("needed {times} times and put off: {op}"));
-    let noted = round.notes.iter().find_map(|note| match note {
-        Note::Node(NodeFault::SysctlRefused { .. } | NodeFault::NoPeerOnLink { .. }) => None,
-        Note::Node(NodeFault::ForeignDevice { name, .. }) if !devices.contains(name) => None,
-        Note::Node(fault) => Some(fault.to_string()),
-        Note::Store(fault @ StoreFault::OwnLeaseTaken { .. }) => Some(fault.to_string()),
-        _ => None,
-    });
-    failed.or(held).or(noted)
-}
-
-fn refused_sysctl(op: &Op) -> Option<NodeFault> {
-    match &op.object {
-        Object::Sysctl(row) => {
-            Some(NodeFault::SysctlRefused { path: row.path.clone(), value: row.value.clone() })
-        }
-        _ => None,
-    }
 }

@@ -18,7 +18,7 @@ use super::words;
 use crate::view::StoreError;
 
 /// How long one server may take to answer.
-const ANSWER: Duration = Duration::from_millis(1500);
+pub(super) const ANSWER: Duration = Duration::from_millis(1500);
 /// The same of a page of a list, which nothing waits for but the list.
 const LONG_ANSWER: Duration = Duration::from_secs(10);
 /// And of whether a password is right.

@@ -1,0 +1,36 @@
+//! What of a round's trouble is this node's own, and so decides whether it is ready. It reads a round and changes nothing.
+
+use plan::note::{NodeFault, Note, StoreFault};
+use plan::{LinkName, Object, Op};
+
+use crate::round::Round;
+
+/// What is wrong with this node's own part, if anything: never a peer's trouble.
+pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
+    let own = |object: &Object| match object {
+        Object::Link(link) => devices.contains(&link.name),
+        Object::LinkUp(name) => devices.contains(name),
+        Object::Address(row) => devices.contains(&row.link),
+        _ => false,
+    };
+    let failed = round.failed.iter().find(|(op, _)| own(&op.object)).map(|(_, error)| error.to_string());
+    let held = round.held.iter().find(|(op, _)| own(&op.object));
+    let held = held.map(|(op, times)| format!("needed {times} times and put off: {op}"));
+    let noted = round.notes.iter().find_map(|note| match note {
+        Note::Node(NodeFault::SysctlRefused { .. } | NodeFault::NoPeerOnLink { .. }) => None,
+        Note::Node(NodeFault::ForeignDevice { name, .. }) if !devices.contains(name) => None,
+        Note::Node(fault) => Some(fault.to_string()),
+        Note::Store(fault @ StoreFault::OwnLeaseTaken { .. }) => Some(fault.to_string()),
+        _ => None,
+    });
+    failed.or(held).or(noted)
+}
+
+pub(super) fn refused_sysctl(op: &Op) -> Option<NodeFault> {
+    match &op.object {
+        Object::Sysctl(row) => {
+            Some(NodeFault::SysctlRefused { path: row.path.clone(), value: row.value.clone() })
+        }
+        _ => None,
+    }
+}
