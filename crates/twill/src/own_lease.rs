@@ -19,8 +19,9 @@ use crate::trigger::{Bell, Cause};
 
 /// The store has told of our own write by then.
 const ECHO: Duration = Duration::from_secs(5);
-/// And that it took our lease again.
-const RETURN: Duration = Duration::from_secs(1);
+/// And that it took our lease again; asked once more before, it only reads. Others keep a lost lease for 2 s, in which it
+/// may be lost several times.
+const RETURN: Duration = Duration::from_millis(250);
 /// Whoever writes our lease so soon after us would do so again.
 const RIVALRY: Duration = Duration::from_secs(600);
 /// So long it is said that somebody else has written our lease, though it is ours again.
