@@ -1,13 +1,15 @@
 //! Does what it is told, in the order in which it is told, many ops to a send, and says of each how it went. One that
 //! fails never stops its neighbours.
 
+use std::slice;
+
 use plan::state::{Address, Link, Rule, Sysctl};
 use plan::{LinkName, Object, Op, Verb};
 
 use crate::error::{Cause, Error};
 use crate::link::Devices;
 use crate::wire::Message;
-use crate::{Kernel, addr, fdb, link, neigh, nexthop, route, rule, sysctl};
+use crate::{Kernel, addr, fdb, firewall, link, neigh, nexthop, route, rule, sysctl};
 
 /// How an op went.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +29,11 @@ impl Kernel {
     pub fn apply(&mut self, ops: &[Op]) -> Vec<Outcome> {
         let mut outcomes = Vec::with_capacity(ops.len());
         let mut known = None;
-        for run in ops.chunk_by(|a, b| !stands_alone(a) && !stands_alone(b)) {
+        for run in ops.chunk_by(go_together) {
+            if firewall::is_rule(&run[0].object) {
+                outcomes.append(&mut self.change_rules(run));
+                continue;
+            }
             let devices = match known.take() {
                 Some(devices) => Ok(devices),
                 None => self.devices(),
@@ -42,6 +48,13 @@ impl Kernel {
             }
         }
         outcomes
+    }
+
+    /// All of them go, or none.
+    fn change_rules(&mut self, ops: &[Op]) -> Vec<Outcome> {
+        let done = self.firewall.apply(ops);
+        let outcome = |op| done.as_ref().map_or_else(|cause| failed(op, cause.clone()), |()| Outcome::Done);
+        ops.iter().map(outcome).collect()
     }
 
     fn run(&mut self, ops: &[Op], devices: &Devices) -> Vec<Outcome> {
@@ -67,6 +80,7 @@ impl Kernel {
     fn alone(&mut self, step: Step<'_>, devices: &Devices) -> Result<(), Cause> {
         match step {
             Step::Sysctl(row) => sysctl::write(row),
+            Step::Rules(op) => self.firewall.apply(slice::from_ref(op)),
             Step::Send(request) => self.netlink.ask_each([request]),
             Step::InTurn(requests) => self.netlink.ask_each(requests),
             Step::Address(row, index) => self.replace_address(row, index, devices),
@@ -127,6 +141,16 @@ enum Step<'a> {
     Rule(&'a Rule),
     /// Written whatever the verb: it has no absence.
     Sysctl(&'a Sysctl),
+    /// Of traffic.
+    Rules(&'a Op),
+}
+
+fn go_together(a: &Op, b: &Op) -> bool {
+    match (firewall::is_rule(&a.object), firewall::is_rule(&b.object)) {
+        (true, true) => firewall::together(a, b),
+        (false, false) => !stands_alone(a) && !stands_alone(b),
+        _ => false,
+    }
 }
 
 /// What follows a change of a device may depend on it; what is not one message is not sent together with others.
@@ -159,6 +183,9 @@ fn prepare<'a>(op: &'a Op, devices: &Devices) -> Result<Step<'a>, LinkName> {
         (Object::Route(row), _) => (if delete { route::delete } else { route::add })(row, devices)?,
         (Object::Rule(row), Verb::Replace) => return Ok(Step::Rule(row)),
         (Object::Rule(row), _) => (if delete { rule::delete } else { rule::add })(row),
+        (Object::NftTable(_) | Object::NftChain(_) | Object::NftElement(_) | Object::Iptables(_), _) => {
+            return Ok(Step::Rules(op));
+        }
     }))
 }
 

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use plan::firewall::Facts;
 use plan::input::Underlay;
 use plan::owned::Owned;
 use plan::state::{MAIN_TABLE, Nexthop, Rule};
@@ -40,7 +41,7 @@ impl Kernel {
         let links = devices.indexes(&owned.links);
         let tunnels: Vec<_> = links.iter().filter(|(name, _)| devices.is_vxlan(*name)).copied().collect();
         let ours = addresses.iter().filter(|seen| owned.links.contains(&seen.facts.link));
-        let state = State {
+        let mut state = State {
             sysctls: owned.sysctls.iter().filter_map(|path| sysctl::read(path)).collect(),
             links: owned.links.iter().filter_map(|name| devices.row(*name)).collect(),
             addresses: ours.map(addr::Seen::row).collect(),
@@ -49,9 +50,12 @@ impl Kernel {
             nexthops: self.nexthops(&devices)?.into(),
             routes: routes.rows.into(),
             rules: self.rules(owned)?.into(),
+            ..State::default()
         };
+        let facts = if owned.firewall { self.firewall.read(&mut state) } else { Facts::default() };
         let interest = Interest::new(owned, &devices);
-        Ok(Seen { state, underlay: underlay(devices, addresses, routes.underlay), interest })
+        let underlay = Underlay { firewall: facts, ..underlay(devices, addresses, routes.underlay) };
+        Ok(Seen { state, underlay, interest })
     }
 
     /// Reads the underlay alone: before a choice of the uplink nothing is ours.
@@ -166,5 +170,6 @@ fn underlay(devices: Devices, addresses: Vec<addr::Seen>, routes: Vec<plan::inpu
         links: devices.into_facts(),
         addresses: addresses.into_iter().map(|seen| seen.facts).collect(),
         routes,
+        firewall: Facts::default(),
     }
 }

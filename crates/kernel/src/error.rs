@@ -58,6 +58,9 @@ pub enum Cause {
     /// The kernel lacks what is needed.
     #[error("Linux {0} is too old: 5.4 or newer is needed")]
     TooOld(Box<str>),
+    /// A tool did not do what it was told.
+    #[error("{tool}: {text}")]
+    Tool { tool: Box<str>, text: Box<str> },
     /// The kernel did not answer in time.
     #[error("the kernel did not answer within {0} s")]
     Silent(u64),

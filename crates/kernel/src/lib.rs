@@ -5,13 +5,17 @@
 
 mod addr;
 mod apply;
+mod command;
 mod dump;
 mod error;
 mod fdb;
 mod filter;
+mod firewall;
+mod iptables;
 mod link;
 mod neigh;
 mod nexthop;
+mod nft;
 mod route;
 mod rule;
 mod socket;
@@ -30,6 +34,7 @@ pub use watch::{Event, Filter, Kind, Watch};
 /// The kernel of the network namespace in which it was opened. One owner, no locks.
 pub struct Kernel {
     netlink: socket::Rtnetlink,
+    firewall: firewall::Firewall,
 }
 
 /// Strict dumps, next hop objects and their monitor group are there from 5.4 on.
@@ -42,7 +47,7 @@ impl Kernel {
         if version(&release).is_some_and(|version| version < OLDEST) {
             return Err(Error::new("start", Cause::TooOld(release.trim().into())));
         }
-        Ok(Self { netlink: socket::Rtnetlink::open()? })
+        Ok(Self { netlink: socket::Rtnetlink::open()?, firewall: Default::default() })
     }
 
     /// May anything be changed here? The kernel is asked, since a capability counts only in the user namespace to which

@@ -17,6 +17,9 @@ pub fn check(state: &State, owned: &Owned) -> Vec<String> {
     once(&state.nexthops, &mut faults, |row| format!("nexthop {}", row.id));
     once(&state.routes, &mut faults, |row| format!("route to {}", row.destination));
     once(&state.rules, &mut faults, |row| format!("rule for {}", row.to));
+    once(&state.nft_chains, &mut faults, ToString::to_string);
+    once(&state.nft_elements, &mut faults, ToString::to_string);
+    once(&state.iptables, &mut faults, ToString::to_string);
     let entries: BTreeSet<_> = state.fdb.iter().map(|row| (row.link, row.mac)).collect();
     for row in &state.neighbours {
         if !entries.contains(&(row.link, row.mac)) {

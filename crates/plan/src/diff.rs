@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::firewall::{NftChainName, NftElement};
+use crate::input::Family;
 use crate::owned::{Owned, Sweep};
 use crate::state::{Link, LinkKind, Neighbour, Route, RoutePath, State};
 use crate::{LinkName, Object, Op, Row, Table, Verb};
@@ -31,6 +33,7 @@ pub fn diff(wanted: &State, seen: &State, owned: &Owned) -> Vec<Op> {
     steps.rows(&wanted.nexthops, &seen.nexthops, |row| goes(row.link), |row| owned.nexthop(row));
     steps.rows(&wanted.routes, &seen.routes, led_there, |row| owned.route(row));
     steps.rows(&wanted.rules, &seen.rules, |_| Goes::Never, |row| owned.rule(row));
+    steps.firewall(wanted, seen, owned);
     steps.ops.sort_unstable();
     steps.ops
 }
@@ -103,6 +106,22 @@ impl Steps {
             }
         }
         touched
+    }
+
+    /// A set goes with the chain that looks into it.
+    fn firewall(&mut self, wanted: &State, seen: &State, owned: &Owned) {
+        let filtered = |row: &NftElement| {
+            let family = Family::of(row.address);
+            wanted
+                .nft_chains
+                .iter()
+                .any(|chain| (chain.family, &chain.chain) == (family, &NftChainName::Vxlan))
+        };
+        let goes = |row: &NftElement| if filtered(row) { Goes::Never } else { Goes::Last };
+        self.rows(&wanted.nft_tables, &seen.nft_tables, |_| Goes::Never, |row| owned.nft_table(row, seen));
+        self.rows(&wanted.nft_chains, &seen.nft_chains, |_| Goes::Never, |row| owned.nft_chain(row));
+        self.rows(&wanted.nft_elements, &seen.nft_elements, goes, |_| owned.firewall);
+        self.rows(&wanted.iptables, &seen.iptables, |_| Goes::Never, |_| owned.firewall);
     }
 
     fn change(&mut self, want: &Link, have: &Link) {

@@ -74,7 +74,7 @@ mod tests {
                 deprecated: false,
             });
         }
-        Underlay { links, addresses: facts, routes: Vec::new() }
+        Underlay { links, addresses: facts, ..Underlay::default() }
     }
 
     fn uplink() -> Uplink {

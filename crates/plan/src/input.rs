@@ -6,6 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
+use crate::firewall;
 use crate::lease::{Lease, Subnet};
 use crate::{LinkName, Mac};
 
@@ -41,6 +42,8 @@ pub struct Config {
     /// Routing table of our routes.
     #[serde(default = "main_table")]
     pub table: u32,
+    #[serde(default)]
+    pub firewall: firewall::Options,
 }
 
 fn main_table() -> u32 {
@@ -80,6 +83,9 @@ pub struct Node {
     /// VNIs that another daemon of this node uses.
     #[serde(default)]
     pub foreign_vnis: Vec<u32>,
+    /// Another daemon of this node keeps the traffic rules.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub foreign_firewall: bool,
     /// Our IPv4 routes go by next hop objects now.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_nexthop: bool,
@@ -182,6 +188,8 @@ pub struct Underlay {
     pub addresses: Vec<AddressFacts>,
     /// Unicast routes of the main table that lead outside the pod networks, in the kernel's order.
     pub routes: Vec<RouteFacts>,
+    /// Of those that our pods' traffic passes.
+    pub firewall: firewall::Facts,
 }
 
 impl Underlay {

@@ -1,6 +1,7 @@
 //! The steps that take twill off a node: all of it, or only what flannel would not have written, so that flannel can go
 //! on where we stop. Both are differences like any other; nothing but what is ours is named.
 
+use crate::firewall::NftChainName;
 use crate::owned::{Owned, Sweep};
 use crate::state::{MAIN_TABLE, Route, RoutePath, State};
 use crate::{LinkName, Op, Row, Table, diff};
@@ -39,6 +40,10 @@ pub fn hand_over(seen: &State, owned: &Owned, own: &[LinkName]) -> Vec<Op> {
         nexthops: kept(&seen.nexthops, |row| !owned.nexthop(row) && !goes(row.link)),
         routes: seen.routes.iter().map(plain).filter(stays).map(in_main).collect(),
         rules: kept(&seen.rules, |row| !owned.rule(row)),
+        nft_tables: seen.nft_tables.clone(),
+        nft_chains: kept(&seen.nft_chains, |row| row.chain != NftChainName::Vxlan),
+        nft_elements: Table::default(),
+        iptables: seen.iptables.clone(),
     };
     diff(&left, seen, &Owned { sweep: Sweep::LeftOvers, ..owned.clone() })
 }
@@ -62,6 +67,7 @@ mod tests {
             former_writer: Default::default(),
             table: MAIN_TABLE,
             former_tables: Vec::new(),
+            firewall: true,
             sysctls: Vec::new(),
             sweep: Sweep::NotYet,
         }

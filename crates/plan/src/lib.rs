@@ -10,6 +10,7 @@ pub mod check;
 mod diff;
 mod direct;
 mod fields;
+pub mod firewall;
 pub mod follow;
 pub mod input;
 pub mod lease;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, vxlan};
 use crate::fields::Fields;
+use crate::firewall;
 use crate::input::{Config, Family};
 use crate::state::MAIN_TABLE;
 use crate::subnet_alloc::Pool;
@@ -84,6 +85,7 @@ impl NetConf {
                 .and_then(|network| if let IpNet::V6(network) = network { Some(network) } else { None }),
             backend: self.backend.clone(),
             table: MAIN_TABLE,
+            firewall: firewall::Options { nftables: self.nftables, ..Default::default() },
         }
     }
 
@@ -192,6 +194,7 @@ mod tests {
             gbp: true,
             learning: false,
             direct_routing: true,
+            ..Default::default()
         };
         assert_eq!(conf.backend, Backend::Vxlan(options));
         assert_eq!(

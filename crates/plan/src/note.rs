@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::firewall::Fault;
 use crate::input::Family;
 use crate::state::Route;
 use crate::{LinkName, Mac};
@@ -54,6 +55,7 @@ pub enum NodeFault {
     NotLeased(Family),
     NoPeerOnLink { uplink: LinkName, family: Family, peer_on: Option<(IpAddr, LinkName)> },
     SysctlRefused { path: Box<str>, value: Box<str> },
+    Firewall(Fault),
 }
 
 /// What is wrong with what the store says.
@@ -322,6 +324,7 @@ impl fmt::Display for NodeFault {
             Self::SysctlRefused { path, value } => {
                 write!(f, "sysctl {path} cannot be written. Run: sysctl -w {path}={value}")
             }
+            Self::Firewall(fault) => fault.fmt(f),
         }
     }
 }
@@ -338,6 +341,7 @@ impl fmt::Display for Family {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::firewall::Variant;
     use crate::state::{MAIN_TABLE, RoutePath};
 
     /// Makes a note of each kind, and the words by which docs/operating.md lists it: a kind without a line does not
@@ -374,6 +378,16 @@ mod tests {
             node(NodeFault::NoPeerOnLink { uplink: link(), family: Family::Ipv4, peer_on: Some((ip(), link())) }), "so host-gw reaches none by";
         Note::Node(NodeFault::SysctlRefused { .. }) =>
             node(NodeFault::SysctlRefused { path: "a/b".into(), value: "0".into() }), "cannot be written. Run: sysctl";
+        Note::Node(NodeFault::Firewall(Fault::NftUnusable { .. })) =>
+            firewall(Fault::NftUnusable { why: "no".into() }), "so iptables has the traffic rules and VXLAN is not filtered";
+        Note::Node(NodeFault::Firewall(Fault::IptablesMissing)) => firewall(Fault::IptablesMissing), "there is no iptables on this node";
+        Note::Node(NodeFault::Firewall(Fault::Nothing)) => firewall(Fault::Nothing), "so there are no traffic rules";
+        Note::Node(NodeFault::Firewall(Fault::Foreign)) => firewall(Fault::Foreign), "another daemon of this node keeps the traffic rules";
+        Note::Node(NodeFault::Firewall(Fault::ForwardRefused { .. })) =>
+            firewall(Fault::ForwardRefused { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "so the accept rules are there too";
+        Note::Node(NodeFault::Firewall(Fault::ForeignChain { .. })) =>
+            firewall(Fault::ForeignChain { family: Family::Ipv4, chain: "mine".into() }), "that is not ours: it is left alone";
+        Note::Node(NodeFault::Firewall(Fault::Stranger(_))) => firewall(Fault::Stranger(ip())), "sends us VXLAN packets and no peer has that address";
         Note::Peer { fault: PeerFault::OutsideNetwork, .. } => peer(PeerFault::OutsideNetwork), "lies outside our network";
         Note::Peer { fault: PeerFault::Misaligned, .. } => peer(PeerFault::Misaligned), "has host bits set";
         Note::Peer { fault: PeerFault::OverlapsOurs(_), .. } => peer(PeerFault::OverlapsOurs(net())), "subnet overlaps ours";
@@ -421,6 +435,10 @@ mod tests {
 
     fn node(fault: NodeFault) -> Note {
         Note::Node(fault)
+    }
+
+    fn firewall(fault: Fault) -> Note {
+        node(NodeFault::Firewall(fault))
     }
 
     fn peer(fault: PeerFault) -> Note {

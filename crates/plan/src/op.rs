@@ -8,6 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use serde::{Deserialize, Serialize};
 
 use crate::LinkName;
+use crate::firewall::{IptablesChain, NftChain, NftElement, NftTable};
 use crate::state::{
     Address, FdbEntry, Link, LinkKind, MAIN_TABLE, Neighbour, Nexthop, Route, RoutePath, Rule, Sysctl,
     Unknown,
@@ -42,6 +43,10 @@ pub enum Object {
     Nexthop(Nexthop),
     Route(Route),
     Rule(Rule),
+    NftTable(NftTable),
+    NftChain(NftChain),
+    NftElement(NftElement),
+    Iptables(IptablesChain),
 }
 
 /// One step. Ops order by rank first, then by object: the same list on every run.
@@ -62,13 +67,16 @@ impl Op {
             (Verb::Delete, O::Route(_)) => 13,
             (Verb::Delete, O::Nexthop(_)) => 14,
             (Verb::Delete, O::Neighbour(_)) => 15,
-            (Verb::Delete, O::Fdb(_)) => 16,
+            (Verb::Delete, O::Fdb(_) | O::NftElement(_)) => 16,
             (Verb::Delete, O::Address(_)) => 17,
             (Verb::Delete, O::Link(_) | O::LinkUp(_) | O::Sysctl(_)) => 18,
+            (Verb::Delete, O::NftChain(_) | O::Iptables(_)) => 19,
+            (Verb::Delete, O::NftTable(_)) => 20,
             (_, O::Link(_)) => 2,
             (_, O::Sysctl(_)) => 3,
             (_, O::Address(_)) => 4,
             (_, O::LinkUp(_)) => 5,
+            (_, O::NftTable(_) | O::NftChain(_) | O::NftElement(_) | O::Iptables(_)) => 6,
             (_, O::Fdb(_)) => 7,
             (_, O::Neighbour(_)) => 8,
             (_, O::Nexthop(_)) => 9,
@@ -92,6 +100,10 @@ impl Object {
             Self::Nexthop(row) => (5, row.id).hash(&mut hasher),
             Self::Route(row) => (6, row.table, row.destination).hash(&mut hasher),
             Self::Rule(row) => (7, row.priority, row.to).hash(&mut hasher),
+            Self::NftTable(row) => (8, row.family).hash(&mut hasher),
+            Self::NftChain(row) => (9, row.family, &row.chain).hash(&mut hasher),
+            Self::NftElement(row) => (10, row.address).hash(&mut hasher),
+            Self::Iptables(row) => (11, row.variant, row.family, row.table, &row.chain).hash(&mut hasher),
         }
         hasher.finish()
     }
@@ -118,7 +130,8 @@ macro_rules! object_from {
         }
     )*};
 }
-object_from!(Sysctl: Sysctl, Address: Address, Fdb: FdbEntry, Neighbour: Neighbour, Nexthop: Nexthop, Route: Route, Rule: Rule);
+object_from!(Sysctl: Sysctl, Address: Address, Fdb: FdbEntry, Neighbour: Neighbour, Nexthop: Nexthop, Route: Route, Rule: Rule,
+    NftTable: NftTable, NftChain: NftChain, NftElement: NftElement, Iptables: IptablesChain);
 
 impl fmt::Display for Op {
     /// `+ route 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink`: a sign, then the object in ip(8)'s words.
@@ -166,6 +179,10 @@ impl fmt::Display for Object {
                 let unknown = Aside(&row.unknown);
                 write!(f, "rule priority {} to {} lookup {}{unknown}", row.priority, row.to, row.table)
             }
+            Self::NftTable(row) => write!(f, "nft table {row}"),
+            Self::NftChain(row) => write!(f, "{row}{}", Aside(&row.unknown)),
+            Self::NftElement(row) => row.fmt(f),
+            Self::Iptables(row) => write!(f, "{row}{}", Aside(&row.unknown)),
         }
     }
 }

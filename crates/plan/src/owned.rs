@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::LinkName;
 use crate::backend::vxlan;
+use crate::firewall::{NftChain, NftChainName, NftTable};
 use crate::input::Writer;
 use crate::state::{Address, FdbEntry, Link, LinkKind, Neighbour, Nexthop, Route, RoutePath, Rule, State};
 
@@ -39,6 +40,9 @@ pub struct Owned {
     /// Those that they were in.
     #[serde(default)]
     pub former_tables: Vec<u32>,
+    /// Are flannel's tables and chains of nftables and iptables ours, or another daemon's of this node?
+    #[serde(default)]
+    pub firewall: bool,
     /// Paths below `/proc/sys` that we set.
     pub sysctls: Vec<Box<str>>,
     /// May anything be deleted yet?
@@ -83,6 +87,16 @@ impl Owned {
 
     fn has_link(&self, name: LinkName) -> bool {
         self.links.contains(&name)
+    }
+
+    /// Unless somebody else has put something of his own into it.
+    pub(crate) fn nft_table(&self, row: &NftTable, seen: &State) -> bool {
+        let mut chains = seen.nft_chains.iter().filter(|chain| chain.family == row.family);
+        self.firewall && chains.all(|chain| self.nft_chain(chain))
+    }
+
+    pub(crate) fn nft_chain(&self, row: &NftChain) -> bool {
+        self.firewall && !matches!(row.chain, NftChainName::Other(_))
     }
 
     pub(crate) fn link(&self, link: &Link) -> bool {

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::firewall::{IptablesChain, NftChain, NftElement, NftTable};
 use crate::{LinkName, Mac, Row, Table};
 
 /// The main routing table (rtnetlink(7) `RT_TABLE_MAIN`).
@@ -30,6 +31,14 @@ pub struct State {
     pub nexthops: Table<Nexthop>,
     pub routes: Table<Route>,
     pub rules: Table<Rule>,
+    #[serde(skip_serializing_if = "Table::is_empty")]
+    pub nft_tables: Table<NftTable>,
+    #[serde(skip_serializing_if = "Table::is_empty")]
+    pub nft_chains: Table<NftChain>,
+    #[serde(skip_serializing_if = "Table::is_empty")]
+    pub nft_elements: Table<NftElement>,
+    #[serde(skip_serializing_if = "Table::is_empty")]
+    pub iptables: Table<IptablesChain>,
 }
 
 /// One file below `/proc/sys`.

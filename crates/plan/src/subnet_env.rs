@@ -81,6 +81,7 @@ mod tests {
             ipv6: Some("fd00:5::/32".parse().unwrap()),
             backend: crate::backend::Backend::HostGw,
             table: 254,
+            firewall: Default::default(),
         };
         let text = SubnetEnv::new(&config, &subnet, 1450, true).to_string();
         let expected = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_IPV6_NETWORK=fd00:5::/32\n\

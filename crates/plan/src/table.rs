@@ -54,6 +54,11 @@ impl<'a, T: Row> IntoIterator for &'a Table<T> {
 }
 
 impl<T: Row> Table<T> {
+    /// Of no rows.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Walks the union of both tables' keys in order, once: under each key the rows of `self` and of `other`.
     pub fn union<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (&'a [T], &'a [T])> {
         let (mut left, mut right) = (&self.0[..], &other.0[..]);

@@ -44,6 +44,7 @@ mod tests {
             former_writer: Writer::Flannel,
             table: MAIN_TABLE,
             former_tables: Vec::new(),
+            firewall: true,
             sysctls: Vec::new(),
             sweep: Sweep::LeftOvers,
         }

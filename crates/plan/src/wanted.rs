@@ -17,6 +17,7 @@ use crate::LinkName;
 use crate::backend::Backend;
 use crate::backend::vxlan::{self, Endpoint};
 use crate::direct::OnLink;
+use crate::firewall;
 use crate::input::{Config, Family, Leases, Node, Underlay};
 use crate::lease::Lease;
 use crate::note::{NodeFault, Note, PeerFault};
@@ -31,6 +32,8 @@ pub struct Wanted {
     /// How each peer that is not left out is reached, by subnet.
     pub peers: Vec<PeerPath>,
     pub notes: Vec<Note>,
+    /// Who enforces the traffic rules; `None` where there are none or nobody can.
+    pub firewall: Option<firewall::Choice>,
 }
 
 /// How one peer's subnet is reached.
@@ -94,6 +97,7 @@ pub fn bounds(config: &Config, node: &Node, leases: &Leases) -> Owned {
         former_writer: node.former.writer,
         table: config.table,
         former_tables: former_tables(config, node),
+        firewall: !node.foreign_firewall,
         sweep: Sweep::NotYet,
     }
 }
@@ -137,7 +141,7 @@ pub fn wanted(config: &Config, node: &Node, leases: &Leases, underlay: &Underlay
             draft.peers_of(family, &order);
         }
     }
-    draft.finish()
+    draft.finish(leases)
 }
 
 struct Draft<'a> {
@@ -298,7 +302,16 @@ impl<'a> Draft<'a> {
         Some(if link.kind.is_empty() { "hardware".into() } else { link.kind.clone() })
     }
 
-    fn finish(mut self) -> Wanted {
+    fn finish(mut self, leases: &Leases) -> Wanted {
+        let (config, node) = (self.config, self.node);
+        let firewall = firewall::rules(&firewall::Rules {
+            config,
+            node,
+            leases,
+            facts: &self.underlay.firewall,
+            links: &self.links,
+        });
+        self.notes.extend(firewall.faults.into_iter().map(NodeFault::Firewall).map(Note::Node));
         self.peers.sort_unstable();
         self.notes.sort_unstable();
         self.routes.sort_unstable();
@@ -312,7 +325,11 @@ impl<'a> Draft<'a> {
             neighbours: self.neighbours.into(),
             routes: self.routes.into(),
             rules: rules(self.config).collect(),
+            nft_tables: firewall.tables.into(),
+            nft_chains: firewall.chains.into(),
+            nft_elements: firewall.elements.into(),
+            iptables: firewall.iptables.into(),
         };
-        Wanted { state, owned: self.owned, peers: self.peers, notes: self.notes }
+        Wanted { state, owned: self.owned, peers: self.peers, notes: self.notes, firewall: firewall.choice }
     }
 }

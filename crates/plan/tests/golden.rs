@@ -121,7 +121,7 @@ fn lines<T: ToString>(items: &[T]) -> String {
 
 /// A state as JSON with one row a line and without empty tables.
 fn rows(state: &State) -> String {
-    let State { sysctls, links, addresses, fdb, neighbours, nexthops, routes, rules } = state;
+    let State { sysctls, links, addresses, fdb, neighbours, nexthops, routes, rules, .. } = state;
     let tables = [
         table("sysctls", sysctls),
         table("links", links),
@@ -131,6 +131,10 @@ fn rows(state: &State) -> String {
         table("nexthops", nexthops),
         table("routes", routes),
         table("rules", rules),
+        table("nft_tables", &state.nft_tables),
+        table("nft_chains", &state.nft_chains),
+        table("nft_elements", &state.nft_elements),
+        table("iptables", &state.iptables),
     ];
     let tables: Vec<String> = tables.into_iter().flatten().collect();
     if tables.is_empty() { "{}\n".into() } else { format!("{{\n{}\n}}\n", tables.join(",\n")) }

@@ -53,6 +53,7 @@ fn config(families: &str, backend: Backend) -> Config {
         ipv6: families.contains('6').then(|| "fd00:244::/48".parse().unwrap()),
         backend,
         table: 254,
+        firewall: Default::default(),
     }
 }
 

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::fields::Fields;
+use crate::firewall::SourceFilter;
 use crate::input::{AddressFacts, Family, Node, Underlay, Uplink};
 use crate::lease::{Lease, Subnet};
 use crate::owned::PROTOCOL;
@@ -41,6 +42,16 @@ pub(crate) fn largest_vni(ipv6: bool) -> u32 {
     if ipv6 { 9_999 } else { 9_999_999 }
 }
 
+fn source_filter(fields: &Fields) -> Result<SourceFilter, String> {
+    match fields.get::<String>("VxlanSourceFilter")?.as_deref() {
+        None => Ok(SourceFilter::default()),
+        Some("count") => Ok(SourceFilter::Count),
+        Some("drop") => Ok(SourceFilter::Drop),
+        Some("off") => Ok(SourceFilter::Off),
+        Some(other) => Err(format!("key \"VxlanSourceFilter\": {other:?} is not count, drop or off")),
+    }
+}
+
 /// The `Backend` object's keys (flannel-compat 2.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -53,11 +64,20 @@ pub struct Options {
     pub learning: bool,
     /// Peers on the uplink's segment are reached without encapsulation.
     pub direct_routing: bool,
+    pub source_filter: SourceFilter,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { vni: 1, port: DEFAULT_PORT, mtu: None, gbp: false, learning: false, direct_routing: false }
+        Self {
+            vni: 1,
+            port: DEFAULT_PORT,
+            mtu: None,
+            gbp: false,
+            learning: false,
+            direct_routing: false,
+            source_filter: SourceFilter::default(),
+        }
     }
 }
 
@@ -80,6 +100,7 @@ impl Options {
             gbp: fields.get("GBP")?.unwrap_or(false),
             learning: fields.get("Learning")?.unwrap_or(false),
             direct_routing: fields.get("DirectRouting")?.unwrap_or(false),
+            source_filter: source_filter(fields)?,
         })
     }
 

@@ -127,6 +127,7 @@ fn config(tape: &mut Tape) -> Config {
         gbp: tape.once_in(4),
         learning: tape.once_in(4),
         direct_routing: tape.once_in(2),
+        source_filter: tape.pick(&[SourceFilter::Off]),
     };
     let vxlan = Backend::Vxlan(options);
     let backend = tape.pick(&[vxlan.clone(), vxlan.clone(), vxlan, Backend::HostGw, Backend::Alloc]);
@@ -136,6 +137,7 @@ fn config(tape: &mut Tape) -> Config {
         ipv6: ipv6.then(|| net6(pod6(0, 0), 48)),
         backend,
         table: tape.pick(&[254, 254, 254, 100]),
+        firewall: Default::default(),
     }
 }
 

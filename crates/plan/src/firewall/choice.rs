@@ -1,0 +1,71 @@
+//! Who enforces the rules: as the network config says, or nftables where iptables refuses nothing, since an accept in our
+//! tables does not undo what another table drops.
+
+use super::{Choice, Facts, Fault, IptablesFacts, Manager, Options, Variant};
+
+impl Facts {
+    fn has(&self, variant: Variant) -> bool {
+        self.iptables.iter().any(|facts| facts.variant == variant)
+    }
+
+    fn legacy_in_use(&self) -> bool {
+        self.iptables.iter().any(|facts| facts.variant == Variant::Legacy && facts.in_use)
+    }
+
+    /// The first that refuses forwarded packets, legacy ones before the others.
+    fn refusing(&self) -> Option<(&IptablesFacts, &str)> {
+        let mut refusing = self.iptables.iter().filter_map(|facts| Some((facts, facts.refuses.as_deref()?)));
+        let first = refusing.next()?;
+        Some(refusing.find(|(facts, _)| facts.variant == Variant::Legacy).unwrap_or(first))
+    }
+
+    /// The variant that others have chosen before us.
+    fn variant(&self) -> Option<Variant> {
+        let legacy = self.legacy_in_use().then_some(Variant::Legacy);
+        let known = legacy.or(self.usual).filter(|variant| self.has(*variant));
+        known.or_else(|| Variant::ALL.into_iter().find(|variant| self.has(*variant)))
+    }
+}
+
+/// `None` where there is nothing to enforce rules with.
+pub(super) fn choose(options: &Options, facts: &Facts) -> (Option<Choice>, Vec<Fault>) {
+    let (manager, reason) = match options.nftables {
+        Some(true) => (Manager::Nftables, "EnableNFTables is true".into()),
+        Some(false) => return iptables("EnableNFTables is false".into(), facts),
+        None => by_facts(facts),
+    };
+    match (&facts.no_nft, manager) {
+        (_, Manager::Iptables(_)) => iptables(reason, facts),
+        (None, Manager::Nftables) => (Some(Choice { manager, reason: reason.into() }), Vec::new()),
+        (Some(why), Manager::Nftables) => {
+            let (choice, mut faults) = iptables(format!("nftables cannot be used: {why}"), facts);
+            faults.push(Fault::NftUnusable { why: why.clone() });
+            (choice, faults)
+        }
+    }
+}
+
+fn by_facts(facts: &Facts) -> (Manager, String) {
+    if let Some((IptablesFacts { variant, family, .. }, what)) = facts.refusing() {
+        let reason =
+            format!("the {family} FORWARD chain of {variant} has {what}, which nftables cannot undo");
+        return (Manager::Iptables(*variant), reason);
+    }
+    if facts.legacy_in_use() {
+        return (Manager::Iptables(Variant::Legacy), "iptables-legacy is in use on this node".into());
+    }
+    (Manager::Nftables, "iptables refuses no forwarded packets".into())
+}
+
+/// iptables of the variant in use, or nftables where there is none.
+fn iptables(reason: String, facts: &Facts) -> (Option<Choice>, Vec<Fault>) {
+    let chosen = |manager, reason: String| Some(Choice { manager, reason: reason.into() });
+    match (facts.variant(), &facts.no_nft) {
+        (Some(variant), _) => (chosen(Manager::Iptables(variant), reason), Vec::new()),
+        (None, None) => {
+            let reason = format!("{reason}, but there is no iptables here");
+            (chosen(Manager::Nftables, reason), vec![Fault::IptablesMissing])
+        }
+        (None, Some(_)) => (None, vec![Fault::Nothing]),
+    }
+}

@@ -1,0 +1,81 @@
+//! What is to be said of the traffic rules, with what to do about it.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::Variant;
+use crate::input::Family;
+
+/// What is wrong with the traffic rules, or was found by them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    NftUnusable {
+        why: Box<str>,
+    },
+    IptablesMissing,
+    /// Neither nftables nor iptables.
+    Nothing,
+    /// Another daemon keeps them.
+    Foreign,
+    /// Told to use nftables, but iptables refuses what is forwarded.
+    ForwardRefused {
+        variant: Variant,
+        family: Family,
+        what: Box<str>,
+    },
+    /// A chain of somebody else in our table.
+    ForeignChain {
+        family: Family,
+        chain: Box<str>,
+    },
+    /// Sends VXLAN packets and is no peer.
+    Stranger(IpAddr),
+}
+
+impl Fault {
+    /// Are pods cut off by it?
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Self::Nothing)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NftUnusable { why } => {
+                write!(f, "nftables cannot be used ({why}), so iptables has the traffic rules and VXLAN is not filtered")
+            }
+            Self::IptablesMissing => f.write_str(
+                "there is no iptables on this node, so nftables has the traffic rules. If another firewall here drops \
+                 forwarded packets, install iptables",
+            ),
+            Self::Nothing => f.write_str(
+                "neither nftables nor iptables can be used, so there are no traffic rules: install nft or iptables, or \
+                 switch the rules off (--ip-masq=false --iptables-forward-rules=false)",
+            ),
+            Self::Foreign => f.write_str(
+                "another daemon of this node keeps the traffic rules; ours are left to it. Switch them off in one of both",
+            ),
+            Self::ForwardRefused { variant, family, what } => write!(
+                f,
+                "EnableNFTables is true, but the {family} FORWARD chain of {variant} has {what}, so the accept rules are \
+                 there too. Drop EnableNFTables to have all rules in one place"
+            ),
+            Self::ForeignChain { family, chain } => write!(
+                f,
+                "table {} {} has a chain {chain} that is not ours: it is left alone, as is the table. Delete it if nobody \
+                 needs it",
+                family.nft(),
+                family.nft_table()
+            ),
+            Self::Stranger(address) => write!(
+                f,
+                "{address} sends us VXLAN packets and no peer has that address: it is a node behind an address translation, \
+                 or somebody who forges pod traffic"
+            ),
+        }
+    }
+}

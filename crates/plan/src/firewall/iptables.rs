@@ -1,0 +1,159 @@
+//! What of iptables is ours: two chains, and the jumps to them in the chains of all (flannel-compat 7.1). Rules are kept
+//! in the words of iptables-save(8), which is how they are read and written.
+
+use std::cmp::Ordering;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::rule::{Match, Net, Rule, Verdict};
+use crate::Row;
+use crate::input::Family;
+use crate::state::Unknown;
+
+/// iptables comes twice: on top of nftables, and with tables of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Variant {
+    Nft,
+    Legacy,
+}
+
+impl Variant {
+    pub const ALL: [Self; 2] = [Self::Nft, Self::Legacy];
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nft => "iptables-nft",
+            Self::Legacy => "iptables-legacy",
+        })
+    }
+}
+
+/// The tables that we have rules in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IptablesTable {
+    Filter,
+    Nat,
+}
+
+impl IptablesTable {
+    pub const ALL: [Self; 2] = [Self::Filter, Self::Nat];
+
+    /// The chain of all that leads to ours.
+    pub fn hook(self) -> &'static str {
+        match self {
+            Self::Filter => "FORWARD",
+            Self::Nat => "POSTROUTING",
+        }
+    }
+
+    /// Our chain.
+    pub fn chain(self) -> &'static str {
+        match self {
+            Self::Filter => "FLANNEL-FWD",
+            Self::Nat => "FLANNEL-POSTRTG",
+        }
+    }
+
+    /// The only rule that we have in the chain of all.
+    pub fn jump(self) -> String {
+        format!("{} -j {}", comment(self), self.chain())
+    }
+}
+
+impl fmt::Display for IptablesTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Filter => "filter",
+            Self::Nat => "nat",
+        })
+    }
+}
+
+/// What every rule of ours says of itself.
+pub fn comment_of(table: IptablesTable) -> &'static str {
+    match table {
+        IptablesTable::Filter => "flanneld forward",
+        IptablesTable::Nat => "flanneld masq",
+    }
+}
+
+fn comment(table: IptablesTable) -> String {
+    format!("-m comment --comment \"{}\"", comment_of(table))
+}
+
+/// Is that rule, of a chain that is not ours, nevertheless ours?
+pub fn is_ours(table: IptablesTable, rule: &str) -> bool {
+    rule.split_whitespace().any(|word| word == table.chain()) || rule.contains(&comment(table))
+}
+
+/// Our chain, with all its rules; or of the chain of all the rules that are ours.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IptablesChain {
+    pub variant: Variant,
+    pub family: Family,
+    pub table: IptablesTable,
+    pub chain: Box<str>,
+    /// In order, as iptables-save(8) prints them behind `-A CHAIN `.
+    pub rules: Box<[Box<str>]>,
+    /// In the chain of all: that a rule of others before ours refuses every packet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown: Unknown,
+}
+
+impl IptablesChain {
+    /// Is it the chain of all, of which only some rules are ours?
+    pub fn is_hook(&self) -> bool {
+        *self.chain == *self.table.hook()
+    }
+}
+
+impl Row for IptablesChain {
+    fn cmp_key(&self, other: &Self) -> Ordering {
+        let key = |row: &Self| (row.variant, row.family, row.table);
+        key(self).cmp(&key(other)).then_with(|| self.chain.cmp(&other.chain))
+    }
+}
+
+impl fmt::Display for IptablesChain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { variant, family, table, chain, rules, .. } = self;
+        let tool = if *family == Family::Ipv4 { "" } else { " -6" };
+        write!(f, "{variant}{tool} -t {table} {chain} {{")?;
+        rules.iter().try_for_each(|rule| write!(f, " {rule};"))?;
+        f.write_str(" }")
+    }
+}
+
+impl Rule {
+    /// As iptables-save(8) prints it: addresses, mark, comment, target. Only rules that iptables is to have.
+    pub(super) fn iptables(&self, table: IptablesTable) -> Box<str> {
+        let mut words = String::new();
+        for condition in &self.matches {
+            words += &match condition {
+                Match::Mark { value, mask } => format!("-m mark --mark {value:#x}/{mask:#x} "),
+                Match::Source(net) => side("-s", net),
+                Match::Destination(net) => side("-d", net),
+                Match::UdpPort(_) | Match::Vni(_) | Match::NoPeer(_) => String::new(),
+            };
+        }
+        let target = match &self.verdict {
+            Verdict::Return => "-j RETURN",
+            Verdict::Accept => "-j ACCEPT",
+            Verdict::Masquerade { fully_random: true } => "-j MASQUERADE --random-fully",
+            Verdict::Masquerade { fully_random: false } => "-j MASQUERADE",
+            Verdict::Drop => "-j DROP",
+            Verdict::Count | Verdict::Remember(_) | Verdict::Other(_) => "",
+        };
+        format!("{words}{} {target}", comment(table)).into()
+    }
+}
+
+fn side(flag: &str, Net { net, not }: &Net) -> String {
+    format!("{}{flag} {net} ", if *not { "! " } else { "" })
+}

@@ -1,0 +1,152 @@
+//! What of nftables is ours: flannel's own tables `ip flannel-ipv4` and `ip6 flannel-ipv6`, their chains, and the peers'
+//! addresses that the source filter goes by (flannel-compat 7.2).
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::rule::Rule;
+use crate::Row;
+use crate::input::Family;
+use crate::state::Unknown;
+
+impl Family {
+    /// nftables' word for it, also the protocol of its addresses.
+    pub fn nft(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ip",
+            Self::Ipv6 => "ip6",
+        }
+    }
+
+    /// flannel's table of that family, without the family.
+    pub fn nft_table(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "flannel-ipv4",
+            Self::Ipv6 => "flannel-ipv6",
+        }
+    }
+}
+
+/// flannel's table of that family.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NftTable {
+    pub family: Family,
+}
+
+/// A chain of that table. The chain of the source filter brings its two sets along, and takes them away.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NftChain {
+    pub family: Family,
+    pub chain: NftChainName,
+    pub rules: Box<[Rule]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown: Unknown,
+}
+
+/// The chains of ours.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NftChainName {
+    Forward,
+    /// `postrtg`
+    Postrouting,
+    /// The source filter's.
+    Vxlan,
+    /// Somebody else's, in our table.
+    Other(Box<str>),
+}
+
+impl NftChainName {
+    /// The chain of that name.
+    pub fn parse(name: &str) -> Self {
+        match name {
+            "forward" => Self::Forward,
+            "postrtg" => Self::Postrouting,
+            "vxlan" => Self::Vxlan,
+            _ => Self::Other(name.into()),
+        }
+    }
+
+    /// Type, hook and priority of a base chain of ours; their policy is to accept. Empty for others.
+    pub fn hook(&self) -> &'static str {
+        match self {
+            Self::Forward => "type filter hook forward priority 0",
+            Self::Postrouting => "type nat hook postrouting priority 100",
+            Self::Vxlan => "type filter hook input priority 0",
+            Self::Other(_) => "",
+        }
+    }
+
+    /// What the chain says that it is for.
+    pub fn comment(&self) -> &'static str {
+        match self {
+            Self::Forward => "chain to accept flannel traffic",
+            Self::Postrouting => "chain to manage traffic masquerading by flannel",
+            Self::Vxlan => "chain to filter VXLAN packets by their source",
+            Self::Other(_) => "",
+        }
+    }
+}
+
+impl fmt::Display for NftChainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Forward => "forward",
+            Self::Postrouting => "postrtg",
+            Self::Vxlan => "vxlan",
+            Self::Other(name) => name,
+        })
+    }
+}
+
+/// An element of the set `vteps`: an underlay address that VXLAN packets may come from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NftElement {
+    pub address: IpAddr,
+}
+
+impl Row for NftTable {
+    fn cmp_key(&self, other: &Self) -> Ordering {
+        self.family.cmp(&other.family)
+    }
+}
+
+impl Row for NftChain {
+    fn cmp_key(&self, other: &Self) -> Ordering {
+        (self.family, &self.chain).cmp(&(other.family, &other.chain))
+    }
+}
+
+impl Row for NftElement {
+    fn cmp_key(&self, other: &Self) -> Ordering {
+        self.address.cmp(&other.address)
+    }
+}
+
+impl fmt::Display for NftTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.family.nft(), self.family.nft_table())
+    }
+}
+
+impl fmt::Display for NftChain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { family, chain, rules, .. } = self;
+        write!(f, "nft chain {} {} {chain} {{", family.nft(), family.nft_table())?;
+        rules.iter().try_for_each(|rule| write!(f, " {rule};"))?;
+        f.write_str(" }")
+    }
+}
+
+impl fmt::Display for NftElement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = Family::of(self.address);
+        write!(f, "nft element {} {} vteps {}", family.nft(), family.nft_table(), self.address)
+    }
+}

@@ -1,0 +1,213 @@
+//! The rules that this node should have (flannel-compat 7). What a rule says stands here once; nftables' and iptables'
+//! words for it are elsewhere.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::choice::choose;
+use super::iptables::{IptablesChain, IptablesTable, Variant};
+use super::nft::{NftChain, NftChainName, NftElement, NftTable};
+use super::rule::{Match, Net, Rule, Verdict};
+use super::{Choice, Facts, Fault, Manager, SourceFilter};
+use crate::backend::Backend;
+use crate::input::{Config, Family, Leases, Node};
+use crate::lease::Lease;
+use crate::state::{Link, LinkKind, Vxlan};
+
+/// kube-proxy's mark of what it masquerades itself.
+const MASQUERADED_BY_KUBE_PROXY: Match = Match::Mark { value: 0x4000, mask: 0x4000 };
+
+/// What the firewall part of a plan is made from.
+pub(crate) struct Rules<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) node: &'a Node,
+    pub(crate) leases: &'a Leases,
+    pub(crate) facts: &'a Facts,
+    /// Our devices.
+    pub(crate) links: &'a [Link],
+}
+
+/// The firewall part of a plan.
+#[derive(Debug, Default)]
+pub(crate) struct Firewall {
+    pub(crate) tables: Vec<NftTable>,
+    pub(crate) chains: Vec<NftChain>,
+    pub(crate) elements: Vec<NftElement>,
+    pub(crate) iptables: Vec<IptablesChain>,
+    pub(crate) choice: Option<Choice>,
+    pub(crate) faults: Vec<Fault>,
+}
+
+/// Those of all families.
+pub(crate) fn rules(what: &Rules<'_>) -> Firewall {
+    let mut firewall = Firewall::default();
+    if what.node.foreign_firewall {
+        firewall.faults.push(Fault::Foreign);
+        return firewall;
+    }
+    let options = &what.config.firewall;
+    if options.masquerade || options.forward {
+        (firewall.choice, firewall.faults) = choose(options, what.facts);
+    }
+    for family in Family::ALL {
+        if let (Some(network), Some(pods)) = (what.config.network(family), what.node.subnet.of(family)) {
+            firewall.masquerade(what, network, pods.trunc());
+            firewall.forward(what, network);
+        }
+        firewall.filter_sources(what, family);
+    }
+    let strangers = what.facts.strangers.iter().map(|stranger| Fault::Stranger(stranger.address));
+    firewall.faults.extend(strangers);
+    firewall
+}
+
+impl Firewall {
+    fn masquerade(&mut self, what: &Rules<'_>, network: IpNet, pods: IpNet) {
+        let Some(Choice { manager, .. }) = self.choice.as_ref().filter(|_| what.config.firewall.masquerade)
+        else {
+            return;
+        };
+        let rules = masquerade(network, pods, what.config.firewall.fully_random);
+        let family = Family::of(network.addr());
+        match *manager {
+            Manager::Nftables => self.chain(family, NftChainName::Postrouting, rules),
+            Manager::Iptables(variant) => self.iptables(variant, family, IptablesTable::Nat, &rules),
+        }
+    }
+
+    fn forward(&mut self, what: &Rules<'_>, network: IpNet) {
+        let Some(Choice { manager, .. }) = self.choice.clone().filter(|_| what.config.firewall.forward)
+        else {
+            return;
+        };
+        let (family, rules) = (Family::of(network.addr()), forward(network));
+        if manager == Manager::Nftables {
+            self.chain(family, NftChainName::Forward, rules.clone());
+        }
+        for variant in Variant::ALL {
+            let mut facts = what.facts.iptables.iter();
+            let refuses = facts
+                .find(|facts| (facts.variant, facts.family) == (variant, family))
+                .and_then(|facts| facts.refuses.clone());
+            if manager == Manager::Nftables
+                && let Some(what) = &refuses
+            {
+                self.faults.push(Fault::ForwardRefused { variant, family, what: what.clone() });
+            }
+            if manager == Manager::Iptables(variant) || refuses.is_some() {
+                self.iptables(variant, family, IptablesTable::Filter, &rules);
+            }
+        }
+    }
+
+    fn chain(&mut self, family: Family, chain: NftChainName, rules: Vec<Rule>) {
+        if !self.tables.iter().any(|table| table.family == family) {
+            self.tables.push(NftTable { family });
+        }
+        self.chains.push(NftChain { family, chain, rules: rules.into(), unknown: None });
+    }
+
+    fn iptables(&mut self, variant: Variant, family: Family, table: IptablesTable, rules: &[Rule]) {
+        let own = rules.iter().map(|rule| rule.iptables(table)).collect();
+        let jump = [table.jump().into_boxed_str()];
+        for (chain, rules) in [(table.chain(), own), (table.hook(), jump.into())] {
+            let chain = chain.into();
+            self.iptables.push(IptablesChain { variant, family, table, chain, rules, unknown: None });
+        }
+    }
+
+    /// For the devices whose outer packets are of that family.
+    fn filter_sources(&mut self, what: &Rules<'_>, family: Family) {
+        let filter = match &what.config.backend {
+            Backend::Vxlan(options) => options.source_filter,
+            _ => SourceFilter::default(),
+        };
+        let devices: Vec<&Vxlan> = what.links.iter().filter_map(vxlan_of(family)).collect();
+        if filter == SourceFilter::Off || devices.is_empty() || what.facts.no_nft.is_some() {
+            return;
+        }
+        let rules =
+            devices.iter().flat_map(|device| strangers(device, family, verdict(filter, what, family)));
+        self.chain(family, NftChainName::Vxlan, rules.collect());
+        let own = what.node.subnet;
+        let peers = what.leases.known().iter().filter(|lease| lease.subnet != own);
+        let mut addresses: Vec<IpAddr> = peers.filter_map(|lease| public(lease, family)).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        self.elements.extend(addresses.into_iter().map(|address| NftElement { address }));
+    }
+}
+
+fn vxlan_of(family: Family) -> impl Fn(&Link) -> Option<&Vxlan> {
+    move |link| match &link.kind {
+        LinkKind::Vxlan(vxlan) if Family::of(vxlan.local) == family => Some(vxlan),
+        _ => None,
+    }
+}
+
+fn public(lease: &Lease, family: Family) -> Option<IpAddr> {
+    match family {
+        Family::Ipv4 => lease.public_ip.map(IpAddr::V4),
+        Family::Ipv6 => lease.public_ipv6.map(IpAddr::V6),
+    }
+}
+
+/// Nothing is dropped by a list of peers that may be old, nor where our own address is translated on the way: theirs may be
+/// as well.
+fn verdict(filter: SourceFilter, what: &Rules<'_>, family: Family) -> Verdict {
+    let uplink = &what.node.uplink;
+    let is_certain =
+        matches!(what.leases, Leases::Listed(_)) && uplink.public(family) == uplink.address(family);
+    if filter == SourceFilter::Drop && is_certain { Verdict::Drop } else { Verdict::Count }
+}
+
+/// Remembering comes first, on its own: a set that is full ends the rule that would add to it.
+fn strangers(device: &Vxlan, family: Family, verdict: Verdict) -> [Rule; 2] {
+    let matches: Box<[Match]> =
+        [Match::UdpPort(device.port), Match::Vni(device.vni), Match::NoPeer(family)].into();
+    [Rule { matches: matches.clone(), verdict: Verdict::Remember(family) }, Rule { matches, verdict }]
+}
+
+fn masquerade(network: IpNet, pods: IpNet, fully_random: bool) -> Vec<Rule> {
+    let masquerade = Verdict::Masquerade { fully_random };
+    let rule =
+        |matches: [Match; 2], verdict: &Verdict| Rule { matches: matches.into(), verdict: verdict.clone() };
+    vec![
+        Rule { matches: [MASQUERADED_BY_KUBE_PROXY].into(), verdict: Verdict::Return },
+        rule([from(pods), to(network)], &Verdict::Return),
+        rule([from(network), to(pods)], &Verdict::Return),
+        rule([from_without(network), to(pods)], &Verdict::Return),
+        rule([from(network), to_without(multicast(network))], &masquerade),
+        rule([from_without(network), to(network)], &masquerade),
+    ]
+}
+
+fn forward(network: IpNet) -> Vec<Rule> {
+    let accept = |condition| Rule { matches: [condition].into(), verdict: Verdict::Accept };
+    vec![accept(from(network)), accept(to(network))]
+}
+
+fn from(net: IpNet) -> Match {
+    Match::Source(Net { net, not: false })
+}
+
+fn to(net: IpNet) -> Match {
+    Match::Destination(Net { net, not: false })
+}
+
+fn from_without(net: IpNet) -> Match {
+    Match::Source(Net { net, not: true })
+}
+
+fn to_without(net: IpNet) -> Match {
+    Match::Destination(Net { net, not: true })
+}
+
+/// All multicast groups (RFC 5771, RFC 4291).
+fn multicast(network: IpNet) -> IpNet {
+    match Family::of(network.addr()) {
+        Family::Ipv4 => ipnet::Ipv4Net::new_assert([224, 0, 0, 0].into(), 4).into(),
+        Family::Ipv6 => ipnet::Ipv6Net::new_assert([0xff00, 0, 0, 0, 0, 0, 0, 0].into(), 8).into(),
+    }
+}
