@@ -114,6 +114,7 @@ impl Note {
     /// The kind of fault, such as `peer-not-on-link`: the same for all whom it is about.
     pub fn reason(&self) -> String {
         match self {
+            Self::Node(NodeFault::Firewall(fault)) => format!("firewall-{}", variant(fault)),
             Self::Node(fault) => format!("node-{}", variant(fault)),
             Self::Peer { fault, .. } => format!("peer-{}", variant(fault)),
             Self::Store(fault) => format!("store-{}", variant(fault)),

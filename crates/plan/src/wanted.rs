@@ -309,6 +309,7 @@ impl<'a> Draft<'a> {
             node,
             leases,
             facts: &self.underlay.firewall,
+            peers: &self.peers,
             links: &self.links,
         });
         self.notes.extend(firewall.faults.into_iter().map(NodeFault::Firewall).map(Note::Node));

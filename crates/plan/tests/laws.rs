@@ -19,6 +19,7 @@ mod laws {
     pub(crate) mod judge;
     pub(crate) mod kernel;
     pub(crate) mod left_over;
+    pub(crate) mod rules;
     pub(crate) mod scene;
     pub(crate) mod tape;
     pub(crate) mod texts;

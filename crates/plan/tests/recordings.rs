@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use plan::backend::Backend;
+use plan::firewall::SourceFilter;
 use plan::input::{AddressFacts, Config, Family, Leases, LinkFacts, Node, RouteFacts, Underlay};
 use plan::lease::Lease;
 use plan::netconf::NetConf;
@@ -120,6 +121,7 @@ impl Recorded {
             vtep_v6,
             former: Default::default(),
             foreign_vnis: Vec::new(),
+            foreign_firewall: false,
             by_nexthop: false,
         };
         Self { case, name, place, conf, entries, leases, underlay, own, node }
@@ -127,7 +129,12 @@ impl Recorded {
 
     fn plan(&self) -> Wanted {
         let leases = Leases::Listed(self.leases.clone());
-        plan::wanted(&self.conf.config(), &self.node, &leases, &self.underlay)
+        let mut config = self.conf.config();
+        if let Backend::Vxlan(options) = &mut config.backend {
+            // flannel has none.
+            options.source_filter = SourceFilter::Off;
+        }
+        plan::wanted(&config, &self.node, &leases, &self.underlay)
     }
 
     /// Compares all that there is; `beyond` are the subnets that flannel gives up in silence.
@@ -268,6 +275,7 @@ fn underlay(place: &Path, config: &Config) -> Underlay {
         links: devices(place).iter().map(Device::facts).collect(),
         addresses: addresses(place).into_iter().map(|address| address.0).collect(),
         routes: outside.map(RecordedRoute::facts).collect(),
+        ..Underlay::default()
     }
 }
 

@@ -10,9 +10,9 @@ use super::iptables::{IptablesChain, IptablesTable, Variant};
 use super::nft::{NftChain, NftChainName, NftElement, NftTable};
 use super::rule::{Match, Net, Rule, Verdict};
 use super::{Choice, Facts, Fault, Manager, SourceFilter};
+use crate::PeerPath;
 use crate::backend::Backend;
 use crate::input::{Config, Family, Leases, Node};
-use crate::lease::Lease;
 use crate::state::{Link, LinkKind, Vxlan};
 
 /// kube-proxy's mark of what it masquerades itself.
@@ -24,6 +24,8 @@ pub(crate) struct Rules<'a> {
     pub(crate) node: &'a Node,
     pub(crate) leases: &'a Leases,
     pub(crate) facts: &'a Facts,
+    /// How those that are not left out are reached.
+    pub(crate) peers: &'a [PeerPath],
     /// Our devices.
     pub(crate) links: &'a [Link],
 }
@@ -130,9 +132,8 @@ impl Firewall {
         let rules =
             devices.iter().flat_map(|device| strangers(device, family, verdict(filter, what, family)));
         self.chain(family, NftChainName::Vxlan, rules.collect());
-        let own = what.node.subnet;
-        let peers = what.leases.known().iter().filter(|lease| lease.subnet != own);
-        let mut addresses: Vec<IpAddr> = peers.filter_map(|lease| public(lease, family)).collect();
+        let addresses = what.peers.iter().map(|peer| peer.public_ip);
+        let mut addresses: Vec<IpAddr> = addresses.filter(|address| Family::of(*address) == family).collect();
         addresses.sort_unstable();
         addresses.dedup();
         self.elements.extend(addresses.into_iter().map(|address| NftElement { address }));
@@ -143,13 +144,6 @@ fn vxlan_of(family: Family) -> impl Fn(&Link) -> Option<&Vxlan> {
     move |link| match &link.kind {
         LinkKind::Vxlan(vxlan) if Family::of(vxlan.local) == family => Some(vxlan),
         _ => None,
-    }
-}
-
-fn public(lease: &Lease, family: Family) -> Option<IpAddr> {
-    match family {
-        Family::Ipv4 => lease.public_ip.map(IpAddr::V4),
-        Family::Ipv6 => lease.public_ipv6.map(IpAddr::V6),
     }
 }
 

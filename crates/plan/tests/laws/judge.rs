@@ -47,7 +47,11 @@ fn row_texts(state: &State) -> BTreeSet<String> {
     }
     let all = texts(&state.sysctls).chain(texts(&state.links)).chain(texts(&state.addresses));
     let all = all.chain(texts(&state.fdb)).chain(texts(&state.neighbours)).chain(texts(&state.nexthops));
-    all.chain(texts(&state.routes)).chain(texts(&state.rules)).collect()
+    let all = all.chain(texts(&state.routes)).chain(texts(&state.rules)).chain(texts(&state.nft_tables));
+    all.chain(texts(&state.nft_chains))
+        .chain(texts(&state.nft_elements))
+        .chain(texts(&state.iptables))
+        .collect()
 }
 
 /// A deletion of just that row, or an addition or change under its key.
@@ -69,6 +73,11 @@ pub(crate) fn names_foreign(scene: &Scene, op: &Op) -> bool {
         Object::Nexthop(row) => named(&rows.nexthops, row, op.verb),
         Object::Route(row) => named(&rows.routes, row, op.verb),
         Object::Rule(row) => named(&rows.rules, row, op.verb),
+        Object::NftTable(row) => {
+            op.verb == Verb::Delete && rows.nft_chains.iter().any(|have| have.family == row.family)
+        }
+        Object::NftChain(row) => named(&rows.nft_chains, row, op.verb),
+        Object::NftElement(_) | Object::Iptables(_) => false,
     }
 }
 
@@ -93,6 +102,10 @@ fn rows_like(state: &State, object: &Object) -> [usize; 2] {
         Object::Nexthop(row) => count(&state.nexthops, row),
         Object::Route(row) => count(&state.routes, row),
         Object::Rule(row) => count(&state.rules, row),
+        Object::NftTable(row) => count(&state.nft_tables, row),
+        Object::NftChain(row) => count(&state.nft_chains, row),
+        Object::NftElement(row) => count(&state.nft_elements, row),
+        Object::Iptables(row) => count(&state.iptables, row),
     }
 }
 
@@ -117,6 +130,7 @@ pub(crate) fn is_one_of_several(scene: &Scene, op: &Op) -> bool {
 fn link_of(scene: &Scene, object: &Object) -> Option<LinkName> {
     match object {
         Object::Sysctl(_) | Object::Link(_) | Object::LinkUp(_) | Object::Rule(_) => None,
+        Object::NftTable(_) | Object::NftChain(_) | Object::NftElement(_) | Object::Iptables(_) => None,
         Object::Address(row) => Some(row.link),
         Object::Fdb(row) => Some(row.link),
         Object::Neighbour(row) => Some(row.link),

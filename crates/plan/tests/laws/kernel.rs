@@ -2,6 +2,8 @@
 //! and from trials on a real one, never from the code under test. Rows stand in the kernel's own order, which a `State`
 //! does not know.
 
+use plan::firewall::{IptablesChain, NftChain, NftChainName, NftElement, NftTable};
+use plan::input::Family;
 use plan::state::{
     Address, FdbEntry, Link, LinkKind, Neighbour, Nexthop, Route, RoutePath, Rule, State, Sysctl,
 };
@@ -18,6 +20,10 @@ pub(crate) struct Rows {
     pub(crate) nexthops: Vec<Nexthop>,
     pub(crate) routes: Vec<Route>,
     pub(crate) rules: Vec<Rule>,
+    pub(crate) nft_tables: Vec<NftTable>,
+    pub(crate) nft_chains: Vec<NftChain>,
+    pub(crate) nft_elements: Vec<NftElement>,
+    pub(crate) iptables: Vec<IptablesChain>,
 }
 
 impl Rows {
@@ -31,6 +37,10 @@ impl Rows {
             nexthops: table(&self.nexthops),
             routes: table(&self.routes),
             rules: table(&self.rules),
+            nft_tables: table(&self.nft_tables),
+            nft_chains: table(&self.nft_chains),
+            nft_elements: table(&self.nft_elements),
+            iptables: table(&self.iptables),
         }
     }
 
@@ -44,6 +54,10 @@ impl Rows {
             nexthops: state.nexthops.to_vec(),
             routes: state.routes.to_vec(),
             rules: state.rules.to_vec(),
+            nft_tables: state.nft_tables.to_vec(),
+            nft_chains: state.nft_chains.to_vec(),
+            nft_elements: state.nft_elements.to_vec(),
+            iptables: state.iptables.to_vec(),
         }
     }
 
@@ -56,6 +70,10 @@ impl Rows {
         self.nexthops.extend_from_slice(&other.nexthops);
         self.routes.extend_from_slice(&other.routes);
         self.rules.extend_from_slice(&other.rules);
+        self.nft_tables.extend_from_slice(&other.nft_tables);
+        self.nft_chains.extend_from_slice(&other.nft_chains);
+        self.nft_elements.extend_from_slice(&other.nft_elements);
+        self.iptables.extend_from_slice(&other.iptables);
     }
 
     pub(crate) fn link(&self, name: LinkName) -> Option<&Link> {
@@ -143,6 +161,19 @@ impl Kernel {
                 have.cmp_key(row).is_eq() && have.protocol == row.protocol && like
             }),
             Object::Rule(row) => remove(&mut rows.rules, row),
+            Object::NftTable(row) => {
+                rows.nft_tables.retain(|have| have.family != row.family);
+                rows.nft_chains.retain(|have| have.family != row.family);
+                rows.nft_elements.retain(|have| Family::of(have.address) != row.family);
+            }
+            Object::NftChain(row) => {
+                rows.nft_chains.retain(|have| have.cmp_key(row).is_ne());
+                if row.chain == NftChainName::Vxlan {
+                    rows.nft_elements.retain(|have| Family::of(have.address) != row.family);
+                }
+            }
+            Object::NftElement(row) => remove(&mut rows.nft_elements, row),
+            Object::Iptables(row) => rows.iptables.retain(|have| have.cmp_key(row).is_ne()),
         }
     }
 
@@ -185,6 +216,15 @@ impl Kernel {
                 _ => Ok(()),
             },
             Object::Rule(row) => refuse(adds == holds(&rows.rules, row), "the rule is there, or is not"),
+            Object::NftTable(_) | Object::Iptables(_) => Ok(()),
+            Object::NftChain(row) => {
+                refuse(!holds(&rows.nft_tables, &NftTable { family: row.family }), "there is no such table")
+            }
+            Object::NftElement(row) => {
+                let family = Family::of(row.address);
+                let is_filter = |have: &NftChain| have.family == family && have.chain == NftChainName::Vxlan;
+                refuse(!rows.nft_chains.iter().any(is_filter), "there is no such set")
+            }
         }
     }
 
@@ -214,6 +254,10 @@ impl Kernel {
             Object::Nexthop(row) => put(&mut rows.nexthops, row),
             Object::Route(row) => put(&mut rows.routes, row),
             Object::Rule(row) => put(&mut rows.rules, row),
+            Object::NftTable(row) => put(&mut rows.nft_tables, row),
+            Object::NftChain(row) => put(&mut rows.nft_chains, row),
+            Object::NftElement(row) => put(&mut rows.nft_elements, row),
+            Object::Iptables(row) => put(&mut rows.iptables, row),
         }
     }
 

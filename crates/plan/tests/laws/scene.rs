@@ -12,6 +12,7 @@ use super::foreign;
 use super::half;
 use super::kernel::{Device, Kernel, Rows, accept_ra};
 use super::left_over;
+use super::rules;
 use super::tape::Tape;
 use super::world::{NEXTHOPS, PROTOCOL, UplinkIs, World, name, v4, world};
 
@@ -75,6 +76,7 @@ impl Scene {
         scene.find_wanted_rows(tape);
         left_over::draw(&mut scene, tape, &world);
         foreign::draw(&mut scene, tape, &world);
+        rules::draw(&mut scene, tape, &world);
         flannels::draw(&mut scene, tape, &world);
         scene.settle();
         scene

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use plan::backend::{Backend, vxlan};
+use plan::firewall::SourceFilter;
 use plan::input::{
     AddressFacts, Config, Former, Leases, LinkFacts, Node, RouteFacts, Underlay, Uplink, Writer,
 };
@@ -12,6 +13,7 @@ use plan::lease::{Announced, Lease, Subnet, Vtep};
 use plan::{LinkName, Mac};
 
 use super::left_over;
+use super::rules;
 use super::tape::Tape;
 
 /// Our number on routes, rules and next hops, and our ids of next hops (docs/wire.md). Said a second time, so that a
@@ -127,7 +129,7 @@ fn config(tape: &mut Tape) -> Config {
         gbp: tape.once_in(4),
         learning: tape.once_in(4),
         direct_routing: tape.once_in(2),
-        source_filter: tape.pick(&[SourceFilter::Off]),
+        source_filter: tape.pick(&[SourceFilter::Off, SourceFilter::Count, SourceFilter::Drop]),
     };
     let vxlan = Backend::Vxlan(options);
     let backend = tape.pick(&[vxlan.clone(), vxlan.clone(), vxlan, Backend::HostGw, Backend::Alloc]);
@@ -137,7 +139,7 @@ fn config(tape: &mut Tape) -> Config {
         ipv6: ipv6.then(|| net6(pod6(0, 0), 48)),
         backend,
         table: tape.pick(&[254, 254, 254, 100]),
-        firewall: Default::default(),
+        firewall: rules::options(tape),
     }
 }
 
@@ -146,6 +148,7 @@ fn node(tape: &mut Tape) -> Node {
     let (leased4, leased6) =
         tape.pick(&[(true, true), (true, true), (true, true), (true, false), (false, true)]);
     Node {
+        foreign_firewall: tape.once_in(16),
         uplink: Uplink {
             link: name("eth0"),
             mtu: tape.pick(&[1500, 9000]),
@@ -209,7 +212,12 @@ fn underlay(tape: &mut Tape, uplink: UplinkIs, foreign_devices: &[LinkName]) -> 
         temporary: false,
         deprecated: false,
     });
-    Underlay { addresses: addresses.collect(), links, routes: routes(tape, uplink != UplinkIs::WithoutRoute) }
+    Underlay {
+        addresses: addresses.collect(),
+        links,
+        routes: routes(tape, uplink != UplinkIs::WithoutRoute),
+        firewall: rules::facts(tape),
+    }
 }
 
 /// `2001:db8:0:<segment>::<host>`.

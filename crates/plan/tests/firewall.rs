@@ -1,0 +1,299 @@
+//! Who enforces the traffic rules, and what they say: against flannel's own rules as recorded, and by table for the rest.
+#![expect(clippy::unwrap_used, reason = "helpers of tests: what cannot be read shall stop the test")]
+
+use std::path::PathBuf;
+
+use plan::Wanted;
+use plan::backend::{Backend, vxlan};
+use plan::firewall::{
+    Facts, Fault, IptablesChain, IptablesFacts, IptablesTable, Manager, NftChainName, Options, SourceFilter,
+    Stranger, Variant, Verdict,
+};
+use plan::input::{Config, Family, Leases, LinkFacts, Node, Underlay, Uplink};
+use plan::lease::Lease;
+use plan::note::{NodeFault, Note};
+
+/// A node of two families whose subnets are as in the recordings.
+#[derive(Clone)]
+struct Case {
+    options: Options,
+    filter: SourceFilter,
+    facts: Facts,
+    subnet: &'static str,
+    uplink: Uplink,
+    leases: Leases,
+}
+
+impl Case {
+    fn new(options: Options) -> Self {
+        let uplink = Uplink {
+            ipv4: Some([192, 168, 100, 11].into()),
+            ipv6: Some("fd00:100::11".parse().unwrap()),
+            ..Uplink::new("eth0".parse().unwrap(), 1500)
+        };
+        let peer = r#"{"PublicIP":"192.168.100.12","PublicIPv6":"fd00:100::12","BackendType":"vxlan","BackendData":
+            {"VNI":1,"VtepMAC":"42:00:00:00:00:02"},"BackendV6Data":{"VNI":1,"VtepMAC":"42:00:00:00:06:02"}}"#;
+        let peer = Lease::parse("10.244.9.0-24&fd00:244:0:9::-64", peer.as_bytes(), 1).unwrap();
+        Self {
+            options,
+            filter: SourceFilter::Off,
+            facts: Facts::default(),
+            subnet: "10.244.3.0-24&fd00:244:0:3::-64",
+            uplink,
+            leases: Leases::Listed(vec![peer]),
+        }
+    }
+
+    fn plan(&self) -> Wanted {
+        let config = Config {
+            ipv4: Some("10.244.0.0/16".parse().unwrap()),
+            ipv6: Some("fd00:244::/48".parse().unwrap()),
+            backend: Backend::Vxlan(vxlan::Options { source_filter: self.filter, ..Default::default() }),
+            table: 254,
+            firewall: self.options,
+        };
+        let node = Node {
+            uplink: self.uplink.clone(),
+            subnet: plan::lease::Subnet::parse(self.subnet).unwrap(),
+            vtep: Some("42:00:00:00:00:01".parse().unwrap()),
+            vtep_v6: Some("42:00:00:00:06:01".parse().unwrap()),
+            former: Default::default(),
+            foreign_vnis: Vec::new(),
+            foreign_firewall: false,
+            by_nexthop: false,
+        };
+        let uplink = LinkFacts {
+            name: self.uplink.link,
+            kind: "veth".into(),
+            mac: Default::default(),
+            mtu: 1500,
+            up: true,
+            carrier: true,
+        };
+        let underlay = Underlay { links: vec![uplink], firewall: self.facts.clone(), ..Underlay::default() };
+        plan::wanted(&config, &node, &self.leases, &underlay)
+    }
+
+    fn manager(&self) -> Option<Manager> {
+        self.plan().firewall.map(|choice| choice.manager)
+    }
+}
+
+/// As flannel was told in the recordings.
+const ALL: Options = Options { nftables: None, masquerade: true, forward: true, fully_random: true };
+
+fn faults(plan: &Wanted) -> Vec<&Fault> {
+    let fault = |note| match note {
+        &Note::Node(NodeFault::Firewall(ref fault)) => Some(fault),
+        _ => None,
+    };
+    plan.notes.iter().filter_map(fault).collect()
+}
+
+fn iptables(variant: Variant) -> Vec<IptablesFacts> {
+    Family::ALL.map(|family| IptablesFacts { variant, family, in_use: false, refuses: None }).into()
+}
+
+fn both() -> Facts {
+    let all = [iptables(Variant::Nft), iptables(Variant::Legacy)].concat();
+    Facts { iptables: all, usual: Some(Variant::Nft), ..Facts::default() }
+}
+
+fn recorded(case: &str, file: &str) -> String {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/recordings");
+    std::fs::read_to_string(root.join(case).join("node1").join(file)).unwrap()
+}
+
+/// The lines of a recording that are flannel's rules, in order.
+fn saved(text: &str) -> Vec<&str> {
+    text.lines().filter(|line| line.starts_with("-A ")).collect()
+}
+
+fn as_saved(rows: &[IptablesChain], family: Family) -> Vec<String> {
+    let line = |row: &IptablesChain, rule: &str| format!("-A {} {rule}", row.chain);
+    let rows = |table, hook| {
+        rows.iter().filter(move |row: &&IptablesChain| {
+            (row.family, row.table, row.is_hook()) == (family, table, hook)
+        })
+    };
+    let order = IptablesTable::ALL.into_iter().flat_map(|table| rows(table, true).chain(rows(table, false)));
+    order.flat_map(|row| row.rules.iter().map(|rule| line(row, rule))).collect()
+}
+
+#[test]
+fn iptables_has_flannels_rules_to_the_byte() {
+    let options = Options { nftables: Some(false), ..ALL };
+    let texts = ["iptables-save.txt", "ip6tables-save.txt"].map(|file| recorded("masq-iptables-dual", file));
+    // flannel's subnet at node 1 was drawn.
+    let subnet = saved(&texts[1])
+        .iter()
+        .find_map(|rule| rule.split(" -d ").next()?.strip_prefix("-A FLANNEL-POSTRTG -s "));
+    let subnet = subnet.unwrap().trim_end_matches("/64").to_owned();
+    let subnet: &'static str = format!("10.244.3.0-24&{subnet}-64").leak();
+    for variant in Variant::ALL {
+        let mut case = Case { facts: both(), subnet, ..Case::new(options) };
+        case.facts.usual = Some(variant);
+        let plan = case.plan();
+        assert_eq!(plan.firewall.map(|choice| choice.manager), Some(Manager::Iptables(variant)));
+        for (family, text) in Family::ALL.into_iter().zip(&texts) {
+            assert_eq!(as_saved(&plan.state.iptables, family), saved(text), "{family} {variant}");
+        }
+        assert!(plan.state.nft_tables.is_empty());
+    }
+}
+
+#[test]
+fn nftables_has_flannels_rules_but_for_two_that_were_wrong() {
+    let case = Case { subnet: "10.244.52.0-24&fd00:244:0:17::-64", ..Case::new(ALL) };
+    let plan = case.plan();
+    let theirs = recorded("masq-nft-dual", "nft.txt");
+    let theirs: Vec<&str> = theirs
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.ends_with("return") || line.ends_with("accept") || line.contains("masquerade "))
+        .collect();
+    let rules = |family, chain: &NftChainName| {
+        let chains = plan.state.nft_chains.iter();
+        let mut chains = chains.filter(move |row| (row.family, &row.chain) == (family, chain));
+        chains.next().unwrap().rules.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let ours: Vec<String> = Family::ALL
+        .into_iter()
+        .flat_map(|family| {
+            [NftChainName::Postrouting, NftChainName::Forward].map(|chain| rules(family, &chain)).concat()
+        })
+        .collect();
+    let theirs = theirs.iter().map(|rule| {
+        rule.replace("meta mark 0x00004000", "meta mark & 0x00004000 == 0x00004000")
+            .replace(
+                "ip saddr != 10.244.52.0/24 ip daddr 10.244.0.0/16",
+                "ip saddr != 10.244.0.0/16 ip daddr 10.244.52.0/24",
+            )
+            .replace(
+                "ip6 saddr != fd00:244:0:17::/64 ip6 daddr fd00:244::/48",
+                "ip6 saddr != fd00:244::/48 ip6 daddr fd00:244:0:17::/64",
+            )
+    });
+    assert_eq!(ours, theirs.collect::<Vec<_>>());
+    assert!(plan.state.iptables.is_empty());
+}
+
+#[test]
+fn the_config_is_asked_first_then_what_iptables_does() {
+    let (nft, legacy) = (Manager::Iptables(Variant::Nft), Manager::Iptables(Variant::Legacy));
+    let with = |change: &dyn Fn(&mut Facts)| {
+        let mut facts = both();
+        change(&mut facts);
+        facts
+    };
+    let refused = with(&|facts| facts.iptables[0].refuses = Some("policy DROP".into()));
+    let refused_v6 = with(&|facts| facts.iptables[1].refuses = Some("-j REJECT".into()));
+    let in_use = with(&|facts| facts.iptables[2].in_use = true);
+    let old = with(&|facts| facts.usual = Some(Variant::Legacy));
+    let no_nft = with(&|facts| facts.no_nft = Some("there is no nft".into()));
+    let bare = Facts::default();
+    let nothing = Facts { no_nft: Some("there is no nft".into()), ..Facts::default() };
+    let manager = Some;
+    for (facts, auto, told_nft, told_iptables) in [
+        (both(), manager(Manager::Nftables), manager(Manager::Nftables), manager(nft)),
+        (refused, manager(nft), manager(Manager::Nftables), manager(nft)),
+        (refused_v6, manager(nft), manager(Manager::Nftables), manager(nft)),
+        (in_use, manager(legacy), manager(Manager::Nftables), manager(legacy)),
+        (old, manager(Manager::Nftables), manager(Manager::Nftables), manager(legacy)),
+        (no_nft, manager(nft), manager(nft), manager(nft)),
+        (bare, manager(Manager::Nftables), manager(Manager::Nftables), manager(Manager::Nftables)),
+        (nothing, None, None, None),
+    ] {
+        for (nftables, expected) in [(None, auto), (Some(true), told_nft), (Some(false), told_iptables)] {
+            let case = Case { facts: facts.clone(), ..Case::new(Options { nftables, ..ALL }) };
+            assert_eq!(case.manager(), expected, "{nftables:?} {facts:?}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_is_said() {
+    let told = |nftables, facts| Case { facts, ..Case::new(Options { nftables, ..ALL }) };
+    let nothing = Facts { no_nft: Some("no".into()), ..Facts::default() };
+    let no_nft = Fault::NftUnusable { why: "no".into() };
+    assert_eq!(faults(&told(None, nothing).plan()), [&no_nft, &Fault::Nothing]);
+    assert_eq!(faults(&told(Some(false), Facts::default()).plan()), [&Fault::IptablesMissing]);
+    let no_nft = Facts { no_nft: Some("no".into()), ..both() };
+    assert_eq!(faults(&told(None, no_nft).plan()), [&Fault::NftUnusable { why: "no".into() }]);
+    let none = Options { nftables: None, ..Options::default() };
+    let nothing = Facts { no_nft: Some("no".into()), ..Facts::default() };
+    let plan = Case { facts: nothing, ..Case::new(none) }.plan();
+    assert!(faults(&plan).is_empty() && plan.firewall.is_none(), "nothing was asked for");
+}
+
+#[test]
+fn accepts_go_wherever_others_refuse() {
+    let mut facts = both();
+    facts.iptables[0].refuses = Some("policy DROP".into());
+    let case = Case { facts, ..Case::new(Options { nftables: Some(true), ..ALL }) };
+    let plan = case.plan();
+    let what = "policy DROP".into();
+    let fault = Fault::ForwardRefused { variant: Variant::Nft, family: Family::Ipv4, what };
+    assert_eq!(faults(&plan), [&fault]);
+    let chains: Vec<_> =
+        plan.state.iptables.iter().map(|row| (row.variant, row.family, &*row.chain)).collect();
+    let at = (Variant::Nft, Family::Ipv4);
+    assert_eq!(chains, [(at.0, at.1, "FLANNEL-FWD"), (at.0, at.1, "FORWARD")]);
+}
+
+#[test]
+fn what_is_not_asked_for_is_not_there() {
+    let rows = |options: Options| {
+        let facts = both();
+        let plan = Case { facts, ..Case::new(options) }.plan();
+        let nft: Vec<_> = plan.state.nft_chains.iter().map(|row| row.chain.to_string()).collect();
+        let iptables: Vec<_> = plan.state.iptables.iter().map(|row| row.chain.to_string()).collect();
+        [nft, iptables].concat()
+    };
+    assert_eq!(rows(Options { masquerade: false, ..ALL }), ["forward", "forward"]);
+    assert_eq!(rows(Options { forward: false, ..ALL }), ["postrtg", "postrtg"]);
+    assert!(rows(Options::default()).is_empty());
+    let told = Options { nftables: Some(false), masquerade: false, ..ALL };
+    assert_eq!(rows(told), ["FLANNEL-FWD", "FORWARD", "FLANNEL-FWD", "FORWARD"]);
+    let ports = Case::new(Options { fully_random: false, ..ALL }).plan();
+    let said = ports.state.nft_chains.iter().map(ToString::to_string).collect::<String>();
+    assert!(said.contains("masquerade;") && !said.contains("fully-random"), "{said}");
+}
+
+#[test]
+fn sources_are_dropped_only_where_that_is_certain() {
+    let case = |filter| Case { filter, ..Case::new(Options::default()) };
+    let verdict = |case: &Case| {
+        let plan = case.plan();
+        let chain = plan.state.nft_chains.iter().find(|row| row.chain == NftChainName::Vxlan);
+        chain.map(|row| row.rules.last().unwrap().verdict.clone())
+    };
+    assert_eq!(verdict(&case(SourceFilter::Off)), None);
+    assert_eq!(verdict(&case(SourceFilter::Count)), Some(Verdict::Count));
+    let drop = case(SourceFilter::Drop);
+    assert_eq!(verdict(&drop), Some(Verdict::Drop));
+    let Leases::Listed(leases) = drop.leases.clone() else { unreachable!() };
+    let old = Case { leases: Leases::Remembered(leases), ..drop.clone() };
+    assert_eq!(verdict(&old), Some(Verdict::Count));
+    let translated = Uplink { public_ip: Some([203, 0, 113, 1].into()), ..drop.uplink.clone() };
+    assert_eq!(verdict(&Case { uplink: translated, ..drop.clone() }), Some(Verdict::Count));
+    let no_nft = Facts { no_nft: Some("no".into()), ..Facts::default() };
+    assert_eq!(verdict(&Case { facts: no_nft, ..drop.clone() }), None);
+    let plan = drop.plan();
+    let chain = plan.state.nft_chains.iter().find(|row| row.chain == NftChainName::Vxlan).unwrap();
+    assert_eq!(
+        chain.to_string(),
+        "nft chain ip flannel-ipv4 vxlan { udp dport 8472 @th,96,24 0x1 ip saddr != @vteps update @strangers \
+         { ip saddr counter }; udp dport 8472 @th,96,24 0x1 ip saddr != @vteps counter drop; }"
+    );
+    let peers: Vec<_> = plan.state.nft_elements.iter().map(|row| row.address.to_string()).collect();
+    assert_eq!(peers, ["192.168.100.12", "fd00:100::12"]);
+}
+
+#[test]
+fn strangers_are_named() {
+    let address = [203, 0, 113, 9].into();
+    let facts = Facts { strangers: vec![Stranger { address, packets: 3 }], ..both() };
+    let plan = Case { facts, filter: SourceFilter::Count, ..Case::new(Options::default()) }.plan();
+    assert_eq!(faults(&plan), [&Fault::Stranger(address)]);
+}
