@@ -20,6 +20,7 @@ mod route;
 mod rule;
 mod socket;
 mod sysctl;
+mod tools;
 mod watch;
 mod wire;
 
@@ -29,6 +30,7 @@ pub use error::{Cause, Error};
 pub use filter::Interest;
 pub use route::Lookup;
 pub use sysctl::SYSCTLS;
+pub use tools::{tools, xtables_lock};
 pub use watch::{Event, Filter, Kind, Watch};
 
 /// The kernel of the network namespace in which it was opened. One owner, no locks.

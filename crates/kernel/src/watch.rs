@@ -41,6 +41,8 @@ pub enum Kind {
     Neighbour,
     Nexthop,
     Rule,
+    /// Rules for traffic.
+    Firewall,
     /// More than the socket could hold; what it was is lost.
     Overrun,
 }
@@ -54,6 +56,7 @@ impl fmt::Display for Kind {
             Self::Neighbour => "neighbour",
             Self::Nexthop => "nexthop",
             Self::Rule => "rule",
+            Self::Firewall => "firewall",
             Self::Overrun => "overrun",
         })
     }

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, vxlan};
 use crate::fields::Fields;
-use crate::firewall;
 use crate::input::{Config, Family};
 use crate::state::MAIN_TABLE;
 use crate::subnet_alloc::Pool;
@@ -85,7 +84,7 @@ impl NetConf {
                 .and_then(|network| if let IpNet::V6(network) = network { Some(network) } else { None }),
             backend: self.backend.clone(),
             table: MAIN_TABLE,
-            firewall: firewall::Options { nftables: self.nftables, ..Default::default() },
+            firewall: Default::default(),
         }
     }
 

@@ -1,8 +1,9 @@
 //! What this process may do, given up at start and for good: of root's rights all but those over the network, of the
-//! file system all but reading, and writing in a few directories. A fault in how we read what peers and stores say then
+//! file system all but reading, writing in a few directories, and executing the tools for traffic rules. A fault in how we read what peers and stores say then
 //! costs the pods' network and not the node. It must not end anything: what cannot be given up is said, and kept.
 
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf, absolute};
 
 use landlock::{
@@ -22,8 +23,13 @@ use crate::flags::Flags;
 /// To change the network; to ask it what only raw packets can ask.
 const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_RAW);
 
-/// Everywhere. Nothing may be executed.
+/// Everywhere.
 const READ: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir});
+/// The tools for traffic rules, and what loads them; nothing else.
+const EXECUTE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{Execute});
+const LOADERS: [&str; 4] = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"];
+/// Of a file that is there.
+const WRITE_FILE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{WriteFile | Truncate});
 /// Files that are written beside and renamed, directories for them, a socket.
 const WRITE: BitFlags<AccessFs> =
     make_bitflags!(AccessFs::{WriteFile | Truncate | MakeReg | MakeDir | MakeSock | RemoveFile});
@@ -46,7 +52,8 @@ pub(crate) fn confine(flags: &Flags) -> Confined {
             warn!("this daemon keeps rights that it does not need: {what}: {error}");
         }
     }
-    let open = restrict(&writable(flags)).unwrap_or_else(|error| {
+    let allowed = Allowed { dirs: writable(flags), lock: xtables_lock(), tools: kernel::tools() };
+    let open = restrict(&allowed).unwrap_or_else(|error| {
         warn!("this daemon may write more files than it needs, Landlock fails: {error:#}");
         Vec::new()
     });
@@ -72,7 +79,8 @@ fn empty_bounding_set() -> io::Result<()> {
 fn keep_needed() -> io::Result<()> {
     let held = capabilities(None)?;
     let kept = held.permitted & KEPT;
-    let needed = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    // The tools for traffic rules need what we need.
+    let needed = CapabilitySets { effective: kept, permitted: kept, inheritable: kept };
     // A service manager that left us no more than this may well forbid the call.
     if held == needed { Ok(()) } else { set_capabilities(None, needed) }
 }
@@ -108,12 +116,38 @@ fn around_store(store: &Path) -> Option<PathBuf> {
     dir.map(Path::to_owned)
 }
 
-/// Leaves reading everywhere and writing in these; on a kernel without Landlock all stays as it is.
-fn restrict(dirs: &[PathBuf]) -> anyhow::Result<Vec<PathFd>> {
+/// The lock that iptables-legacy takes, of all who use it; made here, since a directory of others is not ours to write in.
+fn xtables_lock() -> Option<PathBuf> {
+    let path = kernel::xtables_lock();
+    let file = fs::File::options().create(true).append(true).mode(0o600).open(&path);
+    file.and_then(|file| file.metadata()).ok().filter(fs::Metadata::is_file)?;
+    Some(path)
+}
+
+/// What this process may do besides reading.
+#[derive(Default)]
+struct Allowed {
+    /// To write in.
+    dirs: Vec<PathBuf>,
+    /// A file to write.
+    lock: Option<PathBuf>,
+    /// To execute.
+    tools: Vec<PathBuf>,
+}
+
+/// On a kernel without Landlock all stays as it is.
+fn restrict(allowed: &Allowed) -> anyhow::Result<Vec<PathFd>> {
     let mut rules = Ruleset::default().handle_access(AccessFs::from_all(ABI::V5))?.create()?;
     rules = rules.add_rule(PathBeneath::new(PathFd::new("/")?, READ))?;
+    let loaders = LOADERS.iter().map(Path::new).filter(|dir| dir.is_dir() && !allowed.tools.is_empty());
+    for path in loaders.chain(allowed.tools.iter().map(PathBuf::as_path)) {
+        rules = rules.add_rule(PathBeneath::new(PathFd::new(path)?, EXECUTE))?;
+    }
+    if let Some(lock) = &allowed.lock {
+        rules = rules.add_rule(PathBeneath::new(PathFd::new(lock)?, WRITE_FILE))?;
+    }
     let mut open = Vec::new();
-    for dir in dirs {
+    for dir in &allowed.dirs {
         let dir = PathFd::new(dir)?;
         rules = rules.add_rule(PathBeneath::new(&dir, WRITE))?;
         open.push(dir);
@@ -126,13 +160,15 @@ fn restrict(dirs: &[PathBuf]) -> anyhow::Result<Vec<PathFd>> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     /// Both restrict one thread, which is the whole of a process that has started none.
     fn confined<T: Send + 'static>(dir: &Path, body: impl FnOnce() -> T + Send + 'static) -> T {
         let dir = dir.to_owned();
         let thread = std::thread::spawn(move || {
-            let _open = restrict(&[dir]).unwrap();
+            let _open = restrict(&Allowed { dirs: vec![dir], ..Allowed::default() }).unwrap();
             keep_needed().unwrap();
             body()
         });
@@ -154,10 +190,27 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_executed() {
+    fn nothing_is_executed_but_what_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let ran = confined(dir.path(), || std::process::Command::new("/bin/true").status());
+        let ran = confined(dir.path(), || Command::new("/bin/true").status());
         assert!(ran.is_err());
+    }
+
+    #[test]
+    fn what_is_named_is_executed_and_may_do_no_more_than_we() {
+        let [cat, echo] = ["/bin/cat", "/bin/echo"].map(|file| Path::new(file).canonicalize().unwrap());
+        let (told, other) = std::thread::spawn(move || {
+            let _open = restrict(&Allowed { tools: vec![cat.clone()], ..Allowed::default() }).unwrap();
+            keep_needed().unwrap();
+            (Command::new(cat).arg("/proc/self/status").output(), Command::new(echo).status())
+        })
+        .join()
+        .unwrap();
+        let told = String::from_utf8(told.unwrap().stdout).unwrap();
+        let held = told.lines().find_map(|line| line.strip_prefix("CapPrm:")).unwrap();
+        let held = u64::from_str_radix(held.trim(), 16).unwrap();
+        assert_eq!(held & !KEPT.bits(), 0, "{told}");
+        assert!(other.is_err());
     }
 
     #[test]
@@ -165,7 +218,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let sets = confined(dir.path(), || capabilities(None).unwrap());
         assert!(KEPT.contains(sets.permitted), "{sets:?}");
-        assert_eq!((sets.effective, sets.inheritable), (sets.permitted, CapabilitySet::empty()));
+        assert_eq!((sets.effective, sets.inheritable), (sets.permitted, sets.permitted));
     }
 
     #[test]

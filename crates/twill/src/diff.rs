@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context, bail};
 use kernel::Kernel;
-use plan::input::{Config, Family, Leases};
+use plan::input::{Family, Leases};
 use plan::lease::Lease;
 use plan::{Op, Verb};
 use serde::{Deserialize, Serialize};
@@ -70,7 +70,7 @@ fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let conf = runtime.block_on(store.net_conf())?;
     let leases = runtime.block_on(store.leases())?;
-    let config = Config { table: flags.route_table, ..conf.config() };
+    let config = flags.config(&conf);
     let mut kernel = Kernel::open().context("opening netlink")?;
     let place = Place::find(flags, &config, &mut kernel)?;
     let own = leases.iter().find(|lease| place.asker.owns(lease));

@@ -28,6 +28,9 @@ pub(crate) struct Footprint {
     pub(crate) devices: Vec<LinkName>,
     /// Those of the devices that this node itself announces.
     pub(crate) announced_devices: Vec<LinkName>,
+    /// Are the traffic rules ours?
+    #[serde(default)]
+    pub(crate) firewall: bool,
     /// That of the daemon, which stays where it is killed.
     pub(crate) socket: PathBuf,
 }
@@ -47,6 +50,7 @@ impl Footprint {
             networks: owned.all_networks().copied().collect(),
             devices: owned.links.clone(),
             announced_devices: config.backend.devices(config),
+            firewall: owned.firewall,
             socket: socket.to_owned(),
         }
     }
@@ -91,6 +95,7 @@ impl Footprint {
             former_writer: Default::default(),
             table: self.tables.first().copied().unwrap_or(MAIN_TABLE),
             former_tables: self.tables.iter().skip(1).copied().collect(),
+            firewall: self.firewall,
             sysctls: Vec::new(),
             sweep: Sweep::LeftOvers,
         }
@@ -114,6 +119,7 @@ mod tests {
             networks: vec!["10.244.0.0/16".parse().unwrap()],
             devices: vec!["flannel.1".parse().unwrap()],
             announced_devices: vec![],
+            firewall: true,
             socket: "/run/flannel/twill.sock".into(),
         };
         footprint.write(&path).unwrap();

@@ -125,7 +125,7 @@ impl Place {
         let mut former = self.former(&lease, footprint.as_ref(), &networks);
         // Whoever came after us has made it his own.
         former.links.retain(|link| vxlan::vni_of(*link).is_none_or(|vni| !locks.is_others_vni(vni)));
-        let config = Config { table: flags.route_table, ..own_lease.conf().config() };
+        let config = flags.config(own_lease.conf());
         let node = self.node(&lease, former);
         Identity { config, node, uplink_reason: self.choice.reason, own_lease, remembered, history: None }
     }
@@ -153,6 +153,7 @@ impl Place {
             vtep_v6,
             former,
             foreign_vnis: Vec::new(),
+            foreign_firewall: false,
             by_nexthop: false,
         }
     }

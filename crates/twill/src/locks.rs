@@ -68,6 +68,11 @@ impl Locks {
         vnis.iter().copied().filter(|vni| self.take(&vni_name(*vni), "VNI").is_err()).collect()
     }
 
+    /// Takes flannel's tables and chains for traffic rules, which are there once; no error, since all else may go on.
+    pub(crate) fn keep_firewall(&mut self) -> bool {
+        self.take(FIREWALL, "node").is_ok()
+    }
+
     /// Does another daemon have that VNI?
     pub(crate) fn is_others_vni(&self, vni: u32) -> bool {
         let name = vni_name(vni);
@@ -114,6 +119,7 @@ fn no_place(path: &Path) -> String {
 const PREFIX: &str = "twill ";
 const NETWORK: &str = "network ";
 const VNI: &str = "VNI ";
+const FIREWALL: &str = "traffic rules";
 
 fn vni_name(vni: u32) -> String {
     format!("{VNI}{vni}")

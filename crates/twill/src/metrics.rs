@@ -155,5 +155,7 @@ fn kind(object: &Object) -> &'static str {
         Object::Nexthop(_) => "nexthop",
         Object::Route(_) => "route",
         Object::Rule(_) => "rule",
+        Object::NftTable(_) | Object::NftChain(_) | Object::NftElement(_) => "nft",
+        Object::Iptables(_) => "iptables",
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use plan::Mac;
-use plan::input::{Config, Node, Uplink};
+use plan::input::{Node, Uplink};
 use plan::lease::{Announced, Lease};
 use plan::netconf::NetConf;
 use plan::note::StoreFault;
@@ -151,9 +151,8 @@ impl OwnLease {
     }
 
     /// Follows a config that `may_follow`; what is announced changes with the next `keep`.
-    pub(crate) fn follow(&mut self, conf: &NetConf) -> Config {
+    pub(crate) fn follow(&mut self, conf: &NetConf) {
         self.conf = conf.clone();
-        conf.config()
     }
 
     /// Is it another config than the one in force? The error says what of it cannot change while pods run.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use kernel::{Filter, Kernel, Outcome, Seen};
 use plan::belief::{Belief, History, Weighed};
+use plan::firewall;
 use plan::follow::Followed;
 use plan::input::{Config, Former, Leases, Node, Underlay};
 use plan::netconf::NetConf;
@@ -76,6 +77,8 @@ pub(crate) struct Memory {
     /// What is wrong with our own part, and since when.
     fault: Option<(String, Instant)>,
     footprint: Option<Footprint>,
+    /// Who enforces the traffic rules.
+    firewall: Option<firewall::Choice>,
 }
 
 impl Memory {
@@ -105,6 +108,9 @@ impl Reconciler {
         let view = self.view.borrow_and_update().clone();
         let asked = causes.contains(&Cause::Hangup);
         let Heard { leases, notes, mut due } = self.hear(&view, asked, begun);
+        if causes.iter().any(Cause::is_about_rules) {
+            self.kernel.forget_firewall();
+        }
         let seen = match self.look(&leases) {
             Ok(seen) => seen,
             Err(error) => return Some(self.blind(&error)),
@@ -176,6 +182,19 @@ impl Reconciler {
         self.board.send_modify(|report| Arc::make_mut(report).show(config, node, reason, source));
     }
 
+    /// Says who enforces the traffic rules when that is another than before.
+    fn show_firewall(&mut self, choice: Option<firewall::Choice>) {
+        if choice == self.memory.firewall {
+            return;
+        }
+        if let Some(firewall::Choice { manager, reason }) = &choice {
+            info!("traffic rules are kept by {manager}: {reason}");
+        }
+        let told = choice.as_ref().map(|choice| format!("{} ({})", choice.manager, choice.reason));
+        self.board.send_modify(|report| Arc::make_mut(report).firewall = told);
+        self.memory.firewall = choice;
+    }
+
     /// What the kernel should hold, with all that there is to say about it.
     fn plan(&mut self, leases: &Leases, seen: &Seen, mut notes: Vec<Note>) -> Wanted {
         self.node.former.links = seen.state.links.iter().map(|link| link.name).collect();
@@ -206,6 +225,7 @@ impl Reconciler {
 
     /// What to go by of what the store says. `asked` to look again, it does so even where changes are not followed.
     fn hear(&mut self, view: &View, asked: bool, now: Instant) -> Heard {
+        self.node.foreign_firewall = !self.locks.keep_firewall();
         let mut heard = Heard { leases: Leases::Unknown, notes: view.notes.clone(), due: None };
         let follow = self.flags.config_reload || asked;
         let conf = if asked && !self.flags.config_reload {
@@ -251,7 +271,8 @@ impl Reconciler {
         }
         conf.backend.suits(&self.node.uplink).map_err(unusable)?;
         self.locks.take_config(&conf.config()).map_err(|error| unusable(format!("{error:#}")))?;
-        self.config = Config { table: self.flags.route_table, ..self.own_lease.follow(&conf) };
+        self.own_lease.follow(&conf);
+        self.config = self.flags.config(&conf);
         info!("the network config has changed, backend is {}", self.config.backend.name());
         self.show(None);
         Ok(())
@@ -299,7 +320,8 @@ impl Reconciler {
         // What failed or was held is tried again though nothing may happen meanwhile.
         let again = (!failed.is_empty()).then_some(begun + FAILED_RETRY);
         let due = due.into_iter().chain(again).min();
-        let Wanted { peers, notes, owned, .. } = wanted;
+        let Wanted { peers, notes, owned, firewall, .. } = wanted;
+        self.show_firewall(firewall);
         if owned.sweep == Sweep::LeftOvers && failed.is_empty() && held.is_empty() {
             // All that was left over is gone, and what comes after is not flannel's.
             let links = std::mem::take(&mut self.node.former.links);

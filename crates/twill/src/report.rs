@@ -38,6 +38,9 @@ pub(crate) struct Report {
     pub(crate) fault_since: Option<Instant>,
     #[serde(skip)]
     pub(crate) last_look: Option<Instant>,
+    /// Who enforces the traffic rules, and why; `None` where there are none.
+    #[serde(default)]
+    pub(crate) firewall: Option<String>,
     pub(crate) peers: Vec<PeerPath>,
     pub(crate) notes: Vec<String>,
     /// Ops that keep coming back and are put off.
@@ -87,6 +90,7 @@ pub(crate) fn board() -> Board {
         fault: None,
         fault_since: None,
         last_look: None,
+        firewall: None,
         peers: Vec::new(),
         notes: Vec::new(),
         held: Vec::new(),

@@ -70,6 +70,7 @@ fn page(report: &Report, colour: bool) -> String {
         None => "heard".into(),
     };
     line("store", &store);
+    line("firewall", report.firewall.as_deref().unwrap_or("no rules"));
     if let Some(last) = &report.last_change {
         let failed = if last.failed > 0 { format!(", {} refused", last.failed) } else { String::new() };
         let (ago, ms) = (ago(last.unix_time), last.milliseconds);

@@ -37,6 +37,13 @@ pub(crate) enum Cause {
     Period,
 }
 
+impl Cause {
+    /// May the traffic rules be others than at the last reading?
+    pub(crate) fn is_about_rules(&self) -> bool {
+        matches!(self, Self::Start | Self::Hangup | Self::Kernel(Kind::Firewall | Kind::Overrun))
+    }
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

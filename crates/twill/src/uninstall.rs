@@ -36,7 +36,9 @@ pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
     if !flags.dry_run {
         kernel.check_right()?;
     }
-    let owned = footprint.owned();
+    let mut owned = footprint.owned();
+    // Another daemon may have taken them over.
+    owned.firewall &= locks.keep_firewall();
     let Seen { state: seen, underlay, .. } = kernel.dump(&owned).context("reading the kernel")?;
     let ops = match flags.extent {
         Extent::HandOver => plan::hand_over(&seen, &owned, &footprint.announced_devices),

@@ -12,6 +12,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use plan::backend::Backend;
+use plan::firewall;
+use plan::input::Config;
 use plan::netconf::NetConf;
 use store::{Dir, Store};
 
@@ -317,6 +319,17 @@ impl Flags {
             backend: self.backend_type.clone(),
             renew_margin: Duration::from_secs(self.etcd.subnet_lease_renew_margin.cast_unsigned() * 60),
         }))
+    }
+
+    /// What plans depend on: of that config, and of our own words.
+    pub(crate) fn config(&self, conf: &NetConf) -> Config {
+        let firewall = firewall::Options {
+            nftables: conf.nftables,
+            masquerade: self.ip_masq,
+            forward: self.rules.iptables_forward_rules,
+            fully_random: !self.rules.ip_masq_fully_random_disable,
+        };
+        Config { table: self.route_table, firewall, ..conf.config() }
     }
 
     /// Who chose the backend that is in force under that config.

@@ -1,5 +1,6 @@
 //! What of a round's trouble is this node's own, and so decides whether it is ready. It reads a round and changes nothing.
 
+use plan::firewall::NftChainName;
 use plan::note::{NodeFault, Note, StoreFault};
 use plan::{LinkName, Object, Op};
 
@@ -11,6 +12,8 @@ pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
         Object::Link(link) => devices.contains(&link.name),
         Object::LinkUp(name) => devices.contains(name),
         Object::Address(row) => devices.contains(&row.link),
+        Object::NftChain(row) => row.chain != NftChainName::Vxlan,
+        Object::Iptables(_) => true,
         _ => false,
     };
     let failed = round.failed.iter().find(|(op, _)| own(&op.object)).map(|(_, error)| error.to_string());
@@ -18,6 +21,7 @@ pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
     let held = held.map(|(op, times)| format!("needed {times} times and put off: {op}"));
     let noted = round.notes.iter().find_map(|note| match note {
         Note::Node(NodeFault::SysctlRefused { .. } | NodeFault::NoPeerOnLink { .. }) => None,
+        Note::Node(NodeFault::Firewall(fault)) if !fault.is_fatal() => None,
         Note::Node(NodeFault::ForeignDevice { name, .. }) if !devices.contains(name) => None,
         Note::Node(fault) => Some(fault.to_string()),
         Note::Store(fault @ StoreFault::OwnLeaseTaken { .. }) => Some(fault.to_string()),
