@@ -122,7 +122,7 @@ pub(super) const GROUPS: &[Group] = &[
             "print the version and exit",
             |flags| &mut flags.version),
     ] },
-    Group { title: "rules for traffic", lack: |_| Some("this version installs no such rule or route yet"), flags: &[
+    Group { title: "rules for traffic", lack: |_| None, flags: &[
         flag("ip-masq", "", "false",
             "masquerade what leaves the pod network, and say so in the subnet file",
             |flags| &mut flags.ip_masq),
@@ -133,7 +133,7 @@ pub(super) const GROUPS: &[Group] = &[
             "accept forwarded traffic from and to pods",
             |flags| &mut flags.rules.iptables_forward_rules),
         flag("iptables-resync", "SECONDS", "5",
-            "how often the rules are looked at",
+            "so often at least the rules of iptables-legacy are looked at",
             |flags| &mut flags.rules.iptables_resync),
         flag("ip-blackhole-route", "", "false",
             "drop what is for a pod of this node that is not there",
