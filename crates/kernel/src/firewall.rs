@@ -5,12 +5,16 @@ use plan::firewall::{Facts, IptablesChain};
 use plan::{Object, Op, State};
 
 use crate::error::Cause;
-use crate::{Kernel, iptables, nft};
+use crate::nft::{self, Nft};
+use crate::{Kernel, iptables};
 
-/// The last reading.
+/// The last reading, and the ways to read.
 #[derive(Default)]
 pub(crate) struct Firewall {
-    seen: Option<Reading>,
+    nft: Nft,
+    seen: Reading,
+    /// Is the reading still good?
+    fresh: bool,
 }
 
 #[derive(Clone, Default)]
@@ -23,37 +27,42 @@ struct Reading {
 impl Kernel {
     /// The traffic rules are read anew at the next look.
     pub fn forget_firewall(&mut self) {
-        self.firewall.seen = None;
+        self.firewall.fresh = false;
     }
 }
 
 impl Firewall {
     /// Adds what is there of ours, and gives the facts.
     pub(crate) fn read(&mut self, state: &mut State) -> Facts {
-        let Reading { nft, iptables, facts } = self.seen.get_or_insert_with(Reading::read).clone();
+        if !self.fresh {
+            let mut facts = Facts::default();
+            let nft = self.nft.read(&mut facts);
+            let iptables = iptables::read(&mut facts);
+            self.seen = Reading { nft, iptables, facts };
+            self.fresh = true;
+        } else if self.seen.facts.no_nft.take().is_some() {
+            // No event tells that it can be used now.
+            self.seen.nft = self.nft.read(&mut self.seen.facts);
+        }
+        let Reading { nft, iptables, facts } = self.seen.clone();
+        let strangers = self.nft.strangers(&nft);
         state.nft_tables = nft.tables.into();
         state.nft_chains = nft.chains.into();
         state.nft_elements = nft.elements.into();
         state.iptables = iptables.into();
-        facts
+        Facts { strangers, ..facts }
     }
 
     /// Ops of one `kind`.
     pub(crate) fn apply(&mut self, ops: &[Op]) -> Result<(), Cause> {
-        let seen = self.seen.take().unwrap_or_default();
-        match ops.first().map(|op| &op.object) {
-            Some(Object::Iptables(_)) => iptables::apply(ops, &seen.iptables),
-            _ => nft::apply(ops),
+        let was_fresh = std::mem::take(&mut self.fresh);
+        if let Some(Object::Iptables(_)) = ops.first().map(|op| &op.object) {
+            return iptables::apply(ops, &self.seen.iptables);
         }
-    }
-}
-
-impl Reading {
-    fn read() -> Self {
-        let mut facts = Facts::default();
-        let nft = nft::read(&mut facts);
-        let iptables = iptables::read(&mut facts);
-        Self { nft, iptables, facts }
+        if !was_fresh {
+            self.seen.nft = self.nft.read(&mut Facts::default());
+        }
+        self.nft.apply(ops, &self.seen.nft)
     }
 }
 

@@ -28,6 +28,7 @@ pub use apply::Outcome;
 pub use dump::Seen;
 pub use error::{Cause, Error};
 pub use filter::Interest;
+pub use nft::FirewallWatch;
 pub use route::Lookup;
 pub use sysctl::SYSCTLS;
 pub use tools::{tools, xtables_lock};
@@ -35,7 +36,7 @@ pub use watch::{Event, Filter, Kind, Watch};
 
 /// The kernel of the network namespace in which it was opened. One owner, no locks.
 pub struct Kernel {
-    netlink: socket::Rtnetlink,
+    netlink: socket::Netlink,
     firewall: firewall::Firewall,
 }
 
@@ -49,7 +50,7 @@ impl Kernel {
         if version(&release).is_some_and(|version| version < OLDEST) {
             return Err(Error::new("start", Cause::TooOld(release.trim().into())));
         }
-        Ok(Self { netlink: socket::Rtnetlink::open()?, firewall: Default::default() })
+        Ok(Self { netlink: socket::Netlink::open()?, firewall: Default::default() })
     }
 
     /// May anything be changed here? The kernel is asked, since a capability counts only in the user namespace to which

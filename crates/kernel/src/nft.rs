@@ -1,9 +1,28 @@
-//! The rules and sets of nftables that are ours: read by `nft -j`, written by `nft -f -` in one transaction.
+//! The rules and sets of nftables that are ours. What nf_tables can tell by netlink is asked there; only our own rules are
+//! read by `nft -j`, and all is written by `nft -f -` in one transaction. It knows no rule's meaning.
+
+mod json;
+mod netlink;
+mod script;
+mod sets;
+mod watch;
+
+use std::path::PathBuf;
 
 use plan::Op;
-use plan::firewall::{Facts, NftChain, NftElement, NftTable};
+use plan::firewall::{Facts, NftChain, NftChainName, NftElement, NftTable, Stranger};
+use plan::input::Family;
 
+use crate::command;
 use crate::error::Cause;
+use crate::socket::Netlink;
+use sets::{SetName, Shape};
+
+pub use watch::FirewallWatch;
+
+const NFT: &str = "nft";
+/// What writes comments and lists without elements.
+const OLDEST: [u32; 3] = [1, 0, 1];
 
 /// What is there of ours.
 #[derive(Clone, Debug, Default)]
@@ -11,14 +30,228 @@ pub(crate) struct Rows {
     pub(crate) tables: Vec<NftTable>,
     pub(crate) chains: Vec<NftChain>,
     pub(crate) elements: Vec<NftElement>,
+    /// What stands under the names of our sets.
+    sets: Vec<(Family, SetName, Shape)>,
 }
 
-/// Ours, and the facts that only nftables can tell: `no_nft`, `tables`, `strangers`.
-pub(crate) fn read(_facts: &mut Facts) -> Rows {
-    Rows::default()
+/// The ways to nf_tables.
+#[derive(Default)]
+pub(crate) struct Nft {
+    netlink: Option<Netlink>,
+    /// The binary that was looked at last, and what is wrong with it.
+    tool: Option<(PathBuf, Option<Box<str>>)>,
 }
 
-/// All of them or none.
-pub(crate) fn apply(_ops: &[Op]) -> Result<(), Cause> {
-    Ok(())
+impl Nft {
+    /// Ours, and the facts that only nftables can tell: `no_nft`, `tables`. What cannot be read makes nftables unusable:
+    /// it is not nothing.
+    pub(crate) fn read(&mut self, facts: &mut Facts) -> Rows {
+        // A table may go between the list of them and its own.
+        match self.look(facts).or_else(|_| self.look(facts)) {
+            Ok(rows) => rows,
+            Err(why) => {
+                facts.no_nft = Some(why);
+                Rows::default()
+            }
+        }
+    }
+
+    /// Those that are remembered in the sets seen. The packet path adds them and tells nobody.
+    pub(crate) fn strangers(&mut self, rows: &Rows) -> Vec<Stranger> {
+        let families = Family::ALL.into_iter().filter(|family| rows.has(*family, SetName::Strangers));
+        let mut all: Vec<Stranger> = families
+            // A set that went a moment ago holds none; that it went is told elsewhere.
+            .flat_map(|family| self.elements(family, SetName::Strangers).unwrap_or_default())
+            .collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// All of them or none. `seen` is the last reading.
+    pub(crate) fn apply(&mut self, ops: &[Op], seen: &Rows) -> Result<(), Cause> {
+        let script = script::of(ops, seen);
+        if script.is_empty() {
+            return Ok(());
+        }
+        let done = command::run(NFT, &["-f", "-"], &script);
+        done.map(|_| ()).map_err(|cause| self.advise(cause))
+    }
+
+    fn look(&mut self, facts: &mut Facts) -> Result<Rows, Box<str>> {
+        let tables = self.ask(netlink::tables).map_err(|cause| no_nf_tables(&cause))?;
+        facts.tables = tables.iter().map(|table| table.to_string().into()).collect();
+        self.check_tool()?;
+        let mut rows = Rows::default();
+        for family in Family::ALL {
+            if let Some(table) = tables.iter().find(|table| table.is_ours(family)) {
+                self.add_table(&mut rows, family, table)?;
+            }
+        }
+        Ok(rows)
+    }
+
+    fn add_table(&mut self, rows: &mut Rows, family: Family, table: &netlink::Table) -> Result<(), Box<str>> {
+        if table.is_owned() {
+            return Err(owned(table));
+        }
+        let unreadable = |why: String| format!("table {table} cannot be read: {why}");
+        let list = ["-n", "-j", "-t", "list", "table", family.nft(), family.nft_table()];
+        let text = command::run(NFT, &list, "").map_err(|cause| unreadable(cause.to_string()))?;
+        let mut chains = json::chains(&text, family)
+            .map_err(|why| unreadable(format!("what nft says of it is not understood: {why}")))?;
+        rows.tables.push(NftTable { family });
+        self.add_sets(rows, family).map_err(|cause| unreadable(cause.to_string()))?;
+        for chain in chains.iter_mut().filter(|chain| chain.unknown.is_none()) {
+            chain.unknown = rows.trouble(chain, table).map(Into::into);
+        }
+        rows.chains.append(&mut chains);
+        Ok(())
+    }
+
+    fn add_sets(&mut self, rows: &mut Rows, family: Family) -> Result<(), Cause> {
+        let sets = self.ask(|netlink| netlink::sets(netlink, family))?;
+        for name in SetName::ALL {
+            if let Some(set) = sets.iter().find(|set| &*set.name == name.as_str()) {
+                rows.sets.push((family, name, name.shape(set, family)));
+            }
+        }
+        if rows.has(family, SetName::Peers) {
+            let elements = self.elements(family, SetName::Peers)?.into_iter();
+            rows.elements.extend(elements.map(|element| NftElement { address: element.address }));
+        }
+        Ok(())
+    }
+
+    fn elements(&mut self, family: Family, set: SetName) -> Result<Vec<Stranger>, Cause> {
+        self.ask(|netlink| netlink::elements(netlink, family, set))
+    }
+
+    fn ask<A>(&mut self, question: impl FnOnce(&mut Netlink) -> Result<A, Cause>) -> Result<A, Cause> {
+        let netlink = match &mut self.netlink {
+            Some(netlink) => netlink,
+            none => none.insert(Netlink::netfilter()?),
+        };
+        question(netlink)
+    }
+
+    /// Once for each binary that is found.
+    fn check_tool(&mut self) -> Result<(), Box<str>> {
+        let Some(file) = command::find(NFT) else {
+            return Err("there is no nft in PATH: install nftables".into());
+        };
+        if self.tool.as_ref().is_none_or(|(known, _)| *known != file) {
+            let said = command::run(NFT, &["-V"], "").map_err(|cause| cause.to_string())?;
+            self.tool = Some((file, lacks(&said)));
+        }
+        match &self.tool {
+            Some((_, Some(lack))) => Err(lack.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// What to do about a transaction that was refused.
+    fn advise(&mut self, cause: Cause) -> Cause {
+        let Cause::Tool { tool, text } = cause else {
+            return cause;
+        };
+        let advice = if text.contains("Operation not permitted") {
+            let tables = self.ask(netlink::tables).unwrap_or_default();
+            let ours = |table: &&netlink::Table| Family::ALL.iter().any(|family| table.is_ours(*family));
+            let theirs = tables.iter().filter(ours).find(|table| table.is_owned());
+            theirs.map_or_else(|| "CAP_NET_ADMIN is needed".into(), owned)
+        } else if text.contains("Device or resource busy") {
+            "rules of others in flannel's table use it: find them with `nft list ruleset` and delete them"
+                .into()
+        } else {
+            return Cause::Tool { tool, text };
+        };
+        Cause::Tool { tool, text: format!("{text}; {advice}").into() }
+    }
+}
+
+impl Rows {
+    /// Is there such a set, as we make it?
+    fn has(&self, family: Family, set: SetName) -> bool {
+        self.sets.contains(&(family, set, Shape::Right))
+    }
+
+    fn chain(&self, family: Family, name: &NftChainName) -> Option<&NftChain> {
+        self.chains.iter().find(|chain| (chain.family, &chain.chain) == (family, name))
+    }
+
+    /// What keeps a chain of ours from doing what it says.
+    fn trouble(&self, chain: &NftChain, table: &netlink::Table) -> Option<String> {
+        if matches!(chain.chain, NftChainName::Other(_)) {
+            None
+        } else if table.is_dormant() {
+            Some("its table is dormant".into())
+        } else if chain.chain == NftChainName::Vxlan {
+            let lost = SetName::ALL.into_iter().find(|set| !self.has(chain.family, *set))?;
+            Some(format!("set {} is missing or of another type", lost.as_str()))
+        } else {
+            None
+        }
+    }
+}
+
+fn owned(table: &netlink::Table) -> Box<str> {
+    format!("another process owns table {table}, and none but it may change it: end that process").into()
+}
+
+fn no_nf_tables(cause: &Cause) -> Box<str> {
+    match cause.errno() {
+        Some(libc::EPERM | libc::EACCES) => format!("{cause}: CAP_NET_ADMIN is needed").into(),
+        Some(libc::EINVAL | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => {
+            "this kernel has no nf_tables: modprobe nf_tables, or install the kernel's package of modules"
+                .into()
+        }
+        _ => cause.to_string().into(),
+    }
+}
+
+/// What an nft that says this of itself cannot do.
+fn lacks(said: &str) -> Option<Box<str>> {
+    let version = said.split_whitespace().find_map(|word| word.strip_prefix('v'));
+    let mut numbers = version.unwrap_or_default().split('.').map_while(|number| number.parse().ok());
+    let version: [u32; 3] = std::array::from_fn(|_| numbers.next().unwrap_or(0));
+    if version < OLDEST {
+        let [major, minor, patch] = version;
+        return Some(format!("nft {major}.{minor}.{patch} is too old: install 1.0.1 or newer").into());
+    }
+    let mut lines = said.split_whitespace().skip_while(|word| *word != "json:");
+    (lines.nth(1) != Some("yes"))
+        .then(|| "nft was built without JSON: install one that has it, as distributions build it".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_nft_that_cannot_do_it_is_told_by_its_own_words() {
+        let say = |version: &str, json: &str| {
+            format!(
+                "nftables v{version} (Lester Gooch #5)\n  cli:\t\teditline\n  json:\t\t{json}\n  minigmp:\tno\n"
+            )
+        };
+        for version in ["1.0.6", "1.0.1", "1.1.5", "2.0"] {
+            assert_eq!(lacks(&say(version, "yes")), None, "{version}");
+        }
+        let lack = |said: &str| lacks(said).map(String::from);
+        let old = |version| Some(format!("nft {version} is too old: install 1.0.1 or newer"));
+        assert_eq!(lack(&say("0.9.8", "yes")), old("0.9.8"));
+        assert_eq!(lack(&say("1.0.0", "yes")), old("1.0.0"));
+        assert_eq!(lack("what?"), old("0.0.0"));
+        assert!(lack(&say("1.0.6", "no")).unwrap().starts_with("nft was built without JSON"));
+        assert!(lack("nftables v1.0.6 (x)").unwrap().starts_with("nft was built without JSON"));
+    }
+
+    #[test]
+    fn a_kernel_without_nf_tables_is_told_apart_from_a_missing_right() {
+        let words = |errno| no_nf_tables(&Cause::Refused { errno, text: None });
+        assert!(words(libc::EINVAL).starts_with("this kernel has no nf_tables: modprobe nf_tables"));
+        assert!(words(libc::EPROTONOSUPPORT).starts_with("this kernel has no nf_tables"));
+        assert!(words(libc::EPERM).ends_with("CAP_NET_ADMIN is needed"));
+        assert_eq!(&*words(libc::ENOMEM), "Cannot allocate memory (os error 12)");
+    }
 }

@@ -1,9 +1,9 @@
-//! One blocking rtnetlink socket: asks, batches, waits with an end, and sees torn dumps. Knows no object.
+//! One blocking netlink socket: asks, batches, waits with an end, and sees torn dumps. Knows no object.
 
 use std::io;
 use std::time::Duration;
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::{Socket, SocketAddr, protocols};
 use socket2::SockRef;
 
 use crate::error::{ATTEMPTS, Cause, Error};
@@ -24,7 +24,7 @@ const BATCH_MESSAGES: usize = 256;
 pub(crate) const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// A socket and its sequence numbers.
-pub(crate) struct Rtnetlink {
+pub(crate) struct Netlink {
     socket: Socket,
     datagram: Vec<u8>,
     sequence: u32,
@@ -36,10 +36,21 @@ enum Answer<'a> {
     End(Result<(), Cause>),
 }
 
-impl Rtnetlink {
+impl Netlink {
+    /// To links, addresses, routes.
     pub(crate) fn open() -> Result<Self, Error> {
+        let socket = Self::socket(protocols::NETLINK_ROUTE);
+        socket.map_err(|cause| Error::new("open a netlink socket", cause))
+    }
+
+    /// To nf_tables.
+    pub(crate) fn netfilter() -> Result<Self, Cause> {
+        Self::socket(protocols::NETLINK_NETFILTER)
+    }
+
+    fn socket(protocol: isize) -> Result<Self, Cause> {
         let open = || {
-            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            let mut socket = Socket::new(protocol)?;
             socket.bind_auto()?;
             // Connected to the kernel, the socket takes unicasts of nobody else.
             socket.connect(&SocketAddr::new(0, 0))?;
@@ -50,8 +61,7 @@ impl Rtnetlink {
             SockRef::from(&socket).set_read_timeout(Some(PATIENCE))?;
             Ok(socket)
         };
-        let socket =
-            open().map_err(|error: io::Error| Error::new("open a netlink socket", Cause::from(&error)))?;
+        let socket = open().map_err(|error: io::Error| Cause::from(&error))?;
         Ok(Self { socket, datagram: Vec::with_capacity(DATAGRAM), sequence: 0 })
     }
 
@@ -293,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_late_answer_to_a_request_given_up_is_passed_over() {
-        let mut netlink = Rtnetlink::open().unwrap();
+        let mut netlink = Netlink::open().unwrap();
         let mut request = crate::link::dump_request();
         send(&netlink.socket, request.seal(1, true)).unwrap();
         netlink.sequence = 1;
@@ -305,7 +315,7 @@ mod tests {
 
     /// Changes an address in the midst of each of the first `torn` readings of a dump of some 10 datagrams.
     fn addresses_while_changing(torn: usize) -> Result<usize, Cause> {
-        let (mut reader, mut writer) = (Rtnetlink::open().unwrap(), Rtnetlink::open().unwrap());
+        let (mut reader, mut writer) = (Netlink::open().unwrap(), Netlink::open().unwrap());
         let change = |kind, flags| {
             let mut message = Message::new(kind, flags, &[&[2, 32, 0, 0], &1_u32.to_ne_bytes()]);
             message.ip(libc::IFA_LOCAL, [127, 9, 9, 9].into());

@@ -164,6 +164,15 @@ impl<'a> Attribute<'a> {
         self.value.u32(0)
     }
 
+    /// In network order, as netfilter has them.
+    pub(crate) fn be32(self) -> u32 {
+        u32::from_be_bytes(self.value.bytes(0))
+    }
+
+    pub(crate) fn be64(self) -> u64 {
+        u64::from_be_bytes(self.value.bytes(0))
+    }
+
     /// A port: 16 bits in network order.
     pub(crate) fn port(self) -> u16 {
         u16::from_be_bytes(self.value.bytes(0))

@@ -1,0 +1,168 @@
+//! What nf_tables tells without a process: which tables and sets there are, and a set's elements, by nfnetlink. It changes
+//! nothing. Numbers are those of `linux/netfilter/nf_tables.h`.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use plan::firewall::Stranger;
+use plan::input::Family;
+
+use super::sets::SetName;
+use crate::error::Cause;
+use crate::socket::Netlink;
+use crate::wire::{Attribute, Message, Part};
+
+/// nf_tables' share of nfnetlink's message types.
+pub(super) const SUBSYSTEM: u16 = 10;
+
+const GET_TABLE: u16 = 1;
+const GET_SET: u16 = 10;
+const GET_ELEMENTS: u16 = 13;
+
+/// The table's name, in the messages of all objects.
+pub(super) const TABLE: u16 = 1;
+
+/// The address families' names as nft(8) has them.
+const FAMILIES: [(u8, &str); 6] =
+    [(1, "inet"), (2, "ip"), (3, "arp"), (5, "netdev"), (7, "bridge"), (10, "ip6")];
+
+/// A table of anybody.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Table {
+    family: u8,
+    name: Box<str>,
+    flags: u32,
+}
+
+impl Table {
+    pub(super) fn is_ours(&self, family: Family) -> bool {
+        (self.family, &*self.name) == (number(family), family.nft_table())
+    }
+
+    /// None of its rules is looked at.
+    pub(super) fn is_dormant(&self) -> bool {
+        self.flags & 1 != 0
+    }
+
+    /// Only the process that made it may change it.
+    pub(super) fn is_owned(&self) -> bool {
+        self.flags & 2 != 0
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = FAMILIES.iter().find(|(number, _)| *number == self.family);
+        write!(f, "{} {}", family.map_or("?", |(_, name)| name), self.name)
+    }
+}
+
+/// A set, as far as it tells whether it is one of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Set {
+    pub(super) name: Box<str>,
+    pub(super) flags: u32,
+    pub(super) key_type: u32,
+    /// At most so many elements; 0 for no limit.
+    pub(super) size: u32,
+    /// Of an element, in ms; 0 for ever.
+    pub(super) timeout: u64,
+}
+
+/// Those of all families.
+pub(super) fn tables(netlink: &mut Netlink) -> Result<Vec<Table>, Cause> {
+    netlink.dump(request(GET_TABLE, 0), |all: &mut Vec<_>, part| all.push(table(part)))
+}
+
+/// Those of flannel's table.
+pub(super) fn sets(netlink: &mut Netlink, family: Family) -> Result<Vec<Set>, Cause> {
+    let mut request = request(GET_SET, number(family));
+    request.text(TABLE, family.nft_table());
+    netlink.dump(request, |all: &mut Vec<_>, part| all.push(set(part)))
+}
+
+/// The addresses in that set, with the packets that each was counted with.
+pub(super) fn elements(netlink: &mut Netlink, family: Family, name: SetName) -> Result<Vec<Stranger>, Cause> {
+    const SET: u16 = 2;
+    let mut request = request(GET_ELEMENTS, number(family));
+    request.text(TABLE, family.nft_table()).text(SET, name.as_str());
+    netlink.dump(request, |all: &mut Vec<_>, part| all.extend(elements_of(part)))
+}
+
+/// `NFPROTO_IPV4` or `NFPROTO_IPV6`.
+pub(super) fn number(family: Family) -> u8 {
+    match family {
+        Family::Ipv4 => 2,
+        Family::Ipv6 => 10,
+    }
+}
+
+/// A dump. `struct nfgenmsg` holds the family, a version that is 0, and nothing.
+fn request(kind: u16, family: u8) -> Message {
+    Message::new(SUBSYSTEM << 8 | kind, libc::NLM_F_DUMP, &[&[family, 0, 0, 0]])
+}
+
+/// The attributes after `struct nfgenmsg`.
+pub(super) fn attributes(part: Part<'_>) -> impl Iterator<Item = Attribute<'_>> {
+    part.body.attributes(4)
+}
+
+fn table(part: Part<'_>) -> Table {
+    const FLAGS: u16 = 2;
+    let mut table = Table { family: part.body.u8(0), ..Table::default() };
+    for attribute in attributes(part) {
+        match attribute.kind {
+            TABLE => table.name = attribute.text().into(),
+            FLAGS => table.flags = attribute.be32(),
+            _ => {}
+        }
+    }
+    table
+}
+
+fn set(part: Part<'_>) -> Set {
+    const NAME: u16 = 2;
+    const FLAGS: u16 = 3;
+    const KEY_TYPE: u16 = 4;
+    const DESCRIPTION: u16 = 9;
+    const SIZE: u16 = 1;
+    const TIMEOUT: u16 = 11;
+    let mut set = Set::default();
+    for attribute in attributes(part) {
+        match attribute.kind {
+            NAME => set.name = attribute.text().into(),
+            FLAGS => set.flags = attribute.be32(),
+            KEY_TYPE => set.key_type = attribute.be32(),
+            DESCRIPTION => set.size = nested(attribute, SIZE).map_or(0, Attribute::be32),
+            TIMEOUT => set.timeout = attribute.be64(),
+            _ => {}
+        }
+    }
+    set
+}
+
+fn elements_of(part: Part<'_>) -> impl Iterator<Item = Stranger> {
+    const ELEMENTS: u16 = 3;
+    let lists = attributes(part).filter(|attribute| attribute.kind == ELEMENTS);
+    lists.flat_map(Attribute::nested).filter_map(element)
+}
+
+fn element(element: Attribute<'_>) -> Option<Stranger> {
+    const KEY: u16 = 1;
+    const VALUE: u16 = 1;
+    const EXPRESSION: u16 = 7;
+    let address: IpAddr = nested(nested(element, KEY)?, VALUE)?.ip()?;
+    let packets = nested(element, EXPRESSION).and_then(packets).unwrap_or(0);
+    Some(Stranger { address, packets })
+}
+
+/// Of a counter.
+fn packets(expression: Attribute<'_>) -> Option<u64> {
+    const DATA: u16 = 2;
+    const PACKETS: u16 = 2;
+    Some(nested(nested(expression, DATA)?, PACKETS)?.be64())
+}
+
+fn nested(attribute: Attribute<'_>, kind: u16) -> Option<Attribute<'_>> {
+    attribute.nested().find(|inner| inner.kind == kind)
+}

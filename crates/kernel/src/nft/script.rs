@@ -1,0 +1,160 @@
+//! Ops as one script for `nft -f -`, which is one transaction: what is wrong goes and what is right comes without a gap
+//! between. Pure. Deleting what may be gone is no error here: it is added first.
+
+use std::fmt::{self, Write};
+
+use plan::firewall::{NftChain, NftChainName, NftElement, NftTable};
+use plan::input::Family;
+use plan::{Object, Op, Verb};
+
+use super::Rows;
+use super::sets::{SetName, Shape};
+
+/// Empty when nothing is to be done.
+pub(super) fn of(ops: &[Op], seen: &Rows) -> String {
+    let mut script = Script { text: String::new(), seen };
+    let (deletions, additions): (Vec<&Op>, Vec<&Op>) =
+        ops.iter().partition(|op| matches!(op.verb, Verb::Delete | Verb::Recreate));
+    for op in &additions {
+        match &op.object {
+            Object::NftTable(table) => script.add_table(table.family),
+            Object::NftChain(chain) => script.write_chain(chain),
+            _ => {}
+        }
+    }
+    for family in Family::ALL {
+        script.add_elements(&elements(&additions, family), family);
+        script.delete_elements(&elements(&deletions, family), family);
+    }
+    for op in &deletions {
+        match &op.object {
+            Object::NftTable(table) => script.delete_table(table),
+            Object::NftChain(chain) => script.delete_chain(chain),
+            _ => {}
+        }
+    }
+    script.text
+}
+
+/// The addresses of one family, as nft's lists have them.
+fn elements(ops: &[&Op], family: Family) -> String {
+    let addresses = ops.iter().filter_map(|op| match &op.object {
+        Object::NftElement(NftElement { address }) if Family::of(*address) == family => {
+            Some(address.to_string())
+        }
+        _ => None,
+    });
+    addresses.collect::<Vec<_>>().join(", ")
+}
+
+struct Script<'a> {
+    text: String,
+    seen: &'a Rows,
+}
+
+/// A table's family and name.
+struct Table(Family);
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.0.nft(), self.0.nft_table())
+    }
+}
+
+impl Script<'_> {
+    fn line(&mut self, line: fmt::Arguments<'_>) {
+        // Writing to a String cannot fail.
+        let _ = self.text.write_fmt(line);
+        self.text.push('\n');
+    }
+
+    /// Wakes it also, where it is dormant.
+    fn add_table(&mut self, family: Family) {
+        let name = family.nft_table();
+        self.line(format_args!("add table {} {{ comment \"rules for {name}\"; }}", Table(family)));
+    }
+
+    fn write_chain(&mut self, row: &NftChain) {
+        let NftChain { family, chain, rules, .. } = row;
+        let table = Table(*family);
+        self.add_table(*family);
+        // The kernel changes no chain's type, hook or priority.
+        if self.seen.chain(*family, chain).is_some_and(|seen| seen.unknown.is_some()) {
+            self.line(format_args!("add chain {table} {chain}"));
+            self.line(format_args!("delete chain {table} {chain}"));
+        }
+        let (hook, comment) = (chain.hook(), chain.comment());
+        self.line(format_args!(
+            "add chain {table} {chain} {{ {hook}; policy accept; comment \"{comment}\"; }}"
+        ));
+        self.line(format_args!("flush chain {table} {chain}"));
+        if *chain == NftChainName::Vxlan {
+            SetName::ALL.into_iter().for_each(|set| self.write_set(*family, set));
+        }
+        for rule in rules {
+            self.line(format_args!("add rule {table} {chain} {rule}"));
+        }
+    }
+
+    /// After the rules that look into it are gone.
+    fn write_set(&mut self, family: Family, set: SetName) {
+        if self.seen.sets.contains(&(family, set, Shape::Wrong)) {
+            self.line(format_args!("delete set {} {}", Table(family), set.as_str()));
+        }
+        self.add_set(family, set);
+    }
+
+    fn add_set(&mut self, family: Family, set: SetName) {
+        self.line(format_args!("add set {} {} {}", Table(family), set.as_str(), set.definition(family)));
+    }
+
+    fn add_elements(&mut self, addresses: &str, family: Family) {
+        if addresses.is_empty() {
+            return;
+        }
+        if !self.seen.has(family, SetName::Peers) {
+            self.add_table(family);
+            self.add_set(family, SetName::Peers);
+        }
+        self.line(format_args!("add element {} vteps {{ {addresses} }}", Table(family)));
+    }
+
+    fn delete_elements(&mut self, addresses: &str, family: Family) {
+        if addresses.is_empty() || !self.seen.has(family, SetName::Peers) {
+            return;
+        }
+        for verb in ["add", "delete"] {
+            self.line(format_args!("{verb} element {} vteps {{ {addresses} }}", Table(family)));
+        }
+    }
+
+    fn delete_chain(&mut self, row: &NftChain) {
+        let NftChain { family, chain, .. } = row;
+        let table = Table(*family);
+        if self.seen.chain(*family, chain).is_some() {
+            self.line(format_args!("add table {table}"));
+            self.line(format_args!("add chain {table} {chain}"));
+            self.line(format_args!("delete chain {table} {chain}"));
+        }
+        if *chain == NftChainName::Vxlan {
+            SetName::ALL.into_iter().for_each(|set| self.delete_set(*family, set));
+        }
+    }
+
+    fn delete_set(&mut self, family: Family, set: SetName) {
+        if self.seen.has(family, set) {
+            self.add_set(family, set);
+        }
+        if self.seen.sets.iter().any(|(of, name, _)| (*of, *name) == (family, set)) {
+            self.line(format_args!("delete set {} {}", Table(family), set.as_str()));
+        }
+    }
+
+    fn delete_table(&mut self, row: &NftTable) {
+        if self.seen.tables.contains(row) {
+            let table = Table(row.family);
+            self.line(format_args!("add table {table}"));
+            self.line(format_args!("delete table {table}"));
+        }
+    }
+}
