@@ -43,6 +43,8 @@ pub(crate) struct Confined {
 pub(crate) fn confine(flags: &Flags) -> Confined {
     for (what, done) in [
         ("no_new_privs cannot be set", set_no_new_privs(true)),
+        // While the bounding set has it.
+        ("the tools for traffic rules get no right over the network", hand_down()),
         // While CAP_SETPCAP is there.
         ("the bounding set cannot be emptied", empty_bounding_set()),
         ("the ambient capabilities cannot be given up", clear_ambient_capability_set()),
@@ -76,10 +78,17 @@ fn empty_bounding_set() -> io::Result<()> {
     Ok(())
 }
 
+/// What root's programs are given, whatever the bounding set says.
+fn hand_down() -> io::Result<()> {
+    let held = capabilities(None)?;
+    let inheritable = held.permitted & KEPT;
+    let needed = CapabilitySets { inheritable, ..held };
+    if held == needed { Ok(()) } else { set_capabilities(None, needed) }
+}
+
 fn keep_needed() -> io::Result<()> {
     let held = capabilities(None)?;
     let kept = held.permitted & KEPT;
-    // The tools for traffic rules need what we need.
     let needed = CapabilitySets { effective: kept, permitted: kept, inheritable: kept };
     // A service manager that left us no more than this may well forbid the call.
     if held == needed { Ok(()) } else { set_capabilities(None, needed) }

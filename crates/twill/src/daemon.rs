@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use kernel::{Kernel, Kind, Watch};
+use kernel::{FirewallWatch, Kernel, Kind, Watch};
 use store::View;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -71,7 +71,12 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     tasks.spawn(ring_on_change(view.clone(), bell.clone()));
     let monitor = Watch::open().context("opening the kernel's monitor")?;
     let filter = monitor.filter();
-    spawn("monitor", move || listen(monitor, &bell))?;
+    match FirewallWatch::open() {
+        Ok(rules) => spawn("rules", listen(rules, |rules| rules.wait().map(|()| Kind::Firewall), &bell))?,
+        // Without nf_tables there are no such rules.
+        Err(error) => debug!("{error}"),
+    }
+    spawn("monitor", listen(monitor, |monitor| monitor.wait().map(|event| event.kind), &bell))?;
     let flags = flags.clone();
     Reconciler {
         kernel,
@@ -154,16 +159,20 @@ async fn ring_on_change(mut view: watch::Receiver<View>, bell: Bell) {
 }
 
 /// Turns the kernel's events into causes, for ever.
-fn listen(mut monitor: Watch, bell: &Bell) {
-    loop {
-        let cause = match monitor.wait() {
-            Ok(event) => Cause::Kernel(event.kind),
-            Err(error) => {
+fn listen<M: Send + 'static>(
+    mut monitor: M,
+    wait: fn(&mut M) -> Result<Kind, kernel::Error>,
+    bell: &Bell,
+) -> impl FnOnce() + Send + use<M> {
+    let bell = bell.clone();
+    move || {
+        loop {
+            let kind = wait(&mut monitor).unwrap_or_else(|error| {
                 error!("the kernel's monitor fails, looking again anyway: {error}");
                 thread::sleep(Duration::from_secs(1));
-                Cause::Kernel(Kind::Overrun)
-            }
-        };
-        bell.ring(cause);
+                Kind::Overrun
+            });
+            bell.ring(Cause::Kernel(kind));
+        }
     }
 }
