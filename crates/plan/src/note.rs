@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::firewall::Fault;
+use crate::firewall::{Fault, NftTable};
 use crate::input::Family;
 use crate::state::Route;
 use crate::{LinkName, Mac};
@@ -39,6 +39,8 @@ pub enum Note {
 pub enum Unclaimed {
     Route(Route),
     Device(LinkName),
+    /// In our table.
+    Chain(NftTable, Box<str>),
 }
 
 /// What is wrong here.
@@ -160,6 +162,13 @@ impl fmt::Display for Unclaimed {
                 (what, command)
             }
             Self::Device(link) => (format!("device {link}"), format!("ip link del {link}")),
+            Self::Chain(table, chain) => {
+                return write!(
+                    f,
+                    "chain {chain} in nftables' table {table} is none of ours and stays. If nothing needs it: nft delete \
+                     chain {table} {chain}"
+                );
+            }
         };
         write!(
             f,
@@ -386,8 +395,6 @@ mod tests {
         Note::Node(NodeFault::Firewall(Fault::Foreign)) => firewall(Fault::Foreign), "another daemon of this node keeps the traffic rules";
         Note::Node(NodeFault::Firewall(Fault::ForwardRefused { .. })) =>
             firewall(Fault::ForwardRefused { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "so the accept rules are there too";
-        Note::Node(NodeFault::Firewall(Fault::ForeignChain { .. })) =>
-            firewall(Fault::ForeignChain { family: Family::Ipv4, chain: "mine".into() }), "that is not ours: it is left alone";
         Note::Node(NodeFault::Firewall(Fault::Stranger(_))) => firewall(Fault::Stranger(ip())), "sends us VXLAN packets and no peer has that address";
         Note::Peer { fault: PeerFault::OutsideNetwork, .. } => peer(PeerFault::OutsideNetwork), "lies outside our network";
         Note::Peer { fault: PeerFault::Misaligned, .. } => peer(PeerFault::Misaligned), "has host bits set";
@@ -432,6 +439,8 @@ mod tests {
             Note::Unwritable { path: "/a".into(), why: "b".into(), loss: "c".into() }, "cannot be written:";
         Note::Unclaimed(Unclaimed::Route(_)) => Note::Unclaimed(Unclaimed::Route(route())), "If nothing needs it: ip route del";
         Note::Unclaimed(Unclaimed::Device(_)) => Note::Unclaimed(Unclaimed::Device(link())), "If nothing needs it: ip link del";
+        Note::Unclaimed(Unclaimed::Chain(..)) =>
+            Note::Unclaimed(Unclaimed::Chain(NftTable { family: Family::Ipv4 }, "mine".into())), "If nothing needs it: nft delete chain";
     }
 
     fn node(fault: NodeFault) -> Note {

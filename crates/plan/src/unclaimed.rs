@@ -2,6 +2,7 @@
 //! command that removes it, and never touched (ARCHITECTURE.md, invariant 6).
 
 use crate::State;
+use crate::firewall::{NftChainName, NftTable};
 use crate::input::Underlay;
 use crate::note::{Note, Unclaimed};
 use crate::owned::Owned;
@@ -21,8 +22,12 @@ pub fn unclaimed(wanted: &State, seen: &State, owned: &Owned, underlay: &Underla
             && !owned.links.contains(&facts.link)
             && owned.all_networks().any(|network| network.contains(&facts.address.addr()))
     });
-    let mut notes: Vec<Note> =
-        routes.chain(strange.map(|facts| Unclaimed::Device(facts.link))).map(Note::Unclaimed).collect();
+    let chains = seen.nft_chains.iter().filter_map(|row| match &row.chain {
+        NftChainName::Other(name) => Some(Unclaimed::Chain(NftTable { family: row.family }, name.clone())),
+        _ => None,
+    });
+    let all = routes.chain(strange.map(|facts| Unclaimed::Device(facts.link))).chain(chains);
+    let mut notes: Vec<Note> = all.map(Note::Unclaimed).collect();
     notes.sort_unstable();
     notes.dedup();
     notes

@@ -210,6 +210,8 @@ impl Reconciler {
         notes.extend(plan::unclaimed(&wanted.state, &seen.state, &wanted.owned, &seen.underlay));
         notes.extend(self.leave_footprint(&wanted.owned));
         wanted.notes.append(&mut notes);
+        let strangers = &seen.underlay.firewall.strangers;
+        self.board.send_modify(|report| Arc::make_mut(report).strangers.clone_from(strangers));
         wanted
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use plan::PeerPath;
+use plan::firewall::Stranger;
 use plan::input::{Config, Family, Node};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -41,6 +42,9 @@ pub(crate) struct Report {
     /// Who enforces the traffic rules, and why; `None` where there are none.
     #[serde(default)]
     pub(crate) firewall: Option<String>,
+    /// Who sends VXLAN and is no peer.
+    #[serde(default)]
+    pub(crate) strangers: Vec<Stranger>,
     pub(crate) peers: Vec<PeerPath>,
     pub(crate) notes: Vec<String>,
     /// Ops that keep coming back and are put off.
@@ -91,6 +95,7 @@ pub(crate) fn board() -> Board {
         fault_since: None,
         last_look: None,
         firewall: None,
+        strangers: Vec::new(),
         peers: Vec::new(),
         notes: Vec::new(),
         held: Vec::new(),

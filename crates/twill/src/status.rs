@@ -9,6 +9,7 @@ use anstyle::{AnsiColor, Style};
 use anyhow::{Context, bail};
 use comfy_table::{Attribute, Cell, Table, presets};
 use plan::Path;
+use plan::firewall::Stranger;
 use plan::input::Family;
 
 use crate::client;
@@ -81,9 +82,15 @@ fn page(report: &Report, colour: bool) -> String {
     }
     line("rounds", &report.rounds.to_string());
     peers(&mut page, report, colour);
+    let strangers: Vec<String> = report.strangers.iter().map(stranger).collect();
+    section(&mut page, "VXLAN from no peer", &strangers, ToOwned::to_owned);
     section(&mut page, "to look at", &report.notes, |text| paint(AnsiColor::Yellow.on_default(), text));
     section(&mut page, "put off, because they keep coming back", &report.held, ToOwned::to_owned);
     page
+}
+
+fn stranger(stranger: &Stranger) -> String {
+    format!("{}: {} packets", stranger.address, stranger.packets)
 }
 
 fn peers(page: &mut String, report: &Report, colour: bool) {

@@ -26,11 +26,6 @@ pub enum Fault {
         family: Family,
         what: Box<str>,
     },
-    /// A chain of somebody else in our table.
-    ForeignChain {
-        family: Family,
-        chain: Box<str>,
-    },
     /// Sends VXLAN packets and is no peer.
     Stranger(IpAddr),
 }
@@ -63,13 +58,6 @@ impl fmt::Display for Fault {
                 f,
                 "EnableNFTables is true, but the {family} FORWARD chain of {variant} has {what}, so the accept rules are \
                  there too. Drop EnableNFTables to have all rules in one place"
-            ),
-            Self::ForeignChain { family, chain } => write!(
-                f,
-                "table {} {} has a chain {chain} that is not ours: it is left alone, as is the table. Delete it if nobody \
-                 needs it",
-                family.nft(),
-                family.nft_table()
             ),
             Self::Stranger(address) => write!(
                 f,
