@@ -263,11 +263,12 @@ fn what_is_not_asked_for_is_not_there() {
 #[test]
 fn sources_are_dropped_only_where_that_is_certain() {
     let case = |filter| Case { filter, ..Case::new(Options::default()) };
-    let verdict = |case: &Case| {
+    let verdict_of = |case: &Case| {
         let plan = case.plan();
         let chain = plan.state.nft_chains.iter().find(|row| row.chain == NftChainName::Vxlan);
-        chain.map(|row| row.rules.last().unwrap().verdict.clone())
+        chain.map(|row| row.rules.last().map(|rule| rule.verdict.clone()))
     };
+    let verdict = |case: &Case| verdict_of(case).flatten();
     assert_eq!(verdict(&case(SourceFilter::Off)), None);
     assert_eq!(verdict(&case(SourceFilter::Count)), Some(Verdict::Count));
     let drop = case(SourceFilter::Drop);
@@ -275,6 +276,8 @@ fn sources_are_dropped_only_where_that_is_certain() {
     let Leases::Listed(leases) = drop.leases.clone() else { unreachable!() };
     let old = Case { leases: Leases::Remembered(leases), ..drop.clone() };
     assert_eq!(verdict(&old), Some(Verdict::Count));
+    let unheard = |filter| verdict_of(&Case { leases: Leases::Unknown, ..case(filter) });
+    assert_eq!((unheard(SourceFilter::Count), unheard(SourceFilter::Drop)), (None, Some(None)));
     let translated = Uplink { public_ip: Some([203, 0, 113, 1].into()), ..drop.uplink.clone() };
     assert_eq!(verdict(&Case { uplink: translated, ..drop.clone() }), Some(Verdict::Count));
     let no_nft = Facts { no_nft: Some("no".into()), ..Facts::default() };

@@ -129,6 +129,13 @@ impl Firewall {
         if filter == SourceFilter::Off || devices.is_empty() || what.facts.no_nft.is_some() {
             return;
         }
+        if *what.leases == Leases::Unknown {
+            // Everybody would be a stranger. What an earlier run dropped passes; what it counted may go on.
+            if filter == SourceFilter::Drop {
+                self.chain(family, NftChainName::Vxlan, Vec::new());
+            }
+            return;
+        }
         let rules =
             devices.iter().flat_map(|device| strangers(device, family, verdict(filter, what, family)));
         self.chain(family, NftChainName::Vxlan, rules.collect());

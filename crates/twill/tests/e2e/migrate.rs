@@ -136,8 +136,10 @@ fn routes_of_peers(lab: &Lab, node: &Node) -> usize {
 fn there(lab: &Lab, host: &mut Host, before: &Before) {
     for line in page("Before") {
         let said = host.run(line);
-        let lines: Vec<&str> = said.lines().collect();
-        assert!(lines.len() == 2 && lines.iter().all(|line| line.starts_with("~ route ")), "{lines:#?}");
+        let (rules, routes): (Vec<&str>, Vec<&str>) =
+            said.lines().partition(|line| line.starts_with("+ nft "));
+        assert!(routes.len() == 2 && routes.iter().all(|line| line.starts_with("~ route ")), "{routes:#?}");
+        assert!(rules.iter().any(|line| line.contains(" forward {")), "{rules:#?}");
         assert_eq!(takeover::look(host.node), *before, "nothing is changed by it");
     }
     let said: BTreeMap<&str, String> = page("There").into_iter().map(|line| (line, host.run(line))).collect();

@@ -12,12 +12,20 @@ use crate::recording::{self, Recording};
 const GONE: &str = "10.244.250.0/24";
 const ANYBODYS: &str = "10.244.251.0/24";
 
-/// The pod network's objects, the devices' own indexes, and everybody's rules.
+/// The pod network's objects, the devices' own indexes, and others' rules.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Before {
     objects: Vec<String>,
     indexes: String,
     rules: String,
+}
+
+/// The tables, and what iptables has in them, without flannel's.
+fn rules_of_others(node: &Node) -> String {
+    let tools = ["nft list tables", "iptables-save", "ip6tables-save"];
+    let texts = tools.map(|tool| node.ns.run(tool)).concat().to_lowercase();
+    let lines = texts.lines().filter(|line| !line.contains("flannel") && !line.starts_with('#'));
+    lines.map(|line| line.split(" [").next().unwrap_or_default().to_owned() + "\n").collect()
 }
 
 /// Everything but the stale is as before; each device is the very same one.
@@ -27,7 +35,7 @@ pub(crate) fn look(node: &Node) -> Before {
         .lines()
         .filter_map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" ").into())
         .collect::<Vec<String>>();
-    let rules = node.ns.run("nft -s list ruleset");
+    let rules = rules_of_others(node);
     Before { objects: recording::objects(&View::of(&node.ns)), indexes: indexes.join("\n"), rules }
 }
 
@@ -90,6 +98,9 @@ fn take_over(case: &'static str, topology: Topology, flags: &[&str]) {
         let status = node.twill(&["status"]);
         assert!(status.contains(&format!("ip route del {ANYBODYS}")), "{case}: {status}");
     }
+    if flags.contains(&"--ip-masq") {
+        lab.nodes().iter().for_each(masqueraded_by_nftables_alone);
+    }
     for report in pings.into_iter().map(PingStream::stop) {
         assert_eq!(report.lost, 0, "{case}: {report:?}");
     }
@@ -146,7 +157,6 @@ fn alloc() {
     lab::test(Timing::Free, || take_over("alloc", Topology::flat(3), &[]));
 }
 
-/// Until twill has rules of its own, flannel's are somebody else's.
 #[test]
 fn with_masquerade_by_nft() {
     lab::test(Timing::Free, || take_over("masq-nft-dual", Topology::flat(3), &["--ip-masq"]));
@@ -155,6 +165,12 @@ fn with_masquerade_by_nft() {
 #[test]
 fn with_masquerade_by_iptables() {
     lab::test(Timing::Free, || take_over("masq-iptables-dual", Topology::flat(3), &["--ip-masq"]));
+}
+
+/// By whomever flannel had its rules kept: the config says nftables, or nothing.
+fn masqueraded_by_nftables_alone(node: &Node) {
+    let rules = node.ns.run("nft -s list ruleset");
+    assert!(rules.matches("masquerade fully-random").count() == 4 && !rules.contains("FLANNEL"), "{rules}");
 }
 
 /// Another backend, VNI or network than flannel's, and a subnet file that says the old: no manual step (mission, row 16).
