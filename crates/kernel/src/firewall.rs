@@ -57,7 +57,7 @@ impl Firewall {
     pub(crate) fn apply(&mut self, ops: &[Op]) -> Result<(), Cause> {
         let was_fresh = std::mem::take(&mut self.fresh);
         if let Some(Object::Iptables(_)) = ops.first().map(|op| &op.object) {
-            return iptables::apply(ops, &self.seen.iptables);
+            return iptables::apply(ops);
         }
         if !was_fresh {
             self.seen.nft = self.nft.read(&mut Facts::default());

@@ -28,6 +28,7 @@ pub use apply::Outcome;
 pub use dump::Seen;
 pub use error::{Cause, Error};
 pub use filter::Interest;
+pub use iptables::LegacyWatch;
 pub use nft::FirewallWatch;
 pub use route::Lookup;
 pub use sysctl::SYSCTLS;

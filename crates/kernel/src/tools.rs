@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use crate::command;
 
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 15] = [
     "nft",
     "iptables",
     "iptables-save",
     "iptables-restore",
+    "ip6tables",
     "ip6tables-save",
     "ip6tables-restore",
     "iptables-nft-save",

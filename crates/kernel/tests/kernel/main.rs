@@ -4,6 +4,11 @@
 
 mod addresses;
 mod batches;
+mod iptables;
+mod iptables_facts;
+mod iptables_failing;
+mod iptables_scene;
+mod iptables_watching;
 mod links;
 mod neighbours;
 mod nexthops;

@@ -59,6 +59,7 @@ fn wanted() -> State {
         nexthops: vec![nexthop].into(),
         routes: routes.map(|row| Route { table: TABLE, ..row }).into_iter().collect(),
         rules: vec![rule("10.244.0.0/16"), rule("fd00:10:244::/48")].into(),
+        ..State::default()
     }
 }
 

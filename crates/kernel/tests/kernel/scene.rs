@@ -64,6 +64,7 @@ pub(crate) fn owned() -> Owned {
         former_writer: Default::default(),
         table: MAIN_TABLE,
         former_tables: vec![],
+        firewall: false,
         sysctls: vec!["net/ipv6/conf/flannel.1/accept_ra".into(), "net/no/such/file".into()],
         sweep: Sweep::LeftOvers,
     }

@@ -1,0 +1,143 @@
+//! Which programs are iptables here, and how they are run. Those of the legacy variant make every table that they are asked
+//! about, so they are asked only where one is loaded.
+
+use std::fs::{self, File, TryLockError};
+
+use plan::firewall::Variant;
+use plan::input::Family;
+
+use super::listing::Listing;
+use crate::error::Cause;
+use crate::{command, tools};
+
+/// The programs of one variant and family.
+#[derive(Clone, Debug)]
+pub(super) struct Tools {
+    pub(super) variant: Variant,
+    pub(super) family: Family,
+    pub(super) save: Box<str>,
+    restore: Box<str>,
+}
+
+impl Tools {
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        let each = |variant| Family::ALL.into_iter().map(move |family| (variant, family));
+        Variant::ALL.into_iter().flat_map(each).filter_map(|(variant, family)| Self::of(variant, family))
+    }
+
+    /// `None` where they are not installed.
+    pub(super) fn of(variant: Variant, family: Family) -> Option<Self> {
+        let (base, tag) = (base(family), if variant == Variant::Nft { "nft" } else { "legacy" });
+        let named = |base: &str| Self {
+            variant,
+            family,
+            save: format!("{base}-save").into(),
+            restore: format!("{base}-restore").into(),
+        };
+        let own = named(&format!("{base}-{tag}"));
+        let plain = || Some(named(base)).filter(|tools| tools.are_there() && plain(family) == Some(variant));
+        Some(own).filter(Self::are_there).or_else(plain)
+    }
+
+    fn are_there(&self) -> bool {
+        [&self.save, &self.restore].into_iter().all(|name| command::find(name).is_some())
+    }
+
+    /// All tables that are there.
+    pub(super) fn listing(&self) -> Result<Listing, Cause> {
+        if self.variant == Variant::Legacy && loaded(self.family).is_empty() {
+            return Ok(Listing::default());
+        }
+        Ok(Listing::parse(&command::run(&self.save, &[], "")?))
+    }
+
+    /// Nothing else than what `script` names is touched.
+    pub(super) fn restore(&self, script: &str) -> Result<(), Cause> {
+        if self.variant == Variant::Legacy && is_locked() {
+            return Err(self.locked());
+        }
+        let done = command::run(&self.restore, &["--noflush"], script);
+        done.map(|_| ()).map_err(|cause| match cause {
+            Cause::Tool { text, .. } if text.contains("xtables lock") => self.locked(),
+            cause => cause,
+        })
+    }
+
+    fn locked(&self) -> Cause {
+        let lock = tools::xtables_lock();
+        let lock = lock.display();
+        let text = format!(
+            "another program holds iptables' lock {lock}; tried again until it is free: if it stays, end the program that \
+             `fuser {lock}` names"
+        );
+        Cause::Tool { tool: self.restore.clone(), text: text.into() }
+    }
+}
+
+/// Does somebody hold the lock? Asked before, since iptables waits for it, some versions for ever.
+fn is_locked() -> bool {
+    let lock = File::open(tools::xtables_lock());
+    lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+/// What `iptables` is, or `ip6tables`. Mostly the file's name tells, which takes no process.
+pub(super) fn plain(family: Family) -> Option<Variant> {
+    let file = command::find(base(family))?;
+    let name = file.canonicalize().unwrap_or(file);
+    let name = name.file_name().unwrap_or_default().to_string_lossy();
+    match (name.contains("nft"), name.contains("legacy")) {
+        (true, false) => Some(Variant::Nft),
+        (false, true) => Some(Variant::Legacy),
+        _ => command::run(base(family), &["--version"], "").ok().map(|text| variant(&text)),
+    }
+}
+
+/// Before 1.8 there was one variant, and no need to say which.
+fn variant(version: &str) -> Variant {
+    if version.contains("nf_tables") { Variant::Nft } else { Variant::Legacy }
+}
+
+fn base(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "iptables",
+        Family::Ipv6 => "ip6tables",
+    }
+}
+
+/// The tables of iptables-legacy that are loaded in this namespace. Only root may know; whoever may not has no use for
+/// them either.
+pub(super) fn loaded(family: Family) -> String {
+    let file = match family {
+        Family::Ipv4 => "ip_tables_names",
+        Family::Ipv6 => "ip6_tables_names",
+    };
+    fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default()
+}
+
+/// The kernel has no nftables, so that this variant is of no use.
+pub(super) fn lacks_kernel(cause: &Cause) -> bool {
+    matches!(cause, Cause::Tool { text, .. } if text.contains("Failed to initialize nft"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_tells_the_variant() {
+        for (text, expected) in [
+            ("iptables v1.8.9 (nf_tables)\n", Variant::Nft),
+            ("iptables v1.8.7 (legacy)\n", Variant::Legacy),
+            ("iptables v1.6.1\n", Variant::Legacy),
+        ] {
+            assert_eq!(variant(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_without_nftables_is_known_by_the_words_of_iptables() {
+        let cause = |text: &str| Cause::Tool { tool: "iptables-nft-save".into(), text: text.into() };
+        let words = "iptables-nft-save v1.8.9 (nf_tables): Failed to initialize nft: Protocol not supported";
+        assert!(lacks_kernel(&cause(words)) && !lacks_kernel(&cause("it took longer than 5 s")));
+    }
+}

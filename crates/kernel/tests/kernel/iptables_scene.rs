@@ -1,0 +1,89 @@
+//! A node that iptables keeps the traffic rules of, as `plan` wants them, and short ways to round after round.
+
+use kernel::{Kernel, Outcome};
+use plan::firewall::{Facts, IptablesFacts, Variant};
+use plan::input::{Config, Family, Leases, Node, Underlay};
+use plan::owned::{Owned, Sweep};
+use plan::{Op, State};
+use serde_json::json;
+
+use crate::scene::{self, sh};
+
+pub(crate) const JUMP: &str = "-m comment --comment \"flanneld forward\" -j FLANNEL-FWD";
+
+/// The rules of that variant that `plan` wants where flannel was recorded.
+pub(crate) fn wanted(variant: Variant) -> State {
+    let config: Config = serde_json::from_value(json!({
+        "ipv4": "10.244.0.0/16", "ipv6": "fd00:244::/48", "backend": {"vxlan": {"source_filter": "off"}},
+        "firewall": {"nftables": false, "masquerade": true, "forward": true, "fully_random": true},
+    }))
+    .unwrap();
+    let node: Node = serde_json::from_value(json!({
+        "uplink": {"link": "eth0", "mtu": 1500, "ipv4": "192.0.2.1", "ipv6": "2001:db8::1"},
+        "subnet": {"ipv4": "10.244.3.0/24", "ipv6": "fd00:244:0:c::/64"},
+        "vtep": "02:00:00:00:00:01", "vtep_v6": "02:00:00:00:00:01",
+    }))
+    .unwrap();
+    let facts = |family| IptablesFacts { variant, family, in_use: false, refuses: None };
+    let iptables = Family::ALL.map(facts).into();
+    let facts = Facts { iptables, usual: Some(variant), ..Facts::default() };
+    let underlay = Underlay { firewall: facts, ..serde_json::from_value(json!({})).unwrap() };
+    let wanted = rules(plan::wanted(&config, &node, &Leases::Listed(Vec::new()), &underlay).state);
+    assert_eq!(wanted.iptables.len(), 8, "two chains and two jumps in two families");
+    wanted
+}
+
+/// The programs of both families; `-save` and `-restore` go behind.
+pub(crate) fn tools(variant: Variant) -> [&'static str; 2] {
+    match variant {
+        Variant::Nft => ["iptables-nft", "ip6tables-nft"],
+        Variant::Legacy => ["iptables-legacy", "ip6tables-legacy"],
+    }
+}
+
+fn rules(state: State) -> State {
+    State { iptables: state.iptables, ..State::default() }
+}
+
+pub(crate) fn bounds() -> Owned {
+    Owned { firewall: true, sweep: Sweep::LeftOvers, ..scene::owned() }
+}
+
+/// A fresh reading.
+pub(crate) fn look(kernel: &mut Kernel) -> (State, Facts) {
+    kernel.forget_firewall();
+    let seen = kernel.dump(&bounds()).unwrap();
+    (rules(seen.state), seen.underlay.firewall)
+}
+
+pub(crate) fn to_do(kernel: &mut Kernel, wanted: &State) -> Vec<Op> {
+    plan::diff(wanted, &look(kernel).0, &bounds())
+}
+
+/// Does what is to be done, after which nothing is; tells what it was.
+#[track_caller]
+pub(crate) fn round(kernel: &mut Kernel, wanted: &State) -> Vec<Op> {
+    let ops = to_do(kernel, wanted);
+    assert_eq!(kernel.apply(&ops), vec![Outcome::Done; ops.len()], "{ops:#?}");
+    let left = to_do(kernel, wanted);
+    assert!(left.is_empty(), "after {ops:#?}\nthere is left {left:#?}");
+    ops
+}
+
+/// A node on which all that is wanted is done.
+#[track_caller]
+pub(crate) fn settled(variant: Variant) -> (Kernel, State) {
+    let (mut kernel, wanted) = (Kernel::open().unwrap(), wanted(variant));
+    round(&mut kernel, &wanted);
+    (kernel, wanted)
+}
+
+/// What iptables-save says of both tables, without its remarks.
+pub(crate) fn saved(tool: &str) -> String {
+    sh(&format!("{{ {tool}-save -t filter; {tool}-save -t nat; }} | grep -v '^#'"))
+}
+
+/// The tables of iptables-legacy that are loaded, both families'.
+pub(crate) fn loaded() -> String {
+    sh("cat /proc/net/ip_tables_names /proc/net/ip6_tables_names")
+}

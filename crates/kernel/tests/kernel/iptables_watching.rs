@@ -1,0 +1,67 @@
+//! iptables-legacy is looked at, since it tells nothing: what matters is noticed soon, and nothing else.
+
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Duration;
+
+use kernel::LegacyWatch;
+use lab::Timing::Timed;
+
+use crate::iptables_scene::JUMP;
+use crate::scene::sh;
+
+const SOON: Duration = Duration::from_secs(1);
+const LONG: Duration = Duration::from_millis(1600);
+
+/// One message for every return of the watch.
+fn watch() -> Receiver<()> {
+    let (tell, told) = mpsc::channel();
+    let mut watch = LegacyWatch::new(5);
+    thread::spawn(move || {
+        loop {
+            watch.wait();
+            if tell.send(()).is_err() {
+                return;
+            }
+        }
+    });
+    told
+}
+
+#[test]
+fn changes_that_matter_wake_within_a_second_and_others_never() {
+    lab::test(Timed, || {
+        let told = watch();
+        assert!(told.recv_timeout(LONG).is_err(), "nothing is there");
+        sh("iptables-legacy -t mangle -L");
+        assert!(told.recv_timeout(SOON).is_ok(), "a table more");
+        sh(
+            "iptables-legacy -N FLANNEL-FWD; iptables-legacy -A INPUT -j ACCEPT; ip6tables-legacy -A INPUT -j ACCEPT",
+        );
+        while told.recv_timeout(LONG).is_ok() {}
+        for (line, matters) in [
+            ("-P FORWARD DROP", true),
+            ("-P FORWARD ACCEPT", true),
+            (&format!("-A FORWARD {JUMP}"), true),
+            ("-A FLANNEL-FWD -j ACCEPT", true),
+            ("-D FLANNEL-FWD 1", true),
+            ("-D FORWARD 1", true),
+            ("-A OUTPUT -j ACCEPT", false),
+            ("-N THEIRS", false),
+            ("-L", false),
+        ] {
+            for tool in ["iptables-legacy", "ip6tables-legacy"] {
+                if tool == "ip6tables-legacy" && line.contains("FLANNEL")
+                    || tool.starts_with("ip6") && line.starts_with("-D")
+                {
+                    continue;
+                }
+                sh(&format!("{tool} {line}"));
+                assert_eq!(told.recv_timeout(SOON).is_ok(), matters, "{tool} {line}");
+                assert!(told.recv_timeout(LONG).is_err(), "{tool} {line}: once is enough");
+            }
+        }
+        sh("ping -q -c 2 -i 0.2 127.0.0.1");
+        assert!(told.recv_timeout(LONG).is_err(), "packets are no change");
+    });
+}
