@@ -63,6 +63,15 @@ impl fmt::Display for Manager {
     }
 }
 
+/// What there is to tell of the traffic rules besides faults.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// `None` where there are none, or nobody can enforce them.
+    pub choice: Option<Choice>,
+    /// Who sends VXLAN and is no peer.
+    pub strangers: Vec<Stranger>,
+}
+
 /// The manager, and why it is that one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Choice {

@@ -32,8 +32,7 @@ pub struct Wanted {
     /// How each peer that is not left out is reached, by subnet.
     pub peers: Vec<PeerPath>,
     pub notes: Vec<Note>,
-    /// Who enforces the traffic rules; `None` where there are none or nobody can.
-    pub firewall: Option<firewall::Choice>,
+    pub firewall: firewall::Summary,
 }
 
 /// How one peer's subnet is reached.
@@ -331,6 +330,6 @@ impl<'a> Draft<'a> {
             nft_elements: firewall.elements.into(),
             iptables: firewall.iptables.into(),
         };
-        Wanted { state, owned: self.owned, peers: self.peers, notes: self.notes, firewall: firewall.choice }
+        Wanted { state, owned: self.owned, peers: self.peers, notes: self.notes, firewall: firewall.summary }
     }
 }

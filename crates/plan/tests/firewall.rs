@@ -75,7 +75,7 @@ impl Case {
     }
 
     fn manager(&self) -> Option<Manager> {
-        self.plan().firewall.map(|choice| choice.manager)
+        self.plan().firewall.choice.map(|choice| choice.manager)
     }
 }
 
@@ -134,7 +134,7 @@ fn iptables_has_flannels_rules_to_the_byte() {
         let mut case = Case { facts: both(), subnet, ..Case::new(options) };
         case.facts.usual = Some(variant);
         let plan = case.plan();
-        assert_eq!(plan.firewall.map(|choice| choice.manager), Some(Manager::Iptables(variant)));
+        assert_eq!(plan.firewall.choice.map(|choice| choice.manager), Some(Manager::Iptables(variant)));
         for (family, text) in Family::ALL.into_iter().zip(&texts) {
             assert_eq!(as_saved(&plan.state.iptables, family), saved(text), "{family} {variant}");
         }
@@ -223,7 +223,7 @@ fn what_cannot_be_is_said() {
     let none = Options { nftables: None, ..Options::default() };
     let nothing = Facts { no_nft: Some("no".into()), ..Facts::default() };
     let plan = Case { facts: nothing, ..Case::new(none) }.plan();
-    assert!(faults(&plan).is_empty() && plan.firewall.is_none(), "nothing was asked for");
+    assert!(faults(&plan).is_empty() && plan.firewall.choice.is_none(), "nothing was asked for");
 }
 
 #[test]
@@ -296,7 +296,10 @@ fn sources_are_dropped_only_where_that_is_certain() {
 #[test]
 fn strangers_are_named() {
     let address = [203, 0, 113, 9].into();
-    let facts = Facts { strangers: vec![Stranger { address, packets: 3 }], ..both() };
+    let peer = [192, 168, 100, 12].into();
+    let strangers = [address, peer].map(|address| Stranger { address, packets: 3 });
+    let facts = Facts { strangers: strangers.into(), ..both() };
     let plan = Case { facts, filter: SourceFilter::Count, ..Case::new(Options::default()) }.plan();
     assert_eq!(faults(&plan), [&Fault::Stranger(address)]);
+    assert_eq!(plan.firewall.strangers, [Stranger { address, packets: 3 }]);
 }

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use kernel::{FirewallWatch, Kernel, Kind, Watch};
+use kernel::{FirewallWatch, Kernel, Kind, LegacyWatch, Watch};
 use store::View;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -76,6 +76,20 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
         // Without nf_tables there are no such rules.
         Err(error) => debug!("{error}"),
     }
+    let legacy = LegacyWatch::new(flags.rules.iptables_resync);
+    spawn(
+        "legacy",
+        listen(
+            legacy,
+            |rules| {
+                Ok({
+                    rules.wait();
+                    Kind::Firewall
+                })
+            },
+            &bell,
+        ),
+    )?;
     spawn("monitor", listen(monitor, |monitor| monitor.wait().map(|event| event.kind), &bell))?;
     let flags = flags.clone();
     Reconciler {

@@ -183,7 +183,8 @@ impl Reconciler {
     }
 
     /// Says who enforces the traffic rules when that is another than before.
-    fn show_firewall(&mut self, choice: Option<firewall::Choice>) {
+    fn show_firewall(&mut self, firewall::Summary { choice, strangers }: firewall::Summary) {
+        self.board.send_modify(|report| Arc::make_mut(report).strangers = strangers);
         if choice == self.memory.firewall {
             return;
         }
@@ -210,8 +211,6 @@ impl Reconciler {
         notes.extend(plan::unclaimed(&wanted.state, &seen.state, &wanted.owned, &seen.underlay));
         notes.extend(self.leave_footprint(&wanted.owned));
         wanted.notes.append(&mut notes);
-        let strangers = &seen.underlay.firewall.strangers;
-        self.board.send_modify(|report| Arc::make_mut(report).strangers.clone_from(strangers));
         wanted
     }
 

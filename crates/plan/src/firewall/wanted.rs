@@ -9,7 +9,7 @@ use super::choice::choose;
 use super::iptables::{IptablesChain, IptablesTable, Variant};
 use super::nft::{NftChain, NftChainName, NftElement, NftTable};
 use super::rule::{Match, Net, Rule, Verdict};
-use super::{Choice, Facts, Fault, Manager, SourceFilter};
+use super::{Choice, Facts, Fault, Manager, SourceFilter, Summary};
 use crate::PeerPath;
 use crate::backend::Backend;
 use crate::input::{Config, Family, Leases, Node};
@@ -37,7 +37,7 @@ pub(crate) struct Firewall {
     pub(crate) chains: Vec<NftChain>,
     pub(crate) elements: Vec<NftElement>,
     pub(crate) iptables: Vec<IptablesChain>,
-    pub(crate) choice: Option<Choice>,
+    pub(crate) summary: Summary,
     pub(crate) faults: Vec<Fault>,
 }
 
@@ -50,7 +50,7 @@ pub(crate) fn rules(what: &Rules<'_>) -> Firewall {
     }
     let options = &what.config.firewall;
     if options.masquerade || options.forward {
-        (firewall.choice, firewall.faults) = choose(options, what.facts);
+        (firewall.summary.choice, firewall.faults) = choose(options, what.facts);
     }
     for family in Family::ALL {
         if let (Some(network), Some(pods)) = (what.config.network(family), what.node.subnet.of(family)) {
@@ -59,14 +59,19 @@ pub(crate) fn rules(what: &Rules<'_>) -> Firewall {
         }
         firewall.filter_sources(what, family);
     }
-    let strangers = what.facts.strangers.iter().map(|stranger| Fault::Stranger(stranger.address));
-    firewall.faults.extend(strangers);
+    // Whoever joins may send before we have heard of him.
+    let is_peer = |address: IpAddr| what.peers.iter().any(|peer| peer.public_ip == address);
+    let strangers = what.facts.strangers.iter().filter(|stranger| !is_peer(stranger.address));
+    firewall.summary.strangers = strangers.cloned().collect();
+    let named = firewall.summary.strangers.iter().map(|stranger| Fault::Stranger(stranger.address));
+    firewall.faults.extend(named);
     firewall
 }
 
 impl Firewall {
     fn masquerade(&mut self, what: &Rules<'_>, network: IpNet, pods: IpNet) {
-        let Some(Choice { manager, .. }) = self.choice.as_ref().filter(|_| what.config.firewall.masquerade)
+        let Some(Choice { manager, .. }) =
+            self.summary.choice.as_ref().filter(|_| what.config.firewall.masquerade)
         else {
             return;
         };
@@ -79,7 +84,8 @@ impl Firewall {
     }
 
     fn forward(&mut self, what: &Rules<'_>, network: IpNet) {
-        let Some(Choice { manager, .. }) = self.choice.clone().filter(|_| what.config.firewall.forward)
+        let Some(Choice { manager, .. }) =
+            self.summary.choice.clone().filter(|_| what.config.firewall.forward)
         else {
             return;
         };
