@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,11 +36,13 @@ pub(crate) fn run(tool: &str, arguments: &[&str], input: &str) -> Result<String,
         .spawn()
         .map_err(|error| failed(&error))?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (talks, silent) = mpsc::channel();
     thread::scope(|scope| {
-        let out = scope.spawn(|| text(stdout));
-        let err = scope.spawn(|| text(stderr));
+        let (until_out, until_err) = (talks.clone(), talks);
+        let out = scope.spawn(move || text(stdout, until_out));
+        let err = scope.spawn(move || text(stderr, until_err));
         scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
-        let ended = wait(&mut child);
+        let ended = wait(&mut child, &silent);
         let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
         match ended {
             Ok(true) => Ok(out),
@@ -49,9 +52,11 @@ pub(crate) fn run(tool: &str, arguments: &[&str], input: &str) -> Result<String,
     })
 }
 
-/// Did it succeed?
-fn wait(child: &mut Child) -> std::io::Result<bool> {
+/// Did it succeed? A tool that is `silent`, since it has closed all that it writes to, is about to end.
+fn wait(child: &mut Child, silent: &Receiver<Talks>) -> std::io::Result<bool> {
     let end = Instant::now() + PATIENCE;
+    // Nothing is ever sent.
+    let _ = silent.recv_timeout(PATIENCE);
     let mut pause = Duration::from_micros(200);
     loop {
         if let Some(status) = child.try_wait()? {
@@ -67,7 +72,10 @@ fn wait(child: &mut Child) -> std::io::Result<bool> {
     }
 }
 
-fn text(from: Option<impl Read>) -> String {
+/// Whoever has one may still say something.
+enum Talks {}
+
+fn text(from: Option<impl Read>, _: Sender<Talks>) -> String {
     let mut bytes = Vec::new();
     // What it could still say is enough.
     let _ = from.map(|mut from| from.read_to_end(&mut bytes));
