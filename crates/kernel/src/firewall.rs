@@ -1,6 +1,8 @@
 //! Traffic rules, whoever enforces them: what was read stays good until somebody says that it may have changed, since
 //! reading takes processes. It knows no rule.
 
+use std::time::{Duration, Instant};
+
 use plan::firewall::{Facts, IptablesChain};
 use plan::{Object, Op, State};
 
@@ -22,7 +24,11 @@ struct Reading {
     nft: nft::Rows,
     iptables: Vec<IptablesChain>,
     facts: Facts,
+    at: Option<Instant>,
 }
+
+/// What could not be used is asked for no sooner: the kernel looks for its module each time.
+const AGAIN: Duration = Duration::from_secs(5);
 
 impl Kernel {
     /// The traffic rules are read anew at the next look.
@@ -38,13 +44,15 @@ impl Firewall {
             let mut facts = Facts::default();
             let nft = self.nft.read(&mut facts);
             let iptables = iptables::read(&mut facts);
-            self.seen = Reading { nft, iptables, facts };
+            self.seen = Reading { nft, iptables, facts, at: Some(Instant::now()) };
             self.fresh = true;
-        } else if self.seen.facts.no_nft.take().is_some() {
+        } else if self.seen.facts.no_nft.is_some() && self.seen.at.is_none_or(|at| at.elapsed() >= AGAIN) {
             // No event tells that it can be used now.
+            self.seen.facts.no_nft = None;
             self.seen.nft = self.nft.read(&mut self.seen.facts);
+            self.seen.at = Some(Instant::now());
         }
-        let Reading { nft, iptables, facts } = self.seen.clone();
+        let Reading { nft, iptables, facts, .. } = self.seen.clone();
         let strangers = self.nft.strangers(&nft);
         state.nft_tables = nft.tables.into();
         state.nft_chains = nft.chains.into();
@@ -60,7 +68,12 @@ impl Firewall {
             return iptables::apply(ops);
         }
         if !was_fresh {
-            self.seen.nft = self.nft.read(&mut Facts::default());
+            let mut facts = Facts::default();
+            self.seen.nft = self.nft.read(&mut facts);
+            // What cannot be read is not gone.
+            if let Some(text) = facts.no_nft {
+                return Err(Cause::Tool { tool: "nft".into(), text });
+            }
         }
         self.nft.apply(ops, &self.seen.nft)
     }

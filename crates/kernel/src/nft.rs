@@ -1,5 +1,5 @@
 //! The rules and sets of nftables that are ours. What nf_tables can tell by netlink is asked there; only our own rules are
-//! read by `nft -j`, and all is written by `nft -f -` in one transaction. It knows no rule's meaning.
+//! read by `nft -j`, and written by `nft -f -` in one transaction. Single elements of a set need no process. It knows no rule's meaning.
 
 mod json;
 mod netlink;
@@ -7,11 +7,12 @@ mod script;
 mod sets;
 mod watch;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
-use plan::Op;
 use plan::firewall::{Facts, NftChain, NftChainName, NftElement, NftTable, Stranger};
 use plan::input::Family;
+use plan::{Object, Op, Verb};
 
 use crate::command;
 use crate::error::Cause;
@@ -32,6 +33,8 @@ pub(crate) struct Rows {
     pub(crate) elements: Vec<NftElement>,
     /// What stands under the names of our sets.
     sets: Vec<(Family, SetName, Shape)>,
+    /// Whose table does nothing.
+    dormant: Vec<Family>,
 }
 
 /// The ways to nf_tables.
@@ -69,11 +72,21 @@ impl Nft {
 
     /// All of them or none. `seen` is the last reading.
     pub(crate) fn apply(&mut self, ops: &[Op], seen: &Rows) -> Result<(), Cause> {
-        let script = script::of(ops, seen);
+        if let Some(peers) = peers(ops, seen)
+            && self.ask(|netlink| netlink::change_peers(netlink, &peers)).is_ok()
+        {
+            return Ok(());
+        }
+        // The kernel makes no chain while it wakes the table.
+        self.run(&script::waking(seen))?;
+        self.run(&script::of(ops, seen))
+    }
+
+    fn run(&mut self, script: &str) -> Result<(), Cause> {
         if script.is_empty() {
             return Ok(());
         }
-        let done = command::run(NFT, &["-f", "-"], &script);
+        let done = command::run(NFT, &["-f", "-"], script);
         done.map(|_| ()).map_err(|cause| self.advise(cause))
     }
 
@@ -100,9 +113,12 @@ impl Nft {
         let mut chains = json::chains(&text, family)
             .map_err(|why| unreadable(format!("what nft says of it is not understood: {why}")))?;
         rows.tables.push(NftTable { family });
+        if table.is_dormant() {
+            rows.dormant.push(family);
+        }
         self.add_sets(rows, family).map_err(|cause| unreadable(cause.to_string()))?;
         for chain in chains.iter_mut().filter(|chain| chain.unknown.is_none()) {
-            chain.unknown = rows.trouble(chain, table).map(Into::into);
+            chain.unknown = rows.trouble(chain).map(Into::into);
         }
         rows.chains.append(&mut chains);
         Ok(())
@@ -180,10 +196,10 @@ impl Rows {
     }
 
     /// What keeps a chain of ours from doing what it says.
-    fn trouble(&self, chain: &NftChain, table: &netlink::Table) -> Option<String> {
+    fn trouble(&self, chain: &NftChain) -> Option<String> {
         if matches!(chain.chain, NftChainName::Other(_)) {
             None
-        } else if table.is_dormant() {
+        } else if self.dormant.contains(&chain.family) {
             Some("its table is dormant".into())
         } else if chain.chain == NftChainName::Vxlan {
             let lost = SetName::ALL.into_iter().find(|set| !self.has(chain.family, *set))?;
@@ -192,6 +208,20 @@ impl Rows {
             None
         }
     }
+}
+
+/// More than these are one script.
+const SINGLE: usize = 100;
+
+/// The addresses to change where that is all that is to be done: nft(8) would read the whole set before it takes one out.
+fn peers(ops: &[Op], seen: &Rows) -> Option<Vec<(Verb, IpAddr)>> {
+    let peer = |op: &Op| match &op.object {
+        Object::NftElement(row) if seen.has(Family::of(row.address), SetName::Peers) => {
+            Some((op.verb, row.address))
+        }
+        _ => None,
+    };
+    if ops.len() > SINGLE { None } else { ops.iter().map(peer).collect() }
 }
 
 fn owned(table: &netlink::Table) -> Box<str> {

@@ -144,9 +144,49 @@ impl Netlink {
         results
     }
 
-    /// Reads the answers to the requests `first..=last` until the last one is answered. What belongs to an earlier
-    /// request, given up on, is passed over.
-    fn receive(&mut self, first: u32, last: u32, mut each: impl FnMut(usize, Part<'_>)) -> Result<(), Cause> {
+    /// Sends a few requests to nf_tables that all succeed or all fail: between the two messages that frame them.
+    pub(crate) fn transaction(&mut self, mut requests: Vec<Message>) -> Result<(), Cause> {
+        const BEGIN: u16 = 0x10;
+        const END: u16 = 0x11;
+        /// Of `struct nfgenmsg`: nf_tables' number in network order.
+        const SUBSYSTEM: [u8; 4] = [0, 0, 0, 10];
+        let frame = |kind| Message::new(kind, 0, &[&SUBSYSTEM]);
+        requests.insert(0, frame(BEGIN));
+        requests.push(frame(END));
+        let (first, last) =
+            (self.sequence.wrapping_add(1), self.sequence.wrapping_add(requests.len() as u32 - 1));
+        let mut bytes = Vec::new();
+        for request in &mut requests {
+            self.sequence = self.sequence.wrapping_add(1);
+            // Old kernels acknowledge no frame.
+            bytes.extend_from_slice(request.seal(self.sequence, self.sequence == last));
+        }
+        send(&self.socket, &bytes)?;
+        let mut result = Ok(());
+        // What is refused as a whole is told of the first message, and then of no other.
+        let is_last = |part: Part<'_>| [first, last].contains(&part.sequence) && ends(part);
+        self.receive_until(is_last, (first, last), |_, part| {
+            if let Answer::End(Err(cause)) = answer(part)
+                && result.is_ok()
+            {
+                result = Err(cause);
+            }
+        })?;
+        result
+    }
+
+    /// Reads the answers to the requests `first..=last` until the last one is answered.
+    fn receive(&mut self, first: u32, last: u32, each: impl FnMut(usize, Part<'_>)) -> Result<(), Cause> {
+        self.receive_until(|part| part.sequence == last && ends(part), (first, last), each)
+    }
+
+    /// What belongs to an earlier request, given up on, is passed over.
+    fn receive_until(
+        &mut self,
+        is_last: impl Fn(Part<'_>) -> bool,
+        (first, last): (u32, u32),
+        mut each: impl FnMut(usize, Part<'_>),
+    ) -> Result<(), Cause> {
         loop {
             receive(&self.socket, &mut self.datagram).map_err(|error| match error.kind() {
                 io::ErrorKind::WouldBlock => Cause::Silent(PATIENCE.as_secs()),
@@ -158,7 +198,7 @@ impl Netlink {
                     continue;
                 }
                 each(place as usize, part);
-                if part.sequence == last && ends(part) {
+                if is_last(part) {
                     return Ok(());
                 }
             }

@@ -167,3 +167,143 @@ fn network(value: &Value, family: Family) -> Option<IpNet> {
     };
     (Family::of(net.addr()) == family).then_some(net)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As nft 1.0.6 prints them.
+    const LISTING: &str = r#"{"nftables": [
+        {"metainfo": {"version": "1.0.6", "release_name": "Lester Gooch #5", "json_schema_version": 1}},
+        {"table": {"family": "ip", "name": "flannel-ipv4", "handle": 1}},
+        {"set": {"family": "ip", "name": "vteps", "table": "flannel-ipv4", "type": "ipv4_addr", "handle": 2}},
+        {"chain": {"family": "ip", "table": "flannel-ipv4", "name": "postrtg", "handle": 1, "type": "nat",
+                   "hook": "postrouting", "prio": 100, "policy": "accept"}},
+        {"chain": {"family": "ip", "table": "flannel-ipv4", "name": "vxlan", "handle": 4, "type": "filter",
+                   "hook": "input", "prio": 0, "policy": "drop"}},
+        {"chain": {"family": "ip", "table": "flannel-ipv4", "name": "forward", "handle": 5}},
+        {"chain": {"family": "ip", "table": "flannel-ipv4", "name": "mine", "handle": 6}},
+        {"rule": {"family": "ip", "table": "flannel-ipv4", "chain": "postrtg", "handle": 5, "expr": [
+            {"match": {"op": "==", "left": {"&": [{"meta": {"key": "mark"}}, 16384]}, "right": 16384}},
+            {"return": null}]}},
+        {"rule": {"family": "ip", "table": "flannel-ipv4", "chain": "mine", "handle": 9, "expr": [
+            {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 22}},
+            {"accept": null}]}},
+        {"rule": {"family": "ip", "table": "flannel-ipv4", "chain": "postrtg", "handle": 7, "expr": [
+            {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}},
+                       "right": {"prefix": {"addr": "10.244.0.0", "len": 16}}}},
+            {"match": {"op": "!=", "left": {"payload": {"protocol": "ip", "field": "daddr"}},
+                       "right": {"prefix": {"addr": "224.0.0.0", "len": 4}}}},
+            {"masquerade": {"flags": "fully-random"}}]}},
+        {"rule": {"family": "ip", "table": "flannel-ipv4", "chain": "vxlan", "handle": 10, "comment": "hey", "expr": [
+            {"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": 8472}},
+            {"match": {"op": "==", "left": {"payload": {"base": "th", "offset": 96, "len": 24}}, "right": 1}},
+            {"match": {"op": "!=", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": "@vteps"}},
+            {"set": {"op": "update", "elem": {"payload": {"protocol": "ip", "field": "saddr"}}, "set": "@strangers",
+                     "stmt": [{"counter": null}]}}]}}]}"#;
+
+    #[test]
+    fn a_listing_becomes_chains() {
+        let chains = chains(LISTING, Family::Ipv4).unwrap();
+        let told: Vec<String> = chains.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "nft chain ip flannel-ipv4 postrtg { meta mark & 0x00004000 == 0x00004000 return; \
+                 ip saddr 10.244.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random; }",
+                "nft chain ip flannel-ipv4 vxlan { udp dport 8472 @th,96,24 0x1 ip saddr != @vteps \
+                 update @strangers { ip saddr counter }; }",
+                "nft chain ip flannel-ipv4 forward { }",
+                r#"nft chain ip flannel-ipv4 mine { [{"match":{"left":{"payload":{"field":"dport","protocol":"tcp"}},"op":"==","right":22}},{"accept":null}]; }"#,
+            ]
+        );
+        let unlike: Vec<Option<&str>> = chains.iter().map(|chain| chain.unknown.as_deref()).collect();
+        assert_eq!(
+            unlike,
+            [None, Some("type filter hook input priority 0 policy drop"), Some("no hook"), None]
+        );
+    }
+
+    /// A rule of these expressions, in nft's words where it is a shape of ours.
+    fn read(expressions: &str) -> Option<String> {
+        let expressions: Value = serde_json::from_str(&format!("[{expressions}]")).unwrap();
+        let rule = rule_of(&expressions);
+        (!matches!(rule.verdict, Verdict::Other(_))).then(|| rule.to_string())
+    }
+
+    #[test]
+    fn all_dialects_of_nft_are_understood() {
+        let mark = |mask: &str, value: &str| {
+            format!(
+                r#"{{"match":{{"op":"==","left":{{"&":[{{"meta":{{"key":"mark"}}}},{mask}]}},"right":{value}}}}},{{"return":null}}"#
+            )
+        };
+        let net = |right: &str| {
+            format!(
+                r#"{{"match":{{"op":"==","left":{{"payload":{{"protocol":"ip","field":"saddr"}}}},"right":{right}}}}},{{"accept":null}}"#
+            )
+        };
+        let marked = "meta mark & 0x00004000 == 0x00004000 return";
+        for (expressions, words) in [
+            (mark("16384", "16384"), marked),
+            (mark(r#""0x4000""#, r#""0x00004000""#), marked),
+            (mark(r#""16384""#, "16384"), marked),
+            (
+                r#"{"match":{"op":"==","left":{"meta":{"key":"mark"}},"right":16384}},{"return":null}"#.into(),
+                "meta mark & 0xffffffff == 0x00004000 return",
+            ),
+            (net(r#""10.1.2.3""#), "ip saddr 10.1.2.3/32 accept"),
+            (net(r#"{"prefix":{"addr":"10.0.0.0","len":8}}"#), "ip saddr 10.0.0.0/8 accept"),
+            (net(r#"{"range":["10.0.0.0","10.127.255.255"]}"#), "ip saddr 10.0.0.0/9 accept"),
+            (r#"{"masquerade":null}"#.into(), "masquerade"),
+            (r#"{"masquerade":{"flags":"fully-random"}}"#.into(), "masquerade fully-random"),
+            (r#"{"masquerade":{"flags":["fully-random"]}}"#.into(), "masquerade fully-random"),
+            (r#"{"counter":{"packets":7,"bytes":9}}"#.into(), "counter"),
+            (r#"{"counter":null},{"drop":null}"#.into(), "counter drop"),
+            (
+                r#"{"set":{"op":"update","elem":{"payload":{"protocol":"ip6","field":"saddr"}},"set":"@strangers"}}"#
+                    .into(),
+                "update @strangers { ip6 saddr counter }",
+            ),
+        ] {
+            assert_eq!(read(&expressions).as_deref(), Some(words), "{expressions}");
+        }
+    }
+
+    #[test]
+    fn what_is_almost_ours_is_not() {
+        for expressions in [
+            "",
+            r#"{"drop":null}"#,
+            r#"{"accept":null},{"accept":null}"#,
+            r#"{"counter":"named"}"#,
+            r#"{"masquerade":{"flags":["fully-random","persistent"]}}"#,
+            r#"{"masquerade":{"flags":"random"}}"#,
+            r#"{"masquerade":{"port":1024}}"#,
+            r#"{"counter":null},{"match":{"op":"==","left":{"meta":{"key":"mark"}},"right":1}}"#,
+            r#"{"match":{"op":"==","left":{"meta":{"key":"iifname"}},"right":1}},{"accept":null}"#,
+            r#"{"match":{"op":"<","left":{"meta":{"key":"mark"}},"right":1}},{"accept":null}"#,
+            r#"{"match":{"op":"!=","left":{"meta":{"key":"mark"}},"right":1}},{"accept":null}"#,
+            r#"{"match":{"op":"==","left":{"payload":{"protocol":"tcp","field":"dport"}},"right":1}},{"accept":null}"#,
+            r#"{"match":{"op":"==","left":{"payload":{"protocol":"udp","field":"dport"}},"right":65536}},{"accept":null}"#,
+            r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"@vteps"}},{"accept":null}"#,
+            r#"{"match":{"op":"!=","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"@mine"}},{"accept":null}"#,
+            r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"fd00::1"}},{"accept":null}"#,
+            r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":{"range":["10.0.0.0","10.0.0.2"]}}},{"accept":null}"#,
+            r#"{"set":{"op":"add","elem":{"payload":{"protocol":"ip","field":"saddr"}},"set":"@strangers"}}"#,
+            r#"{"set":{"op":"update","elem":{"payload":{"protocol":"ip","field":"daddr"}},"set":"@strangers"}}"#,
+            r#"{"set":{"op":"update","elem":{"payload":{"protocol":"ip","field":"saddr"}},"set":"@strangers","stmt":[]}}"#,
+            r#"{"xt":null}"#,
+        ] {
+            assert_eq!(read(expressions), None, "{expressions}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_listing_is_an_error() {
+        for text in ["", "{", "[]", "{}", r#"{"nftables":{}}"#, r#"{"nftables":[{"chain":{}}]}"#] {
+            assert!(chains(text, Family::Ipv4).is_err(), "{text}");
+        }
+        assert_eq!(chains(r#"{"nftables":[]}"#, Family::Ipv4), Ok(vec![]));
+    }
+}

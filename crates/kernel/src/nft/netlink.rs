@@ -1,9 +1,10 @@
 //! What nf_tables tells without a process: which tables and sets there are, and a set's elements, by nfnetlink. It changes
-//! nothing. Numbers are those of `linux/netfilter/nf_tables.h`.
+//! single elements alone. Numbers are those of `linux/netfilter/nf_tables.h`.
 
 use std::fmt;
 use std::net::IpAddr;
 
+use plan::Verb;
 use plan::firewall::Stranger;
 use plan::input::Family;
 
@@ -17,10 +18,21 @@ pub(super) const SUBSYSTEM: u16 = 10;
 
 const GET_TABLE: u16 = 1;
 const GET_SET: u16 = 10;
+const NEW_ELEMENTS: u16 = 12;
 const GET_ELEMENTS: u16 = 13;
+const DELETE_ELEMENTS: u16 = 14;
 
 /// The table's name, in the messages of all objects.
 pub(super) const TABLE: u16 = 1;
+
+/// Attributes of a message about elements, of the list of them, of one of them, of its key.
+const SET: u16 = 2;
+const ELEMENTS: u16 = 3;
+const ELEMENT: u16 = 1;
+const KEY: u16 = 1;
+const VALUE: u16 = 1;
+/// Marks an attribute made of attributes.
+const NESTED: u16 = 0x8000;
 
 /// The address families' names as nft(8) has them.
 const FAMILIES: [(u8, &str); 6] =
@@ -83,10 +95,29 @@ pub(super) fn sets(netlink: &mut Netlink, family: Family) -> Result<Vec<Set>, Ca
 
 /// The addresses in that set, with the packets that each was counted with.
 pub(super) fn elements(netlink: &mut Netlink, family: Family, name: SetName) -> Result<Vec<Stranger>, Cause> {
-    const SET: u16 = 2;
     let mut request = request(GET_ELEMENTS, number(family));
     request.text(TABLE, family.nft_table()).text(SET, name.as_str());
     netlink.dump(request, |all: &mut Vec<_>, part| all.extend(elements_of(part)))
+}
+
+/// Adds these addresses to the peers' sets, and takes those out again that are to go: so it is no error that they are gone.
+pub(super) fn change_peers(netlink: &mut Netlink, addresses: &[(Verb, IpAddr)]) -> Result<(), Cause> {
+    let add = addresses.iter().map(|(_, address)| change(NEW_ELEMENTS, libc::NLM_F_CREATE, *address));
+    let gone = addresses.iter().filter(|(verb, _)| *verb == Verb::Delete);
+    let delete = gone.map(|(_, address)| change(DELETE_ELEMENTS, 0, *address));
+    netlink.transaction(add.chain(delete).collect())
+}
+
+fn change(kind: u16, flags: libc::c_int, address: IpAddr) -> Message {
+    let family = Family::of(address);
+    let mut request = Message::new(SUBSYSTEM << 8 | kind, flags, &[&[number(family), 0, 0, 0]]);
+    request.text(TABLE, family.nft_table()).text(SET, SetName::Peers.as_str());
+    request.nest(NESTED | ELEMENTS, |list| {
+        list.nest(NESTED | ELEMENT, |element| {
+            element.nest(NESTED | KEY, |key| _ = key.ip(VALUE, address));
+        });
+    });
+    request
 }
 
 /// `NFPROTO_IPV4` or `NFPROTO_IPV6`.
@@ -142,14 +173,11 @@ fn set(part: Part<'_>) -> Set {
 }
 
 fn elements_of(part: Part<'_>) -> impl Iterator<Item = Stranger> {
-    const ELEMENTS: u16 = 3;
     let lists = attributes(part).filter(|attribute| attribute.kind == ELEMENTS);
     lists.flat_map(Attribute::nested).filter_map(element)
 }
 
 fn element(element: Attribute<'_>) -> Option<Stranger> {
-    const KEY: u16 = 1;
-    const VALUE: u16 = 1;
     const EXPRESSION: u16 = 7;
     let address: IpAddr = nested(nested(element, KEY)?, VALUE)?.ip()?;
     let packets = nested(element, EXPRESSION).and_then(packets).unwrap_or(0);
@@ -165,4 +193,60 @@ fn packets(expression: Attribute<'_>) -> Option<u64> {
 
 fn nested(attribute: Attribute<'_>, kind: u16) -> Option<Attribute<'_>> {
     attribute.nested().find(|inner| inner.kind == kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn peers_change_all_together_or_not_at_all_and_at_once() {
+        lab::test(lab::Timing::Free, || {
+            let mut netlink = Netlink::netfilter().unwrap();
+            let (four, five): (IpAddr, IpAddr) = ([192, 0, 2, 4].into(), [192, 0, 2, 5].into());
+            let six: IpAddr = "2001:db8::6".parse().unwrap();
+            let mut change = |changes: &[(Verb, IpAddr)]| {
+                let start = Instant::now();
+                let done = change_peers(&mut netlink, changes);
+                assert!(start.elapsed() < lab::patient(Duration::from_secs(2)), "it waited for an answer");
+                let peers = elements(&mut netlink, Family::Ipv4, SetName::Peers).unwrap_or_default();
+                (done, peers.into_iter().map(|peer| peer.address).collect::<Vec<_>>())
+            };
+            let refused = |errno| Err(Cause::Refused { errno, text: None });
+            assert_eq!(change(&[(Verb::Add, four)]), (refused(libc::ENOENT), vec![]));
+            let nft = "add table ip flannel-ipv4; add set ip flannel-ipv4 vteps { type ipv4_addr; }";
+            assert!(Command::new("nft").arg(nft).status().unwrap().success());
+            assert_eq!(change(&[(Verb::Add, four)]), (Ok(()), vec![four]));
+            assert_eq!(change(&[(Verb::Add, five), (Verb::Add, six)]), (refused(libc::ENOENT), vec![four]));
+            assert_eq!(change(&[(Verb::Add, six), (Verb::Add, five)]), (refused(libc::ENOENT), vec![four]));
+            assert_eq!(change(&[(Verb::Delete, four), (Verb::Add, five)]), (Ok(()), vec![five]));
+            assert_eq!(change(&[(Verb::Delete, four), (Verb::Add, five)]), (Ok(()), vec![five]));
+        });
+    }
+
+    #[test]
+    fn without_the_right_to_it_that_is_said_at_once() {
+        const INNER: &str = "WITHOUT_NET_ADMIN";
+        if std::env::var_os(INNER).is_some() {
+            let mut netlink = Netlink::netfilter().unwrap();
+            let denied = Cause::Refused { errno: libc::EPERM, text: None };
+            assert_eq!(tables(&mut netlink), Err(denied.clone()));
+            let start = Instant::now();
+            assert_eq!(change_peers(&mut netlink, &[(Verb::Add, [192, 0, 2, 4].into())]), Err(denied));
+            assert!(start.elapsed() < lab::patient(Duration::from_secs(2)), "it waited for an answer");
+            return;
+        }
+        lab::test(lab::Timing::Free, || {
+            let test = "nft::netlink::tests::without_the_right_to_it_that_is_said_at_once";
+            let mut less = Command::new("setpriv");
+            less.args(["--bounding-set=-net_admin", "--inh-caps=-net_admin"]);
+            less.arg(std::env::current_exe().unwrap()).args(["--exact", test]).env(INNER, "1");
+            let out = less.output().unwrap();
+            let said = String::from_utf8_lossy(&out.stdout);
+            assert!(said.contains("test result: ok. 1 passed;"), "{said}");
+        });
+    }
 }

@@ -36,6 +36,13 @@ pub(super) fn of(ops: &[Op], seen: &Rows) -> String {
     script.text
 }
 
+/// A script of its own for tables of ours that do nothing.
+pub(super) fn waking(seen: &Rows) -> String {
+    let mut script = Script { text: String::new(), seen };
+    seen.dormant.iter().for_each(|family| script.add_table(*family));
+    script.text
+}
+
 /// The addresses of one family, as nft's lists have them.
 fn elements(ops: &[&Op], family: Family) -> String {
     let addresses = ops.iter().filter_map(|op| match &op.object {
@@ -68,7 +75,7 @@ impl Script<'_> {
         self.text.push('\n');
     }
 
-    /// Wakes it also, where it is dormant.
+    /// Wakes it also, where it is dormant, since it names no flag.
     fn add_table(&mut self, family: Family) {
         let name = family.nft_table();
         self.line(format_args!("add table {} {{ comment \"rules for {name}\"; }}", Table(family)));
