@@ -1,0 +1,117 @@
+//! A node that nftables keeps the traffic rules of, as `plan` wants them, and short ways to round after round.
+
+use std::net::IpAddr;
+
+use kernel::{Kernel, Outcome};
+use plan::firewall::{Facts, NftElement, SourceFilter};
+use plan::input::{Config, Leases, Node, Underlay};
+use plan::lease::Lease;
+use plan::owned::{Owned, Sweep};
+use plan::{Op, State};
+use serde_json::json;
+
+use crate::scene;
+
+/// What is asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Wish {
+    pub(crate) filter: SourceFilter,
+    pub(crate) fully_random: bool,
+    pub(crate) network: &'static str,
+}
+
+impl Default for Wish {
+    fn default() -> Self {
+        Self { filter: SourceFilter::Count, fully_random: true, network: "10.244.0.0/16" }
+    }
+}
+
+/// The rules of nftables that `plan` wants for it, with two peers.
+pub(crate) fn wanted(wish: Wish) -> State {
+    let config: Config = serde_json::from_value(json!({
+        "ipv4": wish.network, "ipv6": "fd00:244::/48",
+        "backend": {"vxlan": {"source_filter": wish.filter}},
+        "firewall": {"nftables": true, "masquerade": true, "forward": true, "fully_random": wish.fully_random},
+    }))
+    .unwrap();
+    let node: Node = serde_json::from_value(json!({
+        "uplink": {"link": "eth0", "mtu": 1500, "ipv4": "192.0.2.1", "ipv6": "2001:db8::1"},
+        "subnet": {"ipv4": "10.244.52.0/24", "ipv6": "fd00:244:0:17::/64"},
+        "vtep": "02:00:00:00:00:01", "vtep_v6": "02:00:00:00:00:01",
+    }))
+    .unwrap();
+    let peer = |key: &str, ipv4: &str, ipv6: &str, mac: &str| {
+        let vtep = json!({"VNI": 1, "VtepMAC": mac});
+        let value = json!({
+            "PublicIP": ipv4, "PublicIPv6": ipv6,
+            "BackendType": "vxlan", "BackendData": vtep, "BackendV6Data": vtep,
+        });
+        Lease::parse(key, value.to_string().as_bytes(), 1).unwrap()
+    };
+    let leases = Leases::Listed(vec![
+        peer("10.244.2.0-24&fd00:244:0:2::-64", "192.0.2.2", "2001:db8::2", "02:00:00:00:00:02"),
+        peer("10.244.3.0-24&fd00:244:0:3::-64", "192.0.2.3", "2001:db8::3", "02:00:00:00:00:03"),
+    ]);
+    let underlay: Underlay = serde_json::from_value(json!({
+        "links": [{"name": "eth0", "kind": "veth", "mtu": 1500, "up": true, "carrier": true}],
+        "addresses": [
+            {"link": "eth0", "address": "192.0.2.1/24", "permanent": true},
+            {"link": "eth0", "address": "2001:db8::1/64", "permanent": true},
+        ],
+        "routes": [{"destination": "192.0.2.0/24", "link": "eth0"}],
+    }))
+    .unwrap();
+    rules(plan::wanted(&config, &node, &leases, &underlay).state)
+}
+
+fn rules(state: State) -> State {
+    let State { nft_tables, nft_chains, nft_elements, .. } = state;
+    State { nft_tables, nft_chains, nft_elements, ..State::default() }
+}
+
+pub(crate) fn bounds() -> Owned {
+    Owned { firewall: true, sweep: Sweep::LeftOvers, ..scene::owned() }
+}
+
+/// A fresh reading.
+pub(crate) fn look(kernel: &mut Kernel) -> (State, Facts) {
+    kernel.forget_firewall();
+    look_again(kernel)
+}
+
+/// What was read stays good.
+pub(crate) fn look_again(kernel: &mut Kernel) -> (State, Facts) {
+    let seen = kernel.dump(&bounds()).unwrap();
+    (rules(seen.state), seen.underlay.firewall)
+}
+
+pub(crate) fn to_do(kernel: &mut Kernel, wanted: &State) -> Vec<Op> {
+    plan::diff(wanted, &look(kernel).0, &bounds())
+}
+
+/// Does what is to be done, after which nothing is; tells what it was.
+#[track_caller]
+pub(crate) fn round(kernel: &mut Kernel, wanted: &State) -> Vec<Op> {
+    let ops = to_do(kernel, wanted);
+    assert_eq!(kernel.apply(&ops), vec![Outcome::Done; ops.len()], "{ops:#?}");
+    let left = to_do(kernel, wanted);
+    assert!(left.is_empty(), "after {ops:#?}\nthere is left {left:#?}");
+    ops
+}
+
+/// A node on which all that is wanted is done.
+#[track_caller]
+pub(crate) fn settled(wanted: &State) -> Kernel {
+    let mut kernel = Kernel::open().unwrap();
+    round(&mut kernel, wanted);
+    kernel
+}
+
+pub(crate) fn element(address: impl Into<IpAddr>) -> NftElement {
+    NftElement { address: address.into() }
+}
+
+/// What nft says of all rules.
+pub(crate) fn ruleset() -> String {
+    scene::sh("nft list ruleset")
+}

@@ -1,0 +1,121 @@
+//! The monitor of traffic rules: ours wake, and the thousands of others do not.
+
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kernel::FirewallWatch;
+use lab::Timing::Free;
+use plan::firewall::SourceFilter;
+
+use crate::nft_scene::*;
+use crate::nftables::{forge, storm};
+use crate::scene::*;
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// A watch on which a thread of its own waits.
+struct Ear(Receiver<Instant>);
+
+impl Ear {
+    fn open() -> Self {
+        let mut watch = FirewallWatch::open().unwrap();
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || while watch.wait().is_ok() && tell.send(Instant::now()).is_ok() {});
+        Self(told)
+    }
+
+    /// Nothing more is on its way.
+    fn rest(&self) -> usize {
+        let mut count = 0;
+        while self.0.recv_timeout(Duration::from_millis(150)).is_ok() {
+            count += 1;
+        }
+        count
+    }
+
+    #[track_caller]
+    fn hears(&self, line: &str) {
+        self.rest();
+        sh(line);
+        assert!(self.0.recv_timeout(lab::patient(SOON)).is_ok(), "`{line}` woke nobody");
+    }
+
+    #[track_caller]
+    fn sleeps(&self, line: &str) {
+        self.rest();
+        sh(line);
+        assert_eq!(self.rest(), 0, "`{line}` woke");
+    }
+}
+
+#[test]
+fn what_concerns_us_wakes_and_nothing_else() {
+    lab::test(Free, || {
+        settled(&wanted(Wish::default()));
+        let ear = Ear::open();
+        for table in ["ip flannel-ipv4", "ip6 flannel-ipv6"] {
+            let peer = if table.starts_with("ip6") { "2001:db8::2" } else { "192.0.2.2" };
+            ear.hears(&format!("nft delete element {table} vteps {{ {peer} }}"));
+            ear.hears(&format!("nft insert rule {table} forward tcp dport 22 drop"));
+            ear.hears(&format!("nft flush chain {table} postrtg"));
+            ear.hears(&format!("nft delete chain {table} postrtg"));
+            ear.hears(&format!("nft 'flush chain {table} vxlan; delete set {table} vteps'"));
+            ear.hears(&format!("nft delete table {table}"));
+            ear.hears(&format!("nft add table {table}"));
+        }
+        ear.hears("nft flush ruleset");
+        for tool in ["iptables-nft", "ip6tables-nft"] {
+            ear.hears(&format!("{tool} -A FORWARD -j ACCEPT"));
+            ear.hears(&format!("{tool} -P FORWARD DROP"));
+            ear.hears(&format!("{tool} -t nat -A POSTROUTING -j ACCEPT"));
+            ear.hears(&format!("{tool} -N FLANNEL-FWD"));
+            ear.hears(&format!("{tool} -A FLANNEL-FWD -j ACCEPT"));
+            ear.hears(&format!("{tool} -t nat -N FLANNEL-POSTRTG"));
+            ear.hears(&format!("{tool} -t nat -A FLANNEL-POSTRTG -j ACCEPT"));
+            ear.hears(&format!("{tool} -D FORWARD -j ACCEPT"));
+            ear.sleeps(&format!("{tool} -A INPUT -j ACCEPT"));
+            ear.sleeps(&format!("{tool} -t nat -N KUBE-SERVICES; {tool} -t nat -A KUBE-SERVICES -j ACCEPT"));
+            ear.sleeps(&format!("{tool} -t mangle -A FORWARD -j ACCEPT"));
+        }
+        ear.hears("nft add table inet firewalld");
+        ear.sleeps("nft add chain inet firewalld filter_FORWARD");
+        ear.hears("nft delete table inet firewalld");
+        ear.sleeps("nft add table inet other");
+        ear.sleeps("nft add table ip6 flannel-ipv4");
+    });
+}
+
+#[test]
+fn thousands_of_rules_of_others_wake_nobody() {
+    lab::test(Free, || {
+        let mut kernel = settled(&wanted(Wish::default()));
+        let ear = Ear::open();
+        storm(100, 1000);
+        assert_eq!(ear.rest(), 0);
+        ear.hears("nft flush chain ip flannel-ipv4 forward");
+        round(&mut kernel, &wanted(Wish::default()));
+    });
+}
+
+#[test]
+fn packets_of_strangers_wake_nobody() {
+    lab::test(Free, || {
+        let mut kernel = settled(&wanted(Wish { filter: SourceFilter::Count, ..Wish::default() }));
+        // As ours, but such that they are seen to go.
+        sh("nft 'flush chain ip flannel-ipv4 vxlan; delete set ip flannel-ipv4 strangers;
+                 add set ip flannel-ipv4 strangers {
+                     type ipv4_addr; size 1024; flags dynamic,timeout; timeout 300ms; gc-interval 100ms; };
+                 add rule ip flannel-ipv4 vxlan udp dport 8472 update @strangers { ip saddr counter }'");
+        let ear = Ear::open();
+        let there = || sh("nft list set ip flannel-ipv4 strangers").contains("127.0.0.7");
+        for host in 1..8 {
+            forge(&format!("127.0.0.{host}"), 1);
+        }
+        assert!(there());
+        lab::wait_for("the stranger is forgotten", SOON, || !there());
+        assert_eq!(ear.rest(), 0);
+        ear.hears("nft flush chain ip flannel-ipv4 vxlan");
+        round(&mut kernel, &wanted(Wish::default()));
+    });
+}
