@@ -2,6 +2,7 @@
 //! alone: that is the daemon's work, and what a CNI plugin would do is in `pod`.
 
 use std::fmt::Write as _;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,6 +28,9 @@ pub(crate) const PLAIN: [(&str, &str); 7] = [
     ("net.ipv6.conf.default.router_solicitations", "0"),
 ];
 
+pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 200);
+pub const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0, 0x200);
+
 /// What to build. Node k is 192.168.100.(10+k) on segment A, 192.168.101.(10+k) on segment B.
 #[derive(Clone, Debug)]
 pub struct Topology {
@@ -34,17 +38,18 @@ pub struct Topology {
     far: usize,
     twill: Option<PathBuf>,
     etcd: Option<EtcdSetup>,
+    outside: bool,
 }
 
 impl Topology {
     /// `nodes` nodes on one segment.
     pub fn flat(nodes: usize) -> Self {
-        Self { near: nodes, far: 0, twill: None, etcd: None }
+        Self { near: nodes, far: 0, twill: None, etcd: None, outside: false }
     }
 
     /// `near` nodes on segment A, then `far` nodes on segment B, with a router between.
     pub fn routed(near: usize, far: usize) -> Self {
-        Self { near, far, twill: None, etcd: None }
+        Self { near, far, twill: None, etcd: None, outside: false }
     }
 
     /// The daemon's executable; `TWILL_BIN` in the environment has the last word.
@@ -56,6 +61,12 @@ impl Topology {
     /// A real etcd in place of the shared directory, at 192.168.100.5 on segment A.
     pub fn etcd(mut self, setup: EtcdSetup) -> Self {
         self.etcd = Some(setup);
+        self
+    }
+
+    /// A host on segment A, 192.168.100.200, that knows the nodes and no pod network.
+    pub fn outside(mut self) -> Self {
+        self.outside = true;
         self
     }
 
@@ -76,7 +87,8 @@ impl Topology {
         let node = |k| Node::new(k, if k <= self.near { 'A' } else { 'B' }, &home, (&store, &twill));
         let nodes: Vec<_> = (1..=self.near + self.far).map(node).collect();
         let router = (self.far > 0).then(|| Ns::named("router"));
-        let lab = Lab { store, nodes, router, etcd };
+        let outside = self.outside.then(|| Ns::named("outside"));
+        let lab = Lab { store, nodes, router, etcd, outside };
         lab.wire();
         lab.etcd.iter().for_each(|etcd| etcd.start());
         lab
@@ -98,6 +110,7 @@ pub struct Lab {
     nodes: Vec<Node>,
     router: Option<Ns>,
     etcd: Option<Arc<Etcd>>,
+    outside: Option<Ns>,
 }
 
 impl Lab {
@@ -112,6 +125,11 @@ impl Lab {
 
     pub fn router(&self) -> &Ns {
         self.router.as_ref().expect("only a routed topology has a router")
+    }
+
+    /// The host that is no node; its addresses are [`OUTSIDE`] and [`OUTSIDE6`].
+    pub fn outside(&self) -> &Ns {
+        self.outside.as_ref().expect("only a topology with an outside has one")
     }
 
     pub fn etcd(&self) -> &Etcd {
@@ -132,7 +150,12 @@ impl Lab {
 
     fn spaces(&self) -> impl Iterator<Item = &Ns> {
         let etcd = self.etcd.iter().map(|etcd| etcd.ns());
-        self.nodes.iter().map(|node| &node.ns).chain(self.router.as_ref()).chain(etcd)
+        self.nodes
+            .iter()
+            .map(|node| &node.ns)
+            .chain(self.router.as_ref())
+            .chain(etcd)
+            .chain(self.outside.as_ref())
     }
 
     fn segments(&self) -> &'static [char] {
@@ -155,6 +178,10 @@ impl Lab {
         if let Some(etcd) = &self.etcd {
             etcd.ns().batch(&host_lines(etcd::ADDRESS, etcd::ADDRESS6));
             etcd.ns().wait_up(&["eth0"]);
+        }
+        if let Some(outside) = &self.outside {
+            outside.batch(&outside_lines());
+            outside.wait_up(&["eth0"]);
         }
         if let Some(router) = &self.router {
             let mut lines = "link set lo up\n".to_owned();
@@ -195,8 +222,19 @@ impl Lab {
         if self.etcd.is_some() {
             cable(("etcd", "eth0", "02:00:00:00:01:02"), ("etcd", 'A'));
         }
+        if self.outside.is_some() {
+            cable(("outside", "eth0", "02:00:00:00:01:03"), ("outside", 'A'));
+        }
         lines
     }
+}
+
+/// No default route, which might lead to the pods: only the way to the other segment.
+fn outside_lines() -> String {
+    format!(
+        "link set lo up\nlink set eth0 up\naddress add {OUTSIDE}/24 dev eth0\naddress add {OUTSIDE6}/64 dev eth0\n\
+         route add 192.168.101.0/24 via 192.168.100.1 dev eth0\nroute add fd00:101::/64 via fd00:100::1 dev eth0\n"
+    )
 }
 
 impl Drop for Lab {
@@ -206,7 +244,9 @@ impl Drop for Lab {
         let mut lines = String::new();
         let ports = self.nodes.iter().map(|node| node.name.as_str());
         let etcd = self.etcd.iter().map(|_| "etcd");
-        for port in ports.chain(self.router.iter().flat_map(|_| ["routerA", "routerB"])).chain(etcd) {
+        let outside = self.outside.iter().map(|_| "outside");
+        let routers = self.router.iter().flat_map(|_| ["routerA", "routerB"]);
+        for port in ports.chain(routers).chain(etcd).chain(outside) {
             let _ = writeln!(lines, "link delete {port}");
         }
         for segment in self.segments() {

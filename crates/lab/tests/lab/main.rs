@@ -8,3 +8,4 @@ mod measure;
 mod pods;
 mod testing;
 mod topology;
+mod traffic;

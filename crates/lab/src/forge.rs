@@ -1,0 +1,83 @@
+//! A forged VXLAN packet: UDP to a node's tunnel port, from whatever address the sender has, with a frame inside that
+//! asks the node's own tunnel device to hand a datagram to a pod. The bytes are made here, by no code of twill's.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use crate::ns::Ns;
+
+const SENDER_MAC: [u8; 6] = [0x02, 0xba, 0xad, 0, 0, 1];
+const UDP: u8 = 17;
+const HOPS: u8 = 64;
+
+/// What is in the packet.
+#[derive(Clone, Debug)]
+pub struct Forgery {
+    pub vni: u32,
+    /// The MAC of the node's tunnel device, such as `02:00:00:00:00:01`.
+    pub mac: String,
+    /// The inner datagram's two ends, of one family.
+    pub inner: (SocketAddr, SocketAddr),
+    pub said: String,
+}
+
+impl Forgery {
+    /// To the tunnel port `to` of a node, from `own`, an address of the sender's.
+    pub fn send(&self, from: &Ns, own: IpAddr, to: SocketAddr) {
+        let packet = self.packet();
+        let sent = from.within(|| UdpSocket::bind((own, 0)).and_then(|socket| socket.send_to(&packet, to)));
+        assert_eq!(sent.unwrap_or_else(|e| panic!("{own} to {to}: {e}")), packet.len());
+    }
+
+    fn packet(&self) -> Vec<u8> {
+        let mut packet = vec![0x08, 0, 0, 0];
+        packet.extend((self.vni << 8).to_be_bytes());
+        packet.extend(mac_bytes(&self.mac));
+        packet.extend(SENDER_MAC);
+        let (ethertype, datagram) = datagram(self.inner, self.said.as_bytes());
+        packet.extend(ethertype.to_be_bytes());
+        packet.extend(datagram);
+        packet
+    }
+}
+
+fn mac_bytes(mac: &str) -> Vec<u8> {
+    let bytes: Option<Vec<u8>> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes.filter(|bytes| bytes.len() == 6).unwrap_or_else(|| panic!("{mac} is no MAC address"))
+}
+
+/// An ethertype, and the IP packet of that family.
+fn datagram((from, to): (SocketAddr, SocketAddr), said: &[u8]) -> (u16, Vec<u8>) {
+    let length = u16::try_from(said.len() + 8).expect("a short text");
+    let udp = |checksum: u16| {
+        let header = [from.port(), to.port(), length, checksum];
+        [header.map(u16::to_be_bytes).concat(), said.to_vec()].concat()
+    };
+    match (from.ip(), to.ip()) {
+        (IpAddr::V4(source), IpAddr::V4(target)) => {
+            let header = |checksum: u16| {
+                let sizes = [0x4500, length + 20, 0, 0, u16::from_be_bytes([HOPS, UDP]), checksum];
+                [&sizes.map(u16::to_be_bytes).concat(), &source.octets()[..], &target.octets()].concat()
+            };
+            // An IPv4 datagram may go without a checksum of its own.
+            (0x0800, [header(sum(&header(0))), udp(0)].concat())
+        }
+        (IpAddr::V6(source), IpAddr::V6(target)) => {
+            let ends = [source.octets(), target.octets()].concat();
+            let pseudo = [&ends[..], &u32::from(length).to_be_bytes(), &[0, 0, 0, UDP], &udp(0)].concat();
+            let sizes = [0x6000, 0, length, u16::from_be_bytes([UDP, HOPS])];
+            (0x86dd, [sizes.map(u16::to_be_bytes).concat(), ends, udp(sum(&pseudo))].concat())
+        }
+        _ => panic!("{from} and {to} are of two families"),
+    }
+}
+
+/// The internet checksum (RFC 1071).
+fn sum(bytes: &[u8]) -> u16 {
+    let words =
+        bytes.chunks(2).map(|pair| u64::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u64::from(*low)));
+    let mut total: u64 = words.sum();
+    while total > 0xffff {
+        total = (total >> 16) + (total & 0xffff);
+    }
+    !u16::try_from(total).expect("folded")
+}

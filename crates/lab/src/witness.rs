@@ -1,0 +1,161 @@
+//! A server that tells each client from which address it sees it, over UDP and TCP of both families, and keeps what it
+//! has heard; and the client that asks it. It knows nothing of who ought to be seen how.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::ns::Ns;
+use crate::wait::patient;
+
+const PORT: u16 = 7071;
+const LOOK: Duration = Duration::from_millis(20);
+const ANSWER: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Udp,
+    Tcp,
+}
+
+/// A datagram, or a connection that was accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heard {
+    pub protocol: Protocol,
+    pub source: SocketAddr,
+    /// The datagram's text; empty of a connection.
+    pub said: String,
+}
+
+type Log = Arc<Mutex<Vec<Heard>>>;
+
+/// A running server, at [`Witness::port`] of all addresses of its namespace. On a TCP connection it says the client's
+/// address in a line, and then gives back every byte.
+#[derive(Debug)]
+pub struct Witness {
+    heard: Log,
+    over: Arc<AtomicBool>,
+}
+
+impl Witness {
+    pub fn start(ns: &Ns) -> Self {
+        let any = (Ipv6Addr::UNSPECIFIED, PORT);
+        let (udp, tcp) = ns.within(|| (UdpSocket::bind(any), TcpListener::bind(any)));
+        let (udp, tcp) = (udp.expect("one witness per namespace"), tcp.expect("one witness per namespace"));
+        udp.set_read_timeout(Some(LOOK)).expect("a socket option");
+        tcp.set_nonblocking(true).expect("a socket option");
+        let witness = Self { heard: Log::default(), over: Arc::default() };
+        let (heard, over) = (Arc::clone(&witness.heard), Arc::clone(&witness.over));
+        thread::spawn(move || answer_datagrams(&udp, &heard, &over));
+        let (heard, over) = (Arc::clone(&witness.heard), Arc::clone(&witness.over));
+        thread::spawn(move || accept(&tcp, &heard, &over));
+        witness
+    }
+
+    /// The port of every witness, UDP and TCP.
+    pub const fn port() -> u16 {
+        PORT
+    }
+
+    /// All so far, the oldest first.
+    pub fn heard(&self) -> Vec<Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many datagrams with this text came.
+    pub fn count(&self, said: &str) -> usize {
+        self.heard().iter().filter(|heard| heard.protocol == Protocol::Udp && heard.said == said).count()
+    }
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The address as text of its own family: an IPv4 client of a socket of both comes as a mapped one.
+fn plain(source: SocketAddr) -> SocketAddr {
+    SocketAddr::new(source.ip().to_canonical(), source.port())
+}
+
+fn note(heard: &Log, protocol: Protocol, source: SocketAddr, said: String) {
+    heard.lock().unwrap_or_else(PoisonError::into_inner).push(Heard { protocol, source, said });
+}
+
+fn answer_datagrams(socket: &UdpSocket, heard: &Log, over: &AtomicBool) {
+    let mut buffer = [0; 2048];
+    while !over.load(Ordering::Relaxed) {
+        let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
+        let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        note(heard, Protocol::Udp, plain(from), said);
+        // Whoever has no way back hears nothing, as it is in life.
+        let _ = socket.send_to(format!("{}\n", plain(from)).as_bytes(), from);
+    }
+}
+
+fn accept(listener: &TcpListener, heard: &Log, over: &Arc<AtomicBool>) {
+    while !over.load(Ordering::Relaxed) {
+        match listener.accept() {
+            Ok((stream, from)) => {
+                note(heard, Protocol::Tcp, plain(from), String::new());
+                let over = Arc::clone(over);
+                thread::spawn(move || echo(stream, plain(from), &over));
+            }
+            Err(_) => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
+/// Until the client goes, or the witness.
+fn echo(mut stream: TcpStream, from: SocketAddr, over: &AtomicBool) {
+    let ready = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(LOOK)));
+    let mut alive = ready.and_then(|()| stream.write_all(format!("{from}\n").as_bytes())).is_ok();
+    let mut buffer = [0; 64];
+    while alive && !over.load(Ordering::Relaxed) {
+        alive = match stream.read(&mut buffer) {
+            Ok(0) => false,
+            Ok(length) => stream.write_all(&buffer[..length]).is_ok(),
+            Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        };
+    }
+}
+
+/// From which address the witness at `to` sees a client in `from`; None when there is no answer within a second.
+pub fn seen_source(from: &Ns, protocol: Protocol, to: IpAddr) -> Option<SocketAddr> {
+    from.within(|| match protocol {
+        Protocol::Udp => ask_by_datagram(unspecified(to), to),
+        Protocol::Tcp => ask_by_connection(to),
+    })
+}
+
+/// The same of a UDP client at the address and port `own`.
+pub fn seen_source_of(from: &Ns, own: SocketAddr, to: IpAddr) -> Option<SocketAddr> {
+    from.within(|| ask_by_datagram(own, to))
+}
+
+fn unspecified(like: IpAddr) -> SocketAddr {
+    let any: IpAddr = if like.is_ipv4() { [0, 0, 0, 0].into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    (any, 0).into()
+}
+
+fn ask_by_datagram(own: SocketAddr, to: IpAddr) -> Option<SocketAddr> {
+    let socket = UdpSocket::bind(own).unwrap_or_else(|e| panic!("{own}: {e}"));
+    socket.connect((to, PORT)).ok()?;
+    socket.set_read_timeout(Some(patient(ANSWER))).ok()?;
+    socket.send(b"who am I?").ok()?;
+    let mut buffer = [0; 128];
+    let length = socket.recv(&mut buffer).ok()?;
+    String::from_utf8_lossy(&buffer[..length]).trim().parse().ok()
+}
+
+fn ask_by_connection(to: IpAddr) -> Option<SocketAddr> {
+    let stream = TcpStream::connect_timeout(&(to, PORT).into(), patient(ANSWER)).ok()?;
+    stream.set_read_timeout(Some(patient(ANSWER))).ok()?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).ok()?;
+    line.trim().parse().ok()
+}

@@ -1,0 +1,159 @@
+//! Who sees whom from where: the outside host, the witness, the forged packet, the lasting connection and the rules of
+//! others, without a daemon.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use lab::{
+    Forgery, Iptables, Lab, OUTSIDE, OUTSIDE6, Protocol, Talk, Timing, Topology, Witness, rules, seen_source,
+    seen_source_of,
+};
+
+const SOON: Duration = Duration::from_secs(5);
+const OUTSIDES: [IpAddr; 2] = [IpAddr::V4(OUTSIDE), IpAddr::V6(OUTSIDE6)];
+
+fn masquerade(lab: &Lab) {
+    lab.node(1).ns.run(
+        "nft 'table inet test { chain out { type nat hook postrouting priority srcnat; masquerade fully-random; }; }'",
+    );
+}
+
+#[test]
+fn a_witness_tells_each_client_its_address_in_both_families() {
+    lab::test(Timing::Free, || {
+        let lab = Topology::routed(1, 1).outside().build();
+        let witness = Witness::start(lab.outside());
+        for node in lab.nodes() {
+            for (own, to) in [IpAddr::from(node.ip), IpAddr::from(node.ip6)].into_iter().zip(OUTSIDES) {
+                for protocol in [Protocol::Udp, Protocol::Tcp] {
+                    let seen = seen_source(&node.ns, protocol, to).expect("an answer");
+                    assert_eq!(seen.ip(), own, "{protocol:?}");
+                    let heard = witness.heard();
+                    assert!(
+                        heard.iter().any(|heard| (heard.protocol, heard.source) == (protocol, seen)),
+                        "{heard:?}"
+                    );
+                }
+                assert_eq!(seen_source_of(&node.ns, (own, 4567).into(), to), Some((own, 4567).into()));
+            }
+        }
+    });
+}
+
+#[test]
+fn the_outside_has_no_way_back_to_pods_but_hears_them() {
+    lab::test(Timing::Free, || {
+        let lab = Topology::flat(1).outside().build();
+        let witness = Witness::start(lab.outside());
+        let node = lab.node(1);
+        node.ns.run("ip address add 10.244.1.2/32 dev lo; ip address add fd00:244:0:1::2/128 dev lo");
+        let pods: [SocketAddr; 2] =
+            ["10.244.1.2:4567", "[fd00:244:0:1::2]:4567"].map(|pod| pod.parse().expect("an address"));
+        for (own, to) in pods.into_iter().zip(OUTSIDES) {
+            assert_eq!(seen_source_of(&node.ns, own, to), None);
+            assert!(witness.heard().iter().any(|heard| heard.source == own), "{:?}", witness.heard());
+        }
+        masquerade(&lab);
+        let own = SocketAddr::from((pods[0].ip(), 4568));
+        let seen = seen_source_of(&node.ns, own, OUTSIDES[0]).expect("an answer");
+        assert_eq!(seen.ip(), IpAddr::from(node.ip));
+    });
+}
+
+#[test]
+fn a_forged_packet_reaches_who_is_behind_the_tunnel_device() {
+    lab::test(Timing::Free, || {
+        let lab = Topology::flat(1).outside().build();
+        let node = lab.node(1);
+        node.ns.batch(
+            "link add tunnel address 02:00:00:00:00:99 type vxlan id 7 dev eth0 dstport 8472 nolearning\n\
+             link set tunnel up\naddress add 10.244.1.2/32 dev tunnel\naddress add fd00:244:0:1::2/128 dev tunnel\n",
+        );
+        let witness = Witness::start(&node.ns);
+        let inner = |from: &str, to: &str| {
+            let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+            (SocketAddr::from((ip(from), 999)), SocketAddr::from((ip(to), Witness::port())))
+        };
+        let ends = [inner("10.244.2.2", "10.244.1.2"), inner("fd00:244:0:2::2", "fd00:244:0:1::2")];
+        for (vni, mac, expected) in
+            [(7, "02:00:00:00:00:99", 1), (8, "02:00:00:00:00:99", 0), (7, "02:00:00:00:00:98", 0)]
+        {
+            for (family, inner) in ends.into_iter().enumerate() {
+                let said = format!("forged {family} {vni} {mac}");
+                let forgery = Forgery { vni, mac: mac.into(), inner, said: said.clone() };
+                forgery.send(lab.outside(), OUTSIDE.into(), (node.ip, 8472).into());
+                // The last one of each round is right and comes after the wrong one.
+                let last =
+                    Forgery { vni: 7, mac: "02:00:00:00:00:99".into(), inner, said: format!("after {said}") };
+                last.send(lab.outside(), OUTSIDE.into(), (node.ip, 8472).into());
+                lab::wait_for(&last.said, SOON, || witness.count(&last.said) == 1);
+                assert_eq!(witness.count(&said), expected, "{said}");
+            }
+        }
+        assert!(witness.heard().iter().all(|heard| [ends[0].0, ends[1].0].contains(&heard.source)));
+    });
+}
+
+#[test]
+fn a_connection_lasts_and_tells_that_it_was_cut() {
+    lab::test(Timing::Free, || {
+        let lab = Topology::flat(1).outside().build();
+        let witness = Witness::start(lab.outside());
+        let node = lab.node(1);
+        let talks = OUTSIDES.map(|to| Talk::start(&node.ns, to));
+        lab::wait_for("both talk", SOON, || talks.iter().all(|talk| talk.bytes() > 5));
+        for report in talks.map(Talk::stop) {
+            assert!(report.cut.is_none() && report.longest_gap < SOON, "{report:?}");
+        }
+        let talk = Talk::start(&node.ns, OUTSIDES[0]);
+        lab::wait_for("it talks", SOON, || talk.bytes() > 5);
+        node.ns.run("iptables-nft -I OUTPUT -p tcp -j REJECT --reject-with tcp-reset");
+        lab::wait_for("it stops", SOON, || {
+            let before = talk.bytes();
+            std::thread::sleep(Duration::from_millis(50));
+            before == talk.bytes()
+        });
+        drop(witness);
+        let report = talk.stop();
+        assert!(report.cut.is_some(), "{report:?}");
+    });
+}
+
+#[test]
+fn both_iptables_show_what_they_were_told_and_drop() {
+    lab::test(Timing::Free, || {
+        for variant in Iptables::BOTH {
+            let lab = Topology::routed(1, 1).outside().build();
+            let _witness = Witness::start(lab.outside());
+            let reaches = |to| seen_source(&lab.node(2).ns, Protocol::Udp, to).is_some();
+            assert_eq!(OUTSIDES.map(reaches), [true; 2]);
+            variant.run(lab.router(), "-P FORWARD DROP");
+            assert_eq!(OUTSIDES.map(reaches), [false; 2], "{variant:?}");
+            for text in variant.saved(lab.router()) {
+                assert!(text.contains("*filter\n") && text.contains(":FORWARD DROP\n"), "{text}");
+            }
+            variant.run(lab.router(), "-A FORWARD -j ACCEPT");
+            assert_eq!(OUTSIDES.map(reaches), [true; 2], "{variant:?}");
+            assert_eq!(rules::nft_ruleset(lab.router()).contains("policy drop"), variant == Iptables::Nft);
+        }
+    });
+}
+
+#[test]
+fn a_one_to_one_nat_gives_another_address_both_ways() {
+    lab::test(Timing::Free, || {
+        let lab = Topology::routed(1, 1).outside().build();
+        let (outside, inner) = (Witness::start(lab.outside()), Witness::start(&lab.node(2).ns));
+        let public: [IpAddr; 2] =
+            ["192.168.100.150", "fd00:100::150"].map(|ip| ip.parse().expect("an address"));
+        let node = lab.node(2);
+        for ((inside, public), to) in [node.ip.into(), node.ip6.into()].into_iter().zip(public).zip(OUTSIDES)
+        {
+            rules::nat_one_to_one(lab.router(), "eth0", (inside, public));
+            let seen = |from, to| seen_source(from, Protocol::Tcp, to).map(|seen| seen.ip());
+            assert_eq!(seen(&node.ns, to), Some(public));
+            assert_eq!(seen(lab.outside(), public), Some(to));
+        }
+        assert_eq!((outside.heard().len(), inner.heard().len()), (2, 2));
+    });
+}
