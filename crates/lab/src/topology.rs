@@ -31,6 +31,13 @@ pub(crate) const PLAIN: [(&str, &str); 7] = [
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 200);
 pub const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0, 0x200);
 
+/// Who is told of a shorter way takes the one that the test has laid.
+const NO_REDIRECTS: [(&str, &str); 3] = [
+    ("net.ipv4.conf.all.accept_redirects", "0"),
+    ("net.ipv4.conf.eth0.accept_redirects", "0"),
+    ("net.ipv6.conf.eth0.accept_redirects", "0"),
+];
+
 /// What to build. Node k is 192.168.100.(10+k) on segment A, 192.168.101.(10+k) on segment B.
 #[derive(Clone, Debug)]
 pub struct Topology {
@@ -180,6 +187,7 @@ impl Lab {
             etcd.ns().wait_up(&["eth0"]);
         }
         if let Some(outside) = &self.outside {
+            outside.sysctl(&NO_REDIRECTS);
             outside.batch(&outside_lines());
             outside.wait_up(&["eth0"]);
         }

@@ -1,0 +1,247 @@
+//! Whatever befalls the traffic rules, they are back within a second, as they were and in their order: in nftables and both
+//! iptables. Who has a connection keeps it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use lab::{Iptables, Monitors, Node, Protocol, Talk, Timing, Topology, Witness, seen_source};
+
+use crate::cluster::{self, SOON};
+use crate::traffic::{MASQ, Manager, OUTSIDES, lines, of_node, of_pod, tables};
+
+const SECOND: Duration = Duration::from_secs(1);
+const TABLES: [&str; 2] = ["ip flannel-ipv4", "ip6 flannel-ipv6"];
+
+/// What each chain and set of our tables holds; which one was made first says nothing.
+fn blocks(node: &Node) -> BTreeMap<String, Vec<String>> {
+    let (mut table, mut name) = (String::new(), String::new());
+    let mut blocks = BTreeMap::<String, Vec<String>>::new();
+    for line in tables(&node.ns).lines() {
+        match line.trim_start_matches('\t') {
+            header if line.starts_with("table ") => (table, name) = (header.to_owned(), String::new()),
+            header if line.starts_with('\t') && !line.starts_with("\t\t") && line.ends_with('{') => {
+                name = header.to_owned();
+            }
+            text => {
+                let mut words: Vec<&str> = vec![text];
+                if text.starts_with("elements = ") {
+                    words = text.split([' ', ',', '{', '}']).filter(|word| !word.is_empty()).collect();
+                    words.sort_unstable();
+                }
+                blocks
+                    .entry(format!("{table} {name}"))
+                    .or_default()
+                    .extend(words.into_iter().map(str::to_owned));
+            }
+        }
+    }
+    blocks
+}
+
+/// Rules of one of our chains: text and handle.
+fn rules_of(node: &Node, chain: &str) -> Vec<(String, String)> {
+    let text = node.ns.run(&format!("nft -a -s list chain {chain}"));
+    let rules = text.lines().filter_map(|line| line.trim().rsplit_once(" # handle "));
+    let rules = rules.filter(|(text, _)| !text.ends_with('{'));
+    rules.map(|(text, handle)| (text.to_owned(), handle.to_owned())).collect()
+}
+
+/// Does it, and waits for its repair.
+fn heals<T: PartialEq + std::fmt::Debug>(
+    node: &Node,
+    harm: &str,
+    before: &T,
+    look: impl Fn() -> T,
+) -> Duration {
+    node.ns.run(harm);
+    let harmed = Instant::now();
+    let healed = lab::until(Duration::from_secs(5), || (look() == *before).then(|| harmed.elapsed()));
+    let healed = healed.unwrap_or_else(|| panic!("`{harm}` is not repaired: {before:#?}\n{:#?}", look()));
+    assert!(healed < lab::patient(SECOND), "`{harm}` took {healed:?}");
+    healed
+}
+
+fn said(what: &str, times: &[Duration]) {
+    let longest = times.iter().max().copied().unwrap_or_default();
+    println!("{what}: {} harms, the longest took {longest:?}", times.len());
+}
+
+#[test]
+fn every_rule_chain_and_table_of_nftables_comes_back() {
+    lab::test(Timing::Timed, || {
+        let lab = cluster::lab(Topology::flat(2), &Manager::Nft.config("vxlan"));
+        let _daemons = lab.start_all(MASQ);
+        let node = lab.node(1);
+        let complete =
+            || TABLES.iter().all(|table| blocks(node).keys().filter(|key| key.contains(table)).count() >= 5);
+        lab::wait_for("both tables with chains and sets", SOON, complete);
+        let (before, mut times) = (blocks(node), Vec::new());
+        let mut heal = |harm: &str| times.push(heals(node, harm, &before, || blocks(node)));
+        for table in TABLES {
+            for chain in ["postrtg", "forward", "vxlan"].map(|chain| format!("{table} {chain}")) {
+                for nth in 0..rules_of(node, &chain).len() {
+                    let (text, handle) = rules_of(node, &chain).swap_remove(nth);
+                    heal(&format!("nft delete rule {chain} handle {handle}"));
+                    heal(&format!("nft 'add rule {chain} {text}'"));
+                }
+                let (text, handle) = rules_of(node, &chain).swap_remove(0);
+                heal(&format!("nft 'delete rule {chain} handle {handle}; add rule {chain} {text}'"));
+                heal(&format!("nft 'insert rule {chain} counter accept'"));
+                heal(&format!("nft flush chain {chain}"));
+                heal(&format!("nft 'flush chain {chain}; delete chain {chain}'"));
+            }
+            let peer = of_node(lab.node(2))[usize::from(table.contains('6'))];
+            heal(&format!("nft 'delete element {table} vteps {{ {peer} }}'"));
+            heal(&format!("nft flush set {table} vteps"));
+            heal(&format!("nft flush table {table}"));
+            heal(&format!("nft delete table {table}"));
+        }
+        heal("nft flush ruleset");
+        said("nftables", &times);
+    });
+}
+
+/// Each of our lines in `iptables-save`, with program and table: "iptables-nft -w -t nat", "FLANNEL-FWD -s ...".
+fn rules_in(node: &Node, variant: Iptables) -> Vec<(String, String)> {
+    let mut rules = Vec::new();
+    for (program, text) in variant.programs().iter().zip(variant.saved(&node.ns)) {
+        let mut table = "";
+        for line in text.lines() {
+            table = line.strip_prefix('*').unwrap_or(table);
+            let ours = line.contains("FLANNEL") || line.contains("flanneld");
+            if let Some(rule) = line.strip_prefix("-A ").filter(|_| ours) {
+                rules.push((format!("{program} -w -t {table}"), rule.to_owned()));
+            }
+        }
+    }
+    rules
+}
+
+fn heals_in_iptables(variant: Iptables) {
+    let lab = cluster::lab(Topology::flat(2), &Manager::Iptables.config("host-gw"));
+    let node = lab.node(1);
+    if variant == Iptables::Legacy {
+        // What makes us choose it; none of the harms takes it away.
+        variant.run(&node.ns, "-P FORWARD DROP");
+    }
+    let _daemons = lab.start_all(MASQ);
+    lab::wait_for("the rules of both families", SOON, || rules_in(node, variant).len() == 20);
+    let (before, mut times) = (lines(&node.ns, variant), Vec::new());
+    let mut heal = |harm: &str| times.push(heals(node, harm, &before, || lines(&node.ns, variant)));
+    for (program, rule) in rules_in(node, variant) {
+        heal(&format!("{program} -D {rule}"));
+        heal(&format!("{program} -A {rule}"));
+    }
+    for program in variant.programs() {
+        for (table, chain, hook) in
+            [("nat", "FLANNEL-POSTRTG", "POSTROUTING"), ("filter", "FLANNEL-FWD", "FORWARD")]
+        {
+            let table = format!("{program} -w -t {table}");
+            let rules = rules_in(node, variant);
+            let mut own = rules.iter().filter(|(program, rule)| *program == table && rule.starts_with(chain));
+            let first = &own.next().unwrap().1;
+            let jump =
+                rules.iter().find(|(program, rule)| *program == table && rule.starts_with(hook)).unwrap();
+            heal(&format!("{table} -D {first} && {table} -A {first}"));
+            heal(&format!("{table} -I {chain} -m mark --mark 0x99 -j RETURN"));
+            heal(&format!("{table} -F {chain}"));
+            heal(&format!("{table} -F {hook}"));
+            heal(&format!("{table} -F"));
+            heal(&format!("{table} -D {} && {table} -F {chain} && {table} -X {chain}", jump.1));
+        }
+    }
+    if variant == Iptables::Nft {
+        heal("nft delete table ip nat");
+        heal("nft delete table ip6 filter");
+        heal("nft flush ruleset");
+    }
+    said(&format!("{variant:?}"), &times);
+}
+
+#[test]
+fn every_rule_and_chain_of_iptables_nft_comes_back() {
+    lab::test(Timing::Timed, || heals_in_iptables(Iptables::Nft));
+}
+
+#[test]
+fn every_rule_and_chain_of_iptables_legacy_comes_back() {
+    lab::test(Timing::Timed, || heals_in_iptables(Iptables::Legacy));
+}
+
+/// Connections outlive a flush; of those that are made in the gap it is said how many were seen as the pod itself.
+fn connections_survive(manager: Manager, backend: &str, flush: &str) {
+    let lab = cluster::lab(Topology::flat(2).outside(), &manager.config(backend));
+    let _daemons = lab.start_all(MASQ);
+    let pods = lab.pods();
+    cluster::reach_each_other(&pods);
+    let (world, _remote) = (Witness::start(lab.outside()), Witness::start(&pods[1].ns));
+    let targets = [OUTSIDES, of_pod(&pods[1])].concat();
+    let talks: Vec<Talk> = targets.iter().map(|to| Talk::start(&pods[0].ns, *to)).collect();
+    for _ in 0..3 {
+        lab.node(1).ns.run(flush);
+        let before: Vec<u64> = talks.iter().map(Talk::bytes).collect();
+        lab::wait_for("new connections are masqueraded again", SECOND, || {
+            OUTSIDES.into_iter().all(|to| seen_source(&pods[0].ns, Protocol::Udp, to).is_some())
+        });
+        lab::wait_for("all talk on", SOON, || {
+            talks.iter().zip(&before).all(|(talk, before)| talk.bytes() > before + 5)
+        });
+    }
+    for (to, report) in targets.iter().zip(talks.into_iter().map(Talk::stop)) {
+        println!("{manager:?} {backend} {to}: {report:?}");
+        assert!(report.cut.is_none() && report.longest_gap < lab::patient(SECOND), "{to}: {report:?}");
+    }
+    let naked = world.heard().iter().filter(|heard| of_pod(&pods[0]).contains(&heard.source.ip())).count();
+    println!("{manager:?} {backend}: {naked} of {} were seen as the pod itself", world.heard().len());
+}
+
+#[test]
+fn connections_survive_a_flush_of_nftables() {
+    lab::test(Timing::Timed, || {
+        connections_survive(Manager::Nft, "vxlan", "nft flush ruleset");
+        connections_survive(
+            Manager::Nft,
+            "host-gw",
+            "nft delete table ip flannel-ipv4; nft delete table ip6 flannel-ipv6",
+        );
+    });
+}
+
+#[test]
+fn connections_survive_a_flush_of_iptables() {
+    lab::test(Timing::Timed, || {
+        let flush = "for i in iptables ip6tables; do $i -w -t nat -F; $i -w -F; done";
+        connections_survive(Manager::Iptables, "vxlan", flush);
+        connections_survive(Manager::Iptables, "host-gw", "nft flush ruleset");
+    });
+}
+
+/// The number of the last process or thread that anybody in the lab has started.
+fn last_started() -> u64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap();
+    text.trim().rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn with_nothing_to_do_nothing_is_written_and_no_program_is_started() {
+    lab::test(Timing::Timed, || {
+        for manager in Manager::BOTH {
+            let lab = cluster::lab(Topology::flat(2), &manager.config("vxlan"));
+            let (_daemons, pods) = (lab.start_all(MASQ), lab.pods());
+            cluster::reach_each_other(&pods);
+            let monitors = Monitors::start(&lab.node(1).ns);
+            let asked = cluster::ops_asked(lab.node(1));
+            let started = last_started();
+            // Nothing looks meanwhile: a look is a process.
+            std::thread::sleep(Duration::from_secs(5));
+            let started = last_started() - started;
+            assert_eq!(
+                (started, monitors.lines_about(&["flannel", "FLANNEL"])),
+                (0, Vec::new()),
+                "{manager:?}"
+            );
+            assert_eq!(cluster::ops_asked(lab.node(1)), asked);
+        }
+    });
+}

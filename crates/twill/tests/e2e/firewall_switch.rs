@@ -1,0 +1,253 @@
+//! Who enforces the rules: what the config says, or what the node's other rules leave as the only way. A switch leaves
+//! nothing of the other one, and so does taking over from flannel, whose very rules these are.
+
+use std::time::Duration;
+
+use lab::{Iptables, Node, Timing, Topology};
+
+use crate::cluster::{self, SOON};
+use crate::recording::Recording;
+use crate::traffic::{MASQ, Manager, has_chains, lines, rules, tables};
+
+/// How soon a change by others is followed.
+const FOLLOWED: Duration = Duration::from_secs(3);
+
+/// All those who have rules of ours, but for the source filter.
+fn managers(node: &Node) -> Vec<&'static str> {
+    let names = Iptables::BOTH.into_iter().zip(["iptables-nft", "iptables-legacy"]);
+    let iptables = names.filter(|(variant, _)| !lines(&node.ns, *variant).is_empty()).map(|(_, name)| name);
+    has_chains(&node.ns).then_some("nftables").into_iter().chain(iptables).collect()
+}
+
+/// Waits until nobody but `manager` has rules, and status names him with this reason.
+fn becomes(node: &Node, manager: &str, reason: &str) {
+    lab::wait_for(&format!("{manager}, since {reason}: {:?}", managers(node)), FOLLOWED, || {
+        managers(node) == [manager]
+    });
+    let mut status = String::new();
+    let is_said = lab::until(SOON, || {
+        status = node.twill(&["status"]);
+        status.lines().any(|line| line.contains(manager) && line.contains(reason)).then_some(())
+    });
+    assert!(is_said.is_some(), "{manager} and \"{reason}\" are on no line of:\n{status}");
+}
+
+#[test]
+fn the_config_says_who_and_a_switch_leaves_nothing_of_the_other() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), &Manager::Nft.config("vxlan"));
+        let _daemons = lab.start_all(MASQ);
+        let pods = lab.pods();
+        for round in [Manager::Nft, Manager::Iptables, Manager::Nft, Manager::Iptables] {
+            lab.store.config(&round.config("vxlan"));
+            let (who, why) = match round {
+                Manager::Nft => ("nftables", "EnableNFTables is true"),
+                _ => ("iptables-nft", "EnableNFTables is false"),
+            };
+            lab.nodes().iter().for_each(|node| becomes(node, who, why));
+            cluster::reach_each_other(&pods);
+        }
+    });
+}
+
+#[test]
+fn a_switch_between_two_runs_leaves_nothing_of_the_other() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), &Manager::Nft.config("host-gw"));
+        let node = lab.node(1);
+        for (manager, who) in
+            [(Manager::Nft, "nftables"), (Manager::Iptables, "iptables-nft"), (Manager::Nft, "nftables")]
+        {
+            lab.store.config(&manager.config("host-gw"));
+            let mut daemon = node.start(MASQ);
+            daemon.wait_ready();
+            lab::wait_for(&format!("{who} only: {}", rules(&node.ns)), SOON, || managers(node) == [who]);
+            daemon.kill9();
+        }
+    });
+}
+
+#[test]
+fn if_nothing_is_said_it_is_who_can_undo_what_others_refuse() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), &Manager::Auto.config("vxlan"));
+        let node = lab.node(1);
+        let _daemons = lab.start_all(MASQ);
+        becomes(node, "nftables", "refuses no");
+        for (variant, name) in Iptables::BOTH.into_iter().zip(["iptables-nft", "iptables-legacy"]) {
+            for (refuse, undo, word) in [
+                ("-P FORWARD DROP", "-P FORWARD ACCEPT", "policy DROP"),
+                ("-A FORWARD -j REJECT", "-D FORWARD -j REJECT", "REJECT"),
+            ] {
+                variant.run(&node.ns, refuse);
+                becomes(node, name, word);
+                variant.run(&node.ns, undo);
+                becomes(node, "nftables", "refuses no");
+            }
+        }
+        Iptables::Legacy.run(&node.ns, "-t nat -A PREROUTING -m mark --mark 0x77 -j RETURN");
+        becomes(node, "iptables-legacy", "in use");
+        Iptables::Legacy.run(&node.ns, "-t nat -F PREROUTING");
+        becomes(node, "nftables", "refuses no");
+    });
+}
+
+/// One family refuses, the other one does not: both are with the one who can undo it.
+#[test]
+fn what_one_family_refuses_decides_for_both() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), &Manager::Auto.config("vxlan"));
+        let node = lab.node(1);
+        node.ns.run("ip6tables-nft -w -P FORWARD DROP");
+        let _daemons = lab.start_all(MASQ);
+        becomes(node, "iptables-nft", "policy DROP");
+        let both = lines(&node.ns, Iptables::Nft);
+        assert!(
+            both.iter().any(|line| line.contains("10.244."))
+                && both.iter().any(|line| line.contains("fd00:244:"))
+        );
+    });
+}
+
+#[test]
+fn told_to_use_nftables_where_iptables_refuses_both_accept_and_it_is_said() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), &Manager::Nft.config("vxlan"));
+        let node = lab.node(1);
+        let _daemons = lab.start_all(MASQ);
+        for variant in Iptables::BOTH {
+            variant.run(&node.ns, "-P FORWARD DROP");
+            lab::wait_for(&format!("{variant:?}"), FOLLOWED, || {
+                let lines = lines(&node.ns, variant);
+                lines.iter().filter(|line| line.ends_with("-j ACCEPT")).count() == 4 && has_chains(&node.ns)
+            });
+            assert!(
+                !lines(&node.ns, variant).iter().any(|line| line.contains("masq")),
+                "{}",
+                rules(&node.ns)
+            );
+            lab::wait_for("it is said", SOON, || {
+                node.twill(&["status"]).contains("so the accept rules are there too")
+            });
+            variant.run(&node.ns, "-P FORWARD ACCEPT");
+            lab::wait_for("no longer", FOLLOWED, || lines(&node.ns, variant).is_empty());
+        }
+    });
+}
+
+/// The four of flannel's nftables rules that twill states to be otherwise, and the source filter, which flannel has not.
+fn as_flannel_has_it(tables: &str) -> Vec<String> {
+    let mut kept = Vec::new();
+    let mut skipping = false;
+    for line in tables.lines().filter(|line| !line.is_empty()) {
+        let is_filters = ["\tchain vxlan {", "\tset vteps {", "\tset strangers {"].contains(&line);
+        skipping |= is_filters;
+        if !skipping {
+            let line =
+                line.replace("meta mark & 0x00004000 == 0x00004000 return", "meta mark 0x00004000 return");
+            kept.push(line);
+        }
+        skipping &= line != "\t}";
+    }
+    kept
+}
+
+/// A rule of the recording as twill has it: flannel's fourth rule means what the fifth one of iptables does.
+fn stated(line: &str) -> String {
+    for (word, network) in [("ip", "10.244.0.0/16"), ("ip6", "fd00:244::/48")] {
+        let from = format!("{word} saddr != ");
+        if let Some(rest) = line.trim().strip_prefix(&from)
+            && let Some(pods) = rest.strip_suffix(&format!(" {word} daddr {network} return"))
+        {
+            return format!("\t\t{word} saddr != {network} {word} daddr {pods} return");
+        }
+    }
+    line.to_owned()
+}
+
+/// Chains stand in the order in which they were made, which says nothing.
+fn sorted_blocks(lines: &[String]) -> Vec<String> {
+    let text = lines.join("\n").replace("\n\t}\n", "\n\t}\n\n").replace("\n\n\n", "\n\n");
+    let mut blocks: Vec<String> = text
+        .split("\n\n")
+        .flat_map(|block| {
+            // A table's first chain stands in one block with the table's own lines.
+            let (head, chain) =
+                block.split_once("\n\tchain").map_or((block, None), |(head, chain)| (head, Some(chain)));
+            [Some(head.to_owned()), chain.map(|chain| format!("\tchain{chain}"))]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    blocks.iter_mut().for_each(|block| *block = block.trim_matches('\n').trim_end_matches("\n}").to_owned());
+    blocks.sort();
+    blocks
+}
+
+#[test]
+fn the_rules_of_nftables_are_those_of_the_recording_but_for_what_is_stated() {
+    lab::test(Timing::Free, || {
+        let recording = Recording::of("masq-nft-dual");
+        let lab = cluster::lab(Topology::flat(3), &recording.config());
+        recording.fill(&lab);
+        let _daemons = lab.start_all(MASQ);
+        for node in lab.nodes() {
+            let recorded = recording.read(&format!("node{}/nft.txt", node.index));
+            let expected: Vec<String> =
+                recorded.lines().filter(|line| !line.is_empty()).map(stated).collect();
+            let now = as_flannel_has_it(&tables(&node.ns));
+            assert_eq!(sorted_blocks(&now), sorted_blocks(&expected), "{}", node.name);
+        }
+    });
+}
+
+fn recorded_lines(recording: &Recording, node: &Node) -> [String; 2] {
+    ["iptables", "ip6tables"].map(|program| {
+        let text = recording.read(&format!("node{}/{program}-save.txt", node.index));
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines.map(|line| line.split(" [").next().unwrap().to_owned() + "\n").collect()
+    })
+}
+
+#[test]
+fn the_rules_of_iptables_are_those_of_the_recording() {
+    lab::test(Timing::Free, || {
+        let recording = Recording::of("masq-iptables-dual");
+        let config = recording.config().replacen('{', r#"{"EnableNFTables":false,"#, 1);
+        let lab = cluster::lab(Topology::flat(3), &config);
+        recording.fill(&lab);
+        let _daemons = lab.start_all(MASQ);
+        for node in lab.nodes() {
+            assert_eq!(Iptables::Nft.saved(&node.ns), recorded_lines(&recording, node), "{}", node.name);
+        }
+    });
+}
+
+/// What flannel has left in the one is in the other, and nothing stays.
+fn taken_over(case: &'static str, manager: Manager, who: &str) {
+    let recording = Recording::of(case);
+    let config = recording.config().replace(r#""EnableNFTables":true,"#, "");
+    let value = manager == Manager::Nft;
+    let lab =
+        cluster::lab(Topology::flat(3), &config.replacen('{', &format!(r#"{{"EnableNFTables":{value},"#), 1));
+    recording.fill(&lab);
+    lab.nodes().iter().for_each(|node| recording.recreate(node));
+    assert_ne!(managers(lab.node(1)), [who]);
+    let pods = lab.pods();
+    let _daemons = lab.start_all(MASQ);
+    for node in lab.nodes() {
+        lab::wait_for(&format!("{case}, {who}: {}", rules(&node.ns)), SOON, || managers(node) == [who]);
+    }
+    cluster::reach_each_other(&pods);
+}
+
+#[test]
+fn flannels_rules_in_nftables_go_to_iptables() {
+    lab::test(Timing::Free, || taken_over("masq-nft-dual", Manager::Iptables, "iptables-nft"));
+}
+
+#[test]
+fn flannels_rules_in_iptables_go_to_nftables() {
+    lab::test(Timing::Free, || taken_over("masq-iptables-dual", Manager::Nft, "nftables"));
+}

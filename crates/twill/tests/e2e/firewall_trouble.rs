@@ -1,0 +1,221 @@
+//! A node that lacks what rules need, or where somebody is in the way: it is said in clear words, the other way is taken
+//! where there is one, and nothing of others is lost.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use lab::{Iptables, Lab, Node, Protocol, Timing, Topology, Witness, seen_source};
+
+use crate::cluster::{self, SOON};
+use crate::traffic::{MASQ, Manager, OUTSIDES, has_chains, lines, of_node, rules, tables};
+
+/// A PATH with these tools only; each is what it is, or a script.
+fn path_with(tools: &[&str], script: Option<(&str, &str)>) -> String {
+    let dir: PathBuf = lab::enter::work_dir().join("tools");
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).unwrap();
+    for tool in tools {
+        let real = ["/usr/sbin", "/sbin", "/usr/bin"].iter().map(|place| Path::new(place).join(tool));
+        symlink(real.into_iter().find(|file| file.exists()).unwrap(), dir.join(tool)).unwrap();
+    }
+    if let Some((name, text)) = script {
+        fs::write(dir.join(name), text).unwrap();
+        fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    format!("PATH={}", dir.display())
+}
+
+const IPTABLES: [&str; 12] = [
+    "iptables-nft",
+    "iptables-nft-save",
+    "iptables-nft-restore",
+    "ip6tables-nft",
+    "ip6tables-nft-save",
+    "ip6tables-nft-restore",
+    "iptables",
+    "iptables-save",
+    "iptables-restore",
+    "ip6tables",
+    "ip6tables-save",
+    "ip6tables-restore",
+];
+
+/// The one who has the rules, what is said, and pods that are masqueraded by them, or are not.
+struct Expected {
+    who: Option<&'static str>,
+    said: &'static str,
+}
+
+fn lacking(path: &str, manager: Manager, expected: &Expected) {
+    let lab = cluster::lab(Topology::flat(1).outside(), &manager.config("vxlan"));
+    let node = lab.node(1);
+    let mut daemon = node.start_under(&["env", path], MASQ);
+    daemon.wait_ready();
+    let pod = node.pod();
+    let is = |who: &str| {
+        if who == "nftables" { has_chains(&node.ns) } else { !lines(&node.ns, Iptables::Nft).is_empty() }
+    };
+    lab::wait_for(&format!("{manager:?}: {:?}: {}", expected.who, rules(&node.ns)), SOON, || {
+        ["nftables", "iptables-nft"].iter().all(|who| is(who) == (expected.who == Some(who)))
+    });
+    let mut status = String::new();
+    let is_said = lab::until(SOON, || {
+        status = node.twill(&["status"]);
+        status.contains(expected.said).then_some(())
+    });
+    assert!(is_said.is_some(), "{manager:?}: no \"{}\" in:\n{status}", expected.said);
+    let _witness = Witness::start(lab.outside());
+    let seen = OUTSIDES.map(|to| seen_source(&pod.ns, Protocol::Udp, to).map(|seen| seen.ip()));
+    let own = of_node(node);
+    assert_eq!(seen, own.map(|own| expected.who.map(|_| own)), "{manager:?}");
+    assert!(daemon.is_alive());
+}
+
+#[test]
+fn without_an_nft_binary_iptables_has_the_rules() {
+    lab::test(Timing::Free, || {
+        let path = path_with(&IPTABLES, None);
+        for manager in [Manager::Auto, Manager::Nft] {
+            lacking(&path, manager, &Expected { who: Some("iptables-nft"), said: "nftables cannot be used" });
+        }
+    });
+}
+
+/// As nft ends where the kernel has no nf_tables.
+const NO_NFT: &str =
+    "#!/bin/sh\necho 'netlink: Error: cache initialization failed: Protocol not supported' >&2\nexit 1\n";
+
+#[test]
+fn without_nftables_in_the_kernel_iptables_has_the_rules() {
+    lab::test(Timing::Free, || {
+        let path = path_with(&IPTABLES, Some(("nft", NO_NFT)));
+        for manager in [Manager::Auto, Manager::Nft] {
+            lacking(&path, manager, &Expected { who: Some("iptables-nft"), said: "Protocol not supported" });
+        }
+    });
+}
+
+#[test]
+fn without_an_iptables_binary_nftables_has_the_rules() {
+    lab::test(Timing::Free, || {
+        let path = path_with(&["nft"], None);
+        lacking(&path, Manager::Auto, &Expected { who: Some("nftables"), said: "nftables" });
+        lacking(&path, Manager::Nft, &Expected { who: Some("nftables"), said: "EnableNFTables is true" });
+        let said = "there is no iptables on this node";
+        lacking(&path, Manager::Iptables, &Expected { who: Some("nftables"), said });
+    });
+}
+
+#[test]
+fn with_neither_of_them_it_is_said_and_the_network_stands() {
+    lab::test(Timing::Free, || {
+        let path = path_with(&[], None);
+        let lab = cluster::lab(Topology::flat(2), &Manager::Auto.config("vxlan"));
+        let _daemons = [1, 2].map(|k| lab.node(k).start_under(&["env", &path], MASQ));
+        cluster::reach_each_other(&lab.pods());
+        for node in lab.nodes() {
+            lab::wait_for("it is said", SOON, || {
+                node.twill(&["status"]).contains("neither nftables nor iptables can be used")
+            });
+        }
+    });
+}
+
+fn in_background(node: &Node, line: &str) -> Child {
+    let mut command = node.ns.command("sh");
+    command.args(["-c", line]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap()
+}
+
+fn end(mut child: Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn legacy_is_complete(lab: &Lab) -> bool {
+    lab.nodes().iter().all(|node| {
+        lines(&node.ns, Iptables::Legacy).iter().filter(|line| line.starts_with("-A")).count() == 20
+    })
+}
+
+/// iptables-legacy has one lock for all of the node, which a program may hold for long.
+#[test]
+fn a_lock_that_is_held_for_15_s_is_waited_for() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), &Manager::Iptables.config("vxlan"));
+        for node in lab.nodes() {
+            Iptables::Legacy.run(&node.ns, "-t mangle -A FORWARD -m mark --mark 0x77 -j RETURN");
+        }
+        let holder = in_background(lab.node(1), "exec flock -F /run/xtables.lock sleep 60");
+        lab::wait_for("it is held", SOON, || {
+            !lab.node(1).ns.output("flock -n /run/xtables.lock true").status.success()
+        });
+        let daemons: Vec<_> = lab.nodes().iter().map(|node| node.start(MASQ)).collect();
+        let pods = lab.pods();
+        cluster::reach_each_other(&pods);
+        lab::wait_for("it is said", Duration::from_secs(14), || daemons[0].log().contains("lock"));
+        lab::holds_for("no rule yet", Duration::from_secs(13), || !legacy_is_complete(&lab));
+        end(holder);
+        lab::wait_for("all rules", SOON, || legacy_is_complete(&lab));
+        for (node, daemon) in lab.nodes().iter().zip(&daemons) {
+            let mangle = node.ns.run("iptables-legacy -w -t mangle -S FORWARD");
+            assert!(mangle.contains("--mark 0x77"), "{mangle}");
+            assert!(node.get("/readyz").unwrap().status == 200, "{}", daemon.log());
+        }
+    });
+}
+
+#[test]
+fn somebody_elses_chain_in_our_table_stays_and_is_told() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1).outside(), &Manager::Nft.config("vxlan"));
+        let (node, _witness) = (lab.node(1), Witness::start(lab.outside()));
+        node.ns.run("nft 'table ip flannel-ipv4 { chain mine { ip saddr 192.0.2.1 counter drop; }; }'");
+        let daemon = node.start(MASQ);
+        daemon.wait_ready();
+        let pod = node.pod();
+        lab::wait_for("it is said", SOON, || {
+            let status = node.twill(&["status"]);
+            status.contains("table ip flannel-ipv4 has a chain mine that is not ours")
+        });
+        assert!(OUTSIDES.iter().all(|to| seen_source(&pod.ns, Protocol::Udp, *to).is_some()));
+        let mine = || {
+            tables(&node.ns).contains("chain mine")
+                && tables(&node.ns).contains("ip saddr 192.0.2.1 counter drop")
+        };
+        assert!(mine(), "{}", tables(&node.ns));
+        // Nor does it go when all of ours does.
+        lab.store.config(&Manager::Iptables.config("host-gw"));
+        lab::wait_for("ours go", SOON, || !has_chains(&node.ns));
+        assert!(mine(), "{}", tables(&node.ns));
+    });
+}
+
+/// A table that a running program owns: nobody else may touch it.
+#[test]
+fn a_table_of_our_name_that_belongs_to_a_program_is_told_until_it_is_gone() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), &Manager::Nft.config("vxlan"));
+        let node = lab.node(1);
+        let owner = in_background(node, "exec nft -i");
+        let line = b"add table ip flannel-ipv4 { flags owner; }\n";
+        std::io::Write::write_all(&mut owner.stdin.as_ref().unwrap(), line).unwrap();
+        lab::wait_for("it is owned", SOON, || tables(&node.ns).contains("flags owner"));
+        let daemons: Vec<_> = lab.nodes().iter().map(|node| node.start(MASQ)).collect();
+        let pods = lab.pods();
+        cluster::reach_each_other(&pods);
+        lab::wait_for("it is said", SOON, || {
+            daemons[0].log().lines().any(|line| line.contains("flannel-ipv4"))
+        });
+        assert!(tables(&node.ns).contains("flags owner"));
+        lab::wait_for("the other family's rules are there", SOON, || {
+            tables(&node.ns).contains("fd00:244::/48")
+        });
+        end(owner);
+        lab::wait_for("ours are there", Duration::from_secs(35), || {
+            tables(&node.ns).contains("10.244.0.0/16 accept") && !tables(&node.ns).contains("flags owner")
+        });
+    });
+}
