@@ -167,22 +167,22 @@ fn rules_of_an_earlier_network_go() {
     });
 }
 
-/// What the node sends to a group with a pod address of its own, as a routing daemon there would, stays as it is.
+/// What the node sends to a group from an address of the pod network stays as it is.
 #[test]
 fn multicast_keeps_its_source() {
     lab::test(Timing::Free, || {
+        let owns: [IpAddr; 2] = ["10.244.10.1", "fd00:244:0:ffff::1"].map(|own| own.parse().unwrap());
+        let groups: [IpAddr; 2] = ["239.1.1.1", "ff05::123"].map(|group| group.parse().unwrap());
         for manager in Manager::BOTH {
             let lab = cluster::lab(Topology::flat(1).outside(), &manager.config("vxlan"));
             let _daemons = lab.start_all(MASQ);
             let node = lab.node(1);
-            let _pod = node.pod();
-            node.ns.batch("route add 239.1.1.1/32 dev eth0\n");
-            node.ns.run("ip -6 route add multicast ff05::123/128 dev eth0 table local");
+            node.ns.batch(&format!(
+                "address add {}/32 dev eth0\naddress add {}/128 dev eth0\nroute add {}/32 dev eth0\n\
+                 route add multicast {}/128 dev eth0 table local\n",
+                owns[0], owns[1], groups[0], groups[1]
+            ));
             let capture = Capture::start(lab.outside(), "eth0", &["udp", "port", "7071"]);
-            let subnets = of_tunnel(node);
-            let [IpAddr::V4(four), IpAddr::V6(six)] = subnets else { panic!("{subnets:?}") };
-            let owns = [IpAddr::V4((four.to_bits() + 1).into()), IpAddr::V6((six.to_bits() + 1).into())];
-            let groups: [IpAddr; 2] = ["239.1.1.1", "ff05::123"].map(|group| group.parse().unwrap());
             for (own, group) in owns.into_iter().zip(groups) {
                 seen_source_of(&node.ns, socket(own, 4001), group);
                 let expected = format!("{own}.4001 > {group}.7071");
@@ -292,7 +292,7 @@ fn what_is_marked_is_left_to_who_marked_it() {
                 node.ns.run(&format!("ip address add {second}/{length} dev eth0 {flags}"));
                 node.ns.run(&format!(
                     "nft 'table {family} marker {{
-                         chain mark {{ type filter hook prerouting priority mangle;
+                         chain marking {{ type filter hook prerouting priority mangle;
                              {family} saddr {other} udp sport 4001 meta mark set 0x14001
                              {family} saddr {other} udp sport 4002 meta mark set 0x10001
                          }}
