@@ -32,7 +32,7 @@ pub struct Heard {
 
 type Log = Arc<Mutex<Vec<Heard>>>;
 
-/// A running server, at [`Witness::port`] of all addresses of its namespace. On a TCP connection it says the client's
+/// A running server, at [`Witness::port`] of all addresses that its namespace has when it starts. On a TCP connection it says the client's
 /// address in a line, and then gives back every byte.
 #[derive(Debug)]
 pub struct Witness {
@@ -43,13 +43,20 @@ pub struct Witness {
 impl Witness {
     pub fn start(ns: &Ns) -> Self {
         let any = (Ipv6Addr::UNSPECIFIED, PORT);
-        let (udp, tcp) = ns.within(|| (UdpSocket::bind(any), TcpListener::bind(any)));
+        let addresses = addresses(ns);
+        let (udp, tcp) = ns.within(|| {
+            // A socket of all addresses would answer by whichever one the way back suggests.
+            let sockets = addresses.iter().map(|address| UdpSocket::bind((*address, PORT)));
+            (sockets.collect::<Result<Vec<_>, _>>(), TcpListener::bind(any))
+        });
         let (udp, tcp) = (udp.expect("one witness per namespace"), tcp.expect("one witness per namespace"));
-        udp.set_read_timeout(Some(LOOK)).expect("a socket option");
         tcp.set_nonblocking(true).expect("a socket option");
         let witness = Self { heard: Log::default(), over: Arc::default() };
-        let (heard, over) = (Arc::clone(&witness.heard), Arc::clone(&witness.over));
-        thread::spawn(move || answer_datagrams(&udp, &heard, &over));
+        for socket in udp {
+            socket.set_read_timeout(Some(LOOK)).expect("a socket option");
+            let (heard, over) = (Arc::clone(&witness.heard), Arc::clone(&witness.over));
+            thread::spawn(move || answer_datagrams(&socket, &heard, &over));
+        }
         let (heard, over) = (Arc::clone(&witness.heard), Arc::clone(&witness.over));
         thread::spawn(move || accept(&tcp, &heard, &over));
         witness
@@ -75,6 +82,13 @@ impl Drop for Witness {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
     }
+}
+
+/// All but the link-local ones.
+fn addresses(ns: &Ns) -> Vec<IpAddr> {
+    let shown = ns.run("ip -o addr show scope global; ip -o addr show scope host");
+    let words = shown.lines().filter_map(|line| line.split_whitespace().nth(3)?.split('/').next());
+    words.filter_map(|word| word.parse().ok()).collect()
 }
 
 /// The address as text of its own family: an IPv4 client of a socket of both comes as a mapped one.

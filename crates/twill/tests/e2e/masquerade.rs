@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use lab::{Capture, Heard, Node, Ns, Pod, Protocol, Timing, Topology, Witness, seen_source, seen_source_of};
 
 use crate::cluster::{self, FLAGS, SOON};
-use crate::traffic::{MASQ, Manager, NETWORKS, OUTSIDES, of_node, of_pod, of_tunnel, rules, socket};
+use crate::traffic::{MASQ, Manager, NETWORKS, OUTSIDES, is_by, of_node, of_pod, of_tunnel, rules, socket};
 
 /// From where to where, and as whom one is seen there.
 struct Case<'a> {
@@ -35,6 +35,7 @@ fn everybody_is_seen_as_he_should(manager: Manager, backend: &str) {
     let _witnesses = hosts.map(Witness::start);
     // Through the tunnel a node is seen by the tunnel's own address.
     let through = if backend == "vxlan" { of_tunnel(node) } else { of_node(node) };
+    assert!(is_by(&node.ns, manager), "{manager:?}: {}", rules(&node.ns));
     for family in 0..2 {
         let [own, theirs, pod, remote, beside] =
             [of_node(node), of_node(peer), of_pod(&pods[0]), of_pod(&pods[1]), of_pod(&beside)]
@@ -95,6 +96,7 @@ fn source_ports_are_random_unless_that_is_disabled() {
                     let own = socket(of_pod(&pod)[family], port);
                     let seen = seen_source_of(&pod.ns, own, OUTSIDES[family]).unwrap();
                     assert_eq!(seen.ip(), of_node(lab.node(1))[family]);
+                    assert!(is_by(&lab.node(1).ns, manager), "{manager:?}: {}", rules(&lab.node(1).ns));
                     seen.port()
                 })
             };

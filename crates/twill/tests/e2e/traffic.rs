@@ -79,6 +79,12 @@ pub(crate) fn lines(ns: &Ns, variant: Iptables) -> Vec<String> {
     all.filter(|line| line.contains("FLANNEL") || line.contains("flanneld")).map(str::to_owned).collect()
 }
 
+/// Whether nobody else has the rules of masquerading and forwarding.
+pub(crate) fn is_by(ns: &Ns, manager: Manager) -> bool {
+    let iptables = Iptables::BOTH.iter().any(|variant| !lines(ns, *variant).is_empty());
+    has_chains(ns) == (manager != Manager::Iptables) && iptables == (manager == Manager::Iptables)
+}
+
 /// All rules of a node that are flannel's, whoever enforces them.
 pub(crate) fn rules(ns: &Ns) -> String {
     Iptables::BOTH
