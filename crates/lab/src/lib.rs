@@ -57,4 +57,4 @@ pub use testing::{Timing, test, test_within};
 pub use topology::{Lab, OUTSIDE, OUTSIDE6, Topology};
 pub use traffic::{Traffic, TrafficReport};
 pub use wait::{holds_for, patient, until, wait_for};
-pub use witness::{Heard, Protocol, Witness, seen_source, seen_source_of};
+pub use witness::{Heard, Protocol, Witness, knock, seen_source, seen_source_of};

@@ -151,6 +151,15 @@ pub fn seen_source_of(from: &Ns, own: SocketAddr, to: IpAddr) -> Option<SocketAd
     from.within(|| ask_by_datagram(own, to))
 }
 
+/// Sends a datagram from a new port to the witness at `to`, and waits for no answer.
+pub fn knock(from: &Ns, to: IpAddr) {
+    from.within(|| {
+        let socket = UdpSocket::bind(unspecified(to)).expect("a free port");
+        // Where the way is closed there is nothing to wait for either.
+        let _ = socket.send_to(b"knock", (to, PORT));
+    });
+}
+
 fn unspecified(like: IpAddr) -> SocketAddr {
     let any: IpAddr = if like.is_ipv4() { [0, 0, 0, 0].into() } else { Ipv6Addr::UNSPECIFIED.into() };
     (any, 0).into()
