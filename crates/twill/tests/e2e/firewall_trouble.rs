@@ -2,28 +2,24 @@
 //! where there is one, and nothing of others is lost.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use lab::{Iptables, Lab, Node, Protocol, Timing, Topology, Witness, seen_source};
 
-use crate::cluster::{self, SOON};
+use crate::cluster::{self, FLAGS, SOON};
 use crate::traffic::{MASQ, Manager, OUTSIDES, has_chains, lines, of_node, rules, tables};
 
-/// A PATH with these tools only; each is what it is, or a script.
-fn path_with(tools: &[&str], script: Option<(&str, &str)>) -> String {
+/// A PATH with these tools only, and one in the place of another.
+fn path_with(tools: &[&str], posing: Option<(&str, &str)>) -> String {
     let dir: PathBuf = lab::enter::work_dir().join("tools");
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir).unwrap();
-    for tool in tools {
+    for (name, tool) in tools.iter().map(|tool| (*tool, *tool)).chain(posing) {
         let real = ["/usr/sbin", "/sbin", "/usr/bin"].iter().map(|place| Path::new(place).join(tool));
-        symlink(real.into_iter().find(|file| file.exists()).unwrap(), dir.join(tool)).unwrap();
-    }
-    if let Some((name, text)) = script {
-        fs::write(dir.join(name), text).unwrap();
-        fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        symlink(real.into_iter().find(|file| file.exists()).unwrap(), dir.join(name)).unwrap();
     }
     format!("PATH={}", dir.display())
 }
@@ -84,16 +80,17 @@ fn without_an_nft_binary_iptables_has_the_rules() {
     });
 }
 
-/// As nft ends where the kernel has no nf_tables.
-const NO_NFT: &str =
-    "#!/bin/sh\necho 'netlink: Error: cache initialization failed: Protocol not supported' >&2\nexit 1\n";
-
+/// As where the kernel has no nf_tables: every call of nft fails.
 #[test]
-fn without_nftables_in_the_kernel_iptables_has_the_rules() {
+fn where_nft_always_fails_iptables_has_the_rules() {
     lab::test(Timing::Free, || {
-        let path = path_with(&IPTABLES, Some(("nft", NO_NFT)));
+        let path = path_with(&IPTABLES, Some(("nft", "false")));
         for manager in [Manager::Auto, Manager::Nft] {
-            lacking(&path, manager, &Expected { who: Some("iptables-nft"), said: "Protocol not supported" });
+            lacking(
+                &path,
+                manager,
+                &Expected { who: Some("iptables-nft"), said: "nftables cannot be used (nft:" },
+            );
         }
     });
 }
@@ -110,17 +107,29 @@ fn without_an_iptables_binary_nftables_has_the_rules() {
 }
 
 #[test]
-fn with_neither_of_them_it_is_said_and_the_network_stands() {
+fn with_neither_of_them_it_is_said() {
+    lab::test(Timing::Free, || {
+        let path = path_with(&[], None);
+        let lab = cluster::lab(Topology::flat(1), &Manager::Auto.config("vxlan"));
+        let node = lab.node(1);
+        let mut daemon = node.start_under(&["env", &path], MASQ);
+        let why = "neither nftables nor iptables can be used";
+        lab::wait_for("it is said", SOON, || {
+            let ready = node.get("/readyz").map_or(String::new(), |reply| reply.body);
+            ready.contains(why) && node.twill(&["status"]).contains(why) && daemon.log().contains(why)
+        });
+        assert!(daemon.is_alive());
+    });
+}
+
+/// Nobody has asked for a masquerade, and nobody refuses what pods send: there is no reason to be without a network.
+#[test]
+fn with_neither_of_them_nor_a_need_the_network_stands() {
     lab::test(Timing::Free, || {
         let path = path_with(&[], None);
         let lab = cluster::lab(Topology::flat(2), &Manager::Auto.config("vxlan"));
-        let _daemons = [1, 2].map(|k| lab.node(k).start_under(&["env", &path], MASQ));
+        let _daemons = [1, 2].map(|k| lab.node(k).start_under(&["env", &path], FLAGS));
         cluster::reach_each_other(&lab.pods());
-        for node in lab.nodes() {
-            lab::wait_for("it is said", SOON, || {
-                node.twill(&["status"]).contains("neither nftables nor iptables can be used")
-            });
-        }
     });
 }
 
@@ -178,7 +187,7 @@ fn somebody_elses_chain_in_our_table_stays_and_is_told() {
         let pod = node.pod();
         lab::wait_for("it is said", SOON, || {
             let status = node.twill(&["status"]);
-            status.contains("table ip flannel-ipv4 has a chain mine that is not ours")
+            status.contains("chain mine in nftables' table ip flannel-ipv4 is none of ours")
         });
         assert!(OUTSIDES.iter().all(|to| seen_source(&pod.ns, Protocol::Udp, *to).is_some()));
         let mine = || {
@@ -197,25 +206,23 @@ fn somebody_elses_chain_in_our_table_stays_and_is_told() {
 #[test]
 fn a_table_of_our_name_that_belongs_to_a_program_is_told_until_it_is_gone() {
     lab::test(Timing::Free, || {
-        let lab = cluster::lab(Topology::flat(2), &Manager::Nft.config("vxlan"));
+        let lab = cluster::lab(Topology::flat(1), &Manager::Nft.config("vxlan"));
         let node = lab.node(1);
         let owner = in_background(node, "exec nft -i");
         let line = b"add table ip flannel-ipv4 { flags owner; }\n";
         std::io::Write::write_all(&mut owner.stdin.as_ref().unwrap(), line).unwrap();
         lab::wait_for("it is owned", SOON, || tables(&node.ns).contains("flags owner"));
-        let daemons: Vec<_> = lab.nodes().iter().map(|node| node.start(MASQ)).collect();
-        let pods = lab.pods();
-        cluster::reach_each_other(&pods);
-        lab::wait_for("it is said", SOON, || {
-            daemons[0].log().lines().any(|line| line.contains("flannel-ipv4"))
+        let daemon = node.start(MASQ);
+        let says = |text: &str| text.lines().any(|line| line.contains("ip flannel-ipv4"));
+        lab::wait_for("log and readyz say it", SOON, || {
+            says(&daemon.log())
+                && node.get("/readyz").is_some_and(|reply| reply.status == 503 && says(&reply.body))
         });
         assert!(tables(&node.ns).contains("flags owner"));
-        lab::wait_for("the other family's rules are there", SOON, || {
-            tables(&node.ns).contains("fd00:244::/48")
-        });
         end(owner);
         lab::wait_for("ours are there", Duration::from_secs(35), || {
             tables(&node.ns).contains("10.244.0.0/16 accept") && !tables(&node.ns).contains("flags owner")
         });
+        daemon.wait_ready();
     });
 }
