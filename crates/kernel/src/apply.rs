@@ -79,7 +79,7 @@ impl Kernel {
 
     fn alone(&mut self, step: Step<'_>, devices: &Devices) -> Result<(), Cause> {
         match step {
-            Step::Sysctl(row) => sysctl::write(row),
+            Step::Sysctl(row) => self.set(row, devices),
             Step::Rules(op) => self.firewall.apply(slice::from_ref(op)),
             Step::Send(request) => self.netlink.ask_each([request]),
             Step::InTurn(requests) => self.netlink.ask_each(requests),
@@ -89,6 +89,18 @@ impl Kernel {
                 let _ = self.netlink.ask_each([rule::clear(row)]);
                 self.netlink.ask_each([rule::add(row)])
             }
+        }
+    }
+
+    /// Where the file may not be written, as in containers, netlink has a way for some of a device's own.
+    fn set(&mut self, row: &Sysctl, devices: &Devices) -> Result<(), Cause> {
+        let refused = match sysctl::write(row) {
+            Err(cause) if cause.is_denial() => cause,
+            other => return other,
+        };
+        match sysctl::message(row, devices) {
+            Some(message) => self.netlink.ask_each([message]),
+            None => Err(refused),
         }
     }
 
@@ -167,7 +179,7 @@ fn prepare<'a>(op: &'a Op, devices: &Devices) -> Result<Step<'a>, LinkName> {
     let index = |link: LinkName| devices.index(link).ok_or(link);
     let delete = deletes(op);
     Ok(Step::Send(match (&op.object, op.verb) {
-        (Object::Sysctl(row), _) => return Ok(Step::Sysctl(row)),
+        (Object::Sysctl(setting), _) => return Ok(Step::Sysctl(&setting.row)),
         (Object::Link(link), Verb::Add) => link::add(link, devices)?,
         (Object::Link(link), Verb::Replace) => return Ok(Step::InTurn(link::replace(link, devices)?)),
         (Object::Link(link), _) => link::delete(link.name),

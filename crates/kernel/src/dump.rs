@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use plan::firewall::Facts;
 use plan::input::Underlay;
 use plan::owned::Owned;
-use plan::state::{MAIN_TABLE, Nexthop, Rule};
+use plan::state::{MAIN_TABLE, Nexthop, Rule, Sysctl};
 use plan::{LinkName, State};
 
 use crate::error::{Cause, Error};
@@ -41,8 +41,9 @@ impl Kernel {
         let links = devices.indexes(&owned.links);
         let tunnels: Vec<_> = links.iter().filter(|(name, _)| devices.is_vxlan(*name)).copied().collect();
         let ours = addresses.iter().filter(|seen| owned.links.contains(&seen.facts.link));
+        let sysctls: Vec<Sysctl> = owned.sysctls.iter().filter_map(|path| sysctl::read(path)).collect();
         let mut state = State {
-            sysctls: owned.sysctls.iter().filter_map(|path| sysctl::read(path)).collect(),
+            sysctls: sysctls.iter().cloned().collect(),
             links: owned.links.iter().filter_map(|name| devices.row(*name)).collect(),
             addresses: ours.map(addr::Seen::row).collect(),
             fdb: self.entries("read the FDB", fdb::AF_BRIDGE, &tunnels, fdb::decode)?.into(),
@@ -54,7 +55,7 @@ impl Kernel {
         };
         let facts = if owned.firewall { self.firewall.read(&mut state) } else { Facts::default() };
         let interest = Interest::new(owned, &devices);
-        let underlay = Underlay { firewall: facts, ..underlay(devices, addresses, routes.underlay) };
+        let underlay = Underlay { firewall: facts, sysctls, ..underlay(devices, addresses, routes.underlay) };
         Ok(Seen { state, underlay, interest })
     }
 
@@ -171,5 +172,6 @@ fn underlay(devices: Devices, addresses: Vec<addr::Seen>, routes: Vec<plan::inpu
         addresses: addresses.into_iter().map(|seen| seen.facts).collect(),
         routes,
         firewall: Facts::default(),
+        sysctls: Vec::new(),
     }
 }

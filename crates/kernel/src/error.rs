@@ -36,7 +36,7 @@ impl Error {
 impl Error {
     /// Was it forbidden, so that trying again is of no use?
     pub fn is_denial(&self) -> bool {
-        matches!(self.cause.errno(), Some(libc::EPERM | libc::EACCES | libc::EROFS))
+        self.cause.is_denial()
     }
 }
 
@@ -67,6 +67,10 @@ pub enum Cause {
 }
 
 impl Cause {
+    pub(crate) fn is_denial(&self) -> bool {
+        matches!(self.errno(), Some(libc::EPERM | libc::EACCES | libc::EROFS))
+    }
+
     /// The error number of a failed system call or of the kernel's answer.
     pub(crate) fn errno(&self) -> Option<i32> {
         match self {

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use libc::{RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PRIORITY, RTA_TABLE};
 use plan::LinkName;
 use plan::input::RouteFacts;
-use plan::state::{Route, RoutePath};
+use plan::state::{Route, RoutePath, WORST_METRIC};
 
 use crate::link::Devices;
 use crate::wire::{Attribute, Body, Message, Odd, Part, family_of};
@@ -84,9 +84,13 @@ impl Bounds<'_> {
     /// `None` for another metric, TOS or source prefix: those are other routes than the one of our key.
     fn row(&self, body: Body<'_>, destination: IpNet) -> Option<Route> {
         let find = |kind| body.attributes(12).find(|attribute| attribute.kind == kind);
-        let metric = find(RTA_PRIORITY).map_or(0, Attribute::u32);
-        let ours = if destination.addr().is_ipv6() { IPV6_METRIC } else { 0 };
-        if body.u8(2) != 0 || body.u8(3) != 0 || metric != ours {
+        let default = if destination.addr().is_ipv6() { IPV6_METRIC } else { 0 };
+        let metric = match find(RTA_PRIORITY).map_or(0, Attribute::u32) {
+            metric if metric == default => 0,
+            WORST_METRIC => WORST_METRIC,
+            _ => return None,
+        };
+        if body.u8(2) != 0 || body.u8(3) != 0 {
             return None;
         }
         let mut odd = Odd::default();
@@ -103,7 +107,8 @@ impl Bounds<'_> {
         if destination.addr().is_ipv4() && body.u8(6) != scope(&path) {
             odd.note(format_args!("scope {}", body.u8(6)));
         }
-        Some(Route { table: self.table, destination, path, protocol: body.u8(5), unknown: odd.to_unknown() })
+        let (table, protocol, unknown) = (self.table, body.u8(5), odd.to_unknown());
+        Some(Route { table, destination, path, protocol, metric, unknown })
     }
 
     fn path(&self, body: Body<'_>, odd: &mut Odd) -> RoutePath {
@@ -195,7 +200,9 @@ pub(crate) fn add_in_steps(row: &Route, devices: &Devices) -> Option<[Message; 2
 pub(crate) fn delete(row: &Route, devices: &Devices) -> Result<Message, LinkName> {
     let mut message = message(libc::RTM_DELROUTE, 0, row, devices)?;
     if row.destination.addr().is_ipv6() {
-        message.u32(RTA_PRIORITY, IPV6_METRIC);
+        if row.metric == 0 {
+            message.u32(RTA_PRIORITY, IPV6_METRIC);
+        }
         if matches!(row.path, RoutePath::Unreachable | RoutePath::Blackhole) {
             message.u32(RTA_OIF, LOOPBACK);
         }
@@ -220,6 +227,9 @@ fn message(kind: u16, flags: libc::c_int, row: &Route, devices: &Devices) -> Res
     let header = [family_of(address), prefix, 0, 0, 0, row.protocol, scope, route_type];
     let mut message = Message::new(kind, flags, &[&header, &route_flags.to_ne_bytes()]);
     message.ip(RTA_DST, address).u32(RTA_TABLE, row.table);
+    if row.metric != 0 {
+        message.u32(RTA_PRIORITY, row.metric);
+    }
     match row.path {
         RoutePath::Via { gateway, link, .. } => {
             message.ip(RTA_GATEWAY, gateway).u32(RTA_OIF, devices.index(link).ok_or(link)?);

@@ -92,6 +92,11 @@ impl Backend {
         }
     }
 
+    /// The UDP port that peers send to; `None` without VXLAN.
+    pub fn port(&self) -> Option<u16> {
+        if let Self::Vxlan(options) = self { Some(options.port) } else { None }
+    }
+
     /// The devices that this node itself needs; those for peers of other VNIs come on top.
     pub fn devices(&self, config: &Config) -> Vec<LinkName> {
         match self {

@@ -7,7 +7,7 @@ use crate::firewall::{NftChainName, NftElement};
 use crate::input::Family;
 use crate::owned::{Owned, Sweep};
 use crate::state::{Link, LinkKind, Neighbour, Route, RoutePath, State};
-use crate::{LinkName, Object, Op, Row, Table, Verb};
+use crate::{LinkName, Object, Op, Row, Setting, Table, Verb};
 
 /// Ops in the order in which they are to be applied; empty when nothing is to be done.
 pub fn diff(wanted: &State, seen: &State, owned: &Owned) -> Vec<Op> {
@@ -149,7 +149,8 @@ impl Steps {
                 ([want, ..], [have, ..]) if want == have && !is_gone(&want.path) => {}
                 ([want, ..], have) => {
                     let verb = if have.is_empty() { Verb::Add } else { Verb::Replace };
-                    self.push(verb, want.clone());
+                    let was = have.first().filter(|_| !is_gone(&want.path)).map(|row| row.value.clone());
+                    self.push(verb, Setting { row: want.clone(), was });
                 }
                 ([], _) => {}
             }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::Backend;
 use crate::firewall;
 use crate::lease::{Lease, Subnet};
+use crate::state::Sysctl;
 use crate::{LinkName, Mac};
 
 /// Address family. Dual stack is twice a single one.
@@ -44,6 +45,22 @@ pub struct Config {
     pub table: u32,
     #[serde(default)]
     pub firewall: firewall::Options,
+    #[serde(default)]
+    pub sysctls: Sysctls,
+    /// What is for our own pods and for none that is there is dropped, and never follows the default route.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub blackhole: bool,
+}
+
+/// How it is seen to that the node's own settings suit a pod network. Those of our own devices are always written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sysctls {
+    /// They are written.
+    #[default]
+    Set,
+    /// They are told, each with its command.
+    Tell,
 }
 
 fn main_table() -> u32 {
@@ -99,6 +116,8 @@ pub struct Former {
     pub links: Vec<LinkName>,
     /// Pod networks.
     pub networks: Vec<IpNet>,
+    /// Pod subnets of this node.
+    pub subnets: Vec<IpNet>,
     /// Routing tables.
     pub tables: Vec<u32>,
     pub writer: Writer,
@@ -190,12 +209,19 @@ pub struct Underlay {
     pub routes: Vec<RouteFacts>,
     /// Of those that our pods' traffic passes.
     pub firewall: firewall::Facts,
+    /// Those of the paths in [`Owned::sysctls`](crate::owned::Owned::sysctls) that exist.
+    pub sysctls: Vec<Sysctl>,
 }
 
 impl Underlay {
     /// The device of that name.
     pub fn link(&self, name: LinkName) -> Option<&LinkFacts> {
         self.links.iter().find(|link| link.name == name)
+    }
+
+    /// The value of a file below `/proc/sys`, if it was read.
+    pub fn sysctl(&self, path: &str) -> Option<&str> {
+        self.sysctls.iter().find(|row| *row.path == *path).map(|row| &*row.value)
     }
 }
 

@@ -63,6 +63,7 @@ mod tests {
             links: ["flannel.1", "flannel.42"].map(|name| name.parse().unwrap()).into(),
             uplink: "eth0".parse().unwrap(),
             networks: vec!["10.244.0.0/16".parse().unwrap()],
+            own_subnets: Vec::new(),
             former_networks: Vec::new(),
             former_writer: Default::default(),
             table: MAIN_TABLE,
@@ -98,6 +99,7 @@ mod tests {
             destination: destination.parse().unwrap(),
             path,
             protocol,
+            metric: 0,
             unknown: None,
         };
         let via = |link: &str| RoutePath::Via {

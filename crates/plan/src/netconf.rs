@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, vxlan};
 use crate::fields::Fields;
-use crate::input::{Config, Family};
+use crate::input::{Config, Family, Sysctls};
 use crate::state::MAIN_TABLE;
 use crate::subnet_alloc::Pool;
 
@@ -85,6 +85,8 @@ impl NetConf {
             backend: self.backend.clone(),
             table: MAIN_TABLE,
             firewall: Default::default(),
+            sysctls: Sysctls::default(),
+            blackhole: false,
         }
     }
 

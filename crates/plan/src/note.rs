@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::firewall::{Fault, NftTable};
 use crate::input::Family;
 use crate::state::Route;
-use crate::{LinkName, Mac};
+use crate::{LinkName, Mac, environment, sysctls};
 
 /// One thing that is not as it should be, and whom it is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -58,6 +58,10 @@ pub enum NodeFault {
     NoPeerOnLink { uplink: LinkName, family: Family, peer_on: Option<(IpAddr, LinkName)> },
     SysctlRefused { path: Box<str>, value: Box<str> },
     Firewall(Fault),
+    SysctlUnset { path: Box<str>, value: Box<str>, is: Box<str> },
+    BridgeNetfilterMissing,
+    BridgeNetfilterOff { path: Box<str> },
+    FirewalldActive { port: Option<u16>, network: IpNet },
 }
 
 /// What is wrong with what the store says.
@@ -332,9 +336,16 @@ impl fmt::Display for NodeFault {
                 f.write_str(", or use vxlan")
             }
             Self::SysctlRefused { path, value } => {
-                write!(f, "sysctl {path} cannot be written. Run: sysctl -w {path}={value}")
+                write!(f, "sysctl {path} cannot be written. {}", sysctls::Remedy(path, value))
             }
             Self::Firewall(fault) => fault.fmt(f),
+            Self::SysctlUnset { path, value, is } => {
+                let remedy = sysctls::Remedy(path, value);
+                write!(f, "sysctl {path} is {is}, and --set-sysctls=false leaves it so. {remedy}")
+            }
+            Self::BridgeNetfilterMissing => f.write_str(environment::BRIDGE_NETFILTER_MISSING),
+            Self::BridgeNetfilterOff { path } => environment::bridge_netfilter_off(f, path),
+            Self::FirewalldActive { port, network } => environment::firewalld_active(f, *port, network),
         }
     }
 }
@@ -396,6 +407,13 @@ mod tests {
         Note::Node(NodeFault::Firewall(Fault::ForwardRefused { .. })) =>
             firewall(Fault::ForwardRefused { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "so the accept rules are there too";
         Note::Node(NodeFault::Firewall(Fault::Stranger(_))) => firewall(Fault::Stranger(ip())), "sends us VXLAN packets and no peer has that address";
+        Note::Node(NodeFault::SysctlUnset { .. }) =>
+            node(NodeFault::SysctlUnset { path: "a/b".into(), value: "1".into(), is: "0".into() }), "and --set-sysctls=false leaves it so";
+        Note::Node(NodeFault::BridgeNetfilterMissing) => node(NodeFault::BridgeNetfilterMissing), "br_netfilter is not loaded";
+        Note::Node(NodeFault::BridgeNetfilterOff { .. }) =>
+            node(NodeFault::BridgeNetfilterOff { path: "a/b".into() }), "is 0, so rules for traffic do not see";
+        Note::Node(NodeFault::FirewalldActive { .. }) =>
+            node(NodeFault::FirewalldActive { port: Some(8472), network: net() }), "firewalld runs here";
         Note::Peer { fault: PeerFault::OutsideNetwork, .. } => peer(PeerFault::OutsideNetwork), "lies outside our network";
         Note::Peer { fault: PeerFault::Misaligned, .. } => peer(PeerFault::Misaligned), "has host bits set";
         Note::Peer { fault: PeerFault::OverlapsOurs(_), .. } => peer(PeerFault::OverlapsOurs(net())), "subnet overlaps ours";
@@ -469,7 +487,7 @@ mod tests {
 
     fn route() -> Route {
         let path = RoutePath::Via { gateway: ip(), link: link(), onlink: false };
-        Route { table: MAIN_TABLE, destination: net(), path, protocol: 3, unknown: None }
+        Route { table: MAIN_TABLE, destination: net(), path, protocol: 3, metric: 0, unknown: None }
     }
 
     #[test]

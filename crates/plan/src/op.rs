@@ -7,12 +7,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
-use crate::LinkName;
 use crate::firewall::{IptablesChain, NftChain, NftElement, NftTable};
 use crate::state::{
     Address, FdbEntry, Link, LinkKind, MAIN_TABLE, Neighbour, Nexthop, Route, RoutePath, Rule, Sysctl,
     Unknown,
 };
+use crate::{LinkName, sysctls};
 
 /// What to do with an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -33,7 +33,7 @@ pub enum Verb {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Object {
-    Sysctl(Sysctl),
+    Sysctl(Setting),
     Link(Box<Link>),
     /// The administrative state alone, after the addresses are on.
     LinkUp(LinkName),
@@ -49,6 +49,16 @@ pub enum Object {
     Iptables(IptablesChain),
 }
 
+/// A sysctl to be written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Setting {
+    #[serde(flatten)]
+    pub row: Sysctl,
+    /// The value that goes; `None` where none was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub was: Option<Box<str>>,
+}
+
 /// One step. Ops order by rank first, then by object: the same list on every run.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Op {
@@ -58,7 +68,7 @@ pub struct Op {
 
 impl Op {
     /// Place in a round: reach before use when adding, use before reach when deleting. A sysctl below a link's name
-    /// needs the link, so it follows the links.
+    /// needs the link, so it follows the links; one that turns forwarding on follows those that make this harmless.
     pub fn rank(&self) -> u8 {
         use Object as O;
         match (self.verb, &self.object) {
@@ -73,8 +83,8 @@ impl Op {
             (Verb::Delete, O::NftChain(_) | O::Iptables(_)) => 19,
             (Verb::Delete, O::NftTable(_)) => 20,
             (_, O::Link(_)) => 2,
-            (_, O::Sysctl(_)) => 3,
-            (_, O::Address(_)) => 4,
+            (_, O::Sysctl(setting)) if !sysctls::forwards(&setting.row) => 3,
+            (_, O::Sysctl(_) | O::Address(_)) => 4,
             (_, O::LinkUp(_)) => 5,
             (_, O::NftTable(_) | O::NftChain(_) | O::NftElement(_) | O::Iptables(_)) => 6,
             (_, O::Fdb(_)) => 7,
@@ -91,14 +101,14 @@ impl Object {
     pub fn identity(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         match self {
-            Self::Sysctl(row) => (0, &row.path).hash(&mut hasher),
+            Self::Sysctl(setting) => (0, &setting.row.path).hash(&mut hasher),
             Self::Link(row) => (1, row.name).hash(&mut hasher),
             Self::LinkUp(name) => (1, name).hash(&mut hasher),
             Self::Address(row) => (2, row.link, row.address).hash(&mut hasher),
             Self::Fdb(row) => (3, row.link, row.mac).hash(&mut hasher),
             Self::Neighbour(row) => (4, row.link, row.address).hash(&mut hasher),
             Self::Nexthop(row) => (5, row.id).hash(&mut hasher),
-            Self::Route(row) => (6, row.table, row.destination).hash(&mut hasher),
+            Self::Route(row) => (6, row.table, row.destination, row.metric).hash(&mut hasher),
             Self::Rule(row) => (7, row.priority, row.to).hash(&mut hasher),
             Self::NftTable(row) => (8, row.family).hash(&mut hasher),
             Self::NftChain(row) => (9, row.family, &row.chain).hash(&mut hasher),
@@ -130,8 +140,14 @@ macro_rules! object_from {
         }
     )*};
 }
-object_from!(Sysctl: Sysctl, Address: Address, Fdb: FdbEntry, Neighbour: Neighbour, Nexthop: Nexthop, Route: Route, Rule: Rule,
+object_from!(Sysctl: Setting, Address: Address, Fdb: FdbEntry, Neighbour: Neighbour, Nexthop: Nexthop, Route: Route, Rule: Rule,
     NftTable: NftTable, NftChain: NftChain, NftElement: NftElement, Iptables: IptablesChain);
+
+impl From<Sysctl> for Object {
+    fn from(row: Sysctl) -> Self {
+        Self::Sysctl(Setting { row, was: None })
+    }
+}
 
 impl fmt::Display for Op {
     /// `+ route 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink`: a sign, then the object in ip(8)'s words.
@@ -153,7 +169,10 @@ impl fmt::Display for Op {
 impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Sysctl(row) => write!(f, "sysctl {} = {}", row.path, row.value),
+            Self::Sysctl(Setting { row, was }) => {
+                write!(f, "sysctl {} = {}", row.path, row.value)?;
+                was.iter().try_for_each(|was| write!(f, " (was {was})"))
+            }
             Self::Link(link) => link.fmt(f),
             Self::LinkUp(name) => write!(f, "link {name} up"),
             Self::Address(row) => {
@@ -222,6 +241,9 @@ impl fmt::Display for Route {
         }
         if self.table != MAIN_TABLE {
             write!(f, " table {}", self.table)?;
+        }
+        if self.metric != 0 {
+            write!(f, " metric {}", self.metric)?;
         }
         write!(f, "{}", Aside(&self.unknown))
     }

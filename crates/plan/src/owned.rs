@@ -29,6 +29,9 @@ pub struct Owned {
     pub uplink: LinkName,
     /// The pod networks of the cluster, at most one a family.
     pub networks: Vec<IpNet>,
+    /// Our own pod subnets, those of an earlier run too: flannel's blackhole routes lead there.
+    #[serde(default)]
+    pub own_subnets: Vec<IpNet>,
     /// Those of earlier configs: nothing is wanted there any more.
     #[serde(default)]
     pub former_networks: Vec<IpNet>,
@@ -37,13 +40,13 @@ pub struct Owned {
     pub former_writer: Writer,
     /// The table our routes are in.
     pub table: u32,
-    /// Those that they were in.
+    /// Those that they were in, and the main one where only the blackhole is there.
     #[serde(default)]
     pub former_tables: Vec<u32>,
     /// Are flannel's tables and chains of nftables and iptables ours, or another daemon's of this node?
     #[serde(default)]
     pub firewall: bool,
-    /// Paths below `/proc/sys` that we set.
+    /// Paths below `/proc/sys` that we set or plan by.
     pub sysctls: Vec<Box<str>>,
     /// May anything be deleted yet?
     pub sweep: Sweep,
@@ -132,6 +135,7 @@ impl Owned {
         let ours = |link| link == self.uplink || self.has_link(link);
         self.all_tables().any(|table| table == row.table)
             && self.in_any_network(&row.destination)
+            && (row.metric == 0 || row.path == RoutePath::Blackhole)
             && match (row.protocol, row.path) {
                 (FLANNELS_PROTOCOL, _) => self.is_flannels(row),
                 (PROTOCOL, RoutePath::Via { link, .. } | RoutePath::Link(link)) => ours(link),
@@ -141,19 +145,28 @@ impl Owned {
             }
     }
 
-    /// By the subnet's own first address, as nobody else leads a route (flannel-compat 6.1). One through the uplink stands
-    /// at the key of a peer that we want, or may be anybody's.
+    /// By the subnet's own first address, as nobody else leads a route (flannel-compat 6.1), or the blackhole of our own subnet
+    /// (7.4). One through the uplink stands at the key of a peer that we want, or may be anybody's.
     fn is_flannels(&self, row: &Route) -> bool {
         self.former_writer == Writer::Flannel
-            && matches!(row.path, RoutePath::Via { gateway, link, onlink: true }
-                if self.has_link(link) && gateway == row.destination.addr())
+            && match row.path {
+                RoutePath::Via { gateway, link, onlink: true } => {
+                    self.has_link(link) && gateway == row.destination.addr()
+                }
+                RoutePath::Blackhole => row.metric == 0 && self.own_subnets.contains(&row.destination),
+                _ => false,
+            }
     }
 
     /// Looks like flannel's, inside our networks, and is not known to be.
     pub(crate) fn resembles_flannels(&self, row: &Route) -> bool {
         let through_ours = |link| link == self.uplink || self.has_link(link);
         row.protocol == FLANNELS_PROTOCOL
-            && matches!(row.path, RoutePath::Via { link, .. } if through_ours(link))
+            && match row.path {
+                RoutePath::Via { link, .. } => through_ours(link),
+                RoutePath::Blackhole => row.metric == 0,
+                _ => false,
+            }
             && !self.route(row)
     }
 

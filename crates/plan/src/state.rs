@@ -16,6 +16,9 @@ use crate::{LinkName, Mac, Row, Table};
 /// The main routing table (rtnetlink(7) `RT_TABLE_MAIN`).
 pub const MAIN_TABLE: u32 = 254;
 
+/// A route of this metric stands behind every other one to its prefix.
+pub const WORST_METRIC: u32 = u32::MAX;
+
 /// What was read and not understood, as text; `None` in everything we want.
 pub type Unknown = Option<Box<str>>;
 
@@ -142,7 +145,7 @@ pub struct Nexthop {
     pub unknown: Unknown,
 }
 
-/// A unicast route of the default metric and without a TOS; others are never ours and never here.
+/// A unicast route of the default or the worst metric and without a TOS; others are never ours and never here.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
@@ -151,8 +154,15 @@ pub struct Route {
     pub path: RoutePath,
     /// `rtm_protocol`.
     pub protocol: u8,
+    /// `RTA_PRIORITY`; 0 is the default one, whatever the family makes of it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub metric: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unknown: Unknown,
+}
+
+fn is_default(metric: &u32) -> bool {
+    *metric == 0
 }
 
 /// Where a route leads.
@@ -227,7 +237,7 @@ impl Row for Nexthop {
 
 impl Row for Route {
     fn cmp_key(&self, other: &Self) -> Ordering {
-        (self.table, self.destination).cmp(&(other.table, other.destination))
+        (self.table, self.destination, self.metric).cmp(&(other.table, other.destination, other.metric))
     }
 }
 

@@ -82,6 +82,8 @@ mod tests {
             backend: crate::backend::Backend::HostGw,
             table: 254,
             firewall: Default::default(),
+            sysctls: Default::default(),
+            blackhole: false,
         };
         let text = SubnetEnv::new(&config, &subnet, 1450, true).to_string();
         let expected = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_IPV6_NETWORK=fd00:5::/32\n\

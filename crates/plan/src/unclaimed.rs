@@ -45,6 +45,7 @@ mod tests {
             links: vec!["flannel.1".parse().unwrap()],
             uplink: "eth0".parse().unwrap(),
             networks: vec!["10.244.0.0/16".parse().unwrap()],
+            own_subnets: Vec::new(),
             former_networks: vec!["10.99.0.0/16".parse().unwrap()],
             former_writer: Writer::Flannel,
             table: MAIN_TABLE,
@@ -63,6 +64,7 @@ mod tests {
             destination: destination.parse().unwrap(),
             path,
             protocol: 3,
+            metric: 0,
             unknown: None,
         }
     }

@@ -18,11 +18,14 @@ use crate::backend::Backend;
 use crate::backend::vxlan::{self, Endpoint};
 use crate::direct::OnLink;
 use crate::firewall;
-use crate::input::{Config, Family, Leases, Node, Underlay};
+use crate::input::{Config, Family, Leases, Node, Sysctls, Underlay};
 use crate::lease::Lease;
 use crate::note::{NodeFault, Note, PeerFault};
 use crate::owned::{Owned, PROTOCOL, Sweep};
-use crate::state::{Address, FdbEntry, Link, MAIN_TABLE, Neighbour, Route, Rule, State, Sysctl};
+use crate::state::{
+    Address, FdbEntry, Link, MAIN_TABLE, Neighbour, Route, RoutePath, Rule, State, Sysctl, WORST_METRIC,
+};
+use crate::sysctls;
 
 /// A plan: the state to reach, what may be deleted on the way, and what there is to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,10 +91,11 @@ pub fn bounds(config: &Config, node: &Node, leases: &Leases) -> Owned {
     links.sort_unstable();
     links.dedup();
     Owned {
-        sysctls: links.iter().map(|&link| vxlan::accept_ra_path(link)).collect(),
+        sysctls: sysctls::paths(config, node.uplink.link, &links),
         links,
         uplink: node.uplink.link,
         networks: Family::ALL.into_iter().filter_map(|family| config.network(family)).collect(),
+        own_subnets: own_subnets(config, node),
         former_networks: former_networks(config, node),
         former_writer: node.former.writer,
         table: config.table,
@@ -110,11 +114,25 @@ fn rules(config: &Config) -> impl Iterator<Item = Rule> {
 }
 
 fn former_tables(config: &Config, node: &Node) -> Vec<u32> {
-    let mut tables: Vec<u32> =
-        node.former.tables.iter().copied().filter(|table| *table != config.table).collect();
+    let former = node.former.tables.iter().copied();
+    let blackhole = config.blackhole.then_some(MAIN_TABLE);
+    let mut tables: Vec<u32> = former.chain(blackhole).filter(|table| *table != config.table).collect();
     tables.sort_unstable();
     tables.dedup();
     tables
+}
+
+fn own_subnets(config: &Config, node: &Node) -> Vec<IpNet> {
+    let families = Family::ALL.into_iter().filter(|&family| config.network(family).is_some());
+    let own = families.filter_map(|family| node.subnet.of(family));
+    own.chain(node.former.subnets.iter().copied()).collect()
+}
+
+/// Drops what is for our own pods and for none that is there. It is in the main table whatever ours is: the rule that leads
+/// there would take it before the bridge's own route. Its metric puts it behind that one, whichever comes first.
+fn blackhole(destination: IpNet) -> Route {
+    let (table, path, metric) = (MAIN_TABLE, RoutePath::Blackhole, WORST_METRIC);
+    Route { table, destination, path, protocol: PROTOCOL, metric, unknown: None }
 }
 
 fn former_networks(config: &Config, node: &Node) -> Vec<IpNet> {
@@ -254,9 +272,14 @@ impl<'a> Draft<'a> {
 
     fn own_devices(&mut self) {
         for family in Family::ALL.into_iter().filter(|&family| self.config.network(family).is_some()) {
-            if self.node.subnet.of(family).is_none() {
+            let Some(subnet) = self.node.subnet.of(family) else {
                 self.note_node(NodeFault::NotLeased(family));
-            } else if let Backend::Vxlan(options) = self.config.backend {
+                continue;
+            };
+            if self.config.blackhole {
+                self.routes.push(blackhole(subnet));
+            }
+            if let Backend::Vxlan(options) = self.config.backend {
                 self.device(&options, family);
             }
         }
@@ -301,7 +324,21 @@ impl<'a> Draft<'a> {
         Some(if link.kind.is_empty() { "hardware".into() } else { link.kind.clone() })
     }
 
+    /// What the node itself needs besides, or what there is to say of it.
+    fn settings(&mut self) {
+        let devices = self.links.iter().map(|link| link.name);
+        let lacking = sysctls::lacking(self.config, self.node, self.underlay, devices);
+        match self.config.sysctls {
+            Sysctls::Set => self.sysctls.extend(lacking),
+            Sysctls::Tell => {
+                let faults = lacking.into_iter().filter_map(|row| sysctls::told(row, self.underlay));
+                self.notes.extend(faults.map(Note::Node));
+            }
+        }
+    }
+
     fn finish(mut self, leases: &Leases) -> Wanted {
+        self.settings();
         let (config, node) = (self.config, self.node);
         let firewall = firewall::rules(&firewall::Rules {
             config,

@@ -51,6 +51,8 @@ impl Case {
             backend: Backend::Vxlan(vxlan::Options { source_filter: self.filter, ..Default::default() }),
             table: 254,
             firewall: self.options,
+            sysctls: Default::default(),
+            blackhole: false,
         };
         let node = Node {
             uplink: self.uplink.clone(),

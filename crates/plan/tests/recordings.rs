@@ -464,6 +464,6 @@ impl RecordedRoute {
         let (gateway, link) = (self.gateway().unwrap(), name_in(&self.1, "dev"));
         let path = RoutePath::Via { gateway, link, onlink: has_flag(&self.1, "onlink") };
         let destination = self.destination();
-        Some(Route { table: MAIN_TABLE, destination, path, protocol: FLANNELS, unknown: None })
+        Some(Route { table: MAIN_TABLE, destination, path, protocol: FLANNELS, metric: 0, unknown: None })
     }
 }

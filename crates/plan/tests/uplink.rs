@@ -54,6 +54,8 @@ fn config(families: &str, backend: Backend) -> Config {
         backend,
         table: 254,
         firewall: Default::default(),
+        sysctls: Default::default(),
+        blackhole: false,
     }
 }
 

@@ -79,7 +79,7 @@ mod tests {
 
     fn op(destination: &str) -> Op {
         let (destination, path) = (destination.parse().unwrap(), RoutePath::Unreachable);
-        let route = Route { table: 254, destination, path, protocol: 84, unknown: None };
+        let route = Route { table: 254, destination, path, protocol: 84, metric: 0, unknown: None };
         Op { verb: Verb::Replace, object: Object::Route(route) }
     }
 

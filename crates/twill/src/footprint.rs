@@ -91,6 +91,7 @@ impl Footprint {
             links: self.devices.clone(),
             uplink: self.uplink,
             networks: self.networks.clone(),
+            own_subnets: Vec::new(),
             former_networks: Vec::new(),
             former_writer: Default::default(),
             table: self.tables.first().copied().unwrap_or(MAIN_TABLE),

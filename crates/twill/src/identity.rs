@@ -169,6 +169,9 @@ impl Place {
         let mut links: Vec<_> =
             subnets.flat_map(|subnet| vxlan::left_devices(&self.underlay, &subnet)).collect();
         let mut networks = networks.to_vec();
+        let previous = self.asker.previous.into_iter();
+        let subnets = previous.flat_map(|subnet| Family::ALL.into_iter().filter_map(move |of| subnet.of(of)));
+        let subnets = subnets.collect();
         // flannel knows no other table.
         let mut tables = vec![MAIN_TABLE];
         if let Some(footprint) = footprint {
@@ -178,7 +181,7 @@ impl Place {
         }
         links.sort_unstable();
         links.dedup();
-        Former { links, networks, tables, writer: Writer::Flannel }
+        Former { links, networks, subnets, tables, writer: Writer::Flannel }
     }
 
     pub(crate) fn uplink_mac(&self) -> Mac {

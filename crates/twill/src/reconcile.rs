@@ -36,7 +36,7 @@ use crate::questions::Answers;
 use crate::report::{Board, LastChange};
 use crate::round::Round;
 use crate::trigger::{Cause, Causes, Trigger};
-use fault::{own_fault, refused_sysctl};
+use fault::{is_in_force, own_fault, refused_sysctl};
 
 /// Until the kernel is read again after it could not be.
 const BLIND_RETRY: Duration = Duration::from_secs(1);
@@ -207,8 +207,11 @@ impl Reconciler {
             .former
             .links
             .extend(made.filter(|name| !seen.state.links.iter().any(|link| link.name == *name)));
+        self.memory.refused.retain(|fault| is_in_force(fault, &wanted.state, &seen.state));
         notes.extend(self.memory.refused.iter().cloned().map(Note::Node));
         notes.extend(plan::unclaimed(&wanted.state, &seen.state, &wanted.owned, &seen.underlay));
+        // Nobody says yet whether iptables has the rules.
+        notes.extend(plan::environment::bridge_netfilter(&self.config, &seen.underlay, false));
         notes.extend(self.leave_footprint(&wanted.owned));
         wanted.notes.append(&mut notes);
         wanted

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use plan::{Op, PeerPath};
+use plan::{Object, Op, PeerPath};
 
 use crate::trigger::Causes;
 
@@ -22,10 +22,13 @@ pub(crate) struct Round {
 }
 
 impl Round {
-    /// One line: causes, counts, time, the first three objects.
+    /// One line: causes, counts, time, the first three objects, and each sysctl that had another value: that one
+    /// stands nowhere else.
     pub(crate) fn line(&self) -> String {
-        let first: Vec<String> = self.ops.iter().take(3).map(ToString::to_string).collect();
-        let more = self.ops.len().saturating_sub(3);
+        let overwrites = |op: &Op| matches!(&op.object, Object::Sysctl(setting) if setting.was.is_some());
+        let shown = self.ops.iter().enumerate().filter(|(place, op)| *place < 3 || overwrites(op));
+        let first: Vec<String> = shown.map(|(_, op)| op.to_string()).collect();
+        let more = self.ops.len() - first.len();
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let failed =
             if self.failed.is_empty() { String::new() } else { format!(", {} refused", self.failed.len()) };

@@ -20,5 +20,6 @@ mod rounds;
 mod routes;
 mod rules;
 mod scene;
+mod sysctls;
 mod underlay;
 mod watching;

@@ -227,3 +227,49 @@ fn of_doubled_ipv6_routes_exactly_the_named_one_goes() {
         }
     });
 }
+
+/// Our last resort: behind every other route to its prefix, whichever comes first.
+#[test]
+fn a_route_of_the_worst_metric_is_a_row_of_its_own() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        let clean = sh("ip route; ip -6 route");
+        let last = ["10.244.1.0/24", "fd00:10:244:1::/64"]
+            .map(|subnet| Route { metric: u32::MAX, ..route(subnet, RoutePath::Blackhole) });
+        applies(&mut kernel, &last.clone().map(add));
+        assert_eq!(rows(&mut kernel, 254), last);
+        let shown = sh("ip route show type blackhole; ip -6 route show type blackhole");
+        assert_eq!(
+            shown
+                .lines()
+                .map(|line| line.split_whitespace().take(6).collect::<Vec<_>>().join(" "))
+                .collect::<Vec<_>>(),
+            [
+                "blackhole 10.244.1.0/24 proto 84 metric 4294967295",
+                "blackhole fd00:10:244:1::/64 dev lo proto 84"
+            ]
+        );
+        assert_eq!(shown.matches("metric 4294967295").count(), 2, "{shown}");
+        // Again is no second one.
+        applies(&mut kernel, &last.clone().map(replace));
+        assert_eq!(rows(&mut kernel, 254), last);
+        sh("ip link add cni0 type bridge; ip link set cni0 up; ip addr add 10.244.1.1/24 dev cni0
+            ip addr add fd00:10:244:1::1/64 dev cni0 nodad");
+        for address in ["10.244.1.7", "fd00:10:244:1::7"] {
+            let way = sh(&format!("ip route get {address}"));
+            assert!(way.contains("dev cni0"), "the bridge that came later goes before: {way}");
+        }
+        sh("ip link del cni0");
+        // One of the same prefix and the default metric is another row, and neither takes the other with it.
+        sh("ip route add blackhole 10.244.1.0/24; ip -6 route add blackhole fd00:10:244:1::/64");
+        let plain = rows(&mut kernel, 254).into_iter().filter(|row| row.metric == 0 && row.protocol == 3);
+        let plain: Vec<Route> = plain.collect();
+        assert_eq!(plain.len(), 2, "{plain:?}");
+        applies(&mut kernel, &[delete(plain[0].clone()), delete(plain[1].clone())]);
+        let left: Vec<Route> =
+            rows(&mut kernel, 254).into_iter().filter(|row| row.path == RoutePath::Blackhole).collect();
+        assert_eq!(left, last);
+        applies(&mut kernel, &last.map(delete));
+        assert_eq!(sh("ip route; ip -6 route"), clean);
+    });
+}

@@ -60,6 +60,7 @@ pub(crate) fn owned() -> Owned {
         links: vec![name("flannel.1"), name("flannel-v6.1")],
         uplink: name("eth0"),
         networks: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()],
+        own_subnets: vec![],
         former_networks: vec![],
         former_writer: Default::default(),
         table: MAIN_TABLE,
@@ -95,7 +96,7 @@ pub(crate) fn via(destination: &str, gateway: &str, link: &str, onlink: bool) ->
 
 pub(crate) fn route(destination: &str, path: RoutePath) -> Route {
     let destination = destination.parse().unwrap();
-    Route { table: MAIN_TABLE, destination, path, protocol: PROTOCOL, unknown: None }
+    Route { table: MAIN_TABLE, destination, path, protocol: PROTOCOL, metric: 0, unknown: None }
 }
 
 pub(crate) fn op(verb: Verb, object: impl Into<Object>) -> Op {

@@ -34,10 +34,10 @@ pub fn check(uplink: &Uplink) -> Result<(), String> {
 /// The route to a peer that is on the uplink's segment; also vxlan's `DirectRouting`.
 pub fn direct(table: u32, destination: IpNet, next_hop: IpAddr, uplink: LinkName) -> Route {
     let path = RoutePath::Via { gateway: next_hop, link: uplink, onlink: false };
-    Route { table, destination, path, protocol: PROTOCOL, unknown: None }
+    Route { table, destination, path, protocol: PROTOCOL, metric: 0, unknown: None }
 }
 
 /// The route to a peer that is not: an error to the sender instead of silence.
 pub fn unreachable(table: u32, destination: IpNet) -> Route {
-    Route { table, destination, path: RoutePath::Unreachable, protocol: PROTOCOL, unknown: None }
+    Route { table, destination, path: RoutePath::Unreachable, protocol: PROTOCOL, metric: 0, unknown: None }
 }

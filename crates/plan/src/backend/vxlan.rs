@@ -12,7 +12,7 @@ use crate::input::{AddressFacts, Family, Node, Underlay, Uplink};
 use crate::lease::{Lease, Subnet};
 use crate::owned::PROTOCOL;
 use crate::state::{Address, FdbEntry, Link, LinkKind, Neighbour, Route, RoutePath, Sysctl, Vxlan};
-use crate::{LinkName, Mac};
+use crate::{LinkName, Mac, sysctls};
 
 /// The kernel's own default, which flannel gets by sending no port.
 pub const DEFAULT_PORT: u16 = 8472;
@@ -163,7 +163,7 @@ impl Options {
                 port: port.filter(|&port| port != self.port),
                 unknown: None,
             },
-            Route { table, destination: peer.subnet, path, protocol: PROTOCOL, unknown: None },
+            Route { table, destination: peer.subnet, path, protocol: PROTOCOL, metric: 0, unknown: None },
         )
     }
 }
@@ -208,9 +208,5 @@ pub(crate) struct Endpoint {
 
 /// A router's advertisement from inside the tunnel must not configure the node (flannel-compat 6.0).
 fn accept_ra(link: LinkName) -> Sysctl {
-    Sysctl { path: accept_ra_path(link), value: "0".into() }
-}
-
-pub(crate) fn accept_ra_path(link: LinkName) -> Box<str> {
-    format!("net/ipv6/conf/{link}/accept_ra").into()
+    Sysctl { path: sysctls::accept_ra(link), value: "0".into() }
 }

@@ -59,7 +59,7 @@ mod tests {
             let path =
                 RoutePath::Via { gateway: first.into(), link: "flannel.1".parse().unwrap(), onlink: true };
             let destination = IpNet::new(first.into(), 24).unwrap();
-            Route { table: MAIN_TABLE, destination, path, protocol: PROTOCOL, unknown: None }
+            Route { table: MAIN_TABLE, destination, path, protocol: PROTOCOL, metric: 0, unknown: None }
         };
         (1..=count).map(route).collect()
     }

@@ -18,7 +18,7 @@ pub(crate) fn draw(scene: &mut Scene, tape: &mut Tape, world: &World) {
     let families = [world.config.ipv4.map(|_| false), world.config.ipv6.map(|_| true)];
     for v6 in families.into_iter().flatten() {
         of_former_networks(scene, tape, world, v6);
-        for at in 1..=4 {
+        for at in 1..=6 {
             if tape.once_in(4) {
                 by_flannel(scene, tape, world, (v6, at));
             }
@@ -35,7 +35,14 @@ fn of_former_networks(scene: &mut Scene, tape: &mut Tape, world: &World, v6: boo
     let path = RoutePath::Unreachable;
     if tape.once_in(3) {
         let table = world.config.table;
-        rows.routes.push(Route { table, destination: subnet, path, protocol: PROTOCOL, unknown: None });
+        rows.routes.push(Route {
+            table,
+            destination: subnet,
+            path,
+            protocol: PROTOCOL,
+            metric: 0,
+            unknown: None,
+        });
     }
     if tape.once_in(3)
         && !v6
@@ -56,20 +63,29 @@ fn by_flannel(scene: &mut Scene, tape: &mut Tape, world: &World, (v6, at): (bool
         (1, Some(link)) => (RoutePath::Via { gateway: destination.addr(), link, onlink: true }, true),
         (2, Some(link)) => (RoutePath::Via { gateway: stranger, link, onlink: true }, false),
         (3, _) => (RoutePath::Via { gateway: stranger, link: uplink, onlink: false }, false),
+        (5, _) => (RoutePath::Blackhole, world.node.former.subnets.contains(&destination)),
+        (6, _) => (RoutePath::Blackhole, false),
         (4, Some(link)) => (RoutePath::Via { gateway: destination.addr(), link, onlink: false }, false),
         _ => return,
     };
     let ours = flannels && world.node.former.writer == Writer::Flannel;
     let rows = if ours { &mut scene.left_over } else { &mut scene.foreign };
     let table = world.config.table;
-    rows.routes.push(Route { table, destination, path, protocol: BOOT, unknown: None });
+    rows.routes.push(Route { table, destination, path, protocol: BOOT, metric: 0, unknown: None });
     if tape.once_in(8) {
         // By a next hop that a peer has leased another subnet by.
         let table = world.config.table;
         let path = RoutePath::Via { gateway: v4([192, 0, 2, 2]), link: uplink, onlink: false };
         if !v6 {
             let destination = nobodys(v6, 40 + at);
-            scene.foreign.routes.push(Route { table, destination, path, protocol: BOOT, unknown: None });
+            scene.foreign.routes.push(Route {
+                table,
+                destination,
+                path,
+                protocol: BOOT,
+                metric: 0,
+                unknown: None,
+            });
         }
     }
 }

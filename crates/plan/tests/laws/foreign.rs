@@ -148,7 +148,7 @@ fn under_our_name(scene: &mut Scene, tape: &mut Tape, world: &World, link: LinkN
 }
 
 fn route(destination: IpNet, path: RoutePath, protocol: u8) -> Route {
-    Route { table: 254, destination, path, protocol, unknown: None }
+    Route { table: 254, destination, path, protocol, metric: 0, unknown: None }
 }
 
 fn routes(scene: &mut Scene, tape: &mut Tape, world: &World, v6: bool) {
@@ -174,6 +174,7 @@ fn routes(scene: &mut Scene, tape: &mut Tape, world: &World, v6: bool) {
     }
     if tape.once_in(3) {
         push(nobodys(v6, 12), RoutePath::Link(name("cni0")), PROTOCOL);
+        push(nobodys(v6, 12), RoutePath::Blackhole, BIRD);
     }
     if tape.once_in(3) {
         push(nobodys(v6, 13), RoutePath::Other, PROTOCOL);
@@ -185,7 +186,8 @@ fn routes(scene: &mut Scene, tape: &mut Tape, world: &World, v6: bool) {
         let other = if table == 254 { 100 } else { 254 };
         let peers = nobodys(v6, tape.below(6) as u8);
         let configured = if v6 { world.config.ipv6.is_some() } else { world.config.ipv4.is_some() };
-        let is_former = configured && world.node.former.tables.contains(&other);
+        let is_former = configured
+            && (world.node.former.tables.contains(&other) || other == 254 && world.config.blackhole);
         let rows = if is_former { &mut scene.left_over.routes } else { &mut scene.foreign.routes };
         rows.push(Route { table: other, ..route(peers, RoutePath::Unreachable, PROTOCOL) });
     }

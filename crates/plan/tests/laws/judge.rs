@@ -8,7 +8,7 @@ use plan::lease::Lease;
 use plan::netconf::NetConf;
 use plan::state::{LinkKind, Route, RoutePath};
 use plan::subnet_alloc::{Asker, Choice, Origin};
-use plan::{LinkName, Object, Op, Row, State, Table, Verb};
+use plan::{LinkName, Object, Op, Row, Setting, State, Table, Verb};
 use proptest::prelude::*;
 
 use super::scene::{Fate, Scene};
@@ -64,7 +64,7 @@ pub(crate) fn names_foreign(scene: &Scene, op: &Op) -> bool {
         scene.fate(name) == Some(Fate::Squatted) || rows.links.iter().any(|link| link.name == name)
     };
     match &op.object {
-        Object::Sysctl(row) => named(&rows.sysctls, row, op.verb),
+        Object::Sysctl(Setting { row, .. }) => named(&rows.sysctls, row, op.verb),
         Object::Link(link) => is_foreign(link.name),
         Object::LinkUp(name) => is_foreign(*name),
         Object::Address(row) => named(&rows.addresses, row, op.verb),
@@ -93,7 +93,7 @@ fn rows_like(state: &State, object: &Object) -> [usize; 2] {
         [same_key.clone().count(), same_key.filter(|have| *have == row).count()]
     }
     match object {
-        Object::Sysctl(row) => count(&state.sysctls, row),
+        Object::Sysctl(Setting { row, .. }) => count(&state.sysctls, row),
         Object::Link(row) => count(&state.links, row),
         Object::LinkUp(name) => [state.links.iter().filter(|link| link.name == *name).count(); 2],
         Object::Address(row) => count(&state.addresses, row),

@@ -7,7 +7,7 @@ use plan::input::Family;
 use plan::state::{
     Address, FdbEntry, Link, LinkKind, Neighbour, Nexthop, Route, RoutePath, Rule, State, Sysctl,
 };
-use plan::{LinkName, Object, Op, Row, Table, Verb};
+use plan::{LinkName, Object, Op, Row, Setting, Table, Verb};
 
 /// Rows of every kind, in the kernel's order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -181,7 +181,7 @@ impl Kernel {
     fn admits(&self, op: &Op) -> Result<(), String> {
         let (rows, adds) = (&self.rows, op.verb == Verb::Add);
         match &op.object {
-            Object::Sysctl(row) => {
+            Object::Sysctl(Setting { row, .. }) => {
                 let held = rows.links.iter().any(|link| *row.path == *accept_ra(link.name));
                 refuse(!held, "the device of this sysctl is not there")
             }
@@ -243,7 +243,7 @@ impl Kernel {
     fn put(&mut self, object: &Object) {
         let rows = &mut self.rows;
         match object {
-            Object::Sysctl(row) => put(&mut rows.sysctls, row),
+            Object::Sysctl(Setting { row, .. }) => put(&mut rows.sysctls, row),
             Object::Link(link) => self.put_link(link),
             Object::LinkUp(name) => {
                 rows.links.iter_mut().filter(|link| link.name == *name).for_each(|link| link.up = true);

@@ -67,7 +67,7 @@ fn on_device(scene: &mut Scene, tape: &mut Tape, world: &World, link: LinkName) 
     }
     let table = world.config.table;
     let mut route = |destination, path| {
-        rows.routes.push(Route { table, destination, path, protocol: PROTOCOL, unknown: None });
+        rows.routes.push(Route { table, destination, path, protocol: PROTOCOL, metric: 0, unknown: None });
     };
     if tape.once_in(3) {
         route(former, RoutePath::Via { gateway: former.addr(), link, onlink: true });
@@ -91,7 +91,7 @@ fn elsewhere(scene: &mut Scene, tape: &mut Tape, world: &World, v6: bool) {
     let rows = &mut scene.left_over;
     let table = world.config.table;
     let mut route = |destination, path| {
-        rows.routes.push(Route { table, destination, path, protocol: PROTOCOL, unknown: None });
+        rows.routes.push(Route { table, destination, path, protocol: PROTOCOL, metric: 0, unknown: None });
     };
     let gateway: IpAddr = if v6 { "2001:db8::77".parse().unwrap() } else { v4([192, 0, 2, 77]) };
     let uplink = world.node.uplink.link;
@@ -115,6 +115,10 @@ fn elsewhere(scene: &mut Scene, tape: &mut Tape, world: &World, v6: bool) {
             [net4([10, 244, 2, 0], 25).into(), net4([10, 244, 0, 0], 16).into()]
         };
         route(tape.pick(&half), RoutePath::Unreachable);
+    }
+    if tape.once_in(4) {
+        let (destination, path, metric) = (nobodys(v6, 5), RoutePath::Blackhole, u32::MAX);
+        rows.routes.push(Route { table, destination, path, protocol: PROTOCOL, metric, unknown: None });
     }
     if tape.once_in(4) {
         let (first, last) = (*NEXTHOPS.start() + 0x2000, *NEXTHOPS.end() - 1);

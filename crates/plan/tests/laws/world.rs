@@ -140,6 +140,8 @@ fn config(tape: &mut Tape) -> Config {
         backend,
         table: tape.pick(&[254, 254, 254, 100]),
         firewall: rules::options(tape),
+        sysctls: Default::default(),
+        blackhole: tape.once_in(3),
     }
 }
 
@@ -163,6 +165,7 @@ fn node(tape: &mut Tape) -> Node {
         former: Former {
             links: tape.pick(&[vec![], vec![], vec![name("flannel.9"), name("flannel-v6.9")]]),
             networks: tape.pick(&[vec![], FORMER_NETWORKS.map(|network| network.parse().unwrap()).into()]),
+            subnets: tape.pick(&[vec![], vec![left_over::nobodys(false, 35), left_over::nobodys(true, 35)]]),
             tables: tape.pick(&[vec![], vec![], vec![254, 100]]),
             writer: tape.pick(&[Writer::Twill, Writer::Flannel]),
         },
@@ -217,6 +220,7 @@ fn underlay(tape: &mut Tape, uplink: UplinkIs, foreign_devices: &[LinkName]) -> 
         links,
         routes: routes(tape, uplink != UplinkIs::WithoutRoute),
         firewall: rules::facts(tape),
+        sysctls: Vec::new(),
     }
 }
 

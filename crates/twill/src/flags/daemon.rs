@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use plan::backend::Backend;
 use plan::firewall;
-use plan::input::Config;
+use plan::input::{Config, Sysctls};
 use plan::netconf::NetConf;
 use store::{Dir, Store};
 
@@ -39,6 +39,8 @@ pub(crate) struct Flags {
     pub(crate) public_ipv6: Option<Ipv6Addr>,
     /// Where our routes are.
     pub(crate) route_table: u32,
+    pub(crate) ip_blackhole_route: bool,
+    pub(crate) set_sysctls: bool,
     pub(crate) subnet_file: PathBuf,
     pub(crate) options_file: PathBuf,
     /// Where a copy of the last good leases outlives a reboot.
@@ -70,7 +72,6 @@ pub(crate) struct Rules {
     pub(crate) iptables_forward_rules: bool,
     /// Seconds.
     pub(crate) iptables_resync: i64,
-    pub(crate) ip_blackhole_route: bool,
 }
 
 /// Of etcd.
@@ -329,7 +330,9 @@ impl Flags {
             forward: self.rules.iptables_forward_rules,
             fully_random: !self.rules.ip_masq_fully_random_disable,
         };
-        Config { table: self.route_table, firewall, ..conf.config() }
+        let sysctls = if self.set_sysctls { Sysctls::Set } else { Sysctls::Tell };
+        let (table, blackhole) = (self.route_table, self.ip_blackhole_route);
+        Config { table, firewall, sysctls, blackhole, ..conf.config() }
     }
 
     /// Who chose the backend that is in force under that config.
@@ -367,6 +370,8 @@ mod tests {
         ("public-ip", "192.0.2.1", "192.0.2.2", Some("2001:db8::1")),
         ("public-ipv6", "2001:db8::1", "2001:db8::2", Some("192.0.2.1")),
         ("route-table", "8472", "main", Some("local")),
+        ("ip-blackhole-route", "true", "false", Some("on")),
+        ("set-sysctls", "false", "true", Some("no")),
         ("subnet-file", "/a", "/b", None),
         ("options-file", "/a", "/b", None),
         ("cache-dir", "/a", "/b", None),
@@ -382,7 +387,6 @@ mod tests {
         ("ip-masq-fully-random-disable", "true", "false", Some("yes")),
         ("iptables-forward-rules", "false", "true", Some("")),
         ("iptables-resync", "7", "-8", Some("5s")),
-        ("ip-blackhole-route", "true", "false", Some("on")),
         ("etcd-endpoints", "http://a:1,http://b:2", "https://c:3", None),
         ("etcd-prefix", "/a", "/b", None),
         ("etcd-keyfile", "/a", "/b", None),

@@ -84,6 +84,12 @@ pub(super) const GROUPS: &[Group] = &[
         flag("route-table", "TABLE", "main",
             "routing table of the pods' routes: main, flannel (8472) or a number; any but main gets a rule",
             |flags| &mut flags.route_table),
+        flag("ip-blackhole-route", "", "false",
+            "drop what is for a pod of this node that is not there",
+            |flags| &mut flags.ip_blackhole_route),
+        flag("set-sysctls", "", "true",
+            "set what pods need of this node's sysctls; false tells it",
+            |flags| &mut flags.set_sysctls),
     ] },
     Group { title: "files", lack: |_| None, flags: &[
         flag("subnet-file", "FILE", SUBNET_FILE,
@@ -135,9 +141,6 @@ pub(super) const GROUPS: &[Group] = &[
         flag("iptables-resync", "SECONDS", "5",
             "so often at least the rules of iptables-legacy are looked at",
             |flags| &mut flags.rules.iptables_resync),
-        flag("ip-blackhole-route", "", "false",
-            "drop what is for a pod of this node that is not there",
-            |flags| &mut flags.rules.ip_blackhole_route),
     ] },
     Group { title: "etcd", lack: |flags| (!flags.store.as_os_str().is_empty()).then_some("of no effect beside --store"), flags: &[
         flag("etcd-endpoints", "URLS", "http://127.0.0.1:4001,http://127.0.0.1:2379",

@@ -2,7 +2,7 @@
 
 use plan::firewall::NftChainName;
 use plan::note::{NodeFault, Note, StoreFault};
-use plan::{LinkName, Object, Op};
+use plan::{LinkName, Object, Op, Setting, State};
 
 use crate::round::Round;
 
@@ -20,7 +20,14 @@ pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
     let held = round.held.iter().find(|(op, _)| own(&op.object));
     let held = held.map(|(op, times)| format!("needed {times} times and put off: {op}"));
     let noted = round.notes.iter().find_map(|note| match note {
-        Note::Node(NodeFault::SysctlRefused { .. } | NodeFault::NoPeerOnLink { .. }) => None,
+        Note::Node(
+            NodeFault::SysctlRefused { .. }
+            | NodeFault::SysctlUnset { .. }
+            | NodeFault::BridgeNetfilterMissing
+            | NodeFault::BridgeNetfilterOff { .. }
+            | NodeFault::FirewalldActive { .. }
+            | NodeFault::NoPeerOnLink { .. },
+        ) => None,
         Note::Node(NodeFault::Firewall(fault)) if !fault.is_fatal() => None,
         Note::Node(NodeFault::ForeignDevice { name, .. }) if !devices.contains(name) => None,
         Note::Node(fault) => Some(fault.to_string()),
@@ -32,9 +39,17 @@ pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
 
 pub(super) fn refused_sysctl(op: &Op) -> Option<NodeFault> {
     match &op.object {
-        Object::Sysctl(row) => {
+        Object::Sysctl(Setting { row, .. }) => {
             Some(NodeFault::SysctlRefused { path: row.path.clone(), value: row.value.clone() })
         }
         _ => None,
+    }
+}
+
+/// Somebody may have run the command meanwhile.
+pub(super) fn is_in_force(fault: &NodeFault, wanted: &State, seen: &State) -> bool {
+    match fault {
+        NodeFault::SysctlRefused { path, value } => plan::sysctls::is_missing(path, value, wanted, seen),
+        _ => true,
     }
 }

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod blackhole;
 mod cluster;
 mod diff;
 mod docs;
@@ -36,6 +37,7 @@ mod status;
 mod steady;
 mod store;
 mod store_dir;
+mod sysctls;
 mod takeover;
 mod traffic;
 mod uninstall;

@@ -1,0 +1,317 @@
+//! The node's own settings that a pod network needs: only those, and only upwards, by the values that were read. It knows
+//! no way to write one, and what was read of none is wanted of none.
+
+use std::fmt;
+
+use crate::LinkName;
+use crate::backend::Backend;
+use crate::backend::vxlan;
+use crate::environment;
+use crate::input::{Config, Family, Node, Underlay};
+use crate::note::NodeFault;
+use crate::state::{State, Sysctl};
+
+const FORWARD: &str = "net/ipv4/ip_forward";
+const FORWARD_IPV6: &str = "net/ipv6/conf/all/forwarding";
+
+/// `rp_filter` and `accept_ra`, as the kernel numbers them.
+const STRICT: u8 = 1;
+const LOOSE: &str = "2";
+const ACCEPTS_RA_UNLESS_FORWARDING: &str = "1";
+const ACCEPTS_RA: &str = "2";
+
+/// What the kernel is read for.
+pub(crate) fn paths(config: &Config, uplink: LinkName, links: &[LinkName]) -> Vec<Box<str>> {
+    let mut paths: Vec<Box<str>> = links.iter().map(|&link| accept_ra(link)).collect();
+    if config.backend != Backend::Alloc {
+        if config.ipv4.is_some() {
+            paths.extend([FORWARD.into(), rp_filter("all"), rp_filter("default")]);
+            paths.extend(
+                links.iter().filter(|link| carries_ipv4(**link)).map(|link| rp_filter(link.as_str())),
+            );
+        }
+        if config.ipv6.is_some() {
+            paths.extend([FORWARD_IPV6.into(), accept_ra(uplink)]);
+        }
+    }
+    paths.extend(environment::paths(config));
+    paths
+}
+
+/// The settings that are too low, and those of our devices that must not fall back. `devices` are those that are wanted.
+pub(crate) fn lacking(
+    config: &Config,
+    node: &Node,
+    seen: &Underlay,
+    devices: impl Iterator<Item = LinkName>,
+) -> Vec<Sysctl> {
+    if config.backend == Backend::Alloc {
+        return Vec::new();
+    }
+    let mut rows = Vec::new();
+    if config.network(Family::Ipv4).is_some() {
+        rows.extend(switched_off(FORWARD, seen));
+        rows.extend(devices.filter_map(|link| loose(link, seen)));
+    }
+    if config.network(Family::Ipv6).is_some() {
+        rows.extend(forwarding(&accept_ra(node.uplink.link), seen));
+    }
+    rows
+}
+
+/// A node that forwards hears router advertisements only where it is told to in any case, and loses the default route that
+/// it has from them. Without the uplink nothing can be told, and so it waits.
+fn forwarding(accept_ra: &str, seen: &Underlay) -> Vec<Sysctl> {
+    let Some(hears) = seen.sysctl(accept_ra) else { return Vec::new() };
+    let Some(forward) = switched_off(FORWARD_IPV6, seen) else { return Vec::new() };
+    let hear = (hears == ACCEPTS_RA_UNLESS_FORWARDING)
+        .then(|| Sysctl { path: accept_ra.into(), value: ACCEPTS_RA.into() });
+    hear.into_iter().chain([forward]).collect()
+}
+
+fn switched_off(path: &str, seen: &Underlay) -> Option<Sysctl> {
+    (seen.sysctl(path) == Some("0")).then(|| Sysctl { path: path.into(), value: "1".into() })
+}
+
+/// In force is the larger of all's value and the device's own. A device that is not there yet, or is set already, is judged
+/// by what a new one gets.
+fn loose(link: LinkName, seen: &Underlay) -> Option<Sysctl> {
+    let own = rp_filter(link.as_str());
+    if !carries_ipv4(link) {
+        return None;
+    }
+    let number = |path: &str| seen.sysctl(path).and_then(|value| value.parse::<u8>().ok());
+    let by_itself = number(&own).filter(|value| *value <= STRICT);
+    let in_force = number(&rp_filter("all"))?.max(by_itself.or(number(&rp_filter("default")))?);
+    (in_force == STRICT).then(|| Sysctl { path: own, value: LOOSE.into() })
+}
+
+/// What is not as it should be, where nothing may be written; `None` where there is nothing to write to.
+pub(crate) fn told(row: Sysctl, seen: &Underlay) -> Option<NodeFault> {
+    let is: Box<str> = seen.sysctl(&row.path)?.into();
+    (is != row.value).then_some(NodeFault::SysctlUnset { path: row.path, value: row.value, is })
+}
+
+/// Is that setting still wanted, and not there?
+pub fn is_missing(path: &str, value: &str, wanted: &State, seen: &State) -> bool {
+    let has = |state: &State| state.sysctls.iter().any(|row| *row.path == *path && *row.value == *value);
+    has(wanted) && !has(seen)
+}
+
+/// Turns it forwarding on?
+pub(crate) fn forwards(row: &Sysctl) -> bool {
+    [FORWARD, FORWARD_IPV6].contains(&&*row.path)
+}
+
+/// What to do about a path that should have that value, for whoever reads a note of it.
+pub(crate) struct Remedy<'a>(pub(crate) &'a str, pub(crate) &'a str);
+
+impl fmt::Display for Remedy<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(path, value) = self;
+        write!(f, "Run: sysctl -w {path}={value} ({})", harm(path, value))
+    }
+}
+
+/// What goes wrong without it.
+fn harm(path: &str, value: &str) -> &'static str {
+    match (path.rsplit('/').next(), value) {
+        (Some("ip_forward"), _) => "without it this node forwards no IPv4 packet of its pods",
+        (Some("forwarding"), _) => "without it this node forwards no IPv6 packet of its pods",
+        (Some("rp_filter"), _) => {
+            "without it packets of pods are dropped where a peer's two directions take different ways"
+        }
+        (Some("accept_ra"), ACCEPTS_RA) => {
+            "without it, and before forwarding is switched on, the node loses its default route if that is from a router \
+             advertisement"
+        }
+        _ => "without it a router advertisement from inside the tunnel could give this node a route",
+    }
+}
+
+pub(crate) fn accept_ra(link: LinkName) -> Box<str> {
+    format!("net/ipv6/conf/{link}/accept_ra").into()
+}
+
+fn rp_filter(whose: &str) -> Box<str> {
+    format!("net/ipv4/conf/{whose}/rp_filter").into()
+}
+
+fn carries_ipv4(link: LinkName) -> bool {
+    link.as_str().starts_with(vxlan::IPV4_DEVICE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::{Leases, LinkFacts, Sysctls};
+    use crate::netconf::NetConf;
+    use crate::{Wanted, diff, wanted};
+
+    const NEEDED: [(&str, &str); 8] = [
+        (FORWARD, "0"),
+        (FORWARD_IPV6, "0"),
+        ("net/ipv6/conf/eth0/accept_ra", "1"),
+        ("net/ipv4/conf/all/rp_filter", "1"),
+        ("net/ipv4/conf/default/rp_filter", "1"),
+        ("net/ipv4/conf/flannel.1/rp_filter", "1"),
+        ("net/ipv6/conf/flannel.1/accept_ra", "0"),
+        ("net/ipv6/conf/flannel-v6.1/accept_ra", "0"),
+    ];
+
+    fn config(backend: &str) -> Config {
+        let text = format!(
+            r#"{{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10:244::/48", "Backend": {{"Type": "{backend}"}}}}"#
+        );
+        NetConf::parse(text.as_bytes()).unwrap().config()
+    }
+
+    fn node() -> Node {
+        serde_json::from_str(
+            r#"{"uplink": {"link": "eth0", "mtu": 1500, "ipv4": "192.0.2.1", "ipv6": "2001:db8::1"}, "subnet":
+                {"ipv4": "10.244.1.0/24", "ipv6": "fd00:10:244:1::/64"}, "vtep": "02:00:00:00:00:01", "vtep_v6": "02:00:00:00:00:06"}"#,
+        )
+        .unwrap()
+    }
+
+    /// With those values in place of the ones above; an empty one is not there.
+    fn facts(others: &[(&str, &str)]) -> Underlay {
+        let row = |(path, value): &(&str, &str)| Sysctl { path: (*path).into(), value: (*value).into() };
+        let kept = NEEDED.iter().filter(|(path, _)| others.iter().all(|(other, _)| other != path));
+        let sysctls = kept.chain(others).filter(|(_, value)| !value.is_empty()).map(row).collect();
+        let link = LinkFacts {
+            name: "eth0".parse().unwrap(),
+            kind: "".into(),
+            mac: Default::default(),
+            mtu: 1500,
+            up: true,
+            carrier: true,
+        };
+        Underlay { links: vec![link], sysctls, ..Underlay::default() }
+    }
+
+    fn planned(config: &Config, underlay: &Underlay) -> Wanted {
+        wanted(config, &node(), &Leases::Unknown, underlay)
+    }
+
+    /// The sysctls that are written, and those of a device that is made only then too.
+    fn steps(config: &Config, others: &[(&str, &str)]) -> Vec<String> {
+        let underlay = facts(others);
+        let Wanted { state, owned, .. } = planned(config, &underlay);
+        let sysctls = underlay.sysctls.iter().filter(|row| owned.sysctls.contains(&row.path)).cloned();
+        let seen = State { sysctls: sysctls.collect(), ..State::default() };
+        let steps = diff(&state, &seen, &owned).into_iter().map(|op| op.to_string());
+        steps.filter(|step| step.contains("sysctl")).collect()
+    }
+
+    #[test]
+    fn what_is_too_low_is_raised_and_forwarding_comes_last() {
+        assert_eq!(
+            steps(&config("vxlan"), &[]),
+            [
+                "~ sysctl net/ipv4/conf/flannel.1/rp_filter = 2 (was 1)",
+                "~ sysctl net/ipv6/conf/eth0/accept_ra = 2 (was 1)",
+                "~ sysctl net/ipv4/ip_forward = 1 (was 0)",
+                "~ sysctl net/ipv6/conf/all/forwarding = 1 (was 0)",
+            ]
+        );
+        assert_eq!(
+            steps(&config("host-gw"), &[])[0],
+            "~ sysctl net/ipv6/conf/eth0/accept_ra = 2 (was 1)",
+            "no device, no rp_filter"
+        );
+        assert_eq!(steps(&config("alloc"), &[]), [""; 0]);
+    }
+
+    #[test]
+    fn one_family_is_no_reason_for_the_other_ones_settings() {
+        let ipv4 = Config { ipv6: None, ..config("host-gw") };
+        assert_eq!(steps(&ipv4, &[]), ["~ sysctl net/ipv4/ip_forward = 1 (was 0)"]);
+        let ipv6 = Config { ipv4: None, ..config("vxlan") };
+        assert_eq!(
+            steps(&ipv6, &[("net/ipv6/conf/eth0/accept_ra", "0")]),
+            ["~ sysctl net/ipv6/conf/all/forwarding = 1 (was 0)"]
+        );
+    }
+
+    #[test]
+    fn what_is_high_enough_stays() {
+        let on = [(FORWARD, "1"), (FORWARD_IPV6, "1"), ("net/ipv4/conf/flannel.1/rp_filter", "2")];
+        assert_eq!(steps(&config("vxlan"), &on), [""; 0], "a router that hears no advertisements is left so");
+        let odd = [(FORWARD, "2"), (FORWARD_IPV6, "2"), ("net/ipv4/conf/all/rp_filter", "2")];
+        assert_eq!(steps(&config("vxlan"), &odd), [""; 0]);
+        for heard in ["0", "2"] {
+            let steps = steps(&config("vxlan"), &[on[0], on[2], ("net/ipv6/conf/eth0/accept_ra", heard)]);
+            assert_eq!(steps, ["~ sysctl net/ipv6/conf/all/forwarding = 1 (was 0)"], "accept_ra {heard}");
+        }
+    }
+
+    #[test]
+    fn rp_filter_is_loose_where_the_larger_of_both_is_strict() {
+        let ipv4 = Config { ipv6: None, ..config("vxlan") };
+        let step = |all: &str, default: &str, own: &str| {
+            let values = [
+                (FORWARD, "1"),
+                ("net/ipv4/conf/all/rp_filter", all),
+                ("net/ipv4/conf/default/rp_filter", default),
+                ("net/ipv4/conf/flannel.1/rp_filter", own),
+            ];
+            steps(&ipv4, &values)
+        };
+        let raised = |was: &str| [format!("~ sysctl net/ipv4/conf/flannel.1/rp_filter = 2 (was {was})")];
+        assert_eq!(step("0", "0", "1"), raised("1"));
+        assert_eq!(step("1", "0", "0"), raised("0"));
+        assert_eq!(step("1", "1", "1"), raised("1"));
+        let new = "+ sysctl net/ipv4/conf/flannel.1/rp_filter = 2";
+        assert_eq!((step("0", "1", ""), step("1", "0", "")), (vec![new.into()], vec![new.into()]));
+        for (all, default, own) in [
+            ("0", "1", "0"),
+            ("2", "1", "1"),
+            ("2", "0", "0"),
+            ("1", "1", "2"),
+            ("0", "0", ""),
+            ("2", "1", ""),
+        ] {
+            assert_eq!(step(all, default, own), [""; 0], "all {all}, default {default}, own {own}");
+        }
+        assert!(
+            planned(&ipv4, &facts(&[("net/ipv4/conf/flannel.1/rp_filter", "2")]))
+                .state
+                .sysctls
+                .iter()
+                .any(|row| &*row.path == "net/ipv4/conf/flannel.1/rp_filter"),
+            "a device that is made anew gets it again"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_left_and_ipv6_waits_for_its_uplink() {
+        let gone = [(FORWARD, ""), (FORWARD_IPV6, ""), ("net/ipv4/conf/all/rp_filter", "")];
+        assert_eq!(steps(&config("vxlan"), &gone), [""; 0]);
+        let waits = steps(&config("host-gw"), &[("net/ipv6/conf/eth0/accept_ra", "")]);
+        assert_eq!(waits, ["~ sysctl net/ipv4/ip_forward = 1 (was 0)"]);
+    }
+
+    #[test]
+    fn who_may_not_write_tells_the_command() {
+        let config = Config { sysctls: Sysctls::Tell, ..config("vxlan") };
+        assert_eq!(steps(&config, &[]), [""; 0]);
+        let notes: Vec<String> =
+            planned(&config, &facts(&[])).notes.iter().map(ToString::to_string).collect();
+        let of = |path: &str| notes.iter().filter(|note| note.contains(path)).count();
+        for command in [
+            "sysctl -w net/ipv4/ip_forward=1 (without it",
+            "sysctl -w net/ipv6/conf/all/forwarding=1 (without it",
+            "sysctl -w net/ipv6/conf/eth0/accept_ra=2 (without it, and before forwarding",
+            "sysctl net/ipv4/conf/flannel.1/rp_filter is 1, and --set-sysctls=false leaves it so. Run: sysctl -w \
+             net/ipv4/conf/flannel.1/rp_filter=2",
+        ] {
+            assert_eq!(of(command), 1, "{command}: {notes:#?}");
+        }
+        let enough = [(FORWARD, "1"), (FORWARD_IPV6, "1"), ("net/ipv4/conf/flannel.1/rp_filter", "2")];
+        let notes = planned(&config, &facts(&enough)).notes;
+        assert!(!notes.iter().any(|note| note.to_string().contains("sysctl")), "{notes:#?}");
+        let ours = [("net/ipv6/conf/flannel.1/accept_ra", "1")];
+        assert_eq!(steps(&config, &ours), ["~ sysctl net/ipv6/conf/flannel.1/accept_ra = 0 (was 1)"]);
+    }
+}

@@ -1,0 +1,201 @@
+//! What pods need of the node's own settings: raised where it is too low, told where it cannot or may not be.
+
+use lab::{Daemon, Lab, Node, Timing, Topology};
+
+use crate::cluster::{self, SOON, VXLAN, VXLAN_DUAL};
+
+const NEEDED: [(&str, &str); 4] = [
+    ("net/ipv4/ip_forward", "1"),
+    ("net/ipv6/conf/all/forwarding", "1"),
+    ("net/ipv6/conf/eth0/accept_ra", "2"),
+    ("net/ipv4/conf/flannel.1/rp_filter", "2"),
+];
+
+const ALL_NEEDED: [&str; 4] = ["1", "1", "2", "2"];
+
+/// A node as distributions ship it, not as the lab makes it.
+fn plain(node: &Node) {
+    set(node, &["net/ipv4/ip_forward=0", "net/ipv6/conf/all/forwarding=0"]);
+    set(node, &["net/ipv6/conf/eth0/accept_ra=1", "net/ipv4/conf/all/rp_filter=1"]);
+}
+
+fn set(node: &Node, settings: &[&str]) {
+    node.ns.run(&format!("sysctl -qw {}", settings.join(" ")));
+}
+
+fn value(node: &Node, path: &str) -> String {
+    node.ns.run(&format!("cat /proc/sys/{path}")).trim().into()
+}
+
+fn values(node: &Node) -> [String; 4] {
+    NEEDED.map(|(path, _)| value(node, path))
+}
+
+/// The default route that somebody advertises to the node, if it has one.
+fn advertised(node: &Node) -> String {
+    node.ns.run("ip -6 route show default proto ra")
+}
+
+/// Looks again, twice: what the first look did is done.
+fn look_again(daemon: &Daemon<'_>, node: &Node) {
+    node.ns.run(&format!("kill -HUP {}", daemon.pid()));
+    node.twill_output(&["diff"]);
+}
+
+fn lab() -> Lab {
+    let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
+    plain(lab.node(1));
+    lab
+}
+
+#[test]
+fn what_is_too_low_is_raised_with_the_old_value_in_the_log() {
+    lab::test(Timing::Free, || {
+        let lab = lab();
+        let node = lab.node(1);
+        lab::wait_for("the node has a default route from a router", SOON, || {
+            lab::advertise(&lab.node(2).ns, "eth0");
+            advertised(node).contains("dev eth0")
+        });
+        let (daemons, pods) = cluster::start(&lab);
+        cluster::reach_each_other(&pods);
+        assert_eq!(values(node), ALL_NEEDED);
+        assert!(
+            advertised(node).contains("dev eth0"),
+            "forwarding takes the route away unless accept_ra is 2"
+        );
+        let log = daemons[0].log();
+        let at = |line: &str| log.find(line).unwrap_or_else(|| panic!("{line}: {log}"));
+        at("~ sysctl net/ipv4/ip_forward = 1 (was 0)");
+        let (hears, forwards) = (
+            at("~ sysctl net/ipv6/conf/eth0/accept_ra = 2 (was 1)"),
+            at("~ sysctl net/ipv6/conf/all/forwarding = 1 (was 0)"),
+        );
+        assert!(hears < forwards, "{log}");
+        node.ns.run("ip -6 route del default proto ra");
+        lab::wait_for("a router is heard as before", SOON, || {
+            lab::advertise(&lab.node(2).ns, "eth0");
+            advertised(node).contains("dev eth0")
+        });
+        // Nobody tells us of a change: it is seen at the next look.
+        set(node, &["net/ipv4/ip_forward=0", "net/ipv4/conf/flannel.1/rp_filter=1"]);
+        look_again(&daemons[0], node);
+        lab::wait_for("they are raised again", SOON, || values(node) == ALL_NEEDED);
+        assert!(daemons[0].log().contains("~ sysctl net/ipv4/conf/flannel.1/rp_filter = 2 (was 1)"));
+        // A device that is made anew has the kernel's values.
+        node.ns.run("ip link del flannel.1");
+        lab::wait_for("the device is back", SOON, || {
+            node.ns.output("ip link show flannel.1").status.success() && values(node) == ALL_NEEDED
+        });
+    });
+}
+
+#[test]
+fn what_is_high_enough_is_left_and_nothing_is_put_back() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
+        let node = lab.node(1);
+        set(node, &["net/ipv6/conf/eth0/accept_ra=1", "net/ipv4/conf/all/rp_filter=2"]);
+        set(node, &["net/ipv4/conf/default/rp_filter=1"]);
+        let (mut daemons, _pods) = cluster::start(&lab);
+        assert_eq!(values(node), ["1", "1", "1", "1"], "it forwards already, and is loose enough");
+        let others = || {
+            node.ns.run("grep -r . /proc/sys/net/ipv4/conf/*/rp_filter /proc/sys/net/ipv6/conf/*/accept_ra")
+        };
+        let (before, asked) = (others(), cluster::ops_asked(node));
+        look_again(&daemons[0], node);
+        assert_eq!((others(), cluster::ops_asked(node)), (before.clone(), asked));
+        assert!(!daemons[0].log().contains("(was "), "{}", daemons[0].log());
+        assert!(daemons[0].terminate().success());
+        assert_eq!(others(), before);
+    });
+}
+
+/// Every note's command, forwarding last as one of them says.
+fn run_commands(node: &Node, status: &str) {
+    let command = |line: &str| Some(line.split_once("Run: ")?.1.split(" (").next()?.to_owned());
+    let mut commands: Vec<String> = status.lines().filter_map(command).collect();
+    commands.sort_by_key(|command| command.contains("forward"));
+    commands.iter().for_each(|command| _ = node.ns.run(command));
+}
+
+#[test]
+fn told_to_leave_them_it_says_the_commands_and_nothing_more() {
+    lab::test(Timing::Free, || {
+        let lab = lab();
+        let node = lab.node(1);
+        let daemons = lab.start_all(&["--iface=eth0", "--set-sysctls=false"]);
+        assert_eq!(values(node), ["0", "0", "1", "0"]);
+        assert_eq!(value(node, "net/ipv6/conf/flannel.1/accept_ra"), "0", "our own device is ours");
+        let status = node.twill(&["status"]);
+        for (path, value) in NEEDED {
+            assert!(
+                status.contains(&format!("leaves it so. Run: sysctl -w {path}={value} (without it")),
+                "{status}"
+            );
+        }
+        look_again(&daemons[0], node);
+        let log = daemons[0].log();
+        assert_eq!(log.matches("Run: sysctl -w").count(), 4, "each is said once: {log}");
+        assert!(!log.contains("not in order"), "{log}");
+        let other = lab.node(2).twill(&["status"]);
+        assert!(!other.contains("sysctl"), "{other}");
+        run_commands(node, &status);
+        look_again(&daemons[0], node);
+        lab::wait_for("nothing is left to say", SOON, || !node.twill(&["status"]).contains("sysctl"));
+        assert_eq!(values(node), ALL_NEEDED);
+        lab::wait_for("and that is said", SOON, || {
+            daemons[0].log().matches("no longer: sysctl").count() == 4
+        });
+        cluster::reach_each_other(&lab.pods());
+    });
+}
+
+#[test]
+fn a_read_only_proc_is_told_once_and_the_node_is_ready() {
+    lab::test(Timing::Free, || {
+        let lab = lab();
+        let node = lab.node(1);
+        let read_only =
+            "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$@\"";
+        let daemon = node.start_under(&["unshare", "--mount", "sh", "-c", read_only, "sh"], cluster::FLAGS);
+        daemon.wait_ready();
+        assert_eq!(values(node), ["0", "0", "1", "2"], "rp_filter has another way");
+        let told = ["ip_forward=1", "all/forwarding=1", "eth0/accept_ra=2", "flannel.1/accept_ra=0"];
+        let status = node.twill(&["status"]);
+        for command in told {
+            let words = format!(
+                "cannot be written. Run: sysctl -w net/ipv{}",
+                if command == told[0] { 4 } else { 6 }
+            );
+            let line = status.lines().find(|line| line.contains(command));
+            assert!(line.is_some_and(|line| line.contains(&words)), "{command}: {status}");
+        }
+        let asked = cluster::ops_asked(node);
+        look_again(&daemon, node);
+        assert_eq!(cluster::ops_asked(node), asked, "none is tried again");
+        let log = daemon.log();
+        assert_eq!(log.matches("cannot be written. Run:").count(), 5, "each is said once: {log}");
+        // Whoever may write does it, and later undoes it: that is a new fault.
+        run_commands(node, &status);
+        look_again(&daemon, node);
+        lab::wait_for("nothing is left to say", SOON, || !node.twill(&["status"]).contains("sysctl"));
+        set(node, &["net/ipv4/ip_forward=0"]);
+        look_again(&daemon, node);
+        lab::wait_for("it is said again", SOON, || {
+            node.twill(&["status"]).contains("sysctl -w net/ipv4/ip_forward=1")
+        });
+        assert_eq!(node.get("/readyz").map(|reply| reply.status), Some(200));
+    });
+}
+
+/// IPv6 is none of an IPv4 network's business.
+#[test]
+fn the_other_family_is_left_alone() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        plain(lab.node(1));
+        let (_daemons, _pods) = cluster::start(&lab);
+        assert_eq!(values(lab.node(1)), ["1", "0", "1", "2"]);
+    });
+}
