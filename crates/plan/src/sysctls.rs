@@ -122,7 +122,7 @@ fn harm(path: &str, value: &str) -> &'static str {
             "without it packets of pods are dropped where a peer's two directions take different ways"
         }
         (Some("accept_ra"), ACCEPTS_RA) => {
-            "without it, and before forwarding is switched on, the node loses its default route if that is from a router \
+            "set it before forwarding is switched on, or the node loses its default route if that is from a router \
              advertisement"
         }
         _ => "without it a router advertisement from inside the tunnel could give this node a route",
@@ -302,7 +302,7 @@ mod tests {
         for command in [
             "sysctl -w net/ipv4/ip_forward=1 (without it",
             "sysctl -w net/ipv6/conf/all/forwarding=1 (without it",
-            "sysctl -w net/ipv6/conf/eth0/accept_ra=2 (without it, and before forwarding",
+            "sysctl -w net/ipv6/conf/eth0/accept_ra=2 (set it before forwarding",
             "sysctl net/ipv4/conf/flannel.1/rp_filter is 1, and --set-sysctls=false leaves it so. Run: sysctl -w \
              net/ipv4/conf/flannel.1/rp_filter=2",
         ] {
@@ -313,5 +313,19 @@ mod tests {
         assert!(!notes.iter().any(|note| note.to_string().contains("sysctl")), "{notes:#?}");
         let ours = [("net/ipv6/conf/flannel.1/accept_ra", "1")];
         assert_eq!(steps(&config, &ours), ["~ sysctl net/ipv6/conf/flannel.1/accept_ra = 0 (was 1)"]);
+    }
+
+    #[test]
+    fn a_step_comes_back_from_json_as_it_was() {
+        let underlay = facts(&[]);
+        let seen = State { sysctls: underlay.sysctls.clone().into(), ..State::default() };
+        let Wanted { state, owned, .. } = planned(&config("vxlan"), &underlay);
+        let steps = diff(&state, &seen, &owned);
+        let text = serde_json::to_string(&steps).unwrap();
+        assert!(
+            text.contains(r#"{"sysctl":{"path":"net/ipv4/ip_forward","value":"1","was":"0"}}"#),
+            "{text}"
+        );
+        assert_eq!(serde_json::from_str::<Vec<crate::Op>>(&text).unwrap(), steps);
     }
 }
