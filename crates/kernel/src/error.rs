@@ -34,6 +34,11 @@ impl Error {
 }
 
 impl Error {
+    /// Does somebody else hold it up, who will soon be done?
+    pub fn is_busy(&self) -> bool {
+        matches!(self.cause, Cause::Busy(_))
+    }
+
     /// Was it forbidden, so that trying again is of no use?
     pub fn is_denial(&self) -> bool {
         self.cause.is_denial()
@@ -58,6 +63,9 @@ pub enum Cause {
     /// The kernel lacks what is needed.
     #[error("Linux {0} is too old: 5.4 or newer is needed")]
     TooOld(Box<str>),
+    /// Somebody else holds what is needed, for a moment.
+    #[error("{0}")]
+    Busy(Box<str>),
     /// A tool did not do what it was told.
     #[error("{tool}: {text}")]
     Tool { tool: Box<str>, text: Box<str> },

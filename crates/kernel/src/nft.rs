@@ -1,6 +1,7 @@
 //! The rules and sets of nftables that are ours. What nf_tables can tell by netlink is asked there; only our own rules are
 //! read by `nft -j`, and written by `nft -f -` in one transaction. Single elements of a set need no process. It knows no rule's meaning.
 
+mod firewalld;
 mod json;
 mod netlink;
 mod script;
@@ -94,6 +95,8 @@ impl Nft {
         let tables = self.ask(netlink::tables).map_err(|cause| no_nf_tables(&cause))?;
         facts.tables = tables.iter().map(|table| table.to_string().into()).collect();
         self.check_tool()?;
+        let firewalld = facts.tables.iter().any(|table| **table == *firewalld::TABLE);
+        facts.firewalld = firewalld.then(firewalld::read).flatten();
         let mut rows = Rows::default();
         for family in Family::ALL {
             if let Some(table) = tables.iter().find(|table| table.is_ours(family)) {

@@ -5,6 +5,8 @@ use std::fmt;
 
 use ipnet::IpNet;
 
+use crate::State;
+use crate::firewall::Firewalld;
 use crate::input::{Config, Family, Underlay};
 use crate::note::{NodeFault, Note};
 
@@ -23,24 +25,31 @@ fn bridge(config: &Config) -> impl Iterator<Item = &'static str> {
     BRIDGE.into_iter().filter(|(family, _)| config.network(*family).is_some()).map(|(_, path)| path)
 }
 
+/// What is in the way of the rules that we want.
+pub fn environment(config: &Config, seen: &Underlay, wanted: &State) -> Vec<Note> {
+    let mut faults = bridge_netfilter(config, seen, !wanted.iptables.is_empty());
+    faults.extend(seen.firewall.firewalld.as_ref().and_then(|firewalld| refused(config, firewalld)));
+    faults.into_iter().map(Note::Node).collect()
+}
+
 /// Do the rules of iptables, where these are `needed`, see what goes from one port of a bridge to another?
-pub fn bridge_netfilter(config: &Config, seen: &Underlay, needed: bool) -> Vec<Note> {
+fn bridge_netfilter(config: &Config, seen: &Underlay, needed: bool) -> Vec<NodeFault> {
     let faults = bridge(config).filter(|_| needed).filter_map(|path| match seen.sysctl(path) {
         None => Some(NodeFault::BridgeNetfilterMissing),
         Some("0") => Some(NodeFault::BridgeNetfilterOff { path: path.into() }),
         Some(_) => None,
     });
-    let mut notes: Vec<Note> = faults.map(Note::Node).collect();
-    notes.dedup();
-    notes
+    let mut faults: Vec<NodeFault> = faults.collect();
+    faults.dedup();
+    faults
 }
 
 /// A firewalld that runs refuses what it was not told of: VXLAN to our port, and what pods send.
-pub fn firewalld(config: &Config, active: bool) -> Vec<Note> {
+fn refused(config: &Config, told: &Firewalld) -> Option<NodeFault> {
     let networks = Family::ALL.into_iter().filter_map(|family| config.network(family));
-    let networks: Vec<IpNet> = networks.filter(|_| active).collect();
-    let port = config.backend.port();
-    networks.into_iter().map(|network| Note::Node(NodeFault::FirewalldActive { port, network })).collect()
+    let networks: Vec<IpNet> = networks.filter(|network| !told.sources.contains(network)).collect();
+    let port = config.backend.port().filter(|port| !told.ports.contains(port));
+    (port.is_some() || !networks.is_empty()).then(|| NodeFault::Firewalld { port, networks: networks.into() })
 }
 
 pub(crate) const BRIDGE_NETFILTER_MISSING: &str = "the module br_netfilter is not loaded, so rules for traffic do not see \
@@ -54,16 +63,15 @@ pub(crate) fn bridge_netfilter_off(f: &mut fmt::Formatter<'_>, path: &str) -> fm
     )
 }
 
-pub(crate) fn firewalld_active(
-    f: &mut fmt::Formatter<'_>,
-    port: Option<u16>,
-    network: &IpNet,
-) -> fmt::Result {
-    f.write_str("firewalld runs here and refuses what it was not told to let through. Unless it was, run: ")?;
+pub(crate) fn firewalld(f: &mut fmt::Formatter<'_>, port: Option<u16>, networks: &[IpNet]) -> fmt::Result {
+    f.write_str("firewalld runs here and refuses what it was not told to let through. Run: ")?;
     if let Some(port) = port {
         write!(f, "firewall-cmd --permanent --add-port={port}/udp; ")?;
     }
-    write!(f, "firewall-cmd --permanent --zone=trusted --add-source={network}; firewall-cmd --reload")
+    for network in networks {
+        write!(f, "firewall-cmd --permanent --zone=trusted --add-source={network}; ")?;
+    }
+    f.write_str("firewall-cmd --reload")
 }
 
 #[cfg(test)]
@@ -90,7 +98,10 @@ mod tests {
 
     #[test]
     fn a_bridge_that_passes_by_the_rules_is_told_where_that_matters() {
-        let told = |values, needed| told(&bridge_netfilter(&config(), &with(values), needed));
+        let told = |values, needed| {
+            let faults = bridge_netfilter(&config(), &with(values), needed).into_iter();
+            told(&faults.map(Note::Node).collect::<Vec<_>>())
+        };
         assert_eq!(told(["1", "1"], true), [""; 0]);
         assert_eq!(told(["", ""], false), [""; 0]);
         assert!(
@@ -107,18 +118,29 @@ mod tests {
 
     #[test]
     fn firewalld_is_told_with_the_commands_for_port_and_pods() {
-        assert_eq!(firewalld(&config(), false), []);
-        let notes = told(&firewalld(&config(), true));
-        assert_eq!(notes.len(), 2, "{notes:?}");
+        let told = |config: &Config, firewalld: Option<Firewalld>| {
+            let mut underlay = Underlay::default();
+            underlay.firewall.firewalld = firewalld;
+            told(&environment(config, &underlay, &State::default()))
+        };
+        assert_eq!(told(&config(), None), [""; 0]);
+        let [all] = &told(&config(), Some(Firewalld::default()))[..] else { panic!("one note") };
         assert!(
-            notes[0].ends_with(
-                "run: firewall-cmd --permanent --add-port=8472/udp; firewall-cmd --permanent --zone=trusted \
-                 --add-source=10.244.0.0/16; firewall-cmd --reload"
+            all.ends_with(
+                "Run: firewall-cmd --permanent --add-port=8472/udp; firewall-cmd --permanent --zone=trusted \
+                 --add-source=10.244.0.0/16; firewall-cmd --permanent --zone=trusted --add-source=fd00:10:244::/48; \
+                 firewall-cmd --reload"
             ),
-            "{notes:?}"
+            "{all}"
         );
+        let known = Firewalld {
+            ports: vec![8472],
+            sources: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()],
+        };
+        assert_eq!(told(&config(), Some(known.clone())), [""; 0]);
+        let no_port = told(&config(), Some(Firewalld { ports: vec![], ..known }));
+        assert!(no_port[0].contains("add-port") && !no_port[0].contains("add-source"), "{no_port:?}");
         let host_gw = Config { backend: Backend::HostGw, ..config() };
-        let notes = told(&firewalld(&host_gw, true));
-        assert!(!notes[0].contains("add-port"), "{notes:?}");
+        assert!(!told(&host_gw, Some(Firewalld::default()))[0].contains("add-port"));
     }
 }

@@ -11,6 +11,7 @@ mod wanted;
 
 use std::fmt;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::input::Family;
@@ -91,8 +92,20 @@ pub struct Facts {
     pub usual: Option<Variant>,
     /// All tables of nftables, such as `inet firewalld`.
     pub tables: Vec<Box<str>>,
+    /// What it lets through, where it runs.
+    pub firewalld: Option<Firewalld>,
     /// VXLAN packets from addresses that no peer has.
     pub strangers: Vec<Stranger>,
+}
+
+/// What firewalld was told to let through.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Firewalld {
+    /// UDP ports.
+    pub ports: Vec<u16>,
+    /// Sources that it trusts.
+    pub sources: Vec<IpNet>,
 }
 
 /// One variant of iptables in one family.

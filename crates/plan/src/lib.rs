@@ -9,7 +9,7 @@ pub mod belief;
 pub mod check;
 mod diff;
 mod direct;
-pub mod environment;
+mod environment;
 mod fields;
 pub mod firewall;
 pub mod follow;
@@ -32,6 +32,7 @@ pub mod uplink;
 mod wanted;
 
 pub use diff::diff;
+pub use environment::environment;
 pub use leaving::{hand_over, uninstall};
 pub use mac::Mac;
 pub use name::LinkName;

@@ -61,7 +61,7 @@ pub enum NodeFault {
     SysctlUnset { path: Box<str>, value: Box<str>, is: Box<str> },
     BridgeNetfilterMissing,
     BridgeNetfilterOff { path: Box<str> },
-    FirewalldActive { port: Option<u16>, network: IpNet },
+    Firewalld { port: Option<u16>, networks: Box<[IpNet]> },
 }
 
 /// What is wrong with what the store says.
@@ -345,7 +345,7 @@ impl fmt::Display for NodeFault {
             }
             Self::BridgeNetfilterMissing => f.write_str(environment::BRIDGE_NETFILTER_MISSING),
             Self::BridgeNetfilterOff { path } => environment::bridge_netfilter_off(f, path),
-            Self::FirewalldActive { port, network } => environment::firewalld_active(f, *port, network),
+            Self::Firewalld { port, networks } => environment::firewalld(f, *port, networks),
         }
     }
 }
@@ -402,7 +402,8 @@ mod tests {
         Note::Node(NodeFault::Firewall(Fault::NftUnusable { .. })) =>
             firewall(Fault::NftUnusable { why: "no".into() }), "so iptables has the traffic rules and VXLAN is not filtered";
         Note::Node(NodeFault::Firewall(Fault::IptablesMissing)) => firewall(Fault::IptablesMissing), "there is no iptables on this node";
-        Note::Node(NodeFault::Firewall(Fault::Nothing)) => firewall(Fault::Nothing), "so there are no traffic rules";
+        Note::Node(NodeFault::Firewall(Fault::Nothing)) => firewall(Fault::Nothing), "so nothing is accepted that others drop";
+        Note::Node(NodeFault::Firewall(Fault::NoMasquerade)) => firewall(Fault::NoMasquerade), "so nothing is masqueraded";
         Note::Node(NodeFault::Firewall(Fault::Foreign)) => firewall(Fault::Foreign), "another daemon of this node keeps the traffic rules";
         Note::Node(NodeFault::Firewall(Fault::ForwardRefused { .. })) =>
             firewall(Fault::ForwardRefused { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "so the accept rules are there too";
@@ -412,8 +413,8 @@ mod tests {
         Note::Node(NodeFault::BridgeNetfilterMissing) => node(NodeFault::BridgeNetfilterMissing), "br_netfilter is not loaded";
         Note::Node(NodeFault::BridgeNetfilterOff { .. }) =>
             node(NodeFault::BridgeNetfilterOff { path: "a/b".into() }), "is 0, so rules for traffic do not see";
-        Note::Node(NodeFault::FirewalldActive { .. }) =>
-            node(NodeFault::FirewalldActive { port: Some(8472), network: net() }), "firewalld runs here";
+        Note::Node(NodeFault::Firewalld { .. }) =>
+            node(NodeFault::Firewalld { port: Some(8472), networks: [net()].into() }), "firewalld runs here";
         Note::Peer { fault: PeerFault::OutsideNetwork, .. } => peer(PeerFault::OutsideNetwork), "lies outside our network";
         Note::Peer { fault: PeerFault::Misaligned, .. } => peer(PeerFault::Misaligned), "has host bits set";
         Note::Peer { fault: PeerFault::OverlapsOurs(_), .. } => peer(PeerFault::OverlapsOurs(net())), "subnet overlaps ours";

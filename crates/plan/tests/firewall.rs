@@ -217,8 +217,10 @@ fn the_config_is_asked_first_then_what_iptables_does() {
 fn what_cannot_be_is_said() {
     let told = |nftables, facts| Case { facts, ..Case::new(Options { nftables, ..ALL }) };
     let nothing = Facts { no_nft: Some("no".into()), ..Facts::default() };
-    let no_nft = Fault::NftUnusable { why: "no".into() };
-    assert_eq!(faults(&told(None, nothing).plan()), [&no_nft, &Fault::Nothing]);
+    assert_eq!(faults(&told(None, nothing).plan()), [&Fault::NoMasquerade]);
+    let nothing = Facts { no_nft: Some("no".into()), ..Facts::default() };
+    let forward = Options { masquerade: false, ..ALL };
+    assert_eq!(faults(&Case { facts: nothing, ..Case::new(forward) }.plan()), [&Fault::Nothing]);
     assert_eq!(faults(&told(Some(false), Facts::default()).plan()), [&Fault::IptablesMissing]);
     let no_nft = Facts { no_nft: Some("no".into()), ..both() };
     assert_eq!(faults(&told(None, no_nft).plan()), [&Fault::NftUnusable { why: "no".into() }]);

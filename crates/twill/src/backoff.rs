@@ -35,6 +35,11 @@ pub(crate) struct Admitted {
 }
 
 impl Backoff {
+    /// It did not count: somebody held it up.
+    pub(crate) fn forgive(&mut self, op: &Op) {
+        self.recent.remove(&op.object.identity());
+    }
+
     /// Sorts ops into those to apply now and those to hold.
     pub(crate) fn admit(&mut self, ops: Vec<Op>, now: Instant) -> Admitted {
         self.recent.retain(|_, entry| now.duration_since(entry.last) < FORGET);

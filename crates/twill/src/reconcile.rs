@@ -36,7 +36,7 @@ use crate::questions::Answers;
 use crate::report::{Board, LastChange};
 use crate::round::Round;
 use crate::trigger::{Cause, Causes, Trigger};
-use fault::{is_in_force, own_fault, refused_sysctl};
+use fault::{is_in_force, own_fault, refused_sysctl, rules_fault};
 
 /// Until the kernel is read again after it could not be.
 const BLIND_RETRY: Duration = Duration::from_secs(1);
@@ -145,6 +145,7 @@ impl Reconciler {
             due = due.into_iter().chain([begun + FILE_RETRY]).min();
             Some(unwritten)
         });
+        let fault = fault.or_else(|| rules_fault(&round));
         self.set_fault(fault);
         self.metrics.count(&round);
         self.metrics.show_store_lost(view.lost.is_some());
@@ -210,8 +211,7 @@ impl Reconciler {
         self.memory.refused.retain(|fault| is_in_force(fault, &wanted.state, &seen.state));
         notes.extend(self.memory.refused.iter().cloned().map(Note::Node));
         notes.extend(plan::unclaimed(&wanted.state, &seen.state, &wanted.owned, &seen.underlay));
-        // Nobody says yet whether iptables has the rules.
-        notes.extend(plan::environment::bridge_netfilter(&self.config, &seen.underlay, false));
+        notes.extend(plan::environment(&self.config, &seen.underlay, &wanted.state));
         notes.extend(self.leave_footprint(&wanted.owned));
         wanted.notes.append(&mut notes);
         wanted
@@ -317,6 +317,9 @@ impl Reconciler {
             if let Outcome::Failed(error) = outcome {
                 if error.is_denial() {
                     self.memory.refused.extend(refused_sysctl(op));
+                }
+                if error.is_busy() {
+                    self.memory.backoff.forgive(op);
                 }
                 failed.push((op.clone(), error));
             }

@@ -66,11 +66,10 @@ impl Tools {
     fn locked(&self) -> Cause {
         let lock = tools::xtables_lock();
         let lock = lock.display();
-        let text = format!(
+        Cause::Busy(format!(
             "another program holds iptables' lock {lock}; tried again until it is free: if it stays, end the program that \
              `fuser {lock}` names"
-        );
-        Cause::Tool { tool: self.restore.clone(), text: text.into() }
+        ).into())
     }
 }
 

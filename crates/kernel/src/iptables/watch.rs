@@ -11,9 +11,9 @@ use super::listing::Listing;
 use super::tools::{Tools, loaded};
 
 /// Between two looks at which tables are loaded.
-const PAUSE: Duration = Duration::from_millis(500);
-/// The rules are read again after so many times what reading them took: 2 % of a CPU.
-const REST: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(300);
+/// The rules are read again after so many times what reading them took: 5 % of a CPU.
+const REST: u32 = 20;
 
 /// The rules of iptables-legacy in the network namespace of the thread that made it.
 #[derive(Debug)]
@@ -91,13 +91,13 @@ mod tests {
         let interval = |resync, took| LegacyWatch { took, ..LegacyWatch::new(resync) }.interval();
         let millis = Duration::from_millis;
         for (resync, took, expected) in [
-            (5, millis(3), millis(500)),
-            (5, millis(40), millis(2000)),
+            (5, millis(3), millis(300)),
+            (5, millis(40), millis(800)),
             (5, millis(400), millis(5000)),
-            (60, millis(400), millis(20_000)),
-            (0, millis(400), millis(20_000)),
-            (-8, millis(400), millis(20_000)),
-            (i64::MAX, millis(1), millis(500)),
+            (60, millis(400), millis(8000)),
+            (0, millis(400), millis(8000)),
+            (-8, millis(400), millis(8000)),
+            (i64::MAX, millis(1), millis(300)),
         ] {
             assert_eq!(interval(resync, took), expected, "{resync} {took:?}");
         }

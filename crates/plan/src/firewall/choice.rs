@@ -29,7 +29,15 @@ impl Facts {
 
 /// `None` where there is nothing to enforce rules with.
 pub(super) fn choose(options: &Options, facts: &Facts) -> (Option<Choice>, Vec<Fault>) {
-    let (manager, reason) = match options.nftables {
+    let (choice, mut faults) = chosen(options.nftables, facts);
+    if choice.is_none() {
+        faults.push(if options.masquerade { Fault::NoMasquerade } else { Fault::Nothing });
+    }
+    (choice, faults)
+}
+
+fn chosen(nftables: Option<bool>, facts: &Facts) -> (Option<Choice>, Vec<Fault>) {
+    let (manager, reason) = match nftables {
         Some(true) => (Manager::Nftables, "EnableNFTables is true".into()),
         Some(false) => return iptables("EnableNFTables is false".into(), facts),
         None => by_facts(facts),
@@ -39,7 +47,7 @@ pub(super) fn choose(options: &Options, facts: &Facts) -> (Option<Choice>, Vec<F
         (None, Manager::Nftables) => (Some(Choice { manager, reason: reason.into() }), Vec::new()),
         (Some(why), Manager::Nftables) => {
             let (choice, mut faults) = iptables(format!("nftables cannot be used: {why}"), facts);
-            faults.push(Fault::NftUnusable { why: why.clone() });
+            faults.extend(choice.is_some().then(|| Fault::NftUnusable { why: why.clone() }));
             (choice, faults)
         }
     }
@@ -66,6 +74,6 @@ fn iptables(reason: String, facts: &Facts) -> (Option<Choice>, Vec<Fault>) {
             let reason = format!("{reason}, but there is no iptables here");
             (chosen(Manager::Nftables, reason), vec![Fault::IptablesMissing])
         }
-        (None, Some(_)) => (None, vec![Fault::Nothing]),
+        (None, Some(_)) => (None, Vec::new()),
     }
 }

@@ -18,6 +18,8 @@ pub enum Fault {
     IptablesMissing,
     /// Neither nftables nor iptables.
     Nothing,
+    /// Neither of them, but pods are to reach the world.
+    NoMasquerade,
     /// Another daemon keeps them.
     Foreign,
     /// Told to use nftables, but iptables refuses what is forwarded.
@@ -33,7 +35,7 @@ pub enum Fault {
 impl Fault {
     /// Are pods cut off by it?
     pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::Nothing)
+        matches!(self, Self::NoMasquerade)
     }
 }
 
@@ -48,8 +50,12 @@ impl fmt::Display for Fault {
                  forwarded packets, install iptables",
             ),
             Self::Nothing => f.write_str(
-                "neither nftables nor iptables can be used, so there are no traffic rules: install nft or iptables, or \
-                 switch the rules off (--ip-masq=false --iptables-forward-rules=false)",
+                "neither nftables nor iptables can be used, so nothing is accepted that others drop: install nft or iptables, or \
+                 switch the rules off (--iptables-forward-rules=false)",
+            ),
+            Self::NoMasquerade => f.write_str(
+                "neither nftables nor iptables can be used, so nothing is masqueraded: install nft or iptables, or switch it \
+                 off (--ip-masq=false)",
             ),
             Self::Foreign => f.write_str(
                 "another daemon of this node keeps the traffic rules; ours are left to it. Switch them off in one of both",

@@ -6,35 +6,51 @@ use plan::{LinkName, Object, Op, Setting, State};
 
 use crate::round::Round;
 
-/// What is wrong with this node's own part, if anything: never a peer's trouble.
+/// What is wrong with this node's own part, the traffic rules aside: never a peer's trouble.
 pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
     let own = |object: &Object| match object {
         Object::Link(link) => devices.contains(&link.name),
         Object::LinkUp(name) => devices.contains(name),
         Object::Address(row) => devices.contains(&row.link),
-        Object::NftChain(row) => row.chain != NftChainName::Vxlan,
-        Object::Iptables(_) => true,
         _ => false,
     };
-    let failed = round.failed.iter().find(|(op, _)| own(&op.object)).map(|(_, error)| error.to_string());
-    let held = round.held.iter().find(|(op, _)| own(&op.object));
-    let held = held.map(|(op, times)| format!("needed {times} times and put off: {op}"));
     let noted = round.notes.iter().find_map(|note| match note {
         Note::Node(
             NodeFault::SysctlRefused { .. }
             | NodeFault::SysctlUnset { .. }
             | NodeFault::BridgeNetfilterMissing
             | NodeFault::BridgeNetfilterOff { .. }
-            | NodeFault::FirewalldActive { .. }
+            | NodeFault::Firewalld { .. }
             | NodeFault::NoPeerOnLink { .. },
         ) => None,
-        Note::Node(NodeFault::Firewall(fault)) if !fault.is_fatal() => None,
+        Note::Node(NodeFault::Firewall(_)) => None,
         Note::Node(NodeFault::ForeignDevice { name, .. }) if !devices.contains(name) => None,
         Note::Node(fault) => Some(fault.to_string()),
         Note::Store(fault @ StoreFault::OwnLeaseTaken { .. }) => Some(fault.to_string()),
         _ => None,
     });
-    failed.or(held).or(noted)
+    undone(round, own).or(noted)
+}
+
+/// What is wrong with the traffic rules that pods need. Pods may be attached all the same.
+pub(super) fn rules_fault(round: &Round) -> Option<String> {
+    let needed = |object: &Object| match object {
+        Object::NftChain(row) => row.chain != NftChainName::Vxlan,
+        Object::Iptables(_) => true,
+        _ => false,
+    };
+    let noted = round.notes.iter().find_map(|note| match note {
+        Note::Node(NodeFault::Firewall(fault)) if fault.is_fatal() => Some(fault.to_string()),
+        _ => None,
+    });
+    undone(round, needed).or(noted)
+}
+
+/// What was refused or put off of those.
+fn undone(round: &Round, those: impl Fn(&Object) -> bool) -> Option<String> {
+    let failed = round.failed.iter().find(|(op, _)| those(&op.object)).map(|(_, error)| error.to_string());
+    let held = round.held.iter().find(|(op, _)| those(&op.object));
+    failed.or_else(|| held.map(|(op, times)| format!("needed {times} times and put off: {op}")))
 }
 
 pub(super) fn refused_sysctl(op: &Op) -> Option<NodeFault> {
