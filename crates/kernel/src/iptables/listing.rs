@@ -14,7 +14,8 @@ pub(super) struct Listing {
 /// One table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Table {
-    name: Box<str>,
+    /// Where it is one that ours can be in.
+    known: Option<IptablesTable>,
     /// The rules of our chain, where it is there.
     pub(super) own: Option<Vec<Box<str>>>,
     /// All rules of the chain of all that leads to ours.
@@ -30,7 +31,7 @@ impl Listing {
         let mut listing = Self::default();
         for line in text.lines() {
             if let Some(name) = line.strip_prefix('*') {
-                listing.tables.push(Table { name: name.into(), ..Table::default() });
+                listing.tables.push(Table { known: known(name), ..Table::default() });
             } else if let Some(name) = hidden(line) {
                 listing.hidden.push(name.into());
             } else if let Some(table) = listing.tables.last_mut() {
@@ -46,7 +47,7 @@ impl Listing {
 
     /// The tables that ours can be in.
     pub(super) fn known(&self) -> impl Iterator<Item = (IptablesTable, &Table)> {
-        self.tables.iter().filter_map(|table| Some((table.known()?, table)))
+        self.tables.iter().filter_map(|table| Some((table.known?, table)))
     }
 
     pub(super) fn is_hidden(&self, table: IptablesTable) -> bool {
@@ -61,10 +62,6 @@ impl Listing {
 }
 
 impl Table {
-    fn known(&self) -> Option<IptablesTable> {
-        IptablesTable::ALL.into_iter().find(|table| *self.name == *table.to_string())
-    }
-
     fn line(&mut self, line: &str) {
         if let Some(rule) = line.strip_prefix("-A ") {
             let (chain, rule) = rule.split_once(' ').unwrap_or((rule, ""));
@@ -78,14 +75,13 @@ impl Table {
         if !["ACCEPT", "-"].contains(&policy) {
             self.policies.push((chain.into(), policy.into()));
         }
-        if self.known().is_some_and(|table| table.chain() == chain) {
+        if self.known.is_some_and(|table| table.chain() == chain) {
             self.own = Some(Vec::new());
         }
     }
 
     fn rule(&mut self, chain: &str, rule: &str) {
-        let known = self.known();
-        match (known, &mut self.own) {
+        match (self.known, &mut self.own) {
             (Some(table), Some(own)) if table.chain() == chain => own.push(rule.into()),
             (Some(table), _) if table.hook() == chain => {
                 self.others |= !is_ours(table, rule);
@@ -94,6 +90,10 @@ impl Table {
             _ => self.others = true,
         }
     }
+}
+
+fn known(name: &str) -> Option<IptablesTable> {
+    IptablesTable::ALL.into_iter().find(|table| *name == *table.to_string())
 }
 
 /// The table that iptables-nft does not understand, as it says itself.

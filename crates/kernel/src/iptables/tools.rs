@@ -59,6 +59,7 @@ impl Tools {
         let done = command::run(&self.restore, &["--noflush"], script);
         done.map(|_| ()).map_err(|cause| match cause {
             Cause::Tool { text, .. } if text.contains("xtables lock") => self.locked(),
+            Cause::Tool { tool, text } => Cause::Tool { tool, text: explained(&text, script).into() },
             cause => cause,
         })
     }
@@ -77,6 +78,20 @@ impl Tools {
 fn is_locked() -> bool {
     let lock = File::open(tools::xtables_lock());
     lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+/// With the line that it names by number only.
+fn explained(text: &str, script: &str) -> String {
+    let number = text.rsplit("line").next().unwrap_or_default().trim_start_matches([':', ' ']);
+    let number = number.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok());
+    let line = number.and_then(|number: usize| script.lines().nth(number.checked_sub(1)?));
+    match line {
+        Some(line) if line.starts_with("-X") => {
+            format!("{text} (`{line}`): rules of others lead to that chain; delete these")
+        }
+        Some(line) => format!("{text} (`{line}`)"),
+        None => text.into(),
+    }
 }
 
 /// What `iptables` is, or `ip6tables`. Mostly the file's name tells, which takes no process.
@@ -130,6 +145,25 @@ mod tests {
             ("iptables v1.6.1\n", Variant::Legacy),
         ] {
             assert_eq!(variant(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_failed_is_told() {
+        let script = "*filter\n:FLANNEL-FWD - [0:0]\n-A FORWARD -j FOO\n-X FLANNEL-FWD\nCOMMIT\n";
+        for (text, expected) in [
+            ("iptables-restore: line 3 failed", "iptables-restore: line 3 failed (`-A FORWARD -j FOO`)"),
+            ("no FOO Error occurred at line: 3", "no FOO Error occurred at line: 3 (`-A FORWARD -j FOO`)"),
+            (
+                "iptables-nft-restore v1.8.9 (nf_tables): line 4: CHAIN_DEL failed (Device or resource busy)",
+                "iptables-nft-restore v1.8.9 (nf_tables): line 4: CHAIN_DEL failed (Device or resource busy) \
+                 (`-X FLANNEL-FWD`): rules of others lead to that chain; delete these",
+            ),
+            ("line 0 failed", "line 0 failed"),
+            ("line 9 failed", "line 9 failed"),
+            ("it took longer than 5 s", "it took longer than 5 s"),
+        ] {
+            assert_eq!(explained(text, script), expected);
         }
     }
 

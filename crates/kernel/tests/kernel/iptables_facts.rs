@@ -1,8 +1,10 @@
 //! What is told of iptables besides our rules: what others have there, which programs there are; and that looking
 //! changes nothing.
 
+use std::time::{Duration, Instant};
+
 use kernel::Kernel;
-use lab::Timing::Free;
+use lab::Timing::{Free, Timed};
 use plan::firewall::{Facts, IptablesFacts, Variant};
 use plan::input::Family;
 
@@ -70,34 +72,19 @@ fn what_others_refuse_is_told_in_their_words() {
     });
 }
 
-/// A program in place of `multi` that counts its calls in the file that is returned.
-fn counted(multi: &str) -> &'static str {
-    sh(&format!(
-        "cp /usr/sbin/{multi} /run/{multi}
-         printf '#!/bin/bash\necho x >> /run/calls\nexec -a \"${{0##*/}}\" /run/{multi} \"$@\"\n' > /run/spy
-         chmod +x /run/spy; mount --bind /run/spy /usr/sbin/{multi}"
-    ));
-    "/run/calls"
-}
-
 #[test]
 fn looking_makes_no_table_and_runs_nothing_where_there_is_none() {
     lab::test(Free, || {
-        let calls = |file: &str| std::fs::read_to_string(file).unwrap_or_default().lines().count();
         for multi in ["xtables-nft-multi", "xtables-legacy-multi"] {
-            let file = counted(multi);
+            count_calls(multi);
             assert_eq!(all_facts().iptables.len(), 4);
-            assert_eq!(
-                (calls(file), loaded().as_str(), sh("nft list tables").as_str()),
-                (0, "", ""),
-                "{multi}"
-            );
+            assert_eq!((calls(), loaded().as_str(), sh("nft list tables").as_str()), (0, "", ""), "{multi}");
         }
         sh("iptables-legacy -t nat -L");
-        let before = calls("/run/calls");
+        let before = calls();
         assert!(before > 0, "it counts");
         all_facts();
-        assert_eq!((calls("/run/calls") - before, loaded().as_str()), (1, "nat\n"));
+        assert_eq!((calls() - before, loaded().as_str()), (1, "nat\n"));
     });
 }
 
@@ -130,5 +117,23 @@ fn the_programs_that_are_there_are_told_by_variant() {
         }
         sh("mkdir /run/none; mount --bind /run/none /usr/sbin");
         assert_eq!(told(), (Vec::new(), None));
+    });
+}
+
+#[test]
+fn tens_of_thousands_of_rules_of_others_take_no_time() {
+    lab::test(Timed, || {
+        let (mut kernel, wanted) = settled(Variant::Legacy);
+        sh("{ echo '*nat'; echo ':KUBE-SERVICES - [0:0]'
+              seq -f '-A KUBE-SERVICES -p tcp -m comment --comment \"ns/svc-%.0f:http cluster IP\" -j RETURN' 50000
+              echo COMMIT; } | iptables-legacy-restore --noflush");
+        let start = Instant::now();
+        assert!(to_do(&mut kernel, &wanted).is_empty());
+        let looked = start.elapsed();
+        sh("iptables-legacy -t nat -F POSTROUTING; iptables-legacy -t nat -F FLANNEL-POSTRTG");
+        round(&mut kernel, &wanted);
+        let all = start.elapsed();
+        println!("a look took {looked:?}, harm, round and second look {:?}", all - looked);
+        assert!(looked < lab::patient(Duration::from_secs(1)) && all < lab::patient(Duration::from_secs(5)));
     });
 }

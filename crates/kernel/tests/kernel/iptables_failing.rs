@@ -27,7 +27,7 @@ fn a_lock_that_is_held_is_not_waited_for() {
         lock.lock().unwrap();
         let start = Instant::now();
         let said = complaints(&mut kernel, &wanted);
-        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        assert!(start.elapsed() < lab::patient(Duration::from_secs(1)), "{:?}", start.elapsed());
         let words = "iptables-legacy-restore: another program holds iptables' lock /run/xtables.lock; tried again until \
                      it is free: if it stays, end the program that `fuser /run/xtables.lock` names";
         assert!(said.len() == 2 && said.iter().all(|text| text.contains(words)), "{said:#?}");
@@ -63,7 +63,8 @@ fn a_chain_of_ours_that_others_use_says_that_it_cannot_go() {
             let outcomes = kernel.apply(&ops);
             let failed = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Failed(_)));
             let said: Vec<_> = failed.map(complaint).collect();
-            assert!(said.len() == 4 && said[0].contains(&format!("{tool}-restore: ")), "{said:#?}");
+            let words = "(`-X FLANNEL-FWD`): rules of others lead to that chain; delete these";
+            assert!(said.len() == 4 && said.iter().all(|text| text.contains(words)), "{said:#?}");
             let kept = |text: &str| text.split("*nat").next().map(str::to_owned);
             assert_eq!(kept(&saved(tool)), kept(&before), "all of the table or nothing");
             sh(&format!("{tool} -D INPUT -j FLANNEL-FWD"));

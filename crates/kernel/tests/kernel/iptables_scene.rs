@@ -87,3 +87,16 @@ pub(crate) fn saved(tool: &str) -> String {
 pub(crate) fn loaded() -> String {
     sh("cat /proc/net/ip_tables_names /proc/net/ip6_tables_names")
 }
+
+/// From now on calls of the programs in that file are counted.
+pub(crate) fn count_calls(multi: &str) {
+    sh(&format!(
+        "cp /usr/sbin/{multi} /run/{multi}
+         printf '#!/bin/bash\necho x >> /run/calls\nexec -a \"${{0##*/}}\" /run/{multi} \"$@\"\n' > /run/{multi}.spy
+         chmod +x /run/{multi}.spy; mount --bind /run/{multi}.spy /usr/sbin/{multi}"
+    ));
+}
+
+pub(crate) fn calls() -> usize {
+    std::fs::read_to_string("/run/calls").unwrap_or_default().lines().count()
+}
