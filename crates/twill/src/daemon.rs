@@ -71,25 +71,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     tasks.spawn(ring_on_change(view.clone(), bell.clone()));
     let monitor = Watch::open().context("opening the kernel's monitor")?;
     let filter = monitor.filter();
-    match FirewallWatch::open() {
-        Ok(rules) => spawn("rules", listen(rules, |rules| rules.wait().map(|()| Kind::Firewall), &bell))?,
-        // Without nf_tables there are no such rules.
-        Err(error) => debug!("{error}"),
-    }
-    let legacy = LegacyWatch::new(flags.rules.iptables_resync);
-    spawn(
-        "legacy",
-        listen(
-            legacy,
-            |rules| {
-                Ok({
-                    rules.wait();
-                    Kind::Firewall
-                })
-            },
-            &bell,
-        ),
-    )?;
+    hear_of_rules(flags, &bell)?;
     spawn("monitor", listen(monitor, |monitor| monitor.wait().map(|event| event.kind), &bell))?;
     let flags = flags.clone();
     Reconciler {
@@ -108,6 +90,20 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
         memory,
     }
     .run(trigger)
+}
+
+/// Those of nftables, iptables-nft's among them, tell of changes; those of iptables-legacy have to be looked at.
+fn hear_of_rules(flags: &Flags, bell: &Bell) -> anyhow::Result<()> {
+    match FirewallWatch::open() {
+        Ok(rules) => spawn("rules", listen(rules, |rules| rules.wait().map(|()| Kind::Firewall), bell))?,
+        // Without nf_tables there are no such rules.
+        Err(error) => debug!("{error}"),
+    }
+    let wait = |rules: &mut LegacyWatch| {
+        rules.wait();
+        Ok(Kind::Firewall)
+    };
+    spawn("legacy rules", listen(LegacyWatch::new(flags.rules.iptables_resync), wait, bell))
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
