@@ -301,9 +301,15 @@ fn sources_are_dropped_only_where_that_is_certain() {
 fn strangers_are_named() {
     let address = [203, 0, 113, 9].into();
     let peer = [192, 168, 100, 12].into();
-    let strangers = [address, peer].map(|address| Stranger { address, packets: 3 });
-    let facts = Facts { strangers: strangers.into(), ..both() };
+    let strangers = |count: u8| {
+        let few = (0..count).map(|at| Stranger { address: [198, 51, 100, at].into(), packets: 1 });
+        few.chain([address, peer].map(|address| Stranger { address, packets: 3 })).collect::<Vec<_>>()
+    };
+    let facts = Facts { strangers: strangers(0), ..both() };
     let plan = Case { facts, filter: SourceFilter::Count, ..Case::new(Options::default()) }.plan();
     assert_eq!(faults(&plan), [&Fault::Stranger(address)]);
     assert_eq!(plan.firewall.strangers, [Stranger { address, packets: 3 }]);
+    let facts = Facts { strangers: strangers(200), ..both() };
+    let named = Case { facts, ..Case::new(Options::default()) }.plan().firewall.strangers;
+    assert_eq!((named.len(), named[0].address), (16, address), "the loudest first");
 }

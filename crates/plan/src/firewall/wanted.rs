@@ -1,6 +1,8 @@
 //! The rules that this node should have (flannel-compat 7). What a rule says stands here once; nftables' and iptables'
 //! words for it are elsewhere.
 
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -9,11 +11,14 @@ use super::choice::choose;
 use super::iptables::{IptablesChain, IptablesTable, Variant};
 use super::nft::{NftChain, NftChainName, NftElement, NftTable};
 use super::rule::{Match, Net, Rule, Verdict};
-use super::{Choice, Facts, Fault, Manager, SourceFilter, Summary};
+use super::{Choice, Facts, Fault, Manager, SourceFilter, Stranger, Summary};
 use crate::PeerPath;
 use crate::backend::Backend;
 use crate::input::{Config, Family, Leases, Node};
 use crate::state::{Link, LinkKind, Vxlan};
+
+/// More strangers than these are not named: whoever forges one address can forge a thousand.
+const NAMED: usize = 16;
 
 /// kube-proxy's mark of what it masquerades itself.
 const MASQUERADED_BY_KUBE_PROXY: Match = Match::Mark { value: 0x4000, mask: 0x4000 };
@@ -59,13 +64,22 @@ pub(crate) fn rules(what: &Rules<'_>) -> Firewall {
         }
         firewall.filter_sources(what, family);
     }
-    // Whoever joins may send before we have heard of him.
-    let is_peer = |address: IpAddr| what.peers.iter().any(|peer| peer.public_ip == address);
-    let strangers = what.facts.strangers.iter().filter(|stranger| !is_peer(stranger.address));
-    firewall.summary.strangers = strangers.cloned().collect();
+    firewall.summary.strangers = loudest(what);
     let named = firewall.summary.strangers.iter().map(|stranger| Fault::Stranger(stranger.address));
     firewall.faults.extend(named);
     firewall
+}
+
+/// Strangers that are no peers now: whoever joins may send before we have heard of him.
+fn loudest(what: &Rules<'_>) -> Vec<Stranger> {
+    let mut strangers = what.facts.strangers.clone();
+    if !strangers.is_empty() {
+        let peers: BTreeSet<IpAddr> = what.peers.iter().map(|peer| peer.public_ip).collect();
+        strangers.retain(|stranger| !peers.contains(&stranger.address));
+    }
+    strangers.sort_unstable_by_key(|stranger| (Reverse(stranger.packets), stranger.address));
+    strangers.truncate(NAMED);
+    strangers
 }
 
 impl Firewall {
