@@ -21,15 +21,16 @@ fn managers(node: &Node) -> Vec<&'static str> {
 
 /// Waits until nobody but `manager` has rules, and status names him with this reason.
 fn becomes(node: &Node, manager: &str, reason: &str) {
-    lab::wait_for(&format!("{manager}, since {reason}: {:?}", managers(node)), FOLLOWED, || {
-        managers(node) == [manager]
-    });
-    let mut status = String::new();
-    let is_said = lab::until(SOON, || {
-        status = node.twill(&["status"]);
-        status.lines().any(|line| line.contains(manager) && line.contains(reason)).then_some(())
-    });
-    assert!(is_said.is_some(), "{manager} and \"{reason}\" are on no line of:\n{status}");
+    let alone = lab::until(FOLLOWED, || (managers(node) == [manager]).then_some(()));
+    let is_said =
+        || node.twill(&["status"]).lines().any(|line| line.contains(manager) && line.contains(reason));
+    let said = lab::until(FOLLOWED, || is_said().then_some(()));
+    let (managers, status) = (managers(node), node.twill(&["status"]));
+    assert!(
+        alone.is_some(),
+        "{managers:?} instead of {manager} have rules, since {reason}; status:\n{status}"
+    );
+    assert!(said.is_some(), "{manager} and \"{reason}\" are on no line of:\n{status}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::{Iptables, Lab, Node, Protocol, Timing, Topology, Witness, seen_source};
 
@@ -149,30 +149,50 @@ fn legacy_is_complete(lab: &Lab) -> bool {
     })
 }
 
-/// iptables-legacy has one lock for all of the node, which a program may hold for long.
+/// iptables-legacy has one lock for all of the node, which a program may hold for long. What needs no lock goes on.
 #[test]
 fn a_lock_that_is_held_for_15_s_is_waited_for() {
-    lab::test(Timing::Free, || {
+    lab::test(Timing::Timed, || {
         let lab = cluster::lab(Topology::flat(2), &Manager::Iptables.config("vxlan"));
         for node in lab.nodes() {
             Iptables::Legacy.run(&node.ns, "-t mangle -A FORWARD -m mark --mark 0x77 -j RETURN");
         }
-        let holder = in_background(lab.node(1), "exec flock -F /run/xtables.lock sleep 60");
-        lab::wait_for("it is held", SOON, || {
-            !lab.node(1).ns.output("flock -n /run/xtables.lock true").status.success()
-        });
-        let daemons: Vec<_> = lab.nodes().iter().map(|node| node.start(MASQ)).collect();
+        let daemons = lab.start_all(MASQ);
         let pods = lab.pods();
         cluster::reach_each_other(&pods);
-        lab::wait_for("it is said", Duration::from_secs(14), || daemons[0].log().contains("lock"));
-        lab::holds_for("no rule yet", Duration::from_secs(13), || !legacy_is_complete(&lab));
-        end(holder);
         lab::wait_for("all rules", SOON, || legacy_is_complete(&lab));
+        let node = lab.node(1);
+        let holder = in_background(node, "exec flock -F /run/xtables.lock sleep 60");
+        let is_held = || !node.ns.output("flock -n /run/xtables.lock true").status.success();
+        lab::wait_for("it is held", SOON, is_held);
+        let held = Instant::now();
+        // By a tool that has another lock.
+        node.ns.run("XTABLES_LOCKFILE=/run/other.lock iptables-legacy -t nat -F");
+        lab::wait_for("it is said", Duration::from_secs(12), || {
+            daemons[0].log().lines().any(|line| line.contains("lock") && line.contains("iptables-legacy"))
+        });
+        println!("said {:?} after the lock was taken", held.elapsed());
+        let route = lab.node(2).subnet();
+        node.ns.run(&format!("ip route del {route}"));
+        let deleted = Instant::now();
+        lab::wait_for("the route is back", SOON, || node.ns.run("ip route").contains(&route));
+        let took = deleted.elapsed();
+        println!("a route came back {took:?} after it was deleted");
+        cluster::reach_each_other(&pods);
+        let rest = Duration::from_secs(15).saturating_sub(held.elapsed());
+        lab::holds_for("no rule yet", rest, || !legacy_is_complete(&lab));
+        end(holder);
+        let released = Instant::now();
+        lab::wait_for("all rules again", Duration::from_secs(35), || legacy_is_complete(&lab));
+        println!("all rules again {:?} after the lock was released", released.elapsed());
         for (node, daemon) in lab.nodes().iter().zip(&daemons) {
             let mangle = node.ns.run("iptables-legacy -w -t mangle -S FORWARD");
             assert!(mangle.contains("--mark 0x77"), "{mangle}");
-            assert!(node.get("/readyz").unwrap().status == 200, "{}", daemon.log());
+            lab::wait_for(&daemon.log(), SOON, || {
+                node.get("/readyz").is_some_and(|ready| ready.status == 200)
+            });
         }
+        assert!(took < lab::patient(Duration::from_secs(1)), "a route waited {took:?} for the lock");
     });
 }
 
