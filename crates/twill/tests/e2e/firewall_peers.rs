@@ -66,11 +66,7 @@ fn a_peer_among_5000_changes_one_element_within_20_ms() {
             let set = told(&nft, &[event, "vteps", "100.64.20.1"]);
             let way = told(&routes, &[&subnet, route]);
             let apart = set.max(way) - set.min(way);
-            let _ = writeln!(
-                figures,
-                "{event}: {apart:?} from the route, {}",
-                if set < way { "before" } else { "after" }
-            );
+            let _ = writeln!(figures, "{event}: {apart:?} from the route");
             assert!(apart < lab::patient(LIMIT), "{figures}");
             assert_eq!(
                 set < way,

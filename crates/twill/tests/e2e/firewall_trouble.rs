@@ -233,16 +233,16 @@ fn a_table_of_our_name_that_belongs_to_a_program_is_told_until_it_is_gone() {
         std::io::Write::write_all(&mut owner.stdin.as_ref().unwrap(), line).unwrap();
         lab::wait_for("it is owned", SOON, || tables(&node.ns).contains("flags owner"));
         let daemon = node.start(MASQ);
-        let says = |text: &str| text.lines().any(|line| line.contains("ip flannel-ipv4"));
-        lab::wait_for("log and readyz say it", SOON, || {
-            says(&daemon.log())
-                && node.get("/readyz").is_some_and(|reply| reply.status == 503 && says(&reply.body))
+        daemon.wait_ready();
+        let says = |text: &str| text.contains("another process owns table ip flannel-ipv4");
+        lab::wait_for("log and status say it", SOON, || {
+            says(&daemon.log()) && says(&node.twill(&["status"]))
         });
         assert!(tables(&node.ns).contains("flags owner"));
+        assert!(!lines(&node.ns, Iptables::Nft).is_empty(), "{}", rules(&node.ns));
         end(owner);
         lab::wait_for("ours are there", Duration::from_secs(35), || {
-            tables(&node.ns).contains("10.244.0.0/16 accept") && !tables(&node.ns).contains("flags owner")
+            tables(&node.ns).contains("10.244.0.0/16 accept") && lines(&node.ns, Iptables::Nft).is_empty()
         });
-        daemon.wait_ready();
     });
 }
