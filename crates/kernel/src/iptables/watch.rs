@@ -12,6 +12,8 @@ use super::tools::{Tools, loaded};
 
 /// Between two looks at which tables are loaded.
 const PAUSE: Duration = Duration::from_millis(300);
+/// As long as there are no tables: none of our rules is there to be repaired.
+const UNUSED: Duration = Duration::from_secs(2);
 /// The rules are read again after so many times what reading them took: 5 % of a CPU.
 const REST: u32 = 20;
 
@@ -46,7 +48,7 @@ impl LegacyWatch {
     /// have rules.
     pub fn wait(&mut self) {
         while !self.look() {
-            thread::sleep(PAUSE);
+            thread::sleep(if self.is_loaded() { PAUSE } else { UNUSED });
         }
     }
 
@@ -54,10 +56,13 @@ impl LegacyWatch {
         let loaded = Family::ALL.map(loaded);
         let reloaded = loaded != self.loaded;
         self.loaded = loaded;
-        let is_due =
-            self.loaded.iter().any(|names| !names.is_empty()) && self.read_at.elapsed() >= self.interval();
+        let is_due = self.is_loaded() && self.read_at.elapsed() >= self.interval();
         let changed = (reloaded || is_due) && self.read();
         reloaded || changed
+    }
+
+    fn is_loaded(&self) -> bool {
+        self.loaded.iter().any(|names| !names.is_empty())
     }
 
     fn interval(&self) -> Duration {
