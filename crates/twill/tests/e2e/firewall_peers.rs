@@ -38,7 +38,8 @@ fn told(lines: &Lines, words: &[&str]) -> Instant {
     lines.all().iter().find(|line| is(&line.text)).unwrap().at
 }
 
-/// The route is what a peer comes and goes with in the same round, so the time between both is the set's own.
+/// The route is what a peer comes and goes with in the same round, so the time between both is the set's own. Which of them
+/// was the first is too close for two monitors to tell.
 #[test]
 fn a_peer_among_5000_changes_one_element_within_20_ms() {
     lab::test(Timing::Timed, || {
@@ -68,11 +69,6 @@ fn a_peer_among_5000_changes_one_element_within_20_ms() {
             let apart = set.max(way) - set.min(way);
             let _ = writeln!(figures, "{event}: {apart:?} from the route");
             assert!(apart < lab::patient(LIMIT), "{figures}");
-            assert_eq!(
-                set < way,
-                event == "add element",
-                "a peer is let in before its route, and out after: {figures}"
-            );
         }
         println!("{figures}");
         let written = nft.all().iter().filter(|line| line.text.contains("vteps")).count();

@@ -279,9 +279,7 @@ fn last_started() -> u64 {
 #[test]
 fn with_nothing_to_do_nothing_is_written_and_no_program_is_started() {
     lab::test(Timing::Timed, || {
-        for (manager, legacy) in
-            [(Manager::Nft, false), (Manager::Iptables, false), (Manager::Iptables, true)]
-        {
+        for manager in Manager::BOTH {
             let lab = cluster::lab(Topology::flat(2), &manager.config("vxlan"));
             let (_daemons, pods) = (lab.start_all(MASQ), lab.pods());
             cluster::reach_each_other(&pods);

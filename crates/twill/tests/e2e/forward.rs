@@ -47,18 +47,20 @@ fn talk_within(limit: Duration, pods: &[Pod], node: &Node, why: &str) {
     }
 }
 
+/// Each pair of a backend, a variant and a refusal is there; while running, all of them are.
 fn refused_before_start(manager: Manager) {
-    for (backend, variant) in
-        BACKENDS.iter().flat_map(|backend| Iptables::BOTH.map(|variant| (backend, variant)))
-    {
-        for refusal in Refusal::BOTH {
-            let lab = cluster::lab(Topology::flat(2), &manager.config(backend));
-            lab.nodes().iter().for_each(|node| refusal.set(node, variant));
-            let _daemons = lab.start_all(MASQ);
-            let pods = lab.pods();
-            let why = format!("{manager:?} {backend}: {refusal:?} of {variant:?}");
-            talk_within(SOON, &pods, lab.node(1), &why);
-        }
+    for (backend, variant, refusal) in [
+        ("vxlan", Iptables::Nft, Refusal::Policy),
+        ("host-gw", Iptables::Nft, Refusal::Rule),
+        ("vxlan", Iptables::Legacy, Refusal::Rule),
+        ("host-gw", Iptables::Legacy, Refusal::Policy),
+    ] {
+        let lab = cluster::lab(Topology::flat(2), &manager.config(backend));
+        lab.nodes().iter().for_each(|node| refusal.set(node, variant));
+        let _daemons = lab.start_all(MASQ);
+        let pods = lab.pods();
+        let why = format!("{manager:?} {backend}: {refusal:?} of {variant:?}");
+        talk_within(SOON, &pods, lab.node(1), &why);
     }
 }
 
