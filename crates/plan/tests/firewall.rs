@@ -3,7 +3,6 @@
 
 use std::path::PathBuf;
 
-use plan::Wanted;
 use plan::backend::{Backend, vxlan};
 use plan::firewall::{
     Facts, Fault, IptablesChain, IptablesFacts, IptablesTable, Manager, NftChainName, Options, SourceFilter,
@@ -12,6 +11,8 @@ use plan::firewall::{
 use plan::input::{Config, Family, Leases, LinkFacts, Node, Underlay, Uplink};
 use plan::lease::Lease;
 use plan::note::{NodeFault, Note};
+use plan::owned::{Owned, Sweep};
+use plan::{Op, Wanted};
 
 /// A node of two families whose subnets are as in the recordings.
 #[derive(Clone)]
@@ -312,4 +313,21 @@ fn strangers_are_named() {
     let facts = Facts { strangers: strangers(200), ..both() };
     let named = Case { facts, ..Case::new(Options::default()) }.plan().firewall.strangers;
     assert_eq!((named.len(), named[0].address), (16, address), "the loudest first");
+}
+
+#[test]
+fn a_set_goes_with_its_chain_and_not_one_by_one() {
+    let plan = Case { filter: SourceFilter::Count, ..Case::new(ALL) }.plan();
+    let Wanted { state: seen, owned, .. } = plan;
+    let owned = Owned { sweep: Sweep::LeftOvers, ..owned };
+    let texts =
+        |ops: Vec<Op>| ops.iter().map(|op| op.to_string().split(" {").next().unwrap().into()).collect();
+    let filters = ["- nft chain ip flannel-ipv4 vxlan", "- nft chain ip6 flannel-ipv6 vxlan"];
+    let off: Vec<String> = texts(plan::diff(&Case::new(ALL).plan().state, &seen, &owned));
+    assert!(
+        off.iter().all(|op| !op.contains("element")) && filters.iter().all(|op| off.contains(&(*op).into()))
+    );
+    let devices: Vec<_> = seen.links.iter().map(|link| link.name).collect();
+    let handed: Vec<String> = texts(plan::hand_over(&seen, &owned, &devices));
+    assert_eq!(handed, filters, "flannel has no such chain, and all else is its own");
 }
