@@ -9,6 +9,8 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
@@ -30,7 +32,7 @@ impl Locks {
             fs::create_dir_all(dir).with_context(|| no_place(dir))?;
         }
         let file = File::create(&path).with_context(|| no_place(&path))?;
-        match file.try_lock() {
+        match lock_soon(&file) {
             Ok(()) => self.file = Some(file),
             Err(TryLockError::WouldBlock) => {
                 bail!(
@@ -106,6 +108,17 @@ impl Locks {
     }
 }
 
+/// A daemon that was killed holds it until the tool that it was about to start has begun.
+fn lock_soon(file: &File) -> Result<(), TryLockError> {
+    let end = Instant::now() + PASSING;
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(PASSING / 20),
+            done => return done,
+        }
+    }
+}
+
 /// The file that is locked for it.
 pub(crate) fn lock_file(subnet_file: &Path) -> PathBuf {
     subnet_file.with_file_name(format!(".{}.lock", subnet_file.file_name().unwrap_or_default().display()))
@@ -115,6 +128,8 @@ fn no_place(path: &Path) -> String {
     format!("creating {}, name a writable place with --subnet-file", path.display())
 }
 
+/// Whoever holds a lock for longer means it.
+const PASSING: Duration = Duration::from_secs(1);
 /// How the addresses begin.
 const PREFIX: &str = "twill ";
 const NETWORK: &str = "network ";

@@ -48,7 +48,7 @@ impl LegacyWatch {
     /// have rules.
     pub fn wait(&mut self) {
         while !self.look() {
-            thread::sleep(if self.is_loaded() { PAUSE } else { UNUSED });
+            thread::sleep(self.rest());
         }
     }
 
@@ -59,6 +59,14 @@ impl LegacyWatch {
         let is_due = self.is_loaded() && self.read_at.elapsed() >= self.interval();
         let changed = (reloaded || is_due) && self.read();
         reloaded || changed
+    }
+
+    /// Until the next look.
+    fn rest(&self) -> Duration {
+        if !self.is_loaded() {
+            return UNUSED;
+        }
+        self.interval().saturating_sub(self.read_at.elapsed()).min(PAUSE)
     }
 
     fn is_loaded(&self) -> bool {
