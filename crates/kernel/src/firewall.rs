@@ -17,6 +17,7 @@ pub(crate) struct Firewall {
     seen: Reading,
     /// Is the reading still good?
     fresh: bool,
+    refused: Option<Refused>,
 }
 
 #[derive(Clone, Default)]
@@ -27,8 +28,10 @@ struct Reading {
     at: Option<Instant>,
 }
 
-/// What could not be used is asked for no sooner: the kernel looks for its module each time.
-const AGAIN: Duration = Duration::from_secs(5);
+/// What could not be used or read is asked for no sooner: it may have taken long.
+const AGAIN: Duration = Duration::from_secs(10);
+/// So long nftables is not tried again after it has refused our rules several times.
+const REFUSED: Duration = Duration::from_secs(60);
 
 impl Kernel {
     /// The traffic rules are read anew at the next look.
@@ -40,17 +43,14 @@ impl Kernel {
 impl Firewall {
     /// Adds what is there of ours, and gives the facts.
     pub(crate) fn read(&mut self, state: &mut State) -> Facts {
-        if !self.fresh {
+        // No event tells that what failed would go now.
+        let failed = self.seen.facts.no_nft.is_some() || !self.seen.facts.unread.is_empty();
+        if !self.fresh || (failed && self.seen.at.is_none_or(|at| at.elapsed() >= AGAIN)) {
             let mut facts = Facts::default();
-            let nft = self.nft.read(&mut facts);
-            let iptables = iptables::read(&mut facts);
+            let nft = self.read_nft(&mut facts);
+            let iptables = iptables::read(&mut facts, (&self.seen.iptables, &self.seen.facts));
             self.seen = Reading { nft, iptables, facts, at: Some(Instant::now()) };
             self.fresh = true;
-        } else if self.seen.facts.no_nft.is_some() && self.seen.at.is_none_or(|at| at.elapsed() >= AGAIN) {
-            // No event tells that it can be used now.
-            self.seen.facts.no_nft = None;
-            self.seen.nft = self.nft.read(&mut self.seen.facts);
-            self.seen.at = Some(Instant::now());
         }
         let Reading { nft, iptables, facts, .. } = self.seen.clone();
         let strangers = self.nft.strangers(&nft);
@@ -61,11 +61,27 @@ impl Firewall {
         Facts { strangers, ..facts }
     }
 
+    fn read_nft(&mut self, facts: &mut Facts) -> nft::Rows {
+        let rows = self.nft.read(facts);
+        if let Some(Refused { since, why, .. }) = self.refused.as_ref().filter(|refused| refused.is_lasting())
+        {
+            if since.elapsed() < REFUSED {
+                facts.no_nft.get_or_insert_with(|| format!("it refuses our rules: {why}").into());
+            } else {
+                self.refused = None;
+            }
+        }
+        rows
+    }
+
     /// Ops of one `kind`.
     pub(crate) fn apply(&mut self, ops: &[Op]) -> Result<(), Cause> {
         let was_fresh = std::mem::take(&mut self.fresh);
         if let Some(Object::Iptables(_)) = ops.first().map(|op| &op.object) {
-            return iptables::apply(ops);
+            let done = iptables::apply(ops);
+            // Nothing was touched.
+            self.fresh = was_fresh && matches!(done, Err(Cause::Busy(_)));
+            return done;
         }
         if !was_fresh {
             let mut facts = Facts::default();
@@ -75,7 +91,27 @@ impl Firewall {
                 return Err(Cause::Tool { tool: "nft".into(), text });
             }
         }
-        self.nft.apply(ops, &self.seen.nft)
+        let done = self.nft.apply(ops, &self.seen.nft);
+        self.refused = done.as_ref().err().map(|cause| Refused {
+            times: self.refused.as_ref().map_or(0, |refused| refused.times) + 1,
+            since: Instant::now(),
+            why: cause.to_string().into(),
+        });
+        done
+    }
+}
+
+/// nftables lists tables and takes no rules of ours: the kernel may lack what they need.
+struct Refused {
+    times: u32,
+    since: Instant,
+    why: Box<str>,
+}
+
+impl Refused {
+    /// Once may be somebody who changes the same at the same moment.
+    fn is_lasting(&self) -> bool {
+        self.times >= 3
     }
 }
 

@@ -19,19 +19,34 @@ use tools::Tools;
 
 pub use watch::LegacyWatch;
 
-/// Ours, and the facts that only iptables can tell: `iptables`, `usual`. `facts.tables` says what stands in nftables.
-pub(crate) fn read(facts: &mut Facts) -> Vec<IptablesChain> {
+/// Ours, and the facts that only iptables can tell: `iptables`, `usual`, `unread`. `facts.tables` says what stands in
+/// nftables. What cannot be read is as it was.
+pub(crate) fn read(facts: &mut Facts, before: (&[IptablesChain], &Facts)) -> Vec<IptablesChain> {
     facts.usual = tools::plain(Family::Ipv4);
+    facts.unread.extend(tools::not_to_be_read());
     let mut rows = Vec::new();
     for tools in Tools::all() {
         let said = if may_hold(&tools, facts) { tools.listing() } else { Ok(Listing::default()) };
         if said.as_ref().is_err_and(tools::lacks_kernel) {
             continue;
         }
-        // What cannot be read is said by whoever has something to write there: that begins with the same reading.
-        let listing = said.unwrap_or_default();
-        facts.iptables.push(facts_of(&tools, &listing));
-        rows.extend(listing.known().flat_map(|(table, there)| rows_of(&tools, table, there)));
+        match said {
+            Ok(listing) => {
+                facts.iptables.push(facts_of(&tools, &listing));
+                rows.extend(listing.known().flat_map(|(table, there)| rows_of(&tools, table, there)));
+            }
+            Err(cause) => {
+                let (variant, family) = (tools.variant, tools.family);
+                facts.unread.push(cause.to_string().into());
+                let known =
+                    before.1.iptables.iter().find(|known| (known.variant, known.family) == (variant, family));
+                let unknown = || IptablesFacts { variant, family, in_use: false, refuses: None };
+                facts.iptables.push(known.cloned().unwrap_or_else(unknown));
+                rows.extend(
+                    before.0.iter().filter(|row| (row.variant, row.family) == (variant, family)).cloned(),
+                );
+            }
+        }
     }
     rows
 }
@@ -44,6 +59,7 @@ pub(crate) fn apply(ops: &[Op]) -> Result<(), Cause> {
     let Some(tools) = Tools::of(row.variant, row.family) else {
         return Err(Cause::Tool { tool: row.variant.to_string().into(), text: "it is not installed".into() });
     };
+    tools.check_lock()?;
     let listing = tools.listing()?;
     if let Some(table) = changes.iter().map(|change| change.row.table).find(|table| listing.is_hidden(*table))
     {

@@ -32,7 +32,7 @@ pub use iptables::LegacyWatch;
 pub use nft::FirewallWatch;
 pub use route::Lookup;
 pub use sysctl::SYSCTLS;
-pub use tools::{tools, xtables_lock};
+pub use tools::{tool_dirs, xtables_lock};
 pub use watch::{Event, Filter, Kind, Watch};
 
 /// The kernel of the network namespace in which it was opened. One owner, no locks.

@@ -4,31 +4,12 @@ use std::path::PathBuf;
 
 use crate::command;
 
-const NAMES: [&str; 15] = [
-    "nft",
-    "iptables",
-    "iptables-save",
-    "iptables-restore",
-    "ip6tables",
-    "ip6tables-save",
-    "ip6tables-restore",
-    "iptables-nft-save",
-    "iptables-nft-restore",
-    "ip6tables-nft-save",
-    "ip6tables-nft-restore",
-    "iptables-legacy-save",
-    "iptables-legacy-restore",
-    "ip6tables-legacy-save",
-    "ip6tables-legacy-restore",
-];
-
-/// Those that are there, by the files that they really are.
-pub fn tools() -> Vec<PathBuf> {
-    let found = NAMES.into_iter().filter_map(command::find).filter_map(|file| file.canonicalize().ok());
-    let mut files: Vec<PathBuf> = found.collect();
-    files.sort_unstable();
-    files.dedup();
-    files
+/// Where they are or may be put: PATH, and what its links lead to.
+pub fn tool_dirs() -> Vec<PathBuf> {
+    let mut dirs: Vec<PathBuf> = command::dirs().iter().filter_map(|dir| dir.canonicalize().ok()).collect();
+    dirs.sort_unstable();
+    dirs.dedup();
+    dirs
 }
 
 /// What iptables-legacy locks while it works.

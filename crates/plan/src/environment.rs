@@ -47,7 +47,8 @@ fn bridge_netfilter(config: &Config, seen: &Underlay, needed: bool) -> Vec<NodeF
 /// A firewalld that runs refuses what it was not told of: VXLAN to our port, and what pods send.
 fn refused(config: &Config, told: &Firewalld) -> Option<NodeFault> {
     let networks = Family::ALL.into_iter().filter_map(|family| config.network(family));
-    let networks: Vec<IpNet> = networks.filter(|network| !told.sources.contains(network)).collect();
+    let networks: Vec<IpNet> =
+        networks.filter(|network| !told.sources.iter().any(|source| source.contains(network))).collect();
     let port = config.backend.port().filter(|port| !told.ports.contains(port));
     (port.is_some() || !networks.is_empty()).then(|| NodeFault::Firewalld { port, networks: networks.into() })
 }

@@ -94,8 +94,18 @@ pub struct Facts {
     pub tables: Vec<Box<str>>,
     /// What it lets through, where it runs.
     pub firewalld: Option<Firewalld>,
+    /// What cannot be read, and why: it is as it was known.
+    pub unread: Vec<Box<str>>,
     /// VXLAN packets from addresses that no peer has.
     pub strangers: Vec<Stranger>,
+}
+
+impl Facts {
+    /// Are flannel's tables of nftables there?
+    pub fn has_our_tables(&self) -> bool {
+        let ours = Family::ALL.map(|family| NftTable { family }.to_string());
+        self.tables.iter().any(|table| ours.contains(&table.to_string()))
+    }
 }
 
 /// What firewalld was told to let through.

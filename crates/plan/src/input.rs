@@ -76,6 +76,17 @@ impl Config {
         }
     }
 
+    /// Are there traffic rules to be kept?
+    pub fn wants_rules(&self) -> bool {
+        let filters = match &self.backend {
+            Backend::Vxlan(options) => options.source_filter != firewall::SourceFilter::Off,
+            // For peers that are reached by vxlan.
+            Backend::HostGw => true,
+            Backend::Alloc => false,
+        };
+        self.firewall.masquerade || self.firewall.forward || filters
+    }
+
     /// The pod network that the address lies in.
     pub fn network_of(&self, address: IpAddr) -> Option<IpNet> {
         self.network(Family::of(address)).filter(|network| network.contains(&address))
@@ -121,6 +132,8 @@ pub struct Former {
     /// Routing tables.
     pub tables: Vec<u32>,
     pub writer: Writer,
+    /// Traffic rules.
+    pub firewall: bool,
 }
 
 /// Who has written the routes that an earlier daemon left.

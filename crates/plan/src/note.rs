@@ -407,6 +407,7 @@ mod tests {
         Note::Node(NodeFault::Firewall(Fault::Foreign)) => firewall(Fault::Foreign), "another daemon of this node keeps the traffic rules";
         Note::Node(NodeFault::Firewall(Fault::ForwardRefused { .. })) =>
             firewall(Fault::ForwardRefused { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "so the accept rules are there too";
+        Note::Node(NodeFault::Firewall(Fault::Unread(_))) => firewall(Fault::Unread("no".into())), "may go unseen";
         Note::Node(NodeFault::Firewall(Fault::Stranger(_))) => firewall(Fault::Stranger(ip())), "sends us VXLAN packets and no peer has that address";
         Note::Node(NodeFault::SysctlUnset { .. }) =>
             node(NodeFault::SysctlUnset { path: "a/b".into(), value: "1".into(), is: "0".into() }), "and --set-sysctls=false leaves it so";

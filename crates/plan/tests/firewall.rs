@@ -316,6 +316,17 @@ fn strangers_are_named() {
 }
 
 #[test]
+fn what_others_say_of_our_chains_makes_no_rule_ours() {
+    let ours = |rule| plan::firewall::is_ours(IptablesTable::Filter, rule);
+    assert!(
+        ours("-m comment --comment \"flanneld forward\" -j FLANNEL-FWD") && ours("-i eth0 -g FLANNEL-FWD")
+    );
+    assert!(ours("-s 10.1.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT"));
+    assert!(!ours("-m comment --comment \"above -j FLANNEL-FWD please\" -j DROP"));
+    assert!(!ours("-m comment --comment \"like flanneld forward\" -j ACCEPT") && !ours("-j FLANNEL-FWD-2"));
+}
+
+#[test]
 fn a_set_goes_with_its_chain_and_not_one_by_one() {
     let plan = Case { filter: SourceFilter::Count, ..Case::new(ALL) }.plan();
     let Wanted { state: seen, owned, .. } = plan;

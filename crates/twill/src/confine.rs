@@ -25,7 +25,8 @@ const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_RA
 
 /// Everywhere.
 const READ: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir});
-/// The tools for traffic rules, and what loads them; nothing else.
+/// Of where tools are, those for traffic rules among them, and of what loads them: by place, since an upgrade puts other
+/// files there.
 const EXECUTE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{Execute});
 const LOADERS: [&str; 4] = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"];
 /// Of a file that is there.
@@ -54,7 +55,7 @@ pub(crate) fn confine(flags: &Flags) -> Confined {
             warn!("this daemon keeps rights that it does not need: {what}: {error}");
         }
     }
-    let allowed = Allowed { dirs: writable(flags), lock: xtables_lock(), tools: kernel::tools() };
+    let allowed = Allowed { dirs: writable(flags), lock: xtables_lock(), tools: kernel::tool_dirs() };
     let open = restrict(&allowed).unwrap_or_else(|error| {
         warn!("this daemon may write more files than it needs, Landlock fails: {error:#}");
         Vec::new()
@@ -83,7 +84,11 @@ fn hand_down() -> io::Result<()> {
     let held = capabilities(None)?;
     let inheritable = held.permitted & KEPT;
     let needed = CapabilitySets { inheritable, ..held };
-    if held == needed { Ok(()) } else { set_capabilities(None, needed) }
+    match set_capabilities(None, needed) {
+        // Where a service manager forbids it the bounding set that it left has these rights, and hands them down.
+        Err(io::Errno::PERM) if KEPT.contains(held.permitted) => Ok(()),
+        done => done,
+    }
 }
 
 fn keep_needed() -> io::Result<()> {
@@ -91,7 +96,7 @@ fn keep_needed() -> io::Result<()> {
     let kept = held.permitted & KEPT;
     let needed = CapabilitySets { effective: kept, permitted: kept, inheritable: kept };
     // A service manager that left us no more than this may well forbid the call.
-    if held == needed { Ok(()) } else { set_capabilities(None, needed) }
+    if KEPT.contains(held.permitted) { Ok(()) } else { set_capabilities(None, needed) }
 }
 
 /// Where this daemon has to write; made where it is missing, since what is made later would be out of reach.

@@ -29,10 +29,15 @@ pub(crate) struct Footprint {
     /// Those of the devices that this node itself announces.
     pub(crate) announced_devices: Vec<LinkName>,
     /// Are the traffic rules ours?
-    #[serde(default)]
+    #[serde(default = "yes")]
     pub(crate) firewall: bool,
     /// That of the daemon, which stays where it is killed.
     pub(crate) socket: PathBuf,
+}
+
+/// Of a footprint that does not say: they may be flannel's.
+fn yes() -> bool {
+    true
 }
 
 impl Footprint {

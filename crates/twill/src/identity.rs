@@ -181,7 +181,8 @@ impl Place {
         }
         links.sort_unstable();
         links.dedup();
-        Former { links, networks, subnets, tables, writer: Writer::Flannel }
+        let firewall = footprint.is_none_or(|footprint| footprint.firewall);
+        Former { links, networks, subnets, tables, writer: Writer::Flannel, firewall }
     }
 
     pub(crate) fn uplink_mac(&self) -> Mac {

@@ -229,7 +229,9 @@ impl Reconciler {
 
     /// What to go by of what the store says. `asked` to look again, it does so even where changes are not followed.
     fn hear(&mut self, view: &View, asked: bool, now: Instant) -> Heard {
-        self.node.foreign_firewall = !self.locks.keep_firewall();
+        // Whoever wants no rules takes nobody else's, but sweeps what was ours.
+        self.node.former.firewall |= self.config.wants_rules();
+        self.node.foreign_firewall = !(self.node.former.firewall && self.locks.keep_firewall());
         let mut heard = Heard { leases: Leases::Unknown, notes: view.notes.clone(), due: None };
         let follow = self.flags.config_reload || asked;
         let conf = if asked && !self.flags.config_reload {

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -63,19 +65,27 @@ pub(crate) type Causes = BTreeSet<Cause>;
 
 /// Where causes are handed in; never blocks.
 #[derive(Clone)]
-pub(crate) struct Bell(SyncSender<Cause>);
+pub(crate) struct Bell {
+    causes: SyncSender<Cause>,
+    /// Rules are read anew only when they are said to have changed: that must not be lost when the bell is full.
+    rules: Arc<AtomicBool>,
+}
 
 impl Bell {
     /// Returns whether it was taken. Full means that a round is due, gone that the process ends: few causes have to be
     /// more than that.
     pub(crate) fn ring(&self, cause: Cause) -> bool {
-        self.0.try_send(cause).is_ok()
+        if cause.is_about_rules() {
+            self.rules.store(true, Ordering::Release);
+        }
+        self.causes.try_send(cause).is_ok()
     }
 }
 
 /// The receiving end, owned by the round loop.
 pub(crate) struct Trigger {
     causes: Receiver<Cause>,
+    rules: Arc<AtomicBool>,
     period: Duration,
     next_look: Instant,
 }
@@ -85,7 +95,9 @@ pub(crate) fn channel() -> (Bell, Trigger) {
     let (sender, causes) = sync_channel(PENDING);
     // Twice within the service manager's patience.
     let period = notify::patience().map_or(PERIOD, |limit| PERIOD.min(limit / 2));
-    (Bell(sender), Trigger { causes, period, next_look: Instant::now() + period })
+    let rules = Arc::new(AtomicBool::new(false));
+    let bell = Bell { causes: sender, rules: Arc::clone(&rules) };
+    (bell, Trigger { causes, rules, period, next_look: Instant::now() + period })
 }
 
 impl Trigger {
@@ -112,6 +124,9 @@ impl Trigger {
                 std::thread::sleep(until.saturating_duration_since(Instant::now()));
                 causes.insert(Cause::Period);
             }
+        }
+        if self.rules.swap(false, Ordering::AcqRel) {
+            causes.insert(Cause::Kernel(Kind::Firewall));
         }
         self.next_look = Instant::now() + self.period;
         causes

@@ -40,6 +40,10 @@ pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
     // Another daemon may have taken them over.
     owned.firewall &= locks.keep_firewall();
     let Seen { state: seen, underlay, .. } = kernel.dump(&owned).context("reading the kernel")?;
+    let facts = &underlay.firewall;
+    if let Some(why) = facts.unread.first().or(facts.no_nft.as_ref().filter(|_| facts.has_our_tables())) {
+        bail!("the traffic rules cannot be read, so nothing is removed yet: {why}");
+    }
     let ops = match flags.extent {
         Extent::HandOver => plan::hand_over(&seen, &owned, &footprint.announced_devices),
         Extent::Everything => {

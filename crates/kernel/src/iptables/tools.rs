@@ -53,15 +53,18 @@ impl Tools {
 
     /// Nothing else than what `script` names is touched.
     pub(super) fn restore(&self, script: &str) -> Result<(), Cause> {
-        if self.variant == Variant::Legacy && is_locked() {
-            return Err(self.locked());
-        }
+        self.check_lock()?;
         let done = command::run(&self.restore, &["--noflush"], script);
         done.map(|_| ()).map_err(|cause| match cause {
             Cause::Tool { text, .. } if text.contains("xtables lock") => self.locked(),
             Cause::Tool { tool, text } => Cause::Tool { tool, text: explained(&text, script).into() },
             cause => cause,
         })
+    }
+
+    /// Does somebody else write? Asked before anything is started.
+    pub(super) fn check_lock(&self) -> Result<(), Cause> {
+        if self.variant == Variant::Legacy && is_locked() { Err(self.locked()) } else { Ok(()) }
     }
 
     fn locked(&self) -> Cause {
@@ -72,6 +75,16 @@ impl Tools {
              `fuser {lock}` names"
         ).into())
     }
+}
+
+/// Tables that nobody here can read.
+pub(super) fn not_to_be_read() -> Option<Box<str>> {
+    let mut families = Family::ALL.into_iter();
+    let unread =
+        |family: &Family| !loaded(*family).is_empty() && Tools::of(Variant::Legacy, *family).is_none();
+    let family = families.find(unread)?;
+    let names = loaded(family).split_whitespace().collect::<Vec<_>>().join(", ");
+    Some(format!("the {family} tables {names} of iptables-legacy are loaded, and it is not installed").into())
 }
 
 /// Does somebody hold the lock? Asked before, since iptables waits for it, some versions for ever.

@@ -12,6 +12,8 @@ use super::tools::{Tools, loaded};
 
 /// Between two looks at which tables are loaded.
 const PAUSE: Duration = Duration::from_millis(300);
+/// However long reading takes; `--iptables-resync` may make it longer.
+const LONGEST: Duration = Duration::from_secs(30);
 /// As long as there are no tables: none of our rules is there to be repaired.
 const UNUSED: Duration = Duration::from_secs(2);
 /// The rules are read again after so many times what reading them took: 5 % of a CPU.
@@ -75,7 +77,7 @@ impl LegacyWatch {
 
     fn interval(&self) -> Duration {
         let rest = (self.took * REST).max(PAUSE);
-        self.resync.map_or(rest, |resync| rest.min(resync))
+        self.resync.map_or(rest, |resync| rest.min(resync.max(LONGEST)))
     }
 
     /// Are they others than before? What cannot be read is as it was.
@@ -106,8 +108,9 @@ mod tests {
         for (resync, took, expected) in [
             (5, millis(3), millis(300)),
             (5, millis(40), millis(800)),
-            (5, millis(400), millis(5000)),
-            (60, millis(400), millis(8000)),
+            (5, millis(400), millis(8000)),
+            (60, millis(3000), millis(60_000)),
+            (5, millis(3000), millis(30_000)),
             (0, millis(400), millis(8000)),
             (-8, millis(400), millis(8000)),
             (i64::MAX, millis(1), millis(300)),

@@ -24,7 +24,7 @@ fn parse(text: &str) -> Firewalld {
             at.into_iter().flat_map(|at| words[at + 2..].iter())
         };
         if words.contains(&"accept") {
-            let_through.ports.extend(behind("udp", "dport").map_while(|word| word.parse::<u16>().ok()));
+            let_through.ports.extend(behind("udp", "dport").map_while(|word| range(word)).flatten());
         }
         if words.last().is_some_and(|word| word.ends_with("_trusted")) {
             let sources = ["ip", "ip6"].into_iter().flat_map(|family| behind(family, "saddr"));
@@ -32,6 +32,12 @@ fn parse(text: &str) -> Firewalld {
         }
     }
     let_through
+}
+
+/// `8472`, or `8000-9000`.
+fn range(word: &str) -> Option<std::ops::RangeInclusive<u16>> {
+    let (first, last) = word.split_once('-').unwrap_or((word, word));
+    Some(first.parse().ok()?..=last.parse().ok()?)
 }
 
 #[cfg(test)]
@@ -51,7 +57,7 @@ mod tests {
 \tchain filter_IN_public_allow {
 \t\ttcp dport 22 accept
 \t\tudp dport 8472 accept
-\t\tudp dport { 67, 51820 } ct state { 0x1, 0x40 } accept
+\t\tudp dport { 67, 51820-51821 } ct state { 0x1, 0x40 } accept
 \t}
 \tchain filter_IN_public_deny {
 \t\tudp dport 4789 drop
@@ -62,7 +68,7 @@ mod tests {
     #[test]
     fn ports_and_sources_are_found() {
         let told = parse(TEXT);
-        assert_eq!(told.ports, [8472, 67, 51820]);
+        assert_eq!(told.ports, [8472, 67, 51820, 51821]);
         let sources: Vec<String> = told.sources.iter().map(ToString::to_string).collect();
         assert_eq!(sources, ["10.244.0.0/16", "fd00:244::/48"]);
         assert_eq!(parse(""), Firewalld::default());

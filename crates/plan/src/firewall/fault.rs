@@ -28,6 +28,8 @@ pub enum Fault {
         family: Family,
         what: Box<str>,
     },
+    /// What rules there are is not known.
+    Unread(Box<str>),
     /// Sends VXLAN packets and is no peer.
     Stranger(IpAddr),
 }
@@ -64,6 +66,10 @@ impl fmt::Display for Fault {
                 f,
                 "EnableNFTables is true, but the {family} FORWARD chain of {variant} has {what}, so the accept rules are \
                  there too. Drop EnableNFTables to have all rules in one place"
+            ),
+            Self::Unread(what) => write!(
+                f,
+                "rules cannot be read, so what refuses pods' packets may go unseen: {what}. It is tried again every 10 s"
             ),
             Self::Stranger(address) => write!(
                 f,

@@ -86,9 +86,15 @@ fn comment(table: IptablesTable) -> String {
     format!("-m comment --comment \"{}\"", comment_of(table))
 }
 
-/// Is that rule, of a chain that is not ours, nevertheless ours?
+/// Is that rule, of a chain that is not ours, nevertheless ours? By where it leads, or by our comment: what others say in
+/// theirs does not count.
 pub fn is_ours(table: IptablesTable, rule: &str) -> bool {
-    rule.split_whitespace().any(|word| word == table.chain()) || rule.contains(&comment(table))
+    let leads = |words: &str| {
+        let words: Vec<&str> = words.split_whitespace().collect();
+        words.windows(2).any(|pair| ["-j", "-g"].contains(&pair[0]) && pair[1] == table.chain())
+    };
+    // Quoted words are every second part.
+    rule.split('"').step_by(2).any(leads) || rule.contains(&comment(table))
 }
 
 /// Our chain, with all its rules; or of the chain of all the rules that are ours.
@@ -131,15 +137,15 @@ impl fmt::Display for IptablesChain {
 }
 
 impl Rule {
-    /// As iptables-save(8) prints it: addresses, mark, comment, target. Only rules that iptables is to have.
-    pub(super) fn iptables(&self, table: IptablesTable) -> Box<str> {
+    /// As iptables-save(8) prints it: addresses, mark, comment, target. `None` for what only nftables is to have.
+    pub(super) fn iptables(&self, table: IptablesTable) -> Option<Box<str>> {
         let mut words = String::new();
         for condition in &self.matches {
             words += &match condition {
                 Match::Mark { value, mask } => format!("-m mark --mark {value:#x}/{mask:#x} "),
                 Match::Source(net) => side("-s", net),
                 Match::Destination(net) => side("-d", net),
-                Match::UdpPort(_) | Match::Vni(_) | Match::NoPeer(_) => String::new(),
+                Match::UdpPort(_) | Match::Vni(_) | Match::NoPeer(_) => return None,
             };
         }
         let target = match &self.verdict {
@@ -147,10 +153,9 @@ impl Rule {
             Verdict::Accept => "-j ACCEPT",
             Verdict::Masquerade { fully_random: true } => "-j MASQUERADE --random-fully",
             Verdict::Masquerade { fully_random: false } => "-j MASQUERADE",
-            Verdict::Drop => "-j DROP",
-            Verdict::Count | Verdict::Remember(_) | Verdict::Other(_) => "",
+            Verdict::Drop | Verdict::Count | Verdict::Remember(_) | Verdict::Other(_) => return None,
         };
-        format!("{words}{} {target}", comment(table)).into()
+        Some(format!("{words}{} {target}", comment(table)).into())
     }
 }
 

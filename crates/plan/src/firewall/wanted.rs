@@ -50,12 +50,13 @@ pub(crate) struct Firewall {
 pub(crate) fn rules(what: &Rules<'_>) -> Firewall {
     let mut firewall = Firewall::default();
     if what.node.foreign_firewall {
-        firewall.faults.push(Fault::Foreign);
+        firewall.faults.extend(what.config.wants_rules().then_some(Fault::Foreign));
         return firewall;
     }
     let options = &what.config.firewall;
     if options.masquerade || options.forward {
         (firewall.summary.choice, firewall.faults) = choose(options, what.facts);
+        firewall.faults.extend(what.facts.unread.iter().cloned().map(Fault::Unread));
     }
     for family in Family::ALL {
         if let (Some(network), Some(pods)) = (what.config.network(family), what.node.subnet.of(family)) {
@@ -131,7 +132,7 @@ impl Firewall {
     }
 
     fn iptables(&mut self, variant: Variant, family: Family, table: IptablesTable, rules: &[Rule]) {
-        let own = rules.iter().map(|rule| rule.iptables(table)).collect();
+        let own = rules.iter().filter_map(|rule| rule.iptables(table)).collect();
         let jump = [table.jump().into_boxed_str()];
         for (chain, rules) in [(table.chain(), own), (table.hook(), jump.into())] {
             let chain = chain.into();

@@ -163,6 +163,7 @@ fn node(tape: &mut Tape) -> Node {
         vtep: Some(OWN_MAC),
         vtep_v6: Some(Mac([0x02, 0, 0, 0, 0, 0x06])),
         former: Former {
+            firewall: true,
             links: tape.pick(&[vec![], vec![], vec![name("flannel.9"), name("flannel-v6.9")]]),
             networks: tape.pick(&[vec![], FORMER_NETWORKS.map(|network| network.parse().unwrap()).into()]),
             subnets: tape.pick(&[vec![], vec![left_over::nobodys(false, 35), left_over::nobodys(true, 35)]]),

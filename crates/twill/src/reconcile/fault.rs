@@ -2,13 +2,13 @@
 
 use plan::firewall::NftChainName;
 use plan::note::{NodeFault, Note, StoreFault};
-use plan::{LinkName, Object, Op, Setting, State};
+use plan::{LinkName, Object, Op, Setting, State, Verb};
 
 use crate::round::Round;
 
 /// What is wrong with this node's own part, the traffic rules aside: never a peer's trouble.
 pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
-    let own = |object: &Object| match object {
+    let own = |op: &Op| match &op.object {
         Object::Link(link) => devices.contains(&link.name),
         Object::LinkUp(name) => devices.contains(name),
         Object::Address(row) => devices.contains(&row.link),
@@ -34,9 +34,10 @@ pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
 
 /// What is wrong with the traffic rules that pods need. Pods may be attached all the same.
 pub(super) fn rules_fault(round: &Round) -> Option<String> {
-    let needed = |object: &Object| match object {
-        Object::NftChain(row) => row.chain != NftChainName::Vxlan,
-        Object::Iptables(_) => true,
+    // What is left over and stays harms no pod.
+    let needed = |op: &Op| match &op.object {
+        Object::NftChain(row) => op.verb != Verb::Delete && row.chain != NftChainName::Vxlan,
+        Object::Iptables(_) => op.verb != Verb::Delete,
         _ => false,
     };
     let noted = round.notes.iter().find_map(|note| match note {
@@ -47,9 +48,9 @@ pub(super) fn rules_fault(round: &Round) -> Option<String> {
 }
 
 /// What was refused or put off of those.
-fn undone(round: &Round, those: impl Fn(&Object) -> bool) -> Option<String> {
-    let failed = round.failed.iter().find(|(op, _)| those(&op.object)).map(|(_, error)| error.to_string());
-    let held = round.held.iter().find(|(op, _)| those(&op.object));
+fn undone(round: &Round, those: impl Fn(&Op) -> bool) -> Option<String> {
+    let failed = round.failed.iter().find(|(op, _)| those(op)).map(|(_, error)| error.to_string());
+    let held = round.held.iter().find(|(op, _)| those(op));
     failed.or_else(|| held.map(|(op, times)| format!("needed {times} times and put off: {op}")))
 }
 
