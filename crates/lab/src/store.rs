@@ -70,6 +70,19 @@ impl Store {
         self.put(&format!("subnets/{name}"), json);
     }
 
+    /// Thousands of them, in a second or so.
+    pub fn put_leases(&self, leases: &[(String, String)]) {
+        match &self.place {
+            Place::Dir(_) => leases.iter().for_each(|(name, json)| self.put_lease(name, json)),
+            Place::Etcd(etcd) => {
+                let key = |name: &str| format!("{PREFIX}/subnets/{name}");
+                etcd.put_all(
+                    &leases.iter().map(|(name, json)| (key(name), json.clone())).collect::<Vec<_>>(),
+                );
+            }
+        }
+    }
+
     pub fn remove_lease(&self, name: &str) {
         match &self.place {
             Place::Dir(dir) => {

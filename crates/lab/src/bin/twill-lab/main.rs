@@ -1,7 +1,8 @@
-//! `twill-lab`: shows the pod network at work (`demo`), or keeps one up to play in (`shell`). It must only tell what it
+//! `twill-lab`: shows the pod network at work (`demo`), keeps one up to play in (`shell`), or measures (`bench`). It must only tell what it
 //! has seen happen, and its exit code says whether that was what should happen.
 
 mod backend;
+mod bench;
 mod demo;
 mod paint;
 mod shell;
@@ -20,6 +21,7 @@ twill-lab: a pod network of four nodes in namespaces of its own; needs no root, 
 Usage: twill-lab [demo]                 show every backend: routes, pings, harm and repair (default)
        twill-lab shell [--backend B]    build one network and open a shell in it
                                         (B: vxlan, host-gw, vxlan-direct; default vxlan)
+       twill-lab bench scale|churn      measure a daemon among thousands of peers; twill-lab bench --help
        twill-lab --help
 
 TWILL_BIN      the daemon to run (default: `twill` beside this program)
@@ -29,7 +31,8 @@ NO_COLOR       no colours";
 enum Wish {
     Demo,
     Shell(Backend),
-    Help,
+    Bench(bench::Options),
+    Help(&'static str),
 }
 
 fn main() -> ExitCode {
@@ -44,19 +47,22 @@ fn main() -> ExitCode {
 
 fn run() -> Result<ExitCode, String> {
     let wish = wish().map_err(|e| format!("{e}; see twill-lab --help"))?;
-    if let Wish::Help = wish {
-        println!("{HELP}");
+    if let Wish::Help(text) = wish {
+        println!("{text}");
         return Ok(ExitCode::SUCCESS);
     }
     let twill = demo::topology().executable();
     if !Path::exists(&twill) {
         return Err(format!("no daemon at {}: run `cargo build`, or set TWILL_BIN", twill.display()));
     }
-    lab::enter::enter()?;
+    if !matches!(wish, Wish::Bench(_)) {
+        lab::enter::enter()?;
+    }
     // The lab fails by panicking; a reader of the demo wants the reason, not the place.
     std::panic::set_hook(Box::new(|panic| eprintln!("twill-lab: {}", panic.payload_as_str().unwrap_or("?"))));
     Ok(match wish {
         Wish::Shell(backend) => shell::run(backend),
+        Wish::Bench(options) => bench::run(&options)?,
         _ => demo::run(),
     })
 }
@@ -66,9 +72,13 @@ fn wish() -> Result<Wish, lexopt::Error> {
     let mut wish = Wish::Demo;
     while let Some(arg) = args.next()? {
         wish = match (arg, wish) {
-            (Long("help") | Short('h'), _) => return Ok(Wish::Help),
+            (Long("help") | Short('h'), _) => return Ok(Wish::Help(HELP)),
             (Value(name), Wish::Demo) if name == "demo" => Wish::Demo,
             (Value(name), Wish::Demo) if name == "shell" => Wish::Shell(Backend::Vxlan),
+            (Value(name), Wish::Demo) if name == "bench" => {
+                let options = bench::Options::parse(&mut args)?;
+                return Ok(options.map_or(Wish::Help(bench::HELP), Wish::Bench));
+            }
             (Long("backend"), Wish::Shell(_)) => Wish::Shell(args.value()?.parse_with(Backend::named)?),
             (other, _) => return Err(other.unexpected()),
         };

@@ -1,0 +1,73 @@
+//! `twill-lab bench`: what a cluster of thousands costs one node. One namespace runs the daemon, its peers are leases and
+//! nothing else. It must only tell what `ip`, `bridge` and `/proc` have shown, never what the daemon says of itself.
+
+mod changes;
+mod churn;
+mod ears;
+mod held;
+mod options;
+mod packets;
+mod peers;
+mod process;
+mod report;
+mod restarts;
+mod scale;
+mod stage;
+mod yardstick;
+
+use std::fs;
+use std::process::ExitCode;
+
+use options::What;
+pub(crate) use options::{HELP, Options};
+
+/// How many neighbours this machine learns at most; it can be read outside only.
+const GC_THRESH: &str = "TWILL_LAB_GC_THRESH";
+
+/// Enters a lab, and gives the exit code of what was done there; the error is one line that says what to do.
+pub(crate) fn run(options: &Options) -> Result<ExitCode, String> {
+    if !lab::enter::inside() {
+        return outside();
+    }
+    lab::enter::enter()?;
+    let mut report = report::Report::new(options.json.as_deref())?;
+    println!("{}", report::machine());
+    match options.what {
+        What::Scale => scale::run(options, &mut report)?,
+        What::Churn => {
+            churn::run(options, &mut report)?;
+            restarts::run(options, &mut report)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn outside() -> Result<ExitCode, String> {
+    let limit = fs::read_to_string("/proc/sys/net/ipv4/neigh/default/gc_thresh3").unwrap_or_default();
+    let mut command = lab::enter::command()?;
+    let status = command.args(std::env::args_os().skip(1)).env(GC_THRESH, limit.trim()).status();
+    let status = status.map_err(|e| format!("cannot start setpriv: {e}"))?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The middle one, and that which one of a hundred exceeds; `None` of nothing.
+fn quantiles<T: PartialOrd + Copy>(values: &[T]) -> Option<(T, T)> {
+    let mut values = values.to_vec();
+    values.sort_by(|one, other| one.partial_cmp(other).unwrap_or(std::cmp::Ordering::Equal));
+    let last = values.len().checked_sub(1)?;
+    Some((values[last / 2], values[last * 99 / 100]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quantiles;
+
+    #[test]
+    fn quantiles_of_any_number() {
+        assert_eq!(quantiles::<u32>(&[]), None);
+        assert_eq!(quantiles(&[7]), Some((7, 7)));
+        assert_eq!(quantiles(&[3, 1, 2]), Some((2, 2)));
+        let hundred: Vec<_> = (1..=101).rev().collect();
+        assert_eq!(quantiles(&hundred), Some((51, 100)));
+    }
+}

@@ -1,0 +1,67 @@
+//! One packet to a pod of every peer, over its next hop: which arrive where all next hops are, and how many the kernel
+//! could not send because its table of neighbours was full.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::mpsc;
+use std::thread::sleep;
+use std::time::Duration;
+
+use lab::Lab;
+
+use super::options::Case;
+use super::peers::Peer;
+
+const PORT: u16 = 9;
+const SILENCE: Duration = Duration::from_secs(2);
+/// So many at a time, then a pause: the receiver must not be what loses them.
+const BURST: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(1);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Packets {
+    pub(super) arrived: u32,
+    /// By the kernel, at once.
+    pub(super) refused: u32,
+}
+
+pub(super) fn run(lab: &Lab, case: &Case) -> Result<Packets, String> {
+    let (from, to) = (&lab.node(1).ns, &lab.node(2).ns);
+    // Node 2 is every next hop and every pod.
+    to.batch("route add local 172.17.0.0/16 dev lo\nroute add local 10.0.0.0/8 dev lo\n");
+    let (listening, heard) = mpsc::channel();
+    let peers = case.peers;
+    let receiver = to.thread(move || receive(peers, &listening));
+    heard.recv().map_err(|_| "node 2 cannot listen".to_owned())?;
+    let refused = from.within(|| send(peers)).map_err(|e| format!("sending a packet to each peer: {e}"))?;
+    let arrived = receiver.join().map_err(|_| "node 2 stopped listening".to_owned())?;
+    let arrived = arrived.map_err(|e| format!("listening on node 2: {e}"))?;
+    Ok(Packets { arrived, refused })
+}
+
+fn receive(peers: u32, listening: &mpsc::Sender<()>) -> std::io::Result<u32> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT))?;
+    socket.set_read_timeout(Some(SILENCE))?;
+    let _ = listening.send(());
+    let (mut seen, mut number) = (vec![false; peers as usize], [0; 4]);
+    while seen.contains(&false) && socket.recv(&mut number).is_ok() {
+        if let Some(one) = seen.get_mut(u32::from_be_bytes(number) as usize) {
+            *one = true;
+        }
+    }
+    Ok(u32::try_from(seen.iter().filter(|seen| **seen).count()).unwrap_or(peers))
+}
+
+/// How many were refused.
+fn send(peers: u32) -> std::io::Result<u32> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut refused = 0;
+    for number in 0..peers {
+        let pod = Ipv4Addr::from(u32::from(Peer(number).subnet()) + 2);
+        let sent = socket.send_to(&number.to_be_bytes(), SocketAddr::from((pod, PORT)));
+        refused += u32::from(sent.is_err());
+        if number % BURST == 0 {
+            sleep(PAUSE);
+        }
+    }
+    Ok(refused)
+}

@@ -1,0 +1,82 @@
+//! What a process has cost so far, from /proc.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use lab::until;
+
+/// Of `/proc/PID/stat`, whatever the kernel's own clock.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Processor time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Usage {
+    pub(super) own: Duration,
+    /// Of programs that it ran and that have ended.
+    pub(super) children: Duration,
+}
+
+impl Usage {
+    pub(super) fn of(pid: u32) -> Self {
+        let (own, children) = ticks(pid).unwrap_or_default();
+        // To the nanosecond, but without threads that have ended.
+        let precise = threads(pid);
+        let own = if own > precise + 2 * TICK { own } else { precise };
+        Self { own, children }
+    }
+
+    pub(super) fn total(self) -> Duration {
+        self.own + self.children
+    }
+
+    pub(super) fn since(self, before: Self) -> Self {
+        Self {
+            own: self.own.saturating_sub(before.own),
+            children: self.children.saturating_sub(before.children),
+        }
+    }
+}
+
+fn threads(pid: u32) -> Duration {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let spent = tasks.filter_map(|task| {
+        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(spent.sum())
+}
+
+/// Its own and its ended children's.
+fn ticks(pid: u32) -> Option<(Duration, Duration)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The program's name may hold anything; the third field follows it.
+    let fields: Vec<_> = text.rsplit_once(") ")?.1.split(' ').collect();
+    let field = |number: usize| fields.get(number - 3)?.parse::<u32>().ok();
+    Some((TICK * (field(14)? + field(15)?), TICK * (field(16)? + field(17)?)))
+}
+
+/// Resident memory now and at its most, in bytes.
+pub(super) fn memory(pid: u32) -> (u64, u64) {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kib = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0)
+    };
+    (kib("VmRSS:") * 1024, kib("VmHWM:") * 1024)
+}
+
+pub(super) fn is_alive(pid: u32) -> bool {
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok()
+}
+
+/// Waits until it has used next to nothing for that long.
+pub(super) fn rest(pid: u32, span: Duration, limit: Duration) {
+    let (mut before, mut since) = (threads(pid), Instant::now());
+    until(limit, || {
+        let now = threads(pid);
+        if now > before + Duration::from_micros(500) {
+            (before, since) = (now, Instant::now());
+        }
+        (since.elapsed() >= span).then_some(())
+    });
+}
