@@ -8,7 +8,7 @@ AS_ROOT  := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 # Where rustup puts cargo, and where Debian hides bridge and nft from ordinary users.
 export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: lab test upgrade check golden install clean toolchain packages
+.PHONY: lab test upgrade bench-scale bench-churn check golden install clean bench-build toolchain packages
 
 ## Show a pod network that repairs itself: real namespaces, real kernel, real daemon.
 lab: toolchain packages
@@ -24,6 +24,14 @@ test: toolchain packages
 upgrade: toolchain packages
 	@scripts/earlier $(EARLIER) target/earlier
 	@TWILL_EARLIER=$(CURDIR)/target/earlier/bin/twill cargo test --locked -p twill --test upgrade
+
+## Measure a start among 1,000 to 50,000 peers, and single changes: BENCH='--peers 1000,10000 --store dir' for a part; half an hour and more.
+bench-scale: toolchain packages bench-build
+	@TWILL_BIN=$(CURDIR)/target/release/twill target/debug/twill-lab bench scale $(BENCH)
+
+## Measure nodes that come and go among 5,000, and restarts among 10,000: BENCH='--backend vxlan' for a part; five minutes.
+bench-churn: toolchain packages bench-build
+	@TWILL_BIN=$(CURDIR)/target/release/twill target/debug/twill-lab bench churn $(BENCH)
 
 ## Formatting, lints, budgets, the unit file, licences.
 check: toolchain packages
@@ -48,6 +56,11 @@ install: toolchain packages
 
 clean:
 	cargo clean
+
+# What is measured is what `make install` installs.
+bench-build: toolchain
+	@scripts/progress "building the daemon as it is installed, and the lab" \
+		sh -c 'cargo build --quiet --release --locked --target-dir target -p twill && cargo build --quiet --locked --target-dir target -p lab'
 
 toolchain:
 	@command -v rustup >/dev/null || { echo "Rust is missing: apt-get install curl && curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y"; exit 1; }

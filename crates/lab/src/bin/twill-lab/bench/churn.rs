@@ -103,7 +103,7 @@ fn once(case: &Case) -> Result<Outcome, String> {
     })
 }
 
-/// New peers join, and of those that were there from the start one after the other leaves.
+/// New peers join, and the one that has been there longest leaves.
 fn disturb(store: &Store, case: &Case) -> Done {
     let begun = Instant::now();
     let mut done = Vec::new();
@@ -120,7 +120,7 @@ fn disturb(store: &Store, case: &Case) -> Done {
             store.put_lease(&name, &json);
             done.push((Change::Join, peer, now));
         } else {
-            let peer = Peer(nth / 2 % case.peers);
+            let peer = Peer(nth / 2);
             store.remove_lease(&peer.lease(case, Place::First).0);
             done.push((Change::Leave, peer, now));
         }

@@ -126,15 +126,14 @@ fn line(case: &Case, (who, number): (&Who, usize), run: &Run) -> serde_json::Val
     })
 }
 
-const HEAD: [&str; 14] = [
+const HEAD: [&str; 13] = [
     "daemon",
     "store",
     "backend",
     "families",
     "peers",
-    "all held s",
-    "CPU s",
-    "of tools",
+    "held s",
+    "CPU s (tools)",
     "MiB",
     "peak",
     "change ms (p99)",
@@ -144,7 +143,7 @@ const HEAD: [&str; 14] = [
 ];
 
 /// The middle values.
-fn row(case: &Case, who: &Who, runs: &[Run]) -> [String; 14] {
+fn row(case: &Case, who: &Who, runs: &[Run]) -> [String; 13] {
     let time = |of: fn(&Run) -> Duration| middle(runs, of);
     [
         who.name(),
@@ -153,8 +152,7 @@ fn row(case: &Case, who: &Who, runs: &[Run]) -> [String; 14] {
         case.families.name().to_owned(),
         case.peers.to_string(),
         seconds(time(|run| run.held)),
-        seconds(time(|run| run.cpu.total())),
-        seconds(time(|run| run.cpu.children)),
+        format!("{} ({})", seconds(time(|run| run.cpu.total())), seconds(time(|run| run.cpu.children))),
         mib(middle(runs, |run| run.resident)),
         mib(middle(runs, |run| run.peak)),
         format!(
