@@ -122,7 +122,8 @@ fn line(case: &Case, (who, number): (&Who, usize), run: &Run) -> serde_json::Val
         "packets_arrived": run.packets.map(|packets| packets.arrived),
         "packets_refused": run.packets.map(|packets| packets.refused),
         "batch_s": run.yardstick.objects.as_secs_f64(),
-        "batch_rules_s": run.yardstick.rules.as_secs_f64(),
+        "batch_rules_s": run.yardstick.rules.map(|time| time.as_secs_f64()),
+        "rules_name_peers": run.yardstick.named,
     })
 }
 
@@ -162,11 +163,7 @@ fn row(case: &Case, who: &Who, runs: &[Run]) -> [String; 13] {
         ),
         ms(time(|run| run.changes.cpu)),
         reached(runs),
-        format!(
-            "{} ({})",
-            seconds(time(|run| run.yardstick.objects)),
-            seconds(time(|run| run.yardstick.rules))
-        ),
+        format!("{} ({})", seconds(time(|run| run.yardstick.objects)), rules(runs)),
     ]
 }
 
@@ -174,6 +171,12 @@ fn row(case: &Case, who: &Who, runs: &[Run]) -> [String; 13] {
 fn reached(runs: &[Run]) -> String {
     let arrived = runs.iter().filter_map(|run| run.packets).map(|packets| packets.arrived).min();
     arrived.map_or("-".into(), |arrived| arrived.to_string())
+}
+
+/// A cross where the kernel has refused them.
+fn rules(runs: &[Run]) -> String {
+    let times: Option<Vec<_>> = runs.iter().map(|run| run.yardstick.rules).collect();
+    times.and_then(|times| quantiles(&times)).map_or("✗".into(), |(median, _)| seconds(median))
 }
 
 fn middle<T: PartialOrd + Copy + Default>(runs: &[Run], of: fn(&Run) -> T) -> T {
