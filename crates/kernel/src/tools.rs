@@ -4,9 +4,15 @@ use std::path::PathBuf;
 
 use crate::command;
 
-/// Where they are or may be put: PATH, and what its links lead to.
+/// One of each program; all others are links to the same.
+const NAMES: [&str; 4] = ["nft", "iptables-save", "iptables-nft-save", "iptables-legacy-save"];
+
+/// Where they are or may be put: PATH, and where its links lead to.
 pub fn tool_dirs() -> Vec<PathBuf> {
-    let mut dirs: Vec<PathBuf> = command::dirs().iter().filter_map(|dir| dir.canonicalize().ok()).collect();
+    let files = NAMES.into_iter().filter_map(command::find);
+    let real = files.filter_map(|file| Some(file.canonicalize().ok()?.parent()?.to_owned()));
+    let dirs = command::dirs().into_iter().filter_map(|dir| dir.canonicalize().ok());
+    let mut dirs: Vec<PathBuf> = dirs.chain(real).collect();
     dirs.sort_unstable();
     dirs.dedup();
     dirs

@@ -155,7 +155,8 @@ fn harms_in(node: &Node, variant: Iptables, (program, table): (&str, &str)) -> V
         format!("{table_of} -F {chain}"),
         format!("{table_of} -F {hook}"),
         format!("{table_of} -F"),
-        format!("{table_of} -D {} && {table_of} -F {chain} && {table_of} -X {chain}", first(hook)),
+        // In between it may be repaired, so that not all of it goes.
+        format!("{table_of} -D {}; {table_of} -F {chain}; {table_of} -X {chain} || true", first(hook)),
     ]);
     harms
 }
@@ -177,7 +178,7 @@ fn heals_in_iptables(variant: Iptables) {
     let harms: Vec<Vec<String>> = places.map(|place| harms_in(node, variant, place)).collect();
     for nth in 0..harms.iter().map(Vec::len).max().unwrap() {
         let at_once: Vec<&str> = harms.iter().filter_map(|harms| Some(harms.get(nth)?.as_str())).collect();
-        healer.heal(&at_once.join(" && "));
+        healer.heal(&at_once.join("; "));
     }
     if variant == Iptables::Nft {
         for harm in ["nft delete table ip nat", "nft delete table ip6 filter", "nft flush ruleset"] {

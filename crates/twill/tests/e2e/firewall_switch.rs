@@ -10,7 +10,7 @@ use crate::recording::Recording;
 use crate::traffic::{MASQ, Manager, has_chains, lines, rules, tables};
 
 /// How soon a change by others is followed.
-const FOLLOWED: Duration = Duration::from_secs(6);
+const FOLLOWED: Duration = Duration::from_secs(12);
 
 /// All those who have rules of ours, but for the source filter.
 fn managers(node: &Node) -> Vec<&'static str> {
