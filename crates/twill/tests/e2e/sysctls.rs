@@ -127,10 +127,12 @@ fn told_to_leave_them_it_says_the_commands_and_nothing_more() {
         let daemons = lab.start_all(&["--iface=eth0", "--set-sysctls=false"]);
         assert_eq!(values(node), ["0", "0", "1", "0"]);
         assert_eq!(value(node, "net/ipv6/conf/flannel.1/accept_ra"), "0", "our own device is ours");
-        let status = node.twill(&["status"]);
+        let status = || node.twill(&["status"]);
         for (path, value) in NEEDED {
-            assert!(status.contains(&format!("leaves it so. Run: sysctl -w {path}={value} (")), "{status}");
+            let words = format!("leaves it so. Run: sysctl -w {path}={value} (");
+            lab::wait_for(&words, SOON, || status().contains(&words));
         }
+        let status = status();
         look_again(&daemons[0], node);
         let log = daemons[0].log();
         assert_eq!(log.matches("Run: sysctl -w").count(), 4, "each is said once: {log}");
@@ -159,7 +161,9 @@ fn a_read_only_proc_is_told_once_and_the_node_is_ready() {
         daemon.wait_ready();
         assert_eq!(values(node), ["0", "0", "1", "2"], "rp_filter has another way");
         let told = ["ip_forward=1", "all/forwarding=1", "eth0/accept_ra=2", "flannel.1/accept_ra=0"];
-        let status = node.twill(&["status"]);
+        let status = || node.twill(&["status"]);
+        lab::wait_for("all are said", SOON, || told.iter().all(|command| status().contains(command)));
+        let status = status();
         for command in told {
             let words = format!(
                 "cannot be written. Run: sysctl -w net/ipv{}",
