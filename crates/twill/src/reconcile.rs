@@ -3,6 +3,7 @@
 
 mod fault;
 mod on_disk;
+mod show;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -174,27 +175,6 @@ impl Reconciler {
         self.node.uplink = uplink;
         self.show(reason);
         Uplinks::Another
-    }
-
-    /// Shows another network config or uplink, and why it is that one.
-    fn show(&self, reason: Option<String>) {
-        let (config, node) = (&self.config, &self.node);
-        let source = self.flags.backend_source(self.own_lease.conf());
-        self.board.send_modify(|report| Arc::make_mut(report).show(config, node, reason, source));
-    }
-
-    /// Says who enforces the traffic rules when that is another than before.
-    fn show_firewall(&mut self, firewall::Summary { choice, strangers }: firewall::Summary) {
-        self.board.send_modify(|report| Arc::make_mut(report).strangers = strangers);
-        if choice == self.memory.firewall {
-            return;
-        }
-        if let Some(firewall::Choice { manager, reason }) = &choice {
-            info!("traffic rules are kept by {manager}: {reason}");
-        }
-        let told = choice.as_ref().map(|choice| format!("{} ({})", choice.manager, choice.reason));
-        self.board.send_modify(|report| Arc::make_mut(report).firewall = told);
-        self.memory.firewall = choice;
     }
 
     /// What the kernel should hold, with all that there is to say about it.
