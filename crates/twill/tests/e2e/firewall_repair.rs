@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use lab::{Daemon, Iptables, Monitors, Node, Talk, Timing, Topology, Witness};
@@ -93,10 +94,13 @@ fn every_rule_chain_and_table_of_nftables_comes_back() {
         let lab = cluster::lab(Topology::flat(2), &Manager::Nft.config("vxlan"));
         let mut daemons = lab.start_all(MASQ);
         let node = lab.node(1);
-        let complete =
-            || TABLES.iter().all(|table| blocks(node).keys().filter(|key| key.contains(table)).count() >= 5);
-        lab::wait_for("both tables with chains and sets", SOON, complete);
         let look = || blocks(node);
+        let peer = of_node(lab.node(2));
+        let known = |(table, peer): (&&str, &IpAddr)| {
+            let vteps = look().remove(&format!("table {table} {{ set vteps {{"));
+            vteps.is_some_and(|vteps| vteps.contains(&peer.to_string()))
+        };
+        lab::wait_for("the peer in the sets of both tables", SOON, || TABLES.iter().zip(&peer).all(known));
         let mut healer = Healer::new(node, daemons.remove(0), &look);
         let mut heal = |harm: &str| healer.heal(harm);
         for table in TABLES {
@@ -112,7 +116,7 @@ fn every_rule_chain_and_table_of_nftables_comes_back() {
                 heal(&format!("nft flush chain {chain}"));
                 heal(&format!("nft 'flush chain {chain}; delete chain {chain}'"));
             }
-            let peer = of_node(lab.node(2))[usize::from(table.contains('6'))];
+            let peer = peer[usize::from(table.contains('6'))];
             heal(&format!("nft 'delete element {table} vteps {{ {peer} }}'"));
             heal(&format!("nft flush set {table} vteps"));
             heal(&format!("nft flush table {table}"));
