@@ -7,7 +7,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, StreamExt};
@@ -40,12 +40,14 @@ pub struct Dir {
     /// Goes before what the config names.
     backend: Option<Backend>,
     pulse: Arc<Pulse>,
+    /// What a start has read to take its lease, for the watch to begin with: it reads only what has changed since.
+    read: Arc<Mutex<Option<Listing>>>,
 }
 
 impl Dir {
     /// Names the directory; nothing is touched yet.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), backend: None, pulse: Arc::default() }
+        Self { root: root.into(), backend: None, pulse: Arc::default(), read: Arc::default() }
     }
 
     /// The same for a node whose backend is of that type whatever the config says.
@@ -113,7 +115,15 @@ impl Dir {
             rename(&subnets, old, &path).map_err(|error| StoreError::new(old.display(), error))?;
         }
         info!(subnet = %settled.lease.subnet, origin = ?settled.origin, "lease is ours");
+        if let Choice::Any { .. } = claim.choice {
+            *self.hand_over() = Some(listing);
+        }
         Ok(settled.lease)
+    }
+
+    fn hand_over(&self) -> MutexGuard<'_, Option<Listing>> {
+        // Whoever panicked while it had the lock left a whole listing or none.
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A node without a lease waits for its turn; one that runs waits only while others write theirs, for all may have
@@ -130,7 +140,8 @@ impl Dir {
 
     /// Keeps the view up to date for ever. While the directory cannot be read the last good leases stay in it.
     pub async fn watch(self, view: watch::Sender<View>) {
-        let mut listing = Listing::new(self.subnets());
+        let read = self.hand_over().take();
+        let mut listing = read.unwrap_or_else(|| Listing::new(self.subnets()));
         loop {
             let Err(error) = self.follow(&mut listing, &view).await;
             self.pulse.count_restart();

@@ -13,12 +13,14 @@ use plan::note::Note;
 use super::{HIDDEN, is_no_file, read};
 use crate::view::View;
 
+#[derive(Debug)]
 pub(super) struct Listing {
     subnets: PathBuf,
     entries: BTreeMap<Box<str>, Entry>,
     changed: bool,
 }
 
+#[derive(Debug)]
 struct Entry {
     stamp: Stamp,
     /// As old as its file was when it was first seen here.
