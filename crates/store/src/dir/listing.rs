@@ -1,10 +1,9 @@
 //! The directory's leases in memory, re-read file by file: a change among ten thousand leases costs one file.
 
-use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use plan::input::Leases;
 use plan::lease::Lease;
@@ -16,19 +15,21 @@ use crate::view::View;
 #[derive(Debug)]
 pub(super) struct Listing {
     subnets: PathBuf,
-    entries: BTreeMap<Box<str>, Entry>,
+    /// By name; a tree of so many would take twice the memory.
+    entries: Vec<Entry>,
     changed: bool,
 }
 
 #[derive(Debug)]
 struct Entry {
+    name: Box<str>,
     stamp: Stamp,
     /// As old as its file was when it was first seen here.
     born: u64,
     /// The last one that was read under this key.
     lease: Option<Lease>,
     /// What is wrong with what stands there now.
-    note: Option<Note>,
+    note: Option<Box<Note>>,
 }
 
 /// Tells an unchanged file: a rename brings a new inode, and nobody can set the time of a change.
@@ -47,9 +48,38 @@ fn age(metadata: &Metadata) -> u64 {
     since_1970.cast_unsigned() ^ (1 << 63)
 }
 
+impl Entry {
+    /// What stands in that file now; of one that cannot be read for the moment, what stood there `before`.
+    fn read(name: &str, path: &Path, metadata: &Metadata, before: Option<&Self>) -> Self {
+        let stamp = stamp(metadata);
+        // As old as when it was first seen here: a lease does not become another one when a clock jumps or it is rewritten.
+        let born = before.map_or_else(|| age(metadata), |entry| entry.born);
+        let key: Box<str> = name.into();
+        let entry = |stamp, lease, note: Option<Note>| Self {
+            name: name.into(),
+            stamp,
+            born,
+            lease,
+            note: note.map(Box::new),
+        };
+        match read(path).map(|content| Lease::parse(name, &content, born)) {
+            Ok(Ok(lease)) => entry(stamp, Some(lease), None),
+            Ok(Err(why)) => entry(stamp, None, Some(Note::Entry { key, why: why.into() })),
+            Err(error) => {
+                let why = error.to_string().into();
+                let known = before.and_then(|entry| entry.lease.clone()).filter(|_| !is_no_file(&error));
+                match known {
+                    Some(lease) => entry(NO_STAMP, Some(lease), Some(Note::Stale { key, why })),
+                    None => entry(stamp, None, Some(Note::Entry { key, why })),
+                }
+            }
+        }
+    }
+}
+
 impl Listing {
     pub(super) fn new(subnets: PathBuf) -> Self {
-        Self { subnets, entries: BTreeMap::new(), changed: true }
+        Self { subnets, entries: Vec::new(), changed: true }
     }
 
     /// Looks at every file, and reads those that are new or changed.
@@ -62,7 +92,7 @@ impl Listing {
         }
         names.sort_unstable();
         let known = self.entries.len();
-        self.entries.retain(|name, _| names.binary_search_by(|other| other.as_str().cmp(name)).is_ok());
+        self.entries.retain(|entry| names.binary_search_by(|name| name.as_str().cmp(&entry.name)).is_ok());
         self.changed |= self.entries.len() != known;
         names.iter().try_for_each(|name| self.look_at(name))
     }
@@ -73,45 +103,30 @@ impl Listing {
             return Ok(());
         }
         let path = self.subnets.join(name);
+        let at = self.entries.binary_search_by(|entry| (*entry.name).cmp(name));
         let metadata = match fs::symlink_metadata(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 // Of a directory that is moved away while it is read, no file is gone.
                 fs::metadata(&self.subnets)?;
-                self.changed |= self.entries.remove(name).is_some();
+                if let Ok(at) = at {
+                    self.entries.remove(at);
+                    self.changed = true;
+                }
                 return Ok(());
             }
             metadata => metadata?,
         };
-        let stamp = stamp(&metadata);
-        let before = self.entries.get(name);
-        if before.is_some_and(|entry| entry.stamp == stamp) {
+        let before = at.ok().and_then(|at| self.entries.get(at));
+        if before.is_some_and(|entry| entry.stamp == stamp(&metadata)) {
             return Ok(());
         }
-        let known = before.and_then(|entry| entry.lease.clone());
-        // As old as when it was first seen here: a lease does not become another one when a clock jumps or it is rewritten.
-        let born = before.map_or_else(|| age(&metadata), |entry| entry.born);
-        let key = name.into();
-        let entry = match read(&path).map(|content| Lease::parse(name, &content, born)) {
-            Ok(Ok(lease)) => Entry { stamp, born, lease: Some(lease), note: None },
-            Ok(Err(why)) => {
-                Entry { stamp, born, lease: None, note: Some(Note::Entry { key, why: why.into() }) }
-            }
-            Err(error) => {
-                let why = error.to_string().into();
-                match known.filter(|_| !is_no_file(&error)) {
-                    Some(lease) => Entry {
-                        stamp: NO_STAMP,
-                        born,
-                        lease: Some(lease),
-                        note: Some(Note::Stale { key, why }),
-                    },
-                    None => Entry { stamp, born, lease: None, note: Some(Note::Entry { key, why }) },
-                }
-            }
-        };
+        let entry = Entry::read(name, &path, &metadata, before);
         self.changed |=
             before.is_none_or(|before| (&before.lease, &before.note) != (&entry.lease, &entry.note));
-        self.entries.insert(name.into(), entry);
+        match at {
+            Ok(at) => self.entries[at] = entry,
+            Err(at) => self.entries.insert(at, entry),
+        }
         Ok(())
     }
 
@@ -121,11 +136,11 @@ impl Listing {
     }
 
     pub(super) fn leases(&self) -> Vec<Lease> {
-        self.entries.values().filter_map(|entry| entry.lease.clone()).collect()
+        self.entries.iter().filter_map(|entry| entry.lease.clone()).collect()
     }
 
     pub(super) fn view(&self) -> View {
-        let notes = self.entries.values().filter_map(|entry| entry.note.clone());
+        let notes = self.entries.iter().filter_map(|entry| entry.note.as_deref().cloned());
         View { leases: Leases::Listed(self.leases()), notes: notes.collect(), ..View::default() }
     }
 }
