@@ -54,7 +54,7 @@ impl Kernel {
             ..State::default()
         };
         let facts = if owned.firewall { self.firewall.read(&mut state) } else { Facts::default() };
-        let interest = Interest::new(owned, &devices);
+        let interest = Interest::new(owned, &devices, self.netlink.port);
         let underlay = Underlay { firewall: facts, sysctls, ..underlay(devices, addresses, routes.underlay) };
         Ok(Seen { state, underlay, interest })
     }

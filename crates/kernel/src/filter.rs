@@ -11,11 +11,14 @@ use plan::state::MAIN_TABLE;
 use socket2::SockFilter;
 
 use crate::link::Devices;
+use crate::nexthop;
 use crate::wire::HEADER;
 
 /// The type is in `nlmsghdr`; the index of `ifinfomsg`, `ifaddrmsg` and `ndmsg` and the table of `rtmsg` follow at one
 /// and the same offset.
 const TYPE: u32 = 4;
+/// Of the socket that asked for the change; 0 where the kernel does not say.
+const PORT: u32 = 12;
 const INDEX_OR_TABLE: u32 = HEADER as u32 + 4;
 const LINK_ATTRIBUTES: u32 = HEADER as u32 + 16;
 const ROUTE_ATTRIBUTES: u32 = HEADER as u32 + 12;
@@ -34,10 +37,12 @@ pub struct Interest {
     uplink: Option<u32>,
     /// Ours, and the main table, from which the underlay's routes are.
     tables: Vec<u32>,
+    /// Of the socket that writes for us.
+    own_port: u32,
 }
 
 impl Interest {
-    pub(crate) fn new(owned: &Owned, devices: &Devices) -> Self {
+    pub(crate) fn new(owned: &Owned, devices: &Devices, own_port: u32) -> Self {
         let mut tables: Vec<u32> = owned.all_tables().chain([MAIN_TABLE]).collect();
         tables.sort_unstable();
         tables.dedup();
@@ -46,13 +51,15 @@ impl Interest {
             links: devices.indexes(&owned.links).into_iter().map(|(_, index)| index).collect(),
             uplink: devices.index(owned.uplink),
             tables,
+            own_port,
         }
     }
 
     /// The filter. Kinds of message that it does not name pass.
     pub(crate) fn program(&self) -> Vec<SockFilter> {
         let devices = || self.links.iter().copied().chain(self.uplink);
-        let mut program = vec![load(BPF_H | BPF_ABS, TYPE)];
+        let mut program = own_echo(self.own_port);
+        program.push(load(BPF_H | BPF_ABS, TYPE));
         section(&mut program, [libc::RTM_NEWNEIGH, libc::RTM_DELNEIGH], by_index(self.links.iter().copied()));
         section(&mut program, [libc::RTM_NEWADDR, libc::RTM_DELADDR], by_index(devices()));
         section(&mut program, [libc::RTM_NEWROUTE, libc::RTM_DELROUTE], by_table(&self.tables));
@@ -64,6 +71,25 @@ impl Interest {
         program.push(ACCEPT);
         program
     }
+}
+
+/// What the kernel tells of routes, neighbours and next hops that we have just written is no news. A change of a link or an
+/// address is, whoever made it: more may have gone with it.
+fn own_echo(port: u32) -> Vec<SockFilter> {
+    let mut body = vec![load(BPF_H | BPF_ABS, TYPE)];
+    for kind in [
+        libc::RTM_NEWROUTE,
+        libc::RTM_DELROUTE,
+        libc::RTM_NEWNEIGH,
+        libc::RTM_DELNEIGH,
+        nexthop::RTM_NEWNEXTHOP,
+        nexthop::RTM_DELNEXTHOP,
+    ] {
+        body.extend([equal(u32::from(kind.to_be()), 0, 1), REFUSE]);
+    }
+    let mut program = vec![load(BPF_W | BPF_ABS, PORT), equal(port.to_be(), 0, body.len() as u8)];
+    program.extend(body);
+    program
 }
 
 /// Adds a `body`, which ends by itself, for the two `types`; the accumulator holds the type and keeps it outside.

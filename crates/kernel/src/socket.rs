@@ -26,6 +26,8 @@ pub(crate) const RECEIVE_BUFFER: usize = 4 << 20;
 /// A socket and its sequence numbers.
 pub(crate) struct Netlink {
     socket: Socket,
+    /// Who we are in what the kernel tells everybody of our changes.
+    pub(crate) port: u32,
     datagram: Vec<u8>,
     sequence: u32,
 }
@@ -51,7 +53,7 @@ impl Netlink {
     fn socket(protocol: isize) -> Result<Self, Cause> {
         let open = || {
             let mut socket = Socket::new(protocol)?;
-            socket.bind_auto()?;
+            let port = socket.bind_auto()?.port_number();
             // Connected to the kernel, the socket takes unicasts of nobody else.
             socket.connect(&SocketAddr::new(0, 0))?;
             socket.set_cap_ack(true)?;
@@ -59,10 +61,10 @@ impl Netlink {
             socket.set_netlink_get_strict_chk(true)?;
             SockRef::from(&socket).set_recv_buffer_size(RECEIVE_BUFFER)?;
             SockRef::from(&socket).set_read_timeout(Some(PATIENCE))?;
-            Ok(socket)
+            Ok((socket, port))
         };
-        let socket = open().map_err(|error: io::Error| Cause::from(&error))?;
-        Ok(Self { socket, datagram: Vec::with_capacity(DATAGRAM), sequence: 0 })
+        let (socket, port) = open().map_err(|error: io::Error| Cause::from(&error))?;
+        Ok(Self { socket, port, datagram: Vec::with_capacity(DATAGRAM), sequence: 0 })
     }
 
     /// Reads a whole dump into `A`, anew as long as the kernel says that it changed underneath.

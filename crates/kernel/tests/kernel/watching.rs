@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use kernel::{Event, Filter, Kernel, Kind, Watch};
 use lab::Timing::{Free, Timed};
+use plan::state::Link;
 
 use crate::scene::*;
 
@@ -89,6 +90,37 @@ fn what_is_ours_wakes() {
         ear.hears(Kind::Rule, None, "ip rule add to 10.244.0.0/16 lookup 7777");
         ear.hears(Kind::Rule, None, "ip -6 rule add to fd00:10:244::/48 lookup 7777");
         ear.hears(Kind::Link, Some("moved"), "ip link set flannel.1 down; ip link set flannel.1 name moved");
+    });
+}
+
+/// But for an FDB entry and the end of a neighbour, of which the kernel does not tell who brought it about.
+#[test]
+fn routes_and_neighbours_that_we_write_ourselves_wake_nobody() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        let ear = ear(&mut kernel);
+        let neighbour = plan::state::Neighbour {
+            link: name("flannel.1"),
+            address: [10, 244, 2, 0].into(),
+            mac: plan::Mac([2, 0, 0, 0, 0, 2]),
+            unknown: None,
+        };
+        let route = via("10.244.2.0/24", "10.244.2.0", "flannel.1", true);
+        let six = via("fd00:10:244:2::/64", "2001:db8::2", "eth0", false);
+        applies(&mut kernel, &[add(neighbour)]);
+        ear.quiet();
+        for row in [route.clone(), six] {
+            applies(&mut kernel, &[add(row.clone())]);
+            ear.quiet();
+            applies(&mut kernel, &[delete(row)]);
+            ear.quiet();
+        }
+        applies(&mut kernel, &[add(route)]);
+        ear.hears(Kind::Route, None, "ip route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink");
+        ear.quiet();
+        let smaller = Link { mtu: 1400, ..flannel() };
+        applies(&mut kernel, &[replace(link(smaller))]);
+        assert_eq!(ear.events.recv_timeout(SOON).unwrap().kind, Kind::Link);
     });
 }
 
