@@ -1,6 +1,8 @@
 //! Traffic rules, whoever enforces them: what was read stays good until somebody says that it may have changed, since
 //! reading takes processes. It knows no rule.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use plan::firewall::{Facts, IptablesChain};
@@ -91,13 +93,19 @@ impl Firewall {
                 return Err(Cause::Tool { tool: "nft".into(), text });
             }
         }
-        let done = self.nft.apply(ops, &self.seen.nft);
+        let done = self.nft.apply(ops, &mut self.seen.nft);
+        self.fresh = was_fresh && matches!(done, Ok(nft::Reading::Good));
         self.refused = done.as_ref().err().map(|cause| Refused {
             times: self.refused.as_ref().map_or(0, |refused| refused.times) + 1,
             since: Instant::now(),
             why: cause.to_string().into(),
         });
-        done
+        done.map(|_| ())
+    }
+
+    /// Of the socket that changes elements without a tool.
+    pub(crate) fn nft_port(&self) -> Arc<AtomicU32> {
+        Arc::clone(&self.nft.port)
     }
 }
 

@@ -10,6 +10,8 @@ mod watch;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use plan::firewall::{Facts, NftChain, NftChainName, NftElement, NftTable, Stranger};
 use plan::input::Family;
@@ -42,6 +44,8 @@ pub(crate) struct Rows {
 #[derive(Default)]
 pub(crate) struct Nft {
     netlink: Option<Netlink>,
+    /// Of that socket; 0 is nobody's.
+    pub(crate) port: Arc<AtomicU32>,
     /// The binary that was looked at last, and what is wrong with it.
     tool: Option<(PathBuf, Option<Box<str>>)>,
 }
@@ -72,15 +76,17 @@ impl Nft {
     }
 
     /// All of them or none. `seen` is the last reading.
-    pub(crate) fn apply(&mut self, ops: &[Op], seen: &Rows) -> Result<(), Cause> {
+    pub(crate) fn apply(&mut self, ops: &[Op], seen: &mut Rows) -> Result<Reading, Cause> {
         if let Some(peers) = peers(ops, seen)
             && self.ask(|netlink| netlink::change_peers(netlink, &peers)).is_ok()
         {
-            return Ok(());
+            seen.change_peers(&peers);
+            return Ok(Reading::Good);
         }
         // The kernel makes no chain while it wakes the table.
         self.run(&script::waking(seen))?;
-        self.run(&script::of(ops, seen))
+        self.run(&script::of(ops, seen))?;
+        Ok(Reading::Over)
     }
 
     fn run(&mut self, script: &str) -> Result<(), Cause> {
@@ -148,7 +154,11 @@ impl Nft {
     fn ask<A>(&mut self, question: impl FnOnce(&mut Netlink) -> Result<A, Cause>) -> Result<A, Cause> {
         let netlink = match &mut self.netlink {
             Some(netlink) => netlink,
-            none => none.insert(Netlink::netfilter()?),
+            none => {
+                let netlink = none.insert(Netlink::netfilter()?);
+                self.port.store(netlink.port, Ordering::Release);
+                netlink
+            }
         };
         question(netlink)
     }
@@ -188,7 +198,24 @@ impl Nft {
     }
 }
 
+/// What is left of the last reading after a change of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// It holds what was changed.
+    Good,
+    Over,
+}
+
 impl Rows {
+    fn change_peers(&mut self, changes: &[(Verb, IpAddr)]) {
+        for (verb, address) in changes {
+            self.elements.retain(|row| row.address != *address);
+            if *verb != Verb::Delete {
+                self.elements.push(NftElement { address: *address });
+            }
+        }
+    }
+
     /// Is there such a set, as we make it?
     fn has(&self, family: Family, set: SetName) -> bool {
         self.sets.contains(&(family, set, Shape::Right))

@@ -93,6 +93,8 @@ pub(crate) struct Part<'a> {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) sequence: u32,
+    /// Of the socket that asked for what is told.
+    pub(crate) port: u32,
     /// What follows `nlmsghdr`.
     pub(crate) body: Body<'a>,
 }
@@ -106,7 +108,13 @@ pub(crate) fn parts(mut datagram: &[u8]) -> impl Iterator<Item = Part<'_>> {
             return None;
         }
         let body = Body(&datagram[HEADER..length]);
-        let part = Part { kind: header.u16(4), flags: header.u16(6), sequence: header.u32(8), body };
+        let part = Part {
+            kind: header.u16(4),
+            flags: header.u16(6),
+            sequence: header.u32(8),
+            port: header.u32(12),
+            body,
+        };
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(part)
     })

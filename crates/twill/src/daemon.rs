@@ -71,7 +71,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     tasks.spawn(ring_on_change(view.clone(), bell.clone()));
     let monitor = Watch::open().context("opening the kernel's monitor")?;
     let filter = monitor.filter();
-    hear_of_rules(flags, &bell)?;
+    hear_of_rules(&kernel, flags, &bell)?;
     spawn("monitor", listen(monitor, |monitor| monitor.wait().map(|event| event.kind), &bell))?;
     let flags = flags.clone();
     Reconciler {
@@ -93,8 +93,8 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
 }
 
 /// Those of nftables, iptables-nft's among them, tell of changes; those of iptables-legacy have to be looked at.
-fn hear_of_rules(flags: &Flags, bell: &Bell) -> anyhow::Result<()> {
-    match FirewallWatch::open() {
+fn hear_of_rules(kernel: &Kernel, flags: &Flags, bell: &Bell) -> anyhow::Result<()> {
+    match FirewallWatch::open(kernel) {
         Ok(rules) => spawn("rules", listen(rules, |rules| rules.wait().map(|()| Kind::Firewall), bell))?,
         // Without nf_tables there are no such rules.
         Err(error) => debug!("{error}"),

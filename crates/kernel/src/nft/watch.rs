@@ -2,6 +2,8 @@
 //! others write wake nobody. It knows no rule.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use plan::firewall::IptablesTable;
@@ -9,6 +11,7 @@ use plan::input::Family;
 use socket2::SockRef;
 
 use super::netlink::{SUBSYSTEM, TABLE, attributes, number};
+use crate::Kernel;
 use crate::error::{Cause, Error};
 use crate::socket::{RECEIVE_BUFFER, receive};
 use crate::wire::{Part, parts};
@@ -26,11 +29,13 @@ const INET: u8 = 1;
 pub struct FirewallWatch {
     socket: Socket,
     datagram: Vec<u8>,
+    /// That the rounds write by; what they write without a tool is no news to them.
+    own_port: Arc<AtomicU32>,
 }
 
 impl FirewallWatch {
     /// Fails where the kernel has no nf_tables.
-    pub fn open() -> Result<Self, Error> {
+    pub fn open(kernel: &Kernel) -> Result<Self, Error> {
         let open = || {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
             socket.bind_auto()?;
@@ -41,14 +46,14 @@ impl FirewallWatch {
         let socket = open().map_err(|error: io::Error| {
             Error::new("open the monitor socket of nf_tables", Cause::from(&error))
         })?;
-        Ok(Self { socket, datagram: Vec::with_capacity(DATAGRAM) })
+        Ok(Self { socket, datagram: Vec::with_capacity(DATAGRAM), own_port: kernel.firewall.nft_port() })
     }
 
     /// Waits for the next change. More changes than the socket can hold are one.
     pub fn wait(&mut self) -> Result<(), Error> {
         loop {
             match receive(&self.socket, &mut self.datagram) {
-                Ok(()) if parts(&self.datagram).any(concerns) => return Ok(()),
+                Ok(()) if self.is_news() => return Ok(()),
                 Ok(()) => {}
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(()),
                 Err(error) => {
@@ -56,6 +61,13 @@ impl FirewallWatch {
                 }
             }
         }
+    }
+}
+
+impl FirewallWatch {
+    fn is_news(&self) -> bool {
+        let own_port = self.own_port.load(Ordering::Acquire);
+        parts(&self.datagram).any(|part| part.port != own_port && concerns(part))
     }
 }
 

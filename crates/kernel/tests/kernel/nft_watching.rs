@@ -4,7 +4,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kernel::FirewallWatch;
+use kernel::{FirewallWatch, Kernel};
 use lab::Timing::Free;
 use plan::firewall::SourceFilter;
 
@@ -19,7 +19,11 @@ struct Ear(Receiver<Instant>);
 
 impl Ear {
     fn open() -> Self {
-        let mut watch = FirewallWatch::open().unwrap();
+        Self::beside(&Kernel::open().unwrap())
+    }
+
+    fn beside(kernel: &Kernel) -> Self {
+        let mut watch = FirewallWatch::open(kernel).unwrap();
         let (tell, told) = mpsc::channel();
         thread::spawn(move || while watch.wait().is_ok() && tell.send(Instant::now()).is_ok() {});
         Self(told)
@@ -83,6 +87,23 @@ fn what_concerns_us_wakes_and_nothing_else() {
         ear.hears("nft delete table inet firewalld");
         ear.sleeps("nft add table inet other");
         ear.sleeps("nft add table ip6 flannel-ipv4");
+    });
+}
+
+#[test]
+fn a_peer_that_we_change_ourselves_wakes_nobody_and_is_known() {
+    lab::test(Free, || {
+        let mut kernel = settled(&wanted(Wish::default()));
+        look(&mut kernel);
+        let ear = Ear::beside(&kernel);
+        let peer = element([192, 0, 2, 77]);
+        for change in [add(peer.clone()), delete(peer)] {
+            applies(&mut kernel, &[change]);
+            assert_eq!(ear.rest(), 0);
+            let known = look_again(&mut kernel).0;
+            assert_eq!(known, look(&mut kernel).0);
+        }
+        ear.hears("nft 'add element ip flannel-ipv4 vteps { 192.0.2.78 }'");
     });
 }
 
