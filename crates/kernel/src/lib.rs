@@ -7,6 +7,7 @@ mod addr;
 mod apply;
 mod command;
 mod dump;
+mod echo;
 mod error;
 mod fdb;
 mod filter;
@@ -39,6 +40,7 @@ pub use watch::{Event, Filter, Kind, Watch};
 pub struct Kernel {
     netlink: socket::Netlink,
     firewall: firewall::Firewall,
+    echoes: echo::Echoes,
 }
 
 /// Strict dumps, next hop objects and their monitor group are there from 5.4 on.
@@ -51,7 +53,11 @@ impl Kernel {
         if version(&release).is_some_and(|version| version < OLDEST) {
             return Err(Error::new("start", Cause::TooOld(release.trim().into())));
         }
-        Ok(Self { netlink: socket::Netlink::open()?, firewall: Default::default() })
+        Ok(Self {
+            netlink: socket::Netlink::open()?,
+            firewall: Default::default(),
+            echoes: Default::default(),
+        })
     }
 
     /// May anything be changed here? The kernel is asked, since a capability counts only in the user namespace to which

@@ -9,6 +9,8 @@ use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use plan::LinkName;
 use socket2::SockRef;
 
+use crate::Kernel;
+use crate::echo::Echoes;
 use crate::error::{Cause, Error};
 use crate::filter::Interest;
 use crate::socket::{RECEIVE_BUFFER, receive};
@@ -74,6 +76,7 @@ pub struct Event {
 pub struct Watch {
     socket: Arc<Socket>,
     datagram: Vec<u8>,
+    echoes: Echoes,
 }
 
 /// Sets what a [`Watch`] hears, also while another thread waits on it.
@@ -81,18 +84,18 @@ pub struct Watch {
 pub struct Filter(Arc<Socket>);
 
 impl Watch {
-    /// Hears everything until a filter is set.
-    pub fn open() -> Result<Self, Error> {
-        Self::with_buffer(RECEIVE_BUFFER)
+    /// Hears everything until a filter is set, but for what `kernel` itself writes to an FDB.
+    pub fn open(kernel: &Kernel) -> Result<Self, Error> {
+        Self::with_buffer(RECEIVE_BUFFER, kernel.echoes.clone())
             .map_err(|error| Error::new("open the monitor socket", Cause::from(&error)))
     }
 
-    fn with_buffer(bytes: usize) -> io::Result<Self> {
+    fn with_buffer(bytes: usize, echoes: Echoes) -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         SockRef::from(&socket).set_recv_buffer_size(bytes)?;
         GROUPS.iter().try_for_each(|group| socket.add_membership(*group))?;
-        Ok(Self { socket: Arc::new(socket), datagram: Vec::with_capacity(DATAGRAM) })
+        Ok(Self { socket: Arc::new(socket), datagram: Vec::with_capacity(DATAGRAM), echoes })
     }
 
     /// The handle for the thread that knows what is of interest.
@@ -110,7 +113,8 @@ impl Watch {
                 }
                 Err(error) => return Err(Error::new("wait for changes", Cause::from(&error))),
             }
-            if let Some(event) = parts(&self.datagram).find_map(event) {
+            let news = parts(&self.datagram).filter(|part| !self.echoes.take(*part));
+            if let Some(event) = news.filter_map(event).next() {
                 return Ok(event);
             }
         }

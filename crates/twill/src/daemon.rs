@@ -69,7 +69,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     let (view_in, view) = watch::channel(View { leases: remembered, ..View::default() });
     tasks.spawn(store.watch(view_in));
     tasks.spawn(ring_on_change(view.clone(), bell.clone()));
-    let monitor = Watch::open().context("opening the kernel's monitor")?;
+    let monitor = Watch::open(&kernel).context("opening the kernel's monitor")?;
     let filter = monitor.filter();
     hear_of_rules(&kernel, flags, &bell)?;
     spawn("monitor", listen(monitor, |monitor| monitor.wait().map(|event| event.kind), &bell))?;

@@ -21,7 +21,7 @@ struct Ear {
 }
 
 fn ear(kernel: &mut Kernel) -> Ear {
-    let mut watch = Watch::open().unwrap();
+    let mut watch = Watch::open(kernel).unwrap();
     let filter = watch.filter();
     filter.set(&seen(kernel).interest).unwrap();
     let (tell, events) = mpsc::channel();
@@ -93,9 +93,9 @@ fn what_is_ours_wakes() {
     });
 }
 
-/// But for an FDB entry and the end of a neighbour, of which the kernel does not tell who brought it about.
+/// But for the end of a neighbour or of an FDB entry, of which the kernel does not tell who brought it about.
 #[test]
-fn routes_and_neighbours_that_we_write_ourselves_wake_nobody() {
+fn what_we_write_ourselves_wakes_nobody() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let ear = ear(&mut kernel);
@@ -109,6 +109,20 @@ fn routes_and_neighbours_that_we_write_ourselves_wake_nobody() {
         let six = via("fd00:10:244:2::/64", "2001:db8::2", "eth0", false);
         applies(&mut kernel, &[add(neighbour)]);
         ear.quiet();
+        let mac = plan::Mac([2, 0, 0, 0, 0, 2]);
+        let fdb = |remote: [u8; 4]| plan::state::FdbEntry {
+            link: name("flannel.1"),
+            mac,
+            remote: remote.into(),
+            port: None,
+            unknown: None,
+        };
+        for remote in [[192, 0, 2, 2], [192, 0, 2, 3]] {
+            applies(&mut kernel, &[replace(fdb(remote))]);
+            ear.quiet();
+        }
+        ear.hears(Kind::Neighbour, None, "bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.4");
+        ear.hears(Kind::Neighbour, None, "bridge fdb del 02:00:00:00:00:02 dev flannel.1");
         for row in [route.clone(), six] {
             applies(&mut kernel, &[add(row.clone())]);
             ear.quiet();
@@ -205,7 +219,7 @@ fn a_storm_of_foreign_neighbours_costs_nothing() {
 fn an_overrun_is_told() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
-        let mut watch = Watch::open().unwrap();
+        let mut watch = Watch::open(&kernel).unwrap();
         watch.filter().set(&seen(&mut kernel).interest).unwrap();
         // Nobody listens while the socket runs over.
         let lines: String = (0..60_000)
