@@ -9,3 +9,4 @@ mod pods;
 mod testing;
 mod topology;
 mod traffic;
+mod wire;

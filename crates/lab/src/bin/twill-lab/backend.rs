@@ -6,18 +6,22 @@ use lab::{Harm, Lab, Node};
 pub(crate) enum Backend {
     Vxlan,
     HostGw,
+    /// On the word of addresses, as flannel does.
     Direct,
+    Auto,
 }
 
 impl Backend {
-    pub(crate) const ALL: [Self; 3] = [Self::Vxlan, Self::HostGw, Self::Direct];
+    /// Of which the demo tells.
+    pub(crate) const ALL: [Self; 3] = [Self::Vxlan, Self::HostGw, Self::Auto];
 
     pub(crate) fn named(name: &str) -> Result<Self, String> {
         match name {
             "vxlan" => Ok(Self::Vxlan),
             "host-gw" => Ok(Self::HostGw),
             "vxlan-direct" => Ok(Self::Direct),
-            _ => Err(format!("no backend `{name}`: vxlan, host-gw or vxlan-direct")),
+            "auto" => Ok(Self::Auto),
+            _ => Err(format!("no backend `{name}`: vxlan, host-gw, vxlan-direct or auto")),
         }
     }
 
@@ -26,6 +30,7 @@ impl Backend {
             Self::Vxlan => "vxlan",
             Self::HostGw => "host-gw",
             Self::Direct => "vxlan + DirectRouting",
+            Self::Auto => "auto",
         }
     }
 
@@ -38,6 +43,7 @@ impl Backend {
                 "each packet goes bare to the other node, which is the next hop: nothing but a route"
             }
             Self::Direct => "bare to nodes on the same segment, inside UDP to the others",
+            Self::Auto => "bare to the nodes to which that is proven to work, inside UDP to the others",
         }
     }
 
@@ -45,7 +51,10 @@ impl Backend {
         match self {
             Self::Vxlan => r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#,
             Self::HostGw => r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#,
-            Self::Direct => r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#,
+            Self::Direct => {
+                r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true,"VerifyDirect":false}}"#
+            }
+            Self::Auto => r#"{"Network":"10.244.0.0/16","Backend":{"Type":"auto"}}"#,
         }
     }
 
@@ -77,7 +86,7 @@ impl Backend {
                 Harm::DeviceDeleted { dev: dev() },
             ],
             Self::HostGw => [Harm::RouteDeleted { subnet }, wrong, Harm::UplinkUp],
-            Self::Direct => [
+            Self::Direct | Self::Auto => [
                 wrong,
                 Harm::NeighboursFlushed { dev: dev() },
                 Harm::MacChanged { dev: dev(), mac: "02:00:00:00:ba:ad".into() },

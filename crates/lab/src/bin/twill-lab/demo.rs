@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use lab::{Daemon, Harm, Lab, Pod, Topology, View, try_heal, until};
 
 use crate::backend::Backend;
+use crate::cut;
 use crate::paint::{BAD, GOOD, QUIET, TITLE, TYPED, drawing, indented, paint, table};
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -66,6 +67,7 @@ fn act(backend: Backend) -> Act {
         println!("    {} {:15} -> {} {}", node.name, node.ip.to_string(), pod.name, pod.ip());
     }
     lab::wait_for("every node has a route to every peer", PATIENCE, || routed(&lab));
+    let proven = cut::proven_by(backend, &lab);
     show_state(backend, &lab);
     let mut act = Act {
         backend,
@@ -75,13 +77,16 @@ fn act(backend: Backend) -> Act {
         near: Vec::new(),
         far: Vec::new(),
         repairs: Vec::new(),
-        as_expected: true,
+        as_expected: proven,
     };
     ping_all(&mut act, &lab, &pods);
     if backend == Backend::HostGw {
         explain_host_gw(&mut act, &lab);
     }
     break_things(&mut act, &lab, (&pods, &daemons));
+    if backend == Backend::Auto {
+        act.as_expected &= cut::arp(&lab, &pods);
+    }
     act
 }
 

@@ -3,6 +3,7 @@
 
 mod backend;
 mod bench;
+mod cut;
 mod demo;
 mod paint;
 mod shell;
@@ -20,7 +21,7 @@ twill-lab: a pod network of four nodes in namespaces of its own; needs no root, 
 
 Usage: twill-lab [demo]                 show every backend: routes, pings, harm and repair (default)
        twill-lab shell [--backend B]    build one network and open a shell in it
-                                        (B: vxlan, host-gw, vxlan-direct; default vxlan)
+                                        (B: vxlan, host-gw, vxlan-direct, auto; default vxlan)
        twill-lab bench scale|churn      measure a daemon among thousands of peers; twill-lab bench --help
        twill-lab --help
 

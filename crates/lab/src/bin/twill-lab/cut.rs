@@ -1,0 +1,60 @@
+//! The demo's last round: the direct way to a peer is cut while pods talk, and `auto` takes the tunnel. It tells only what it has
+//! seen happen.
+
+use std::time::{Duration, Instant};
+
+use lab::{Filter, Lab, PingStream, Pod, until};
+
+use crate::backend::Backend;
+use crate::paint::{BAD, GOOD, QUIET, TYPED, indented, paint};
+
+const PROVEN: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
+/// What it may take before it is called slow.
+const AIM: Duration = Duration::from_secs(3);
+
+fn way(lab: &Lab, peer: usize) -> String {
+    lab.node(1).ns.run(&format!("ip route show {}", lab.node(peer).subnet()))
+}
+
+/// What is to be proven first is proven: node1's way to each node of its segment.
+pub(crate) fn proven_by(backend: Backend, lab: &Lab) -> bool {
+    let start = Instant::now();
+    let direct = || [2, 3].iter().all(|peer| way(lab, *peer).contains("dev eth0")).then_some(());
+    let proven = backend != Backend::Auto || until(PROVEN, direct).is_some();
+    if backend == Backend::Auto {
+        let said = format!("proven after {:.1} s", start.elapsed().as_secs_f64());
+        let said = if proven { paint(GOOD, &said) } else { paint(BAD, "not proven") };
+        println!("the direct way from node1 to its neighbours: {said}");
+    }
+    proven
+}
+
+/// Whether it left the way; in what time and at what loss is told.
+pub(crate) fn arp(lab: &Lab, pods: &[Pod]) -> bool {
+    let (node, peer) = (lab.node(1), lab.node(2));
+    println!("ARP between node1 and node2 is cut on the switch while pod1 pings pod2 fifty times a second:");
+    print!("{}", indented(&way(lab, 2)));
+    let pings = PingStream::start(&pods[0].ns, pods[1].ip());
+    let _cut = Filter::between(&node.name, &peer.name, "ether type arp");
+    println!(
+        "switch$ {}",
+        paint(TYPED, "nft add rule bridge filter switch iifname node1 oifname node2 ether type arp drop")
+    );
+    let start = Instant::now();
+    let left = until(PATIENCE, || way(lab, 2).contains("dev flannel.1").then(|| start.elapsed()));
+    let report = pings.stop();
+    let well = left.is_some_and(|took| took < AIM) && report.lost == 0;
+    let style = if well { GOOD } else { BAD };
+    let took =
+        left.map_or("still direct".into(), |took| format!("by tunnel after {:.1} s", took.as_secs_f64()));
+    let said = format!("{took}; {} echoes sent, {} lost", report.sent, report.lost);
+    println!("{}", paint(style, &said));
+    print!("{}", indented(&way(lab, 2)));
+    println!("node1$ {}", paint(TYPED, "twill status"));
+    let status = node.twill(&["status"]);
+    let about: Vec<_> = status.lines().filter(|line| line.contains(&peer.subnet())).collect();
+    print!("{}", indented(&about.join("\n")));
+    println!("{}", paint(QUIET, "The direct way is taken again when it has been healthy for 30 s."));
+    left.is_some()
+}
