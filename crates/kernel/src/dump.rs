@@ -173,5 +173,7 @@ fn underlay(devices: Devices, addresses: Vec<addr::Seen>, routes: Vec<plan::inpu
         routes,
         firewall: Facts::default(),
         sysctls: Vec::new(),
+        verdicts: Vec::new(),
+        standing: Vec::new(),
     }
 }

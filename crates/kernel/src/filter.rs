@@ -24,8 +24,8 @@ const LINK_ATTRIBUTES: u32 = HEADER as u32 + 16;
 const ROUTE_ATTRIBUTES: u32 = HEADER as u32 + 12;
 
 /// Accepts the whole message, or none of it.
-const ACCEPT: SockFilter = SockFilter::new((BPF_RET | BPF_K) as u16, 0, 0, u32::MAX);
-const REFUSE: SockFilter = SockFilter::new((BPF_RET | BPF_K) as u16, 0, 0, 0);
+pub(crate) const ACCEPT: SockFilter = SockFilter::new((BPF_RET | BPF_K) as u16, 0, 0, u32::MAX);
+pub(crate) const REFUSE: SockFilter = SockFilter::new((BPF_RET | BPF_K) as u16, 0, 0, 0);
 
 /// Which of the kernel's messages are worth a look.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -157,10 +157,10 @@ fn accept_if(value: u32) -> [SockFilter; 2] {
 }
 
 /// Loads come out big-endian, whatever the machine: what netlink has in the machine's order is compared swapped.
-fn load(mode: u32, from: u32) -> SockFilter {
+pub(crate) fn load(mode: u32, from: u32) -> SockFilter {
     SockFilter::new((BPF_LD | mode) as u16, 0, 0, from)
 }
 
-fn equal(value: u32, then: u8, otherwise: u8) -> SockFilter {
+pub(crate) fn equal(value: u32, then: u8, otherwise: u8) -> SockFilter {
     SockFilter::new((BPF_JMP | BPF_JEQ | BPF_K) as u16, then, otherwise, value)
 }

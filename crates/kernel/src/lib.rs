@@ -17,6 +17,7 @@ mod link;
 mod neigh;
 mod nexthop;
 mod nft;
+pub mod packet;
 mod route;
 mod rule;
 mod socket;

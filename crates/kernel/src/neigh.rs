@@ -68,6 +68,32 @@ pub(crate) fn decode(part: Part<'_>, link: LinkName) -> Option<Neighbour> {
     Some(Neighbour { link, address, mac, unknown: odd.to_unknown() })
 }
 
+/// Who is known on a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    pub ip: IpAddr,
+    pub mac: Mac,
+    /// Somebody has set it, and so the kernel never asks.
+    pub is_static: bool,
+}
+
+/// An entry whose MAC has answered or was set by somebody.
+pub(crate) fn known(part: Part<'_>) -> Option<Known> {
+    const KNOWN: u16 =
+        libc::NUD_REACHABLE | libc::NUD_STALE | libc::NUD_DELAY | libc::NUD_PROBE | libc::NUD_PERMANENT;
+    let state = part.body.u16(8);
+    let (mut address, mut mac) = (None, None);
+    for attribute in part.body.attributes(12) {
+        match attribute.kind {
+            NDA_DST => address = attribute.ip(),
+            NDA_LLADDR => mac = attribute.mac(),
+            _ => {}
+        }
+    }
+    let known = Known { ip: address?, mac: mac?, is_static: state & libc::NUD_PERMANENT != 0 };
+    (state & KNOWN != 0 && known.mac.is_unicast()).then_some(known)
+}
+
 pub(crate) fn add(row: &Neighbour, index: u32) -> Message {
     let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
     let mut message = message(libc::RTM_NEWNEIGH, flags, family_of(row.address), index, 0);

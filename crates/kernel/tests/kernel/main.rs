@@ -16,6 +16,7 @@ mod nft_failing;
 mod nft_scene;
 mod nft_watching;
 mod nftables;
+mod packets;
 mod rounds;
 mod routes;
 mod rules;

@@ -1,0 +1,121 @@
+//! Which packets may be answers, as classic BPF: a packet that is not never wakes anybody. What it means is not looked at.
+
+use libc::{BPF_ABS, BPF_B, BPF_H, BPF_IMM, BPF_IND, BPF_LDX, BPF_MSH};
+use plan::input::Family;
+use socket2::SockFilter;
+
+use super::EtherType;
+use crate::filter::{ACCEPT, REFUSE, equal, load};
+
+/// Bytes before a packet.
+pub(super) const ETHERNET: u32 = 14;
+
+pub(super) const NOTHING: [SockFilter; 1] = [REFUSE];
+
+const ICMP: u32 = 1;
+const ICMPV6: u32 = 58;
+const UDP: u32 = 17;
+const ARP_REPLY: u32 = 2;
+const NEIGHBOUR_ADVERTISEMENT: u32 = 136;
+
+/// By what an answer is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// The identifier of our echoes.
+    pub echo: u16,
+    /// To which our datagrams go.
+    pub port: u16,
+}
+
+/// Where things are in ICMP of one family.
+struct Icmp {
+    protocol: u32,
+    /// Of the protocol in the IP header.
+    protocol_at: u32,
+    reply: u32,
+    errors: &'static [u32],
+    /// Of the IP header that an error quotes, as we send it.
+    header: u32,
+}
+
+const V4: Icmp = Icmp { protocol: ICMP, protocol_at: 9, reply: 0, errors: &[3, 11], header: 20 };
+const V6: Icmp = Icmp { protocol: ICMPV6, protocol_at: 6, reply: 129, errors: &[1, 2, 3], header: 40 };
+
+fn icmp_of(family: Family) -> Icmp {
+    match family {
+        Family::Ipv4 => V4,
+        Family::Ipv6 => V6,
+    }
+}
+
+/// Of a raw socket: IPv4 comes with its header, IPv6 without.
+pub(super) fn icmp(family: Family, marks: Marks) -> Vec<SockFilter> {
+    let start = match family {
+        Family::Ipv4 => header_length(0),
+        Family::Ipv6 => fixed(0),
+    };
+    let mut program = vec![start];
+    program.extend(answers(&icmp_of(family), 0, marks));
+    program
+}
+
+/// Of a packet socket; `header` bytes come before the packet.
+pub(super) fn frames(kind: EtherType, header: u32, marks: Marks) -> Vec<SockFilter> {
+    let family = match kind {
+        EtherType::Arp => {
+            return vec![load(BPF_H | BPF_ABS, header + 6), equal(ARP_REPLY, 0, 1), ACCEPT, REFUSE];
+        }
+        EtherType::Ipv4 => Family::Ipv4,
+        EtherType::Ipv6 => Family::Ipv6,
+    };
+    let icmp = icmp_of(family);
+    let mut program =
+        vec![load(BPF_B | BPF_ABS, header + icmp.protocol_at), equal(icmp.protocol, 1, 0), REFUSE];
+    match family {
+        Family::Ipv4 => program.push(header_length(header)),
+        Family::Ipv6 => program.extend([
+            fixed(icmp.header),
+            load(BPF_B | BPF_IND, header),
+            equal(NEIGHBOUR_ADVERTISEMENT, 0, 1),
+            ACCEPT,
+        ]),
+    }
+    program.extend(answers(&icmp, header, marks));
+    program
+}
+
+/// X holds where ICMP begins behind `base`.
+fn answers(icmp: &Icmp, base: u32, marks: Marks) -> Vec<SockFilter> {
+    let at = |mode, offset| load(mode | BPF_IND, base + offset);
+    let (echo, port) = (u32::from(marks.echo), u32::from(marks.port));
+    let mut program =
+        vec![at(BPF_B, 0), equal(icmp.reply, 0, 4), at(BPF_H, 4), equal(echo, 0, 1), ACCEPT, REFUSE];
+    for (place, &error) in icmp.errors.iter().enumerate() {
+        program.push(equal(error, (icmp.errors.len() - place) as u8, 0));
+    }
+    program.extend([
+        REFUSE,
+        // What is quoted is ours only if it has our mark.
+        at(BPF_B, 8 + icmp.protocol_at),
+        equal(icmp.protocol, 0, 4),
+        at(BPF_H, 8 + icmp.header + 4),
+        equal(echo, 0, 1),
+        ACCEPT,
+        REFUSE,
+        equal(UDP, 0, 3),
+        at(BPF_H, 8 + icmp.header + 2),
+        equal(port, 0, 1),
+        ACCEPT,
+        REFUSE,
+    ]);
+    program
+}
+
+/// Leaves the length of the IPv4 header at `base` in X.
+fn header_length(base: u32) -> SockFilter {
+    SockFilter::new((BPF_LDX | BPF_B | BPF_MSH) as u16, 0, 0, base)
+}
+
+fn fixed(offset: u32) -> SockFilter {
+    SockFilter::new((BPF_LDX | BPF_IMM) as u16, 0, 0, offset)
+}

@@ -1,0 +1,161 @@
+//! Packet sockets: what is sent through them, and which packets reach them.
+
+use std::net::{IpAddr, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use kernel::Kernel;
+use kernel::packet::{EtherType, Interface, Known, Marks, Socket, interfaces};
+use lab::Timing::Free;
+use plan::Mac;
+use plan::input::Family;
+
+use crate::scene::*;
+
+const MARKS: Marks = Marks { echo: 0x1234, port: 33434 };
+const NEAR: Mac = Mac([2, 0, 0, 0, 0, 1]);
+const FAR: Mac = Mac([2, 0, 0, 0, 0, 2]);
+
+/// Two ends of one wire: `near` is ours, `far` in a namespace that lives as long as what is returned.
+struct Wire(std::process::Child);
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn wire() -> Wire {
+    let far = Command::new("unshare").args(["-n", "sleep", "60"]).spawn().unwrap();
+    let wire = Wire(far);
+    let pid = wire.0.id();
+    let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let moved = || std::fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|ns| ns != own);
+    assert!(lab::until(Duration::from_secs(5), || moved().then_some(())).is_some());
+    let there = format!("nsenter -t {pid} -n");
+    // The lab has switched it off.
+    sh(&format!(
+        "for who in all default; do echo 0 > /proc/sys/net/ipv6/conf/$who/disable_ipv6; done
+         ip link add near address {NEAR} type veth peer name far address {FAR}
+         ip link set far netns {pid}
+         ip link set near up; {there} ip link set far up
+         ip addr add 192.0.2.1/24 dev near; ip addr add fd00:2::1/64 dev near nodad
+         {there} ip addr add 192.0.2.2/24 dev far; {there} ip addr add fd00:2::2/64 dev far nodad"
+    ));
+    wire
+}
+
+fn near() -> Interface {
+    interfaces().unwrap().remove(&name("near")).unwrap()
+}
+
+fn heard(socket: &Socket) -> Option<(Vec<u8>, Option<IpAddr>)> {
+    let mut buffer = [0; 2048];
+    lab::until(Duration::from_secs(2), || socket.receive(&mut buffer))
+        .map(|(length, from)| (buffer[..length].to_vec(), from))
+}
+
+fn arp(operation: u8) -> Vec<u8> {
+    let head = [&[0xff; 6][..], &NEAR.0, &[8, 6], &[0, 1, 8, 0, 6, 4, 0, operation]].concat();
+    [&head[..], &NEAR.0, &[192, 0, 2, 1], &[0; 6], &[192, 0, 2, 2]].concat()
+}
+
+/// An echo request with its checksum; IPv6's counts both addresses, which are all that differs here.
+fn echo_v4(id: u16, target: [u8; 4]) -> Vec<u8> {
+    let [high, low] = id.to_be_bytes();
+    let sum = !(0x0800 + u32::from(id) + 7);
+    let [.., a, b] = sum.to_be_bytes();
+    let ip = [0x45, 0, 0, 28, 0, 0, 0x40, 0, 64, 1, 0, 0, 192, 0, 2, 1];
+    [&ip[..], &target, &[8, 0, a, b, high, low, 0, 7]].concat()
+}
+
+#[test]
+fn interfaces_are_told_as_ip_shows_them() {
+    lab::test(Free, || {
+        let _far = wire();
+        let all = interfaces().unwrap();
+        let near = &all[&name("near")];
+        assert_eq!((near.mac, near.resolves), (Some(NEAR), true));
+        for ip in ["192.0.2.1", "fd00:2::1"] {
+            assert!(near.addresses.contains(&ip.parse().unwrap()), "{near:?}");
+        }
+        assert_eq!((all[&name("lo")].mac, all[&name("lo")].resolves), (None, false));
+        sh("ip link set near arp off");
+        assert!(!interfaces().unwrap()[&name("near")].resolves);
+    });
+}
+
+#[test]
+fn a_frame_is_sent_and_its_answer_alone_is_heard() {
+    lab::test(Free, || {
+        let _far = wire();
+        let socket = Socket::frames(&near(), EtherType::Arp, MARKS).unwrap();
+        socket.send(&arp(1)).unwrap();
+        let (frame, _) = heard(&socket).unwrap();
+        assert_eq!(
+            (&frame[6..12], &frame[20..22], &frame[28..32]),
+            (&FAR.0[..], &[0, 2][..], &[192, 0, 2, 2][..])
+        );
+        let mut kernel = Kernel::open().unwrap();
+        sh("ping -c 1 -W 2 192.0.2.2");
+        let known = |is_static| Known { ip: [192, 0, 2, 2].into(), mac: FAR, is_static };
+        assert_eq!(kernel.neighbours(&near()).unwrap(), [known(false)]);
+        sh(&format!("ip neigh replace 192.0.2.2 lladdr {FAR} dev near nud permanent"));
+        assert_eq!(kernel.neighbours(&near()).unwrap(), [known(true)]);
+    });
+}
+
+#[test]
+fn echoes_with_our_mark_alone_are_heard() {
+    lab::test(Free, || {
+        let _far = wire();
+        let sender = Socket::sender(Family::Ipv4).unwrap();
+        let answers = Socket::answers(Family::Ipv4, MARKS).unwrap();
+        let frames = Socket::frames(&near(), EtherType::Ipv4, MARKS).unwrap();
+        for id in [0x4321, MARKS.echo] {
+            sender.send_to(&echo_v4(id, [192, 0, 2, 2]), "192.0.2.2".parse().unwrap()).unwrap();
+        }
+        sh("ping -c 1 -W 2 192.0.2.2");
+        for (socket, header) in [(&answers, 0), (&frames, 14)] {
+            let (packet, _) = heard(socket).unwrap();
+            assert_eq!((packet[header + 20], &packet[header + 24..header + 26]), (0, &[0x12, 0x34][..]));
+            assert!(socket.receive(&mut [0; 64]).is_none(), "one has our mark");
+        }
+    });
+}
+
+#[test]
+fn what_could_not_be_delivered_is_heard_with_what_it_quotes() {
+    lab::test(Free, || {
+        let _far = wire();
+        for (family, from, to, quoted) in [
+            (Family::Ipv4, "192.0.2.1", "192.0.2.2", 28 + 22),
+            (Family::Ipv6, "fd00:2::1", "fd00:2::2", 8 + 42),
+        ] {
+            let answers = Socket::answers(family, MARKS).unwrap();
+            let (from, to): (IpAddr, IpAddr) = (from.parse().unwrap(), to.parse().unwrap());
+            let socket = UdpSocket::bind((from, 0)).unwrap();
+            socket.send_to(b"x", (to, 9)).unwrap();
+            socket.send_to(b"x", (to, MARKS.port)).unwrap();
+            let (packet, source) = heard(&answers).unwrap();
+            assert_eq!((&packet[quoted..quoted + 2], source), (&MARKS.port.to_be_bytes()[..], Some(to)));
+            assert!(answers.receive(&mut [0; 64]).is_none(), "{family:?}: one has our mark");
+        }
+    });
+}
+
+#[test]
+fn another_link_is_not_heard_and_one_that_goes_is_no_trouble() {
+    lab::test(Free, || {
+        let _far = wire();
+        sh("ip link add other type veth peer name end; ip link set other up; ip link set end up");
+        let other = interfaces().unwrap().remove(&name("other")).unwrap();
+        let mine = Socket::frames(&near(), EtherType::Arp, MARKS).unwrap();
+        let others = Socket::frames(&other, EtherType::Arp, MARKS).unwrap();
+        mine.send(&arp(1)).unwrap();
+        assert!(heard(&mine).is_some() && others.receive(&mut [0; 64]).is_none());
+        sh("ip link del other");
+        assert!(others.send(&arp(1)).is_err() && others.receive(&mut [0; 64]).is_none());
+    });
+}
