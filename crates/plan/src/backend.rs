@@ -15,6 +15,7 @@ use crate::fields::Fields;
 use crate::input::{Config, Family, Underlay, Uplink};
 use crate::lease::{Announced, Lease, Vtep};
 use crate::{LinkName, Mac};
+use vxlan::Direct;
 
 /// A backend with its options (flannel-compat 2.3).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,16 +33,18 @@ impl FromStr for Backend {
     fn from_str(name: &str) -> Result<Self, String> {
         match name.to_ascii_lowercase().as_str() {
             "vxlan" => Ok(Self::Vxlan(vxlan::Options::default())),
+            "auto" => Ok(Self::Vxlan(vxlan::Options { direct: Direct::Verified, ..Default::default() })),
             "host-gw" => Ok(Self::HostGw),
             "alloc" => Ok(Self::Alloc),
-            _ => Err("none of the backends twill has: vxlan, host-gw, alloc".into()),
+            _ => Err("none of the backends twill has: vxlan, auto, host-gw, alloc".into()),
         }
     }
 }
 
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.write_str(self.name())?;
+        f.write_str(self.direct().words())
     }
 }
 
@@ -51,13 +54,29 @@ impl Backend {
     pub fn parse(value: Option<Value>, imposed: Option<&Self>) -> Result<Self, String> {
         let fields = value.map(Fields::of).transpose();
         let named = fields.as_ref().map_err(Clone::clone).and_then(|fields| Self::named(fields.as_ref()));
+        let name = named.as_ref().ok().map(Self::name);
         let backend = match imposed {
-            Some(imposed) if named.as_ref() != Ok(imposed) => return Ok(imposed.clone()),
+            Some(imposed) if name != Some(imposed.name()) => return Ok(imposed.clone()),
             _ => named?,
         };
-        match (backend, fields) {
-            (Self::Vxlan(_), Ok(Some(fields))) => vxlan::Options::parse(&fields).map(Self::Vxlan),
-            (backend, _) => Ok(backend),
+        let backend = match (backend, fields) {
+            (Self::Vxlan(named), Ok(Some(fields))) => {
+                Self::Vxlan(vxlan::Options::parse(&fields, named.direct)?)
+            }
+            (backend, _) => backend,
+        };
+        Ok(backend.imposing(imposed))
+    }
+
+    /// What it is on a node whose type is imposed. `vxlan` and `auto` are one type: its options count for both, and `auto`
+    /// adds that what can be verified goes direct.
+    pub fn imposing(self, imposed: Option<&Self>) -> Self {
+        match (self, imposed) {
+            (Self::Vxlan(own), Some(Self::Vxlan(imposed))) => {
+                Self::Vxlan(vxlan::Options { direct: own.direct.max(imposed.direct), ..own })
+            }
+            (own, Some(imposed)) if own.name() != imposed.name() => imposed.clone(),
+            (own, _) => own,
         }
     }
 
@@ -66,7 +85,7 @@ impl Backend {
         let Some(fields) = fields else { return Ok(Self::Vxlan(vxlan::Options::default())) };
         match fields.get::<String>("Type")?.filter(|name| !name.is_empty()) {
             Some(name) => name.parse().map_err(|error| format!("key \"Type\": {name:?} is {error}")),
-            None => Err("key \"Type\" is missing: write one of vxlan, host-gw, alloc".into()),
+            None => Err("key \"Type\" is missing: write one of vxlan, auto, host-gw, alloc".into()),
         }
     }
 
@@ -77,6 +96,11 @@ impl Backend {
             Self::HostGw => "host-gw",
             Self::Alloc => "alloc",
         }
+    }
+
+    /// Which peers of the uplink's segment are reached without a tunnel though they announce one.
+    pub fn direct(&self) -> Direct {
+        if let Self::Vxlan(options) = self { options.direct } else { Direct::Never }
     }
 
     /// Can it work with that uplink? The error says what to do.

@@ -1,14 +1,14 @@
-//! What of the machine around us keeps traffic rules from working, though no object of ours is missing: told, with the
-//! command, and never changed.
+//! What of the machine around us keeps traffic rules or routes from working, though no object of ours is missing: told, with
+//! the command, and never changed.
 
 use std::fmt;
 
 use ipnet::IpNet;
 
-use crate::State;
 use crate::firewall::Firewalld;
 use crate::input::{Config, Family, Underlay};
 use crate::note::{NodeFault, Note};
+use crate::{PeerPath, State};
 
 /// Of the module br_netfilter; without it they are not there.
 const BRIDGE: [(Family, &str); 2] = [
@@ -18,16 +18,30 @@ const BRIDGE: [(Family, &str); 2] = [
 
 /// What the kernel is read for.
 pub(crate) fn paths(config: &Config) -> impl Iterator<Item = Box<str>> {
-    bridge(config).map(Into::into)
+    let neighbours = families(config).map(most_neighbours);
+    bridge(config).map(Into::into).chain(neighbours)
+}
+
+fn families(config: &Config) -> impl Iterator<Item = Family> {
+    Family::ALL.into_iter().filter(|family| config.network(*family).is_some())
+}
+
+/// How many neighbours the kernel keeps, of all network namespaces; permanent ones do not count.
+fn most_neighbours(family: Family) -> Box<str> {
+    match family {
+        Family::Ipv4 => "net/ipv4/neigh/default/gc_thresh3".into(),
+        Family::Ipv6 => "net/ipv6/neigh/default/gc_thresh3".into(),
+    }
 }
 
 fn bridge(config: &Config) -> impl Iterator<Item = &'static str> {
     BRIDGE.into_iter().filter(|(family, _)| config.network(*family).is_some()).map(|(_, path)| path)
 }
 
-/// What is in the way of the rules that we want.
-pub fn environment(config: &Config, seen: &Underlay, wanted: &State) -> Vec<Note> {
+/// What is in the way of the rules and routes that we want.
+pub fn environment(config: &Config, seen: &Underlay, wanted: &State, peers: &[PeerPath]) -> Vec<Note> {
     let mut faults = bridge_netfilter(config, seen, !wanted.iptables.is_empty());
+    faults.extend(families(config).filter_map(|family| crowded(family, seen, peers)));
     faults.extend(seen.firewall.firewalld.as_ref().and_then(|firewalld| refused(config, firewalld)));
     faults.into_iter().map(Note::Node).collect()
 }
@@ -44,6 +58,17 @@ fn bridge_netfilter(config: &Config, seen: &Underlay, needed: bool) -> Vec<NodeF
     faults
 }
 
+/// Do the peers of one family come near the number of neighbours that the kernel keeps? All that are on the segment count: a
+/// packet of the tunnel makes a neighbour, too, of the address that it goes to.
+fn crowded(family: Family, seen: &Underlay, peers: &[PeerPath]) -> Option<NodeFault> {
+    let path = most_neighbours(family);
+    let limit: usize = seen.sysctl(&path)?.parse().ok()?;
+    let is_neighbour = |peer: &&PeerPath| peer.on_link && Family::of(peer.public_ip) == family;
+    let neighbours = peers.iter().filter(is_neighbour).count();
+    let enough = (neighbours * 2).next_power_of_two();
+    (neighbours * 5 >= limit * 4).then_some(NodeFault::NeighboursLimited { path, limit, enough })
+}
+
 /// A firewalld that runs refuses what it was not told of: VXLAN to our port, and what pods send.
 fn refused(config: &Config, told: &Firewalld) -> Option<NodeFault> {
     let networks = Family::ALL.into_iter().filter_map(|family| config.network(family));
@@ -56,11 +81,27 @@ fn refused(config: &Config, told: &Firewalld) -> Option<NodeFault> {
 pub(crate) const BRIDGE_NETFILTER_MISSING: &str = "the module br_netfilter is not loaded, so rules for traffic do not see \
      what goes from one pod of this node to another. Run: modprobe br_netfilter";
 
+pub(crate) const NOTHING_VERIFIED: &str = "direct routing is to be verified, but --probe=off asks nobody: peers that are direct by now stay so \
+     though their path may fail, and all others stay on the tunnel. Leave --probe out, or write \"VerifyDirect\": false into the network config";
+
 pub(crate) fn bridge_netfilter_off(f: &mut fmt::Formatter<'_>, path: &str) -> fmt::Result {
     write!(
         f,
         "sysctl {path} is 0, so rules for traffic do not see what goes from one pod of this node to another. Run: sysctl -w \
          {path}=1"
+    )
+}
+
+pub(crate) fn neighbours_limited(
+    f: &mut fmt::Formatter<'_>,
+    path: &str,
+    limit: usize,
+    enough: usize,
+) -> fmt::Result {
+    write!(
+        f,
+        "the kernel keeps {limit} neighbours at most, and the peers on our segment come near that or pass it: packets \
+         to some of them will be lost. Run: sysctl -w {path}={enough}"
     )
 }
 
@@ -78,6 +119,7 @@ pub(crate) fn firewalld(f: &mut fmt::Formatter<'_>, port: Option<u16>, networks:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Path;
     use crate::backend::Backend;
     use crate::netconf::NetConf;
     use crate::state::Sysctl;
@@ -118,11 +160,38 @@ mod tests {
     }
 
     #[test]
+    fn more_peers_on_the_segment_than_the_kernel_keeps_neighbours_are_told_before_they_are_too_many() {
+        let underlay = Underlay {
+            sysctls: vec![Sysctl { path: most_neighbours(Family::Ipv4), value: "1024".into() }],
+            ..Underlay::default()
+        };
+        let peers = |path: Path, on_link: bool, count: u32| -> Vec<PeerPath> {
+            let address = |number: u32| std::net::Ipv4Addr::from(0x0a00_0000 + number);
+            let peer = |number| PeerPath {
+                subnet: ipnet::Ipv4Net::new_assert(address(number << 8), 24).into(),
+                public_ip: address(number).into(),
+                path,
+                on_link,
+                tunnel: None,
+                by_evidence: false,
+            };
+            (0..count).map(peer).collect()
+        };
+        let told = |peers: &[PeerPath]| told(&environment(&config(), &underlay, &State::default(), peers));
+        assert_eq!(told(&peers(Path::Vxlan, false, 5000)), [""; 0], "the router is their only next hop");
+        for path in [Path::Direct, Path::Vxlan] {
+            assert_eq!(told(&peers(path, true, 819)), [""; 0]);
+            let near = &told(&peers(path, true, 820))[0];
+            assert!(near.ends_with("Run: sysctl -w net/ipv4/neigh/default/gc_thresh3=2048"), "{near}");
+        }
+    }
+
+    #[test]
     fn firewalld_is_told_with_the_commands_for_port_and_pods() {
         let told = |config: &Config, firewalld: Option<Firewalld>| {
             let mut underlay = Underlay::default();
             underlay.firewall.firewalld = firewalld;
-            told(&environment(config, &underlay, &State::default()))
+            told(&environment(config, &underlay, &State::default(), &[]))
         };
         assert_eq!(told(&config(), None), [""; 0]);
         let [all] = &told(&config(), Some(Firewalld::default()))[..] else { panic!("one note") };

@@ -9,6 +9,7 @@ use crate::backend::Backend;
 use crate::firewall;
 use crate::lease::{Lease, Subnet};
 use crate::state::Sysctl;
+use crate::verdict::Verdict;
 use crate::{LinkName, Mac};
 
 /// Address family. Dual stack is twice a single one.
@@ -224,6 +225,18 @@ pub struct Underlay {
     pub firewall: firewall::Facts,
     /// Those of the paths in [`Owned::sysctls`](crate::owned::Owned::sysctls) that exist.
     pub sysctls: Vec<Sysctl>,
+    /// Of the peers that were asked, by subnet.
+    pub verdicts: Vec<Verdict>,
+    /// Routes to pod subnets that go straight to a node, whoever wrote them.
+    pub standing: Vec<DirectRoute>,
+}
+
+/// A route through the uplink to a pod subnet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DirectRoute {
+    pub subnet: IpNet,
+    pub next_hop: IpAddr,
 }
 
 impl Underlay {

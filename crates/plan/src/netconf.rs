@@ -53,9 +53,7 @@ impl NetConf {
 
     /// What `parse_imposing` would have made of it.
     pub fn imposing(mut self, backend: Option<&Backend>) -> Self {
-        if let Some(backend) = backend.filter(|backend| backend.name() != self.backend.name()) {
-            self.backend = backend.clone();
-        }
+        self.backend = self.backend.imposing(backend);
         self
     }
 
@@ -194,7 +192,7 @@ mod tests {
             mtu: Some(1400),
             gbp: true,
             learning: false,
-            direct_routing: true,
+            direct: vxlan::Direct::Verified,
             ..Default::default()
         };
         assert_eq!(conf.backend, Backend::Vxlan(options));
@@ -210,6 +208,9 @@ mod tests {
         let seven = r#"{"Type":"VXLAN","VNI":7}"#;
         for (backend, imposed, expected) in [
             (seven, "vxlan", Ok(7)),
+            (seven, "auto", Ok(7)),
+            (r#"{"Type":"auto","VNI":7}"#, "vxlan", Ok(7)),
+            (r#"{"Type":"host-gw"}"#, "auto", Ok(1)),
             (seven, "host-gw", Ok(0)),
             (r#"{"Type":"host-gw"}"#, "vxlan", Ok(1)),
             ("null", "vxlan", Ok(1)),
@@ -237,7 +238,7 @@ mod tests {
     #[test]
     fn a_config_that_was_parsed_before_is_imposed_upon_likewise() {
         let text = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#;
-        for imposed in ["vxlan", "host-gw", "alloc"].map(|name| name.parse::<Backend>().unwrap()) {
+        for imposed in ["vxlan", "auto", "host-gw", "alloc"].map(|name| name.parse::<Backend>().unwrap()) {
             let parsed = NetConf::parse_imposing(Some(&imposed), text.as_bytes()).unwrap();
             assert_eq!(parse(text).unwrap().imposing(Some(&imposed)), parsed);
         }
@@ -246,6 +247,84 @@ mod tests {
             parse(text).unwrap().names_backend
                 && !parse(r#"{"Network":"10.3.0.0/16"}"#).unwrap().names_backend
         );
+    }
+
+    #[test]
+    fn direct_routing_is_verified_unless_it_is_not_to_be() {
+        use vxlan::Direct::{Never, OnLink, Verified};
+        let with = |backend: &str, imposed: Option<&str>| {
+            let text = format!(r#"{{"Network":"10.3.0.0/16","Backend":{{{backend}}}}}"#);
+            let imposed = imposed.map(|name| name.parse::<Backend>().unwrap());
+            NetConf::parse_imposing(imposed.as_ref(), text.as_bytes())
+        };
+        for (backend, imposed, expected, words) in [
+            (r#""Type":"vxlan""#, None, Never, "vxlan"),
+            (r#""Type":"vxlan","VerifyDirect":true"#, None, Never, "vxlan"),
+            (r#""Type":"vxlan","DirectRouting":true"#, None, Verified, "vxlan, direct where verified"),
+            (r#""Type":"auto","DirectRouting":true"#, None, Verified, "vxlan, direct where verified"),
+            (
+                r#""Type":"vxlan","DirectRouting":true,"verifydirect":false"#,
+                None,
+                OnLink,
+                "vxlan, direct on the segment",
+            ),
+            (
+                r#""Type":"vxlan","DirectRouting":true,"VerifyDirect":false"#,
+                Some("vxlan"),
+                OnLink,
+                "vxlan, direct on the segment",
+            ),
+            (
+                r#""Type":"vxlan","DirectRouting":true,"VerifyDirect":false"#,
+                Some("auto"),
+                Verified,
+                "vxlan, direct where verified",
+            ),
+            (r#""Type":"vxlan""#, Some("auto"), Verified, "vxlan, direct where verified"),
+            (r#""Type":"auto""#, Some("vxlan"), Verified, "vxlan, direct where verified"),
+            (r#""Type":"auto""#, Some("host-gw"), Never, "host-gw"),
+        ] {
+            let conf = with(backend, imposed).unwrap();
+            assert_eq!(
+                (conf.backend.direct(), conf.backend.to_string()),
+                (expected, words.into()),
+                "{backend}"
+            );
+        }
+        for (backend, word) in [
+            (r#""Type":"auto","DirectRouting":false"#, "DirectRouting"),
+            (r#""Type":"auto","VerifyDirect":false"#, "VerifyDirect"),
+            (r#""Type":"vxlan","DirectRouting":true,"VerifyDirect":1"#, "VerifyDirect"),
+            (r#""Type":"vxlan","DirectMTU":true"#, "DirectMTU"),
+        ] {
+            let error = with(backend, None).unwrap_err().to_string();
+            assert!(error.contains(&format!("{word:?}")), "{backend}: {error}");
+        }
+    }
+
+    #[test]
+    fn pods_have_the_tunnels_mtu_or_on_demand_the_uplinks() {
+        let mtu = |backend: &str| {
+            let text = format!(r#"{{"Network":"10.3.0.0/16","Backend":{{"Type":"auto"{backend}}}}}"#);
+            let uplink = crate::input::Uplink {
+                ipv4: Some([192, 0, 2, 1].into()),
+                ..crate::input::Uplink::new("eth0".parse().unwrap(), 1500)
+            };
+            parse(&text).unwrap().backend.pod_mtu(&uplink)
+        };
+        assert_eq!([mtu(""), mtu(r#","MTU":1400"#)], [1450, 1350]);
+        assert_eq!([mtu(r#","DirectMTU":true"#), mtu(r#","DirectMTU":true,"MTU":1400"#)], [1500, 1400]);
+    }
+
+    #[test]
+    fn what_an_earlier_version_wrote_of_direct_routing_is_understood() {
+        let options = |text: &str| serde_json::from_str::<vxlan::Options>(text).unwrap().direct;
+        assert_eq!(options(r#"{"direct_routing":true}"#), vxlan::Direct::Verified);
+        assert_eq!(options(r#"{"direct_routing":false}"#), vxlan::Direct::Never);
+        for direct in [vxlan::Direct::Never, vxlan::Direct::OnLink, vxlan::Direct::Verified] {
+            let written = serde_json::to_string(&direct).unwrap();
+            assert_eq!(serde_json::from_str::<vxlan::Direct>(&written).unwrap(), direct);
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::firewall::{Fault, NftTable};
 use crate::input::Family;
 use crate::state::Route;
+use crate::verdict::Finding;
 use crate::{LinkName, Mac, environment, sysctls};
 
 /// One thing that is not as it should be, and whom it is about.
@@ -50,18 +51,54 @@ pub enum NodeFault {
     UplinkMissing(LinkName),
     UplinkDown(LinkName),
     UplinkWithoutCarrier(LinkName),
-    UplinkWithoutFamily { uplink: LinkName, family: Family },
-    UplinkWithoutAddress { uplink: LinkName, address: IpAddr },
-    UplinkWithoutRoute { uplink: LinkName, address: IpAddr },
-    ForeignDevice { name: LinkName, kind: Box<str> },
+    UplinkWithoutFamily {
+        uplink: LinkName,
+        family: Family,
+    },
+    UplinkWithoutAddress {
+        uplink: LinkName,
+        address: IpAddr,
+    },
+    UplinkWithoutRoute {
+        uplink: LinkName,
+        address: IpAddr,
+    },
+    ForeignDevice {
+        name: LinkName,
+        kind: Box<str>,
+    },
     NotLeased(Family),
-    NoPeerOnLink { uplink: LinkName, family: Family, peer_on: Option<(IpAddr, LinkName)> },
-    SysctlRefused { path: Box<str>, value: Box<str> },
+    NoPeerOnLink {
+        uplink: LinkName,
+        family: Family,
+        peer_on: Option<(IpAddr, LinkName)>,
+    },
+    SysctlRefused {
+        path: Box<str>,
+        value: Box<str>,
+    },
     Firewall(Fault),
-    SysctlUnset { path: Box<str>, value: Box<str>, is: Box<str> },
+    SysctlUnset {
+        path: Box<str>,
+        value: Box<str>,
+        is: Box<str>,
+    },
     BridgeNetfilterMissing,
-    BridgeNetfilterOff { path: Box<str> },
-    Firewalld { port: Option<u16>, networks: Box<[IpNet]> },
+    BridgeNetfilterOff {
+        path: Box<str>,
+    },
+    Firewalld {
+        port: Option<u16>,
+        networks: Box<[IpNet]>,
+    },
+    /// The kernel keeps no more than `limit` neighbours.
+    NeighboursLimited {
+        path: Box<str>,
+        limit: usize,
+        enough: usize,
+    },
+    /// Direct routing is to be verified, and nobody may be asked.
+    NothingVerified,
 }
 
 /// What is wrong with what the store says.
@@ -96,7 +133,7 @@ pub enum StoreFault {
     },
 }
 
-/// What is wrong with a peer; all but the last leave it out.
+/// What is wrong with a peer; all but the last two leave it out.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PeerFault {
@@ -110,10 +147,21 @@ pub enum PeerFault {
     NoVtep(Family),
     BadVtepMac(Mac),
     OurVtepMac(Mac),
-    SharedVtepMac { mac: Mac, with: IpNet },
+    SharedVtepMac {
+        mac: Mac,
+        with: IpNet,
+    },
     UnusableVni(u32),
-    OtherBackend { theirs: Box<str>, ours: Box<str> },
-    NotOnLink { next_hop: IpAddr, uplink: LinkName },
+    OtherBackend {
+        theirs: Box<str>,
+        ours: Box<str>,
+    },
+    NotOnLink {
+        next_hop: IpAddr,
+        uplink: LinkName,
+    },
+    /// Seen by asking it.
+    Probed(Finding),
 }
 
 impl Note {
@@ -122,6 +170,7 @@ impl Note {
         match self {
             Self::Node(NodeFault::Firewall(fault)) => format!("firewall-{}", variant(fault)),
             Self::Node(fault) => format!("node-{}", variant(fault)),
+            Self::Peer { fault: PeerFault::Probed(finding), .. } => format!("peer-{}", variant(finding)),
             Self::Peer { fault, .. } => format!("peer-{}", variant(fault)),
             Self::Store(fault) => format!("store-{}", variant(fault)),
             Self::Unclaimed(what) => format!("unclaimed-{}", variant(what)),
@@ -238,8 +287,9 @@ impl fmt::Display for PeerFault {
             Self::NotOnLink { next_hop, uplink } => write!(
                 f,
                 "{next_hop} is not on the layer-2 segment of {uplink}, so host-gw cannot reach it; its subnet is \
-                 unreachable. Use vxlan, or put both nodes on one segment"
+                 unreachable. Use auto or vxlan, or put both nodes on one segment"
             ),
+            Self::Probed(finding) => write!(f, "{}: {finding}", finding.name()),
         }
     }
 }
@@ -324,17 +374,7 @@ impl fmt::Display for NodeFault {
             Self::NotLeased(family) => {
                 write!(f, "{family} is configured but our lease has no {family} subnet; that family is off")
             }
-            Self::NoPeerOnLink { uplink, family, peer_on } => {
-                write!(
-                    f,
-                    "no peer is on the layer-2 segment of {uplink}, so host-gw reaches none by {family}: is it the wrong \
-                     interface? Name another with --iface"
-                )?;
-                if let Some((peer, link)) = peer_on {
-                    write!(f, " ({peer} is on the segment of {link})")?;
-                }
-                f.write_str(", or use vxlan")
-            }
+            Self::NoPeerOnLink { uplink, family, peer_on } => no_peer_on_link(f, *uplink, *family, *peer_on),
             Self::SysctlRefused { path, value } => {
                 write!(f, "sysctl {path} cannot be written. {}", sysctls::Remedy(path, value))
             }
@@ -346,8 +386,29 @@ impl fmt::Display for NodeFault {
             Self::BridgeNetfilterMissing => f.write_str(environment::BRIDGE_NETFILTER_MISSING),
             Self::BridgeNetfilterOff { path } => environment::bridge_netfilter_off(f, path),
             Self::Firewalld { port, networks } => environment::firewalld(f, *port, networks),
+            Self::NeighboursLimited { path, limit, enough } => {
+                environment::neighbours_limited(f, path, *limit, *enough)
+            }
+            Self::NothingVerified => f.write_str(environment::NOTHING_VERIFIED),
         }
     }
+}
+
+fn no_peer_on_link(
+    f: &mut fmt::Formatter<'_>,
+    uplink: LinkName,
+    family: Family,
+    peer_on: Option<(IpAddr, LinkName)>,
+) -> fmt::Result {
+    write!(
+        f,
+        "no peer is on the layer-2 segment of {uplink}, so host-gw reaches none by {family}: is it the wrong interface? Name \
+         another with --iface"
+    )?;
+    if let Some((peer, link)) = peer_on {
+        write!(f, " ({peer} is on the segment of {link})")?;
+    }
+    f.write_str(", or use auto or vxlan")
 }
 
 impl fmt::Display for Family {
@@ -372,6 +433,9 @@ mod tests {
             fn words(note: &Note) -> &'static str {
                 match note {
                     $($kind => $words,)*
+                    Note::Peer {
+                        fault: PeerFault::Probed(Finding::Healthy | Finding::Unverified | Finding::NoEcho), ..
+                    } => "no fault",
                 }
             }
 
@@ -416,6 +480,9 @@ mod tests {
             node(NodeFault::BridgeNetfilterOff { path: "a/b".into() }), "is 0, so rules for traffic do not see";
         Note::Node(NodeFault::Firewalld { .. }) =>
             node(NodeFault::Firewalld { port: Some(8472), networks: [net()].into() }), "firewalld runs here";
+        Note::Node(NodeFault::NeighboursLimited { .. }) =>
+            node(NodeFault::NeighboursLimited { path: "a/b".into(), limit: 1024, enough: 4096 }), "neighbours at most";
+        Note::Node(NodeFault::NothingVerified) => node(NodeFault::NothingVerified), "but --probe=off asks nobody";
         Note::Peer { fault: PeerFault::OutsideNetwork, .. } => peer(PeerFault::OutsideNetwork), "lies outside our network";
         Note::Peer { fault: PeerFault::Misaligned, .. } => peer(PeerFault::Misaligned), "has host bits set";
         Note::Peer { fault: PeerFault::OverlapsOurs(_), .. } => peer(PeerFault::OverlapsOurs(net())), "subnet overlaps ours";
@@ -438,6 +505,31 @@ mod tests {
             peer(PeerFault::OtherBackend { theirs: "".into(), ours: "vxlan".into() }), "left out until both agree";
         Note::Peer { fault: PeerFault::NotOnLink { .. }, .. } =>
             peer(PeerFault::NotOnLink { next_hop: ip(), uplink: link() }), "is not on the layer-2 segment of";
+        Note::Peer { fault: PeerFault::Probed(Finding::NextHopSilent { .. }), .. } =>
+            probed(Finding::NextHopSilent { next_hop: ip(), uplink: link() }), "next hop silent:";
+        Note::Peer { fault: PeerFault::Probed(Finding::Silent { .. }), .. } => probed(Finding::Silent { node: ip() }), "silent:";
+        Note::Peer { fault: PeerFault::Probed(Finding::EchoLost { .. }), .. } =>
+            probed(Finding::EchoLost { node: ip() }), "echo lost:";
+        Note::Peer { fault: PeerFault::Probed(Finding::Flapping { .. }), .. } =>
+            probed(Finding::Flapping { node: ip() }), "flapping:";
+        Note::Peer { fault: PeerFault::Probed(Finding::Refused { .. }), .. } =>
+            probed(Finding::Refused { node: ip(), by: ip() }), "refused:";
+        Note::Peer { fault: PeerFault::Probed(Finding::TunnelLost { .. }), .. } =>
+            probed(Finding::TunnelLost { node: ip(), port: 8472 }), "tunnel lost:";
+        Note::Peer { fault: PeerFault::Probed(Finding::PodAddressesLost { .. }), .. } =>
+            probed(Finding::PodAddressesLost { next_hop: ip(), uplink: link() }), "pod addresses lost:";
+        Note::Peer { fault: PeerFault::Probed(Finding::NoWayBack { .. }), .. } =>
+            probed(Finding::NoWayBack { node: ip() }), "no way back:";
+        Note::Peer { fault: PeerFault::Probed(Finding::ProxyArp { .. }), .. } =>
+            probed(Finding::ProxyArp { next_hop: ip(), mac: Mac::default(), also: ip() }), "proxy ARP:";
+        Note::Peer { fault: PeerFault::Probed(Finding::DuplicateAddress { .. }), .. } =>
+            probed(Finding::DuplicateAddress { next_hop: ip(), macs: [Mac::default(); 2] }), "duplicate address:";
+        Note::Peer { fault: PeerFault::Probed(Finding::LostAbove { .. }), .. } =>
+            probed(Finding::LostAbove { mtu: 1400 }), "large packets lost:";
+        Note::Peer { fault: PeerFault::Probed(Finding::Fragmented { .. }), .. } =>
+            probed(Finding::Fragmented { mtu: 1400 }), "fragmented:";
+        Note::Peer { fault: PeerFault::Probed(Finding::ChecksumFault { .. }), .. } =>
+            probed(Finding::ChecksumFault { node: ip() }), "checksum fault:";
         Note::Entry { .. } => Note::Entry { key: "a".into(), why: "b".into() }, "store entry";
         Note::Stale { .. } =>
             Note::Stale { key: "a".into(), why: "b".into() }, "what it said before stays in force";
@@ -469,6 +561,10 @@ mod tests {
 
     fn firewall(fault: Fault) -> Note {
         node(NodeFault::Firewall(fault))
+    }
+
+    fn probed(finding: Finding) -> Note {
+        peer(PeerFault::Probed(finding))
     }
 
     fn peer(fault: PeerFault) -> Note {
@@ -504,7 +600,9 @@ mod tests {
         let reasons: std::collections::BTreeSet<String> = notes.iter().map(Note::reason).collect();
         assert_eq!(reasons.len(), notes.len(), "{reasons:?}");
         assert!(
-            reasons.contains("peer-not-on-link") && reasons.contains("store-peers-missing"),
+            reasons.contains("peer-not-on-link")
+                && reasons.contains("peer-next-hop-silent")
+                && reasons.contains("store-peers-missing"),
             "{reasons:?}"
         );
         for (note, words) in notes.iter().zip(expected) {

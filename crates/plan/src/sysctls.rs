@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::LinkName;
 use crate::backend::Backend;
-use crate::backend::vxlan;
+use crate::backend::vxlan::{self, Direct};
 use crate::environment;
 use crate::input::{Config, Family, Node, Underlay};
 use crate::note::NodeFault;
@@ -29,6 +29,7 @@ pub(crate) fn paths(config: &Config, uplink: LinkName, links: &[LinkName]) -> Ve
             paths.extend(
                 links.iter().filter(|link| carries_ipv4(**link)).map(|link| rp_filter(link.as_str())),
             );
+            paths.extend(two_ways(config, uplink).into_iter().map(|link| rp_filter(link.as_str())));
         }
         if config.ipv6.is_some() {
             paths.extend([FORWARD_IPV6.into(), accept_ra(uplink)]);
@@ -51,7 +52,8 @@ pub(crate) fn lacking(
     let mut rows = Vec::new();
     if config.network(Family::Ipv4).is_some() {
         rows.extend(switched_off(FORWARD, seen));
-        rows.extend(devices.filter_map(|link| loose(link, seen)));
+        let devices = devices.filter(|link| carries_ipv4(*link));
+        rows.extend(devices.chain(two_ways(config, node.uplink.link)).filter_map(|link| loose(link, seen)));
     }
     if config.network(Family::Ipv6).is_some() {
         rows.extend(forwarding(&accept_ra(node.uplink.link), seen));
@@ -73,13 +75,15 @@ fn switched_off(path: &str, seen: &Underlay) -> Option<Sysctl> {
     (seen.sysctl(path) == Some("0")).then(|| Sysctl { path: path.into(), value: "1".into() })
 }
 
+/// The uplink, where a peer may send directly what goes to it through the tunnel: which way works each end finds out alone.
+fn two_ways(config: &Config, uplink: LinkName) -> Option<LinkName> {
+    (config.backend.direct() == Direct::Verified).then_some(uplink)
+}
+
 /// In force is the larger of all's value and the device's own. A device that is not there yet, or is set already, is judged
 /// by what a new one gets.
 fn loose(link: LinkName, seen: &Underlay) -> Option<Sysctl> {
     let own = rp_filter(link.as_str());
-    if !carries_ipv4(link) {
-        return None;
-    }
     let number = |path: &str| seen.sysctl(path).and_then(|value| value.parse::<u8>().ok());
     let by_itself = number(&own).filter(|value| *value <= STRICT);
     let in_force = number(&rp_filter("all"))?.max(by_itself.or(number(&rp_filter("default")))?);
@@ -282,6 +286,27 @@ mod tests {
                 .any(|row| &*row.path == "net/ipv4/conf/flannel.1/rp_filter"),
             "a device that is made anew gets it again"
         );
+    }
+
+    #[test]
+    fn rp_filter_of_the_uplink_is_loose_where_directions_may_differ() {
+        let uplink = "net/ipv4/conf/eth0/rp_filter";
+        let step = |backend: &str, all: &str, own: &str| {
+            let ipv4 = Config { ipv6: None, ..config(backend) };
+            let values = [
+                (FORWARD, "1"),
+                ("net/ipv4/conf/flannel.1/rp_filter", "2"),
+                ("net/ipv4/conf/all/rp_filter", all),
+                (uplink, own),
+            ];
+            steps(&ipv4, &values)
+        };
+        assert_eq!(step("auto", "0", "1"), [format!("~ sysctl {uplink} = 2 (was 1)")]);
+        assert_eq!(step("auto", "1", "0"), [format!("~ sysctl {uplink} = 2 (was 0)")]);
+        for (all, own) in [("0", "0"), ("0", "2"), ("2", "1"), ("2", "0")] {
+            assert_eq!(step("auto", all, own), [""; 0], "all {all}, own {own}");
+        }
+        assert_eq!(step("vxlan", "1", "1"), [""; 0], "plain vxlan has one way");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod admitted;
 mod nexthops;
 mod peers;
+mod ways;
 
 pub(crate) use admitted::is_host_address;
 
@@ -13,9 +14,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::LinkName;
 use crate::backend::Backend;
-use crate::backend::vxlan::{self, Endpoint};
+use crate::backend::vxlan::{self, Direct, Endpoint};
 use crate::direct::OnLink;
 use crate::firewall;
 use crate::input::{Config, Family, Leases, Node, Sysctls, Underlay};
@@ -26,6 +26,8 @@ use crate::state::{
     Address, FdbEntry, Link, MAIN_TABLE, Neighbour, Route, RoutePath, Rule, State, Sysctl, WORST_METRIC,
 };
 use crate::sysctls;
+use crate::{LinkName, Mac};
+use ways::Ways;
 
 /// A plan: the state to reach, what may be deleted on the way, and what there is to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +46,27 @@ pub struct PeerPath {
     pub subnet: IpNet,
     pub public_ip: IpAddr,
     pub path: Path,
+    /// Its address is on the uplink's segment.
+    #[serde(default)]
+    pub on_link: bool,
+    /// The device that its tunnel starts at; `None` where it announces none.
+    #[serde(default)]
+    pub tunnel: Option<Tunnel>,
+    /// Direct as soon and as long as the evidence says that it works, else by tunnel.
+    #[serde(default)]
+    pub by_evidence: bool,
+}
+
+/// Where packets to a peer are wrapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Tunnel {
+    pub link: LinkName,
+    /// Of the peer's device.
+    pub mac: Mac,
+    /// That the peer listens on.
+    pub port: u16,
+    /// Of our device, bytes.
+    pub mtu: u32,
 }
 
 /// The way to a peer.
@@ -168,6 +191,7 @@ struct Draft<'a> {
     /// Families that the uplink cannot carry now: the kernel refuses their routes through it.
     waiting: Vec<Family>,
     on_link: OnLink,
+    ways: Ways<'a>,
     owned: Owned,
     /// That may have a device here.
     vnis: Vec<u32>,
@@ -189,6 +213,7 @@ impl<'a> Draft<'a> {
             underlay,
             waiting: Vec::new(),
             on_link: OnLink::new(underlay, node.uplink.link),
+            ways: Ways::new(underlay, node.uplink.link),
             owned: bounds(config, node, leases),
             vnis: vnis(config, node, leases),
             peers: Vec::new(),
@@ -244,7 +269,7 @@ impl<'a> Draft<'a> {
         // An address for one host alone never had a route of its own, and a tunnel needs none.
         let has_segment = !own.is_of_host_alone();
         let needs_it = match &self.config.backend {
-            Backend::Vxlan(options) => options.direct_routing,
+            Backend::Vxlan(options) => options.direct != Direct::Never,
             Backend::HostGw => true,
             Backend::Alloc => false,
         };

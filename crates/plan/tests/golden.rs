@@ -87,7 +87,9 @@ fn outputs(case: &Path) -> [(&'static str, String); 3] {
     let inputs: Inputs = read(case, "config.json");
     let seen: State = read(case, "seen.json");
     let (leases, unreadable) = leases(read(case, "leases.json"));
-    let plan = plan::wanted(&inputs.config, &inputs.node, &leases, &inputs.underlay);
+    let standing = plan::standing(&seen, inputs.config.table, inputs.node.uplink.link);
+    let underlay = Underlay { standing, ..inputs.underlay };
+    let plan = plan::wanted(&inputs.config, &inputs.node, &leases, &underlay);
     let faults = plan::check::check(&plan.state, &plan.owned);
     assert!(faults.is_empty(), "{}: {faults:#?}", case.display());
     let ops = plan::diff(&plan.state, &seen, &plan.owned);

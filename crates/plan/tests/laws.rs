@@ -33,7 +33,8 @@ use laws::judge::{
 use laws::scene::{Fate, Scene};
 use laws::tape::{self, Tape};
 use laws::{texts, world};
-use plan::input::Leases;
+use plan::input::{Leases, Underlay};
+use plan::verdict::{Finding, Verdict, Way};
 
 fn config() -> ProptestConfig {
     ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() }
@@ -162,6 +163,40 @@ proptest! {
         let plan = plan::wanted(&world.config, &world.node, &world.leases, &world.underlay);
         let faults = plan::check::check(&plan.state, &plan.owned);
         prop_assert!(faults.is_empty(), "{:?}", faults);
+    }
+
+    #[test]
+    fn a_verdict_of_a_subnet_that_no_peer_has_or_through_another_uplink_changes_nothing(bytes in tape::bytes()) {
+        let mut world = world::world(&mut Tape::new(&bytes));
+        let plan = plan::wanted(&world.config, &world.node, &world.leases, &world.underlay);
+        let nobodys = ["10.244.200.0/24", "10.99.0.0/24", "fd00:244:0:c8::/64"];
+        let verdicts = nobodys.map(|subnet| Verdict {
+            subnet: subnet.parse().unwrap(),
+            node: world::v4([192, 0, 2, 7]),
+            uplink: world.node.uplink.link,
+            finding: Finding::Silent { node: world::v4([192, 0, 2, 7]) },
+            way: Some(Way::Direct),
+        });
+        world.underlay.verdicts.extend(verdicts);
+        let elsewhere = plan.peers.iter().map(|peer| Verdict {
+            subnet: peer.subnet,
+            node: peer.public_ip,
+            uplink: "other0".parse().unwrap(),
+            finding: Finding::Silent { node: peer.public_ip },
+            way: Some(if peer.path == plan::Path::Direct { Way::Tunnel } else { Way::Direct }),
+        });
+        world.underlay.verdicts.extend(elsewhere);
+        prop_assert_eq!(plan::wanted(&world.config, &world.node, &world.leases, &world.underlay), plan);
+    }
+
+    #[test]
+    fn while_nothing_is_known_of_the_peers_what_stands_stays(bytes in tape::bytes()) {
+        let world = world::world(&mut Tape::new(&bytes));
+        let plan = plan::wanted(&world.config, &world.node, &world.leases, &world.underlay);
+        let standing = plan::standing(&plan.state, world.config.table, world.node.uplink.link);
+        let faults = world.underlay.verdicts.iter().map(|verdict| Verdict { way: None, ..verdict.clone() });
+        let underlay = Underlay { verdicts: faults.collect(), standing, ..world.underlay };
+        prop_assert_eq!(plan::wanted(&world.config, &world.node, &world.leases, &underlay), plan);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::own_lease::Source;
 use crate::reconcile::{Memory, Reconciler};
 use crate::report::{self, NodeReport};
 use crate::trigger::{self, Bell, Cause};
-use crate::{confine, http, logging, notify, questions};
+use crate::{confine, http, logging, notify, probe, questions};
 
 /// Runs until it is told to stop.
 pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
@@ -73,7 +73,6 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     let filter = monitor.filter();
     hear_of_rules(&kernel, flags, &bell)?;
     spawn("monitor", listen(monitor, |monitor| monitor.wait().map(|event| event.kind), &bell))?;
-    let flags = flags.clone();
     Reconciler {
         kernel,
         filter,
@@ -83,10 +82,11 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
         locks,
         view,
         cache,
-        flags,
+        flags: flags.clone(),
         metrics,
         board,
         answers,
+        probes: probe::start(flags.probe, &bell)?,
         memory,
     }
     .run(trigger)

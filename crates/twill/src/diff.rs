@@ -88,8 +88,9 @@ fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
         bail!("our lease {} is of no family that is configured: the daemon would take another", own.subnet);
     }
     let leases = Leases::Listed(leases);
-    let seen = kernel.dump(&plan::bounds(&config, &node, &leases)).context("reading the kernel")?;
+    let mut seen = kernel.dump(&plan::bounds(&config, &node, &leases)).context("reading the kernel")?;
     node.by_nexthop = plan::owned::has_nexthops(&seen.state);
+    seen.underlay.standing = plan::standing(&seen.state, config.table, node.uplink.link);
     let wanted = plan::wanted(&config, &node, &leases, &seen.underlay);
     Ok(plan::diff(&wanted.state, &seen.state, &wanted.owned))
 }

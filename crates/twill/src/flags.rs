@@ -28,6 +28,8 @@ pub(crate) enum Command {
 /// Flags of `twill status`.
 pub(crate) struct StatusFlags {
     pub(crate) json: bool,
+    /// Again each second.
+    pub(crate) watch: bool,
     pub(crate) socket: PathBuf,
 }
 
@@ -120,11 +122,12 @@ fn parsed(command: Result<Option<Command>, lexopt::Error>) -> Result<Command, St
 
 /// `None`: help was asked for.
 fn status(args: &[String]) -> Result<Option<Command>, lexopt::Error> {
-    let mut flags = StatusFlags { json: false, socket: SOCKET.into() };
+    let mut flags = StatusFlags { json: false, watch: false, socket: SOCKET.into() };
     let mut parser = Parser::from_args(args);
     while let Some(arg) = parser.next()? {
         match arg {
             Arg::Long("json") => flags.json = true,
+            Arg::Long("watch") => flags.watch = true,
             Arg::Long("socket") => flags.socket = parser.value()?.into(),
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
             other => return Err(other.unexpected()),
@@ -146,6 +149,7 @@ fn diff(args: &[String], variables: impl Variables) -> Result<Command, String> {
         }
     } else {
         match parsed(status(&rest))? {
+            Command::Status(flags) if flags.watch => return Err(format!("there is no flag --watch\n{HINT}")),
             Command::Status(flags) => Asked::Daemon(flags.socket),
             other => return Ok(other),
         }
@@ -222,6 +226,7 @@ mod tests {
         );
         assert!(parse("diff --offline --bogus").is_err_and(|error| error.contains("--offline --help")));
         assert!(parse("diff --store=/s").is_err_and(|error| error.contains("--store")));
+        assert!(parse("diff --watch").is_err_and(|error| error.contains("--watch")));
     }
 
     #[test]

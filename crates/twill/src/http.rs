@@ -218,3 +218,21 @@ fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>
     response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::board;
+
+    #[test]
+    fn the_first_line_is_the_verdict_and_a_thousand_notes_are_fifty_lines() {
+        let notes = (0..1000).map(|number| format!("peer {number}: silent")).collect();
+        let lost = Some("refused".to_owned());
+        let report = Report { notes, store_lost: lost, ..Report::clone(&board().borrow()) };
+        let body = readyz_body("twill is ready", &report);
+        let lines: Vec<&str> = body.lines().collect();
+        assert_eq!((lines[0], lines[2], lines[51]), ("twill is ready", "peer 0: silent", "peer 49: silent"));
+        assert!(lines[1].starts_with("store is lost"));
+        assert_eq!(lines[52..], ["and 950 more"]);
+    }
+}

@@ -20,6 +20,7 @@ mod metrics;
 mod notebook;
 mod notify;
 mod own_lease;
+mod probe;
 mod questions;
 mod reconcile;
 mod report;
@@ -38,7 +39,7 @@ twill gives this Kubernetes node a pod subnet and makes the pods of all nodes re
 
 usage: twill daemon [flags]
              run on this node; twill daemon --help lists the flags
-       twill status [--json] [--socket FILE]
+       twill status [--json] [--watch] [--socket FILE]
              what this node's daemon does and sees
        twill diff [--json] [--socket FILE]
              the steps that would make the kernel right; exit code 1 if there are any

@@ -1,10 +1,14 @@
 //! Counters and gauges, by OpenMetrics names. The round loop counts; how the store is heard is
 //! looked up when somebody asks. They decide nothing.
 
+mod current;
+
+use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
-use plan::{Object, Path};
+use plan::verdict::{Finding, Health};
+use plan::{Object, Path, PeerPath};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -14,7 +18,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use store::Pulse;
 
+use crate::report::peers::{health_of, state};
 use crate::round::Round;
+use current::Current;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByKind {
@@ -27,9 +33,30 @@ struct ByPath {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByVerdict {
+    verdict: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByWay {
+    to: &'static str,
+}
+
+/// One peer; only those that something is wrong with.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByPeer {
+    node: String,
+    subnet: String,
+    verdict: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByReason {
     reason: String,
 }
+
+/// Series of single peers, at most.
+const FAULTS: usize = 50;
 
 type PreciseGauge = Gauge<f64, AtomicU64>;
 
@@ -42,7 +69,10 @@ pub(crate) struct Metrics {
     failed_ops: Family<ByKind, Counter>,
     held_ops: Gauge,
     peers: Family<ByPath, Gauge>,
-    notes: Family<ByReason, Gauge>,
+    verdicts: Current<ByVerdict>,
+    peer_faults: Current<ByPeer>,
+    switches: Family<ByWay, Counter>,
+    notes: Current<ByReason>,
     store_lost: Gauge,
     store_age: PreciseGauge,
     watch_restarts: Counter,
@@ -61,7 +91,10 @@ impl Metrics {
             failed_ops: Family::default(),
             held_ops: Gauge::default(),
             peers: Family::default(),
-            notes: Family::default(),
+            verdicts: Current::default(),
+            peer_faults: Current::default(),
+            switches: Family::default(),
+            notes: Current::default(),
             store_lost: Gauge::default(),
             store_age: PreciseGauge::default(),
             watch_restarts: Counter::default(),
@@ -80,7 +113,14 @@ impl Metrics {
             metrics.held_ops.clone(),
         );
         registry.register("peers", "Peers by the way they are reached", metrics.peers.clone());
-        registry.register("notes", "Things that are not as they should be, by reason", metrics.notes.clone());
+        let help = "Peers by what is known of them";
+        registry.register("peers_by_verdict", help, metrics.verdicts.family());
+        let help = "Peers that something is wrong with, the first 50";
+        registry.register("peer_fault", help, metrics.peer_faults.family());
+        let help = "Peers that began to be reached directly, or by tunnel, by the evidence";
+        registry.register("path_switches", help, metrics.switches.clone());
+        let help = "Things that are not as they should be, by reason";
+        registry.register("notes", help, metrics.notes.family());
         registry.register("store_lost", "1 while the store cannot be heard", metrics.store_lost.clone());
         let help = "Time since the store was last heard";
         registry.register_with_unit("store_age", help, Unit::Seconds, metrics.store_age.clone());
@@ -119,19 +159,36 @@ impl Metrics {
             self.failed_ops.get_or_create(&ByKind { kind: kind(&op.object) }).inc();
         }
         self.held_ops.set(round.held.len() as i64);
-        // Those that are over do not stay at their last count.
-        self.notes.clear();
-        for note in &round.notes {
-            self.notes.get_or_create(&ByReason { reason: note.reason() }).inc();
-        }
+        self.notes.count(round.notes.iter().map(|note| ByReason { reason: note.reason() }));
+    }
+
+    /// Shows the peers, what is known of them, and how many have just begun to go directly, and by tunnel.
+    pub(crate) fn show_peers(&self, peers: &[PeerPath], healths: &[Health], switches: [u64; 2]) {
         for (path, name) in [
             (Path::Vxlan, "vxlan"),
             (Path::Direct, "direct"),
             (Path::Unreachable, "unreachable"),
             (Path::Waiting, "waiting"),
         ] {
-            let count = round.peers.iter().filter(|peer| peer.path == path).count();
+            let count = peers.iter().filter(|peer| peer.path == path).count();
             self.peers.get_or_create(&ByPath { path: name }).set(count as i64);
+        }
+        let always = [Finding::Healthy, Finding::Unverified];
+        let mut counts = HashMap::from(always.map(|finding| (ByVerdict { verdict: finding.name() }, 0)));
+        let mut faults = Vec::new();
+        for peer in peers {
+            let finding = health_of(healths, peer).map(|health| &health.verdict.finding);
+            let (verdict, fault) = state(peer, finding);
+            *counts.entry(ByVerdict { verdict }).or_default() += 1;
+            if fault && faults.len() < FAULTS {
+                let (node, subnet) = (peer.public_ip.to_string(), peer.subnet.to_string());
+                faults.push(ByPeer { node, subnet, verdict });
+            }
+        }
+        self.peer_faults.count(faults);
+        self.verdicts.set(counts);
+        for (to, count) in ["direct", "vxlan"].into_iter().zip(switches) {
+            self.switches.get_or_create(&ByWay { to }).inc_by(count);
         }
     }
 

@@ -45,7 +45,7 @@ pub(crate) async fn follow(mut board: watch::Receiver<Arc<Report>>) {
         let verdict = report.readiness();
         let first = !ready && verdict.is_ok();
         let status = match verdict {
-            Ok(()) => format!("ready, {} peers", report.peers.len()),
+            Ok(()) => format!("ready, {} peers", report.paths.len()),
             Err(why) if report.waiting_for.is_some() => why,
             Err(why) => format!("not ready: {why}"),
         };

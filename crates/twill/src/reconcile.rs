@@ -3,6 +3,7 @@
 
 mod fault;
 mod on_disk;
+mod publish;
 mod show;
 
 use std::collections::BTreeSet;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use kernel::{Filter, Kernel, Outcome, Seen};
+use plan::backend::vxlan::Direct;
 use plan::belief::{Belief, History, Weighed};
 use plan::firewall;
 use plan::follow::Followed;
@@ -33,8 +35,9 @@ use crate::locks::Locks;
 use crate::metrics::Metrics;
 use crate::notebook::{Line, Notebook};
 use crate::own_lease::{Kept, OwnLease};
+use crate::probe::{Pace, Probes};
 use crate::questions::Answers;
-use crate::report::{Board, LastChange};
+use crate::report::Board;
 use crate::round::Round;
 use crate::trigger::{Cause, Causes, Trigger};
 use fault::{is_in_force, own_fault, refused_sysctl, rules_fault};
@@ -62,6 +65,7 @@ pub(crate) struct Reconciler {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) board: Board,
     pub(crate) answers: Answers,
+    pub(crate) probes: Probes,
     pub(crate) memory: Memory,
 }
 
@@ -95,6 +99,7 @@ impl Reconciler {
     pub(crate) fn run(mut self, mut trigger: Trigger) -> ! {
         // The first look sees to all that was asked for before it.
         trigger.forget();
+        self.show_healths();
         let mut causes = Causes::from([Cause::Start]);
         loop {
             let retry = self.round(causes);
@@ -112,7 +117,7 @@ impl Reconciler {
         if causes.iter().any(Cause::is_about_rules) {
             self.kernel.forget_firewall();
         }
-        let seen = match self.look(&leases) {
+        let mut seen = match self.look(&leases) {
             Ok(seen) => seen,
             Err(error) => return Some(self.blind(&error)),
         };
@@ -122,7 +127,7 @@ impl Reconciler {
             Uplinks::Same => {}
             Uplinks::Lost => due = due.into_iter().chain([begun + UPLINK_RETRY]).min(),
         }
-        let wanted = self.plan(&leases, &seen, notes);
+        let wanted = self.plan(&leases, &mut seen, notes);
         if let Some(first) = plan::check::check(&wanted.state, &wanted.owned).first() {
             error!("the plan contradicts itself and is not applied, please report this: {first}");
             self.set_fault(Some(format!("the plan contradicts itself: {first}")));
@@ -130,7 +135,9 @@ impl Reconciler {
         }
         let ops = plan::diff(&wanted.state, &seen.state, &wanted.owned);
         self.answers.give(&ops);
-        let uplink = seen.underlay.link(self.node.uplink.link).map(|link| link.mac);
+        let uplink = seen.underlay.link(self.node.uplink.link);
+        let suspect = !uplink.is_some_and(|link| link.up && link.carrier);
+        let uplink = uplink.map(|link| link.mac);
         drop(seen);
         let (mut round, retry) = self.apply(ops, wanted, (causes, begun));
         // What we announce is announced once it is there.
@@ -140,6 +147,7 @@ impl Reconciler {
         let remember = uplink.and_then(|mac| self.remember((&view, &leases), mac, news));
         round.notes.extend(self.cache.note());
         self.tell(&round);
+        self.tell_probes(&mut round, uplink, suspect);
         let programmed = leases != Leases::Unknown;
         let fault = own_fault(&round, &self.config.backend.devices(&self.config)).or_else(|| {
             let unwritten = programmed.then(|| self.write_subnet_file().err()).flatten()?;
@@ -178,7 +186,10 @@ impl Reconciler {
     }
 
     /// What the kernel should hold, with all that there is to say about it.
-    fn plan(&mut self, leases: &Leases, seen: &Seen, mut notes: Vec<Note>) -> Wanted {
+    fn plan(&mut self, leases: &Leases, seen: &mut Seen, mut notes: Vec<Note>) -> Wanted {
+        let healths = self.probes.healths.borrow_and_update().clone();
+        seen.underlay.verdicts = healths.iter().map(|health| health.verdict.clone()).collect();
+        seen.underlay.standing = plan::standing(&seen.state, self.config.table, self.node.uplink.link);
         self.node.former.links = seen.state.links.iter().map(|link| link.name).collect();
         self.node.by_nexthop = plan::owned::has_nexthops(&seen.state);
         let mut wanted = plan::wanted(&self.config, &self.node, leases, &seen.underlay);
@@ -191,7 +202,11 @@ impl Reconciler {
         self.memory.refused.retain(|fault| is_in_force(fault, &wanted.state, &seen.state));
         notes.extend(self.memory.refused.iter().cloned().map(Note::Node));
         notes.extend(plan::unclaimed(&wanted.state, &seen.state, &wanted.owned, &seen.underlay));
-        notes.extend(plan::environment(&self.config, &seen.underlay, &wanted.state));
+        notes.extend(plan::environment(&self.config, &seen.underlay, &wanted.state, &wanted.peers));
+        let verified = self.config.backend.direct() == Direct::Verified;
+        notes.extend(
+            (verified && self.flags.probe == Pace::Off).then_some(Note::Node(NodeFault::NothingVerified)),
+        );
         notes.extend(self.leave_footprint(&wanted.owned));
         wanted.notes.append(&mut notes);
         wanted
@@ -259,7 +274,7 @@ impl Reconciler {
         self.locks.take_config(&conf.config()).map_err(|error| unusable(format!("{error:#}")))?;
         self.own_lease.follow(&conf);
         self.config = self.flags.config(&conf);
-        info!("the network config has changed, backend is {}", self.config.backend.name());
+        info!("the network config has changed, backend is {}", self.config.backend);
         self.show(None);
         Ok(())
     }
@@ -348,24 +363,6 @@ impl Reconciler {
         }
         let fault = self.memory.fault.clone();
         self.board.send_modify(|report| Arc::make_mut(report).set_fault(fault));
-    }
-
-    fn publish(&mut self, round: Round, store_lost: Option<String>, programmed: bool) {
-        self.board.send_modify(|report| {
-            let report = Arc::make_mut(report);
-            report.rounds += 1;
-            report.last_look = Some(Instant::now());
-            if programmed && report.fault.is_none() && report.waiting_for.take().is_some() {
-                info!("ready: {} peers", round.peers.len());
-            }
-            if !round.ops.is_empty() {
-                report.last_change = Some(LastChange::of(&round));
-            }
-            report.store_lost = store_lost;
-            report.notes = round.notes.iter().map(ToString::to_string).collect();
-            report.held = round.held.iter().map(|(op, _)| op.to_string()).collect();
-            report.peers = round.peers;
-        });
     }
 }
 

@@ -1,16 +1,21 @@
 //! What a person or a probe may know of this daemon: one value, replaced whole after each round. It is what `twill
 //! status` prints, what `/readyz` answers, and nothing that the plan depends on.
 
+pub(crate) mod peers;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use plan::PeerPath;
+use plan::backend::vxlan::Direct;
 use plan::firewall::Stranger;
 use plan::input::{Config, Family, Node};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::probe::Healths;
 use crate::round::{self, Round};
+pub(crate) use peers::PeerReport;
 
 /// Grows when a field changes its meaning.
 pub(crate) const FORMAT: u32 = 1;
@@ -45,7 +50,14 @@ pub(crate) struct Report {
     /// Who sends VXLAN and is no peer.
     #[serde(default)]
     pub(crate) strangers: Vec<Stranger>,
-    pub(crate) peers: Vec<PeerPath>,
+    /// As they are told.
+    pub(crate) peers: Vec<PeerReport>,
+    /// As the last round left them, by subnet.
+    #[serde(skip)]
+    pub(crate) paths: Arc<Vec<PeerPath>>,
+    /// What is known of them at any moment, and since when it is asked for.
+    #[serde(skip)]
+    pub(crate) healths: Option<(watch::Receiver<Healths>, Instant)>,
     pub(crate) notes: Vec<String>,
     /// Ops that keep coming back and are put off.
     pub(crate) held: Vec<String>,
@@ -57,6 +69,9 @@ pub(crate) struct Report {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct NodeReport {
     pub(crate) backend: String,
+    /// Which of the peers with a tunnel are reached without it.
+    #[serde(default)]
+    pub(crate) direct: Direct,
     /// Who chose its type.
     #[serde(default)]
     pub(crate) backend_source: String,
@@ -97,6 +112,8 @@ pub(crate) fn board() -> Board {
         firewall: None,
         strangers: Vec::new(),
         peers: Vec::new(),
+        paths: Arc::default(),
+        healths: None,
         notes: Vec::new(),
         held: Vec::new(),
         rounds: 0,
@@ -113,7 +130,8 @@ impl NodeReport {
     pub(crate) fn new(config: &Config, node: &Node, uplink_reason: String, backend_source: String) -> Self {
         let networks = Family::ALL.into_iter().filter_map(|family| config.network(family));
         Self {
-            backend: config.backend.to_string(),
+            backend: config.backend.name().into(),
+            direct: config.backend.direct(),
             backend_source,
             networks: networks.map(|network| network.to_string()).collect(),
             mtu: config.backend.pod_mtu(&node.uplink),
@@ -163,8 +181,12 @@ impl Report {
         }
     }
 
-    /// The report as it is told: with the verdict of this moment.
+    /// The report as it is told: with what holds at this moment.
     pub(crate) fn told(&self) -> Self {
-        Self { not_ready: self.readiness().err(), ..self.clone() }
+        let healths = self.healths.as_ref();
+        let (known, now) = healths
+            .map_or_else(Default::default, |(healths, since)| (healths.borrow().clone(), since.elapsed()));
+        let peers = peers::told(&self.paths, &known, now);
+        Self { not_ready: self.readiness().err(), peers, ..self.clone() }
     }
 }

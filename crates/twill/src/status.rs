@@ -1,34 +1,78 @@
 //! `twill status`: asks the daemon of this node and shows the answer, as a table for people or as JSON for machines. It
 //! looks at nothing itself.
 
-use std::fmt::Write;
-use std::io::IsTerminal;
-use std::time::{SystemTime, UNIX_EPOCH};
+mod peers;
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context, bail};
-use comfy_table::{Attribute, Cell, Table, presets};
-use plan::Path;
 use plan::firewall::Stranger;
 use plan::input::Family;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client;
 use crate::flags::StatusFlags;
-use crate::report::{FORMAT, Report};
+use crate::report::{FORMAT, PeerReport, Report};
+
+/// Between two pages with `--watch`.
+const PERIOD: Duration = Duration::from_secs(1);
+/// Cursor home, and all below it cleared.
+const CLEAR: &str = "\x1b[H\x1b[J";
 
 pub(crate) fn run(flags: &StatusFlags) -> anyhow::Result<()> {
+    if flags.watch {
+        return watch(flags);
+    }
+    match print(&text(flags)?) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.context("printing"),
+    }
+}
+
+/// Until ctrl-c, or until nobody reads any more. A daemon that is away may come back.
+fn watch(flags: &StatusFlags) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut interrupts = {
+        let _context = runtime.enter();
+        signal(SignalKind::interrupt()).context("hearing ctrl-c")?
+    };
+    let clear = if std::io::stdout().is_terminal() { CLEAR } else { "" };
+    loop {
+        let page = text(flags).unwrap_or_else(|error| format!("twill: {error:#}\n"));
+        match print(&format!("{clear}{page}")) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+            printed => printed.context("printing")?,
+        }
+        // One that came meanwhile is heard now.
+        let interrupted = async { tokio::time::timeout(PERIOD, interrupts.recv()).await };
+        if runtime.block_on(interrupted).is_ok() {
+            return Ok(());
+        }
+    }
+}
+
+fn print(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// What the daemon says, for people or for machines.
+fn text(flags: &StatusFlags) -> anyhow::Result<String> {
     let json = client::get(&flags.socket, "/status")?;
     if flags.json {
-        println!("{}", String::from_utf8_lossy(&json));
-        return Ok(());
+        return Ok(format!("{}\n", String::from_utf8_lossy(&json)));
     }
     let report: Report =
         serde_json::from_slice(&json).context("the daemon is of another version; use --json")?;
     if report.format != FORMAT {
         bail!("the daemon speaks format {}, this command {FORMAT}; use --json", report.format);
     }
-    print!("{}", page(&report, is_coloured()));
-    Ok(())
+    Ok(page(&report, is_coloured()))
 }
 
 /// May what is printed be coloured?
@@ -59,7 +103,8 @@ fn page(report: &Report, colour: bool) -> String {
                 .into_iter()
                 .flatten()
                 .collect();
-        line("backend", &format!("{} ({})", node.backend, node.backend_source));
+        let direct = node.direct.words();
+        line("backend", &format!("{}{direct} ({})", node.backend, node.backend_source));
         line("network", &node.networks.join(", "));
         line("subnet", &format!("{} with MTU {}", subnets.join(", "), node.mtu));
         line("uplink", &format!("{} {} ({})", uplink.link, addresses.join(", "), node.uplink_reason));
@@ -81,10 +126,10 @@ fn page(report: &Report, colour: bool) -> String {
         );
     }
     line("rounds", &report.rounds.to_string());
-    peers(&mut page, report, colour);
+    page.push_str(&peers::page(&report.peers, colour));
     let strangers: Vec<String> = report.strangers.iter().map(stranger).collect();
     section(&mut page, "VXLAN from no peer", &strangers, ToOwned::to_owned);
-    section(&mut page, "to look at", &report.notes, |text| paint(AnsiColor::Yellow.on_default(), text));
+    section(&mut page, "to look at", &notes(report), |text| paint(AnsiColor::Yellow.on_default(), text));
     section(&mut page, "put off, because they keep coming back", &report.held, ToOwned::to_owned);
     page
 }
@@ -93,27 +138,14 @@ fn stranger(stranger: &Stranger) -> String {
     format!("{}: {} packets", stranger.address, stranger.packets)
 }
 
-fn peers(page: &mut String, report: &Report, colour: bool) {
-    if report.peers.is_empty() {
-        page.push_str("\nno peers\n");
-        return;
-    }
-    let mut table = Table::new();
-    let heading =
-        |text: &str| if colour { Cell::new(text).add_attribute(Attribute::Bold) } else { Cell::new(text) };
-    table.load_style(presets::NOTHING).set_header(["PEER", "ADDRESS", "PATH"].map(heading));
-    for peer in &report.peers {
-        let (path, shade) = match peer.path {
-            Path::Vxlan => ("vxlan", comfy_table::Color::Green),
-            Path::Direct => ("direct", comfy_table::Color::Green),
-            Path::Unreachable => ("unreachable", comfy_table::Color::Red),
-            Path::Waiting => ("waiting", comfy_table::Color::Yellow),
-        };
-        let path = if colour { Cell::new(path).fg(shade) } else { Cell::new(path) };
-        table.add_row([Cell::new(peer.subnet), Cell::new(peer.public_ip), path]);
-    }
-    let lines = table.lines().map(|line| format!("{}\n", line.trim_end().trim_start_matches(' ')));
-    let _ = write!(page, "\n{}", lines.collect::<String>());
+/// What does not stand in the table of peers already.
+fn notes(report: &Report) -> Vec<String> {
+    let in_table = |told: &PeerReport| {
+        let reason = told.verdict.reason.as_ref()?;
+        Some(format!("peer {}: {}: {reason}", told.peer.subnet, told.verdict.name))
+    };
+    let in_table: BTreeSet<String> = report.peers.iter().filter_map(in_table).collect();
+    report.notes.iter().filter(|note| !in_table.contains(*note)).cloned().collect()
 }
 
 fn section(page: &mut String, title: &str, lines: &[String], paint: impl Fn(&str) -> String) {
@@ -128,9 +160,45 @@ fn section(page: &mut String, title: &str, lines: &[String], paint: impl Fn(&str
 
 fn ago(unix_time: u64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    match now.saturating_sub(unix_time) {
-        seconds @ 0..120 => format!("{seconds} s"),
-        seconds @ 120..7200 => format!("{} min", seconds / 60),
-        seconds => format!("{} h", seconds / 3600),
+    peers::age(now.saturating_sub(unix_time))
+}
+
+#[cfg(test)]
+mod tests {
+    use plan::verdict::Finding;
+    use plan::{Path, PeerPath};
+
+    use super::*;
+    use crate::report::board;
+    use crate::report::peers::tests::{health, peer};
+    use crate::report::peers::told;
+
+    fn report(peers: &[PeerPath], notes: &[&str]) -> Report {
+        let healths = [health(3, Finding::Silent { node: [192, 0, 2, 3].into() })];
+        let peers = told(peers, &healths, Duration::from_secs(20));
+        let notes = notes.iter().map(|note| (*note).to_owned()).collect();
+        Report { peers, notes, ..Report::clone(&board().borrow()) }
+    }
+
+    /// What the table says of a peer is not said again below it; all else is.
+    #[test]
+    fn each_thing_that_is_wrong_is_said_once() {
+        let reason = Finding::Silent { node: [192, 0, 2, 3].into() };
+        let known = format!("peer 10.244.3.0/24: silent: {reason}");
+        let other = "peer 10.244.9.0/24: its subnet lies outside our network";
+        let report = report(&[peer(3, Path::Vxlan)], &[&known, other]);
+        let page = page(&report, false);
+        assert_eq!(page.matches("10.244.3.0/24").count(), 1, "{page}");
+        assert!(page.contains(&format!("\nto look at:\n  {other}\n")), "{page}");
+        assert!(page.contains("\n1 peer: 1 silent; 1 vxlan\n"), "{page}");
+    }
+
+    #[test]
+    fn what_the_daemon_tells_is_what_is_shown() {
+        let told = report(&[peer(2, Path::Direct), peer(3, Path::Vxlan)], &["uplink eth0 is down"]);
+        let json = serde_json::to_vec(&told).unwrap();
+        let heard: Report = serde_json::from_slice(&json).unwrap();
+        assert_eq!(page(&heard, true), page(&told, true));
+        assert!(!String::from_utf8(json).unwrap().contains("paths"), "that is for the daemon alone");
     }
 }

@@ -29,6 +29,8 @@ pub(crate) enum Cause {
     Leases,
     /// The kernel changed, or changed faster than the monitor could tell.
     Kernel(Kind),
+    /// What is known of a peer has changed.
+    Verdicts,
     /// Something that was put off is due.
     Retry,
     /// Somebody wants to know how things are.
@@ -52,6 +54,7 @@ impl fmt::Display for Cause {
             Self::Start => f.write_str("start"),
             Self::Leases => f.write_str("leases"),
             Self::Kernel(kind) => kind.fmt(f),
+            Self::Verdicts => f.write_str("verdicts"),
             Self::Retry => f.write_str("retry"),
             Self::Asked => f.write_str("twill diff"),
             Self::Hangup => f.write_str("SIGHUP"),

@@ -62,9 +62,81 @@ pub struct Options {
     pub mtu: Option<u32>,
     pub gbp: bool,
     pub learning: bool,
-    /// Peers on the uplink's segment are reached without encapsulation.
-    pub direct_routing: bool,
+    #[serde(alias = "direct_routing")]
+    pub direct: Direct,
+    /// Pods have the uplink's MTU, and the tunnel tells them where that is too much.
+    pub direct_mtu: bool,
     pub source_filter: SourceFilter,
+}
+
+/// Which peers of the uplink's segment are reached without encapsulation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", from = "Written")]
+pub enum Direct {
+    #[default]
+    Never,
+    /// All, by their addresses alone, as flannel does.
+    OnLink,
+    /// Those that pods are proven to reach so, for as long as they do.
+    Verified,
+}
+
+/// Earlier versions wrote a boolean.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Named {
+    Never,
+    OnLink,
+    Verified,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Routing(bool),
+    Named(Named),
+}
+
+impl From<Written> for Direct {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Routing(false) | Written::Named(Named::Never) => Self::Never,
+            Written::Named(Named::OnLink) => Self::OnLink,
+            Written::Routing(true) | Written::Named(Named::Verified) => Self::Verified,
+        }
+    }
+}
+
+impl Direct {
+    /// How it is told behind the backend's name.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Never => "",
+            Self::OnLink => ", direct on the segment",
+            Self::Verified => ", direct where verified",
+        }
+    }
+
+    /// By the `Backend` object's keys, of a type that goes direct as `named` says without them.
+    fn parse(fields: &Fields, named: Self) -> Result<Self, String> {
+        let keys = ["DirectRouting", "VerifyDirect"];
+        let [routing, verify] = keys.map(|key| fields.get::<bool>(key));
+        let (routing, verify) = (routing?, verify?);
+        if named == Self::Verified {
+            let against = keys.iter().zip([routing, verify]).find(|(_, value)| *value == Some(false));
+            return match against {
+                Some((key, _)) => Err(format!(
+                    "key {key:?}: false is against Type auto, which is verified direct routing: write Type vxlan"
+                )),
+                None => Ok(named),
+            };
+        }
+        Ok(match (routing.unwrap_or(false), verify.unwrap_or(true)) {
+            (false, _) => Self::Never,
+            (true, false) => Self::OnLink,
+            (true, true) => Self::Verified,
+        })
+    }
 }
 
 impl Default for Options {
@@ -75,15 +147,16 @@ impl Default for Options {
             mtu: None,
             gbp: false,
             learning: false,
-            direct_routing: false,
+            direct: Direct::Never,
+            direct_mtu: false,
             source_filter: SourceFilter::default(),
         }
     }
 }
 
 impl Options {
-    /// Reads the `Backend` object; a zero port or MTU means the default.
-    pub fn parse(fields: &Fields) -> Result<Self, String> {
+    /// Reads the `Backend` object, of a type that goes direct as `named` says; a zero port or MTU means the default.
+    pub fn parse(fields: &Fields, named: Direct) -> Result<Self, String> {
         let vni: u32 = fields.get("VNI")?.unwrap_or(1);
         if vni >= 1 << 24 {
             return Err(format!("key \"VNI\": {vni} does not fit in 24 bits"));
@@ -93,13 +166,22 @@ impl Options {
         if let Some(mtu) = mtu.filter(|mtu| !(118..=65535).contains(mtu)) {
             return Err(format!("key \"MTU\": {mtu} is not between 118 and 65535"));
         }
+        let direct = Direct::parse(fields, named)?;
+        let direct_mtu = fields.get("DirectMTU")?.unwrap_or(false);
+        if direct_mtu && direct == Direct::Never {
+            return Err(
+                "key \"DirectMTU\": without direct routing no packet of that size arrives: write Type auto"
+                    .into(),
+            );
+        }
         Ok(Self {
             vni,
             port: fields.get("Port")?.filter(|&port: &u16| port != 0).unwrap_or(DEFAULT_PORT),
             mtu,
             gbp: fields.get("GBP")?.unwrap_or(false),
             learning: fields.get("Learning")?.unwrap_or(false),
-            direct_routing: fields.get("DirectRouting")?.unwrap_or(false),
+            direct,
+            direct_mtu,
             source_filter: source_filter(fields)?,
         })
     }
@@ -109,12 +191,19 @@ impl Options {
         device_name(family, self.vni)
     }
 
-    fn device_mtu(&self, family: Family, uplink: &Uplink) -> u32 {
-        // The kernel cuts what is more than the uplink can carry, without a word.
-        self.mtu.map_or(uplink.mtu, |mtu| mtu.min(uplink.mtu)).saturating_sub(overhead(family))
+    pub(crate) fn device_mtu(&self, family: Family, uplink: &Uplink) -> u32 {
+        self.outer_mtu(uplink).saturating_sub(overhead(family))
+    }
+
+    /// The kernel cuts what is more than the uplink can carry, without a word.
+    fn outer_mtu(&self, uplink: &Uplink) -> u32 {
+        self.mtu.map_or(uplink.mtu, |mtu| mtu.min(uplink.mtu))
     }
 
     pub(super) fn pod_mtu(&self, uplink: &Uplink) -> u32 {
+        if self.direct_mtu {
+            return self.outer_mtu(uplink);
+        }
         let families = Family::ALL.into_iter().filter(|&family| uplink.address(family).is_some());
         families.map(|family| self.device_mtu(family, uplink)).min().unwrap_or(uplink.mtu)
     }

@@ -6,13 +6,14 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::admitted::Admitted;
-use super::{Draft, Path, PeerPath};
-use crate::backend::vxlan::{self, Endpoint};
+use super::{Draft, Path, PeerPath, Tunnel};
+use crate::backend::vxlan::{self, Direct, Endpoint};
 use crate::backend::{Backend, host_gw};
 use crate::direct;
 use crate::input::Family;
 use crate::lease::{Announced, Lease, Vtep};
 use crate::note::{NodeFault, PeerFault};
+use crate::verdict::Way;
 
 impl Draft<'_> {
     pub(super) fn peers_of(&mut self, family: Family, order: &[&Lease]) {
@@ -58,8 +59,33 @@ impl Draft<'_> {
             }
         };
         admitted.insert(subnet, vtep);
-        self.peers.push(PeerPath { subnet, public_ip, path });
+        let on_link = self.on_link.reaches(public_ip);
+        let tunnel = vtep.map(|vtep| self.tunnel_to(family, vtep));
+        let by_evidence =
+            on_link && vtep.is_some_and(|vtep| self.options_for(vtep).direct == Direct::Verified);
+        self.peers.push(PeerPath { subnet, public_ip, path, on_link, tunnel, by_evidence });
+        // What is refused or waits has a note of its own.
+        if let (Path::Vxlan | Path::Direct, Some(finding)) = (path, self.ways.fault(subnet, public_ip)) {
+            self.note_peer(subnet, PeerFault::Probed(finding));
+        }
         Ok(())
+    }
+
+    fn tunnel_to(&self, family: Family, vtep: Vtep) -> Tunnel {
+        let options = self.options_for(vtep);
+        Tunnel {
+            link: options.device_name(family),
+            mac: vtep.mac,
+            port: vtep.port.unwrap_or(options.port),
+            mtu: options.device_mtu(family, &self.node.uplink),
+        }
+    }
+
+    fn options_for(&self, vtep: Vtep) -> vxlan::Options {
+        match self.config.backend {
+            Backend::Vxlan(options) => vxlan::Options { vni: vtep.vni, ..options },
+            _ => vxlan::Options { vni: vtep.vni, ..Default::default() },
+        }
     }
 
     fn reach_directly(&mut self, family: Family, subnet: IpNet, public_ip: IpAddr) -> Path {
@@ -76,16 +102,22 @@ impl Draft<'_> {
         Path::Unreachable
     }
 
-    fn reach_by_vxlan(&mut self, family: Family, subnet: IpNet, public_ip: IpAddr, vtep: Vtep) -> Path {
-        let options = match self.config.backend {
-            Backend::Vxlan(options) => vxlan::Options { vni: vtep.vni, ..options },
-            _ => vxlan::Options { vni: vtep.vni, ..Default::default() },
+    fn goes_direct(&self, direct: Direct, subnet: IpNet, public_ip: IpAddr) -> bool {
+        let may = match direct {
+            Direct::Never => false,
+            Direct::OnLink => true,
+            Direct::Verified => self.ways.way(subnet, public_ip) == Way::Direct,
         };
-        if options.direct_routing && self.waiting.contains(&family) {
+        may && self.on_link.reaches(public_ip)
+    }
+
+    fn reach_by_vxlan(&mut self, family: Family, subnet: IpNet, public_ip: IpAddr, vtep: Vtep) -> Path {
+        let options = self.options_for(vtep);
+        if options.direct != Direct::Never && self.waiting.contains(&family) {
             // Which way it is reached cannot be told now; what stands stays.
             return Path::Waiting;
         }
-        if options.direct_routing && self.on_link.reaches(public_ip) {
+        if self.goes_direct(options.direct, subnet, public_ip) {
             return self.reach_directly(family, subnet, public_ip);
         }
         if !self.device(&options, family) {

@@ -26,7 +26,7 @@ const KEYS: [&str; 14] = [
     "",
 ];
 
-const MEMBERS: [&str; 26] = [
+const MEMBERS: [&str; 28] = [
     "PublicIP",
     "PublicIPv6",
     "BackendType",
@@ -52,6 +52,8 @@ const MEMBERS: [&str; 26] = [
     "GBP",
     "Learning",
     "DirectRouting",
+    "VerifyDirect",
+    "DirectMTU",
     "\\u0000",
 ];
 
@@ -159,7 +161,12 @@ pub(crate) fn pools(tape: &mut Tape) -> String {
     if tape.once_in(8) {
         text += &format!(r#","SubnetMax":"{}""#, ipv4(tape));
     }
-    text += tape.pick(&["", r#","Backend":{"Type":"host-gw"}"#, r#","Backend":{"Type":"vxlan","MTU":118}"#]);
+    text += tape.pick(&[
+        "",
+        r#","Backend":{"Type":"auto"}"#,
+        r#","Backend":{"Type":"host-gw"}"#,
+        r#","Backend":{"Type":"vxlan","MTU":118}"#,
+    ]);
     format!("{{{text}}}")
 }
 

@@ -4,12 +4,14 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use plan::backend::{Backend, vxlan};
+use plan::backend::Backend;
+use plan::backend::vxlan::{self, Direct};
 use plan::firewall::SourceFilter;
 use plan::input::{
-    AddressFacts, Config, Former, Leases, LinkFacts, Node, RouteFacts, Underlay, Uplink, Writer,
+    AddressFacts, Config, DirectRoute, Former, Leases, LinkFacts, Node, RouteFacts, Underlay, Uplink, Writer,
 };
 use plan::lease::{Announced, Lease, Subnet, Vtep};
+use plan::verdict::{Finding, Verdict, Way};
 use plan::{LinkName, Mac};
 
 use super::left_over;
@@ -58,7 +60,7 @@ impl World {
     /// A tunnel needs no route to the uplink's own segment.
     pub(crate) fn is_uplink_fit(&self) -> bool {
         let tunnels_only = match &self.config.backend {
-            Backend::Vxlan(options) => !options.direct_routing,
+            Backend::Vxlan(options) => options.direct == Direct::Never,
             Backend::HostGw => false,
             Backend::Alloc => true,
         };
@@ -128,7 +130,8 @@ fn config(tape: &mut Tape) -> Config {
         mtu: tape.pick(&[None, Some(1400)]),
         gbp: tape.once_in(4),
         learning: tape.once_in(4),
-        direct_routing: tape.once_in(2),
+        direct: tape.pick(&[Direct::Never, Direct::OnLink, Direct::Verified]),
+        direct_mtu: false,
         source_filter: tape.pick(&[SourceFilter::Off, SourceFilter::Count, SourceFilter::Drop]),
     };
     let vxlan = Backend::Vxlan(options);
@@ -222,7 +225,46 @@ fn underlay(tape: &mut Tape, uplink: UplinkIs, foreign_devices: &[LinkName]) -> 
         routes: routes(tape, uplink != UplinkIs::WithoutRoute),
         firewall: rules::facts(tape),
         sysctls: Vec::new(),
+        verdicts: verdicts(tape),
+        standing: standing(tape),
     }
+}
+
+/// Of some peers, and of subnets that are none's; two may be about one.
+fn verdicts(tape: &mut Tape) -> Vec<Verdict> {
+    let link = name("eth0");
+    let [node, next_hop] = [v4([192, 0, 2, 7]); 2];
+    let findings = [
+        Finding::Healthy,
+        Finding::Unverified,
+        Finding::NextHopSilent { next_hop, uplink: link },
+        Finding::Silent { node },
+        Finding::TunnelLost { node, port: 8472 },
+        Finding::LostAbove { mtu: 1400 },
+    ];
+    let ways = [None, Some(Way::Direct), Some(Way::Tunnel)];
+    let verdict = |tape: &mut Tape| Verdict {
+        subnet: any_subnet(tape),
+        node: v4([192, 0, 2, tape.below(8) as u8]),
+        uplink: if tape.once_in(4) { name("eth1") } else { link },
+        finding: tape.pick(&findings),
+        way: tape.pick(&ways),
+    };
+    (0..tape.below(6)).map(|_| verdict(tape)).collect()
+}
+
+/// Direct routes to their nodes, and to others.
+fn standing(tape: &mut Tape) -> Vec<DirectRoute> {
+    let route = |tape: &mut Tape| DirectRoute {
+        subnet: any_subnet(tape),
+        next_hop: v4([192, 0, 2, tape.below(8) as u8]),
+    };
+    (0..tape.below(4)).map(|_| route(tape)).collect()
+}
+
+fn any_subnet(tape: &mut Tape) -> IpNet {
+    let (ipv4, ipv6) = subnet(tape.below(9) as u8);
+    if tape.once_in(3) { ipv6.into() } else { ipv4.into() }
 }
 
 /// `2001:db8:0:<segment>::<host>`.

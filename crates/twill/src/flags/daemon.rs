@@ -22,6 +22,7 @@ use super::help::help;
 use super::table::{self, Flag, GROUPS, PREFIX};
 use super::value::{LogFormat, Secret};
 use crate::env_file;
+use crate::probe::Pace;
 
 /// What the daemon was told, by flannel's names.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +33,7 @@ pub(crate) struct Flags {
     pub(crate) config_reload: bool,
     /// So long peers are kept that vanish from the store together with most others.
     pub(crate) shrink_grace: Duration,
+    pub(crate) probe: Pace,
     pub(crate) iface: Vec<String>,
     pub(crate) iface_regex: Vec<String>,
     pub(crate) iface_can_reach: Option<IpAddr>,
@@ -364,6 +366,7 @@ mod tests {
         ("backend-type", "host-gw", "vxlan", Some("udp")),
         ("config-reload", "false", "true", Some("maybe")),
         ("shrink-grace", "90s", "300ms", Some("5")),
+        ("probe", "off", "on-change", Some("no")),
         ("iface", "eth0", "192.0.2.1", None),
         ("iface-regex", "^eth", "10\\..*", None),
         ("iface-can-reach", "192.0.2.1", "2001:db8::1", Some("gateway")),

@@ -56,7 +56,7 @@ pub(super) const GROUPS: &[Group] = &[
             "lease directory of this machine in place of etcd: DIR/config and DIR/subnets/",
             |flags| &mut flags.store),
         flag("backend-type", "TYPE", "",
-            "vxlan, host-gw or alloc, whatever the network config says; its options count where it is of that type",
+            "vxlan, auto, host-gw or alloc, whatever the network config says; its options count where it is of that type",
             |flags| &mut flags.backend_type),
         flag("config-reload", "", "true",
             "follow changes of the network config; false reads it once, as flannel does",
@@ -64,6 +64,9 @@ pub(super) const GROUPS: &[Group] = &[
         flag("shrink-grace", "TIME", "5m",
             "keep peers so long when more than half of them vanish from the store at once",
             |flags| &mut flags.shrink_grace),
+        flag("probe", "HOW", "periodic",
+            "ask peers whether pods reach them: periodic, on-change (when a peer is new or changes) or off",
+            |flags| &mut flags.probe),
     ] },
     Group { title: "interface, addresses and routes", lack: |_| None, flags: &[
         flag("iface", "NAME|IP", "",

@@ -1,5 +1,6 @@
 //! What a flag can hold, as in Go's package flag: each kind reads a text and shows itself again. It knows no flag by name.
 
+use crate::probe::Pace;
 use std::fmt::{self, Display};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -193,6 +194,27 @@ impl Value for LogFormat {
 
     fn show(&self) -> String {
         format!("{self:?}").to_lowercase()
+    }
+}
+
+impl Value for Pace {
+    fn set(&mut self, text: &str) -> Result<(), String> {
+        *self = match text {
+            "off" => Self::Off,
+            "on-change" => Self::OnChange,
+            "periodic" => Self::Periodic,
+            _ => return Err(format!("{text:?} is none of off, on-change and periodic")),
+        };
+        Ok(())
+    }
+
+    fn show(&self) -> String {
+        match self {
+            Self::Off => "off",
+            Self::OnChange => "on-change",
+            Self::Periodic => "periodic",
+        }
+        .into()
     }
 }
 

@@ -21,6 +21,8 @@ pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
             | NodeFault::BridgeNetfilterMissing
             | NodeFault::BridgeNetfilterOff { .. }
             | NodeFault::Firewalld { .. }
+            | NodeFault::NeighboursLimited { .. }
+            | NodeFault::NothingVerified
             | NodeFault::NoPeerOnLink { .. },
         ) => None,
         Note::Node(NodeFault::Firewall(_)) => None,

@@ -1,0 +1,80 @@
+//! Which peers are reached directly in the kernel now, whoever wrote the routes: while nothing is known of a peer, that stays.
+//! It judges nothing.
+
+use std::collections::BTreeMap;
+
+use crate::LinkName;
+use crate::input::DirectRoute;
+use crate::state::{Nexthop, RoutePath, State};
+
+/// The routes to pod subnets that lead straight to a node through the uplink, in the table that ours are in: those that pods'
+/// packets meet.
+pub fn standing(seen: &State, table: u32, uplink: LinkName) -> Vec<DirectRoute> {
+    let objects: BTreeMap<u32, &Nexthop> = seen.nexthops.iter().map(|object| (object.id, object)).collect();
+    let next_hop = |path| match path {
+        RoutePath::Via { gateway, link, .. } => Some((gateway, link)),
+        RoutePath::Nexthop(id) => {
+            let object = objects.get(&id)?;
+            Some((object.gateway, object.link))
+        }
+        _ => None,
+    };
+    let routes = seen.routes.iter().filter(|route| (route.table, route.metric) == (table, 0));
+    let routes = routes.filter_map(|route| {
+        let (next_hop, _) = next_hop(route.path).filter(|(_, link)| *link == uplink)?;
+        Some(DirectRoute { subnet: route.destination, next_hop })
+    });
+    routes.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{MAIN_TABLE, Route};
+
+    #[test]
+    fn direct_is_what_leads_through_the_uplink_whoever_wrote_it_and_in_whatever_form() {
+        let route = |destination: &str, path, protocol, metric| Route {
+            table: if destination.starts_with("10.245") { 500 } else { MAIN_TABLE },
+            destination: destination.parse().unwrap(),
+            path,
+            protocol,
+            metric,
+            unknown: None,
+        };
+        let [uplink, tunnel] = ["eth0", "flannel.1"].map(|name| name.parse::<LinkName>().unwrap());
+        let via = |link| RoutePath::Via { gateway: [192, 0, 2, 9].into(), link, onlink: false };
+        let object = |id, link| Nexthop {
+            id,
+            gateway: [192, 0, 2, 9].into(),
+            link,
+            onlink: false,
+            protocol: 84,
+            unknown: None,
+        };
+        let seen = State {
+            nexthops: vec![object(1, uplink), object(2, tunnel)].into(),
+            routes: vec![
+                route("10.244.1.0/24", via(uplink), 84, 0),
+                route("10.244.2.0/24", via(uplink), 3, 0),
+                route("10.244.3.0/24", RoutePath::Nexthop(1), 84, 0),
+                route("10.244.4.0/24", RoutePath::Nexthop(2), 84, 0),
+                route("10.244.5.0/24", via(tunnel), 84, 0),
+                route("10.244.6.0/24", via(uplink), 84, 100),
+                route("10.244.7.0/24", RoutePath::Unreachable, 84, 0),
+                route("10.245.1.0/24", via(uplink), 84, 0),
+            ]
+            .into(),
+            ..State::default()
+        };
+        let found = |table| -> Vec<String> {
+            let rows = standing(&seen, table, uplink).into_iter();
+            rows.map(|row| format!("{} {}", row.subnet, row.next_hop)).collect()
+        };
+        assert_eq!(found(500), ["10.245.1.0/24 192.0.2.9"]);
+        assert_eq!(
+            found(MAIN_TABLE),
+            ["10.244.1.0/24 192.0.2.9", "10.244.2.0/24 192.0.2.9", "10.244.3.0/24 192.0.2.9"]
+        );
+    }
+}

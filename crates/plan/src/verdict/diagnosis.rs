@@ -1,0 +1,157 @@
+//! What it means that some questions are answered and others are not. It claims nothing that cannot be known from here: `None`
+//! is "not enough is known yet, what was said stands".
+
+use std::time::Duration;
+
+use super::judge::Judge;
+use super::track::Track;
+use super::{Finding, Way};
+use crate::Path;
+
+/// A way that was left because of a fault is told well again only after so long.
+const CALM: Duration = Duration::from_secs(10);
+
+/// The search for a size may miss it by so many bytes.
+const SLACK: u16 = 3;
+
+impl Judge {
+    pub(super) fn diagnose(&self, now: Duration) -> Option<Finding> {
+        let tracks = &self.tracks;
+        match self.peer.path {
+            Path::Unreachable => return Some(Finding::Unverified),
+            Path::Waiting => return None,
+            Path::Direct | Path::Vxlan => {}
+        }
+        if tracks.path.is_down() {
+            let rises = tracks.path.is_rising() && !tracks.path.flaps();
+            return (!rises).then(|| self.lost());
+        }
+        if self.peer.path == Path::Direct && tracks.next_hop().is_gone() {
+            return Some(self.next_hop_silent());
+        }
+        if let Some(why) = self.why_not_direct() {
+            return Some(why);
+        }
+        if tracks.path.is_open() {
+            return tracks.path.impossible.then_some(Finding::Unverified);
+        }
+        if tracks.full.is_down() {
+            let full = self.full_size().unwrap_or_default();
+            let told = tracks.full.too_big();
+            let found = self.ladder.as_ref().filter(|ladder| ladder.is_done(now)).map(|ladder| ladder.low());
+            // Where all smaller ones arrive, it was chance that lost the large ones.
+            let found = found.filter(|low| low.saturating_add(SLACK) < full);
+            return told.or(found).map(|mtu| Finding::LostAbove { mtu });
+        }
+        if tracks.outer.is_doubtful()
+            && let Some(fragmented) = self.fragmented(now)
+        {
+            return fragmented;
+        }
+        if self.pairs.is_fault(self.history.per_mille()) {
+            return Some(Finding::ChecksumFault { node: self.peer.public_ip });
+        }
+        Some(Finding::Healthy)
+    }
+
+    /// The largest packets between pods arrive; do those that carry them? `Some(None)`: it is being found out.
+    fn fragmented(&self, now: Duration) -> Option<Option<Finding>> {
+        let outer = &self.tracks.outer;
+        if let Some(mtu) = outer.too_big() {
+            return Some(Some(Finding::Fragmented { mtu }));
+        }
+        let whole = self.tracks.node.heard_since(outer.trouble()) && !self.tracks.node.is_down();
+        (outer.is_down() && whole).then(|| {
+            let found = self.outer_ladder.as_ref().filter(|ladder| ladder.is_done(now));
+            found.map(|ladder| Finding::Fragmented { mtu: ladder.low() })
+        })
+    }
+
+    /// No echo between pod subnets comes back.
+    fn lost(&self) -> Finding {
+        let (tracks, node) = (&self.tracks, self.peer.public_ip);
+        let since = tracks.path.trouble();
+        let alive = |track: &Track| track.heard_since(since) && !track.is_gone();
+        let direct = self.peer.path == Path::Direct;
+        let resolves = self.peer.on_link && !tracks.next_hop().impossible;
+        let next_hop = resolves && alive(tracks.next_hop());
+        if let Some(duplicate) = self.duplicate().filter(|_| next_hop) {
+            return duplicate;
+        }
+        if tracks.path.flaps() {
+            return Finding::Flapping { node };
+        }
+        if let Some(proxy) = self.proxy().filter(|_| direct && next_hop) {
+            return proxy;
+        }
+        if alive(tracks.there()) {
+            return Finding::NoWayBack { node };
+        }
+        if !self.reached && self.peer.tunnel.is_none() && (next_hop || alive(&tracks.node)) {
+            // Before the first pod is there, no address of its pod subnet may be.
+            return Finding::Unverified;
+        }
+        if let Some(by) = self.refused.as_deref().copied() {
+            return Finding::Refused { node, by };
+        }
+        match (direct, alive(&tracks.node), next_hop) {
+            (true, _, false) if resolves => self.next_hop_silent(),
+            (true, true, _) => self.pod_addresses_lost(),
+            (false, true, _) => {
+                Finding::TunnelLost { node, port: self.peer.tunnel.map_or(0, |tunnel| tunnel.port) }
+            }
+            (_, false, true) if self.reached => Finding::EchoLost { node },
+            (_, false, true) => Finding::NoEcho,
+            (_, false, false) if resolves => self.next_hop_silent(),
+            (_, false, false) => Finding::Silent { node },
+        }
+    }
+
+    /// The tunnel works, and the better way does not.
+    fn why_not_direct(&self) -> Option<Finding> {
+        let tracks = &self.tracks;
+        if !self.peer.by_evidence || self.peer.path == Path::Direct || self.way == Some(Way::Direct) {
+            return None;
+        }
+        if tracks.next_hop().is_gone() {
+            return Some(self.next_hop_silent());
+        }
+        if tracks.direct().is_down() {
+            let macs = self.duplicate().or(self.proxy());
+            return Some(macs.unwrap_or_else(|| self.pod_addresses_lost()));
+        }
+        let calm = |track: &Track| track.steady_for().is_some_and(|steady| steady >= CALM);
+        let well = calm(tracks.direct()) && (tracks.next_hop().impossible || calm(tracks.next_hop()));
+        self.left.as_deref().copied().filter(|left| left.is_fault() && !well)
+    }
+
+    fn duplicate(&self) -> Option<Finding> {
+        let macs = self.macs.as_ref()?.duplicate()?;
+        Some(Finding::DuplicateAddress { next_hop: self.peer.public_ip, macs })
+    }
+
+    fn proxy(&self) -> Option<Finding> {
+        let (mac, also) = self.macs.as_ref()?.also?;
+        Some(Finding::ProxyArp { next_hop: self.peer.public_ip, mac, also })
+    }
+
+    fn next_hop_silent(&self) -> Finding {
+        Finding::NextHopSilent { next_hop: self.peer.public_ip, uplink: self.local.uplink }
+    }
+
+    fn pod_addresses_lost(&self) -> Finding {
+        Finding::PodAddressesLost { next_hop: self.peer.public_ip, uplink: self.local.uplink }
+    }
+
+    /// The largest packet between pods that is known to arrive.
+    pub(super) fn known_mtu(&self) -> Option<u16> {
+        let full = &self.tracks.full;
+        if full.is_down() {
+            return match self.said.get() {
+                Finding::LostAbove { mtu } => Some(mtu),
+                _ => None,
+            };
+        }
+        if full.has_answered() { self.full_size() } else { None }
+    }
+}

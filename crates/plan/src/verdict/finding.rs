@@ -1,0 +1,181 @@
+//! What may be wrong between two nodes, and the words for it: the same in the log, in `twill status`, in metrics and in
+//! `/readyz`. What cannot be told apart from this side shares one finding that names both.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{LinkName, Mac};
+
+/// One peer's state, seen from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Finding {
+    /// Pod subnet reaches pod subnet.
+    Healthy,
+    /// Not asked yet, or it cannot be asked: no fault.
+    Unverified,
+    /// It answers ARP and has never answered an echo of any kind: filtered, most likely. No fault.
+    NoEcho,
+    /// It answers ARP, and echoes that it used to answer no more.
+    EchoLost { node: IpAddr },
+    /// So many answers are missing that the way is not to be relied on, and yet some come.
+    Flapping { node: IpAddr },
+    /// On the segment, and no answer to ARP.
+    NextHopSilent { next_hop: IpAddr, uplink: LinkName },
+    /// Nothing that it is asked comes back.
+    Silent { node: IpAddr },
+    /// Somebody on the way says so.
+    Refused { node: IpAddr, by: IpAddr },
+    /// The node answers, and no tunnel packet comes back.
+    TunnelLost { node: IpAddr, port: u16 },
+    /// The node answers, and no packet with pod addresses comes back along the direct way.
+    PodAddressesLost { next_hop: IpAddr, uplink: LinkName },
+    /// What we send arrives, and what is sent back to our pods does not.
+    NoWayBack { node: IpAddr },
+    /// The MAC that answers for it answers for another address, too, and no packet with pod addresses gets through.
+    ProxyArp { next_hop: IpAddr, mac: Mac, also: IpAddr },
+    /// Two NICs have its address, and packets to it are lost.
+    DuplicateAddress { next_hop: IpAddr, macs: [Mac; 2] },
+    /// Large packets between pods do not arrive.
+    LostAbove { mtu: u16 },
+    /// They do, as fragments of tunnel packets.
+    Fragmented { mtu: u16 },
+    /// Checksums that are left to the devices are wrong on arrival.
+    ChecksumFault { node: IpAddr },
+}
+
+impl Finding {
+    /// The one or two words of `twill status` and of metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Unverified => "unverified",
+            Self::NoEcho => "no echo",
+            Self::EchoLost { .. } => "echo lost",
+            Self::Flapping { .. } => "flapping",
+            Self::NextHopSilent { .. } => "next hop silent",
+            Self::Silent { .. } => "silent",
+            Self::Refused { .. } => "refused",
+            Self::TunnelLost { .. } => "tunnel lost",
+            Self::PodAddressesLost { .. } => "pod addresses lost",
+            Self::NoWayBack { .. } => "no way back",
+            Self::ProxyArp { .. } => "proxy ARP",
+            Self::DuplicateAddress { .. } => "duplicate address",
+            Self::LostAbove { .. } => "large packets lost",
+            Self::Fragmented { .. } => "fragmented",
+            Self::ChecksumFault { .. } => "checksum fault",
+        }
+    }
+
+    /// Is it something to be told of?
+    pub fn is_fault(&self) -> bool {
+        !matches!(self, Self::Healthy | Self::Unverified | Self::NoEcho)
+    }
+}
+
+/// What was seen, what it may come from, and what to do.
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Healthy => f.write_str("pod subnet reaches pod subnet"),
+            Self::Unverified => {
+                f.write_str("not verified: it was not asked yet, or one side has no address in its pod subnet to ask from")
+            }
+            Self::NoEcho => f.write_str(
+                "it answers ARP (or neighbour discovery) and has never answered an echo, so its path cannot be verified: is \
+                 ICMP filtered? Accept echo requests between the nodes",
+            ),
+            Self::EchoLost { node } => write!(
+                f,
+                "{node} still answers ARP (or neighbour discovery) and no echo any more: ICMP is filtered now, or the node \
+                 hangs. Look at the node; if it is well, accept echo requests between the nodes"
+            ),
+            Self::Flapping { node } => write!(
+                f,
+                "what {node} is asked is answered now and then and lost in between, 8 of 20 or more: look at its link, its \
+                 load and the switch"
+            ),
+            Self::NextHopSilent { next_hop, uplink } => write!(
+                f,
+                "no answer to {question} for {next_hop} on {uplink}: it is down, or not on this layer-2 segment, or \
+                 {question} is filtered. If the node is up, look at its link and at VLANs and filters between; host-gw needs \
+                 one layer-2 segment, backend type auto or vxlan does not",
+                question = resolution(next_hop)
+            ),
+            Self::DuplicateAddress { next_hop, macs: [one, other] } => write!(
+                f,
+                "both {one} and {other} say that they have {next_hop}, and packets to it are lost: take the address away from \
+                 the wrong one. If both are NICs of that node on one segment, set \
+                 net.ipv4.conf.all.arp_ignore=1 there"
+            ),
+            Self::LostAbove { mtu } => write!(
+                f,
+                "packets of more than {mtu} bytes between pods are lost, and smaller ones arrive: a link on the way has a \
+                 smaller MTU than both ends. Raise its MTU, or set MTU in the network \
+                 config so that pods have at most {mtu}"
+            ),
+            Self::Fragmented { mtu } => write!(
+                f,
+                "whole packets of more than {mtu} bytes do not reach the node, so large packets between pods travel in \
+                 fragments of tunnel packets, which is slow: raise the MTU on the way, or set a smaller MTU in the network \
+                 config"
+            ),
+            Self::ChecksumFault { node } => write!(
+                f,
+                "{node} answers a datagram with a complete checksum and, time after time, not the one whose checksum \
+                 the devices were to fill in: checksum offload of the tunnel's inner packets is broken, here or on the way. \
+                 Try: ethtool -K DEVICE tx-checksum-ip-generic off, for the tunnel's device"
+            ),
+            _ => self.explain_loss(f),
+        }
+    }
+}
+
+impl Finding {
+    /// What is not answered at all, or not by the way that pods go.
+    fn explain_loss(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Silent { node } => write!(
+                f,
+                "nothing that {node} is asked comes back: the node or its network is down, or all is filtered. Look at the \
+                 node and at routes and firewalls between"
+            ),
+            Self::Refused { node, by } => write!(
+                f,
+                "{by} sends an ICMP error for packets between our pods and those of {node}: look there at routes and \
+                 firewall"
+            ),
+            Self::TunnelLost { node, port } => write!(
+                f,
+                "{node} answers, and no tunnel packet comes back: UDP port {port} is filtered, there or on the way, or \
+                 swallowed by a hypervisor that uses it itself, or the tunnel there is down. Open UDP {port} in both \
+                 directions, or choose another port in the network config"
+            ),
+            Self::PodAddressesLost { next_hop, uplink } => write!(
+                f,
+                "{next_hop} answers on {uplink}, and no packet with pod addresses comes back that way: the network drops \
+                 addresses that it does not know (clouds do: turn off the check of source and destination), or the node \
+                 drops them (rp_filter 1 on its uplink, its firewall, no route back). Backend type auto or vxlan goes by \
+                 tunnel then"
+            ),
+            Self::NoWayBack { node } => write!(
+                f,
+                "packets to the pods of {node} arrive, and what is sent back to our pods does not: {node} has lost its \
+                 route, neighbour or FDB entry for us, its rp_filter or firewall drops our pod addresses, or something on the \
+                 way back does. Look at the daemon and the routes there"
+            ),
+            Self::ProxyArp { next_hop, mac, also } => write!(
+                f,
+                "{mac} answers for {next_hop} and for {also}, too, and no packet with pod addresses gets through: a router \
+                 with proxy ARP seems to stand between. Host-gw needs one layer-2 segment, backend type auto or vxlan does not"
+            ),
+            _ => f.write_str(self.name()),
+        }
+    }
+}
+
+fn resolution(next_hop: &IpAddr) -> &'static str {
+    if next_hop.is_ipv6() { "neighbour discovery" } else { "ARP" }
+}

@@ -1,0 +1,401 @@
+//! One peer's judge: hears samples, says what to ask next and when (`questions`), and what it all means (`diagnosis`). It keeps
+//! the last answers, never more than a few. Which way to go is decided here; nothing is sent and no clock is read.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::evidence::{Found, Macs, Pairs, Said};
+use super::ladder::{Ladder, least};
+use super::questions::Questions;
+use super::suspicion::Silence;
+use super::track::{History, Moment, Track};
+use super::{Answer, Finding, Health, Probe, Sample, Shared, Verdict, Way};
+use crate::{LinkName, Path, PeerPath};
+
+/// A probe that is not answered by then is lost.
+pub const PATIENCE: Duration = Duration::from_millis(800);
+/// All answered for so long proves the direct way, the second time only for much longer.
+const PROOF: Duration = Duration::from_millis(900);
+const HEALTH: Duration = Duration::from_secs(30);
+/// A node that is new hears of peers, and they of it, within seconds: first questions wait a little, first faults longer.
+const JOIN: Duration = Duration::from_secs(1);
+const ACQUAINTED: Duration = Duration::from_secs(10);
+/// No machine starts anew in less.
+const START: Duration = Duration::from_secs(5);
+
+/// This node's end of every path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Local {
+    pub uplink: LinkName,
+    /// Bytes; that pods have on their own links (as in subnet.env).
+    pub mtu: u32,
+}
+
+/// What is known of one peer, and when to ask it next.
+#[derive(Clone, Debug)]
+pub struct Judge {
+    pub(super) peer: Shared,
+    pub(super) local: Arc<Local>,
+    pub(super) questions: Questions,
+    /// The verdict, when it was found, and what the last echo took in microseconds.
+    pub(super) said: Said,
+    pub(super) way: Option<Way>,
+    since: Moment,
+    latency: Option<u32>,
+    pub(super) tracks: Tracks,
+    /// Answers to what was sent before are about another way.
+    epoch: Duration,
+    /// An echo between pod subnets has been answered, by whatever way, and the peer has not been gone since.
+    pub(super) reached: bool,
+    /// Who says that packets to its pods go no further, since the last that was answered.
+    pub(super) refused: Option<Box<IpAddr>>,
+    pub(super) macs: Option<Box<Macs>>,
+    pub(super) pairs: Pairs,
+    pub(super) ladder: Option<Box<Ladder>>,
+    /// Of packets of the tunnel.
+    pub(super) outer_ladder: Option<Box<Ladder>>,
+    /// Why the direct way was left, until it is proven again.
+    pub(super) left: Option<Box<Finding>>,
+    found: Found,
+    pub(super) history: History,
+    /// Only where evidence decides.
+    trial: Option<Box<Trial>>,
+    pub(super) silence: Silence,
+}
+
+/// One for each kind of question.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tracks {
+    pub(super) node: Track,
+    pub(super) outer: Track,
+    pub(super) path: Track,
+    pub(super) full: Track,
+    seldom: Option<Box<Seldom>>,
+}
+
+/// What most peers are never asked.
+#[derive(Clone, Debug, Default)]
+struct Seldom {
+    next_hop: Track,
+    there: Track,
+    direct: Track,
+}
+
+impl Tracks {
+    fn seldom(&mut self) -> &mut Seldom {
+        self.seldom.get_or_insert_default()
+    }
+
+    pub(super) fn next_hop(&self) -> &Track {
+        self.seldom.as_ref().map_or(Track::NEW, |seldom| &seldom.next_hop)
+    }
+
+    pub(super) fn there(&self) -> &Track {
+        self.seldom.as_ref().map_or(Track::NEW, |seldom| &seldom.there)
+    }
+
+    pub(super) fn direct(&self) -> &Track {
+        self.seldom.as_ref().map_or(Track::NEW, |seldom| &seldom.direct)
+    }
+
+    /// There is another way: what was asked along the old one says nothing of it.
+    fn renew(&mut self) {
+        if let Some(seldom) = &mut self.seldom {
+            seldom.there = Track::default();
+        }
+        (self.outer, self.path, self.full) = Default::default();
+    }
+}
+
+/// What counts against the direct way: as the tracks of the same name, except that it forgives what is our own fault.
+#[derive(Clone, Debug, Default)]
+struct Trial {
+    next_hop: Track,
+    path: Track,
+    /// Up to here we were the suspect.
+    excused: Option<Moment>,
+}
+
+impl Judge {
+    /// Knows nothing yet. The way in use is kept until there is evidence against it.
+    pub fn new(peer: impl Into<Shared>, local: impl Into<Arc<Local>>, now: Duration) -> Self {
+        let (peer, local) = (peer.into(), local.into());
+        Self {
+            trial: peer.by_evidence.then(Box::default),
+            peer,
+            local,
+            questions: Questions::new(now + JOIN),
+            said: Said::of(Finding::Unverified),
+            way: None,
+            since: Moment::of(now),
+            latency: None,
+            tracks: Tracks::default(),
+            epoch: now,
+            reached: false,
+            refused: None,
+            macs: None,
+            pairs: Pairs::default(),
+            ladder: None,
+            outer_ladder: None,
+            left: None,
+            found: Found::new(now),
+            history: History::default(),
+            silence: Silence::default(),
+        }
+    }
+
+    /// The plan's way to it now. What was said stands until there is evidence of the new way.
+    pub fn follow(&mut self, peer: impl Into<Shared>, local: impl Into<Arc<Local>>, now: Duration) {
+        let (peer, local) = (peer.into(), local.into());
+        if (self.peer.subnet, self.peer.public_ip) != (peer.subnet, peer.public_ip)
+            || self.local.uplink != local.uplink
+        {
+            let questions = self.questions.anew(now + JOIN);
+            *self = Self { questions, ..Self::new(peer, local, now) };
+            return;
+        }
+        let was = (self.peer.path, self.peer.tunnel, self.local.mtu);
+        let another = was != (peer.path, peer.tunnel, local.mtu);
+        let decides = self.peer.by_evidence != peer.by_evidence;
+        (self.peer, self.local) = (peer, local);
+        if another {
+            self.tracks.renew();
+            (self.epoch, self.pairs, self.history) = (now, Pairs::default(), History::default());
+            (self.ladder, self.outer_ladder, self.latency) = (None, None, None);
+            if let Some(trial) = &mut self.trial {
+                trial.path = Track::default();
+            }
+            self.questions = self.questions.anew(now);
+        }
+        if decides {
+            // Why it was left stays: it may have been off the segment for a moment.
+            (self.way, self.trial) = (None, self.peer.by_evidence.then(Box::default));
+            self.watch_direct();
+            self.questions = self.questions.anew(now);
+        }
+    }
+
+    /// What to ask now, with so much time between two regular questions. Never more than ten in any second, and besides at most
+    /// 48 in a minute to find out how large packets may be.
+    pub fn ask(&mut self, now: Duration, pace: Duration) -> Vec<Probe> {
+        let probes = self.choose(now, pace);
+        if !probes.is_empty() {
+            self.silence.ask(now);
+        }
+        probes
+    }
+
+    /// When there is something to ask again.
+    pub fn next(&self) -> Duration {
+        let ladders = self.ladder.iter().chain(&self.outer_ladder);
+        let ladders = ladders.filter_map(|ladder| ladder.next());
+        ladders.fold(self.questions.next(), Duration::min)
+    }
+
+    /// One more answer, or the lack of one: in any order, also late, twice, or about a way that is not in use any more.
+    pub fn hear(&mut self, sample: Sample) {
+        let sample = Sample { answer: self.believe(&sample), ..sample };
+        if !matches!(sample.answer, Answer::Lost | Answer::Impossible | Answer::TooBig { .. }) {
+            self.silence.hear(sample.sent);
+        }
+        let tracks = &mut self.tracks;
+        match sample.probe {
+            Probe::NextHop => {
+                tracks.seldom().next_hop.hear(&sample);
+                if let Answer::Is { .. } = sample.answer {
+                    self.macs.get_or_insert_default().hear(&sample);
+                }
+                self.try_out(|trial| &mut trial.next_hop, &sample);
+            }
+            Probe::Node => tracks.node.hear(&sample),
+            Probe::Direct => {
+                tracks.seldom().direct.hear(&sample);
+                if self.peer.path != Path::Direct {
+                    self.try_out(|trial| &mut trial.path, &sample);
+                }
+            }
+            _ if sample.sent < self.epoch => {}
+            Probe::NodeSized(size) => self.hear_outer(size, &sample),
+            Probe::Path | Probe::PathSized(_) => self.hear_path(&sample),
+            Probe::There => tracks.seldom().there.hear(&sample),
+            Probe::Checksum => self.pairs.hear(&sample),
+        }
+        self.calm();
+    }
+
+    /// Old routers name no size, and anybody can send errors.
+    fn believe(&self, sample: &Sample) -> Answer {
+        let Answer::TooBig { mtu } = sample.answer else { return sample.answer };
+        let (size, address) = match sample.probe {
+            Probe::PathSized(size) => (size, self.peer.subnet.addr()),
+            Probe::NodeSized(size) => (size, self.peer.public_ip),
+            _ => return Answer::Lost,
+        };
+        if (least(address)..size).contains(&mtu) { sample.answer } else { Answer::Lost }
+    }
+
+    fn try_out(&mut self, track: impl Fn(&mut Trial) -> &mut Track, sample: &Sample) {
+        if let Some(trial) = &mut self.trial {
+            trial.hear(track, sample);
+        }
+    }
+
+    fn hear_outer(&mut self, size: u16, sample: &Sample) {
+        if Some(size) == self.outer_size() {
+            self.tracks.outer.hear(sample);
+        } else if let (Some(ladder), Answer::Came { .. }) = (&mut self.outer_ladder, sample.answer) {
+            ladder.arrived(size);
+        }
+    }
+
+    fn hear_path(&mut self, sample: &Sample) {
+        let came = if let Answer::Came { after } = sample.answer { Some(after) } else { None };
+        self.reached |= came.is_some();
+        match sample.answer {
+            Answer::Came { .. } => self.refused = None,
+            Answer::Refused { by } => self.refused = Some(Box::new(by)),
+            _ => {}
+        }
+        if let Probe::PathSized(size) = sample.probe {
+            if Some(size) != self.full_size() {
+                if let (Some(ladder), Some(_)) = (&mut self.ladder, came) {
+                    ladder.arrived(size);
+                }
+                return;
+            }
+            let known = self.tracks.full.is_down();
+            self.tracks.full.hear(sample);
+            if came.is_none() && (known || matches!(sample.answer, Answer::TooBig { .. })) {
+                return;
+            }
+        }
+        if let Some(after) = came {
+            self.latency = Some(u32::try_from(after.as_micros()).unwrap_or(u32::MAX));
+        }
+        if self.questions.is_regular(sample.sent) {
+            self.history.add(came.is_none());
+        }
+        // A large one that is lost for its size does no harm here: the small ones that are asked next are answered.
+        self.tracks.path.hear(sample);
+        let well = came.is_some() && !self.tracks.path.is_down() && self.left.is_none();
+        if let Some(macs) = self.macs.as_mut().filter(|_| well) {
+            macs.path_is_well();
+        }
+        if self.peer.path == Path::Direct {
+            self.try_out(|trial| &mut trial.path, sample);
+        }
+    }
+
+    /// Draws the conclusions: to be called after [`Self::hear`] (once for many samples), before [`Self::health`] is read.
+    /// `suspect`: our uplink is down, or [`suspect`] says so. Then findings are told, and ways to those that answer nothing stay.
+    pub fn decide(&mut self, now: Duration, suspect: bool) {
+        let finding = self.diagnose(now).unwrap_or_else(|| self.found.finding.get());
+        if suspect {
+            self.trial.iter_mut().for_each(|trial| trial.excuse(&self.silence, now));
+        } else {
+            self.silence.settle(now, finding.is_fault());
+        }
+        self.choose_way(finding);
+        let gone = self.tracks.path.is_down() && self.silence.is_total(&self.tracks.path);
+        self.reached &= !gone || now < self.tracks.path.trouble() + START;
+        // The way may be the reason.
+        let finding = self.diagnose(now).unwrap_or(finding);
+        let said = self.said.get();
+        let finding = self.found.settle(finding, said, now);
+        let early = !self.reached && !said.is_fault() && now < self.since.time() + ACQUAINTED;
+        if said != finding && !(early && finding.is_fault()) {
+            (self.said, self.since) = (Said::of(finding), Moment::of(now));
+        }
+        if self.is_rising() {
+            self.questions.hasten(now);
+        }
+    }
+
+    fn choose_way(&mut self, finding: Finding) {
+        let Some(trial) = &self.trial else { return };
+        let way = self.way;
+        let stands = self.peer.path == Path::Direct;
+        let decided = if way == Some(Way::Direct) || (way.is_none() && stands) {
+            let lost = trial.next_hop.is_gone() || trial.path.is_down();
+            match lost {
+                true => Some(Way::Tunnel),
+                false if stands && self.tracks.path.is_steady() => Some(Way::Direct),
+                false => way,
+            }
+        } else if self.is_proven() {
+            Some(Way::Direct)
+        } else {
+            way
+        };
+        if decided != way {
+            let left = decided == Some(Way::Tunnel);
+            let trial = Trial { excused: trial.excused, ..Trial::default() };
+            (self.way, self.trial) = (decided, Some(Box::new(trial)));
+            self.left = left.then(|| Box::new(finding));
+            if left {
+                self.watch_direct();
+            }
+        }
+    }
+
+    /// The health of the direct way counts from here.
+    fn watch_direct(&mut self) {
+        if let Some(seldom) = &mut self.tracks.seldom {
+            seldom.next_hop.restart();
+            seldom.direct = Track::default();
+        }
+    }
+
+    /// Next hop and echoes along the direct way were answered, without any loss, for long enough.
+    fn is_proven(&self) -> bool {
+        let (next_hop, direct) = (self.tracks.next_hop(), self.tracks.direct());
+        let needed = if self.left.is_some() { HEALTH } else { PROOF };
+        let long = |track: &Track| track.steady_for().is_some_and(|steady| steady >= needed);
+        long(direct) && (next_hop.impossible || long(next_hop))
+    }
+
+    /// What it all means.
+    pub fn health(&self) -> Health {
+        let (subnet, node) = (self.peer.subnet, self.peer.public_ip);
+        Health {
+            verdict: Verdict {
+                subnet,
+                node,
+                uplink: self.local.uplink,
+                finding: self.said.get(),
+                way: self.way,
+            },
+            since: self.since.time(),
+            latency: self.latency(),
+            loss: self.history.per_mille(),
+            mtu: self.known_mtu(),
+        }
+    }
+
+    /// The peer, and the plan's way to it.
+    pub fn peer(&self) -> &PeerPath {
+        &self.peer
+    }
+
+    pub(super) fn latency(&self) -> Option<Duration> {
+        self.latency.map(|micros| Duration::from_micros(micros.into()))
+    }
+}
+
+impl Trial {
+    fn hear(&mut self, track: impl Fn(&mut Self) -> &mut Track, sample: &Sample) {
+        if self.excused.is_none_or(|excused| sample.sent > excused.time()) {
+            track(self).hear(sample);
+        }
+    }
+
+    /// A peer that answers anything is not lost for our sake.
+    fn excuse(&mut self, silence: &Silence, now: Duration) {
+        if silence.is_total(&self.path) || silence.is_total(&self.next_hop) {
+            self.excused = Some(Moment::of(now));
+            self.next_hop.forgive();
+            self.path.forgive();
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! What to ask when: regular questions, quick ones after one that is late, a search for the largest packet. It reads what
+//! the tracks say and concludes nothing.
+
+use std::time::Duration;
+
+use super::evidence::PAIRS_APART;
+use super::judge::{Judge, Tracks};
+use super::ladder::Ladder;
+use super::track::{Moment, Track};
+use super::{Probe, Way};
+use crate::Path;
+
+/// Not answered by then is late: quick questions follow, so far apart.
+const LATE: Duration = Duration::from_millis(150);
+/// Where answers take longer, the first one waits for them, if not for too long.
+const LATER: Duration = Duration::from_millis(300);
+/// With the regular one [`super::track::RUN`], so that a loss is known 1 + 0.15 + 3 * 0.15 + 0.8 s after the last answer
+/// at the latest, and 0.15 s later where the peer is far.
+const QUICK: u8 = 4;
+/// What gets through again is asked that often.
+const BACK: Duration = Duration::from_secs(1);
+/// In any second.
+const MOST: usize = 10;
+/// Regular questions between two pairs of datagrams, and between two looks whether the tunnel's packets stay whole.
+const PAIR_EVERY: u32 = 5;
+const OUTER_EVERY: u16 = 10;
+/// Outer packets of VXLAN are larger by that: addresses, UDP, VXLAN and an Ethernet header.
+const OVERHEAD: (u32, u32) = (50, 70);
+
+/// When what was asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Questions {
+    /// The last regular question.
+    regular: Option<Moment>,
+    next_regular: Moment,
+    next_quick: Option<Moment>,
+    quick: u8,
+    count: u16,
+    pair: Option<Moment>,
+    /// Of the last ones that count, the oldest at `oldest`, and how many there are, each less than a second after the one
+    /// before: the low bits of milliseconds are enough.
+    recent: [u16; MOST],
+    oldest: u8,
+    known: u8,
+    newest: Option<Moment>,
+}
+
+impl Questions {
+    pub(super) fn new(now: Duration) -> Self {
+        Self {
+            regular: None,
+            next_regular: Moment::of(now),
+            next_quick: None,
+            quick: 0,
+            count: 0,
+            pair: None,
+            recent: [0; MOST],
+            oldest: 0,
+            known: 0,
+            newest: None,
+        }
+    }
+
+    /// From the start, except that what was asked was asked.
+    pub(super) fn anew(&self, now: Duration) -> Self {
+        let Self { recent, oldest, known, newest, pair, .. } = *self;
+        Self { recent, oldest, known, newest, pair, ..Self::new(now) }
+    }
+
+    /// What gets through again is asked again before long.
+    pub(super) fn hasten(&mut self, now: Duration) {
+        self.next_regular = self.next_regular.min(Moment::of(now + BACK));
+    }
+
+    pub(super) fn next(&self) -> Duration {
+        self.next_quick.map_or(self.next_regular, |quick| quick.min(self.next_regular)).time()
+    }
+
+    /// Was what was sent then part of the last regular question?
+    pub(super) fn is_regular(&self, sent: Duration) -> bool {
+        self.regular.is_some_and(|regular| (regular.time()..regular.time() + LATE).contains(&sent))
+    }
+
+    /// Those that may be asked now, the first ones first.
+    fn admit(&mut self, mut probes: Vec<Probe>, now: Duration) -> Vec<Probe> {
+        if self.newest.is_some_and(|newest| now >= newest.time() + Duration::from_secs(1)) {
+            self.known = 0;
+        }
+        let low = now.as_millis() as u16;
+        probes.retain(|_| {
+            let slot = &mut self.recent[usize::from(self.oldest) % MOST];
+            let free = usize::from(self.known) < MOST || low.wrapping_sub(*slot) >= 1000;
+            if free {
+                *slot = low;
+                self.oldest = (self.oldest + 1) % MOST as u8;
+                self.known = (self.known + 1).min(MOST as u8);
+                self.newest = Some(Moment::of(now));
+            }
+            free
+        });
+        probes
+    }
+}
+
+impl Judge {
+    pub(super) fn choose(&mut self, now: Duration, pace: Duration) -> Vec<Probe> {
+        let mut probes = Vec::new();
+        if now >= self.questions.next_regular.time() {
+            probes = self.regular(now, pace);
+            let interval = self.interval(pace);
+            let late = self.latency().map_or(LATE, |latency| (latency * 5 / 4).clamp(LATE, LATER));
+            let questions = &mut self.questions;
+            (questions.regular, questions.next_regular) = (Some(Moment::of(now)), Moment::of(now + interval));
+            (questions.next_quick, questions.quick) = (Some(Moment::of(now + late)), 0);
+            questions.count = (questions.count + 1) % 1000;
+        } else if self.questions.next_quick.is_some_and(|quick| now >= quick.time()) {
+            self.questions.quick += 1;
+            probes = self.quick(now);
+            let more = !probes.is_empty() && self.questions.quick <= QUICK;
+            self.questions.next_quick = more.then(|| Moment::of(now + LATE));
+            if !probes.is_empty() {
+                self.questions.next_regular = Moment::of(now + self.interval(pace));
+            }
+        }
+        let mut probes = self.questions.admit(probes, now);
+        let due = |ladder: &&mut Box<Ladder>| ladder.next().is_some_and(|next| now >= next);
+        if let Some(ladder) = self.ladder.as_mut().filter(due) {
+            probes.extend(ladder.climb(now).into_iter().map(Probe::PathSized));
+        }
+        if let Some(ladder) = self.outer_ladder.as_mut().filter(due) {
+            probes.extend(ladder.climb(now).into_iter().map(Probe::NodeSized));
+        }
+        probes
+    }
+
+    fn interval(&self, pace: Duration) -> Duration {
+        let pace = if self.is_proving() { pace / 2 } else { pace };
+        // A little less, never the same: else what comes and goes in step with the questions would go unseen.
+        pace * (32 - u32::from(self.questions.count) * 5 % 8) / 32
+    }
+
+    /// Something gets through again.
+    pub(super) fn is_rising(&self) -> bool {
+        let tracks = &self.tracks;
+        [&tracks.path, &tracks.full, tracks.next_hop()].into_iter().any(Track::is_rising)
+    }
+
+    /// The direct way is open, and nothing speaks against it yet.
+    fn is_proving(&self) -> bool {
+        let tracks = &self.tracks;
+        let lost = tracks.next_hop().is_gone() || tracks.direct().is_down() || tracks.direct().impossible;
+        self.asks_direct() && self.left.is_none() && self.way != Some(Way::Direct) && !lost
+    }
+
+    fn asks_direct(&self) -> bool {
+        self.peer.by_evidence && self.peer.path == Path::Vxlan && self.peer.on_link
+    }
+
+    fn regular(&mut self, now: Duration, pace: Duration) -> Vec<Probe> {
+        let (tracks, full) = (&self.tracks, self.full_size());
+        if matches!(self.peer.path, Path::Unreachable | Path::Waiting) {
+            return Vec::new();
+        }
+        let mut probes = Vec::new();
+        let small =
+            tracks.path.is_down() || tracks.path.impossible || tracks.full.is_down() || full.is_none();
+        if small {
+            probes.push(Probe::Path);
+        }
+        if let Some(full) = full.filter(|_| !tracks.path.is_down() && !tracks.path.impossible) {
+            probes.push(Probe::PathSized(full));
+        }
+        let direct = self.peer.path == Path::Direct || self.peer.by_evidence;
+        if self.peer.on_link && (direct || tracks.path.is_down()) {
+            probes.push(Probe::NextHop);
+        }
+        if self.asks_direct() {
+            probes.push(Probe::Direct);
+        }
+        let outer = self.outer_size().filter(|_| !tracks.path.is_down() && !tracks.path.is_open());
+        let outer =
+            outer.filter(|_| tracks.outer.is_doubtful() || self.questions.count.is_multiple_of(OUTER_EVERY));
+        if tracks.path.is_down() || tracks.full.is_down() || outer.is_some() {
+            probes.push(Probe::Node);
+        }
+        if tracks.path.is_down() {
+            probes.push(Probe::There);
+        }
+        probes.extend(outer.map(Probe::NodeSized));
+        let soon = if self.pairs.bad > 0 { PAIRS_APART } else { pace * PAIR_EVERY };
+        let due = self.questions.pair.is_none_or(|pair| now >= pair.time() + soon.max(PAIRS_APART));
+        if due && self.peer.path == Path::Vxlan && !tracks.path.is_down() && !tracks.path.is_open() {
+            self.questions.pair = Some(Moment::of(now));
+            probes.push(Probe::Checksum);
+        }
+        self.search(now);
+        probes
+    }
+
+    /// Looks anew how large packets may be, from time to time.
+    fn search(&mut self, now: Duration) {
+        if !self.tracks.full.is_doubtful() {
+            self.ladder = None;
+        } else if self.ladder.as_ref().is_some_and(|ladder| ladder.is_old(now)) {
+            self.begin_search(now);
+        }
+        let outer = &self.tracks.outer;
+        if !outer.is_down() || outer.too_big().is_some() {
+            self.outer_ladder = None;
+        } else if self.outer_ladder.as_ref().is_none_or(|ladder| ladder.is_old(now)) {
+            let latency = self.latency().unwrap_or_default();
+            let ladder = |size| Ladder::new(size, self.peer.public_ip, latency, now);
+            self.outer_ladder = self.outer_size().map(ladder).map(Box::new);
+        }
+    }
+
+    fn begin_search(&mut self, now: Duration) {
+        let latency = self.latency().unwrap_or_default();
+        let ladder = |size| Ladder::new(size, self.peer.subnet.addr(), latency, now);
+        self.ladder = self.full_size().map(ladder).map(Box::new);
+    }
+
+    /// A quick question is not needed where nothing waits for an answer.
+    pub(super) fn calm(&mut self) {
+        let Some(regular) = self.questions.regular.filter(|_| self.questions.quick == 0) else { return };
+        let waits = |track: &Track| !track.heard_since(regular.time()) && !track.impossible;
+        let Tracks { path, full, .. } = &self.tracks;
+        let asked = !matches!(self.peer.path, Path::Unreachable | Path::Waiting);
+        let echoes = asked && ((waits(path) && !path.is_down()) || (waits(full) && !full.is_down()));
+        let direct = self.peer.path == Path::Direct || self.peer.by_evidence;
+        let next_hop = self.peer.on_link && direct && waits(self.tracks.next_hop());
+        if !echoes && !next_hop {
+            self.questions.next_quick = None;
+        }
+    }
+
+    /// What the regular question has no answer to yet, and what tells why. Those that find a loss come first.
+    fn quick(&mut self, now: Duration) -> Vec<Probe> {
+        let (Some(regular), tick) = (self.questions.regular, self.questions.quick) else { return Vec::new() };
+        let tracks = &self.tracks;
+        let waits = |track: &Track| !track.heard_since(regular.time()) && !track.impossible;
+        let asked = !matches!(self.peer.path, Path::Unreachable | Path::Waiting);
+        let path = asked && waits(&tracks.path) && !tracks.path.is_down();
+        let full = self.full_size().filter(|_| waits(&tracks.full) && !tracks.full.is_down());
+        let direct = self.peer.path == Path::Direct || self.way == Some(Way::Direct);
+        let next_hop = self.peer.on_link && waits(tracks.next_hop()) && !tracks.next_hop().is_down();
+        if path {
+            let next_hop = next_hop && tick.is_multiple_of(2);
+            return match tick {
+                1 => [Some(Probe::Path), full.map(Probe::PathSized), Some(Probe::Node)]
+                    .into_iter()
+                    .flatten()
+                    .collect(),
+                3 => vec![Probe::Path, Probe::There],
+                2 | 4 if next_hop => vec![Probe::Path, Probe::NextHop],
+                2 | 4 => vec![Probe::Path],
+                _ => vec![Probe::Node, Probe::There],
+            };
+        }
+        if tick > QUICK {
+            return Vec::new();
+        }
+        let mut probes = Vec::new();
+        if let Some(full) = full.filter(|_| asked && !tracks.path.impossible && !tracks.path.is_down()) {
+            probes.push(Probe::PathSized(full));
+            if tick >= 2 && self.ladder.is_none() && tracks.full.too_big().is_none() {
+                self.begin_search(now);
+            }
+        }
+        if direct && next_hop {
+            probes.push(Probe::NextHop);
+        }
+        probes
+    }
+
+    /// Of the largest packets between pods.
+    pub(super) fn full_size(&self) -> Option<u16> {
+        let mtu = match (self.peer.path, self.peer.tunnel) {
+            (Path::Vxlan, Some(tunnel)) => tunnel.mtu.min(self.local.mtu),
+            _ => self.local.mtu,
+        };
+        u16::try_from(mtu).ok()
+    }
+
+    /// Of the largest packets of the tunnel.
+    pub(super) fn outer_size(&self) -> Option<u16> {
+        let tunnel = self.peer.tunnel.filter(|_| self.peer.path == Path::Vxlan)?;
+        let overhead = if self.peer.public_ip.is_ipv6() { OVERHEAD.1 } else { OVERHEAD.0 };
+        u16::try_from(tunnel.mtu.min(self.local.mtu).saturating_add(overhead)).ok()
+    }
+}

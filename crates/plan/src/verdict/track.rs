@@ -1,0 +1,230 @@
+//! What became of one kind of question to one peer: runs, a short window, and whether it counts as lost. A few words of memory
+//! whatever is heard, in whatever order; what a loss means is said elsewhere.
+
+use std::num::NonZeroU16;
+use std::time::Duration;
+
+use super::{Answer, PATIENCE, Sample};
+
+/// A time in milliseconds, in six bytes with room for `None`: what is known counts with thousands of peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Moment(NonZeroU16, u16, u16);
+
+impl Moment {
+    pub(super) fn of(time: Duration) -> Self {
+        let millis = time.as_millis();
+        Self(NonZeroU16::MIN.saturating_add((millis >> 32) as u16), (millis >> 16) as u16, millis as u16)
+    }
+
+    pub(super) fn time(self) -> Duration {
+        let high = u64::from(self.0.get() - 1) << 32;
+        Duration::from_millis(high | u64::from(self.1) << 16 | u64::from(self.2))
+    }
+}
+
+/// So many lost in a row are a loss.
+pub(super) const RUN: u8 = 5;
+/// So many answered in a row end it.
+pub(super) const ROW: u8 = 3;
+/// So many lost of the last [`WINDOW`] are a loss, too: it comes and goes.
+const FLAPS: u32 = 8;
+const WINDOW: u32 = 20;
+const WINDOW_BITS: u32 = (1 << WINDOW) - 1;
+
+/// The last answers to one kind of question.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Track {
+    /// When the newest question that was answered had been sent.
+    answered: Option<Moment>,
+    row_from: Option<Moment>,
+    row: u8,
+    /// The last answer was that it cannot be asked.
+    pub(super) impossible: bool,
+    /// Of what was lost, until all of the last [`WINDOW`] are answered.
+    losses: Option<Box<Losses>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Losses {
+    /// When the newest question that was lost had been sent.
+    last: Option<Moment>,
+    /// When the first one of the run had been sent.
+    run_from: Option<Moment>,
+    /// The same of the run that made it a loss.
+    trouble: Option<Moment>,
+    /// Of the last questions, the newest in the lowest bit: 1 is lost.
+    window: u32,
+    /// The largest packet that somebody on the way was said to carry, in this run.
+    too_big: Option<u16>,
+    run: u8,
+    down: bool,
+    /// It counts as lost since it comes and goes.
+    flaps: bool,
+}
+
+impl Track {
+    /// Nothing is known.
+    pub(super) const NEW: &Self =
+        &Self { answered: None, row_from: None, row: 0, impossible: false, losses: None };
+
+    pub(super) fn hear(&mut self, sample: &Sample) {
+        match sample.answer {
+            Answer::Impossible => *self = Self { impossible: true, ..Self::default() },
+            Answer::Came { .. } | Answer::Is { .. } | Answer::Checksums { .. } => self.answer(sample.sent),
+            Answer::Lost | Answer::Refused { .. } => self.lose(sample.sent),
+            Answer::TooBig { mtu } => {
+                self.lose(sample.sent);
+                self.losses.get_or_insert_default().too_big = Some(mtu);
+            }
+        }
+    }
+
+    fn answer(&mut self, sent: Duration) {
+        let lost = self.losses.as_ref().and_then(|losses| losses.last);
+        let stale = lost.is_some_and(|lost| lost.time() > sent + PATIENCE);
+        let sent = Moment::of(sent);
+        if stale || self.answered.is_some_and(|answered| answered >= sent) {
+            return;
+        }
+        if self.row == 0 {
+            self.row_from = Some(sent);
+        }
+        self.row = self.row.saturating_add(1);
+        (self.answered, self.impossible) = (Some(sent), false);
+        let Some(losses) = &mut self.losses else { return };
+        losses.window = losses.window << 1 & WINDOW_BITS;
+        (losses.run, losses.too_big) = (0, None);
+        if losses.down && self.row >= ROW {
+            (losses.down, losses.flaps, losses.window) = (false, false, 0);
+        }
+        if !losses.down && losses.window == 0 {
+            self.losses = None;
+        }
+    }
+
+    fn lose(&mut self, sent: Duration) {
+        let sent = Moment::of(sent);
+        let known = self.losses.as_ref().and_then(|losses| losses.last);
+        if known.is_some_and(|lost| lost >= sent) || self.answered == Some(sent) {
+            return;
+        }
+        let losses = self.losses.get_or_insert_default();
+        losses.last = Some(sent);
+        self.impossible = false;
+        losses.window = (losses.window << 1 | 1) & WINDOW_BITS;
+        if self.row_from.is_some_and(|from| sent >= from) {
+            // It had seemed to get well again.
+            losses.flaps |= losses.down && self.row > 0;
+            self.row = 0;
+        }
+        if self.answered.is_none_or(|answered| answered < sent) {
+            if losses.run == 0 {
+                losses.run_from = Some(sent);
+            }
+            losses.run = losses.run.saturating_add(1);
+        }
+        if losses.run >= RUN && (!losses.down || losses.flaps) {
+            (losses.down, losses.flaps, losses.trouble) = (true, false, losses.run_from);
+        } else if !losses.down && losses.window.count_ones() >= FLAPS {
+            (losses.down, losses.flaps) = (true, true);
+        }
+    }
+
+    fn has(&self, what: impl Fn(&Losses) -> bool) -> bool {
+        self.losses.as_deref().is_some_and(what)
+    }
+
+    /// It counts as lost.
+    pub(super) fn is_down(&self) -> bool {
+        self.has(|losses| losses.down)
+    }
+
+    /// It counts as lost, and none is answered.
+    pub(super) fn is_gone(&self) -> bool {
+        self.has(|losses| losses.down && !losses.flaps)
+    }
+
+    /// It counts as lost, though some are answered.
+    pub(super) fn flaps(&self) -> bool {
+        self.has(|losses| losses.flaps)
+    }
+
+    /// It counts as lost, and the last one was answered.
+    pub(super) fn is_rising(&self) -> bool {
+        self.is_down() && self.row > 0
+    }
+
+    /// The last ones were lost, or it counts as lost.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.has(|losses| losses.down || losses.run > 0)
+    }
+
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered.is_some()
+    }
+
+    /// Nothing has been answered so far, and nothing is known to be lost.
+    pub(super) fn is_open(&self) -> bool {
+        self.answered.is_none() && !self.is_down()
+    }
+
+    /// When the first one of those that were lost in a row had been sent.
+    pub(super) fn run_from(&self) -> Option<Moment> {
+        self.losses.as_ref().filter(|losses| losses.run > 0)?.run_from
+    }
+
+    /// When the loss began.
+    pub(super) fn trouble(&self) -> Duration {
+        self.losses.as_ref().and_then(|losses| losses.trouble).map_or(Duration::ZERO, Moment::time)
+    }
+
+    /// The largest packet that somebody on the way was said to carry, in this run.
+    pub(super) fn too_big(&self) -> Option<u16> {
+        self.losses.as_ref()?.too_big
+    }
+
+    /// A question sent at that time or later has been answered.
+    pub(super) fn heard_since(&self, time: Duration) -> bool {
+        self.answered.is_some_and(|answered| answered >= Moment::of(time))
+    }
+
+    /// The last ones were answered, no less than [`ROW`].
+    pub(super) fn is_steady(&self) -> bool {
+        self.row >= ROW && !self.is_down()
+    }
+
+    /// For how long all were answered, which are no less than [`ROW`].
+    pub(super) fn steady_for(&self) -> Option<Duration> {
+        let answered = self.answered.filter(|_| self.is_steady())?;
+        Some(answered.time().saturating_sub(self.row_from?.time()))
+    }
+
+    /// Health counts from here.
+    pub(super) fn restart(&mut self) {
+        (self.row, self.row_from) = (0, None);
+    }
+
+    /// What was lost so far is nobody's fault.
+    pub(super) fn forgive(&mut self) {
+        self.losses = None;
+    }
+}
+
+/// Which of the last 64 regular echoes were lost.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct History {
+    bits: u64,
+    count: u8,
+}
+
+impl History {
+    pub(super) fn add(&mut self, lost: bool) {
+        self.bits = self.bits << 1 | u64::from(lost);
+        self.count = (self.count + 1).min(64);
+    }
+
+    pub(super) fn per_mille(self) -> u16 {
+        let part = self.bits.count_ones() * 1000 / u32::from(self.count.max(1));
+        u16::try_from(part).unwrap_or(1000)
+    }
+}

@@ -1,0 +1,45 @@
+//! Which way a peer goes that may go either way: by the verdict, and while there is none as it stands in the kernel. It makes
+//! no verdicts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::LinkName;
+use crate::input::{DirectRoute, Underlay};
+use crate::verdict::{Finding, Verdict, Way};
+
+/// What is known of the peers, ready to be looked up.
+pub(super) struct Ways<'a> {
+    verdicts: BTreeMap<IpNet, &'a Verdict>,
+    standing: BTreeSet<DirectRoute>,
+}
+
+impl<'a> Ways<'a> {
+    /// What was proven through another uplink is none of it.
+    pub(super) fn new(underlay: &'a Underlay, uplink: LinkName) -> Self {
+        let verdicts = underlay.verdicts.iter().filter(|verdict| verdict.uplink == uplink);
+        Self {
+            verdicts: verdicts.map(|verdict| (verdict.subnet, verdict)).collect(),
+            standing: underlay.standing.iter().copied().collect(),
+        }
+    }
+
+    /// Without evidence what stands stays; where nothing stands the tunnel is the safe one.
+    pub(super) fn way(&self, subnet: IpNet, public_ip: IpAddr) -> Way {
+        let proven = self.verdict(subnet, public_ip).and_then(|verdict| verdict.way);
+        let stands = || self.standing.contains(&DirectRoute { subnet, next_hop: public_ip });
+        proven.unwrap_or_else(|| if stands() { Way::Direct } else { Way::Tunnel })
+    }
+
+    /// What is wrong with the way to that peer.
+    pub(super) fn fault(&self, subnet: IpNet, public_ip: IpAddr) -> Option<Finding> {
+        let finding = self.verdict(subnet, public_ip)?.finding;
+        finding.is_fault().then_some(finding)
+    }
+
+    fn verdict(&self, subnet: IpNet, public_ip: IpAddr) -> Option<&Verdict> {
+        self.verdicts.get(&subnet).copied().filter(|verdict| verdict.node == public_ip)
+    }
+}

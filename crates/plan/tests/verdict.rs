@@ -1,0 +1,649 @@
+//! Judges in a small simulated world: peers with latency, loss and filters, and a plan that follows what is decided. What is
+//! found, how soon, and what is never said.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod verdict {
+    pub(crate) mod world;
+}
+
+use std::time::Duration;
+
+use plan::Path;
+use plan::verdict::{Answer, Finding, Judge, Local, Probe, Sample, Way};
+use proptest::prelude::*;
+use verdict::world::{LATENCY, Link, Sim, World, big, came, peer, refused, too_big};
+
+const SECOND: Duration = Duration::from_secs(1);
+type Make = fn() -> Link;
+/// From the first lost packet.
+const SOON: Duration = Duration::from_secs(3);
+/// Of a peer that is near, and no search for a size.
+const NEAR: Duration = Duration::from_millis(2420);
+
+/// A size that is lost is told from chance by small echoes, which take their time where the peer is far.
+fn limit(name: &str, phase: u64) -> Duration {
+    match (name == "large packets lost", phase % 2 == 1) {
+        (true, true) => SOON + SECOND * 2,
+        (false, false) => NEAR,
+        _ => SOON,
+    }
+}
+
+/// Of a peer that has been well for a while, in the phase given, and then goes over that link.
+fn found(sim: Sim, phase: u64, link: Link, within: Duration) -> (World, &'static str) {
+    let mut world = World::new(vec![sim], 1);
+    // Every other one far away.
+    if phase % 2 == 1 {
+        world.latency = (LATENCY * 23, LATENCY * 24);
+    }
+    world.run(SECOND * 40 + Duration::from_millis(phase));
+    let before = world.finding(0).name();
+    assert_eq!(before, "healthy");
+    world.sims[0].link = link;
+    world.run_while(within, |world| world.finding(0).name() == before);
+    let name = world.finding(0).name();
+    assert_ne!(name, before, "{phase}: not within {within:?}");
+    (world, name)
+}
+
+fn path(probe: Probe) -> bool {
+    matches!(probe, Probe::Path | Probe::PathSized(_))
+}
+
+fn only(kinds: fn(Probe) -> bool) -> Link {
+    Box::new(move |probe, _, _| kinds(probe).then(|| came(probe)))
+}
+
+fn nothing() -> Link {
+    only(|_| false)
+}
+
+#[test]
+fn each_fault_of_a_direct_path_is_found_within_three_seconds_and_the_way_left() {
+    let cases: [(&str, Make); 8] = [
+        ("next hop silent", nothing),
+        ("next hop silent", || only(|probe| !matches!(probe, Probe::NextHop))),
+        ("pod addresses lost", || only(|probe| matches!(probe, Probe::NextHop | Probe::Node))),
+        ("no way back", || only(|probe| matches!(probe, Probe::NextHop | Probe::Node | Probe::There))),
+        ("echo lost", || only(|probe| matches!(probe, Probe::NextHop))),
+        ("refused", || {
+            Box::new(|probe, _, _| {
+                if path(probe) { refused() } else { Some(came(probe)) }
+                    .filter(|_| !matches!(probe, Probe::There))
+            })
+        }),
+        ("proxy ARP", || {
+            Box::new(|probe, _, _| match probe {
+                Probe::NextHop => {
+                    Some(Answer::Is { mac: Default::default(), also: Some([192, 0, 2, 99].into()) })
+                }
+                Probe::Node => Some(came(probe)),
+                _ => None,
+            })
+        }),
+        ("large packets lost", || big(1380)),
+    ];
+    for (name, link) in cases {
+        for phase in (0..1000).step_by(93) {
+            // Told whatever the plan does; left where it may be.
+            let (_, found_name) =
+                found(Sim::new(peer(1, Path::Direct, false)), phase, link(), limit(name, phase));
+            assert_eq!(found_name, name, "host-gw, {phase}");
+            let (mut world, found_name) =
+                found(Sim::new(peer(1, Path::Vxlan, true)), phase, link(), limit(name, phase));
+            assert_eq!(found_name, name, "auto, {phase}");
+            if name != "large packets lost" {
+                assert_eq!(world.way(0), Some(Way::Tunnel), "{name}");
+                world.run(SECOND);
+                assert_eq!((world.sims[0].peer.path, world.sims[0].switches), (Path::Vxlan, 2), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_near_peer_that_is_lost_is_known_within_2_42_seconds() {
+    for phase in (0..8000).step_by(50) {
+        found(Sim::new(peer(1, Path::Vxlan, true)), phase, nothing(), NEAR);
+    }
+}
+
+#[test]
+fn each_fault_of_a_tunnel_is_found_within_three_seconds() {
+    let cases: [(&str, bool, Make); 6] = [
+        ("silent", false, nothing),
+        ("next hop silent", true, nothing),
+        ("tunnel lost", false, || only(|probe| matches!(probe, Probe::Node | Probe::NodeSized(_)))),
+        ("no way back", true, || only(|probe| matches!(probe, Probe::Node | Probe::There | Probe::NextHop))),
+        ("echo lost", true, || only(|probe| matches!(probe, Probe::NextHop))),
+        ("large packets lost", false, || big(1399)),
+    ];
+    for (name, on_link, link) in cases {
+        for phase in (0..1000).step_by(93) {
+            let mut sim = Sim::new(peer(1, Path::Vxlan, false));
+            sim.peer.on_link = on_link;
+            let sim = Sim::new(sim.peer);
+            assert_eq!(found(sim, phase, link(), limit(name, phase)).1, name, "{phase}");
+        }
+    }
+}
+
+#[test]
+fn the_largest_size_is_found_to_a_few_bytes() {
+    for mtu in [576, 900, 1280, 1379, 1400, 1442] {
+        let (world, _) = found(Sim::new(peer(1, Path::Vxlan, false)), 0, big(mtu), SOON);
+        let Finding::LostAbove { mtu: found } = world.finding(0) else { panic!("{:?}", world.finding(0)) };
+        assert!(found <= mtu && mtu - found < 5, "{mtu}: {found}");
+        assert_eq!(world.sims[0].judge.health().mtu, Some(found));
+    }
+    let (world, _) = found(Sim::new(peer(1, Path::Direct, false)), 0, too_big(1400), SOON);
+    assert_eq!(world.finding(0), Finding::LostAbove { mtu: 1400 });
+}
+
+#[test]
+fn a_size_that_cannot_be_is_found_out() {
+    for told in [0, 68, 575, 9000] {
+        let liar: Link = Box::new(move |probe, _, _| match probe {
+            Probe::PathSized(size) if size > 1400 => Some(Answer::TooBig { mtu: told }),
+            _ => Some(came(probe)),
+        });
+        let (world, name) = found(Sim::new(peer(1, Path::Direct, false)), 0, liar, SOON);
+        let Finding::LostAbove { mtu } = world.finding(0) else { panic!("{told}: {name}") };
+        assert!((1396..=1400).contains(&mtu), "{told}: {mtu}");
+    }
+    // As large as there are.
+    let mut sim = Sim::new(peer(1, Path::Direct, false));
+    sim.judge.follow(sim.peer.clone(), Local { mtu: 65535, ..verdict::world::local() }, Duration::ZERO);
+    let (mut world, _) = found(sim, 0, big(65000), SOON + SECOND);
+    let (sent, answer) = (world.now, Answer::Came { after: LATENCY });
+    world.sims[0].judge.hear(Sample { probe: Probe::PathSized(65534), sent, answer });
+    world.run(SECOND * 10);
+}
+
+#[test]
+fn tunnel_packets_in_fragments_are_told_with_the_size_that_stays_whole() {
+    let whole: Link = Box::new(|probe, _, _| match probe {
+        Probe::NodeSized(size) if size > 1400 => None,
+        _ => Some(came(probe)),
+    });
+    let (world, name) = found(Sim::new(peer(1, Path::Vxlan, false)), 0, whole, SECOND * 20);
+    let Finding::Fragmented { mtu } = world.finding(0) else { panic!("{name}") };
+    assert!((1395..=1400).contains(&mtu), "{mtu}");
+    let told: Link = Box::new(|probe, _, _| match probe {
+        Probe::NodeSized(size) if size > 1400 => Some(Answer::TooBig { mtu: 1400 }),
+        _ => Some(came(probe)),
+    });
+    let (world, _) = found(Sim::new(peer(1, Path::Vxlan, false)), 0, told, SECOND * 12);
+    assert_eq!(world.finding(0), Finding::Fragmented { mtu: 1400 });
+}
+
+#[test]
+fn a_checksum_fault_takes_several_pairs_and_silence_is_none() {
+    let pairs = |offloaded, complete| -> Link {
+        Box::new(move |probe, _, _| match probe {
+            Probe::Checksum => Some(Answer::Checksums { offloaded, complete }),
+            _ => Some(came(probe)),
+        })
+    };
+    let (mut world, name) = found(Sim::new(peer(1, Path::Vxlan, false)), 0, pairs(false, true), SECOND * 14);
+    assert_eq!(name, "checksum fault");
+    world.sims[0].link = pairs(true, true);
+    world.run(SECOND * 4);
+    assert_eq!(world.finding(0), Finding::Healthy);
+    for link in [pairs(false, false), only(|probe| probe != Probe::Checksum)] {
+        let mut sim = Sim::new(peer(1, Path::Vxlan, false));
+        sim.link = link;
+        let mut world = World::new(vec![sim], 1);
+        world.run(SECOND * 120);
+        assert_eq!(world.sims[0].findings(), ["healthy"]);
+    }
+}
+
+#[test]
+fn two_machines_with_one_address_are_told_and_a_failover_is_not() {
+    let mut sim = Sim::new(peer(1, Path::Direct, false));
+    sim.twin = true;
+    let mut world = World::new(vec![sim], 1);
+    world.run(SECOND * 20);
+    assert_eq!(world.sims[0].findings(), ["healthy"], "two NICs, maybe");
+    world.sims[0].link = only(|probe| !path(probe));
+    world.run(SECOND * 20);
+    assert!(matches!(world.finding(0), Finding::DuplicateAddress { macs: [one, other], .. } if one != other));
+    world.sims[0].link = only(|_| true);
+    world.run(SECOND * 6);
+    assert_eq!(world.sims[0].findings(), ["healthy", "duplicate address", "healthy"]);
+    for (link, name) in [(only(|probe| !path(probe)), "no way back"), (nothing(), "next hop silent")] {
+        world.sims[0].twin = name != "no way back";
+        world.sims[0].link = link;
+        world.run(SECOND * 20);
+        assert_eq!(world.finding(0).name(), name, "another reason");
+    }
+    let moving: Link = Box::new(|probe, _, sent| match probe {
+        Probe::NextHop => {
+            Some(Answer::Is { mac: plan::Mac([2, 0, 0, 0, 0, u8::from(sent > SECOND * 9)]), also: None })
+        }
+        _ => Some(came(probe)),
+    });
+    let mut sim = Sim::new(peer(1, Path::Direct, false));
+    sim.link = moving;
+    let mut world = World::new(vec![sim], 1);
+    world.run(SECOND * 30);
+    assert_eq!(world.sims[0].findings(), ["healthy"]);
+}
+
+#[test]
+fn what_cannot_be_asked_or_was_never_answered_is_no_fault() {
+    // No address to ask from, or none to ask, before the first pod.
+    let impossible: Link = Box::new(|probe, _, _| match probe {
+        Probe::NextHop | Probe::Node => Some(came(probe)),
+        _ => Some(Answer::Impossible),
+    });
+    for link in [impossible, only(|probe| matches!(probe, Probe::NextHop | Probe::Node))] {
+        let mut sim = Sim::new(peer(1, Path::Direct, false));
+        sim.peer.tunnel = None;
+        let mut sim = Sim::new(sim.peer);
+        sim.link = link;
+        let mut world = World::new(vec![sim], 1);
+        world.run(SECOND * 60);
+        assert_eq!(world.sims[0].findings(), [""; 0]);
+        assert_eq!(world.finding(0), Finding::Unverified);
+        world.sims[0].link = only(|probe| path(probe) || matches!(probe, Probe::Node));
+        world.run(SOON + SECOND * 2);
+        assert_eq!(world.finding(0).name(), "next hop silent");
+    }
+    // ICMP is filtered from the start.
+    let mut sim = Sim::new(peer(1, Path::Vxlan, true));
+    sim.link = only(|probe| matches!(probe, Probe::NextHop));
+    let mut world = World::new(vec![sim], 1);
+    world.run(SECOND * 60);
+    assert_eq!(world.sims[0].findings(), ["no echo"]);
+    assert_eq!(world.way(0), None);
+}
+
+#[test]
+fn a_new_peer_goes_direct_when_it_is_proven_and_not_where_pod_addresses_are_dropped() {
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], 1);
+    world.run(Duration::from_millis(1800));
+    assert_eq!(world.way(0), None, "it is proven over about a second");
+    world.run(SECOND * 2);
+    assert_eq!((world.way(0), world.sims[0].peer.path), (Some(Way::Direct), Path::Direct));
+    let mut sim = Sim::new(peer(1, Path::Vxlan, true));
+    sim.link = Box::new(|probe, _, _| (probe != Probe::Direct).then(|| came(probe)));
+    let mut world = World::new(vec![sim], 1);
+    world.run(SECOND * 4);
+    assert_eq!(world.finding(0).name(), "pod addresses lost");
+    world.run(SECOND * 60);
+    assert_eq!((world.sims[0].findings(), world.way(0)), (vec!["healthy", "pod addresses lost"], None));
+}
+
+#[test]
+fn what_stands_at_the_start_is_kept() {
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Direct, true))], 1);
+    world.run(SECOND * 60);
+    assert_eq!((world.sims[0].switches, world.sims[0].findings()), (0, vec!["healthy"]));
+    // A link without ARP is judged by the data path alone.
+    let noarp = || -> Link {
+        Box::new(|probe, _, _| match probe {
+            Probe::NextHop => Some(Answer::Impossible),
+            _ => Some(came(probe)),
+        })
+    };
+    let mut sim = Sim::new(peer(1, Path::Vxlan, true));
+    sim.link = noarp();
+    let mut world = World::new(vec![sim], 1);
+    world.run(SECOND * 5);
+    assert_eq!((world.way(0), world.finding(0)), (Some(Way::Direct), Finding::Healthy));
+    world.sims[0].link =
+        Box::new(|probe, _, _| matches!(probe, Probe::NextHop).then_some(Answer::Impossible));
+    world.run(SOON);
+    assert_eq!((world.way(0), world.finding(0).name()), (Some(Way::Tunnel), "silent"));
+}
+
+#[test]
+fn the_direct_way_is_taken_again_after_thirty_seconds_of_health_and_not_earlier() {
+    for phase in (0..1000).step_by(171) {
+        let cut = Box::new(|probe, used, _| (!on_segment(probe, used)).then(|| came(probe)));
+        let (mut world, _) = found(Sim::new(peer(1, Path::Vxlan, true)), phase, cut, SOON);
+        world.run(SECOND * 20);
+        assert_eq!(world.sims[0].switches, 2);
+        world.sims[0].link = only(|_| true);
+        world.run(SECOND * 30);
+        assert_eq!(world.sims[0].switches, 2, "{phase}: too early");
+        world.run(SECOND * 4);
+        assert_eq!((world.sims[0].switches, world.finding(0)), (3, Finding::Healthy), "{phase}");
+    }
+}
+
+#[test]
+fn health_counts_from_when_the_way_was_left() {
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], 1);
+    world.run(SECOND * 100);
+    world.sims[0].link = Box::new(|probe, used, _| (!on_segment(probe, used)).then(|| came(probe)));
+    world.run_while(SOON, |world| world.way(0) == Some(Way::Direct));
+    assert_eq!(world.way(0), Some(Way::Tunnel));
+    // Well at once, so that not one echo of our own along the way that was left is lost.
+    world.sims[0].link = only(|_| true);
+    world.run(SECOND * 29);
+    assert_eq!(world.way(0), Some(Way::Tunnel), "too early");
+    world.run(SECOND * 4);
+    assert_eq!(world.way(0), Some(Way::Direct));
+}
+
+/// What goes without a tunnel and needs the peer to take pod addresses.
+fn on_segment(probe: Probe, used: Path) -> bool {
+    probe == Probe::Direct || (used == Path::Direct && !matches!(probe, Probe::NextHop | Probe::Node))
+}
+
+#[test]
+fn one_that_flaps_every_second_is_left_once() {
+    let periods = [(1000, 1000), (900, 1100), (1100, 900), (1500, 1500), (3000, 2000)];
+    for ((up, down), latency) in periods.into_iter().flat_map(|period| [(period, 1), (period, 250)]) {
+        for phase in (0..up + down).step_by(223) {
+            let about = format!("{up}/{down} ms, {latency} ms away, phase {phase}");
+            let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], phase);
+            world.latency = (Duration::from_millis(latency), Duration::from_millis(latency + 5));
+            world.run(SECOND * 10 + Duration::from_millis(phase));
+            assert_eq!(world.sims[0].switches, 1);
+            world.sims[0].link = Box::new(move |probe, _, sent| {
+                let lost = sent.as_millis() % u128::from(up + down) >= u128::from(up);
+                (!lost).then(|| came(probe))
+            });
+            world.run(SECOND * 30);
+            assert_eq!(world.sims[0].switches, 2, "{about}: after 30 s");
+            world.run(SECOND * 90);
+            assert_eq!(world.sims[0].switches, 2, "{about}: after 120 s");
+            let said = world.sims[0].findings();
+            assert!(said.len() <= 6, "{about}: {said:?}");
+        }
+    }
+}
+
+#[test]
+fn loss_by_chance_is_no_alarm() {
+    for (seed, path, evidence) in [(7, Path::Direct, false), (8, Path::Vxlan, true), (9, Path::Vxlan, false)]
+    {
+        let sims = (1..=30).map(|n| Sim::new(peer(n, path, evidence)));
+        let mut world = World::new(sims.collect(), seed);
+        world.loss = 0.02;
+        world.latency = (Duration::from_millis(1), Duration::from_millis(400));
+        world.run(SECOND * 600);
+        for sim in &world.sims {
+            assert_eq!(sim.findings(), ["healthy"], "seed {seed}");
+            assert_eq!(sim.switches, usize::from(evidence));
+            let loss = sim.judge.health().loss;
+            assert!(loss < 200, "{loss}");
+        }
+    }
+}
+
+#[test]
+fn where_most_are_silent_at_once_we_are_the_suspect_and_ways_stay() {
+    for total in [4, 30] {
+        let mut world = World::new((1..=total).map(|n| Sim::new(peer(n, Path::Vxlan, true))).collect(), 3);
+        world.run(SECOND * 10);
+        let dead = usize::from(total) * 3 / 4;
+        world.sims.iter_mut().take(dead).for_each(|sim| sim.link = nothing());
+        world.run(SECOND * 15);
+        for sim in &world.sims {
+            assert_eq!((sim.switches, sim.judge.health().verdict.way), (1, Some(Way::Direct)));
+        }
+        assert!(world.finding(0).is_fault(), "it is told nevertheless");
+        world.sims.iter_mut().for_each(|sim| sim.link = only(|_| true));
+        world.run(SECOND * 15);
+        assert!(world.sims.iter().all(|sim| sim.switches == 1), "nor afterwards");
+        // A few: then it is they.
+        world.sims.iter_mut().take(1).for_each(|sim| sim.link = nothing());
+        world.run(SECOND * 4);
+        assert_eq!((world.sims[0].switches, world.sims[1].switches), (2, 1));
+    }
+}
+
+#[test]
+fn that_others_are_silent_excuses_none_that_answers() {
+    for phase in (0..1000).step_by(93) {
+        let mut world = World::new((1..=3).map(|n| Sim::new(peer(n, Path::Vxlan, true))).collect(), 3);
+        world.run(SECOND * 10 + Duration::from_millis(phase));
+        world.sims[0].link = nothing();
+        world.sims[1].link = nothing();
+        world.run(SECOND * 5);
+        assert_eq!((world.way(0), world.way(1)), (Some(Way::Direct), Some(Way::Direct)));
+        let cases: [fn(Probe) -> bool; 2] =
+            [|probe| matches!(probe, Probe::NextHop | Probe::Node), |probe| matches!(probe, Probe::Node)];
+        for (turn, answers) in (0..).zip(cases) {
+            world.sims[2].link = only(answers);
+            world.run(NEAR);
+            let ways = (world.way(2), world.way(0), world.way(1));
+            assert_eq!(ways, (Some(Way::Tunnel), Some(Way::Direct), Some(Way::Direct)), "{turn}");
+            world.sims[2].link = only(|_| true);
+            world.run(SECOND * 35);
+            assert_eq!(world.way(2), Some(Way::Direct), "{turn}");
+        }
+    }
+}
+
+#[test]
+fn off_the_segment_for_a_moment_is_no_health() {
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], 3);
+    let flicker = |world: &mut World| {
+        let sim = &mut world.sims[0];
+        let path = Path::Vxlan;
+        for on_link in [false, true] {
+            sim.peer = plan::PeerPath { on_link, path, ..peer(1, path, on_link) };
+            sim.judge.follow(sim.peer.clone(), verdict::world::local(), world.now);
+        }
+    };
+    world.run(SECOND * 10);
+    flicker(&mut world);
+    world.run(SECOND * 4);
+    assert_eq!(world.way(0), Some(Way::Direct), "it was never left");
+    world.sims[0].link = Box::new(|probe, used, _| (!on_segment(probe, used)).then(|| came(probe)));
+    world.run(SECOND * 10);
+    world.sims[0].link = only(|_| true);
+    world.run(SECOND * 20);
+    flicker(&mut world);
+    world.run(SECOND * 29);
+    assert_eq!(world.way(0), None, "too early");
+    world.run(SECOND * 4);
+    assert_eq!(world.way(0), Some(Way::Direct));
+}
+
+#[test]
+fn a_next_hop_that_answers_every_other_time_is_enough() {
+    for (path, evidence) in [(Path::Vxlan, true), (Path::Direct, false)] {
+        let mut world = World::new(vec![Sim::new(peer(1, path, evidence))], 3);
+        world.run(SECOND * 10);
+        let count = std::cell::Cell::new(0);
+        world.sims[0].link = Box::new(move |probe, _, _| {
+            count.set(count.get() + u32::from(probe == Probe::NextHop));
+            (probe != Probe::NextHop || count.get().is_multiple_of(2)).then(|| came(probe))
+        });
+        world.run(SECOND * 120);
+        let sim = &world.sims[0];
+        assert_eq!((sim.findings(), sim.switches), (vec!["healthy"], usize::from(evidence)));
+    }
+}
+
+#[test]
+fn a_peer_that_starts_anew_without_pods_is_no_fault() {
+    let mut sim = Sim::new(peer(1, Path::Direct, false));
+    sim.peer.tunnel = None;
+    let (mut world, _) = found(Sim::new(sim.peer), 0, nothing(), SOON);
+    world.run(SECOND * 15);
+    world.sims[0].link = only(|probe| matches!(probe, Probe::NextHop | Probe::Node));
+    world.run(SECOND * 20);
+    assert_eq!(world.finding(0), Finding::Unverified);
+    assert_eq!(world.sims[0].findings(), ["healthy", "next hop silent", "unverified"]);
+}
+
+#[test]
+fn a_detail_that_is_another_each_time_is_no_news() {
+    let proxy: Link = Box::new(|probe, _, sent| match probe {
+        Probe::NextHop => {
+            let also = [192, 0, 2, 100 + (sent.as_secs() / 20 % 2) as u8].into();
+            Some(Answer::Is { mac: Default::default(), also: Some(also) })
+        }
+        Probe::Node => Some(came(probe)),
+        _ => None,
+    });
+    let (mut world, _) = found(Sim::new(peer(1, Path::Direct, false)), 0, proxy, SOON);
+    world.run(SECOND * 400);
+    assert_eq!(world.sims[0].findings(), ["healthy", "proxy ARP"]);
+}
+
+#[test]
+fn a_peer_that_does_not_know_us_yet_has_time() {
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], 3);
+    world.sims[0].link = only(|probe| !path(probe) && probe != Probe::Direct);
+    world.run(SECOND * 10);
+    assert!(world.sims[0].asked[0].0 >= SECOND, "nor is it asked at once");
+    assert_eq!(world.sims[0].findings(), [""; 0]);
+    world.run(SECOND * 3);
+    assert_eq!(world.sims[0].findings(), ["no way back"]);
+}
+
+#[test]
+fn datagrams_lost_one_by_one_are_no_checksum_fault() {
+    let sims = (1..=30).map(|n| Sim::new(peer(n, Path::Vxlan, false)));
+    let mut world = World::new(sims.collect(), 5);
+    world.loss = 0.05;
+    world.run(SECOND * 900);
+    for sim in &world.sims {
+        assert!(!sim.findings().contains(&"checksum fault"), "{:?}", sim.findings());
+    }
+}
+
+#[test]
+fn our_own_uplink_down_withdraws_nothing() {
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], 3);
+    world.run(SECOND * 10);
+    world.sims[0].link = nothing();
+    world.uplink_down = true;
+    world.run(SECOND * 60);
+    world.sims[0].link = only(|_| true);
+    world.uplink_down = false;
+    world.run(SECOND * 10);
+    assert_eq!((world.sims[0].switches, world.finding(0)), (1, Finding::Healthy));
+}
+
+#[test]
+fn long_dead_peers_do_not_make_us_the_suspect() {
+    let mut sims: Vec<Sim> = (1..=9).map(|n| Sim::new(peer(n, Path::Vxlan, true))).collect();
+    sims.iter_mut().skip(5).for_each(|sim| sim.link = nothing());
+    let mut world = World::new(sims, 3);
+    world.run(SECOND * 20);
+    for n in 0..5 {
+        world.sims[n].link = nothing();
+        world.run(SECOND * 10);
+        assert_eq!(world.way(n), Some(Way::Tunnel), "{n}");
+    }
+}
+
+#[test]
+fn a_slow_pace_is_kept_and_a_quick_answer_found_all_the_same() {
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, false))], 1);
+    world.pace = SECOND * 60;
+    world.run(SECOND * 600);
+    let asked = world.sims[0].asked.len();
+    assert!(asked < 20, "{asked} in ten minutes");
+    world.sims[0].link = nothing();
+    world.run(SECOND * 63);
+    assert_eq!(world.finding(0).name(), "next hop silent");
+    world.sims[0].link = only(|_| true);
+    world.run(SECOND * 63);
+    assert_eq!(world.finding(0), Finding::Healthy);
+}
+
+#[test]
+fn what_was_lost_on_another_way_is_not_held_against_this_one() {
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Direct, true))], 1);
+    world.run(SECOND * 10);
+    let now = world.now;
+    let judge = &mut world.sims[0].judge;
+    judge.follow(peer(1, Path::Vxlan, true), verdict::world::local(), now);
+    for n in (1..=20).rev() {
+        let sent = now - Duration::from_millis(n * 40);
+        judge.hear(Sample { probe: Probe::Path, sent, answer: Answer::Lost });
+        judge.decide(now, false);
+    }
+    assert_eq!((judge.health().verdict.finding, judge.health().loss), (Finding::Healthy, 0));
+}
+
+#[test]
+fn latency_and_mtu_are_of_the_way_in_use() {
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], 1);
+    world.run(SECOND * 10);
+    let health = world.sims[0].judge.health();
+    assert_eq!((health.latency, health.loss, health.mtu), (Some(LATENCY), 0, Some(1450)));
+    assert!(health.since < SECOND * 2);
+}
+
+fn probes() -> impl Strategy<Value = Probe> {
+    prop_oneof![
+        Just(Probe::NextHop),
+        Just(Probe::Node),
+        Just(Probe::NodeSized(1500)),
+        Just(Probe::Path),
+        Just(Probe::There),
+        Just(Probe::Direct),
+        Just(Probe::Checksum),
+        Just(Probe::PathSized(1450)),
+        any::<u16>().prop_map(Probe::PathSized),
+        any::<u16>().prop_map(Probe::NodeSized),
+    ]
+}
+
+fn waits() -> impl Strategy<Value = u64> {
+    prop_oneof![4 => 0..300_u64, 1 => 0..3_000_u64]
+}
+
+fn answers() -> impl Strategy<Value = Answer> {
+    prop_oneof![
+        4 => Just(Answer::Lost),
+        4 => (0..2000_u64).prop_map(|after| Answer::Came { after: Duration::from_millis(after) }),
+        2 => (any::<u8>(), any::<bool>()).prop_map(|(mac, also)| Answer::Is {
+            mac: plan::Mac([2, 0, 0, 0, 0, mac]),
+            also: also.then_some([192, 0, 2, 7].into()),
+        }),
+        1 => any::<u16>().prop_map(|mtu| Answer::TooBig { mtu }),
+        1 => Just(Answer::Refused { by: [192, 0, 2, 8].into() }),
+        1 => any::<(bool, bool)>().prop_map(|(offloaded, complete)| Answer::Checksums { offloaded, complete }),
+        1 => Just(Answer::Impossible),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
+
+    #[test]
+    fn whatever_is_heard_it_holds(
+        steps in prop::collection::vec((waits(), probes(), answers(), 0..3_000_u64, any::<(bool, bool, bool)>()), 1..200),
+        pace in 1..70_u64,
+        evidence: bool,
+        mtu in prop_oneof![Just(1450), Just(u32::from(u16::MAX)), Just(u32::MAX), any::<u32>()],
+    ) {
+        let local = Local { mtu, ..verdict::world::local() };
+        let peer = |path| {
+            let mut peer = peer(1, path, evidence);
+            peer.tunnel.iter_mut().for_each(|tunnel| tunnel.mtu = u32::MAX);
+            peer
+        };
+        let mut judge = Judge::new(peer(Path::Vxlan), local, Duration::ZERO);
+        let (mut now, mut asked) = (Duration::ZERO, Vec::new());
+        for (wait, probe, answer, ago, (follow, suspect, direct)) in steps {
+            now += Duration::from_millis(wait);
+            judge.hear(Sample { probe, sent: now.saturating_sub(Duration::from_millis(ago)), answer });
+            judge.decide(now, suspect);
+            if follow {
+                judge.follow(peer(if direct { Path::Direct } else { Path::Vxlan }), local, now);
+            }
+            let probes = judge.ask(now, Duration::from_secs(pace));
+            prop_assert!(judge.next() > now, "{:?} {:?}", judge.next(), now);
+            verdict::world::count(&mut asked, &probes, now);
+            prop_assert!(evidence || judge.health().verdict.way.is_none());
+            prop_assert!(judge.health().loss <= 1000);
+        }
+        prop_assert!(verdict::world::most_in_a_second(&asked) <= 10);
+        prop_assert!(std::mem::size_of::<Judge>() <= 336, "{}", std::mem::size_of::<Judge>());
+    }
+}

@@ -1,0 +1,329 @@
+//! The bytes of questions and of answers: ARP, neighbour discovery, echoes and datagrams, in IP packets and frames. Pure;
+//! what is read was sent by anybody, and of what is not whole nothing is believed.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use kernel::packet::EtherType;
+use plan::Mac;
+
+pub(super) const ETHERNET: usize = 14;
+const IPV4: usize = 20;
+const IPV6: usize = 40;
+/// Of an ICMP echo, and of UDP.
+const HEADER: usize = 8;
+const COOKIE: usize = 8;
+const ARP: usize = 28;
+
+const ICMP: u8 = 1;
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+const TTL: u8 = 64;
+/// Neighbour discovery is only believed from the segment.
+const FROM_SEGMENT: u8 = 255;
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
+
+pub(super) const BROADCAST: Mac = Mac([0xff; 6]);
+
+/// Both ends of a packet; they are of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ends {
+    pub(super) from: IpAddr,
+    pub(super) to: IpAddr,
+}
+
+/// Of an echo. The cookie is in its payload: who has not seen the question cannot know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Number {
+    pub(super) sequence: u16,
+    pub(super) cookie: u64,
+}
+
+/// An answer, as far as it can be understood without knowing the question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    Echo {
+        from: IpAddr,
+        id: u16,
+        number: Number,
+    },
+    /// Whose MAC it is.
+    Neighbour {
+        ip: IpAddr,
+        mac: Mac,
+    },
+    /// Somebody could not deliver what we sent.
+    Error {
+        by: IpAddr,
+        mtu: Option<u16>,
+        port: bool,
+        quoted: Quoted,
+    },
+}
+
+/// What an error is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Quoted {
+    /// Routers need not quote enough of it to tell its cookie.
+    Echo {
+        to: IpAddr,
+        id: u16,
+        sequence: u16,
+        cookie: Option<u64>,
+    },
+    Datagram {
+        to: IpAddr,
+        from_port: u16,
+        length: u16,
+    },
+}
+
+/// An echo request in an IP packet of `size` bytes, which nobody may fragment.
+pub(super) fn echo(ends: Ends, (id, number): (u16, Number), size: u16) -> Vec<u8> {
+    let (kind, protocol, header) = if ends.to.is_ipv4() { (8, ICMP, IPV4) } else { (128, ICMPV6, IPV6) };
+    let mut icmp = vec![0; usize::from(size).saturating_sub(header).max(HEADER + COOKIE)];
+    icmp[0] = kind;
+    icmp[4..6].copy_from_slice(&id.to_be_bytes());
+    icmp[6..8].copy_from_slice(&number.sequence.to_be_bytes());
+    icmp[HEADER..HEADER + COOKIE].copy_from_slice(&number.cookie.to_be_bytes());
+    seal(&mut icmp, ends, protocol, 2);
+    packet(ends, protocol, TTL, &icmp)
+}
+
+/// A datagram with its checksum.
+pub(super) fn datagram(ends: Ends, (from, to): (u16, u16), payload: &[u8]) -> Vec<u8> {
+    let mut udp = vec![0; HEADER];
+    udp.extend_from_slice(payload);
+    let length = udp.len() as u16;
+    for (place, value) in [from, to, length].iter().enumerate() {
+        udp[2 * place..2 * place + 2].copy_from_slice(&value.to_be_bytes());
+    }
+    seal(&mut udp, ends, UDP, 6);
+    packet(ends, UDP, TTL, &udp)
+}
+
+/// Who has that address?
+pub(super) fn arp_request(mac: Mac, own: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+    let head = [0, 1, 8, 0, 6, 4, 0, 1];
+    [&head[..], &mac.0, &own.octets(), &[0; 6], &target.octets()].concat()
+}
+
+/// The same for IPv6: to the address itself, or to the group of those that might have it.
+pub(super) fn solicitation(mac: Mac, own: Ipv6Addr, target: Ipv6Addr, unicast: bool) -> Vec<u8> {
+    let to = if unicast { target } else { solicited_node(target) };
+    let ends = Ends { from: own.into(), to: to.into() };
+    let mut icmp = [&[SOLICITATION, 0, 0, 0, 0, 0, 0, 0][..], &target.octets(), &[1, 1], &mac.0].concat();
+    seal(&mut icmp, ends, ICMPV6, 2);
+    packet(ends, ICMPV6, FROM_SEGMENT, &icmp)
+}
+
+/// To whom a question goes whose answerer is not known.
+pub(super) fn group_of(target: IpAddr) -> Mac {
+    match target {
+        IpAddr::V4(_) => BROADCAST,
+        IpAddr::V6(ip) => {
+            let [.., a, b, c] = ip.octets();
+            Mac([0x33, 0x33, 0xff, a, b, c])
+        }
+    }
+}
+
+fn solicited_node(target: Ipv6Addr) -> Ipv6Addr {
+    let [.., a, b, c] = target.octets().map(u16::from);
+    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | a, b << 8 | c)
+}
+
+pub(super) fn ethernet((to, from): (Mac, Mac), kind: EtherType, payload: &[u8]) -> Vec<u8> {
+    [&to.0[..], &from.0, &(kind as u16).to_be_bytes(), payload].concat()
+}
+
+fn packet(ends: Ends, protocol: u8, ttl: u8, payload: &[u8]) -> Vec<u8> {
+    let length = |header: usize| ((header + payload.len()) as u16).to_be_bytes();
+    match (ends.from, ends.to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let [high, low] = length(IPV4);
+            let mut ip = [0x45, 0, high, low, 0, 0, 0x40, 0, ttl, protocol, 0, 0].to_vec();
+            ip.extend([from.octets(), to.octets()].concat());
+            let sum = fold(sum(&ip)).to_be_bytes();
+            ip[10..12].copy_from_slice(&sum);
+            ip.extend_from_slice(payload);
+            ip
+        }
+        (from, to) => {
+            let [high, low] = length(0);
+            let head = [0x60, 0, 0, 0, high, low, protocol, ttl];
+            [&head[..], &octets(from), &octets(to), payload].concat()
+        }
+    }
+}
+
+/// Puts the checksum where it belongs; none of ours is ever left out.
+fn seal(payload: &mut [u8], ends: Ends, protocol: u8, at: usize) {
+    let value = match checksum(payload, ends, protocol) {
+        0 if protocol == UDP => 0xffff,
+        value => value,
+    };
+    payload[at..at + 2].copy_from_slice(&value.to_be_bytes());
+}
+
+/// Zero over what has a right one in it.
+fn checksum(payload: &[u8], ends: Ends, protocol: u8) -> u16 {
+    let pseudo = if protocol == ICMP {
+        0
+    } else {
+        sum(&octets(ends.from)) + sum(&octets(ends.to)) + payload.len() as u64 + u64::from(protocol)
+    };
+    fold(pseudo + sum(payload))
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+/// Of many words at a time: the carries are added at the end all the same, and no packet is long enough to overflow it.
+fn sum(bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let mut whole = 0;
+    for word in words {
+        let word = u64::from_be_bytes(*word);
+        whole += (word >> 32) + (word & 0xffff_ffff);
+    }
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let last = u64::from_be_bytes(last);
+    whole + (last >> 32) + (last & 0xffff_ffff)
+}
+
+fn fold(mut sum: u64) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// Reads a frame, behind its Ethernet header.
+pub(super) fn read_frame(kind: EtherType, source: Option<Mac>, bytes: &[u8]) -> Option<Heard> {
+    match kind {
+        EtherType::Arp => read_arp(bytes),
+        EtherType::Ipv4 | EtherType::Ipv6 => read_packet(source, bytes),
+    }
+}
+
+/// A reply, of hosts of Ethernet and IPv4.
+fn read_arp(bytes: &[u8]) -> Option<Heard> {
+    let bytes = bytes.get(..ARP)?;
+    let mac = Mac(array(bytes, 8)?);
+    let is_reply = bytes[..8] == [0, 1, 8, 0, 6, 4, 0, 2];
+    let ip = Ipv4Addr::from(array::<4>(bytes, 14)?).into();
+    (is_reply && mac.is_unicast()).then_some(Heard::Neighbour { ip, mac })
+}
+
+/// Reads an IP packet; `source` is the MAC that it came from.
+pub(super) fn read_packet(source: Option<Mac>, bytes: &[u8]) -> Option<Heard> {
+    let Ip { ends, protocol, ttl, payload } = Ip::read(bytes)?;
+    if !matches!(protocol, ICMP | ICMPV6) || checksum(payload, ends, protocol) != 0 {
+        return None;
+    }
+    if protocol == ICMPV6 && payload.first() == Some(&ADVERTISEMENT) {
+        return if ttl == FROM_SEGMENT { read_advertisement(source, payload) } else { None };
+    }
+    read_icmp(ends.from, payload)
+}
+
+/// A whole IP packet, and no fragment.
+struct Ip<'a> {
+    ends: Ends,
+    protocol: u8,
+    ttl: u8,
+    payload: &'a [u8],
+}
+
+impl<'a> Ip<'a> {
+    fn read(bytes: &'a [u8]) -> Option<Self> {
+        match bytes.first()? >> 4 {
+            4 => {
+                let header = usize::from(bytes[0] & 0xf) * 4;
+                let (length, fragment) = (usize::from(u16_at(bytes, 2)?), u16_at(bytes, 6)? & 0x3fff);
+                let payload = bytes.get(header..length).filter(|_| header >= IPV4 && fragment == 0)?;
+                let [from, to] = [12, 16].map(|at| array::<4>(bytes, at));
+                let ends = Ends { from: Ipv4Addr::from(from?).into(), to: Ipv4Addr::from(to?).into() };
+                Some(Self { ends, protocol: bytes[9], ttl: bytes[8], payload })
+            }
+            6 => {
+                let payload = bytes.get(IPV6..)?.get(..u16_at(bytes, 4)?.into())?;
+                let [from, to] = [8, 24].map(|at| array::<16>(bytes, at));
+                let ends = Ends { from: Ipv6Addr::from(from?).into(), to: Ipv6Addr::from(to?).into() };
+                Some(Self { ends, protocol: bytes[6], ttl: bytes[7], payload })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The answer to a unicast question need not name the MAC that it comes from.
+fn read_advertisement(source: Option<Mac>, icmp: &[u8]) -> Option<Heard> {
+    let ip = Ipv6Addr::from(array::<16>(icmp, 8)?).into();
+    let named = icmp.get(24..32).filter(|option| option[..2] == [2, 1]).and_then(|option| array(option, 2));
+    let mac = named.map(Mac).or(source).filter(|mac| mac.is_unicast())?;
+    Some(Heard::Neighbour { ip, mac })
+}
+
+/// Reads ICMP of the family that the sender is of; whoever hands it over has looked at its checksum.
+pub(super) fn read_icmp(from: IpAddr, icmp: &[u8]) -> Option<Heard> {
+    let (kind, code) = (*icmp.first()?, *icmp.get(1)?);
+    let (is_reply, too_big, port) = match from {
+        IpAddr::V4(_) => (kind == 0, (kind, code) == (3, 4), (kind, code) == (3, 3)),
+        IpAddr::V6(_) => (kind == 129, kind == 2, (kind, code) == (1, 4)),
+    };
+    if is_reply {
+        let number = Number { sequence: u16_at(icmp, 6)?, cookie: cookie(icmp)? };
+        return Some(Heard::Echo { from, id: u16_at(icmp, 4)?, number });
+    }
+    let is_error = if from.is_ipv4() { matches!(kind, 3 | 11) } else { matches!(kind, 1..=3) };
+    let quoted = quoted(icmp.get(HEADER..).filter(|_| is_error)?)?;
+    let (mtu, least) = match from {
+        IpAddr::V4(_) => (u16_at(icmp, 6)?, 576),
+        IpAddr::V6(_) => (u32::from_be_bytes(array(icmp, 4)?).try_into().unwrap_or(u16::MAX), 1280),
+    };
+    // No link carries less; old routers say 0.
+    if too_big && mtu < least {
+        return None;
+    }
+    Some(Heard::Error { by: from, mtu: too_big.then_some(mtu), port, quoted })
+}
+
+/// The beginning of one of our packets, cut wherever the teller liked.
+fn quoted(bytes: &[u8]) -> Option<Quoted> {
+    let (to, protocol, header) = match bytes.first()? >> 4 {
+        4 => (Ipv4Addr::from(array::<4>(bytes, 16)?).into(), bytes[9], usize::from(bytes[0] & 0xf) * 4),
+        6 => (Ipv6Addr::from(array::<16>(bytes, 24)?).into(), bytes[6], IPV6),
+        _ => return None,
+    };
+    let icmp = bytes.get(header..)?;
+    let ours: &[u8; HEADER] = icmp.first_chunk()?;
+    let [first, _, id, sequence] = [0, 2, 4, 6].map(|at| u16::from_be_bytes([ours[at], ours[at + 1]]));
+    match protocol {
+        ICMP | ICMPV6 => Some(Quoted::Echo { to, id, sequence, cookie: cookie(icmp) }),
+        UDP => Some(Quoted::Datagram { to, from_port: first, length: id }),
+        _ => None,
+    }
+}
+
+/// Of an echo.
+fn cookie(icmp: &[u8]) -> Option<u64> {
+    array(icmp, HEADER).map(u64::from_be_bytes)
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    array(bytes, at).map(u16::from_be_bytes)
+}
+
+fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk().copied()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,411 @@
+//! Sends each kind of question and makes samples of what comes back. It does not choose what to ask.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use kernel::Kernel;
+use kernel::packet::{EtherType, Marks, Socket};
+use plan::input::{Family, Node};
+use plan::verdict::{Answer, Probe, Sample};
+use plan::{LinkName, Mac, Path, PeerPath};
+use tracing::debug;
+
+use super::frame::{self, Ends, Heard, Number, Quoted};
+use super::next_hops::{NextHops, Reach};
+use super::sent::{Outstanding, Sent, State};
+use super::wires::{self, Sending, Wires};
+
+/// An echo that is about no size; bytes.
+const SMALL: u16 = 64;
+/// Where nobody listens, and where firewalls expect who only wants to know the way.
+const CLOSED_PORT: u16 = 33434;
+/// What the two datagrams of a pair carry: an error quotes the length, if nothing else.
+const OFFLOADED: [u8; 8] = [0; 8];
+const COMPLETE: [u8; 9] = [0; 9];
+const UDP_HEADER: usize = 8;
+
+/// A peer and what has been learnt of it.
+pub(super) type News = (IpNet, Sample);
+
+pub(super) struct Post {
+    marks: Marks,
+    node: Option<Node>,
+    /// Reads the uplink's neighbours; `None` where that is not possible.
+    kernel: Option<Kernel>,
+    wires: Wires,
+    next_hops: NextHops,
+    /// Where the next hop of each peer on the segment is.
+    segment: BTreeMap<IpNet, IpAddr>,
+    sent: Outstanding,
+}
+
+impl Post {
+    /// `dice`: nobody who does not see our packets can know by what we know their answers.
+    pub(super) fn new(dice: [u16; 2]) -> Self {
+        let marks = Marks { echo: dice[0], port: CLOSED_PORT };
+        let kernel = Kernel::open().inspect_err(|error| debug!("the prober: {error}")).ok();
+        Self {
+            marks,
+            node: None,
+            kernel,
+            wires: Wires::new(marks),
+            next_hops: NextHops::default(),
+            segment: BTreeMap::new(),
+            sent: Outstanding::new(dice[1]),
+        }
+    }
+
+    /// Whom there is to ask, and from where.
+    pub(super) fn follow<'a>(
+        &mut self,
+        node: Option<&Node>,
+        peers: impl Iterator<Item = &'a PeerPath>,
+        now: Duration,
+    ) {
+        self.node = node.cloned();
+        let on_link = peers.filter(|peer| peer.on_link);
+        self.segment = on_link.map(|peer| (peer.subnet, peer.public_ip)).collect();
+        self.look(now);
+    }
+
+    /// Reads this node's devices and neighbours again when that is due.
+    pub(super) fn look_if_due(&mut self, now: Duration) {
+        if self.wires.is_due(now) && self.node.is_some() {
+            self.look(now);
+        }
+    }
+
+    fn look(&mut self, now: Duration) {
+        self.wires.look(now);
+        let Some(node) = &self.node else { return };
+        let uplink = self.wires.link(node.uplink.link).filter(|_| !self.segment.is_empty());
+        let read =
+            |kernel: &mut Kernel| kernel.neighbours(uplink?).inspect_err(|error| debug!("{error}")).ok();
+        let neighbours = self.kernel.as_mut().and_then(read).unwrap_or_default();
+        self.next_hops.follow(&self.segment, &neighbours);
+    }
+
+    /// Asks. What is known without asking is the answer. `unsure`: nothing has come back lately, so that all machines of the
+    /// segment may be asked who the next hop is.
+    pub(super) fn ask(
+        &mut self,
+        peer: &PeerPath,
+        probe: Probe,
+        unsure: bool,
+        now: Duration,
+    ) -> Option<Sample> {
+        let asked = match probe {
+            Probe::NextHop => self.ask_next_hop(peer, unsure, now),
+            Probe::Node => self.ask_node(peer, probe, SMALL, now),
+            Probe::NodeSized(size) => self.ask_node(peer, probe, size, now),
+            Probe::Path => self.ask_path(peer, probe, SMALL, now),
+            Probe::PathSized(size) => self.ask_path(peer, probe, size, now),
+            Probe::There => self.ask_there(peer, now),
+            Probe::Direct => self.ask_direct(peer, now),
+            Probe::Checksum => self.ask_checksum(peer, now),
+        };
+        let answer = asked.err()?;
+        if answer == Answer::Impossible {
+            // An address may have come meanwhile.
+            self.wires.look_soon(now);
+        }
+        Some(Sample { probe, sent: now, answer })
+    }
+
+    fn ask_next_hop(&mut self, peer: &PeerPath, unsure: bool, now: Duration) -> Known {
+        let uplink = self.uplink()?;
+        let resolves = self.wires.link(uplink).is_some_and(|link| link.resolves);
+        let asks = resolves && peer.on_link && !self.next_hops.is_static(peer.public_ip);
+        self.address(peer.public_ip).filter(|_| asks).ok_or(Answer::Impossible)?;
+        match self.next_hops.certain(peer.public_ip).filter(|_| !unsure) {
+            Some(mac) => self.ask_who_has(peer, Some(mac), now),
+            None => {
+                self.next_hops.ask_all(peer.subnet);
+                Ok(())
+            }
+        }
+    }
+
+    /// Asks all machines about those whose turn it is; who they are is for the caller to say.
+    pub(super) fn ask_all<'a>(&mut self, peer: impl Fn(IpNet) -> Option<&'a PeerPath>, now: Duration) {
+        while let Some(turn) = self.next_hops.turn(now) {
+            if let Some(peer) = peer(turn) {
+                // It was possible when it was put in line.
+                let _ = self.ask_who_has(peer, None, now);
+            }
+        }
+    }
+
+    fn ask_who_has(&mut self, peer: &PeerPath, known: Option<Mac>, now: Duration) -> Known {
+        let (uplink, target) = (self.uplink()?, peer.public_ip);
+        let link = self.wires.link(uplink).ok_or(Answer::Impossible)?;
+        let own =
+            self.address(target).filter(|own| link.addresses.contains(own)).ok_or(Answer::Impossible)?;
+        let mac = link.mac.ok_or(Answer::Impossible)?;
+        let (kind, question) = match (own, target) {
+            (IpAddr::V4(own), IpAddr::V4(target)) => (EtherType::Arp, frame::arp_request(mac, own, target)),
+            (IpAddr::V6(own), IpAddr::V6(target)) => {
+                (EtherType::Ipv6, frame::solicitation(mac, own, target, known.is_some()))
+            }
+            _ => return Err(Answer::Impossible),
+        };
+        let number = self.note((peer, Probe::NextHop), target, State::Open, now);
+        let to = known.unwrap_or_else(|| frame::group_of(target));
+        self.leaves(number, |wires| wires.frame((uplink, kind), to, &question, now));
+        Ok(())
+    }
+
+    fn ask_node(&mut self, peer: &PeerPath, probe: Probe, size: u16, now: Duration) -> Known {
+        let from = self.address(peer.public_ip).ok_or(Answer::Impossible)?;
+        self.send_echo((peer, probe), Ends { from, to: peer.public_ip }, size, now)
+    }
+
+    fn ask_path(&mut self, peer: &PeerPath, probe: Probe, size: u16, now: Duration) -> Known {
+        let ends = self.pod_ends(peer).ok_or(Answer::Impossible)?;
+        self.send_echo((peer, probe), ends, size, now)
+    }
+
+    /// By the kernel's routes.
+    fn send_echo(&mut self, asked: (&PeerPath, Probe), ends: Ends, size: u16, now: Duration) -> Known {
+        if !self.is_routed(asked.0, now)? {
+            return Ok(());
+        }
+        let Some(number) = self.note(asked, ends.to, State::Open, now) else { return Ok(()) };
+        let packet = frame::echo(ends, (self.marks.echo, number), size);
+        match self.leaves(Some(number), |wires| wires.packet(ends.to, &packet, now)) {
+            Sending::TooBig => Err(Answer::TooBig { mtu: self.mtu_of_link(asked) }),
+            _ => Ok(()),
+        }
+    }
+
+    /// May the kernel route a packet to that peer? Where it had to find the next hop first it would ask all machines of the
+    /// segment, and to no end if nobody answers: we ask them instead, in our turn, and until then the peer is not asked. What
+    /// goes to one for whom nobody has answered is lost.
+    fn is_routed(&mut self, peer: &PeerPath, now: Duration) -> Result<bool, Answer> {
+        let Ok(uplink) = self.uplink() else { return Ok(true) };
+        let resolves = self.wires.link(uplink).is_some_and(|link| link.resolves);
+        let kind = match peer.public_ip {
+            IpAddr::V4(_) => EtherType::Arp,
+            IpAddr::V6(_) => EtherType::Ipv6,
+        };
+        if !(resolves && peer.on_link && self.wires.listen((uplink, kind), now)) {
+            return Ok(true);
+        }
+        let mut lost = Ok(false);
+        match self.next_hops.reach(peer.public_ip) {
+            Reach::Known => return Ok(true),
+            Reach::Unknown => {}
+            Reach::Silent => lost = Err(Answer::Lost),
+        }
+        self.next_hops.ask_all(peer.subnet);
+        lost
+    }
+
+    /// In frames, since traffic rules would give packets that go this way another source.
+    fn ask_there(&mut self, peer: &PeerPath, now: Duration) -> Known {
+        let (from, to) = (self.address(peer.public_ip), self.pod_ends(peer).map(|ends| ends.to));
+        let ends = Ends { from: from.ok_or(Answer::Impossible)?, to: to.ok_or(Answer::Impossible)? };
+        match (peer.path, peer.tunnel) {
+            (Path::Direct, _) => {
+                let Some(way) = self.direct_way(peer)? else { return Ok(()) };
+                self.send_framed((peer, Probe::There), ends, way, now)
+            }
+            (Path::Vxlan, Some(tunnel)) => {
+                if !self.is_routed(peer, now)? {
+                    return Ok(());
+                }
+                self.send_framed((peer, Probe::There), ends, (tunnel.link, tunnel.mac), now)
+            }
+            _ => Err(Answer::Impossible),
+        }
+    }
+
+    fn ask_direct(&mut self, peer: &PeerPath, now: Duration) -> Known {
+        let ends = self.pod_ends(peer).filter(|_| peer.on_link).ok_or(Answer::Impossible)?;
+        let Some(way) = self.direct_way(peer)? else { return Ok(()) };
+        self.send_framed((peer, Probe::Direct), ends, way, now)
+    }
+
+    /// The uplink, and the MAC of the peer's next hop; `None` while nobody has answered for it.
+    fn direct_way(&self, peer: &PeerPath) -> Result<Option<(LinkName, Mac)>, Answer> {
+        let uplink = self.uplink()?;
+        let link = self.wires.link(uplink).ok_or(Answer::Impossible)?;
+        let mac = if link.resolves { self.next_hops.mac(peer.public_ip) } else { Some(Mac::default()) };
+        // A link with MACs and without ARP has them in the kernel's table, where somebody put them.
+        let mac = mac.filter(|mac| link.mac.is_none() || mac.is_unicast());
+        let mac = mac.or_else(|| self.next_hops.mac(peer.public_ip));
+        Ok(mac.map(|mac| (uplink, mac)))
+    }
+
+    /// What comes back is to no connection that the kernel knows: it is heard on every link that it may come by.
+    fn send_framed(
+        &mut self,
+        asked: (&PeerPath, Probe),
+        ends: Ends,
+        (link, mac): (LinkName, Mac),
+        now: Duration,
+    ) -> Known {
+        let kind = EtherType::of(Family::of(ends.to));
+        let links = asked.0.tunnel.map(|tunnel| tunnel.link).into_iter().chain([self.uplink()?]);
+        for link in links {
+            self.wires.listen((link, kind), now);
+        }
+        let Some(number) = self.note(asked, ends.to, State::Open, now) else { return Ok(()) };
+        let packet = frame::echo(ends, (self.marks.echo, number), SMALL);
+        self.leaves(Some(number), |wires| wires.frame((link, kind), mac, &packet, now));
+        Ok(())
+    }
+
+    fn ask_checksum(&mut self, peer: &PeerPath, now: Duration) -> Known {
+        let ends = self.pod_ends(peer).ok_or(Answer::Impossible)?;
+        if self.is_routed(peer, now) != Ok(true) {
+            return Ok(());
+        }
+        let Ok(port) = wires::datagram(ends, CLOSED_PORT, &OFFLOADED) else { return Ok(()) };
+        let state = State::Datagrams { port, offloaded: false, complete: false };
+        let number = self.note((peer, Probe::Checksum), ends.to, state, now);
+        let packet = frame::datagram(ends, (port, CLOSED_PORT), &COMPLETE);
+        self.leaves(number, |wires| wires.packet(ends.to, &packet, now));
+        Ok(())
+    }
+
+    /// Takes note of a question that is about to leave.
+    fn note(
+        &mut self,
+        (peer, probe): (&PeerPath, Probe),
+        target: IpAddr,
+        state: State,
+        at: Duration,
+    ) -> Option<Number> {
+        self.sent.add(Sent { peer: peer.subnet, probe, target, at, state })
+    }
+
+    /// Sends it; what was not even tried to be sent is no loss.
+    fn leaves(&mut self, number: Option<Number>, send: impl FnOnce(&mut Wires) -> Sending) -> Sending {
+        let Some(number) = number else { return Sending::Unable };
+        let sending = send(&mut self.wires);
+        if matches!(sending, Sending::TooBig | Sending::Unable) {
+            self.sent.discard(number.sequence);
+        }
+        sending
+    }
+
+    fn uplink(&self) -> Result<LinkName, Answer> {
+        self.node.as_ref().map(|node| node.uplink.link).ok_or(Answer::Impossible)
+    }
+
+    /// Our own on the uplink, to reach that one from.
+    fn address(&self, target: IpAddr) -> Option<IpAddr> {
+        self.node.as_ref()?.uplink.address(Family::of(target))
+    }
+
+    /// From our pod subnet to the peer's: a VTEP has the first address, a bridge another one.
+    fn pod_ends(&self, peer: &PeerPath) -> Option<Ends> {
+        let own = self.node.as_ref()?.subnet.of(Family::of(peer.subnet.addr()))?;
+        let by_tunnel = peer.tunnel.is_some();
+        let inside = self.wires.addresses().filter(|ip| own.contains(ip));
+        let from = inside.min_by_key(|ip| ((*ip == own.network()) != by_tunnel, *ip))?;
+        let to = if by_tunnel { peer.subnet.network() } else { second(peer.subnet.network()) };
+        Some(Ends { from, to })
+    }
+
+    fn mtu_of_link(&self, (peer, probe): (&PeerPath, Probe)) -> u16 {
+        let uplink = self.node.as_ref().map_or(0, |node| node.uplink.mtu);
+        let tunnel = peer.tunnel.filter(|_| peer.path == Path::Vxlan && matches!(probe, Probe::PathSized(_)));
+        tunnel.map_or(uplink, |tunnel| tunnel.mtu).try_into().unwrap_or(u16::MAX)
+    }
+
+    /// That answers come in by.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = &Socket> {
+        self.wires.sockets()
+    }
+
+    /// When something has to be done even if nothing comes in.
+    pub(super) fn due(&self) -> Option<Duration> {
+        self.sent.due().into_iter().chain(self.next_hops.due()).min()
+    }
+
+    /// All that has come in, then what will not come any more: nothing is lost while there may be answers to hear.
+    pub(super) fn hear(&mut self, now: Duration) -> Vec<News> {
+        let mut news = Vec::new();
+        let (all, whole) = self.wires.heard(self.uplink().ok());
+        for heard in all {
+            news.extend(self.understand(heard, now));
+        }
+        if !whole {
+            return news;
+        }
+        while let Some((sent, answer)) = self.sent.expire(now) {
+            if sent.probe == Probe::NextHop && answer == Some(Answer::Lost) {
+                self.next_hops.lost(sent.target);
+            }
+            news.extend(answer.map(|answer| told(&sent, answer)));
+        }
+        news
+    }
+
+    fn understand(&mut self, heard: Heard, now: Duration) -> Option<News> {
+        match heard {
+            Heard::Echo { from, id, number } if id == self.marks.echo => {
+                let sent = self.sent.echoed(from, number)?;
+                if let Some(next_hop) = self.segment.get(&sent.peer).filter(|_| by_kernel(sent.probe)) {
+                    self.next_hops.reached(*next_hop);
+                }
+                Some(told(&sent, Answer::Came { after: now.saturating_sub(sent.at) }))
+            }
+            Heard::Neighbour { ip, mac } => {
+                let (sent, count) = self.sent.claimed(ip, mac)?;
+                let also = self.next_hops.heard(ip, mac, count == 1);
+                Some(told(&sent, Answer::Is { mac, also }))
+            }
+            Heard::Error { by, mtu, quoted: Quoted::Echo { to, id, sequence, cookie }, .. }
+                if id == self.marks.echo =>
+            {
+                // What this node itself says of a packet that it cannot deliver is no more than that it is lost.
+                if mtu.is_none() && self.wires.addresses().any(|own| own == by) {
+                    return None;
+                }
+                let answer = mtu.map_or(Answer::Refused { by }, |mtu| Answer::TooBig { mtu });
+                let Some(cookie) = cookie else {
+                    self.sent.hinted(to, sequence, answer);
+                    return None;
+                };
+                let sent = self.sent.echoed(to, Number { sequence, cookie })?;
+                Some(told(&sent, answer))
+            }
+            Heard::Error { by, port: true, quoted: Quoted::Datagram { to, from_port, length }, .. }
+                if by == to =>
+            {
+                let is_complete = usize::from(length) == UDP_HEADER + COMPLETE.len();
+                let sent = self.sent.bounced(to, from_port, is_complete)?;
+                Some(told(&sent, Answer::Checksums { offloaded: true, complete: true }))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// `Err` is what is known without asking.
+type Known = Result<(), Answer>;
+
+fn told(sent: &Sent, answer: Answer) -> News {
+    (sent.peer, Sample { probe: sent.probe, sent: sent.at, answer })
+}
+
+/// Is it an echo by the kernel's routes?
+fn by_kernel(probe: Probe) -> bool {
+    matches!(probe, Probe::Node | Probe::NodeSized(_) | Probe::Path | Probe::PathSized(_))
+}
+
+/// The address after that one.
+fn second(first: IpAddr) -> IpAddr {
+    match first {
+        IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() | 1).into(),
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() | 1).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

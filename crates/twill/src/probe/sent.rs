@@ -1,0 +1,291 @@
+//! The questions that wait for an answer. What comes is matched with one of them or dropped: right sequence number, right
+//! sender, not too late. Bounded; sends nothing.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use plan::Mac;
+use plan::verdict::{Answer, PATIENCE, Probe};
+
+use super::frame::Number;
+
+/// More than these do not wait at a time; what does not fit is not asked.
+const MOST: usize = 16 * 1024;
+/// Of one question for a next hop; a third machine with the same address is no news.
+const CLAIMS: usize = 4;
+
+/// One question.
+#[derive(Clone, Debug)]
+pub(super) struct Sent {
+    pub(super) peer: IpNet,
+    pub(super) probe: Probe,
+    /// Who is to answer.
+    pub(super) target: IpAddr,
+    pub(super) at: Duration,
+    pub(super) state: State,
+}
+
+/// How far it has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Open,
+    /// Somebody says what became of it who may not even have seen it: that counts if there is no answer.
+    Hinted(Answer),
+    Done,
+    /// Those who say to be the next hop.
+    Claimed(Vec<Mac>),
+    /// Of both datagrams, by the port that they are from.
+    Datagrams {
+        port: u16,
+        offloaded: bool,
+        complete: bool,
+    },
+}
+
+/// Numbered one after the other from a random start, so that an answer's number finds its question.
+#[derive(Debug)]
+pub(super) struct Outstanding {
+    first: u16,
+    /// By the time they were sent.
+    all: VecDeque<Sent>,
+    /// That no answer has come to yet.
+    open: usize,
+    next_hops: HashMap<IpAddr, u16>,
+    datagrams: HashMap<IpAddr, u16>,
+    /// That cookies are made with.
+    secret: RandomState,
+}
+
+impl Outstanding {
+    pub(super) fn new(first: u16) -> Self {
+        let (next_hops, datagrams) = (HashMap::new(), HashMap::new());
+        let secret = RandomState::new();
+        Self { first, all: VecDeque::new(), open: 0, next_hops, datagrams, secret }
+    }
+
+    /// Takes note of what is about to be sent; `None` if there is no room.
+    pub(super) fn add(&mut self, sent: Sent) -> Option<Number> {
+        if self.all.len() == MOST {
+            return None;
+        }
+        let sequence = self.first.wrapping_add(self.all.len() as u16);
+        match sent.probe {
+            Probe::NextHop => drop(self.next_hops.insert(sent.target, sequence)),
+            Probe::Checksum => drop(self.datagrams.insert(sent.target, sequence)),
+            _ => {}
+        }
+        self.open += usize::from(sent.state != State::Done);
+        let cookie = self.cookie(&sent, sequence);
+        self.all.push_back(sent);
+        Some(Number { sequence, cookie })
+    }
+
+    /// No one who was asked another question can know it.
+    fn cookie(&self, sent: &Sent, sequence: u16) -> u64 {
+        self.secret.hash_one((sent.peer, sent.at, sequence))
+    }
+
+    fn at(&mut self, sequence: u16) -> Option<&mut Sent> {
+        self.all.get_mut(usize::from(sequence.wrapping_sub(self.first)))
+    }
+
+    /// One to there that is not answered yet; datagrams are never open in this sense.
+    fn echo(&mut self, target: IpAddr, sequence: u16) -> Option<&mut Sent> {
+        let sent = self.at(sequence).filter(|sent| sent.target == target && sent.probe != Probe::NextHop)?;
+        matches!(sent.state, State::Open | State::Hinted(_)).then_some(sent)
+    }
+
+    /// The echo to there that came back, or that surely could not be delivered; told of once.
+    pub(super) fn echoed(&mut self, target: IpAddr, number: Number) -> Option<Sent> {
+        let found = self.echo(target, number.sequence)?.clone();
+        if self.cookie(&found, number.sequence) != number.cookie {
+            return None;
+        }
+        self.discard(number.sequence);
+        Some(found)
+    }
+
+    /// Anybody says what became of the echo to there.
+    pub(super) fn hinted(&mut self, target: IpAddr, sequence: u16, answer: Answer) {
+        if let Some(sent) = self.echo(target, sequence) {
+            sent.state = State::Hinted(answer);
+        }
+    }
+
+    /// There will be nothing more to tell, as when it did not leave this node.
+    pub(super) fn discard(&mut self, sequence: u16) {
+        if let Some(sent) = self.at(sequence).filter(|sent| sent.state != State::Done) {
+            sent.state = State::Done;
+            self.open -= 1;
+        }
+    }
+
+    /// Somebody says to be the next hop: whom it was asked for, and who said it before.
+    pub(super) fn claimed(&mut self, ip: IpAddr, mac: Mac) -> Option<(Sent, usize)> {
+        let sequence = *self.next_hops.get(&ip)?;
+        let sent = self.at(sequence).filter(|sent| sent.target == ip && sent.probe == Probe::NextHop)?;
+        let was_open = sent.state == State::Open;
+        let mut macs = match std::mem::replace(&mut sent.state, State::Done) {
+            State::Claimed(macs) => macs,
+            _ => Vec::new(),
+        };
+        let is_new = !macs.contains(&mac) && macs.len() < CLAIMS;
+        macs.extend(is_new.then_some(mac));
+        let (found, count) = (sent.clone(), macs.len());
+        sent.state = State::Claimed(macs);
+        self.open -= usize::from(was_open);
+        is_new.then_some((found, count))
+    }
+
+    /// A datagram that found no listener; told of when both have.
+    pub(super) fn bounced(&mut self, to: IpAddr, from_port: u16, is_complete: bool) -> Option<Sent> {
+        let sequence = *self.datagrams.get(&to)?;
+        let sent = self.at(sequence).filter(|sent| sent.target == to)?;
+        let State::Datagrams { port, offloaded, complete } = &mut sent.state else { return None };
+        if *port != from_port {
+            return None;
+        }
+        *(if is_complete { &mut *complete } else { &mut *offloaded }) = true;
+        if !(*offloaded && *complete) {
+            return None;
+        }
+        let found = sent.clone();
+        sent.state = State::Done;
+        self.open -= 1;
+        Some(found)
+    }
+
+    /// Takes out the oldest if it is done with or too old, with what there is to say of it.
+    pub(super) fn expire(&mut self, now: Duration) -> Option<(Sent, Option<Answer>)> {
+        let oldest = self.all.front()?;
+        let over = oldest.at + PATIENCE <= now;
+        // Others may still say to be the next hop.
+        if !over && oldest.state != State::Done {
+            return None;
+        }
+        let sequence = self.first;
+        let sent = self.all.pop_front()?;
+        self.first = self.first.wrapping_add(1);
+        let named = match sent.probe {
+            Probe::NextHop => Some(&mut self.next_hops),
+            Probe::Checksum => Some(&mut self.datagrams),
+            _ => None,
+        };
+        if let Some(named) = named.filter(|named| named.get(&sent.target) == Some(&sequence)) {
+            named.remove(&sent.target);
+        }
+        let answer = match sent.state {
+            State::Open => Some(Answer::Lost),
+            State::Hinted(answer) => Some(answer),
+            State::Datagrams { offloaded, complete, .. } => Some(Answer::Checksums { offloaded, complete }),
+            State::Done | State::Claimed(_) => None,
+        };
+        self.open -= usize::from(answer.is_some());
+        Some((sent, answer))
+    }
+
+    /// When one may have to be called lost.
+    pub(super) fn due(&self) -> Option<Duration> {
+        self.all.front().filter(|_| self.open > 0).map(|oldest| oldest.at + PATIENCE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(probe: Probe, at: u64) -> Sent {
+        let state = match probe {
+            Probe::Checksum => State::Datagrams { port: 7, offloaded: false, complete: false },
+            _ => State::Open,
+        };
+        let (peer, target) = ("10.244.2.0/24".parse().unwrap(), "10.244.2.0".parse().unwrap());
+        Sent { peer, probe, target, at: Duration::from_millis(at), state }
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn ms(time: u64) -> Duration {
+        Duration::from_millis(time)
+    }
+
+    #[test]
+    fn an_answer_is_believed_once_and_from_the_one_who_was_asked() {
+        let mut all = Outstanding::new(u16::MAX);
+        let [one, other] = [sent(Probe::Path, 0), sent(Probe::Node, 0)].map(|it| all.add(it).unwrap());
+        assert_eq!([one.sequence, other.sequence], [u16::MAX, 0]);
+        assert!(all.echoed(ip("10.244.3.0"), other).is_none(), "somebody else");
+        assert!(all.echoed(ip("10.244.2.0"), Number { sequence: 1, ..other }).is_none(), "never asked");
+        assert!(
+            all.echoed(ip("10.244.2.0"), Number { sequence: 0, ..one }).is_none(),
+            "has seen another one"
+        );
+        assert_eq!(all.echoed(ip("10.244.2.0"), other).unwrap().probe, Probe::Node);
+        assert!(all.echoed(ip("10.244.2.0"), other).is_none(), "twice");
+        assert_eq!(all.due(), Some(PATIENCE));
+        assert!(all.expire(PATIENCE - ms(1)).is_none());
+        assert_eq!(all.expire(PATIENCE).unwrap().1, Some(Answer::Lost));
+        assert_eq!((all.expire(PATIENCE).unwrap().1, all.due()), (None, None));
+        assert!(all.echoed(ip("10.244.2.0"), one).is_none(), "too late");
+    }
+
+    #[test]
+    fn what_anybody_may_say_counts_if_no_answer_comes() {
+        let mut all = Outstanding::new(0);
+        let [one, other] = [sent(Probe::Path, 0), sent(Probe::Path, 0)].map(|it| all.add(it).unwrap());
+        let refused = Answer::Refused { by: ip("192.0.2.9") };
+        [one, other].iter().for_each(|it| all.hinted(ip("10.244.2.0"), it.sequence, refused));
+        assert!(all.expire(PATIENCE - ms(1)).is_none());
+        assert!(all.echoed(ip("10.244.2.0"), other).is_some());
+        assert_eq!(all.expire(PATIENCE).unwrap().1, Some(refused));
+        assert_eq!((all.expire(PATIENCE).unwrap().1, all.due()), (None, None));
+    }
+
+    #[test]
+    fn an_echo_cannot_answer_for_a_next_hop() {
+        let mut all = Outstanding::new(0);
+        let number = all.add(sent(Probe::NextHop, 0)).unwrap();
+        assert!(all.echoed(ip("10.244.2.0"), number).is_none());
+        assert_eq!(all.expire(PATIENCE).unwrap().1, Some(Answer::Lost));
+    }
+
+    #[test]
+    fn two_macs_are_two_answers_until_patience_is_over() {
+        let mut all = Outstanding::new(0);
+        all.add(sent(Probe::NextHop, 0));
+        let [one, other] = [Mac([2; 6]), Mac([4; 6])];
+        assert_eq!(all.claimed(ip("10.244.2.0"), one).unwrap().1, 1);
+        assert!(all.claimed(ip("10.244.2.0"), one).is_none(), "the same again");
+        assert!(all.expire(PATIENCE - ms(1)).is_none());
+        assert_eq!(all.claimed(ip("10.244.2.0"), other).unwrap().1, 2);
+        assert_eq!(all.expire(PATIENCE).unwrap().1, None);
+        assert!(all.claimed(ip("10.244.2.0"), other).is_none());
+    }
+
+    #[test]
+    fn datagrams_are_told_of_when_both_are_back_or_time_is_over() {
+        let mut all = Outstanding::new(0);
+        all.add(sent(Probe::Checksum, 0));
+        assert!(all.bounced(ip("10.244.2.0"), 8, true).is_none(), "not from our port");
+        assert!(all.bounced(ip("10.244.2.0"), 7, true).is_none());
+        assert!(all.bounced(ip("10.244.2.0"), 7, false).is_some());
+        assert_eq!(all.expire(ms(0)).unwrap().1, None);
+        all.add(sent(Probe::Checksum, 0));
+        assert!(all.bounced(ip("10.244.2.0"), 7, true).is_none());
+        let expected = Answer::Checksums { offloaded: false, complete: true };
+        assert_eq!(all.expire(PATIENCE).unwrap().1, Some(expected));
+    }
+
+    #[test]
+    fn no_more_wait_than_there_is_room_for() {
+        let mut all = Outstanding::new(60_000);
+        assert_eq!((0..=MOST).filter(|_| all.add(sent(Probe::Path, 0)).is_some()).count(), MOST);
+        while all.expire(PATIENCE).is_some() {}
+        assert!(all.add(sent(Probe::Path, 0)).is_some());
+    }
+}

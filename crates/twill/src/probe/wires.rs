@@ -1,0 +1,272 @@
+//! The sockets that questions leave through and answers come in by: opened when they are needed first, closed when they are
+//! not needed any more, since one that hears a link costs every packet of it a look. What cannot be opened is said, and
+//! tried again later.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use kernel::packet::{EtherType, Interface, Marks, Socket, interfaces};
+use plan::input::Family;
+use plan::{LinkName, Mac};
+use tracing::warn;
+
+use super::frame::{self, Ends, Heard};
+
+/// Until what could not be opened is tried again.
+const RETRY: Duration = Duration::from_secs(30);
+/// Devices and their addresses are read again after this, and after the second one when something is missing.
+const LOOK: Duration = Duration::from_secs(30);
+const LOOK_SOON: Duration = Duration::from_secs(5);
+/// One that nothing is sent for is closed then.
+const UNUSED: Duration = Duration::from_secs(60);
+/// Packets that are read from one socket at a time, so that no flood keeps us from asking.
+const AT_ONCE: usize = 1024;
+/// The largest packet.
+const PACKET: usize = 64 * 1024;
+
+/// What became of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sending {
+    Sent,
+    /// The link carries no such packet.
+    TooBig,
+    /// The kernel does not send it: no route, a filter, the link is down.
+    Failed,
+    /// There is no socket to send it by.
+    Unable,
+}
+
+/// Of a socket: a link, or all of them.
+type Place = (Option<LinkName>, EtherType);
+
+pub(super) struct Wires {
+    marks: Marks,
+    links: BTreeMap<LinkName, Interface>,
+    /// When they are to be read again.
+    look: Duration,
+    raw: [Option<Raw>; 2],
+    ears: Vec<Ear>,
+    /// What could not be opened is not tried before.
+    retry: BTreeMap<Place, Duration>,
+    buffer: Vec<u8>,
+}
+
+/// Of one family, by the kernel's routes.
+struct Raw {
+    sender: Socket,
+    answers: Socket,
+}
+
+/// On one link.
+struct Ear {
+    link: LinkName,
+    kind: EtherType,
+    index: usize,
+    mac: Option<Mac>,
+    socket: Socket,
+    used: Duration,
+}
+
+impl Wires {
+    pub(super) fn new(marks: Marks) -> Self {
+        let (links, retry, look) = (BTreeMap::new(), BTreeMap::new(), Duration::ZERO);
+        Self { marks, links, look, raw: [None, None], ears: Vec::new(), retry, buffer: vec![0; PACKET] }
+    }
+
+    pub(super) fn link(&self, name: LinkName) -> Option<&Interface> {
+        self.links.get(&name)
+    }
+
+    /// Every address of this node.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.links.values().flat_map(|link| link.addresses.iter().copied())
+    }
+
+    /// Is it time to read the devices?
+    pub(super) fn is_due(&self, now: Duration) -> bool {
+        now >= self.look
+    }
+
+    /// Something is missing, or not as it was.
+    pub(super) fn look_soon(&mut self, now: Duration) {
+        self.look = self.look.min(now + LOOK_SOON);
+    }
+
+    /// Reads the devices, and closes what is bound to one that is gone or needed no more.
+    pub(super) fn look(&mut self, now: Duration) {
+        self.look = now + LOOK;
+        match interfaces() {
+            Ok(links) => self.links = links,
+            Err(error) => warn!("{error}; peers are asked from the addresses that were there before"),
+        }
+        let links = &self.links;
+        self.ears.retain(|ear| {
+            let at = links.get(&ear.link).map(|link| (link.index(), link.mac));
+            let is_there = at == Some((ear.index, ear.mac));
+            is_there && now < ear.used + UNUSED
+        });
+    }
+
+    /// Sends an IP packet the way that the kernel routes it.
+    pub(super) fn packet(&mut self, to: IpAddr, packet: &[u8], now: Duration) -> Sending {
+        match self.raw(Family::of(to), now) {
+            Some(raw) => sending(raw.sender.send_to(packet, to)),
+            None => Sending::Unable,
+        }
+    }
+
+    fn raw(&mut self, family: Family, now: Duration) -> Option<&Raw> {
+        let place = family as usize;
+        if self.raw[place].is_none() {
+            let marks = self.marks;
+            let raw = self.open((None, EtherType::of(family)), now, || {
+                let answers = Socket::answers(family, marks)?;
+                Ok(Raw { sender: Socket::sender(family)?, answers })
+            });
+            self.raw[place] = raw;
+        }
+        self.raw[place].as_ref()
+    }
+
+    /// Sends what is in a frame of that kind out of that link, to that MAC if there are any.
+    pub(super) fn frame(
+        &mut self,
+        (link, kind): (LinkName, EtherType),
+        to: Mac,
+        packet: &[u8],
+        now: Duration,
+    ) -> Sending {
+        let Some(ear) = self.ear((link, kind), now) else { return Sending::Unable };
+        let sent = match ear.mac {
+            Some(own) => ear.socket.send(&frame::ethernet((to, own), kind, packet)),
+            None => ear.socket.send(packet),
+        };
+        let sending = sending(sent);
+        if sending == Sending::Failed {
+            self.look_soon(now);
+        }
+        sending
+    }
+
+    /// Hears what comes in there, too. False if it cannot.
+    pub(super) fn listen(&mut self, place: (LinkName, EtherType), now: Duration) -> bool {
+        self.ear(place, now).is_some()
+    }
+
+    fn ear(&mut self, (link, kind): (LinkName, EtherType), now: Duration) -> Option<&Ear> {
+        if let Some(place) = self.ears.iter().position(|ear| (ear.link, ear.kind) == (link, kind)) {
+            self.ears[place].used = now;
+            return self.ears.get(place);
+        }
+        let Some(interface) = self.links.get(&link).cloned() else {
+            self.look_soon(now);
+            return None;
+        };
+        let marks = self.marks;
+        let socket = self.open((Some(link), kind), now, || Socket::frames(&interface, kind, marks))?;
+        self.ears.push(Ear { link, kind, mac: interface.mac, index: interface.index(), socket, used: now });
+        self.ears.last()
+    }
+
+    fn open<T>(&mut self, place: Place, now: Duration, open: impl FnOnce() -> io::Result<T>) -> Option<T> {
+        self.retry.retain(|_, retry| now < *retry);
+        if self.retry.contains_key(&place) {
+            return None;
+        }
+        match open() {
+            Ok(opened) => Some(opened),
+            Err(error) if is_gone(&error) => {
+                self.look_soon(now);
+                None
+            }
+            Err(error) => {
+                self.retry.insert(place, now + RETRY);
+                let wait = RETRY.as_secs();
+                warn!("peers cannot be asked whether pods reach them, again in {wait} s: {error}");
+                None
+            }
+        }
+    }
+
+    /// Those that hear.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = &Socket> {
+        let raw = self.raw.iter().flatten().map(|raw| &raw.answers);
+        raw.chain(self.ears.iter().map(|ear| &ear.socket))
+    }
+
+    /// What has come in, and whether that is all. Who is whose neighbour is heard on the uplink alone.
+    pub(super) fn heard(&mut self, uplink: Option<LinkName>) -> (Vec<Heard>, bool) {
+        let (mut all, mut whole, buffer) = (Vec::new(), true, &mut self.buffer);
+        for (raw, family) in self.raw.iter().zip(Family::ALL) {
+            let Some(raw) = raw else { continue };
+            whole &= drain(&raw.answers, buffer, |packet, from| {
+                all.extend(match family {
+                    Family::Ipv4 => frame::read_packet(None, packet),
+                    Family::Ipv6 => from.and_then(|from| frame::read_icmp(from, packet)),
+                });
+            });
+        }
+        for ear in &self.ears {
+            whole &= drain(&ear.socket, buffer, |packet, _| {
+                let header = if ear.mac.is_some() { frame::ETHERNET } else { 0 };
+                let source = packet.get(6..12).and_then(|mac| mac.try_into().ok()).map(Mac);
+                let inner = packet.get(header..).unwrap_or_default();
+                let heard = frame::read_frame(ear.kind, source.filter(|_| header > 0), inner);
+                let foreign = Some(ear.link) != uplink;
+                all.extend(heard.filter(|it| !(foreign && matches!(it, Heard::Neighbour { .. }))));
+            });
+        }
+        (all, whole)
+    }
+}
+
+/// True if there is no more.
+fn drain(socket: &Socket, buffer: &mut [u8], mut each: impl FnMut(&[u8], Option<IpAddr>)) -> bool {
+    for _ in 0..AT_ONCE {
+        let Some((length, from)) = socket.receive(buffer) else { return true };
+        each(&buffer[..length], from);
+    }
+    false
+}
+
+/// Sends a datagram whose checksum is left to the devices; tells the port that it is from.
+pub(super) fn datagram(ends: Ends, port: u16, payload: &[u8]) -> io::Result<u16> {
+    let socket = std::net::UdpSocket::bind((ends.from, 0))?;
+    socket.set_nonblocking(true)?;
+    socket.send_to(payload, (ends.to, port))?;
+    Ok(socket.local_addr()?.port())
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let gone = [Errno::NODEV, Errno::NXIO, Errno::NETDOWN];
+    gone.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+fn sending(sent: io::Result<()>) -> Sending {
+    match sent {
+        Ok(()) => Sending::Sent,
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::MSGSIZE.raw_os_error()) => {
+            Sending::TooBig
+        }
+        Err(_) => Sending::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_opened_keeps_nothing_else_closed() {
+        let mut wires = Wires::new(Marks { echo: 1, port: 2 });
+        let [one, other] = [EtherType::Ipv4, EtherType::Ipv6].map(|kind| (None, kind));
+        let refused = || Err::<(), _>(io::ErrorKind::PermissionDenied.into());
+        assert_eq!(wires.open(one, Duration::ZERO, refused), None);
+        assert_eq!(wires.open(one, Duration::from_secs(29), || Ok(())), None);
+        assert_eq!(wires.open(other, Duration::from_secs(29), || Ok(())), Some(()));
+        assert_eq!(wires.open(one, RETRY, || Ok(())), Some(()));
+    }
+}

@@ -1,0 +1,120 @@
+//! Hands a round on: to the prober whom to ask, to the board and the metrics what there is to know. It decides nothing.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Instant;
+
+use plan::note::Note;
+use plan::{Mac, Object, Op, Path, PeerPath};
+use tracing::info;
+
+use super::Reconciler;
+use crate::probe::Targets;
+use crate::report::{LastChange, peers};
+use crate::round::Round;
+
+impl Reconciler {
+    /// From now on what is known of the peers is told to whoever asks, though no round comes.
+    pub(super) fn show_healths(&self) {
+        let healths = self.probes.healths.clone();
+        self.board.send_modify(|report| Arc::make_mut(report).healths = Some((healths, Instant::now())));
+    }
+
+    /// Tells whom to ask, if that is anybody new.
+    pub(super) fn tell_probes(&self, round: &mut Round, mac: Option<Mac>, suspect: bool) {
+        let mtu = self.config.backend.pod_mtu(&self.node.uplink);
+        let peers = as_they_stand(round, &self.probes.targets.borrow().peers, self.config.table);
+        let targets = Targets { node: Some(self.node.clone()), mac, peers: Arc::new(peers), suspect, mtu };
+        let changed = self.probes.targets.send_if_modified(|known| {
+            let changed = *known != targets;
+            if changed {
+                *known = targets;
+            }
+            changed
+        });
+        if changed {
+            // Where there is no room for it, or nobody to read it, it is not needed.
+            let _ = (&self.probes.wake).write(&[0]);
+        }
+    }
+
+    pub(super) fn publish(&mut self, mut round: Round, store_lost: Option<String>, programmed: bool) {
+        // A thousand peers must not hide what is this node's.
+        round.notes.sort_by_key(|note| matches!(note, Note::Peer { .. }));
+        let paths = self.probes.targets.borrow().peers.clone();
+        let switches = peers::switches(&self.board.borrow().paths, &paths);
+        self.metrics.show_peers(&paths, &self.probes.healths.borrow().clone(), switches);
+        self.board.send_modify(|report| {
+            let report = Arc::make_mut(report);
+            report.rounds += 1;
+            report.last_look = Some(Instant::now());
+            if programmed && report.fault.is_none() && report.waiting_for.take().is_some() {
+                info!("ready: {} peers", paths.len());
+            }
+            if !round.ops.is_empty() {
+                report.last_change = Some(LastChange::of(&round));
+            }
+            report.store_lost = store_lost;
+            report.notes = round.notes.iter().map(ToString::to_string).collect();
+            report.held = round.held.iter().map(|(op, _)| op.to_string()).collect();
+            report.paths = paths;
+        });
+    }
+}
+
+/// A peer whose route could not be set goes the way that it went before: answers that come by that way prove nothing of the
+/// one that was meant.
+fn as_they_stand(round: &mut Round, told: &[PeerPath], table: u32) -> Vec<PeerPath> {
+    let undone = round.failed.iter().map(|(op, _)| op).chain(round.held.iter().map(|(op, _)| op));
+    let undone: BTreeSet<_> = undone
+        .filter_map(|Op { object, .. }| match object {
+            Object::Route(route) if route.table == table => Some(route.destination),
+            _ => None,
+        })
+        .collect();
+    let before = |peer: &PeerPath| {
+        let at = told.binary_search_by_key(&peer.subnet, |told| told.subnet).ok()?;
+        told.get(at).filter(|told| told.public_ip == peer.public_ip).map(|told| told.path)
+    };
+    let mut peers = std::mem::take(&mut round.peers);
+    for peer in peers.iter_mut().filter(|peer| undone.contains(&peer.subnet)) {
+        peer.path = before(peer).unwrap_or(Path::Waiting);
+    }
+    peers
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use plan::Verb;
+    use plan::state::{Route, RoutePath};
+
+    use super::*;
+    use crate::report::peers::tests::peer;
+    use crate::trigger::Causes;
+
+    #[test]
+    fn the_prober_hears_of_no_way_that_could_not_be_set() {
+        let held = |number: u8, table| {
+            let destination = peer(number, Path::Direct).subnet;
+            let path = RoutePath::Unreachable;
+            let route = Route { table, destination, path, protocol: 84, metric: 0, unknown: None };
+            (Op { verb: Verb::Replace, object: Object::Route(route) }, 9)
+        };
+        let mut round = Round {
+            causes: Causes::new(),
+            ops: Vec::new(),
+            failed: Vec::new(),
+            held: vec![held(2, 500), held(3, 254), held(4, 254), held(5, 254)],
+            notes: Vec::new(),
+            peers: (2..=6).map(|number| peer(number, Path::Direct)).collect(),
+            took: Duration::ZERO,
+        };
+        let moved = PeerPath { public_ip: [192, 0, 2, 99].into(), ..peer(4, Path::Vxlan) };
+        let told = [peer(2, Path::Vxlan), peer(3, Path::Vxlan), moved, peer(6, Path::Vxlan)];
+        let paths: Vec<_> = as_they_stand(&mut round, &told, 254).into_iter().map(|peer| peer.path).collect();
+        assert_eq!(paths, [Path::Direct, Path::Vxlan, Path::Waiting, Path::Waiting, Path::Direct]);
+    }
+}

@@ -1,0 +1,172 @@
+//! What is told of each peer: the way to it from the last round, with what is known of it by asking. It asks nobody and
+//! decides nothing.
+
+use std::time::Duration;
+
+use plan::verdict::{Finding, Health, Way};
+use plan::{Path, PeerPath};
+use serde::{Deserialize, Serialize};
+
+/// One peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PeerReport {
+    #[serde(flatten)]
+    pub(crate) peer: PeerPath,
+    #[serde(default)]
+    pub(crate) verdict: PeerVerdict,
+}
+
+/// What is known of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct PeerVerdict {
+    pub(crate) name: String,
+    pub(crate) fault: bool,
+    /// What was seen, what it may come from, and what to do.
+    pub(crate) reason: Option<String>,
+    /// That the evidence speaks for.
+    pub(crate) way: Option<Way>,
+    pub(crate) age_seconds: Option<u64>,
+    pub(crate) latency_microseconds: Option<u64>,
+    pub(crate) loss_per_mille: Option<u16>,
+    /// The largest packet between pods that is known to arrive, bytes.
+    pub(crate) mtu: Option<u16>,
+}
+
+/// A word for the state of a peer, and whether it is a fault. What is refused or waits is so whatever probes say.
+pub(crate) fn state(peer: &PeerPath, finding: Option<&Finding>) -> (&'static str, bool) {
+    match (peer.path, finding) {
+        (Path::Unreachable, _) => ("unreachable", true),
+        (Path::Waiting, _) => ("waiting", true),
+        (_, Some(finding)) => (finding.name(), finding.is_fault()),
+        (_, None) => (Finding::Unverified.name(), false),
+    }
+}
+
+/// Of that subnet's holder; they stand by subnet.
+pub(crate) fn health_of<'a>(healths: &'a [Health], peer: &PeerPath) -> Option<&'a Health> {
+    let at = healths.binary_search_by_key(&peer.subnet, |health| health.verdict.subnet).ok()?;
+    healths.get(at).filter(|health| health.verdict.node == peer.public_ip)
+}
+
+/// The peers as they are told so long after the prober's start.
+pub(crate) fn told(peers: &[PeerPath], healths: &[Health], now: Duration) -> Vec<PeerReport> {
+    let told = |peer: &PeerPath| {
+        let health = health_of(healths, peer);
+        PeerReport { peer: peer.clone(), verdict: verdict(peer, health, now) }
+    };
+    peers.iter().map(told).collect()
+}
+
+fn verdict(peer: &PeerPath, health: Option<&Health>, now: Duration) -> PeerVerdict {
+    let finding = health.map(|health| health.verdict.finding);
+    let (name, fault) = state(peer, finding.as_ref());
+    let reason = match (peer.path, finding) {
+        (Path::Unreachable, _) => Some("not on our layer-2 segment, and host-gw has no other way".into()),
+        (Path::Waiting, _) => Some("our uplink or device is not there, or its route could not be set".into()),
+        (_, None | Some(Finding::Healthy)) => None,
+        (_, Some(finding)) => Some(finding.to_string()),
+    };
+    PeerVerdict {
+        name: name.into(),
+        fault,
+        reason,
+        way: health.and_then(|health| health.verdict.way),
+        age_seconds: health.map(|health| now.saturating_sub(health.since).as_secs()),
+        latency_microseconds: health.and_then(|health| health.latency).map(|after| after.as_micros() as u64),
+        loss_per_mille: health
+            .filter(|health| health.latency.is_some() || health.loss > 0)
+            .map(|health| health.loss),
+        mtu: health.and_then(|health| health.mtu),
+    }
+}
+
+/// How many peers that may go either way have begun to go directly, and by tunnel, since those of before.
+pub(crate) fn switches(before: &[PeerPath], now: &[PeerPath]) -> [u64; 2] {
+    let to = |path: Path, from: Path| {
+        let has_switched = |peer: &&PeerPath| {
+            let at = before.binary_search_by_key(&peer.subnet, |peer| peer.subnet);
+            peer.by_evidence && peer.path == path && at.is_ok_and(|at| before[at].path == from)
+        };
+        now.iter().filter(has_switched).count() as u64
+    };
+    [to(Path::Direct, Path::Vxlan), to(Path::Vxlan, Path::Direct)]
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use plan::verdict::Verdict;
+
+    use super::*;
+
+    /// The peer of that number, and what is known of it.
+    pub(crate) fn peer(number: u8, path: Path) -> PeerPath {
+        PeerPath {
+            subnet: format!("10.244.{number}.0/24").parse().unwrap(),
+            public_ip: [192, 0, 2, number].into(),
+            path,
+            on_link: true,
+            tunnel: None,
+            by_evidence: true,
+        }
+    }
+
+    pub(crate) fn health(number: u8, finding: Finding) -> Health {
+        let PeerPath { subnet, public_ip: node, .. } = peer(number, Path::Vxlan);
+        Health {
+            verdict: Verdict {
+                subnet,
+                node,
+                uplink: "eth0".parse().unwrap(),
+                finding,
+                way: Some(Way::Direct),
+            },
+            since: Duration::from_secs(10),
+            latency: Some(Duration::from_micros(210)),
+            loss: 15,
+            mtu: Some(1450),
+        }
+    }
+
+    #[test]
+    fn each_peer_is_told_with_what_is_known_of_it() {
+        let silent = Finding::Silent { node: [192, 0, 2, 3].into() };
+        let peers = [(2, Path::Direct), (3, Path::Vxlan), (4, Path::Vxlan), (5, Path::Unreachable)];
+        let peers = peers.map(|(number, path)| peer(number, path));
+        let healths = [health(2, Finding::Healthy), health(3, silent), health(5, silent), health(9, silent)];
+        let told = told(&peers, &healths, Duration::from_secs(75));
+        let words: Vec<_> = told.iter().map(|peer| (&*peer.verdict.name, peer.verdict.fault)).collect();
+        assert_eq!(
+            words,
+            [("healthy", false), ("silent", true), ("unverified", false), ("unreachable", true)]
+        );
+        assert_eq!(told[0].verdict.reason, None);
+        assert_eq!(told[1].verdict.reason, Some(silent.to_string()));
+        assert_eq!(told[1].verdict.age_seconds, Some(65));
+        assert_eq!(told[2].verdict, PeerVerdict { name: "unverified".into(), ..Default::default() });
+        let json = serde_json::to_value(&told[0]).unwrap();
+        assert_eq!(
+            (&json["path"], &json["verdict"]["latency_microseconds"]),
+            (&"direct".into(), &210.into())
+        );
+        assert_eq!(serde_json::from_value::<PeerReport>(json).unwrap(), told[0]);
+    }
+
+    #[test]
+    fn a_peer_of_an_earlier_version_is_read() {
+        let text = r#"{"subnet":"10.244.2.0/24","public_ip":"192.0.2.2","path":"vxlan"}"#;
+        assert_eq!(serde_json::from_str::<PeerReport>(text).unwrap().peer.path, Path::Vxlan);
+    }
+
+    #[test]
+    fn a_switch_is_another_way_of_the_same_peer() {
+        use Path::{Direct, Vxlan, Waiting};
+        let of = |paths: &[(u8, Path)]| -> Vec<PeerPath> {
+            paths.iter().map(|(number, path)| peer(*number, *path)).collect()
+        };
+        let before = of(&[(2, Direct), (3, Vxlan), (4, Vxlan), (5, Vxlan), (6, Waiting)]);
+        let now = of(&[(2, Vxlan), (3, Direct), (4, Direct), (5, Vxlan), (6, Vxlan), (7, Direct)]);
+        assert_eq!(switches(&before, &now), [2, 1]);
+        assert_eq!(switches(&now, &now), [0, 0]);
+    }
+}

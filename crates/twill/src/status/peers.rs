@@ -1,0 +1,199 @@
+//! The peers as a table: what is wrong first, then by subnet, and a line that counts them. It builds text only.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use anstyle::{AnsiColor, Style};
+use plan::Path;
+
+use crate::report::PeerReport;
+
+const HEAD: [&str; 10] =
+    ["NAME", "SUBNET", "BACKEND", "PATH", "VERDICT", "LATENCY", "LOSS", "MTU", "AGE", "REASON"];
+const NOTHING: &str = "-";
+
+/// A cell's text and how it is painted.
+struct Cell {
+    text: String,
+    style: Style,
+}
+
+impl From<String> for Cell {
+    fn from(text: String) -> Self {
+        Self { text, style: Style::new() }
+    }
+}
+
+/// Summary and table.
+pub(super) fn page(peers: &[PeerReport], colour: bool) -> String {
+    if peers.is_empty() {
+        return "\nno peers\n".into();
+    }
+    let mut order: Vec<&PeerReport> = peers.iter().collect();
+    order.sort_by_key(|peer| (!peer.verdict.fault, peer.peer.subnet));
+    let bold = Style::new().bold();
+    let head = HEAD.map(|text| Cell { text: text.into(), style: bold });
+    let rows: Vec<[Cell; 10]> = std::iter::once(head).chain(order.into_iter().map(row)).collect();
+    let mut widths = [0; 10];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.text.chars().count().max(*width);
+        }
+    }
+    // What comes last needs no width.
+    widths[9] = 0;
+    let mut page = format!("\n{}\n", summary(peers));
+    for row in &rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            let Cell { text, style } = cell;
+            let gap = width.saturating_sub(text.chars().count()) + 2;
+            let _ = if colour {
+                write!(line, "{style}{text}{style:#}{:gap$}", "")
+            } else {
+                write!(line, "{text}{:gap$}", "")
+            };
+        }
+        page.push_str(line.trim_end());
+        page.push('\n');
+    }
+    page
+}
+
+fn row(told: &PeerReport) -> [Cell; 10] {
+    let (peer, verdict) = (&told.peer, &told.verdict);
+    let shade = match (verdict.fault, &*verdict.name) {
+        (true, _) => AnsiColor::Red,
+        (_, "healthy") => AnsiColor::Green,
+        _ => AnsiColor::Yellow,
+    };
+    let or_nothing = |text: Option<String>| Cell::from(text.unwrap_or_else(|| NOTHING.into()));
+    [
+        peer.public_ip.to_string().into(),
+        peer.subnet.to_string().into(),
+        String::from(if peer.tunnel.is_some() { "vxlan" } else { "host-gw" }).into(),
+        String::from(path(peer.path)).into(),
+        Cell { text: verdict.name.clone(), style: shade.on_default() },
+        or_nothing(verdict.latency_microseconds.map(latency)),
+        or_nothing(verdict.loss_per_mille.map(loss)),
+        or_nothing(verdict.mtu.map(|mtu| mtu.to_string())),
+        or_nothing(verdict.age_seconds.map(age)),
+        verdict.reason.clone().unwrap_or_default().into(),
+    ]
+}
+
+/// `5 peers: 4 healthy, 1 next hop silent; 3 direct, 2 vxlan`.
+fn summary(peers: &[PeerReport]) -> String {
+    let (mut verdicts, mut paths) = (BTreeMap::new(), BTreeMap::new());
+    for told in peers {
+        *verdicts.entry(&*told.verdict.name).or_insert(0) += 1;
+        *paths.entry(path(told.peer.path)).or_insert(0) += 1;
+    }
+    let count = peers.len();
+    let word = if count == 1 { "peer" } else { "peers" };
+    format!("{count} {word}: {}; {}", counts(verdicts), counts(paths))
+}
+
+/// The most frequent first.
+fn counts(counts: BTreeMap<&str, usize>) -> String {
+    let mut counts: Vec<(&str, usize)> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    counts.into_iter().map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
+}
+
+fn path(path: Path) -> &'static str {
+    match path {
+        Path::Vxlan => "vxlan",
+        Path::Direct => "direct",
+        Path::Unreachable => "unreachable",
+        Path::Waiting => "waiting",
+    }
+}
+
+fn latency(microseconds: u64) -> String {
+    match microseconds {
+        0..10_000 => format!("{:.2} ms", microseconds as f64 / 1e3),
+        _ => format!("{} ms", microseconds / 1000),
+    }
+}
+
+fn loss(per_mille: u16) -> String {
+    if per_mille.is_multiple_of(10) {
+        format!("{} %", per_mille / 10)
+    } else {
+        format!("{:.1} %", f64::from(per_mille) / 10.0)
+    }
+}
+
+/// How long something has lasted, in one unit.
+pub(super) fn age(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use plan::verdict::Finding;
+
+    use super::*;
+    use crate::report::peers::tests::{health, peer};
+    use crate::report::peers::told;
+
+    fn peers() -> Vec<PeerReport> {
+        let peers = [(2, Path::Direct), (3, Path::Direct), (4, Path::Vxlan), (5, Path::Unreachable)];
+        let silent = Finding::Silent { node: [192, 0, 2, 3].into() };
+        let healths = [health(2, Finding::Healthy), health(3, silent), health(4, Finding::Healthy)];
+        told(&peers.map(|(number, path)| peer(number, path)), &healths, Duration::from_secs(200))
+    }
+
+    #[test]
+    fn the_table_is_aligned_and_begins_with_what_is_wrong() {
+        let page = page(&peers(), false);
+        let lines: Vec<&str> = page.lines().collect();
+        assert_eq!(lines[1], "4 peers: 2 healthy, 1 silent, 1 unreachable; 2 direct, 1 unreachable, 1 vxlan");
+        assert_eq!(
+            lines[2],
+            "NAME       SUBNET         BACKEND  PATH         VERDICT      LATENCY  LOSS   MTU   AGE    REASON"
+        );
+        assert!(lines[3].starts_with(
+            "192.0.2.3  10.244.3.0/24  host-gw  direct       silent       0.21 ms  1.5 %  1450  3 min  nothing"
+        ));
+        assert!(lines[4].starts_with(
+            "192.0.2.5  10.244.5.0/24  host-gw  unreachable  unreachable  -        -      -     -      not on"
+        ));
+        assert_eq!(
+            lines[5],
+            "192.0.2.2  10.244.2.0/24  host-gw  direct       healthy      0.21 ms  1.5 %  1450  3 min"
+        );
+        assert_eq!(lines.len(), 7, "{page}");
+    }
+
+    #[test]
+    fn colours_do_not_change_the_columns() {
+        let coloured = page(&peers(), true);
+        assert!(coloured.contains("\u{1b}[31msilent\u{1b}[0m") && coloured.contains("\u{1b}[32mhealthy"));
+        let mut plain = String::new();
+        for part in coloured.split('\u{1b}') {
+            plain += part.split_once('m').filter(|_| part.starts_with('[')).map_or(part, |(_, text)| text);
+        }
+        let lines = |text: &str| text.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>();
+        assert_eq!(lines(&plain), lines(&page(&peers(), false)));
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!([latency(40), latency(1500), latency(12_345)], ["0.04 ms", "1.50 ms", "12 ms"]);
+        assert_eq!([loss(0), loss(20), loss(21)], ["0 %", "2 %", "2.1 %"]);
+        assert_eq!(
+            [age(5), age(119), age(600), age(7200), age(500_000)],
+            ["5 s", "119 s", "10 min", "2 h", "5 d"]
+        );
+        assert_eq!(page(&[], true), "\nno peers\n");
+    }
+}
