@@ -8,7 +8,7 @@ AS_ROOT  := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 # Where rustup puts cargo, and where Debian hides bridge and nft from ordinary users.
 export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: lab test upgrade bench-scale bench-churn check golden install clean bench-build toolchain packages
+.PHONY: lab test soak upgrade bench-scale bench-churn check golden install clean bench-build toolchain packages
 
 ## Show a pod network that repairs itself: real namespaces, real kernel, real daemon.
 lab: toolchain packages
@@ -19,6 +19,11 @@ lab: toolchain packages
 test: toolchain packages
 	@scripts/progress "building the tests" cargo test --quiet --locked --workspace --no-run
 	@cargo test --locked --workspace --no-fail-fast
+
+## What takes its time: a path that flaps for two minutes, healthy and busy nodes for ten minutes each; 25 minutes.
+soak: toolchain packages
+	@scripts/progress "building the tests" cargo test --quiet --locked -p twill --test e2e --no-run
+	@TWILL_SOAK=1 cargo test --locked -p twill --test e2e -- a_way_that_flaps calm::
 
 ## Upgrade a running node from an earlier commit to this one and back: EARLIER=1c0414a (it needs the history).
 upgrade: toolchain packages

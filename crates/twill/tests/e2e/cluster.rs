@@ -11,6 +11,8 @@ pub(crate) const SOON: Duration = Duration::from_secs(10);
 pub(crate) const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","Backend":{"Type":"vxlan"}}"#;
 pub(crate) const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","Backend":{"Type":"host-gw"}}"#;
 pub(crate) const DIRECT: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
+/// Direct from the first moment on, without proof.
+pub(crate) const DIRECT_BY_ADDRESS: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","Backend":{"Type":"vxlan","DirectRouting":true,"VerifyDirect":false}}"#;
 pub(crate) const VXLAN_DUAL: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"vxlan"}}"#;
 pub(crate) const HOST_GW_DUAL: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"host-gw"}}"#;
 pub(crate) const VXLAN_IPV6: &str =
@@ -30,7 +32,12 @@ pub(crate) fn lab(topology: Topology, config: &str) -> Lab {
 
 /// Starts every daemon, gives each node a pod, and waits until the first two pods reach each other.
 pub(crate) fn start(lab: &Lab) -> (Vec<Daemon<'_>>, Vec<Pod>) {
-    let daemons = lab.start_all(FLAGS);
+    start_with(lab, &[])
+}
+
+/// The same with further flags.
+pub(crate) fn start_with<'a>(lab: &'a Lab, flags: &[&str]) -> (Vec<Daemon<'a>>, Vec<Pod>) {
+    let daemons = lab.start_all(&[FLAGS, flags].concat());
     let pods = lab.pods();
     assert!(
         pods[0].reaches(pods[1].ip(), SOON).is_some(),

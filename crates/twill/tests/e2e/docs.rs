@@ -29,17 +29,16 @@ fn documented() -> BTreeSet<Family> {
 fn shown(text: &str) -> BTreeSet<Family> {
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let family = |(name, kind): (&str, &str)| {
-        let samples = text.lines().filter(|line| line.starts_with(name));
-        let mut labels: Vec<String> = samples
-            .filter_map(|line| Some(line.split_once('{')?.1.split_once('}')?.0))
+        let end = if kind == "counter" { "_total" } else { "" };
+        let sample = format!("{name}{end}{{");
+        let mut labels: Vec<String> = text
+            .lines()
+            .filter_map(|line| Some(line.strip_prefix(&sample)?.split_once('}')?.0))
             .flat_map(|labels| labels.split(','))
             .map(|label| label.split('=').next().unwrap().to_owned())
-            // Every histogram has it.
-            .filter(|label| label != "le")
             .collect();
         labels.sort();
         labels.dedup();
-        let end = if kind == "counter" { "_total" } else { "" };
         (format!("{name}{end}"), kind.to_owned(), labels)
     };
     types.map(family).collect()
@@ -54,12 +53,16 @@ fn every_metric_is_listed_and_no_other() {
         node.ns.run("ip link add squatter type vxlan id 1 dev eth0 dstport 8472");
         // And something is to be noted.
         lab.store.put_lease("nobody", "{}");
+        // And a peer that cannot be reached.
+        let far = r#"{"PublicIP":"203.0.113.7","PublicIPv6":null,"BackendType":"host-gw"}"#;
+        lab.store.put_lease("10.244.7.0-24", far);
         let _daemon = node.start(cluster::FLAGS);
         let metrics = || node.get("/metrics").map(|reply| reply.body).unwrap_or_default();
         lab::wait_for("something was refused", SOON, || metrics().contains("twill_failed_ops_total{"));
         node.ns.run("ip link del squatter");
         lab::wait_for("something was done", SOON, || metrics().contains("twill_ops_total{"));
         lab::wait_for("something is noted", SOON, || metrics().contains("twill_notes{"));
+        lab::wait_for("a peer is at fault", SOON, || metrics().contains("twill_peer_fault{"));
         assert_eq!(shown(&metrics()), documented());
     });
 }

@@ -57,16 +57,22 @@ fn vxlan_across_a_router() {
 fn direct_routing_goes_by_each_familys_segment() {
     lab::test(Timing::Free, || {
         let config = VXLAN_DUAL.replace(r#""vxlan""#, r#""vxlan","DirectRouting":true"#);
-        let view = connects(Topology::routed(2, 1), &config, 1430);
+        let lab = cluster::lab(Topology::routed(2, 1), &config);
+        let (_daemons, pods) = cluster::start(&lab);
+        cluster::reach_each_other(&pods);
         for (kind, network, tunnel) in
             [("route4", "10.244.", "flannel.1"), ("route6", "fd00:244:", "flannel-v6.1")]
         {
-            let peers = view.of_kind(kind).filter(|route| route.text("dst").starts_with(network));
-            let mut devices: Vec<&str> =
-                peers.filter(|route| !route.text("gateway").is_empty()).map(Row::device).collect();
-            devices.sort();
-            assert_eq!(devices, ["eth0", tunnel]);
+            lab::wait_for("direct on the segment, once that is proven", SOON, || {
+                let view = View::of(&lab.node(1).ns);
+                let peers = view.of_kind(kind).filter(|route| route.text("dst").starts_with(network));
+                let mut devices: Vec<&str> =
+                    peers.filter(|route| !route.text("gateway").is_empty()).map(Row::device).collect();
+                devices.sort();
+                devices == ["eth0", tunnel]
+            });
         }
+        cluster::reach_each_other(&pods);
     });
 }
 

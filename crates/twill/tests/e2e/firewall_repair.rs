@@ -14,7 +14,8 @@ use crate::traffic::{MASQ, Manager, OUTSIDES, lines, of_node, of_pod, tables};
 const SECOND: Duration = Duration::from_secs(1);
 const TABLES: [&str; 2] = ["ip flannel-ipv4", "ip6 flannel-ipv6"];
 
-/// What each chain and set of our tables holds; which one was made first says nothing.
+/// What each chain and set of our tables holds; which one was made first says nothing, and who is remembered as a stranger
+/// is nothing that we keep.
 fn blocks(node: &Node) -> BTreeMap<String, Vec<String>> {
     let (mut table, mut name) = (String::new(), String::new());
     let mut blocks = BTreeMap::<String, Vec<String>>::new();
@@ -25,6 +26,7 @@ fn blocks(node: &Node) -> BTreeMap<String, Vec<String>> {
                 name = header.to_owned();
             }
             "" | "}" => {}
+            _ if name.starts_with("set strangers") && line.contains(" = ") => {}
             text => {
                 let mut words: Vec<&str> = vec![text];
                 if text.starts_with("elements = ") {

@@ -57,7 +57,7 @@ fn a_peer_behind_a_router_is_unreachable_and_everyone_says_so() {
         let log = daemons[0].log();
         let lines: Vec<&str> = log.lines().filter(|line| line.contains(&why)).collect();
         assert!(
-            lines.len() == 1 && lines[0].contains("Use vxlan, or put both nodes on one segment"),
+            lines.len() == 1 && lines[0].contains("Use auto or vxlan, or put both nodes on one segment"),
             "{log}"
         );
     });

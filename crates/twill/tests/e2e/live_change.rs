@@ -12,7 +12,7 @@ const PORT_4789: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan",
 const VNI_42: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","Port":4789,"VNI":42}}"#;
 const MTU_1400: &str =
     r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","Port":4789,"VNI":42,"MTU":1400}}"#;
-const DIRECT: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","Port":4789,"VNI":42,"MTU":1400,"DirectRouting":true}}"#;
+const DIRECT: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","Port":4789,"VNI":42,"MTU":1400,"DirectRouting":true,"VerifyDirect":false}}"#;
 
 /// What every node has once it follows a config.
 struct Expected {

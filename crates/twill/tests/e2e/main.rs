@@ -3,8 +3,10 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod auto;
 mod bad_input;
 mod blackhole;
+mod calm;
 mod cluster;
 mod diff;
 mod docs;
@@ -25,6 +27,8 @@ mod live_change;
 mod masquerade;
 mod migrate;
 mod nexthops;
+mod paths;
+mod probe;
 mod reboot;
 mod recording;
 mod repair;
@@ -43,4 +47,5 @@ mod traffic;
 mod uninstall;
 mod uplink;
 mod uplink_change;
+mod verdicts;
 mod vxlan;

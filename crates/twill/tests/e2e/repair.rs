@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use lab::{Harm, Node, Timing, Topology, View};
 
-use crate::cluster::{self, DIRECT, HOST_GW, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL};
+use crate::cluster::{self, DIRECT_BY_ADDRESS, HOST_GW, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL};
 
 const LIMIT: Duration = Duration::from_secs(1);
 
@@ -56,9 +56,9 @@ harms! {
     vxlan_device_down: VXLAN, |_| Harm::DeviceDown { dev: flannel_1() };
     vxlan_mac_changed: VXLAN, |_| Harm::MacChanged { dev: flannel_1(), mac: "02:00:00:00:ba:ad".into() };
     vxlan_address_flushed: VXLAN, |_| Harm::AddressFlushed { dev: flannel_1() };
-    direct_route_replaced: DIRECT, wrong_route;
-    direct_device_deleted: DIRECT, |_| Harm::DeviceDeleted { dev: flannel_1() };
-    direct_route_deleted: DIRECT, |peer| Harm::RouteDeleted { subnet: peer.subnet() };
+    direct_route_replaced: DIRECT_BY_ADDRESS, wrong_route;
+    direct_device_deleted: DIRECT_BY_ADDRESS, |_| Harm::DeviceDeleted { dev: flannel_1() };
+    direct_route_deleted: DIRECT_BY_ADDRESS, |peer| Harm::RouteDeleted { subnet: peer.subnet() };
     host_gw_route_deleted: HOST_GW, |peer| Harm::RouteDeleted { subnet: peer.subnet() };
     host_gw_route_replaced: HOST_GW, wrong_route;
     vxlan_ipv6_route_deleted: VXLAN_DUAL, |peer| Harm::RouteDeleted { subnet: peer.subnet6() };

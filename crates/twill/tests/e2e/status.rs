@@ -1,6 +1,9 @@
 //! What people and probes are told.
 
-use lab::{Timing, Topology};
+use std::io::{BufRead, BufReader, Lines};
+use std::process::{Child, ChildStdout, Stdio};
+
+use lab::{Node, Timing, Topology};
 
 use crate::cluster::{self, FLAGS, SOON, VXLAN};
 
@@ -57,24 +60,63 @@ fn status_is_a_table_for_people_and_json_for_machines() {
         let lab = cluster::lab(Topology::flat(3), VXLAN);
         let (_daemons, _pods) = cluster::start(&lab);
         let node = lab.node(1);
-        lab::wait_for("both peers", SOON, || node.twill(&["status"]).matches(" vxlan\n").count() == 2);
+        lab::wait_for("both peers", SOON, || node.twill(&["status"]).contains("\n2 peers: "));
         let page = node.twill(&["status"]);
         assert!(page.contains("\nbackend   vxlan (network config)\n"), "{page}");
-        let start = page.find("PEER").unwrap();
+        let start = page.find("NAME ").unwrap();
         let rows: Vec<Vec<&str>> =
             page[start..].lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(rows[0], ["PEER", "ADDRESS", "PATH"]);
-        let mut expected: Vec<_> =
-            [2, 3].map(|k| vec![lab.node(k).subnet(), lab.node(k).ip.to_string(), "vxlan".to_owned()]).into();
+        assert_eq!(rows[0][..5], ["NAME", "SUBNET", "BACKEND", "PATH", "VERDICT"]);
+        let of = |node: &lab::Node| [node.ip.to_string(), node.subnet(), "vxlan".into(), "vxlan".into()];
+        let mut expected = [2, 3].map(|k| of(lab.node(k)));
         expected.sort();
-        let mut shown = rows[1..3].to_vec();
+        let mut shown = [1, 2].map(|k| [0, 1, 2, 3].map(|cell| rows[k][cell].to_owned()));
         shown.sort();
         assert_eq!(shown, expected);
         let json: serde_json::Value = serde_json::from_str(&node.twill(&["status", "--json"])).unwrap();
         assert_eq!(json["format"], 1);
-        assert_eq!(json["peers"].as_array().unwrap().len(), 2);
+        let peers = json["peers"].as_array().unwrap();
+        assert_eq!(peers.len(), 2);
+        assert!(
+            peers.iter().all(|peer| peer["path"] == "vxlan" && peer["verdict"]["fault"] == false),
+            "{json}"
+        );
         let mode = node.ns.run(&format!("stat -c %a {}", node.run_dir().join("twill.sock").display()));
         assert_eq!(mode.trim(), "600");
+    });
+}
+
+fn watch(node: &Node) -> (Child, Lines<BufReader<ChildStdout>>) {
+    let mut child = node.twill_command(&["status", "--watch"]).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    (child, lines)
+}
+
+fn wait_for_line(lines: &mut Lines<BufReader<ChildStdout>>, start: &str) {
+    assert!(lines.any(|line| line.unwrap().starts_with(start)), "{start}");
+}
+
+/// Page after page, also while the daemon is away for a while; it ends with ctrl-c or with its reader, and both are no
+/// failure.
+#[test]
+fn status_is_shown_again_and_again_until_nobody_wants_it() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let node = lab.node(1);
+        let daemons = lab.start_all(FLAGS);
+        let (mut child, mut lines) = watch(node);
+        wait_for_line(&mut lines, "1 peer: ");
+        wait_for_line(&mut lines, "1 peer: ");
+        drop(daemons);
+        wait_for_line(&mut lines, "twill: asking the daemon");
+        let _daemons = lab.start_all(FLAGS);
+        wait_for_line(&mut lines, "1 peer: ");
+        node.ns.run(&format!("kill -INT {}", child.id()));
+        assert!(child.wait().unwrap().success(), "ctrl-c");
+        let (mut child, mut lines) = watch(node);
+        wait_for_line(&mut lines, "1 peer: ");
+        drop(lines);
+        assert!(child.wait().unwrap().success(), "a pipe that is closed");
     });
 }
 

@@ -7,7 +7,7 @@ use std::process::Output;
 
 use lab::{Daemon, Lab, Node, PingStream, Timing, Topology, View, foreign};
 
-use crate::cluster::{self, DIRECT, HOST_GW, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL};
+use crate::cluster::{self, DIRECT_BY_ADDRESS, HOST_GW, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL};
 use crate::recording::{self, Recording};
 
 fn uninstall(node: &Node, args: &[&str]) -> Output {
@@ -68,7 +68,7 @@ fn vxlan_in_dual_stack_goes() {
 
 #[test]
 fn direct_routing_goes() {
-    lab::test(Timing::Free, || everything_goes(DIRECT, Topology::routed(2, 1)));
+    lab::test(Timing::Free, || everything_goes(DIRECT_BY_ADDRESS, Topology::routed(2, 1)));
 }
 
 #[test]

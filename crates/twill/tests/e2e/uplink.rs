@@ -253,7 +253,7 @@ fn host_gw_whose_uplink_no_peer_is_on_is_told() {
         let told = |node: &Node, uplink: &str, on: &str| {
             let note = format!(
                 "no peer is on the layer-2 segment of {uplink}, so host-gw reaches none by IPv4: is it the wrong interface? \
-                 Name another with --iface ({on}), or use vxlan"
+                 Name another with --iface ({on}), or use auto or vxlan"
             );
             lab::wait_for(&note, SOON, || node.twill(&["status"]).contains(&note));
         };

@@ -38,6 +38,8 @@ fn direct_routing_encapsulates_behind_the_router_only() {
         let (_daemons, pods) = cluster::start(&lab);
         let (near, far) = (pods[1].ip(), pods[2].ip());
         assert!(pods[0].reaches(far, SOON).is_some());
+        let direct = format!("{} via {} dev eth0", lab.node(2).subnet(), lab.node(2).ip);
+        lab::wait_for("direct is proven", SOON, || lab.node(1).ns.run("ip route").contains(&direct));
         let capture = Capture::start(&lab.node(1).ns, "eth0", &["-T", "vxlan", "icmp or udp port 8472"]);
         assert!(pods[0].ping(near).is_some() && pods[0].ping(far).is_some());
         let [to_near, to_far] = [near, far].map(|to| format!("> {to}: ICMP echo request"));

@@ -20,7 +20,7 @@ const BROKEN: [(&str, &str); 7] = [
     ),
     (
         r#"{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard"}}"#,
-        r#""wireguard" is none of the backends twill has: vxlan, host-gw, alloc"#,
+        r#""wireguard" is none of the backends twill has: vxlan, auto, host-gw, alloc"#,
     ),
     (
         r#"{"Network":"10.244.0.0/16","EnableIPv4":false}"#,

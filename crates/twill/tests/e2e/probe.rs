@@ -1,0 +1,150 @@
+//! What the prober puts on the wire, seen on the switch's side of it, and what it takes for an answer.
+
+use std::time::Duration;
+
+use lab::{Capture, Lab, Node, Timing, Topology};
+
+use crate::cluster::{self, DIRECT, FLAGS, HOST_GW, SOON, VXLAN, VXLAN_DUAL};
+
+/// Broadcasts are counted over that.
+const SPAN: Duration = Duration::from_secs(6);
+
+/// The address of a node's device in its pod subnet.
+fn vtep(node: &Node) -> String {
+    node.subnet().split_once('/').unwrap().0.to_owned()
+}
+
+fn ip(node: &Node) -> String {
+    node.ip.to_string()
+}
+
+/// Leases of peers on the segment that nobody is behind.
+fn plant_silent_peers(lab: &Lab, backend: &str, count: usize) {
+    let lease = |n: usize| {
+        let data = match backend {
+            "vxlan" => format!(r#"{{"VNI":1,"VtepMAC":"02:00:00:00:99:{n:02x}"}}"#),
+            _ => "null".to_owned(),
+        };
+        let json = format!(
+            r#"{{"PublicIP":"192.168.100.{}","PublicIPv6":null,"BackendType":"{backend}","BackendData":{data}}}"#,
+            100 + n
+        );
+        (format!("10.244.{n}.0-24"), json)
+    };
+    // Subnets that no node of the lab draws.
+    lab.store.put_leases(&(1..=count.min(19)).map(lease).collect::<Vec<_>>());
+    let rest = (20..=count).map(|n| {
+        let (_, json) = lease(n);
+        (format!("10.244.{}.0-24", 220 + n), json)
+    });
+    lab.store.put_leases(&rest.collect::<Vec<_>>());
+}
+
+#[test]
+fn peers_are_asked_the_way_that_pods_packets_go() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let _daemons = lab.start_all(FLAGS);
+        let inner = Capture::start(&lab.node(1).ns, "flannel.1", &["icmp"]);
+        let (from, to) = (vtep(lab.node(1)), vtep(lab.node(2)));
+        for (from, to, what) in [(&from, &to, "echo request"), (&to, &from, "echo reply")] {
+            let wanted = |packet: &str| packet.contains(&format!("{from} > {to}")) && packet.contains(what);
+            assert!(inner.wait_for(SOON, wanted), "{what}: {:?}", inner.packets());
+        }
+    });
+}
+
+#[test]
+fn both_families_are_asked() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
+        let _daemons = lab.start_all(FLAGS);
+        let inner = Capture::start(&lab.node(1).ns, "flannel-v6.1", &["icmp6"]);
+        let to = lab.node(2).subnet6().split_once('/').unwrap().0.to_owned();
+        let wanted = |packet: &str| packet.contains(&format!("> {to}: ICMP6, echo request"));
+        assert!(inner.wait_for(SOON, wanted), "{:?}", inner.packets());
+        let reply = |packet: &str| packet.contains(&to) && packet.contains("echo reply");
+        assert!(inner.wait_for(SOON, reply), "{:?}", inner.packets());
+    });
+}
+
+#[test]
+fn a_next_hop_is_asked_alone_once_it_is_known() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), HOST_GW);
+        let _daemons = lab.start_all(FLAGS);
+        let wire = Capture::start(&lab.node(1).ns, "eth0", &["arp"]);
+        let (own, other) = (ip(lab.node(1)), ip(lab.node(2)));
+        let question = format!("who-has {other} tell {own}");
+        let alone = |packet: &&String| packet.contains(&question) && !packet.contains("Broadcast");
+        let asked = lab::until(SOON, || (wire.packets().iter().filter(alone).count() >= 3).then_some(()));
+        assert!(asked.is_some(), "{:?}", wire.packets());
+        assert!(wire.packets().iter().all(|packet| !packet.contains("tell 0.0.0.0")));
+    });
+}
+
+#[test]
+fn a_silent_segment_hears_ten_broadcasts_a_second_at_most() {
+    lab::test(Timing::Timed, || hears_ten_at_most(HOST_GW, "host-gw"));
+}
+
+/// There the kernel has addresses to ask from, and would find next hops for what is asked by its routes.
+#[test]
+fn nor_more_where_there_are_tunnels() {
+    lab::test(Timing::Timed, || hears_ten_at_most(VXLAN, "vxlan"));
+}
+
+fn hears_ten_at_most(config: &str, backend: &str) {
+    let lab = cluster::lab(Topology::flat(1), config);
+    let _daemon = lab.node(1).start(FLAGS);
+    plant_silent_peers(&lab, backend, 30);
+    let wire = Capture::start(&lab.node(1).ns, "eth0", &["arp", "and", "ether", "broadcast"]);
+    let asked =
+        |n: usize| wire.packets().iter().any(|packet| packet.contains(&format!("192.168.100.{}", 100 + n)));
+    let all = lab::until(2 * SPAN, || (1..=30).all(asked).then_some(()));
+    assert!(all.is_some(), "each in its turn: {:?}", wire.packets());
+    let before = wire.packets().len();
+    let begun = std::time::Instant::now();
+    lab::holds_for("it is asked on", SPAN, || true);
+    let (more, span) = (wire.packets().len() - before, begun.elapsed());
+    println!("{more} broadcasts in {span:?}");
+    assert!(more as f64 <= 10.0 * span.as_secs_f64() + 1.0 && more >= 10, "{more} broadcasts in {span:?}");
+}
+
+/// Else it would put the old one into the caches of all peers, each second.
+#[test]
+fn the_old_mac_of_the_uplink_is_told_nobody() {
+    lab::test(Timing::Timed, || {
+        let lab = cluster::lab(Topology::flat(2), HOST_GW);
+        let _daemons = lab.start_all(FLAGS);
+        let node = lab.node(1);
+        let question = format!("who-has {} tell {}", ip(lab.node(2)), ip(node));
+        let asks = |wire: &Capture| wire.packets().iter().filter(|it| it.contains(&question)).count();
+        let old = Capture::start(&node.ns, "eth0", &["arp", "and", "ether", "src", &node.mac]);
+        let asked = lab::until(SOON, || (asks(&old) >= 3).then_some(()));
+        assert!(asked.is_some(), "{:?}", old.packets());
+        let new = Capture::start(&node.ns, "eth0", &["arp", "and", "ether", "src", "02:00:00:00:77:01"]);
+        node.ns.run("ip link set eth0 address 02:00:00:00:77:01");
+        let before = asks(&old);
+        let asked = lab::until(SOON, || (asks(&new) >= 6).then_some(()));
+        // One may be on its way.
+        assert!(asked.is_some() && asks(&old) <= before + 2, "{:?} {:?}", old.packets(), new.packets());
+    });
+}
+
+#[test]
+fn probe_off_asks_nobody() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), DIRECT);
+        let flags = [FLAGS, &["--probe=off"]].concat();
+        let _daemons = lab.start_all(&flags);
+        let wire = Capture::start(&lab.node(1).ns, "eth0", &["arp or icmp or udp"]);
+        assert!(lab.node(1).ping(lab.node(2).ip).is_some());
+        lab::holds_for("nothing is asked", Duration::from_secs(4), || true);
+        let asked: Vec<_> = wire.stop();
+        // Ours of just now is the proof that something would be seen.
+        let others: Vec<_> =
+            asked.iter().filter(|it| !it.contains("ARP") && !it.contains(&ip(lab.node(2)))).collect();
+        assert!(!asked.is_empty() && others.is_empty(), "{others:?}");
+    });
+}

@@ -1,0 +1,102 @@
+//! What a node says of its peers, read where people and probes read it, and the ways that its kernel has to them.
+
+use std::time::{Duration, Instant};
+
+use lab::plain::{Announce, settle};
+use lab::{Daemon, Lab, Node, until};
+use serde_json::Value;
+
+use crate::cluster::SOON;
+
+/// Network and backend with all that it takes; subnets as in [`crate::cluster`].
+pub(crate) const AUTO: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","Backend":{"Type":"auto"}}"#;
+
+/// The same in both families.
+pub(crate) const AUTO_DUAL: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"auto"}}"#;
+
+/// From the first lost packet to the word, and to the other way.
+pub(crate) const AT_ONCE: Duration = Duration::from_secs(3);
+/// To the word where nobody but the daemon sends: its first packet to be lost comes within a second.
+pub(crate) const TOLD: Duration = Duration::from_secs(4);
+/// Direct is proven when three answers in a row have come.
+pub(crate) const PROVEN: Duration = Duration::from_secs(10);
+/// Without any loss, before a way that was withdrawn is taken again.
+pub(crate) const HEALTH: Duration = Duration::from_secs(30);
+
+/// So long in `make soak`, else nothing.
+pub(crate) fn soaking(span: Duration) -> Duration {
+    if std::env::var_os("TWILL_SOAK").is_some() { span } else { Duration::ZERO }
+}
+
+/// Node `k` as one that no daemon looks after; its subnet.
+pub(crate) fn plain(lab: &Lab, k: usize, announce: Announce) -> String {
+    let subnet = format!("10.244.{k}.0/24");
+    settle(lab.node(k), &lab.store, &subnet, announce);
+    subnet
+}
+
+/// A peer's object in `twill status --json`.
+pub(crate) fn peer(node: &Node, subnet: &str) -> Option<Value> {
+    let out = node.twill_output(&["status", "--json"]);
+    let mut status: Value = serde_json::from_slice(&out.stdout).ok()?;
+    let peers = status["peers"].as_array_mut()?;
+    peers.iter().position(|peer| peer["subnet"] == subnet).map(|at| peers.swap_remove(at))
+}
+
+/// The verdict's name, such as `tunnel lost`.
+pub(crate) fn finding(node: &Node, subnet: &str) -> Option<String> {
+    Some(peer(node, subnet)?["verdict"]["name"].as_str()?.to_owned())
+}
+
+/// Waits for this finding; how long it took.
+pub(crate) fn found(node: &Node, subnet: &str, name: &str, limit: Duration) -> Duration {
+    let start = Instant::now();
+    if until(limit, || (finding(node, subnet)? == name).then_some(())).is_none() {
+        panic!("{}: {subnet} is not found {name}: {}", node.name, node.twill(&["status"]));
+    }
+    start.elapsed()
+}
+
+/// The verdict and its words stand everywhere, once in the log, and the node is as ready as ever.
+pub(crate) fn told(node: &Node, daemon: &Daemon, subnet: &str, name: &str) {
+    let about = format!("peer {subnet}: {name}: ");
+    // The verdict is told at once, the note by the round that it brings about.
+    let note = until(SOON, || {
+        let status: Value = serde_json::from_str(&node.twill(&["status", "--json"])).ok()?;
+        let mut notes = status["notes"].as_array()?.iter().filter_map(Value::as_str);
+        notes.find(|note| note.starts_with(&about)).map(str::to_owned)
+    });
+    let note = note.unwrap_or_else(|| panic!("no note `{about}`: {}", daemon.log()));
+    let note = note.as_str();
+    // What was seen, what it may come from, and what to do.
+    assert!(note.len() > about.len() + 40, "{note}");
+    assert_eq!(daemon.log().matches(note).count(), 1, "{note}: {}", daemon.log());
+    let table = node.twill(&["status"]);
+    let reason = &note[about.len()..];
+    let row = table.lines().find(|line| line.contains(subnet) && line.contains(name));
+    assert!(row.is_some_and(|row| row.contains(reason)), "{name}: {table}");
+    let readyz = node.get("/readyz").unwrap();
+    assert!(readyz.status == 200 && readyz.body.contains(note), "{readyz:?}");
+    let metrics = node.get("/metrics").unwrap().body;
+    assert!(metrics.lines().any(|line| line.contains(name) && line.contains(subnet)), "{name}: {metrics}");
+}
+
+/// The kernel's route to a peer, as ip shows it.
+fn route(node: &Node, subnet: &str) -> String {
+    let family = if subnet.contains(':') { "-6" } else { "-4" };
+    node.ns.run(&format!("ip {family} route show {subnet}"))
+}
+
+pub(crate) fn is_direct(node: &Node, subnet: &str) -> bool {
+    route(node, subnet).contains("dev eth0")
+}
+
+/// Waits until the kernel's route goes by this device; how long it took.
+pub(crate) fn goes(node: &Node, subnet: &str, device: &str, limit: Duration) -> Duration {
+    let start = Instant::now();
+    let way = format!("dev {device} ");
+    lab::wait_for(&format!("{}: {subnet} by {device}", node.name), limit, || {
+        route(node, subnet).contains(&way)
+    });
+    start.elapsed()
+}
