@@ -69,7 +69,7 @@ impl Kernel {
                 Err(link) => Some(Err(Cause::NoDevice(link))),
             });
         }
-        self.echoes.expect(ops, devices);
+        self.echoes.foresee(ops, devices);
         let mut answers = self.netlink.batch(requests).into_iter();
         let mut outcome = |(op, settled): (&Op, Option<_>)| match settled.or_else(|| answers.next()) {
             Some(Err(cause)) => self.judge(op, cause, devices),

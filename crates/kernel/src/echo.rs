@@ -20,7 +20,7 @@ pub(crate) struct Echoes(Arc<Mutex<Vec<(u32, FdbEntry)>>>);
 
 impl Echoes {
     /// These ops are sent next.
-    pub(crate) fn expect(&self, ops: &[Op], devices: &Devices) {
+    pub(crate) fn foresee(&self, ops: &[Op], devices: &Devices) {
         let made = |op: &Op| match (&op.object, op.verb) {
             (_, Verb::Delete) => None,
             (Object::Fdb(row), _) => Some((devices.index(row.link)?, row.clone())),
