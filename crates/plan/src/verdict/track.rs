@@ -228,3 +228,37 @@ impl History {
         u16::try_from(part).unwrap_or(1000)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::Probe;
+
+    /// Questions a second apart; `x` is lost, all else is answered.
+    fn heard(what: &str) -> Track {
+        let mut track = Track::default();
+        for (second, letter) in (0..).zip(what.chars()) {
+            let answer = if letter == 'x' { Answer::Lost } else { Answer::Came { after: Duration::ZERO } };
+            track.hear(&Sample { probe: Probe::Path, sent: Duration::from_secs(second), answer });
+        }
+        track
+    }
+
+    #[test]
+    fn five_lost_in_a_row_are_a_loss_and_three_answered_end_it() {
+        assert!(!heard(".xxxx").is_down());
+        assert!(!heard(".xxxx.xxx").is_down());
+        let down = heard(".xxxxx");
+        assert!(down.is_down() && !down.flaps());
+        assert!(heard(".xxxxx..").is_down());
+        assert!(!heard(".xxxxx...").is_down());
+    }
+
+    #[test]
+    fn eight_lost_of_the_last_twenty_are_a_loss_however_they_lie() {
+        assert!(!heard("x.x.x.x.x.x.x.").is_down());
+        let down = heard("x.x.x.x.x.x.x.x");
+        assert!(down.is_down() && down.flaps());
+        assert!(!heard("x..x..x..x..x..x..x..x..x..x").is_down());
+    }
+}
