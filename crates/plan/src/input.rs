@@ -164,12 +164,15 @@ pub struct Uplink {
     pub public_ip: Option<Ipv4Addr>,
     #[serde(default)]
     pub public_ipv6: Option<Ipv6Addr>,
+    /// What Kubernetes knows this node by: its InternalIPs, of each family one at most. Empty where nobody says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub node_ips: Vec<IpAddr>,
 }
 
 impl Uplink {
     /// Without any address yet.
     pub fn new(link: LinkName, mtu: u32) -> Self {
-        Self { link, mtu, ipv4: None, ipv6: None, public_ip: None, public_ipv6: None }
+        Self { link, mtu, ipv4: None, ipv6: None, public_ip: None, public_ipv6: None, node_ips: Vec::new() }
     }
 
     /// The address that other nodes reach us by.

@@ -73,6 +73,13 @@ pub enum NodeFault {
         family: Family,
         peer_on: Option<(IpAddr, LinkName)>,
     },
+    /// Kubernetes knows this node by another address, which may be on another interface.
+    NotInternalIp {
+        uplink: LinkName,
+        address: IpAddr,
+        node_ip: IpAddr,
+        on: Option<LinkName>,
+    },
     SysctlRefused {
         path: Box<str>,
         value: Box<str>,
@@ -375,6 +382,11 @@ impl fmt::Display for NodeFault {
                 write!(f, "{family} is configured but our lease has no {family} subnet; that family is off")
             }
             Self::NoPeerOnLink { uplink, family, peer_on } => no_peer_on_link(f, *uplink, *family, *peer_on),
+            Self::NotInternalIp { uplink, address, node_ip, on } => {
+                write!(f, "Kubernetes knows this node by {node_ip}, but {address} of {uplink} is chosen: ")?;
+                f.write_str("is it the wrong interface? Name another with --iface")?;
+                on.map_or(Ok(()), |on| write!(f, " ({node_ip} is on {on})"))
+            }
             Self::SysctlRefused { path, value } => {
                 write!(f, "sysctl {path} cannot be written. {}", sysctls::Remedy(path, value))
             }
@@ -461,6 +473,8 @@ mod tests {
         Note::Node(NodeFault::NotLeased(_)) => node(NodeFault::NotLeased(Family::Ipv6)), "that family is off";
         Note::Node(NodeFault::NoPeerOnLink { .. }) =>
             node(NodeFault::NoPeerOnLink { uplink: link(), family: Family::Ipv4, peer_on: Some((ip(), link())) }), "so host-gw reaches none by";
+        Note::Node(NodeFault::NotInternalIp { .. }) =>
+            node(NodeFault::NotInternalIp { uplink: link(), address: ip(), node_ip: ip(), on: Some(link()) }), "Kubernetes knows this node by";
         Note::Node(NodeFault::SysctlRefused { .. }) =>
             node(NodeFault::SysctlRefused { path: "a/b".into(), value: "0".into() }), "cannot be written. Run: sysctl";
         Note::Node(NodeFault::Firewall(Fault::NftUnusable { .. })) =>

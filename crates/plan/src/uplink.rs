@@ -25,6 +25,8 @@ pub struct Ask {
     pub public_ip: Option<Ipv4Addr>,
     /// `--public-ipv6`.
     pub public_ipv6: Option<Ipv6Addr>,
+    /// `--node-ip`.
+    pub node_ips: Vec<IpAddr>,
 }
 
 /// What the kernel says of the way to an address, or why it says nothing.
@@ -141,6 +143,7 @@ pub fn choose(config: &Config, underlay: &Underlay, ask: &Ask) -> Result<Choice,
         match lookup.answer(&attempt) {
             Ok((mut uplink, mut reason)) => {
                 (uplink.public_ip, uplink.public_ipv6) = (ask.public_ip, ask.public_ipv6);
+                uplink.node_ips.clone_from(&ask.node_ips);
                 config.backend.suits(&uplink).map_err(UplinkError)?;
                 for family in Family::ALL {
                     if let Some((flag, address)) = ask.public(family)

@@ -253,7 +253,26 @@ impl<'a> Draft<'a> {
                 self.waiting.push(family);
                 self.note_node(fault);
             }
+            if let Some(fault) = self.not_internal(family) {
+                self.note_node(fault);
+            }
         }
+    }
+
+    /// Has another address been chosen than Kubernetes, and so most likely whoever set up the node, has for it?
+    fn not_internal(&self, family: Family) -> Option<NodeFault> {
+        let uplink = &self.node.uplink;
+        let (address, announced) = (uplink.address(family)?, uplink.public(family)?);
+        let node_ip = *uplink.node_ips.iter().find(|ip| Family::of(**ip) == family)?;
+        let mut addresses = self.underlay.addresses.iter();
+        let on = addresses.find(|facts| facts.address.addr() == node_ip).map(|facts| facts.link);
+        let uplink = uplink.link;
+        (![address, announced].contains(&node_ip)).then_some(NodeFault::NotInternalIp {
+            uplink,
+            address,
+            node_ip,
+            on,
+        })
     }
 
     /// What the uplink needs for that family and does not have.

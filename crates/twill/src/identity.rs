@@ -217,6 +217,7 @@ fn ask(flags: &Flags, kernel: &mut Kernel) -> Ask {
         can_reach,
         public_ip: flags.public_ip,
         public_ipv6: flags.public_ipv6,
+        node_ips: flags.node_ips.clone(),
     }
 }
 

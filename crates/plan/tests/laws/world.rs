@@ -161,6 +161,7 @@ fn node(tape: &mut Tape) -> Node {
             ipv6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
             public_ip: None,
             public_ipv6: None,
+            node_ips: Vec::new(),
         },
         subnet: Subnet { ipv4: leased4.then_some(ipv4), ipv6: leased6.then_some(ipv6) },
         vtep: Some(OWN_MAC),

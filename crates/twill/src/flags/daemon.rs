@@ -39,6 +39,8 @@ pub(crate) struct Flags {
     pub(crate) iface_can_reach: Option<IpAddr>,
     pub(crate) public_ip: Option<Ipv4Addr>,
     pub(crate) public_ipv6: Option<Ipv6Addr>,
+    /// This node's InternalIPs.
+    pub(crate) node_ips: Vec<IpAddr>,
     /// Where our routes are.
     pub(crate) route_table: u32,
     pub(crate) ip_blackhole_route: bool,
@@ -372,6 +374,7 @@ mod tests {
         ("iface-can-reach", "192.0.2.1", "2001:db8::1", Some("gateway")),
         ("public-ip", "192.0.2.1", "192.0.2.2", Some("2001:db8::1")),
         ("public-ipv6", "2001:db8::1", "2001:db8::2", Some("192.0.2.1")),
+        ("node-ip", "192.0.2.1,2001:db8::1", "2001:db8::2", Some("192.0.2.1,192.0.2.2")),
         ("route-table", "8472", "main", Some("local")),
         ("ip-blackhole-route", "true", "false", Some("on")),
         ("set-sysctls", "false", "true", Some("no")),

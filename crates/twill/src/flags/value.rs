@@ -2,6 +2,7 @@
 
 use crate::probe::Pace;
 use std::fmt::{self, Display};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -112,6 +113,30 @@ impl<T: FromStr<Err: Display> + Display> Value for Option<T> {
 
     fn show(&self) -> String {
         self.as_ref().map(ToString::to_string).unwrap_or_default()
+    }
+}
+
+/// A node's addresses, at most one of each family, as the Downward API's `status.hostIPs` writes them.
+impl Value for Vec<IpAddr> {
+    fn set(&mut self, text: &str) -> Result<(), String> {
+        let parse = |text: &str| match text.trim().parse::<IpAddr>() {
+            Ok(ip) => Ok(ip.to_canonical()),
+            Err(error) => Err(format!("{text:?}: {error}")),
+        };
+        let ips: Self =
+            text.split(',').filter(|text| !text.is_empty()).map(parse).collect::<Result<_, _>>()?;
+        if ips.iter().filter(|ip| ip.is_ipv4()).count() > 1
+            || ips.iter().filter(|ip| ip.is_ipv6()).count() > 1
+        {
+            return Err(format!("{text:?} has two addresses of one family"));
+        }
+        *self = ips;
+        Ok(())
+    }
+
+    fn show(&self) -> String {
+        let texts: Vec<_> = self.iter().map(ToString::to_string).collect();
+        texts.join(",")
     }
 }
 
@@ -333,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_list_grows_by_all_that_is_not_empty() {
-        let mut list = Vec::new();
+        let mut list: Vec<String> = Vec::new();
         ["b", "", "a"].iter().for_each(|text| list.set(text).unwrap());
         assert_eq!((list.show(), list.len()), ("b a".into(), 2));
     }

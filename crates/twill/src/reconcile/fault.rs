@@ -23,6 +23,7 @@ pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
             | NodeFault::Firewalld { .. }
             | NodeFault::NeighboursLimited { .. }
             | NodeFault::NothingVerified
+            | NodeFault::NotInternalIp { .. }
             | NodeFault::NoPeerOnLink { .. },
         ) => None,
         Note::Node(NodeFault::Firewall(_)) => None,

@@ -269,6 +269,43 @@ fn host_gw_whose_uplink_no_peer_is_on_is_told() {
     });
 }
 
+#[test]
+fn an_address_that_is_not_the_nodes_internal_ip_is_told_once() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), VXLAN_DUAL);
+        let node = lab.node(1);
+        node.ns.run("ip link add eth1 type veth peer name eth2; ip link set eth1 up; ip link set eth2 up");
+        node.ns.run("ip address add 192.168.56.11/24 dev eth1; ip address add fd00:56::11/64 dev eth1 nodad");
+        let told = |flags: &[&str], notes: &[&str]| {
+            let daemon = node.start(flags);
+            daemon.wait_ready();
+            let known = "Kubernetes knows this node by";
+            for note in notes {
+                lab::wait_for(note, SOON, || node.twill(&["status"]).contains(note));
+                let of_this_start =
+                    || daemon.log().rsplit(" starts: ").next().unwrap_or_default().to_string();
+                lab::wait_for("it is logged", SOON, || of_this_start().contains(note));
+                assert_eq!(of_this_start().matches(note).count(), 1, "{}", daemon.log());
+            }
+            assert_eq!(node.twill(&["status"]).matches(known).count(), notes.len());
+            assert_eq!(node.get("/readyz").unwrap().status, 200);
+        };
+        let remedy = "is it the wrong interface? Name another with --iface";
+        let own = [node.ip.to_string(), node.ip6.to_string()];
+        let [v4, v6] =
+            ["192.168.56.11", "fd00:56::11"].map(|ip| format!("Kubernetes knows this node by {ip}, but "));
+        let v4 = format!("{v4}{} of eth0 is chosen: {remedy} (192.168.56.11 is on eth1)", own[0]);
+        let v6 = format!("{v6}{} of eth0 is chosen: {remedy} (fd00:56::11 is on eth1)", own[1]);
+        told(&["--node-ip=192.168.56.11"], &[&v4]);
+        told(&["--iface=eth0", "--node-ip=192.168.56.11,fd00:56::11"], &[&v4, &v6]);
+        told(&[&format!("--node-ip={}", own.join(","))], &[]);
+        told(&["--iface=eth1", "--node-ip=192.168.56.11,fd00:56::11"], &[]);
+        // Behind a translation the outer one may be the one that is known.
+        told(&["--iface=eth0", &format!("--public-ip={OUTSIDE}"), &format!("--node-ip={OUTSIDE}")], &[]);
+        told(&["--iface=eth0"], &[]);
+    });
+}
+
 /// As where every machine has the same address on its first card, and the flag that names another one is forgotten.
 #[test]
 fn an_address_that_another_nodes_lease_announces_is_refused_at_the_start() {
