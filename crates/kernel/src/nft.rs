@@ -8,6 +8,7 @@ mod script;
 mod sets;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -75,17 +76,26 @@ impl Nft {
         all
     }
 
-    /// All of them or none. `seen` is the last reading.
+    /// All of them or none, unless so many peers come with the rules that no message holds them: then they come before them,
+    /// in parts. `seen` is the last reading.
     pub(crate) fn apply(&mut self, ops: &[Op], seen: &mut Rows) -> Result<Reading, Cause> {
-        if let Some(peers) = peers(ops, seen)
-            && self.ask(|netlink| netlink::change_peers(netlink, &peers)).is_ok()
-        {
+        let (peers, rules) = apart(ops, seen);
+        let to_make = seen.lack_peers(&peers);
+        if rules.is_empty() && to_make.is_empty() {
+            self.ask(|netlink| netlink::change_peers(netlink, &peers))?;
             seen.change_peers(&peers);
             return Ok(Reading::Good);
         }
         // The kernel makes no chain while it wakes the table.
         self.run(&script::waking(seen))?;
-        self.run(&script::of(ops, seen))?;
+        if peers.len() <= netlink::PART {
+            self.run(&script::of(&ops.iter().collect::<Vec<_>>(), seen))?;
+        } else {
+            self.run(&script::peers_sets(&to_make, seen))?;
+            seen.make_peers(&to_make);
+            self.ask(|netlink| netlink::change_peers(netlink, &peers))?;
+            self.run(&script::of(&rules, seen))?;
+        }
         Ok(Reading::Over)
     }
 
@@ -207,13 +217,25 @@ pub(crate) enum Reading {
 }
 
 impl Rows {
+    /// The families in which there is no set for those that are to be added.
+    fn lack_peers(&self, changes: &[(Verb, IpAddr)]) -> Vec<Family> {
+        let comes = |family| {
+            move |(verb, address): &(Verb, IpAddr)| *verb != Verb::Delete && Family::of(*address) == family
+        };
+        let families = Family::ALL.into_iter().filter(|family| !self.has(*family, SetName::Peers));
+        families.filter(|family| changes.iter().any(comes(*family))).collect()
+    }
+
+    fn make_peers(&mut self, families: &[Family]) {
+        self.sets.retain(|(family, set, _)| *set != SetName::Peers || !families.contains(family));
+        self.sets.extend(families.iter().map(|family| (*family, SetName::Peers, Shape::Right)));
+    }
+
     fn change_peers(&mut self, changes: &[(Verb, IpAddr)]) {
-        for (verb, address) in changes {
-            self.elements.retain(|row| row.address != *address);
-            if *verb != Verb::Delete {
-                self.elements.push(NftElement { address: *address });
-            }
-        }
+        let changed: BTreeSet<IpAddr> = changes.iter().map(|(_, address)| *address).collect();
+        self.elements.retain(|row| !changed.contains(&row.address));
+        let come = changes.iter().filter(|(verb, _)| *verb != Verb::Delete);
+        self.elements.extend(come.map(|(_, address)| NftElement { address: *address }));
     }
 
     /// Is there such a set, as we make it?
@@ -240,18 +262,17 @@ impl Rows {
     }
 }
 
-/// More than these are one script.
-const SINGLE: usize = 100;
-
-/// The addresses to change where that is all that is to be done: nft(8) would read the whole set before it takes one out.
-fn peers(ops: &[Op], seen: &Rows) -> Option<Vec<(Verb, IpAddr)>> {
-    let peer = |op: &Op| match &op.object {
-        Object::NftElement(row) if seen.has(Family::of(row.address), SetName::Peers) => {
-            Some((op.verb, row.address))
+/// The peers to add or to take out of a set that is there, and what is to be done besides.
+fn apart<'a>(ops: &'a [Op], seen: &Rows) -> (Vec<(Verb, IpAddr)>, Vec<&'a Op>) {
+    let (mut peers, mut rules) = (Vec::new(), Vec::new());
+    for op in ops {
+        match &op.object {
+            Object::NftElement(NftElement { address }) => peers.push((op.verb, *address)),
+            _ => rules.push(op),
         }
-        _ => None,
-    };
-    if ops.len() > SINGLE { None } else { ops.iter().map(peer).collect() }
+    }
+    peers.retain(|(verb, address)| *verb != Verb::Delete || seen.has(Family::of(*address), SetName::Peers));
+    (peers, rules)
 }
 
 fn owned(table: &netlink::Table) -> Box<str> {

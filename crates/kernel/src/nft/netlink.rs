@@ -34,6 +34,10 @@ const VALUE: u16 = 1;
 /// Marks an attribute made of attributes.
 const NESTED: u16 = 0x8000;
 
+/// Addresses of one transaction: in a user namespace the send buffer is what the machine gives everybody (208 KiB), and
+/// an IPv6 element takes 32 bytes.
+pub(super) const PART: usize = 1000;
+
 /// The address families' names as nft(8) has them.
 const FAMILIES: [(u8, &str); 6] =
     [(1, "inet"), (2, "ip"), (3, "arp"), (5, "netdev"), (7, "bridge"), (10, "ip6")];
@@ -101,23 +105,32 @@ pub(super) fn elements(netlink: &mut Netlink, family: Family, name: SetName) -> 
 }
 
 /// Adds these addresses to the peers' sets, and takes those out again that are to go: so it is no error that they are gone.
+/// Those of a part go together.
 pub(super) fn change_peers(netlink: &mut Netlink, addresses: &[(Verb, IpAddr)]) -> Result<(), Cause> {
-    let add = addresses.iter().map(|(_, address)| change(NEW_ELEMENTS, libc::NLM_F_CREATE, *address));
-    let gone = addresses.iter().filter(|(verb, _)| *verb == Verb::Delete);
-    let delete = gone.map(|(_, address)| change(DELETE_ELEMENTS, 0, *address));
-    netlink.transaction(add.chain(delete).collect())
+    addresses.chunks(PART).try_for_each(|part| {
+        let gone: Vec<_> = part.iter().filter(|(verb, _)| *verb == Verb::Delete).copied().collect();
+        let add = change(NEW_ELEMENTS, libc::NLM_F_CREATE, part);
+        netlink.transaction(add.chain(change(DELETE_ELEMENTS, 0, &gone)).collect())
+    })
 }
 
-fn change(kind: u16, flags: libc::c_int, address: IpAddr) -> Message {
-    let family = Family::of(address);
-    let mut request = Message::new(SUBSYSTEM << 8 | kind, flags, &[&[number(family), 0, 0, 0]]);
-    request.text(TABLE, family.nft_table()).text(SET, SetName::Peers.as_str());
-    request.nest(NESTED | ELEMENTS, |list| {
-        list.nest(NESTED | ELEMENT, |element| {
-            element.nest(NESTED | KEY, |key| _ = key.ip(VALUE, address));
+/// A message for each family that has any.
+fn change(kind: u16, flags: libc::c_int, part: &[(Verb, IpAddr)]) -> impl Iterator<Item = Message> {
+    Family::ALL.into_iter().filter_map(move |family| {
+        let addresses = part.iter().map(|(_, address)| *address);
+        let mut addresses = addresses.filter(|address| Family::of(*address) == family).peekable();
+        addresses.peek()?;
+        let mut request = Message::new(SUBSYSTEM << 8 | kind, flags, &[&[number(family), 0, 0, 0]]);
+        request.text(TABLE, family.nft_table()).text(SET, SetName::Peers.as_str());
+        request.nest(NESTED | ELEMENTS, |list| {
+            for address in addresses {
+                list.nest(NESTED | ELEMENT, |element| {
+                    element.nest(NESTED | KEY, |key| _ = key.ip(VALUE, address));
+                });
+            }
         });
-    });
-    request
+        Some(request)
+    })
 }
 
 /// `NFPROTO_IPV4` or `NFPROTO_IPV6`.

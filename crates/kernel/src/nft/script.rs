@@ -11,10 +11,10 @@ use super::Rows;
 use super::sets::{SetName, Shape};
 
 /// Empty when nothing is to be done.
-pub(super) fn of(ops: &[Op], seen: &Rows) -> String {
+pub(super) fn of(ops: &[&Op], seen: &Rows) -> String {
     let mut script = Script { text: String::new(), seen };
     let (deletions, additions): (Vec<&Op>, Vec<&Op>) =
-        ops.iter().partition(|op| matches!(op.verb, Verb::Delete | Verb::Recreate));
+        ops.iter().copied().partition(|op| matches!(op.verb, Verb::Delete | Verb::Recreate));
     for op in &additions {
         match &op.object {
             Object::NftTable(table) => script.add_table(table.family),
@@ -40,6 +40,20 @@ pub(super) fn of(ops: &[Op], seen: &Rows) -> String {
 pub(super) fn waking(seen: &Rows) -> String {
     let mut script = Script { text: String::new(), seen };
     seen.dormant.iter().for_each(|family| script.add_table(*family));
+    script.text
+}
+
+/// A script of its own for the peers' sets, where they are too many to come with the rules: no rule looks into a set that is
+/// not yet full.
+pub(super) fn peers_sets(families: &[Family], seen: &Rows) -> String {
+    let mut script = Script { text: String::new(), seen };
+    for &family in families {
+        script.add_table(family);
+        if seen.chain(family, &NftChainName::Vxlan).is_some() {
+            script.line(format_args!("flush chain {} {}", Table(family), NftChainName::Vxlan));
+        }
+        script.write_set(family, SetName::Peers);
+    }
     script.text
 }
 

@@ -12,6 +12,7 @@ mod iptables_watching;
 mod links;
 mod neighbours;
 mod nexthops;
+mod nft_crowd;
 mod nft_failing;
 mod nft_scene;
 mod nft_watching;
