@@ -99,6 +99,7 @@ impl Kernel {
         devices: &Devices,
     ) -> Result<Routes, Error> {
         let mut routes = Routes::default();
+        let most = self.rows;
         let others = tables.iter().copied().filter(|table| *table != MAIN_TABLE);
         let read: Vec<u32> = std::iter::once(MAIN_TABLE).chain(others).collect();
         for family in FAMILIES {
@@ -106,9 +107,13 @@ impl Kernel {
                 let inside = if tables.contains(&table) { all_networks } else { &[] };
                 let outside = (table == MAIN_TABLE).then_some(networks);
                 let bounds = Bounds { family, table, inside, outside, devices };
-                let dump = self.netlink.dump(bounds.dump_request(), |all, part| bounds.collect(all, part));
+                let dump = self.netlink.dump(bounds.dump_request(), |all: &mut Routes, part| {
+                    make_room(&mut all.rows, most);
+                    bounds.collect(all, part);
+                });
                 let mut part: Routes = present(dump).map_err(|cause| Error::new("read the routes", cause))?;
-                routes.rows.append(&mut part.rows);
+                self.rows = self.rows.max(part.rows.len());
+                append(&mut routes.rows, part.rows);
                 routes.underlay.append(&mut part.underlay);
             }
         }
@@ -126,7 +131,7 @@ impl Kernel {
         let mut all = Vec::new();
         for &(name, index) in links {
             let of_it = |part: Part<'_>| decode(part, name).filter(|_| neigh::index(part) == index);
-            all.append(&mut self.rows(what, neigh::dump_request(family, index), of_it)?);
+            append(&mut all, self.rows(what, neigh::dump_request(family, index), of_it)?);
         }
         Ok(all)
     }
@@ -150,8 +155,30 @@ impl Kernel {
         request: Message,
         decode: impl Fn(Part<'_>) -> Option<T>,
     ) -> Result<Vec<T>, Error> {
-        let dump = self.netlink.dump(request, |all: &mut Vec<T>, part| all.extend(decode(part)));
-        present(dump).map_err(|cause| Error::new(what, cause))
+        let most = self.rows;
+        let dump = self.netlink.dump(request, |all: &mut Vec<T>, part| {
+            make_room(all, most);
+            all.extend(decode(part));
+        });
+        let all = present(dump).map_err(|cause| Error::new(what, cause))?;
+        self.rows = most.max(all.len());
+        Ok(all)
+    }
+}
+
+/// Moves nothing where there is nothing yet.
+fn append<T>(all: &mut Vec<T>, mut more: Vec<T>) {
+    if all.is_empty() {
+        *all = more;
+    } else {
+        all.append(&mut more);
+    }
+}
+
+/// Makes room for as many as there have been: growing costs more than pages that nobody writes to.
+fn make_room<T>(all: &mut Vec<T>, most: usize) {
+    if all.capacity() == 0 {
+        all.reserve(most);
     }
 }
 

@@ -42,6 +42,8 @@ pub struct Kernel {
     netlink: socket::Netlink,
     firewall: firewall::Firewall,
     echoes: echo::Echoes,
+    /// The most of one kind that were read.
+    rows: usize,
 }
 
 /// Strict dumps, next hop objects and their monitor group are there from 5.4 on.
@@ -58,6 +60,7 @@ impl Kernel {
             netlink: socket::Netlink::open()?,
             firewall: Default::default(),
             echoes: Default::default(),
+            rows: 0,
         })
     }
 

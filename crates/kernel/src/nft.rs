@@ -153,6 +153,8 @@ impl Nft {
         if rows.has(family, SetName::Peers) {
             let elements = self.elements(family, SetName::Peers)?.into_iter();
             rows.elements.extend(elements.map(|element| NftElement { address: element.address }));
+            // The kernel tells them in no order, and every look sorts what it is given.
+            rows.elements.sort_unstable();
         }
         Ok(())
     }

@@ -3,7 +3,6 @@
 //! was, it was more likely emptied or restored than the cluster shrank, and they are kept until the while is over. It makes
 //! no difference whether they vanish at once or one by one. Time is given, not read.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -37,7 +36,8 @@ impl History {
 /// The peers heard of within the last while.
 #[derive(Clone, Debug, Default)]
 pub struct Belief {
-    known: BTreeMap<Subnet, Known>,
+    /// By subnet.
+    known: Vec<Known>,
     history: Option<History>,
     /// When the store was last found to be another than before, and what it was.
     broken: Option<(Instant, History)>,
@@ -47,6 +47,19 @@ pub struct Belief {
 struct Known {
     lease: Lease,
     missing: Option<Missing>,
+}
+
+impl Known {
+    fn subnet(&self) -> Subnet {
+        self.lease.subnet
+    }
+}
+
+fn listed(leases: impl IntoIterator<Item = Lease>) -> Vec<Known> {
+    let mut known: Vec<_> = leases.into_iter().map(|lease| Known { lease, missing: None }).collect();
+    known.sort_unstable_by_key(Known::subnet);
+    known.dedup_by_key(|known| known.subnet());
+    known
 }
 
 /// Not listed any more.
@@ -71,8 +84,7 @@ pub struct Weighed {
 impl Belief {
     /// Starts with the peers that an earlier run believed in, and what it knew of the store.
     pub fn expecting(peers: impl IntoIterator<Item = Lease>, history: Option<History>) -> Self {
-        let known = peers.into_iter().map(|lease| (lease.subnet, Known { lease, missing: None }));
-        Self { known: known.collect(), history, broken: None }
+        Self { known: listed(peers), history, broken: None }
     }
 
     /// What a later run may expect of the store: of one that is in doubt, what it was before.
@@ -95,18 +107,24 @@ impl Belief {
         }
         self.history = history.or(self.history);
         self.broken = self.broken.filter(|(at, _)| now.duration_since(*at) < grace);
-        let mut known: BTreeMap<Subnet, Known> =
-            heard.into_iter().map(|lease| (lease.subnet, Known { lease, missing: None })).collect();
-        let listed = known.len();
-        for (subnet, before) in std::mem::take(&mut self.known) {
+        let before = std::mem::replace(&mut self.known, listed(heard));
+        let listed = self.known.len();
+        let mut rest = 0..listed;
+        for before in before {
+            while self.known[rest.clone()].first().is_some_and(|known| known.subnet() < before.subnet()) {
+                rest.start += 1;
+            }
+            if self.known[rest.clone()].first().is_some_and(|known| known.subnet() == before.subnet()) {
+                continue;
+            }
             let missing = before.missing.unwrap_or(Missing { since: now, kept: false });
             if now.duration_since(missing.since) < grace {
                 // Whoever holds the subnet according to the store has the better right to it.
                 let lease = Lease { born: u64::MAX, ..before.lease };
-                known.entry(subnet).or_insert(Known { lease, missing: Some(missing) });
+                self.known.push(Known { lease, missing: Some(missing) });
             }
         }
-        self.known = known;
+        self.known.sort_unstable_by_key(Known::subnet);
         let most = (self.known.len() - listed) * 2 > self.known.len();
         let doubt = self.broken.is_some() || (self.known.len() >= FEW && most);
         self.sift(doubt, now, grace)
@@ -114,7 +132,7 @@ impl Belief {
 
     fn sift(&mut self, doubt: bool, now: Instant, grace: Duration) -> Weighed {
         let mut weighed = Weighed { leases: Vec::with_capacity(self.known.len()), missing: 0, due: None };
-        for known in self.known.values_mut() {
+        for known in &mut self.known {
             if let Some(missing) = &mut known.missing {
                 missing.kept |= doubt;
                 let due = missing.since + if missing.kept { grace } else { LINGER.min(grace) };

@@ -1,8 +1,6 @@
 //! Refuses a plan that contradicts itself, before it reaches the kernel. It finds faults of ours, not of the leases:
 //! `wanted` has dealt with those.
 
-use std::collections::BTreeSet;
-
 use crate::owned::Owned;
 use crate::state::{LinkKind, RoutePath, State};
 use crate::{Row, Table};
@@ -20,19 +18,18 @@ pub fn check(state: &State, owned: &Owned) -> Vec<String> {
     once(&state.nft_chains, &mut faults, ToString::to_string);
     once(&state.nft_elements, &mut faults, ToString::to_string);
     once(&state.iptables, &mut faults, ToString::to_string);
-    let entries: BTreeSet<_> = state.fdb.iter().map(|row| (row.link, row.mac)).collect();
     for row in &state.neighbours {
-        if !entries.contains(&(row.link, row.mac)) {
+        if state.fdb.binary_search_by_key(&(row.link, row.mac), |entry| (entry.link, entry.mac)).is_err() {
             faults
                 .push(format!("neighbour {} on {} has no FDB entry for {}", row.address, row.link, row.mac));
         }
     }
-    let vteps: BTreeSet<_> = state.neighbours.iter().map(|row| (row.link, row.address)).collect();
+    let is_vtep = |link, address| {
+        state.neighbours.binary_search_by_key(&(link, address), |row| (row.link, row.address)).is_ok()
+    };
     for row in &state.routes {
         match row.path {
-            RoutePath::Via { gateway, link, .. }
-                if link != owned.uplink && !vteps.contains(&(link, gateway)) =>
-            {
+            RoutePath::Via { gateway, link, .. } if link != owned.uplink && !is_vtep(link, gateway) => {
                 faults.push(format!(
                     "route to {} goes to {gateway}, which is no neighbour on {link}",
                     row.destination

@@ -1,7 +1,7 @@
 //! The steps from what the kernel holds to what it should hold. Pure and ordered; it walks the union of both sides once
 //! per kind, so a left-over is met even when nothing wants it. What may be deleted is `owned`'s to say.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::firewall::{NftChainName, NftElement};
 use crate::input::Family;
@@ -14,11 +14,15 @@ pub fn diff(wanted: &State, seen: &State, owned: &Owned) -> Vec<Op> {
     let mut steps = Steps { ops: Vec::new(), sweep: owned.sweep };
     let links = steps.links(wanted, seen, owned);
     let goes = |link: LinkName| links.goes(link);
-    let wanted_ids: BTreeSet<u32> = wanted.nexthops.iter().map(|row| row.id).collect();
-    // A next hop that we want is moved off a link before that link is deleted for good.
+    let is_wanted = |id: u32| wanted.nexthops.binary_search_by_key(&id, |row| row.id).is_ok();
     let lost = seen.nexthops.iter().map(|row| (row.id, goes(row.link)));
-    let lost: BTreeMap<u32, Goes> =
-        lost.filter(|(id, goes)| *goes != Goes::Last || !wanted_ids.contains(id)).collect();
+    // A next hop that we want is moved off a link before that link is deleted for good.
+    let goes_too = |(id, goes): &(u32, Goes)| match goes {
+        Goes::Never => false,
+        Goes::First => true,
+        Goes::Last => !is_wanted(*id),
+    };
+    let lost: BTreeMap<u32, Goes> = lost.filter(goes_too).collect();
     let led_there = |row: &Route| match row.path {
         RoutePath::Via { link, .. } | RoutePath::Link(link) => goes(link),
         RoutePath::Nexthop(id) => lost.get(&id).copied().unwrap_or(Goes::Never),

@@ -13,7 +13,20 @@ pub struct LinkName {
 }
 
 impl LinkName {
-    /// For names made from numbers, which always fit.
+    /// Without an allocation, since every row of every peer asks for it.
+    pub(crate) fn numbered(prefix: &str, number: u32) -> Self {
+        let mut name = Self::truncated(prefix);
+        let digits = number.checked_ilog10().unwrap_or(0);
+        for place in (0..=digits).rev() {
+            if let Some(byte) = name.bytes.get_mut(usize::from(name.len)) {
+                *byte = b'0' + (number / 10_u32.pow(place) % 10) as u8;
+                name.len += 1;
+            }
+        }
+        name
+    }
+
+    /// What is too long is cut.
     pub(crate) fn truncated(text: &str) -> Self {
         let mut bytes = [0; 15];
         let len = text.len().min(15);
@@ -62,5 +75,20 @@ impl Serialize for LinkName {
 impl<'de> Deserialize<'de> for LinkName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_written_as_people_write_it() {
+        for number in [0, 1, 9, 10, 99, 100, 4096, 16_777_215, u32::MAX] {
+            for prefix in ["flannel.", "flannel-v6."] {
+                let name = LinkName::numbered(prefix, number);
+                assert_eq!(name, LinkName::truncated(&format!("{prefix}{number}")));
+            }
+        }
     }
 }

@@ -1,20 +1,17 @@
 //! Which peers are reached directly in the kernel now, whoever wrote the routes: while nothing is known of a peer, that stays.
 //! It judges nothing.
 
-use std::collections::BTreeMap;
-
 use crate::LinkName;
 use crate::input::DirectRoute;
-use crate::state::{Nexthop, RoutePath, State};
+use crate::state::{RoutePath, State};
 
 /// The routes to pod subnets that lead straight to a node through the uplink, in the table that ours are in: those that pods'
 /// packets meet.
 pub fn standing(seen: &State, table: u32, uplink: LinkName) -> Vec<DirectRoute> {
-    let objects: BTreeMap<u32, &Nexthop> = seen.nexthops.iter().map(|object| (object.id, object)).collect();
     let next_hop = |path| match path {
         RoutePath::Via { gateway, link, .. } => Some((gateway, link)),
         RoutePath::Nexthop(id) => {
-            let object = objects.get(&id)?;
+            let object = &seen.nexthops[seen.nexthops.binary_search_by_key(&id, |object| object.id).ok()?];
             Some((object.gateway, object.link))
         }
         _ => None,
@@ -30,7 +27,7 @@ pub fn standing(seen: &State, table: u32, uplink: LinkName) -> Vec<DirectRoute> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::{MAIN_TABLE, Route};
+    use crate::state::{MAIN_TABLE, Nexthop, Route};
 
     #[test]
     fn direct_is_what_leads_through_the_uplink_whoever_wrote_it_and_in_whatever_form() {

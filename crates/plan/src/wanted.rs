@@ -207,6 +207,8 @@ struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     fn new(config: &'a Config, node: &'a Node, leases: &Leases, underlay: &'a Underlay) -> Self {
+        // Pages that nobody writes to cost nothing; growing does.
+        let most = leases.known().len();
         let mut draft = Self {
             config,
             node,
@@ -216,14 +218,14 @@ impl<'a> Draft<'a> {
             ways: Ways::new(underlay, node.uplink.link),
             owned: bounds(config, node, leases),
             vnis: vnis(config, node, leases),
-            peers: Vec::new(),
+            peers: Vec::with_capacity(most),
             notes: Vec::new(),
             sysctls: Vec::new(),
             links: Vec::new(),
             addresses: Vec::new(),
-            fdb: Vec::new(),
-            neighbours: Vec::new(),
-            routes: Vec::new(),
+            fdb: Vec::with_capacity(most),
+            neighbours: Vec::with_capacity(most),
+            routes: Vec::with_capacity(most),
         };
         draft.look_at_uplink();
         // A device of another kind under our name is somebody else's, and so is all that stands on it.

@@ -49,7 +49,8 @@ fn a_set_is_full_before_a_rule_looks_into_it() {
         });
         let mut kernel = settled(&crowd);
         sh("nft 'flush chain ip flannel-ipv4 vxlan; delete set ip flannel-ipv4 vteps;
-                 add set ip flannel-ipv4 vteps { type ipv4_addr; flags interval; }'");
+                 add set ip flannel-ipv4 vteps { type ipv4_addr; flags interval; };
+                 add rule ip flannel-ipv4 vxlan ip saddr @vteps counter'");
         sh("nft add table ip harmed");
         kernel.forget_firewall();
         round(&mut kernel, &crowd);

@@ -31,10 +31,11 @@ fn overhead(family: Family) -> u32 {
 
 /// `flannel.<VNI>` or `flannel-v6.<VNI>`.
 pub(crate) fn device_name(family: Family, vni: u32) -> LinkName {
-    LinkName::truncated(&match family {
-        Family::Ipv4 => format!("{IPV4_DEVICE}{vni}"),
-        Family::Ipv6 => format!("{IPV6_DEVICE}{vni}"),
-    })
+    let prefix = match family {
+        Family::Ipv4 => IPV4_DEVICE,
+        Family::Ipv6 => IPV6_DEVICE,
+    };
+    LinkName::numbered(prefix, vni)
 }
 
 /// The largest VNI whose device names fit in the 15 letters of an interface name.

@@ -1,7 +1,6 @@
 //! Which way a peer goes that may go either way: by the verdict, and while there is none as it stands in the kernel. It makes
 //! no verdicts.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -12,24 +11,25 @@ use crate::verdict::{Finding, Verdict, Way};
 
 /// What is known of the peers, ready to be looked up.
 pub(super) struct Ways<'a> {
-    verdicts: BTreeMap<IpNet, &'a Verdict>,
-    standing: BTreeSet<DirectRoute>,
+    /// By subnet.
+    verdicts: Vec<&'a Verdict>,
+    standing: Vec<DirectRoute>,
 }
 
 impl<'a> Ways<'a> {
     /// What was proven through another uplink is none of it.
     pub(super) fn new(underlay: &'a Underlay, uplink: LinkName) -> Self {
         let verdicts = underlay.verdicts.iter().filter(|verdict| verdict.uplink == uplink);
-        Self {
-            verdicts: verdicts.map(|verdict| (verdict.subnet, verdict)).collect(),
-            standing: underlay.standing.iter().copied().collect(),
-        }
+        let (mut verdicts, mut standing) = (verdicts.collect::<Vec<_>>(), underlay.standing.clone());
+        verdicts.sort_unstable_by_key(|verdict| verdict.subnet);
+        standing.sort_unstable();
+        Self { verdicts, standing }
     }
 
     /// Without evidence what stands stays; where nothing stands the tunnel is the safe one.
     pub(super) fn way(&self, subnet: IpNet, public_ip: IpAddr) -> Way {
         let proven = self.verdict(subnet, public_ip).and_then(|verdict| verdict.way);
-        let stands = || self.standing.contains(&DirectRoute { subnet, next_hop: public_ip });
+        let stands = || self.standing.binary_search(&DirectRoute { subnet, next_hop: public_ip }).is_ok();
         proven.unwrap_or_else(|| if stands() { Way::Direct } else { Way::Tunnel })
     }
 
@@ -40,6 +40,7 @@ impl<'a> Ways<'a> {
     }
 
     fn verdict(&self, subnet: IpNet, public_ip: IpAddr) -> Option<&Verdict> {
-        self.verdicts.get(&subnet).copied().filter(|verdict| verdict.node == public_ip)
+        let at = self.verdicts.binary_search_by_key(&subnet, |verdict| verdict.subnet).ok()?;
+        Some(self.verdicts[at]).filter(|verdict| verdict.node == public_ip)
     }
 }

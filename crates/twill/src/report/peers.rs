@@ -85,8 +85,8 @@ fn verdict(peer: &PeerPath, health: Option<&Health>, now: Duration) -> PeerVerdi
 pub(crate) fn switches(before: &[PeerPath], now: &[PeerPath]) -> [u64; 2] {
     let to = |path: Path, from: Path| {
         let has_switched = |peer: &&PeerPath| {
-            let at = before.binary_search_by_key(&peer.subnet, |peer| peer.subnet);
-            peer.by_evidence && peer.path == path && at.is_ok_and(|at| before[at].path == from)
+            let at = || before.binary_search_by_key(&peer.subnet, |peer| peer.subnet);
+            peer.by_evidence && peer.path == path && at().is_ok_and(|at| before[at].path == from)
         };
         now.iter().filter(has_switched).count() as u64
     };
