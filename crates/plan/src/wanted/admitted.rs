@@ -13,25 +13,52 @@ use crate::lease::{Announced, Lease, Vtep};
 use crate::note::PeerFault;
 use crate::subnet_alloc::number;
 
-/// What has been admitted of one family, to find the next lease in conflict with it.
-#[derive(Default)]
+/// What has been admitted of one family, to find the next lease in conflict with it. Where no two leases are in conflict, as
+/// nearly always, nothing has to be found.
 pub(super) struct Admitted {
-    /// First to last address of each subnet.
-    spans: BTreeMap<u128, (u128, IpNet)>,
-    /// Per VNI: one device's FDB has one entry a MAC.
-    macs: BTreeMap<(u32, Mac), IpNet>,
+    /// First to last address of each subnet; `None` where none overlap.
+    spans: Option<BTreeMap<u128, (u128, IpNet)>>,
+    /// Per VNI: one device's FDB has one entry a MAC. `None` where none are alike.
+    macs: Option<BTreeMap<(u32, Mac), IpNet>>,
 }
 
 impl Admitted {
+    /// Nobody yet, of these.
+    pub(super) fn none_of(leases: &[&Lease], family: Family) -> Self {
+        let subnets = leases.iter().filter_map(|lease| lease.subnet.of(family));
+        let mut spans: Vec<_> =
+            subnets.map(|subnet| (number(subnet.network()), number(subnet.broadcast()))).collect();
+        spans.sort_unstable();
+        let vteps = leases.iter().filter_map(|lease| vtep(lease, family));
+        let mut macs: Vec<_> = vteps.map(|vtep| (vtep.vni, vtep.mac)).collect();
+        macs.sort_unstable();
+        Self {
+            spans: spans.windows(2).any(|pair| pair[1].0 <= pair[0].1).then(BTreeMap::new),
+            macs: macs.windows(2).any(|pair| pair[0] == pair[1]).then(BTreeMap::new),
+        }
+    }
+
     /// Takes a peer whose lease passed.
     pub(super) fn insert(&mut self, subnet: IpNet, vtep: Option<Vtep>) {
-        self.spans.insert(number(subnet.network()), (number(subnet.broadcast()), subnet));
-        self.macs.extend(vtep.map(|vtep| ((vtep.vni, vtep.mac), subnet)));
+        if let Some(spans) = &mut self.spans {
+            spans.insert(number(subnet.network()), (number(subnet.broadcast()), subnet));
+        }
+        if let Some(macs) = &mut self.macs {
+            macs.extend(vtep.map(|vtep| ((vtep.vni, vtep.mac), subnet)));
+        }
     }
 
     fn overlapping(&self, subnet: IpNet) -> Option<IpNet> {
-        let before = self.spans.range(..=number(subnet.broadcast())).next_back();
+        let before = self.spans.as_ref()?.range(..=number(subnet.broadcast())).next_back();
         before.filter(|(_, (end, _))| *end >= number(subnet.network())).map(|(_, (_, other))| *other)
+    }
+}
+
+fn vtep(lease: &Lease, family: Family) -> Option<Vtep> {
+    let Announced::Vxlan { ipv4, ipv6 } = lease.announced else { return None };
+    match family {
+        Family::Ipv4 => ipv4,
+        Family::Ipv6 => ipv6,
     }
 }
 
@@ -76,12 +103,11 @@ impl Draft<'_> {
         lease: &Lease,
         admitted: &Admitted,
     ) -> Result<Vtep, PeerFault> {
-        let Announced::Vxlan { ipv4, ipv6 } = lease.announced else { return Err(PeerFault::NoVtep(family)) };
-        let (vtep, ours) = match family {
-            Family::Ipv4 => (ipv4, self.node.vtep),
-            Family::Ipv6 => (ipv6, self.node.vtep_v6),
+        let ours = match family {
+            Family::Ipv4 => self.node.vtep,
+            Family::Ipv6 => self.node.vtep_v6,
         };
-        let vtep = vtep.ok_or(PeerFault::NoVtep(family))?;
+        let vtep = vtep(lease, family).ok_or(PeerFault::NoVtep(family))?;
         if !self.vnis.contains(&vtep.vni) {
             return Err(PeerFault::UnusableVni(vtep.vni));
         }
@@ -91,7 +117,7 @@ impl Draft<'_> {
         if ours == Some(vtep.mac) {
             return Err(PeerFault::OurVtepMac(vtep.mac));
         }
-        match admitted.macs.get(&(vtep.vni, vtep.mac)) {
+        match admitted.macs.as_ref().and_then(|macs| macs.get(&(vtep.vni, vtep.mac))) {
             Some(&with) => Err(PeerFault::SharedVtepMac { mac: vtep.mac, with }),
             None => Ok(vtep),
         }

@@ -17,7 +17,7 @@ use crate::verdict::Way;
 
 impl Draft<'_> {
     pub(super) fn peers_of(&mut self, family: Family, order: &[&Lease]) {
-        let (mut admitted, before) = (Admitted::default(), self.peers.len());
+        let (mut admitted, before) = (Admitted::none_of(order, family), self.peers.len());
         for lease in order {
             let Some(subnet) = lease.subnet.of(family) else { continue };
             if let Err(fault) = self.reach(family, lease, subnet, &mut admitted) {
