@@ -30,7 +30,7 @@ upgrade: toolchain packages
 	@scripts/earlier $(EARLIER) target/earlier
 	@TWILL_EARLIER=$(CURDIR)/target/earlier/bin/twill cargo test --locked -p twill --test upgrade
 
-## Measure a start among 1,000 to 50,000 peers, and single changes: BENCH='--peers 1000,10000 --store dir' for a part; half an hour and more.
+## Measure a start among 1,000 to 50,000 peers, and single changes: BENCH='--peers 1000,10000 --store dir' for a part; two hours.
 bench-scale: toolchain packages bench-build
 	@TWILL_BIN=$(CURDIR)/target/release/twill target/debug/twill-lab bench scale $(BENCH)
 
