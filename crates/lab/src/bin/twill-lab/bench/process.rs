@@ -69,12 +69,13 @@ pub(super) fn is_alive(pid: u32) -> bool {
     fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
 
-/// Waits until it has used next to nothing for that long.
+/// Waits until it has used next to nothing for that long: it goes on asking its peers, which is a few ms in each second.
 pub(super) fn rest(pid: u32, span: Duration, limit: Duration) {
+    let little = (span / 50).max(Duration::from_micros(500));
     let (mut before, mut since) = (threads(pid), Instant::now());
     until(limit, || {
         let now = threads(pid);
-        if now > before + Duration::from_micros(500) {
+        if now > before + little {
             (before, since) = (now, Instant::now());
         }
         (since.elapsed() >= span).then_some(())
