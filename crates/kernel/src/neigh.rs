@@ -82,6 +82,18 @@ pub(crate) fn known(part: Part<'_>) -> Option<Known> {
     const KNOWN: u16 =
         libc::NUD_REACHABLE | libc::NUD_STALE | libc::NUD_DELAY | libc::NUD_PROBE | libc::NUD_PERMANENT;
     let state = part.body.u16(8);
+    let (address, mac) = address_and_mac(part);
+    let known = Known { ip: address?, mac: mac?, is_static: state & libc::NUD_PERMANENT != 0 };
+    (state & KNOWN != 0 && known.mac.is_unicast()).then_some(known)
+}
+
+/// Whom the kernel has asked in vain, or has a MAC of.
+pub(crate) fn doubt(part: Part<'_>) -> Option<(IpAddr, Option<Mac>)> {
+    let failed = part.body.u16(8) & libc::NUD_FAILED != 0;
+    if failed { Some((address_and_mac(part).0?, None)) } else { known(part).map(|it| (it.ip, Some(it.mac))) }
+}
+
+fn address_and_mac(part: Part<'_>) -> (Option<IpAddr>, Option<Mac>) {
     let (mut address, mut mac) = (None, None);
     for attribute in part.body.attributes(12) {
         match attribute.kind {
@@ -90,8 +102,7 @@ pub(crate) fn known(part: Part<'_>) -> Option<Known> {
             _ => {}
         }
     }
-    let known = Known { ip: address?, mac: mac?, is_static: state & libc::NUD_PERMANENT != 0 };
-    (state & KNOWN != 0 && known.mac.is_unicast()).then_some(known)
+    (address, mac)
 }
 
 pub(crate) fn add(row: &Neighbour, index: u32) -> Message {

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
-use nix::sys::socket::{LinkAddr, SockaddrStorage, bind, recvfrom};
+use nix::sys::socket::{LinkAddr, NetlinkAddr, SockaddrStorage, bind, recvfrom};
 use plan::input::Family;
 use plan::{LinkName, Mac};
 use rustix::net::sockopt::{
@@ -20,6 +20,7 @@ use socket2::{Domain, Protocol, Type};
 
 use crate::error::{Cause, Error};
 use crate::neigh;
+use crate::wire::parts;
 
 pub use filter::Marks;
 pub use neigh::Known;
@@ -133,6 +134,14 @@ impl Socket {
         Ok(socket)
     }
 
+    /// Hears of a link's neighbours whom the kernel has asked in vain, and who may have another MAC; see [`doubt`].
+    pub fn doubts(link: &Interface) -> io::Result<Self> {
+        let socket = Self::open(Domain::from(libc::AF_NETLINK), Protocol::from(libc::NETLINK_ROUTE))?;
+        socket.0.attach_filter(&filter::doubts(link.index() as u32))?;
+        bind(socket.0.as_raw_fd(), &NetlinkAddr::new(0, 1 << (libc::RTNLGRP_NEIGH - 1)))?;
+        Ok(socket)
+    }
+
     fn open(domain: Domain, protocol: Protocol) -> io::Result<Self> {
         let socket = socket2::Socket::new(domain, Type::RAW, Some(protocol))?;
         socket.set_nonblocking(true)?;
@@ -175,6 +184,11 @@ impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Which neighbour it is that the kernel doubts, and the MAC that it believes it has now; `None` where nobody answers.
+pub fn doubt(datagram: &[u8]) -> Option<(IpAddr, Option<Mac>)> {
+    parts(datagram).find_map(neigh::doubt)
 }
 
 fn domain(family: Family) -> Domain {

@@ -33,6 +33,8 @@ pub(crate) struct Targets {
     pub(crate) peers: Arc<Vec<PeerPath>>,
     /// Our own uplink cannot carry anything: what is lost says nothing about peers.
     pub(crate) suspect: bool,
+    /// How often one of our links, the uplink or a tunnel's device, has changed.
+    pub(crate) links: u64,
     /// Of our pods, bytes.
     pub(crate) mtu: u32,
 }

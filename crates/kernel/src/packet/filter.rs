@@ -1,6 +1,6 @@
 //! Which packets may be answers, as classic BPF: a packet that is not never wakes anybody. What it means is not looked at.
 
-use libc::{BPF_ABS, BPF_B, BPF_H, BPF_IMM, BPF_IND, BPF_LDX, BPF_MSH};
+use libc::{BPF_ABS, BPF_B, BPF_H, BPF_IMM, BPF_IND, BPF_LDX, BPF_MSH, BPF_W};
 use plan::input::Family;
 use socket2::SockFilter;
 
@@ -17,6 +17,10 @@ const ICMPV6: u32 = 58;
 const UDP: u32 = 17;
 const ARP_REPLY: u32 = 2;
 const NEIGHBOUR_ADVERTISEMENT: u32 = 136;
+
+/// In a netlink message: its type, and the `ndmsg` behind the header.
+const TYPE: u32 = 4;
+const NDMSG: u32 = 16;
 
 /// By what an answer is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +86,23 @@ pub(super) fn frames(kind: EtherType, header: u32, marks: Marks) -> Vec<SockFilt
     }
     program.extend(answers(&icmp, header, marks));
     program
+}
+
+/// Of the neighbours of one device: those that do not answer, and those whose MAC was told unasked.
+pub(super) fn doubts(index: u32) -> Vec<SockFilter> {
+    let kind = u32::from(libc::RTM_NEWNEIGH.to_be());
+    let [failed, stale] = [libc::NUD_FAILED, libc::NUD_STALE].map(|state| u32::from(state.to_be()));
+    vec![
+        load(BPF_H | BPF_ABS, TYPE),
+        equal(kind, 0, 5),
+        load(BPF_W | BPF_ABS, NDMSG + 4),
+        equal(index.to_be(), 0, 3),
+        load(BPF_H | BPF_ABS, NDMSG + 8),
+        equal(failed, 2, 0),
+        equal(stale, 1, 0),
+        REFUSE,
+        ACCEPT,
+    ]
 }
 
 /// X holds where ICMP begins behind `base`.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::evidence::{Found, Macs, Pairs, Said};
 use super::ladder::{Ladder, least};
-use super::questions::Questions;
+use super::questions::{BACK, Questions};
 use super::suspicion::Silence;
 use super::track::{History, Moment, Track};
 use super::{Answer, Finding, Health, Probe, Sample, Shared, Verdict, Way};
@@ -186,6 +186,11 @@ impl Judge {
         probes
     }
 
+    /// Something may have happened to it: the next regular question comes by then, if a second after the last one.
+    pub fn hasten(&mut self, by: Duration) {
+        self.questions.hasten(by);
+    }
+
     /// When there is something to ask again.
     pub fn next(&self) -> Duration {
         let ladders = self.ladder.iter().chain(&self.outer_ladder);
@@ -308,7 +313,7 @@ impl Judge {
             (self.said, self.since) = (Said::of(finding), Moment::of(now));
         }
         if self.is_rising() {
-            self.questions.hasten(now);
+            self.questions.hasten(now + BACK);
         }
     }
 

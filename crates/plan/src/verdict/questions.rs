@@ -18,7 +18,7 @@ const LATER: Duration = Duration::from_millis(300);
 /// at the latest, and 0.15 s later where the peer is far.
 const QUICK: u8 = 4;
 /// What gets through again is asked that often.
-const BACK: Duration = Duration::from_secs(1);
+pub(super) const BACK: Duration = Duration::from_secs(1);
 /// In any second.
 const MOST: usize = 10;
 /// Regular questions between two pairs of datagrams, and between two looks whether the tunnel's packets stay whole.
@@ -67,9 +67,10 @@ impl Questions {
         Self { recent, oldest, known, newest, pair, ..Self::new(now) }
     }
 
-    /// What gets through again is asked again before long.
-    pub(super) fn hasten(&mut self, now: Duration) {
-        self.next_regular = self.next_regular.min(Moment::of(now + BACK));
+    /// The next regular one comes by then, if [`BACK`] after the last one.
+    pub(super) fn hasten(&mut self, by: Duration) {
+        let soonest = self.regular.map_or(Duration::ZERO, |regular| regular.time() + BACK);
+        self.next_regular = self.next_regular.min(Moment::of(by.max(soonest)));
     }
 
     pub(super) fn next(&self) -> Duration {

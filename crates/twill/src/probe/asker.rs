@@ -62,6 +62,9 @@ struct State {
     /// For peers whose traffic goes or may go direct, and for all others.
     paces: [Duration; 2],
     spread: Spread,
+    /// When the last one of those is asked that something seems to have happened to.
+    stirred: Duration,
+    links: u64,
     uplink: Option<LinkName>,
     uplink_down: bool,
     suspect: bool,
@@ -108,6 +111,8 @@ impl Asker {
             due: BTreeSet::new(),
             paces: [USUAL; 2],
             spread: Spread::default(),
+            stirred: Duration::ZERO,
+            links: 0,
             uplink: None,
             uplink_down: false,
             suspect: false,
@@ -161,7 +166,8 @@ impl Asker {
     /// The rounds have other peers, or other ways to them.
     fn follow(&mut self) {
         let now = self.state.begun.elapsed();
-        let Targets { node, mut peers, suspect, mtu, mac: _ } = self.targets.borrow_and_update().clone();
+        let Targets { node, mut peers, suspect, links, mtu, mac: _ } =
+            self.targets.borrow_and_update().clone();
         if node.is_none() {
             peers = Arc::default();
         }
@@ -192,6 +198,10 @@ impl Asker {
         let direct = state.peers.iter().filter(|peer| peer.may_be_direct()).count() as u32;
         let others = state.peers.len() as u32 - direct;
         state.paces = [USUAL.max(USUAL * direct / DIRECT_PEERS), USUAL.max(PERIOD * others / OTHER_PEERS)];
+        if state.links != links && !suspect {
+            (0..state.peers.len()).for_each(|at| state.stir(at, now));
+        }
+        state.links = links;
         self.post.follow(node.as_ref(), peers.iter(), now);
         if moved {
             // What was known of them was known along another link.
@@ -203,6 +213,11 @@ impl Asker {
     fn pass(&mut self) {
         let now = self.state.begun.elapsed();
         self.post.look_if_due(now);
+        for subnet in self.post.doubted() {
+            if let Some(at) = at(&self.state.peers, subnet) {
+                self.state.stir(at, now);
+            }
+        }
         let mut news = self.ask(now);
         let State { peers, begun, .. } = &self.state;
         self.post.ask_all(|subnet| at(peers, subnet).map(|at| peers[at].judge.peer()), now);
@@ -261,6 +276,19 @@ impl Drop for Asker {
 }
 
 impl State {
+    /// Something may have happened to that peer: it is asked as soon as those before it are, no more of them in a second than
+    /// peers that are direct.
+    fn stir(&mut self, at: usize, now: Duration) {
+        let Some(peer) = self.peers.get_mut(at) else { return };
+        self.stirred = self.stirred.max(now);
+        peer.judge.hasten(self.stirred);
+        self.stirred += USUAL / DIRECT_PEERS;
+        peer.news = now;
+        self.due.remove(&(peer.due, at));
+        peer.due = peer.next(now);
+        self.due.insert((peer.due, at));
+    }
+
     /// Hands everybody's judge what came of the questions. True when a finding or a way is another.
     fn hear(&mut self, news: Vec<News>, now: Duration) -> bool {
         let mut touched = Vec::new();

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use kernel::packet;
 use plan::Mac;
 use plan::input::Family;
+use tracing::warn;
 
 /// Between two questions to all: at most 10 of them a second.
 const GAP: Duration = Duration::from_millis(101);
@@ -26,6 +27,8 @@ const SILENT: u8 = 2;
 #[derive(Clone, Copy, Debug)]
 struct Known {
     mac: Mac,
+    /// Another one that has answered, too.
+    other: Option<Mac>,
     /// Somebody has set it: it need not answer.
     is_static: bool,
     /// It did not answer the last time, or not alone.
@@ -39,7 +42,7 @@ struct Known {
 
 impl Known {
     fn new(mac: Mac) -> Self {
-        Self { mac, is_static: false, doubtful: false, deaf: 0, answers: 0, contests: 0 }
+        Self { mac, other: None, is_static: false, doubtful: false, deaf: 0, answers: 0, contests: 0 }
     }
 
     /// An answer, to whatever question.
@@ -53,6 +56,9 @@ impl Known {
             self.deaf = 0;
         }
         self.contests = self.contests.saturating_add(u8::from(!is_first));
+        if self.mac != mac && (!is_first || self.other == Some(mac)) {
+            self.other = Some(self.mac);
+        }
         (self.mac, self.doubtful) = (mac, !is_first && self.contests <= CONTESTS);
     }
 
@@ -146,6 +152,12 @@ impl NextHops {
         if known.mac != mac {
             self.owners.remove(&(known.mac, ip));
         }
+        if !is_first && known.other.is_none() {
+            let one = known.mac;
+            warn!(
+                "both {one} and {mac} say that they have {ip}: one of the two has an address that is not its own, or both are NICs of one machine, which net.ipv4.conf.all.arp_ignore=1 there ends"
+            );
+        }
         known.hear(mac, is_first);
         self.owners.insert((mac, ip));
         let from = (mac, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
@@ -154,6 +166,24 @@ impl NextHops {
             .map(|(_, other)| *other)
             .filter(|other| Family::of(*other) == Family::of(ip) && !is_link_local(*other))
             .find(|it| *it != ip)
+    }
+
+    /// The kernel found nobody, or believes another MAC: true if all are to be asked about it.
+    pub(super) fn doubt(&mut self, ip: IpAddr, mac: Option<Mac>) -> bool {
+        let is_silent = self.reach(ip) == Reach::Silent;
+        let known = self.known.get_mut(&ip).filter(|known| !known.is_static);
+        match (known, mac) {
+            (Some(known), Some(mac)) if ![Some(known.mac), known.other].contains(&Some(mac)) => {
+                known.doubtful = true;
+                true
+            }
+            (Some(known), None) if !is_silent => {
+                known.doubtful = true;
+                self.missed.insert(ip, SILENT);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// It did not answer.

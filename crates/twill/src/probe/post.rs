@@ -1,6 +1,6 @@
 //! Sends each kind of question and makes samples of what comes back. It does not choose what to ask.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -80,9 +80,11 @@ impl Post {
     fn look(&mut self, now: Duration) {
         self.wires.look(now);
         let Some(node) = &self.node else { return };
-        let uplink = self.wires.link(node.uplink.link).filter(|_| !self.segment.is_empty());
-        let read =
-            |kernel: &mut Kernel| kernel.neighbours(uplink?).inspect_err(|error| debug!("{error}")).ok();
+        let uplink = self.wires.link(node.uplink.link).filter(|_| !self.segment.is_empty()).cloned();
+        self.wires.watch(uplink.as_ref().filter(|link| link.resolves));
+        let read = |kernel: &mut Kernel| {
+            kernel.neighbours(uplink.as_ref()?).inspect_err(|error| debug!("{error}")).ok()
+        };
         let neighbours = self.kernel.as_mut().and_then(read).unwrap_or_default();
         self.next_hops.follow(&self.segment, &neighbours);
     }
@@ -325,6 +327,20 @@ impl Post {
     /// When something has to be done even if nothing comes in.
     pub(super) fn due(&self) -> Option<Duration> {
         self.sent.due().into_iter().chain(self.next_hops.due()).min()
+    }
+
+    /// Peers whose next hop the kernel doubts; all machines of the segment are going to be asked about it.
+    pub(super) fn doubted(&mut self) -> Vec<IpNet> {
+        let doubted: BTreeSet<_> = self.wires.doubted().into_iter().collect();
+        let asks = |(ip, mac): (IpAddr, Option<Mac>)| self.next_hops.doubt(ip, mac).then_some(ip);
+        let doubted: BTreeSet<_> = doubted.into_iter().filter_map(asks).collect();
+        if doubted.is_empty() {
+            return Vec::new();
+        }
+        let peers = self.segment.iter().filter(|(_, next_hop)| doubted.contains(next_hop));
+        let peers: Vec<_> = peers.map(|(peer, _)| *peer).collect();
+        peers.iter().for_each(|peer| self.next_hops.ask_all(*peer));
+        peers
     }
 
     /// All that has come in, then what will not come any more: nothing is lost while there may be answers to hear.

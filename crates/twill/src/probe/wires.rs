@@ -7,10 +7,10 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use kernel::packet::{EtherType, Interface, Marks, Socket, interfaces};
+use kernel::packet::{EtherType, Interface, Marks, Socket, doubt, interfaces};
 use plan::input::Family;
 use plan::{LinkName, Mac};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::frame::{self, Ends, Heard};
 
@@ -47,6 +47,8 @@ pub(super) struct Wires {
     /// When they are to be read again.
     look: Duration,
     raw: [Option<Raw>; 2],
+    /// What the kernel doubts of its neighbours on the device with that index.
+    doubts: Option<(usize, Socket)>,
     ears: Vec<Ear>,
     /// What could not be opened is not tried before.
     retry: BTreeMap<Place, Duration>,
@@ -72,7 +74,8 @@ struct Ear {
 impl Wires {
     pub(super) fn new(marks: Marks) -> Self {
         let (links, retry, look) = (BTreeMap::new(), BTreeMap::new(), Duration::ZERO);
-        Self { marks, links, look, raw: [None, None], ears: Vec::new(), retry, buffer: vec![0; PACKET] }
+        let (raw, doubts, buffer) = ([None, None], None, vec![0; PACKET]);
+        Self { marks, links, look, raw, doubts, ears: Vec::new(), retry, buffer }
     }
 
     pub(super) fn link(&self, name: LinkName) -> Option<&Interface> {
@@ -107,6 +110,30 @@ impl Wires {
             let is_there = at == Some((ear.index, ear.mac));
             is_there && now < ear.used + UNUSED
         });
+    }
+
+    /// From now on hears what the kernel doubts of its neighbours on that device.
+    pub(super) fn watch(&mut self, link: Option<&Interface>) {
+        let index = link.map(Interface::index);
+        if self.doubts.as_ref().map(|(index, _)| *index) == index {
+            return;
+        }
+        let open = |link: &Interface| {
+            Some((
+                link.index(),
+                Socket::doubts(link).inspect_err(|error| debug!("the prober: {error}")).ok()?,
+            ))
+        };
+        self.doubts = link.and_then(open);
+    }
+
+    /// Of whom: the MAC that they seem to have now, `None` where nobody answers.
+    pub(super) fn doubted(&mut self) -> Vec<(IpAddr, Option<Mac>)> {
+        let (mut all, buffer) = (Vec::new(), &mut self.buffer);
+        if let Some((_, socket)) = &self.doubts {
+            drain(socket, buffer, |datagram, _| all.extend(doubt(datagram)));
+        }
+        all
     }
 
     /// Sends an IP packet the way that the kernel routes it.
@@ -193,7 +220,8 @@ impl Wires {
     /// Those that hear.
     pub(super) fn sockets(&self) -> impl Iterator<Item = &Socket> {
         let raw = self.raw.iter().flatten().map(|raw| &raw.answers);
-        raw.chain(self.ears.iter().map(|ear| &ear.socket))
+        let doubts = self.doubts.iter().map(|(_, socket)| socket);
+        raw.chain(self.ears.iter().map(|ear| &ear.socket)).chain(doubts)
     }
 
     /// What has come in, and whether that is all. Who is whose neighbour is heard on the uplink alone.

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
+use kernel::Kind;
 use plan::note::Note;
 use plan::{Mac, Object, Op, Path, PeerPath};
 use tracing::info;
@@ -13,6 +14,7 @@ use super::Reconciler;
 use crate::probe::Targets;
 use crate::report::{LastChange, peers};
 use crate::round::Round;
+use crate::trigger::Cause;
 
 impl Reconciler {
     /// From now on what is known of the peers is told to whoever asks, though no round comes.
@@ -24,8 +26,12 @@ impl Reconciler {
     /// Tells whom to ask, if that is anybody new.
     pub(super) fn tell_probes(&self, round: &mut Round, mac: Option<Mac>, suspect: bool) {
         let mtu = self.config.backend.pod_mtu(&self.node.uplink);
-        let peers = as_they_stand(round, &self.probes.targets.borrow().peers, self.config.table);
-        let targets = Targets { node: Some(self.node.clone()), mac, peers: Arc::new(peers), suspect, mtu };
+        let (told, links) = {
+            let told = self.probes.targets.borrow();
+            (told.peers.clone(), told.links + u64::from(round.causes.contains(&Cause::Kernel(Kind::Link))))
+        };
+        let peers = Arc::new(as_they_stand(round, &told, self.config.table));
+        let targets = Targets { node: Some(self.node.clone()), mac, peers, suspect, links, mtu };
         let changed = self.probes.targets.send_if_modified(|known| {
             let changed = *known != targets;
             if changed {

@@ -20,6 +20,7 @@ mod firewall_trouble;
 mod flags;
 mod foreign;
 mod forward;
+mod hints;
 mod host_gw;
 mod interop;
 mod ipv6_only;

@@ -13,7 +13,7 @@ const IN_TIME: Duration = Duration::from_secs(25);
 const CALM: Duration = Duration::from_secs(5);
 
 /// Node 1 with its daemon, all others without; waits until all that there is to know is known.
-fn settled<'lab>(lab: &'lab Lab, announce: Announce) -> (Daemon<'lab>, Vec<String>) {
+pub(crate) fn settled<'lab>(lab: &'lab Lab, announce: Announce) -> (Daemon<'lab>, Vec<String>) {
     let daemon = lab.node(1).start(FLAGS);
     daemon.wait_ready();
     let own = lab.node(1).subnet();

@@ -29,7 +29,7 @@ fn targets(uplink: &str) -> Targets {
         by_nexthop: false,
     };
     let peers = Arc::new(vec![path(Path::Direct)]);
-    Targets { node: Some(node), mac: None, peers, suspect: false, mtu: 1500 }
+    Targets { node: Some(node), mac: None, peers, suspect: false, links: 0, mtu: 1500 }
 }
 
 struct Loop {
