@@ -113,7 +113,9 @@ impl Socket {
     /// Sends IP packets with a header of our own the way that the kernel routes them. Hears nothing.
     pub fn sender(family: Family) -> io::Result<Self> {
         // IPPROTO_RAW means that the header is ours.
-        Self::open(domain(family), Protocol::from(libc::IPPROTO_RAW))
+        let socket = Self::open(domain(family), Protocol::from(libc::IPPROTO_RAW))?;
+        socket.ignore_path_mtu(family)?;
+        Ok(socket)
     }
 
     /// Hears the answers to ours, and those who could not deliver them.
@@ -126,10 +128,7 @@ impl Socket {
         socket.0.attach_filter(&filter::icmp(family, marks))?;
         // What comes back to a probe that was too large must not become what the node knows of the path. That holds for IPv4;
         // of IPv6 the kernel learns it whatever a raw socket says.
-        match family {
-            Family::Ipv4 => set_ip_mtu_discover(&socket.0, Ipv4PathMtuDiscovery::INTERFACE)?,
-            Family::Ipv6 => set_ipv6_mtu_discover(&socket.0, Ipv6PathMtuDiscovery::INTERFACE)?,
-        }
+        socket.ignore_path_mtu(family)?;
         while socket.receive(&mut [0]).is_some() {}
         Ok(socket)
     }
@@ -140,6 +139,15 @@ impl Socket {
         socket.0.attach_filter(&filter::doubts(link.index() as u32))?;
         bind(socket.0.as_raw_fd(), &NetlinkAddr::new(0, 1 << (libc::RTNLGRP_NEIGH - 1)))?;
         Ok(socket)
+    }
+
+    /// What is sent is as large as it is, whatever the kernel knows of the path: IPv6 would be cut into fragments.
+    fn ignore_path_mtu(&self, family: Family) -> io::Result<()> {
+        match family {
+            Family::Ipv4 => set_ip_mtu_discover(&self.0, Ipv4PathMtuDiscovery::INTERFACE)?,
+            Family::Ipv6 => set_ipv6_mtu_discover(&self.0, Ipv6PathMtuDiscovery::INTERFACE)?,
+        }
+        Ok(())
     }
 
     fn open(domain: Domain, protocol: Protocol) -> io::Result<Self> {

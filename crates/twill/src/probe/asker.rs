@@ -281,8 +281,10 @@ impl State {
     fn stir(&mut self, at: usize, now: Duration) {
         let Some(peer) = self.peers.get_mut(at) else { return };
         self.stirred = self.stirred.max(now);
-        peer.judge.hasten(self.stirred);
-        self.stirred += USUAL / DIRECT_PEERS;
+        if peer.judge.next() > self.stirred {
+            peer.judge.hasten(self.stirred);
+            self.stirred += USUAL / DIRECT_PEERS;
+        }
         peer.news = now;
         self.due.remove(&(peer.due, at));
         peer.due = peer.next(now);

@@ -209,18 +209,15 @@ impl Post {
     fn ask_there(&mut self, peer: &PeerPath, now: Duration) -> Known {
         let (from, to) = (self.address(peer.public_ip), self.pod_ends(peer).map(|ends| ends.to));
         let ends = Ends { from: from.ok_or(Answer::Impossible)?, to: to.ok_or(Answer::Impossible)? };
-        match (peer.path, peer.tunnel) {
-            (Path::Direct, _) => {
-                let Some(way) = self.direct_way(peer)? else { return Ok(()) };
-                self.send_framed((peer, Probe::There), ends, way, now)
-            }
-            (Path::Vxlan, Some(tunnel)) => {
-                if !self.is_routed(peer, now)? {
-                    return Ok(());
-                }
-                self.send_framed((peer, Probe::There), ends, (tunnel.link, tunnel.mac), now)
-            }
-            _ => Err(Answer::Impossible),
+        let way = match (peer.path, peer.tunnel) {
+            (Path::Direct, _) => self.direct_way(peer)?,
+            (Path::Vxlan, Some(tunnel)) => Some((tunnel.link, tunnel.mac)),
+            _ => return Err(Answer::Impossible),
+        };
+        // It is compared with echoes that the kernel routes.
+        match (self.is_routed(peer, now)?, way) {
+            (true, Some(way)) => self.send_framed((peer, Probe::There), ends, way, now),
+            _ => Ok(()),
         }
     }
 

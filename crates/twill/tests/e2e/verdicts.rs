@@ -57,6 +57,23 @@ pub(crate) fn found(node: &Node, subnet: &str, name: &str, limit: Duration) -> D
     start.elapsed()
 }
 
+/// What each of them says to whoever has to do something about it.
+const WORDS: [(&str, &str); 13] = [
+    ("next hop silent", "it is down, or not on this layer-2 segment, or"),
+    ("silent", "nothing that"),
+    ("echo lost", "still answers ARP (or neighbour discovery) and no echo any more"),
+    ("flapping", "is answered now and then and lost in between"),
+    ("refused", "sends an ICMP error for packets between our pods and those of"),
+    ("tunnel lost", "Open UDP 8472 in both directions"),
+    ("pod addresses lost", "turn off the check of source and destination"),
+    ("no way back", "has lost its route, neighbour or FDB entry for us"),
+    ("proxy ARP", "a router with proxy ARP seems to stand between"),
+    ("duplicate address", "take the address away from the wrong one"),
+    ("large packets lost", "and smaller ones arrive"),
+    ("fragmented", "travel in fragments of tunnel packets"),
+    ("checksum fault", "checksum offload of the tunnel's inner packets is broken"),
+];
+
 /// The verdict and its words stand everywhere, once in the log, and the node is as ready as ever.
 pub(crate) fn told(node: &Node, daemon: &Daemon, subnet: &str, name: &str) {
     let about = format!("peer {subnet}: {name}: ");
@@ -68,8 +85,8 @@ pub(crate) fn told(node: &Node, daemon: &Daemon, subnet: &str, name: &str) {
     });
     let note = note.unwrap_or_else(|| panic!("no note `{about}`: {}", daemon.log()));
     let note = note.as_str();
-    // What was seen, what it may come from, and what to do.
-    assert!(note.len() > about.len() + 40, "{note}");
+    let (_, words) = WORDS.iter().find(|(known, _)| *known == name).unwrap();
+    assert!(note[about.len()..].contains(words), "{note}");
     assert_eq!(daemon.log().matches(note).count(), 1, "{note}: {}", daemon.log());
     let table = node.twill(&["status"]);
     let reason = &note[about.len()..];

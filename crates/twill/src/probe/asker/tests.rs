@@ -4,6 +4,8 @@ use plan::PeerPath;
 use plan::input::{Former, Node, Uplink};
 use plan::lease::Subnet;
 
+use plan::verdict::Sample;
+
 use super::*;
 
 fn path(path: Path) -> PeerPath {
@@ -73,6 +75,34 @@ fn what_is_known_of_another_uplink_is_not_told() {
     all.asker.follow();
     assert!(all.healths.has_changed().unwrap());
     assert_eq!((of_this.len(), all.healths.borrow().len()), (1, 1));
+}
+
+/// However often links come and go.
+#[test]
+fn thousands_are_not_asked_at_once_when_a_link_changes() {
+    let mut all = new();
+    let count = 5000_u16;
+    let peers = (0..count).map(|n| {
+        let [high, low] = n.to_be_bytes();
+        let subnet = format!("10.{high}.{low}.0/24").parse().unwrap();
+        PeerPath { subnet, by_evidence: false, ..path(Path::Vxlan) }
+    });
+    all.targets.send_modify(|targets| targets.peers = Arc::new(peers.collect()));
+    all.asker.follow();
+    let state = &mut all.asker.state;
+    let asked = Duration::from_secs(10);
+    for peer in &mut state.peers {
+        for probe in peer.judge.ask(asked, PERIOD) {
+            peer.judge.hear(Sample { probe, sent: asked, answer: Answer::Came { after: TICK } });
+        }
+    }
+    for _ in 0..3 {
+        (0..state.peers.len()).for_each(|at| state.stir(at, Duration::from_secs(12)));
+    }
+    let mut seconds = [0; 80];
+    state.due.iter().for_each(|(due, _)| seconds[(*due * TICK_MS / 1000) as usize] += 1);
+    assert_eq!(seconds[..12], [0; 12]);
+    assert!(seconds[12..37].iter().all(|peers| (190..=210).contains(peers)), "{seconds:?}");
 }
 
 #[test]
