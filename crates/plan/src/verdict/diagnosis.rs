@@ -117,8 +117,11 @@ impl Judge {
             return Some(self.next_hop_silent());
         }
         if tracks.direct().is_down() {
-            let macs = self.duplicate().or(self.proxy());
-            return Some(macs.unwrap_or_else(|| self.pod_addresses_lost()));
+            // By tunnel echoes pass a filter that they do not pass directly.
+            let echoes =
+                self.left.as_deref().copied().filter(|left| matches!(left, Finding::EchoLost { .. }));
+            let why = self.duplicate().or(self.proxy()).or(echoes);
+            return Some(why.unwrap_or_else(|| self.pod_addresses_lost()));
         }
         let calm = |track: &Track| track.steady_for().is_some_and(|steady| steady >= CALM);
         let well = calm(tracks.direct()) && (tracks.next_hop().impossible || calm(tracks.next_hop()));

@@ -53,48 +53,58 @@ fn the_segment_goes_direct_and_a_restart_leaves_it() {
     });
 }
 
-/// One peer's pod addresses are dropped, another one's ARP and neighbour discovery: both leave within the limit, of which the
-/// second one's traffic notices nothing, and neither is back before it was healthy for long enough.
+/// In both families: pod addresses are dropped, ARP and neighbour discovery are, a peer is down, echoes are dropped. All leave
+/// within the limit, of which the second one's traffic notices nothing, and none is back before it was healthy for long enough.
 #[test]
 fn what_is_cut_goes_by_tunnel_and_comes_back_when_it_is_healthy() {
     lab::test(Timing::Timed, || {
-        let lab = cluster::lab(Topology::flat(3), AUTO_DUAL);
+        // Those that nothing happens to are many enough that nobody suspects us.
+        let lab = cluster::lab(Topology::flat(9), AUTO_DUAL);
         let (daemons, pods) = cluster::start(&lab);
         let node = lab.node(1);
-        let peers = [2, 3].map(|k| [lab.node(k).subnet(), lab.node(k).subnet6()]).concat();
-        peers.iter().for_each(|peer| {
+        let peers = [2, 3, 4, 5].map(|k| [lab.node(k).subnet(), lab.node(k).subnet6()]);
+        let each = || peers.iter().flatten();
+        each().for_each(|peer| {
             goes(node, peer, "eth0", PROVEN);
         });
         let pings =
-            [1, 2].map(|k| pods[k].ips().map(|ip| PingStream::start(&pods[0].ns, ip)).collect::<Vec<_>>());
+            [1, 2, 4].map(|k| pods[k].ips().map(|ip| PingStream::start(&pods[0].ns, ip)).collect::<Vec<_>>());
         lab::wait_for("the pings run", SOON, || pings.iter().flatten().all(|ping| ping.received() > 10));
         let cuts = [
             Filter::between("node1", "node2", POD_ADDRESSES),
             Filter::between("node1", "node2", POD_ADDRESSES6),
             Filter::between("node1", "node3", "ether type arp"),
             Filter::between("node1", "node3", "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert }"),
+            Filter::between("node1", "node5", "ip protocol icmp"),
+            Filter::between("node1", "node5", "icmpv6 type { echo-request, echo-reply }"),
         ];
+        lab.node(4).unplug();
         let start = Instant::now();
-        for (peer, device) in peers.iter().zip(["flannel.1", "flannel-v6.1"].into_iter().cycle()) {
+        for (peer, device) in each().zip(["flannel.1", "flannel-v6.1"].into_iter().cycle()) {
             goes(node, peer, device, AT_ONCE);
         }
         let took = start.elapsed();
         assert!(took <= patient(AT_ONCE), "{took:?}");
         println!("on the tunnel after {took:?}");
-        for (peer, name) in [(&peers[0], "pod addresses lost"), (&peers[2], "next hop silent")] {
-            found(node, peer, name, SOON);
-            told(node, &daemons[0], peer, name);
+        let names = ["pod addresses lost", "next hop silent", "next hop silent", "echo lost"];
+        for (peers, name) in peers.iter().zip(names) {
+            for peer in peers {
+                found(node, peer, name, SOON);
+                told(node, &daemons[0], peer, name);
+            }
         }
         drop(cuts);
+        lab.node(4).plug();
         lab::holds_for("it has to be healthy first", HEALTH - Duration::from_secs(3), || {
-            !peers.iter().any(|peer| is_direct(node, peer))
+            !each().any(|peer| is_direct(node, peer))
         });
-        peers.iter().for_each(|peer| {
+        each().for_each(|peer| {
             goes(node, peer, "eth0", SOON);
         });
-        let [cut, next_hop] = pings.map(|pings| pings.into_iter().map(PingStream::stop).collect::<Vec<_>>());
+        let [pods, next_hop, echoes] =
+            pings.map(|pings| pings.into_iter().map(PingStream::stop).collect::<Vec<_>>());
         let limit = patient(AT_ONCE + Duration::from_millis(200));
-        assert!(cut.iter().all(|report| report.longest_gap < limit), "{cut:?}");
+        assert!(pods.iter().chain(&echoes).all(|it| it.longest_gap < limit), "{pods:?} {echoes:?}");
         assert!(
             next_hop.iter().all(|report| report.lost == 0),
             "the kernel's own neighbour is good: {next_hop:?}"
@@ -171,6 +181,17 @@ fn reverse_path_filters_of_either_side() {
         for report in pings.into_iter().map(PingStream::stop) {
             assert!(report.sent > 50 && report.lost == 0, "{report:?}");
         }
+        // What is loosened is direct, what is made strict again goes back.
+        let strict = |how| lab.node(5).ns.sysctl(&[("net.ipv4.conf.eth0.rp_filter", how)]);
+        strict("2");
+        goes(lab.node(1), &plains[1], "eth0", PROVEN);
+        let ping = PingStream::start(&pods[0].ns, pods[4].ip());
+        lab::wait_for("the ping runs", SOON, || ping.received() > 10);
+        strict("1");
+        goes(lab.node(1), &plains[1], "flannel.1", 2 * AT_ONCE);
+        lab::wait_for("it arrives by tunnel", SOON, || pods[0].ping(pods[4].ip()).is_some());
+        let report = ping.stop();
+        assert!(report.longest_gap < patient(AT_ONCE + Duration::from_millis(200)), "{report:?}");
     });
 }
 

@@ -303,6 +303,11 @@ fn ipv6_is_asked_the_same_questions() {
             let both = Answer::Checksums { offloaded: true, complete: true };
             assert_eq!(ask.of(Probe::Checksum), [both]);
             assert_eq!(ask.of(Probe::NodeSized(1501)), [Answer::TooBig { mtu: 1500 }]);
+            // What the kernel believes to know of the path cuts nothing into pieces.
+            lab.node(1).ns.run("ip route replace fd00:100::/64 dev eth0 metric 256 mtu 1400");
+            let fragments = lab::Capture::start(&lab.node(1).ns, "eth0", &["ip6[6] == 44"]);
+            ask.comes(Probe::NodeSized(1500));
+            assert_eq!(fragments.stop(), Vec::<String>::new());
         });
     });
 }
