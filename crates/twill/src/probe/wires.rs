@@ -22,7 +22,7 @@ const LOOK_SOON: Duration = Duration::from_secs(5);
 /// One that nothing is sent for is closed then.
 const UNUSED: Duration = Duration::from_secs(60);
 /// Packets that are read from one socket at a time, so that no flood keeps us from asking.
-const AT_ONCE: usize = 1024;
+pub(super) const AT_ONCE: usize = 256;
 /// The largest packet.
 const PACKET: usize = 64 * 1024;
 
