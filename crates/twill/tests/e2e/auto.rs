@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use lab::plain::Announce;
-use lab::{Filter, Lab, Monitors, Node, PingStream, Timing, Topology, View, patient};
+use lab::{Capture, Filter, Lab, Monitors, Node, PingStream, Timing, Topology, View, patient};
 
 use crate::cluster::{self, FLAGS, SOON};
 use crate::verdicts::{
@@ -250,5 +250,37 @@ fn our_own_uplink_down_withdraws_nothing() {
             goes(node, peer, "eth0", SOON);
         }
         cluster::reach_each_other(&pods);
+    });
+}
+
+/// Somebody has set where the others are, and nobody answers for a next hop: what is direct is judged by whether its packets
+/// come back.
+#[test]
+fn an_uplink_without_arp() {
+    lab::test(Timing::Timed, || {
+        let lab = cluster::lab(Topology::flat(2), AUTO);
+        for (own, other) in [(1, 2), (2, 1)] {
+            let other = lab.node(other);
+            lab.node(own).ns.run(&format!(
+                "ip link set eth0 arp off; ip neigh replace {} lladdr {} dev eth0 nud permanent",
+                other.ip, other.mac
+            ));
+        }
+        let node = lab.node(1);
+        let wire = Capture::start(&node.ns, "eth0", &["arp"]);
+        let (daemons, pods) = cluster::start(&lab);
+        let peer = lab.node(2).subnet();
+        goes(node, &peer, "eth0", PROVEN);
+        found(node, &peer, "healthy", SOON);
+        let ping = PingStream::start(&pods[0].ns, pods[1].ip());
+        lab::wait_for("the ping runs", SOON, || ping.received() > 10);
+        let _cut = Filter::between("node1", "node2", POD_ADDRESSES);
+        goes(node, &peer, "flannel.1", AT_ONCE);
+        found(node, &peer, "pod addresses lost", SOON);
+        told(node, &daemons[0], &peer, "pod addresses lost");
+        assert!(pods[0].reaches(pods[1].ip(), SOON).is_some());
+        let report = ping.stop();
+        assert!(report.longest_gap < patient(AT_ONCE + Duration::from_millis(200)), "{report:?}");
+        assert_eq!(wire.stop(), Vec::<String>::new());
     });
 }
