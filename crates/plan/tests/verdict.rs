@@ -330,6 +330,27 @@ fn health_counts_from_when_the_way_was_left() {
     assert_eq!(world.way(0), Some(Way::Direct));
 }
 
+/// Echoes in the tunnel pass a filter of echoes, which is still the reason why the others do not.
+#[test]
+fn who_answers_no_echo_directly_is_told_so_as_long_as_it_lasts() {
+    let filtered = || -> Link {
+        Box::new(|probe, used, _| {
+            let passes = probe == Probe::NextHop || (used == Path::Vxlan && path(probe));
+            passes.then(|| came(probe))
+        })
+    };
+    for phase in (0..1000).step_by(93) {
+        let (mut world, name) =
+            found(Sim::new(peer(1, Path::Vxlan, true)), phase, filtered(), limit("echo lost", phase));
+        assert_eq!(name, "echo lost", "{phase}");
+        world.run(SECOND * 60);
+        assert_eq!((world.finding(0).name(), world.way(0)), ("echo lost", Some(Way::Tunnel)), "{phase}");
+        world.sims[0].link = only(|_| true);
+        world.run(SECOND * 35);
+        assert_eq!((world.finding(0).name(), world.way(0)), ("healthy", Some(Way::Direct)), "{phase}");
+    }
+}
+
 /// What goes without a tunnel and needs the peer to take pod addresses.
 fn on_segment(probe: Probe, used: Path) -> bool {
     probe == Probe::Direct || (used == Path::Direct && !matches!(probe, Probe::NextHop | Probe::Node))
@@ -552,6 +573,23 @@ fn a_slow_pace_is_kept_and_a_quick_answer_found_all_the_same() {
     world.sims[0].link = only(|_| true);
     world.run(SECOND * 63);
     assert_eq!(world.finding(0), Finding::Healthy);
+}
+
+#[test]
+fn one_that_something_may_have_happened_to_is_asked_by_then_if_not_twice_in_a_second() {
+    let local = Local { uplink: "eth0".parse().unwrap(), mtu: 1500 };
+    let mut judge = Judge::new(peer(1, Path::Vxlan, false), local, Duration::ZERO);
+    let asked = SECOND * 10;
+    for probe in judge.ask(asked, SECOND * 60) {
+        judge.hear(Sample { probe, sent: asked, answer: came(probe) });
+    }
+    assert!(judge.next() > SECOND * 50);
+    judge.hasten(SECOND * 20);
+    assert_eq!(judge.next(), SECOND * 20);
+    judge.hasten(SECOND * 30);
+    assert_eq!(judge.next(), SECOND * 20, "never later");
+    judge.hasten(asked);
+    assert_eq!(judge.next(), SECOND * 11);
 }
 
 #[test]

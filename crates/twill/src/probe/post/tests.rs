@@ -7,11 +7,10 @@ use plan::Tunnel;
 use plan::input::{Former, Uplink};
 use plan::lease::Subnet;
 use plan::verdict::PATIENCE;
-use proptest::collection::vec;
-use proptest::prelude::*;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::*;
+
+mod trouble;
 
 const NEAR: &str = "02:00:00:00:01:01";
 const FAR: &str = "02:00:00:00:01:02";
@@ -416,91 +415,4 @@ fn who_is_whose_neighbour_is_not_heard_on_the_tunnel() {
             assert_eq!(answers, []);
         });
     });
-}
-
-#[test]
-fn nothing_is_lost_while_there_may_be_answers_to_hear() {
-    lab::test(Timing::Free, || {
-        let lab = two_nodes();
-        inquire(&lab, |ask| {
-            ask.of(Probe::NextHop);
-            ask.comes(Probe::Node);
-            let own = IpAddr::from(lab.node(1).ip);
-            let number = Number { sequence: 0, cookie: 0 };
-            let mut flood = frame::echo(Ends { from: own, to: own }, (ask.post.marks.echo, number), SMALL);
-            // A reply.
-            flood[20] = 0;
-            let sender = Socket::sender(Family::Ipv4).unwrap();
-            (0..=wires::AT_ONCE).for_each(|_| sender.send_to(&flood, own).unwrap());
-            let now = ask.begun.elapsed();
-            assert_eq!(ask.post.ask(&ask.peer, Probe::Node, false, now), None);
-            // Its answer has come by then, too.
-            lab.node(1).ns.run(&format!("ping -n -c 1 {}", lab.node(2).ip));
-            let late = now + 2 * PATIENCE;
-            assert_eq!(ask.post.hear(late), []);
-            let answers: Vec<_> = ask.post.hear(late).into_iter().map(|(_, it)| it.answer).collect();
-            assert!(matches!(answers[..], [Answer::Came { .. }]), "{answers:?}");
-        });
-    });
-}
-
-#[test]
-fn a_socket_that_could_not_be_opened_is_opened_later() {
-    lab::test(Timing::Free, || {
-        let lab = two_nodes();
-        inquire(&lab, |ask| {
-            let mut is_asked = |seconds| {
-                let now = Duration::from_secs(seconds);
-                assert_eq!(ask.post.ask(&ask.peer, Probe::Node, false, now), None);
-                ask.post.sent.due().is_some()
-            };
-            let limit = getrlimit(Resource::Nofile);
-            setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..limit }).unwrap();
-            assert!(!is_asked(1));
-            setrlimit(Resource::Nofile, limit).unwrap();
-            assert!(!is_asked(30));
-            // Where the next hop is has to be found out first.
-            is_asked(31);
-            let asked = lab::until(Duration::from_secs(5), || {
-                ask.post.ask_all(|_| Some(&ask.peer), Duration::from_secs(31));
-                ask.post.hear(Duration::from_secs(31));
-                (ask.post.next_hops.reach(ask.peer.public_ip) == Reach::Known).then_some(())
-            });
-            assert!(asked.is_some());
-            ask.comes(Probe::Node);
-        });
-    });
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
-
-    /// Whoever sends anything to one that has asked everything learns nothing by it, and breaks nothing.
-    #[test]
-    fn what_nobody_was_asked_is_no_answer(all in vec((any::<u8>(), vec(any::<u8>(), 0..120)), 1..20)) {
-        let peer = PeerPath {
-            subnet: "10.244.2.0/24".parse().unwrap(),
-            public_ip: [192, 0, 2, 2].into(),
-            path: Path::Vxlan,
-            on_link: true,
-            tunnel: None,
-            by_evidence: true,
-        };
-        let mut post = Post::new([0x1234, 0xfffe]);
-        let ask = |post: &mut Post, probe, state| post.note((&peer, probe), peer.public_ip, state, PATIENCE);
-        ask(&mut post, Probe::Path, State::Open);
-        ask(&mut post, Probe::NextHop, State::Open);
-        let datagrams = State::Datagrams { port: 7, offloaded: false, complete: false };
-        ask(&mut post, Probe::Checksum, datagrams);
-        for (kind, bytes) in all {
-            let kind = [EtherType::Arp, EtherType::Ipv4, EtherType::Ipv6][usize::from(kind % 3)];
-            let mut icmp = bytes.clone();
-            icmp.iter_mut().take(1).for_each(|first| *first = [0, 1, 2, 3, 11, 129][usize::from(*first % 6)]);
-            let from = if kind == EtherType::Ipv4 { peer.public_ip } else { peer.subnet.addr() };
-            let heard = [frame::read_frame(kind, None, &bytes), frame::read_icmp(from, &icmp)];
-            for heard in heard.into_iter().flatten() {
-                prop_assert_eq!(post.understand(heard, PATIENCE * 2), None);
-            }
-        }
-    }
 }

@@ -1,0 +1,90 @@
+//! More than can be read at once, sockets that cannot be opened, and bytes that nobody has asked for.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::*;
+
+#[test]
+fn nothing_is_lost_while_there_may_be_answers_to_hear() {
+    lab::test(Timing::Free, || {
+        let lab = two_nodes();
+        inquire(&lab, |ask| {
+            ask.of(Probe::NextHop);
+            ask.comes(Probe::Node);
+            let own = IpAddr::from(lab.node(1).ip);
+            let number = Number { sequence: 0, cookie: 0 };
+            let mut flood = frame::echo(Ends { from: own, to: own }, (ask.post.marks.echo, number), SMALL);
+            // A reply.
+            flood[20] = 0;
+            let sender = Socket::sender(Family::Ipv4).unwrap();
+            (0..=wires::AT_ONCE).for_each(|_| sender.send_to(&flood, own).unwrap());
+            let now = ask.begun.elapsed();
+            assert_eq!(ask.post.ask(&ask.peer, Probe::Node, false, now), None);
+            // Its answer has come by then, too.
+            lab.node(1).ns.run(&format!("ping -n -c 1 {}", lab.node(2).ip));
+            let late = now + 2 * PATIENCE;
+            assert_eq!(ask.post.hear(late), []);
+            let answers: Vec<_> = ask.post.hear(late).into_iter().map(|(_, it)| it.answer).collect();
+            assert!(matches!(answers[..], [Answer::Came { .. }]), "{answers:?}");
+        });
+    });
+}
+
+#[test]
+fn a_socket_that_could_not_be_opened_is_opened_later() {
+    lab::test(Timing::Free, || {
+        let lab = two_nodes();
+        inquire(&lab, |ask| {
+            let before = ask.post.sockets().count();
+            let mut opened = |seconds| {
+                let now = Duration::from_secs(seconds);
+                assert_eq!(ask.post.ask(&ask.peer, Probe::Node, false, now), None);
+                ask.post.sockets().count() > before
+            };
+            let limit = getrlimit(Resource::Nofile);
+            setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..limit }).unwrap();
+            assert!(!opened(1));
+            setrlimit(Resource::Nofile, limit).unwrap();
+            assert!(!opened(30));
+            assert!(opened(31));
+            ask.begun -= Duration::from_secs(31);
+            ask.of(Probe::NextHop);
+            ask.comes(Probe::Node);
+        });
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+    /// Whoever sends anything to one that has asked everything learns nothing by it, and breaks nothing.
+    #[test]
+    fn what_nobody_was_asked_is_no_answer(all in vec((any::<u8>(), vec(any::<u8>(), 0..120)), 1..20)) {
+        let peer = PeerPath {
+            subnet: "10.244.2.0/24".parse().unwrap(),
+            public_ip: [192, 0, 2, 2].into(),
+            path: Path::Vxlan,
+            on_link: true,
+            tunnel: None,
+            by_evidence: true,
+        };
+        let mut post = Post::new([0x1234, 0xfffe]);
+        let ask = |post: &mut Post, probe, state| post.note((&peer, probe), peer.public_ip, state, PATIENCE);
+        ask(&mut post, Probe::Path, State::Open);
+        ask(&mut post, Probe::NextHop, State::Open);
+        let datagrams = State::Datagrams { port: 7, offloaded: false, complete: false };
+        ask(&mut post, Probe::Checksum, datagrams);
+        for (kind, bytes) in all {
+            let kind = [EtherType::Arp, EtherType::Ipv4, EtherType::Ipv6][usize::from(kind % 3)];
+            let mut icmp = bytes.clone();
+            icmp.iter_mut().take(1).for_each(|first| *first = [0, 1, 2, 3, 11, 129][usize::from(*first % 6)]);
+            let from = if kind == EtherType::Ipv4 { peer.public_ip } else { peer.subnet.addr() };
+            let heard = [frame::read_frame(kind, None, &bytes), frame::read_icmp(from, &icmp)];
+            for heard in heard.into_iter().flatten() {
+                prop_assert_eq!(post.understand(heard, PATIENCE * 2), None);
+            }
+        }
+    }
+}
