@@ -79,11 +79,11 @@ pub struct Known {
 
 /// An entry whose MAC has answered or was set by somebody.
 pub(crate) fn known(part: Part<'_>) -> Option<Known> {
-    const KNOWN: u16 =
-        libc::NUD_REACHABLE | libc::NUD_STALE | libc::NUD_DELAY | libc::NUD_PROBE | libc::NUD_PERMANENT;
+    const STATIC: u16 = libc::NUD_PERMANENT | libc::NUD_NOARP;
+    const KNOWN: u16 = libc::NUD_REACHABLE | libc::NUD_STALE | libc::NUD_DELAY | libc::NUD_PROBE | STATIC;
     let state = part.body.u16(8);
     let (address, mac) = address_and_mac(part);
-    let known = Known { ip: address?, mac: mac?, is_static: state & libc::NUD_PERMANENT != 0 };
+    let known = Known { ip: address?, mac: mac?, is_static: state & STATIC != 0 };
     (state & KNOWN != 0 && known.mac.is_unicast()).then_some(known)
 }
 

@@ -255,17 +255,20 @@ fn our_own_uplink_down_withdraws_nothing() {
 #[test]
 fn an_uplink_without_arp() {
     lab::test(Timing::Timed, || {
-        let lab = cluster::lab(Topology::flat(2), AUTO);
-        for (own, other) in [(1, 2), (2, 1)] {
+        let lab = cluster::lab(Topology::flat(3), AUTO);
+        for (own, other, state) in [(1, 2, "noarp"), (2, 1, "permanent")] {
             let other = lab.node(other);
             lab.node(own).ns.run(&format!(
-                "ip link set eth0 arp off; ip neigh replace {} lladdr {} dev eth0 nud permanent",
+                "ip link set eth0 arp off; ip neigh replace {} lladdr {} dev eth0 nud {state}",
                 other.ip, other.mac
             ));
         }
         let node = lab.node(1);
         let wire = Capture::start(&node.ns, "eth0", &["arp"]);
-        let (daemons, pods) = cluster::start(&lab);
+        // Of whom nobody knows where it is.
+        plain(&lab, 3, Announce::Vxlan);
+        let daemons: Vec<_> = [1, 2].map(|k| lab.node(k).start(FLAGS)).into();
+        let pods = [1, 2].map(|k| lab.node(k).pod());
         let peer = lab.node(2).subnet();
         goes(node, &peer, "eth0", PROVEN);
         found(node, &peer, "healthy", SOON);
