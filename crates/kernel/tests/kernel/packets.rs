@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use kernel::Kernel;
-use kernel::packet::{EtherType, Interface, Known, Marks, Socket, interfaces};
+use kernel::packet::{EtherType, Interface, Known, Marks, Socket, doubt, interfaces};
 use lab::Timing::Free;
 use plan::Mac;
 use plan::input::Family;
@@ -157,5 +157,38 @@ fn another_link_is_not_heard_and_one_that_goes_is_no_trouble() {
         assert!(heard(&mine).is_some() && others.receive(&mut [0; 64]).is_none());
         sh("ip link del other");
         assert!(others.send(&arp(1)).is_err() && others.receive(&mut [0; 64]).is_none());
+    });
+}
+
+#[test]
+fn what_the_kernel_doubts_of_one_links_neighbours_is_heard_and_nothing_else() {
+    lab::test(Free, || {
+        let _far = wire();
+        sh("ip link add other type veth peer name end; ip link set other up; ip link set end up");
+        let socket = Socket::doubts(&near()).unwrap();
+        let quiet = |say: &str| {
+            sh(say);
+            assert!(socket.receive(&mut [0; 512]).is_none(), "{say}");
+        };
+        let doubted = |say: &str, expected: (&str, Option<Mac>)| {
+            sh(say);
+            let (datagram, _) = heard(&socket).unwrap();
+            assert_eq!(doubt(&datagram), Some((expected.0.parse().unwrap(), expected.1)), "{say}");
+        };
+        quiet(&format!("ip neigh replace 192.0.2.9 lladdr {FAR} dev near nud reachable"));
+        quiet(&format!("ip neigh replace 192.0.2.9 lladdr {FAR} dev other nud stale"));
+        quiet("ip neigh replace 192.0.2.8 dev other nud failed");
+        quiet(&format!("ip neigh replace 192.0.2.7 lladdr {FAR} dev near nud permanent"));
+        doubted(
+            &format!("ip neigh replace 192.0.2.9 lladdr {NEAR} dev near nud stale"),
+            ("192.0.2.9", Some(NEAR)),
+        );
+        doubted(
+            &format!("ip neigh replace fd00:2::9 lladdr {FAR} dev near nud stale"),
+            ("fd00:2::9", Some(FAR)),
+        );
+        doubted("ip neigh replace 192.0.2.9 dev near nud failed", ("192.0.2.9", None));
+        // So it says, too, when somebody takes an entry away.
+        doubted("ip neigh del 192.0.2.7 dev near", ("192.0.2.7", None));
     });
 }

@@ -23,6 +23,10 @@ const AGAIN: u8 = 30;
 /// Asked so often in vain, one that had answered is silent.
 const SILENT: u8 = 2;
 
+/// Nobody is doubted while so many wait for their turn: until all are asked, what goes to one whom the kernel found silent is
+/// lost, and it must have answered before that is a loss. Whoever flushes the kernel's table makes it say so of everybody.
+const PROMPT: usize = 3;
+
 /// What is known of one address.
 #[derive(Clone, Copy, Debug)]
 struct Known {
@@ -155,7 +159,7 @@ impl NextHops {
         if !is_first && known.other.is_none() {
             let one = known.mac;
             warn!(
-                "both {one} and {mac} say that they have {ip}: one of the two has an address that is not its own, or both are NICs of one machine, which net.ipv4.conf.all.arp_ignore=1 there ends"
+                "both {one} and {mac} say that they have {ip}: two machines with one address, or two NICs of one machine"
             );
         }
         known.hear(mac, is_first);
@@ -170,6 +174,9 @@ impl NextHops {
 
     /// The kernel found nobody, or believes another MAC: true if all are to be asked about it.
     pub(super) fn doubt(&mut self, ip: IpAddr, mac: Option<Mac>) -> bool {
+        if self.waiting.len() >= PROMPT {
+            return false;
+        }
         let is_silent = self.reach(ip) == Reach::Silent;
         let known = self.known.get_mut(&ip).filter(|known| !known.is_static);
         match (known, mac) {
@@ -303,6 +310,27 @@ mod tests {
             assert!(hops.certain(ip(1)).is_some());
             hops.heard(ip(1), mac(1), true);
         }
+    }
+
+    #[test]
+    fn whom_the_kernel_doubts_is_asked_about_if_that_is_soon() {
+        let mut hops = NextHops::default();
+        let peers = peers(30);
+        hops.follow(&peers, &[]);
+        (1..=30).for_each(|n| assert_eq!(hops.heard(ip(n), mac(n), true), None));
+        let mut doubts = |n: u8, mac: Option<Mac>| {
+            let asks = hops.doubt(ip(n), mac);
+            if asks {
+                hops.ask_all(*peers.keys().find(|peer| peers[*peer] == ip(n)).unwrap());
+            }
+            (asks, hops.reach(ip(n)))
+        };
+        assert_eq!(doubts(9, Some(mac(9))), (false, Reach::Known), "as it was");
+        assert_eq!(doubts(1, Some(mac(99))), (true, Reach::Known));
+        assert_eq!(doubts(2, None), (true, Reach::Silent));
+        assert_eq!(doubts(2, None), (false, Reach::Silent), "that is no news");
+        assert_eq!(doubts(3, None), (true, Reach::Silent));
+        (4..=30).for_each(|n| assert_eq!(doubts(n, None), (false, Reach::Known), "{n}"));
     }
 
     #[test]

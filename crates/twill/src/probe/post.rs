@@ -1,6 +1,6 @@
 //! Sends each kind of question and makes samples of what comes back. It does not choose what to ask.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -328,15 +328,16 @@ impl Post {
 
     /// Peers whose next hop the kernel doubts; all machines of the segment are going to be asked about it.
     pub(super) fn doubted(&mut self) -> Vec<IpNet> {
-        let doubted: BTreeSet<_> = self.wires.doubted().into_iter().collect();
-        let asks = |(ip, mac): (IpAddr, Option<Mac>)| self.next_hops.doubt(ip, mac).then_some(ip);
-        let doubted: BTreeSet<_> = doubted.into_iter().filter_map(asks).collect();
-        if doubted.is_empty() {
-            return Vec::new();
+        let mut peers = Vec::new();
+        for (ip, mac) in self.wires.doubted() {
+            if self.next_hops.doubt(ip, mac) {
+                let about = self.segment.iter().filter(|(_, next_hop)| **next_hop == ip);
+                about.for_each(|(peer, _)| {
+                    self.next_hops.ask_all(*peer);
+                    peers.push(*peer);
+                });
+            }
         }
-        let peers = self.segment.iter().filter(|(_, next_hop)| doubted.contains(next_hop));
-        let peers: Vec<_> = peers.map(|(peer, _)| *peer).collect();
-        peers.iter().for_each(|peer| self.next_hops.ask_all(*peer));
         peers
     }
 
