@@ -1,5 +1,7 @@
 //! Asks the peers: a thread of its own that sends what each peer's judge wants to know, and tells the judge what came of it.
 //! It decides nothing: what to ask and what the answers mean is `plan::verdict`'s.
+//! A panic ends the whole daemon, here as elsewhere: what is in the kernel stays, and the next start knows no verdict, which
+//! changes nothing. So no packet may bring one about, whoever sends it.
 
 mod asker;
 mod frame;
