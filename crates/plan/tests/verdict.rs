@@ -357,10 +357,12 @@ fn on_segment(probe: Probe, used: Path) -> bool {
 }
 
 #[test]
-fn one_that_flaps_every_second_is_left_once() {
-    let periods = [(1000, 1000), (900, 1100), (1100, 900), (1500, 1500), (3000, 2000)];
-    for ((up, down), latency) in periods.into_iter().flat_map(|period| [(period, 1), (period, 250)]) {
-        for phase in (0..up + down).step_by(223) {
+fn one_that_flaps_is_left_once() {
+    let slow = [(1000, 1000), (900, 1100), (1100, 900), (1500, 1500), (3000, 2000)];
+    // In step with the questions, or with some part of the time between two.
+    let periods = slow.into_iter().chain([700, 500, 400, 300, 250, 100].map(|half| (half, half)));
+    for ((up, down), latency) in periods.flat_map(|period| [(period, 1), (period, 250)]) {
+        for phase in (0..up + down).step_by(149) {
             let about = format!("{up}/{down} ms, {latency} ms away, phase {phase}");
             let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], phase);
             world.latency = (Duration::from_millis(latency), Duration::from_millis(latency + 5));
@@ -378,6 +380,18 @@ fn one_that_flaps_every_second_is_left_once() {
             assert!(said.len() <= 6, "{about}: {said:?}");
         }
     }
+}
+
+#[test]
+fn one_that_loses_half_is_left() {
+    let mut world = World::new((1..=20).map(|n| Sim::new(peer(n, Path::Vxlan, true))).collect(), 5);
+    world.run(SECOND * 10);
+    // Of questions and of answers: half do not come back.
+    world.loss = 0.293;
+    world.run(SECOND * 30);
+    assert!(world.sims.iter().all(|sim| sim.switches == 2), "each is left once");
+    world.run(SECOND * 90);
+    assert!(world.sims.iter().all(|sim| sim.switches == 2), "it is not taken again");
 }
 
 #[test]

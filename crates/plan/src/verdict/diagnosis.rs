@@ -35,7 +35,7 @@ impl Judge {
         if tracks.path.is_open() {
             return tracks.path.impossible.then_some(Finding::Unverified);
         }
-        if tracks.full.is_down() {
+        if tracks.full.is_gone() {
             let full = self.full_size().unwrap_or_default();
             let told = tracks.full.too_big();
             let found = self.ladder.as_ref().filter(|ladder| ladder.is_done(now)).map(|ladder| ladder.low());

@@ -211,13 +211,13 @@ impl Judge {
                 if let Answer::Is { .. } = sample.answer {
                     self.macs.get_or_insert_default().hear(&sample);
                 }
-                self.try_out(|trial| &mut trial.next_hop, &sample);
+                self.try_out(&sample, |trial| trial.next_hop.hear(&sample));
             }
             Probe::Node => tracks.node.hear(&sample),
             Probe::Direct => {
                 tracks.seldom().direct.hear(&sample);
                 if self.peer.path != Path::Direct {
-                    self.try_out(|trial| &mut trial.path, &sample);
+                    self.try_out(&sample, |trial| trial.path.hear(&sample));
                 }
             }
             _ if sample.sent < self.epoch => {}
@@ -240,9 +240,10 @@ impl Judge {
         if (least(address)..size).contains(&mtu) { sample.answer } else { Answer::Lost }
     }
 
-    fn try_out(&mut self, track: impl Fn(&mut Trial) -> &mut Track, sample: &Sample) {
-        if let Some(trial) = &mut self.trial {
-            trial.hear(track, sample);
+    fn try_out(&mut self, sample: &Sample, hear: impl FnOnce(&mut Trial)) {
+        let ours = |trial: &&mut Box<Trial>| trial.excused.is_none_or(|excused| sample.sent > excused.time());
+        if let Some(trial) = self.trial.as_mut().filter(ours) {
+            hear(trial);
         }
     }
 
@@ -269,7 +270,7 @@ impl Judge {
                 }
                 return;
             }
-            let known = self.tracks.full.is_down();
+            let known = self.tracks.full.is_gone();
             self.tracks.full.hear(sample);
             if came.is_none() && (known || matches!(sample.answer, Answer::TooBig { .. })) {
                 return;
@@ -278,17 +279,19 @@ impl Judge {
         if let Some(after) = came {
             self.latency = Some(u32::try_from(after.as_micros()).unwrap_or(u32::MAX));
         }
-        if self.questions.is_regular(sample.sent) {
+        let regular = self.questions.is_regular(sample.sent);
+        if regular {
             self.history.add(came.is_none());
         }
+        let hear = if regular { Track::hear } else { Track::hear_quick };
         // A large one that is lost for its size does no harm here: the small ones that are asked next are answered.
-        self.tracks.path.hear(sample);
+        hear(&mut self.tracks.path, sample);
         let well = came.is_some() && !self.tracks.path.is_down() && self.left.is_none();
         if let Some(macs) = self.macs.as_mut().filter(|_| well) {
             macs.path_is_well();
         }
         if self.peer.path == Path::Direct {
-            self.try_out(|trial| &mut trial.path, sample);
+            self.try_out(sample, |trial| hear(&mut trial.path, sample));
         }
     }
 
@@ -389,12 +392,6 @@ impl Judge {
 }
 
 impl Trial {
-    fn hear(&mut self, track: impl Fn(&mut Self) -> &mut Track, sample: &Sample) {
-        if self.excused.is_none_or(|excused| sample.sent > excused.time()) {
-            track(self).hear(sample);
-        }
-    }
-
     /// A peer that answers anything is not lost for our sake.
     fn excuse(&mut self, silence: &Silence, now: Duration) {
         if silence.is_total(&self.path) || silence.is_total(&self.next_hop) {

@@ -67,10 +67,24 @@ impl Track {
     pub(super) const NEW: &Self =
         &Self { answered: None, row_from: None, row: 0, impossible: false, losses: None };
 
+    /// To a regular question.
     pub(super) fn hear(&mut self, sample: &Sample) {
+        self.hear_in(sample, 1);
+    }
+
+    /// One that was asked because another was late. That it is answered says nothing of how many are: what comes and goes is
+    /// asked that way until it comes.
+    pub(super) fn hear_quick(&mut self, sample: &Sample) {
+        self.hear_in(sample, 0);
+    }
+
+    /// An answer takes so many places in the window.
+    fn hear_in(&mut self, sample: &Sample, places: u32) {
         match sample.answer {
             Answer::Impossible => *self = Self { impossible: true, ..Self::default() },
-            Answer::Came { .. } | Answer::Is { .. } | Answer::Checksums { .. } => self.answer(sample.sent),
+            Answer::Came { .. } | Answer::Is { .. } | Answer::Checksums { .. } => {
+                self.answer(sample.sent, places)
+            }
             Answer::Lost | Answer::Refused { .. } => self.lose(sample.sent),
             Answer::TooBig { mtu } => {
                 self.lose(sample.sent);
@@ -79,7 +93,7 @@ impl Track {
         }
     }
 
-    fn answer(&mut self, sent: Duration) {
+    fn answer(&mut self, sent: Duration, places: u32) {
         let lost = self.losses.as_ref().and_then(|losses| losses.last);
         let stale = lost.is_some_and(|lost| lost.time() > sent + PATIENCE);
         let sent = Moment::of(sent);
@@ -92,7 +106,7 @@ impl Track {
         self.row = self.row.saturating_add(1);
         (self.answered, self.impossible) = (Some(sent), false);
         let Some(losses) = &mut self.losses else { return };
-        losses.window = losses.window << 1 & WINDOW_BITS;
+        losses.window = losses.window << places & WINDOW_BITS;
         (losses.run, losses.too_big) = (0, None);
         if losses.down && self.row >= ROW {
             (losses.down, losses.flaps, losses.window) = (false, false, 0);
@@ -132,6 +146,11 @@ impl Track {
 
     fn has(&self, what: impl Fn(&Losses) -> bool) -> bool {
         self.losses.as_deref().is_some_and(what)
+    }
+
+    /// Of the last ones some were lost.
+    pub(super) fn has_lost(&self) -> bool {
+        self.losses.is_some()
     }
 
     /// It counts as lost.
