@@ -9,6 +9,7 @@ mod finding;
 mod judge;
 mod ladder;
 mod questions;
+mod rare;
 mod suspicion;
 mod track;
 

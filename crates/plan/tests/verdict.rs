@@ -699,3 +699,8 @@ proptest! {
         prop_assert!(std::mem::size_of::<Judge>() <= 336, "{}", std::mem::size_of::<Judge>());
     }
 }
+
+#[test]
+fn thousands_that_are_well_cost_little() {
+    assert!(size_of::<Judge>() <= 208, "{}", size_of::<Judge>());
+}

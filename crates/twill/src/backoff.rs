@@ -1,7 +1,7 @@
 //! Puts off an op that keeps coming back: someone undoes it, or the kernel refuses it. Only that op waits, ever longer;
 //! everything else goes on at full speed. It does not judge who is right.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, btree_map};
 use std::time::{Duration, Instant};
 
 use plan::Op;
@@ -13,16 +13,20 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// An op that was not needed for so long starts afresh.
 const FORGET: Duration = Duration::from_secs(60);
 
-/// Memory of the objects of recent ops, by number: ten thousand of them stay small.
+/// Memory of the objects of recent ops, by number: thirty thousand of them stay small.
 #[derive(Default)]
 pub(crate) struct Backoff {
-    recent: HashMap<u64, Entry>,
+    begun: Option<Instant>,
+    recent: BTreeMap<u64, Entry>,
+    /// Those that have to wait, and until when.
+    due: BTreeMap<u64, Instant>,
 }
 
+#[derive(Default)]
 struct Entry {
     times: u32,
-    last: Instant,
-    due: Instant,
+    /// In seconds from the beginning.
+    last: u32,
 }
 
 /// What may go ahead.
@@ -37,24 +41,31 @@ pub(crate) struct Admitted {
 impl Backoff {
     /// It did not count: somebody held it up.
     pub(crate) fn forgive(&mut self, op: &Op) {
-        self.recent.remove(&op.object.identity());
+        let identity = op.object.identity();
+        self.recent.remove(&identity);
+        self.due.remove(&identity);
     }
 
     /// Sorts ops into those to apply now and those to hold.
     pub(crate) fn admit(&mut self, ops: Vec<Op>, now: Instant) -> Admitted {
-        self.recent.retain(|_, entry| now.duration_since(entry.last) < FORGET);
+        let seconds = now.duration_since(*self.begun.get_or_insert(now)).as_secs() as u32;
+        self.recent.retain(|_, entry| u64::from(seconds.saturating_sub(entry.last)) < FORGET.as_secs());
+        self.due.retain(|identity, _| self.recent.contains_key(identity));
         let mut admitted = Admitted { ops: Vec::with_capacity(ops.len()), held: Vec::new(), due: None };
         // All ops on one object go together: a device must not be deleted while its return is put off.
-        let mut judged: HashMap<u64, bool> = HashMap::new();
+        let mut judged: BTreeMap<u64, Option<Instant>> = BTreeMap::new();
         for op in ops {
             let identity = op.object.identity();
-            let entry = self.recent.entry(identity).or_insert(Entry { times: 0, last: now, due: now });
-            let goes = *judged.entry(identity).or_insert_with(|| entry.judge(now));
-            if goes {
-                admitted.ops.push(op);
-            } else {
-                admitted.due = Some(admitted.due.map_or(entry.due, |due| due.min(entry.due)));
-                admitted.held.push((op, entry.times));
+            let entry = self.recent.entry(identity).or_default();
+            entry.last = seconds;
+            let due = &mut self.due;
+            let wait = *judged.entry(identity).or_insert_with(|| entry.judge(due.entry(identity), now));
+            match wait {
+                None => admitted.ops.push(op),
+                Some(until) => {
+                    admitted.due = Some(admitted.due.map_or(until, |due| due.min(until)));
+                    admitted.held.push((op, entry.times));
+                }
             }
         }
         admitted
@@ -62,17 +73,18 @@ impl Backoff {
 }
 
 impl Entry {
-    /// May it go ahead this time?
-    fn judge(&mut self, now: Instant) -> bool {
-        self.last = now;
-        if self.due > now {
-            return false;
+    /// Until when does it have to wait? `None`: it goes ahead this time.
+    fn judge(&mut self, due: btree_map::Entry<'_, u64, Instant>, now: Instant) -> Option<Instant> {
+        if let btree_map::Entry::Occupied(due) = &due
+            && *due.get() > now
+        {
+            return Some(*due.get());
         }
         self.times += 1;
         if let Some(excess) = self.times.checked_sub(FREE) {
-            self.due = now + (FIRST_WAIT * 2u32.saturating_pow(excess)).min(LONGEST_WAIT);
+            due.insert_entry(now + (FIRST_WAIT * 2u32.saturating_pow(excess)).min(LONGEST_WAIT));
         }
-        true
+        None
     }
 }
 

@@ -188,7 +188,10 @@ impl Reconciler {
     /// What the kernel should hold, with all that there is to say about it.
     fn plan(&mut self, leases: &Leases, seen: &mut Seen, mut notes: Vec<Note>) -> Wanted {
         let healths = self.probes.healths.borrow_and_update().clone();
-        seen.underlay.verdicts = healths.iter().map(|health| health.verdict.clone()).collect();
+        // What says nothing changes nothing.
+        let telling = healths.iter().map(|health| &health.verdict);
+        let telling = telling.filter(|verdict| verdict.way.is_some() || verdict.finding.is_fault());
+        seen.underlay.verdicts = telling.cloned().collect();
         seen.underlay.standing = plan::standing(&seen.state, self.config.table, self.node.uplink.link);
         self.node.former.links = seen.state.links.iter().map(|link| link.name).collect();
         self.node.by_nexthop = plan::owned::has_nexthops(&seen.state);

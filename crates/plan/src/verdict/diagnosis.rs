@@ -16,7 +16,7 @@ const SLACK: u16 = 3;
 
 impl Judge {
     pub(super) fn diagnose(&self, now: Duration) -> Option<Finding> {
-        let tracks = &self.tracks;
+        let (tracks, rare) = (&self.tracks, &*self.rare);
         match self.peer.path {
             Path::Unreachable => return Some(Finding::Unverified),
             Path::Waiting => return None,
@@ -26,7 +26,7 @@ impl Judge {
             let rises = tracks.path.is_rising() && !tracks.path.flaps();
             return (!rises).then(|| self.lost());
         }
-        if self.peer.path == Path::Direct && tracks.next_hop().is_gone() {
+        if self.peer.path == Path::Direct && rare.next_hop.is_gone() {
             return Some(self.next_hop_silent());
         }
         if let Some(why) = self.why_not_direct() {
@@ -38,17 +38,18 @@ impl Judge {
         if tracks.full.is_gone() {
             let full = self.full_size().unwrap_or_default();
             let told = tracks.full.too_big();
-            let found = self.ladder.as_ref().filter(|ladder| ladder.is_done(now)).map(|ladder| ladder.low());
+            let found =
+                self.rare.ladder.as_ref().filter(|ladder| ladder.is_done(now)).map(|ladder| ladder.low());
             // Where all smaller ones arrive, it was chance that lost the large ones.
             let found = found.filter(|low| low.saturating_add(SLACK) < full);
             return told.or(found).map(|mtu| Finding::LostAbove { mtu });
         }
-        if tracks.outer.is_doubtful()
+        if self.rare.outer.is_doubtful()
             && let Some(fragmented) = self.fragmented(now)
         {
             return fragmented;
         }
-        if self.pairs.is_fault(self.history.per_mille()) {
+        if self.rare.pairs.is_fault(self.history.per_mille()) {
             return Some(Finding::ChecksumFault { node: self.peer.public_ip });
         }
         Some(Finding::Healthy)
@@ -56,25 +57,25 @@ impl Judge {
 
     /// The largest packets between pods arrive; do those that carry them? `Some(None)`: it is being found out.
     fn fragmented(&self, now: Duration) -> Option<Option<Finding>> {
-        let outer = &self.tracks.outer;
+        let outer = &self.rare.outer;
         if let Some(mtu) = outer.too_big() {
             return Some(Some(Finding::Fragmented { mtu }));
         }
-        let whole = self.tracks.node.heard_since(outer.trouble()) && !self.tracks.node.is_down();
+        let whole = self.rare.node.heard_since(outer.trouble()) && !self.rare.node.is_down();
         (outer.is_down() && whole).then(|| {
-            let found = self.outer_ladder.as_ref().filter(|ladder| ladder.is_done(now));
+            let found = self.rare.outer_ladder.as_ref().filter(|ladder| ladder.is_done(now));
             found.map(|ladder| Finding::Fragmented { mtu: ladder.low() })
         })
     }
 
     /// No echo between pod subnets comes back.
     fn lost(&self) -> Finding {
-        let (tracks, node) = (&self.tracks, self.peer.public_ip);
+        let (tracks, rare, node) = (&self.tracks, &*self.rare, self.peer.public_ip);
         let since = tracks.path.trouble();
         let alive = |track: &Track| track.heard_since(since) && !track.is_gone();
         let direct = self.peer.path == Path::Direct;
-        let resolves = self.peer.on_link && !tracks.next_hop().impossible;
-        let next_hop = resolves && alive(tracks.next_hop());
+        let resolves = self.peer.on_link && !rare.next_hop.impossible;
+        let next_hop = resolves && alive(&rare.next_hop);
         if let Some(duplicate) = self.duplicate().filter(|_| next_hop) {
             return duplicate;
         }
@@ -84,17 +85,17 @@ impl Judge {
         if let Some(proxy) = self.proxy().filter(|_| direct && next_hop) {
             return proxy;
         }
-        if alive(tracks.there()) {
+        if alive(&rare.there) {
             return Finding::NoWayBack { node };
         }
-        if !self.reached && self.peer.tunnel.is_none() && (next_hop || alive(&tracks.node)) {
+        if !self.reached && self.peer.tunnel.is_none() && (next_hop || alive(&rare.node)) {
             // Before the first pod is there, no address of its pod subnet may be.
             return Finding::Unverified;
         }
-        if let Some(by) = self.refused.as_deref().copied() {
+        if let Some(by) = self.rare.refused {
             return Finding::Refused { node, by };
         }
-        match (direct, alive(&tracks.node), next_hop) {
+        match (direct, alive(&rare.node), next_hop) {
             (true, _, false) if resolves => self.next_hop_silent(),
             (true, true, _) => self.pod_addresses_lost(),
             (false, true, _) => {
@@ -109,32 +110,32 @@ impl Judge {
 
     /// The tunnel works, and the better way does not.
     fn why_not_direct(&self) -> Option<Finding> {
-        let tracks = &self.tracks;
+        let rare = &*self.rare;
         if !self.peer.by_evidence || self.peer.path == Path::Direct || self.way == Some(Way::Direct) {
             return None;
         }
-        if tracks.next_hop().is_gone() {
+        if rare.next_hop.is_gone() {
             return Some(self.next_hop_silent());
         }
-        if tracks.direct().is_down() {
+        if rare.direct.is_down() {
             // By tunnel echoes pass a filter that they do not pass directly.
             let echoes =
-                self.left.as_deref().copied().filter(|left| matches!(left, Finding::EchoLost { .. }));
+                self.rare.left.as_deref().copied().filter(|left| matches!(left, Finding::EchoLost { .. }));
             let why = self.duplicate().or(self.proxy()).or(echoes);
             return Some(why.unwrap_or_else(|| self.pod_addresses_lost()));
         }
         let calm = |track: &Track| track.steady_for().is_some_and(|steady| steady >= CALM);
-        let well = calm(tracks.direct()) && (tracks.next_hop().impossible || calm(tracks.next_hop()));
-        self.left.as_deref().copied().filter(|left| left.is_fault() && !well)
+        let well = calm(&rare.direct) && (rare.next_hop.impossible || calm(&rare.next_hop));
+        self.rare.left.as_deref().copied().filter(|left| left.is_fault() && !well)
     }
 
     fn duplicate(&self) -> Option<Finding> {
-        let macs = self.macs.as_ref()?.duplicate()?;
+        let macs = self.rare.macs.duplicate()?;
         Some(Finding::DuplicateAddress { next_hop: self.peer.public_ip, macs })
     }
 
     fn proxy(&self) -> Option<Finding> {
-        let (mac, also) = self.macs.as_ref()?.also?;
+        let (mac, also) = self.rare.macs.also?;
         Some(Finding::ProxyArp { next_hop: self.peer.public_ip, mac, also })
     }
 

@@ -2,6 +2,7 @@
 
 use std::mem::discriminant;
 use std::net::IpAddr;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use super::track::Moment;
@@ -36,13 +37,19 @@ pub(super) struct Pairs {
     last: Option<Moment>,
 }
 
-/// A finding in little memory: most peers are well.
+/// A finding in little memory: most peers are well, or new.
 #[derive(Clone, Debug)]
-pub(super) struct Said(Option<Box<Finding>>);
+pub(super) struct Said(Option<Arc<Finding>>);
+
+static UNVERIFIED: LazyLock<Arc<Finding>> = LazyLock::new(|| Arc::new(Finding::Unverified));
 
 impl Said {
     pub(super) fn of(finding: Finding) -> Self {
-        Self((finding != Finding::Healthy).then(|| Box::new(finding)))
+        Self(match finding {
+            Finding::Healthy => None,
+            Finding::Unverified => Some(UNVERIFIED.clone()),
+            _ => Some(Arc::new(finding)),
+        })
     }
 
     pub(super) fn get(&self) -> Finding {
@@ -79,6 +86,8 @@ impl Found {
 }
 
 impl Macs {
+    pub(super) const NONE: Self = Self { last: None, two: None, twice: 0, also: None };
+
     pub(super) fn hear(&mut self, sample: &Sample) {
         let Answer::Is { mac, also } = sample.answer else { return };
         self.also = also.map(|address| (mac, address));
@@ -100,6 +109,10 @@ impl Macs {
         (self.two, self.twice) = (None, 0);
     }
 
+    pub(super) fn are_two(&self) -> bool {
+        self.two.is_some()
+    }
+
     /// Seen twice: an address that moves to another machine may be answered for by both, once.
     pub(super) fn duplicate(&self) -> Option<[Mac; 2]> {
         self.two.filter(|_| self.twice >= 2).map(|(macs, _)| macs)
@@ -107,6 +120,8 @@ impl Macs {
 }
 
 impl Pairs {
+    pub(super) const NONE: Self = Self { bad: 0, last: None };
+
     pub(super) fn hear(&mut self, sample: &Sample) {
         let Answer::Checksums { offloaded, complete } = sample.answer else { return };
         let apart = self.last.is_none_or(|last| sample.sent >= last.time() + PAIRS_APART);

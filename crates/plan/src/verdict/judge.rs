@@ -1,13 +1,14 @@
 //! One peer's judge: hears samples, says what to ask next and when (`questions`), and what it all means (`diagnosis`). It keeps
 //! the last answers, never more than a few. Which way to go is decided here; nothing is sent and no clock is read.
 
-use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::evidence::{Found, Macs, Pairs, Said};
-use super::ladder::{Ladder, least};
+use super::evidence::{Found, Said};
+use super::ladder::least;
 use super::questions::{BACK, Questions};
+use super::rare::{Known, Rare, Trial};
 use super::suspicion::Silence;
 use super::track::{History, Moment, Track};
 use super::{Answer, Finding, Health, Probe, Sample, Shared, Verdict, Way};
@@ -42,79 +43,23 @@ pub struct Judge {
     pub(super) said: Said,
     pub(super) way: Option<Way>,
     since: Moment,
-    latency: Option<u32>,
+    latency: Option<NonZeroU32>,
     pub(super) tracks: Tracks,
     /// Answers to what was sent before are about another way.
-    epoch: Duration,
+    epoch: Moment,
     /// An echo between pod subnets has been answered, by whatever way, and the peer has not been gone since.
     pub(super) reached: bool,
-    /// Who says that packets to its pods go no further, since the last that was answered.
-    pub(super) refused: Option<Box<IpAddr>>,
-    pub(super) macs: Option<Box<Macs>>,
-    pub(super) pairs: Pairs,
-    pub(super) ladder: Option<Box<Ladder>>,
-    /// Of packets of the tunnel.
-    pub(super) outer_ladder: Option<Box<Ladder>>,
-    /// Why the direct way was left, until it is proven again.
-    pub(super) left: Option<Box<Finding>>,
+    pub(super) rare: Rare,
     found: Found,
     pub(super) history: History,
-    /// Only where evidence decides.
-    trial: Option<Box<Trial>>,
     pub(super) silence: Silence,
 }
 
-/// One for each kind of question.
+/// Of the questions that every peer is asked.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tracks {
-    pub(super) node: Track,
-    pub(super) outer: Track,
     pub(super) path: Track,
     pub(super) full: Track,
-    seldom: Option<Box<Seldom>>,
-}
-
-/// What most peers are never asked.
-#[derive(Clone, Debug, Default)]
-struct Seldom {
-    next_hop: Track,
-    there: Track,
-    direct: Track,
-}
-
-impl Tracks {
-    fn seldom(&mut self) -> &mut Seldom {
-        self.seldom.get_or_insert_default()
-    }
-
-    pub(super) fn next_hop(&self) -> &Track {
-        self.seldom.as_ref().map_or(Track::NEW, |seldom| &seldom.next_hop)
-    }
-
-    pub(super) fn there(&self) -> &Track {
-        self.seldom.as_ref().map_or(Track::NEW, |seldom| &seldom.there)
-    }
-
-    pub(super) fn direct(&self) -> &Track {
-        self.seldom.as_ref().map_or(Track::NEW, |seldom| &seldom.direct)
-    }
-
-    /// There is another way: what was asked along the old one says nothing of it.
-    fn renew(&mut self) {
-        if let Some(seldom) = &mut self.seldom {
-            seldom.there = Track::default();
-        }
-        (self.outer, self.path, self.full) = Default::default();
-    }
-}
-
-/// What counts against the direct way: as the tracks of the same name, except that it forgives what is our own fault.
-#[derive(Clone, Debug, Default)]
-struct Trial {
-    next_hop: Track,
-    path: Track,
-    /// Up to here we were the suspect.
-    excused: Option<Moment>,
 }
 
 impl Judge {
@@ -122,7 +67,7 @@ impl Judge {
     pub fn new(peer: impl Into<Shared>, local: impl Into<Arc<Local>>, now: Duration) -> Self {
         let (peer, local) = (peer.into(), local.into());
         Self {
-            trial: peer.by_evidence.then(Box::default),
+            rare: Rare::of(&peer),
             peer,
             local,
             questions: Questions::new(now + JOIN),
@@ -131,14 +76,8 @@ impl Judge {
             since: Moment::of(now),
             latency: None,
             tracks: Tracks::default(),
-            epoch: now,
+            epoch: Moment::of(now),
             reached: false,
-            refused: None,
-            macs: None,
-            pairs: Pairs::default(),
-            ladder: None,
-            outer_ladder: None,
-            left: None,
             found: Found::new(now),
             history: History::default(),
             silence: Silence::default(),
@@ -160,17 +99,15 @@ impl Judge {
         let decides = self.peer.by_evidence != peer.by_evidence;
         (self.peer, self.local) = (peer, local);
         if another {
-            self.tracks.renew();
-            (self.epoch, self.pairs, self.history) = (now, Pairs::default(), History::default());
-            (self.ladder, self.outer_ladder, self.latency) = (None, None, None);
-            if let Some(trial) = &mut self.trial {
-                trial.path = Track::default();
-            }
+            (self.tracks, self.epoch) = (Tracks::default(), Moment::of(now));
+            (self.history, self.latency) = (History::default(), None);
+            self.rare.renew();
             self.questions = self.questions.anew(now);
         }
         if decides {
             // Why it was left stays: it may have been off the segment for a moment.
-            (self.way, self.trial) = (None, self.peer.by_evidence.then(Box::default));
+            self.way = None;
+            self.rare.decide(self.peer.by_evidence);
             self.watch_direct();
             self.questions = self.questions.anew(now);
         }
@@ -193,7 +130,7 @@ impl Judge {
 
     /// When there is something to ask again.
     pub fn next(&self) -> Duration {
-        let ladders = self.ladder.iter().chain(&self.outer_ladder);
+        let ladders = self.rare.ladder.iter().chain(&self.rare.outer_ladder);
         let ladders = ladders.filter_map(|ladder| ladder.next());
         ladders.fold(self.questions.next(), Duration::min)
     }
@@ -204,27 +141,27 @@ impl Judge {
         if !matches!(sample.answer, Answer::Lost | Answer::Impossible | Answer::TooBig { .. }) {
             self.silence.hear(sample.sent);
         }
-        let tracks = &mut self.tracks;
+        let rare = &mut self.rare;
         match sample.probe {
             Probe::NextHop => {
-                tracks.seldom().next_hop.hear(&sample);
+                rare.next_hop.hear(&sample);
                 if let Answer::Is { .. } = sample.answer {
-                    self.macs.get_or_insert_default().hear(&sample);
+                    rare.macs.hear(&sample);
                 }
                 self.try_out(&sample, |trial| trial.next_hop.hear(&sample));
             }
-            Probe::Node => tracks.node.hear(&sample),
+            Probe::Node => rare.node.hear(&sample),
             Probe::Direct => {
-                tracks.seldom().direct.hear(&sample);
+                rare.direct.hear(&sample);
                 if self.peer.path != Path::Direct {
                     self.try_out(&sample, |trial| trial.path.hear(&sample));
                 }
             }
-            _ if sample.sent < self.epoch => {}
+            _ if Moment::of(sample.sent) < self.epoch => {}
             Probe::NodeSized(size) => self.hear_outer(size, &sample),
             Probe::Path | Probe::PathSized(_) => self.hear_path(&sample),
-            Probe::There => tracks.seldom().there.hear(&sample),
-            Probe::Checksum => self.pairs.hear(&sample),
+            Probe::There => rare.there.hear(&sample),
+            Probe::Checksum => rare.pairs.hear(&sample),
         }
         self.calm();
     }
@@ -242,15 +179,16 @@ impl Judge {
 
     fn try_out(&mut self, sample: &Sample, hear: impl FnOnce(&mut Trial)) {
         let ours = |trial: &&mut Box<Trial>| trial.excused.is_none_or(|excused| sample.sent > excused.time());
-        if let Some(trial) = self.trial.as_mut().filter(ours) {
+        let trial = self.rare.known().and_then(|rare| rare.trial.as_mut());
+        if let Some(trial) = trial.filter(ours) {
             hear(trial);
         }
     }
 
     fn hear_outer(&mut self, size: u16, sample: &Sample) {
         if Some(size) == self.outer_size() {
-            self.tracks.outer.hear(sample);
-        } else if let (Some(ladder), Answer::Came { .. }) = (&mut self.outer_ladder, sample.answer) {
+            self.rare.outer.hear(sample);
+        } else if let (Some(ladder), Answer::Came { .. }) = (self.rare.outer_ladder(), sample.answer) {
             ladder.arrived(size);
         }
     }
@@ -259,13 +197,13 @@ impl Judge {
         let came = if let Answer::Came { after } = sample.answer { Some(after) } else { None };
         self.reached |= came.is_some();
         match sample.answer {
-            Answer::Came { .. } => self.refused = None,
-            Answer::Refused { by } => self.refused = Some(Box::new(by)),
+            Answer::Came { .. } => self.rare.known().into_iter().for_each(|rare| rare.refused = None),
+            Answer::Refused { by } => self.rare.refused = Some(by),
             _ => {}
         }
         if let Probe::PathSized(size) = sample.probe {
             if Some(size) != self.full_size() {
-                if let (Some(ladder), Some(_)) = (&mut self.ladder, came) {
+                if let (Some(ladder), Some(_)) = (self.rare.ladder(), came) {
                     ladder.arrived(size);
                 }
                 return;
@@ -277,7 +215,8 @@ impl Judge {
             }
         }
         if let Some(after) = came {
-            self.latency = Some(u32::try_from(after.as_micros()).unwrap_or(u32::MAX));
+            let micros = u32::try_from(after.as_micros()).unwrap_or(u32::MAX);
+            self.latency = Some(NonZeroU32::MIN.saturating_add(micros.saturating_sub(1)));
         }
         let regular = self.questions.is_regular(sample.sent);
         if regular {
@@ -286,9 +225,9 @@ impl Judge {
         let hear = if regular { Track::hear } else { Track::hear_quick };
         // A large one that is lost for its size does no harm here: the small ones that are asked next are answered.
         hear(&mut self.tracks.path, sample);
-        let well = came.is_some() && !self.tracks.path.is_down() && self.left.is_none();
-        if let Some(macs) = self.macs.as_mut().filter(|_| well) {
-            macs.path_is_well();
+        let well = came.is_some() && !self.tracks.path.is_down() && self.rare.left.is_none();
+        if let Some(rare) = self.rare.known().filter(|_| well) {
+            rare.macs.path_is_well();
         }
         if self.peer.path == Path::Direct {
             self.try_out(sample, |trial| hear(&mut trial.path, sample));
@@ -300,7 +239,9 @@ impl Judge {
     pub fn decide(&mut self, now: Duration, suspect: bool) {
         let finding = self.diagnose(now).unwrap_or_else(|| self.found.finding.get());
         if suspect {
-            self.trial.iter_mut().for_each(|trial| trial.excuse(&self.silence, now));
+            if let Some(trial) = self.rare.known().and_then(|rare| rare.trial.as_mut()) {
+                trial.excuse(&self.silence, now);
+            }
         } else {
             self.silence.settle(now, finding.is_fault());
         }
@@ -321,7 +262,7 @@ impl Judge {
     }
 
     fn choose_way(&mut self, finding: Finding) {
-        let Some(trial) = &self.trial else { return };
+        let Some(trial) = &self.rare.trial else { return };
         let way = self.way;
         let stands = self.peer.path == Path::Direct;
         let decided = if way == Some(Way::Direct) || (way.is_none() && stands) {
@@ -339,8 +280,8 @@ impl Judge {
         if decided != way {
             let left = decided == Some(Way::Tunnel);
             let trial = Trial { excused: trial.excused, ..Trial::default() };
-            (self.way, self.trial) = (decided, Some(Box::new(trial)));
-            self.left = left.then(|| Box::new(finding));
+            (self.way, self.rare.trial) = (decided, Some(Box::new(trial)));
+            self.rare.left = left.then(|| Box::new(finding));
             if left {
                 self.watch_direct();
             }
@@ -349,16 +290,16 @@ impl Judge {
 
     /// The health of the direct way counts from here.
     fn watch_direct(&mut self) {
-        if let Some(seldom) = &mut self.tracks.seldom {
-            seldom.next_hop.restart();
-            seldom.direct = Track::default();
+        if let Some(rare) = self.rare.known() {
+            rare.next_hop.restart();
+            rare.direct = Track::default();
         }
     }
 
     /// Next hop and echoes along the direct way were answered, without any loss, for long enough.
     fn is_proven(&self) -> bool {
-        let (next_hop, direct) = (self.tracks.next_hop(), self.tracks.direct());
-        let needed = if self.left.is_some() { HEALTH } else { PROOF };
+        let Known { next_hop, direct, left, .. } = &*self.rare;
+        let needed = if left.is_some() { HEALTH } else { PROOF };
         let long = |track: &Track| track.steady_for().is_some_and(|steady| steady >= needed);
         long(direct) && (next_hop.impossible || long(next_hop))
     }
@@ -387,17 +328,6 @@ impl Judge {
     }
 
     pub(super) fn latency(&self) -> Option<Duration> {
-        self.latency.map(|micros| Duration::from_micros(micros.into()))
-    }
-}
-
-impl Trial {
-    /// A peer that answers anything is not lost for our sake.
-    fn excuse(&mut self, silence: &Silence, now: Duration) {
-        if silence.is_total(&self.path) || silence.is_total(&self.next_hop) {
-            self.excused = Some(Moment::of(now));
-            self.next_hop.forgive();
-            self.path.forgive();
-        }
+        self.latency.map(|micros| Duration::from_micros(micros.get().into()))
     }
 }

@@ -119,16 +119,18 @@ impl Judge {
             probes = self.quick(now);
             let more = !probes.is_empty() && self.questions.quick <= QUICK;
             self.questions.next_quick = more.then(|| Moment::of(now + LATE));
-            if !probes.is_empty() {
+            if probes.is_empty() {
+                self.rest();
+            } else {
                 self.questions.next_regular = Moment::of(now + self.interval(pace));
             }
         }
         let mut probes = self.questions.admit(probes, now);
-        let due = |ladder: &&mut Box<Ladder>| ladder.next().is_some_and(|next| now >= next);
-        if let Some(ladder) = self.ladder.as_mut().filter(due) {
+        let due = |ladder: &&mut Ladder| ladder.next().is_some_and(|next| now >= next);
+        if let Some(ladder) = self.rare.ladder().filter(due) {
             probes.extend(ladder.climb(now).into_iter().map(Probe::PathSized));
         }
-        if let Some(ladder) = self.outer_ladder.as_mut().filter(due) {
+        if let Some(ladder) = self.rare.outer_ladder().filter(due) {
             probes.extend(ladder.climb(now).into_iter().map(Probe::NodeSized));
         }
         probes
@@ -146,14 +148,13 @@ impl Judge {
     /// Something gets through again.
     pub(super) fn is_rising(&self) -> bool {
         let tracks = &self.tracks;
-        [&tracks.path, &tracks.full, tracks.next_hop()].into_iter().any(Track::is_rising)
+        [&tracks.path, &tracks.full, &self.rare.next_hop].into_iter().any(Track::is_rising)
     }
 
     /// The direct way is open, and nothing speaks against it yet.
     fn is_proving(&self) -> bool {
-        let tracks = &self.tracks;
-        let lost = tracks.next_hop().is_gone() || tracks.direct().is_down() || tracks.direct().impossible;
-        self.asks_direct() && self.left.is_none() && self.way != Some(Way::Direct) && !lost
+        let lost = self.rare.next_hop.is_gone() || self.rare.direct.is_down() || self.rare.direct.impossible;
+        self.asks_direct() && self.rare.left.is_none() && self.way != Some(Way::Direct) && !lost
     }
 
     fn asks_direct(&self) -> bool {
@@ -182,8 +183,8 @@ impl Judge {
             probes.push(Probe::Direct);
         }
         let outer = self.outer_size().filter(|_| !tracks.path.is_down() && !tracks.path.is_open());
-        let outer =
-            outer.filter(|_| tracks.outer.is_doubtful() || self.questions.count.is_multiple_of(OUTER_EVERY));
+        let outer = outer
+            .filter(|_| self.rare.outer.is_doubtful() || self.questions.count.is_multiple_of(OUTER_EVERY));
         if tracks.path.is_down() || tracks.full.is_down() || outer.is_some() {
             probes.push(Probe::Node);
         }
@@ -191,7 +192,7 @@ impl Judge {
             probes.push(Probe::There);
         }
         probes.extend(outer.map(Probe::NodeSized));
-        let soon = if self.pairs.bad > 0 { PAIRS_APART } else { pace * PAIR_EVERY };
+        let soon = if self.rare.pairs.bad > 0 { PAIRS_APART } else { pace * PAIR_EVERY };
         let due = self.questions.pair.is_none_or(|pair| now >= pair.time() + soon.max(PAIRS_APART));
         if due && self.peer.path == Path::Vxlan && !tracks.path.is_down() && !tracks.path.is_open() {
             self.questions.pair = Some(Moment::of(now));
@@ -203,25 +204,28 @@ impl Judge {
 
     /// Looks anew how large packets may be, from time to time.
     fn search(&mut self, now: Duration) {
+        let Some(rare) = self.rare.known() else { return };
         if !self.tracks.full.is_doubtful() {
-            self.ladder = None;
-        } else if self.ladder.as_ref().is_some_and(|ladder| ladder.is_old(now)) {
+            rare.ladder = None;
+        }
+        let is_needed = rare.outer.is_down() && rare.outer.too_big().is_none();
+        if !is_needed {
+            rare.outer_ladder = None;
+        }
+        if self.rare.ladder.as_ref().is_some_and(|ladder| ladder.is_old(now)) {
             self.begin_search(now);
         }
-        let outer = &self.tracks.outer;
-        if !outer.is_down() || outer.too_big().is_some() {
-            self.outer_ladder = None;
-        } else if self.outer_ladder.as_ref().is_none_or(|ladder| ladder.is_old(now)) {
+        if is_needed && self.rare.outer_ladder.as_ref().is_none_or(|ladder| ladder.is_old(now)) {
             let latency = self.latency().unwrap_or_default();
             let ladder = |size| Ladder::new(size, self.peer.public_ip, latency, now);
-            self.outer_ladder = self.outer_size().map(ladder).map(Box::new);
+            self.rare.outer_ladder = self.outer_size().map(ladder).map(Box::new);
         }
     }
 
     fn begin_search(&mut self, now: Duration) {
         let latency = self.latency().unwrap_or_default();
         let ladder = |size| Ladder::new(size, self.peer.subnet.addr(), latency, now);
-        self.ladder = self.full_size().map(ladder).map(Box::new);
+        self.rare.ladder = self.full_size().map(ladder).map(Box::new);
     }
 
     /// A quick question is not needed where nothing waits for an answer.
@@ -232,9 +236,19 @@ impl Judge {
         let asked = !matches!(self.peer.path, Path::Unreachable | Path::Waiting);
         let echoes = asked && ((waits(path) && !path.is_down()) || (waits(full) && !full.is_down()));
         let direct = self.peer.path == Path::Direct || self.peer.by_evidence;
-        let next_hop = self.peer.on_link && direct && waits(self.tracks.next_hop());
-        if !echoes && !next_hop {
+        let next_hop = self.peer.on_link && direct && waits(&self.rare.next_hop);
+        // That a second machine answers for the next hop is heard until then.
+        let hears_on = self.peer.path == Path::Direct && !self.peer.by_evidence;
+        if !echoes && !next_hop && !hears_on {
             self.questions.next_quick = None;
+            self.rest();
+        }
+    }
+
+    /// What is not needed is forgotten.
+    fn rest(&mut self) {
+        if !self.tracks.path.has_lost() && !self.tracks.full.has_lost() {
+            self.rare.rest();
         }
     }
 
@@ -247,7 +261,7 @@ impl Judge {
         let path = asked && waits(&tracks.path) && !tracks.path.is_down();
         let full = self.full_size().filter(|_| waits(&tracks.full) && !tracks.full.is_down());
         let direct = self.peer.path == Path::Direct || self.way == Some(Way::Direct);
-        let next_hop = self.peer.on_link && waits(tracks.next_hop()) && !tracks.next_hop().is_down();
+        let next_hop = self.peer.on_link && waits(&self.rare.next_hop) && !self.rare.next_hop.is_down();
         if path {
             let next_hop = next_hop && tick.is_multiple_of(2);
             return match tick {
@@ -267,7 +281,7 @@ impl Judge {
         let mut probes = Vec::new();
         if let Some(full) = full.filter(|_| asked && !tracks.path.impossible && !tracks.path.is_down()) {
             probes.push(Probe::PathSized(full));
-            if tick >= 2 && self.ladder.is_none() && tracks.full.too_big().is_none() {
+            if tick >= 2 && self.rare.ladder.is_none() && tracks.full.too_big().is_none() {
                 self.begin_search(now);
             }
         }

@@ -64,8 +64,8 @@ struct Losses {
 
 impl Track {
     /// Nothing is known.
-    pub(super) const NEW: &Self =
-        &Self { answered: None, row_from: None, row: 0, impossible: false, losses: None };
+    pub(super) const NEW: Self =
+        Self { answered: None, row_from: None, row: 0, impossible: false, losses: None };
 
     /// To a regular question.
     pub(super) fn hear(&mut self, sample: &Sample) {
@@ -229,22 +229,25 @@ impl Track {
     }
 }
 
-/// Which of the last 64 regular echoes were lost.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct History {
-    bits: u64,
-    count: u8,
+/// Which of the last 63 regular echoes were lost: 1 is lost, the newest in the lowest bit. Above them all stands one more 1.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct History(u64);
+
+impl Default for History {
+    fn default() -> Self {
+        Self(1)
+    }
 }
 
 impl History {
     pub(super) fn add(&mut self, lost: bool) {
-        self.bits = self.bits << 1 | u64::from(lost);
-        self.count = (self.count + 1).min(64);
+        let full = self.0 & 1 << 63;
+        self.0 = self.0 << 1 | u64::from(lost) | full;
     }
 
     pub(super) fn per_mille(self) -> u16 {
-        let part = self.bits.count_ones() * 1000 / u32::from(self.count.max(1));
-        u16::try_from(part).unwrap_or(1000)
+        let (lost, count) = (self.0.count_ones() - 1, 63 - self.0.leading_zeros());
+        u16::try_from(lost * 1000 / count.max(1)).unwrap_or(1000)
     }
 }
 
@@ -279,5 +282,17 @@ mod tests {
         let down = heard("x.x.x.x.x.x.x.x");
         assert!(down.is_down() && down.flaps());
         assert!(!heard("x..x..x..x..x..x..x..x..x..x").is_down());
+    }
+
+    #[test]
+    fn history_is_of_the_last_sixty_three() {
+        let mut history = History::default();
+        assert_eq!(history.per_mille(), 0);
+        history.add(true);
+        assert_eq!(history.per_mille(), 1000);
+        (0..62).for_each(|_| history.add(false));
+        assert_eq!(history.per_mille(), 15, "one of them all");
+        history.add(true);
+        assert_eq!(history.per_mille(), 15, "the first one has gone");
     }
 }

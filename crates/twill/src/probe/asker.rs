@@ -202,7 +202,7 @@ impl Asker {
             (0..state.peers.len()).for_each(|at| state.stir(at, now));
         }
         state.links = links;
-        self.post.follow(node.as_ref(), peers.iter(), now);
+        self.post.follow(node.as_ref(), &peers, now);
         if moved {
             // What was known of them was known along another link.
             self.publish(true, now);

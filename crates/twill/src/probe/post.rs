@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -36,8 +37,8 @@ pub(super) struct Post {
     kernel: Option<Kernel>,
     wires: Wires,
     next_hops: NextHops,
-    /// Where the next hop of each peer on the segment is.
-    segment: BTreeMap<IpNet, IpAddr>,
+    /// By subnet.
+    peers: Arc<Vec<PeerPath>>,
     sent: Outstanding,
 }
 
@@ -52,21 +53,14 @@ impl Post {
             kernel,
             wires: Wires::new(marks),
             next_hops: NextHops::default(),
-            segment: BTreeMap::new(),
+            peers: Arc::default(),
             sent: Outstanding::new(dice[1]),
         }
     }
 
     /// Whom there is to ask, and from where.
-    pub(super) fn follow<'a>(
-        &mut self,
-        node: Option<&Node>,
-        peers: impl Iterator<Item = &'a PeerPath>,
-        now: Duration,
-    ) {
-        self.node = node.cloned();
-        let on_link = peers.filter(|peer| peer.on_link);
-        self.segment = on_link.map(|peer| (peer.subnet, peer.public_ip)).collect();
+    pub(super) fn follow(&mut self, node: Option<&Node>, peers: &Arc<Vec<PeerPath>>, now: Duration) {
+        (self.node, self.peers) = (node.cloned(), peers.clone());
         self.look(now);
     }
 
@@ -80,13 +74,15 @@ impl Post {
     fn look(&mut self, now: Duration) {
         self.wires.look(now);
         let Some(node) = &self.node else { return };
-        let uplink = self.wires.link(node.uplink.link).filter(|_| !self.segment.is_empty()).cloned();
+        let segment = self.peers.iter().filter(|peer| peer.on_link);
+        let segment: BTreeMap<IpNet, IpAddr> = segment.map(|peer| (peer.subnet, peer.public_ip)).collect();
+        let uplink = self.wires.link(node.uplink.link).filter(|_| !segment.is_empty()).cloned();
         self.wires.watch(uplink.as_ref().filter(|link| link.resolves));
         let read = |kernel: &mut Kernel| {
             kernel.neighbours(uplink.as_ref()?).inspect_err(|error| debug!("{error}")).ok()
         };
         let neighbours = self.kernel.as_mut().and_then(read).unwrap_or_default();
-        self.next_hops.follow(&self.segment, &neighbours);
+        self.next_hops.follow(&segment, &neighbours);
     }
 
     /// Asks. What is known without asking is the answer. `unsure`: nothing has come back lately, so that all machines of the
@@ -331,10 +327,10 @@ impl Post {
         let mut peers = Vec::new();
         for (ip, mac) in self.wires.doubted() {
             if self.next_hops.doubt(ip, mac) {
-                let about = self.segment.iter().filter(|(_, next_hop)| **next_hop == ip);
-                about.for_each(|(peer, _)| {
-                    self.next_hops.ask_all(*peer);
-                    peers.push(*peer);
+                let about = self.peers.iter().filter(|peer| peer.on_link && peer.public_ip == ip);
+                about.for_each(|peer| {
+                    self.next_hops.ask_all(peer.subnet);
+                    peers.push(peer.subnet);
                 });
             }
         }
@@ -360,12 +356,20 @@ impl Post {
         news
     }
 
+    /// If it is on the segment, its next hop was reached, too.
+    fn reached(&mut self, peer: IpNet) {
+        let at = self.peers.binary_search_by_key(&peer, |known| known.subnet);
+        if let Some(peer) = at.ok().and_then(|at| self.peers.get(at)).filter(|peer| peer.on_link) {
+            self.next_hops.reached(peer.public_ip);
+        }
+    }
+
     fn understand(&mut self, heard: Heard, now: Duration) -> Option<News> {
         match heard {
             Heard::Echo { from, id, number } if id == self.marks.echo => {
                 let sent = self.sent.echoed(from, number)?;
-                if let Some(next_hop) = self.segment.get(&sent.peer).filter(|_| by_kernel(sent.probe)) {
-                    self.next_hops.reached(*next_hop);
+                if by_kernel(sent.probe) {
+                    self.reached(sent.peer);
                 }
                 Some(told(&sent, Answer::Came { after: now.saturating_sub(sent.at) }))
             }
