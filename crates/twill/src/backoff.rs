@@ -1,7 +1,7 @@
 //! Puts off an op that keeps coming back: someone undoes it, or the kernel refuses it. Only that op waits, ever longer;
 //! everything else goes on at full speed. It does not judge who is right.
 
-use std::collections::{BTreeMap, btree_map};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use plan::Op;
@@ -17,13 +17,13 @@ const FORGET: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(crate) struct Backoff {
     begun: Option<Instant>,
-    recent: BTreeMap<u64, Entry>,
-    /// Those that have to wait, and until when.
+    recent: Vec<Entry>,
+    /// Of those that came too often: when they may go again.
     due: BTreeMap<u64, Instant>,
 }
 
-#[derive(Default)]
 struct Entry {
+    identity: u64,
     times: u32,
     /// In seconds from the beginning.
     last: u32,
@@ -42,47 +42,62 @@ impl Backoff {
     /// It did not count: somebody held it up.
     pub(crate) fn forgive(&mut self, op: &Op) {
         let identity = op.object.identity();
-        self.recent.remove(&identity);
         self.due.remove(&identity);
+        if let Ok(at) = self.recent.binary_search_by_key(&identity, |entry| entry.identity) {
+            self.recent[at].times = 0;
+        }
     }
 
     /// Sorts ops into those to apply now and those to hold.
     pub(crate) fn admit(&mut self, ops: Vec<Op>, now: Instant) -> Admitted {
-        let seconds = now.duration_since(*self.begun.get_or_insert(now)).as_secs() as u32;
-        self.recent.retain(|_, entry| u64::from(seconds.saturating_sub(entry.last)) < FORGET.as_secs());
-        self.due.retain(|identity, _| self.recent.contains_key(identity));
-        let mut admitted = Admitted { ops: Vec::with_capacity(ops.len()), held: Vec::new(), due: None };
+        let mut identities: Vec<_> = ops.iter().map(|op| op.object.identity()).collect();
+        identities.sort_unstable();
+        identities.dedup();
+        self.remember(&identities, now);
         // All ops on one object go together: a device must not be deleted while its return is put off.
-        let mut judged: BTreeMap<u64, Option<Instant>> = BTreeMap::new();
+        let judged =
+            identities.into_iter().filter_map(|identity| Some((identity, self.judge(identity, now)?)));
+        let waiting: BTreeMap<_, _> = judged.collect();
+        let mut admitted = Admitted { ops: Vec::with_capacity(ops.len()), held: Vec::new(), due: None };
         for op in ops {
-            let identity = op.object.identity();
-            let entry = self.recent.entry(identity).or_default();
-            entry.last = seconds;
-            let due = &mut self.due;
-            let wait = *judged.entry(identity).or_insert_with(|| entry.judge(due.entry(identity), now));
-            match wait {
-                None => admitted.ops.push(op),
-                Some(until) => {
-                    admitted.due = Some(admitted.due.map_or(until, |due| due.min(until)));
-                    admitted.held.push((op, entry.times));
-                }
-            }
+            let Some(&(times, due)) = waiting.get(&op.object.identity()) else {
+                admitted.ops.push(op);
+                continue;
+            };
+            admitted.due = Some(admitted.due.map_or(due, |other| other.min(due)));
+            admitted.held.push((op, times));
         }
         admitted
     }
-}
 
-impl Entry {
-    /// Until when does it have to wait? `None`: it goes ahead this time.
-    fn judge(&mut self, due: btree_map::Entry<'_, u64, Instant>, now: Instant) -> Option<Instant> {
-        if let btree_map::Entry::Occupied(due) = &due
-            && *due.get() > now
-        {
-            return Some(*due.get());
+    fn remember(&mut self, identities: &[u64], now: Instant) {
+        let seconds = now.duration_since(*self.begun.get_or_insert(now)).as_secs() as u32;
+        let is_recent = |entry: &Entry| u64::from(seconds.saturating_sub(entry.last)) < FORGET.as_secs();
+        self.recent.retain(is_recent);
+        let known = self.recent.len();
+        for &identity in identities {
+            match self.recent[..known].binary_search_by_key(&identity, |entry| entry.identity) {
+                Ok(at) => self.recent[at].last = seconds,
+                Err(_) => self.recent.push(Entry { identity, times: 0, last: seconds }),
+            }
         }
-        self.times += 1;
-        if let Some(excess) = self.times.checked_sub(FREE) {
-            due.insert_entry(now + (FIRST_WAIT * 2u32.saturating_pow(excess)).min(LONGEST_WAIT));
+        self.recent.sort_unstable_by_key(|entry| entry.identity);
+        self.recent.shrink_to_fit();
+        let recent = &self.recent;
+        self.due.retain(|due, _| recent.binary_search_by_key(due, |entry| entry.identity).is_ok());
+    }
+
+    /// How often it came back and until when it has to wait; `None` if it may go ahead this time.
+    fn judge(&mut self, identity: u64, now: Instant) -> Option<(u32, Instant)> {
+        let at = self.recent.binary_search_by_key(&identity, |entry| entry.identity).ok()?;
+        let entry = &mut self.recent[at];
+        if let Some(due) = self.due.get(&identity).filter(|due| **due > now) {
+            return Some((entry.times, *due));
+        }
+        entry.times += 1;
+        if let Some(excess) = entry.times.checked_sub(FREE) {
+            let wait = (FIRST_WAIT * 2u32.saturating_pow(excess)).min(LONGEST_WAIT);
+            self.due.insert(identity, now + wait);
         }
         None
     }
