@@ -8,7 +8,7 @@ AS_ROOT  := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 # Where rustup puts cargo, and where Debian hides bridge and nft from ordinary users.
 export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: lab test soak upgrade bench-scale bench-churn check golden install clean bench-build toolchain packages
+.PHONY: lab test soak upgrade bench-scale bench-churn bench-probe check golden install clean bench-build toolchain packages
 
 ## Show a pod network that repairs itself: real namespaces, real kernel, real daemon.
 lab: toolchain packages
@@ -37,6 +37,10 @@ bench-scale: toolchain packages bench-build
 ## Measure nodes that come and go among 5,000, and restarts among 10,000: BENCH='--backend vxlan' for a part; five minutes.
 bench-churn: toolchain packages bench-build
 	@TWILL_BIN=$(CURDIR)/target/release/twill target/debug/twill-lab bench churn $(BENCH)
+
+## Measure what it costs to ask 5,000 peers that answer, and `twill status`: BENCH='--peers 10000' for more; four minutes.
+bench-probe: toolchain packages bench-build
+	@TWILL_BIN=$(CURDIR)/target/release/twill target/debug/twill-lab bench probe $(BENCH)
 
 ## Formatting, lints, budgets, the unit file, licences.
 check: toolchain packages

@@ -141,7 +141,7 @@ impl Judge {
         // A little less, never the same: else what comes and goes in step with the questions would go unseen.
         let spread = if self.tracks.path.has_lost() { 16 } else { 8 };
         // Multiples of the golden ratio leave no gap.
-        let less = u32::from(self.questions.count.wrapping_mul(40_503)) * spread >> 16;
+        let less = (u32::from(self.questions.count.wrapping_mul(40_503)) * spread) >> 16;
         pace * (32 - less) / 32
     }
 

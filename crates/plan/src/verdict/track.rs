@@ -83,7 +83,7 @@ impl Track {
         match sample.answer {
             Answer::Impossible => *self = Self { impossible: true, ..Self::default() },
             Answer::Came { .. } | Answer::Is { .. } | Answer::Checksums { .. } => {
-                self.answer(sample.sent, places)
+                self.answer(sample.sent, places);
             }
             Answer::Lost | Answer::Refused { .. } => self.lose(sample.sent),
             Answer::TooBig { mtu } => {
@@ -241,8 +241,8 @@ impl Default for History {
 
 impl History {
     pub(super) fn add(&mut self, lost: bool) {
-        let full = self.0 & 1 << 63;
-        self.0 = self.0 << 1 | u64::from(lost) | full;
+        let full = self.0 & (1 << 63);
+        self.0 = (self.0 << 1) | u64::from(lost) | full;
     }
 
     pub(super) fn per_mille(self) -> u16 {

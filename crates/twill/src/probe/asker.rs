@@ -69,6 +69,8 @@ struct State {
     uplink_down: bool,
     suspect: bool,
     looked_around: Duration,
+    /// Something was lost since.
+    lost: bool,
     /// Something is to be published, and when that was done last.
     numbers: bool,
     published: Duration,
@@ -79,10 +81,10 @@ struct State {
 struct Spread(u32);
 
 impl Spread {
-    /// Between half of it and the whole.
+    /// Between three quarters of it and the whole.
     fn shorten(&mut self, pace: Duration) -> Duration {
         self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        pace * (32 + (self.0 >> 27)) / 64
+        pace * (48 + (self.0 >> 28)) / 64
     }
 }
 
@@ -117,6 +119,7 @@ impl Asker {
             uplink_down: false,
             suspect: false,
             looked_around: Duration::ZERO,
+            lost: false,
             numbers: false,
             published: Duration::ZERO,
         };
@@ -296,6 +299,7 @@ impl State {
         let mut touched = Vec::new();
         for (subnet, sample) in news {
             let Some(at) = at(&self.peers, subnet) else { continue };
+            self.lost |= matches!(sample.answer, Answer::Lost | Answer::Refused { .. });
             self.peers[at].hear(sample.probe, sample.answer);
             self.peers[at].judge.hear(sample);
             touched.push(at);
@@ -303,8 +307,9 @@ impl State {
         if touched.is_empty() {
             return false;
         }
-        if now >= self.looked_around + LOOK_AROUND {
-            self.looked_around = now;
+        // While nothing is lost, whoever may be the suspect, nothing comes of it.
+        if (self.lost || self.suspect) && now >= self.looked_around + LOOK_AROUND {
+            (self.looked_around, self.lost) = (now, false);
             let all = self.uplink_down || suspect(self.peers.iter().map(|peer| &peer.judge), now);
             if all != self.suspect {
                 self.suspect = all;

@@ -143,6 +143,11 @@ impl NextHops {
         self.known.get(&ip).filter(|known| !known.doubtful && known.deaf < DEAF).map(|known| known.mac)
     }
 
+    /// Is there a question that nothing came back to?
+    pub(super) fn misses_any(&self) -> bool {
+        !self.missed.is_empty()
+    }
+
     /// The kernel has got a packet there, and one back.
     pub(super) fn reached(&mut self, ip: IpAddr) {
         self.missed.remove(&ip);

@@ -368,7 +368,7 @@ impl Post {
         match heard {
             Heard::Echo { from, id, number } if id == self.marks.echo => {
                 let sent = self.sent.echoed(from, number)?;
-                if by_kernel(sent.probe) {
+                if by_kernel(sent.probe) && self.next_hops.misses_any() {
                     self.reached(sent.peer);
                 }
                 Some(told(&sent, Answer::Came { after: now.saturating_sub(sent.at) }))

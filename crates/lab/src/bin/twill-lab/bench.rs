@@ -8,6 +8,7 @@ mod held;
 mod options;
 mod packets;
 mod peers;
+mod probe;
 mod process;
 mod report;
 mod restarts;
@@ -34,6 +35,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, String> {
     println!("{}", report::machine());
     match options.what {
         What::Scale => scale::run(options, &mut report)?,
+        What::Probe => probe::run(options, &mut report)?,
         What::Churn => {
             churn::run(options, &mut report)?;
             restarts::run(options, &mut report)?;

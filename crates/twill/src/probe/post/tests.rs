@@ -62,6 +62,10 @@ fn peer(lab: &Lab) -> PeerPath {
     }
 }
 
+fn only(peer: &PeerPath) -> Arc<Vec<PeerPath>> {
+    Arc::new(vec![peer.clone()])
+}
+
 /// Asks from the first node, and waits for all that comes of it.
 struct Inquiry {
     post: Post,
@@ -99,7 +103,7 @@ fn inquire(lab: &Lab, body: impl FnOnce(&mut Inquiry) + Send) {
     lab.node(1).ns.within(|| {
         let mut post = Post::new([0x1234, 0xfffe]);
         let peer = peer(lab);
-        post.follow(Some(&node(lab)), [&peer].into_iter(), Duration::ZERO);
+        post.follow(Some(&node(lab)), &only(&peer), Duration::ZERO);
         body(&mut Inquiry { post, begun: Instant::now(), peer });
     });
 }
@@ -233,12 +237,12 @@ fn what_cannot_be_asked_is_said_and_asked_once_it_can() {
             ask.post.look_if_due(later);
             assert!(ask.post.pod_ends(&ask.peer).is_some_and(|ends| ends.from.to_string() == "10.244.1.1"));
             lab.node(1).ns.run("ip link set eth0 arp off");
-            ask.post.follow(Some(&node(&lab)), [&ask.peer].into_iter(), later);
+            ask.post.follow(Some(&node(&lab)), &only(&ask.peer), later);
             assert_eq!(ask.of(Probe::NextHop), [Answer::Impossible]);
             lab.node(1)
                 .ns
                 .run(&format!("ip link set eth0 arp on; ip addr del {}/24 dev eth0", lab.node(1).ip));
-            ask.post.follow(Some(&node(&lab)), [&ask.peer].into_iter(), later);
+            ask.post.follow(Some(&node(&lab)), &only(&ask.peer), later);
             assert_eq!(ask.of(Probe::NextHop), [Answer::Impossible], "not with an address of nobody");
         });
     });
@@ -290,7 +294,7 @@ fn ipv6_is_asked_the_same_questions() {
             ask.peer.public_ip = lab.node(2).ip6.into();
             ask.peer.tunnel =
                 ask.peer.tunnel.map(|it| Tunnel { link: name("flannel-v6.1"), mtu: 1430, ..it });
-            ask.post.follow(Some(&own), [&ask.peer].into_iter(), Duration::ZERO);
+            ask.post.follow(Some(&own), &only(&ask.peer), Duration::ZERO);
             ask.of(Probe::NextHop);
             for probe in
                 [Probe::Node, Probe::NodeSized(1500), Probe::Path, Probe::PathSized(1430), Probe::There]
@@ -404,7 +408,7 @@ fn who_is_whose_neighbour_is_not_heard_on_the_tunnel() {
         own.uplink.ipv6 = Some(lab.node(1).ip6);
         inquire(&lab, |ask| {
             ask.peer.public_ip = "fd00:9::2".parse().unwrap();
-            ask.post.follow(Some(&own), [&ask.peer].into_iter(), Duration::ZERO);
+            ask.post.follow(Some(&own), &only(&ask.peer), Duration::ZERO);
             let place = (name("flannel.1"), EtherType::Ipv6);
             assert!(ask.post.wires.listen(place, Duration::ZERO));
             assert_eq!(ask.post.ask(&ask.peer, Probe::NextHop, false, Duration::ZERO), None);

@@ -10,8 +10,9 @@ twill-lab bench: measures a daemon among thousands of peers that are leases only
 
 Usage: twill-lab bench scale [OPTION...]   from its start until the kernel holds all, then single changes
        twill-lab bench churn [OPTION...]   nodes that come and go, and restarts
+       twill-lab bench probe [OPTION...]   peers that answer: what it costs to ask them, and `twill status`
 
-         --peers 1000,5000        how many (scale: 1000,5000,10000,20000,50000; churn: 5000, restarts 10000)
+         --peers 1000,5000        how many (scale: 1000,5000,10000,20000,50000; churn: 5000, restarts 10000; probe: 5000)
          --store dir,etcd         where the leases are (scale: both; churn: dir)
          --backend vxlan,host-gw  (both)
          --families ipv4,dual     (scale: both; churn: ipv4)
@@ -27,6 +28,7 @@ const MOST: u32 = 60_000;
 pub(crate) enum What {
     Scale,
     Churn,
+    Probe,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,8 +118,9 @@ impl Options {
             Some(Long("help")) => return Ok(None),
             Some(Value(name)) if name == "scale" => What::Scale,
             Some(Value(name)) if name == "churn" => What::Churn,
+            Some(Value(name)) if name == "probe" => What::Probe,
             Some(other) => return Err(other.unexpected()),
-            None => return Err("bench what, scale or churn?".into()),
+            None => return Err("bench what, scale, churn or probe?".into()),
         };
         let mut options = Self::usual(what);
         let mut stores = None;

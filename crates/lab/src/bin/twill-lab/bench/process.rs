@@ -1,6 +1,7 @@
 //! What a process has cost so far, from /proc.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lab::until;
@@ -38,8 +39,17 @@ impl Usage {
 }
 
 fn threads(pid: u32) -> Duration {
+    spent(pid, |_| true)
+}
+
+/// Of the threads of that name.
+pub(super) fn of_thread(pid: u32, name: &str) -> Duration {
+    spent(pid, |task| fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == name))
+}
+
+fn spent(pid: u32, counts: impl Fn(&Path) -> bool) -> Duration {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let spent = tasks.filter_map(|task| {
+    let spent = tasks.filter(|task| counts(&task.path())).filter_map(|task| {
         let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
         text.split(' ').next()?.parse::<u64>().ok()
     });

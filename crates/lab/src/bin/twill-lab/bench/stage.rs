@@ -33,10 +33,22 @@ pub(super) fn build(case: &Case, nodes: usize) -> Lab {
     let topology = if case.store == StoreKind::Etcd { topology.etcd(EtcdSetup::http()) } else { topology };
     let lab = topology.build();
     lab.nodes().iter().for_each(widen);
+    fill(&lab, case);
+    lab
+}
+
+/// Node 1 runs the daemon, and reaches every peer's address through node 2: however many they are, there is one neighbour.
+pub(super) fn build_routed(case: &Case) -> Lab {
+    let lab = Topology::flat(2).build();
+    lab.node(1).ns.run(&format!("ip route add 172.16.0.0/12 via {}", lab.node(2).ip));
+    fill(&lab, case);
+    lab
+}
+
+fn fill(lab: &Lab, case: &Case) {
     lab.store.config(&config(case));
     let leases: Vec<_> = (0..case.peers).map(|n| Peer(n).lease(case, Place::First)).collect();
     lab.store.put_leases(&leases);
-    lab
 }
 
 /// Its first address is of the wide segment; the usual one leads to etcd.
