@@ -8,7 +8,7 @@ use anyhow::Context;
 /// Code lines of one file: neither blank nor comment, tests aside.
 const FILE: usize = 400;
 /// Of all product crates together.
-const PRODUCT: usize = 18_000;
+const PRODUCT: usize = 18_500;
 const PRODUCT_CRATES: [&str; 5] = ["plan", "kernel", "store", "twill", "cni"];
 /// Words that mark what is not finished, put together here so that this file does not contain them.
 const UNFINISHED: [&str; 4] =
