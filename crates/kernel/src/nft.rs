@@ -82,9 +82,15 @@ impl Nft {
         let (peers, rules) = apart(ops, seen);
         let to_make = seen.lack_peers(&peers);
         if rules.is_empty() && to_make.is_empty() {
-            self.ask(|netlink| netlink::change_peers(netlink, &peers))?;
-            seen.change_peers(&peers);
-            return Ok(Reading::Good);
+            match self.ask(|netlink| netlink::change_peers(netlink, &peers)) {
+                Ok(()) => {
+                    seen.change_peers(&peers);
+                    return Ok(Reading::Good);
+                }
+                Err(cause) if peers.len() > netlink::PART => return Err(cause),
+                // What is wrong with them, if anything is, the script tells.
+                Err(_) => {}
+            }
         }
         // The kernel makes no chain while it wakes the table.
         self.run(&script::waking(seen))?;

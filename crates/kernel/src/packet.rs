@@ -211,7 +211,8 @@ impl crate::Kernel {
     pub fn neighbours(&mut self, link: &Interface) -> Result<Vec<Known>, Error> {
         let index = u32::try_from(link.index()).unwrap_or_default();
         let dump = self.netlink.dump(neigh::dump_request(0, index), |all: &mut Vec<_>, part| {
-            all.extend(neigh::known(part).filter(|_| neigh::index(part) == index));
+            let ours = |known: &Known| Some(known.mac) == link.mac;
+            all.extend(neigh::known(part).filter(|known| neigh::index(part) == index && !ours(known)));
         });
         dump.map_err(|cause| Error::new("read the uplink's neighbours", cause))
     }

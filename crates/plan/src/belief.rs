@@ -57,7 +57,8 @@ impl Known {
 
 fn listed(leases: impl IntoIterator<Item = Lease>) -> Vec<Known> {
     let mut known: Vec<_> = leases.into_iter().map(|lease| Known { lease, missing: None }).collect();
-    known.sort_unstable_by_key(Known::subnet);
+    // Of two names for one subnet always the same one counts.
+    known.sort_unstable_by(|one, other| (one.subnet(), &one.lease).cmp(&(other.subnet(), &other.lease)));
     known.dedup_by_key(|known| known.subnet());
     known
 }

@@ -202,7 +202,7 @@ impl Asker {
         let others = state.peers.len() as u32 - direct;
         state.paces = [USUAL.max(USUAL * direct / DIRECT_PEERS), USUAL.max(PERIOD * others / OTHER_PEERS)];
         if state.links != links && !suspect {
-            (0..state.peers.len()).for_each(|at| state.stir(at, now));
+            state.stir(now);
         }
         state.links = links;
         self.post.follow(node.as_ref(), &peers, now);
@@ -218,7 +218,8 @@ impl Asker {
         self.post.look_if_due(now);
         for subnet in self.post.doubted() {
             if let Some(at) = at(&self.state.peers, subnet) {
-                self.state.stir(at, now);
+                // Few at a time, and not behind those that a link has stirred.
+                self.state.hasten(at, now, now);
             }
         }
         let mut news = self.ask(now);
@@ -279,15 +280,23 @@ impl Drop for Asker {
 }
 
 impl State {
-    /// Something may have happened to that peer: it is asked as soon as those before it are, no more of them in a second than
-    /// peers that are direct.
-    fn stir(&mut self, at: usize, now: Duration) {
-        let Some(peer) = self.peers.get_mut(at) else { return };
+    /// Something may have happened to all: each is asked as soon as those before it are, no more of them in a second than peers
+    /// that are direct.
+    fn stir(&mut self, now: Duration) {
         self.stirred = self.stirred.max(now);
-        if peer.judge.next() > self.stirred {
-            peer.judge.hasten(self.stirred);
-            self.stirred += USUAL / DIRECT_PEERS;
+        for at in 0..self.peers.len() {
+            let by = self.stirred;
+            if self.peers[at].judge.next() > by {
+                self.stirred += USUAL / DIRECT_PEERS;
+            }
+            self.hasten(at, by, now);
         }
+    }
+
+    /// Something may have happened to that peer: it is asked by then.
+    fn hasten(&mut self, at: usize, by: Duration, now: Duration) {
+        let Some(peer) = self.peers.get_mut(at) else { return };
+        peer.judge.hasten(by);
         peer.news = now;
         self.due.remove(&(peer.due, at));
         peer.due = peer.next(now);

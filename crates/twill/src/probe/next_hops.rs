@@ -26,6 +26,9 @@ const SILENT: u8 = 2;
 /// Nobody is doubted while so many wait for their turn: until all are asked, what goes to one whom the kernel found silent is
 /// lost, and it must have answered before that is a loss. Whoever flushes the kernel's table makes it say so of everybody.
 const PROMPT: usize = 3;
+/// Of addresses with two MACs so many are told from one look at the kernel's neighbours to the next: a router that answers
+/// for everybody is one trouble.
+const TELL: u8 = 5;
 
 /// What is known of one address.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +100,7 @@ pub(super) struct NextHops {
     in_line: HashSet<IpNet>,
     /// Nobody asks all before.
     next: Duration,
+    told: u8,
 }
 
 impl NextHops {
@@ -107,6 +111,7 @@ impl NextHops {
         self.missed.retain(|ip, _| wanted.contains(ip));
         self.waiting.retain(|peer| peers.contains_key(peer));
         self.in_line.retain(|peer| peers.contains_key(peer));
+        self.told = 0;
         self.owners.clear();
         self.owners.extend(neighbours.iter().map(|it| (it.mac, it.ip)));
         self.owners.extend(self.known.iter().map(|(ip, known)| (known.mac, *ip)));
@@ -161,13 +166,15 @@ impl NextHops {
         if known.mac != mac {
             self.owners.remove(&(known.mac, ip));
         }
-        if !is_first && known.other.is_none() {
-            let one = known.mac;
+        let one = known.mac;
+        known.hear(mac, is_first);
+        // An address that moves may be answered for by both, once.
+        if !is_first && known.contests == 2 && self.told < TELL {
+            self.told += 1;
             warn!(
                 "both {one} and {mac} say that they have {ip}: two machines with one address, or two NICs of one machine"
             );
         }
-        known.hear(mac, is_first);
         self.owners.insert((mac, ip));
         let from = (mac, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let of_it = self.owners.range(from..).take_while(|(owner, _)| *owner == mac);
@@ -185,7 +192,10 @@ impl NextHops {
         let is_silent = self.reach(ip) == Reach::Silent;
         let known = self.known.get_mut(&ip).filter(|known| !known.is_static);
         match (known, mac) {
-            (Some(known), Some(mac)) if ![Some(known.mac), known.other].contains(&Some(mac)) => {
+            // One that is in doubt is asked about as it is, however often it changes.
+            (Some(known), Some(mac))
+                if !known.doubtful && ![Some(known.mac), known.other].contains(&Some(mac)) =>
+            {
                 known.doubtful = true;
                 true
             }
@@ -332,6 +342,7 @@ mod tests {
         };
         assert_eq!(doubts(9, Some(mac(9))), (false, Reach::Known), "as it was");
         assert_eq!(doubts(1, Some(mac(99))), (true, Reach::Known));
+        assert_eq!(doubts(1, Some(mac(98))), (false, Reach::Known), "it is asked about already");
         assert_eq!(doubts(2, None), (true, Reach::Silent));
         assert_eq!(doubts(2, None), (false, Reach::Silent), "that is no news");
         assert_eq!(doubts(3, None), (true, Reach::Silent));

@@ -97,12 +97,16 @@ fn thousands_are_not_asked_at_once_when_a_link_changes() {
         }
     }
     for _ in 0..3 {
-        (0..state.peers.len()).for_each(|at| state.stir(at, Duration::from_secs(12)));
+        state.stir(Duration::from_secs(12));
     }
     let mut seconds = [0; 80];
     state.due.iter().for_each(|(due, _)| seconds[(*due * TICK_MS / 1000) as usize] += 1);
     assert_eq!(seconds[..12], [0; 12]);
     assert!(seconds[12..37].iter().all(|peers| (190..=210).contains(peers)), "{seconds:?}");
+    // Whom the kernel doubts then is not behind them all.
+    let (last, now) = (state.peers.len() - 1, Duration::from_secs(13));
+    state.hasten(last, now, now);
+    assert_eq!(state.peers[last].judge.next(), now);
 }
 
 #[test]
