@@ -202,8 +202,15 @@ fn a_checksum_fault_takes_several_pairs_and_silence_is_none() {
 
 #[test]
 fn two_machines_with_one_address_are_told_and_a_failover_is_not() {
+    // As late as an answer may be.
+    for later in [0, 100, 400, 780] {
+        two_machines(Duration::from_millis(later));
+    }
+}
+
+fn two_machines(later: Duration) {
     let mut sim = Sim::new(peer(1, Path::Direct, false));
-    sim.twin = true;
+    sim.twin = Some(later);
     let mut world = World::new(vec![sim], 1);
     world.run(SECOND * 20);
     assert_eq!(world.sims[0].findings(), ["healthy"], "two NICs, maybe");
@@ -214,7 +221,7 @@ fn two_machines_with_one_address_are_told_and_a_failover_is_not() {
     world.run(SECOND * 6);
     assert_eq!(world.sims[0].findings(), ["healthy", "duplicate address", "healthy"]);
     for (link, name) in [(only(|probe| !path(probe)), "no way back"), (nothing(), "next hop silent")] {
-        world.sims[0].twin = name != "no way back";
+        world.sims[0].twin = (name != "no way back").then_some(later);
         world.sims[0].link = link;
         world.run(SECOND * 20);
         assert_eq!(world.finding(0).name(), name, "another reason");
@@ -619,6 +626,16 @@ fn what_was_lost_on_another_way_is_not_held_against_this_one() {
         judge.decide(now, false);
     }
     assert_eq!((judge.health().verdict.finding, judge.health().loss), (Finding::Healthy, 0));
+    // In the same millisecond, but before.
+    let judge = &mut world.sims[0].judge;
+    judge.follow(peer(1, Path::Direct, true), verdict::world::local(), now + Duration::from_micros(900));
+    judge.hear(Sample {
+        probe: Probe::Path,
+        sent: now + Duration::from_micros(100),
+        answer: came(Probe::Path),
+    });
+    assert_eq!(judge.health().latency, None);
+    assert!(judge.next() > now + Duration::from_micros(900) && judge.next() < now + Duration::from_millis(2));
 }
 
 #[test]

@@ -97,19 +97,21 @@ impl Judge {
         let was = (self.peer.path, self.peer.tunnel, self.local.mtu);
         let another = was != (peer.path, peer.tunnel, local.mtu);
         let decides = self.peer.by_evidence != peer.by_evidence;
+        // What is asked in the same millisecond may have gone the old way.
+        let soon = now + Duration::from_millis(1);
         (self.peer, self.local) = (peer, local);
         if another {
             (self.tracks, self.epoch) = (Tracks::default(), Moment::of(now));
             (self.history, self.latency) = (History::default(), None);
             self.rare.renew();
-            self.questions = self.questions.anew(now);
+            self.questions = self.questions.anew(soon);
         }
         if decides {
             // Why it was left stays: it may have been off the segment for a moment.
             self.way = None;
             self.rare.decide(self.peer.by_evidence);
             self.watch_direct();
-            self.questions = self.questions.anew(now);
+            self.questions = self.questions.anew(soon);
         }
     }
 
@@ -157,7 +159,7 @@ impl Judge {
                     self.try_out(&sample, |trial| trial.path.hear(&sample));
                 }
             }
-            _ if Moment::of(sample.sent) < self.epoch => {}
+            _ if Moment::of(sample.sent) <= self.epoch => {}
             Probe::NodeSized(size) => self.hear_outer(size, &sample),
             Probe::Path | Probe::PathSized(_) => self.hear_path(&sample),
             Probe::There => rare.there.hear(&sample),

@@ -7,7 +7,7 @@ use super::evidence::PAIRS_APART;
 use super::judge::{Judge, Tracks};
 use super::ladder::Ladder;
 use super::track::{Moment, Track};
-use super::{Probe, Way};
+use super::{PATIENCE, Probe, Way};
 use crate::Path;
 
 /// Not answered by then is late: quick questions follow, so far apart.
@@ -239,9 +239,11 @@ impl Judge {
         let next_hop = self.peer.on_link && direct && waits(&self.rare.next_hop);
         // That a second machine answers for the next hop is heard until then.
         let hears_on = self.peer.path == Path::Direct && !self.peer.by_evidence;
-        if !echoes && !next_hop && !hears_on {
-            self.questions.next_quick = None;
-            self.rest();
+        if !echoes && !next_hop {
+            self.questions.next_quick = hears_on.then(|| Moment::of(regular.time() + PATIENCE));
+            if !hears_on {
+                self.rest();
+            }
         }
     }
 

@@ -18,8 +18,8 @@ pub(crate) struct Sim {
     pub(crate) judge: Judge,
     pub(crate) peer: PeerPath,
     pub(crate) link: Link,
-    /// A second machine answers for the address.
-    pub(crate) twin: bool,
+    /// A second machine answers for the address, so much later.
+    pub(crate) twin: Option<Duration>,
     pub(crate) switches: usize,
     pub(crate) asked: Vec<(Duration, Probe)>,
     said: Vec<Finding>,
@@ -107,7 +107,7 @@ impl Sim {
             judge,
             peer,
             link: Box::new(|probe, _, _| Some(came(probe))),
-            twin: false,
+            twin: None,
             switches: 0,
             asked: Vec::new(),
             said: Vec::new(),
@@ -137,9 +137,9 @@ impl Sim {
             Some(answer) => (now + after, answer),
         };
         self.coming.push((at, Sample { probe, sent: now, answer }));
-        if let (Answer::Is { .. }, true) = (answer, self.twin) {
+        if let (Answer::Is { .. }, Some(later)) = (answer, self.twin) {
             let answer = Answer::Is { mac: Mac([2, 0, 0, 0, 0, 66]), also: None };
-            self.coming.push((at, Sample { probe, sent: now, answer }));
+            self.coming.push((at + later, Sample { probe, sent: now, answer }));
         }
     }
 
