@@ -358,6 +358,22 @@ fn who_answers_no_echo_directly_is_told_so_as_long_as_it_lasts() {
     }
 }
 
+#[test]
+fn why_the_direct_way_was_left_is_no_reason_any_more_where_the_node_itself_is_heard() {
+    for phase in (0..1000).step_by(93) {
+        let filtered: Link = Box::new(|probe, used, _| {
+            (probe == Probe::NextHop || (used == Path::Vxlan && path(probe))).then(|| came(probe))
+        });
+        let (mut world, name) =
+            found(Sim::new(peer(1, Path::Vxlan, true)), phase, filtered, limit("echo lost", phase));
+        assert_eq!(name, "echo lost", "{phase}");
+        world.run(SECOND * 20);
+        world.sims[0].link = Box::new(|probe, used, _| (!on_segment(probe, used)).then(|| came(probe)));
+        world.run(SECOND * 30);
+        assert_eq!(world.finding(0).name(), "pod addresses lost", "{phase}");
+    }
+}
+
 /// What goes without a tunnel and needs the peer to take pod addresses.
 fn on_segment(probe: Probe, used: Path) -> bool {
     probe == Probe::Direct || (used == Path::Direct && !matches!(probe, Probe::NextHop | Probe::Node))

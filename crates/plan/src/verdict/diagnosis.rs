@@ -118,9 +118,10 @@ impl Judge {
             return Some(self.next_hop_silent());
         }
         if rare.direct.is_down() {
-            // By tunnel echoes pass a filter that they do not pass directly.
-            let echoes =
-                self.rare.left.as_deref().copied().filter(|left| matches!(left, Finding::EchoLost { .. }));
+            // By tunnel echoes pass a filter that they do not pass directly, until the node itself is heard again.
+            let heard = rare.node.heard_since(rare.direct.trouble()) && !rare.node.is_gone();
+            let echoes = rare.left.as_deref().copied();
+            let echoes = echoes.filter(|left| matches!(left, Finding::EchoLost { .. }) && !heard);
             let why = self.duplicate().or(self.proxy()).or(echoes);
             return Some(why.unwrap_or_else(|| self.pod_addresses_lost()));
         }
