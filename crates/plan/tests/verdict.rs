@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod verdict {
+    mod chance;
     pub(crate) mod world;
 }
 

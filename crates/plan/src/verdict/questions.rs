@@ -32,6 +32,8 @@ const OVERHEAD: (u32, u32) = (50, 70);
 pub(super) struct Questions {
     /// The last regular question.
     regular: Option<Moment>,
+    /// So many milliseconds later than the one before, whose loss may be known only now; 0 is none.
+    apart: u16,
     next_regular: Moment,
     next_quick: Option<Moment>,
     quick: u8,
@@ -49,6 +51,7 @@ impl Questions {
     pub(super) fn new(now: Duration) -> Self {
         Self {
             regular: None,
+            apart: 0,
             next_regular: Moment::of(now),
             next_quick: None,
             quick: 0,
@@ -77,9 +80,12 @@ impl Questions {
         self.next_quick.map_or(self.next_regular, |quick| quick.min(self.next_regular)).time()
     }
 
-    /// Was what was sent then part of the last regular question?
+    /// Was what was sent then part of one of the last two regular questions?
     pub(super) fn is_regular(&self, sent: Duration) -> bool {
-        self.regular.is_some_and(|regular| (regular.time()..regular.time() + LATE).contains(&sent))
+        let apart = Duration::from_millis(self.apart.into());
+        self.regular.is_some_and(|last| {
+            [last, Moment::of(last.time().saturating_sub(apart))].contains(&Moment::of(sent))
+        })
     }
 
     /// Those that may be asked now, the first ones first.
@@ -111,7 +117,10 @@ impl Judge {
             let interval = self.interval(pace);
             let late = self.latency().map_or(LATE, |latency| (latency * 5 / 4).clamp(LATE, LATER));
             let questions = &mut self.questions;
-            (questions.regular, questions.next_regular) = (Some(Moment::of(now)), Moment::of(now + interval));
+            let last = questions.regular.replace(Moment::of(now));
+            let apart = last.map_or(0, |last| (Moment::of(now).time() - last.time()).as_millis());
+            questions.apart = u16::try_from(apart).unwrap_or(0);
+            questions.next_regular = Moment::of(now + interval);
             (questions.next_quick, questions.quick) = (Some(Moment::of(now + late)), 0);
             questions.count = (questions.count + 1) % 1000;
         } else if self.questions.next_quick.is_some_and(|quick| now >= quick.time()) {
