@@ -44,6 +44,9 @@ impl Judge {
             let found = found.filter(|low| low.saturating_add(SLACK) < full);
             return told.or(found).map(|mtu| Finding::LostAbove { mtu });
         }
+        if tracks.full.flaps() {
+            return Some(Finding::Flapping { node: self.peer.public_ip });
+        }
         if self.rare.outer.is_doubtful()
             && let Some(fragmented) = self.fragmented(now)
         {

@@ -203,6 +203,7 @@ impl Judge {
             Answer::Refused { by } => self.rare.refused = Some(by),
             _ => {}
         }
+        let regular = self.questions.is_regular(sample.sent);
         if let Probe::PathSized(size) = sample.probe {
             if Some(size) != self.full_size() {
                 if let (Some(ladder), Some(_)) = (self.rare.ladder(), came) {
@@ -210,7 +211,12 @@ impl Judge {
                 }
                 return;
             }
-            let known = self.tracks.full.is_gone();
+            if came.is_none() && !regular {
+                // A small one is asked with it, or has been answered.
+                self.tracks.path.excuse(sample.sent);
+                self.try_out(sample, |trial| trial.path.excuse(sample.sent));
+            }
+            let known = self.tracks.full.is_down() || !regular;
             self.tracks.full.hear(sample);
             if came.is_none() && (known || matches!(sample.answer, Answer::TooBig { .. })) {
                 return;
@@ -220,7 +226,6 @@ impl Judge {
             let micros = u32::try_from(after.as_micros()).unwrap_or(u32::MAX);
             self.latency = Some(NonZeroU32::MIN.saturating_add(micros.saturating_sub(1)));
         }
-        let regular = self.questions.is_regular(sample.sent);
         if regular {
             self.history.add(came.is_none());
         }

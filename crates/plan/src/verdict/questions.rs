@@ -148,9 +148,11 @@ impl Judge {
     fn interval(&self, pace: Duration) -> Duration {
         let pace = if self.is_proving() { pace / 2 } else { pace };
         // A little less, never the same: else what comes and goes in step with the questions would go unseen.
-        let spread = if self.tracks.path.has_lost() { 16 } else { 8 };
-        // Multiples of the golden ratio leave no gap.
-        let less = (u32::from(self.questions.count.wrapping_mul(40_503)) * spread) >> 16;
+        // Multiples of the golden ratio leave no gap; with its squares nothing is in step for long.
+        let count = self.questions.count;
+        let (spread, turn) =
+            if self.tracks.path.has_lost() { (16, count.wrapping_mul(count)) } else { (8, count) };
+        let less = (u32::from(turn.wrapping_mul(40_503)) * spread) >> 16;
         pace * (32 - less) / 32
     }
 

@@ -26,8 +26,8 @@ impl Moment {
 pub(super) const RUN: u8 = 5;
 /// So many answered in a row end it.
 pub(super) const ROW: u8 = 3;
-/// So many lost of the last [`WINDOW`] are a loss, too: it comes and goes.
-const FLAPS: u32 = 8;
+/// So many lost of the last [`WINDOW`] are a loss, too: it comes and goes. Less than half of it ends it.
+const FLAPS: u32 = 10;
 const WINDOW: u32 = 20;
 const WINDOW_BITS: u32 = (1 << WINDOW) - 1;
 
@@ -108,7 +108,8 @@ impl Track {
         let Some(losses) = &mut self.losses else { return };
         losses.window = losses.window << places & WINDOW_BITS;
         (losses.run, losses.too_big) = (0, None);
-        if losses.down && self.row >= ROW {
+        let calm = !losses.flaps || losses.window.count_ones() < FLAPS / 2;
+        if losses.down && self.row >= ROW && calm {
             (losses.down, losses.flaps, losses.window) = (false, false, 0);
         }
         if !losses.down && losses.window == 0 {
@@ -223,6 +224,15 @@ impl Track {
         (self.row, self.row_from) = (0, None);
     }
 
+    /// A larger one was lost, and none of those that were sent with it: its size may be why the last one was, too.
+    pub(super) fn excuse(&mut self, sent: Duration) {
+        let heard = self.heard_since(sent);
+        let Some(losses) = self.losses.as_mut().filter(|_| heard) else { return };
+        if losses.last < Some(Moment::of(sent)) {
+            losses.window &= losses.window.saturating_sub(1);
+        }
+    }
+
     /// What was lost so far is nobody's fault.
     pub(super) fn forgive(&mut self) {
         self.losses = None;
@@ -277,9 +287,9 @@ mod tests {
     }
 
     #[test]
-    fn eight_lost_of_the_last_twenty_are_a_loss_however_they_lie() {
-        assert!(!heard("x.x.x.x.x.x.x.").is_down());
-        let down = heard("x.x.x.x.x.x.x.x");
+    fn ten_lost_of_the_last_twenty_are_a_loss_however_they_lie() {
+        assert!(!heard("x.x.x.x.x.x.x.x.x.").is_down());
+        let down = heard("x.x.x.x.x.x.x.x.x.x");
         assert!(down.is_down() && down.flaps());
         assert!(!heard("x..x..x..x..x..x..x..x..x..x").is_down());
     }

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use plan::verdict::Probe;
 use plan::{Path, PeerPath};
 
-use super::world::{Sim, World, peer};
+use super::world::{Sim, World, came, peer};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -14,6 +15,28 @@ fn lossy(peer: fn(u8) -> PeerPath, count: u8, loss: f64, seed: u64) -> World {
     // In each direction.
     world.loss = 1.0 - (1.0 - loss).sqrt();
     world
+}
+
+/// What becomes of small ones, and of large ones, of which every other one is lost, in no order.
+#[test]
+fn large_packets_lost_now_and_then_leave_the_direct_way_alone_and_are_told() {
+    for seed in 1..=8_u64 {
+        let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], seed);
+        world.run(SECOND * 20);
+        world.sims[0].link = Box::new(move |probe, _, sent| {
+            let mixed = (sent.as_millis() as u64 ^ seed << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mixed = (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let lost = matches!(probe, Probe::PathSized(_)) && mixed >> 63 == 1;
+            (!lost).then(|| came(probe))
+        });
+        world.run(SECOND * 300);
+        let said = world.sims[0].findings();
+        assert!(world.sims[0].switches <= 2, "{seed}: {} switches, {said:?}", world.sims[0].switches);
+        assert!(world.finding(0).is_fault() && said.len() <= 12, "{seed}: {said:?}");
+        world.sims[0].link = Box::new(|probe, _, _| Some(came(probe)));
+        world.run(SECOND * 45);
+        assert_eq!(world.finding(0).name(), "healthy", "{seed}");
+    }
 }
 
 #[test]
@@ -27,5 +50,17 @@ fn as_many_are_counted_as_lost_as_are() {
         }
         let mean = told.iter().sum::<f64>() / told.len() as f64;
         assert!((mean / loss - 1.0).abs() < 0.12, "{mean} of {loss}");
+    }
+}
+
+/// Of each peer less than once in five hours where one of ten is lost, and in twenty minutes where three of twenty are.
+#[test]
+fn loss_by_chance_seldom_leaves_the_direct_way() {
+    for (loss, minutes, most) in [(0.10, 100, 6), (0.15, 50, 45)] {
+        let mut world = lossy(|n| peer(n, Path::Direct, false), 20, loss, 11);
+        world.run(SECOND * 60 * minutes);
+        let told = |sim: &Sim| sim.findings().iter().filter(|name| **name == "flapping").count();
+        let all: usize = world.sims.iter().map(told).sum();
+        assert!(all <= most, "{all} in {} hours at {loss}", 20 * minutes / 60);
     }
 }
