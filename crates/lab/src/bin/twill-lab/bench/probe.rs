@@ -1,7 +1,6 @@
 //! `bench probe`: what it costs to ask thousands of peers that answer, in the long run, and to look at what is known of them.
 //! Node 2 has every peer's address, and answers for every pod subnet.
 
-use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -66,7 +65,6 @@ fn once(case: &Case) -> Result<Outcome, String> {
     others.ns.run(EVERYBODY);
     other.pause();
     answer(&lab, &daemon)?;
-    keep_apart(&daemon)?;
     sleep(SETTLE);
     let (pid, begun) = (daemon.pid(), Instant::now());
     let (prober, all, asked) = (of_thread(pid, "probes"), Usage::of(pid), received(others)?);
@@ -80,19 +78,6 @@ fn once(case: &Case) -> Result<Outcome, String> {
         resident: memory(pid).0,
         looks: (0..LOOKS).map(|_| look(node)).collect(),
     })
-}
-
-/// A lab's packet is carried and answered by the thread that sends it. From the switch on that is another CPU's work from now
-/// on, as it is another machine's outside, and no more the daemon's.
-fn keep_apart(daemon: &Daemon<'_>) -> Result<(), String> {
-    let line = format!(
-        "mount -t sysfs sysfs /sys && echo 2 > /sys/class/net/node1/queues/rx-0/rps_cpus && taskset -acp 0 {}",
-        daemon.pid()
-    );
-    let done = Command::new("unshare").args(["--mount", "sh", "-c", &line]).output();
-    let done = done.map_err(|error| format!("unshare: {error}"))?;
-    let why = || format!("two CPUs are needed: {}", String::from_utf8_lossy(&done.stderr).trim());
-    if done.status.success() { Ok(()) } else { Err(why()) }
 }
 
 /// Waits until a peer answers.
