@@ -69,9 +69,10 @@ fn each_fault_of_a_direct_path_is_found_within_three_seconds_and_the_way_left() 
         ("no way back", || only(|probe| matches!(probe, Probe::NextHop | Probe::Node | Probe::There))),
         ("echo lost", || only(|probe| matches!(probe, Probe::NextHop))),
         ("refused", || {
-            Box::new(|probe, _, _| {
-                if path(probe) { refused() } else { Some(came(probe)) }
-                    .filter(|_| !matches!(probe, Probe::There))
+            Box::new(|probe, way, _| match probe {
+                Probe::Direct => None,
+                _ if path(probe) && way == Path::Direct => refused(),
+                _ => Some(came(probe)),
             })
         }),
         ("proxy ARP", || {
@@ -98,6 +99,10 @@ fn each_fault_of_a_direct_path_is_found_within_three_seconds_and_the_way_left() 
                 assert_eq!(world.way(0), Some(Way::Tunnel), "{name}");
                 world.run(SECOND);
                 assert_eq!((world.sims[0].peer.path, world.sims[0].switches), (Path::Vxlan, 2), "{name}");
+            }
+            if name == "refused" {
+                world.run(SECOND * 20);
+                assert_eq!(world.finding(0).name(), name, "it stays the reason");
             }
         }
     }

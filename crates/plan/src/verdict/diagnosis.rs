@@ -88,14 +88,14 @@ impl Judge {
         if let Some(proxy) = self.proxy().filter(|_| direct && next_hop) {
             return proxy;
         }
-        if alive(&rare.there) {
+        if rare.refused.is_none() && alive(&rare.there) {
             return Finding::NoWayBack { node };
         }
         if !self.reached && self.peer.tunnel.is_none() && (next_hop || alive(&rare.node)) {
             // Before the first pod is there, no address of its pod subnet may be.
             return Finding::Unverified;
         }
-        if let Some(by) = self.rare.refused {
+        if let Some(by) = rare.refused {
             return Finding::Refused { node, by };
         }
         match (direct, alive(&rare.node), next_hop) {
@@ -123,9 +123,11 @@ impl Judge {
         if rare.direct.is_down() {
             // By tunnel echoes pass a filter that they do not pass directly, until the node itself is heard again.
             let heard = rare.node.heard_since(rare.direct.trouble()) && !rare.node.is_gone();
-            let echoes = rare.left.as_deref().copied();
-            let echoes = echoes.filter(|left| matches!(left, Finding::EchoLost { .. }) && !heard);
-            let why = self.duplicate().or(self.proxy()).or(echoes);
+            let left = rare.left.as_deref().copied().filter(|left| match left {
+                Finding::EchoLost { .. } => !heard,
+                left => matches!(left, Finding::Refused { .. }),
+            });
+            let why = self.duplicate().or(self.proxy()).or(left);
             return Some(why.unwrap_or_else(|| self.pod_addresses_lost()));
         }
         let calm = |track: &Track| track.steady_for().is_some_and(|steady| steady >= CALM);
