@@ -36,6 +36,8 @@ struct Known {
     mac: Mac,
     /// Another one that has answered, too.
     other: Option<Mac>,
+    /// The kernel's packets go to that one, as far as it is known.
+    believed: Option<Mac>,
     /// Somebody has set it: it need not answer.
     is_static: bool,
     /// It did not answer the last time, or not alone.
@@ -49,7 +51,8 @@ struct Known {
 
 impl Known {
     fn new(mac: Mac) -> Self {
-        Self { mac, other: None, is_static: false, doubtful: false, deaf: 0, answers: 0, contests: 0 }
+        let (other, believed) = (None, None);
+        Self { mac, other, believed, is_static: false, doubtful: false, deaf: 0, answers: 0, contests: 0 }
     }
 
     /// An answer, to whatever question.
@@ -115,9 +118,10 @@ impl NextHops {
         self.owners.clear();
         self.owners.extend(neighbours.iter().map(|it| (it.mac, it.ip)));
         self.owners.extend(self.known.iter().map(|(ip, known)| (known.mac, *ip)));
-        self.known.values_mut().for_each(|known| known.is_static = false);
+        self.known.values_mut().for_each(|known| (known.is_static, known.believed) = (false, None));
         for &packet::Known { ip, mac, is_static } in neighbours.iter().filter(|it| wanted.contains(&it.ip)) {
             let known = self.known.entry(ip).or_insert(Known::new(mac));
+            known.believed = Some(mac);
             if is_static {
                 (known.mac, known.is_static) = (mac, true);
             }
@@ -138,9 +142,10 @@ impl NextHops {
         }
     }
 
-    /// The MAC that answered last.
+    /// The MAC that answered last; where two do, the one that pods' packets would go to.
     pub(super) fn mac(&self, ip: IpAddr) -> Option<Mac> {
-        self.known.get(&ip).map(|known| known.mac)
+        let known = self.known.get(&ip)?;
+        Some(known.other.filter(|other| known.believed == Some(*other)).unwrap_or(known.mac))
     }
 
     /// The one to ask alone.
@@ -168,6 +173,10 @@ impl NextHops {
         }
         let one = known.mac;
         known.hear(mac, is_first);
+        // The kernel has heard it, too. Of several answers of ARP it takes the first, of neighbour discovery the last.
+        if is_first || ip.is_ipv6() {
+            known.believed = Some(mac);
+        }
         // An address that moves may be answered for by both, once.
         if !is_first && known.contests == 2 && self.told < TELL {
             self.told += 1;
@@ -186,6 +195,7 @@ impl NextHops {
 
     /// The kernel found nobody, or believes another MAC: true if all are to be asked about it.
     pub(super) fn doubt(&mut self, ip: IpAddr, mac: Option<Mac>) -> bool {
+        self.known.get_mut(&ip).into_iter().for_each(|known| known.believed = mac);
         if self.waiting.len() >= PROMPT {
             return false;
         }
@@ -302,6 +312,26 @@ mod tests {
         hops.heard(ip(1), mac(1), true);
         hops.heard(ip(1), mac(2), false);
         assert_eq!(hops.certain(ip(1)), None);
+    }
+
+    #[test]
+    fn of_two_macs_the_one_that_the_kernel_believes_is_meant() {
+        let mut hops = NextHops::default();
+        hops.follow(&peers(1), &[]);
+        let mut heard = |last, is_first| {
+            hops.heard(ip(1), mac(last), is_first);
+            hops.mac(ip(1))
+        };
+        assert_eq!(heard(1, true), Some(mac(1)));
+        assert_eq!(heard(2, false), Some(mac(1)), "the first one of two");
+        assert_eq!(heard(2, true), Some(mac(2)));
+        let mut believes = |mac| {
+            hops.doubt(ip(1), mac);
+            hops.mac(ip(1))
+        };
+        assert_eq!(believes(Some(mac(1))), Some(mac(1)));
+        assert_eq!(believes(Some(mac(3))), Some(mac(2)), "that one has never answered");
+        assert_eq!(believes(None), Some(mac(2)));
     }
 
     #[test]
