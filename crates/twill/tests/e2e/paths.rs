@@ -240,19 +240,24 @@ fn bare(net: Net) {
 fn of_a_router_that_answers_for_others() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::routed(1, 2), HOST_GW);
-        for node in lab.nodes() {
-            node.ns.run(&format!("ip addr del {0}/24 dev eth0; ip addr add {0}/16 dev eth0", node.ip));
-            node.ns.run(&format!("ip route replace default via {} dev eth0", node.gateway()));
-        }
-        for dev in ["eth0", "eth1"] {
-            lab.router().sysctl(&[
-                (&format!("net.ipv4.conf.{dev}.proxy_arp"), "1"),
-                (&format!("net.ipv4.neigh.{dev}.proxy_delay"), "0"),
-            ]);
-        }
+        one_segment(&lab);
         let (daemon, of) = settled(&lab, Announce::HostGw);
         let _pods = lab.pods();
         let expected = [(&of[1], "proxy ARP"), (&of[2], "proxy ARP")];
         all_found(&lab, &daemon, &expected, IN_TIME);
     });
+}
+
+/// To the nodes both of the router's segments look like one, since it answers ARP for the other side.
+pub(crate) fn one_segment(lab: &Lab) {
+    for node in lab.nodes() {
+        node.ns.run(&format!("ip addr del {0}/24 dev eth0; ip addr add {0}/16 dev eth0", node.ip));
+        node.ns.run(&format!("ip route replace default via {} dev eth0", node.gateway()));
+    }
+    for dev in ["eth0", "eth1"] {
+        lab.router().sysctl(&[
+            (&format!("net.ipv4.conf.{dev}.proxy_arp"), "1"),
+            (&format!("net.ipv4.neigh.{dev}.proxy_delay"), "0"),
+        ]);
+    }
 }

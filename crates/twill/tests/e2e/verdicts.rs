@@ -35,12 +35,21 @@ pub(crate) fn plain(lab: &Lab, k: usize, announce: Announce) -> String {
     subnet
 }
 
-/// A peer's object in `twill status --json`.
-pub(crate) fn peer(node: &Node, subnet: &str) -> Option<Value> {
+/// The peers' objects in `twill status --json`.
+fn peers(node: &Node) -> Vec<Value> {
     let out = node.twill_output(&["status", "--json"]);
-    let mut status: Value = serde_json::from_slice(&out.stdout).ok()?;
-    let peers = status["peers"].as_array_mut()?;
-    peers.iter().position(|peer| peer["subnet"] == subnet).map(|at| peers.swap_remove(at))
+    let status: Option<Value> = serde_json::from_slice(&out.stdout).ok();
+    status.and_then(|mut status| Some(std::mem::take(status["peers"].as_array_mut()?))).unwrap_or_default()
+}
+
+pub(crate) fn peer(node: &Node, subnet: &str) -> Option<Value> {
+    peers(node).into_iter().find(|peer| peer["subnet"] == subnet)
+}
+
+/// Of each peer the subnet and the verdict's name, looked at once.
+pub(crate) fn findings(node: &Node) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    peers(node).iter().map(|peer| (text(&peer["subnet"]), text(&peer["verdict"]["name"]))).collect()
 }
 
 /// The verdict's name, such as `tunnel lost`.

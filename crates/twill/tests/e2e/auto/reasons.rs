@@ -1,0 +1,329 @@
+//! Each reason for which a direct way is left: the word and the tunnel within the limit, and the way back after it was healthy for
+//! long enough. Peers whose own kernel is harmed have no daemon any more, which would mend it.
+
+use std::time::{Duration, Instant};
+
+use lab::plain::Announce;
+use lab::{Daemon, Filter, Lab, Node, Ns, PingReport, PingStream, Timing, Topology, patient};
+
+use super::{POD_ADDRESSES, POD_ADDRESSES6, QUIET, all_direct};
+use crate::cluster::{self, FLAGS, SOON};
+use crate::paths::one_segment;
+use crate::verdicts::{
+    AT_ONCE, AUTO, AUTO_DUAL, HEALTH, PROVEN, findings, found, goes, is_direct, plain, told,
+};
+
+const TUNNELS: [&str; 2] = ["flannel.1", "flannel-v6.1"];
+/// Of a ping that the switch does not harm, besides the limit: its own interval and the way there.
+const SLACK: Duration = Duration::from_millis(200);
+
+/// The kernel keeps to a machine that has gone for some seconds; health counts from then.
+const FORGOTTEN: Duration = Duration::from_secs(20);
+
+/// A peer's subnets, IPv4 first.
+fn subnets(node: &Node) -> [String; 2] {
+    [node.subnet(), node.subnet6()]
+}
+
+fn ended(pings: Vec<PingStream>) -> Vec<PingReport> {
+    pings.into_iter().map(PingStream::stop).collect()
+}
+
+/// Of a node's tunnels, IPv4 first: the device, the subnet, the VTEP's address and MAC, and the node's own address.
+fn vteps(node: &Node) -> impl Iterator<Item = (&'static str, String, String, String, String)> {
+    let underlay = [node.ip.to_string(), node.ip6.to_string()];
+    TUNNELS.into_iter().zip(subnets(node)).zip(underlay).map(|((device, subnet), ip)| {
+        let link = node.ns.run(&format!("ip -br link show {device}"));
+        let mac = link.split_whitespace().nth(2).unwrap().to_owned();
+        let vtep = subnet.split('/').next().unwrap().to_owned();
+        (device, subnet, vtep, mac, ip)
+    })
+}
+
+/// Lines for a shell on a peer of that node: its FDB entries, to delete or append them.
+fn fdb(how: &str, peer: &Node) -> String {
+    vteps(peer)
+        .map(|(device, _, _, mac, ip)| format!("bridge fdb {how} {mac} dev {device} dst {ip}\n"))
+        .collect()
+}
+
+/// As a node that goes direct nowhere.
+fn by_tunnel(node: &Node, peer: &Node) {
+    let route = |(device, subnet, vtep, mac, _)| {
+        format!(
+            "ip neigh replace {vtep} lladdr {mac} dev {device} nud permanent\n\
+             ip route del {subnet}\nip route add {subnet} via {vtep} dev {device} onlink\n"
+        )
+    };
+    node.ns.run(&(vteps(peer).map(route).collect::<String>() + &fdb("append", peer)));
+}
+
+fn by_direct(node: &Node, own: &Node) {
+    let [subnet, subnet6] = subnets(own);
+    node.ns.run(&format!(
+        "ip route replace {subnet} via {} dev eth0\nip route replace {subnet6} via {} dev eth0\n",
+        own.ip, own.ip6
+    ));
+}
+
+/// Has the node's address, too, and tells everybody.
+fn stand_in(outside: &Ns, node: &Node) {
+    outside.sysctl(&[("net.ipv4.conf.eth0.arp_notify", "1")]);
+    outside.run(&format!("ip addr add {}/24 dev eth0; ip link set eth0 address 02:00:00:00:77:04", node.ip));
+}
+
+/// What happens to some peers of node 1, all at the same time.
+struct Harmed<'a> {
+    node: &'a Node,
+    daemon: &'a Daemon<'a>,
+    /// Subnet, word, and whether the direct way is left for it.
+    peers: Vec<(String, &'static str, Left)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    ByTunnel,
+    /// The same, and our own questions may have put it right before it is mended.
+    Heals,
+    /// The tunnel is no better.
+    Not,
+}
+
+impl Harmed<'_> {
+    /// All of it is known and done in time, counted from the harm.
+    fn is_told(&self, start: Instant) {
+        let Self { node, daemon, peers } = self;
+        let mut waiting: Vec<_> = peers.iter().collect();
+        let all = lab::until(AT_ONCE, || {
+            let findings = findings(node);
+            waiting.retain(|(subnet, name, left)| {
+                let known = findings.iter().any(|(of, finding)| of == subnet && finding == name);
+                let is_done = known && is_direct(node, subnet) == (*left == Left::Not);
+                if is_done {
+                    println!("{subnet}: {name} after {:?}", start.elapsed());
+                }
+                !is_done
+            });
+            waiting.is_empty().then_some(())
+        });
+        assert!(all.is_some(), "{waiting:?}: {}", node.twill(&["status"]));
+        assert!(start.elapsed() <= patient(AT_ONCE) + SLACK, "{:?}", start.elapsed());
+        for (subnet, name, _) in peers {
+            told(node, daemon, subnet, name);
+        }
+    }
+
+    /// It is mended: each is back when it was healthy for long enough, and not before.
+    fn is_healthy_again(&self) {
+        lab::holds_for("it has to be healthy first", HEALTH - Duration::from_secs(3), || {
+            let mut left = self.peers.iter().filter(|(.., left)| *left == Left::ByTunnel);
+            let early = left.find(|(subnet, ..)| is_direct(self.node, subnet));
+            assert_eq!(early, None, "{}", self.node.twill(&["status"]));
+            true
+        });
+        for (subnet, ..) in &self.peers {
+            goes(self.node, subnet, "eth0", FORGOTTEN);
+            found(self.node, subnet, "healthy", SOON);
+        }
+    }
+}
+
+/// What happens to a peer, the word for it, whether the direct way is left for it, and what pods notice.
+const REASONS: [(usize, &str, Left, Pods); 10] = [
+    (2, "no way back", Left::ByTunnel, Pods::Cut),
+    (3, "no way back", Left::ByTunnel, Pods::Cut),
+    (4, "duplicate address", Left::Heals, Pods::Cut),
+    (5, "refused", Left::ByTunnel, Pods::Switched),
+    // Packets from us arrive, those from our pods do not: that the way back is there is known from the tunnel.
+    (6, "no way back", Left::ByTunnel, Pods::Switched),
+    (7, "large packets lost", Left::Not, Pods::Unharmed),
+    (8, "pod addresses lost", Left::ByTunnel, Pods::Switched),
+    // The kernel's own neighbour is good.
+    (9, "next hop silent", Left::ByTunnel, Pods::Unharmed),
+    (10, "next hop silent", Left::ByTunnel, Pods::Cut),
+    (11, "echo lost", Left::ByTunnel, Pods::Switched),
+];
+
+/// IPv6 has no such filter of sources, and believes no second machine while the first one answers.
+const ONLY_IPV4: [usize; 2] = [4, 6];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pods {
+    Cut,
+    Switched,
+    Unharmed,
+}
+
+fn strict(node: &Node, how: &str) {
+    node.ns.sysctl(&[("net.ipv4.conf.eth0.rp_filter", how)]);
+}
+
+/// Begins all of [`REASONS`]; those on the wire end with what is returned.
+fn harm(lab: &Lab) -> Vec<Filter> {
+    let own = lab.node(1);
+    lab.node(2).ns.run(&subnets(own).map(|subnet| format!("ip route del {subnet}\n")).concat());
+    lab.node(3).ns.run(&fdb("del", own));
+    stand_in(lab.outside(), lab.node(4));
+    lab.node(5).ns.run(
+        "nft 'table inet own { chain input { type filter hook prerouting priority 0; \
+         iifname eth0 ip saddr 10.244.0.0/16 reject with icmpx admin-prohibited; \
+         iifname eth0 ip6 saddr fd00:244::/48 reject with icmpx admin-prohibited; }; }'",
+    );
+    strict(lab.node(6), "1");
+    lab.node(10).unplug();
+    let cuts = [
+        (7, "meta length > 1400"),
+        (8, POD_ADDRESSES),
+        (8, POD_ADDRESSES6),
+        (9, "ether type arp"),
+        (9, "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert }"),
+        (11, "ip protocol icmp"),
+        (11, "icmpv6 type { echo-request, echo-reply }"),
+    ];
+    cuts.into_iter().map(|(k, what)| Filter::between("node1", &lab.node(k).name, what)).collect()
+}
+
+fn mend(lab: &Lab) {
+    by_direct(lab.node(2), lab.node(1));
+    lab.node(3).ns.run(&fdb("append", lab.node(1)));
+    lab.outside().run("ip link set eth0 down");
+    lab.node(5).ns.run("nft delete table inet own");
+    strict(lab.node(6), "2");
+    lab.node(10).plug();
+}
+
+/// In both families, all at the same time: a peer has lost its route for us, or its FDB entry, another machine has its address,
+/// it refuses pods' packets, its reverse path filter is strict; large packets are lost on the wire, or pods' addresses, ARP and
+/// neighbour discovery, echoes; one is down.
+#[test]
+fn each_is_told_and_left_in_time_and_taken_again_when_it_is_healthy() {
+    lab::test(Timing::Timed, || {
+        let lab = cluster::lab(Topology::flat(11).outside(), AUTO_DUAL);
+        let (mut daemons, pods) = cluster::start(&lab);
+        let own = lab.node(1);
+        let of = |k: usize| subnets(lab.node(k)).into_iter().take(2 - usize::from(ONLY_IPV4.contains(&k)));
+        let all_go_direct = || {
+            (2..=11).flat_map(|k| subnets(lab.node(k))).for_each(|peer| _ = goes(own, &peer, "eth0", PROVEN));
+        };
+        all_go_direct();
+        daemons[1..6].iter_mut().for_each(Daemon::kill9);
+        [3, 6].into_iter().for_each(|k| by_tunnel(lab.node(k), own));
+        let pings = REASONS.map(|(k, ..)| {
+            pods[k - 1].ips().zip(of(k)).map(|(ip, _)| PingStream::start(&pods[0].ns, ip)).collect::<Vec<_>>()
+        });
+        let all_run = || pings.iter().flatten().all(|ping| ping.received() > 10);
+        lab::wait_for("the pings run", SOON, all_run);
+        all_go_direct();
+
+        let start = Instant::now();
+        let cuts = harm(&lab);
+        let peers = REASONS.iter().flat_map(|&(k, name, left, _)| of(k).map(move |of| (of, name, left)));
+        let harmed = Harmed { node: own, daemon: &daemons[0], peers: peers.collect() };
+        harmed.is_told(start);
+        for k in ONLY_IPV4 {
+            assert!(is_direct(own, &lab.node(k).subnet6()));
+        }
+        found(own, &lab.node(6).subnet(), "pod addresses lost", SOON);
+        drop(cuts);
+        mend(&lab);
+        harmed.is_healthy_again();
+        for ((k, name, _, pods), report) in REASONS
+            .iter()
+            .zip(pings)
+            .flat_map(|(reason, pings)| ended(pings).into_iter().map(move |it| (reason, it)))
+        {
+            let is_right = match pods {
+                Pods::Cut => report.lost > 0,
+                Pods::Switched => report.longest_gap < patient(AT_ONCE + SLACK),
+                Pods::Unharmed => report.lost == 0,
+            };
+            assert!(is_right, "node {k}, {name}: {report:?}");
+        }
+    });
+}
+
+/// Two segments that look like one: the router answers ARP for the other side, and knows the way to its pods, then no more.
+#[test]
+fn a_router_that_answers_for_others() {
+    lab::test(Timing::Timed, || {
+        let lab = cluster::lab(Topology::routed(1, 2), AUTO);
+        one_segment(&lab);
+        let (daemons, pods) = cluster::start(&lab);
+        let own = lab.node(1);
+        let routes = |how: &str| {
+            let to = |node: &Node| format!("ip route {how} {} via {}\n", node.subnet(), node.ip);
+            lab.router().run(&lab.nodes().iter().map(to).collect::<String>());
+        };
+        let peers = [2, 3].map(|k| lab.node(k).subnet());
+        lab::holds_for("it knows of no pods", QUIET, || !peers.iter().any(|peer| is_direct(own, peer)));
+        peers.iter().for_each(|peer| _ = found(own, peer, "proxy ARP", SOON));
+        routes("add");
+        peers.iter().for_each(|peer| _ = goes(own, peer, "eth0", HEALTH + SOON));
+        let pings: Vec<_> = pods[1..].iter().map(|pod| PingStream::start(&pods[0].ns, pod.ip())).collect();
+        let peers = peers.map(|peer| (peer, "proxy ARP", Left::ByTunnel)).into();
+        let harmed = Harmed { node: own, daemon: &daemons[0], peers };
+        let start = Instant::now();
+        routes("del");
+        harmed.is_told(start);
+        routes("add");
+        harmed.is_healthy_again();
+        for report in ended(pings) {
+            assert!(report.longest_gap < patient(AT_ONCE + SLACK), "{report:?}");
+        }
+    });
+}
+
+/// Three nodes of ours with each of the settings, three plain kernels with each: only where the peer's own filter is strict
+/// does the direct way not work, and then no packet is lost for it.
+#[test]
+fn reverse_path_filters_of_either_side() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(6), AUTO);
+        for k in 1..=6 {
+            let filter = ["0", "1", "2"][(k - 1) % 3];
+            lab.node(k).ns.sysctl(&[
+                ("net.ipv4.conf.default.rp_filter", filter),
+                ("net.ipv4.conf.eth0.rp_filter", filter),
+            ]);
+        }
+        let daemons: Vec<_> = (1..=3).map(|k| lab.node(k).start(FLAGS)).collect();
+        daemons.iter().for_each(lab::Daemon::wait_ready);
+        (1..=3).for_each(|k| drop(lab.node(k).subnet()));
+        let plains: Vec<_> = (4..=6).map(|k| plain(&lab, k, Announce::Vxlan)).collect();
+        let pods = lab.pods();
+        for from in &pods[..3] {
+            assert!(pods.iter().all(|to| from.reaches(to.ip(), SOON).is_some()));
+        }
+        let pings: Vec<_> = pods[..3]
+            .iter()
+            .flat_map(|from| {
+                pods[3..].iter().map(|to| PingStream::every(&from.ns, to.ip(), Duration::from_millis(100)))
+            })
+            .collect();
+        all_direct(&lab, &[1, 2, 3]);
+        let direct = |node: &Node| [0, 1, 2].map(|k| is_direct(node, &plains[k]));
+        for k in 1..=3 {
+            lab::wait_for(&format!("node {k}"), PROVEN, || direct(lab.node(k)) == [true, false, true]);
+        }
+        found(lab.node(1), &plains[1], "pod addresses lost", SOON);
+        told(lab.node(1), &daemons[0], &plains[1], "pod addresses lost");
+        assert!(lab.node(1).twill(&["status"]).contains("rp_filter 1"));
+        lab::holds_for("a strict filter keeps it on the tunnel", QUIET, || {
+            !is_direct(lab.node(1), &plains[1])
+        });
+        for report in pings.into_iter().map(PingStream::stop) {
+            assert!(report.sent > 50 && report.lost == 0, "{report:?}");
+        }
+        // What is loosened is direct, what is made strict again goes back.
+        let strict = |how| lab.node(5).ns.sysctl(&[("net.ipv4.conf.eth0.rp_filter", how)]);
+        strict("2");
+        goes(lab.node(1), &plains[1], "eth0", PROVEN);
+        let ping = PingStream::start(&pods[0].ns, pods[4].ip());
+        lab::wait_for("the ping runs", SOON, || ping.received() > 10);
+        strict("1");
+        goes(lab.node(1), &plains[1], "flannel.1", 2 * AT_ONCE);
+        lab::wait_for("it arrives by tunnel", SOON, || pods[0].ping(pods[4].ip()).is_some());
+        let report = ping.stop();
+        assert!(report.longest_gap < patient(AT_ONCE + Duration::from_millis(200)), "{report:?}");
+    });
+}
