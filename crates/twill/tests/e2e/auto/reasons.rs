@@ -129,7 +129,7 @@ impl Harmed<'_> {
 }
 
 /// What happens to a peer, the word for it, whether the direct way is left for it, and what pods notice.
-const REASONS: [(usize, &str, Left, Pods); 10] = [
+const REASONS: [(usize, &str, Left, Pods); 12] = [
     (2, "no way back", Left::ByTunnel, Pods::Cut),
     (3, "no way back", Left::ByTunnel, Pods::Cut),
     (4, "duplicate address", Left::Heals, Pods::Cut),
@@ -142,10 +142,14 @@ const REASONS: [(usize, &str, Left, Pods); 10] = [
     (9, "next hop silent", Left::ByTunnel, Pods::Unharmed),
     (10, "next hop silent", Left::ByTunnel, Pods::Cut),
     (11, "echo lost", Left::ByTunnel, Pods::Switched),
+    (12, "proxy ARP", Left::ByTunnel, Pods::Switched),
+    (13, "proxy ARP", Left::ByTunnel, Pods::Switched),
 ];
+/// Behind a router that answers ARP for them.
+const FAR: [usize; 2] = [12, 13];
 
-/// IPv6 has no such filter of sources, and believes no second machine while the first one answers.
-const ONLY_IPV4: [usize; 2] = [4, 6];
+/// IPv6 has no such filter of sources, no router that answers for all, and believes no second machine while the first one answers.
+const ONLY_IPV4: [usize; 4] = [4, 6, 12, 13];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pods {
@@ -156,6 +160,12 @@ enum Pods {
 
 fn strict(node: &Node, how: &str) {
     node.ns.sysctl(&[("net.ipv4.conf.eth0.rp_filter", how)]);
+}
+
+/// The router's routes to the pods of the other segment.
+fn far_pods(lab: &Lab, how: &str) {
+    let to = |k| format!("ip route {how} {} via {}\n", lab.node(k).subnet(), lab.node(k).ip);
+    lab.router().run(&FAR.map(to).concat());
 }
 
 /// Begins all of [`REASONS`]; those on the wire end with what is returned.
@@ -171,6 +181,7 @@ fn harm(lab: &Lab) -> Vec<Filter> {
     );
     strict(lab.node(6), "1");
     lab.node(10).unplug();
+    far_pods(lab, "del");
     let cuts = [
         (7, "meta length > 1400"),
         (8, POD_ADDRESSES),
@@ -190,20 +201,25 @@ fn mend(lab: &Lab) {
     lab.node(5).ns.run("nft delete table inet own");
     strict(lab.node(6), "2");
     lab.node(10).plug();
+    far_pods(lab, "add");
 }
 
 /// In both families, all at the same time: a peer has lost its route for us, or its FDB entry, another machine has its address,
 /// it refuses pods' packets, its reverse path filter is strict; large packets are lost on the wire, or pods' addresses, ARP and
-/// neighbour discovery, echoes; one is down.
+/// neighbour discovery, echoes; one is down; and a router between that seemed to be none has no route to pods any more.
 #[test]
 fn each_is_told_and_left_in_time_and_taken_again_when_it_is_healthy() {
     lab::test(Timing::Timed, || {
-        let lab = cluster::lab(Topology::flat(11).outside(), AUTO_DUAL);
-        let (mut daemons, pods) = cluster::start(&lab);
+        let lab = cluster::lab(Topology::routed(11, 2).outside(), AUTO_DUAL);
+        one_segment(&lab);
+        let _far = FAR.map(|k| lab.node(k).start(FLAGS));
+        far_pods(&lab, "add");
+        let mut daemons: Vec<_> = (1..=11).map(|k| lab.node(k).start(FLAGS)).collect();
+        let pods = lab.pods();
         let own = lab.node(1);
         let of = |k: usize| subnets(lab.node(k)).into_iter().take(2 - usize::from(ONLY_IPV4.contains(&k)));
         let all_go_direct = || {
-            (2..=11).flat_map(|k| subnets(lab.node(k))).for_each(|peer| _ = goes(own, &peer, "eth0", PROVEN));
+            (2..=13).flat_map(of).for_each(|peer| _ = goes(own, &peer, "eth0", PROVEN));
         };
         all_go_direct();
         daemons[1..6].iter_mut().for_each(Daemon::kill9);
@@ -220,9 +236,7 @@ fn each_is_told_and_left_in_time_and_taken_again_when_it_is_healthy() {
         let peers = REASONS.iter().flat_map(|&(k, name, left, _)| of(k).map(move |of| (of, name, left)));
         let harmed = Harmed { node: own, daemon: &daemons[0], peers: peers.collect() };
         harmed.is_told(start);
-        for k in ONLY_IPV4 {
-            assert!(is_direct(own, &lab.node(k).subnet6()));
-        }
+        [4, 6].into_iter().for_each(|k| assert!(is_direct(own, &lab.node(k).subnet6())));
         found(own, &lab.node(6).subnet(), "pod addresses lost", SOON);
         drop(cuts);
         mend(&lab);
@@ -238,37 +252,6 @@ fn each_is_told_and_left_in_time_and_taken_again_when_it_is_healthy() {
                 Pods::Unharmed => report.lost == 0,
             };
             assert!(is_right, "node {k}, {name}: {report:?}");
-        }
-    });
-}
-
-/// Two segments that look like one: the router answers ARP for the other side, and knows the way to its pods, then no more.
-#[test]
-fn a_router_that_answers_for_others() {
-    lab::test(Timing::Timed, || {
-        let lab = cluster::lab(Topology::routed(1, 2), AUTO);
-        one_segment(&lab);
-        let (daemons, pods) = cluster::start(&lab);
-        let own = lab.node(1);
-        let routes = |how: &str| {
-            let to = |node: &Node| format!("ip route {how} {} via {}\n", node.subnet(), node.ip);
-            lab.router().run(&lab.nodes().iter().map(to).collect::<String>());
-        };
-        let peers = [2, 3].map(|k| lab.node(k).subnet());
-        lab::holds_for("it knows of no pods", QUIET, || !peers.iter().any(|peer| is_direct(own, peer)));
-        peers.iter().for_each(|peer| _ = found(own, peer, "proxy ARP", SOON));
-        routes("add");
-        peers.iter().for_each(|peer| _ = goes(own, peer, "eth0", HEALTH + SOON));
-        let pings: Vec<_> = pods[1..].iter().map(|pod| PingStream::start(&pods[0].ns, pod.ip())).collect();
-        let peers = peers.map(|peer| (peer, "proxy ARP", Left::ByTunnel)).into();
-        let harmed = Harmed { node: own, daemon: &daemons[0], peers };
-        let start = Instant::now();
-        routes("del");
-        harmed.is_told(start);
-        routes("add");
-        harmed.is_healthy_again();
-        for report in ended(pings) {
-            assert!(report.longest_gap < patient(AT_ONCE + SLACK), "{report:?}");
         }
     });
 }
