@@ -37,6 +37,9 @@ impl Judge {
         }
         if tracks.full.is_gone() {
             let full = self.full_size().unwrap_or_default();
+            if !tracks.path.heard_since(tracks.full.trouble()) {
+                return None;
+            }
             let told = tracks.full.too_big();
             let found =
                 self.rare.ladder.as_ref().filter(|ladder| ladder.is_done(now)).map(|ladder| ladder.low());

@@ -163,7 +163,12 @@ impl Judge {
             Probe::NodeSized(size) => self.hear_outer(size, &sample),
             Probe::Path | Probe::PathSized(_) => self.hear_path(&sample),
             Probe::There => rare.there.hear(&sample),
-            Probe::Checksum => rare.pairs.hear(&sample),
+            Probe::Checksum => {
+                rare.pairs.hear(&sample);
+                if rare.pairs.bad > 0 {
+                    self.questions.doubt_pair(sample.sent);
+                }
+            }
         }
         self.calm();
     }
@@ -232,6 +237,10 @@ impl Judge {
         let hear = if regular { Track::hear } else { Track::hear_quick };
         // A large one that is lost for its size does no harm here: the small ones that are asked next are answered.
         hear(&mut self.tracks.path, sample);
+        if self.tracks.path.is_down() && !self.tracks.full.is_down() {
+            // It was not their size that large ones were lost for.
+            self.tracks.full.forgive();
+        }
         let well = came.is_some() && !self.tracks.path.is_down() && self.rare.left.is_none();
         if let Some(rare) = self.rare.known().filter(|_| well) {
             rare.macs.path_is_well();

@@ -9,8 +9,8 @@ const SIZES: u16 = 12;
 const RUNGS: u8 = 4;
 /// Sizes so near to each other are near enough.
 const FINE: u16 = 3;
-/// Between two rungs, at least.
-const WAIT: Duration = Duration::from_millis(400);
+/// Between two rungs, at least: all are through before large packets count as lost.
+const WAIT: Duration = Duration::from_millis(250);
 /// After that a search is made again, if it is still needed.
 const AGAIN: Duration = Duration::from_secs(60);
 /// No network of IPv4 carries less whole that anybody still uses, and none of IPv6 may carry less than the second.

@@ -21,9 +21,10 @@ const QUICK: u8 = 4;
 pub(super) const BACK: Duration = Duration::from_secs(1);
 /// In any second.
 const MOST: usize = 10;
-/// Regular questions between two pairs of datagrams, and between two looks whether the tunnel's packets stay whole.
-const PAIR_EVERY: u32 = 5;
-const OUTER_EVERY: u16 = 10;
+/// Regular questions between two closer looks at a tunnel that is well, and so much less: seldom among thousands of peers, and
+/// among few nearly as often as may be ([`PAIRS_APART`]).
+const CLOSER_EVERY: u32 = 5;
+const CLOSER_LESS: Duration = Duration::from_secs(3);
 /// Outer packets of VXLAN are larger by that: addresses, UDP, VXLAN and an Ethernet header.
 const OVERHEAD: (u32, u32) = (50, 70);
 
@@ -38,7 +39,8 @@ pub(super) struct Questions {
     next_quick: Option<Moment>,
     quick: u8,
     count: u16,
-    pair: Option<Moment>,
+    /// Not before that time.
+    next_closer: Moment,
     /// Of the last ones that count, the oldest at `oldest`, and how many there are, each less than a second after the one
     /// before: the low bits of milliseconds are enough.
     recent: [u16; MOST],
@@ -56,7 +58,7 @@ impl Questions {
             next_quick: None,
             quick: 0,
             count: 0,
-            pair: None,
+            next_closer: Moment::of(now),
             recent: [0; MOST],
             oldest: 0,
             known: 0,
@@ -66,14 +68,19 @@ impl Questions {
 
     /// From the start, except that what was asked was asked.
     pub(super) fn anew(&self, now: Duration) -> Self {
-        let Self { recent, oldest, known, newest, pair, .. } = *self;
-        Self { recent, oldest, known, newest, pair, ..Self::new(now) }
+        let Self { recent, oldest, known, newest, next_closer, .. } = *self;
+        Self { recent, oldest, known, newest, next_closer, ..Self::new(now) }
     }
 
     /// The next regular one comes by then, if [`BACK`] after the last one.
     pub(super) fn hasten(&mut self, by: Duration) {
         let soonest = self.regular.map_or(Duration::ZERO, |regular| regular.time() + BACK);
         self.next_regular = self.next_regular.min(Moment::of(by.max(soonest)));
+    }
+
+    /// A pair of datagrams that was sent then went wrong: the next one as soon as may be.
+    pub(super) fn doubt_pair(&mut self, sent: Duration) {
+        self.next_closer = self.next_closer.min(Moment::of(sent + PAIRS_APART));
     }
 
     pub(super) fn next(&self) -> Duration {
@@ -113,7 +120,7 @@ impl Judge {
     pub(super) fn choose(&mut self, now: Duration, pace: Duration) -> Vec<Probe> {
         let mut probes = Vec::new();
         if now >= self.questions.next_regular.time() {
-            probes = self.regular(now, pace);
+            probes = self.regular(now);
             let interval = self.interval(pace);
             let late = self.latency().map_or(LATE, |latency| (latency * 5 / 4).clamp(LATE, LATER));
             let questions = &mut self.questions;
@@ -130,6 +137,7 @@ impl Judge {
             self.questions.next_quick = more.then(|| Moment::of(now + LATE));
             if probes.is_empty() {
                 self.rest();
+                probes = self.closer(now, pace);
             } else {
                 self.questions.next_regular = Moment::of(now + self.interval(pace));
             }
@@ -172,7 +180,7 @@ impl Judge {
         self.peer.by_evidence && self.peer.path == Path::Vxlan && self.peer.on_link
     }
 
-    fn regular(&mut self, now: Duration, pace: Duration) -> Vec<Probe> {
+    fn regular(&mut self, now: Duration) -> Vec<Probe> {
         let (tracks, full) = (&self.tracks, self.full_size());
         if matches!(self.peer.path, Path::Unreachable | Path::Waiting) {
             return Vec::new();
@@ -193,9 +201,7 @@ impl Judge {
         if self.asks_direct() {
             probes.push(Probe::Direct);
         }
-        let outer = self.outer_size().filter(|_| !tracks.path.is_down() && !tracks.path.is_open());
-        let outer = outer
-            .filter(|_| self.rare.outer.is_doubtful() || self.questions.count.is_multiple_of(OUTER_EVERY));
+        let outer = self.outer_size().filter(|_| self.is_tunnel_well() && self.rare.outer.is_doubtful());
         if tracks.path.is_down() || tracks.full.is_down() || outer.is_some() {
             probes.push(Probe::Node);
         }
@@ -203,14 +209,41 @@ impl Judge {
             probes.push(Probe::There);
         }
         probes.extend(outer.map(Probe::NodeSized));
-        let soon = if self.rare.pairs.bad > 0 { PAIRS_APART } else { pace * PAIR_EVERY };
-        let due = self.questions.pair.is_none_or(|pair| now >= pair.time() + soon.max(PAIRS_APART));
-        if due && self.peer.path == Path::Vxlan && !tracks.path.is_down() && !tracks.path.is_open() {
-            self.questions.pair = Some(Moment::of(now));
-            probes.push(Probe::Checksum);
-        }
         self.search(now);
         probes
+    }
+
+    fn is_tunnel_well(&self) -> bool {
+        let path = &self.tracks.path;
+        self.peer.path == Path::Vxlan && !path.is_down() && !path.is_open()
+    }
+
+    /// A pair of datagrams went wrong, and too few did for a fault.
+    fn is_suspicious(&self) -> bool {
+        self.rare.pairs.bad > 0 && !self.rare.pairs.is_fault(self.history.per_mille())
+    }
+
+    /// When to look closer at the tunnel, after the regular question has been answered that was sent then: never in the way of those
+    /// that find a loss.
+    fn closer_at(&self, regular: Duration) -> Option<Duration> {
+        let Questions { next_closer, next_regular, .. } = &self.questions;
+        let soonest = regular + LATE;
+        let at = next_closer.time().max(soonest);
+        // So early that it does not count any more when others are needed.
+        let is_free = at == soonest || self.is_suspicious();
+        (self.is_tunnel_well() && !self.is_proving() && is_free && at < next_regular.time()).then_some(at)
+    }
+
+    /// Do checksums arrive that are left to the devices, and do packets of the tunnel stay whole?
+    fn closer(&mut self, now: Duration, pace: Duration) -> Vec<Probe> {
+        if self.questions.quick > 1 || self.closer_at(now.saturating_sub(LATE)).is_none_or(|at| now < at) {
+            return Vec::new();
+        }
+        self.questions.quick = 0;
+        let soon = (pace * CLOSER_EVERY).saturating_sub(CLOSER_LESS).max(PAIRS_APART);
+        self.questions.next_closer = Moment::of(now + soon);
+        let outer = self.outer_size().filter(|_| !self.rare.outer.is_doubtful());
+        [Some(Probe::Checksum), outer.map(Probe::NodeSized)].into_iter().flatten().collect()
     }
 
     /// Looks anew how large packets may be, from time to time.
@@ -251,8 +284,9 @@ impl Judge {
         // That a second machine answers for the next hop is heard until then.
         let hears_on = self.peer.path == Path::Direct && !self.peer.by_evidence;
         if !echoes && !next_hop {
-            self.questions.next_quick = hears_on.then(|| Moment::of(regular.time() + PATIENCE));
-            if !hears_on {
+            let on = hears_on.then(|| regular.time() + PATIENCE).or_else(|| self.closer_at(regular.time()));
+            self.questions.next_quick = on.map(Moment::of);
+            if on.is_none() {
                 self.rest();
             }
         }
@@ -278,10 +312,11 @@ impl Judge {
         if path {
             let next_hop = next_hop && tick.is_multiple_of(2);
             return match tick {
-                1 => [Some(Probe::Path), full.map(Probe::PathSized), Some(Probe::Node)]
-                    .into_iter()
-                    .flatten()
-                    .collect(),
+                1 => {
+                    // With the regular question it was asked then.
+                    let node = (!self.rare.outer.is_doubtful()).then_some(Probe::Node);
+                    [Some(Probe::Path), full.map(Probe::PathSized), node].into_iter().flatten().collect()
+                }
                 3 => vec![Probe::Path, Probe::There],
                 2 | 4 if next_hop => vec![Probe::Path, Probe::NextHop],
                 2 | 4 => vec![Probe::Path],
