@@ -41,8 +41,19 @@ impl PingStream {
     }
 
     pub fn every(from: &Ns, to: impl Into<IpAddr>, interval: Duration) -> Self {
+        Self::with(from, to.into(), &["-i", &interval.as_secs_f64().to_string()])
+    }
+
+    /// Fifty a second, in IP packets of so many bytes that the sender does not fragment.
+    pub fn sized(from: &Ns, to: impl Into<IpAddr>, bytes: u32) -> Self {
+        let to = to.into();
+        let headers = if to.is_ipv4() { 28 } else { 48 };
+        Self::with(from, to, &["-i", "0.02", "-M", "do", "-s", &(bytes - headers).to_string()])
+    }
+
+    fn with(from: &Ns, to: IpAddr, options: &[&str]) -> Self {
         let mut command = from.command("ping");
-        command.args(["-n", "-D", "-i", &interval.as_secs_f64().to_string(), &to.into().to_string()]);
+        command.args(["-n", "-D"]).args(options).arg(to.to_string());
         let lines = Lines::start(command);
         let begun = lines.wait_for(Duration::from_secs(2), |line| line.starts_with("PING"));
         assert!(begun, "ping says: {:?}", lines.all());
@@ -52,6 +63,12 @@ impl PingStream {
     /// Answers so far.
     pub fn received(&self) -> u64 {
         self.lines.all().iter().filter(|line| answer(line).is_some()).count() as u64
+    }
+
+    /// When the last one so far was answered; panics before the first.
+    pub fn last_answer(&self) -> SystemTime {
+        let last = self.lines.all().iter().rev().find_map(answer).expect("an answer");
+        UNIX_EPOCH + Duration::from_secs_f64(last.1)
     }
 
     pub fn stop(self) -> PingReport {

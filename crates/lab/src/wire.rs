@@ -77,8 +77,8 @@ fn nft(script: &str) {
     assert!(out.status.success(), "{}in:\n{script}", String::from_utf8_lossy(&out.stderr));
 }
 
-/// A node's cable that is a process: what is left to the device is never done, but that VXLAN's own checksum over IPv4 is taken out,
-/// as if it were right. So it is with cards that know nothing of what is inside. An ordinary cable again when dropped.
+/// A node's cable that is a process: what is left to the device is never done, but that VXLAN's own checksum is as if it were
+/// right. So it is with cards that know nothing of what is inside. An ordinary cable again when dropped.
 #[derive(Debug)]
 pub struct Relay {
     port: String,
@@ -146,12 +146,26 @@ fn carry((from, _): &End, (to, address): &End, over: &AtomicBool) {
     }
 }
 
+/// Of UDP over IPv4 it may be left out; over IPv6 it has to be made anew.
 fn forgo_outer_checksum(frame: &mut [u8]) {
-    let is_vxlan = frame.get(12..14) == Some(&[0x08, 0x00])
-        && frame.get(14) == Some(&0x45)
-        && frame.get(23) == Some(&UDP)
-        && frame.get(36..38) == Some(&VXLAN.to_be_bytes());
-    if is_vxlan && let Some(checksum) = frame.get_mut(40..42) {
-        checksum.fill(0);
+    let at = match frame.get(12..14) {
+        Some([0x08, 0x00]) if frame.get(14) == Some(&0x45) && frame.get(23) == Some(&UDP) => 34,
+        Some([0x86, 0xdd]) if frame.get(20) == Some(&UDP) => 54,
+        _ => return,
+    };
+    if frame.get(at + 2..at + 4) != Some(&VXLAN.to_be_bytes()) || frame.len() < at + 8 {
+        return;
+    }
+    frame[at + 6..at + 8].fill(0);
+    if at == 54 {
+        // Addresses, length and protocol are summed with it; a frame of 60 bytes or more has nothing behind the packet.
+        let words =
+            frame[22..].chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0)));
+        let mut sum = words.sum::<u32>() + (frame.len() - at) as u32 + u32::from(UDP);
+        while sum > 0xffff {
+            sum = (sum >> 16) + (sum & 0xffff);
+        }
+        let checksum = if sum == 0xffff { 0xffff } else { !(sum as u16) };
+        frame[at + 6..at + 8].copy_from_slice(&checksum.to_be_bytes());
     }
 }
