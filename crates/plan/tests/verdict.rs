@@ -70,7 +70,7 @@ fn each_fault_of_a_direct_path_is_found_within_three_seconds_and_the_way_left() 
         ("echo lost", || only(|probe| matches!(probe, Probe::NextHop))),
         ("refused", || {
             Box::new(|probe, way, _| match probe {
-                Probe::Direct => None,
+                Probe::Direct => refused(),
                 _ if path(probe) && way == Path::Direct => refused(),
                 _ => Some(came(probe)),
             })
@@ -242,7 +242,7 @@ fn two_machines(later: Duration) {
     let mut world = World::new(vec![sim], 1);
     world.run(SECOND * 20);
     assert_eq!(world.sims[0].findings(), ["healthy"], "two NICs, maybe");
-    world.sims[0].link = only(|probe| !path(probe));
+    world.sims[0].link = only(|probe| matches!(probe, Probe::NextHop | Probe::Node));
     world.run(SECOND * 20);
     assert!(matches!(world.finding(0), Finding::DuplicateAddress { macs: [one, other], .. } if one != other));
     world.sims[0].link = only(|_| true);
@@ -497,15 +497,114 @@ fn that_others_are_silent_excuses_none_that_answers() {
         assert_eq!((world.way(0), world.way(1)), (Some(Way::Direct), Some(Way::Direct)));
         let cases: [fn(Probe) -> bool; 2] =
             [|probe| matches!(probe, Probe::NextHop | Probe::Node), |probe| matches!(probe, Probe::Node)];
-        for (turn, answers) in (0..).zip(cases) {
+        for (turn, answers) in cases.into_iter().enumerate() {
             world.sims[2].link = only(answers);
             world.run(NEAR);
             let ways = (world.way(2), world.way(0), world.way(1));
             assert_eq!(ways, (Some(Way::Tunnel), Some(Way::Direct), Some(Way::Direct)), "{turn}");
             world.sims[2].link = only(|_| true);
-            world.run(SECOND * 35);
+            // Lost again so soon, it has to be healthy for twice as long.
+            world.run(SECOND * [35, 65][turn]);
             assert_eq!(world.way(2), Some(Way::Direct), "{turn}");
         }
+    }
+}
+
+#[test]
+fn a_refusal_counts_while_it_is_said() {
+    // Of host-gw: the machine refuses while it goes down, and is off.
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Direct, false))], 1);
+    world.run(SECOND * 20);
+    world.sims[0].link = Box::new(|probe, _, _| if path(probe) { refused() } else { Some(came(probe)) });
+    world.run(SECOND * 3);
+    assert_eq!(world.finding(0).name(), "refused");
+    world.sims[0].link = nothing();
+    world.run(SECOND * 15);
+    assert_eq!(world.finding(0).name(), "next hop silent");
+    // Of another way.
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], 1);
+    world.run(SECOND * 20);
+    world.sims[0].link = Box::new(|probe, way, _| match probe {
+        Probe::Direct => refused(),
+        _ if path(probe) => {
+            if way == Path::Direct {
+                refused()
+            } else {
+                None
+            }
+        }
+        Probe::There => None,
+        _ => Some(came(probe)),
+    });
+    world.run(SECOND * 15);
+    assert_eq!(world.finding(0).name(), "tunnel lost");
+    // Of one that has never been direct.
+    let mut sim = Sim::new(peer(1, Path::Vxlan, true));
+    sim.link = Box::new(|probe, _, _| if probe == Probe::Direct { refused() } else { Some(came(probe)) });
+    let mut world = World::new(vec![sim], 1);
+    world.run(SECOND * 20);
+    assert_eq!(world.finding(0).name(), "refused");
+}
+
+#[test]
+fn what_is_worse_is_told_at_once_where_something_was_wrong_already() {
+    let mut sim = Sim::new(peer(1, Path::Vxlan, true));
+    sim.link = only(|probe| probe != Probe::Direct);
+    let mut world = World::new(vec![sim], 1);
+    world.run(SECOND * 30);
+    assert_eq!(world.finding(0).name(), "pod addresses lost");
+    world.sims[0].link = only(|probe| matches!(probe, Probe::NextHop | Probe::Node));
+    world.run(SOON);
+    assert_eq!(world.finding(0).name(), "tunnel lost");
+}
+
+#[test]
+fn a_smaller_size_is_told_soon() {
+    let (mut world, _) = found(Sim::new(peer(1, Path::Vxlan, false)), 0, big(1400), SOON);
+    world.sims[0].link = big(1300);
+    world.run(SECOND * 75);
+    let Finding::LostAbove { mtu } = world.finding(0) else { panic!("{:?}", world.finding(0)) };
+    assert!(mtu <= 1300, "{mtu}");
+}
+
+/// The node's own firewall, say, drops what comes from its uplink with pods' addresses.
+#[test]
+fn a_way_that_works_until_it_is_used_is_taken_ever_more_seldom() {
+    let mut sim = Sim::new(peer(1, Path::Vxlan, true));
+    sim.link = Box::new(|probe, way, _| (way == Path::Vxlan || !path(probe)).then(|| came(probe)));
+    let mut world = World::new(vec![sim], 1);
+    world.run(SECOND * 600);
+    assert!(world.sims[0].switches <= 10, "{}", world.sims[0].switches);
+    let before = world.sims[0].switches;
+    world.run(SECOND * 1800);
+    assert!(world.sims[0].switches - before <= 8, "{before} {}", world.sims[0].switches);
+    // Mended, it is taken and kept, and what was is forgotten.
+    world.sims[0].link = only(|_| true);
+    world.run(SECOND * 2000);
+    assert_eq!(world.way(0), Some(Way::Direct));
+    world.sims[0].link = nothing();
+    world.run(SECOND * 5);
+    world.sims[0].link = only(|_| true);
+    world.run(SECOND * 35);
+    assert_eq!(world.way(0), Some(Way::Direct), "after thirty seconds, as at first");
+}
+
+#[test]
+fn a_second_address_of_a_machine_hides_no_other_reason() {
+    type Answered = fn(Probe) -> bool;
+    let cases: [(&str, Answered); 3] = [
+        ("no way back", |probe| matches!(probe, Probe::Node | Probe::There)),
+        ("echo lost", |_| false),
+        ("proxy ARP", |probe| probe == Probe::Node),
+    ];
+    for (name, answered) in cases {
+        let link: Link = Box::new(move |probe, _, _| match probe {
+            Probe::NextHop => {
+                Some(Answer::Is { mac: Default::default(), also: Some([192, 0, 2, 99].into()) })
+            }
+            _ => answered(probe).then(|| came(probe)),
+        });
+        assert_eq!(found(Sim::new(peer(1, Path::Direct, false)), 0, link, SOON).1, name);
     }
 }
 

@@ -82,23 +82,27 @@ impl Judge {
         let direct = self.peer.path == Path::Direct;
         let resolves = self.peer.on_link && !rare.next_hop.impossible;
         let next_hop = resolves && alive(&rare.next_hop);
-        if let Some(duplicate) = self.duplicate().filter(|_| next_hop) {
+        let there = alive(&rare.there);
+        if let Some(duplicate) = self.duplicate().filter(|_| next_hop && !there) {
             return duplicate;
         }
         if tracks.path.flaps() {
             return Finding::Flapping { node };
         }
-        if let Some(proxy) = self.proxy().filter(|_| direct && next_hop) {
-            return proxy;
+        if let Some(refused) = self.refused_there(&tracks.path).filter(|_| self.reached) {
+            return refused;
         }
-        if rare.refused.is_none() && alive(&rare.there) {
+        if there && tracks.path.refused().is_none() {
             return Finding::NoWayBack { node };
+        }
+        if let Some(proxy) = self.proxy().filter(|_| direct && next_hop && !there && alive(&rare.node)) {
+            return proxy;
         }
         if !self.reached && self.peer.tunnel.is_none() && (next_hop || alive(&rare.node)) {
             // Before the first pod is there, no address of its pod subnet may be.
             return Finding::Unverified;
         }
-        if let Some(by) = rare.refused {
+        if let Some(by) = tracks.path.refused() {
             return Finding::Refused { node, by };
         }
         match (direct, alive(&rare.node), next_hop) {
@@ -126,16 +130,22 @@ impl Judge {
         if rare.direct.is_down() {
             // By tunnel echoes pass a filter that they do not pass directly, until the node itself is heard again.
             let heard = rare.node.heard_since(rare.direct.trouble()) && !rare.node.is_gone();
-            let left = rare.left.as_deref().copied().filter(|left| match left {
-                Finding::EchoLost { .. } => !heard,
-                left => matches!(left, Finding::Refused { .. }),
-            });
-            let why = self.duplicate().or(self.proxy()).or(left);
-            return Some(why.unwrap_or_else(|| self.pod_addresses_lost()));
+            let echoes = rare.left.as_deref().copied();
+            let echoes = echoes.filter(|left| matches!(left, Finding::EchoLost { .. }) && !heard);
+            let refused = rare.direct.refused().map(|by| Finding::Refused { node: self.peer.public_ip, by });
+            let why = self.refused_there(&rare.direct).or(self.duplicate()).or(self.proxy());
+            return Some(why.or(refused).or(echoes).unwrap_or_else(|| self.pod_addresses_lost()));
         }
         let calm = |track: &Track| track.steady_for().is_some_and(|steady| steady >= CALM);
         let well = calm(&rare.direct) && (rare.next_hop.impossible || calm(&rare.next_hop));
         self.rare.left.as_deref().copied().filter(|left| left.is_fault() && !well)
+    }
+
+    /// By the peer itself: who it is and that it is reached needs no further evidence.
+    fn refused_there(&self, track: &Track) -> Option<Finding> {
+        let (node, subnet) = (self.peer.public_ip, self.peer.subnet);
+        let by = track.refused().filter(|by| *by == node || subnet.contains(by))?;
+        Some(Finding::Refused { node, by })
     }
 
     fn duplicate(&self) -> Option<Finding> {

@@ -14,8 +14,8 @@ pub(super) const PAIRS_APART: Duration = Duration::from_secs(2);
 /// So many bad ones in a row are no chance, and where other packets are lost, too.
 const BAD_PAIRS: (u8, u8) = (4, 8);
 
-/// So long one fault has to be found before it is told in place of another, in place of "it comes and goes", and in place of
-/// the same with other details: they may be others with each answer.
+/// So long one fault has to be found before it is told in place of another that is no less grave, in place of "it comes and goes",
+/// and in place of the same with other details: they may be others with each answer.
 const HELD: Duration = Duration::from_secs(5);
 const CALM: Duration = Duration::from_secs(30);
 const DETAILS: Duration = Duration::from_secs(300);
@@ -62,26 +62,36 @@ impl Said {
 pub(super) struct Found {
     pub(super) finding: Said,
     since: Moment,
+    /// What is said was said when nothing got through.
+    cut: bool,
 }
 
 impl Found {
     pub(super) fn new(now: Duration) -> Self {
-        Self { finding: Said::of(Finding::Unverified), since: Moment::of(now) }
+        Self { finding: Said::of(Finding::Unverified), since: Moment::of(now), cut: false }
     }
 
     /// What to say, after what was said. One fault takes another's place only if it holds: where all comes and goes, so do
-    /// reasons.
-    pub(super) fn settle(&mut self, finding: Finding, said: Finding, now: Duration) -> Finding {
+    /// reasons. `cut`: nothing gets through.
+    pub(super) fn settle(&mut self, finding: Finding, said: Finding, cut: bool, now: Duration) -> Finding {
         if finding != self.finding.get() {
-            *self = Self { finding: Said::of(finding), since: Moment::of(now) };
+            (self.finding, self.since) = (Said::of(finding), Moment::of(now));
         }
-        let hold = match said {
+        let hold = match (said, finding) {
+            // What was true of larger packets is not of smaller ones.
+            (Finding::LostAbove { mtu: said }, Finding::LostAbove { mtu }) if mtu < said => HELD,
+            (Finding::Fragmented { mtu: said }, Finding::Fragmented { mtu }) if mtu < said => HELD,
             _ if discriminant(&said) == discriminant(&finding) => DETAILS,
-            Finding::Flapping { .. } => CALM,
+            (Finding::Flapping { .. }, _) => CALM,
+            _ if cut && !self.cut => Duration::ZERO,
             _ => HELD,
         };
         let brief = now < self.since.time() + hold;
-        if brief && finding.is_fault() && said.is_fault() { said } else { finding }
+        if brief && finding.is_fault() && said.is_fault() {
+            return said;
+        }
+        self.cut = cut;
+        finding
     }
 }
 

@@ -169,7 +169,7 @@ impl Finding {
             Self::ProxyArp { next_hop, mac, also } => write!(
                 f,
                 "{mac} answers for {next_hop} and for {also}, too, and no packet with pod addresses gets through: a router \
-                 with proxy ARP seems to stand between. Host-gw needs one layer-2 segment, backend type auto or vxlan does not"
+                 with proxy ARP seems to stand between, or {next_hop} has both and drops them. Host-gw needs one layer-2 segment, backend type auto or vxlan does not"
             ),
             _ => f.write_str(self.name()),
         }

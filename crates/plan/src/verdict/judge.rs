@@ -16,9 +16,8 @@ use crate::{LinkName, Path, PeerPath};
 
 /// A probe that is not answered by then is lost.
 pub const PATIENCE: Duration = Duration::from_millis(800);
-/// All answered for so long proves the direct way, the second time only for much longer.
+/// All answered for so long proves the direct way, the second time only for much longer ([`Trial::health`]).
 const PROOF: Duration = Duration::from_millis(900);
-const HEALTH: Duration = Duration::from_secs(30);
 /// A node that is new hears of peers, and they of it, within seconds: first questions wait a little, first faults longer.
 const JOIN: Duration = Duration::from_secs(1);
 const ACQUAINTED: Duration = Duration::from_secs(10);
@@ -203,11 +202,6 @@ impl Judge {
     fn hear_path(&mut self, sample: &Sample) {
         let came = if let Answer::Came { after } = sample.answer { Some(after) } else { None };
         self.reached |= came.is_some();
-        match sample.answer {
-            Answer::Came { .. } => self.rare.known().into_iter().for_each(|rare| rare.refused = None),
-            Answer::Refused { by } => self.rare.refused = Some(by),
-            _ => {}
-        }
         let regular = self.questions.is_regular(sample.sent);
         if let Probe::PathSized(size) = sample.probe {
             if Some(size) != self.full_size() {
@@ -261,13 +255,13 @@ impl Judge {
         } else {
             self.silence.settle(now, finding.is_fault());
         }
-        self.choose_way(finding);
+        self.choose_way(finding, now);
         let gone = self.tracks.path.is_down() && self.silence.is_total(&self.tracks.path);
         self.reached &= !gone || now < self.tracks.path.trouble() + START;
         // The way may be the reason.
         let finding = self.diagnose(now).unwrap_or(finding);
         let said = self.said.get();
-        let finding = self.found.settle(finding, said, now);
+        let finding = self.found.settle(finding, said, self.tracks.path.is_gone(), now);
         let early = !self.reached && !said.is_fault() && now < self.since.time() + ACQUAINTED;
         if said != finding && !(early && finding.is_fault()) {
             (self.said, self.since) = (Said::of(finding), Moment::of(now));
@@ -277,7 +271,7 @@ impl Judge {
         }
     }
 
-    fn choose_way(&mut self, finding: Finding) {
+    fn choose_way(&mut self, finding: Finding, now: Duration) {
         let Some(trial) = &self.rare.trial else { return };
         let way = self.way;
         let stands = self.peer.path == Path::Direct;
@@ -295,7 +289,12 @@ impl Judge {
         };
         if decided != way {
             let left = decided == Some(Way::Tunnel);
-            let trial = Trial { excused: trial.excused, ..Trial::default() };
+            let mut trial = trial.of_another_way();
+            if left {
+                trial.leave(now);
+            } else if self.rare.left.is_some() {
+                trial.take(now);
+            }
             (self.way, self.rare.trial) = (decided, Some(Box::new(trial)));
             self.rare.left = left.then(|| Box::new(finding));
             if left {
@@ -314,8 +313,8 @@ impl Judge {
 
     /// Next hop and echoes along the direct way were answered, without any loss, for long enough.
     fn is_proven(&self) -> bool {
-        let Known { next_hop, direct, left, .. } = &*self.rare;
-        let needed = if left.is_some() { HEALTH } else { PROOF };
+        let Known { next_hop, direct, left, trial, .. } = &*self.rare;
+        let needed = trial.as_ref().filter(|_| left.is_some()).map_or(PROOF, |trial| trial.health());
         let long = |track: &Track| track.steady_for().is_some_and(|steady| steady >= needed);
         long(direct) && (next_hop.impossible || long(next_hop))
     }

@@ -1,7 +1,6 @@
 //! What is known of a peer only while something is being asked or is not well: most peers do without it, and thousands of
 //! them cost little.
 
-use std::net::IpAddr;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
@@ -11,6 +10,11 @@ use super::ladder::Ladder;
 use super::suspicion::Silence;
 use super::track::{Moment, Track};
 use crate::PeerPath;
+
+/// All answered for so long proves a way that was left.
+const HEALTH: Duration = Duration::from_secs(30);
+const LONGEST_HEALTH: Duration = Duration::from_secs(600);
+const MOST_RELAPSES: u8 = 5;
 
 /// Written to, it is there.
 #[derive(Clone, Debug, Default)]
@@ -23,8 +27,6 @@ pub(super) struct Known {
     pub(super) outer: Track,
     pub(super) there: Track,
     pub(super) direct: Track,
-    /// Who says that packets to its pods go no further, since the last that was answered.
-    pub(super) refused: Option<IpAddr>,
     pub(super) macs: Macs,
     pub(super) pairs: Pairs,
     pub(super) ladder: Option<Box<Ladder>>,
@@ -105,7 +107,6 @@ impl Known {
         outer: Track::NEW,
         there: Track::NEW,
         direct: Track::NEW,
-        refused: None,
         macs: Macs::NONE,
         pairs: Pairs::NONE,
         ladder: None,
@@ -119,12 +120,7 @@ impl Known {
         let well = |track: &Track| !track.has_lost() && !track.impossible;
         let asked = [next_hop, node, outer, there, direct].into_iter().all(well) && pairs.bad == 0;
         let searched = self.ladder.is_some() || self.outer_ladder.is_some();
-        asked
-            && !searched
-            && self.refused.is_none()
-            && self.left.is_none()
-            && self.trial.is_none()
-            && !self.macs.are_two()
+        asked && !searched && self.left.is_none() && self.trial.is_none() && !self.macs.are_two()
     }
 }
 
@@ -135,9 +131,34 @@ pub(super) struct Trial {
     pub(super) path: Track,
     /// Up to here we were the suspect.
     pub(super) excused: Option<Moment>,
+    /// When the direct way was taken again, and how often in a row it was lost soon after that.
+    pub(super) taken: Option<Moment>,
+    pub(super) relapses: u8,
 }
 
 impl Trial {
+    /// How long a way that was left has to be healthy: ever longer where it does not last, as a way may that works until pods use it.
+    pub(super) fn health(&self) -> Duration {
+        (HEALTH * (1 << self.relapses)).min(LONGEST_HEALTH)
+    }
+
+    /// The evidence of one way is none of the other.
+    pub(super) fn of_another_way(&self) -> Self {
+        let Self { excused, taken, relapses, .. } = *self;
+        Self { excused, taken, relapses, ..Self::default() }
+    }
+
+    /// The direct way is taken again.
+    pub(super) fn take(&mut self, now: Duration) {
+        self.taken = Some(Moment::of(now));
+    }
+
+    /// It is lost.
+    pub(super) fn leave(&mut self, now: Duration) {
+        let soon = |taken: Moment| now < taken.time() + 2 * self.health();
+        self.relapses = if self.taken.is_some_and(soon) { (self.relapses + 1).min(MOST_RELAPSES) } else { 0 };
+    }
+
     /// A peer that answers anything is not lost for our sake.
     pub(super) fn excuse(&mut self, silence: &Silence, now: Duration) {
         if silence.is_total(&self.path) || silence.is_total(&self.next_hop) {

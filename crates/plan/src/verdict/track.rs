@@ -1,6 +1,7 @@
 //! What became of one kind of question to one peer: runs, a short window, and whether it counts as lost. A few words of memory
 //! whatever is heard, in whatever order; what a loss means is said elsewhere.
 
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::time::Duration;
 
@@ -56,6 +57,8 @@ struct Losses {
     window: u32,
     /// The largest packet that somebody on the way was said to carry, in this run.
     too_big: Option<u16>,
+    /// Who said in this run that it goes no further, and how many were lost without such a word since.
+    refused: Option<(IpAddr, u8)>,
     run: u8,
     down: bool,
     /// It counts as lost since it comes and goes.
@@ -85,7 +88,11 @@ impl Track {
             Answer::Came { .. } | Answer::Is { .. } | Answer::Checksums { .. } => {
                 self.answer(sample.sent, places);
             }
-            Answer::Lost | Answer::Refused { .. } => self.lose(sample.sent),
+            Answer::Lost => self.lose(sample.sent),
+            Answer::Refused { by } => {
+                self.lose(sample.sent);
+                self.losses.get_or_insert_default().refused = Some((by, 0));
+            }
             Answer::TooBig { mtu } => {
                 self.lose(sample.sent);
                 self.losses.get_or_insert_default().too_big = Some(mtu);
@@ -107,7 +114,7 @@ impl Track {
         (self.answered, self.impossible) = (Some(sent), false);
         let Some(losses) = &mut self.losses else { return };
         losses.window = losses.window << places & WINDOW_BITS;
-        (losses.run, losses.too_big) = (0, None);
+        (losses.run, losses.too_big, losses.refused) = (0, None, None);
         let calm = !losses.flaps || losses.window.count_ones() < FLAPS / 2;
         if losses.down && self.row >= ROW && calm {
             (losses.down, losses.flaps, losses.window) = (false, false, 0);
@@ -125,6 +132,7 @@ impl Track {
         }
         let losses = self.losses.get_or_insert_default();
         losses.last = Some(sent);
+        losses.refused = losses.refused.map(|(by, lost)| (by, lost + 1)).filter(|(_, lost)| *lost < RUN);
         self.impossible = false;
         losses.window = (losses.window << 1 | 1) & WINDOW_BITS;
         if self.row_from.is_some_and(|from| sent >= from) {
@@ -201,6 +209,11 @@ impl Track {
     /// The largest packet that somebody on the way was said to carry, in this run.
     pub(super) fn too_big(&self) -> Option<u16> {
         self.losses.as_ref()?.too_big
+    }
+
+    /// Who says lately that it goes no further.
+    pub(super) fn refused(&self) -> Option<IpAddr> {
+        Some(self.losses.as_ref()?.refused?.0)
     }
 
     /// A question sent at that time or later has been answered.
