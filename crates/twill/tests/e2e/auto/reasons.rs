@@ -121,10 +121,12 @@ impl Harmed<'_> {
             assert_eq!(early, None, "{}", self.node.twill(&["status"]));
             true
         });
+        let healthy = Instant::now();
         for (subnet, ..) in &self.peers {
             goes(self.node, subnet, "eth0", FORGOTTEN);
             found(self.node, subnet, "healthy", SOON);
         }
+        assert!(healthy.elapsed() < patient(FORGOTTEN), "{:?}", healthy.elapsed());
     }
 }
 
@@ -163,9 +165,9 @@ fn strict(node: &Node, how: &str) {
 }
 
 /// The router's routes to the pods of the other segment.
-fn far_pods(lab: &Lab, how: &str) {
-    let to = |k| format!("ip route {how} {} via {}\n", lab.node(k).subnet(), lab.node(k).ip);
-    lab.router().run(&FAR.map(to).concat());
+fn far_pods(lab: &Lab, far: &[usize], how: &str) {
+    let to = |&k: &usize| format!("ip route {how} {} via {}\n", lab.node(k).subnet(), lab.node(k).ip);
+    lab.router().run(&far.iter().map(to).collect::<String>());
 }
 
 /// Begins all of [`REASONS`]; those on the wire end with what is returned.
@@ -181,7 +183,7 @@ fn harm(lab: &Lab) -> Vec<Filter> {
     );
     strict(lab.node(6), "1");
     lab.node(10).unplug();
-    far_pods(lab, "del");
+    far_pods(lab, &FAR, "del");
     let cuts = [
         (7, "meta length > 1400"),
         (8, POD_ADDRESSES),
@@ -201,7 +203,7 @@ fn mend(lab: &Lab) {
     lab.node(5).ns.run("nft delete table inet own");
     strict(lab.node(6), "2");
     lab.node(10).plug();
-    far_pods(lab, "add");
+    far_pods(lab, &FAR, "add");
 }
 
 /// In both families, all at the same time: a peer has lost its route for us, or its FDB entry, another machine has its address,
@@ -213,7 +215,7 @@ fn each_is_told_and_left_in_time_and_taken_again_when_it_is_healthy() {
         let lab = cluster::lab(Topology::routed(11, 2).outside(), AUTO_DUAL);
         one_segment(&lab);
         let _far = FAR.map(|k| lab.node(k).start(FLAGS));
-        far_pods(&lab, "add");
+        far_pods(&lab, &FAR, "add");
         let mut daemons: Vec<_> = (1..=11).map(|k| lab.node(k).start(FLAGS)).collect();
         let pods = lab.pods();
         let own = lab.node(1);
@@ -253,6 +255,26 @@ fn each_is_told_and_left_in_time_and_taken_again_when_it_is_healthy() {
             };
             assert!(is_right, "node {k}, {name}: {report:?}");
         }
+    });
+}
+
+/// Two segments that look like one: direct only when the router in between knows the way to the pods.
+#[test]
+fn a_router_that_answers_for_others() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::routed(1, 2), AUTO);
+        one_segment(&lab);
+        let (daemons, pods) = cluster::start(&lab);
+        let (own, peer) = (lab.node(1), lab.node(2).subnet());
+        found(own, &peer, "proxy ARP", SOON);
+        told(own, &daemons[0], &peer, "proxy ARP");
+        let ping = PingStream::start(&pods[0].ns, pods[1].ip());
+        lab::holds_for("it goes by tunnel", QUIET, || !is_direct(own, &peer));
+        far_pods(&lab, &[1, 2, 3], "add");
+        goes(own, &peer, "eth0", PROVEN);
+        found(own, &peer, "healthy", SOON);
+        let report = ping.stop();
+        assert!(report.sent > 400 && report.lost == 0, "{report:?}");
     });
 }
 
