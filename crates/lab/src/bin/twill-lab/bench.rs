@@ -1,6 +1,8 @@
 //! `twill-lab bench`: what a cluster of thousands costs one node. One namespace runs the daemon, its peers are leases and
 //! nothing else. It must only tell what `ip`, `bridge` and `/proc` have shown, never what the daemon says of itself.
 
+mod arp;
+mod card;
 mod changes;
 mod churn;
 mod ears;
