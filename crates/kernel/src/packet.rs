@@ -4,13 +4,17 @@
 mod filter;
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::time::{Duration, SystemTime};
 
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
-use nix::sys::socket::{LinkAddr, NetlinkAddr, SockaddrStorage, bind, recvfrom};
+use nix::sys::socket::{
+    ControlMessageOwned, LinkAddr, MsgFlags, NetlinkAddr, SockaddrStorage, bind, recvmsg, setsockopt, sockopt,
+};
+use nix::sys::time::TimeSpec;
 use plan::input::Family;
 use plan::{LinkName, Mac};
 use rustix::net::sockopt::{
@@ -62,6 +66,17 @@ impl Interface {
     pub fn index(&self) -> usize {
         self.at.ifindex()
     }
+}
+
+/// A packet that has come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes.
+    pub length: usize,
+    /// Who sent it, where its own header is not there to say.
+    pub from: Option<IpAddr>,
+    /// Since the kernel took it; a clock that is set meanwhile falsifies it.
+    pub age: Duration,
 }
 
 /// All devices that packets can be sent through.
@@ -153,6 +168,7 @@ impl Socket {
     fn open(domain: Domain, protocol: Protocol) -> io::Result<Self> {
         let socket = socket2::Socket::new(domain, Type::RAW, Some(protocol))?;
         socket.set_nonblocking(true)?;
+        setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
         // The kernel grants what it may.
         let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
         Ok(Self(socket))
@@ -168,11 +184,22 @@ impl Socket {
         self.0.send_to(packet, &SocketAddr::new(target, 0).into()).map(drop)
     }
 
-    /// The next packet: its length, and who sent it where its own header is not there to say. `None` when there is none.
-    pub fn receive(&self, buffer: &mut [u8]) -> Option<(usize, Option<IpAddr>)> {
+    /// The next packet. `None` when there is none.
+    pub fn receive(&self, buffer: &mut [u8]) -> Option<Received> {
+        let (mut parts, mut control) = ([IoSliceMut::new(buffer)], nix::cmsg_space!(TimeSpec));
         loop {
-            match recvfrom::<SockaddrStorage>(self.0.as_raw_fd(), buffer) {
-                Ok((length, from)) => return Some((length, from.as_ref().and_then(ip_of))),
+            let flags = MsgFlags::empty();
+            match recvmsg::<SockaddrStorage>(self.0.as_raw_fd(), &mut parts, Some(&mut control), flags) {
+                Ok(message) => {
+                    let taken = message.cmsgs().ok()?.find_map(|control| match control {
+                        ControlMessageOwned::ScmTimestampns(taken) => Some(Duration::from(taken)),
+                        _ => None,
+                    });
+                    let now = || SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+                    let age = taken.map_or(Duration::ZERO, |taken| now().saturating_sub(taken));
+                    let from = message.address.as_ref().and_then(ip_of);
+                    return Some(Received { length: message.bytes, from, age });
+                }
                 Err(nix::Error::EAGAIN) => return None,
                 // The link went down or away, once told; there may be packets all the same.
                 Err(nix::Error::EINTR | nix::Error::ENETDOWN) => {}

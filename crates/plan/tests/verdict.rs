@@ -10,8 +10,8 @@ mod verdict {
 
 use std::time::Duration;
 
-use plan::Path;
 use plan::verdict::{Answer, Finding, Judge, Local, Probe, Sample, Way};
+use plan::{Path, PeerPath};
 use proptest::prelude::*;
 use verdict::world::{LATENCY, Link, Sim, World, big, came, peer, refused, too_big};
 
@@ -747,19 +747,47 @@ fn a_slow_pace_is_kept_and_a_quick_answer_found_all_the_same() {
 fn one_that_something_may_have_happened_to_is_asked_by_then_if_not_twice_in_a_second() {
     let local = Local { uplink: "eth0".parse().unwrap(), mtu: 1500 };
     let mut judge = Judge::new(peer(1, Path::Vxlan, false), local, Duration::ZERO);
-    let asked = SECOND * 10;
-    for sent in [asked, asked + Duration::from_millis(150)] {
+    let asked = SECOND * 70;
+    for sent in [SECOND, SECOND + Duration::from_millis(150), asked, asked + Duration::from_millis(150)] {
         for probe in judge.ask(sent, SECOND * 60) {
             judge.hear(Sample { probe, sent, answer: came(probe) });
         }
     }
-    assert!(judge.next() > SECOND * 50);
-    judge.hasten(SECOND * 20);
-    assert_eq!(judge.next(), SECOND * 20);
-    judge.hasten(SECOND * 30);
-    assert_eq!(judge.next(), SECOND * 20, "never later");
+    assert!(judge.next() > SECOND * 110);
+    judge.hasten(SECOND * 80);
+    assert_eq!(judge.next(), SECOND * 80);
+    judge.hasten(SECOND * 90);
+    assert_eq!(judge.next(), SECOND * 80, "never later");
     judge.hasten(asked);
-    assert_eq!(judge.next(), SECOND * 11);
+    assert_eq!(judge.next(), SECOND * 71);
+}
+
+/// What is asked now and then is not asked of all at once either.
+#[test]
+fn thousands_that_are_met_at_once_are_asked_one_after_the_other() {
+    let local = Local { uplink: "eth0".parse().unwrap(), mtu: 1500 };
+    let (mut questions, mut rare) = ([0; 60], [0; 60]);
+    for n in 0..5000_u32 {
+        let [_, _, high, low] = n.to_be_bytes();
+        let path = PeerPath {
+            subnet: format!("10.{high}.{low}.0/24").parse().unwrap(),
+            ..peer(1, Path::Vxlan, false)
+        };
+        let mut judge = Judge::new(path, local, Duration::ZERO);
+        while judge.next() < SECOND * 300 {
+            let sent = judge.next();
+            let probes = judge.ask(sent, SECOND * 60);
+            for probe in probes {
+                let all = if matches!(probe, Probe::PathSized(_)) { &mut questions } else { &mut rare };
+                if let Some(second) = (sent.as_secs() as usize).checked_sub(240) {
+                    all[second] += 1;
+                }
+                judge.hear(Sample { probe, sent, answer: came(probe) });
+            }
+        }
+    }
+    assert!(questions.iter().all(|count| (70..130).contains(count)), "{questions:?}");
+    assert!(rare.iter().all(|count| *count < 400), "{rare:?}");
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn near() -> Interface {
 fn heard(socket: &Socket) -> Option<(Vec<u8>, Option<IpAddr>)> {
     let mut buffer = [0; 2048];
     lab::until(Duration::from_secs(2), || socket.receive(&mut buffer))
-        .map(|(length, from)| (buffer[..length].to_vec(), from))
+        .map(|it| (buffer[..it.length].to_vec(), it.from))
 }
 
 fn arp(operation: u8) -> Vec<u8> {

@@ -1,9 +1,12 @@
 //! One peer's judge: hears samples, says what to ask next and when (`questions`), and what it all means (`diagnosis`). It keeps
 //! the last answers, never more than a few. Which way to go is decided here; nothing is sent and no clock is read.
 
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use super::evidence::{Found, Said};
 use super::ladder::least;
@@ -65,11 +68,12 @@ impl Judge {
     /// Knows nothing yet. The way in use is kept until there is evidence against it.
     pub fn new(peer: impl Into<Shared>, local: impl Into<Arc<Local>>, now: Duration) -> Self {
         let (peer, local) = (peer.into(), local.into());
+        let turn = number(peer.subnet) as u16;
         Self {
             rare: Rare::of(&peer),
             peer,
             local,
-            questions: Questions::new(now + JOIN),
+            questions: Questions::new(now + JOIN, turn),
             said: Said::of(Finding::Unverified),
             way: None,
             since: Moment::of(now),
@@ -345,4 +349,13 @@ impl Judge {
     pub(super) fn latency(&self) -> Option<Duration> {
         self.latency.map(|micros| Duration::from_micros(micros.get().into()))
     }
+}
+
+/// Neighbours have numbers that follow each other.
+fn number(subnet: IpNet) -> u128 {
+    let bits = match subnet.addr() {
+        IpAddr::V4(ip) => ip.to_bits().into(),
+        IpAddr::V6(ip) => ip.to_bits(),
+    };
+    bits.checked_shr((subnet.max_prefix_len() - subnet.prefix_len()).into()).unwrap_or_default()
 }

@@ -25,6 +25,9 @@ const MOST: usize = 10;
 /// among few nearly as often as may be ([`PAIRS_APART`]).
 const CLOSER_EVERY: u32 = 5;
 const CLOSER_LESS: Duration = Duration::from_secs(3);
+/// Multiples of the golden ratio leave no gap; those of the root of two leave none either, and are never in step with them.
+const GOLDEN: u16 = 40_503;
+const ROOT: u16 = 27_145;
 /// Outer packets of VXLAN are larger by that: addresses, UDP, VXLAN and an Ethernet header.
 const OVERHEAD: (u32, u32) = (50, 70);
 
@@ -50,14 +53,15 @@ pub(super) struct Questions {
 }
 
 impl Questions {
-    pub(super) fn new(now: Duration) -> Self {
+    /// With another `turn`, others are asked at other times, and other things.
+    pub(super) fn new(now: Duration, turn: u16) -> Self {
         Self {
             regular: None,
             apart: 0,
             next_regular: Moment::of(now),
             next_quick: None,
             quick: 0,
-            count: 0,
+            count: turn,
             next_closer: Moment::of(now),
             recent: [0; MOST],
             oldest: 0,
@@ -68,8 +72,8 @@ impl Questions {
 
     /// From the start, except that what was asked was asked.
     pub(super) fn anew(&self, now: Duration) -> Self {
-        let Self { recent, oldest, known, newest, next_closer, .. } = *self;
-        Self { recent, oldest, known, newest, next_closer, ..Self::new(now) }
+        let Self { recent, oldest, known, newest, next_closer, count, .. } = *self;
+        Self { recent, oldest, known, newest, next_closer, ..Self::new(now, count) }
     }
 
     /// The next regular one comes by then, if [`BACK`] after the last one.
@@ -129,7 +133,7 @@ impl Judge {
             questions.apart = u16::try_from(apart).unwrap_or(0);
             questions.next_regular = Moment::of(now + interval);
             (questions.next_quick, questions.quick) = (Some(Moment::of(now + late)), 0);
-            questions.count = (questions.count + 1) % 1000;
+            questions.count = questions.count.wrapping_add(1);
         } else if self.questions.next_quick.is_some_and(|quick| now >= quick.time()) {
             self.questions.quick += 1;
             probes = self.quick(now);
@@ -155,13 +159,16 @@ impl Judge {
 
     fn interval(&self, pace: Duration) -> Duration {
         let pace = if self.is_proving() { pace / 2 } else { pace };
-        // A little less, never the same: else what comes and goes in step with the questions would go unseen.
-        // Multiples of the golden ratio leave no gap; with its squares nothing is in step for long.
-        let count = self.questions.count;
+        let Questions { count, regular, .. } = self.questions;
+        if regular.is_none() {
+            // Thousands that are met in one moment are not asked in one moment for ever.
+            return BACK.min(pace).max(pace * u32::from(count.wrapping_mul(ROOT)) / (1 << 16));
+        }
+        // A little less, never the same: else what comes and goes in step with the questions would go unseen. With the squares
+        // of the multiples nothing is in step for long.
         let (spread, turn) =
-            if self.tracks.path.has_lost() { (16, count.wrapping_mul(count)) } else { (8, count) };
-        let less = (u32::from(turn.wrapping_mul(40_503)) * spread) >> 16;
-        pace * (32 - less) / 32
+            if self.tracks.path.has_lost() { (2, count.wrapping_mul(count)) } else { (4, count) };
+        pace - pace * u32::from(turn.wrapping_mul(GOLDEN)) / (spread << 16)
     }
 
     /// Something gets through again.
@@ -240,6 +247,8 @@ impl Judge {
             return Vec::new();
         }
         self.questions.quick = 0;
+        // Of thousands not all at once either.
+        let pace = pace - pace * u32::from(self.questions.count.wrapping_mul(ROOT)) / (2 << 16);
         let soon = (pace * CLOSER_EVERY).saturating_sub(CLOSER_LESS).max(PAIRS_APART);
         self.questions.next_closer = Moment::of(now + soon);
         let outer = self.outer_size().filter(|_| !self.rare.outer.is_doubtful());

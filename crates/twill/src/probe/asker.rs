@@ -22,18 +22,21 @@ use crate::trigger::{Bell, Cause};
 /// What is due within this time is done at once: one waking for many peers.
 const TICK_MS: u64 = 20;
 const TICK: Duration = Duration::from_millis(TICK_MS);
+/// The same, in ticks, of peers that are asked seldom, if it is not urgent.
+const SELDOM: u64 = 12;
+const SOON: Duration = Duration::from_millis(500);
 /// Peers that are asked in one go; the others are asked in the next one.
 const AT_ONCE: usize = 50;
 /// About so long between two publications of what is no more than another number.
 const NUMBERS: Duration = Duration::from_secs(5);
 /// Between two looks at whether most peers are silent.
 const LOOK_AROUND: Duration = Duration::from_millis(250);
-/// Between two regular questions to one peer, and how many peers there may be for that.
+/// Between two regular questions to one peer, and how many direct peers there may be for that.
 const USUAL: Duration = Duration::from_secs(1);
 const DIRECT_PEERS: u32 = 200;
-/// All others are asked once in this time while they are so many.
-const PERIOD: Duration = Duration::from_secs(60);
-const OTHER_PEERS: u32 = 5000;
+/// All are asked once in this time when they are so many: a loss is known within a minute.
+const PERIOD: Duration = Duration::from_secs(58);
+const MANY: u32 = 5000;
 /// With `on-change` a peer is asked until nothing has been new for so long: time enough to be found healthy again.
 const SETTLED: Duration = Duration::from_secs(40);
 /// An echo that has not come back by then is late.
@@ -49,8 +52,12 @@ pub(super) struct Asker {
     wake: UnixStream,
     pub(super) healths: watch::Sender<Healths>,
     pub(super) post: Post,
+    /// More answers than the first one are about to come.
+    gathers: bool,
     state: State,
 }
+
+type Paces = [Duration; 2];
 
 /// What is known.
 struct State {
@@ -60,8 +67,7 @@ struct State {
     /// Whose turn is when, by place among them.
     due: BTreeSet<(u64, usize)>,
     /// For peers whose traffic goes or may go direct, and for all others.
-    paces: [Duration; 2],
-    spread: Spread,
+    paces: Paces,
     /// When the last one of those is asked that something seems to have happened to.
     stirred: Duration,
     links: u64,
@@ -74,18 +80,6 @@ struct State {
     /// Something is to be published, and when that was done last.
     numbers: bool,
     published: Duration,
-}
-
-/// Thousands that were met in one moment are not to be asked in one moment for ever.
-#[derive(Default)]
-struct Spread(u32);
-
-impl Spread {
-    /// Between three quarters of it and the whole.
-    fn shorten(&mut self, pace: Duration) -> Duration {
-        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        pace * (48 + (self.0 >> 28)) / 64
-    }
 }
 
 struct Peer {
@@ -112,7 +106,6 @@ impl Asker {
             peers: Vec::new(),
             due: BTreeSet::new(),
             paces: [USUAL; 2],
-            spread: Spread::default(),
             stirred: Duration::ZERO,
             links: 0,
             uplink: None,
@@ -123,7 +116,7 @@ impl Asker {
             numbers: false,
             published: Duration::ZERO,
         };
-        Self { pace, bell, targets, wake, healths, post, state }
+        Self { pace, bell, targets, wake, healths, post, gathers: false, state }
     }
 
     /// Asks until the rounds are gone.
@@ -141,8 +134,10 @@ impl Asker {
     /// Until there is something to hear or to ask. True if the targets are others.
     fn wait(&mut self) -> io::Result<bool> {
         let due = self.due().map(|due| due.saturating_sub(self.state.begun.elapsed()));
+        let due = if self.gathers { Some(due.unwrap_or(TICK).min(TICK)) } else { due };
         let timeout = due.and_then(|due| due.try_into().ok());
-        let fds = [self.wake.as_fd()].into_iter().chain(self.post.sockets().map(AsFd::as_fd));
+        let sockets = self.post.sockets().filter(|_| !self.gathers);
+        let fds = [self.wake.as_fd()].into_iter().chain(sockets.map(AsFd::as_fd));
         let mut fds: Vec<_> = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) if fds[0].revents().is_empty() => Ok(false),
@@ -200,7 +195,9 @@ impl Asker {
         state.due = state.peers.iter().enumerate().map(|(at, peer)| (peer.due, at)).collect();
         let direct = state.peers.iter().filter(|peer| peer.may_be_direct()).count() as u32;
         let others = state.peers.len() as u32 - direct;
-        state.paces = [USUAL.max(USUAL * direct / DIRECT_PEERS), USUAL.max(PERIOD * others / OTHER_PEERS)];
+        // Each above the first ones slows all down by as much.
+        let slower = (PERIOD - USUAL) * direct.saturating_sub(DIRECT_PEERS) / (MANY - DIRECT_PEERS);
+        state.paces = [USUAL + slower, USUAL.max(PERIOD * others / MANY)];
         if state.links != links && !suspect {
             state.stir(now);
         }
@@ -214,7 +211,7 @@ impl Asker {
 
     /// Asks, hears, publishes.
     fn pass(&mut self) {
-        let now = self.state.begun.elapsed();
+        let (now, open) = (self.state.begun.elapsed(), self.post.open());
         self.post.look_if_due(now);
         for subnet in self.post.doubted() {
             if let Some(at) = at(&self.state.peers, subnet) {
@@ -229,6 +226,8 @@ impl Asker {
         let now = begun.elapsed();
         news.extend(self.post.hear(now));
         let changed = self.state.hear(news, now);
+        // One waking for many answers.
+        self.gathers = ![0, open].contains(&self.post.open());
         self.publish(changed, now);
     }
 
@@ -241,15 +240,14 @@ impl Asker {
             let Some(turn) = state.due.first().copied().filter(|(due, _)| *due <= ticks) else { break };
             state.due.pop_first();
             let Some(peer) = state.peers.get_mut(turn.1) else { continue };
-            let pace = state.paces[usize::from(!peer.may_be_direct())];
-            let pace = if pace > USUAL { state.spread.shorten(pace) } else { pace };
+            let pace = peer.pace(&state.paces);
             for probe in peer.judge.ask(now, pace) {
                 let unsure = peer.is_unsure(probe, now);
                 let path = peer.judge.peer();
                 let known = self.post.ask(path, probe, unsure, now);
                 news.extend(known.map(|sample| (path.subnet, sample)));
             }
-            peer.due = peer.next(now);
+            peer.due = peer.next(&state.paces, now);
             if peer.is_asked_on(self.pace, now) {
                 state.due.insert((peer.due, turn.1));
             }
@@ -299,7 +297,7 @@ impl State {
         peer.judge.hasten(by);
         peer.news = now;
         self.due.remove(&(peer.due, at));
-        peer.due = peer.next(now);
+        peer.due = peer.next(&self.paces, now);
         self.due.insert((peer.due, at));
     }
 
@@ -340,7 +338,7 @@ impl State {
                 tell(&before, &after);
             }
             // What was heard may be a reason to ask sooner or later; those who are asked no more are not in line.
-            let due = peer.next(now);
+            let due = peer.next(&self.paces, now);
             if self.due.remove(&(peer.due, at)) || due < peer.due {
                 self.due.insert((due, at));
                 peer.due = due;
@@ -392,8 +390,14 @@ impl Peer {
     }
 
     /// When to ask it again. A judge that asks at once again would never let go.
-    fn next(&self, now: Duration) -> u64 {
-        tick(self.judge.next().max(now + TICK))
+    fn next(&self, paces: &Paces, now: Duration) -> u64 {
+        let next = self.judge.next().max(now + TICK);
+        let is_seldom = self.pace(paces) > USUAL && next > now + SOON;
+        if is_seldom { tick(next).next_multiple_of(SELDOM) } else { tick(next) }
+    }
+
+    fn pace(&self, paces: &Paces) -> Duration {
+        paces[usize::from(!self.may_be_direct())]
     }
 
     /// With `on-change`, too, nobody else would say that a way which was chosen by evidence fails.

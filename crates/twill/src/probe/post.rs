@@ -317,6 +317,11 @@ impl Post {
         self.wires.sockets()
     }
 
+    /// Questions without an answer.
+    pub(super) fn open(&self) -> usize {
+        self.sent.open()
+    }
+
     /// When something has to be done even if nothing comes in.
     pub(super) fn due(&self) -> Option<Duration> {
         self.sent.due().into_iter().chain(self.next_hops.due()).min()
@@ -341,8 +346,8 @@ impl Post {
     pub(super) fn hear(&mut self, now: Duration) -> Vec<News> {
         let mut news = Vec::new();
         let (all, whole) = self.wires.heard(self.uplink().ok());
-        for heard in all {
-            news.extend(self.understand(heard, now));
+        for (heard, age) in all {
+            news.extend(self.understand(heard, now.saturating_sub(age)));
         }
         if !whole {
             return news;

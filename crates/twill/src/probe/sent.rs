@@ -187,6 +187,11 @@ impl Outstanding {
         Some((sent, answer))
     }
 
+    /// That wait for an answer.
+    pub(super) fn open(&self) -> usize {
+        self.open
+    }
+
     /// When one may have to be called lost.
     pub(super) fn due(&self) -> Option<Duration> {
         self.all.front().filter(|_| self.open > 0).map(|oldest| oldest.at + PATIENCE)

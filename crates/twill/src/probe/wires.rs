@@ -7,7 +7,7 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use kernel::packet::{EtherType, Interface, Marks, Socket, doubt, interfaces};
+use kernel::packet::{EtherType, Interface, Marks, Received, Socket, doubt, interfaces};
 use plan::input::Family;
 use plan::{LinkName, Mac};
 use tracing::{debug, warn};
@@ -224,26 +224,28 @@ impl Wires {
         raw.chain(self.ears.iter().map(|ear| &ear.socket)).chain(doubts)
     }
 
-    /// What has come in, and whether that is all. Who is whose neighbour is heard on the uplink alone.
-    pub(super) fn heard(&mut self, uplink: Option<LinkName>) -> (Vec<Heard>, bool) {
+    /// What has come in, how long ago, and whether that is all. Who is whose neighbour is heard on the uplink alone.
+    pub(super) fn heard(&mut self, uplink: Option<LinkName>) -> (Vec<(Heard, Duration)>, bool) {
         let (mut all, mut whole, buffer) = (Vec::new(), true, &mut self.buffer);
         for (raw, family) in self.raw.iter().zip(Family::ALL) {
             let Some(raw) = raw else { continue };
-            whole &= drain(&raw.answers, buffer, |packet, from| {
-                all.extend(match family {
+            whole &= drain(&raw.answers, buffer, |packet, it| {
+                let heard = match family {
                     Family::Ipv4 => frame::read_packet(None, packet),
-                    Family::Ipv6 => from.and_then(|from| frame::read_icmp(from, packet)),
-                });
+                    Family::Ipv6 => it.from.and_then(|from| frame::read_icmp(from, packet)),
+                };
+                all.extend(heard.map(|heard| (heard, it.age)));
             });
         }
         for ear in &self.ears {
-            whole &= drain(&ear.socket, buffer, |packet, _| {
+            whole &= drain(&ear.socket, buffer, |packet, it| {
                 let header = if ear.mac.is_some() { frame::ETHERNET } else { 0 };
                 let source = packet.get(6..12).and_then(|mac| mac.try_into().ok()).map(Mac);
                 let inner = packet.get(header..).unwrap_or_default();
                 let heard = frame::read_frame(ear.kind, source.filter(|_| header > 0), inner);
                 let foreign = Some(ear.link) != uplink;
-                all.extend(heard.filter(|it| !(foreign && matches!(it, Heard::Neighbour { .. }))));
+                let heard = heard.filter(|heard| !(foreign && matches!(heard, Heard::Neighbour { .. })));
+                all.extend(heard.map(|heard| (heard, it.age)));
             });
         }
         (all, whole)
@@ -251,10 +253,10 @@ impl Wires {
 }
 
 /// True if there is no more.
-fn drain(socket: &Socket, buffer: &mut [u8], mut each: impl FnMut(&[u8], Option<IpAddr>)) -> bool {
+fn drain(socket: &Socket, buffer: &mut [u8], mut each: impl FnMut(&[u8], Received)) -> bool {
     for _ in 0..AT_ONCE {
-        let Some((length, from)) = socket.receive(buffer) else { return true };
-        each(&buffer[..length], from);
+        let Some(received) = socket.receive(buffer) else { return true };
+        each(&buffer[..received.length], received);
     }
     false
 }
