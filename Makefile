@@ -38,7 +38,7 @@ bench-scale: toolchain packages bench-build
 bench-churn: toolchain packages bench-build
 	@TWILL_BIN=$(CURDIR)/target/release/twill target/debug/twill-lab bench churn $(BENCH)
 
-## Measure what it costs to ask 5,000 peers that answer, and `twill status`: BENCH='--peers 10000' for more; four minutes.
+## Measure what it costs to ask 5,000 peers that answer, and `twill status`: BENCH='--peers 10000' for more; ten minutes.
 bench-probe: toolchain packages bench-build
 	@TWILL_BIN=$(CURDIR)/target/release/twill target/debug/twill-lab bench probe $(BENCH)
 
