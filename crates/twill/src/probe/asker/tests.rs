@@ -90,7 +90,7 @@ fn thousands_are_not_asked_at_once_when_a_link_changes() {
     all.targets.send_modify(|targets| targets.peers = Arc::new(peers.collect()));
     all.asker.follow();
     let state = &mut all.asker.state;
-    for sent in [5, 70].map(Duration::from_secs) {
+    for sent in [5_000, 5_150, 70_000, 70_150].map(Duration::from_millis) {
         for peer in &mut state.peers {
             for probe in peer.judge.ask(sent, PERIOD) {
                 peer.judge.hear(Sample { probe, sent, answer: Answer::Came { after: TICK } });
