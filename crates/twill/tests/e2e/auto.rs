@@ -8,7 +8,7 @@ use lab::plain::Announce;
 use lab::{Capture, Filter, Lab, Monitors, PingStream, Timing, Topology, View, patient};
 
 use crate::cluster::{self, FLAGS, SOON};
-use crate::verdicts::{AT_ONCE, AUTO, PROVEN, found, goes, is_direct, plain, soaking, told};
+use crate::verdicts::{AT_ONCE, AUTO, PROVEN, finding, found, goes, is_direct, plain, soaking, told};
 
 const POD_ADDRESSES: &str = "ip saddr 10.244.0.0/16";
 const POD_ADDRESSES6: &str = "ip6 saddr fd00:244::/48";
@@ -93,9 +93,16 @@ fn three_of_four_peers_dead_and_the_store_away() {
         let away = lab.store.path().with_extension("away");
         std::fs::rename(lab.store.path(), &away).unwrap();
         (3..=5).for_each(|k| lab.node(k).unplug());
+        let lost = || node.twill(&["status"]).contains("lost, the last known leases stay in force: ");
+        lab::wait_for("the store is told as lost", SOON, lost);
+        for k in 3..=5 {
+            found(node, &lab.node(k).subnet(), "next hop silent", SOON);
+        }
         lab::holds_for("ready and alive", Duration::from_secs(15), || {
             ["/readyz", "/healthz"].iter().all(|path| node.get(path).is_some_and(|reply| reply.status == 200))
         });
+        let dead = (3..=5).map(|k| finding(node, &lab.node(k).subnet()));
+        assert!(lost() && dead.flatten().filter(|name| *name == "next hop silent").count() == 3);
         let ours = monitors.lines_about(&["flannel", "proto 84"]);
         assert!(ours.is_empty(), "{ours:?}");
         assert!(pods[0].ping(pods[1].ip()).is_some());
