@@ -216,3 +216,35 @@ fn kind(object: &Object) -> &'static str {
         Object::Iptables(_) => "iptables",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use plan::Path::Vxlan;
+
+    use super::*;
+    use crate::report::peers::tests::{health, peer};
+
+    #[test]
+    fn single_peers_are_shown_while_they_are_at_fault_and_fifty_at_most() {
+        let metrics = Metrics::new();
+        let silent = Finding::Silent { node: [192, 0, 2, 1].into() };
+        // The first of sixty peers are healthy.
+        let shown = |healthy: u8| -> Vec<u8> {
+            let finding = |number| if number <= healthy { Finding::Healthy } else { silent };
+            let peers: Vec<_> = (1..=60).map(|number| peer(number, Vxlan)).collect();
+            let healths: Vec<_> = (1..=60).map(|number| health(number, finding(number))).collect();
+            metrics.show_peers(&peers, &healths, [0, 0]);
+            let text = metrics.text();
+            let series = |number| {
+                let by = format!(r#"node="192.0.2.{number}",subnet="10.244.{number}.0/24",verdict="silent""#);
+                text.contains(&format!("twill_peer_fault{{{by}}} 1\n"))
+            };
+            let shown: Vec<_> = (1..=60).filter(|number| series(*number)).collect();
+            assert_eq!(text.matches("twill_peer_fault{").count(), shown.len(), "{text}");
+            shown
+        };
+        assert_eq!(shown(3), (4..=53).collect::<Vec<_>>());
+        assert_eq!(shown(58), [59, 60]);
+        assert_eq!(shown(60), []);
+    }
+}
