@@ -191,10 +191,11 @@ impl Socket {
             let flags = MsgFlags::empty();
             match recvmsg::<SockaddrStorage>(self.0.as_raw_fd(), &mut parts, Some(&mut control), flags) {
                 Ok(message) => {
-                    let taken = message.cmsgs().ok()?.find_map(|control| match control {
-                        ControlMessageOwned::ScmTimestampns(taken) => Some(Duration::from(taken)),
-                        _ => None,
-                    });
+                    let taken =
+                        message.cmsgs().ok().into_iter().flatten().find_map(|control| match control {
+                            ControlMessageOwned::ScmTimestampns(taken) => Some(Duration::from(taken)),
+                            _ => None,
+                        });
                     let now = || SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
                     let age = taken.map_or(Duration::ZERO, |taken| now().saturating_sub(taken));
                     let from = message.address.as_ref().and_then(ip_of);

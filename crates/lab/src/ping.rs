@@ -55,7 +55,8 @@ impl PingStream {
         let mut command = from.command("ping");
         command.args(["-n", "-D"]).args(options).arg(to.to_string());
         let lines = Lines::start(command);
-        let begun = lines.wait_for(Duration::from_secs(2), |line| line.starts_with("PING"));
+        // Into a pipe it says nothing before the first answer.
+        let begun = lines.wait_for(Duration::from_secs(10), |line| line.starts_with("PING"));
         assert!(begun, "ping says: {:?}", lines.all());
         Self { lines }
     }

@@ -314,6 +314,7 @@ impl State {
         if touched.is_empty() {
             return false;
         }
+        self.numbers = true;
         // While nothing is lost, whoever may be the suspect, nothing comes of it.
         if (self.lost || self.suspect) && now >= self.looked_around + LOOK_AROUND {
             (self.looked_around, self.lost) = (now, false);
@@ -332,7 +333,6 @@ impl State {
             let before = peer.judge.health();
             peer.judge.decide(now, suspect);
             let after = peer.judge.health();
-            self.numbers |= before != after;
             if before.verdict != after.verdict {
                 (changed, peer.news) = (true, now);
                 tell(&before, &after);
