@@ -245,6 +245,6 @@ mod tests {
         };
         assert_eq!(shown(3), (4..=53).collect::<Vec<_>>());
         assert_eq!(shown(58), [59, 60]);
-        assert_eq!(shown(60), []);
+        assert!(shown(60).is_empty());
     }
 }
