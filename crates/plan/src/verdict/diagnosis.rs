@@ -83,7 +83,7 @@ impl Judge {
         let resolves = self.peer.on_link && !rare.next_hop.impossible;
         let next_hop = resolves && alive(&rare.next_hop);
         let there = alive(&rare.there);
-        if let Some(duplicate) = self.duplicate().filter(|_| next_hop && !there) {
+        if let Some(duplicate) = self.duplicate().filter(|_| next_hop) {
             return duplicate;
         }
         if tracks.path.flaps() {

@@ -53,7 +53,15 @@ fn bare(net: Net) {
     let claims = second_machine(&lab, net);
     all_told(&lab, &daemons[0], &faults);
     lab::holds_for("no other reason is found", 2 * CALM, || {
-        faults.iter().all(|fault| finding(node, fault.subnet).as_deref() == Some(fault.name))
+        for fault in &faults {
+            assert_eq!(
+                finding(node, fault.subnet).as_deref(),
+                Some(fault.name),
+                "{}",
+                node.twill(&["status"])
+            );
+        }
+        true
     });
     assert_eq!(finding(node, &of[5]).as_deref(), Some("unverified"));
     assert_eq!(routes(), before, "the kernel heals what is lost, not we");
