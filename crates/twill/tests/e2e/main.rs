@@ -9,6 +9,7 @@ mod blackhole;
 mod calm;
 mod cluster;
 mod diff;
+mod direct_mtu;
 mod docs;
 mod dual_stack;
 mod etcd;
