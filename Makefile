@@ -1,6 +1,6 @@
 # Two commands do everything: `make lab` shows it, `make test` proves it.
 
-APT := gcc libc6-dev iproute2 iptables iputils-ping util-linux procps nftables tcpdump systemd etcd-server etcd-client protobuf-compiler openssl faketime
+APT := gcc libc6-dev iproute2 iptables iputils-ping util-linux procps nftables tcpdump systemd etcd-server etcd-client protobuf-compiler libprotobuf-dev openssl faketime
 # The last commit that knew no store but a directory.
 EARLIER ?= 1c0414a
 # How to become root for apt: not at all, or by sudo without a question.
