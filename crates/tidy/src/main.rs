@@ -1,7 +1,8 @@
-//! Holds the tree to the rules of ARCHITECTURE.md: first paragraphs, left-overs, who may depend on what. It reports sizes. What the compiler
+//! Holds the tree to the rules of ARCHITECTURE.md: first paragraphs, left-overs, references to flannel's contract, who may depend on what. It reports sizes. What the compiler
 //! and clippy can hold (functions, arguments, unwrap, unsafe) is theirs and not repeated here.
 
 mod dependencies;
+mod references;
 mod sources;
 
 use std::path::Path;
