@@ -12,7 +12,7 @@ use crate::state::{
     Address, FdbEntry, Link, LinkKind, MAIN_TABLE, Neighbour, Nexthop, Route, RoutePath, Rule, Sysctl,
     Unknown,
 };
-use crate::{LinkName, sysctls};
+use crate::{LinkName, Row, sysctls};
 
 /// What to do with an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -101,19 +101,19 @@ impl Object {
     pub fn identity(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         match self {
-            Self::Sysctl(setting) => (0, &setting.row.path).hash(&mut hasher),
-            Self::Link(row) => (1, row.name).hash(&mut hasher),
+            Self::Sysctl(setting) => (0, setting.row.key()).hash(&mut hasher),
+            Self::Link(row) => (1, row.key()).hash(&mut hasher),
             Self::LinkUp(name) => (1, name).hash(&mut hasher),
-            Self::Address(row) => (2, row.link, row.address).hash(&mut hasher),
-            Self::Fdb(row) => (3, row.link, row.mac).hash(&mut hasher),
-            Self::Neighbour(row) => (4, row.link, row.address).hash(&mut hasher),
-            Self::Nexthop(row) => (5, row.id).hash(&mut hasher),
-            Self::Route(row) => (6, row.table, row.destination, row.metric).hash(&mut hasher),
-            Self::Rule(row) => (7, row.priority, row.to).hash(&mut hasher),
-            Self::NftTable(row) => (8, row.family).hash(&mut hasher),
-            Self::NftChain(row) => (9, row.family, &row.chain).hash(&mut hasher),
-            Self::NftElement(row) => (10, row.address).hash(&mut hasher),
-            Self::Iptables(row) => (11, row.variant, row.family, row.table, &row.chain).hash(&mut hasher),
+            Self::Address(row) => (2, row.key()).hash(&mut hasher),
+            Self::Fdb(row) => (3, row.key()).hash(&mut hasher),
+            Self::Neighbour(row) => (4, row.key()).hash(&mut hasher),
+            Self::Nexthop(row) => (5, row.key()).hash(&mut hasher),
+            Self::Route(row) => (6, row.key()).hash(&mut hasher),
+            Self::Rule(row) => (7, row.key()).hash(&mut hasher),
+            Self::NftTable(row) => (8, row.key()).hash(&mut hasher),
+            Self::NftChain(row) => (9, row.key()).hash(&mut hasher),
+            Self::NftElement(row) => (10, row.key()).hash(&mut hasher),
+            Self::Iptables(row) => (11, row.key()).hash(&mut hasher),
         }
         hasher.finish()
     }

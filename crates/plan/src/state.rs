@@ -4,7 +4,6 @@
 //! entries) is left out by whoever reads the kernel; an attribute that is read and not understood goes into
 //! `unknown`, which nothing wanted ever carries, so such a row is unlike and gets replaced.
 
-use std::cmp::Ordering;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -200,49 +199,67 @@ pub struct Rule {
 }
 
 impl Row for Sysctl {
-    fn cmp_key(&self, other: &Self) -> Ordering {
-        self.path.cmp(&other.path)
+    type Key<'a> = &'a str;
+
+    fn key(&self) -> &str {
+        &self.path
     }
 }
 
 impl Row for Link {
-    fn cmp_key(&self, other: &Self) -> Ordering {
-        self.name.cmp(&other.name)
+    type Key<'a> = LinkName;
+
+    fn key(&self) -> LinkName {
+        self.name
     }
 }
 
 impl Row for Address {
-    fn cmp_key(&self, other: &Self) -> Ordering {
-        (self.link, self.address).cmp(&(other.link, other.address))
+    type Key<'a> = (LinkName, IpNet);
+
+    fn key(&self) -> (LinkName, IpNet) {
+        (self.link, self.address)
     }
 }
 
 impl Row for FdbEntry {
-    fn cmp_key(&self, other: &Self) -> Ordering {
-        (self.link, self.mac).cmp(&(other.link, other.mac))
+    type Key<'a> = (LinkName, Mac);
+
+    fn key(&self) -> (LinkName, Mac) {
+        (self.link, self.mac)
     }
 }
 
 impl Row for Neighbour {
-    fn cmp_key(&self, other: &Self) -> Ordering {
-        (self.link, self.address).cmp(&(other.link, other.address))
+    type Key<'a> = (LinkName, IpAddr);
+
+    fn key(&self) -> (LinkName, IpAddr) {
+        (self.link, self.address)
     }
 }
 
 impl Row for Nexthop {
-    fn cmp_key(&self, other: &Self) -> Ordering {
-        self.id.cmp(&other.id)
+    type Key<'a> = u32;
+
+    fn key(&self) -> u32 {
+        self.id
     }
 }
 
 impl Row for Route {
-    fn cmp_key(&self, other: &Self) -> Ordering {
-        (self.table, self.destination, self.metric).cmp(&(other.table, other.destination, other.metric))
+    type Key<'a> = (u32, IpNet, u32);
+
+    /// Table, destination and metric.
+    fn key(&self) -> (u32, IpNet, u32) {
+        (self.table, self.destination, self.metric)
     }
 }
 
 impl Row for Rule {
-    fn cmp_key(&self, other: &Self) -> Ordering {
-        (self.priority, self.to).cmp(&(other.priority, other.to))
+    type Key<'a> = (u32, IpNet);
+
+    /// Priority and destination.
+    fn key(&self) -> (u32, IpNet) {
+        (self.priority, self.to)
     }
 }

@@ -3,16 +3,27 @@
 //! Rows of one key may stand more than once, because the kernel allows it (`ip route append`).
 
 use std::cmp::Ordering;
+use std::hash::Hash;
 
 use serde::{Deserialize, Serialize};
 
-/// One object of the kernel. Its order must be by key first.
+/// One object of the kernel.
 pub trait Row: Clone + Ord {
-    /// Equal when both rows name the same object of the kernel, whatever its attributes.
-    fn cmp_key(&self, other: &Self) -> Ordering;
+    /// Tells an object from all others of its kind, whatever its attributes.
+    type Key<'a>: Ord + Hash
+    where
+        Self: 'a;
+
+    /// Returns the row's key: the only place that says which rows name the same object.
+    fn key(&self) -> Self::Key<'_>;
+
+    /// Compares the keys of two rows; equal when both name the same object.
+    fn cmp_key(&self, other: &Self) -> Ordering {
+        self.key().cmp(&other.key())
+    }
 }
 
-/// Rows in ascending order.
+/// Rows in ascending order of their keys, and of all their fields under one key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<T>")]
 pub struct Table<T: Row>(Vec<T>);
@@ -25,7 +36,7 @@ impl<T: Row> Default for Table<T> {
 
 impl<T: Row> From<Vec<T>> for Table<T> {
     fn from(mut rows: Vec<T>) -> Self {
-        rows.sort_unstable();
+        rows.sort_unstable_by(|a, b| a.cmp_key(b).then_with(|| a.cmp(b)));
         Self(rows)
     }
 }

@@ -9,7 +9,7 @@ use plan::netconf::NetConf;
 use plan::note::Note;
 use plan::state::LinkKind;
 use plan::subnet_alloc::{self, Asker};
-use plan::{Object, Op, Row, Verb};
+use plan::{Object, Op, Row, Table, Verb};
 use proptest::prelude::*;
 
 mod laws {
@@ -142,6 +142,18 @@ proptest! {
                 _ => false,
             };
             law(right, &scene, &ops, || format!("{op} is not what this device needs"))?;
+        }
+    }
+
+    #[test]
+    fn a_walk_of_two_tables_meets_each_key_once(bytes in tape::bytes()) {
+        let mut tape = Tape::new(&bytes);
+        let [left, right] = [(); 2].map(|()| (0..tape.below(8)).map(|_| world::any_route(&mut tape)).collect::<Table<_>>());
+        let mut met = std::collections::BTreeSet::new();
+        for (here, there) in left.union(&right) {
+            let key = here.iter().chain(there).next().map(Row::key);
+            prop_assert!(here.iter().chain(there).all(|row| Some(row.key()) == key), "{here:?} {there:?}");
+            prop_assert!(met.insert(key), "{key:?} is met twice: {left:?} {right:?}");
         }
     }
 

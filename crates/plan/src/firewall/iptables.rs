@@ -1,7 +1,6 @@
 //! What of iptables is ours: two chains, and the jumps to them in the chains of all (flannel-compat 7.1). Rules are kept
 //! in the words of iptables-save(8), which is how they are read and written.
 
-use std::cmp::Ordering;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -120,9 +119,10 @@ impl IptablesChain {
 }
 
 impl Row for IptablesChain {
-    fn cmp_key(&self, other: &Self) -> Ordering {
-        let key = |row: &Self| (row.variant, row.family, row.table);
-        key(self).cmp(&key(other)).then_with(|| self.chain.cmp(&other.chain))
+    type Key<'a> = (Variant, Family, IptablesTable, &'a str);
+
+    fn key(&self) -> (Variant, Family, IptablesTable, &str) {
+        (self.variant, self.family, self.table, &self.chain)
     }
 }
 

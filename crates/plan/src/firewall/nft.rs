@@ -1,7 +1,6 @@
 //! What of nftables is ours: flannel's own tables `ip flannel-ipv4` and `ip6 flannel-ipv6`, their chains, and the peers'
 //! addresses that the source filter goes by (flannel-compat 7.2).
 
-use std::cmp::Ordering;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -112,20 +111,26 @@ pub struct NftElement {
 }
 
 impl Row for NftTable {
-    fn cmp_key(&self, other: &Self) -> Ordering {
-        self.family.cmp(&other.family)
+    type Key<'a> = Family;
+
+    fn key(&self) -> Family {
+        self.family
     }
 }
 
 impl Row for NftChain {
-    fn cmp_key(&self, other: &Self) -> Ordering {
-        (self.family, &self.chain).cmp(&(other.family, &other.chain))
+    type Key<'a> = (Family, &'a NftChainName);
+
+    fn key(&self) -> (Family, &NftChainName) {
+        (self.family, &self.chain)
     }
 }
 
 impl Row for NftElement {
-    fn cmp_key(&self, other: &Self) -> Ordering {
-        self.address.cmp(&other.address)
+    type Key<'a> = IpAddr;
+
+    fn key(&self) -> IpAddr {
+        self.address
     }
 }
 

@@ -11,6 +11,7 @@ use plan::input::{
     AddressFacts, Config, DirectRoute, Former, Leases, LinkFacts, Node, RouteFacts, Underlay, Uplink, Writer,
 };
 use plan::lease::{Announced, Lease, Subnet, Vtep};
+use plan::state::{Route, RoutePath};
 use plan::verdict::{Finding, Verdict, Way};
 use plan::{LinkName, Mac};
 
@@ -458,5 +459,27 @@ fn share_mac(tape: &mut Tape, lease: &mut Lease, good: &[Lease]) {
         set_vteps(lease, None, Mac::default());
     } else {
         lease.announced = tape.pick(&of_both).announced.clone();
+    }
+}
+
+/// A route to one of few destinations, in any form: many of them share a key.
+pub(crate) fn any_route(tape: &mut Tape) -> Route {
+    let gateway = v4([192, 0, 2, 7]);
+    let link = tape.pick(&["eth0", "flannel.1"]).parse().unwrap();
+    let path = match tape.below(6) {
+        0 => RoutePath::Via { gateway, link, onlink: tape.once_in(2) },
+        1 => RoutePath::Nexthop(*NEXTHOPS.start()),
+        2 => RoutePath::Link(link),
+        3 => RoutePath::Unreachable,
+        4 => RoutePath::Blackhole,
+        _ => RoutePath::Other,
+    };
+    Route {
+        table: tape.pick(&[254, 100]),
+        destination: tape.pick(&["10.244.1.0/24", "10.244.2.0/24", "fd00:244:0:1::/64"]).parse().unwrap(),
+        path,
+        protocol: tape.pick(&[PROTOCOL, 3]),
+        metric: tape.pick(&[0, u32::MAX]),
+        unknown: None,
     }
 }
