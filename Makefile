@@ -1,6 +1,12 @@
 # Two commands do everything: `make lab` shows it, `make test` proves it.
 
-APT := gcc libc6-dev iproute2 iptables iputils-ping util-linux procps nftables tcpdump systemd etcd-server etcd-client protobuf-compiler libprotobuf-dev openssl faketime
+# Debian packages, by target. `make fresh` finds out when one is not named here.
+lab_packages   := gcc libc6-dev iproute2 iputils-ping mount nftables tcpdump util-linux
+# The etcd client is generated from etcd's own interface files: protoc, and what these import.
+build_packages := gcc libc6-dev protobuf-compiler libprotobuf-dev
+check_packages := $(build_packages) procps systemd
+test_packages  := $(lab_packages) $(build_packages) iptables procps systemd etcd-server etcd-client openssl faketime
+fresh_packages := git mmdebstrap mount util-linux
 # The last commit that knew no store but a directory.
 EARLIER ?= 1c0414a
 # How to become root for apt: not at all, or by sudo without a question.
@@ -8,42 +14,47 @@ AS_ROOT  := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 # Where rustup puts cargo, and where Debian hides bridge and nft from ordinary users.
 export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 
-.PHONY: lab test soak upgrade bench-scale bench-churn bench-probe check golden install clean bench-build toolchain packages
+PACKAGES := $(addprefix packages-,lab build check test fresh)
+.PHONY: lab fresh test soak upgrade bench-scale bench-churn bench-probe check golden install clean bench-build toolchain $(PACKAGES)
 
-## Show a pod network that repairs itself: real namespaces, real kernel, real daemon.
-lab: toolchain packages
-	@scripts/progress "building the daemon and the lab" cargo build --quiet --locked --target-dir target -p twill -p lab
+## Show a pod network that repairs itself: real namespaces, real kernel, real daemon (its store is a directory: no etcd).
+lab: toolchain packages-lab
+	@scripts/progress "building the daemon and the lab" cargo build --quiet --locked --target-dir target -p twill -p lab --no-default-features
 	@target/debug/twill-lab demo
 
+## Run a target, `lab` by default, on a minimal Debian of its own with a clone of HEAD: TARGET=test for another. Needs root.
+fresh: packages-fresh
+	@scripts/fresh $(or $(TARGET),lab)
+
 ## Run every test.
-test: toolchain packages
+test: toolchain packages-test
 	@scripts/progress "building the tests" cargo test --quiet --locked --workspace --no-run
 	@cargo test --locked --workspace --no-fail-fast
 
 ## What takes its time: a path that flaps for two minutes, healthy and busy nodes for ten minutes each; 25 minutes.
-soak: toolchain packages
+soak: toolchain packages-test
 	@scripts/progress "building the tests" cargo test --quiet --locked -p twill --test e2e --no-run
 	@TWILL_SOAK=1 cargo test --locked -p twill --test e2e -- a_way_that_flaps calm::
 
 ## Upgrade a running node from an earlier commit to this one and back: EARLIER=1c0414a (it needs the history).
-upgrade: toolchain packages
+upgrade: toolchain packages-test
 	@scripts/earlier $(EARLIER) target/earlier
 	@TWILL_EARLIER=$(CURDIR)/target/earlier/bin/twill cargo test --locked -p twill --test upgrade
 
 ## Measure a start among 1,000 to 50,000 peers, and single changes: BENCH='--peers 1000,10000 --store dir' for a part; two hours.
-bench-scale: toolchain packages bench-build
+bench-scale: toolchain packages-test bench-build
 	@TWILL_BIN=$(CURDIR)/target/release/twill target/debug/twill-lab bench scale $(BENCH)
 
 ## Measure nodes that come and go among 5,000, and restarts among 10,000: BENCH='--backend vxlan' for a part; five minutes.
-bench-churn: toolchain packages bench-build
+bench-churn: toolchain packages-test bench-build
 	@TWILL_BIN=$(CURDIR)/target/release/twill target/debug/twill-lab bench churn $(BENCH)
 
 ## Measure what it costs to ask 5,000 peers that answer, and `twill status`: BENCH='--peers 10000' for more; ten minutes.
-bench-probe: toolchain packages bench-build
+bench-probe: toolchain packages-test bench-build
 	@TWILL_BIN=$(CURDIR)/target/release/twill target/debug/twill-lab bench probe $(BENCH)
 
 ## Formatting, lints, budgets, the unit file, licences.
-check: toolchain packages
+check: toolchain packages-check
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --all-features --quiet -- -D warnings
 	cargo clippy --locked -p twill --no-default-features --quiet -- -D warnings
@@ -52,11 +63,11 @@ check: toolchain packages
 	@! command -v cargo-deny >/dev/null || cargo deny check licenses bans sources
 
 ## Rewrite the expected files of the golden cases; read the diff before committing it.
-golden: toolchain packages
+golden: toolchain packages-build
 	GOLDEN=update cargo test --locked -p plan --test golden
 
 ## Install the binary, the service, and the names of our routing table and protocol for ip(8).
-install: toolchain packages
+install: toolchain packages-build
 	cargo build --release --locked --target-dir target -p twill
 	install -D -m 0755 target/release/twill $(DESTDIR)/usr/local/bin/twill
 	install -D -m 0644 deploy/twill.service $(DESTDIR)/usr/local/lib/systemd/system/twill.service
@@ -74,5 +85,5 @@ bench-build: toolchain
 toolchain:
 	@command -v rustup >/dev/null || { echo "Rust is missing: apt-get install curl && curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y"; exit 1; }
 
-packages:
-	@scripts/apt-packages "$(AS_ROOT)" $(APT)
+$(PACKAGES): packages-%:
+	@scripts/apt-packages "$(AS_ROOT)" $($*_packages)

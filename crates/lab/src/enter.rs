@@ -153,3 +153,24 @@ pub(crate) fn settle() -> Result<(), String> {
     })
     .clone()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::TOOLS;
+
+    /// `make lab` and `make test` install the package of each tool that the lab needs, whatever else happens to be there.
+    #[test]
+    fn the_makefile_names_every_package_of_the_lab() {
+        let makefile = include_str!("../../../Makefile");
+        let packages = |name: &str| {
+            let line = makefile.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+            let (_, packages) = line.split_once(":=").unwrap_or_else(|| panic!("no {name} in the Makefile"));
+            packages.split_whitespace().collect::<Vec<_>>()
+        };
+        let lab = packages("lab_packages");
+        for (tool, package) in TOOLS {
+            assert!(lab.contains(&package), "`{tool}` is in {package}, which `make lab` does not install");
+        }
+        assert!(packages("test_packages").contains(&"$(lab_packages)"));
+    }
+}
