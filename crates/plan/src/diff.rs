@@ -1,137 +1,108 @@
 //! The steps from what the kernel holds to what it should hold. Pure and ordered; it walks the union of both sides once
 //! per kind, so a left-over is met even when nothing wants it. What may be deleted is `owned`'s to say.
 
-use std::collections::BTreeMap;
-
-use crate::firewall::{NftChainName, NftElement};
+use crate::firewall::NftChainName;
 use crate::input::Family;
 use crate::owned::{Owned, Sweep};
-use crate::state::{Link, LinkKind, Neighbour, Route, RoutePath, State};
-use crate::{LinkName, Object, Op, Row, Setting, Table, Verb};
+use crate::state::{EachKind, Goes, Kind, Link, LinkKind, Losses, State, Sysctl};
+use crate::{Object, Op, Setting, Table, Verb};
 
 /// Ops in the order in which they are to be applied; empty when nothing is to be done.
 pub fn diff(wanted: &State, seen: &State, owned: &Owned) -> Vec<Op> {
-    let mut steps = Steps { ops: Vec::new(), sweep: owned.sweep };
-    let links = steps.links(wanted, seen, owned);
-    let goes = |link: LinkName| links.goes(link);
-    let is_wanted = |id: u32| wanted.nexthops.binary_search_by_key(&id, |row| row.id).is_ok();
-    let lost = seen.nexthops.iter().map(|row| (row.id, goes(row.link)));
-    // A next hop that we want is moved off a link before that link is deleted for good.
-    let goes_too = |(id, goes): &(u32, Goes)| match goes {
-        Goes::Never => false,
-        Goes::First => true,
-        Goes::Last => !is_wanted(*id),
-    };
-    let lost: BTreeMap<u32, Goes> = lost.filter(goes_too).collect();
-    let led_there = |row: &Route| match row.path {
-        RoutePath::Via { link, .. } | RoutePath::Link(link) => goes(link),
-        RoutePath::Nexthop(id) => lost.get(&id).copied().unwrap_or(Goes::Never),
-        _ => Goes::Never,
-    };
-    steps.sysctls(wanted, seen, |link| goes(link) == Goes::First);
-    steps.rows(&wanted.addresses, &seen.addresses, |row| goes(row.link), |row| owned.address(row));
-    steps.rows(&wanted.fdb, &seen.fdb, |row| goes(row.link), |row| owned.fdb(row));
-    let flushed =
-        |row: &Neighbour| if links.flushed.contains(&row.link) { Goes::First } else { goes(row.link) };
-    steps.rows(&wanted.neighbours, &seen.neighbours, flushed, |row| owned.neighbour(row));
-    steps.rows(&wanted.nexthops, &seen.nexthops, |row| goes(row.link), |row| owned.nexthop(row));
-    steps.rows(&wanted.routes, &seen.routes, led_there, |row| owned.route(row));
-    steps.rows(&wanted.rules, &seen.rules, |_| Goes::Never, |row| owned.rule(row));
-    steps.firewall(wanted, seen, owned);
+    let mut steps = Steps { wanted, seen, owned, losses: Losses::default(), ops: Vec::new() };
+    // What links, next hops and chains take along has to be known before the rows that go with them.
+    steps.links();
+    steps.lose_nexthops();
+    steps.lose_elements();
+    steps.sysctls();
+    State::each_kind(&mut steps);
     steps.ops.sort_unstable();
     steps.ops
 }
 
-struct Steps {
+struct Steps<'a> {
+    wanted: &'a State,
+    seen: &'a State,
+    owned: &'a Owned,
+    losses: Losses,
     ops: Vec<Op>,
-    sweep: Sweep,
 }
 
-/// When a row goes without an op of its own.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Goes {
-    Never,
-    /// Before anything is added: its link is made anew, or flushed by a new MAC.
-    First,
-    /// After everything else: its link is deleted for good.
-    Last,
-}
-
-/// Links on which less will stand than was seen.
-#[derive(Default)]
-struct Touched {
-    remade: Vec<LinkName>,
-    dropped: Vec<LinkName>,
-    /// There, but without neighbours once the MAC is changed.
-    flushed: Vec<LinkName>,
-}
-
-impl Touched {
-    fn goes(&self, link: LinkName) -> Goes {
-        if self.remade.contains(&link) {
-            Goes::First
-        } else if self.dropped.contains(&link) {
-            Goes::Last
-        } else {
-            Goes::Never
+impl EachKind for Steps<'_> {
+    /// Links and sysctls have rules of their own, in [`Steps::links`] and [`Steps::sysctls`].
+    fn kind<K: Kind + Into<Object>>(
+        &mut self,
+        table: fn(&State) -> &Table<K>,
+        _: fn(&mut State) -> &mut Table<K>,
+    ) {
+        if ![Link::NAME, Sysctl::NAME].contains(&K::NAME) {
+            self.rows(table(self.wanted), table(self.seen));
         }
     }
 }
 
-impl Steps {
+impl Steps<'_> {
     fn push(&mut self, verb: Verb, object: impl Into<Object>) {
         self.ops.push(Op { verb, object: object.into() });
     }
 
-    fn links(&mut self, wanted: &State, seen: &State, owned: &Owned) -> Touched {
-        let mut touched = Touched::default();
+    fn sweeps(&self) -> bool {
+        self.owned.sweep == Sweep::LeftOvers
+    }
+
+    fn links(&mut self) {
+        let (wanted, seen) = (self.wanted, self.seen);
+        let (owned, sweeps) = (self.owned, self.sweeps());
         for pair in wanted.links.union(&seen.links) {
             match pair {
                 ([want, ..], []) => self.create(want),
-                ([want, ..], [have, ..]) if !owned.link(have) => {}
+                ([want, ..], [have, ..]) if !have.is_ours(owned, seen) => {}
                 ([want, ..], [have, ..]) if changeable(want, have) => {
                     self.change(want, have);
                     if want.mac != have.mac {
-                        touched.flushed.push(want.name);
+                        self.losses.flushed.push(want.name);
                     }
                 }
                 ([want, ..], [have, ..]) => {
-                    self.push(Verb::Recreate, Object::Link(Box::new(have.clone())));
+                    self.push(Verb::Recreate, have.clone());
                     self.create(want);
-                    touched.remade.push(want.name);
+                    self.losses.remade.push(want.name);
                 }
                 ([], have) => {
-                    let sweep = self.sweep == Sweep::LeftOvers;
-                    for link in have.iter().filter(|link| sweep && owned.link(link)) {
-                        self.push(Verb::Delete, Object::Link(Box::new(link.clone())));
-                        touched.dropped.push(link.name);
+                    for link in have.iter().filter(|link| sweeps && link.is_ours(owned, seen)) {
+                        self.push(Verb::Delete, link.clone());
+                        self.losses.dropped.push(link.name);
                     }
                 }
             }
         }
-        touched
+    }
+
+    /// A next hop goes with its link; but a wanted one is moved off a link before that link is deleted for good.
+    fn lose_nexthops(&mut self) {
+        let is_wanted = |id: u32| self.wanted.nexthops.binary_search_by_key(&id, |row| row.id).is_ok();
+        let lost = self.seen.nexthops.iter().map(|row| (row.id, self.losses.of_link(row.link)));
+        let lost = lost.filter(|(id, goes)| match goes {
+            Goes::Never => false,
+            Goes::First => true,
+            Goes::Last => !is_wanted(*id),
+        });
+        self.losses.nexthops = lost.collect();
     }
 
     /// A set goes with the chain that looks into it.
-    fn firewall(&mut self, wanted: &State, seen: &State, owned: &Owned) {
-        let filtered = |row: &NftElement| {
-            let family = Family::of(row.address);
-            wanted
-                .nft_chains
-                .iter()
-                .any(|chain| (chain.family, &chain.chain) == (family, &NftChainName::Vxlan))
+    fn lose_elements(&mut self) {
+        let filters = |family: Family| {
+            let chains = &self.wanted.nft_chains;
+            chains.iter().any(|chain| (chain.family, &chain.chain) == (family, &NftChainName::Vxlan))
         };
-        let goes = |row: &NftElement| if filtered(row) { Goes::Never } else { Goes::Last };
-        self.rows(&wanted.nft_tables, &seen.nft_tables, |_| Goes::Never, |row| owned.nft_table(row, seen));
-        self.rows(&wanted.nft_chains, &seen.nft_chains, |_| Goes::Never, |row| owned.nft_chain(row));
-        self.rows(&wanted.nft_elements, &seen.nft_elements, goes, |_| owned.firewall);
-        self.rows(&wanted.iptables, &seen.iptables, |_| Goes::Never, |_| owned.firewall);
+        self.losses.unfiltered = Family::ALL.into_iter().filter(|family| !filters(*family)).collect();
     }
 
     fn change(&mut self, want: &Link, have: &Link) {
         let changed = Link { up: have.up, ..want.clone() };
         if changed != *have {
-            self.push(Verb::Replace, Object::Link(Box::new(want.clone())));
+            self.push(Verb::Replace, want.clone());
         }
         if want.up && !have.up {
             self.push(Verb::Replace, Object::LinkUp(want.name));
@@ -139,43 +110,43 @@ impl Steps {
     }
 
     fn create(&mut self, want: &Link) {
-        self.push(Verb::Add, Object::Link(Box::new(want.clone())));
+        self.push(Verb::Add, want.clone());
         if want.up {
             self.push(Verb::Add, Object::LinkUp(want.name));
         }
     }
 
-    /// Sysctls are set and never unset. Those of a link that is made anew are at the kernel's defaults again.
-    fn sysctls(&mut self, wanted: &State, seen: &State, gone: impl Fn(LinkName) -> bool) {
-        let is_gone = |path: &str| path.split('/').any(|part| part.parse().is_ok_and(&gone));
-        for pair in wanted.sysctls.union(&seen.sysctls) {
+    /// Sysctls are set and never unset. Those of a link that is made again are at the kernel's defaults.
+    fn sysctls(&mut self) {
+        let is_of_remade = |path: &str| {
+            path.split('/').any(|part| part.parse().is_ok_and(|link| self.losses.remade.contains(&link)))
+        };
+        let (mut changes, wanted, seen) = (Vec::new(), &self.wanted.sysctls, &self.seen.sysctls);
+        for pair in wanted.union(seen) {
             match pair {
-                ([want, ..], [have, ..]) if want == have && !is_gone(&want.path) => {}
+                ([want, ..], [have, ..]) if want == have && !is_of_remade(&want.path) => {}
                 ([want, ..], have) => {
                     let verb = if have.is_empty() { Verb::Add } else { Verb::Replace };
-                    let was = have.first().filter(|_| !is_gone(&want.path)).map(|row| row.value.clone());
-                    self.push(verb, Setting { row: want.clone(), was });
+                    let was = have.first().filter(|_| !is_of_remade(&want.path)).map(|row| row.value.clone());
+                    changes.push((verb, Setting { row: want.clone(), was }));
                 }
                 ([], _) => {}
             }
         }
+        changes.into_iter().for_each(|(verb, setting)| self.push(verb, setting));
     }
 
-    /// One kind of row. A key we want is ours, whatever stands there and however often; elsewhere `owned` decides.
-    fn rows<T: Row + Into<Object>>(
-        &mut self,
-        wanted: &Table<T>,
-        seen: &Table<T>,
-        goes: impl Fn(&T) -> Goes,
-        owned: impl Fn(&T) -> bool,
-    ) {
+    /// One kind of row. A key we want is ours, whatever stands there and however often; elsewhere the kind decides.
+    fn rows<K: Kind + Into<Object>>(&mut self, wanted: &Table<K>, seen: &Table<K>) {
         for (want, have) in wanted.union(seen) {
             match want.first() {
-                Some(want) => self.settle(want, have, &goes),
-                None if self.sweep == Sweep::LeftOvers => {
-                    have.iter()
-                        .filter(|row| goes(row) == Goes::Never && owned(row))
-                        .for_each(|row| self.push(Verb::Delete, row.clone()));
+                Some(want) => self.settle(want, have),
+                None if self.sweeps() => {
+                    let left_over = |row: &&K| {
+                        row.goes(&self.losses) == Goes::Never && row.is_ours(self.owned, self.seen)
+                    };
+                    let left_over: Vec<&K> = have.iter().filter(left_over).collect();
+                    left_over.into_iter().for_each(|row| self.push(Verb::Delete, row.clone()));
                 }
                 None => {}
             }
@@ -184,8 +155,8 @@ impl Steps {
 
     /// Puts the wanted row, alone, where those stand. Of several all but one go at once, and the wanted row is written in
     /// any case: the kernel may delete a row that is like the one named, and replaces the one that it holds first.
-    fn settle<T: Row + Into<Object>>(&mut self, want: &T, have: &[T], goes: impl Fn(&T) -> Goes) {
-        let mut left: Vec<&T> = have.iter().filter(|row| goes(row) != Goes::First).collect();
+    fn settle<K: Kind + Into<Object>>(&mut self, want: &K, have: &[K]) {
+        let mut left: Vec<&K> = have.iter().filter(|row| row.goes(&self.losses) != Goes::First).collect();
         left.sort_by_key(|row| *row != want);
         match left[..] {
             [] => self.push(Verb::Add, want.clone()),

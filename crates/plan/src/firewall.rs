@@ -103,7 +103,7 @@ pub struct Facts {
 impl Facts {
     /// Are flannel's tables of nftables there?
     pub fn has_our_tables(&self) -> bool {
-        let ours = Family::ALL.map(|family| NftTable { family }.to_string());
+        let ours = Family::ALL.map(|family| NftTable { family }.name());
         self.tables.iter().any(|table| ours.contains(&table.to_string()))
     }
 }

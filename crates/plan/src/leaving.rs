@@ -3,8 +3,8 @@
 
 use crate::firewall::NftChainName;
 use crate::owned::{Owned, Sweep};
-use crate::state::{MAIN_TABLE, Route, RoutePath, State};
-use crate::{LinkName, Op, Row, Table, diff};
+use crate::state::{EachKind, Kind, MAIN_TABLE, Nexthop, Route, RoutePath, Rule, State};
+use crate::{LinkName, Object, Op, Table, diff};
 
 /// Removes all that is ours.
 pub fn uninstall(seen: &State, owned: &Owned) -> Vec<Op> {
@@ -25,31 +25,42 @@ pub fn hand_over(seen: &State, owned: &Owned, own: &[LinkName]) -> Vec<Op> {
         });
         Route { path, ..row.clone() }
     };
-    let in_main = |row: Route| if owned.route(&row) { Route { table: MAIN_TABLE, ..row } } else { row };
+    let in_main =
+        |row: Route| if row.is_ours(owned, seen) { Route { table: MAIN_TABLE, ..row } } else { row };
     let stays = |row: &Route| match row.path {
-        RoutePath::Via { link, .. } | RoutePath::Link(link) => !goes(link),
-        RoutePath::Unreachable | RoutePath::Blackhole => !owned.route(row),
-        RoutePath::Nexthop(_) | RoutePath::Other => true,
+        RoutePath::Unreachable | RoutePath::Blackhole => !row.is_ours(owned, seen),
+        _ => row.link().is_none_or(|link| !goes(link)),
     };
-    let left = State {
-        sysctls: seen.sysctls.clone(),
-        links: kept(&seen.links, |row| !goes(row.name)),
-        addresses: kept(&seen.addresses, |row| !goes(row.link)),
-        fdb: kept(&seen.fdb, |row| !goes(row.link)),
-        neighbours: kept(&seen.neighbours, |row| !goes(row.link)),
-        nexthops: kept(&seen.nexthops, |row| !owned.nexthop(row) && !goes(row.link)),
-        routes: seen.routes.iter().map(plain).filter(stays).map(in_main).collect(),
-        rules: kept(&seen.rules, |row| !owned.rule(row)),
-        nft_tables: seen.nft_tables.clone(),
-        nft_chains: kept(&seen.nft_chains, |row| row.chain != NftChainName::Vxlan),
-        nft_elements: Table::default(),
-        iptables: seen.iptables.clone(),
-    };
+    let mut left = Kept { seen, owned, goes: &goes, left: State::default() };
+    State::each_kind(&mut left);
+    let routes = seen.routes.iter().map(plain).filter(stays).map(in_main).collect();
+    let nft_chains = seen.nft_chains.iter().filter(|row| row.chain != NftChainName::Vxlan).cloned().collect();
+    let nft_elements = Table::default();
+    let left = State { routes, nft_chains, nft_elements, ..left.left };
     diff(&left, seen, &Owned { sweep: Sweep::LeftOvers, ..owned.clone() })
 }
 
-fn kept<T: Row>(rows: &Table<T>, stays: impl Fn(&T) -> bool) -> Table<T> {
-    rows.iter().filter(|row| stays(row)).cloned().collect()
+/// What stays of each kind: all but what goes with a link, and what flannel has none of.
+struct Kept<'a, G> {
+    seen: &'a State,
+    owned: &'a Owned,
+    goes: &'a G,
+    left: State,
+}
+
+impl<G: Fn(LinkName) -> bool> EachKind for Kept<'_, G> {
+    fn kind<K: Kind + Into<Object>>(
+        &mut self,
+        table: fn(&State) -> &Table<K>,
+        table_mut: fn(&mut State) -> &mut Table<K>,
+    ) {
+        let is_ours_alone = [Nexthop::NAME, Rule::NAME].contains(&K::NAME);
+        let stays = |row: &&K| {
+            let with_link = row.link().is_some_and(self.goes);
+            !(with_link || is_ours_alone && row.is_ours(self.owned, self.seen))
+        };
+        *table_mut(&mut self.left) = table(self.seen).iter().filter(stays).cloned().collect();
+    }
 }
 
 #[cfg(test)]

@@ -223,6 +223,7 @@ impl fmt::Display for Unclaimed {
             }
             Self::Device(link) => (format!("device {link}"), format!("ip link del {link}")),
             Self::Chain(table, chain) => {
+                let table = table.name();
                 return write!(
                     f,
                     "chain {chain} in nftables' table {table} is none of ours and stays. If nothing needs it: nft delete \

@@ -1,24 +1,13 @@
-//! What on this node is twill's to delete: the only place that knows (ARCHITECTURE.md, invariant 6).
-//!
-//! A key that we want is ours whatever stands there; this file is about what stands where we want nothing.
+//! The bounds of what on this node may be twill's. Which rows inside them are ours to delete each kind says itself
+//! ([`Kind::is_ours`](crate::Kind::is_ours)).
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::LinkName;
-use crate::backend::vxlan;
-use crate::firewall::{NftChain, NftChainName, NftTable};
 use crate::input::Writer;
-use crate::state::{Address, FdbEntry, Link, LinkKind, Neighbour, Nexthop, Route, RoutePath, Rule, State};
 
-/// The `rtm_protocol` of our routes, rules and next hops (docs/wire.md); free in iproute2's `rt_protos`.
-pub const PROTOCOL: u8 = 84;
-
-/// The `rtm_protocol` of flannel's routes: it names none, and this is what the kernel makes of it (`boot`).
-const FLANNELS_PROTOCOL: u8 = 3;
-
-/// Ids of our next hop objects (docs/wire.md).
-pub const NEXTHOPS: std::ops::RangeInclusive<u32> = 0x7477_0000..=0x747f_ffff;
+pub use crate::marks::{NEXTHOPS, PROTOCOL};
 
 /// The bounds of what may be ours; also the bounds of what the kernel is read for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,19 +51,14 @@ pub enum Sweep {
     LeftOvers,
 }
 
-/// Do routes of ours go by next hop objects there?
-pub fn has_nexthops(seen: &State) -> bool {
-    seen.nexthops.iter().any(|row| NEXTHOPS.contains(&row.id) && row.protocol == PROTOCOL)
-}
-
 impl Owned {
     /// Lies the destination in one of our networks?
     pub fn in_network(&self, destination: &IpNet) -> bool {
         self.networks.iter().any(|network| network.contains(destination))
     }
 
-    /// Or in one that was?
-    fn in_any_network(&self, destination: &IpNet) -> bool {
+    /// Whether the destination lies in one of our networks or of our former ones.
+    pub(crate) fn in_any_network(&self, destination: &IpNet) -> bool {
         self.all_networks().any(|network| network.contains(destination))
     }
 
@@ -88,89 +72,8 @@ impl Owned {
         std::iter::once(self.table).chain(self.former_tables.iter().copied())
     }
 
-    fn has_link(&self, name: LinkName) -> bool {
+    /// Whether a device of that name is ours.
+    pub(crate) fn has_link(&self, name: LinkName) -> bool {
         self.links.contains(&name)
-    }
-
-    /// Unless somebody else has put something of his own into it.
-    pub(crate) fn nft_table(&self, row: &NftTable, seen: &State) -> bool {
-        let mut chains = seen.nft_chains.iter().filter(|chain| chain.family == row.family);
-        self.firewall && chains.all(|chain| self.nft_chain(chain))
-    }
-
-    pub(crate) fn nft_chain(&self, row: &NftChain) -> bool {
-        self.firewall && !matches!(row.chain, NftChainName::Other(_))
-    }
-
-    pub(crate) fn link(&self, link: &Link) -> bool {
-        self.has_link(link.name) && matches!(link.kind, LinkKind::Vxlan(_))
-    }
-
-    /// As flannel: IPv4 addresses inside the network, and on the IPv6 device all but link-local ones
-    /// (flannel-compat 6.1).
-    pub(crate) fn address(&self, row: &Address) -> bool {
-        self.has_link(row.link)
-            && match row.address {
-                IpNet::V4(_) => self.in_any_network(&row.address),
-                IpNet::V6(net) => {
-                    row.link.as_str().starts_with(vxlan::IPV6_DEVICE) && !net.addr().is_unicast_link_local()
-                }
-            }
-    }
-
-    pub(crate) fn fdb(&self, row: &FdbEntry) -> bool {
-        self.has_link(row.link) && row.unknown.is_none()
-    }
-
-    /// Entries that are not permanent come and go by the kernel's own hand.
-    pub(crate) fn neighbour(&self, row: &Neighbour) -> bool {
-        self.has_link(row.link) && row.unknown.is_none()
-    }
-
-    pub(crate) fn nexthop(&self, row: &Nexthop) -> bool {
-        NEXTHOPS.contains(&row.id) && row.protocol == PROTOCOL
-    }
-
-    pub(crate) fn route(&self, row: &Route) -> bool {
-        let ours = |link| link == self.uplink || self.has_link(link);
-        self.all_tables().any(|table| table == row.table)
-            && self.in_any_network(&row.destination)
-            && (row.metric == 0 || row.path == RoutePath::Blackhole)
-            && match (row.protocol, row.path) {
-                (FLANNELS_PROTOCOL, _) => self.is_flannels(row),
-                (PROTOCOL, RoutePath::Via { link, .. } | RoutePath::Link(link)) => ours(link),
-                (PROTOCOL, RoutePath::Nexthop(id)) => NEXTHOPS.contains(&id),
-                (PROTOCOL, RoutePath::Unreachable | RoutePath::Blackhole) => true,
-                _ => false,
-            }
-    }
-
-    /// By the subnet's own first address, as nobody else leads a route (flannel-compat 6.1), or the blackhole of our own subnet
-    /// (7.4). One through the uplink stands at the key of a peer that we want, or may be anybody's.
-    fn is_flannels(&self, row: &Route) -> bool {
-        self.former_writer == Writer::Flannel
-            && match row.path {
-                RoutePath::Via { gateway, link, onlink: true } => {
-                    self.has_link(link) && gateway == row.destination.addr()
-                }
-                RoutePath::Blackhole => row.metric == 0 && self.own_subnets.contains(&row.destination),
-                _ => false,
-            }
-    }
-
-    /// Looks like flannel's, inside our networks, and is not known to be.
-    pub(crate) fn resembles_flannels(&self, row: &Route) -> bool {
-        let through_ours = |link| link == self.uplink || self.has_link(link);
-        row.protocol == FLANNELS_PROTOCOL
-            && match row.path {
-                RoutePath::Via { link, .. } => through_ours(link),
-                RoutePath::Blackhole => row.metric == 0,
-                _ => false,
-            }
-            && !self.route(row)
-    }
-
-    pub(crate) fn rule(&self, row: &Rule) -> bool {
-        row.protocol == PROTOCOL && self.in_any_network(&row.to)
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::LinkName;
 use crate::input::DirectRoute;
+use crate::owned::{NEXTHOPS, PROTOCOL};
 use crate::state::{RoutePath, State};
 
 /// The routes to pod subnets that lead straight to a node through the uplink, in the table that ours are in: those that pods'
@@ -22,6 +23,11 @@ pub fn standing(seen: &State, table: u32, uplink: LinkName) -> Vec<DirectRoute> 
         Some(DirectRoute { subnet: route.destination, next_hop })
     });
     routes.collect()
+}
+
+/// Whether routes of ours go by next hop objects there.
+pub fn has_nexthops(seen: &State) -> bool {
+    seen.nexthops.iter().any(|row| NEXTHOPS.contains(&row.id) && row.protocol == PROTOCOL)
 }
 
 #[cfg(test)]

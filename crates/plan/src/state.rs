@@ -4,13 +4,18 @@
 //! entries) is left out by whoever reads the kernel; an attribute that is read and not understood goes into
 //! `unknown`, which nothing wanted ever carries, so such a row is unlike and gets replaced.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::firewall::{IptablesChain, NftChain, NftElement, NftTable};
-use crate::{LinkName, Mac, Row, Table};
+use crate::firewall::{IptablesChain, NftChain, NftChainName, NftElement, NftTable};
+use crate::input::{Family, Writer};
+use crate::marks::{FLANNELS_PROTOCOL, IPV6_DEVICE, NEXTHOPS, PROTOCOL};
+use crate::owned::Owned;
+use crate::{LinkName, Mac, Object, Row, Table};
 
 /// The main routing table (rtnetlink(7) `RT_TABLE_MAIN`).
 pub const MAIN_TABLE: u32 = 254;
@@ -21,26 +26,127 @@ pub const WORST_METRIC: u32 = u32::MAX;
 /// What was read and not understood, as text; `None` in everything we want.
 pub type Unknown = Option<Box<str>>;
 
-/// All rows, by kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct State {
-    pub sysctls: Table<Sysctl>,
-    pub links: Table<Link>,
-    pub addresses: Table<Address>,
-    pub fdb: Table<FdbEntry>,
-    pub neighbours: Table<Neighbour>,
-    pub nexthops: Table<Nexthop>,
-    pub routes: Table<Route>,
-    pub rules: Table<Rule>,
-    #[serde(skip_serializing_if = "Table::is_empty")]
-    pub nft_tables: Table<NftTable>,
-    #[serde(skip_serializing_if = "Table::is_empty")]
-    pub nft_chains: Table<NftChain>,
-    #[serde(skip_serializing_if = "Table::is_empty")]
-    pub nft_elements: Table<NftElement>,
-    #[serde(skip_serializing_if = "Table::is_empty")]
-    pub iptables: Table<IptablesChain>,
+/// All that is generic about a kind of kernel object. [`for_each_kind!`](crate::for_each_kind) lists the kinds.
+pub trait Kind: Row + fmt::Display {
+    /// Name of the kind in metrics; kinds that are applied in one transaction share one.
+    const NAME: &'static str;
+    /// Place among the ops of a pass.
+    const RANK: Rank;
+
+    /// Returns the link that the row stands on or leads through, and with which it is deleted.
+    fn link(&self) -> Option<LinkName> {
+        None
+    }
+
+    /// Says when the row goes without an op of its own.
+    fn goes(&self, losses: &Losses) -> Goes {
+        self.link().map_or(Goes::Never, |link| losses.of_link(link))
+    }
+
+    /// Whether the row is ours to delete where nothing is wanted under its key; `seen` is all that was read. A key that we
+    /// want is ours, whatever stands there.
+    fn is_ours(&self, owned: &Owned, seen: &State) -> bool;
+}
+
+/// Places of a kind's ops among all ops of a pass (ARCHITECTURE.md, "Order of ops").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rank {
+    /// Place of additions and changes.
+    pub put: u8,
+    /// Place of deletions.
+    pub delete: u8,
+}
+
+/// When a row goes without an op of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goes {
+    Never,
+    /// Before anything is added: its link is deleted to be made again, or flushed by a new MAC.
+    First,
+    /// After everything else: what it goes with is deleted for good.
+    Last,
+}
+
+/// What the ops on links, next hops and chains take along.
+#[derive(Debug, Default)]
+pub struct Losses {
+    /// Links that are deleted to be made again.
+    pub remade: Vec<LinkName>,
+    /// Links that are deleted for good.
+    pub dropped: Vec<LinkName>,
+    /// Links that stay and lose their neighbours, since their MAC changes.
+    pub flushed: Vec<LinkName>,
+    /// Ids of next hops that go, each with its time.
+    pub nexthops: BTreeMap<u32, Goes>,
+    /// Families without a wanted source filter: the set of senders goes with its chain.
+    pub unfiltered: Vec<Family>,
+}
+
+impl Losses {
+    /// Says when what stands on that link goes.
+    pub fn of_link(&self, link: LinkName) -> Goes {
+        if self.remade.contains(&link) {
+            Goes::First
+        } else if self.dropped.contains(&link) {
+            Goes::Last
+        } else {
+            Goes::Never
+        }
+    }
+}
+
+/// The registry of kinds, in the order of their tables: hands `table: Variant(Payload) of Row` for each kind to the macro of that
+/// name. The payload is what an op carries; a payload that is not the row itself dereferences to it.
+#[macro_export]
+macro_rules! for_each_kind {
+    ($then:ident) => {
+        $then! {
+            sysctls: Sysctl(Setting) of Sysctl,
+            links: Link(Box<Link>) of Link,
+            addresses: Address(Address) of Address,
+            fdb: Fdb(FdbEntry) of FdbEntry,
+            neighbours: Neighbour(Neighbour) of Neighbour,
+            nexthops: Nexthop(Nexthop) of Nexthop,
+            routes: Route(Route) of Route,
+            rules: Rule(Rule) of Rule,
+            nft_tables: NftTable(NftTable) of NftTable,
+            nft_chains: NftChain(NftChain) of NftChain,
+            nft_elements: NftElement(NftElement) of NftElement,
+            iptables: Iptables(IptablesChain) of IptablesChain,
+        }
+    };
+}
+
+macro_rules! state {
+    ($($table:ident: $variant:ident($payload:ty) of $row:ty,)*) => {
+        /// All rows, by kind.
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct State {
+            $(
+                #[serde(skip_serializing_if = "Table::is_empty")]
+                pub $table: Table<$row>,
+            )*
+        }
+
+        impl State {
+            /// Calls `visitor` once for each kind, with the way to that kind's table in any state.
+            pub fn each_kind(visitor: &mut impl EachKind) {
+                $(visitor.kind(|state: &Self| &state.$table, |state: &mut Self| &mut state.$table);)*
+            }
+        }
+    };
+}
+for_each_kind!(state);
+
+/// Something to do for each kind of row.
+pub trait EachKind {
+    /// Is called for one kind; both functions find its table in a state.
+    fn kind<K: Kind + Into<Object>>(
+        &mut self,
+        table: fn(&State) -> &Table<K>,
+        table_mut: fn(&mut State) -> &mut Table<K>,
+    );
 }
 
 /// One file below `/proc/sys`.
@@ -206,11 +312,60 @@ impl Row for Sysctl {
     }
 }
 
+impl Kind for Sysctl {
+    const NAME: &'static str = "sysctl";
+    // Most are of a device, and there is no file before the device.
+    const RANK: Rank = Rank { put: 3, delete: 18 };
+
+    /// A sysctl is set and never unset.
+    fn is_ours(&self, _: &Owned, _: &State) -> bool {
+        true
+    }
+}
+
+impl fmt::Display for Sysctl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sysctl {} = {}", self.path, self.value)
+    }
+}
+
 impl Row for Link {
     type Key<'a> = LinkName;
 
     fn key(&self) -> LinkName {
         self.name
+    }
+}
+
+impl Kind for Link {
+    const NAME: &'static str = "link";
+    const RANK: Rank = Rank { put: 2, delete: 18 };
+
+    fn link(&self) -> Option<LinkName> {
+        Some(self.name)
+    }
+
+    fn is_ours(&self, owned: &Owned, _: &State) -> bool {
+        owned.has_link(self.name) && matches!(self.kind, LinkKind::Vxlan(_))
+    }
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, mac, mtu, .. } = self;
+        write!(f, "link {name} address {mac} mtu {mtu} type ")?;
+        match &self.kind {
+            LinkKind::Vxlan(vxlan) => {
+                write!(f, "vxlan id {} local {} dstport {}", vxlan.vni, vxlan.local, vxlan.port)?;
+                if let Some(uplink) = &vxlan.uplink {
+                    write!(f, " dev {uplink}")?;
+                }
+                f.write_str(if vxlan.learning { " learning" } else { " nolearning" })?;
+                f.write_str(if vxlan.gbp { " gbp" } else { "" })?;
+            }
+            LinkKind::Other(kind) => f.write_str(kind)?,
+        }
+        write!(f, "{}", Aside(&self.unknown))
     }
 }
 
@@ -222,11 +377,60 @@ impl Row for Address {
     }
 }
 
+impl Kind for Address {
+    const NAME: &'static str = "address";
+    const RANK: Rank = Rank { put: 4, delete: 17 };
+
+    fn link(&self) -> Option<LinkName> {
+        Some(self.link)
+    }
+
+    /// As flannel: IPv4 addresses inside the network, and on the IPv6 device all but link-local ones (flannel-compat 6.1).
+    fn is_ours(&self, owned: &Owned, _: &State) -> bool {
+        owned.has_link(self.link)
+            && match self.address {
+                IpNet::V4(_) => owned.in_any_network(&self.address),
+                IpNet::V6(net) => {
+                    self.link.as_str().starts_with(IPV6_DEVICE) && !net.addr().is_unicast_link_local()
+                }
+            }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "address {} dev {}{}", self.address, self.link, Aside(&self.unknown))
+    }
+}
+
 impl Row for FdbEntry {
     type Key<'a> = (LinkName, Mac);
 
     fn key(&self) -> (LinkName, Mac) {
         (self.link, self.mac)
+    }
+}
+
+impl Kind for FdbEntry {
+    const NAME: &'static str = "fdb";
+    const RANK: Rank = Rank { put: 7, delete: 16 };
+
+    fn link(&self) -> Option<LinkName> {
+        Some(self.link)
+    }
+
+    fn is_ours(&self, owned: &Owned, _: &State) -> bool {
+        owned.has_link(self.link) && self.unknown.is_none()
+    }
+}
+
+impl fmt::Display for FdbEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "fdb {} dev {} dst {}", self.mac, self.link, self.remote)?;
+        if let Some(port) = self.port {
+            write!(f, " port {port}")?;
+        }
+        write!(f, "{}", Aside(&self.unknown))
     }
 }
 
@@ -238,11 +442,56 @@ impl Row for Neighbour {
     }
 }
 
+impl Kind for Neighbour {
+    const NAME: &'static str = "neighbour";
+    const RANK: Rank = Rank { put: 8, delete: 15 };
+
+    fn link(&self) -> Option<LinkName> {
+        Some(self.link)
+    }
+
+    fn goes(&self, losses: &Losses) -> Goes {
+        if losses.flushed.contains(&self.link) { Goes::First } else { losses.of_link(self.link) }
+    }
+
+    /// Entries that are not permanent come and go by the kernel's own hand.
+    fn is_ours(&self, owned: &Owned, _: &State) -> bool {
+        owned.has_link(self.link) && self.unknown.is_none()
+    }
+}
+
+impl fmt::Display for Neighbour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "neigh {} lladdr {} dev {}{}", self.address, self.mac, self.link, Aside(&self.unknown))
+    }
+}
+
 impl Row for Nexthop {
     type Key<'a> = u32;
 
     fn key(&self) -> u32 {
         self.id
+    }
+}
+
+impl Kind for Nexthop {
+    const NAME: &'static str = "nexthop";
+    const RANK: Rank = Rank { put: 9, delete: 14 };
+
+    fn link(&self) -> Option<LinkName> {
+        Some(self.link)
+    }
+
+    fn is_ours(&self, _: &Owned, _: &State) -> bool {
+        NEXTHOPS.contains(&self.id) && self.protocol == PROTOCOL
+    }
+}
+
+impl fmt::Display for Nexthop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let onlink = if self.onlink { " onlink" } else { "" };
+        let unknown = Aside(&self.unknown);
+        write!(f, "nexthop id {} via {} dev {}{onlink}{unknown}", self.id, self.gateway, self.link)
     }
 }
 
@@ -255,11 +504,167 @@ impl Row for Route {
     }
 }
 
+impl Kind for Route {
+    const NAME: &'static str = "route";
+    const RANK: Rank = Rank { put: 10, delete: 13 };
+
+    fn link(&self) -> Option<LinkName> {
+        match self.path {
+            RoutePath::Via { link, .. } | RoutePath::Link(link) => Some(link),
+            _ => None,
+        }
+    }
+
+    fn goes(&self, losses: &Losses) -> Goes {
+        match self.path {
+            RoutePath::Via { link, .. } | RoutePath::Link(link) => losses.of_link(link),
+            RoutePath::Nexthop(id) => losses.nexthops.get(&id).copied().unwrap_or(Goes::Never),
+            RoutePath::Unreachable | RoutePath::Blackhole | RoutePath::Other => Goes::Never,
+        }
+    }
+
+    fn is_ours(&self, owned: &Owned, _: &State) -> bool {
+        let ours = |link| link == owned.uplink || owned.has_link(link);
+        owned.all_tables().any(|table| table == self.table)
+            && owned.in_any_network(&self.destination)
+            && (self.metric == 0 || self.path == RoutePath::Blackhole)
+            && match (self.protocol, self.path) {
+                (FLANNELS_PROTOCOL, _) => self.is_flannels(owned),
+                (PROTOCOL, RoutePath::Via { link, .. } | RoutePath::Link(link)) => ours(link),
+                (PROTOCOL, RoutePath::Nexthop(id)) => NEXTHOPS.contains(&id),
+                (PROTOCOL, RoutePath::Unreachable | RoutePath::Blackhole) => true,
+                _ => false,
+            }
+    }
+}
+
+impl Route {
+    /// Whether flannel wrote it: it leads by the subnet's own first address, as nobody else's does (flannel-compat 6.1), or is the
+    /// blackhole of our own subnet (7.4). A route through the uplink stands at the key of a wanted peer, or may be anybody's.
+    fn is_flannels(&self, owned: &Owned) -> bool {
+        owned.former_writer == Writer::Flannel
+            && match self.path {
+                RoutePath::Via { gateway, link, onlink: true } => {
+                    owned.has_link(link) && gateway == self.destination.addr()
+                }
+                RoutePath::Blackhole => self.metric == 0 && owned.own_subnets.contains(&self.destination),
+                _ => false,
+            }
+    }
+
+    /// Whether it looks like flannel's, inside our networks, and is not known to be.
+    pub(crate) fn resembles_flannels(&self, owned: &Owned, seen: &State) -> bool {
+        let through_ours = |link| link == owned.uplink || owned.has_link(link);
+        self.protocol == FLANNELS_PROTOCOL
+            && match self.path {
+                RoutePath::Via { link, .. } => through_ours(link),
+                RoutePath::Blackhole => self.metric == 0,
+                _ => false,
+            }
+            && !self.is_ours(owned, seen)
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let destination = self.destination;
+        match self.path {
+            RoutePath::Via { gateway, link, onlink } => {
+                let onlink = if onlink { " onlink" } else { "" };
+                write!(f, "route {destination} via {gateway} dev {link}{onlink}")?;
+            }
+            RoutePath::Nexthop(id) => write!(f, "route {destination} nhid {id}")?,
+            RoutePath::Link(link) => write!(f, "route {destination} dev {link}")?,
+            RoutePath::Unreachable => write!(f, "route unreachable {destination}")?,
+            RoutePath::Blackhole => write!(f, "route blackhole {destination}")?,
+            RoutePath::Other => write!(f, "route {destination}")?,
+        }
+        if self.table != MAIN_TABLE {
+            write!(f, " table {}", self.table)?;
+        }
+        if self.metric != 0 {
+            write!(f, " metric {}", self.metric)?;
+        }
+        write!(f, "{}", Aside(&self.unknown))
+    }
+}
+
 impl Row for Rule {
     type Key<'a> = (u32, IpNet);
 
     /// Priority and destination.
     fn key(&self) -> (u32, IpNet) {
         (self.priority, self.to)
+    }
+}
+
+impl Kind for Rule {
+    const NAME: &'static str = "rule";
+    const RANK: Rank = Rank { put: 11, delete: 12 };
+
+    fn is_ours(&self, owned: &Owned, _: &State) -> bool {
+        self.protocol == PROTOCOL && owned.in_any_network(&self.to)
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unknown = Aside(&self.unknown);
+        write!(f, "rule priority {} to {} lookup {}{unknown}", self.priority, self.to, self.table)
+    }
+}
+
+impl Kind for NftTable {
+    const NAME: &'static str = "nft";
+    const RANK: Rank = Rank { put: 6, delete: 20 };
+
+    /// Unless somebody else has put a chain of theirs into it.
+    fn is_ours(&self, owned: &Owned, seen: &State) -> bool {
+        let mut chains = seen.nft_chains.iter().filter(|chain| chain.family == self.family);
+        owned.firewall && chains.all(|chain| chain.is_ours(owned, seen))
+    }
+}
+
+impl Kind for NftChain {
+    const NAME: &'static str = "nft";
+    const RANK: Rank = Rank { put: 6, delete: 19 };
+
+    fn is_ours(&self, owned: &Owned, _: &State) -> bool {
+        owned.firewall && !matches!(self.chain, NftChainName::Other(_))
+    }
+}
+
+impl Kind for NftElement {
+    const NAME: &'static str = "nft";
+    const RANK: Rank = Rank { put: 6, delete: 16 };
+
+    /// A set goes with the chain that looks into it.
+    fn goes(&self, losses: &Losses) -> Goes {
+        if losses.unfiltered.contains(&Family::of(self.address)) { Goes::Last } else { Goes::Never }
+    }
+
+    fn is_ours(&self, owned: &Owned, _: &State) -> bool {
+        owned.firewall
+    }
+}
+
+impl Kind for IptablesChain {
+    const NAME: &'static str = "iptables";
+    const RANK: Rank = Rank { put: 6, delete: 19 };
+
+    fn is_ours(&self, owned: &Owned, _: &State) -> bool {
+        owned.firewall
+    }
+}
+
+/// What was not understood, in brackets behind the rest.
+pub(crate) struct Aside<'a>(pub(crate) &'a Unknown);
+
+impl fmt::Display for Aside<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(text) => write!(f, " [{text}]"),
+            None => Ok(()),
+        }
     }
 }

@@ -5,9 +5,10 @@ use std::fmt;
 
 use crate::LinkName;
 use crate::backend::Backend;
-use crate::backend::vxlan::{self, Direct};
+use crate::backend::vxlan::Direct;
 use crate::environment;
 use crate::input::{Config, Family, Node, Underlay};
+use crate::marks::IPV4_DEVICE;
 use crate::note::NodeFault;
 use crate::state::{State, Sysctl};
 
@@ -142,7 +143,7 @@ fn rp_filter(whose: &str) -> Box<str> {
 }
 
 fn carries_ipv4(link: LinkName) -> bool {
-    link.as_str().starts_with(vxlan::IPV4_DEVICE)
+    link.as_str().starts_with(IPV4_DEVICE)
 }
 
 #[cfg(test)]

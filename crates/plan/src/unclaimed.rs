@@ -15,7 +15,7 @@ pub fn unclaimed(wanted: &State, seen: &State, owned: &Owned, underlay: &Underla
     let at_no_wanted_key = wanted.routes.union(&seen.routes).filter(|(want, _)| want.is_empty());
     let routes = at_no_wanted_key
         .flat_map(|(_, have)| have)
-        .filter(|row| owned.resembles_flannels(row))
+        .filter(|row| row.resembles_flannels(owned, seen))
         .map(|row| Unclaimed::Route(row.clone()));
     let strange = underlay.addresses.iter().filter(|facts| {
         facts.link.as_str().starts_with(FLANNEL)

@@ -89,7 +89,7 @@ fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
     }
     let leases = Leases::Listed(leases);
     let mut seen = kernel.dump(&plan::bounds(&config, &node, &leases)).context("reading the kernel")?;
-    node.by_nexthop = plan::owned::has_nexthops(&seen.state);
+    node.by_nexthop = plan::has_nexthops(&seen.state);
     seen.underlay.standing = plan::standing(&seen.state, config.table, node.uplink.link);
     let wanted = plan::wanted(&config, &node, &leases, &seen.underlay);
     Ok(plan::diff(&wanted.state, &seen.state, &wanted.owned))

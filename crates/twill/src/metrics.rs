@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 use plan::verdict::{Finding, Health};
-use plan::{Object, Path, PeerPath};
+use plan::{Path, PeerPath};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -153,10 +153,10 @@ impl Metrics {
         self.rounds.inc();
         self.round_seconds.observe(round.took.as_secs_f64());
         for op in &round.ops {
-            self.ops.get_or_create(&ByKind { kind: kind(&op.object) }).inc();
+            self.ops.get_or_create(&ByKind { kind: op.object.kind() }).inc();
         }
         for (op, _) in &round.failed {
-            self.failed_ops.get_or_create(&ByKind { kind: kind(&op.object) }).inc();
+            self.failed_ops.get_or_create(&ByKind { kind: op.object.kind() }).inc();
         }
         self.held_ops.set(round.held.len() as i64);
         self.notes.count(round.notes.iter().map(|note| ByReason { reason: note.reason() }));
@@ -200,21 +200,6 @@ impl Metrics {
 
 fn catch_up(counter: &Counter, count: u64) {
     counter.inc_by(count.saturating_sub(counter.get()));
-}
-
-fn kind(object: &Object) -> &'static str {
-    match object {
-        Object::Sysctl(_) => "sysctl",
-        Object::Link(_) | Object::LinkUp(_) => "link",
-        Object::Address(_) => "address",
-        Object::Fdb(_) => "fdb",
-        Object::Neighbour(_) => "neighbour",
-        Object::Nexthop(_) => "nexthop",
-        Object::Route(_) => "route",
-        Object::Rule(_) => "rule",
-        Object::NftTable(_) | Object::NftChain(_) | Object::NftElement(_) => "nft",
-        Object::Iptables(_) => "iptables",
-    }
 }
 
 #[cfg(test)]

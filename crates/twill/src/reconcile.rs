@@ -194,7 +194,7 @@ impl Reconciler {
         seen.underlay.verdicts = telling.cloned().collect();
         seen.underlay.standing = plan::standing(&seen.state, self.config.table, self.node.uplink.link);
         self.node.former.links = seen.state.links.iter().map(|link| link.name).collect();
-        self.node.by_nexthop = plan::owned::has_nexthops(&seen.state);
+        self.node.by_nexthop = plan::has_nexthops(&seen.state);
         let mut wanted = plan::wanted(&self.config, &self.node, leases, &seen.underlay);
         // What is made now is there at the next look, whatever the config says by then.
         let made = wanted.state.links.iter().map(|link| link.name);

@@ -10,16 +10,12 @@ use crate::fields::Fields;
 use crate::firewall::SourceFilter;
 use crate::input::{AddressFacts, Family, Node, Underlay, Uplink};
 use crate::lease::{Lease, Subnet};
-use crate::owned::PROTOCOL;
+use crate::marks::{IPV4_DEVICE, IPV6_DEVICE, PROTOCOL};
 use crate::state::{Address, FdbEntry, Link, LinkKind, Neighbour, Route, RoutePath, Sysctl, Vxlan};
 use crate::{LinkName, Mac, sysctls};
 
 /// The kernel's own default, which flannel gets by sending no port.
 pub const DEFAULT_PORT: u16 = 8472;
-
-/// Device names, before the VNI.
-pub(crate) const IPV4_DEVICE: &str = "flannel.";
-pub(crate) const IPV6_DEVICE: &str = "flannel-v6.";
 
 /// Outer Ethernet, IP, UDP and VXLAN headers, bytes. flannel takes 50 for IPv6 too (flannel-faults 44).
 fn overhead(family: Family) -> u32 {

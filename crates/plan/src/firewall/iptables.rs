@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::rule::{Match, Net, Rule, Verdict};
 use crate::Row;
 use crate::input::Family;
-use crate::state::Unknown;
+use crate::state::{Aside, Unknown};
 
 /// iptables comes twice: on top of nftables, and with tables of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -128,11 +128,11 @@ impl Row for IptablesChain {
 
 impl fmt::Display for IptablesChain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { variant, family, table, chain, rules, .. } = self;
+        let Self { variant, family, table, chain, rules, unknown } = self;
         let tool = if *family == Family::Ipv4 { "" } else { " -6" };
         write!(f, "{variant}{tool} -t {table} {chain} {{")?;
         rules.iter().try_for_each(|rule| write!(f, " {rule};"))?;
-        f.write_str(" }")
+        write!(f, " }}{}", Aside(unknown))
     }
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::rule::Rule;
 use crate::Row;
 use crate::input::Family;
-use crate::state::Unknown;
+use crate::state::{Aside, Unknown};
 
 impl Family {
     /// nftables' word for it, also the protocol of its addresses.
@@ -134,18 +134,25 @@ impl Row for NftElement {
     }
 }
 
+impl NftTable {
+    /// Returns family and name, such as `ip flannel-ipv4`.
+    pub fn name(&self) -> String {
+        format!("{} {}", self.family.nft(), self.family.nft_table())
+    }
+}
+
 impl fmt::Display for NftTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.family.nft(), self.family.nft_table())
+        write!(f, "nft table {}", self.name())
     }
 }
 
 impl fmt::Display for NftChain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { family, chain, rules, .. } = self;
+        let Self { family, chain, rules, unknown } = self;
         write!(f, "nft chain {} {} {chain} {{", family.nft(), family.nft_table())?;
         rules.iter().try_for_each(|rule| write!(f, " {rule};"))?;
-        f.write_str(" }")
+        write!(f, " }}{}", Aside(unknown))
     }
 }
 
