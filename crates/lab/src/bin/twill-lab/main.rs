@@ -6,9 +6,10 @@ mod bench;
 mod cut;
 mod demo;
 mod paint;
+mod picture;
 mod shell;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use lexopt::Arg::{Long, Short, Value};
@@ -20,6 +21,7 @@ const HELP: &str = "\
 twill-lab: a pod network of four nodes in namespaces of its own; needs no root, touches nothing, leaves nothing.
 
 Usage: twill-lab [demo]                 show every backend: routes, pings, harm and repair (default)
+       twill-lab demo --picture FILE    write the picture of the demo that the README shows
        twill-lab shell [--backend B]    build one network and open a shell in it
                                         (B: vxlan, host-gw, vxlan-direct, auto; default vxlan)
        twill-lab bench scale|churn      measure a daemon among thousands of peers; twill-lab bench --help
@@ -31,6 +33,7 @@ NO_COLOR       no colours";
 
 enum Wish {
     Demo,
+    Picture(PathBuf),
     Shell(Backend),
     Bench(bench::Options),
     Help(&'static str),
@@ -56,6 +59,11 @@ fn run() -> Result<ExitCode, String> {
     if !Path::exists(&twill) {
         return Err(format!("no daemon at {}: run `cargo build`, or set TWILL_BIN", twill.display()));
     }
+    if let Wish::Picture(file) = wish {
+        let picture = picture::draw()?;
+        std::fs::write(&file, picture).map_err(|e| format!("cannot write {}: {e}", file.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if !matches!(wish, Wish::Bench(_)) {
         lab::enter::enter()?;
     }
@@ -80,6 +88,7 @@ fn wish() -> Result<Wish, lexopt::Error> {
                 let options = bench::Options::parse(&mut args)?;
                 return Ok(options.map_or(Wish::Help(bench::HELP), Wish::Bench));
             }
+            (Long("picture"), Wish::Demo) => Wish::Picture(args.value()?.into()),
             (Long("backend"), Wish::Shell(_)) => Wish::Shell(args.value()?.parse_with(Backend::named)?),
             (other, _) => return Err(other.unexpected()),
         };

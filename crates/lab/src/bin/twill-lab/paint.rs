@@ -16,8 +16,10 @@ pub(crate) const QUIET: Style = Style::new().dimmed();
 const BOX: usize = 16;
 const GAP: usize = 6;
 
+/// Whether to print colours: on a terminal, or where CLICOLOR_FORCE asks for them; never with NO_COLOR.
 pub(crate) fn coloured() -> bool {
-    stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    (stdout().is_terminal() || is_set("CLICOLOR_FORCE")) && !is_set("NO_COLOR")
 }
 
 pub(crate) fn paint(style: Style, text: &str) -> String {
@@ -28,7 +30,9 @@ pub(crate) fn paint(style: Style, text: &str) -> String {
 pub(crate) fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED).set_header(head);
-    if !coloured() {
+    if coloured() {
+        table.enforce_styling();
+    } else {
         table.force_no_tty();
     }
     for row in rows {
