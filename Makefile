@@ -15,12 +15,17 @@ AS_ROOT  := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 
 PACKAGES := $(addprefix packages-,lab build check test fresh)
-.PHONY: lab fresh test soak upgrade bench-scale bench-churn bench-probe check golden install clean bench-build toolchain $(PACKAGES)
+.PHONY: lab picture fresh test soak upgrade bench-scale bench-churn bench-probe check golden install clean bench-build toolchain $(PACKAGES)
 
 ## Show a pod network that repairs itself: real namespaces, real kernel, real daemon (its store is a directory: no etcd).
 lab: toolchain packages-lab
 	@scripts/progress "building the daemon and the lab" cargo build --quiet --locked --target-dir target -p twill -p lab --no-default-features
 	@target/debug/twill-lab demo
+
+## Draw docs/demo.svg, the picture in the README, from a real run of the demo.
+picture: toolchain packages-lab
+	@scripts/progress "building the daemon and the lab" cargo build --quiet --locked --target-dir target -p twill -p lab --no-default-features
+	@target/debug/twill-lab demo --picture docs/demo.svg
 
 ## Run a target, `lab` by default, on a minimal Debian of its own with a clone of HEAD: TARGET=test for another. Needs root.
 fresh: packages-fresh
