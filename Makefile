@@ -14,7 +14,7 @@ AS_ROOT  := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 # Where rustup puts cargo, and where Debian hides bridge and nft from ordinary users.
 export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 
-PACKAGES := $(addprefix packages-,lab build check test fresh)
+PACKAGES := $(addprefix packages-,lab build check test)
 .PHONY: lab picture fresh test soak upgrade bench-scale bench-churn bench-probe check golden install clean bench-build toolchain $(PACKAGES)
 
 ## Show a pod network that repairs itself: real namespaces, real kernel, real daemon (its store is a directory: no etcd).
@@ -28,8 +28,8 @@ picture: toolchain packages-lab
 	@target/debug/twill-lab demo --picture docs/demo.svg
 
 ## Run a target, `lab` by default, on a minimal Debian of its own with a clone of HEAD: TARGET=test for another. Needs root.
-fresh: packages-fresh
-	@scripts/fresh $(or $(TARGET),lab)
+fresh:
+	@scripts/fresh $(or $(TARGET),lab) $(fresh_packages)
 
 ## Run every test.
 test: toolchain packages-test
