@@ -34,7 +34,7 @@ fresh:
 ## Run every test.
 test: toolchain packages-test
 	@scripts/progress "building the tests" cargo test --quiet --locked --workspace --no-run
-	@cargo test --locked --workspace --no-fail-fast
+	@scripts/tests cargo test --locked --workspace --no-fail-fast
 
 ## What takes its time: a path that flaps for two minutes, healthy and busy nodes for ten minutes each; 25 minutes.
 soak: toolchain packages-test

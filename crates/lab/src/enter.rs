@@ -130,11 +130,13 @@ fn remedy() -> &'static str {
     }
 }
 
-/// Prepares the lab's own view once: a /run for `ip netns`, the work directory, a switch without traffic of its own.
+/// Prepares the lab's own view once: a /run for `ip netns`, a /dev/shm (names there are often made of the process id, which
+/// labs have in common), the work directory, a switch without traffic of its own.
 pub(crate) fn settle() -> Result<(), String> {
     static DONE: OnceLock<Result<(), String>> = OnceLock::new();
     DONE.get_or_init(|| {
-        let mounts = "mount -t tmpfs -o mode=755 tmpfs /run && ip link set lo up";
+        let mounts = "mount -t tmpfs -o mode=755 tmpfs /run && ip link set lo up && \
+                      if [ -d /dev/shm ]; then mount -t tmpfs -o mode=1777 tmpfs /dev/shm; fi";
         let out = Command::new("sh").args(["-c", mounts]).stdin(Stdio::null()).output();
         let out = out.map_err(|e| format!("cannot run sh: {e}"))?;
         if !out.status.success() {

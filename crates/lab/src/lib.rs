@@ -8,6 +8,7 @@
 )]
 
 mod capture;
+mod control;
 mod daemon;
 mod disk;
 pub mod enter;
@@ -38,6 +39,7 @@ mod wire;
 mod witness;
 
 pub use capture::Capture;
+pub use control::{in_time, is_in_time};
 pub use daemon::Daemon;
 pub use disk::Disk;
 pub use etcd::{Entry, Etcd, EtcdSetup, Ttl};

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::control::missed;
 use crate::wait::patient;
 
 /// A line and when it was read.
@@ -50,10 +51,15 @@ impl Lines {
 
     /// Whether a line, said already or within `limit`, satisfies `wanted`.
     pub fn wait_for(&self, limit: Duration, wanted: impl Fn(&str) -> bool) -> bool {
+        let start = Instant::now();
         let lines = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
         let missing = |lines: &mut Vec<Line>| !lines.iter().any(|line| wanted(&line.text));
         let waited = self.shared.1.wait_timeout_while(lines, patient(limit), missing);
-        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+        let found = !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out();
+        if !found {
+            missed(format!("a line: waited {:.1} s in vain", patient(limit).as_secs_f64()), start);
+        }
+        found
     }
 
     /// The program's standard input, if it was asked for and not taken yet.

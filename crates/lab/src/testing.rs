@@ -3,18 +3,29 @@
 
 use std::any::type_name;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::process::Command;
+use std::path::PathBuf;
+use std::process::{self, Command, ExitStatus};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::control::{control, excuse};
 use crate::enter;
 use crate::wait::patient;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 const LOG_TAIL: usize = 30;
+/// Measurements of one test before a starved machine is its failure, too.
+const MEASUREMENTS: usize = 3;
+/// Exit code of a lab whose test missed a limit on a starved machine: EX_TEMPFAIL of sysexits.h.
+const STARVED: i32 = 75;
+/// The line of such a lab that says what was missed.
+const STARVED_LINE: &str = "starved: ";
+/// Labs of free tests that run at the same time, per core: they wait more than they work.
+const LABS_PER_CORE: usize = 3;
 
 /// Whether other tests may run at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,10 +48,70 @@ pub fn test_within<F: FnOnce()>(deadline: Duration, timing: Timing, body: F) {
         return run_inside(body);
     }
     let path = test_path(type_name::<F>());
-    let _turn = turn(timing);
-    if let Err(why) = run_again(&path, patient(deadline)) {
+    let once = |timing| {
+        let asked = Instant::now();
+        let _turn = Turn::take(timing);
+        let begun = Instant::now();
+        let ended = run_again(&path, patient(deadline));
+        let [took, waited] = [begun.elapsed(), begun - asked].map(|span| span.as_secs_f64());
+        record(&format!("{took:.1} s {timing:?} {path} (waited {waited:.1} s)"));
+        ended
+    };
+    let measured = measure(timing, once, |figures| {
+        let line = format!("measured again: {path}: {figures}");
+        record(&line);
+        // print! and eprint! are kept back by the test runner; whoever runs the tests has to see this.
+        let _ = writeln!(io::stderr(), "{line}");
+    });
+    if let Err(why) = measured {
         panic!("{path}: {why}");
     }
+}
+
+/// Why a lab was no pass.
+enum Failure {
+    /// Something is wrong, or slow while the control was on time.
+    Real(String),
+    /// A limit was missed on a starved machine: the figures, and the output.
+    Starved(String, String),
+}
+
+/// Measures `once`, and again while the machine is starved; then alone, also what is free. Tells the figures before each repetition.
+fn measure(
+    timing: Timing,
+    mut once: impl FnMut(Timing) -> Result<(), Failure>,
+    mut tell: impl FnMut(&str),
+) -> Result<(), String> {
+    let mut all = Vec::new();
+    loop {
+        let timing = if all.is_empty() { timing } else { Timing::Timed };
+        match once(timing) {
+            Ok(()) => return Ok(()),
+            Err(Failure::Real(why)) => return Err(why),
+            Err(Failure::Starved(figures, output)) => {
+                all.push(figures.clone());
+                if all.len() == MEASUREMENTS {
+                    let all = all.join("\n");
+                    return Err(format!(
+                        "missed a limit in each of {MEASUREMENTS} measurements on a starved machine:\n{all}\n\
+                         the output of the last one:\n{output}"
+                    ));
+                }
+                tell(&figures);
+            }
+        }
+    }
+}
+
+/// Appends a line to `lab.log` beside the test binary: the seconds of each test, and what was measured again.
+fn record(line: &str) {
+    let file = File::options().append(true).create(true).open(beside("lab.log"));
+    // The times are for people; a full disk is told by what needs it.
+    let _ = file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
+}
+
+fn beside(name: &str) -> PathBuf {
+    std::env::current_exe().expect("own executable").with_file_name(name)
 }
 
 /// "e2e::repair::route_deleted::{{closure}}" -> "repair::route_deleted".
@@ -49,36 +120,84 @@ fn test_path(closure: &str) -> String {
     function.split_once("::").map_or(function, |(_, path)| path).to_owned()
 }
 
-fn turn(timing: Timing) -> File {
-    let exe = std::env::current_exe().expect("own executable");
-    let path = exe.with_file_name("twill-lab.lock");
-    let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-    let file = file.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let locked = if timing == Timing::Timed { file.lock() } else { file.lock_shared() };
-    locked.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    file
+/// The right to run now, until dropped.
+struct Turn {
+    _lock: File,
+    /// Free tests only: timed ones are alone anyway.
+    _seat: Option<Seat>,
 }
 
-fn run_again(path: &str, deadline: Duration) -> Result<(), String> {
-    let mut command = enter::command()?;
+impl Turn {
+    fn take(timing: Timing) -> Self {
+        let seat = (timing == Timing::Free).then(Seat::take);
+        let path = beside("twill-lab.lock");
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = file.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let locked = if timing == Timing::Timed { file.lock() } else { file.lock_shared() };
+        locked.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        Self { _lock: file, _seat: seat }
+    }
+}
+
+static SEATED: Mutex<usize> = Mutex::new(0);
+static FREED: Condvar = Condvar::new();
+
+/// One of the places of this process for labs at the same time, however many threads the test runner has.
+struct Seat;
+
+impl Seat {
+    fn take() -> Self {
+        let seats = LABS_PER_CORE * thread::available_parallelism().map_or(1, usize::from);
+        let seated = SEATED.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seated =
+            FREED.wait_while(seated, |seated| *seated >= seats).unwrap_or_else(PoisonError::into_inner);
+        *seated += 1;
+        Self
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        *SEATED.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        FREED.notify_one();
+    }
+}
+
+fn run_again(path: &str, deadline: Duration) -> Result<(), Failure> {
+    let mut command = enter::command().map_err(Failure::Real)?;
     // "--include-ignored": whoever got us here has asked for this test already.
     command.args(["--exact", path, "--nocapture", "--include-ignored", "--test-threads=1"]);
-    let (output, ended) = captured(command, deadline)?;
+    let control = control();
+    let start = Instant::now();
+    let (output, ended) = captured(command, deadline).map_err(Failure::Real)?;
     match ended {
-        None => Err(format!("not done after {} s; its output:\n{output}", deadline.as_secs())),
-        Some(false) => Err(format!("failed in the lab; its output:\n{output}")),
-        Some(true) if !output.contains("test result: ok. 1 passed;") => Err(format!(
+        None => {
+            let why = format!("not done after {} s", deadline.as_secs());
+            let lateness = control.since(start);
+            if lateness.is_starved() {
+                return Err(Failure::Starved(format!("{why}; {lateness}"), output));
+            }
+            Err(Failure::Real(format!("{why}; its output:\n{output}")))
+        }
+        Some(status) if status.code() == Some(STARVED) => {
+            let figures = output.lines().rev().find_map(|line| line.strip_prefix(STARVED_LINE));
+            Err(Failure::Starved(figures.unwrap_or("it does not say what was late").to_owned(), output))
+        }
+        Some(status) if !status.success() => {
+            Err(Failure::Real(format!("failed in the lab; its output:\n{output}")))
+        }
+        Some(_) if !output.contains("test result: ok. 1 passed;") => Err(Failure::Real(format!(
             "the lab found no test of that name (is lab::test called outside of the test itself?):\n{output}"
-        )),
-        Some(true) => {
+        ))),
+        Some(_) => {
             print!("{output}");
             Ok(())
         }
     }
 }
 
-/// The output of both streams, and whether it was a success; None when the deadline killed it.
-fn captured(mut command: Command, deadline: Duration) -> Result<(String, Option<bool>), String> {
+/// The output of both streams, and how it ended; None when the deadline killed it.
+fn captured(mut command: Command, deadline: Duration) -> Result<(String, Option<ExitStatus>), String> {
     let end = Instant::now() + deadline;
     let (reader, writer) = io::pipe().map_err(|e| e.to_string())?;
     command.stdout(writer.try_clone().map_err(|e| e.to_string())?).stderr(writer);
@@ -102,15 +221,22 @@ fn captured(mut command: Command, deadline: Duration) -> Result<(String, Option<
         }
     }
     let status = child.wait().map_err(|e| e.to_string())?;
-    Ok((output, Some(status.success())))
+    Ok((output, Some(status)))
 }
 
 fn run_inside(body: impl FnOnce()) {
     if let Err(why) = enter::settle() {
         panic!("{why}");
     }
+    // A session of its own: a kernel that shares the processor by sessions gives each lab a whole share. It may have one already.
+    let _ = nix::unistd::setsid();
+    control();
     if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
         eprint!("{}", log_tails());
+        if let Some(figures) = excuse() {
+            println!("{STARVED_LINE}{figures}");
+            process::exit(STARVED);
+        }
         resume_unwind(panic);
     }
 }
@@ -136,11 +262,11 @@ mod tests {
 
     #[test]
     fn a_timed_test_waits_for_all_others_and_they_for_it() {
-        let (first, second) = (turn(Timing::Free), turn(Timing::Free));
+        let (first, second) = (Turn::take(Timing::Free), Turn::take(Timing::Free));
         let (tell, told) = mpsc::channel();
         let wait = |timing: Timing| {
             let tell = tell.clone();
-            thread::spawn(move || tell.send((timing, turn(timing))));
+            thread::spawn(move || tell.send((timing, Turn::take(timing))));
         };
         let blocked = |told: &mpsc::Receiver<_>| told.recv_timeout(Duration::from_millis(100)).is_err();
         wait(Timing::Timed);
@@ -152,5 +278,44 @@ mod tests {
         assert!(blocked(&told), "a timed test is running");
         drop(timed);
         assert_eq!(told.recv_timeout(DEADLINE).expect("its turn").0, Timing::Free);
+    }
+
+    fn starved(figures: &str) -> Result<(), Failure> {
+        Err(Failure::Starved(figures.into(), "its output".into()))
+    }
+
+    /// Measures with these results; what came of it, the timings asked for, and what was told.
+    fn measured(results: Vec<Result<(), Failure>>) -> (Result<(), String>, Vec<Timing>, Vec<String>) {
+        let (mut results, mut timings, mut told) = (results.into_iter(), Vec::new(), Vec::new());
+        let once = |timing| {
+            timings.push(timing);
+            results.next().expect("no more measurements than that")
+        };
+        let ended = measure(Timing::Free, once, |figures| told.push(figures.to_owned()));
+        (ended, timings, told)
+    }
+
+    #[test]
+    fn a_late_control_has_it_measured_again_and_alone() {
+        let (ended, timings, told) = measured(vec![starved("first"), starved("second"), Ok(())]);
+        assert_eq!(ended, Ok(()));
+        assert_eq!(timings, [Timing::Free, Timing::Timed, Timing::Timed]);
+        assert_eq!(told, ["first", "second"]);
+    }
+
+    #[test]
+    fn a_control_that_is_late_three_times_fails_with_all_figures() {
+        let (ended, timings, told) = measured(vec![starved("first"), starved("second"), starved("third")]);
+        let why = ended.expect_err("three times starved");
+        assert!(["first", "second", "third", "its output"].iter().all(|part| why.contains(part)), "{why}");
+        assert_eq!((timings.len(), told.len()), (MEASUREMENTS, MEASUREMENTS - 1));
+    }
+
+    #[test]
+    fn a_control_on_time_fails_at_once() {
+        let (ended, timings, told) = measured(vec![Err(Failure::Real("too slow".into()))]);
+        assert_eq!((ended, timings.len(), told.len()), (Err("too slow".into()), 1, 0));
+        let (ended, timings, told) = measured(vec![starved("first"), Err(Failure::Real("too slow".into()))]);
+        assert_eq!((ended, timings.len(), told.len()), (Err("too slow".into()), 2, 1));
     }
 }

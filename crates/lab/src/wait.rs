@@ -6,6 +6,8 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::control::missed;
+
 const POLL: Duration = Duration::from_millis(5);
 const PATIENCE: &str = "LAB_PATIENCE";
 
@@ -25,7 +27,16 @@ fn factor(patience: &str) -> u32 {
 
 /// The first value that `look` finds, or None when `limit` has passed.
 pub fn until<T>(limit: Duration, look: impl FnMut() -> Option<T>) -> Option<T> {
-    within(patient(limit), look)
+    until_found("a condition", limit, look)
+}
+
+fn until_found<T>(what: &str, limit: Duration, look: impl FnMut() -> Option<T>) -> Option<T> {
+    let start = Instant::now();
+    let found = within(patient(limit), look);
+    if found.is_none() {
+        missed(format!("{what}: waited {:.1} s in vain", patient(limit).as_secs_f64()), start);
+    }
+    found
 }
 
 fn within<T>(span: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
@@ -43,7 +54,7 @@ fn within<T>(span: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
 
 /// Panics with `what` unless `condition` becomes true within `limit`.
 pub fn wait_for(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
-    if until(limit, || condition().then_some(())).is_none() {
+    if until_found(what, limit, || condition().then_some(())).is_none() {
         panic!("waited {:.1} s in vain: {what}", patient(limit).as_secs_f64());
     }
 }

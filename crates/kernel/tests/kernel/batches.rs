@@ -130,7 +130,7 @@ fn five_thousand_peers() {
         assert_eq!(state.routes.to_vec(), routes);
         assert_eq!(sh("ip -4 route show table main proto 84 | wc -l").trim(), "5000");
         let took = timed("5000 deletes", &mut kernel, &routes.into_iter().map(delete).collect::<Vec<_>>());
-        assert!(took.as_secs() < 5, "{took:?}");
+        lab::in_time("5000 deletes", took, std::time::Duration::from_secs(5));
         assert_eq!(kernel.dump(&owned).unwrap().state.routes.len(), 0);
     });
 }

@@ -46,14 +46,9 @@ impl Ear {
     fn hears(&self, kind: Kind, link: Option<&str>, line: &str) {
         self.quiet();
         sh(line);
-        let deadline = Instant::now() + lab::patient(SOON);
         let event = Event { kind, link: link.map(name) };
-        while self
-            .events
-            .recv_timeout(deadline - Instant::now())
-            .unwrap_or_else(|_| panic!("`{line}` brought no {event:?}"))
-            != event
-        {}
+        let heard = lab::until(SOON, || self.events.try_iter().any(|heard| heard == event).then_some(()));
+        assert!(heard.is_some(), "`{line}` brought no {event:?}");
         while self.events.recv_timeout(Duration::from_millis(100)).is_ok() {}
     }
 

@@ -65,6 +65,28 @@ fn kill_9_leaves_nothing() {
     assert_eq!(mounts(), before, "no mount is left");
 }
 
+/// Where libfaketime keeps a semaphore named after the process id, which is the same in many labs.
+#[test]
+fn shared_memory_is_the_labs_own() {
+    let name = format!("/dev/shm/lab-{}", std::process::id());
+    if !lab::enter::inside() {
+        fs::write(&name, "the host's").expect("/dev/shm is there");
+    }
+    let ended = std::panic::catch_unwind(|| {
+        lab::test(Timing::Free, || {
+            let names: Vec<_> =
+                fs::read_dir("/dev/shm").expect("/dev/shm").flatten().map(|entry| entry.path()).collect();
+            assert!(names.is_empty(), "{names:?}");
+            fs::write("/dev/shm/own", "the lab's").expect("it can be written");
+        });
+    });
+    if !lab::enter::inside() {
+        assert!(!fs::exists("/dev/shm/own").expect("/dev/shm"), "the lab writes into the host's /dev/shm");
+        fs::remove_file(name).expect("our own file");
+    }
+    ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
 #[test]
 fn the_hosts_network_is_out_of_sight() {
     let host = fs::read_to_string("/proc/self/net/dev").expect("devices");

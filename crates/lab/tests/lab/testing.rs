@@ -1,5 +1,6 @@
 //! Everything that is not a clear pass inside is a failure outside.
 
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use lab::Timing;
@@ -32,5 +33,45 @@ fn a_body_runs_in_the_lab() {
         assert!(lab::enter::inside());
         assert_eq!(std::process::id(), 1);
         assert!(std::env::temp_dir().starts_with(lab::enter::work_dir()));
+    });
+}
+
+struct Burner(Child);
+
+impl Drop for Burner {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Four per core, for a second before they are given.
+fn burners() -> Vec<Burner> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let burn = |_| Burner(Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("sh"));
+    let burners = (0..4 * cores).map(burn).collect();
+    lab::holds_for("they burn", Duration::from_secs(1), || true);
+    burners
+}
+
+/// The machine is really starved here; the figures of the product and of the control are told.
+#[test]
+#[should_panic(expected = "missed a limit in each of 3 measurements on a starved machine:\n\
+                           the repair took 1.500s of 1s; the control was ")]
+fn a_limit_missed_on_a_starved_machine() {
+    lab::test(Timing::Timed, || {
+        let _burners = burners();
+        lab::in_time("the repair", Duration::from_millis(1500), Duration::from_secs(1));
+    });
+}
+
+/// Not a matter of time, so it fails at once.
+#[test]
+#[should_panic(expected = "failed in the lab")]
+fn a_wrong_result_on_a_starved_machine() {
+    lab::test(Timing::Timed, || {
+        let _burners = burners();
+        lab::in_time("the repair", Duration::from_secs(1), Duration::from_secs(2));
+        panic!("on purpose");
     });
 }

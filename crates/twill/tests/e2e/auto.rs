@@ -5,7 +5,7 @@ mod reasons;
 use std::time::{Duration, Instant};
 
 use lab::plain::Announce;
-use lab::{Capture, Filter, Lab, Monitors, PingStream, Timing, Topology, View, patient};
+use lab::{Capture, Filter, Lab, Monitors, PingStream, Timing, Topology, View};
 
 use crate::cluster::{self, FLAGS, SOON};
 use crate::verdicts::{AT_ONCE, AUTO, PROVEN, finding, found, goes, is_direct, plain, soaking, told};
@@ -175,7 +175,7 @@ fn an_uplink_without_arp() {
         told(node, &daemons[0], &peer, "pod addresses lost");
         assert!(pods[0].reaches(pods[1].ip(), SOON).is_some());
         let report = ping.stop();
-        assert!(report.longest_gap < patient(AT_ONCE + Duration::from_millis(200)), "{report:?}");
+        lab::in_time("the longest gap", report.longest_gap, AT_ONCE + Duration::from_millis(200));
         assert_eq!(wire.stop(), Vec::<String>::new());
     });
 }

@@ -184,7 +184,7 @@ fn follows_a_new_mac(device: &str, other: &str) {
     let took = lab::until(SOON, || followed().then(|| begun.elapsed()));
     let took = took.unwrap_or_else(|| panic!("the new MAC of {device} is not followed"));
     println!("{took:?}");
-    assert!(took < lab::patient(Duration::from_millis(500)), "{took:?}");
+    lab::in_time("following the new MAC", took, Duration::from_millis(500));
     assert_eq!(monitors.lines_about(&[other]), Vec::<String>::new());
     daemons[1].restart();
     cluster::reach_each_other(&pods);
@@ -222,7 +222,7 @@ fn an_uplink_without_its_ipv6_address_serves_ipv4() {
             let took = pods[0].reaches(ip, SOON);
             let took = took.unwrap_or_else(|| panic!("{ip} is not reached after: {what}"));
             println!("{took:?} after: {what}");
-            assert!(took < lab::patient(Duration::from_secs(1)), "{took:?} after: {what}");
+            lab::in_time(&format!("the repair after: {what}"), took, Duration::from_secs(1));
         };
         let gateway = node.gateway();
         heals(&format!("ip link set eth0 up; ip route replace default via {gateway} dev eth0"), ip4);

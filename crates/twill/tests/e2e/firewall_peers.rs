@@ -68,7 +68,7 @@ fn a_peer_among_5000_changes_one_element_within_20_ms() {
             let way = told(&routes, &[&subnet, route]);
             let apart = set.max(way) - set.min(way);
             let _ = writeln!(figures, "{event}: {apart:?} from the route");
-            assert!(apart < lab::patient(LIMIT), "{figures}");
+            lab::in_time(&figures, apart, LIMIT);
         }
         println!("{figures}");
         let written = nft.all().iter().filter(|line| line.text.contains("vteps")).count();

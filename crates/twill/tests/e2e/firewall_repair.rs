@@ -75,7 +75,7 @@ impl<'a, T: PartialEq + std::fmt::Debug> Healer<'a, T> {
         let healed = lab::until(SOON, || ((self.look)() == self.before).then(|| harmed.elapsed()));
         let healed = healed
             .unwrap_or_else(|| panic!("`{harm}` is not repaired: {:#?}\n{:#?}", self.before, (self.look)()));
-        assert!(healed < lab::patient(SECOND), "`{harm}` took {healed:?}");
+        lab::in_time(&format!("the repair after `{harm}`"), healed, SECOND);
         self.times.push((healed, harm.to_owned()));
         if self.times.len().is_multiple_of(HARMS_AT_ONCE) {
             self.daemon.kill9();
@@ -241,7 +241,7 @@ fn connections_survive(manager: Manager, backend: &str, flush: &str) {
         }
         let took = flushed.elapsed();
         println!("{manager:?} {backend}: masqueraded again {took:?} after the flush");
-        assert!(took < lab::patient(SECOND), "{took:?}");
+        lab::in_time("the repair after the flush", took, SECOND);
         let before: Vec<u64> = talks.iter().map(Talk::bytes).collect();
         lab::wait_for("all talk on", SOON, || {
             talks.iter().zip(&before).all(|(talk, before)| talk.bytes() > before + 5)
@@ -249,7 +249,8 @@ fn connections_survive(manager: Manager, backend: &str, flush: &str) {
     }
     for (to, report) in targets.iter().zip(talks.into_iter().map(Talk::stop)) {
         println!("{manager:?} {backend} {to}: {report:?}");
-        assert!(report.cut.is_none() && report.longest_gap < lab::patient(SECOND), "{to}: {report:?}");
+        assert!(report.cut.is_none(), "{to}: {report:?}");
+        lab::in_time(&format!("{to}: the longest gap"), report.longest_gap, SECOND);
     }
     let naked = world.heard().iter().filter(|heard| of_pod(&pods[0]).contains(&heard.source.ip())).count();
     println!("{manager:?} {backend}: {naked} of {} were seen as the pod itself", world.heard().len());

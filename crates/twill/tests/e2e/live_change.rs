@@ -113,7 +113,7 @@ impl Expected {
         for (pair, report) in pings.stop() {
             let PingReport { sent, lost, longest_gap, .. } = report;
             println!("  {pair}: lost {lost} of {sent}, longest gap {:.3} s", longest_gap.as_secs_f64());
-            let borne = self.outage.map_or(lost == 0, |outage| longest_gap < outage);
+            let borne = self.outage.map_or(lost == 0, |outage| lab::is_in_time(&pair, longest_gap, outage));
             assert!(borne, "{}: {pair}: {report:?}", self.config);
         }
     }

@@ -187,7 +187,7 @@ fn each_comes_back(config: &str, family: Family, kinds: &[[&str; 2]]) {
         lab::wait_for(&format!("all is as before `{harm}`"), SOON, || rows() == before);
         let took = begun.elapsed();
         println!("{took:?} after {harm}");
-        assert!(took < lab::patient(Duration::from_secs(1)), "{took:?} after {harm}");
+        lab::in_time(&format!("the repair after {harm}"), took, Duration::from_secs(1));
     }
     assert_eq!(Shape::of(node), shape);
 }

@@ -9,7 +9,7 @@ pub(crate) use bare::one_segment;
 use std::time::{Duration, Instant, SystemTime};
 
 use lab::plain::Announce;
-use lab::{Daemon, Lab, Node, PingStream, Pod, patient, until};
+use lab::{Daemon, Lab, Node, PingStream, Pod, until};
 
 use crate::cluster::{FLAGS, SOON};
 use crate::verdicts::{AT_ONCE, findings, found, plain, told};
@@ -141,7 +141,9 @@ fn all_found(lab: &Lab, faults: &[Fault]) {
                 // It may be known before the kernel loses the first packet.
                 let took = (fault.last)().elapsed().unwrap_or_default();
                 println!("{} of {} after {took:?}", fault.name, fault.subnet);
-                late.extend((took > patient(fault.limit)).then(|| format!("{} after {took:?}", fault.name)));
+                if !lab::is_in_time(&format!("{} of {}", fault.name, fault.subnet), took, fault.limit) {
+                    late.push(format!("{} after {took:?}", fault.name));
+                }
             }
             !is_found
         });
@@ -158,5 +160,5 @@ fn all_mended<'a>(lab: &Lab, subnets: impl IntoIterator<Item = &'a String>) {
     for subnet in subnets {
         found(lab.node(1), subnet, "healthy", IN_TIME);
     }
-    assert!(start.elapsed() <= patient(IN_TIME), "{:?}", start.elapsed());
+    lab::in_time("healthy again", start.elapsed(), IN_TIME);
 }

@@ -27,7 +27,7 @@ fn heals(config: &str, harm: impl Fn(&Node) -> Harm) {
     let harm = harm(peer);
     let took = lab::time_to_heal(node, &before, &harm, || cluster::answers(&pods[0], &pods[1]));
     println!("{took:?} after: {}", harm.command(node));
-    assert!(took < lab::patient(LIMIT), "{took:?} after: {}", harm.command(node));
+    lab::in_time(&format!("the repair after `{}`", harm.command(node)), took, LIMIT);
 }
 
 fn flannel_1() -> String {
@@ -95,7 +95,7 @@ fn uplink_comes_back(config: &str) {
     let took = lab::until(SOON, || healed().then(|| up.elapsed()));
     let took = took.unwrap_or_else(|| panic!("not as before:\n{}", before.diff(&View::of(&node.ns))));
     println!("{took:?} after the uplink is up");
-    assert!(took < lab::patient(LIMIT), "{took:?} after the uplink is up");
+    lab::in_time("the repair after the uplink is up", took, LIMIT);
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn vxlan_peer_with_a_new_mac() {
             view.contains(new) && !view.contains(&old)
         };
         let took = lab::until(SOON, || followed().then(|| begun.elapsed())).expect("the new MAC is followed");
-        assert!(took < lab::patient(LIMIT / 2), "{took:?}");
+        lab::in_time("following the new MAC", took, LIMIT / 2);
         daemons[1].restart();
         assert!(pods[0].reaches(pods[1].ip(), SOON).is_some());
     });

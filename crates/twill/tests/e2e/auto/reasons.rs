@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use lab::plain::Announce;
-use lab::{Daemon, Filter, Lab, Node, Ns, PingReport, PingStream, Timing, Topology, patient};
+use lab::{Daemon, Filter, Lab, Node, Ns, PingReport, PingStream, Timing, Topology};
 
 use super::{POD_ADDRESSES, POD_ADDRESSES6, QUIET, all_direct};
 use crate::cluster::{self, FLAGS, SOON};
@@ -107,7 +107,7 @@ impl Harmed<'_> {
             waiting.is_empty().then_some(())
         });
         assert!(all.is_some(), "{waiting:?}: {}", node.twill(&["status"]));
-        assert!(start.elapsed() <= patient(AT_ONCE) + SLACK, "{:?}", start.elapsed());
+        lab::in_time("all of it", start.elapsed(), AT_ONCE + SLACK);
         for (subnet, name, _) in peers {
             told(node, daemon, subnet, name);
         }
@@ -126,7 +126,7 @@ impl Harmed<'_> {
             goes(self.node, subnet, "eth0", FORGOTTEN);
             found(self.node, subnet, "healthy", SOON);
         }
-        assert!(healthy.elapsed() < patient(FORGOTTEN), "{:?}", healthy.elapsed());
+        lab::in_time("healthy again", healthy.elapsed(), FORGOTTEN);
     }
 }
 
@@ -250,7 +250,7 @@ fn each_is_told_and_left_in_time_and_taken_again_when_it_is_healthy() {
         {
             let is_right = match pods {
                 Pods::Cut => report.lost > 0,
-                Pods::Switched => report.longest_gap < patient(AT_ONCE + SLACK),
+                Pods::Switched => lab::is_in_time("the longest gap", report.longest_gap, AT_ONCE + SLACK),
                 Pods::Unharmed => report.lost == 0,
             };
             assert!(is_right, "node {k}, {name}: {report:?}");
@@ -329,6 +329,6 @@ fn reverse_path_filters_of_either_side() {
         goes(lab.node(1), &plains[1], "flannel.1", 2 * AT_ONCE);
         lab::wait_for("it arrives by tunnel", SOON, || pods[0].ping(pods[4].ip()).is_some());
         let report = ping.stop();
-        assert!(report.longest_gap < patient(AT_ONCE + Duration::from_millis(200)), "{report:?}");
+        lab::in_time("the longest gap", report.longest_gap, AT_ONCE + Duration::from_millis(200));
     });
 }
