@@ -12,8 +12,9 @@ use crate::wait::patient;
 const TICK: Duration = Duration::from_millis(10);
 /// Lateness of one wake-up that does not count: the timers of an idle virtual machine have it, too.
 const SLACK: Duration = Duration::from_millis(1);
-/// Shortest window that is judged. A shorter one has too few wake-ups to tell a starved machine from a lucky moment.
-const SHORTEST: Duration = Duration::from_secs(1);
+/// Shortest window that is judged. A shorter one has too few wake-ups to tell a starved machine from a lucky moment, and what a
+/// program waits for may come from what it measured some seconds before.
+const SHORTEST: Duration = Duration::from_secs(5);
 /// Lateness in thousandths of the window from which the machine counts as starved. Measured over 5 s on two cores: an idle machine
 /// has 1 to 4; two processes per core that burn CPU make it 40 to 190.
 const STARVED: u32 = 10;
@@ -73,7 +74,7 @@ impl Control {
         control
     }
 
-    /// The lateness since `start`, or in the last second if that is longer ago.
+    /// The lateness since `start`, or in the last [`SHORTEST`] if that is longer ago.
     pub(crate) fn since(&self, start: Instant) -> Lateness {
         self.ticks().since(start, Instant::now())
     }
@@ -178,16 +179,16 @@ mod tests {
     #[test]
     fn lateness_is_counted_in_its_window() {
         let begun = Instant::now();
-        let ticks = ticks(begun, &[(100, 21), (1500, 6), (1900, 1), (2500, 11), (2600, 31)]);
+        let ticks = ticks(begun, &[(100, 21), (11_500, 6), (11_900, 1), (12_500, 11), (12_600, 31)]);
         let since = |start: u32, now: u32| ticks.since(begun + start * MS, begun + now * MS);
-        let all = since(0, 3000);
-        assert_eq!((all.window, all.total, all.worst), (3000 * MS, 65 * MS, 30 * MS));
-        let last = since(2000, 3000);
-        assert_eq!((last.window, last.total, last.worst), (1000 * MS, 40 * MS, 30 * MS));
+        let all = since(0, 20_000);
+        assert_eq!((all.window, all.total, all.worst), (20_000 * MS, 65 * MS, 30 * MS));
+        let last = since(12_000, 17_000);
+        assert_eq!((last.window, last.total, last.worst), (5000 * MS, 40 * MS, 30 * MS));
         // A window that begins while the control waits has the rest of that wait.
-        assert_eq!(since(1504, 3000).total, 42 * MS);
-        // A short one is a second long, but not longer than the control.
-        assert_eq!(since(2990, 3000), last);
+        assert_eq!(since(11_504, 17_000).total, 42 * MS);
+        // A short one is made longer, but not longer than the control.
+        assert_eq!(since(16_990, 17_000), last);
         assert_eq!(since(490, 500).window, 500 * MS);
     }
 
