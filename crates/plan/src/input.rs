@@ -112,12 +112,29 @@ pub struct Node {
     /// VNIs that another daemon of this node uses.
     #[serde(default)]
     pub foreign_vnis: Vec<u32>,
-    /// Another daemon of this node keeps the traffic rules.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub foreign_firewall: bool,
+    #[serde(default, skip_serializing_if = "FirewallKeeper::is_us")]
+    pub firewall_keeper: FirewallKeeper,
     /// Our IPv4 routes go by next hop objects now.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_nexthop: bool,
+}
+
+/// Who has flannel's tables and chains for traffic rules, which are there once on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirewallKeeper {
+    #[default]
+    Us,
+    /// No rules are asked for, and none were ever ours.
+    Nobody,
+    /// Another daemon of this node, in words: `another daemon of this node (pid 812)`.
+    Other(Box<str>),
+}
+
+impl FirewallKeeper {
+    pub fn is_us(&self) -> bool {
+        *self == Self::Us
+    }
 }
 
 /// What an earlier config or an earlier daemon may have left on this node, to be swept.

@@ -483,7 +483,7 @@ mod tests {
         Note::Node(NodeFault::Firewall(Fault::IptablesMissing)) => firewall(Fault::IptablesMissing), "there is no iptables on this node";
         Note::Node(NodeFault::Firewall(Fault::Nothing)) => firewall(Fault::Nothing), "so nothing is accepted that others drop";
         Note::Node(NodeFault::Firewall(Fault::NoMasquerade)) => firewall(Fault::NoMasquerade), "so nothing is masqueraded";
-        Note::Node(NodeFault::Firewall(Fault::Foreign)) => firewall(Fault::Foreign), "another daemon of this node keeps the traffic rules";
+        Note::Node(NodeFault::Firewall(Fault::Foreign { .. })) => firewall(Fault::Foreign { keeper: "another daemon of this node".into() }), "keeps the traffic rules, so this one makes none";
         Note::Node(NodeFault::Firewall(Fault::ForwardRefused { .. })) =>
             firewall(Fault::ForwardRefused { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "so the accept rules are there too";
         Note::Node(NodeFault::Firewall(Fault::Unread(_))) => firewall(Fault::Unread("no".into())), "may go unseen";

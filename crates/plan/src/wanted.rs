@@ -123,7 +123,7 @@ pub fn bounds(config: &Config, node: &Node, leases: &Leases) -> Owned {
         former_writer: node.former.writer,
         table: config.table,
         former_tables: former_tables(config, node),
-        firewall: !node.foreign_firewall,
+        firewall: node.firewall_keeper.is_us(),
         sweep: Sweep::NotYet,
     }
 }

@@ -62,7 +62,7 @@ impl Case {
             vtep_v6: Some("42:00:00:00:06:01".parse().unwrap()),
             former: Default::default(),
             foreign_vnis: Vec::new(),
-            foreign_firewall: false,
+            firewall_keeper: plan::input::FirewallKeeper::Us,
             by_nexthop: false,
         };
         let uplink = LinkFacts {

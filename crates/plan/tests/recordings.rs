@@ -123,7 +123,7 @@ impl Recorded {
             vtep_v6,
             former: Default::default(),
             foreign_vnis: Vec::new(),
-            foreign_firewall: false,
+            firewall_keeper: plan::input::FirewallKeeper::Us,
             by_nexthop: false,
         };
         Self { case, name, place, conf, entries, leases, underlay, own, node }

@@ -10,6 +10,8 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
+use crate::locks;
+
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The body of the daemon's answer to `GET path`.
@@ -20,7 +22,16 @@ pub(crate) fn get(socket: &Path, path: &str) -> anyhow::Result<Bytes> {
     let answer =
         runtime.block_on(answer).with_context(|| format!("the daemon does not answer on {shown}"))?;
     answer.with_context(|| {
-        format!("asking the daemon on {shown}; is twill daemon running here, and are you root?")
+        let running = locks::subnet_files();
+        let hint = if running.is_empty() {
+            "is twill daemon running here, and are you root?".into()
+        } else {
+            format!(
+                "are you root? Here runs one with --subnet-file {}",
+                running.join(" and one with --subnet-file ")
+            )
+        };
+        format!("asking the daemon on {shown}; {hint}")
     })
 }
 

@@ -29,12 +29,7 @@ use crate::{confine, http, logging, notify, probe, questions};
 /// Runs until it is told to stop.
 pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     logging::init(flags.verbosity, flags.log_format);
-    info!("twill {} starts: {}", env!("CARGO_PKG_VERSION"), flags.shown());
-    flags.ignored.iter().for_each(|what| error!("ignored: {what}"));
-    flags.unmet().iter().for_each(|what| warn!("{what}"));
-    if !(flags.vmodule.is_empty() && flags.log_backtrace_at.is_empty()) {
-        debug!("--vmodule and --log_backtrace_at are accepted and have no effect");
-    }
+    log_flags(flags);
     flags.check().map_err(anyhow::Error::msg)?;
     let mut locks = Locks::default();
     locks.take_file(&flags.subnet_file)?;
@@ -43,6 +38,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (questions, answers) = questions::channel(bell.clone());
     let servers = runtime.block_on(http::bind(flags, &metrics, &board, questions))?;
+    locks.state_healthz(flags.healthz_port);
     let signals = runtime.block_on(async { Signals::hear() }).context("hearing signals")?;
     let _confined = confine::confine(flags);
     let tasks = runtime.handle().clone();
@@ -90,6 +86,17 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
         memory,
     }
     .run(trigger)
+}
+
+/// The first lines of the log: what this daemon was told, and what of it has no effect.
+fn log_flags(flags: &Flags) {
+    info!("twill {} starts: {}", env!("CARGO_PKG_VERSION"), flags.changed());
+    debug!("all flags: {}", flags.shown());
+    flags.ignored.iter().for_each(|what| error!("ignored: {what}"));
+    flags.unmet().iter().for_each(|what| warn!("{what}"));
+    if !(flags.vmodule.is_empty() && flags.log_backtrace_at.is_empty()) {
+        debug!("--vmodule and --log_backtrace_at are accepted and have no effect");
+    }
 }
 
 /// Those of nftables, iptables-nft's among them, tell of changes; those of iptables-legacy have to be looked at.

@@ -78,11 +78,34 @@ pub(crate) enum Extent {
 
 const HINT: &str = "twill --help lists commands and flags";
 
-const SOCKET: &str = "/run/flannel/twill.sock";
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
+/// Socket and options file of a daemon whose subnet file is [`SUBNET_FILE`].
+const SOCKET: &str = "/run/flannel/twill.sock";
+const OPTIONS_FILE: &str = "/run/flannel/options.env";
 /// What `--route-table flannel` means; `make install` gives it that name for ip(8).
 const FLANNEL_TABLE: u32 = 8472;
 const CACHE_DIR: &str = "/var/cache/twill";
+
+/// Default socket of the daemon with that subnet file: `/run/b.env` has `/run/b.env.sock`.
+fn socket_of(subnet_file: &Path) -> PathBuf {
+    beside(subnet_file, SOCKET, "sock")
+}
+
+/// Default options file of the daemon with that subnet file: `/run/b.env` has `/run/b.env.options`.
+fn options_file_of(subnet_file: &Path) -> PathBuf {
+    beside(subnet_file, OPTIONS_FILE, "options")
+}
+
+/// Two daemons of one node have two subnet files, so that what is named after the subnet file never collides.
+fn beside(subnet_file: &Path, usual: &str, suffix: &str) -> PathBuf {
+    if subnet_file == Path::new(SUBNET_FILE) {
+        return usual.into();
+    }
+    let mut path = subnet_file.as_os_str().to_owned();
+    path.push(".");
+    path.push(suffix);
+    path.into()
+}
 
 /// Name and value of what stands in the environment.
 pub(crate) trait Variables: Iterator<Item = (OsString, OsString)> {}
@@ -122,18 +145,21 @@ fn parsed(command: Result<Option<Command>, lexopt::Error>) -> Result<Command, St
 
 /// `None`: help was asked for.
 fn status(args: &[String]) -> Result<Option<Command>, lexopt::Error> {
-    let mut flags = StatusFlags { json: false, watch: false, socket: SOCKET.into() };
+    let (mut json, mut watch) = (false, false);
+    let (mut subnet_file, mut socket) = (PathBuf::from(SUBNET_FILE), None);
     let mut parser = Parser::from_args(args);
     while let Some(arg) = parser.next()? {
         match arg {
-            Arg::Long("json") => flags.json = true,
-            Arg::Long("watch") => flags.watch = true,
-            Arg::Long("socket") => flags.socket = parser.value()?.into(),
+            Arg::Long("json") => json = true,
+            Arg::Long("watch") => watch = true,
+            Arg::Long("subnet-file") => subnet_file = parser.value()?.into(),
+            Arg::Long("socket") => socket = Some(parser.value()?.into()),
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
             other => return Err(other.unexpected()),
         }
     }
-    Ok(Some(Command::Status(flags)))
+    let socket = socket.unwrap_or_else(|| socket_of(&subnet_file));
+    Ok(Some(Command::Status(StatusFlags { json, watch, socket })))
 }
 
 /// With `--offline` all that the daemon takes, since it stands in for one.
@@ -227,6 +253,31 @@ mod tests {
         assert!(parse("diff --offline --bogus").is_err_and(|error| error.contains("--offline --help")));
         assert!(parse("diff --store=/s").is_err_and(|error| error.contains("--store")));
         assert!(parse("diff --watch").is_err_and(|error| error.contains("--watch")));
+    }
+
+    /// The daemon and whoever asks it derive the same socket from the same subnet file.
+    #[test]
+    fn the_socket_follows_the_subnet_file_unless_it_is_given() {
+        for (line, expected) in [
+            ("", "/run/flannel/twill.sock"),
+            ("--subnet-file=/run/flannel/subnet.env", "/run/flannel/twill.sock"),
+            ("--subnet-file=/run/flannel//./subnet.env", "/run/flannel/twill.sock"),
+            ("--subnet-file /run/b.env", "/run/b.env.sock"),
+            ("--subnet-file=/run/other/subnet.env", "/run/other/subnet.env.sock"),
+            ("--subnet-file=/run/b", "/run/b.sock"),
+            ("--subnet-file=b.env", "b.env.sock"),
+            ("--subnet-file=/run/b.env --socket=/s", "/s"),
+            ("--socket=/s --subnet-file=/run/b.env", "/s"),
+            ("--socket=/s", "/s"),
+        ] {
+            let parse = |command: &str| parse(format!("{command} {line}").trim_end());
+            let Ok(Command::Status(status)) = parse("status") else { panic!("{line}") };
+            let Ok(Command::Diff(DiffFlags { asked: Asked::Daemon(diff), .. })) = parse("diff") else {
+                panic!("{line}")
+            };
+            let Ok(Command::Daemon(daemon)) = parse("daemon") else { panic!("{line}") };
+            assert_eq!([status.socket, diff, daemon.socket], [expected; 3].map(PathBuf::from), "{line}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow, bail};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::CONTENT_TYPE;
@@ -18,11 +18,12 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
 use crate::diff::{self, Difference};
 use crate::flags::Flags;
+use crate::locks;
 use crate::metrics::Metrics;
 use crate::questions::Questions;
 use crate::report::{Board, Report};
@@ -67,36 +68,59 @@ pub(crate) async fn bind(
     let address = (&*flags.healthz_ip, flags.healthz_port);
     let tcp = match address {
         (_, 0) => None,
-        address => Some(TcpListener::bind(address).await.with_context(|| {
+        address => Some(bind_tcp(address).await.with_context(|| {
             format!("listening on {}:{} (--healthz-ip, --healthz-port)", address.0, address.1)
         })?),
     };
     let unix = bind_unix(&flags.socket)
+        .await
         .with_context(|| format!("listening on {} (--socket)", flags.socket.display()))?;
     let (metrics, board) = (metrics.clone(), board.clone());
     let answers = Answers { metrics, board, questions, side: Side::Local };
     Ok(Servers { tcp, unix, socket: flags.socket.clone(), answers })
 }
 
-fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
+async fn bind_tcp((ip, port): (&str, u16)) -> anyhow::Result<TcpListener> {
+    TcpListener::bind((ip, port)).await.map_err(|error| {
+        let rival = locks::rival_on_port(port).filter(|_| error.kind() == ErrorKind::AddrInUse);
+        match rival {
+            Some(rival) => anyhow!("{rival} listens there: give one of them another --healthz-port"),
+            None => error.into(),
+        }
+    })
+}
+
+async fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
     }
     // A killed daemon leaves its socket behind; a living one answers, and whatever else is there is not ours.
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => return Err(ErrorKind::AddrInUse.into()),
+    match UnixStream::connect(path).await {
+        Ok(stream) => {
+            bail!("{} listens there: stop it, or give this daemon another --socket", owner(&stream))
+        }
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
             if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
-                return Err(ErrorKind::AlreadyExists.into());
+                bail!("a file that is no socket is there: remove it, or give this daemon another --socket");
             }
             std::fs::remove_file(path)?;
         }
         Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     }
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+/// The process at the other end of a unix socket, in words. Of another pid namespace it has no pid here.
+fn owner(stream: &UnixStream) -> String {
+    let pid = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
+    let Some(pid) = pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0) else {
+        return "a process of another pid namespace".into();
+    };
+    locks::rival_with_pid(pid)
+        .map_or_else(|| format!("the process with pid {pid}"), |rival| rival.to_string())
 }
 
 impl Servers {

@@ -9,7 +9,7 @@ use kernel::Kernel;
 use plan::Mac;
 use plan::backend::vxlan;
 use plan::belief::History;
-use plan::input::{Config, Family, Former, Leases, Node, Underlay, Writer};
+use plan::input::{Config, Family, FirewallKeeper, Former, Leases, Node, Underlay, Writer};
 use plan::lease::Lease;
 use plan::netconf::NetConf;
 use plan::state::MAIN_TABLE;
@@ -153,7 +153,7 @@ impl Place {
             vtep_v6,
             former,
             foreign_vnis: Vec::new(),
-            foreign_firewall: false,
+            firewall_keeper: FirewallKeeper::Us,
             by_nexthop: false,
         }
     }

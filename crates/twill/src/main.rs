@@ -39,9 +39,9 @@ twill gives this Kubernetes node a pod subnet and makes the pods of all nodes re
 
 usage: twill daemon [flags]
              run on this node; twill daemon --help lists the flags
-       twill status [--json] [--watch] [--socket FILE]
-             what this node's daemon does and sees
-       twill diff [--json] [--socket FILE]
+       twill status [--json] [--watch] [--subnet-file FILE] [--socket FILE]
+             what this node's daemon does and sees; --subnet-file is that of the daemon to ask, where it is not the usual
+       twill diff [--json] [--subnet-file FILE] [--socket FILE]
              the steps that would make the kernel right; exit code 1 if there are any
        twill diff --offline [--json] [flags]
              the same from store and kernel, without a daemon; takes the daemon's flags

@@ -16,7 +16,7 @@ use plan::backend::vxlan::Direct;
 use plan::belief::{Belief, History, Weighed};
 use plan::firewall;
 use plan::follow::Followed;
-use plan::input::{Config, Former, Leases, Node, Underlay};
+use plan::input::{Config, FirewallKeeper, Former, Leases, Node, Underlay};
 use plan::netconf::NetConf;
 use plan::note::{NodeFault, Note, StoreFault};
 use plan::owned::Sweep;
@@ -229,7 +229,11 @@ impl Reconciler {
     fn hear(&mut self, view: &View, asked: bool, now: Instant) -> Heard {
         // Whoever wants no rules takes nobody else's, but sweeps what was ours.
         self.node.former.firewall |= self.config.wants_rules();
-        self.node.foreign_firewall = !(self.node.former.firewall && self.locks.keep_firewall());
+        self.node.firewall_keeper = match self.node.former.firewall.then(|| self.locks.keep_firewall()) {
+            Some(Ok(())) => FirewallKeeper::Us,
+            Some(Err(keeper)) => FirewallKeeper::Other(keeper.into()),
+            None => FirewallKeeper::Nobody,
+        };
         let mut heard = Heard { leases: Leases::Unknown, notes: view.notes.clone(), due: None };
         let follow = self.flags.config_reload || asked;
         let conf = if asked && !self.flags.config_reload {

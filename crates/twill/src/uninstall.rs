@@ -38,7 +38,7 @@ pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
     }
     let mut owned = footprint.owned();
     // Another daemon may have taken them over.
-    owned.firewall &= locks.keep_firewall();
+    owned.firewall &= locks.keep_firewall().is_ok();
     let Seen { state: seen, underlay, .. } = kernel.dump(&owned).context("reading the kernel")?;
     let facts = &underlay.firewall;
     if let Some(why) = facts.unread.first().or(facts.no_nft.as_ref().filter(|_| facts.has_our_tables())) {

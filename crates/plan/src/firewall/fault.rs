@@ -20,8 +20,10 @@ pub enum Fault {
     Nothing,
     /// Neither of them, but pods are to reach the world.
     NoMasquerade,
-    /// Another daemon keeps them.
-    Foreign,
+    /// Another daemon of this node keeps them.
+    Foreign {
+        keeper: Box<str>,
+    },
     /// Told to use nftables, but iptables refuses what is forwarded.
     ForwardRefused {
         variant: Variant,
@@ -59,8 +61,10 @@ impl fmt::Display for Fault {
                 "neither nftables nor iptables can be used, so nothing is masqueraded: install nft or iptables, or switch it \
                  off (--ip-masq=false)",
             ),
-            Self::Foreign => f.write_str(
-                "another daemon of this node keeps the traffic rules; ours are left to it. Switch them off in one of both",
+            Self::Foreign { keeper } => write!(
+                f,
+                "{keeper} keeps the traffic rules, so this one makes none: what it forwards is neither accepted nor \
+                 masqueraded. Give one of them --iptables-forward-rules=false and --ip-masq=false"
             ),
             Self::ForwardRefused { variant, family, what } => write!(
                 f,

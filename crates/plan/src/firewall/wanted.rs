@@ -14,7 +14,7 @@ use super::rule::{Match, Net, Rule, Verdict};
 use super::{Choice, Facts, Fault, Manager, SourceFilter, Stranger, Summary};
 use crate::PeerPath;
 use crate::backend::Backend;
-use crate::input::{Config, Family, Leases, Node};
+use crate::input::{Config, Family, FirewallKeeper, Leases, Node};
 use crate::state::{Link, LinkKind, Vxlan};
 
 /// More strangers than these are not named: whoever forges one address can forge a thousand.
@@ -49,9 +49,13 @@ pub(crate) struct Firewall {
 /// Those of all families.
 pub(crate) fn rules(what: &Rules<'_>) -> Firewall {
     let mut firewall = Firewall::default();
-    if what.node.foreign_firewall {
-        firewall.faults.extend(what.config.wants_rules().then_some(Fault::Foreign));
-        return firewall;
+    match &what.node.firewall_keeper {
+        FirewallKeeper::Us => {}
+        FirewallKeeper::Other(keeper) if what.config.wants_rules() => {
+            firewall.faults.push(Fault::Foreign { keeper: keeper.clone() });
+            return firewall;
+        }
+        FirewallKeeper::Nobody | FirewallKeeper::Other(_) => return firewall,
     }
     let options = &what.config.firewall;
     if options.masquerade || options.forward {

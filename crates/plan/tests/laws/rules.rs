@@ -44,7 +44,7 @@ pub(crate) fn facts(tape: &mut Tape) -> Facts {
 
 /// Rows as wanted, half-right, or left over by another manager; and a chain of somebody else.
 pub(crate) fn draw(scene: &mut Scene, tape: &mut Tape, world: &World) {
-    if world.node.foreign_firewall {
+    if !world.node.firewall_keeper.is_us() {
         return;
     }
     Family::ALL.into_iter().filter(|_| !tape.once_in(3)).collect::<Vec<_>>().into_iter().for_each(|family| {

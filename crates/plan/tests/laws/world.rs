@@ -8,7 +8,8 @@ use plan::backend::Backend;
 use plan::backend::vxlan::{self, Direct};
 use plan::firewall::SourceFilter;
 use plan::input::{
-    AddressFacts, Config, DirectRoute, Former, Leases, LinkFacts, Node, RouteFacts, Underlay, Uplink, Writer,
+    AddressFacts, Config, DirectRoute, FirewallKeeper, Former, Leases, LinkFacts, Node, RouteFacts, Underlay,
+    Uplink, Writer,
 };
 use plan::lease::{Announced, Lease, Subnet, Vtep};
 use plan::state::{Route, RoutePath};
@@ -154,7 +155,11 @@ fn node(tape: &mut Tape) -> Node {
     let (leased4, leased6) =
         tape.pick(&[(true, true), (true, true), (true, true), (true, false), (false, true)]);
     Node {
-        foreign_firewall: tape.once_in(16),
+        firewall_keeper: if tape.once_in(16) {
+            FirewallKeeper::Other("pid 812".into())
+        } else {
+            FirewallKeeper::Us
+        },
         uplink: Uplink {
             link: name("eth0"),
             mtu: tape.pick(&[1500, 9000]),

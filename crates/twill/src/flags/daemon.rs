@@ -17,10 +17,10 @@ use plan::input::{Config, Sysctls};
 use plan::netconf::NetConf;
 use store::{Dir, Store};
 
-use super::Command;
 use super::help::help;
 use super::table::{self, Flag, GROUPS, PREFIX};
 use super::value::{LogFormat, Secret};
+use super::{Command, options_file_of, socket_of};
 use crate::env_file;
 use crate::probe::Pace;
 
@@ -131,6 +131,8 @@ enum Source {
     CommandLine,
     Environment,
     OptionsFile,
+    /// Nobody: it is named after the subnet file.
+    SubnetFile,
 }
 
 impl fmt::Display for Source {
@@ -139,6 +141,7 @@ impl fmt::Display for Source {
             Self::CommandLine => "command line",
             Self::Environment => "environment",
             Self::OptionsFile => "options.env",
+            Self::SubnetFile => "beside the subnet file",
         })
     }
 }
@@ -157,10 +160,7 @@ pub(super) fn parse(
     args: &[String],
     variables: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<Command, String> {
-    let mut flags = Flags::default();
-    for flag in table::flags().filter(|flag| !flag.default.is_empty()) {
-        (flag.at)(&mut flags).set(flag.default).map_err(|error| format!("--{}: {error}", flag.name))?;
-    }
+    let mut flags = Flags::untouched()?;
     match flags.take_args(args) {
         Ok(true) => {}
         Ok(false) => return Ok(Command::Help(help(program))),
@@ -170,12 +170,36 @@ pub(super) fn parse(
         return Ok(Command::Version);
     }
     flags.take(Source::Environment, environment(variables));
+    // What the file itself says of the subnet file comes too late to choose the file.
+    flags.follow("options-file", options_file_of(&flags.subnet_file));
     let file = flags.read_options_file();
     flags.take(Source::OptionsFile, file);
+    flags.follow("socket", socket_of(&flags.subnet_file));
     Ok(Command::Daemon(Box::new(flags)))
 }
 
 impl Flags {
+    /// Every flag at its default.
+    fn untouched() -> Result<Self, String> {
+        let mut flags = Self::default();
+        for flag in table::flags().filter(|flag| !flag.default.is_empty()) {
+            (flag.at)(&mut flags).set(flag.default).map_err(|error| format!("--{}: {error}", flag.name))?;
+        }
+        Ok(flags)
+    }
+
+    /// Sets the flag of a file that nobody has named and that stands beside the subnet file.
+    fn follow(&mut self, name: &'static str, path: PathBuf) {
+        let slot = match name {
+            "socket" => &mut self.socket,
+            _ => &mut self.options_file,
+        };
+        if *slot != path && !self.sources.contains_key(name) {
+            *slot = path;
+            self.sources.insert(name, Source::SubnetFile);
+        }
+    }
+
     /// Go's syntax (flannel-compat 1.1). `false`: help was asked for.
     fn take_args(&mut self, args: &[String]) -> Result<bool, String> {
         let mut last = "the beginning";
@@ -256,14 +280,25 @@ impl Flags {
         all
     }
 
-    /// All options in force with who has set them, secrets hidden.
+    /// Every flag in force with its source, secrets hidden: `v=0, iface=eth0 (command line)`.
     pub(crate) fn shown(&self) -> String {
+        self.listed(|_| true)
+    }
+
+    /// The flags whose value is not the default, in the same form.
+    pub(crate) fn changed(&self) -> String {
+        let (mut flags, mut untouched) = (self.clone(), Self::untouched().unwrap_or_default());
+        let listed = self.listed(|flag| (flag.at)(&mut flags).show() != (flag.at)(&mut untouched).show());
+        if listed.is_empty() { "every flag has its default".into() } else { listed }
+    }
+
+    fn listed(&self, mut wanted: impl FnMut(&Flag) -> bool) -> String {
         let mut flags = self.clone();
         let show = |flag: &Flag| {
             let source = self.sources.get(flag.name).map_or(String::new(), |source| format!(" ({source})"));
             format!("{}={}{source}", flag.name, (flag.at)(&mut flags).show())
         };
-        table::flags().map(show).collect::<Vec<_>>().join(", ")
+        table::flags().filter(|flag| wanted(flag)).map(show).collect::<Vec<_>>().join(", ")
     }
 
     /// What was asked for and this version cannot do.
@@ -547,7 +582,9 @@ mod tests {
                     let attached = asked(&[&format!("{bare}={text}")]);
                     assert_eq!(value(&attached, name), *text, "{bare}");
                     assert_eq!(attached.sources[name], Source::CommandLine);
-                    for (other, ..) in values().filter(|(other, ..)| other != name) {
+                    // The socket is named after the subnet file.
+                    let follows = |other: &str| *name == "subnet-file" && other == "socket";
+                    for (other, ..) in values().filter(|(other, ..)| other != name && !follows(other)) {
                         assert_eq!(value(&attached, other), default(other), "{other}, when {bare} is set");
                     }
                     if !is_switch(name) {
@@ -692,6 +729,87 @@ mod tests {
         assert_eq!(flags.ignored, ["environment: FLANNELD_IFACE: it is not valid UTF-8"]);
     }
 
+    /// The first line of the log is short, and whoever reads it misses nothing.
+    #[test]
+    fn what_is_changed_is_what_has_not_its_default_with_its_source() {
+        let untouched = |args: &[&str]| {
+            let args: Vec<String> = [&["--options-file=/run/flannel/options.env"], args]
+                .concat()
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            match parse("twill daemon", &args, std::iter::empty()) {
+                Ok(Command::Daemon(flags)) => flags.changed(),
+                _ => panic!("{args:?}"),
+            }
+        };
+        assert_eq!(untouched(&[]), "every flag has its default");
+        assert_eq!(
+            untouched(&["--v=0", "--ip-masq=false", "--shrink-grace=300s"]),
+            "every flag has its default"
+        );
+        assert_eq!(untouched(&["--iface=eth0", "--v=1"]), "iface=eth0 (command line), v=1 (command line)");
+        assert_eq!(
+            untouched(&["--subnet-file=/b"]),
+            "subnet-file=/b (command line), socket=/b.sock (beside the subnet file)"
+        );
+        for (name, one, two, _) in values().filter(|(name, ..)| *name != "version") {
+            for value in [one, two].into_iter().filter(|value| **value != default(name)) {
+                let flags = told(&[], &[(&find(name).variable(), *value)], "").unwrap();
+                let text = flags.changed();
+                let shown = format!("{name}={} (environment)", self::value(&flags, name));
+                assert!(text.split(", ").any(|part| part == shown), "{shown}: {text}");
+                let others = if *name == "subnet-file" { 3 } else { 2 };
+                assert_eq!(
+                    text.split(", ").count(),
+                    others,
+                    "with options-file, and with the socket: {text}"
+                );
+                assert!(flags.shown().split(", ").count() >= table::flags().count(), "all at debug");
+            }
+        }
+    }
+
+    /// The options file is that of the daemon which is started, never that of another daemon of the node.
+    #[test]
+    fn options_file_and_socket_follow_the_subnet_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        fs::write(path("b.env.options"), "FLANNELD_V=3\n").unwrap();
+        fs::write(path("c.env.options"), format!("FLANNELD_SUBNET_FILE={}\nFLANNELD_V=4\n", path("d.env")))
+            .unwrap();
+        let with = |args: &[String], variables: &[(&str, String)]| {
+            let variables = variables.iter().map(|(name, value)| ((*name).into(), value.into()));
+            match parse("twill daemon", args, variables) {
+                Ok(Command::Daemon(flags)) => *flags,
+                _ => panic!("{args:?}"),
+            }
+        };
+        let (b, c) = (format!("--subnet-file={}", path("b.env")), format!("--subnet-file={}", path("c.env")));
+        let in_environment = [("FLANNELD_SUBNET_FILE", path("b.env"))];
+        for flags in [with(std::slice::from_ref(&b), &[]), with(&[], &in_environment)] {
+            assert_eq!((flags.verbosity, flags.socket.display().to_string()), (3, path("b.env.sock")));
+            assert_eq!(flags.options_file.display().to_string(), path("b.env.options"));
+        }
+        // What a file says of the subnet file moves the socket, and no second file is read.
+        let flags = with(&[c], &[]);
+        assert_eq!(
+            (flags.verbosity, flags.socket.display().to_string()),
+            (4, path("c.env.sock")),
+            "the command line goes before"
+        );
+        let options = format!("--options-file={}", path("c.env.options"));
+        let flags = with(&[options], &[]);
+        assert_eq!((flags.verbosity, flags.socket.display().to_string()), (4, path("d.env.sock")));
+        let flags = with(&[b.clone(), "--options-file=".into(), "--socket=/s".into()], &[]);
+        assert_eq!((flags.verbosity, &*flags.socket), (0, Path::new("/s")));
+        let flags = with(&[b], &[("FLANNELD_SOCKET", "/s".into()), ("FLANNELD_OPTIONS_FILE", "/o".into())]);
+        assert_eq!(
+            (flags.verbosity, &*flags.socket, &*flags.options_file),
+            (0, Path::new("/s"), Path::new("/o"))
+        );
+    }
+
     #[test]
     fn a_password_is_nowhere_to_be_read() {
         let by_line = format!("{}=hunter2\n", find("etcd-password").variable());
@@ -701,7 +819,13 @@ mod tests {
             told(&[], &[], &by_line).unwrap(),
         ] {
             let place = flags.store().identity();
-            let all = format!("{} {:?} {:?} {flags:?} {place}", flags.shown(), flags.unmet(), flags.ignored);
+            let all = format!(
+                "{} {} {:?} {:?} {flags:?} {place}",
+                flags.shown(),
+                flags.changed(),
+                flags.unmet(),
+                flags.ignored
+            );
             assert!(!all.contains("hunter2") && flags.shown().contains("etcd-password=***"), "{all}");
         }
     }

@@ -3,7 +3,7 @@
 
 use super::daemon::Flags;
 use super::value::Value;
-use super::{CACHE_DIR, SOCKET, SUBNET_FILE};
+use super::{CACHE_DIR, OPTIONS_FILE, SOCKET, SUBNET_FILE};
 
 /// A flag.
 pub(super) struct Flag {
@@ -101,14 +101,14 @@ pub(super) const GROUPS: &[Group] = &[
         flag("subnet-file", "FILE", SUBNET_FILE,
             "where this node's subnet and MTU are written for the CNI plugin",
             |flags| &mut flags.subnet_file),
-        flag("options-file", "FILE", "/run/flannel/options.env",
-            "more options, a variable in each line; empty reads none",
+        flag("options-file", "FILE", OPTIONS_FILE,
+            "more options, a variable in each line; empty reads none; beside another subnet file FILE it is FILE.options",
             |flags| &mut flags.options_file),
         flag("cache-dir", "DIR", CACHE_DIR,
             "where the last good leases are kept, for a reboot while the store is away; empty keeps none",
             |flags| &mut flags.cache_dir),
         flag("socket", "FILE", SOCKET,
-            "unix socket that twill status and twill diff ask",
+            "unix socket that twill status and twill diff ask; beside another subnet file FILE it is FILE.sock",
             |flags| &mut flags.socket),
     ] },
     Group { title: "health and log", lack: |_| None, flags: &[

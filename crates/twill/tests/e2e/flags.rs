@@ -157,6 +157,30 @@ fn the_backend_asked_for_is_in_force_without_the_store_too() {
     });
 }
 
+/// A node's log begins with what is particular to it.
+#[test]
+fn the_first_log_line_lists_what_is_no_default_and_at_debug_the_next_one_lists_all() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let (short, long) = (lab.node(1).start(FLAGS), lab.node(2).start(&[FLAGS, &["-v=1"]].concat()));
+        [&short, &long].iter().for_each(|daemon| daemon.wait_ready());
+        let lines = |daemon: &Daemon| daemon.log().lines().map(String::from).collect::<Vec<_>>();
+        let (short, long) = (lines(&short), lines(&long));
+        for line in [&short[0], &long[0]] {
+            assert!(line.contains(" starts: ") && line.contains("iface=eth0 (command line)"), "{line}");
+            assert!(line.contains("healthz-port=8081 (command line)"), "{line}");
+            for absent in ["iface-regex=", "etcd-endpoints=", "subnet-file=", "config-reload=", "version="] {
+                assert!(!line.contains(absent), "{absent} has its default: {line}");
+            }
+        }
+        assert!(!short.iter().any(|line| line.contains("etcd-endpoints=")), "{short:#?}");
+        let all = &long[1];
+        for flag in ["etcd-endpoints=http://127.0.0.1:4001", "config-reload=true", "v=1 (command line)"] {
+            assert!(all.contains("DEBUG") && all.contains(flag), "{flag}: {all}");
+        }
+    });
+}
+
 #[test]
 fn a_password_is_in_no_log_and_no_report() {
     lab::test(Timing::Free, || {

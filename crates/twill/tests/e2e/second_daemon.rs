@@ -1,14 +1,33 @@
-//! Two daemons on one node: refused where they would fight, side by side where they would not.
+//! Two daemons on one node: refused where they would fight, by the name of the other one, and side by side where they
+//! would not, with the three flags that flannel wants for it.
 
-use std::fs;
-use std::process::{Child, Stdio};
+use std::fs::{self, File};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process::{Child, Command, Stdio};
 
-use lab::{Node, Timing, Topology, View, eyes};
+use lab::{EtcdSetup, Lab, Node, Ns, Timing, Topology, View, eyes};
 
 use crate::cluster::{self, SOON, VXLAN};
 
+const SECOND: &str = r#"{"Network":"10.250.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#;
+const SECOND_FILE: &str = "--subnet-file=/run/flannel/second.env";
+const OTHER_SOCKET: &str = "--socket=/run/flannel/other.sock";
+
 /// A process that goes with its owner, a failed test included.
 struct Running(Child);
+
+impl Running {
+    fn start(mut command: Command, log: &std::path::Path) -> Self {
+        let log = File::options().create(true).append(true).open(log).unwrap();
+        let streams = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        Self(streams.spawn().unwrap())
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -18,7 +37,7 @@ impl Drop for Running {
 }
 
 /// Starts a daemon beside the first one, with a store of its own that holds `config`.
-fn second(node: &Node, config: &str, flags: &[&str]) -> std::process::Command {
+fn second(node: &Node, config: &str, flags: &[&str]) -> Command {
     let store = node.run_dir().with_file_name(format!("second-store-{}", node.index));
     fs::create_dir_all(&store).unwrap();
     fs::write(store.join("config"), config).unwrap();
@@ -28,31 +47,172 @@ fn second(node: &Node, config: &str, flags: &[&str]) -> std::process::Command {
     node.twill_command(&args)
 }
 
+/// What a daemon that must not start says.
+fn refusal(mut command: Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "it has started: {said}");
+    said.lines().last().unwrap_or_default().to_owned()
+}
+
+/// `twill daemon` with these flags alone, its default cache being the node's own.
+fn plain(lab: &Lab, node: &Node, flags: &[&str]) -> Command {
+    let (twill, cache) = (env!("CARGO_BIN_EXE_twill"), node.cache_dir().display());
+    let line = format!("mkdir -p {cache} && mount --bind {cache} /var/cache && exec {twill} daemon \"$@\"");
+    let endpoint = format!("--etcd-endpoints={}", lab.etcd().endpoint());
+    node.command(&[&["sh", "-c", &*line, "sh", &*endpoint], flags].concat())
+}
+
+fn is_ready(node: &Node, flags: &[&str]) -> bool {
+    let output = node.twill_output(&[&["status"], flags].concat());
+    String::from_utf8_lossy(&output.stdout).lines().any(|line| line == "state     ready")
+}
+
+/// A pod of the second network: a namespace with a cable into a bridge of that network.
+fn second_pod(node: &Node) -> (Ns, String) {
+    let text = fs::read_to_string(node.run_dir().join("second.env")).unwrap();
+    let gateway = text.lines().find_map(|line| line.strip_prefix("FLANNEL_SUBNET=")).unwrap();
+    let address = gateway.replace(".1/", ".2/");
+    let name = format!("second{}", node.index);
+    node.ns.run(&format!(
+        "ip netns add {name} && ip link add cni1 type bridge && ip link set cni1 up && ip address add {gateway} dev cni1 &&
+         ip link add {name} type veth peer name eth0 netns {name} && ip link set {name} master cni1 up"
+    ));
+    let pod = Ns::named(&name);
+    let (via, _) = gateway.split_once('/').unwrap();
+    pod.run(&format!(
+        "ip link set lo up; ip link set eth0 up; ip address add {address} dev eth0; ip route add default via {via}"
+    ));
+    (pod, address.split('/').next().unwrap().to_owned())
+}
+
+fn wait_ping(from: &Ns, to: &str) {
+    lab::wait_for(&format!("{} reaches {to}", from.name()), SOON, || {
+        from.output(&format!("ping -n -c 1 -W 1 {to}")).status.success()
+    });
+}
+
 #[test]
-fn with_the_same_file_network_or_vni_it_is_refused() {
+fn with_three_flags_alone_both_networks_work_and_the_same_file_twice_is_refused() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2).etcd(EtcdSetup::http()), VXLAN);
+        lab.etcd().put("/second/network/config", SECOND);
+        let three = [SECOND_FILE, "--etcd-prefix=/second/network"];
+        let start = |node: &Node, flags: &[&str]| {
+            Running::start(plain(&lab, node, flags), &node.run_dir().join(format!("{}.log", flags.len())))
+        };
+        let first: Vec<Running> = lab.nodes().iter().map(|node| start(node, &[])).collect();
+        lab.nodes().iter().for_each(|node| lab::wait_for("first", SOON, || is_ready(node, &[])));
+        let mut beside: Vec<Running> = lab.nodes().iter().map(|node| start(node, &three)).collect();
+        lab.nodes().iter().for_each(|node| lab::wait_for("second", SOON, || is_ready(node, &[SECOND_FILE])));
+        cluster::reach_each_other(&lab.pods());
+        let (one, other) = (second_pod(lab.node(1)), second_pod(lab.node(2)));
+        wait_ping(&one.0, &other.1);
+        wait_ping(&other.0, &one.1);
+
+        let node = lab.node(1);
+        for flags in [&[][..], &[SECOND_FILE]] {
+            lab::wait_for("nothing is to be done", SOON, || {
+                node.twill_output(&[&["diff"], flags].concat()).status.success()
+            });
+        }
+        let cached = |name: &str| node.cache_dir().join("twill").join(name).exists();
+        assert!(cached("run-flannel-subnet.env.leases") && cached("run-flannel-second.env.leases"));
+
+        let third = ["--etcd-prefix=/third/network", "--socket=/run/flannel/third.sock"];
+        for (flag, owner) in [("--subnet-file=/run/flannel/subnet.env", &first[0]), (SECOND_FILE, &beside[0])]
+        {
+            let said = refusal(plain(&lab, node, &[&third[..], &[flag]].concat()));
+            let by = format!("another daemon of this node (pid {}) writes", owner.pid());
+            assert!(said.contains(&by) && said.contains("another --subnet-file"), "{said}");
+        }
+        // A daemon that was killed holds nothing, and what it left in its files names nobody for long.
+        beside.remove(0);
+        let again = start(node, &three);
+        lab::wait_for("second again", SOON, || is_ready(node, &[SECOND_FILE]));
+        let said = refusal(plain(&lab, node, &three));
+        assert!(said.contains(&format!("(pid {}) writes", again.pid())), "{said}");
+        drop(again);
+        node.twill(&["uninstall", SECOND_FILE, "--cache-dir="]);
+        assert!(View::of(&node.ns).link("flannel.7").is_none());
+        assert!(is_ready(node, &[]) && View::of(&node.ns).link("flannel.1").is_some());
+    });
+}
+
+#[test]
+fn with_the_same_file_network_vni_port_or_socket_it_is_refused_and_told_by_whom() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
-        let _first = lab.start_all(cluster::FLAGS);
+        let daemons = lab.start_all(cluster::FLAGS);
         let node = lab.node(1);
         let before = View::of(&node.ns);
-        let own_file = "--subnet-file=/run/flannel/second.env";
-        let own_socket = "--socket=/run/flannel/second.sock";
         let around = r#"{"Network":"10.0.0.0/8","Backend":{"Type":"host-gw"}}"#;
         let vni_1 = r#"{"Network":"10.250.0.0/16","Backend":{"Type":"vxlan"}}"#;
-        for (config, flags, word) in [
-            (VXLAN, &[][..], "another daemon writes"),
-            (VXLAN, &[own_file], "--socket"),
-            (VXLAN, &[own_file, own_socket], "another daemon of this node has network 10.244.0.0/16"),
-            (around, &[own_file, own_socket], "another daemon of this node has network 10.244.0.0/16"),
-            (vni_1, &[own_file, own_socket], "another daemon of this node has VNI 1"),
+        let pid = daemons[0].pid();
+        let by = format!("another daemon of this node (pid {pid}, --subnet-file /run/flannel/subnet.env)");
+        let socket = "--socket=/run/flannel/twill.sock";
+        let port = ["--healthz-ip=127.0.0.1", "--healthz-port=8081"];
+        let any_address = ["--healthz-port=8081"];
+        for (config, flags, by, words) in [
+            (VXLAN, &[][..], &*format!("another daemon of this node (pid {pid})"), "another --subnet-file"),
+            (VXLAN, &[SECOND_FILE], &by, "has network 10.244.0.0/16"),
+            (VXLAN, &[SECOND_FILE], &by, "--etcd-prefix (or --store) with another Network"),
+            (around, &[SECOND_FILE], &by, "has network 10.244.0.0/16, which overlaps 10.0.0.0/8"),
+            (vni_1, &[SECOND_FILE], &by, "has VNI 1: stop it, or give one of them another VNI"),
+            (SECOND, &[SECOND_FILE, socket], &by, "another --socket"),
+            (SECOND, &[&[SECOND_FILE][..], &port].concat(), &by, "another --healthz-port"),
+            (SECOND, &[&[SECOND_FILE][..], &any_address].concat(), &by, "another --healthz-port"),
         ] {
-            let output = second(node, config, flags).output().unwrap();
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(!output.status.success() && said.contains(word), "{said}");
+            let said = refusal(second(node, config, flags));
+            assert!(said.contains(by) && said.contains(words), "{flags:?}: {said}");
             assert!(node.twill(&["status"]).contains("ready"), "the first one still answers");
         }
         assert_eq!(before.diff(&View::of(&node.ns)), "");
         assert_eq!(node.get("/readyz").unwrap().status, 200);
+        // Nobody there: the daemons that there are are named.
+        let nobody = node.twill_output(&["status", "--subnet-file=/run/flannel/third.env"]);
+        let said = String::from_utf8_lossy(&nobody.stderr).into_owned();
+        assert!(said.contains("/run/flannel/third.env.sock"), "{said}");
+        assert!(said.contains("--subnet-file /run/flannel/subnet.env"), "{said}");
+    });
+}
+
+/// A DaemonSet's daemon numbers itself in its own pid namespace: its number is no process of this one.
+#[test]
+fn a_daemon_of_another_pid_namespace_is_told_as_such() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), VXLAN);
+        let contained = ["unshare", "--pid", "--fork", "--kill-child=KILL"];
+        let daemon = lab.node(1).start_under(&contained, cluster::FLAGS);
+        daemon.wait_ready();
+        let elsewhere = "pid 1 of another pid namespace";
+        let said = refusal(second(lab.node(1), SECOND, &[]));
+        assert!(said.contains(elsewhere) && said.contains("another --subnet-file"), "{said}");
+        let said = refusal(second(lab.node(1), VXLAN, &[SECOND_FILE]));
+        assert!(said.contains(elsewhere) && said.contains("subnet.env"), "{said}");
+        let said = refusal(second(lab.node(1), SECOND, &[SECOND_FILE, "--socket=/run/flannel/twill.sock"]));
+        assert!(said.contains("(--socket)") && said.contains("another --socket"), "{said}");
+    });
+}
+
+/// An abstract address of somebody else's may be any bytes.
+#[test]
+fn names_of_others_that_are_no_text_do_no_harm() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), VXLAN);
+        let node = lab.node(1);
+        let _odd = node.ns.within(|| {
+            [
+                &b"\xff\xfe"[..],
+                b"twill network \xff",
+                b"twill pid x of y has VNI 1",
+                b"twill pid 1 of 2 has \n",
+            ]
+            .map(|name| UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap())
+        });
+        let _first = lab.start_all(cluster::FLAGS);
+        let said = refusal(second(node, SECOND.replace('7', "1").as_str(), &[SECOND_FILE]));
+        assert!(said.contains("has VNI 1: stop it"), "{said}");
     });
 }
 
@@ -64,13 +224,19 @@ fn with_others_both_work_and_neither_touches_the_other() {
         let node = lab.node(1);
         let before = View::of(&node.ns);
         let config = r#"{"Network":"10.250.0.0/16","Backend":{"Type":"vxlan","VNI":7,"Port":4789}}"#;
-        let mut command = second(
-            node,
-            config,
-            &["--subnet-file=/run/flannel/second.env", "--socket=/run/flannel/second.sock"],
+        // Options of the first one are not those of the second.
+        fs::write(node.run_dir().join("options.env"), format!("FLANNELD_{}\n", "HEALTHZ_PORT=8081")).unwrap();
+        fs::write(node.run_dir().join("second.env.options"), "FLANNELD_V=1\n").unwrap();
+        let log = node.run_dir().join("second.log");
+        let beside = Running::start(second(node, config, &[SECOND_FILE]), &log);
+        lab::wait_for("the second is ready", SOON, || is_ready(node, &[SECOND_FILE]));
+        let said = fs::read_to_string(&log).unwrap();
+        let first_line = said.lines().next().unwrap();
+        assert!(first_line.contains("v=1 (options.env)"), "{first_line}");
+        assert!(
+            first_line.contains("socket=/run/flannel/second.env.sock (beside the subnet file)"),
+            "{first_line}"
         );
-        let beside = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-        lab::wait_for("the second is ready", SOON, || node.run_dir().join("second.env").exists());
         let now = View::of(&node.ns);
         assert!(now.link("flannel.7").is_some());
         let of_first = |view: &View| {
@@ -80,11 +246,29 @@ fn with_others_both_work_and_neither_touches_the_other() {
                 .collect::<Vec<_>>()
         };
         assert_eq!(of_first(&before), of_first(&now));
+        let note =
+            format!("(pid {}, --subnet-file /run/flannel/subnet.env) keeps the traffic", daemons[0].pid());
+        let page = node.twill(&["status", SECOND_FILE]);
+        assert!(page.contains(&note) && page.contains("--iptables-forward-rules=false"), "{page}");
         daemons[0].kill9();
         daemons[0].restart();
         daemons[0].wait_ready();
         assert_eq!(now.diff(&View::of(&node.ns)), "");
         drop(beside);
         assert!(pods[0].ping(pods[1].ip()).is_some());
+    });
+}
+
+#[test]
+fn another_socket_may_be_given_and_is_then_the_one_to_ask() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), VXLAN);
+        let node = lab.node(1);
+        let _first = lab.start_all(cluster::FLAGS);
+        let log = node.run_dir().join("second.log");
+        let _beside = Running::start(second(node, SECOND, &[SECOND_FILE, OTHER_SOCKET]), &log);
+        lab::wait_for("the second is ready", SOON, || is_ready(node, &[OTHER_SOCKET]));
+        assert!(!is_ready(node, &[SECOND_FILE]), "nobody listens beside the subnet file");
+        assert!(is_ready(node, &[SECOND_FILE, OTHER_SOCKET]), "what is given goes before what is derived");
     });
 }

@@ -27,7 +27,7 @@ fn targets(uplink: &str) -> Targets {
         vtep_v6: None,
         former: Former::default(),
         foreign_vnis: Vec::new(),
-        foreign_firewall: false,
+        firewall_keeper: plan::input::FirewallKeeper::Us,
         by_nexthop: false,
     };
     let peers = Arc::new(vec![path(Path::Direct)]);

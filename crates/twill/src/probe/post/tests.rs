@@ -46,7 +46,7 @@ fn node(lab: &Lab) -> Node {
         vtep_v6: None,
         former: Former::default(),
         foreign_vnis: Vec::new(),
-        foreign_firewall: false,
+        firewall_keeper: plan::input::FirewallKeeper::Us,
         by_nexthop: false,
     }
 }
