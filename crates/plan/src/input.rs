@@ -119,7 +119,7 @@ pub struct Node {
     pub by_nexthop: bool,
 }
 
-/// Who has flannel's tables and chains for traffic rules, which are there once on a node.
+/// Owner of flannel's tables and chains for traffic rules, which exist once per node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FirewallKeeper {

@@ -141,14 +141,14 @@ impl Locks {
     }
 }
 
-/// Why a name could not be taken.
+/// A name that could not be taken, and the reason.
 struct Refused {
     name: String,
     error: io::Error,
 }
 
 impl Refused {
-    /// With what to give one of the two daemons another of.
+    /// Error that names the owner; `key` is the flag or config key to change in one of the two daemons.
     fn advising(self, key: &str) -> anyhow::Error {
         let Self { name, error } = self;
         match error.kind() {
@@ -238,7 +238,7 @@ impl fmt::Display for Process {
     }
 }
 
-/// What all daemons of this network namespace have, each with the daemon.
+/// All statements of the daemons of this network namespace: the daemon, and what it has.
 fn statements() -> Vec<(Process, String)> {
     let parse = |name: &String| {
         let (process, has) = name.split_once(" has ")?;
@@ -296,7 +296,7 @@ fn vni_name(vni: u32) -> String {
     format!("{VNI}{vni}")
 }
 
-/// Says what we have. Nothing depends on it, so that a name that is too long or taken is left out.
+/// Binds the address that states what we have. Nothing depends on it: one that is too long or taken is left out.
 fn stated(what: &str) -> Option<UnixDatagram> {
     bind(&format!("{} has {what}", Process::ours())).ok()
 }
