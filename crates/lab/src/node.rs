@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::daemon::Daemon;
@@ -44,6 +44,7 @@ pub struct Node {
     store: Vec<String>,
     twill: PathBuf,
     pods: AtomicUsize,
+    has_second_card: AtomicBool,
 }
 
 impl Node {
@@ -65,6 +66,7 @@ impl Node {
             store: store.flags(),
             twill: twill.to_owned(),
             pods: AtomicUsize::new(0),
+            has_second_card: AtomicBool::new(false),
             name,
         }
     }
@@ -100,6 +102,29 @@ impl Node {
             ),
         );
         self.ns.batch(&host_lines(self.ip, self.ip6));
+    }
+
+    /// Puts a second network card in, `eth1`, on the segment of the first one: up, without an address.
+    pub fn second_card(&self) {
+        let (name, segment, port) = (&self.name, self.segment, self.second_port());
+        ip_batch(
+            &[],
+            &format!(
+                "link add eth1 mtu 1500 netns {name} type veth peer name {port}\n\
+                 link set {port} mtu 1500 master seg{segment} up\n"
+            ),
+        );
+        self.ns.batch("link set eth1 up\n");
+        self.has_second_card.store(true, Ordering::Relaxed);
+    }
+
+    /// The switch's end of the second card, if there is one.
+    pub(crate) fn second_card_port(&self) -> Option<String> {
+        self.has_second_card.load(Ordering::Relaxed).then(|| self.second_port())
+    }
+
+    fn second_port(&self) -> String {
+        format!("{}-eth1", self.name)
     }
 
     /// Takes away what does not outlive a reboot: what a daemon has in the kernel and in /run. Its own uplink and its pods

@@ -260,6 +260,9 @@ impl Drop for Lab {
         for segment in self.segments() {
             let _ = writeln!(lines, "link delete seg{segment}");
         }
+        for port in self.nodes.iter().filter_map(Node::second_card_port) {
+            let _ = writeln!(lines, "link delete {port}");
+        }
         let pods = self.nodes.iter().flat_map(Node::pod_names);
         for name in self.spaces().map(|ns| ns.name().to_owned()).chain(pods) {
             let _ = writeln!(lines, "netns delete {name}");
