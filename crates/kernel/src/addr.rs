@@ -26,13 +26,14 @@ const ODD_FLAGS: [(u32, &str); 6] = [
 pub(crate) struct Seen {
     pub(crate) index: u32,
     pub(crate) facts: AddressFacts,
+    /// With the prefix length that it was added with, which is the peer's where it has one.
+    address: IpNet,
     odd: Odd,
 }
 
 impl Seen {
     pub(crate) fn row(&self) -> Address {
-        let AddressFacts { link, address, .. } = self.facts;
-        Address { link, address, unknown: self.odd.to_unknown() }
+        Address { link: self.facts.link, address: self.address, unknown: self.odd.to_unknown() }
     }
 }
 
@@ -69,14 +70,19 @@ pub(crate) fn decode(part: Part<'_>, devices: &Devices) -> Option<Seen> {
         odd.note("finite lifetime");
     }
     ODD_FLAGS.iter().filter(|(flag, _)| flags & flag != 0).for_each(|(_, name)| odd.note(name));
+    let has_peer = peer.is_some_and(|peer| peer != address);
+    let row = IpNet::new(address, prefix).ok()?;
     let facts = AddressFacts {
         link,
-        address: IpNet::new(address, prefix).ok()?,
+        // The network beyond the link is the peer's, and none that this address is in.
+        address: if has_peer { address.into() } else { row },
         permanent: flags & libc::IFA_F_PERMANENT != 0,
         temporary: address.is_ipv6() && flags & libc::IFA_F_TEMPORARY != 0,
         deprecated: flags & libc::IFA_F_DEPRECATED != 0,
+        tentative: flags & libc::IFA_F_TENTATIVE != 0,
+        duplicate: flags & libc::IFA_F_DADFAILED != 0,
     };
-    Some(Seen { index, facts, odd })
+    Some(Seen { index, facts, address: row, odd })
 }
 
 /// The scope that an address gets when nobody names one.

@@ -8,11 +8,13 @@ use plan::firewall::Facts;
 use plan::input::Underlay;
 use plan::owned::Owned;
 use plan::state::{MAIN_TABLE, Nexthop, Rule, Sysctl};
+use plan::subnet_alloc::Range;
 use plan::{LinkName, State};
 
 use crate::error::{Cause, Error};
 use crate::filter::Interest;
 use crate::link::Devices;
+use crate::nexthop::Objects;
 use crate::route::{Bounds, Lookup, Routes};
 use crate::wire::{Message, Part};
 use crate::{Kernel, addr, fdb, link, neigh, nexthop, route, rule, sysctl};
@@ -37,7 +39,8 @@ impl Kernel {
         let addresses = self.addresses(&devices)?;
         let all: Vec<IpNet> = owned.all_networks().copied().collect();
         let tables: Vec<u32> = owned.all_tables().collect();
-        let routes = self.routes((&owned.networks, &all), &tables, &devices)?;
+        let (nexthops, objects) = self.nexthops(&devices)?;
+        let routes = self.routes((&owned.pods, &all), &tables, (&devices, &objects))?;
         let links = devices.indexes(&owned.links);
         let tunnels: Vec<_> = links.iter().filter(|(name, _)| devices.is_vxlan(*name)).copied().collect();
         let ours = addresses.iter().filter(|seen| owned.links.contains(&seen.facts.link));
@@ -48,7 +51,7 @@ impl Kernel {
             addresses: ours.map(addr::Seen::row).collect(),
             fdb: self.entries("read the FDB", fdb::AF_BRIDGE, &tunnels, fdb::decode)?.into(),
             neighbours: self.entries("read the neighbours", ANY, &links, neigh::decode)?.into(),
-            nexthops: self.nexthops(&devices)?.into(),
+            nexthops: nexthops.into(),
             routes: routes.rows.into(),
             rules: self.rules(owned)?.into(),
             ..State::default()
@@ -56,14 +59,16 @@ impl Kernel {
         let facts = if owned.firewall { self.firewall.read(&mut state) } else { Facts::default() };
         let interest = Interest::new(owned, &devices, self.netlink.port);
         let underlay = Underlay { firewall: facts, sysctls, ..underlay(devices, addresses, routes.underlay) };
+        let interest = interest.and_links(plan::uplink::wires(&underlay, owned.uplink));
         Ok(Seen { state, underlay, interest })
     }
 
     /// Reads the underlay alone: before a choice of the uplink nothing is ours.
-    pub fn underlay(&mut self, networks: &[IpNet]) -> Result<Underlay, Error> {
+    pub fn underlay(&mut self, pods: &[Range]) -> Result<Underlay, Error> {
         let devices = self.devices()?;
         let addresses = self.addresses(&devices)?;
-        let routes = self.routes((networks, &[]), &[], &devices)?.underlay;
+        let (_, objects) = self.nexthops(&devices)?;
+        let routes = self.routes((pods, &[]), &[], (&devices, &objects))?.underlay;
         Ok(underlay(devices, addresses, routes))
     }
 
@@ -91,12 +96,12 @@ impl Kernel {
         Ok(all)
     }
 
-    /// Rows are of these tables, inside the second networks; facts are always of the main table, outside the first.
+    /// Rows are of these tables, inside the networks; facts are always of the main table, and not of the ways to pods.
     fn routes(
         &mut self,
-        (networks, all_networks): (&[IpNet], &[IpNet]),
+        (pods, all_networks): (&[Range], &[IpNet]),
         tables: &[u32],
-        devices: &Devices,
+        (devices, objects): (&Devices, &Objects),
     ) -> Result<Routes, Error> {
         let mut routes = Routes::default();
         let most = self.rows;
@@ -105,8 +110,8 @@ impl Kernel {
         for family in FAMILIES {
             for &table in &read {
                 let inside = if tables.contains(&table) { all_networks } else { &[] };
-                let outside = (table == MAIN_TABLE).then_some(networks);
-                let bounds = Bounds { family, table, inside, outside, devices };
+                let outside = (table == MAIN_TABLE).then_some(pods);
+                let bounds = Bounds { family, table, inside, outside, devices, objects };
                 let dump = self.netlink.dump(bounds.dump_request(), |all: &mut Routes, part| {
                     make_room(&mut all.rows, most);
                     bounds.collect(all, part);
@@ -136,8 +141,20 @@ impl Kernel {
         Ok(all)
     }
 
-    fn nexthops(&mut self, devices: &Devices) -> Result<Vec<Nexthop>, Error> {
-        self.rows("read the next hops", nexthop::dump_request(), |part| nexthop::decode(part, devices))
+    /// Ours as rows, and those of others.
+    fn nexthops(&mut self, devices: &Devices) -> Result<(Vec<Nexthop>, Objects), Error> {
+        let most = self.rows;
+        type Both = (Vec<Nexthop>, Objects);
+        let dump = self.netlink.dump(nexthop::dump_request(), |(ours, others): &mut Both, part| {
+            if let Some(row) = nexthop::decode(part, devices) {
+                make_room(ours, most);
+                ours.push(row);
+            }
+            others.collect(part, devices);
+        });
+        let both = present(dump).map_err(|cause| Error::new("read the next hops", cause))?;
+        self.rows = most.max(both.0.len());
+        Ok(both)
     }
 
     fn rules(&mut self, owned: &Owned) -> Result<Vec<Rule>, Error> {

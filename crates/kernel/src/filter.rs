@@ -55,6 +55,12 @@ impl Interest {
         }
     }
 
+    /// Links as such are heard of these as well: they come, go and change.
+    pub(crate) fn and_links(mut self, others: Vec<LinkName>) -> Self {
+        self.names.extend(others);
+        self
+    }
+
     /// The filter. Kinds of message that it does not name pass.
     pub(crate) fn program(&self) -> Vec<SockFilter> {
         let devices = || self.links.iter().copied().chain(self.uplink);

@@ -53,6 +53,9 @@ const VXLAN_DEFAULTS: [(u16, &str, &[u8]); 22] = [
 pub(crate) struct Device {
     index: u32,
     facts: LinkFacts,
+    /// Indexes of the device below and of the one that this is a port of; 0 for none.
+    lower: u32,
+    master: u32,
     vxlan: Option<Box<Tunnel>>,
 }
 
@@ -115,7 +118,13 @@ impl Devices {
     }
 
     pub(crate) fn into_facts(self) -> Vec<LinkFacts> {
-        self.by_index.into_iter().map(|device| device.facts).collect()
+        let related: Vec<_> =
+            self.by_index.iter().map(|device| (self.name(device.lower), self.name(device.master))).collect();
+        let with = |(device, (lower, master)): (Device, _)| {
+            let local = device.vxlan.map(|tunnel| tunnel.row.local).filter(|local| !local.is_unspecified());
+            LinkFacts { lower, master, local, ..device.facts }
+        };
+        self.by_index.into_iter().zip(related).map(with).collect()
     }
 }
 
@@ -134,7 +143,7 @@ pub(crate) fn name(part: Part<'_>) -> Option<LinkName> {
 pub(crate) fn decode(part: Part<'_>) -> Option<Device> {
     let (index, flags) = (part.body.u32(4), part.body.u32(8));
     let (mut name, mut mac, mut mtu, mut info, mut foreign) = (None, Mac::default(), 0, None, false);
-    let mut enslaved = false;
+    let (mut lower, mut master) = (0, 0);
     for attribute in part.body.attributes(16) {
         match attribute.kind {
             IFLA_IFNAME => name = attribute.text().parse().ok(),
@@ -142,7 +151,8 @@ pub(crate) fn decode(part: Part<'_>) -> Option<Device> {
             IFLA_MTU => mtu = attribute.u32(),
             IFLA_LINKINFO => info = Some(attribute),
             libc::IFLA_LINK_NETNSID => foreign = true,
-            libc::IFLA_MASTER => enslaved = true,
+            libc::IFLA_LINK => lower = attribute.u32(),
+            libc::IFLA_MASTER => master = attribute.u32(),
             _ => {}
         }
     }
@@ -156,15 +166,20 @@ pub(crate) fn decode(part: Part<'_>) -> Option<Device> {
         mtu,
         up: flags & libc::IFF_UP as u32 != 0,
         carrier: flags & libc::IFF_LOWER_UP as u32 != 0,
+        lower: None,
+        master: None,
+        local: None,
     };
+    // The index of a device in another network namespace.
+    let lower = if foreign { 0 } else { lower };
     let mut vxlan = data.map(|data| Box::new(tunnel(data, foreign)));
-    if let Some(tunnel) = vxlan.as_mut().filter(|_| enslaved) {
+    if let Some(tunnel) = vxlan.as_mut().filter(|_| master != 0) {
         tunnel.odd.note("has a master");
     }
     if let Some(tunnel) = vxlan.as_mut().filter(|_| flags & libc::IFF_NOARP as u32 != 0) {
         tunnel.odd.note("arp off");
     }
-    Some(Device { index, facts, vxlan })
+    Some(Device { index, facts, lower, master, vxlan })
 }
 
 /// `foreign`: the index of the uplink is one of another network namespace.

@@ -1,13 +1,15 @@
 //! Next hop objects (Linux 5.3) with ids of ours. Groups and the other shapes nobody asked for are oddities.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use plan::LinkName;
+use plan::input::NextHop;
 use plan::owned::NEXTHOPS;
 use plan::state::Nexthop;
 
 use crate::link::Devices;
-use crate::wire::{Message, Odd, Part, family_of};
+use crate::wire::{Body, Message, Odd, Part, family_of};
 
 pub(crate) const RTM_NEWNEXTHOP: u16 = 104;
 pub(crate) const RTM_DELNEXTHOP: u16 = 105;
@@ -20,10 +22,52 @@ const NHA_OIF: u16 = 5;
 const NHA_GATEWAY: u16 = 6;
 const NHA_ENCAP: u16 = 8;
 const NHA_FDB: u16 = 11;
+const RTNH_F_DEAD: u32 = 1;
 const RTNH_F_ONLINK: u32 = 4;
 
 pub(crate) fn dump_request() -> Message {
     Message::new(RTM_GETNEXTHOP, libc::NLM_F_DUMP, &[&[0; 8]])
+}
+
+/// Next hop objects of others, which routes of the underlay may lead through.
+#[derive(Debug, Default)]
+pub(crate) struct Objects {
+    single: BTreeMap<u32, NextHop>,
+    groups: BTreeMap<u32, Vec<u32>>,
+}
+
+impl Objects {
+    /// Takes one from a dump.
+    pub(crate) fn collect(&mut self, part: Part<'_>, devices: &Devices) {
+        let (mut id, mut hop, mut group) = (0, NextHop::default(), None);
+        for attribute in part.body.attributes(8) {
+            match attribute.kind {
+                NHA_ID => id = attribute.u32(),
+                NHA_GATEWAY => hop.gateway = attribute.ip(),
+                NHA_OIF => hop.link = devices.name(attribute.u32()),
+                // Of `struct nexthop_grp`, whose first field is the id.
+                NHA_GROUP => {
+                    let entries = attribute.value.0.chunks_exact(8);
+                    group = Some(entries.map(|entry| Body(entry).u32(0)).collect());
+                }
+                _ => {}
+            }
+        }
+        if NEXTHOPS.contains(&id) || part.body.u32(4) & RTNH_F_DEAD != 0 {
+            return;
+        }
+        match group {
+            Some(members) => _ = self.groups.insert(id, members),
+            None => _ = self.single.insert(id, hop),
+        }
+    }
+
+    /// The next hops of an object or of a group's members; none for an object that is not known.
+    pub(crate) fn hops(&self, id: u32) -> Vec<NextHop> {
+        let one = [id];
+        let members = self.groups.get(&id).map_or(&one[..], |members| &members[..]);
+        members.iter().filter_map(|member| self.single.get(member).copied()).collect()
+    }
 }
 
 /// `None` for an id that is not ours.

@@ -7,16 +7,23 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use libc::{RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PRIORITY, RTA_TABLE};
 use plan::LinkName;
-use plan::input::RouteFacts;
+use plan::input::{NextHop, RouteDetails, RouteFacts};
 use plan::state::{Route, RoutePath, WORST_METRIC};
+use plan::subnet_alloc::Range;
 
 use crate::link::Devices;
+use crate::nexthop::Objects;
 use crate::wire::{Attribute, Body, Message, Odd, Part, family_of};
 
 const RTA_VIA: u16 = 18;
 const RTA_PREF: u16 = 20;
 const RTA_NH_ID: u16 = 30;
+const RTNH_F_DEAD: u8 = 1;
 const RTNH_F_ONLINK: u32 = 4;
+/// In `RTA_METRICS`.
+const RTAX_MTU: u16 = 2;
+/// Length of `struct rtnexthop`.
+const RTNEXTHOP: usize = 8;
 
 /// What the kernel shows beside the id of a next hop object: the object's own attributes, repeated.
 const OF_THE_NEXTHOP: [u16; 6] = [RTA_OIF, RTA_GATEWAY, libc::RTA_MULTIPATH, RTA_VIA, 21, 22];
@@ -40,9 +47,11 @@ pub(crate) struct Bounds<'a> {
     pub(crate) table: u32,
     /// Routes inside these networks are rows.
     pub(crate) inside: &'a [IpNet],
-    /// Routes outside of these are facts about the underlay.
-    pub(crate) outside: Option<&'a [IpNet]>,
+    /// Routes that do not lead to these pods are facts about the underlay.
+    pub(crate) outside: Option<&'a [Range]>,
     pub(crate) devices: &'a Devices,
+    /// Of others.
+    pub(crate) objects: &'a Objects,
 }
 
 impl Bounds<'_> {
@@ -59,26 +68,68 @@ impl Bounds<'_> {
             return;
         }
         let Some(destination) = destination(body) else { return };
-        let among = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&destination));
-        if among(self.inside) {
+        if self.inside.iter().any(|network| network.contains(&destination)) {
             all.rows.extend(self.row(body, destination));
         }
-        if self.outside.is_some_and(|networks| !among(networks)) && body.u8(7) == libc::RTN_UNICAST {
+        let to_pods = |pods: &[Range]| pods.iter().any(|range| range.covers(&destination));
+        if self.outside.is_some_and(|pods| !to_pods(pods)) && body.u8(7) == libc::RTN_UNICAST {
             all.underlay.push(self.facts(body, destination));
         }
     }
 
     fn facts(&self, body: Body<'_>, destination: IpNet) -> RouteFacts {
-        let mut facts = RouteFacts { destination, gateway: None, link: None };
+        let mut facts = RouteFacts { destination, ..RouteFacts::default() };
+        let (mut details, mut hops, mut object) = (RouteDetails::default(), Vec::new(), None);
         for attribute in body.attributes(12) {
             match attribute.kind {
                 RTA_GATEWAY => facts.gateway = attribute.ip(),
                 RTA_VIA => facts.gateway = via(attribute),
                 RTA_OIF => facts.link = self.devices.name(attribute.u32()),
+                RTA_PRIORITY => facts.metric = attribute.u32(),
+                RTA_NH_ID => object = Some(attribute.u32()),
+                libc::RTA_MULTIPATH => hops = self.several(attribute.value),
+                libc::RTA_PREFSRC if destination.prefix_len() <= 1 => details.source = attribute.ip(),
+                libc::RTA_METRICS => {
+                    let mtu = attribute.nested().find(|metric| metric.kind == RTAX_MTU);
+                    details.mtu = mtu.map(Attribute::u32).filter(|mtu| *mtu != 0);
+                }
                 _ => {}
             }
         }
+        // With `nexthop_compat_mode` 0 the kernel names the object and nothing of it.
+        if let Some(object) = object.filter(|_| facts.link.is_none() && hops.is_empty()) {
+            hops = self.objects.hops(object);
+        }
+        let mut hops = hops.into_iter();
+        if let Some(NextHop { gateway, link }) = hops.next() {
+            (facts.gateway, facts.link) = (gateway, link);
+            details.more = hops.collect();
+        }
+        facts.details = (details != RouteDetails::default()).then(|| Box::new(details));
         facts
+    }
+
+    /// The next hops that are in use, of `struct rtnexthop` one after the other, each with its attributes.
+    fn several(&self, mut body: Body<'_>) -> Vec<NextHop> {
+        let mut hops = Vec::new();
+        loop {
+            let length = usize::from(body.u16(0));
+            if length < RTNEXTHOP || length > body.0.len() {
+                return hops;
+            }
+            let (hop, rest) = body.0.split_at(length);
+            let hop = Body(hop);
+            let gateway = |attribute: Attribute<'_>| match attribute.kind {
+                RTA_GATEWAY => attribute.ip(),
+                RTA_VIA => via(attribute),
+                _ => None,
+            };
+            if hop.u8(2) & RTNH_F_DEAD == 0 {
+                let gateway = hop.attributes(RTNEXTHOP).find_map(gateway);
+                hops.push(NextHop { gateway, link: self.devices.name(hop.u32(4)) });
+            }
+            body = Body(rest.get(length.next_multiple_of(4) - length..).unwrap_or_default());
+        }
     }
 
     /// `None` for another metric, TOS or source prefix: those are other routes than the one of our key.
@@ -263,6 +314,7 @@ pub(crate) fn decode_lookup(part: Part<'_>, target: IpAddr, devices: &Devices) -
         destination: target.into(),
         gateway: find(RTA_GATEWAY).and_then(Attribute::ip).or_else(|| find(RTA_VIA).and_then(via)),
         link: find(RTA_OIF).and_then(|index| devices.name(index.u32())),
+        ..RouteFacts::default()
     };
     Lookup { route, source: find(libc::RTA_PREFSRC).and_then(Attribute::ip) }
 }

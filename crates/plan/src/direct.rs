@@ -1,48 +1,72 @@
-//! Which peers are on the uplink's own layer-2 segment, by address: the same answer that the kernel's route lookup
-//! gives, without asking it once per peer. Evidence beyond addresses (ARP, probes) is not this file's.
+//! Which way the underlay's routes lead: which peers are on the uplink's own layer-2 segment, and how large a packet the
+//! way to them carries. The same answers that the kernel's lookup gives, without asking it once per peer. Evidence beyond
+//! addresses (ARP, probes) is not this file's.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use crate::LinkName;
-use crate::input::Underlay;
+use crate::input::{RouteFacts, Underlay};
 
-/// The underlay's routes, ready for longest-prefix matches.
-pub(crate) struct OnLink {
-    /// By descending prefix length; within one length sorted by address, and of equal destinations the first counts.
-    lengths: Vec<(u8, Vec<(IpNet, bool)>)>,
+/// What is known of each route, ready for longest-prefix matches.
+pub(crate) struct Longest<T> {
+    /// By descending prefix length; within one length sorted by address.
+    lengths: Vec<(u8, Vec<(IpNet, T)>)>,
 }
+
+impl<T: Clone> Longest<T> {
+    /// Of equal destinations the smallest metric counts, and of equal metrics the kernel's first.
+    pub(crate) fn new<'a>(
+        routes: impl Iterator<Item = &'a RouteFacts>,
+        value: impl Fn(&RouteFacts) -> T,
+    ) -> Self {
+        let mut routes: Vec<_> =
+            routes.map(|route| (route.destination, route.metric, value(route))).collect();
+        routes.sort_by_key(|(destination, metric, _)| {
+            (std::cmp::Reverse(destination.prefix_len()), *destination, *metric)
+        });
+        routes.dedup_by_key(|(destination, ..)| *destination);
+        let chunks = routes.chunk_by(|a, b| a.0.prefix_len() == b.0.prefix_len());
+        let rows = |chunk: &[(IpNet, u32, T)]| {
+            chunk.iter().map(|(net, _, value)| (*net, value.clone())).collect::<Vec<_>>()
+        };
+        Self { lengths: chunks.map(|chunk| (chunk[0].0.prefix_len(), rows(chunk))).collect() }
+    }
+
+    /// What the best route to that address has.
+    pub(crate) fn find(&self, address: IpAddr) -> Option<&T> {
+        self.lengths.iter().find_map(|(length, routes)| {
+            let destination = IpNet::new(address, *length).ok()?.trunc();
+            let at = routes.binary_search_by(|(other, _)| other.cmp(&destination)).ok()?;
+            Some(&routes[at].1)
+        })
+    }
+}
+
+/// The uplink's own routes. Those of other cards do not count, as in a lookup of the kernel with an output interface: two
+/// cards may be on one segment.
+pub(crate) struct OnLink(Longest<bool>);
 
 impl OnLink {
     pub(crate) fn new(underlay: &Underlay, uplink: LinkName) -> Self {
-        let mut routes: Vec<(IpNet, bool)> = underlay
-            .routes
-            .iter()
-            .map(|route| (route.destination, route.gateway.is_none() && route.link == Some(uplink)))
-            .collect();
-        routes.sort_by_key(|(destination, _)| (std::cmp::Reverse(destination.prefix_len()), *destination));
-        routes.dedup_by_key(|(destination, _)| *destination);
-        let chunks = routes.chunk_by(|a, b| a.0.prefix_len() == b.0.prefix_len());
-        Self { lengths: chunks.map(|chunk| (chunk[0].0.prefix_len(), chunk.to_vec())).collect() }
+        let through = |route: &&RouteFacts| route.hops().any(|hop| hop.link == Some(uplink));
+        let is_direct =
+            |route: &RouteFacts| route.hops().any(|hop| hop.link == Some(uplink) && hop.gateway.is_none());
+        Self(Longest::new(underlay.routes.iter().filter(through), is_direct))
     }
 
-    /// Does the best route to that address lead out of the uplink without a gateway?
+    /// Does the best route out of the uplink to that address have no gateway?
     pub(crate) fn reaches(&self, address: IpAddr) -> bool {
-        let candidates = self.lengths.iter().filter_map(|(length, routes)| {
-            let destination = IpNet::new(address, *length).ok()?.trunc();
-            let at = routes.binary_search_by(|(other, _)| other.cmp(&destination)).ok()?;
-            Some(routes[at].1)
-        });
-        candidates.into_iter().next().unwrap_or(false)
+        self.0.find(address).copied().unwrap_or(false)
     }
 }
 
 /// The interface whose segment that address is on, by the best route to it.
 pub(crate) fn segment_of(underlay: &Underlay, address: IpAddr) -> Option<LinkName> {
     let covering = underlay.routes.iter().filter(|route| route.destination.contains(&address));
-    // Of equal ones the kernel takes the first, and `max_by_key` the last.
-    let best = covering.rev().max_by_key(|route| route.destination.prefix_len())?;
+    let better = |route: &&RouteFacts| (std::cmp::Reverse(route.destination.prefix_len()), route.metric);
+    let best = covering.min_by_key(better)?;
     best.link.filter(|_| best.gateway.is_none())
 }
 
@@ -57,6 +81,7 @@ mod tests {
             destination: destination.parse().unwrap(),
             gateway: gateway.map(|gateway| gateway.parse().unwrap()),
             link: Some(link.parse().unwrap()),
+            ..RouteFacts::default()
         };
         let routes = vec![
             route("0.0.0.0/0", Some("192.0.2.1"), "eth0"),
@@ -85,6 +110,35 @@ mod tests {
         ] {
             let link = segment_of(&underlay, address.parse().unwrap());
             assert_eq!(link.as_ref().map(LinkName::as_str), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn another_cards_route_to_the_same_segment_does_not_count() {
+        let route = |destination: &str, gateway: Option<&str>, link: &str, metric| RouteFacts {
+            destination: destination.parse().unwrap(),
+            gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+            link: Some(link.parse().unwrap()),
+            metric,
+            ..RouteFacts::default()
+        };
+        let routes = vec![
+            route("192.0.2.0/24", None, "eth0", 100),
+            route("192.0.2.0/24", Some("192.0.2.1"), "eth1", 300),
+            route("192.0.2.0/24", None, "eth1", 101),
+            // A host route of the other card, and a worse one of this card.
+            route("192.0.2.7/32", None, "eth0", 0),
+            route("192.0.2.8/32", Some("192.0.2.1"), "eth1", 0),
+        ];
+        let underlay = Underlay { routes, ..Default::default() };
+        for (uplink, on, off) in [
+            ("eth0", &["192.0.2.9", "192.0.2.7", "192.0.2.8"][..], &["198.51.100.1"][..]),
+            ("eth1", &["192.0.2.9", "192.0.2.7"], &["192.0.2.8", "198.51.100.1"]),
+            ("eth2", &[], &["192.0.2.9"]),
+        ] {
+            let on_link = OnLink::new(&underlay, uplink.parse().unwrap());
+            let reaches = |address: &&str| on_link.reaches(address.parse().unwrap());
+            assert!(on.iter().all(reaches) && !off.iter().any(reaches), "{uplink}");
         }
     }
 }

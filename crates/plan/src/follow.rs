@@ -1,55 +1,204 @@
 //! Where the uplink is by now: its MTU, its name and its addresses change while pods run. What it was stays in force as long
 //! as there is nothing better than nothing; which interface is the right one is `uplink`'s to say.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::input::{AddressFacts, Family, Underlay, Uplink};
-use crate::uplink::{Choice, is_link_local};
+use crate::uplink::{Choice, Class};
+
+/// Time for which a lost address is waited for before another one that was there beside it takes its place. A DHCP client
+/// that renews takes the address away for a second.
+pub const HOLD: Duration = Duration::from_secs(5);
+
+/// Time after which an address that has come is no news any more: it does not follow ours, it was there beside it.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// What became of the uplink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Followed {
-    /// Where it was, with the MTU of now.
-    Here(Uplink),
+    /// Where it was.
+    Here,
     /// Under another name, or with other addresses.
     Moved(Choice),
     /// Away, or without its addresses, and nothing takes its place yet.
     Lost,
 }
 
-/// `choose` says which interface would be chosen now, if any.
-pub fn follow(uplink: &Uplink, underlay: &Underlay, choose: impl FnOnce() -> Option<Choice>) -> Followed {
-    let addresses: Vec<IpAddr> =
-        Family::ALL.into_iter().filter_map(|family| uplink.address(family)).collect();
-    let all = |fits: &dyn Fn(&AddressFacts) -> bool| {
-        let is_there =
-            |address| underlay.addresses.iter().any(|facts| facts.address.addr() == address && fits(facts));
-        addresses.iter().all(|address| is_there(*address))
-    };
-    let present = underlay.link(uplink.link);
-    if present.is_some() && all(&|facts| facts.serves(uplink.link)) {
-        let mtu = present.map_or(uplink.mtu, |link| link.mtu);
-        return Followed::Here(Uplink { mtu, ..uplink.clone() });
+/// What is kept from one look at the underlay to the next.
+#[derive(Clone, Debug, Default)]
+pub struct Follower {
+    /// Where the node belongs: what it had to leave for something worse.
+    home: Vec<IpAddr>,
+    /// Since when the uplink is lost.
+    away: Option<Duration>,
+    /// How well the addresses suited that are in force.
+    classes: Vec<Class>,
+    /// Of each address of the node, until when it is news. `None` before the first look.
+    settled: Option<BTreeMap<IpAddr, Duration>>,
+}
+
+impl Follower {
+    /// One whose node may have started away from home: these are the addresses that an earlier run had.
+    pub fn of_home(home: Vec<IpAddr>) -> Self {
+        Self { home, ..Self::default() }
     }
-    if present.is_none()
-        && let Some(link) = underlay
-            .links
-            .iter()
-            .find(|link| all(&|facts| facts.link == link.name && !facts.is_of_host_alone()))
-    {
-        let reason = format!("it was {} before and has its addresses", uplink.link);
-        let uplink = Uplink { link: link.name, mtu: link.mtu, ..uplink.clone() };
-        return Followed::Moved(Choice { uplink, reason, failures: Vec::new() });
-    }
-    // A link that comes up has its link-local address first, and the lasting one a moment later.
-    let is_better = |choice: &Choice| {
-        let is_step_down = |family| {
-            choice.uplink.address(family).is_some_and(is_link_local)
-                && !uplink.address(family).is_some_and(is_link_local)
+
+    /// Looks where the uplink is now. `now` is the time since any fixed moment; `choose` says which interface would be chosen
+    /// by a node that remembers the given addresses, best evidence first.
+    pub fn follow(
+        &mut self,
+        uplink: &Uplink,
+        underlay: &Underlay,
+        now: Duration,
+        choose: impl FnOnce(&[IpAddr]) -> Option<Choice>,
+    ) -> Followed {
+        self.note_news(underlay, now);
+        let current = addresses(uplink);
+        let present = underlay.link(uplink.link).is_some();
+        if present && all_there(&current, underlay, |facts| facts.serves(uplink.link)) {
+            self.away = None;
+            self.classes = classes(&current, underlay);
+            let may = self.may_be_better(&current, underlay);
+            let better = may.then(|| self.better(uplink, underlay, choose)).flatten();
+            return better.map_or(Followed::Here, Followed::Moved);
+        }
+        if !present
+            && let Some(link) = underlay.links.iter().find(|link| {
+                all_there(&current, underlay, |facts| facts.link == link.name && !facts.is_of_host_alone())
+            })
+        {
+            let reason = format!("it was {} before and has its addresses", uplink.link);
+            let uplink = Uplink { link: link.name, mtu: link.mtu, ..uplink.clone() };
+            return Followed::Moved(Choice { uplink, reason, failures: Vec::new() });
+        }
+        let away = *self.away.get_or_insert(now);
+        let Some(choice) = choose(&self.successors(&current, underlay, now))
+            .filter(|choice| self.takes_its_place(choice, uplink, underlay))
+        else {
+            return Followed::Lost;
         };
-        choice.uplink != *uplink && !Family::ALL.into_iter().any(is_step_down)
+        if self.is_news(&choice, &current, underlay, now) {
+            self.home.clear();
+        } else if now < away + HOLD {
+            return Followed::Lost;
+        } else if self.home.is_empty() {
+            self.home = current;
+        }
+        self.away = None;
+        Followed::Moved(choice)
+    }
+
+    fn note_news(&mut self, underlay: &Underlay, now: Duration) {
+        let known = self.settled.take();
+        let since = |address: IpAddr| match &known {
+            // What is there at the first look may have been there for ever.
+            None => now,
+            Some(known) => known.get(&address).copied().unwrap_or(now + SETTLED),
+        };
+        let all = underlay.addresses.iter().map(|facts| facts.address.addr());
+        self.settled = Some(all.map(|address| (address, since(address))).collect());
+    }
+
+    /// Our own addresses, then those that have come lately and may be meant to follow them.
+    fn successors(&self, current: &[IpAddr], underlay: &Underlay, now: Duration) -> Vec<IpAddr> {
+        let mut news: Vec<&AddressFacts> =
+            underlay.addresses.iter().filter(|facts| self.is_new(facts.address.addr(), now)).collect();
+        news.sort_by_key(|facts| Class::of(facts));
+        current.iter().copied().chain(news.into_iter().map(|facts| facts.address.addr())).collect()
+    }
+
+    fn is_new(&self, address: IpAddr, now: Duration) -> bool {
+        self.settled.as_ref().and_then(|all| all.get(&address)).is_some_and(|until| now < *until)
+    }
+
+    /// Is there anything to go by that may be better than what is there?
+    fn may_be_better(&self, current: &[IpAddr], underlay: &Underlay) -> bool {
+        let fading = |address: &IpAddr| {
+            facts_of(*address, underlay).is_some_and(|facts| facts.deprecated || facts.duplicate)
+        };
+        (!self.home.is_empty() && self.home != current) || current.iter().any(fading)
+    }
+
+    /// Home again, or to an address that is not about to go.
+    fn better(
+        &mut self,
+        uplink: &Uplink,
+        underlay: &Underlay,
+        choose: impl FnOnce(&[IpAddr]) -> Option<Choice>,
+    ) -> Option<Choice> {
+        let current = addresses(uplink);
+        let mut remembered = self.home.clone();
+        // Away from home what is there is no evidence.
+        if self.home.is_empty() {
+            remembered.clone_from(&current);
+        }
+        let choice = choose(&remembered)?;
+        let chosen = addresses(&choice.uplink);
+        let is_home = |address: &&IpAddr| self.home.contains(address);
+        let mut others = chosen.iter().filter(|address| !current.contains(address)).peekable();
+        if others.peek().is_none() && choice.uplink.link == uplink.link {
+            return None;
+        }
+        let is_duplicate =
+            |address: &IpAddr| facts_of(*address, underlay).is_some_and(|facts| facts.duplicate);
+        if !others.all(|address| is_home(&address))
+            && !suits_better(&classes(&chosen, underlay), &self.classes)
+            && !current.iter().any(is_duplicate)
+        {
+            return None;
+        }
+        self.home.retain(|address| !chosen.contains(address));
+        Some(choice)
+    }
+
+    /// A link that comes up has its link-local address first, and the lasting one a moment later.
+    fn takes_its_place(&self, choice: &Choice, uplink: &Uplink, underlay: &Underlay) -> bool {
+        let is_step_down = |family| {
+            let [was, is] = [uplink, &choice.uplink].map(|uplink| uplink.address(family));
+            let of_link = |address: Option<IpAddr>| address.is_some_and(crate::uplink::is_link_local);
+            of_link(is) && !of_link(was)
+        };
+        let chosen = addresses(&choice.uplink);
+        let is_another = (choice.uplink.link, &chosen) != (uplink.link, &addresses(uplink));
+        let is_there = all_there(&chosen, underlay, |facts| facts.serves(choice.uplink.link));
+        is_another && is_there && !Family::ALL.into_iter().any(is_step_down)
+    }
+
+    /// Have its addresses come in place of ours, and do they suit no less?
+    fn is_news(&self, choice: &Choice, current: &[IpAddr], underlay: &Underlay, now: Duration) -> bool {
+        let chosen = addresses(&choice.uplink);
+        let is_new = |address: &IpAddr| current.contains(address) || self.is_new(*address, now);
+        let classes = classes(&chosen, underlay);
+        let no_worse = self.classes.len() != classes.len()
+            || classes.iter().zip(&self.classes).all(|(is, was)| is <= was);
+        chosen.iter().all(is_new) && no_worse
+    }
+}
+
+/// In one family at least, and in none worse.
+fn suits_better(is: &[Class], was: &[Class]) -> bool {
+    is.len() == was.len() && is != was && is.iter().zip(was).all(|(is, was)| is <= was)
+}
+
+fn addresses(uplink: &Uplink) -> Vec<IpAddr> {
+    Family::ALL.into_iter().filter_map(|family| uplink.address(family)).collect()
+}
+
+fn facts_of(address: IpAddr, underlay: &Underlay) -> Option<&AddressFacts> {
+    underlay.addresses.iter().find(|facts| facts.address.addr() == address)
+}
+
+fn classes(addresses: &[IpAddr], underlay: &Underlay) -> Vec<Class> {
+    addresses.iter().filter_map(|address| facts_of(*address, underlay).map(Class::of)).collect()
+}
+
+fn all_there(addresses: &[IpAddr], underlay: &Underlay, fits: impl Fn(&AddressFacts) -> bool) -> bool {
+    let is_there = |address: &IpAddr| {
+        underlay.addresses.iter().any(|facts| facts.address.addr() == *address && fits(facts))
     };
-    choose().filter(is_better).map_or(Followed::Lost, Followed::Moved)
+    addresses.iter().all(is_there)
 }
 
 #[cfg(test)]
@@ -57,80 +206,235 @@ mod tests {
     use super::*;
     use crate::input::LinkFacts;
 
-    fn underlay(addresses: &[(&str, &str)]) -> Underlay {
-        let mut links: Vec<LinkFacts> = Vec::new();
-        let mut facts = Vec::new();
-        for (link, address) in addresses {
-            let name = link.parse().unwrap();
-            if links.iter().all(|link| link.name != name) {
-                let (kind, mac) = (Box::default(), Default::default());
-                links.push(LinkFacts { name, kind, mac, mtu: 9000, up: true, carrier: true });
+    /// Of links with their addresses; `!` is deprecated, `x` is another machine's, too.
+    fn underlay(addresses: &str) -> Underlay {
+        let mut underlay = Underlay::default();
+        for (link, address) in addresses.split(", ").filter_map(|word| word.split_once(' ')) {
+            let link = link.parse().unwrap();
+            if underlay.link(link).is_none() {
+                underlay.links.push(LinkFacts { name: link, mtu: 9000, ..LinkFacts::default() });
             }
-            facts.push(AddressFacts {
-                link: name,
-                address: address.parse().unwrap(),
+            if address == "-" {
+                continue;
+            }
+            underlay.addresses.push(AddressFacts {
+                link,
+                address: address.trim_end_matches(['!', 'x', '?']).parse().unwrap(),
                 permanent: true,
-                temporary: false,
-                deprecated: false,
+                temporary: address.contains('?'),
+                deprecated: address.contains('!'),
+                tentative: false,
+                duplicate: address.contains('x'),
             });
         }
-        Underlay { links, addresses: facts, ..Underlay::default() }
+        underlay
     }
 
-    fn uplink() -> Uplink {
-        Uplink {
-            ipv4: Some([192, 0, 2, 1].into()),
-            ipv6: Some("2001:db8::1".parse().unwrap()),
-            ..Uplink::new("eth0".parse().unwrap(), 1500)
+    /// On that link, with these addresses.
+    fn at(link: &str, addresses: &str) -> Uplink {
+        let mut uplink = Uplink::new(link.parse().unwrap(), 9000);
+        for address in addresses.split_whitespace().map(|address| address.parse().unwrap()) {
+            match address {
+                IpAddr::V4(address) => uplink.ipv4 = Some(address),
+                IpAddr::V6(address) => uplink.ipv6 = Some(address),
+            }
+        }
+        uplink
+    }
+
+    /// By the real ranking, with `--iface`.
+    fn chosen(link: &str, underlay: &Underlay, families: &str, remembered: &[IpAddr]) -> Option<Choice> {
+        let mut text = r#"{"Network":"10.244.0.0/16","#.to_owned();
+        if families.contains('6') {
+            text += r#""EnableIPv6":true,"IPv6Network":"fd00:244::/48","#;
+        }
+        text += r#""Backend":{"Type":"vxlan"}}"#;
+        let config = crate::netconf::NetConf::parse(text.as_bytes()).unwrap().config();
+        let ask = crate::uplink::Ask {
+            ifaces: vec![link.into()],
+            remembered: remembered.to_vec(),
+            ..Default::default()
+        };
+        crate::uplink::choose(&config, underlay, &ask).ok()
+    }
+
+    /// Looks at each of these scenes at its second; `eth0 192.0.2.1` after each is where the uplink is then.
+    fn story(start: &str, home: &[&str], scenes: &[(u64, &str, &str)]) {
+        let (link, addresses) = start.split_once(' ').unwrap();
+        let families = if start.contains(':') { "46" } else { "4" };
+        let mut uplink = at(link, addresses);
+        let home = home.iter().map(|address| address.parse().unwrap()).collect();
+        let mut follower = Follower::of_home(home);
+        for (second, scene, expected) in scenes {
+            let there = underlay(scene);
+            let choose = |remembered: &[IpAddr]| chosen("eth0", &there, families, remembered);
+            let followed = follower.follow(&uplink, &there, Duration::from_secs(*second), choose);
+            let told = match followed {
+                Followed::Lost => "lost".to_owned(),
+                Followed::Here | Followed::Moved(_) => {
+                    if let Followed::Moved(choice) = followed {
+                        uplink = choice.uplink;
+                    }
+                    let addresses: Vec<String> =
+                        super::addresses(&uplink).iter().map(IpAddr::to_string).collect();
+                    format!("{} {}", uplink.link, addresses.join(" "))
+                }
+            };
+            assert_eq!(told, *expected, "{second} s: {scene}");
         }
     }
 
-    fn chosen(link: &str, ipv4: [u8; 4], ipv6: &str) -> Option<Choice> {
-        let (ipv4, ipv6) = (Some(ipv4.into()), Some(ipv6.parse().unwrap()));
-        let uplink = Uplink { ipv4, ipv6, ..Uplink::new(link.parse().unwrap(), 9000) };
-        Some(Choice { uplink, reason: "asked".into(), failures: Vec::new() })
-    }
-
-    const HERE: [(&str, &str); 2] = [("eth0", "192.0.2.1/24"), ("eth0", "2001:db8::1/64")];
+    const OWN: &str = "eth0 192.0.2.11";
 
     #[test]
-    fn where_it_was_nobody_is_asked_and_the_mtu_is_that_of_now() {
-        let there = underlay(&[HERE[0], HERE[1], ("eth0", "192.0.2.9/24"), ("eth1", "192.0.2.1/32")]);
-        let followed = follow(&uplink(), &there, || unreachable!());
-        assert_eq!(followed, Followed::Here(Uplink { mtu: 9000, ..uplink() }));
+    fn an_address_that_goes_for_a_second_is_waited_for_though_others_are_there() {
+        let all = "eth0 192.0.2.11/24, eth0 192.0.2.100/32, eth0 192.0.2.101/32";
+        let vips = "eth0 192.0.2.100/32, eth0 192.0.2.101/32";
+        let back = "eth0 192.0.2.100/32, eth0 192.0.2.101/32, eth0 192.0.2.11/24";
+        story(OWN, &[], &[(0, all, OWN), (20, vips, "lost"), (21, back, OWN), (40, back, OWN)]);
+        // And in the same network, where nothing tells them apart but that they were there beside it.
+        let beside = ("eth0 192.0.2.11/24, eth0 192.0.2.100/24", "eth0 192.0.2.100/24");
+        story(OWN, &[], &[(0, beside.0, OWN), (20, beside.1, "lost"), (22, beside.0, OWN)]);
     }
 
     #[test]
-    fn a_hosts_address_on_loopback_is_there() {
-        let there = underlay(&[("lo", "192.0.2.1/32"), HERE[1]]);
-        assert!(matches!(follow(&uplink(), &there, || unreachable!()), Followed::Here(_)));
-        // But it is no new name of the uplink.
-        let gone = underlay(&[("lo", "192.0.2.1/32"), ("lo", "2001:db8::1/128")]);
-        assert_eq!(follow(&uplink(), &gone, || None), Followed::Lost);
+    fn one_that_stays_away_is_replaced_and_taken_again_when_it_is_back() {
+        let vip = "eth0 192.0.2.100";
+        let (all, left) = ("eth0 192.0.2.100/32, eth0 192.0.2.11/24", "eth0 192.0.2.100/32");
+        story(
+            OWN,
+            &[],
+            &[
+                (0, all, OWN),
+                (20, left, "lost"),
+                (24, left, "lost"),
+                (25, left, vip),
+                (90, left, vip),
+                (91, all, OWN),
+            ],
+        );
+        // From one virtual address to the next, and home all the same.
+        let other = "eth0 192.0.2.101/32";
+        story(
+            OWN,
+            &[],
+            &[
+                (0, "eth0 192.0.2.100/32, eth0 192.0.2.11/24, eth0 192.0.2.101/32", OWN),
+                (20, "eth0 192.0.2.100/32, eth0 192.0.2.101/32", "lost"),
+                (26, "eth0 192.0.2.100/32, eth0 192.0.2.101/32", vip),
+                (40, other, "lost"),
+                (46, other, "eth0 192.0.2.101"),
+                (50, "eth0 192.0.2.101/32, eth0 192.0.2.11/24", OWN),
+            ],
+        );
+        // What suits better than what there is, though it is not home.
+        story(
+            OWN,
+            &[],
+            &[
+                (0, all, OWN),
+                (20, left, "lost"),
+                (25, left, vip),
+                (60, "eth0 192.0.2.100/32, eth0 192.0.2.51/24", "eth0 192.0.2.51"),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_new_address_is_followed_at_once() {
+        let new = "eth0 192.0.2.51";
+        story(
+            OWN,
+            &[],
+            &[(0, "eth0 192.0.2.11/24", OWN), (20, "eth0 -", "lost"), (20, "eth0 192.0.2.51/24", new)],
+        );
+        // The client adds it before it takes the old one away.
+        let both = "eth0 192.0.2.11/24, eth0 192.0.2.51/24";
+        story(OWN, &[], &[(0, "eth0 192.0.2.11/24", OWN), (20, both, OWN), (22, "eth0 192.0.2.51/24", new)]);
+        // Among virtual ones that were there before, and first on the card.
+        let beside = "eth0 192.0.2.100/24, eth0 192.0.2.11/24";
+        story(
+            OWN,
+            &[],
+            &[(0, beside, OWN), (20, "eth0 192.0.2.100/24, eth0 192.0.2.51/24", new), (30, beside, OWN)],
+        );
+        // One without a network suits less, however new.
+        story(
+            OWN,
+            &[],
+            &[
+                (0, "eth0 192.0.2.11/24", OWN),
+                (20, "eth0 192.0.2.51/32", "lost"),
+                (25, "eth0 192.0.2.51/32", new),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_link_local_address_takes_no_lasting_ones_place() {
+        story(
+            OWN,
+            &[],
+            &[
+                (0, "eth0 192.0.2.11/24", OWN),
+                (20, "eth0 169.254.1.1/16", "lost"),
+                (90, "eth0 169.254.1.1/16", "lost"),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_deprecated_address_is_left_for_a_preferred_one_and_for_no_other() {
+        let own = "eth0 192.0.2.11 2001:db8::11";
+        let new = "eth0 192.0.2.11 2001:db8::51";
+        let v4 = "eth0 192.0.2.11/24";
+        let with = |rest: &str| format!("{v4}, {rest}");
+        let (one, fading) = (with("eth0 2001:db8::11/64"), with("eth0 2001:db8::11/64!"));
+        let both = with("eth0 2001:db8::11/64!, eth0 2001:db8::51/64");
+        let back = with("eth0 2001:db8::11/64, eth0 2001:db8::51/64!");
+        story(
+            own,
+            &[],
+            &[(0, &one, own), (20, &fading, own), (21, &both, new), (22, &both, new), (40, &back, own)],
+        );
+        story(own, &[], &[(0, &one, own), (20, &with("eth0 2001:db8::11/64!, eth0 fe80::1/64"), own)]);
+        story(own, &[], &[(0, &one, own), (20, &with("eth0 2001:db8::11/64!, eth0 2001:db8::51/64!"), own)]);
+        // Another machine has it as well.
+        story(own, &[], &[(0, &one, own), (20, &with("eth0 2001:db8::11/64x, eth0 2001:db8::51/64"), new)]);
+    }
+
+    #[test]
+    fn a_node_that_started_on_a_virtual_address_goes_home() {
+        let vip = "eth0 192.0.2.100";
+        let home = ["192.0.2.11"];
+        story(
+            vip,
+            &home,
+            &[(0, "eth0 192.0.2.100/24", vip), (30, "eth0 192.0.2.100/24, eth0 192.0.2.11/24", OWN)],
+        );
+    }
+
+    #[test]
+    fn a_hosts_address_on_loopback_is_there_and_no_new_name() {
+        let there = "lo 192.0.2.11/32, eth0 -";
+        story(OWN, &[], &[(0, there, OWN), (1, "lo 192.0.2.11/32", "lost")]);
     }
 
     #[test]
     fn a_new_name_is_known_by_the_addresses() {
-        let there = underlay(&[("ens3", HERE[0].1), ("ens3", HERE[1].1)]);
-        let Followed::Moved(choice) = follow(&uplink(), &there, || unreachable!()) else { panic!() };
-        assert_eq!(choice.uplink, Uplink { link: "ens3".parse().unwrap(), mtu: 9000, ..uplink() });
+        let mut follower = Follower::default();
+        let uplink = at("eth0", "192.0.2.11 2001:db8::11");
+        let there = underlay("ens3 192.0.2.11/24, ens3 2001:db8::11/64");
+        let followed = follower.follow(&uplink, &there, Duration::ZERO, |_| unreachable!());
+        let Followed::Moved(choice) = followed else { panic!() };
+        assert_eq!(choice.uplink, at("ens3", "192.0.2.11 2001:db8::11"));
     }
 
     #[test]
-    fn another_address_is_taken_up_and_a_link_local_one_in_place_of_a_lasting_one_is_not() {
-        let there = underlay(&[("eth0", "192.0.2.7/24"), HERE[1]]);
-        let new = || chosen("eth0", [192, 0, 2, 7], "2001:db8::1");
-        assert_eq!(follow(&uplink(), &there, new), Followed::Moved(new().unwrap()));
-        let passing = || chosen("eth0", [192, 0, 2, 1], "fe80::1");
-        assert_eq!(follow(&uplink(), &underlay(&HERE[..1]), passing), Followed::Lost);
-        assert_eq!(follow(&uplink(), &underlay(&[]), || None), Followed::Lost);
-    }
-
-    #[test]
-    fn a_link_without_the_address_is_not_renamed_by_another_that_has_it() {
-        let there = underlay(&[("eth0", "2001:db8::1/64"), ("eth1", HERE[0].1), ("eth1", HERE[1].1)]);
-        let other = || chosen("eth1", [192, 0, 2, 1], "2001:db8::1");
-        assert_eq!(follow(&uplink(), &there, other), Followed::Moved(other().unwrap()));
-        assert_eq!(follow(&uplink(), &there, || None), Followed::Lost);
+    fn where_it_was_nobody_is_asked() {
+        let mut follower = Follower::default();
+        let there = underlay("eth0 192.0.2.9/24, eth0 192.0.2.11/24, eth1 192.0.2.11/32");
+        let followed = follower.follow(&at("eth0", "192.0.2.11"), &there, Duration::ZERO, |_| unreachable!());
+        assert_eq!(followed, Followed::Here);
     }
 }

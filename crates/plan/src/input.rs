@@ -9,6 +9,7 @@ use crate::backend::Backend;
 use crate::firewall;
 use crate::lease::{Lease, Subnet};
 use crate::state::Sysctl;
+use crate::subnet_alloc::Range;
 use crate::verdict::Verdict;
 use crate::{LinkName, Mac};
 
@@ -40,6 +41,10 @@ pub struct Config {
     /// `IPv6Network`; `None` when the family is off.
     #[serde(default)]
     pub ipv6: Option<Ipv6Net>,
+    /// Addresses that pods' subnets are leased from (`SubnetMin` to `SubnetMax`), one range a family; the whole network of
+    /// a family that has none here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leasable: Vec<Range>,
     pub backend: Backend,
     /// Routing table of our routes.
     #[serde(default = "main_table")]
@@ -88,9 +93,26 @@ impl Config {
         self.firewall.masquerade || self.firewall.forward || filters
     }
 
-    /// The pod network that the address lies in.
-    pub fn network_of(&self, address: IpAddr) -> Option<IpNet> {
-        self.network(Family::of(address)).filter(|network| network.contains(&address))
+    /// Addresses of that family that pods may have. Nodes may have the other ones of the network.
+    pub fn pods(&self, family: Family) -> Option<Range> {
+        let network = self.network(family)?;
+        let leasable = self.leasable.iter().find(|range| Family::of(range.first) == family);
+        Some(leasable.copied().unwrap_or_else(|| network.into()))
+    }
+
+    /// The pods' addresses of each family that is on.
+    pub fn all_pods(&self) -> Vec<Range> {
+        Family::ALL.into_iter().filter_map(|family| self.pods(family)).collect()
+    }
+
+    /// The pods' addresses, if that one is among them.
+    pub fn pods_at(&self, address: IpAddr) -> Option<Range> {
+        self.pods(Family::of(address)).filter(|range| range.contains(address))
+    }
+
+    /// The pods' addresses, if a node on that network could have one of them.
+    pub fn pods_within(&self, network: &IpNet) -> Option<Range> {
+        self.pods(Family::of(network.addr())).filter(|range| range.overlaps(network))
     }
 }
 
@@ -239,7 +261,7 @@ pub struct Underlay {
     pub links: Vec<LinkFacts>,
     /// All addresses, by link index, then in the kernel's order.
     pub addresses: Vec<AddressFacts>,
-    /// Unicast routes of the main table that lead outside the pod networks, in the kernel's order.
+    /// Unicast routes of the main table that lead elsewhere than to pods, in the kernel's order.
     pub routes: Vec<RouteFacts>,
     /// Of those that our pods' traffic passes.
     pub firewall: firewall::Facts,
@@ -287,6 +309,23 @@ pub struct LinkFacts {
     pub up: bool,
     /// The kernel sees the other end (`IFF_LOWER_UP`).
     pub carrier: bool,
+    /// The device below, such as that of a VLAN (`IFLA_LINK`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lower: Option<LinkName>,
+    /// The bond or bridge that this device is a port of (`IFLA_MASTER`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master: Option<LinkName>,
+    /// Source address of a vxlan device's outer packets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<IpAddr>,
+}
+
+impl Default for LinkFacts {
+    /// Hardware without a name to go by: for tests, which set what they are about.
+    fn default() -> Self {
+        let (name, kind, mac) = (LinkName::numbered("link", 0), Box::default(), Mac::default());
+        Self { name, kind, mac, mtu: 1500, up: true, carrier: true, lower: None, master: None, local: None }
+    }
 }
 
 /// An address of the node.
@@ -302,6 +341,12 @@ pub struct AddressFacts {
     pub temporary: bool,
     #[serde(default)]
     pub deprecated: bool,
+    /// Duplicate address detection has not ended (`IFA_F_TENTATIVE`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tentative: bool,
+    /// Duplicate address detection found another machine with it; the kernel does not use it (`IFA_F_DADFAILED`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub duplicate: bool,
 }
 
 impl AddressFacts {
@@ -317,14 +362,69 @@ impl AddressFacts {
 }
 
 /// A route of the underlay.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouteFacts {
     pub destination: IpNet,
     /// `None` when the destination is on the link.
     #[serde(default)]
     pub gateway: Option<IpAddr>,
-    /// `None` for a route with several next hops.
+    /// `None` for a device that has just gone.
     #[serde(default)]
     pub link: Option<LinkName>,
+    /// Of equal destinations the one with the smallest metric counts.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub metric: u32,
+    /// What few routes have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<Box<RouteDetails>>,
+}
+
+fn is_zero(metric: &u32) -> bool {
+    *metric == 0
+}
+
+/// What few routes have; a hundred thousand foreign ones shall not take room for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RouteDetails {
+    /// Next hops besides the first one.
+    pub more: Vec<NextHop>,
+    /// Preferred source address; known of default routes only.
+    pub source: Option<IpAddr>,
+    /// Bytes; largest packet that goes by the route (`mtu` or `mtu lock` of `ip route`).
+    pub mtu: Option<u32>,
+}
+
+/// One next hop of a route.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NextHop {
+    /// `None` when the destination is on the link.
+    pub gateway: Option<IpAddr>,
+    /// `None` for a device that has just gone.
+    pub link: Option<LinkName>,
+}
+
+impl RouteFacts {
+    /// All next hops, one at least.
+    pub fn hops(&self) -> impl Iterator<Item = NextHop> {
+        let more = self.details.iter().flat_map(|details| details.more.iter().copied());
+        std::iter::once(NextHop { gateway: self.gateway, link: self.link }).chain(more)
+    }
+
+    /// The preferred source address.
+    pub fn source(&self) -> Option<IpAddr> {
+        self.details.as_ref()?.source
+    }
+
+    /// Bytes; largest packet that goes by the route, if the route itself says so.
+    pub fn mtu(&self) -> Option<u32> {
+        self.details.as_ref()?.mtu
+    }
+
+    /// True for a default route.
+    pub fn is_default(&self) -> bool {
+        self.destination.prefix_len() == 0
+    }
 }

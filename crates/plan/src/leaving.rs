@@ -74,6 +74,7 @@ mod tests {
             links: ["flannel.1", "flannel.42"].map(|name| name.parse().unwrap()).into(),
             uplink: "eth0".parse().unwrap(),
             networks: vec!["10.244.0.0/16".parse().unwrap()],
+            pods: Vec::new(),
             own_subnets: Vec::new(),
             former_networks: Vec::new(),
             former_writer: Default::default(),

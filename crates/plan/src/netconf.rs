@@ -80,6 +80,7 @@ impl NetConf {
                 .and_then(|network| if let IpNet::V4(network) = network { Some(network) } else { None }),
             ipv6: ipv6
                 .and_then(|network| if let IpNet::V6(network) = network { Some(network) } else { None }),
+            leasable: [self.ipv4, self.ipv6].into_iter().flatten().map(|pool| pool.range()).collect(),
             backend: self.backend.clone(),
             table: MAIN_TABLE,
             firewall: Default::default(),

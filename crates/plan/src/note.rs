@@ -63,6 +63,18 @@ pub enum NodeFault {
         uplink: LinkName,
         address: IpAddr,
     },
+    /// Pods could have our own address or one of its network; `pods` is the range that subnets are leased from.
+    UplinkAmongPods {
+        uplink: LinkName,
+        address: IpNet,
+        pods: Box<str>,
+    },
+    /// The same of another interface, which is out of reach once a peer has that subnet.
+    InterfaceAmongPods {
+        link: LinkName,
+        address: IpNet,
+        pods: Box<str>,
+    },
     ForeignDevice {
         name: LinkName,
         kind: Box<str>,
@@ -147,6 +159,11 @@ pub enum PeerFault {
     OutsideNetwork,
     Misaligned,
     OverlapsOurs(IpNet),
+    /// `with` is a network of the uplink.
+    OverlapsUplink {
+        uplink: LinkName,
+        with: IpNet,
+    },
     Overlaps(IpNet),
     NoPublicAddress(Family),
     BadPublicAddress(IpAddr),
@@ -249,6 +266,7 @@ impl fmt::Display for PeerFault {
             Self::OverlapsOurs(ours) => {
                 write!(f, "its subnet overlaps ours, {ours}; left out. Delete one of the two leases")
             }
+            Self::OverlapsUplink { .. } | Self::BadPublicAddress(_) => self.explain_address(f),
             Self::Overlaps(other) => {
                 write!(
                     f,
@@ -257,9 +275,6 @@ impl fmt::Display for PeerFault {
             }
             Self::NoPublicAddress(family) => {
                 write!(f, "its lease names no public {family} address; left out. Restart the daemon there")
-            }
-            Self::BadPublicAddress(address) => {
-                write!(f, "it announces {address}, which no node can have; left out. Correct its --public-ip")
             }
             Self::OurPublicAddress(address) => {
                 write!(f, "it announces our own address {address}; left out. Give each node its own address")
@@ -298,6 +313,50 @@ impl fmt::Display for PeerFault {
                  unreachable. Use auto or vxlan, or put both nodes on one segment"
             ),
             Self::Probed(finding) => write!(f, "{}: {finding}", finding.name()),
+        }
+    }
+}
+
+impl PeerFault {
+    /// Addresses that nodes and pods cannot share.
+    fn explain_address(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OverlapsUplink { uplink, with } => write!(
+                f,
+                "its subnet overlaps {with}, a network of the nodes on {uplink}; left out. Delete its lease, or set SubnetMin and \
+                 SubnetMax in the network config so that they leave the nodes' networks out"
+            ),
+            Self::BadPublicAddress(address) => write!(
+                f,
+                "it announces {address}, which no node can have, since it is no host's or a pod's; left out. Correct its \
+                 --public-ip"
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl NodeFault {
+    /// Networks of this node's interfaces.
+    fn explain_network(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UplinkWithoutRoute { uplink, address } => write!(
+                f,
+                "uplink {uplink} has {address} but no route to its segment; routes through it wait until it is back"
+            ),
+            Self::UplinkAmongPods { uplink, address, pods } => write!(
+                f,
+                "uplink {uplink} has {address}, and pods' subnets are leased from {pods}: nodes and pods may get one address. Set \
+                 SubnetMin and SubnetMax in the network config so that they leave the nodes' networks out, or choose another \
+                 Network"
+            ),
+            Self::InterfaceAmongPods { link, address, pods } => write!(
+                f,
+                "{link} has {address}, and pods' subnets are leased from {pods}: what is on that network is out of reach once pods \
+                 get its addresses. Set SubnetMin and SubnetMax in the network config so that they leave it out, or choose another \
+                 Network"
+            ),
+            _ => Ok(()),
         }
     }
 }
@@ -370,10 +429,9 @@ impl fmt::Display for NodeFault {
                     "uplink {uplink} has no {family} address, but {family} is configured; nothing is withdrawn"
                 )
             }
-            Self::UplinkWithoutRoute { uplink, address } => write!(
-                f,
-                "uplink {uplink} has {address} but no route to its segment; routes through it wait until it is back"
-            ),
+            Self::UplinkWithoutRoute { .. }
+            | Self::UplinkAmongPods { .. }
+            | Self::InterfaceAmongPods { .. } => self.explain_network(f),
             Self::ForeignDevice { name, kind } => write!(
                 f,
                 "{name} exists and is a {kind} device, not vxlan: it is not touched and no peer is reachable through \
@@ -469,6 +527,10 @@ mod tests {
             node(NodeFault::UplinkWithoutAddress { uplink: link(), address: ip() }), "has lost our address";
         Note::Node(NodeFault::UplinkWithoutRoute { .. }) =>
             node(NodeFault::UplinkWithoutRoute { uplink: link(), address: ip() }), "but no route to its segment";
+        Note::Node(NodeFault::UplinkAmongPods { .. }) =>
+            node(NodeFault::UplinkAmongPods { uplink: link(), address: net(), pods: "a".into() }), "nodes and pods may get one address";
+        Note::Node(NodeFault::InterfaceAmongPods { .. }) =>
+            node(NodeFault::InterfaceAmongPods { link: link(), address: net(), pods: "a".into() }), "what is on that network is out of reach";
         Note::Node(NodeFault::ForeignDevice { .. }) =>
             node(NodeFault::ForeignDevice { name: link(), kind: "bridge".into() }), "device, not vxlan";
         Note::Node(NodeFault::NotLeased(_)) => node(NodeFault::NotLeased(Family::Ipv6)), "that family is off";
@@ -501,6 +563,8 @@ mod tests {
         Note::Peer { fault: PeerFault::OutsideNetwork, .. } => peer(PeerFault::OutsideNetwork), "lies outside our network";
         Note::Peer { fault: PeerFault::Misaligned, .. } => peer(PeerFault::Misaligned), "has host bits set";
         Note::Peer { fault: PeerFault::OverlapsOurs(_), .. } => peer(PeerFault::OverlapsOurs(net())), "subnet overlaps ours";
+        Note::Peer { fault: PeerFault::OverlapsUplink { .. }, .. } =>
+            peer(PeerFault::OverlapsUplink { uplink: link(), with: net() }), "a network of the nodes on";
         Note::Peer { fault: PeerFault::Overlaps(_), .. } =>
             peer(PeerFault::Overlaps(net())), "subnet overlaps that of an older lease";
         Note::Peer { fault: PeerFault::NoPublicAddress(_), .. } =>

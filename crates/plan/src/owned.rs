@@ -5,7 +5,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::LinkName;
-use crate::input::Writer;
+use crate::input::{Family, Writer};
+use crate::subnet_alloc::Range;
 
 pub use crate::marks::{NEXTHOPS, PROTOCOL};
 
@@ -18,6 +19,9 @@ pub struct Owned {
     pub uplink: LinkName,
     /// The pod networks of the cluster, at most one a family.
     pub networks: Vec<IpNet>,
+    /// Addresses that pods may have, one range a family; the whole network of a family that has none here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pods: Vec<Range>,
     /// Our own pod subnets, those of an earlier run too: flannel's blackhole routes lead there.
     #[serde(default)]
     pub own_subnets: Vec<IpNet>,
@@ -60,6 +64,17 @@ impl Owned {
     /// Whether the destination lies in one of our networks or of our former ones.
     pub(crate) fn in_any_network(&self, destination: &IpNet) -> bool {
         self.all_networks().any(|network| network.contains(destination))
+    }
+
+    /// Could pods have an address of that destination? Other parts of a network may be the nodes' own, and routes there
+    /// are the underlay's.
+    pub(crate) fn is_pods(&self, destination: &IpNet) -> bool {
+        let family = Family::of(destination.addr());
+        let former = self.former_networks.iter().any(|network| network.contains(destination));
+        match self.pods.iter().find(|range| Family::of(range.first) == family) {
+            Some(range) => former || range.overlaps(destination),
+            None => self.in_any_network(destination),
+        }
     }
 
     /// The networks within which the kernel is read.

@@ -556,6 +556,7 @@ impl Route {
     pub(crate) fn resembles_flannels(&self, owned: &Owned, seen: &State) -> bool {
         let through_ours = |link| link == owned.uplink || owned.has_link(link);
         self.protocol == FLANNELS_PROTOCOL
+            && owned.is_pods(&self.destination)
             && match self.path {
                 RoutePath::Via { link, .. } => through_ours(link),
                 RoutePath::Blackhole => self.metric == 0,

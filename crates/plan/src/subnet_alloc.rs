@@ -51,6 +51,47 @@ impl TryFrom<Bounds> for Pool {
     }
 }
 
+/// Addresses of one family from the first to the last, such as 10.244.1.0 to 10.244.255.255.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Range {
+    pub first: IpAddr,
+    pub last: IpAddr,
+}
+
+impl Range {
+    /// True if the address lies in the range.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.overlaps(&address.into())
+    }
+
+    /// True if the network and the range share an address.
+    pub fn overlaps(&self, network: &IpNet) -> bool {
+        network.addr().is_ipv4() == self.first.is_ipv4()
+            && number(network.network()) <= number(self.last)
+            && number(self.first) <= number(network.broadcast())
+    }
+
+    /// True if every address of the network lies in the range.
+    pub fn covers(&self, network: &IpNet) -> bool {
+        network.addr().is_ipv4() == self.first.is_ipv4()
+            && number(self.first) <= number(network.network())
+            && number(network.broadcast()) <= number(self.last)
+    }
+}
+
+impl From<IpNet> for Range {
+    fn from(network: IpNet) -> Self {
+        Self { first: network.network(), last: network.broadcast() }
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}", self.first, self.last)
+    }
+}
+
 /// The address as a number, for arithmetic within one family.
 pub(crate) fn number(address: IpAddr) -> u128 {
     match address {
@@ -92,6 +133,11 @@ impl Pool {
             IpNet::V6(_) => IpAddr::V6(Ipv6Addr::from(start)),
         };
         IpNet::new_assert(address, self.len)
+    }
+
+    /// The addresses that pods may have: from the first one of the first subnet to the last one of the last subnet.
+    pub fn range(&self) -> Range {
+        Range { first: self.nth(0).network(), last: self.nth(self.count() - 1).broadcast() }
     }
 
     /// May this subnet be leased from the pool?

@@ -77,6 +77,7 @@ mod tests {
     fn the_text_is_flannels_to_the_byte_and_reads_back() {
         let subnet = Subnet::parse("10.5.72.0-24&fd00:5:72::-64").unwrap();
         let config = Config {
+            leasable: Vec::new(),
             ipv4: Some("10.5.0.0/16".parse().unwrap()),
             ipv6: Some("fd00:5::/32".parse().unwrap()),
             backend: crate::backend::Backend::HostGw,

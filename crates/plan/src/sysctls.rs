@@ -191,6 +191,7 @@ mod tests {
             mtu: 1500,
             up: true,
             carrier: true,
+            ..LinkFacts::default()
         };
         Underlay { links: vec![link], sysctls, ..Underlay::default() }
     }

@@ -45,6 +45,7 @@ mod tests {
             links: vec!["flannel.1".parse().unwrap()],
             uplink: "eth0".parse().unwrap(),
             networks: vec!["10.244.0.0/16".parse().unwrap()],
+            pods: Vec::new(),
             own_subnets: Vec::new(),
             former_networks: vec!["10.99.0.0/16".parse().unwrap()],
             former_writer: Writer::Flannel,
@@ -101,6 +102,8 @@ mod tests {
             permanent: true,
             temporary: false,
             deprecated: false,
+            tentative: false,
+            duplicate: false,
         };
         let addresses = vec![
             facts("flannel.1", "10.244.1.0/32"),

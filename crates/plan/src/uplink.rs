@@ -2,15 +2,20 @@
 //! (flannel-compat 3). It asks the kernel nothing.
 
 mod lookup;
+mod mtu;
+mod rank;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::LinkName;
-use crate::input::{Config, Family, Underlay, Uplink};
+use crate::input::{AddressFacts, Config, Family, Underlay, Uplink};
+use crate::subnet_alloc::Range;
 use crate::wanted::is_host_address;
 use lookup::Lookup;
-pub(crate) use lookup::is_link_local;
+pub use mtu::{mtu, wires};
+pub(crate) use rank::Class;
+pub use rank::{is_link_local, leased};
 
 /// What the flags ask for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +32,11 @@ pub struct Ask {
     pub public_ipv6: Option<Ipv6Addr>,
     /// `--node-ip`.
     pub node_ips: Vec<IpAddr>,
+    /// The kernel's way to addresses far away, of families without a default route in the main table.
+    pub outward: Vec<Reach>,
+    /// Addresses that this node has announced or sent from before, the best evidence first. Of several addresses of one
+    /// interface such a one goes first.
+    pub remembered: Vec<IpAddr>,
 }
 
 /// What the kernel says of the way to an address, or why it says nothing.
@@ -126,8 +136,8 @@ impl Ask {
             if !is_host_address(address) {
                 return Err(format!("{flag}: no node can have that address"));
             }
-            if let Some(network) = config.network_of(address) {
-                return Err(format!("{flag}: it lies in the pods' network {network}"));
+            if let Some(pods) = config.pods_at(address) {
+                return Err(format!("{flag}: it is a pod's address: {}", among_pods(pods)));
             }
         }
         Ok(())
@@ -160,4 +170,27 @@ pub fn choose(config: &Config, underlay: &Underlay, ask: &Ask) -> Result<Choice,
     }
     let tried = failures.join("; ");
     Err(UplinkError(format!("{tried}; name one with --iface; {}", lookup.inventory())))
+}
+
+/// Families whose default route the main table does not have, so that the kernel has to be asked the way.
+pub fn without_default(config: &Config, underlay: &Underlay) -> Vec<Family> {
+    let lookup = Lookup { config, underlay, ask: &Ask::default() };
+    let on = Family::ALL.into_iter().filter(|family| config.network(*family).is_some());
+    on.filter(|family| lookup.default_route(*family).is_none()).collect()
+}
+
+/// Is an address in use that a node has only as long as it has no better one: link-local, about to go, or without a network
+/// of its own?
+pub fn is_makeshift(underlay: &Underlay, uplink: &Uplink) -> bool {
+    let own =
+        |facts: &AddressFacts| uplink.address(Family::of(facts.address.addr())) == Some(facts.address.addr());
+    underlay.addresses.iter().filter(|facts| own(facts)).any(|facts| Class::of(facts).is_makeshift())
+}
+
+/// Says which addresses are the pods', and what to do where a node's own are among them.
+pub(crate) fn among_pods(pods: Range) -> String {
+    format!(
+        "pods' subnets are leased from {pods}. Set SubnetMin and SubnetMax in the network config so that they leave the \
+         nodes' own networks out, or choose another Network"
+    )
 }

@@ -18,7 +18,7 @@ use crate::backend::Backend;
 use crate::backend::vxlan::{self, Direct, Endpoint};
 use crate::direct::OnLink;
 use crate::firewall;
-use crate::input::{Config, Family, Leases, Node, Sysctls, Underlay};
+use crate::input::{Config, Family, Leases, Node, Sysctls, Underlay, Uplink};
 use crate::lease::Lease;
 use crate::note::{NodeFault, Note, PeerFault};
 use crate::owned::{Owned, PROTOCOL, Sweep};
@@ -118,6 +118,7 @@ pub fn bounds(config: &Config, node: &Node, leases: &Leases) -> Owned {
         links,
         uplink: node.uplink.link,
         networks: Family::ALL.into_iter().filter_map(|family| config.network(family)).collect(),
+        pods: config.all_pods(),
         own_subnets: own_subnets(config, node),
         former_networks: former_networks(config, node),
         former_writer: node.former.writer,
@@ -190,6 +191,8 @@ struct Draft<'a> {
     underlay: &'a Underlay,
     /// Families that the uplink cannot carry now: the kernel refuses their routes through it.
     waiting: Vec<Family>,
+    /// Of them those that only lack the route to their segment: a tunnel needs none.
+    without_segment: Vec<Family>,
     on_link: OnLink,
     ways: Ways<'a>,
     owned: Owned,
@@ -214,6 +217,7 @@ impl<'a> Draft<'a> {
             node,
             underlay,
             waiting: Vec::new(),
+            without_segment: Vec::new(),
             on_link: OnLink::new(underlay, node.uplink.link),
             ways: Ways::new(underlay, node.uplink.link),
             owned: bounds(config, node, leases),
@@ -228,6 +232,7 @@ impl<'a> Draft<'a> {
             routes: Vec::with_capacity(most),
         };
         draft.look_at_uplink();
+        draft.note_networks_among_pods();
         // A device of another kind under our name is somebody else's, and so is all that stands on it.
         let mut links = std::mem::take(&mut draft.owned.links);
         links.retain(|&name| draft.foreign_kind(name).is_none());
@@ -253,6 +258,11 @@ impl<'a> Draft<'a> {
         for family in Family::ALL.into_iter().filter(|&family| self.config.network(family).is_some()) {
             if let Some(fault) = self.lacks(family) {
                 self.waiting.push(family);
+                let only_segment = matches!(fault, NodeFault::UplinkWithoutRoute { .. });
+                self.without_segment.extend(only_segment.then_some(family));
+                self.note_node(fault);
+            }
+            if let Some(fault) = self.among_pods(family) {
                 self.note_node(fault);
             }
             if let Some(fault) = self.not_internal(family) {
@@ -275,6 +285,36 @@ impl<'a> Draft<'a> {
             node_ip,
             on,
         })
+    }
+
+    /// Could pods have our own address, or one of its network?
+    fn among_pods(&self, family: Family) -> Option<NodeFault> {
+        let Uplink { link: uplink, .. } = self.node.uplink;
+        let own = self.node.uplink.address(family)?;
+        let mut its = self.underlay.addresses.iter().filter(|facts| facts.address.addr() == own);
+        its.find_map(|facts| {
+            let pods = self.config.pods_within(&facts.address)?;
+            Some(NodeFault::UplinkAmongPods { uplink, address: facts.address, pods: pods.to_string().into() })
+        })
+    }
+
+    /// Networks of other interfaces that pods may get addresses of. A bridge of our own pods has one of our own subnet.
+    fn note_networks_among_pods(&mut self) {
+        let faults = self.underlay.addresses.iter().filter_map(|facts| {
+            let (link, address) = (facts.link, facts.address);
+            let is_ours = link == self.node.uplink.link
+                || vxlan::vni_of(link).is_some()
+                || self.own_subnet_contains(address)
+                || facts.is_of_host_alone();
+            let pods = self.config.pods_within(&address).filter(|_| !is_ours)?;
+            Some(NodeFault::InterfaceAmongPods { link, address, pods: pods.to_string().into() })
+        });
+        let faults: Vec<NodeFault> = faults.collect();
+        faults.into_iter().for_each(|fault| self.note_node(fault));
+    }
+
+    fn own_subnet_contains(&self, address: IpNet) -> bool {
+        self.owned.own_subnets.iter().any(|own| own.contains(&address.addr()))
     }
 
     /// What the uplink needs for that family and does not have.

@@ -47,6 +47,7 @@ impl Case {
 
     fn plan(&self) -> Wanted {
         let config = Config {
+            leasable: Vec::new(),
             ipv4: Some("10.244.0.0/16".parse().unwrap()),
             ipv6: Some("fd00:244::/48".parse().unwrap()),
             backend: Backend::Vxlan(vxlan::Options { source_filter: self.filter, ..Default::default() }),
@@ -72,6 +73,7 @@ impl Case {
             mtu: 1500,
             up: true,
             carrier: true,
+            ..LinkFacts::default()
         };
         let underlay = Underlay { links: vec![uplink], firewall: self.facts.clone(), ..Underlay::default() };
         plan::wanted(&config, &node, &self.leases, &underlay)

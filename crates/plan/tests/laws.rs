@@ -33,7 +33,7 @@ use laws::judge::{
 use laws::scene::{Fate, Scene};
 use laws::tape::{self, Tape};
 use laws::{texts, world};
-use plan::input::{Leases, Underlay};
+use plan::input::{DirectRoute, Leases, Underlay};
 use plan::verdict::{Finding, Verdict, Way};
 
 fn config() -> ProptestConfig {
@@ -205,7 +205,17 @@ proptest! {
     fn while_nothing_is_known_of_the_peers_what_stands_stays(bytes in tape::bytes()) {
         let world = world::world(&mut Tape::new(&bytes));
         let plan = plan::wanted(&world.config, &world.node, &world.leases, &world.underlay);
-        let standing = plan::standing(&plan.state, world.config.table, world.node.uplink.link);
+        let mut standing = plan::standing(&plan.state, world.config.table, world.node.uplink.link);
+        // One that waits keeps the direct route that stands, or was proven and so stands.
+        let verified = world.config.backend.direct() == vxlan::Direct::Verified;
+        let verdicts = world.underlay.verdicts.iter();
+        let proven = verdicts.filter(|it| verified && (it.way, it.uplink) == (Some(Way::Direct), world.node.uplink.link));
+        let proven = proven.map(|verdict| DirectRoute { subnet: verdict.subnet, next_hop: verdict.node });
+        let stood = world.underlay.standing.iter().copied().chain(proven);
+        standing.extend(stood.filter(|route| {
+            let is = |peer: &plan::PeerPath| (peer.subnet, peer.public_ip) == (route.subnet, route.next_hop);
+            plan.peers.iter().any(|peer| is(peer) && peer.path == plan::Path::Waiting)
+        }));
         let faults = world.underlay.verdicts.iter().map(|verdict| Verdict { way: None, ..verdict.clone() });
         let underlay = Underlay { verdicts: faults.collect(), standing, ..world.underlay };
         prop_assert_eq!(plan::wanted(&world.config, &world.node, &world.leases, &underlay), plan);

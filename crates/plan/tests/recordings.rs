@@ -334,6 +334,7 @@ impl Device {
             mtu: number(&self.0, "mtu"),
             up: has_flag(&self.0, "UP"),
             carrier: has_flag(&self.0, "LOWER_UP"),
+            ..LinkFacts::default()
         }
     }
 
@@ -366,6 +367,8 @@ fn addresses(place: &Path) -> Vec<RecordedAddress> {
                 permanent: number(info, "valid_life_time") == u32::MAX,
                 temporary: info["temporary"] == true,
                 deprecated: info["deprecated"] == true,
+                tentative: false,
+                duplicate: false,
             }));
         }
     }
@@ -452,6 +455,7 @@ impl RecordedRoute {
             destination: self.destination(),
             gateway: self.gateway(),
             link: Some(name_in(&self.1, "dev")),
+            ..RouteFacts::default()
         }
     }
 

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use plan::backend::Backend;
-use plan::input::{AddressFacts, Config, Family, LinkFacts, RouteFacts, Underlay};
+use plan::input::{AddressFacts, Config, Family, LinkFacts, NextHop, RouteDetails, RouteFacts, Underlay};
 use plan::uplink::{Ask, Choice, Reach, Way, choose};
 
 /// In the kernel's order: name, MTU, addresses. `!` is deprecated, `~` has a lifetime, `?` is temporary.
@@ -31,18 +31,40 @@ fn underlay(defaults: &str) -> Underlay {
         let mut words = line.split_whitespace();
         let (name, mtu) = (words.next().unwrap().parse().unwrap(), words.next().unwrap().parse().unwrap());
         let mac = Default::default();
-        underlay.links.push(LinkFacts { name, kind: "veth".into(), mac, mtu, up: false, carrier: false });
+        let (up, carrier) = (false, false);
+        underlay.links.push(LinkFacts {
+            name,
+            kind: "veth".into(),
+            mac,
+            mtu,
+            up,
+            carrier,
+            ..LinkFacts::default()
+        });
         underlay.addresses.extend(words.map(|word| AddressFacts {
             link: name,
             address: word.trim_end_matches(['!', '~', '?']).parse().unwrap(),
             permanent: !word.contains('~'),
             temporary: word.contains('?'),
             deprecated: word.contains('!'),
+            tentative: false,
+            duplicate: false,
         }));
     }
     for (destination, link) in defaults.split(", ").filter_map(|route| route.split_once(' ')) {
-        let link = (link != "several").then(|| link.parse().unwrap());
-        underlay.routes.push(RouteFacts { destination: destination.parse().unwrap(), gateway: None, link });
+        // `eth0+eth1` are two next hops, `@1.2.3.4` is the preferred source and `#100` the metric.
+        let (link, metric) = link.split_once('#').unwrap_or((link, "0"));
+        let (links, source) = link.split_once('@').map_or((link, None), |(link, ip)| (link, ip.parse().ok()));
+        let mut hops = links.split('+').map(|link| Some(link.parse().unwrap()));
+        let (gateway, link) = (None, hops.next().unwrap());
+        let more = hops.map(|link| NextHop { gateway, link }).collect();
+        underlay.routes.push(RouteFacts {
+            destination: destination.parse().unwrap(),
+            gateway,
+            link,
+            metric: metric.parse().unwrap(),
+            details: Some(Box::new(RouteDetails { more, source, mtu: None })),
+        });
     }
     underlay
 }
@@ -51,6 +73,7 @@ fn config(families: &str, backend: Backend) -> Config {
     Config {
         ipv4: families.contains('4').then(|| "10.244.0.0/16".parse().unwrap()),
         ipv6: families.contains('6').then(|| "fd00:244::/48".parse().unwrap()),
+        leasable: Vec::new(),
         backend,
         table: 254,
         firewall: Default::default(),
@@ -182,9 +205,9 @@ const NOT_FOUND: &str = r"
     3.3 loopback | 6 | --iface lo | lo has no usable IPv6 address
     3.4 MTU | 4 | --iface flat | flat has an MTU of 0
     3.4 public-ip in IPv6 only | 6 | --iface eth1 --public-ip 192.168.56.11 | --public-ip 192.168.56.11: IPv4 is off
-    pods' network, by name | 4 | --iface cni0 | cni0 has no usable IPv4 address
-    pods' network, by address | 4 | --iface 10.244.34.1 | 10.244.34.1 lies in the pods' network 10.244.0.0/16
-    pods' network, announced | 46 | --iface eth1 --public-ipv6 fd00:244::1 | --public-ipv6 fd00:244::1: it lies in the pods' network
+    pods' network, by name | 4 | --iface cni0 | cni0 has 10.244.34.1/24, which is a pod's address: pods' subnets are leased from 10.244.0.0 to 10.244.255.255. Set SubnetMin and SubnetMax
+    pods' network, by address | 4 | --iface 10.244.34.1 | cni0 has 10.244.34.1/24, which is a pod's address
+    pods' network, announced | 46 | --iface eth1 --public-ipv6 fd00:244::1 | --public-ipv6 fd00:244::1: it is a pod's address: pods' subnets are leased from fd00:244:: to fd00:244:0:ffff:
     of no node | 4 | --iface eth1 --public-ip 0.0.0.0 | --public-ip 0.0.0.0: no node can have that address
 ";
 
@@ -220,7 +243,21 @@ fn default_routes() {
             "192.168.56.0/24 eth1",
             "there is no IPv4 default route; name one with --iface; those with addresses are",
         ),
-        ("4", "0.0.0.0/0 several, 0.0.0.0/0 eth0", "the IPv4 default route has several next hops; name one"),
+        (
+            "4",
+            "0.0.0.0/0 eth0+eth1, 0.0.0.0/0 eth0",
+            "the IPv4 default route has several next hops, which leave through eth0 and eth1; name one",
+        ),
+        ("4", "0.0.0.0/0 eth1+eth1", "eth1 192.168.56.11"),
+        ("46", "0.0.0.0/0 eth1+eth1, ::/0 eth1+eth1+eth1", "eth1 192.168.56.11 fd00:56::11"),
+        ("4", "0.0.0.0/0 eth0+eth1@10.255.0.11", "lo 10.255.0.11"),
+        ("4", "0.0.0.0/0 eth0#200, 0.0.0.0/0 eth1#100", "eth1 192.168.56.11"),
+        ("4", "0.0.0.0/0 eth1@192.168.56.10", "eth1 192.168.56.10"),
+        ("4", "0.0.0.0/1 eth1, 128.0.0.0/1 eth1", "eth1 192.168.56.11"),
+        ("4", "0.0.0.0/1 eth2, 128.0.0.0/1 eth2, 0.0.0.0/0 eth1", "eth1 192.168.56.11"),
+        ("4", "0.0.0.0/1 eth1, 128.0.0.0/1 eth2", "there is no IPv4 default route"),
+        ("4", "0.0.0.0/1 eth1", "there is no IPv4 default route"),
+        ("6", "::/1 eth1, 8000::/1 eth1", "eth1 fd00:56::11"),
         ("46", "0.0.0.0/0 eth0", "there is no IPv6 default route"),
         (
             "46",
@@ -291,4 +328,134 @@ fn each_choice_says_why() {
         ["--iface eth9: there is no such interface"],
         "what comes after is not tried"
     );
+}
+
+/// `Network`, `SubnetMin` and `SubnetMax` of an own address space that nodes and pods share.
+fn shared(network: &str, min: &str, max: &str) -> Config {
+    let (family, prefix) = if network.contains(':') { ("IPv6", "IPv6") } else { ("", "") };
+    let on = if family.is_empty() { "" } else { r#""EnableIPv4":false,"EnableIPv6":true,"# };
+    let len = if family.is_empty() { 20 } else { 64 };
+    let text = format!(
+        r#"{{{on}"{prefix}Network":"{network}","{prefix}SubnetLen":{len},"{prefix}SubnetMin":"{min}","{prefix}SubnetMax":"{max}"}}"#
+    );
+    plan::netconf::NetConf::parse(text.as_bytes()).unwrap().config()
+}
+
+#[test]
+fn nodes_may_be_where_no_subnet_is_leased() {
+    let one_card = |addresses: &[&str]| {
+        let mut underlay = Underlay { links: vec![LinkFacts::default()], ..Underlay::default() };
+        underlay.addresses.extend(addresses.iter().map(|address| AddressFacts {
+            link: underlay.links[0].name,
+            address: address.parse().unwrap(),
+            permanent: true,
+            temporary: false,
+            deprecated: false,
+            tentative: false,
+            duplicate: false,
+        }));
+        underlay
+    };
+    let four = ("10.0.0.0/8", "10.10.0.0", "10.99.0.0");
+    let six = ("fd00::/48", "fd00:0:0:1000::", "fd00:0:0:2000::");
+    for ((network, min, max), addresses, expected) in [
+        (four, &["10.132.0.11/20"][..], Ok("10.132.0.11")),
+        (four, &["10.9.255.255/32"], Ok("10.9.255.255")),
+        (four, &["10.99.16.1/20"], Ok("10.99.16.1")),
+        (four, &["10.99.15.255/32"], Err("link0 has 10.99.15.255/32, which is a pod's address")),
+        (
+            four,
+            &["10.10.0.0/32"],
+            Err("pods' subnets are leased from 10.10.0.0 to 10.99.15.255. Set SubnetMin"),
+        ),
+        (four, &["10.99.200.11/16"], Err("link0 has 10.99.200.11/16, whose network is the pods' too")),
+        (four, &["10.132.0.11/8"], Err("whose network is the pods' too")),
+        (four, &["10.20.0.11/20", "10.132.0.11/20"], Ok("10.132.0.11")),
+        (
+            four,
+            &["10.20.0.11/20", "169.254.7.7/16"],
+            Err("link0 has 10.20.0.11/20, which is a pod's address"),
+        ),
+        (six, &["fd00:0:0:5::11/64"], Ok("fd00:0:0:5::11")),
+        (six, &["fd00:0:0:2000::11/64"], Err("link0 has fd00:0:0:2000::11/64, which is a pod's address")),
+        (six, &["fd00:0:0:5::11/48"], Err("whose network is the pods' too")),
+        (six, &["fd00:0:0:1fff::11/64", "fe80::1/64"], Err("which is a pod's address")),
+    ] {
+        let config = shared(network, min, max);
+        let named = Ask { ifaces: vec!["link0".into()], ..Ask::default() };
+        let first = addresses[0].split_once('/').unwrap().0;
+        let by_address = Ask { ifaces: vec![first.into()], ..Ask::default() };
+        let found = |ask: &Ask| {
+            let choice = choose(&config, &one_card(addresses), ask).map_err(|error| error.to_string())?;
+            let own = Family::ALL.into_iter().find_map(|family| choice.uplink.address(family));
+            Ok::<_, String>(own.unwrap().to_string())
+        };
+        match (found(&named), expected) {
+            (Ok(found), Ok(expected)) => assert_eq!(found, expected),
+            (Err(error), Err(words)) => assert!(error.contains(words), "{addresses:?}: {error}"),
+            (found, expected) => panic!("{addresses:?}: {found:?}, not {expected:?}"),
+        }
+        assert_eq!(found(&by_address).is_ok(), expected == Ok(first), "{addresses:?}");
+    }
+}
+
+#[test]
+fn of_several_addresses_the_one_known_before_then_the_default_routes_then_one_with_a_network() {
+    let underlay = |default: &str, addresses: &str| {
+        let mut all = underlay(default);
+        all.addresses.retain(|facts| facts.link.as_str() != "eth0");
+        all.addresses.extend(addresses.split_whitespace().map(|word| AddressFacts {
+            link: "eth0".parse().unwrap(),
+            address: word.trim_end_matches(['!', '~', '?', '*', 'x']).parse().unwrap(),
+            permanent: !word.contains('~'),
+            temporary: word.contains('?'),
+            deprecated: word.contains('!'),
+            tentative: word.contains('*'),
+            duplicate: word.contains('x'),
+        }));
+        all
+    };
+    for (remembered, default, addresses, expected) in [
+        ("", "0.0.0.0/0 eth0", "10.0.2.100/32 10.0.2.15/24", "10.0.2.15"),
+        ("", "0.0.0.0/0 eth0", "10.0.2.100/32 10.0.2.101/32", "10.0.2.100"),
+        ("", "0.0.0.0/0 eth0", "10.0.2.100/24 10.0.2.15/24", "10.0.2.100"),
+        ("10.0.2.15", "0.0.0.0/0 eth0", "10.0.2.100/24 10.0.2.15/24", "10.0.2.15"),
+        ("10.0.2.15", "0.0.0.0/0 eth0@10.0.2.100", "10.0.2.100/24 10.0.2.15/24", "10.0.2.15"),
+        ("10.0.2.15", "0.0.0.0/0 eth0", "10.0.2.100/24 10.0.2.15/32", "10.0.2.15"),
+        ("10.0.2.7 10.0.2.15", "0.0.0.0/0 eth0", "10.0.2.100/24 10.0.2.15/24", "10.0.2.15"),
+        ("10.0.2.100 10.0.2.15", "0.0.0.0/0 eth0", "10.0.2.15/24 10.0.2.100/24", "10.0.2.100"),
+        ("", "0.0.0.0/0 eth0@10.0.2.15", "10.0.2.100/24 10.0.2.15/24", "10.0.2.15"),
+        ("", "0.0.0.0/0 eth0@10.0.2.15", "10.0.2.100/24 10.0.2.15/32", "10.0.2.15"),
+        ("", "::/0 eth0", "fd00:2::100/128 fd00:2::15/64~", "fd00:2::15"),
+        ("", "::/0 eth0", "fd00:2::a/64! fd00:2::15/64~?", "fd00:2::15"),
+        ("fd00:2::a", "::/0 eth0", "fd00:2::a/64! fd00:2::15/64~?", "fd00:2::15"),
+        ("fd00:2::a", "::/0 eth0", "fd00:2::a/64! fe80::15/64", "fd00:2::a"),
+        ("", "::/0 eth0", "fd00:2::a/64x fd00:2::15/64?", "fd00:2::15"),
+        ("", "::/0 eth0", "fd00:2::a/64* fd00:2::15/64?", "fd00:2::15"),
+        ("fd00:2::a", "::/0 eth0", "fd00:2::15/64 fd00:2::a/64*", "fd00:2::a"),
+        ("", "::/0 eth0", "fd00:2::a/64*", "fd00:2::a"),
+    ] {
+        let family = if default.starts_with(':') { "6" } else { "4" };
+        let remembered = remembered.split_whitespace().map(|address| address.parse().unwrap()).collect();
+        let ask = Ask { remembered, ..Ask::default() };
+        let config = config(family, Backend::Vxlan(Default::default()));
+        let choice = choose(&config, &underlay(default, addresses), &ask).unwrap();
+        assert_eq!(summary(&choice), format!("eth0 {expected}"), "{addresses}");
+    }
+}
+
+#[test]
+fn where_the_main_table_has_no_default_route_the_kernels_way_counts() {
+    let outward = vec![reach("192.0.0.8=eth1,192.168.56.10")];
+    let config = config("4", Backend::Vxlan(Default::default()));
+    let found = |defaults: &str| {
+        let underlay = underlay(defaults);
+        let ask = Ask { outward: outward.clone(), ..Ask::default() };
+        (
+            plan::uplink::without_default(&config, &underlay),
+            summary(&choose(&config, &underlay, &ask).unwrap()),
+        )
+    };
+    assert_eq!(found("192.168.57.0/24 eth2"), (vec![Family::Ipv4], "eth1 192.168.56.11".into()));
+    assert_eq!(found(DEFAULTS), (vec![], "eth0 10.0.2.15".into()));
 }

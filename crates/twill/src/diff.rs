@@ -72,7 +72,7 @@ fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
     let leases = runtime.block_on(store.leases())?;
     let config = flags.config(&conf);
     let mut kernel = Kernel::open().context("opening netlink")?;
-    let place = Place::find(flags, &config, &mut kernel)?;
+    let place = Place::find(flags, &config, &mut kernel, &[])?;
     let own = leases.iter().find(|lease| place.asker.owns(lease));
     let own = own.context("the store has no lease of this node: the daemon would take one first")?;
     let macs = config.backend.macs(Some(own), &place.underlay, place.drawn());

@@ -96,6 +96,7 @@ impl Footprint {
             links: self.devices.clone(),
             uplink: self.uplink,
             networks: self.networks.clone(),
+            pods: Vec::new(),
             own_subnets: Vec::new(),
             former_networks: Vec::new(),
             former_writer: Default::default(),

@@ -2,6 +2,7 @@
 //! store as long as it takes, or goes on with what the last run remembered. It changes nothing in the kernel.
 
 use std::fmt::Display;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -9,7 +10,8 @@ use kernel::Kernel;
 use plan::Mac;
 use plan::backend::vxlan;
 use plan::belief::History;
-use plan::input::{Config, Family, FirewallKeeper, Former, Leases, Node, Underlay, Writer};
+use plan::follow::HOLD;
+use plan::input::{Config, Family, FirewallKeeper, Former, Leases, Node, Underlay, Uplink, Writer};
 use plan::lease::Lease;
 use plan::netconf::NetConf;
 use plan::state::MAIN_TABLE;
@@ -25,6 +27,9 @@ use crate::own_lease::{Macs, OwnLease, Source};
 use crate::report::{self, Board};
 use crate::{notify, subnet_file};
 
+/// Far away, of each family: where the main table has no default route the kernel is asked the way there. Nothing is sent.
+const FAR: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8)), IpAddr::V6(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1))];
 const RETRY: Duration = Duration::from_secs(1);
 /// A store that is not there for so long is not merely starting.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -40,6 +45,8 @@ pub(crate) struct Identity {
     pub(crate) remembered: Leases,
     /// And of the store.
     pub(crate) history: Option<History>,
+    /// Addresses that the last run announced, where it announced the uplink's own.
+    pub(crate) home: Vec<IpAddr>,
 }
 
 /// Where this node is in the network below the pods.
@@ -69,7 +76,8 @@ pub(crate) fn establish(
         });
         let config = conf.config();
         locks.take_config(&config)?;
-        let mut place = Place::find(flags, &config, kernel)?;
+        let home = remembered.as_ref().map(|remembered| own_addresses(remembered, flags)).unwrap_or_default();
+        let mut place = Place::find_settled(flags, &config, kernel, &home, source)?;
         place.choice.failures.iter().for_each(|failure| warn!("passed over: {failure}"));
         info!("uplink is {}: {}", place.choice.uplink.link, place.choice.reason);
         let remembered = remembered.as_ref().filter(|remembered| place.is_of(remembered, &conf));
@@ -88,22 +96,82 @@ pub(crate) fn establish(
             let lease = lease?;
             let remembered = remembered.map_or(Leases::Unknown, Remembered::leases);
             let identity = place.identity(flags, locks, own_lease.holding(lease), remembered);
-            return Ok(Identity { history, ..identity });
+            return Ok(Identity { history, home, ..identity });
         }
         info!("the network config has changed before there was a lease");
     }
 }
 
 impl Place {
-    /// Chooses the uplink.
-    pub(crate) fn find(flags: &Flags, config: &Config, kernel: &mut Kernel) -> anyhow::Result<Self> {
-        let networks: Vec<_> = Family::ALL.into_iter().filter_map(|family| config.network(family)).collect();
-        let underlay = kernel.underlay(&networks).context("reading this node's interfaces")?;
-        let choice = choose_uplink(flags, config, &underlay, kernel)?;
+    /// Chooses the uplink. Of several addresses of an interface one that is `known` goes first.
+    pub(crate) fn find(
+        flags: &Flags,
+        config: &Config,
+        kernel: &mut Kernel,
+        known: &[IpAddr],
+    ) -> anyhow::Result<Self> {
+        let underlay = kernel.underlay(&config.all_pods()).context("reading this node's interfaces")?;
+        let devices = config.backend.devices(config);
+        let standing = devices.iter().filter_map(|name| underlay.link(*name)?.local);
+        let remembered = standing.chain(known.iter().copied()).collect();
+        let choice = choose_uplink(flags, config, &underlay, kernel, remembered)?;
         let previous = subnet_file::previous(&flags.subnet_file);
         let asker = Asker { previous, vteps: vxlan::standing(&underlay), ..Asker::at(&choice.uplink) };
         let drawn = [Mac::local_unicast(draw()?), Mac::local_unicast(draw()?)];
         Ok(Self { underlay, choice, asker, drawn })
+    }
+
+    /// The same at a start, which looks twice where the first look may be wrong: a node that has only a makeshift address in
+    /// place of its own is given some seconds, and where nothing here says which of several addresses is its own, the store
+    /// may know one.
+    fn find_settled(
+        flags: &Flags,
+        config: &Config,
+        kernel: &mut Kernel,
+        home: &[IpAddr],
+        source: &Source,
+    ) -> anyhow::Result<Self> {
+        let begun = Instant::now();
+        let mut said = false;
+        loop {
+            let place = Self::find(flags, config, kernel, home)?;
+            let is_home = home.is_empty() || home.iter().any(|address| place.has(*address));
+            let is_makeshift = uplink::is_makeshift(&place.underlay, &place.choice.uplink);
+            if is_home || !is_makeshift || begun.elapsed() >= HOLD {
+                if !place.is_ambiguous(home) {
+                    return Ok(place);
+                }
+                let leases = source.leases().unwrap_or_default();
+                let leased = uplink::leased(&leases, &place.underlay, place.asker.previous);
+                return Self::find(flags, config, kernel, &[home, &leased].concat());
+            }
+            if !said {
+                let (home, hold) = (joined(home), HOLD.as_secs());
+                info!("waiting up to {hold} s for {home}, which this node had before");
+                said = true;
+            }
+            notify::alive();
+            std::thread::sleep(Duration::from_millis(250));
+        }
+    }
+
+    /// Has this node that address?
+    fn has(&self, address: IpAddr) -> bool {
+        self.underlay.addresses.iter().any(|facts| facts.address.addr() == address)
+    }
+
+    /// Does nothing here say which of several addresses of the uplink is the node's own?
+    fn is_ambiguous(&self, home: &[IpAddr]) -> bool {
+        let Uplink { link, .. } = self.choice.uplink;
+        Family::ALL.into_iter().filter_map(|family| self.choice.uplink.address(family)).any(|chosen| {
+            let is_local = self.underlay.links.iter().any(|link| link.local == Some(chosen));
+            let others = self.underlay.addresses.iter().filter(|facts| {
+                let address = facts.address.addr();
+                let lasting = Family::of(address) == Family::of(chosen) && !uplink::is_link_local(address);
+                facts.link == link && lasting && address != chosen
+            });
+            !home.contains(&chosen) && !is_local && others.count() > 0
+        })
     }
 
     /// Was that remembered here, under the same pods' networks?
@@ -127,7 +195,8 @@ impl Place {
         former.links.retain(|link| vxlan::vni_of(*link).is_none_or(|vni| !locks.is_others_vni(vni)));
         let config = flags.config(own_lease.conf());
         let node = self.node(&lease, former);
-        Identity { config, node, uplink_reason: self.choice.reason, own_lease, remembered, history: None }
+        let (uplink_reason, history, home) = (self.choice.reason, None, Vec::new());
+        Identity { config, node, uplink_reason, own_lease, remembered, history, home }
     }
 
     /// Those that VTEPs have, or else will have.
@@ -196,28 +265,49 @@ pub(crate) fn choose_uplink(
     config: &Config,
     underlay: &Underlay,
     kernel: &mut Kernel,
+    remembered: Vec<IpAddr>,
 ) -> anyhow::Result<uplink::Choice> {
-    uplink::choose(config, underlay, &ask(flags, kernel)).context("choosing the interface")
+    let outward = uplink::without_default(config, underlay).into_iter().map(|family| FAR[family as usize]);
+    let outward = outward.map(|target| reach(kernel, target)).collect();
+    let ask = Ask { remembered, outward, ..ask(flags, kernel) };
+    uplink::choose(config, underlay, &ask).context("choosing the interface")
 }
 
 /// Was it remembered on the machine that this is?
 fn is_here(remembered: &Remembered, flags: &Flags, kernel: &mut Kernel) -> bool {
-    Place::find(flags, &remembered.conf.config(), kernel)
+    Place::find(flags, &remembered.conf.config(), kernel, &own_addresses(remembered, flags))
         .is_ok_and(|place| place.uplink_mac() == remembered.uplink_mac)
 }
 
+/// The addresses that the last run announced and that were the uplink's own.
+fn own_addresses(remembered: &Remembered, flags: &Flags) -> Vec<IpAddr> {
+    let is_own = |family: &Family| match family {
+        Family::Ipv4 => flags.public_ip.is_none(),
+        Family::Ipv6 => flags.public_ipv6.is_none(),
+    };
+    let own = remembered.own();
+    let families = Family::ALL.into_iter().filter(is_own);
+    families.filter_map(|family| own.as_ref()?.public(family)).collect()
+}
+
+fn joined(addresses: &[IpAddr]) -> String {
+    addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" and ")
+}
+
+fn reach(kernel: &mut Kernel, target: IpAddr) -> Reach {
+    let found = kernel.route_to(target).map_err(|error| error.to_string());
+    Reach { target, way: found.map(|found| Way { link: found.route.link, source: found.source }) }
+}
+
 fn ask(flags: &Flags, kernel: &mut Kernel) -> Ask {
-    let can_reach = flags.iface_can_reach.map(|target| {
-        let found = kernel.route_to(target).map_err(|error| error.to_string());
-        Reach { target, way: found.map(|found| Way { link: found.route.link, source: found.source }) }
-    });
     Ask {
         ifaces: flags.iface.clone(),
         patterns: flags.iface_regex.clone(),
-        can_reach,
+        can_reach: flags.iface_can_reach.map(|target| reach(kernel, target)),
         public_ip: flags.public_ip,
         public_ipv6: flags.public_ipv6,
         node_ips: flags.node_ips.clone(),
+        ..Ask::default()
     }
 }
 

@@ -45,6 +45,11 @@ impl Source {
         self.tasks.block_on(self.store.net_conf())
     }
 
+    /// The leases that the store has now. Waits for the answer.
+    pub(crate) fn leases(&self) -> Result<Vec<Lease>, StoreError> {
+        self.tasks.block_on(self.store.leases())
+    }
+
     /// Has our lease taken, while others go on.
     fn ask(&self, claim: Claim) -> oneshot::Receiver<Result<Lease, StoreError>> {
         let (told, answer) = oneshot::channel();
@@ -64,6 +69,8 @@ pub(crate) struct OwnLease {
     asker: Asker,
     /// What the store was last told to say, and when.
     written: Option<(Lease, Instant)>,
+    /// What we held before, as long as the store has not told of what we hold now.
+    former: Vec<Lease>,
     /// What somebody else made it say, and how long that is told.
     contest: Option<(StoreFault, Instant)>,
     /// Somebody else's words that were left standing.
@@ -103,7 +110,8 @@ impl Kept {
 
 impl OwnLease {
     pub(crate) fn new(source: Source, conf: NetConf, asker: Asker) -> Self {
-        Self { source, conf, asker, written: None, contest: None, yielded: None, asked: None, refused: None }
+        let (written, former, contest) = (None, Vec::new(), None);
+        Self { source, conf, asker, written, former, contest, yielded: None, asked: None, refused: None }
     }
 
     /// The config in force.
@@ -203,8 +211,13 @@ impl OwnLease {
         now: Instant,
     ) -> Result<Kept, (&'static str, bool)> {
         let config = self.conf.config();
-        let others: Vec<&Lease> = listed.iter().filter(|lease| !self.asker.owns(lease)).collect();
+        // The store may tell late of what we have written, the more so where the way to it changes with our address.
         let standing = listed.iter().find(|lease| lease.subnet == node.subnet);
+        if standing.zip(self.asker.held.as_ref()).is_some_and(|(standing, held)| same(standing, held)) {
+            self.former.clear();
+        }
+        let others: Vec<&Lease> =
+            listed.iter().filter(|lease| !self.asker.owns(lease) && !self.is_former(lease)).collect();
         if let Some(holder) = others.iter().find(|other| holds(other, standing, node)) {
             let address = holder.public_ip.map(IpAddr::V4).or(holder.public_ipv6.map(IpAddr::V6));
             let holder = address.map_or("somebody".into(), |address| address.to_string()).into();
@@ -249,7 +262,7 @@ impl OwnLease {
             Ok(Ok(lease)) => {
                 warn!("our lease {} {}", lease.subnet, asked.what);
                 self.written = Some((lease.clone(), now));
-                self.asker.held = Some(lease);
+                self.former.extend(self.asker.held.replace(lease));
                 self.refused = None;
             }
             Ok(Err(error)) => {
@@ -274,8 +287,7 @@ impl OwnLease {
 
     /// Are these words our own, of an earlier config or uplink?
     fn is_former(&self, lease: &Lease) -> bool {
-        let same = |held: &Lease| Lease { born: lease.born, ..held.clone() } == *lease;
-        self.asker.held.as_ref().is_some_and(same)
+        self.asker.held.iter().chain(&self.former).any(|held| same(held, lease))
     }
 
     /// Does the lease say all that we announce?
@@ -283,6 +295,11 @@ impl OwnLease {
         let Asker { public_ip, public_ipv6, .. } = self.asker;
         (lease.public_ip, lease.public_ipv6, &lease.announced) == (public_ip, public_ipv6, announced)
     }
+}
+
+/// The same words, whenever they were written first.
+fn same(one: &Lease, other: &Lease) -> bool {
+    one.subnet == other.subnet && Lease { born: other.born, ..one.clone() } == *other
 }
 
 /// Has that other node our subnet, or part of it? Of two leases that overlap the older one stays.
@@ -303,3 +320,77 @@ fn words(lease: &Lease) -> String {
 /// Gives the MACs to announce, given the lease that we hold.
 pub(crate) trait Macs: Fn(Option<&Lease>) -> [Mac; 2] + Send + Sync + 'static {}
 impl<F: Fn(Option<&Lease>) -> [Mac; 2] + Send + Sync + 'static> Macs for F {}
+
+#[cfg(test)]
+mod tests {
+    use plan::LinkName;
+    use plan::input::Former;
+    use store::Dir;
+
+    use super::*;
+
+    const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"host-gw"}}"#;
+
+    fn node(lease: &Lease, address: [u8; 4]) -> Node {
+        let link: LinkName = "eth0".parse().unwrap();
+        Node {
+            uplink: Uplink { ipv4: Some(address.into()), ..Uplink::new(link, 1500) },
+            subnet: lease.subnet,
+            vtep: None,
+            vtep_v6: None,
+            former: Former::default(),
+            foreign_vnis: Vec::new(),
+            firewall_keeper: plan::input::FirewallKeeper::default(),
+            by_nexthop: false,
+        }
+    }
+
+    /// Keeps the lease until nothing is under way any more, while the store tells only of `listed`.
+    fn kept(own: &mut OwnLease, listed: &[Lease], node: &Node) -> Kept {
+        loop {
+            let kept = own.keep(listed, node, Instant::now());
+            if own.asked.is_none() {
+                return kept;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// host-gw has no MAC by which a node could be told from another one that took its lease over.
+    #[test]
+    fn what_we_wrote_before_is_nobody_elses_until_the_store_tells_of_what_we_wrote_since() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::write(place.path().join("config"), CONFIG).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let tasks = runtime.handle().clone();
+        // As in the daemon, the thread that talks to the store is another one.
+        let (stop, stopped) = oneshot::channel::<()>();
+        let talks = std::thread::spawn(move || runtime.block_on(stopped));
+        let (bell, _trigger) = crate::trigger::channel();
+        let dir = Dir::new(place.path());
+        let source = Source { store: Store::Dir(dir.clone()), tasks, bell };
+        let conf = source.net_conf().unwrap();
+        let asker = Asker { public_ip: Some([192, 0, 2, 12].into()), ..Asker::default() };
+        let own = OwnLease::new(source, conf, asker);
+        let lease = own.take(|_: Option<&Lease>| [Mac::default(); 2], 7).unwrap();
+        let (mut own, first) = own.holding(lease);
+        let list = || dir.leases().unwrap();
+        let stale = list();
+        // The address changes twice, and the store goes on telling of the first one.
+        for last in [52, 53] {
+            let node = node(&first, [192, 0, 2, last]);
+            own.move_to(&node.uplink);
+            let kept = kept(&mut own, &stale, &node);
+            assert_eq!(kept.fault, None, "{last}");
+            assert_eq!(list()[0].public_ip, Some([192, 0, 2, last].into()));
+            assert_eq!(own.keep(&stale, &node, Instant::now()).fault, None, "{last}");
+        }
+        // Once it has told, whoever has the first address now is another node.
+        let node = node(&first, [192, 0, 2, 53]);
+        assert_eq!(own.keep(&list(), &node, Instant::now()).fault, None);
+        let fault = own.keep(&stale, &node, Instant::now()).fault;
+        assert!(matches!(fault, Some(StoreFault::OwnLeaseTaken { .. })), "{fault:?}");
+        drop(stop);
+        talks.join().unwrap().unwrap_err();
+    }
+}

@@ -15,7 +15,7 @@ use kernel::{Filter, Kernel, Outcome, Seen};
 use plan::backend::vxlan::Direct;
 use plan::belief::{Belief, History, Weighed};
 use plan::firewall;
-use plan::follow::Followed;
+use plan::follow::{Followed, Follower};
 use plan::input::{Config, FirewallKeeper, Former, Leases, Node, Underlay};
 use plan::netconf::NetConf;
 use plan::note::{NodeFault, Note, StoreFault};
@@ -84,6 +84,10 @@ pub(crate) struct Memory {
     footprint: Option<Footprint>,
     /// Who enforces the traffic rules.
     firewall: Option<firewall::Choice>,
+    /// Where the uplink is, and where it was.
+    follower: Follower,
+    /// When the first round was; the follower's time counts from there.
+    begun: Option<Instant>,
 }
 
 impl Memory {
@@ -91,6 +95,11 @@ impl Memory {
     pub(crate) fn expecting(remembered: &Leases, history: Option<History>, node: &Node) -> Self {
         let others = remembered.known().iter().filter(|lease| lease.subnet != node.subnet);
         Self { belief: Belief::expecting(others.cloned(), history), ..Self::default() }
+    }
+
+    /// The node had these addresses before it started, and may get them back.
+    pub(crate) fn of_home(self, home: Vec<IpAddr>) -> Self {
+        Self { follower: Follower::of_home(home), ..self }
     }
 }
 
@@ -121,7 +130,7 @@ impl Reconciler {
             Ok(seen) => seen,
             Err(error) => return Some(self.blind(&error)),
         };
-        match self.follow_uplink(&seen.underlay) {
+        match self.follow_uplink(&seen.underlay, &leases) {
             // What was read was read for the old one.
             Uplinks::Another => return Some(begun),
             Uplinks::Same => {}
@@ -163,23 +172,31 @@ impl Reconciler {
     }
 
     /// Goes where the uplink has gone.
-    fn follow_uplink(&mut self, underlay: &Underlay) -> Uplinks {
-        let choose = || choose_uplink(&self.flags, &self.config, underlay, &mut self.kernel).ok();
-        let (uplink, reason) = match plan::follow::follow(&self.node.uplink, underlay, choose) {
+    fn follow_uplink(&mut self, underlay: &Underlay, leases: &Leases) -> Uplinks {
+        let now = self.memory.begun.get_or_insert_with(Instant::now).elapsed();
+        let (flags, config, kernel) = (&self.flags, &self.config, &mut self.kernel);
+        let choose =
+            |remembered: &[IpAddr]| choose_uplink(flags, config, underlay, kernel, remembered.to_vec()).ok();
+        let followed = self.memory.follower.follow(&self.node.uplink, underlay, now, choose);
+        let mut uplink = match &followed {
             Followed::Lost => return Uplinks::Lost,
-            Followed::Here(uplink) if uplink == self.node.uplink => return Uplinks::Same,
-            Followed::Here(uplink) => {
-                info!("uplink {} has an MTU of {} now", uplink.link, uplink.mtu);
-                (uplink, None)
-            }
-            Followed::Moved(Choice { uplink, reason, .. }) => {
-                let addresses = [uplink.ipv4.map(IpAddr::V4), uplink.ipv6.map(IpAddr::V6)];
-                let addresses: Vec<_> = addresses.iter().flatten().map(IpAddr::to_string).collect();
-                info!("uplink is {} {} now: {reason}", uplink.link, addresses.join(", "));
-                self.own_lease.move_to(&uplink);
-                (uplink, Some(reason))
-            }
+            Followed::Here => self.node.uplink.clone(),
+            Followed::Moved(choice) => choice.uplink.clone(),
         };
+        uplink.mtu = plan::uplink::mtu(config, leases, underlay, uplink.link);
+        if uplink == self.node.uplink {
+            return Uplinks::Same;
+        }
+        let mut reason = None;
+        if let Followed::Moved(Choice { reason: why, .. }) = followed {
+            let addresses = [uplink.ipv4.map(IpAddr::V4), uplink.ipv6.map(IpAddr::V6)];
+            let addresses: Vec<_> = addresses.iter().flatten().map(IpAddr::to_string).collect();
+            info!("uplink is {} {} now: {why}", uplink.link, addresses.join(", "));
+            self.own_lease.move_to(&uplink);
+            reason = Some(why);
+        } else {
+            info!("uplink {} has an MTU of {} now", uplink.link, uplink.mtu);
+        }
         self.node.uplink = uplink;
         self.show(reason);
         Uplinks::Another

@@ -55,11 +55,16 @@ pub(crate) fn tunnelled() -> Kernel {
     kernel
 }
 
+fn networks() -> Vec<ipnet::IpNet> {
+    vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()]
+}
+
 pub(crate) fn owned() -> Owned {
     Owned {
         links: vec![name("flannel.1"), name("flannel-v6.1")],
         uplink: name("eth0"),
-        networks: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()],
+        networks: networks(),
+        pods: networks().into_iter().map(Into::into).collect(),
         own_subnets: vec![],
         former_networks: vec![],
         former_writer: Default::default(),

@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use lab::Timing::{Free, Timed};
-use plan::input::{AddressFacts, LinkFacts, RouteFacts, Underlay};
+use plan::input::{AddressFacts, LinkFacts, NextHop, RouteDetails, RouteFacts, Underlay};
+use plan::subnet_alloc::Range;
 
 use crate::scene::*;
 
-fn networks() -> Vec<ipnet::IpNet> {
-    owned().networks
+fn pods() -> Vec<Range> {
+    owned().pods
 }
 
 #[test]
@@ -16,7 +17,7 @@ fn devices_and_addresses_of_the_node() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         sh("ip addr add 192.0.2.77/24 dev eth0 valid_lft 900 preferred_lft 0");
-        let underlay = kernel.underlay(&networks()).unwrap();
+        let underlay = kernel.underlay(&pods()).unwrap();
         assert_eq!(underlay, Underlay { sysctls: Vec::new(), ..seen(&mut kernel).underlay });
 
         let names: Vec<_> = underlay.links.iter().map(|link| link.name.to_string()).collect();
@@ -29,6 +30,8 @@ fn devices_and_addresses_of_the_node() {
             mtu: 1450,
             up: true,
             carrier: true,
+            local: Some([192, 0, 2, 1].into()),
+            ..LinkFacts::default()
         };
         assert_eq!(*tunnel, facts);
 
@@ -42,6 +45,8 @@ fn devices_and_addresses_of_the_node() {
             permanent: true,
             temporary: false,
             deprecated: false,
+            tentative: false,
+            duplicate: false,
         };
         assert_eq!(fact("192.0.2.1/24"), plain);
         let dying = fact("192.0.2.77/24");
@@ -62,7 +67,7 @@ fn routes_outside_of_the_pod_networks() {
             ip route add 198.51.100.0/25 via inet6 2001:db8::9 dev eth0
             ip -6 route add default via 2001:db8::254; ip route add 10.244.7.0/24 via 192.0.2.7
             ip route add 100.64.0.0/10 via 192.0.2.7 table 7777; ip route add unreachable 100.65.0.0/16");
-        let underlay = kernel.underlay(&networks()).unwrap();
+        let underlay = kernel.underlay(&pods()).unwrap();
         let routes =
             underlay.routes.iter().filter(|route| !route.destination.to_string().starts_with("fe80"));
         let routes: Vec<_> = routes.cloned().collect();
@@ -70,6 +75,12 @@ fn routes_outside_of_the_pod_networks() {
             destination: to.parse().unwrap(),
             gateway: gateway.map(|gateway| gateway.parse().unwrap()),
             link: link.map(name),
+            ..RouteFacts::default()
+        };
+        let with = |metric, more: Option<&str>, route: RouteFacts| {
+            let hop = |gateway: &str| NextHop { gateway: gateway.parse().ok(), link: Some(name("eth0")) };
+            let details = more.map(|more| RouteDetails { more: vec![hop(more)], ..RouteDetails::default() });
+            RouteFacts { metric, details: details.map(Box::new), ..route }
         };
         assert_eq!(
             routes,
@@ -77,12 +88,43 @@ fn routes_outside_of_the_pod_networks() {
                 route("0.0.0.0/0", Some("192.0.2.254"), Some("eth0")),
                 route("192.0.2.0/24", None, Some("eth0")),
                 route("198.51.100.0/25", Some("2001:db8::9"), Some("eth0")),
-                route("198.51.100.0/24", Some("192.0.2.9"), Some("eth0")),
-                route("203.0.113.0/24", None, None),
-                route("2001:db8::/64", None, Some("eth0")),
-                route("::/0", Some("2001:db8::254"), Some("eth0")),
+                with(30, None, route("198.51.100.0/24", Some("192.0.2.9"), Some("eth0"))),
+                with(0, Some("192.0.2.9"), route("203.0.113.0/24", Some("192.0.2.8"), Some("eth0"))),
+                with(256, None, route("2001:db8::/64", None, Some("eth0"))),
+                with(1024, None, route("::/0", Some("2001:db8::254"), Some("eth0"))),
             ]
         );
+    });
+}
+
+#[test]
+fn a_route_that_names_only_a_next_hop_object_is_read_by_that() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        sh("echo 0 > /proc/sys/net/ipv4/nexthop_compat_mode
+            ip link add eth1 type veth peer name wire1; ip link set wire1 up; ip link set eth1 up; ip addr add 198.51.100.1/24 dev eth1
+            ip nexthop add id 7 via 192.0.2.254 dev eth0; ip nexthop add id 8 via 198.51.100.254 dev eth1
+            ip nexthop add id 9 group 7/8; ip nexthop add id 6 via 2001:db8::254 dev eth0
+            ip route add default nhid 7; ip route add 203.0.113.0/24 nhid 9; ip -6 route add default nhid 6
+            ip route add 203.0.113.0/25 via 192.0.2.9 src 192.0.2.1 mtu lock 1400
+            ip route add 203.0.113.128/25 nexthop via 192.0.2.9 nexthop via 198.51.100.9");
+        let underlay = kernel.underlay(&pods()).unwrap();
+        let hops = |to: &str| {
+            let mut routes = underlay.routes.iter();
+            let route = routes.find(|route| route.destination == to.parse().unwrap()).unwrap();
+            let shown = |hop: NextHop| format!("{} {}", hop.gateway.unwrap(), hop.link.unwrap());
+            (route.hops().map(shown).collect::<Vec<_>>().join(", "), route.mtu(), route.source())
+        };
+        let plain = |hops: &str| (hops.to_owned(), None, None);
+        assert_eq!(hops("0.0.0.0/0"), plain("192.0.2.254 eth0"));
+        assert_eq!(hops("::/0"), plain("2001:db8::254 eth0"));
+        assert_eq!(hops("203.0.113.0/24"), plain("192.0.2.254 eth0, 198.51.100.254 eth1"));
+        assert_eq!(hops("203.0.113.128/25"), plain("192.0.2.9 eth0, 198.51.100.9 eth1"));
+        assert_eq!(hops("203.0.113.0/25"), ("192.0.2.9 eth0".into(), Some(1400), None));
+        sh("ip route replace default via 192.0.2.254 src 192.0.2.1");
+        let underlay = kernel.underlay(&pods()).unwrap();
+        let source = underlay.routes.iter().find(|route| route.is_default()).unwrap().source();
+        assert_eq!(source, Some([192, 0, 2, 1].into()));
     });
 }
 
@@ -95,7 +137,7 @@ fn the_main_table_is_the_underlays_whatever_table_is_ours() {
         let owned = plan::owned::Owned { table: 7777, ..owned() };
         let read = kernel.dump(&owned).unwrap();
         let of_none = Underlay { sysctls: Vec::new(), ..read.underlay };
-        assert_eq!(of_none, kernel.underlay(&networks()).unwrap());
+        assert_eq!(of_none, kernel.underlay(&pods()).unwrap());
         let rows: Vec<_> = read.state.routes.iter().map(|row| row.destination.to_string()).collect();
         assert_eq!(rows, ["10.244.8.0/24"]);
     });

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 
 use regex::bytes::{Regex, RegexBuilder};
 
-use super::{Ask, Attempt, By, Reach};
+use super::{Ask, Attempt, By, Reach, among_pods, is_link_local, mtu, rank};
 use crate::LinkName;
-use crate::input::{AddressFacts, Config, Family, LinkFacts, Underlay, Uplink};
+use crate::input::{AddressFacts, Config, Family, LinkFacts, RouteFacts, Underlay, Uplink};
 
 pub(super) struct Lookup<'a> {
     pub(super) config: &'a Config,
@@ -106,41 +106,79 @@ impl<'a> Lookup<'a> {
         })
     }
 
-    /// The first one that the kernel lists; in dual stack both families must agree.
+    /// In dual stack both families must agree.
     fn by_default_route(&self) -> Result<Found<'a>, String> {
-        let mut links = Vec::new();
-        for family in self.families() {
-            let mut defaults = self.underlay.routes.iter().filter(|route| {
-                route.destination.prefix_len() == 0 && Family::of(route.destination.addr()) == family
-            });
-            let route = defaults.next().ok_or_else(|| format!("there is no {family} default route"))?;
-            links
-                .push(route.link.ok_or_else(|| format!("the {family} default route has several next hops"))?);
-        }
-        if let [v4, v6] = links[..]
+        let exits: Result<Vec<_>, String> = self.families().map(|family| self.exit(family)).collect();
+        let exits = exits?;
+        if let [v4, v6] = exits[..]
             && v4 != v6
         {
             return Err(format!("the IPv4 default route leaves through {v4}, the IPv6 one through {v6}"));
         }
-        let link = self.link(*links.first().ok_or("no family is on")?)?;
+        let link = self.link(*exits.first().ok_or("no family is on")?)?;
         Ok(Found { link, fixed: Vec::new(), why: "the default route leaves through it".into() })
+    }
+
+    /// The interface that traffic to anywhere leaves through. A default route of several next hops may name the node's
+    /// address; without one they have to leave through one interface.
+    fn exit(&self, family: Family) -> Result<LinkName, String> {
+        let Some(route) = self.default_route(family) else {
+            // A rule may lead to another table.
+            let ways = self.ask.outward.iter().filter(|reach| Family::of(reach.target) == family);
+            let link = ways.filter_map(|reach| reach.way.as_ref().ok()?.link).next();
+            return link.ok_or_else(|| format!("there is no {family} default route"));
+        };
+        let mut links: Vec<LinkName> = route.hops().filter_map(|hop| hop.link).collect();
+        links.sort_unstable();
+        links.dedup();
+        let home = |source| {
+            let mut addresses = self.underlay.addresses.iter();
+            addresses.find(|facts| Some(facts.address.addr()) == source).map(|facts| facts.link)
+        };
+        match (&links[..], route.source()) {
+            ([link], _) => Ok(*link),
+            ([], _) => Err(format!("the {family} default route has no interface that is there")),
+            (several, source) => home(source).ok_or_else(|| {
+                let names: Vec<&str> = several.iter().map(LinkName::as_str).collect();
+                let names = names.join(" and ");
+                format!("the {family} default route has several next hops, which leave through {names}")
+            }),
+        }
+    }
+
+    /// The one with the smallest metric, of equal ones the kernel's first. Two halves of all addresses are as good as one
+    /// route to all: clients of VPNs write such.
+    pub(super) fn default_route(&self, family: Family) -> Option<&'a RouteFacts> {
+        let of_length = |length: u8| {
+            let of_family = move |route: &&RouteFacts| {
+                route.destination.prefix_len() == length && Family::of(route.destination.addr()) == family
+            };
+            self.underlay.routes.iter().filter(of_family)
+        };
+        let halves = || {
+            let mut halves: Vec<_> = of_length(1).collect();
+            halves.sort_by_key(|route| (route.destination, route.metric));
+            halves.dedup_by_key(|route| route.destination);
+            let [low, high] = halves[..] else { return None };
+            low.hops().eq(high.hops()).then_some(low)
+        };
+        of_length(0).min_by_key(|route| route.metric).or_else(halves)
     }
 
     /// Adds the addresses that were not asked for by themselves.
     fn complete(&self, found: Found<'_>) -> Result<(Uplink, String), String> {
         let Found { link, fixed, mut why } = found;
-        let LinkFacts { name, mtu, .. } = *link;
-        if mtu == 0 {
+        let name = link.name;
+        if link.mtu == 0 {
             return Err(format!("{name} has an MTU of 0"));
         }
-        let mut uplink = Uplink::new(name, mtu);
+        let mut uplink = Uplink::new(name, mtu::to(self.underlay, name, std::iter::empty()));
         let mut best = Vec::new();
         for family in self.families() {
             let address = match fixed.iter().find(|address| Family::of(**address) == family) {
                 Some(address) => self.check(*address, name)?,
                 None => {
-                    let first = self.usable(name, family).first().copied();
-                    let first = first.ok_or_else(|| format!("{name} has no usable {family} address"))?;
+                    let first = self.best(name, family)?;
                     best.push(first.to_string());
                     first
                 }
@@ -158,31 +196,64 @@ impl<'a> Lookup<'a> {
         Ok((uplink, why))
     }
 
+    /// The best address of an interface. One whose network pods could have is passed over for another one, but not for one
+    /// that nobody would announce.
+    fn best(&self, name: LinkName, family: Family) -> Result<IpAddr, String> {
+        let is_lasting = |address: &IpAddr| !is_link_local(*address);
+        let usable = self.usable(name, family);
+        let among = self.underlay.addresses.iter().find_map(|facts| {
+            let of_it = facts.link == name && Family::of(facts.address.addr()) == family;
+            self.overlap(facts).filter(|_| of_it)
+        });
+        match (usable.first(), among) {
+            (Some(first), None) => Ok(*first),
+            (Some(first), Some(_)) if is_lasting(first) => Ok(*first),
+            (_, Some(why)) => Err(why),
+            (None, None) => Err(format!("{name} has no usable {family} address")),
+        }
+    }
+
     /// An address that was asked for is taken as it is, if traffic between nodes can start there: pods' addresses are
     /// behind the tunnel, and only one that stands for a whole host may be at home on another device.
     fn check(&self, address: IpAddr, name: LinkName) -> Result<IpAddr, String> {
-        if let Some(network) = self.config.network_of(address) {
-            return Err(format!("{address} lies in the pods' network {network}"));
+        let its = || self.underlay.addresses.iter().filter(|facts| facts.address.addr() == address);
+        if let Some(why) = its().find_map(|facts| self.overlap(facts)) {
+            return Err(why);
         }
-        let is_there = |facts: &AddressFacts| facts.address.addr() == address && facts.serves(name);
-        if !self.underlay.addresses.iter().any(is_there) {
+        if !its().any(|facts| facts.serves(name)) {
             return Err(format!("the kernel would send from {address}, which is no address of {name}"));
         }
         Ok(address)
     }
 
-    /// Global before link-local, permanent before not, lasting before temporary; none deprecated, none of the pods'.
+    /// Why that address is none of the underlay: pods could have it, or one of its neighbours on the link.
+    fn overlap(&self, facts: &AddressFacts) -> Option<String> {
+        let AddressFacts { link, address, .. } = facts;
+        let pods = self.config.pods_within(address)?;
+        let what = if pods.contains(address.addr()) {
+            "which is a pod's address"
+        } else {
+            "whose network is the pods' too"
+        };
+        Some(format!("{link} has {address}, {what}: {}", among_pods(pods)))
+    }
+
+    /// The addresses of an interface that nodes can be reached by, the best one first.
     fn usable(&self, link: LinkName, family: Family) -> Vec<IpAddr> {
         let is_usable = |facts: &&AddressFacts| {
             let address = facts.address.addr();
             facts.link == link
                 && Family::of(address) == family
-                && !facts.deprecated
+                && !facts.duplicate
+                && (!facts.deprecated || self.ask.remembered.contains(&address))
                 && !(address.is_loopback() || address.is_multicast() || address.is_unspecified())
-                && self.config.network_of(address).is_none()
+                && self.overlap(facts).is_none()
         };
+        let source =
+            self.default_route(family).filter(|route| route.hops().any(|hop| hop.link == Some(link)));
+        let source = source.and_then(RouteFacts::source);
         let mut usable: Vec<&AddressFacts> = self.underlay.addresses.iter().filter(is_usable).collect();
-        usable.sort_by_key(|facts| (is_link_local(facts.address.addr()), !facts.permanent, facts.temporary));
+        usable.sort_by_key(|facts| rank::of(facts, &self.ask.remembered, source));
         usable.into_iter().map(|facts| facts.address.addr()).collect()
     }
 
@@ -218,11 +289,4 @@ fn compile(pattern: &str) -> Result<Regex, String> {
         let why = text.lines().last().unwrap_or_default();
         format!("it is no regular expression: {}", why.trim_start_matches("error: "))
     })
-}
-
-pub(crate) fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    }
 }

@@ -20,26 +20,41 @@ pub(super) struct Admitted {
     spans: Option<BTreeMap<u128, (u128, IpNet)>>,
     /// Per VNI: one device's FDB has one entry a MAC. `None` where none are alike.
     macs: Option<BTreeMap<(u32, Mac), IpNet>>,
+    /// Where some node's address is in the pods' network, for what nodes and subnets may not share; else `None`.
+    mixed: Option<Mixed>,
 }
 
 impl Admitted {
-    /// Nobody yet, of these.
-    pub(super) fn none_of(leases: &[&Lease], family: Family) -> Self {
+    /// Nobody yet, of these. `own` is our own subnet, in that network.
+    pub(super) fn none_of(
+        leases: &[&Lease],
+        family: Family,
+        own: Option<IpNet>,
+        network: Option<IpNet>,
+    ) -> Self {
         let subnets = leases.iter().filter_map(|lease| lease.subnet.of(family));
-        let mut spans: Vec<_> =
-            subnets.map(|subnet| (number(subnet.network()), number(subnet.broadcast()))).collect();
+        let span = |subnet: IpNet| (number(subnet.network()), number(subnet.broadcast()));
+        let mut spans: Vec<_> = subnets.map(span).collect();
         spans.sort_unstable();
+        let in_network = |ip: IpAddr| network.is_some_and(|network| network.contains(&ip));
+        let is_mixed = leases.iter().any(|lease| lease.public(family).is_some_and(in_network));
         let vteps = leases.iter().filter_map(|lease| vtep(lease, family));
         let mut macs: Vec<_> = vteps.map(|vtep| (vtep.vni, vtep.mac)).collect();
         macs.sort_unstable();
         Self {
             spans: spans.windows(2).any(|pair| pair[1].0 <= pair[0].1).then(BTreeMap::new),
             macs: macs.windows(2).any(|pair| pair[0] == pair[1]).then(BTreeMap::new),
+            mixed: is_mixed
+                .then(|| Mixed { subnets: own.map(span).into_iter().collect(), ..Mixed::default() }),
         }
     }
 
     /// Takes a peer whose lease passed.
-    pub(super) fn insert(&mut self, subnet: IpNet, vtep: Option<Vtep>) {
+    pub(super) fn insert(&mut self, subnet: IpNet, node: IpAddr, vtep: Option<Vtep>) {
+        if let Some(mixed) = &mut self.mixed {
+            mixed.subnets.insert(number(subnet.network()), number(subnet.broadcast()));
+            mixed.nodes.insert(number(node), node);
+        }
         if let Some(spans) = &mut self.spans {
             spans.insert(number(subnet.network()), (number(subnet.broadcast()), subnet));
         }
@@ -51,6 +66,28 @@ impl Admitted {
     fn overlapping(&self, subnet: IpNet) -> Option<IpNet> {
         let before = self.spans.as_ref()?.range(..=number(subnet.broadcast())).next_back();
         before.filter(|(_, (end, _))| *end >= number(subnet.network())).map(|(_, (_, other))| *other)
+    }
+}
+
+/// Subnets and nodes of one address space. Of two leases that share an address the older stays.
+#[derive(Default)]
+struct Mixed {
+    /// First to last address.
+    subnets: BTreeMap<u128, u128>,
+    nodes: BTreeMap<u128, IpAddr>,
+}
+
+impl Mixed {
+    /// Lies the address in a subnet that was admitted before?
+    fn is_leased(&self, address: IpAddr) -> bool {
+        let address = number(address);
+        self.subnets.range(..=address).next_back().is_some_and(|(_, last)| *last >= address)
+    }
+
+    /// A node in that subnet that was admitted before.
+    fn node_in(&self, subnet: IpNet) -> Option<IpNet> {
+        let inside = number(subnet.network())..=number(subnet.broadcast());
+        self.nodes.range(inside).next().map(|(_, node)| (*node).into())
     }
 }
 
@@ -84,8 +121,14 @@ impl Draft<'_> {
         if let Some(other) = admitted.overlapping(subnet) {
             return Err(PeerFault::Overlaps(other));
         }
+        let mixed = admitted.mixed.as_ref();
+        if let Some(with) = self.underlay_within(subnet).or_else(|| mixed?.node_in(subnet)) {
+            return Err(PeerFault::OverlapsUplink { uplink: self.node.uplink.link, with });
+        }
         let public_ip = lease.public(family).ok_or(PeerFault::NoPublicAddress(family))?;
-        let in_pods = self.owned.in_network(&public_ip.into());
+        let in_pods = self.config.pods_at(public_ip).is_some()
+            || subnet.contains(&public_ip)
+            || mixed.is_some_and(|mixed| mixed.is_leased(public_ip));
         if !is_host_address(public_ip) || in_pods || self.is_broadcast(public_ip) {
             return Err(PeerFault::BadPublicAddress(public_ip));
         }
@@ -121,6 +164,17 @@ impl Draft<'_> {
             Some(&with) => Err(PeerFault::SharedVtepMac { mac: vtep.mac, with }),
             None => Ok(vtep),
         }
+    }
+
+    /// A network of the uplink that shares an address with that subnet, which would take it away. Where subnets are leased
+    /// from the uplink has none.
+    fn underlay_within(&self, subnet: IpNet) -> Option<IpNet> {
+        if self.owned.pods.iter().any(|range| range.covers(&subnet)) {
+            return None;
+        }
+        let of_uplink = self.underlay.addresses.iter().filter(|facts| facts.link == self.node.uplink.link);
+        let mut networks = of_uplink.map(|facts| facts.address.trunc());
+        networks.find(|network| network.contains(&subnet) || subnet.contains(network))
     }
 
     /// Is it the network's or the broadcast address of a segment of ours?

@@ -17,7 +17,8 @@ use crate::verdict::Way;
 
 impl Draft<'_> {
     pub(super) fn peers_of(&mut self, family: Family, order: &[&Lease]) {
-        let (mut admitted, before) = (Admitted::none_of(order, family), self.peers.len());
+        let (own, network) = (self.node.subnet.of(family), self.config.network(family));
+        let (mut admitted, before) = (Admitted::none_of(order, family, own, network), self.peers.len());
         for lease in order {
             let Some(subnet) = lease.subnet.of(family) else { continue };
             if let Err(fault) = self.reach(family, lease, subnet, &mut admitted) {
@@ -58,7 +59,7 @@ impl Draft<'_> {
                 return Err(PeerFault::OtherBackend { theirs, ours: self.config.backend.name().into() });
             }
         };
-        admitted.insert(subnet, vtep);
+        admitted.insert(subnet, public_ip, vtep);
         let on_link = self.on_link.reaches(public_ip);
         let tunnel = vtep.map(|vtep| self.tunnel_to(family, vtep));
         let by_evidence =
@@ -90,7 +91,7 @@ impl Draft<'_> {
 
     fn reach_directly(&mut self, family: Family, subnet: IpNet, public_ip: IpAddr) -> Path {
         let uplink = self.node.uplink.link;
-        if self.waiting.contains(&family) {
+        if self.waits_for(family, public_ip) {
             return Path::Waiting;
         }
         if self.on_link.reaches(public_ip) {
@@ -100,6 +101,25 @@ impl Draft<'_> {
         self.routes.push(host_gw::unreachable(self.config.table, subnet));
         self.note_peer(subnet, PeerFault::NotOnLink { next_hop: public_ip, uplink });
         Path::Unreachable
+    }
+
+    /// Does a direct route to that node have to wait? Another route of the uplink may cover the node where that to our own
+    /// segment is missing.
+    fn waits_for(&self, family: Family, node: IpAddr) -> bool {
+        let covered = self.without_segment.contains(&family) && self.on_link.reaches(node);
+        self.waiting.contains(&family) && !covered
+    }
+
+    /// May it be reached directly, which cannot be told now? Then what stands stays. A peer that goes by tunnel goes on so.
+    fn waits(&self, direct: Direct, family: Family, subnet: IpNet, public_ip: IpAddr) -> bool {
+        let only_segment = self.without_segment.contains(&family);
+        self.waits_for(family, public_ip)
+            && match direct {
+                Direct::Never => false,
+                Direct::OnLink if only_segment => self.ways.stands(subnet, public_ip),
+                Direct::Verified if only_segment => self.ways.way(subnet, public_ip) == Way::Direct,
+                Direct::OnLink | Direct::Verified => true,
+            }
     }
 
     fn goes_direct(&self, direct: Direct, subnet: IpNet, public_ip: IpAddr) -> bool {
@@ -113,8 +133,7 @@ impl Draft<'_> {
 
     fn reach_by_vxlan(&mut self, family: Family, subnet: IpNet, public_ip: IpAddr, vtep: Vtep) -> Path {
         let options = self.options_for(vtep);
-        if options.direct != Direct::Never && self.waiting.contains(&family) {
-            // Which way it is reached cannot be told now; what stands stays.
+        if self.waits(options.direct, family, subnet, public_ip) {
             return Path::Waiting;
         }
         if self.goes_direct(options.direct, subnet, public_ip) {

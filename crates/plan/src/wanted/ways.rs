@@ -29,8 +29,13 @@ impl<'a> Ways<'a> {
     /// Without evidence what stands stays; where nothing stands the tunnel is the safe one.
     pub(super) fn way(&self, subnet: IpNet, public_ip: IpAddr) -> Way {
         let proven = self.verdict(subnet, public_ip).and_then(|verdict| verdict.way);
-        let stands = || self.standing.binary_search(&DirectRoute { subnet, next_hop: public_ip }).is_ok();
-        proven.unwrap_or_else(|| if stands() { Way::Direct } else { Way::Tunnel })
+        let stands = || if self.stands(subnet, public_ip) { Way::Direct } else { Way::Tunnel };
+        proven.unwrap_or_else(stands)
+    }
+
+    /// Does a direct route to it stand in the kernel?
+    pub(super) fn stands(&self, subnet: IpNet, public_ip: IpAddr) -> bool {
+        self.standing.binary_search(&DirectRoute { subnet, next_hop: public_ip }).is_ok()
     }
 
     /// What is wrong with the way to that peer.

@@ -142,6 +142,7 @@ fn config(tape: &mut Tape) -> Config {
     Config {
         ipv4: ipv4.then(|| net4([10, 244, 0, 0], 16)),
         ipv6: ipv6.then(|| net6(pod6(0, 0), 48)),
+        leasable: Vec::new(),
         backend,
         table: tape.pick(&[254, 254, 254, 100]),
         firewall: rules::options(tape),
@@ -211,6 +212,7 @@ fn underlay(tape: &mut Tape, uplink: UplinkIs, foreign_devices: &[LinkName]) -> 
         mtu: 1500,
         up,
         carrier: up,
+        ..LinkFacts::default()
     };
     let mut links = vec![link(name("lo"), "", true), link(name("eth1"), "", true)];
     if uplink != UplinkIs::Missing {
@@ -225,6 +227,8 @@ fn underlay(tape: &mut Tape, uplink: UplinkIs, foreign_devices: &[LinkName]) -> 
         permanent: true,
         temporary: false,
         deprecated: false,
+        tentative: false,
+        duplicate: false,
     });
     Underlay {
         addresses: addresses.collect(),
@@ -285,6 +289,7 @@ fn routes(tape: &mut Tape, connected: bool) -> Vec<RouteFacts> {
         destination,
         gateway,
         link: Some(name(link)),
+        ..RouteFacts::default()
     };
     let segments = [
         route(net4([192, 0, 2, 0], 24).into(), None, "eth0"),

@@ -2,7 +2,7 @@
 
 use plan::firewall::NftChainName;
 use plan::note::{NodeFault, Note, StoreFault};
-use plan::{LinkName, Object, Op, Setting, State, Verb};
+use plan::{LinkName, Object, Op, Path, Setting, State, Verb};
 
 use crate::round::Round;
 
@@ -14,6 +14,7 @@ pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
         Object::Address(row) => devices.contains(&row.link),
         _ => false,
     };
+    let waits = round.peers.iter().any(|peer| peer.path == Path::Waiting);
     let noted = round.notes.iter().find_map(|note| match note {
         Note::Node(
             NodeFault::SysctlRefused { .. }
@@ -24,9 +25,12 @@ pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
             | NodeFault::NeighboursLimited { .. }
             | NodeFault::NothingVerified
             | NodeFault::NotInternalIp { .. }
+            | NodeFault::InterfaceAmongPods { .. }
             | NodeFault::NoPeerOnLink { .. },
         ) => None,
         Note::Node(NodeFault::Firewall(_)) => None,
+        // Peers go by tunnel then.
+        Note::Node(NodeFault::UplinkWithoutRoute { .. }) if !devices.is_empty() && !waits => None,
         Note::Node(NodeFault::ForeignDevice { name, .. }) if !devices.contains(name) => None,
         Note::Node(fault) => Some(fault.to_string()),
         Note::Store(fault @ StoreFault::OwnLeaseTaken { .. }) => Some(fault.to_string()),

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod addresses;
 mod auto;
 mod bad_input;
 mod blackhole;
@@ -46,6 +47,7 @@ mod store_dir;
 mod sysctls;
 mod takeover;
 mod traffic;
+mod underlay;
 mod uninstall;
 mod uplink;
 mod uplink_change;

@@ -168,9 +168,9 @@ fn what_crashes_flannel_is_an_error() {
             (VXLAN, &["--public-ip=fd00:100::11"], 2, "--public-ip: \"fd00:100::11\": invalid IPv4 address"),
             (
                 VXLAN,
-                &["--public-ip=10.244.3.3", "--iface=eth0"],
+                &["--public-ip=10.244.30.3", "--iface=eth0"],
                 1,
-                "--public-ip 10.244.3.3: it lies in the pods' network",
+                "--public-ip 10.244.30.3: it is a pod's address: pods' subnets are leased from 10.244.20.0",
             ),
             (
                 HOST_GW,

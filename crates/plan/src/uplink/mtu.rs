@@ -1,0 +1,206 @@
+//! How large a packet leaves this node whole on its way to other nodes. An interface's own MTU is not the whole answer: an
+//! address on `lo` has 64 KiB and no wire, a route may carry less than its interface, and so may the card below a VLAN.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::LinkName;
+use crate::direct::Longest;
+use crate::input::{Config, Family, Leases, LinkFacts, RouteFacts, Underlay};
+use crate::wanted::is_host_address;
+
+/// Bytes; MTU of a node whose uplink is no wire and that has no route to anywhere yet: the one of Ethernet.
+const ETHERNET: u32 = 1500;
+
+/// Devices upon devices upon devices are not looked through further than this.
+const DEPTH: u8 = 4;
+
+/// Number of devices besides the uplink that are listened to, at most.
+const HEARD: usize = 8;
+
+/// Devices that carry nothing out of the node: addresses live there that are reached through other ones.
+const NO_WIRES: [&str; 3] = ["dummy", "ifb", "vrf"];
+
+/// Devices that send what they are given through one of their ports.
+const WITH_PORTS: [&str; 3] = ["bond", "bridge", "team"];
+
+/// Bytes; the smallest MTU on this node's side of the ways to the peers, for traffic that belongs to that interface.
+pub fn mtu(config: &Config, leases: &Leases, underlay: &Underlay, uplink: LinkName) -> u32 {
+    let of_node = |address: &IpAddr| is_host_address(*address) && config.pods_at(*address).is_none();
+    let on = |family: &Family| config.network(*family).is_some();
+    let peers = leases
+        .known()
+        .iter()
+        .flat_map(|lease| Family::ALL.into_iter().filter(on).filter_map(|family| lease.public(family)));
+    to(underlay, uplink, peers.filter(of_node))
+}
+
+/// The same towards these underlay addresses. Where the interface is no wire the ways to anywhere count as well.
+pub(super) fn to(underlay: &Underlay, uplink: LinkName, mut peers: impl Iterator<Item = IpAddr>) -> u32 {
+    let own = of_link(underlay, uplink, DEPTH).unwrap_or(ETHERNET);
+    let is_wire = underlay.link(uplink).is_none_or(is_wire);
+    let of_route = |route: &RouteFacts| {
+        let links = route.hops().filter_map(|hop| of_link(underlay, hop.link?, DEPTH));
+        links.chain(route.mtu()).min()
+    };
+    // Mostly no route carries less than the uplink, and nothing has to be looked up.
+    let smaller = |route: &RouteFacts| of_route(route).is_some_and(|mtu| mtu < own);
+    if is_wire && !underlay.routes.iter().any(smaller) {
+        return own;
+    }
+    let ways = Longest::new(underlay.routes.iter(), of_route);
+    let least = |addresses: &mut dyn Iterator<Item = IpAddr>| {
+        addresses.filter_map(|address| ways.find(address).copied().flatten()).min()
+    };
+    let to_peers = least(&mut peers);
+    // Of two routes to half of all addresses each has one of these.
+    let anywhere = [
+        IpAddr::V4(Ipv4Addr::new(0, 0, 0, 1)),
+        Ipv4Addr::new(255, 255, 255, 254).into(),
+        Ipv6Addr::from_bits(1 << 64).into(),
+        Ipv6Addr::from_bits(u128::MAX - 1).into(),
+    ];
+    let anywhere = least(&mut anywhere.into_iter().filter(|_| !is_wire));
+    let limit = to_peers.into_iter().chain(anywhere).min();
+    own.min(limit.unwrap_or(if is_wire { own } else { ETHERNET }))
+}
+
+/// Devices besides the uplink whose MTU counts for all peers, so that a change has to be heard: what is below it, and where it
+/// is no wire, what the default routes lead through. At most [`HEARD`].
+pub fn wires(underlay: &Underlay, uplink: LinkName) -> Vec<LinkName> {
+    let mut all = parts(underlay, uplink);
+    if !underlay.link(uplink).is_none_or(is_wire) {
+        let defaults = underlay.routes.iter().filter(|route| route.destination.prefix_len() <= 1);
+        all.extend(defaults.flat_map(RouteFacts::hops).filter_map(|hop| hop.link));
+    }
+    let mut at = 0;
+    while at < all.len() && all.len() < HEARD {
+        all.extend(parts(underlay, all[at]));
+        at += 1;
+    }
+    all.sort_unstable();
+    all.dedup();
+    all.truncate(HEARD);
+    all
+}
+
+/// What a device sends through: the device below it, and its ports.
+fn parts(underlay: &Underlay, name: LinkName) -> Vec<LinkName> {
+    let Some(link) = underlay.link(name) else { return Vec::new() };
+    let ports = underlay.links.iter().filter(|_| WITH_PORTS.contains(&&*link.kind));
+    let ports = ports.filter(|port| port.master == Some(name)).map(|port| port.name);
+    link.lower.into_iter().chain(ports).collect()
+}
+
+fn is_wire(link: &LinkFacts) -> bool {
+    link.name.as_str() != "lo" && !NO_WIRES.contains(&&*link.kind)
+}
+
+/// The device's own MTU, and those of the devices below it and of its ports.
+fn of_link(underlay: &Underlay, name: LinkName, depth: u8) -> Option<u32> {
+    let link = underlay.link(name)?;
+    let below = depth.checked_sub(1);
+    let parts = parts(underlay, name).into_iter().filter_map(|part| of_link(underlay, part, below?));
+    Some(parts.fold(link.mtu, u32::min))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::{NextHop, RouteDetails};
+
+    /// `eth0 9000`, `lo 65536`, `br0/bridge 1500`, `eth0>br0 1500` (a port), `vlan7:eth0 1500` (upon another one).
+    fn link(text: &str) -> LinkFacts {
+        let (name, mtu) = text.split_once(' ').unwrap();
+        let (name, master) = name.split_once('>').map_or((name, None), |(name, master)| (name, Some(master)));
+        let (name, lower) = name.split_once(':').map_or((name, None), |(name, lower)| (name, Some(lower)));
+        let (name, kind) = name.split_once('/').unwrap_or((name, ""));
+        let [lower, master] = [lower, master].map(|name| name.map(|name| name.parse().unwrap()));
+        let (name, mtu) = (name.parse().unwrap(), mtu.parse().unwrap());
+        LinkFacts { name, kind: kind.into(), mtu, lower, master, ..LinkFacts::default() }
+    }
+
+    /// `0.0.0.0/0 eth0+eth1 1400`; the last one is the route's own MTU.
+    fn route(text: &str) -> RouteFacts {
+        let mut words = text.split(' ');
+        let destination = words.next().unwrap().parse().unwrap();
+        let mut hops = words.next().unwrap().split('+').map(|link| link.parse().ok());
+        let link = hops.next().unwrap();
+        let more = hops.map(|link| NextHop { gateway: None, link }).collect();
+        let mtu = words.next().map(|mtu| mtu.parse().unwrap());
+        let details = Some(Box::new(RouteDetails { more, mtu, source: None }));
+        RouteFacts { destination, link, details, ..RouteFacts::default() }
+    }
+
+    #[test]
+    fn the_smallest_on_the_way_counts() {
+        let one = "0.0.0.0/0 eth0, 192.0.2.0/24 eth0";
+        for (links, routes, uplink, peers, expected) in [
+            ("lo 65536, eth0 1500", one, "eth0", "192.0.2.2", 1500),
+            // The address of the node is on no wire.
+            ("lo 65536, eth0 1500", one, "lo", "", 1500),
+            ("lo 65536, eth0 9000, eth1 1500", "0.0.0.0/0 eth0+eth1", "lo", "", 1500),
+            ("lo 65536, eth0 9000, eth1 9000", "0.0.0.0/0 eth0+eth1", "lo", "192.0.2.2", 9000),
+            ("lo 65536, eth0 9000, eth1 1400", "0.0.0.0/0 eth0, 192.0.2.2/32 eth1", "lo", "192.0.2.2", 1400),
+            ("lo 65536, eth0 9000, eth1 1400", "0.0.0.0/0 eth0, 192.0.2.2/32 eth1", "lo", "192.0.2.3", 9000),
+            ("lo 65536, eth0 9000", "::/0 eth0", "lo", "2001:db8::2", 9000),
+            ("lo 65536, eth0 9000, tun0 1280", "0.0.0.0/1 eth0, 128.0.0.0/1 tun0", "lo", "", 1280),
+            ("lo 65536", "", "lo", "192.0.2.2", 1500),
+            ("d0/dummy 1500, eth0 1400", "0.0.0.0/0 eth0", "d0", "", 1400),
+            ("d0/dummy 65535, eth0 9000", "0.0.0.0/0 eth0", "d0", "", 9000),
+            ("blue/vrf 65575, eth0>blue 1500", "0.0.0.0/0 eth0", "blue", "", 1500),
+            // A wire's own MTU stands, unless a way to a peer carries less.
+            ("eth0 9000, wg0 1420", "0.0.0.0/0 wg0, 192.0.2.0/24 eth0", "eth0", "192.0.2.2", 9000),
+            (
+                "eth0 9000, wg0 1420",
+                "0.0.0.0/0 eth0, 198.51.100.0/24 wg0",
+                "eth0",
+                "192.0.2.2 198.51.100.1",
+                1420,
+            ),
+            ("eth0 9000, eth1 1500", "192.0.2.0/24 eth1, 0.0.0.0/0 eth0", "eth0", "192.0.2.2", 1500),
+            // Of a route, locked or not.
+            ("eth0 9000", "192.0.2.0/24 eth0, 0.0.0.0/0 eth0 1500", "eth0", "192.0.2.2", 9000),
+            ("eth0 9000", "192.0.2.0/24 eth0, 0.0.0.0/0 eth0 1500", "eth0", "192.0.2.2 203.0.113.1", 1500),
+            ("eth0 1500", "192.0.2.0/24 eth0 1400", "eth0", "192.0.2.2", 1400),
+            ("eth0 1500", "192.0.2.0/24 eth0 9000", "eth0", "192.0.2.2", 1500),
+            // Devices below and ports.
+            ("eth0 1400, v7/vlan:eth0 1500", "0.0.0.0/0 v7", "v7", "", 1400),
+            ("eth0>bond0 1400, eth1>bond0 9000, bond0/bond 9000", "0.0.0.0/0 bond0", "bond0", "", 1400),
+            ("eth0>br0 1500, br0/bridge 9000", "0.0.0.0/0 br0", "br0", "192.0.2.2", 1500),
+            ("eth0>bond0 1400, bond0/bond>br0 9000, br0/bridge 9000", "0.0.0.0/0 br0", "br0", "", 1400),
+            ("a:b 1500, b:a 1400", "0.0.0.0/0 a", "a", "", 1400),
+        ] {
+            let links = links.split(", ").map(link).collect();
+            let routes = routes.split(", ").filter(|text| !text.is_empty()).map(route).collect();
+            let underlay = Underlay { links, routes, ..Underlay::default() };
+            let peers = peers.split_whitespace().map(|peer| peer.parse().unwrap());
+            assert_eq!(to(&underlay, uplink.parse().unwrap(), peers), expected, "{underlay:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_to_be_heard_is_what_the_mtu_depends_on() {
+        for (links, routes, uplink, expected) in [
+            (
+                "lo 65536, eth0 1500, eth1 1500, eth2 1500",
+                "0.0.0.0/0 eth0+eth1, 192.0.2.0/24 eth2",
+                "lo",
+                "eth0 eth1",
+            ),
+            ("eth0 1500, eth1 1500", "0.0.0.0/0 eth1", "eth0", ""),
+            (
+                "eth0>bond0 1500, eth1>bond0 1500, bond0/bond 1500, v7/vlan:bond0 1500",
+                "0.0.0.0/0 v7",
+                "v7",
+                "bond0 eth0 eth1",
+            ),
+        ] {
+            let links = links.split(", ").map(link).collect();
+            let routes = routes.split(", ").map(route).collect();
+            let underlay = Underlay { links, routes, ..Underlay::default() };
+            let heard: Vec<String> =
+                wires(&underlay, uplink.parse().unwrap()).iter().map(ToString::to_string).collect();
+            assert_eq!(heard.join(" "), expected);
+        }
+    }
+}

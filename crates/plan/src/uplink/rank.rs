@@ -1,0 +1,68 @@
+//! Which of several addresses of one interface is the node's own: the one that it was known by before, if that is there. A
+//! virtual address comes and goes, and stands first at times. It asks nobody.
+
+use std::net::IpAddr;
+
+use crate::input::{AddressFacts, Family, Underlay};
+use crate::lease::{Lease, Subnet};
+
+/// How well an address suits a node, whatever its place in the list: the smaller the better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Class {
+    link_local: bool,
+    deprecated: bool,
+    /// Without a network of its own, as virtual addresses mostly are.
+    of_host_alone: bool,
+    temporary: bool,
+}
+
+impl Class {
+    pub(super) fn is_makeshift(self) -> bool {
+        self.link_local || self.deprecated || self.of_host_alone
+    }
+
+    pub(crate) fn of(facts: &AddressFacts) -> Self {
+        Self {
+            link_local: is_link_local(facts.address.addr()),
+            deprecated: facts.deprecated,
+            of_host_alone: facts.is_of_host_alone(),
+            temporary: facts.temporary,
+        }
+    }
+}
+
+/// The order of addresses of one interface: the best is the smallest. `source`: of the default route.
+pub(super) fn of(facts: &AddressFacts, remembered: &[IpAddr], source: Option<IpAddr>) -> impl Ord + use<> {
+    let address = facts.address.addr();
+    let Class { link_local, deprecated, of_host_alone, temporary } = Class::of(facts);
+    let known = remembered.iter().position(|known| *known == address).unwrap_or(remembered.len());
+    let is_source = source == Some(address);
+    (
+        (link_local, deprecated, known, facts.tentative),
+        (!is_source, of_host_alone, !facts.permanent, temporary),
+    )
+}
+
+/// Addresses of this node that leases announce, the likeliest to be the node's own first: in the lease of its previous subnet,
+/// then those with a network, then in the oldest lease. Another node may have announced a virtual address.
+pub fn leased(leases: &[Lease], underlay: &Underlay, previous: Option<Subnet>) -> Vec<IpAddr> {
+    let announced = leases.iter().flat_map(|lease| {
+        Family::ALL.into_iter().filter_map(move |family| Some((lease, lease.public(family)?)))
+    });
+    let mut all: Vec<_> = announced
+        .filter_map(|(lease, address)| {
+            let facts = underlay.addresses.iter().find(|facts| facts.address.addr() == address)?;
+            Some(((Some(lease.subnet) != previous, Class::of(facts), lease.born), address))
+        })
+        .collect();
+    all.sort();
+    all.into_iter().map(|(_, address)| address).collect()
+}
+
+/// True for 169.254.0.0/16 and fe80::/10.
+pub fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}

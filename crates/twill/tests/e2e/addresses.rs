@@ -1,0 +1,192 @@
+//! Several addresses on the uplink: the node keeps its own beside virtual ones, over a renewal, a restart and a reboot, and
+//! leaves one that is about to go.
+
+use std::fs;
+use std::time::Duration;
+
+use lab::{EtcdSetup, Lab, Node, Timing, Topology};
+
+use crate::cluster::{self, HOST_GW, SOON, VXLAN, VXLAN_DUAL, lease_name};
+
+/// A lost address is waited for so long, and a little more.
+const HELD: Duration = Duration::from_secs(8);
+const VIPS: &str = "ip address add 192.168.100.100/32 dev eth0; ip address add 192.168.100.101/32 dev eth0";
+/// As they may stand after a renewal: in the node's own network.
+const VIPS_IN_NETWORK: &str =
+    "ip address add 192.168.100.100/24 dev eth0; ip address add 192.168.100.101/24 dev eth0";
+
+fn lease(lab: &Lab, node: &Node) -> String {
+    let subnet = lease_name(&node.subnet());
+    lab.store.leases().into_iter().find(|(name, _)| name.starts_with(&subnet)).unwrap().1
+}
+
+/// Is that what the node announces and sends from?
+fn is_at(lab: &Lab, node: &Node, address: &str) -> bool {
+    let device = node.ns.run("ip -d link show flannel.1 2>/dev/null || true");
+    let announced = lease(lab, node).contains(&format!(r#""PublicIP":"{address}""#));
+    announced && (device.is_empty() || device.contains(&format!(" local {address} ")))
+}
+
+fn renewal(config: &str, vips: &str) {
+    let lab = cluster::lab(Topology::flat(2), config);
+    let node = lab.node(1);
+    node.ns.run(vips);
+    let (daemons, pods) = cluster::start(&lab);
+    let add =
+        format!("ip address add 192.168.100.11/24 dev eth0; ip route replace default via {}", node.gateway());
+    node.ns.run("ip address del 192.168.100.11/24 dev eth0");
+    // Where the virtual ones were secondary they have gone with it.
+    node.ns.run(&format!("{vips} 2>/dev/null || true"));
+    lab::holds_for("away for a second", Duration::from_secs(1), || is_at(&lab, node, "192.168.100.11"));
+    node.ns.run(&add);
+    lab::holds_for("at home", HELD, || is_at(&lab, node, "192.168.100.11"));
+    cluster::reach_each_other(&pods);
+    assert!(!daemons[0].log().contains("uplink is eth0 192.168.100.1"), "{}", daemons[0].log());
+    // It stays away: something has to take its place, until it is back.
+    node.ns.run("ip address del 192.168.100.11/24 dev eth0");
+    node.ns.run(&format!(
+        "{vips} 2>/dev/null || true; ip route replace default via {} onlink dev eth0",
+        node.gateway()
+    ));
+    lab::wait_for("a step down", SOON * 2, || is_at(&lab, node, "192.168.100.100"));
+    node.ns.run(&add);
+    lab::wait_for("home again", SOON, || is_at(&lab, node, "192.168.100.11"));
+    cluster::reach_each_other(&pods);
+    for daemon in &daemons {
+        let log = daemon.log();
+        assert!(!log.contains("holds our lease") && !log.contains("move the pods away"), "{log}");
+    }
+}
+
+#[test]
+fn a_renewal_beside_virtual_addresses_moves_nothing() {
+    lab::test_within(Duration::from_secs(120), Timing::Free, || renewal(VXLAN, VIPS));
+}
+
+#[test]
+fn a_renewal_beside_virtual_addresses_of_the_same_network() {
+    lab::test_within(Duration::from_secs(120), Timing::Free, || renewal(VXLAN, VIPS_IN_NETWORK));
+}
+
+#[test]
+fn a_renewal_by_host_gw() {
+    lab::test_within(Duration::from_secs(120), Timing::Free, || renewal(HOST_GW, VIPS));
+}
+
+/// Boots with the virtual address first on the card. `cached`: with what the last run wrote down.
+fn boot(config: &str, length: u8, cached: bool) {
+    let lab = cluster::lab(Topology::flat(2), config);
+    let node = lab.node(1);
+    let (mut daemons, _pods) = cluster::start(&lab);
+    let subnet = node.subnet();
+    lab::wait_for("it is remembered", SOON * 2, || {
+        let entries = fs::read_dir(node.cache_dir()).into_iter().flatten().flatten();
+        entries
+            .map(|entry| fs::read_to_string(entry.path()).unwrap())
+            .any(|text| text.contains("192.168.100.11"))
+    });
+    daemons[0].kill9();
+    node.reboot();
+    if !cached {
+        fs::remove_dir_all(node.cache_dir()).unwrap();
+    }
+    node.ns.run(&format!(
+        "ip address flush dev eth0 scope global; ip address add 192.168.100.100/{length} dev eth0
+         ip address add 192.168.100.11/24 dev eth0; ip route replace default via {}",
+        node.gateway()
+    ));
+    daemons[0].restart();
+    daemons[0].wait_ready();
+    assert!(is_at(&lab, node, "192.168.100.11"), "{}", lease(&lab, node));
+    assert_eq!((node.subnet(), lab.store.leases().len()), (subnet, 2));
+    lab::holds_for("it stays", Duration::from_secs(2), || is_at(&lab, node, "192.168.100.11"));
+}
+
+#[test]
+fn a_virtual_address_that_stands_first_at_boot() {
+    lab::test_within(Duration::from_secs(120), Timing::Free, || {
+        boot(VXLAN, 32, true);
+        boot(HOST_GW, 24, true);
+    });
+}
+
+/// The store knows by which of its addresses the node was known.
+#[test]
+fn a_virtual_address_that_stands_first_at_boot_without_a_cache() {
+    lab::test_within(Duration::from_secs(120), Timing::Free, || boot(VXLAN, 24, false));
+}
+
+/// The node's own address comes while the daemon is starting, and after that.
+#[test]
+fn an_own_address_that_comes_late_at_boot() {
+    lab::test_within(Duration::from_secs(120), Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let node = lab.node(1);
+        let (mut daemons, _pods) = cluster::start(&lab);
+        for late in [false, true] {
+            daemons[0].kill9();
+            node.ns.run(&format!(
+                "ip address flush dev eth0 scope global; ip address add 192.168.100.100/32 dev eth0
+                 ip route replace default via {} onlink dev eth0",
+                node.gateway()
+            ));
+            daemons[0].restart();
+            if late {
+                lab::wait_for("a step down", SOON * 2, || is_at(&lab, node, "192.168.100.100"));
+            } else {
+                let log = || daemons[0].log();
+                lab::wait_for("it waits", SOON, || log().contains("waiting up to 5 s for 192.168.100.11"));
+            }
+            node.ns.run("ip address add 192.168.100.11/24 dev eth0");
+            daemons[0].wait_ready();
+            lab::wait_for("at home", SOON, || is_at(&lab, node, "192.168.100.11"));
+        }
+    });
+}
+
+#[test]
+fn a_deprecated_ipv6_address_is_left_for_a_preferred_one() {
+    lab::test_within(Duration::from_secs(120), Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
+        let node = lab.node(1);
+        let (_daemons, pods) = cluster::start(&lab);
+        let at = |address: &str| {
+            let device = node.ns.run("ip -d link show flannel-v6.1");
+            lease(&lab, node).contains(&format!(r#""PublicIPv6":"{address}""#))
+                && device.contains(&format!(" local {address} "))
+        };
+        assert!(at("fd00:100::11"));
+        node.ns.run("ip address change fd00:100::11/64 dev eth0 preferred_lft 0");
+        lab::holds_for("there is no other", Duration::from_secs(1), || at("fd00:100::11"));
+        node.ns.run("ip address add fd00:100::51/64 dev eth0 nodad");
+        lab::wait_for("the preferred one", SOON, || at("fd00:100::51"));
+        assert!(lease(&lab, node).contains(r#""PublicIP":"192.168.100.11""#), "{}", lease(&lab, node));
+        cluster::reach_each_other(&pods);
+        node.ns.run("ip address change fd00:100::11/64 dev eth0 preferred_lft forever");
+        lab::holds_for("nothing is won by going back", Duration::from_secs(2), || at("fd00:100::51"));
+    });
+}
+
+/// Whom we were a moment ago is no other node, however late the store tells of what we wrote.
+#[test]
+fn our_own_former_address_holds_no_lease() {
+    lab::test_within(Duration::from_secs(120), Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2).etcd(EtcdSetup::http()), VXLAN);
+        let (daemons, _pods) = cluster::start(&lab);
+        let node = lab.node(2);
+        for (old, new) in [("192.168.100.12", "192.168.100.52"), ("192.168.100.52", "192.168.100.53")] {
+            node.ns.run(&format!(
+                "ip address del {old}/24 dev eth0; ip address add {new}/24 dev eth0; ip route replace default via {}",
+                node.gateway()
+            ));
+            lab::wait_for("the lease says so", SOON * 3, || is_at(&lab, node, new));
+        }
+        lab::holds_for("calm", Duration::from_secs(3), || {
+            let status = node.twill(&["status"]);
+            !status.contains("holds our lease")
+        });
+        for daemon in &daemons {
+            assert!(!daemon.log().contains("holds our lease"), "{}", daemon.log());
+        }
+    });
+}

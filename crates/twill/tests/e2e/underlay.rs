@@ -1,0 +1,436 @@
+//! The nodes' own network as it really is: nodes inside the pods' network, two cards on one segment, default routes in
+//! every shape, an address that is on no wire.
+
+use std::time::Duration;
+
+use lab::{Daemon, Lab, Node, Pod, Timing, Topology, View};
+
+use crate::cluster::{self, HOST_GW, SOON, VXLAN, VXLAN_DUAL};
+
+/// flannel's own example, with each of the backends.
+fn shared(backend: &str) -> String {
+    format!(
+        r#"{{"Network":"10.0.0.0/8","SubnetLen":20,"SubnetMin":"10.10.0.0","SubnetMax":"10.99.0.0","Backend":{{"Type":"{backend}"}}}}"#
+    )
+}
+
+/// Gives the node that address in place of its own.
+fn readdress(node: &Node, address: &str, gateway: &str) {
+    node.ns.run(&format!(
+        "ip address flush dev eth0 scope global; ip address add {address} dev eth0 nodad; ip route replace default via {gateway}"
+    ));
+}
+
+/// Two nodes in 10.132.0.0/20, where no subnet is leased.
+fn inside(config: &str) -> Lab {
+    let lab = cluster::lab(Topology::flat(2), config);
+    for node in lab.nodes() {
+        readdress(node, &format!("10.132.0.1{}/20", node.index), "10.132.0.1");
+    }
+    lab
+}
+
+fn start<'lab>(lab: &'lab Lab, flags: &[&str]) -> (Vec<Daemon<'lab>>, Vec<Pod>) {
+    let daemons = lab.start_all(flags);
+    let pods = lab.pods();
+    cluster::reach_each_other(&pods);
+    (daemons, pods)
+}
+
+fn status(node: &Node) -> String {
+    node.twill(&["status"])
+}
+
+fn leases(lab: &Lab) -> String {
+    lab.store.leases().into_values().collect()
+}
+
+/// The daemon ends with these words, and has touched nothing.
+fn is_refused(lab: &Lab, flags: &[&str], words: &[&str]) {
+    let node = lab.node(1);
+    let before = View::of(&node.ns);
+    let mut daemon = node.start(flags);
+    assert_eq!(daemon.wait_exit().code(), Some(1), "{}", daemon.log());
+    let log = daemon.log();
+    let told = log.lines().rfind(|line| line.starts_with("twill: ")).unwrap_or_default();
+    assert!(words.iter().all(|words| told.contains(words)), "{told}");
+    assert_eq!(before.diff(&View::of(&node.ns)), "");
+    assert!(lab.store.leases().is_empty() && node.subnet_env().is_none());
+}
+
+#[test]
+fn nodes_inside_the_pods_network_by_host_gw() {
+    lab::test(Timing::Free, || {
+        let lab = inside(&shared("host-gw"));
+        let node = lab.node(1);
+        // The nodes' own way to others of their network, as somebody wrote it.
+        node.ns.run("ip route add 10.140.0.0/16 via 10.132.0.1; ip route add 10.150.0.0/20 via 10.132.0.1");
+        let (_daemons, _pods) = start(&lab, &[]);
+        let routes = node.ns.run("ip route");
+        assert!(routes.contains(&format!("{} via 10.132.0.12 dev eth0", lab.node(2).subnet())), "{routes}");
+        assert!(routes.contains("10.140.0.0/16 via 10.132.0.1 dev eth0"), "{routes}");
+        let status = status(node);
+        assert!(!status.contains("If nothing needs it"), "{status}");
+        assert!(leases(&lab).contains(r#""PublicIP":"10.132.0.11""#), "{}", leases(&lab));
+    });
+}
+
+#[test]
+fn nodes_inside_the_pods_network_by_vxlan_with_every_rule() {
+    lab::test(Timing::Free, || {
+        let config = shared("vxlan").replace(r#""vxlan""#, r#""vxlan","VxlanSourceFilter":"drop""#);
+        let lab = inside(&config);
+        let (_daemons, pods) = start(&lab, &["--ip-masq"]);
+        // Node and pod of another node, each way.
+        assert!(lab.node(1).ping(pods[1].ip()).is_some());
+        lab::wait_for("a pod reaches the other node", SOON, || pods[0].ping([10, 132, 0, 12]).is_some());
+        for node in lab.nodes() {
+            let status = status(node);
+            assert!(!status.contains("no peer has that address"), "{status}");
+        }
+    });
+}
+
+#[test]
+fn nodes_inside_the_pods_network_of_ipv6() {
+    lab::test(Timing::Free, || {
+        let config = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/16","IPv6SubnetLen":64,"IPv6SubnetMin":"fd00:0:0:1000::","IPv6SubnetMax":"fd00:0:0:1fff::","Backend":{"Type":"host-gw"}}"#;
+        let lab = cluster::lab(Topology::flat(2), config);
+        let (_daemons, _pods) = start(&lab, &[]);
+        let routes = lab.node(1).ns.run("ip -6 route");
+        assert!(routes.contains(&format!("{} via fd00:100::12 dev eth0", lab.node(2).subnet6())), "{routes}");
+    });
+}
+
+#[test]
+fn a_node_among_the_pods_is_refused_with_address_interface_and_range() {
+    lab::test(Timing::Free, || {
+        let range = "pods' subnets are leased from 10.10.0.0 to 10.99.15.255. Set SubnetMin and SubnetMax";
+        for (address, why) in [
+            ("10.20.0.11/20", "eth0 has 10.20.0.11/20, which is a pod's address"),
+            ("10.132.0.11/8", "eth0 has 10.132.0.11/8, whose network is the pods' too"),
+            ("10.100.0.11/10", "eth0 has 10.100.0.11/10, whose network is the pods' too"),
+        ] {
+            for flags in
+                [&[][..], &["--iface=eth0"], &[&*format!("--iface={}", address.split_once('/').unwrap().0)]]
+            {
+                let lab = cluster::lab(Topology::flat(1), &shared("host-gw"));
+                readdress(lab.node(1), address, address.split_once(".11/").unwrap().0.to_owned().as_str());
+                lab.node(1).ns.run("ip route replace default dev eth0");
+                is_refused(&lab, flags, &[why, range]);
+            }
+        }
+    });
+}
+
+/// The node stays ready, since its pods are well as long as nobody has that subnet.
+#[test]
+fn another_interfaces_network_among_the_pods_is_told() {
+    lab::test(Timing::Free, || {
+        let lab = inside(&shared("vxlan"));
+        let node = lab.node(1);
+        node.ns.run(
+            "ip link add docker0 type bridge; ip address add 10.98.0.1/16 dev docker0; ip link set docker0 up
+             ip link add d0 type bridge; ip address add 10.200.0.1/16 dev d0; ip link set d0 up",
+        );
+        let (_daemons, _pods) = start(&lab, &[]);
+        let status = status(node);
+        let told = "docker0 has 10.98.0.1/16, and pods' subnets are leased from 10.10.0.0 to 10.99.15.255";
+        assert!(
+            status.contains(told) && !status.contains("d0 has") && !status.contains("cni0 has"),
+            "{status}"
+        );
+        assert_eq!(node.get("/readyz").unwrap().status, 200);
+    });
+}
+
+#[test]
+fn leases_that_would_take_the_nodes_network_are_left_out() {
+    lab::test(Timing::Free, || {
+        let lab = inside(&shared("host-gw"));
+        let lease = |ip: &str| format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"host-gw"}}"#);
+        // The nodes' own segment, a node with a pod's address, and one in somebody's lease outside the range of now.
+        lab.store.put_lease("10.132.0.0-20", &lease("10.132.0.77"));
+        lab.store.put_lease("10.200.0.0-20", &lease("10.132.0.78"));
+        // A subnet with a node of an older lease in it.
+        lab.store.put_lease("10.201.0.0-20", &lease("10.202.0.5"));
+        lab.store.put_lease("10.202.0.0-20", &lease("10.132.0.79"));
+        lab.store.put_lease("10.200.16.0-20", &lease("10.20.0.5"));
+        lab.store.put_lease("10.200.32.0-20", &lease("10.200.0.5"));
+        let (_daemons, _pods) = start(&lab, &[]);
+        let (status, routes) = (status(lab.node(1)), lab.node(1).ns.run("ip route"));
+        assert!(
+            status.contains("its subnet overlaps 10.132.0.0/20, a network of the nodes on eth0"),
+            "{status}"
+        );
+        assert!(
+            status.contains("its subnet overlaps 10.202.0.5/32, a network of the nodes on eth0"),
+            "{status}"
+        );
+        for ip in ["10.20.0.5", "10.200.0.5"] {
+            assert!(status.contains(&format!("it announces {ip}, which no node can have")), "{status}");
+        }
+        assert!(routes.contains("10.200.0.0/20 via 10.132.0.78 dev eth0"), "{routes}");
+        assert!(!routes.contains("10.200.16.0/20") && !routes.contains("10.200.32.0/20"), "{routes}");
+        assert!(routes.contains("10.132.0.0/20 dev eth0 proto kernel"), "{routes}");
+    });
+}
+
+/// eth0 has .11 and eth1 .21, both on one segment.
+fn two_cards(config: &str) -> Lab {
+    let lab = cluster::lab(Topology::flat(2), config);
+    for node in lab.nodes() {
+        node.second_card();
+        // Each card answers for its own addresses.
+        node.ns.sysctl(&[("net.ipv4.conf.all.arp_ignore", "1"), ("net.ipv4.conf.all.arp_announce", "2")]);
+        node.ns.run(&format!(
+            "ip address add 192.168.100.2{k}/24 dev eth1; ip address add fd00:100::2{k}/64 dev eth1 nodad",
+            k = node.index
+        ));
+    }
+    lab
+}
+
+fn goes_direct_by_the_second_card(node: &Node, peer: &Node) {
+    let route = format!("{} via 192.168.100.2{} dev eth1", peer.subnet(), peer.index);
+    lab::wait_for("the direct route", SOON * 2, || node.ns.run("ip route").contains(&route));
+    assert_eq!(node.get("/readyz").unwrap().status, 200);
+    let status = status(node);
+    assert!(
+        !status.contains("no route to its segment") && !status.contains("is not on the layer-2"),
+        "{status}"
+    );
+}
+
+#[test]
+fn the_second_card_of_two_on_one_segment_by_host_gw() {
+    lab::test(Timing::Free, || {
+        let lab = two_cards(HOST_GW);
+        let (_daemons, _pods) = start(&lab, &["--iface=eth1"]);
+        goes_direct_by_the_second_card(lab.node(1), lab.node(2));
+    });
+}
+
+#[test]
+fn the_second_card_with_the_worse_metric_by_host_gw() {
+    lab::test(Timing::Free, || {
+        let lab = two_cards(HOST_GW);
+        for node in lab.nodes() {
+            // As NetworkManager does it.
+            for (card, metric) in [("eth0", 100), ("eth1", 101)] {
+                node.ns.run(&format!(
+                    "ip route del 192.168.100.0/24 dev {card}; ip route add 192.168.100.0/24 dev {card} metric {metric}"
+                ));
+            }
+        }
+        let (_daemons, _pods) = start(&lab, &["--iface=192.168.100.21", "--iface=192.168.100.22"]);
+        goes_direct_by_the_second_card(lab.node(1), lab.node(2));
+    });
+}
+
+#[test]
+fn the_second_card_of_two_on_one_segment_by_auto() {
+    lab::test(Timing::Free, || {
+        let lab = two_cards(&VXLAN.replace("vxlan", "auto"));
+        let (_daemons, pods) = start(&lab, &["--iface=eth1"]);
+        goes_direct_by_the_second_card(lab.node(1), lab.node(2));
+        cluster::reach_each_other(&pods);
+    });
+}
+
+#[test]
+fn a_direct_way_that_waits_keeps_no_tunnel_waiting() {
+    lab::test(Timing::Free, || {
+        for backend in [r#""auto""#, r#""vxlan","DirectRouting":true,"VerifyDirect":false"#] {
+            let lab = two_cards(&VXLAN.replace(r#""vxlan""#, backend));
+            for node in lab.nodes() {
+                node.ns.run("ip route del 192.168.100.0/24 dev eth1");
+            }
+            let daemons: Vec<_> = lab.nodes().iter().map(|node| node.start(&["--iface=eth1"])).collect();
+            daemons.iter().for_each(Daemon::wait_ready);
+            let pods = lab.pods();
+            cluster::reach_each_other(&pods);
+            let status = status(lab.node(1));
+            assert!(status.contains("but no route to its segment"), "{status}");
+            let routes = lab.node(1).ns.run("ip route");
+            assert!(routes.contains(&format!("{subnet} via", subnet = lab.node(2).subnet())), "{routes}");
+            assert!(routes.contains("dev flannel.1"), "{routes}");
+        }
+    });
+}
+
+/// With these default routes in place of its own a node finds eth0.
+fn finds_its_uplink(config: &str, routes: &str) {
+    let lab = cluster::lab(Topology::flat(1), config);
+    let node = lab.node(1);
+    node.ns.run(&format!("ip route del default; ip -6 route del default; {routes}"));
+    let daemon = node.start(&[]);
+    daemon.wait_ready();
+    let status = status(node);
+    assert!(
+        status.contains("eth0 192.168.100.11") && status.contains("the default route leaves through it"),
+        "{status}"
+    );
+}
+
+const HOPS: &str =
+    "ip route add default nexthop via 192.168.100.1 dev eth0 nexthop via 192.168.100.2 dev eth0 weight 3";
+const HOPS6: &str =
+    "ip -6 route add default nexthop via fd00:100::1 dev eth0 nexthop via fd00:100::2 dev eth0";
+const OBJECTS: &str = "echo 0 > /proc/sys/net/ipv4/nexthop_compat_mode; ip nexthop add id 1 via 192.168.100.1 dev eth0; \
+                       ip nexthop add id 2 via 192.168.100.2 dev eth0; ip nexthop add id 3 group 1/2,5; \
+                       ip nexthop add id 6 via fd00:100::1 dev eth0; ip nexthop add id 7 via fd00:100::2 dev eth0; \
+                       ip nexthop add id 8 group 6/7";
+
+#[test]
+fn default_routes_of_several_next_hops() {
+    lab::test(Timing::Free, || {
+        finds_its_uplink(VXLAN, HOPS);
+        finds_its_uplink(VXLAN_DUAL, &format!("{HOPS}; {HOPS6}"));
+        finds_its_uplink(
+            VXLAN,
+            &format!("{HOPS} ; ip route add default via 192.168.100.3 dev eth0 metric 50"),
+        );
+    });
+}
+
+#[test]
+fn default_routes_by_next_hop_objects() {
+    lab::test(Timing::Free, || {
+        finds_its_uplink(VXLAN, &format!("{OBJECTS}; ip route add default nhid 1"));
+        finds_its_uplink(VXLAN, &format!("{OBJECTS}; ip route add default nhid 3"));
+        let dual = format!("{OBJECTS}; ip route add default nhid 3; ip -6 route add default nhid 8");
+        finds_its_uplink(VXLAN_DUAL, &dual);
+    });
+}
+
+#[test]
+fn default_routes_in_halves_and_in_another_table() {
+    lab::test(Timing::Free, || {
+        finds_its_uplink(
+            VXLAN,
+            "ip route add 0.0.0.0/1 via 192.168.100.1; ip route add 128.0.0.0/1 via 192.168.100.1",
+        );
+        finds_its_uplink(
+            VXLAN,
+            "ip route add default via 192.168.100.1 table 100; ip rule add pref 100 lookup 100",
+        );
+    });
+}
+
+#[test]
+fn a_default_route_through_two_cards_says_which() {
+    lab::test(Timing::Free, || {
+        let lab = two_cards(VXLAN);
+        let hops = "nexthop via 192.168.100.1 dev eth0 nexthop via 192.168.100.1 dev eth1";
+        lab.node(1).ns.run(&format!("ip route del default; ip route add default {hops}"));
+        let why = "the IPv4 default route has several next hops, which leave through eth0 and eth1; name one with --iface";
+        is_refused(&lab, &[], &[why]);
+        // The route itself names the node's address.
+        lab.node(1).ns.run(&format!("ip route replace default src 192.168.100.21 {hops}"));
+        let daemon = lab.node(1).start(&[]);
+        daemon.wait_ready();
+        assert!(status(lab.node(1)).contains("eth1 192.168.100.21"));
+    });
+}
+
+/// The nodes' addresses are on lo, two cards lead to each of the others and to the default.
+fn on_no_wire(config: &str, mtus: [u32; 2]) -> Lab {
+    let lab = cluster::lab(Topology::flat(2), config);
+    for node in lab.nodes() {
+        node.second_card();
+        let (k, other, [one, two]) = (node.index, 3 - node.index, mtus);
+        node.ns.run(&format!(
+            "ip address flush dev eth0 scope global
+             ip link set eth0 mtu {one}; ip link set eth1 mtu {two}
+             ip address add 10.255.0.1{k}/32 dev lo
+             ip address add 172.16.1.{k}/30 dev eth0; ip address add 172.16.2.{k}/30 dev eth1
+             ip route replace default nexthop via 172.16.1.{other} dev eth0 nexthop via 172.16.2.{other} dev eth1"
+        ));
+    }
+    lab
+}
+
+fn has_mtu(node: &Node, mtu: u32) -> bool {
+    let device = node.ns.run("ip link show flannel.1");
+    device.contains(&format!(" mtu {mtu} ")) && node.subnet_env().is_some_and(|env| env.mtu() == Some(mtu))
+}
+
+#[test]
+fn an_address_on_loopback_has_the_mtu_of_the_wires() {
+    lab::test(Timing::Free, || {
+        for (mtus, expected) in [([1500, 1500], 1450), ([1500, 1400], 1350)] {
+            let lab = on_no_wire(VXLAN, mtus);
+            let flags = [["--iface=10.255.0.11"], ["--iface=10.255.0.12"]];
+            let daemons: Vec<_> =
+                lab.nodes().iter().zip(flags).map(|(node, flags)| node.start(&flags)).collect();
+            daemons.iter().for_each(Daemon::wait_ready);
+            let pods = lab.pods();
+            cluster::reach_each_other(&pods);
+            let node = lab.node(1);
+            assert!(has_mtu(node, expected), "{}", node.ns.run("ip link"));
+            let to = pods[1].ip();
+            pods[0].ns.run(&format!("ping -n -c 3 -i 0.2 -W 2 -M do -s {} {to}", expected - 28));
+            // One of the cards changes, and the pods' MTU with it.
+            node.ns.run("ip link set eth1 mtu 1300");
+            lab::wait_for("the MTU follows", SOON, || has_mtu(node, 1250));
+        }
+    });
+}
+
+#[test]
+fn routes_that_carry_less_than_their_interface_count() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let (_daemons, _pods) = cluster::start(&lab);
+        let node = lab.node(1);
+        for (change, mtu) in [
+            (
+                "ip route change 192.168.100.0/24 dev eth0 proto kernel scope link src 192.168.100.11 mtu lock 1400",
+                1350,
+            ),
+            ("ip route change 192.168.100.0/24 dev eth0 proto kernel scope link src 192.168.100.11", 1450),
+            ("ip route add 192.168.100.12 dev eth0 mtu 1380", 1330),
+            ("ip route del 192.168.100.12 dev eth0", 1450),
+            // That no peer is behind.
+            ("ip route add 192.168.100.99 dev eth0 mtu 1380", 1450),
+        ] {
+            node.ns.run(change);
+            lab::wait_for(change, SOON, || has_mtu(node, mtu));
+        }
+    });
+}
+
+#[test]
+fn a_bridge_and_the_card_below_it() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let node = lab.node(1);
+        // A bridge whose MTU was set by hand does not follow its ports.
+        node.ns.run(
+            "ip address flush dev eth0 scope global; ip link add br0 type bridge; ip link set br0 up
+             ip link set eth0 mtu 1400; ip link set eth0 master br0; ip link set br0 mtu 1400; ip link set eth0 mtu 1300
+             ip link set br0 mtu 1400; ip address add 192.168.100.11/24 dev br0; ip route add default via 192.168.100.1",
+        );
+        let flags = [["--iface=br0"], ["--iface=eth0"]];
+        let daemons: Vec<_> = lab.nodes().iter().zip(flags).map(|(node, flags)| node.start(&flags)).collect();
+        daemons.iter().for_each(Daemon::wait_ready);
+        lab::wait_for("the card's MTU", SOON, || has_mtu(node, 1250));
+    });
+}
+
+/// Where policy routing leads past the main table only packets can tell.
+#[test]
+fn a_full_size_packet_that_the_kernel_does_not_send_is_told() {
+    lab::test_within(Duration::from_secs(120), Timing::Free, || {
+        let lab = two_cards(VXLAN);
+        let node = lab.node(1);
+        node.ns.run(
+            "ip link set eth1 mtu 1300; ip route add 192.168.100.12 dev eth1 table 100
+             ip rule add pref 100 to 192.168.100.12 lookup 100",
+        );
+        let (_daemons, _pods) = start(&lab, &["--iface=eth0"]);
+        let told = |status: &str| status.contains("fragmented") || status.contains("large packets lost");
+        lab::wait_for("it is told", SOON * 3, || told(&status(node)));
+    });
+}
