@@ -30,9 +30,9 @@ const LABS_PER_CORE: usize = 3;
 /// Whether other tests may run at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timing {
-    /// Measures time: runs alone.
+    /// Its limits are below a second or two, or it needs the whole machine: runs alone.
     Timed,
-    /// Measures nothing: runs beside other free ones.
+    /// Waits more than it works: runs beside other free ones. If it misses a limit on a starved machine it is measured again, alone.
     Free,
 }
 

@@ -56,7 +56,7 @@ fn gives_up(node: &Node, peer: &Node) {
 
 #[test]
 fn a_next_hop_that_the_kernel_gives_up_and_a_link_that_comes_back() {
-    lab::test(Timing::Timed, || {
+    lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(3), LARGE);
         let (daemon, of) = settled(&lab, Announce::Vxlan);
         let node = lab.node(1);

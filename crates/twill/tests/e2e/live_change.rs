@@ -154,7 +154,8 @@ impl Pings {
                 return true;
             }
             let now = self.received();
-            let go_on = now.iter().zip(&before).all(|(now, before)| now > before);
+            let go_on = now.iter().zip(&before).all(|(now, before)| now > before)
+                || lab::is_in_time("the silence of one pair", at.elapsed(), SECOND);
             (at, before) = (Instant::now(), now);
             go_on
         });
@@ -191,7 +192,7 @@ const PACE: Duration = Duration::from_secs(5);
 /// meanwhile.
 #[test]
 fn node_by_node_old_and_new_reach_each_other() {
-    lab::test_within(Duration::from_secs(240), Timing::Timed, || {
+    lab::test_within(Duration::from_secs(240), Timing::Free, || {
         let lab = cluster::lab(Topology::flat(4), VXLAN);
         let mut daemons = lab.start_all(&["--iface=eth0", "--config-reload=false"]);
         let pods = lab.pods();
