@@ -96,6 +96,8 @@ pub(crate) fn told(node: &Node, daemon: &Daemon, subnet: &str, name: &str) {
     let note = note.as_str();
     let (_, words) = WORDS.iter().find(|(known, _)| *known == name).unwrap();
     assert!(note[about.len()..].contains(words), "{note}");
+    // The report is published before the line is written.
+    lab::wait_for(note, SOON, || daemon.log().contains(note));
     assert_eq!(daemon.log().matches(note).count(), 1, "{note}: {}", daemon.log());
     let table = node.twill(&["status"]);
     let reason = &note[about.len()..];
