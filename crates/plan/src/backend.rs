@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::fields::Fields;
 use crate::input::{Config, Family, Underlay, Uplink};
@@ -51,7 +51,7 @@ impl fmt::Display for Backend {
 impl Backend {
     /// Reads the `Backend` object of a network config; `None` means vxlan (flannel's code says udp, its documents
     /// vxlan: flannel-faults 68). A backend that is `imposed` goes before another type, however wrong that may be.
-    pub fn parse(value: Option<Value>, imposed: Option<&Self>) -> Result<Self, String> {
+    pub fn parse(value: Option<&RawValue>, imposed: Option<&Self>) -> Result<Self, String> {
         let fields = value.map(Fields::of).transpose();
         let named = fields.as_ref().map_err(Clone::clone).and_then(|fields| Self::named(fields.as_ref()));
         let name = named.as_ref().ok().map(Self::name);
@@ -121,6 +121,11 @@ impl Backend {
         if let Self::Vxlan(options) = self { Some(options.port) } else { None }
     }
 
+    /// VNI that is meant by a peer that names none: ours, or flannel's default where we have none.
+    pub fn vni(&self) -> u32 {
+        if let Self::Vxlan(options) = self { options.vni } else { vxlan::DEFAULT_VNI }
+    }
+
     /// The devices that this node itself needs; those for peers of other VNIs come on top.
     pub fn devices(&self, config: &Config) -> Vec<LinkName> {
         match self {
@@ -155,7 +160,8 @@ impl Backend {
             Self::HostGw => host_gw::announced(),
             Self::Alloc => alloc::announced(),
             Self::Vxlan(options) => {
-                let (vni, port) = (options.vni, options.announced_port(others));
+                let vni = Some(options.vni).filter(|&vni| vni != 0);
+                let port = options.announced_port(others);
                 let vtep = |family, mac| config.network(family).map(|_| Vtep { vni, port, mac });
                 Announced::Vxlan { ipv4: vtep(Family::Ipv4, macs[0]), ipv6: vtep(Family::Ipv6, macs[1]) }
             }

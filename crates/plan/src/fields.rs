@@ -1,15 +1,16 @@
-//! A JSON object as Go's decoder reads it into a struct: keys match in any case, the last of equal keys wins, unknown
-//! keys are ignored (flannel-compat 0.4). Not a general JSON layer: syntax is serde_json's part.
+//! A JSON object as Go's decoder reads it into a struct: keys match in any case, the last of equal keys that is not null
+//! wins, unknown keys are ignored (flannel-compat 0.4). Not a general JSON layer: syntax is serde_json's part.
 
 use std::fmt;
 
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, de};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
-/// The members of one object, in the order in which they were written.
+/// The members of one object, in the order in which they were written, each as its text: what nobody asks for is never
+/// understood.
 #[derive(Debug)]
-pub struct Fields(Vec<(String, Value)>);
+pub struct Fields(Vec<(String, Box<RawValue>)>);
 
 impl Fields {
     /// Parses one JSON object; the error tells line and column.
@@ -18,20 +19,21 @@ impl Fields {
     }
 
     /// Takes an object that is the value of another one.
-    pub fn of(value: Value) -> Result<Self, String> {
-        serde_json::from_value(value).map_err(|error| error.to_string())
+    pub fn of(value: &RawValue) -> Result<Self, String> {
+        serde_json::from_str(value.get()).map_err(|error| error.to_string())
     }
 
-    /// The value of that key, whatever the case of its letters; `null` and absence are the same, as in Go. The error
-    /// names the key.
+    /// The text of that key's value, whatever the case of its letters; `null` and absence are the same, as in Go, where a
+    /// `null` leaves what an earlier one of equal keys has set.
+    pub fn raw(&self, key: &str) -> Option<&RawValue> {
+        let mut values = self.0.iter().rev().filter(|(_, value)| value.get() != "null");
+        values.find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| &**value)
+    }
+
+    /// The value of that key. The error names the key.
     pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, String> {
-        let value = self.0.iter().rev().find(|(name, _)| name.eq_ignore_ascii_case(key));
-        match value {
-            None | Some((_, Value::Null)) => Ok(None),
-            Some((_, value)) => {
-                T::deserialize(value.clone()).map(Some).map_err(|error| format!("key {key:?}: {error}"))
-            }
-        }
+        let value = self.raw(key).map(|value| serde_json::from_str(value.get())).transpose();
+        value.map_err(|error: serde_json::Error| format!("key {key:?}: {}", without_place(&error)))
     }
 
     /// Text that is parsed further; empty text counts as absent.
@@ -46,6 +48,12 @@ impl Fields {
             _ => Ok(None),
         }
     }
+}
+
+/// The place in a value's own text says nothing to whoever has the whole text.
+fn without_place(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.rsplit_once(" at line ").map(|(text, _)| text.to_owned()).unwrap_or(text)
 }
 
 impl<'de> Deserialize<'de> for Fields {

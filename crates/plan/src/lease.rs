@@ -6,7 +6,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::Mac;
 use crate::fields::Fields;
@@ -74,10 +73,18 @@ const LONGEST_NAME: usize = 64;
 /// What a vxlan node announces for one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Vtep {
-    pub vni: u32,
+    /// VNI of the node's device; `None` where the lease names none, as flannel's before 0.14: the reader's own is meant.
+    pub vni: Option<u32>,
     /// The UDP port on which the node listens; `None` where it does not say, as flannel's nodes never do.
     pub port: Option<u16>,
     pub mac: Mac,
+}
+
+impl Vtep {
+    /// VNI to send to, for a reader whose own VNI is `own`.
+    pub fn vni_or(&self, own: u32) -> u32 {
+        self.vni.unwrap_or(own)
+    }
 }
 
 /// `BackendType` with its data.
@@ -95,9 +102,9 @@ pub enum Announced {
 }
 
 impl Announced {
-    /// The VNIs it names, at most one a family.
-    pub fn vnis(&self) -> impl Iterator<Item = u32> {
-        self.vteps().map(|vtep| vtep.vni)
+    /// VNIs that the lease means, at most one a family; `own` is the VNI of a reader, meant where none is named.
+    pub fn vnis(&self, own: u32) -> impl Iterator<Item = u32> {
+        self.vteps().map(move |vtep| vtep.vni_or(own))
     }
 
     /// At most one a family.
@@ -149,16 +156,24 @@ impl Lease {
     }
 
     /// Reads a key's last part and its value. The error says what is wrong with which of them.
+    ///
+    /// Go's decoder decides what is read how: see the table in this file's tests. What is broken in one family's part costs
+    /// the other family nothing, and nothing at all where the key does not name the family.
     pub fn parse(key: &str, value: &[u8], born: u64) -> Result<Self, String> {
         let subnet = Subnet::parse(key)?;
         let fields = Fields::parse(value)?;
-        let public_ip: Option<Ipv4Addr> = fields.parsed("PublicIP")?;
         let backend_type: String = fields.get("BackendType")?.unwrap_or_default();
-        let announced = match backend_type.to_ascii_lowercase().as_str() {
-            "vxlan" => Announced::Vxlan {
-                ipv4: vtep(&fields, "BackendData")?,
-                ipv6: vtep(&fields, "BackendV6Data")?,
-            },
+        let backend_type = backend_type.to_ascii_lowercase();
+        let halves = Family::ALL.map(|family| Half::read(&fields, family, backend_type == "vxlan"));
+        let named =
+            || Family::ALL.into_iter().zip(&halves).filter(|(family, _)| subnet.of(*family).is_some());
+        if named().all(|(_, half)| half.is_err()) {
+            let error = named().find_map(|(_, half)| half.as_ref().err());
+            return Err(error.cloned().unwrap_or_default());
+        }
+        let [ipv4, ipv6] = halves.map(Result::unwrap_or_default);
+        let announced = match backend_type.as_str() {
+            "vxlan" => Announced::Vxlan { ipv4: ipv4.vtep, ipv6: ipv6.vtep },
             "host-gw" => Announced::HostGw,
             "" => Announced::Nothing,
             other if other.len() > LONGEST_NAME => {
@@ -166,8 +181,9 @@ impl Lease {
             }
             other => Announced::Other(other.into()),
         };
-        let public_ip = public_ip.filter(|address| !address.is_unspecified());
-        Ok(Self { born, subnet, public_ip, public_ipv6: fields.parsed("PublicIPv6")?, announced })
+        let public_ip = ipv4.public.and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None });
+        let public_ipv6 = ipv6.public.and_then(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None });
+        Ok(Self { born, subnet, public_ip, public_ipv6, announced })
     }
 
     /// The value as flannel writes it: compact, fields in flannel's order, empty ones left out.
@@ -187,11 +203,39 @@ impl Lease {
     }
 }
 
+/// What a lease says for one family.
+#[derive(Default)]
+struct Half {
+    public: Option<IpAddr>,
+    vtep: Option<Vtep>,
+}
+
+impl Half {
+    fn read(fields: &Fields, family: Family, is_vxlan: bool) -> Result<Self, String> {
+        let (address, data) = match family {
+            Family::Ipv4 => ("PublicIP", "BackendData"),
+            Family::Ipv6 => ("PublicIPv6", "BackendV6Data"),
+        };
+        // Go takes `::ffff:192.0.2.1` for the IPv4 address in it.
+        let public: Option<IpAddr> = fields.parsed(address)?;
+        let public = public.map(|public| public.to_canonical()).filter(|public| !public.is_unspecified());
+        if let Some(other) = public.filter(|public| Family::of(*public) != family) {
+            return Err(format!("key {address:?}: {other} is no {family} address"));
+        }
+        let vtep = if is_vxlan { vtep(fields, data)? } else { None };
+        Ok(Self { public, vtep })
+    }
+}
+
 fn vtep(fields: &Fields, key: &str) -> Result<Option<Vtep>, String> {
-    let Some(data) = fields.get::<Value>(key)? else { return Ok(None) };
+    let Some(data) = fields.raw(key) else { return Ok(None) };
     let data = Fields::of(data).map_err(|error| format!("key {key:?}: {error}"))?;
     let read = || -> Result<Option<Vtep>, String> {
-        let vni = data.get("VNI")?.unwrap_or(0);
+        // In Go a number that is missing, null and 0 are one thing, and no flannel compares a peer's.
+        let vni: Option<u32> = data.get("VNI")?.filter(|&vni| vni != 0);
+        if let Some(vni) = vni.filter(|&vni| vni >= 1 << 24) {
+            return Err(format!("key \"VNI\": {vni} does not fit in 24 bits"));
+        }
         let port = data.get("Port")?.filter(|&port: &u16| port != 0);
         let mac: Option<Mac> = data.parsed("VtepMAC")?;
         Ok(mac.map(|mac| Vtep { vni, port, mac }))
@@ -215,8 +259,8 @@ struct LeaseJson<'a> {
 
 #[derive(Serialize)]
 struct VtepJson {
-    #[serde(rename = "VNI")]
-    vni: u32,
+    #[serde(rename = "VNI", skip_serializing_if = "Option::is_none")]
+    vni: Option<u32>,
     #[serde(rename = "Port", skip_serializing_if = "Option::is_none")]
     port: Option<u16>,
     /// Last, and the only text: so flannel finds it again in its annotation (flannel-compat 5.5).
@@ -249,6 +293,10 @@ mod tests {
                 "10.5.34.0-24",
                 r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"Port":4789,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#,
             ),
+            (
+                "10.5.34.0-24",
+                r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VtepMAC":"c6:d2:32:6f:8f:44"}}"#,
+            ),
             ("10.5.34.0-24", r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"host-gw"}"#),
             ("10.5.34.0-24", r#"{"PublicIP":"192.168.64.3","PublicIPv6":null}"#),
         ] {
@@ -266,8 +314,130 @@ mod tests {
         let mac = Mac([0x0a, 0x1b, 0x2c, 0x3d, 0x4e, 0x5f]);
         assert_eq!(
             lease.announced,
-            Announced::Vxlan { ipv4: Some(Vtep { vni: 7, port: Some(4789), mac }), ipv6: None }
+            Announced::Vxlan { ipv4: Some(Vtep { vni: Some(7), port: Some(4789), mac }), ipv6: None }
         );
+    }
+
+    const HEAD: &str = r#""PublicIP":"192.0.2.12","BackendType":"vxlan""#;
+
+    fn vtep(vni: Option<u32>) -> Option<Vtep> {
+        Some(Vtep { vni, port: None, mac: Mac([2, 0, 0, 0, 0x49, 1]) })
+    }
+
+    /// Values of an IPv4 lease, and the VTEP that a reader makes of them: what flannel's Go decoder makes of the same text.
+    #[test]
+    fn backend_data_is_read_as_go_reads_it() {
+        let none = || None;
+        for (data, expected) in [
+            // Every flannel before 0.14.
+            (r#""BackendData":{"VtepMAC":"02:00:00:00:49:01"}"#, vtep(None)),
+            (r#""BackendData":{"VNI":null,"VtepMAC":"02:00:00:00:49:01"}"#, vtep(None)),
+            (r#""BackendData":{"VNI":0,"VtepMAC":"02:00:00:00:49:01"}"#, vtep(None)),
+            (r#""BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:49:01"}"#, vtep(Some(1))),
+            (r#""backenddata":{"vni":7,"vtepmac":"02-00-00-00-49-01"}"#, vtep(Some(7))),
+            (r#""BackendData":{"vni":7,"VNI":8,"VtepMAC":"0200.0000.4901"}"#, vtep(Some(8))),
+            (
+                r#""BackendData":{"New":1e999,"Old":"\ud800","VtepMAC":"02:00:00:00:49:01"},"New":-1e999"#,
+                vtep(None),
+            ),
+            (r#""BackendData":{"VNI":7,"vni":8,"VtepMAC":"0200.0000.4901"}"#, vtep(Some(8))),
+            (r#""BackendData":{"VNI":7,"VNI":null,"VtepMAC":"02:00:00:00:49:01"}"#, vtep(Some(7))),
+            (r#""BackendData":{"VNI":7,"New":{"VNI":9},"VtepMAC":"02:00:00:00:49:01"}"#, vtep(Some(7))),
+            (r#""BackendData":{"VNI":7},"BackendData":{"VtepMAC":"02:00:00:00:49:01"}"#, vtep(None)),
+            (r#""BackendData":{"Port":0,"VtepMAC":"02:00:00:00:49:01"}"#, vtep(None)),
+            // Of no use to anybody, and no error: the plan says what is missing.
+            (r#""BackendData":null"#, none()),
+            (r#""BackendData":{}"#, none()),
+            (r#""BackendData":{"VNI":1}"#, none()),
+            (r#""BackendData":{"VNI":1,"VtepMAC":null}"#, none()),
+            (r#""BackendData":{"VNI":1,"VtepMAC":""}"#, none()),
+            (r#""BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:49:01"}"#, none()),
+            // The key names no IPv6, so nobody reads this.
+            (r#""BackendData":{"VtepMAC":"02:00:00:00:49:01"},"BackendV6Data":[1]"#, vtep(None)),
+            (r#""BackendData":{"VtepMAC":"02:00:00:00:49:01"},"PublicIPv6":"nonsense""#, vtep(None)),
+        ] {
+            let value = format!("{{{HEAD},{data}}}");
+            let lease = Lease::parse("10.5.34.0-24", value.as_bytes(), 0).unwrap();
+            let Announced::Vxlan { ipv4, .. } = lease.announced else { panic!("{data}") };
+            assert_eq!((ipv4, lease.public_ip), (expected, Some([192, 0, 2, 12].into())), "{data}");
+        }
+        for (data, word) in [
+            (r#""BackendData":[]"#, "BackendData"),
+            (r#""BackendData":"{}""#, "BackendData"),
+            (r#""BackendData":7"#, "BackendData"),
+            (r#""BackendData":{"VNI":"1","VtepMAC":"02:00:00:00:49:01"}"#, "VNI"),
+            (r#""BackendData":{"VNI":1.0,"VtepMAC":"02:00:00:00:49:01"}"#, "VNI"),
+            (r#""BackendData":{"VNI":-0,"VtepMAC":"02:00:00:00:49:01"}"#, "VNI"),
+            (r#""BackendData":{"VNI":-1,"VtepMAC":"02:00:00:00:49:01"}"#, "VNI"),
+            (r#""BackendData":{"VNI":true,"VtepMAC":"02:00:00:00:49:01"}"#, "VNI"),
+            (r#""BackendData":{"VtepMAC":7}"#, "VtepMAC"),
+            (r#""BackendData":{"VtepMAC":"02:00:00:00:49"}"#, "VtepMAC"),
+        ] {
+            let value = format!("{{{HEAD},{data}}}");
+            let error = Lease::parse("10.5.34.0-24", value.as_bytes(), 0).unwrap_err();
+            assert!(error.contains(word), "{data}: {error}");
+        }
+    }
+
+    /// The rest of an IPv4 lease: its address and the name of its backend.
+    #[test]
+    fn addresses_and_types_are_read_as_go_reads_them() {
+        let ip = || Some(Ipv4Addr::new(192, 0, 2, 12));
+        for (value, public_ip, backend) in [
+            (r#"{"PublicIP":"192.0.2.12","BackendType":"host-gw"}"#, ip(), "host-gw"),
+            (r#"{"publicIp":"192.0.2.12","BACKENDTYPE":"Host-GW"}"#, ip(), "host-gw"),
+            (r#"{"PublicIP":"::ffff:192.0.2.12","BackendType":"host-gw"}"#, ip(), "host-gw"),
+            (r#"{"PublicIP":"192.0.2.12"}"#, ip(), ""),
+            (r#"{"PublicIP":"192.0.2.12","BackendType":null}"#, ip(), ""),
+            (r#"{"PublicIP":"192.0.2.12","BackendType":"","BackendData":"x"}"#, ip(), ""),
+            (r#"{"PublicIP":"192.0.2.12","BackendType":"extension","BackendData":"x"}"#, ip(), "extension"),
+            // flannel takes a missing address for 0.0.0.0, which reaches nobody.
+            (r#"{"BackendType":"host-gw"}"#, None, "host-gw"),
+            (r#"{"PublicIP":null,"BackendType":"host-gw"}"#, None, "host-gw"),
+            (r#"{"PublicIP":"","BackendType":"host-gw"}"#, None, "host-gw"),
+            (r#"{"PublicIP":"0.0.0.0","BackendType":"host-gw"}"#, None, "host-gw"),
+            ("{}", None, ""),
+        ] {
+            let lease = Lease::parse("10.5.34.0-24", value.as_bytes(), 0).unwrap();
+            assert_eq!((lease.public_ip, lease.announced.backend_type()), (public_ip, backend), "{value}");
+        }
+        for (value, word) in [
+            (r#"{"PublicIP":3221225996}"#, "PublicIP"),
+            (r#"{"PublicIP":"192.0.2.012"}"#, "PublicIP"),
+            (r#"{"PublicIP":"2001:db8::1"}"#, "PublicIP"),
+            (r#"{"PublicIP":"192.0.2.12/24"}"#, "PublicIP"),
+            (r#"{"PublicIP":["192.0.2.12"]}"#, "PublicIP"),
+            (r#"{"PublicIP":"192.0.2.12","BackendType":7}"#, "BackendType"),
+            ("", "EOF"),
+            ("null", "JSON object"),
+        ] {
+            let error = Lease::parse("10.5.34.0-24", value.as_bytes(), 0).unwrap_err();
+            assert!(error.contains(word), "{value}: {error}");
+        }
+    }
+
+    /// flannel leaves the whole node out there.
+    #[test]
+    fn what_is_broken_in_one_family_costs_the_other_one_nothing() {
+        let good = r#"{"VtepMAC":"02:00:00:00:49:01"}"#;
+        let with = |ipv4: &str, ipv6: &str, public_ipv6: &str| {
+            let value = format!(
+                r#"{{{HEAD},"PublicIPv6":{public_ipv6},"BackendData":{ipv4},"BackendV6Data":{ipv6}}}"#
+            );
+            Lease::parse("10.5.34.0-24&fd00:5:34::-64", value.as_bytes(), 0)
+        };
+        let vteps = |ipv4: &str, ipv6: &str, public_ipv6: &str| {
+            let lease = with(ipv4, ipv6, public_ipv6).unwrap();
+            let Announced::Vxlan { ipv4, ipv6 } = lease.announced else { panic!("no vxlan") };
+            [ipv4.is_some(), ipv6.is_some(), lease.public_ip.is_some(), lease.public_ipv6.is_some()]
+        };
+        let ipv6 = r#""2001:db8::1""#;
+        assert_eq!(vteps(good, good, ipv6), [true; 4]);
+        assert_eq!(vteps(good, r#"{"VNI":"x"}"#, ipv6), [true, false, true, false]);
+        assert_eq!(vteps(good, good, "7"), [true, false, true, false]);
+        assert_eq!(vteps("[]", good, ipv6), [false, true, false, true]);
+        assert_eq!(vteps(good, "null", "null"), [true, false, true, false]);
+        assert!(with("[]", r#"{"VNI":"x"}"#, ipv6).unwrap_err().contains("BackendData"));
     }
 
     #[test]
@@ -292,7 +462,13 @@ mod tests {
             ("10.5.34.0-24", "[]", "JSON object"),
             ("10.5.34.0-24", r#"{"PublicIP":"300.1.1.1"}"#, "PublicIP"),
             ("10.5.34.0-24", r#"{"BackendType":"vxlan","BackendData":{"VtepMAC":"xx"}}"#, "VtepMAC"),
-            ("10.5.34.0-24", r#"{"BackendType":"vxlan","BackendV6Data":{"Port":65536}}"#, "Port"),
+            ("0.0.0.0-0&fd00::-64", r#"{"BackendType":"vxlan","BackendV6Data":{"Port":65536}}"#, "Port"),
+            (
+                "10.5.34.0-24&fd00::-64",
+                r#"{"BackendType":"vxlan","BackendData":{"VNI":"1"},"BackendV6Data":{"Port":65536}}"#,
+                "BackendData: key \"VNI\"",
+            ),
+            ("10.5.34.0-24", r#"{"BackendType":"vxlan","BackendData":{"VNI":16777216}}"#, "24 bits"),
             ("10.5.34.0-24", r#"{"BackendType":"vxlan","BackendData":{"Port":-1}}"#, "Port"),
             ("10.5.34.0-24", r#"{"BackendType":"vxlan","BackendData":{"Port":"8472"}}"#, "Port"),
         ] {

@@ -64,7 +64,7 @@ impl NetConf {
         if ipv4.is_none() && ipv6.is_none() {
             return Err("EnableIPv4 and EnableIPv6 are both false: enable one of them".into());
         }
-        let backend = fields.get("Backend")?;
+        let backend = fields.raw("Backend");
         let names_backend = backend.is_some();
         let backend =
             Backend::parse(backend, imposed).map_err(|error| format!("key \"Backend\": {error}"))?;

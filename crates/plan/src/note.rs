@@ -280,7 +280,10 @@ impl fmt::Display for PeerFault {
                 write!(f, "it announces our own address {address}; left out. Give each node its own address")
             }
             Self::NoVtep(family) => {
-                write!(f, "its lease names no {family} VTEP MAC; left out. Restart the daemon there")
+                write!(
+                    f,
+                    "its lease names no {family} VTEP MAC that can be read; left out. Restart the daemon there"
+                )
             }
             Self::BadVtepMac(mac) => {
                 write!(f, "its VTEP MAC {mac} is not a unicast address; left out. Restart the daemon there")
@@ -303,6 +306,10 @@ impl fmt::Display for PeerFault {
                 f,
                 "it uses VNI {vni}, which another daemon here has or which is one VNI too many; left out until all nodes \
                  read the same network config"
+            ),
+            Self::OtherBackend { theirs, ours } if theirs.is_empty() => write!(
+                f,
+                "its lease names no BackendType (flannel's udp and alloc write none) and we run {ours}; left out until both agree"
             ),
             Self::OtherBackend { theirs, ours } => {
                 write!(f, "it announces backend {theirs:?} and we run {ours}; left out until both agree")
@@ -573,7 +580,7 @@ mod tests {
             peer(PeerFault::BadPublicAddress(ip())), "which no node can have";
         Note::Peer { fault: PeerFault::OurPublicAddress(_), .. } =>
             peer(PeerFault::OurPublicAddress(ip())), "it announces our own address";
-        Note::Peer { fault: PeerFault::NoVtep(_), .. } => peer(PeerFault::NoVtep(Family::Ipv4)), "VTEP MAC; left out";
+        Note::Peer { fault: PeerFault::NoVtep(_), .. } => peer(PeerFault::NoVtep(Family::Ipv4)), "VTEP MAC that can be read; left out";
         Note::Peer { fault: PeerFault::BadVtepMac(_), .. } =>
             peer(PeerFault::BadVtepMac(Mac::default())), "is not a unicast address";
         Note::Peer { fault: PeerFault::OurVtepMac(_), .. } => peer(PeerFault::OurVtepMac(Mac::default())), "is ours too";

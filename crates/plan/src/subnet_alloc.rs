@@ -402,7 +402,7 @@ mod tests {
         let theirs = Lease { public_ip: Some([192, 0, 2, 77].into()), ..held.clone() };
         assert_eq!(choose(&conf, &[theirs], &moved, 0).unwrap().origin, Origin::Drawn);
         let with = |mac: u8| {
-            let vtep = Vtep { vni: 1, port: None, mac: Mac([2, 0, 0, 0, 0, mac]) };
+            let vtep = Vtep { vni: Some(1), port: None, mac: Mac([2, 0, 0, 0, 0, mac]) };
             Lease { announced: Announced::Vxlan { ipv4: Some(vtep), ipv6: None }, ..held.clone() }
         };
         let moved = Asker { held: Some(with(1)), ..moved };
@@ -414,8 +414,10 @@ mod tests {
         let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
         let mac = |last: u8| Mac([2, 0, 0, 0, 0, last]);
         let vxlan = |key: &str, address: u8, last: u8| {
-            let announced =
-                Announced::Vxlan { ipv4: Some(Vtep { vni: 1, port: None, mac: mac(last) }), ipv6: None };
+            let announced = Announced::Vxlan {
+                ipv4: Some(Vtep { vni: Some(1), port: None, mac: mac(last) }),
+                ipv6: None,
+            };
             Lease { announced, ..lease(key, [192, 0, 2, address]) }
         };
         let device = |first: &str, last: u8| vec![(first.parse().unwrap(), mac(last))];

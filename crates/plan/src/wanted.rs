@@ -95,7 +95,7 @@ pub fn vnis(config: &Config, node: &Node, leases: &Leases) -> Vec<u32> {
     let ours = if let Backend::Vxlan(options) = &config.backend { Some(options.vni) } else { None };
     let mut theirs = BTreeSet::new();
     if config.backend != Backend::Alloc {
-        theirs.extend(leases.known().iter().flat_map(|lease| lease.announced.vnis()));
+        theirs.extend(leases.known().iter().flat_map(|lease| lease.announced.vnis(config.backend.vni())));
     }
     let most = vxlan::largest_vni(config.ipv6.is_some());
     let usable = |vni: &u32| Some(*vni) != ours && *vni <= most && !node.foreign_vnis.contains(vni);

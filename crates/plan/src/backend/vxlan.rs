@@ -17,6 +17,9 @@ use crate::{LinkName, Mac, sysctls};
 /// The kernel's own default, which flannel gets by sending no port.
 pub const DEFAULT_PORT: u16 = 8472;
 
+/// VNI of a network config that names none.
+pub const DEFAULT_VNI: u32 = 1;
+
 /// Outer Ethernet, IP, UDP and VXLAN headers, bytes. flannel takes 50 for IPv6 too (flannel-faults 44).
 fn overhead(family: Family) -> u32 {
     match family {
@@ -139,7 +142,7 @@ impl Direct {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            vni: 1,
+            vni: DEFAULT_VNI,
             port: DEFAULT_PORT,
             mtu: None,
             gbp: false,
@@ -154,7 +157,7 @@ impl Default for Options {
 impl Options {
     /// Reads the `Backend` object, of a type that goes direct as `named` says; a zero port or MTU means the default.
     pub fn parse(fields: &Fields, named: Direct) -> Result<Self, String> {
-        let vni: u32 = fields.get("VNI")?.unwrap_or(1);
+        let vni: u32 = fields.get("VNI")?.unwrap_or(DEFAULT_VNI);
         if vni >= 1 << 24 {
             return Err(format!("key \"VNI\": {vni} does not fit in 24 bits"));
         }

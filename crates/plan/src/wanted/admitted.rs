@@ -31,6 +31,7 @@ impl Admitted {
         family: Family,
         own: Option<IpNet>,
         network: Option<IpNet>,
+        own_vni: u32,
     ) -> Self {
         let subnets = leases.iter().filter_map(|lease| lease.subnet.of(family));
         let span = |subnet: IpNet| (number(subnet.network()), number(subnet.broadcast()));
@@ -39,7 +40,7 @@ impl Admitted {
         let in_network = |ip: IpAddr| network.is_some_and(|network| network.contains(&ip));
         let is_mixed = leases.iter().any(|lease| lease.public(family).is_some_and(in_network));
         let vteps = leases.iter().filter_map(|lease| vtep(lease, family));
-        let mut macs: Vec<_> = vteps.map(|vtep| (vtep.vni, vtep.mac)).collect();
+        let mut macs: Vec<_> = vteps.map(|vtep| (vtep.vni_or(own_vni), vtep.mac)).collect();
         macs.sort_unstable();
         Self {
             spans: spans.windows(2).any(|pair| pair[1].0 <= pair[0].1).then(BTreeMap::new),
@@ -49,8 +50,8 @@ impl Admitted {
         }
     }
 
-    /// Takes a peer whose lease passed.
-    pub(super) fn insert(&mut self, subnet: IpNet, node: IpAddr, vtep: Option<Vtep>) {
+    /// Takes a peer whose lease passed, with the VNI and MAC of its VTEP.
+    pub(super) fn insert(&mut self, subnet: IpNet, node: IpAddr, vtep: Option<(u32, Mac)>) {
         if let Some(mixed) = &mut self.mixed {
             mixed.subnets.insert(number(subnet.network()), number(subnet.broadcast()));
             mixed.nodes.insert(number(node), node);
@@ -59,7 +60,7 @@ impl Admitted {
             spans.insert(number(subnet.network()), (number(subnet.broadcast()), subnet));
         }
         if let Some(macs) = &mut self.macs {
-            macs.extend(vtep.map(|vtep| ((vtep.vni, vtep.mac), subnet)));
+            macs.extend(vtep.map(|vtep| (vtep, subnet)));
         }
     }
 
@@ -151,8 +152,9 @@ impl Draft<'_> {
             Family::Ipv6 => self.node.vtep_v6,
         };
         let vtep = vtep(lease, family).ok_or(PeerFault::NoVtep(family))?;
-        if !self.vnis.contains(&vtep.vni) {
-            return Err(PeerFault::UnusableVni(vtep.vni));
+        let vni = vtep.vni_or(self.config.backend.vni());
+        if !self.vnis.contains(&vni) {
+            return Err(PeerFault::UnusableVni(vni));
         }
         if !vtep.mac.is_unicast() {
             return Err(PeerFault::BadVtepMac(vtep.mac));
@@ -160,7 +162,7 @@ impl Draft<'_> {
         if ours == Some(vtep.mac) {
             return Err(PeerFault::OurVtepMac(vtep.mac));
         }
-        match admitted.macs.as_ref().and_then(|macs| macs.get(&(vtep.vni, vtep.mac))) {
+        match admitted.macs.as_ref().and_then(|macs| macs.get(&(vni, vtep.mac))) {
             Some(&with) => Err(PeerFault::SharedVtepMac { mac: vtep.mac, with }),
             None => Ok(vtep),
         }

@@ -17,8 +17,10 @@ use crate::verdict::Way;
 
 impl Draft<'_> {
     pub(super) fn peers_of(&mut self, family: Family, order: &[&Lease]) {
+        let own_vni = self.config.backend.vni();
         let (own, network) = (self.node.subnet.of(family), self.config.network(family));
-        let (mut admitted, before) = (Admitted::none_of(order, family, own, network), self.peers.len());
+        let admitted = Admitted::none_of(order, family, own, network, own_vni);
+        let (mut admitted, before) = (admitted, self.peers.len());
         for lease in order {
             let Some(subnet) = lease.subnet.of(family) else { continue };
             if let Err(fault) = self.reach(family, lease, subnet, &mut admitted) {
@@ -59,7 +61,8 @@ impl Draft<'_> {
                 return Err(PeerFault::OtherBackend { theirs, ours: self.config.backend.name().into() });
             }
         };
-        admitted.insert(subnet, public_ip, vtep);
+        let end = vtep.map(|vtep| (vtep.vni_or(self.config.backend.vni()), vtep.mac));
+        admitted.insert(subnet, public_ip, end);
         let on_link = self.on_link.reaches(public_ip);
         let tunnel = vtep.map(|vtep| self.tunnel_to(family, vtep));
         let by_evidence =
@@ -83,9 +86,10 @@ impl Draft<'_> {
     }
 
     fn options_for(&self, vtep: Vtep) -> vxlan::Options {
+        let vni = vtep.vni_or(self.config.backend.vni());
         match self.config.backend {
-            Backend::Vxlan(options) => vxlan::Options { vni: vtep.vni, ..options },
-            _ => vxlan::Options { vni: vtep.vni, ..Default::default() },
+            Backend::Vxlan(options) => vxlan::Options { vni, ..options },
+            _ => vxlan::Options { vni, ..Default::default() },
         }
     }
 

@@ -217,9 +217,9 @@ pub(crate) fn any_subnet(tape: &mut Tape) -> Subnet {
 pub(crate) fn any_lease(tape: &mut Tape) -> Lease {
     let subnet = any_subnet(tape);
     let public_ip = Some(ipv4(tape)).filter(|address| !address.is_unspecified());
-    let public_ipv6 = tape.once_in(2).then(|| ipv6(tape));
+    let public_ipv6 = tape.once_in(2).then(|| ipv6(tape)).filter(|address| !address.is_unspecified());
     let vtep = |tape: &mut Tape| {
-        let vni = u32::from(tape.byte()) << tape.below(25);
+        let vni = Some(u32::from(tape.byte()) << tape.below(17)).filter(|&vni| vni != 0);
         let port = tape.pick(&[None, Some(1), Some(8472), Some(u16::MAX)]);
         tape.once_in(2).then(|| Vtep { vni, port, mac: mac(tape) })
     };

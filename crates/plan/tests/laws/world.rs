@@ -188,8 +188,12 @@ fn node(tape: &mut Tape) -> Node {
 
 /// flannel's names, said a second time so that the tests do not ask the code under test.
 fn devices(config: &Config, node: &Node, leases: &Leases) -> Vec<LinkName> {
-    let announced =
-        |vni: u32| leases.known().iter().any(|lease| lease.announced.vnis().any(|theirs| theirs == vni));
+    let announced = |vni: u32| {
+        leases
+            .known()
+            .iter()
+            .any(|lease| lease.announced.vnis(config.backend.vni()).any(|theirs| theirs == vni))
+    };
     let mut vnis = Vec::new();
     if let Backend::Vxlan(options) = &config.backend {
         vnis.push(options.vni);
@@ -340,20 +344,22 @@ pub(crate) fn good_lease(tape: &mut Tape, config: &Config, at: u8) -> Lease {
         public_ipv6: Some(underlay6(segment, at.into())),
         announced: match tape.below(8) {
             0 if config.backend != Backend::Alloc => Announced::HostGw,
-            1 if config.backend != Backend::Alloc => vteps(OTHER_VNI, port, at),
+            1 if config.backend != Backend::Alloc => vteps(Some(OTHER_VNI), port, at),
+            // As flannel's before 0.14 write it.
+            2 if matches!(config.backend, Backend::Vxlan(_)) => vteps(None, port, at),
             _ => announced(config, port, at),
         },
     }
 }
 
-fn vteps(vni: u32, port: Option<u16>, at: u8) -> Announced {
+fn vteps(vni: Option<u32>, port: Option<u16>, at: u8) -> Announced {
     let vtep = |family| Some(Vtep { vni, port, mac: Mac([0x0a, family, 0, 0, 0, at]) });
     Announced::Vxlan { ipv4: vtep(4), ipv6: vtep(6) }
 }
 
 fn announced(config: &Config, port: Option<u16>, at: u8) -> Announced {
     match &config.backend {
-        Backend::Vxlan(options) => vteps(options.vni, port, at),
+        Backend::Vxlan(options) => vteps(Some(options.vni), port, at),
         Backend::HostGw => Announced::HostGw,
         Backend::Alloc => Announced::Nothing,
     }
@@ -396,7 +402,7 @@ pub(crate) fn hostile_lease(tape: &mut Tape, config: &Config, good: &[Lease]) ->
             );
         }
         10 => {
-            let v6 = Vtep { vni: vni_of(config), port: None, mac: Mac([0x02, 0, 0, 0, 0, 0x06]) };
+            let v6 = Vtep { vni: Some(vni_of(config)), port: None, mac: Mac([0x02, 0, 0, 0, 0, 0x06]) };
             let v4 = Vtep { mac: OWN_MAC, ..v6 };
             lease.announced = Announced::Vxlan { ipv4: Some(v4), ipv6: Some(v6) };
         }
@@ -455,7 +461,7 @@ fn other_backend(tape: &mut Tape, config: &Config) -> Announced {
 fn set_vteps(lease: &mut Lease, other_vni: Option<u32>, mac: Mac) {
     if let Announced::Vxlan { ipv4, ipv6 } = &mut lease.announced {
         for vtep in ipv4.iter_mut().chain(ipv6) {
-            *vtep = Vtep { vni: other_vni.unwrap_or(vtep.vni), mac, ..*vtep };
+            *vtep = Vtep { vni: other_vni.or(vtep.vni), mac, ..*vtep };
         }
     }
 }
@@ -463,7 +469,7 @@ fn set_vteps(lease: &mut Lease, other_vni: Option<u32>, mac: Mac) {
 /// A cloned machine: the MACs of a good lease, or of ours where there is none.
 fn share_mac(tape: &mut Tape, lease: &mut Lease, good: &[Lease]) {
     lease.born = 9;
-    let with_vteps = |lease: &&Lease| lease.subnet.ipv6.is_some() && lease.announced.vnis().count() == 2;
+    let with_vteps = |lease: &&Lease| lease.subnet.ipv6.is_some() && lease.announced.vteps().count() == 2;
     let of_both: Vec<&Lease> = good.iter().filter(with_vteps).collect();
     if of_both.is_empty() {
         set_vteps(lease, None, Mac::default());

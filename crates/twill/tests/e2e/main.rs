@@ -30,6 +30,7 @@ mod live_change;
 mod masquerade;
 mod migrate;
 mod nexthops;
+mod old_leases;
 mod paths;
 mod probe;
 mod reboot;

@@ -61,7 +61,7 @@ fn hostile(lab: &Lab) -> Vec<Hostile> {
         no_host("10.244.6.0/24", "192.168.100.255"),
         no_host("10.244.7.0/24", "255.255.255.255"),
         no_host("10.244.8.0/24", "10.244.77.1"),
-        Hostile::new("10.244.9.0/24", r#"key "PublicIP": "192.168.100.300": invalid IPv4 address"#)
+        Hostile::new("10.244.9.0/24", r#"key "PublicIP": "192.168.100.300": invalid IP address"#)
             .at(&"192.168.100.300"),
     ]
 }
