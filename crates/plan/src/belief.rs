@@ -88,6 +88,11 @@ impl Belief {
         Self { known: listed(peers), history, broken: None }
     }
 
+    /// Number of peers that were listed last, with those that are missing and not given up yet.
+    pub fn peers(&self) -> usize {
+        self.known.len()
+    }
+
     /// What a later run may expect of the store: of one that is in doubt, what it was before.
     pub fn history(&self) -> Option<History> {
         self.broken.map(|(_, before)| before).or(self.history)

@@ -24,6 +24,8 @@ pub enum Note {
     Peer { subnet: IpNet, fault: PeerFault },
     /// An entry of the datastore that is no lease.
     Entry { key: Box<str>, why: Box<str> },
+    /// Entries beyond those that are named; `at_least` so many.
+    MoreEntries { at_least: u64 },
     /// An entry of the datastore that was a lease and cannot be read any more.
     Stale { key: Box<str>, why: Box<str> },
     /// The datastore as a whole.
@@ -157,6 +159,8 @@ pub enum StoreFault {
 #[serde(rename_all = "kebab-case")]
 pub enum PeerFault {
     OutsideNetwork,
+    /// No `SubnetLen` makes a subnet of that length.
+    BadLength,
     Misaligned,
     OverlapsOurs(IpNet),
     /// `with` is a network of the uplink.
@@ -199,6 +203,7 @@ impl Note {
             Self::Store(fault) => format!("store-{}", variant(fault)),
             Self::Unclaimed(what) => format!("unclaimed-{}", variant(what)),
             Self::Entry { .. } => "entry".into(),
+            Self::MoreEntries { .. } => "more-entries".into(),
             Self::Stale { .. } => "stale".into(),
             Self::Unwritable { .. } => "unwritable".into(),
         }
@@ -220,6 +225,10 @@ impl fmt::Display for Note {
             Self::Node(fault) => write!(f, "{fault}"),
             Self::Peer { subnet, fault } => write!(f, "peer {subnet}: {fault}"),
             Self::Entry { key, why } => write!(f, "store entry {key:?}: {why}; left out"),
+            Self::MoreEntries { at_least } => write!(
+                f,
+                "store: {at_least} more entries, or somewhat over, are no leases; left out. Delete what is no node's"
+            ),
             Self::Stale { key, why } => {
                 write!(f, "store entry {key:?} cannot be read: {why}; what it said before stays in force")
             }
@@ -262,6 +271,9 @@ impl fmt::Display for PeerFault {
             Self::OutsideNetwork => {
                 f.write_str("its subnet lies outside our network; left out. Correct its lease")
             }
+            Self::BadLength => f.write_str(
+                "no SubnetLen makes a subnet of that length in our network; left out. Correct or delete its lease",
+            ),
             Self::Misaligned => f.write_str("its subnet has host bits set; left out. Correct its lease"),
             Self::OverlapsOurs(ours) => {
                 write!(f, "its subnet overlaps ours, {ours}; left out. Delete one of the two leases")
@@ -568,6 +580,7 @@ mod tests {
             node(NodeFault::NeighboursLimited { path: "a/b".into(), limit: 1024, enough: 4096 }), "neighbours at most";
         Note::Node(NodeFault::NothingVerified) => node(NodeFault::NothingVerified), "but --probe=off asks nobody";
         Note::Peer { fault: PeerFault::OutsideNetwork, .. } => peer(PeerFault::OutsideNetwork), "lies outside our network";
+        Note::Peer { fault: PeerFault::BadLength, .. } => peer(PeerFault::BadLength), "no SubnetLen makes";
         Note::Peer { fault: PeerFault::Misaligned, .. } => peer(PeerFault::Misaligned), "has host bits set";
         Note::Peer { fault: PeerFault::OverlapsOurs(_), .. } => peer(PeerFault::OverlapsOurs(net())), "subnet overlaps ours";
         Note::Peer { fault: PeerFault::OverlapsUplink { .. }, .. } =>
@@ -617,6 +630,7 @@ mod tests {
         Note::Peer { fault: PeerFault::Probed(Finding::ChecksumFault { .. }), .. } =>
             probed(Finding::ChecksumFault { node: ip() }), "checksum fault:";
         Note::Entry { .. } => Note::Entry { key: "a".into(), why: "b".into() }, "store entry";
+        Note::MoreEntries { .. } => Note::MoreEntries { at_least: 9 }, "more entries, or somewhat over";
         Note::Stale { .. } =>
             Note::Stale { key: "a".into(), why: "b".into() }, "what it said before stays in force";
         Note::Store(StoreFault::PeersMissing) => Note::Store(StoreFault::PeersMissing), "more than half of the peers at once";

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -122,7 +123,8 @@ impl Pool {
         1 << (self.network.max_prefix_len() - self.len)
     }
 
-    fn count(&self) -> u128 {
+    /// Number of subnets that it leases.
+    pub fn count(&self) -> u128 {
         (self.last - self.first) / self.size() + 1
     }
 
@@ -176,6 +178,19 @@ impl Pool {
         None
     }
 
+    /// Why no network config of this network leases that subnet, whatever its `SubnetLen`.
+    fn refuses(&self, subnet: &IpNet) -> Option<Refusal> {
+        if subnet.addr() != subnet.network() {
+            return Some(Refusal::Misaligned);
+        }
+        if !self.network.contains(subnet) {
+            return Some(Refusal::Outside);
+        }
+        let lengths = lengths(&self.network);
+        (subnet.prefix_len() != self.len && !lengths.contains(&subnet.prefix_len()))
+            .then_some(Refusal::Length)
+    }
+
     /// First and last index of the pool's subnets that overlap the given one.
     fn span(&self, subnet: &IpNet) -> Option<(u128, u128)> {
         let (start, end) = (number(subnet.network()), number(subnet.broadcast()));
@@ -185,6 +200,57 @@ impl Pool {
         }
         let index = |value: u128| (value.clamp(self.first, self.last) - self.first) / self.size();
         Some((index(start), index(end)))
+    }
+}
+
+/// Prefix lengths that subnets of a network may have: flannel leases at least four, of at least four addresses each.
+pub(crate) fn lengths(network: &IpNet) -> RangeInclusive<u8> {
+    network.prefix_len() + 2..=network.max_prefix_len() - 2
+}
+
+/// Why a subnet is no lease of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    Misaligned,
+    Outside,
+    Length,
+}
+
+/// How a lease's subnet is related to a network config.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kinship {
+    /// It is one that the config leases.
+    Own,
+    /// Another `SubnetLen` or other families of the same network lease it, as while nodes change one after the other.
+    Other,
+}
+
+/// Relates a subnet to a config. `Err` says why no config of these networks leases it.
+pub fn kinship(conf: &NetConf, subnet: &Subnet) -> Result<Kinship, &'static str> {
+    if fits(conf, subnet) {
+        return Ok(Kinship::Own);
+    }
+    let mut refusals = Family::ALL
+        .into_iter()
+        .filter_map(|family| Some(conf.pool(family)?.refuses(&subnet.of(family)?)))
+        .peekable();
+    let first = refusals.peek().copied().flatten();
+    match first {
+        Some(refusal) if refusals.all(|refusal| refusal.is_some()) => Err(match refusal {
+            Refusal::Misaligned => "its subnet has host bits set",
+            Refusal::Outside => "its subnet lies outside our network",
+            Refusal::Length => "no SubnetLen makes a subnet of that length",
+        }),
+        _ => Ok(Kinship::Other),
+    }
+}
+
+/// The part of a subnet that a config of these networks leases; what is no node's takes nothing from any node.
+pub fn credible(conf: &NetConf, subnet: &Subnet) -> Subnet {
+    let is_credible = |family, net: IpNet| conf.pool(family).is_none_or(|pool| pool.refuses(&net).is_none());
+    Subnet {
+        ipv4: subnet.ipv4.filter(|net| is_credible(Family::Ipv4, IpNet::V4(*net))),
+        ipv6: subnet.ipv6.filter(|net| is_credible(Family::Ipv6, IpNet::V6(*net))),
     }
 }
 
@@ -293,6 +359,11 @@ pub fn twin<'a>(conf: &NetConf, leases: &'a [Lease], asker: &Asker, chosen: &Cho
 
 /// Chooses the subnets of a node. `Err` when the pool is used up.
 pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Result<Choice, String> {
+    let credible = |lease: &Lease| match asker.owns(lease) {
+        true => lease.clone(),
+        false => Lease { subnet: credible(conf, &lease.subnet), ..lease.clone() },
+    };
+    let leases: Vec<Lease> = leases.iter().map(credible).collect();
     let mut own: Vec<&Lease> = leases.iter().filter(|lease| asker.owns(lease)).collect();
     // Pods run in what we hold, or in what the subnet file says; whoever had our address before may have left another, and
     // whoever wrote one under it since can wait.
@@ -324,7 +395,7 @@ pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Res
             kept.find(|net| !taken().any(|other| meet(net, &other)))
                 .or_else(|| pool.draw(taken(), dice))
                 .map(Some)
-                .ok_or_else(|| format!("out of subnets: every one of {pool} is leased"))
+                .ok_or_else(|| out_of_subnets(pool, taken()))
         }
     };
     let (mut subnet, v4, v6) = (Subnet::default(), draw(Family::Ipv4)?, draw(Family::Ipv6)?);
@@ -335,6 +406,15 @@ pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Res
         }
     }
     Ok(Choice { subnet, stale, origin: Origin::Drawn })
+}
+
+fn out_of_subnets(pool: &Pool, taken: impl Iterator<Item = IpNet>) -> String {
+    let mut text = format!("out of subnets: every one of {pool} is leased");
+    let sizes = taken.filter_map(|net| pool.span(&net).map(|(first, last)| (last - first + 1, net)));
+    if let Some((size, net)) = sizes.max().filter(|(size, _)| *size > 1) {
+        text += &format!("; the lease of {net} alone takes {size} of them: delete it if it is no node's");
+    }
+    text
 }
 
 /// Does the subnet have exactly the families of the config, each within its pool?
@@ -550,8 +630,55 @@ mod tests {
             .map(|dice| choose(&conf, &leases, &asker(None), dice).unwrap().subnet.to_string())
             .collect();
         assert_eq!(drawn.into_iter().collect::<Vec<_>>(), ["10.3.0.12-30", "10.3.0.4-30"]);
-        let all = [lease("10.3.0.0-28", [192, 0, 2, 2])];
+        let all = ["10.3.0.0-30", "10.3.0.4-30", "10.3.0.8-30", "10.3.0.12-30"];
+        let all = all.map(|key| lease(key, [192, 0, 2, 2]));
         assert!(choose(&conf, &all, &asker(None), 7).unwrap_err().contains("out of subnets"));
+    }
+
+    #[test]
+    fn what_no_node_can_hold_takes_no_subnet_from_anybody() {
+        let conf = conf(r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48"}"#);
+        let pool = conf.pool(Family::Ipv4).unwrap().count();
+        for key in [
+            "10.244.0.0-16",
+            "10.244.0.0-17",
+            "10.0.0.0-8",
+            "10.244.0.0-16&fd00::-48",
+            "0.0.0.0-0&fd00::-32",
+            "10.244.9.0-32",
+            "10.244.0.7-17",
+        ] {
+            let planted = [lease(key, [192, 0, 2, 9])];
+            let drawn: std::collections::BTreeSet<_> = (0..u64::try_from(pool).unwrap())
+                .map(|dice| choose(&conf, &planted, &asker(None), dice).unwrap().subnet.ipv4)
+                .collect();
+            assert_eq!(drawn.len() as u128, pool, "{key}");
+            assert!(kinship(&conf, &planted[0].subnet).is_err(), "{key}");
+        }
+        // Older than ours, it does not take ours away either.
+        let ours = Lease { born: 5, ..lease("10.244.7.0-24&fd00:0:0:7::-64", [192, 0, 2, 1]) };
+        let choice =
+            choose(&conf, &[lease("10.244.0.0-16", [192, 0, 2, 9]), ours.clone()], &asker(None), 0).unwrap();
+        assert_eq!((choice.subnet, choice.origin), (ours.subnet, Origin::Reused));
+    }
+
+    #[test]
+    fn a_lease_of_another_subnet_len_is_a_nodes_and_is_avoided() {
+        let conf = conf(r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.8.0","SubnetMax":"10.244.11.0"}"#);
+        for (key, taken) in [("10.244.8.0-23", 2), ("10.244.9.64-26", 1), ("10.244.0.0-18", 4)] {
+            let other = lease(key, [192, 0, 2, 9]);
+            assert_eq!(kinship(&conf, &other.subnet), Ok(Kinship::Other));
+            let drawn = |dice| choose(&conf, std::slice::from_ref(&other), &asker(None), dice);
+            match taken {
+                4 => assert!(drawn(0).unwrap_err().contains("10.244.0.0/18 alone takes 4"), "{key}"),
+                _ => {
+                    let all: std::collections::BTreeSet<_> =
+                        (0..9).map(|dice| drawn(dice).unwrap().subnet).collect();
+                    assert_eq!(all.len(), 4 - taken, "{key}");
+                    assert!(all.iter().all(|subnet| !overlap(subnet, &other.subnet)), "{key}");
+                }
+            }
+        }
     }
 
     #[test]

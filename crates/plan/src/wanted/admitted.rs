@@ -11,7 +11,7 @@ use crate::Mac;
 use crate::input::Family;
 use crate::lease::{Announced, Lease, Vtep};
 use crate::note::PeerFault;
-use crate::subnet_alloc::number;
+use crate::subnet_alloc::{self, number};
 
 /// What has been admitted of one family, to find the next lease in conflict with it. Where no two leases are in conflict, as
 /// nearly always, nothing has to be found.
@@ -114,6 +114,10 @@ impl Draft<'_> {
         }
         if !self.owned.in_network(&subnet) {
             return Err(PeerFault::OutsideNetwork);
+        }
+        let lengths = self.config.network(family).map(|network| subnet_alloc::lengths(&network));
+        if lengths.is_some_and(|lengths| !lengths.contains(&subnet.prefix_len())) {
+            return Err(PeerFault::BadLength);
         }
         let ours = self.node.subnet.of(family);
         if let Some(ours) = ours.filter(|ours| ours.contains(&subnet) || subnet.contains(ours)) {

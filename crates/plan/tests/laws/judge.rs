@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use ipnet::IpNet;
 use plan::input::Family;
 use plan::lease::Lease;
 use plan::netconf::NetConf;
@@ -251,7 +252,14 @@ pub(crate) fn is_right_choice(
             pool
         );
         if choice.origin != Origin::Reused {
-            let others = foreign().filter_map(|lease| lease.subnet.of(family));
+            // What no SubnetLen of this network makes is no node's.
+            let lengths = pool.network.prefix_len() + 2..=pool.network.max_prefix_len() - 2;
+            let is_nodes = |other: &IpNet| {
+                *other == other.trunc()
+                    && pool.network.contains(other)
+                    && (other.prefix_len() == pool.len || lengths.contains(&other.prefix_len()))
+            };
+            let others = foreign().filter_map(|lease| lease.subnet.of(family)).filter(is_nodes);
             let overlap = others.into_iter().find(|other| other.contains(&net) || net.contains(other));
             prop_assert_eq!(overlap, None, "{}", net);
         }
