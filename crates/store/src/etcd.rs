@@ -2,13 +2,18 @@
 //! to answer; what it heard stays in force while nobody does. Whether a list is to be believed is not decided here.
 
 mod claim;
+mod der;
+mod dial;
 mod listing;
 mod pace;
 mod session;
+mod tls;
 mod words;
 
+use std::convert::Infallible;
 use std::fmt;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -17,20 +22,25 @@ use plan::backend::Backend;
 use plan::lease::{Lease, Subnet};
 use plan::netconf::NetConf;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::own::Claim;
 use crate::pulse::Pulse;
 use crate::view::{StoreError, View};
-use listing::Listing;
+use listing::{Listing, Scope};
 use pace::Pace;
-use session::{ANSWER, Keys, Name, Session, Since};
+use session::{ANSWER, Keys, Name, Refusal, Session, Since, Stream};
 
 /// Changes in quick succession are told together.
 const QUIET: Duration = Duration::from_millis(20);
-/// After so long without a word a server is asked whether it is there.
+/// Time without a word after which a server is asked whether it is there.
 const SILENCE: Duration = Duration::from_secs(3);
+/// Time without a word after which a watch is begun again, though its server is there: etcd says every 10 minutes how far
+/// it is, unless it is told otherwise.
+const DEAF: Duration = Duration::from_secs(25 * 60);
+/// Time between two looks at whether this node still has the address that the connection comes from.
+const SOURCE: Duration = Duration::from_millis(250);
 
 /// Until a lease that could not be renewed is renewed; it lasts much longer.
 const RENEW_RETRY: Duration = Duration::from_secs(20);
@@ -88,6 +98,23 @@ struct Shared {
     seed: Option<Listing>,
     /// The last part of our lease's key.
     own: Option<Box<str>>,
+    /// What counts as a lease; the networks of the config in force do not change while we run.
+    scope: Option<Scope>,
+}
+
+/// Why a watch ends.
+enum End {
+    /// This node has lost the address that the connection came from.
+    Moved,
+    /// All is well, and it is begun again.
+    Again(&'static str),
+    Lost(StoreError),
+}
+
+impl From<StoreError> for End {
+    fn from(error: StoreError) -> Self {
+        Self::Lost(error)
+    }
 }
 
 /// Our etcd lease, and when it is to be renewed.
@@ -122,13 +149,15 @@ impl Etcd {
     /// Reads all leases, once.
     pub async fn leases(&self) -> Result<Vec<Lease>, StoreError> {
         let mut session = self.session().await?;
-        Ok(self.keep_if_well(session.list(&self.options).await)?.leases())
+        let listed = session.list(&self.options, None).await;
+        Ok(self.keep_if_well(&session, listed)?.leases())
     }
 
     /// Reads the network config.
     pub async fn net_conf(&self) -> Result<NetConf, StoreError> {
         let session = self.session().await?;
-        let (_, conf) = self.keep_if_well(session.get(Name::Config).await)?;
+        let read = session.get(Name::Config).await;
+        let (_, conf) = self.keep_if_well(&session, read)?;
         let text = conf.as_ref().map(etcd_client::KeyValue::value);
         listing::net_conf(&self.keys, text, self.options.backend.as_ref())
             .map_err(|why| StoreError::new(&session.endpoint, why))
@@ -139,16 +168,19 @@ impl Etcd {
     pub async fn acquire(&self, claim: &Claim) -> Result<Lease, StoreError> {
         let mut session = self.session().await?;
         let taken = claim::take(&mut session, &self.options, claim).await;
-        let (lease, seed) = self.keep_if_well(taken)?;
+        let (lease, seed) = self.keep_if_well(&session, taken)?;
         if seed.is_some() {
             self.lock().seed = seed;
         }
         Ok(lease)
     }
 
-    /// From now on that lease is ours to renew, whether it was taken or remembered.
-    pub fn hold(&self, subnet: &Subnet) {
-        self.lock().own = Some(subnet.to_string().into());
+    /// From now on that lease is ours to renew, whether it was taken or remembered, and leases are of that config's
+    /// networks.
+    pub fn hold(&self, subnet: &Subnet, conf: &NetConf) {
+        let mut shared = self.lock();
+        (shared.own, shared.scope) =
+            (Some(subnet.to_string().into()), Some(Scope { conf: conf.clone(), owner: None }));
     }
 
     /// Keeps the view up to date and our lease renewed, for ever. While nobody answers the last good leases stay in it.
@@ -156,15 +188,20 @@ impl Etcd {
         let mut listing = self.lock().seed.take().unwrap_or_default();
         let (mut renewal, mut pace) = (Renewal::default(), Pace::default());
         loop {
-            let Err(error) = self.follow(&mut listing, &view, (&mut renewal, &mut pace)).await;
-            self.lock().session = None;
+            let Err(end) = self.follow(&mut listing, &view, (&mut renewal, &mut pace)).await;
             self.pulse.count_restart();
-            let why = error.to_string();
-            if view.borrow().lost.as_ref() != Some(&why) {
-                warn!("store is lost, the last known leases stay in force: {why}");
-                view.send_modify(|view| view.lost = Some(why));
+            match end {
+                End::Moved => info!("the source address of the connection to etcd is gone; connecting again"),
+                End::Again(why) => debug!("the watch is begun again: {why}"),
+                End::Lost(error) => {
+                    let why = error.to_string();
+                    if view.borrow().lost.as_ref() != Some(&why) {
+                        warn!("store is lost, the last known leases stay in force: {why}");
+                        view.send_modify(|view| view.lost = Some(why));
+                    }
+                    sleep(pace.next()).await;
+                }
             }
-            sleep(pace.next()).await;
         }
     }
 
@@ -172,46 +209,58 @@ impl Etcd {
         &self,
         listing: &mut Listing,
         view: &watch::Sender<View>,
+        lasting: (&mut Renewal, &mut Pace),
+    ) -> Result<Infallible, End> {
+        let session = self.session().await?;
+        let end = self.hear(session.clone(), listing, view, lasting).await;
+        end.inspect_err(|end| match end {
+            End::Again(_) => {}
+            End::Moved => self.leave(&session, false),
+            End::Lost(_) => self.leave(&session, true),
+        })
+    }
+
+    async fn hear(
+        &self,
+        mut session: Session,
+        listing: &mut Listing,
+        view: &watch::Sender<View>,
         (renewal, pace): (&mut Renewal, &mut Pace),
-    ) -> Result<std::convert::Infallible, StoreError> {
-        let mut session = self.session().await?;
-        let since = session.since(listing).await?;
-        if since != Since::Same {
-            let breaks = listing.breaks + u32::from(since == Since::Another);
-            *listing = session.list(&self.options).await?;
-            listing.breaks = breaks;
-            self.pulse.count_list();
-        }
-        let mut stream = session.watch(listing.revision).await?;
+    ) -> Result<Infallible, End> {
+        let mut stream = self.begin(&mut session, listing).await?;
         // Nobody knows how long it lasts after a clock that stood still or a server that was away.
         renewal.begin();
-        // Until the server has said that it stands.
-        let mut unsettled = true;
+        let mut silence = Silence::begin(session.clone());
         let mut publish: Option<Instant> = None;
-        let mut asked = false;
+        let mut source = tokio::time::interval(SOURCE);
+        source.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let own = self.lock().own.clone();
             renewal.look_at(own.and_then(|own| listing.lease_id(&own)));
-            let patience = if asked || unsettled { ANSWER } else { SILENCE };
             tokio::select! {
-                message = timeout(patience, stream.next()) => match message {
-                    Ok(message) => {
-                        let response = message?;
-                        asked = false;
-                        self.pulse.beat();
-                        if self.heed(&response, listing, &session)? {
-                            publish.get_or_insert(Instant::now() + QUIET);
+                message = stream.next() => {
+                    let response = message.map_err(|error| match error {
+                        Some(error) => End::Lost(error),
+                        None => {
+                            listing.cluster = 0;
+                            End::Again("an event is too large, so the list is read")
                         }
-                        if std::mem::take(&mut unsettled) {
-                            pace.reset();
-                            publish = Some(Instant::now());
-                        }
+                    })?;
+                    self.pulse.beat();
+                    if self.heed(&response, listing, &session)? {
+                        publish.get_or_insert(Instant::now() + QUIET);
                     }
-                    Err(_) if asked || unsettled => return Err(session.silent(patience)),
-                    Err(_) => {
-                        stream.ask().await?;
-                        asked = true;
+                    if silence.hear() {
+                        pace.reset();
+                        publish = Some(Instant::now());
                     }
+                }
+                there = silence.pass() => {
+                    there?;
+                    self.pulse.beat();
+                }
+                _ = source.tick() => if !session.has_source() {
+                    return Err(End::Moved);
                 },
                 () = at(publish) => {
                     publish = None;
@@ -226,21 +275,33 @@ impl Etcd {
         }
     }
 
+    /// Brings the listing up to date and begins a watch from there.
+    async fn begin(&self, session: &mut Session, listing: &mut Listing) -> Result<Stream, StoreError> {
+        let since = session.since(listing).await?;
+        if since != Since::Same {
+            let breaks = listing.breaks + u32::from(since == Since::Another);
+            let scope = self.lock().scope.clone();
+            *listing = session.list(&self.options, scope).await?;
+            listing.breaks = breaks;
+            self.pulse.count_list();
+        }
+        session.watch(listing.next()).await
+    }
+
     /// Takes what the watch tells. True when it is something new.
-    fn heed(
-        &self,
-        response: &WatchResponse,
-        listing: &mut Listing,
-        session: &Session,
-    ) -> Result<bool, StoreError> {
+    fn heed(&self, response: &WatchResponse, listing: &mut Listing, session: &Session) -> Result<bool, End> {
         if response.canceled() {
             // Whatever the reason is, the list is to be read anew.
             listing.cluster = 0;
-            return Err(session.fault(words::ended(response)));
+            return Err(session.fault(words::ended(response)).into());
         }
         let mut changed = false;
         for event in response.events() {
             changed |= listing.heed(event, &self.keys, &self.options);
+        }
+        if listing.has_room_again() {
+            listing.cluster = 0;
+            return Err(End::Again("there is room again for leases that were left out"));
         }
         Ok(changed)
     }
@@ -252,13 +313,15 @@ impl Etcd {
             (shared.session.clone(), shared.first)
         };
         if let Some(session) = known {
-            return Ok(session);
+            if session.has_source() {
+                return Ok(session);
+            }
+            self.leave(&session, false);
         }
         let count = self.options.endpoints.len();
         let mut faults = Vec::new();
         for index in (0..count).map(|nth| (first + nth) % count) {
-            let endpoint = &self.options.endpoints[index];
-            match Session::open(endpoint, &self.keys, &self.options).await {
+            match Session::open(index, &self.keys, &self.options).await {
                 Ok(session) => {
                     let mut shared = self.lock();
                     (shared.session, shared.first) = (Some(session.clone()), index);
@@ -270,13 +333,26 @@ impl Etcd {
         Err(StoreError::new("etcd", faults.join("; ")))
     }
 
-    /// A connection on which something failed is not used again.
-    fn keep_if_well<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+    /// A connection on which something failed is not used again, and the next one goes to another server.
+    fn keep_if_well<T>(&self, session: &Session, result: Result<T, StoreError>) -> Result<T, StoreError> {
         result.inspect_err(|error| {
             if !error.is_decision() {
-                self.lock().session = None;
+                self.leave(session, true);
             }
         })
+    }
+
+    /// Gives a connection up, and with it the server, if that has `failed`.
+    fn leave(&self, session: &Session, failed: bool) {
+        let mut shared = self.lock();
+        if shared.session.as_ref().is_some_and(|current| current.is(session)) {
+            shared.session = None;
+            shared.first = session.index + usize::from(failed);
+        }
+        drop(shared);
+        if !failed {
+            session.cut();
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Shared> {
@@ -313,6 +389,54 @@ impl Renewal {
             }
         };
         self.due = Some(Instant::now() + pace::jittered(pause));
+    }
+}
+
+/// Watches over a silent server.
+struct Silence {
+    session: Session,
+    /// Until the server has said that the watch stands.
+    is_settled: bool,
+    /// When the watch last said anything, and when the server did.
+    watch: Instant,
+    server: Instant,
+    /// A question that is under way.
+    asked: Option<Pin<Box<dyn Future<Output = Result<(), Refusal>> + Send>>>,
+}
+
+impl Silence {
+    fn begin(session: Session) -> Self {
+        let now = Instant::now();
+        Self { session, is_settled: false, watch: now, server: now, asked: None }
+    }
+
+    /// The watch says something. True for the first word.
+    fn hear(&mut self) -> bool {
+        (self.watch, self.server, self.asked) = (Instant::now(), Instant::now(), None);
+        !std::mem::replace(&mut self.is_settled, true)
+    }
+
+    /// Waits while the server is silent and may be, then asks it whether it is there. The question is one that every etcd
+    /// and every proxy passes on; to ask on the watch itself is answered by none of the proxies, and ends some of them. May
+    /// be dropped and called again.
+    async fn pass(&mut self) -> Result<(), End> {
+        if !self.is_settled {
+            sleep_until(self.server + ANSWER).await;
+            return Err(self.session.silent(ANSWER).into());
+        }
+        if self.asked.is_none() {
+            sleep_until(self.server + SILENCE).await;
+        }
+        let session = self.session.clone();
+        let asked = self.asked.get_or_insert_with(|| Box::pin(async move { session.is_there().await }));
+        let answer = asked.await;
+        self.asked = None;
+        answer.map_err(|refusal| self.session.fault(refusal.why))?;
+        self.server = Instant::now();
+        if self.watch.elapsed() > DEAF {
+            return Err(End::Again("it has said nothing for long"));
+        }
+        Ok(())
     }
 }
 

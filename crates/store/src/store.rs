@@ -68,13 +68,13 @@ impl Store {
         }
     }
 
-    /// From now on that lease is ours.
-    pub fn hold(&self, subnet: &Subnet) {
+    /// From now on that lease is ours, and leases are of that config's networks.
+    pub fn hold(&self, subnet: &Subnet, conf: &NetConf) {
         match self {
             // A directory's leases do not end.
-            Self::Dir(_) => _ = subnet,
+            Self::Dir(_) => _ = (subnet, conf),
             #[cfg(feature = "etcd")]
-            Self::Etcd(etcd) => etcd.hold(subnet),
+            Self::Etcd(etcd) => etcd.hold(subnet, conf),
         }
     }
 

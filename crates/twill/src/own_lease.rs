@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use plan::Mac;
+use plan::backend::Backend;
 use plan::input::{Node, Uplink};
 use plan::lease::{Announced, Lease};
 use plan::netconf::NetConf;
@@ -26,7 +27,8 @@ const RETURN: Duration = Duration::from_millis(250);
 const RIVALRY: Duration = Duration::from_secs(600);
 /// So long it is said that somebody else has written our lease, though it is ours again.
 const CONTEST: Duration = Duration::from_secs(150);
-/// Until the lease is asked for again after the store refused it.
+/// Longest time until the lease is asked for again after the store refused it. The first attempts come sooner, since a store
+/// that is only out of reach for a moment refuses as well.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// The store, asked from a thread that is not its own.
@@ -78,6 +80,8 @@ pub(crate) struct OwnLease {
     asked: Option<Asked>,
     /// Why it cannot be taken, and when it is tried again.
     refused: Option<(StoreFault, Instant)>,
+    /// Attempts that were refused since the lease stood last.
+    attempts: u32,
 }
 
 /// A question that is under way.
@@ -110,8 +114,18 @@ impl Kept {
 
 impl OwnLease {
     pub(crate) fn new(source: Source, conf: NetConf, asker: Asker) -> Self {
-        let (written, former, contest) = (None, Vec::new(), None);
-        Self { source, conf, asker, written, former, contest, yielded: None, asked: None, refused: None }
+        Self {
+            source,
+            conf,
+            asker,
+            written: None,
+            former: Vec::new(),
+            contest: None,
+            yielded: None,
+            asked: None,
+            refused: None,
+            attempts: 0,
+        }
     }
 
     /// The config in force.
@@ -139,7 +153,7 @@ impl OwnLease {
     pub(crate) fn holding(mut self, lease: Lease) -> (Self, Lease) {
         self.asker.previous = Some(lease.subnet);
         self.asker.held = Some(lease.clone());
-        self.source.store.hold(&lease.subnet);
+        self.source.store.hold(&lease.subnet, &self.conf);
         (self, lease)
     }
 
@@ -163,8 +177,9 @@ impl OwnLease {
         self.conf = conf.clone();
     }
 
-    /// Is it another config than the one in force? The error says what of it cannot change while pods run.
-    pub(crate) fn may_follow(&self, conf: &NetConf) -> Result<bool, StoreFault> {
+    /// True if it is another config than the one in force. The error says what of it cannot change while pods run; to or from
+    /// `alloc`, which has no routes, a node changes only where no `peers` would lose it.
+    pub(crate) fn may_follow(&self, conf: &NetConf, peers: usize) -> Result<bool, StoreFault> {
         for (now, then, key) in [
             (&self.conf.ipv4, &conf.ipv4, "Network or SubnetLen"),
             (&self.conf.ipv6, &conf.ipv6, "IPv6Network or IPv6SubnetLen"),
@@ -174,6 +189,10 @@ impl OwnLease {
             {
                 return Err(StoreFault::ConfigRefused { what: key.into() });
             }
+        }
+        let is_alloc = |conf: &NetConf| matches!(conf.backend, Backend::Alloc);
+        if peers > 0 && is_alloc(&self.conf) != is_alloc(conf) {
+            return Err(StoreFault::ConfigRefused { what: "Backend Type from or to alloc".into() });
         }
         Ok(self.conf != *conf)
     }
@@ -185,7 +204,7 @@ impl OwnLease {
         let macs = [node.vtep.unwrap_or_default(), node.vtep_v6.unwrap_or_default()];
         let (what, gone) = match self.wrong(listed, node, macs, now) {
             Ok(kept) => {
-                self.refused = None;
+                (self.refused, self.attempts) = (None, 0);
                 return kept;
             }
             Err(wrong) => wrong,
@@ -218,7 +237,7 @@ impl OwnLease {
         }
         let others: Vec<&Lease> =
             listed.iter().filter(|lease| !self.asker.owns(lease) && !self.is_former(lease)).collect();
-        if let Some(holder) = others.iter().find(|other| holds(other, standing, node)) {
+        if let Some(holder) = others.iter().find(|other| holds(&self.conf, other, standing, node)) {
             let address = holder.public_ip.map(IpAddr::V4).or(holder.public_ipv6.map(IpAddr::V6));
             let holder = address.map_or("somebody".into(), |address| address.to_string()).into();
             let fault = StoreFault::OwnLeaseTaken { subnet: node.subnet.to_string().into(), holder };
@@ -263,7 +282,7 @@ impl OwnLease {
                 warn!("our lease {} {}", lease.subnet, asked.what);
                 self.written = Some((lease.clone(), now));
                 self.former.extend(self.asker.held.replace(lease));
-                self.refused = None;
+                (self.refused, self.attempts) = (None, 0);
             }
             Ok(Err(error)) => {
                 let why = error.to_string().into();
@@ -272,7 +291,9 @@ impl OwnLease {
                 } else {
                     StoreFault::OwnLeaseStale { why }
                 };
-                self.refused = Some((fault, now + RETRY));
+                let pause = RETURN * 2_u32.pow(self.attempts.min(10));
+                self.attempts += 1;
+                self.refused = Some((fault, now + pause.min(RETRY)));
             }
         }
         self.asked = None;
@@ -303,9 +324,9 @@ fn same(one: &Lease, other: &Lease) -> bool {
 }
 
 /// Has that other node our subnet, or part of it? Of two leases that overlap the older one stays.
-fn holds(other: &Lease, standing: Option<&Lease>, node: &Node) -> bool {
+fn holds(conf: &NetConf, other: &Lease, standing: Option<&Lease>, node: &Node) -> bool {
     other.subnet == node.subnet
-        || (subnet_alloc::overlap(&other.subnet, &node.subnet)
+        || (subnet_alloc::overlap(&subnet_alloc::credible(conf, &other.subnet), &node.subnet)
             && standing.is_none_or(|own| other.born < own.born))
 }
 

@@ -261,7 +261,9 @@ impl Reconciler {
         } else {
             view.conf.clone()
         };
-        if let Some(Err(fault)) = conf.map(|conf| self.reconfigure(conf, follow)) {
+        let listed = view.leases.known().iter().filter(|lease| lease.subnet != self.node.subnet).count();
+        let peers = listed.max(self.memory.belief.peers());
+        if let Some(Err(fault)) = conf.map(|conf| self.reconfigure(conf, follow, peers)) {
             heard.notes.push(Note::Store(fault));
         }
         if view.leases == Leases::Unknown {
@@ -288,10 +290,15 @@ impl Reconciler {
     }
 
     /// Follows the network config as far as it may change under running pods; otherwise the last good one stays.
-    fn reconfigure(&mut self, conf: Result<NetConf, String>, follow: bool) -> Result<(), StoreFault> {
+    fn reconfigure(
+        &mut self,
+        conf: Result<NetConf, String>,
+        follow: bool,
+        peers: usize,
+    ) -> Result<(), StoreFault> {
         let unusable = |why: String| StoreFault::ConfigUnusable { why: why.into() };
         let conf = conf.map_err(unusable)?;
-        if !follow || !self.own_lease.may_follow(&conf)? {
+        if !follow || !self.own_lease.may_follow(&conf, peers)? {
             return Ok(());
         }
         conf.backend.suits(&self.node.uplink).map_err(unusable)?;

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use tracing::{debug, info};
 
 use super::EtcdOptions;
-use super::listing::Listing;
+use super::listing::{Listing, Scope};
 use super::pace::jittered;
 use super::session::{Name, Session, Swap};
 use crate::own::{Choice, Claim, Settled};
@@ -27,6 +27,7 @@ pub(super) async fn take(
     options: &EtcdOptions,
     claim: &Claim,
 ) -> Result<(Lease, Option<Listing>), StoreError> {
+    let scope = Scope { conf: claim.conf.clone(), owner: Some(claim.asker.clone()) };
     for attempt in 0..ATTEMPTS {
         if attempt > 1 {
             sleep(jittered(PAUSE)).await;
@@ -34,7 +35,7 @@ pub(super) async fn take(
         let (listing, leases) = match &claim.choice {
             // What was won is looked at once more: a lease under another key may overlap it, and the older one stays.
             Choice::Any { .. } => {
-                let listing = session.list(options).await?;
+                let listing = session.list(options, Some(scope.clone())).await?;
                 let mut leases = listing.leases();
                 leases.extend(listing.unreadable().filter(|subnet| claim.spares(subnet)).map(Lease::unknown));
                 (listing, leases)
@@ -68,9 +69,10 @@ async fn fresh(
     known: &[Lease],
 ) -> Result<(Listing, Vec<Lease>), StoreError> {
     let ((cluster, revision), entry) = session.get(Name::Subnet(key)).await?;
-    let mut listing = Listing::new(cluster, revision, &session.keys);
+    let mut listing = Listing::new(&session.keys, None);
+    (listing.cluster, listing.revision) = (cluster, revision);
     if let Some(kv) = &entry {
-        listing.put(kv, &session.keys, options);
+        listing.put(kv, true, &session.keys, options);
     }
     let others = known.iter().filter(|lease| lease.subnet.to_string() != key).cloned();
     let leases = others.chain(listing.leases()).collect();

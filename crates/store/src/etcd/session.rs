@@ -1,20 +1,19 @@
 //! One connection to one etcd server, and the few things that are asked of it, each with a limit of time. What an answer
 //! means is not decided here.
 
-use std::fs;
 use std::future::Future;
-use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, Identity, KeyValue,
-    PutOptions, TlsOptions, Txn, TxnOp, WatchOptions, WatchResponse, WatchStream,
+    Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, KeyValue, PutOptions, Txn, TxnOp,
+    WatchOptions, WatchResponse, WatchStream,
 };
 use tokio::time::timeout;
 
-use super::EtcdOptions;
-use super::listing::Listing;
-use super::words;
+use super::dial::{self, Line};
+use super::listing::{Listing, Scope};
+use super::{EtcdOptions, words};
 use crate::view::StoreError;
 
 /// How long one server may take to answer.
@@ -25,8 +24,8 @@ const LONG_ANSWER: Duration = Duration::from_secs(10);
 const LOGIN: Duration = Duration::from_secs(5);
 /// Entries that are asked for at a time.
 const PAGE: i64 = 1000;
-/// Bytes that such an answer may have: an entry may have 1.5 MB, and some do not hide the others.
-const LARGEST_ANSWER: usize = 64 << 20;
+/// Bytes of the largest answer that is accepted: two entries of etcd's usual limit. A larger page is asked for in parts.
+const LARGEST_ANSWER: usize = 4 << 20;
 /// Nothing that lasts longer is a lease.
 const A_YEAR: Duration = Duration::from_secs(365 * 86400);
 /// Letters of a key that are told.
@@ -90,10 +89,13 @@ impl Keys {
     }
 }
 
-/// A connection. Copies share it.
+/// One connection to one server. Copies share it.
 #[derive(Clone)]
 pub(super) struct Session {
     client: Client,
+    line: Arc<Line>,
+    /// Position of the endpoint in the options.
+    pub(super) index: usize,
     pub(super) endpoint: String,
     pub(super) keys: Keys,
 }
@@ -123,16 +125,62 @@ pub(super) struct Swap<'a> {
 
 impl Session {
     /// Connects, and logs in where a user is given.
-    pub(super) async fn open(endpoint: &str, keys: &Keys, options: &EtcdOptions) -> Result<Self, StoreError> {
-        let fault = |error: String| StoreError::new(endpoint, error);
-        let connect = connect_options(endpoint, options).map_err(fault)?;
-        // Passwords are meant to be slow to check, and after a restart all nodes come at once.
-        let limit = if options.has_user() { LOGIN } else { ANSWER };
-        let client = within(limit, Client::connect([endpoint], Some(connect))).await.map_err(fault)?;
-        let session = Self { client, endpoint: endpoint.to_owned(), keys: keys.clone() };
-        // The client connects with the first question.
-        session.get(Name::Config).await?;
+    pub(super) async fn open(index: usize, keys: &Keys, options: &EtcdOptions) -> Result<Self, StoreError> {
+        let endpoint = options.endpoints[index].as_str();
+        match Self::connect(index, keys, options).await {
+            // A server that hangs does not say why either.
+            Err(Refusal { why, hangs: false, .. }) => {
+                Err(StoreError::new(endpoint, dial::diagnose(endpoint, options, why).await))
+            }
+            Err(Refusal { why, .. }) => Err(StoreError::new(endpoint, why)),
+            Ok(session) => Ok(session),
+        }
+    }
+
+    async fn connect(index: usize, keys: &Keys, options: &EtcdOptions) -> Result<Self, Refusal> {
+        let endpoint = options.endpoints[index].clone();
+        let dialed = timeout(ANSWER, dial::dial(&endpoint, options)).await;
+        let (channel, line) = dialed.map_err(|_| Refusal::silence(ANSWER))?.map_err(Refusal::said)?;
+        let connect = |connect| within(LOGIN, Client::from_channel(channel.clone(), Some(connect)));
+        let plain = ConnectOptions::new().with_require_leader(true);
+        let client = if options.has_user() {
+            let user = plain.clone().with_user(&options.username, &options.password);
+            // Passwords are meant to be slow to check, and after a restart all nodes come at once.
+            match connect(user.with_auto_token_refresh(true)).await {
+                // As with Go's client, an etcd that knows no users lets everybody in.
+                Err(refusal) if refusal.why.contains("authentication is not enabled") => {
+                    connect(plain).await?
+                }
+                client => client?,
+            }
+        } else {
+            connect(plain).await?
+        };
+        let session = Self { client, line, index, endpoint, keys: keys.clone() };
+        session.is_there().await?;
         Ok(session)
+    }
+
+    /// True if both are one connection.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.line, &other.line)
+    }
+
+    /// True unless this node has lost the connection's source address.
+    pub(super) fn has_source(&self) -> bool {
+        self.line.has_source()
+    }
+
+    /// Makes every request that is under way fail.
+    pub(super) fn cut(&self) {
+        self.line.cut();
+    }
+
+    /// Asks for as little as it can: any answer says that the server and most of its cluster are there. Not even a proxy
+    /// answers this one by itself.
+    pub(super) async fn is_there(&self) -> Result<(), Refusal> {
+        let count = GetOptions::new().with_count_only();
+        within(ANSWER, self.client.kv_client().get(self.keys.config(), Some(count))).await.map(drop)
     }
 
     pub(super) fn fault(&self, why: impl std::fmt::Display) -> StoreError {
@@ -144,33 +192,56 @@ impl Session {
     }
 
     async fn ask<T>(&self, request: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
-        within(ANSWER, request).await.map_err(|why| self.fault(why))
+        within(ANSWER, request).await.map_err(|refusal| self.fault(refusal.why))
     }
 
-    /// The entry of that name; and the cluster's number and revision at that moment.
+    /// The entry of that name; and the cluster's number and revision at that moment. A lease that is too large comes without
+    /// its value.
     pub(super) async fn get(&self, name: Name<'_>) -> Result<((u64, i64), Option<KeyValue>), StoreError> {
         let mut kv = self.client.kv_client().max_decoding_message_size(LARGEST_ANSWER);
-        let mut response = self.ask(kv.get(self.keys.of(name), None)).await?;
+        let key = self.keys.of(name);
+        let mut response = match within(ANSWER, kv.get(key.clone(), None)).await {
+            Err(Refusal { is_too_large: true, .. }) if name != Name::Config => {
+                self.ask(kv.get(key, Some(GetOptions::new().with_keys_only()))).await?
+            }
+            response => response.map_err(|refusal| self.fault(refusal.why))?,
+        };
         let at = response.header().map_or((0, 0), |header| (header.cluster_id(), header.revision()));
         Ok((at, response.take_kvs().pop()))
     }
 
-    /// Reads all at one revision, page by page.
-    pub(super) async fn list(&mut self, options: &EtcdOptions) -> Result<Listing, StoreError> {
+    /// Reads all at one revision, page by page. A page that is too large is asked for in smaller ones; an entry that alone is
+    /// too large is listed without its value.
+    pub(super) async fn list(
+        &mut self,
+        options: &EtcdOptions,
+        scope: Option<Scope>,
+    ) -> Result<Listing, StoreError> {
         let (start, end) = self.keys.all();
-        let mut from = start.into_bytes();
+        let (mut from, mut limit) = (start.into_bytes(), PAGE);
         let mut kv = self.client.kv_client().max_decoding_message_size(LARGEST_ANSWER);
-        let mut listing: Option<Listing> = None;
+        let mut listing = Listing::new(&self.keys, scope);
         loop {
-            let revision = listing.as_ref().map_or(0, |listing| listing.revision);
-            let page = GetOptions::new().with_range(end.as_str()).with_limit(PAGE).with_revision(revision);
-            let response =
-                within(LONG_ANSWER, kv.get(from, Some(page))).await.map_err(|why| self.fault(why))?;
+            let page = GetOptions::new().with_range(end.as_str()).with_revision(listing.revision);
+            let is_blind = limit == 0;
+            let page = if is_blind { page.with_limit(1).with_keys_only() } else { page.with_limit(limit) };
+            let response = match within(LONG_ANSWER, kv.get(from.clone(), Some(page))).await {
+                Err(Refusal { is_too_large: true, .. }) if limit > 0 => {
+                    limit /= 2;
+                    continue;
+                }
+                response => response.map_err(|refusal| self.fault(refusal.why))?,
+            };
             let header = response.header().ok_or_else(|| self.fault("an answer without a header"))?;
-            let listing = listing
-                .get_or_insert_with(|| Listing::new(header.cluster_id(), header.revision(), &self.keys));
+            if listing.revision == 0 {
+                (listing.cluster, listing.revision) = (header.cluster_id(), header.revision());
+            }
             for kv in response.kvs() {
-                listing.put(kv, &self.keys, options);
+                if is_blind {
+                    listing.put_unseen(kv, &self.keys, LARGEST_ANSWER);
+                } else {
+                    listing.put(kv, true, &self.keys, options);
+                }
             }
             match response.kvs().last() {
                 Some(last) if response.more() => {
@@ -178,10 +249,10 @@ impl Session {
                     from = last.key().to_vec();
                     from.push(0);
                 }
-                _ => break,
+                _ => return Ok(listing),
             }
+            limit = (limit * 2).clamp(1, PAGE);
         }
-        listing.ok_or_else(|| self.fault("an empty answer"))
     }
 
     /// Does this cluster go on from where the listing is? One that was restored or emptied may well be called the same and
@@ -190,24 +261,28 @@ impl Session {
         let Some((name, written)) = listing.newest().filter(|_| listing.cluster != 0) else {
             return Ok(Since::Unknown);
         };
-        let mut kv = self.client.kv_client().max_decoding_message_size(LARGEST_ANSWER);
-        let then = GetOptions::new().with_revision(listing.revision);
+        let mut kv = self.client.kv_client();
+        let then = GetOptions::new().with_revision(listing.revision).with_keys_only();
         match within(ANSWER, kv.get(self.keys.of(name), Some(then))).await {
             Ok(response) => {
                 let same = response.header().is_some_and(|header| header.cluster_id() == listing.cluster);
                 let stood = response.kvs().first().is_some_and(|kv| kv.mod_revision() == written);
                 Ok(if same && stood { Since::Same } else { Since::Another })
             }
-            Err(why) if why.contains("has been compacted") => Ok(Since::Unknown),
-            Err(why) if why.contains("is a future revision") => Ok(Since::Another),
-            Err(why) => Err(self.fault(why)),
+            Err(refusal) if refusal.why.contains("has been compacted") => Ok(Since::Unknown),
+            Err(refusal) if refusal.why.contains("is a future revision") => Ok(Since::Another),
+            Err(refusal) => Err(self.fault(refusal.why)),
         }
     }
 
-    /// Hears of all that happened at that revision and happens later.
+    /// Reports all that happened from that revision on.
     pub(super) async fn watch(&mut self, from: i64) -> Result<Stream, StoreError> {
         let (start, end) = self.keys.all();
-        let options = WatchOptions::new().with_range(end).with_start_revision(from).with_fragment();
+        let options = WatchOptions::new()
+            .with_range(end)
+            .with_start_revision(from)
+            .with_fragment()
+            .with_progress_notify();
         let mut client = self.client.watch_client().max_decoding_message_size(LARGEST_ANSWER);
         let stream = self.ask(client.watch(start, Some(options))).await?;
         Ok(Stream { stream, endpoint: self.endpoint.clone() })
@@ -274,61 +349,49 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub(super) async fn next(&mut self) -> Result<WatchResponse, StoreError> {
+    /// The next message. `Err` with `None`: it was larger than any that is accepted.
+    pub(super) async fn next(&mut self) -> Result<WatchResponse, Option<StoreError>> {
         match self.stream.message().await {
             Ok(Some(response)) => Ok(response),
-            Ok(None) => Err(StoreError::new(&self.endpoint, "it ended the watch")),
-            Err(error) => Err(StoreError::new(&self.endpoint, words::why(&error))),
+            Ok(None) => Err(Some(StoreError::new(&self.endpoint, "it ended the watch"))),
+            Err(error) if words::is_too_large(&error) => Err(None),
+            Err(error) => Err(Some(StoreError::new(&self.endpoint, words::why(&error)))),
         }
-    }
-
-    /// Wants any answer.
-    pub(super) async fn ask(&mut self) -> Result<(), StoreError> {
-        let asked = within(ANSWER, self.stream.request_progress()).await;
-        asked.map_err(|why| StoreError::new(&self.endpoint, why))
     }
 }
 
-async fn within<T>(limit: Duration, request: impl Future<Output = Result<T, Error>>) -> Result<T, String> {
+/// Why a request failed.
+pub(super) struct Refusal {
+    /// With what to do about it, where that is known.
+    pub(super) why: String,
+    /// Nothing was answered in time.
+    hangs: bool,
+    /// The answer was larger than any that is accepted.
+    is_too_large: bool,
+}
+
+impl Refusal {
+    fn said(why: String) -> Self {
+        Self { why, hangs: false, is_too_large: false }
+    }
+
+    fn silence(patience: Duration) -> Self {
+        Self { hangs: true, ..Self::said(silence(patience)) }
+    }
+}
+
+async fn within<T>(limit: Duration, request: impl Future<Output = Result<T, Error>>) -> Result<T, Refusal> {
     match timeout(limit, request).await {
-        Ok(answer) => answer.map_err(|error| words::why(&error)),
-        Err(_) => Err(silence(limit)),
+        Ok(answer) => answer.map_err(|error| Refusal {
+            is_too_large: words::is_too_large(&error),
+            ..Refusal::said(words::why(&error))
+        }),
+        Err(_) => Err(Refusal::silence(limit)),
     }
 }
 
 fn silence(patience: Duration) -> String {
     format!("no answer within {} s", patience.as_secs_f32())
-}
-
-/// Certificates are read anew for each connection, since they are renewed under a running daemon.
-fn connect_options(endpoint: &str, options: &EtcdOptions) -> Result<ConnectOptions, String> {
-    let mut connect = ConnectOptions::new()
-        .with_connect_timeout(ANSWER)
-        .with_require_leader(true)
-        .with_auto_token_refresh(true);
-    if options.has_user() {
-        connect = connect.with_user(&options.username, &options.password);
-    }
-    // As with flannel, what is said of certificates does not count for a server that has none.
-    if !endpoint.starts_with("https://") {
-        return Ok(connect);
-    }
-    let mut tls = TlsOptions::new();
-    tls = match pem(&options.cafile)? {
-        Some(ca) => tls.ca_certificate(Certificate::from_pem(ca)),
-        None => tls.with_native_roots(),
-    };
-    if let (Some(certificate), Some(key)) = (pem(&options.certfile)?, pem(&options.keyfile)?) {
-        tls = tls.identity(Identity::from_pem(certificate, key));
-    }
-    Ok(connect.with_tls(tls))
-}
-
-fn pem(path: &Path) -> Result<Option<Vec<u8>>, String> {
-    if path.as_os_str().is_empty() {
-        return Ok(None);
-    }
-    fs::read(path).map(Some).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]

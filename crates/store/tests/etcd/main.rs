@@ -3,6 +3,11 @@
 #![cfg(feature = "etcd")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod hostile;
+mod proxy;
+mod schemes;
+mod tls;
+
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::{TcpListener, TcpStream};
@@ -25,21 +30,38 @@ struct Server {
     dir: tempfile::TempDir,
     port: u16,
     child: Child,
+    scheme: &'static str,
+    /// More arguments of etcd's.
+    args: Vec<String>,
 }
 
 impl Server {
     fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = run(dir.path(), port);
-        let server = Self { dir, port, child };
-        server.wait();
+        Self::start_with(&[])
+    }
+
+    fn start_with(args: &[&str]) -> Self {
+        let server = Self::start_in(tempfile::tempdir().unwrap(), "http", args);
         server.ctl(&["put", "/coreos.com/network/config", CONFIG]);
         server
     }
 
+    /// One that has nothing in it yet.
+    fn start_in(dir: tempfile::TempDir, scheme: &'static str, args: &[&str]) -> Self {
+        let args: Vec<_> = args.iter().map(|&arg| arg.to_owned()).collect();
+        let port = free_port();
+        let child = run(dir.path(), &format!("{scheme}://127.0.0.1:{port}"), &args);
+        let server = Self { dir, port, child, scheme, args };
+        server.wait();
+        server
+    }
+
     fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("{}://127.0.0.1:{}", self.scheme, self.port)
+    }
+
+    fn signal(&self, name: &str) {
+        signal(&self.child, name);
     }
 
     fn wait(&self) {
@@ -56,7 +78,7 @@ impl Server {
     }
 
     fn restart(&mut self) {
-        self.child = run(self.dir.path(), self.port);
+        self.child = run(self.dir.path(), &self.url(), &self.args);
         self.wait();
     }
 
@@ -118,17 +140,31 @@ impl Drop for Server {
     }
 }
 
-fn run(dir: &Path, port: u16) -> Child {
-    let url = format!("http://127.0.0.1:{port}");
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn signal(child: &Child, name: &str) {
+    let done = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap();
+    assert!(done.success(), "kill -s {name}");
+}
+
+/// A command that ends with the test, however that ends: etcd, or the one that `ETCD` names.
+fn etcd_command() -> Command {
     let program = std::env::var_os("ETCD").filter(|path| !path.is_empty()).unwrap_or_else(|| "etcd".into());
-    // Ends with the test, however that ends.
     let mut command = Command::new("setpriv");
     command.arg("--pdeathsig=KILL").arg(program);
-    command.arg("--data-dir").arg(dir.join("data"));
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+fn run(dir: &Path, url: &str, args: &[String]) -> Child {
+    let mut command = etcd_command();
+    command.current_dir(dir).arg("--data-dir").arg(dir.join("data")).args(args);
     // Peers never come, and the kernel finds a port for them.
-    command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url]);
+    command.args(["--listen-client-urls", url, "--advertise-client-urls", url]);
     command.args(["--listen-peer-urls", "http://127.0.0.1:0", "--log-level", "error"]);
-    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    command.spawn().unwrap()
 }
 
 fn claim(host: u8, choice: Choice) -> Claim {
@@ -361,8 +397,7 @@ fn a_watch_goes_on_where_it_was_and_reads_all_anew_where_it_cannot() {
         // It is forgotten while nobody listens.
         server.kill();
         until(&mut view, "lost", |view| view.lost.is_some()).await;
-        let (own, hidden) =
-            (server.port, TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
+        let (own, hidden) = (server.port, free_port());
         server.port = hidden;
         server.restart();
         server.ctl(&["del", "/coreos.com/network/subnets/10.3.1.0-24"]);
@@ -420,7 +455,7 @@ fn a_lease_is_kept_alive_without_a_write() {
         let id = granted.split(' ').nth(1).unwrap().to_owned();
         // As a node does that has come up by what it remembered.
         let etcd = server.etcd();
-        etcd.hold(&lease.subnet);
+        etcd.hold(&lease.subnet, &plan::netconf::NetConf::parse(CONFIG.as_bytes()).unwrap());
         let mut view = watched(&etcd);
         until(&mut view, "our lease", |view| view.leases.known().len() == 1).await;
         server.ctl(&["put", "--lease", &id, &format!("/coreos.com/network/subnets/{key}"), &lease.to_json()]);

@@ -1,0 +1,144 @@
+//! One connection to one etcd server: TCP, and TLS where the endpoint begins with `https://`. A connection that ends is not
+//! made again here: a session is one connection, from one source address.
+
+use std::io;
+use std::net::{Shutdown, SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use etcd_client::Channel;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use socket2::{SockRef, Socket};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tonic::transport::{Endpoint, Uri};
+use tower::{ServiceExt, service_fn};
+
+use super::{EtcdOptions, tls, words};
+
+/// Time limit for finding out which protocol a server speaks that could not be understood.
+const DIAGNOSIS: Duration = Duration::from_millis(500);
+
+/// The socket under a session, to see whether its source address is still this node's, and to end it.
+#[derive(Debug)]
+pub(super) struct Line {
+    socket: Socket,
+    source: SocketAddr,
+}
+
+impl Line {
+    /// True unless the source address was removed from this node, so that no answer can arrive any more.
+    pub(super) fn has_source(&self) -> bool {
+        let probe = UdpSocket::bind(SocketAddr::new(self.source.ip(), 0));
+        match (self.source, probe) {
+            // A link-local address needs its interface.
+            (SocketAddr::V6(source), _) if source.scope_id() != 0 => true,
+            (_, Err(error)) => error.kind() != io::ErrorKind::AddrNotAvailable,
+            (_, Ok(_)) => true,
+        }
+    }
+
+    /// Ends the connection, so that every request on it fails at once.
+    pub(super) fn cut(&self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// Connects to the server of an endpoint such as `https://10.0.0.5:2379`; without a scheme it is plain HTTP.
+pub(super) async fn dial(endpoint: &str, options: &EtcdOptions) -> Result<(Channel, Arc<Line>), String> {
+    let (uri, is_tls) = parse(endpoint)?;
+    let tcp = connect(&uri).await?;
+    let socket = SockRef::from(&tcp).try_clone().map_err(|error| error.to_string())?;
+    let source = tcp.local_addr().map_err(|error| error.to_string())?;
+    let io: Box<dyn Io> = if is_tls {
+        let config = tls::config(options)?;
+        match tokio_rustls::TlsConnector::from(config).connect(name(&uri)?, tcp).await {
+            Ok(stream) if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2) => Box::new(stream),
+            Ok(_) => return Err("it does not speak HTTP/2 over TLS. Is it etcd's client port?".into()),
+            Err(error) => return Err(words::with_advice(tls::refusal(&error))),
+        }
+    } else {
+        Box::new(tcp)
+    };
+    let once = Arc::new(Mutex::new(Some(TokioIo::new(io))));
+    let connector = service_fn(move |_: Uri| {
+        let io = once.lock().unwrap_or_else(PoisonError::into_inner).take();
+        std::future::ready(io.ok_or_else(|| io::Error::other("the connection was closed")))
+    });
+    let channel = Endpoint::from(uri).connect_with_connector(connector).await;
+    let channel = channel.map_err(|error| words::transport(&error))?;
+    Ok((Channel::Tonic(channel), Arc::new(Line { socket, source })))
+}
+
+/// Looks for the reason why a server that answered could not be understood, and adds it.
+pub(super) async fn diagnose(endpoint: &str, options: &EtcdOptions, why: String) -> String {
+    let Ok((uri, is_tls)) = parse(endpoint) else { return why };
+    if is_tls && let Ok(Some(alert)) = timeout(DIAGNOSIS, alert(&uri, options)).await {
+        return words::with_advice(alert);
+    }
+    let advice = match timeout(DIAGNOSIS, answer(&uri, is_tls)).await {
+        // A TLS record: an alert or a handshake message, of version 3.
+        Ok(Some([21 | 22, 3, ..])) if !is_tls => "It speaks TLS: write https:// in --etcd-endpoints",
+        Ok(Some([b'H', b'T', b'T', b'P', b'/'])) if is_tls => {
+            "It does not speak TLS: write http:// in --etcd-endpoints"
+        }
+        _ => return why,
+    };
+    format!("{why}. {advice}")
+}
+
+/// Why the server ends a connection right after a handshake that went well, as one that does not accept our certificate does.
+async fn alert(uri: &Uri, options: &EtcdOptions) -> Option<String> {
+    let (config, tcp) = (tls::config(options).ok()?, connect(uri).await.ok()?);
+    let mut stream = tokio_rustls::TlsConnector::from(config).connect(name(uri).ok()?, tcp).await.ok()?;
+    let mut byte = [0];
+    loop {
+        match stream.read(&mut byte).await {
+            Ok(0) => return None,
+            Ok(_) => {}
+            Err(error) => return Some(tls::refusal(&error)),
+        }
+    }
+}
+
+/// The first bytes that a server answers in the other protocol; the question is harmless to it.
+async fn answer(uri: &Uri, is_tls: bool) -> Option<[u8; 5]> {
+    let mut tcp = connect(uri).await.ok()?;
+    if is_tls {
+        tcp.write_all(b"GET /version HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\n\r\n").await.ok()?;
+    } else {
+        tcp.write_all(&tls::hello()?).await.ok()?;
+    }
+    let mut answer = [0; 5];
+    tcp.read_exact(&mut answer).await.ok()?;
+    Some(answer)
+}
+
+fn parse(endpoint: &str) -> Result<(Uri, bool), String> {
+    let full = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
+    let uri: Uri = full.parse().map_err(|error| format!("not a URL: {error}"))?;
+    match uri.scheme_str() {
+        Some("https") => Ok((uri, true)),
+        Some("http") => Ok((uri, false)),
+        other => Err(format!("scheme {:?} is neither http nor https", other.unwrap_or_default())),
+    }
+}
+
+async fn connect(uri: &Uri) -> Result<TcpStream, String> {
+    let mut http = HttpConnector::new();
+    http.enforce_http(false);
+    http.set_nodelay(true);
+    let io = http.oneshot(uri.clone()).await.map_err(|error| words::deepest(&error))?;
+    Ok(io.into_inner())
+}
+
+fn name(uri: &Uri) -> Result<ServerName<'static>, String> {
+    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    ServerName::try_from(host.to_owned()).map_err(|error| format!("host {host:?}: {error}"))
+}

@@ -1,0 +1,112 @@
+//! Which servers count as alive: etcd, etcd behind its own grpc-proxy, and neither where it is mute.
+
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use crate::{LEASE, SOON, Server, block_on, etcd_command, free_port, signal, until, watched};
+
+/// Time in which a mute server is noticed: 3 s of silence, 1.5 s for an answer, and some room.
+const NOTICED: Duration = Duration::from_millis(6500);
+
+/// etcd's own proxy before a server.
+struct Proxy {
+    child: Child,
+    port: u16,
+}
+
+impl Proxy {
+    fn before(server: &Server) -> Self {
+        let port = free_port();
+        let at = format!("127.0.0.1:{port}");
+        let mut command = etcd_command();
+        command.args(["grpc-proxy", "start", "--endpoints", &server.url(), "--listen-addr", &at]);
+        let child = command.args(["--advertise-client-url", &at]).spawn().unwrap();
+        let end = Instant::now() + SOON;
+        while std::net::TcpStream::connect(&at).is_err() {
+            assert!(Instant::now() < end, "the proxy does not start");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Self { child, port }
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_proxy_that_answers_no_progress_request_is_alive() {
+    let server = Server::start();
+    let mut proxy = Proxy::before(&server);
+    block_on(async {
+        let etcd = server.etcd_of(vec![proxy.url()]);
+        server.put("10.3.1.0-24", LEASE);
+        let mut view = watched(&etcd);
+        until(&mut view, "the lease", |view| view.leases.known().len() == 1).await;
+        let end = Instant::now() + Duration::from_secs(16);
+        while Instant::now() < end {
+            assert_eq!(view.borrow().lost, None);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!((etcd.pulse().restarts(), etcd.pulse().lists()), (0, 1));
+        assert!(etcd.pulse().age().unwrap() < Duration::from_secs(5));
+        server.put("10.3.2.0-24", LEASE);
+        until(&mut view, "the watch is alive", |view| view.leases.known().len() == 2).await;
+        assert!(proxy.child.try_wait().unwrap().is_none(), "the proxy has ended");
+    });
+}
+
+#[test]
+fn a_mute_server_is_noticed_also_behind_a_proxy() {
+    let server = Server::start();
+    let proxy = Proxy::before(&server);
+    block_on(async {
+        let (direct, by_proxy) = (server.etcd(), server.etcd_of(vec![proxy.url()]));
+        let mut views = [watched(&direct), watched(&by_proxy)];
+        for view in &mut views {
+            until(view, "it is heard", |view| view.conf.is_some()).await;
+        }
+        server.signal("STOP");
+        let begun = Instant::now();
+        for view in &mut views {
+            let lost = until(view, "lost", |view| view.lost.is_some()).await.lost.unwrap();
+            assert!(lost.contains("no answer within 1.5 s"), "{lost}");
+            assert!(begun.elapsed() < NOTICED, "{:?}", begun.elapsed());
+        }
+        server.signal("CONT");
+        for view in &mut views {
+            until(view, "back", |view| view.lost.is_none()).await;
+        }
+        signal(&proxy.child, "STOP");
+        let begun = Instant::now();
+        until(&mut views[1], "the proxy is mute", |view| view.lost.is_some()).await;
+        assert!(begun.elapsed() < NOTICED && views[0].borrow().lost.is_none(), "{:?}", begun.elapsed());
+        signal(&proxy.child, "CONT");
+        until(&mut views[1], "back", |view| view.lost.is_none()).await;
+    });
+}
+
+#[test]
+fn an_etcd_that_restarts_behind_a_proxy_is_heard_again() {
+    let mut server = Server::start();
+    let proxy = Proxy::before(&server);
+    block_on(async {
+        let etcd = server.etcd_of(vec![proxy.url()]);
+        let mut view = watched(&etcd);
+        until(&mut view, "it is heard", |view| view.conf.is_some()).await;
+        server.kill();
+        until(&mut view, "lost", |view| view.lost.is_some()).await;
+        server.restart();
+        server.put("10.3.1.0-24", LEASE);
+        until(&mut view, "heard again", |view| view.lost.is_none() && view.leases.known().len() == 1).await;
+        server.put("10.3.2.0-24", LEASE);
+        until(&mut view, "and further", |view| view.leases.known().len() == 2).await;
+    });
+}
