@@ -55,7 +55,7 @@ impl EtcdSetup {
         Self { mutual: true, ..Self::tls() }
     }
 
-    /// And a user: the daemon's, `flannel`, may read and write below `/coreos.com/network` only.
+    /// And a user: the daemon's, `flannel`, may read the network config and the leases, and write the leases only.
     #[must_use]
     pub fn with_auth(self) -> Self {
         Self { auth: true, ..self }
@@ -138,11 +138,16 @@ impl Etcd {
 
     /// Starts it on the data it had; returns when it serves.
     pub fn start(&self) {
+        self.start_with(&[]);
+    }
+
+    /// The same with more arguments of etcd's, until it is started again.
+    pub fn start_with(&self, args: &[&str]) {
         let mut process = self.process();
         assert!(process.child.is_none(), "etcd runs already");
         let new = !process.data.exists();
         let before = self.log().len();
-        process.child = Some(self.spawn(&process.data));
+        process.child = Some(self.spawn(&process.data, args));
         self.wait_serving(&mut process, before);
         drop(process);
         if new && self.setup.auth {
@@ -227,7 +232,7 @@ impl Etcd {
             .unwrap_or_else(|e| panic!("etcd: {signal}: {e}"));
     }
 
-    fn spawn(&self, data: &Path) -> Child {
+    fn spawn(&self, data: &Path, args: &[&str]) -> Child {
         let program = program();
         assert!(in_path(&program), "the lab needs `{}`: apt-get install etcd-server", program.display());
         let log = File::options().create(true).append(true).open(log_path());
@@ -236,7 +241,7 @@ impl Etcd {
         let mut command = self.ns.command(program);
         command.arg("--data-dir").arg(data).args(member());
         command.args(["--listen-client-urls", &urls, "--advertise-client-urls", &self.endpoint()]);
-        command.args(["--listen-peer-urls", PEER]);
+        command.args(["--listen-peer-urls", PEER]).args(args);
         // A lone member waits for others before it leads: for a fifth of a second, not a whole one. No costly passwords.
         command.args(["--heartbeat-interval", "20", "--election-timeout", "200", "--bcrypt-cost", "4"]);
         if let Some(certificates) = &self.certificates {
@@ -269,13 +274,15 @@ impl Etcd {
     fn set_up_auth(&self) {
         let root = format!("root:{PASSWORD}");
         let flannel = format!("flannel:{PASSWORD}");
-        // As docs/migrating-from-flannel.md asks for it.
-        let network = format!("{}/", contents::PREFIX);
+        // The least rights, as docs/operating.md gives them.
+        let [config, end, subnets] =
+            ["config", "subnets0", "subnets/"].map(|name| format!("{}/{name}", contents::PREFIX));
         for line in [
             &["user", "add", &root][..],
             &["user", "grant-role", "root", "root"],
             &["role", "add", "network"],
-            &["role", "grant-permission", "network", "--prefix=true", "readwrite", &network],
+            &["role", "grant-permission", "network", "read", &config, &end],
+            &["role", "grant-permission", "network", "--prefix=true", "readwrite", &subnets],
             &["user", "add", &flannel],
             &["user", "grant-role", "flannel", "network"],
             &["auth", "enable"],

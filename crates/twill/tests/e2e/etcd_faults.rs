@@ -5,6 +5,8 @@ mod access;
 mod clock;
 mod crowd;
 mod entries;
+mod junk;
+mod uplink;
 
 use std::time::Duration;
 

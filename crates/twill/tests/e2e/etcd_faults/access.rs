@@ -1,9 +1,11 @@
 //! An etcd that does not let the daemons in any more, or whose certificate is over.
 
+use std::time::Duration;
+
 use lab::{EtcdSetup, Timing};
 
-use super::{NAMED, Vigil, calm, lab, named, nothing, start};
-use crate::cluster::{self, SOON};
+use super::{NAMED, SUBNETS, Vigil, calm, lab, named, nothing, start};
+use crate::cluster::{self, FLAGS, SOON, lease_name};
 
 #[test]
 fn a_daemon_with_a_wrong_password_waits_and_says_so() {
@@ -61,6 +63,114 @@ fn an_expired_certificate_is_named_and_the_network_stands() {
         calm(lab.nodes());
         assert_eq!(lab.store.leases(), leases);
         vigil.end(&mut daemons, nothing);
+    });
+}
+
+/// The whole life of a daemon with the rights that docs/operating.md gives it, which do not reach the network config.
+#[test]
+fn the_least_rights_are_enough_for_a_whole_life() {
+    lab::test(Timing::Free, || {
+        let lab = lab(3, EtcdSetup::http().with_auth());
+        let (mut daemons, pods) = start(&lab);
+        let (etcd, leases) = (lab.etcd(), lab.etcd().leases());
+        let denied = etcd.try_ctl_as_daemon(&["put", "/coreos.com/network/config", "{}"]).unwrap_err();
+        assert!(denied.contains("permission denied"), "{denied}");
+        let vigil = Vigil::begin(&lab, &pods);
+        // Renewed, though it is granted for a short while only.
+        let own = lease_name(&lab.node(2).subnet());
+        let key = format!("{SUBNETS}{own}");
+        let granted = etcd.ctl(&["lease", "grant", "6"]);
+        etcd.ctl(&["put", "--lease", granted.split(' ').nth(1).unwrap(), &key, &leases[&own].value]);
+        lab::holds_for("it is renewed", Duration::from_secs(10), || etcd.leases().contains_key(&own));
+        // Lost, and taken again.
+        etcd.delete(&key);
+        lab::wait_for("it is back", SOON, || lab.store.leases().contains_key(&own));
+        assert!(etcd.ttl(etcd.leases()[&own].lease).is_some());
+        // The config is followed.
+        lab.store.config(&cluster::VXLAN.replace("\"Type\"", "\"MTU\":1400,\"Type\""));
+        lab::wait_for("it is followed", SOON, || {
+            lab.node(1).ns.run("ip link show flannel.1").contains("mtu 1350")
+        });
+        calm(lab.nodes());
+        vigil.end(&mut daemons, |_| true);
+        daemons[0].kill9();
+        daemons[0].restart();
+        daemons[0].wait_ready();
+    });
+}
+
+/// One put of it would cut all pods, while every node stays ready.
+#[test]
+fn alloc_is_neither_taken_nor_left_while_there_are_peers() {
+    lab::test(Timing::Free, || {
+        let lab = lab(3, EtcdSetup::http());
+        let (mut daemons, pods) = start(&lab);
+        let vigil = Vigil::begin(&lab, &pods);
+        let alloc = cluster::VXLAN.replace("vxlan", "alloc");
+        lab.store.config(&alloc);
+        named(lab.nodes(), "another Backend Type from or to alloc, which cannot change under running pods");
+        // All leases gone at once is no reason to believe that there are no peers.
+        lab.etcd().ctl(&["del", "--prefix", SUBNETS]);
+        lab::holds_for("all stays as it is", Duration::from_secs(4), || {
+            lab.nodes().iter().all(|node| node.ns.run("ip route show proto 84").lines().count() == 2)
+        });
+        lab.store.config(cluster::VXLAN);
+        calm(lab.nodes());
+        vigil.end(&mut daemons, nothing);
+        // And not the other way round either.
+        daemons.iter_mut().for_each(lab::Daemon::kill9);
+        lab.store.config(&alloc);
+        daemons.iter_mut().for_each(lab::Daemon::restart);
+        daemons.iter().for_each(lab::Daemon::wait_ready);
+        lab.store.config(cluster::VXLAN);
+        named(lab.nodes(), "from or to alloc");
+    });
+}
+
+/// Where nobody loses anything by it.
+#[test]
+fn a_single_node_may_change_to_alloc_and_back() {
+    lab::test(Timing::Free, || {
+        let lab = lab(1, EtcdSetup::http());
+        let node = lab.node(1);
+        let daemon = node.start(FLAGS);
+        daemon.wait_ready();
+        for (config, backend) in
+            [(cluster::VXLAN.replace("vxlan", "alloc"), "alloc"), (cluster::VXLAN.into(), "vxlan")]
+        {
+            lab.store.config(&config);
+            lab::wait_for("it is followed", SOON, || {
+                let status = node.twill(&["status"]);
+                status.contains(backend) && !status.contains("from or to alloc")
+            });
+        }
+    });
+}
+
+/// Nothing can be written, and all that stands goes on.
+#[test]
+fn an_etcd_that_is_full_is_named_and_the_network_stands() {
+    lab::test(Timing::Free, || {
+        let lab = lab(2, EtcdSetup::http());
+        let (mut daemons, pods) = start(&lab);
+        let etcd = lab.etcd();
+        let vigil = Vigil::begin(&lab, &pods);
+        etcd.ctl(&["put", "/quota", "x"]);
+        etcd.stop();
+        etcd.start_with(&["--quota-backend-bytes=1"]);
+        let full = etcd.try_ctl(&["put", "/quota", "y"]).unwrap_err();
+        assert!(full.contains("database space exceeded"), "{full}");
+        etcd.delete(&format!("{SUBNETS}{}", lease_name(&lab.node(1).subnet())));
+        named(&lab.nodes()[..1], "etcd is full: compact and defragment it");
+        etcd.stop();
+        etcd.start();
+        etcd.ctl(&["alarm", "disarm"]);
+        calm(lab.nodes());
+        assert_eq!(lab.store.leases().len(), 2);
+        let own = lab.node(1).ip.to_string();
+        vigil.end(&mut daemons, |line| {
+            line.contains(&own) || line.contains(&lab.node(1).subnet().replace(".0/24", "."))
+        });
     });
 }
 
