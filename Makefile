@@ -15,7 +15,7 @@ AS_ROOT  := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 
 PACKAGES := $(addprefix packages-,lab build check test)
-.PHONY: lab picture fresh test soak upgrade bench-scale bench-churn bench-probe check golden install clean bench-build toolchain $(PACKAGES)
+.PHONY: lab picture fresh test test-etcd soak upgrade bench-scale bench-churn bench-probe check golden install clean bench-build toolchain $(PACKAGES)
 
 ## Show a pod network that repairs itself: real namespaces, real kernel, real daemon (its store is a directory: no etcd).
 lab: toolchain packages-lab
@@ -35,6 +35,15 @@ fresh:
 test: toolchain packages-test
 	@scripts/progress "building the tests" cargo test --quiet --locked --workspace --no-run
 	@scripts/tests cargo test --locked --workspace --no-fail-fast
+
+## Run the tests of etcd with other versions than Debian's, built from their Go modules: ETCD_VERSIONS='3.6.16' for some.
+ETCD_VERSIONS ?= 3.5.35 3.6.16 3.7.3
+test-etcd: toolchain packages-test
+	@for version in $(ETCD_VERSIONS); do \
+		etcd=$$(scripts/etcd $$version) && echo "etcd $$version" && \
+		ETCD=$$etcd PATH=$$(dirname $$etcd):$$PATH cargo test --locked -p store --features etcd --test etcd && \
+		ETCD=$$etcd cargo test --locked -p twill --test e2e -- etcd:: etcd_faults:: || exit 1; \
+	done
 
 ## What takes its time: a path that flaps for two minutes, healthy and busy nodes for ten minutes each; 25 minutes.
 soak: toolchain packages-test
