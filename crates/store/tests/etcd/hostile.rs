@@ -150,7 +150,9 @@ fn megabytes_of_junk_are_read_in_small_pages() {
         server.put("10.3.90.0-24", LEASE);
         until(&mut view, "and all goes on", |view| view.leases.known().len() == 3 && view.lost.is_none())
             .await;
-        etcd.acquire(&claim(1, Choice::Only(lease.subnet))).await.unwrap();
+        let mut again = claim(1, Choice::Only(lease.subnet));
+        again.asker.previous = Some(lease.subnet);
+        etcd.acquire(&again).await.unwrap();
         until(&mut view, "ours is back", |view| view.leases.known().len() == 4).await;
     });
 }
