@@ -271,9 +271,7 @@ impl fmt::Display for PeerFault {
             Self::OutsideNetwork => {
                 f.write_str("its subnet lies outside our network; left out. Correct its lease")
             }
-            Self::BadLength => {
-                f.write_str("no SubnetLen makes a subnet of that length; left out. Delete its lease")
-            }
+            Self::BadLength => f.write_str("no SubnetLen makes its length; left out. Delete its lease"),
             Self::Misaligned => f.write_str("its subnet has host bits set; left out. Correct its lease"),
             Self::OverlapsOurs(ours) => {
                 write!(f, "its subnet overlaps ours, {ours}; left out. Delete one of the two leases")
