@@ -268,49 +268,17 @@ impl fmt::Display for Unclaimed {
 impl fmt::Display for PeerFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::OutsideNetwork => {
-                f.write_str("its subnet lies outside our network; left out. Correct its lease")
+            Self::OutsideNetwork
+            | Self::BadLength
+            | Self::Misaligned
+            | Self::OverlapsOurs(_)
+            | Self::OverlapsUplink { .. }
+            | Self::Overlaps(_) => self.explain_subnet(f),
+            Self::NoPublicAddress(_) | Self::BadPublicAddress(_) | Self::OurPublicAddress(_) => {
+                self.explain_address(f)
             }
-            Self::BadLength => f.write_str("no SubnetLen makes its length; left out. Delete its lease"),
-            Self::Misaligned => f.write_str("its subnet has host bits set; left out. Correct its lease"),
-            Self::OverlapsOurs(ours) => {
-                write!(f, "its subnet overlaps ours, {ours}; left out. Delete one of the two leases")
-            }
-            Self::OverlapsUplink { .. } | Self::BadPublicAddress(_) => self.explain_address(f),
-            Self::Overlaps(other) => {
-                write!(
-                    f,
-                    "its subnet overlaps that of an older lease, {other}; left out. Delete one of the two"
-                )
-            }
-            Self::NoPublicAddress(family) => {
-                write!(f, "its lease names no public {family} address; left out. Restart the daemon there")
-            }
-            Self::OurPublicAddress(address) => {
-                write!(f, "it announces our own address {address}; left out. Give each node its own address")
-            }
-            Self::NoVtep(family) => {
-                write!(
-                    f,
-                    "its lease names no {family} VTEP MAC that can be read; left out. Restart the daemon there"
-                )
-            }
-            Self::BadVtepMac(mac) => {
-                write!(f, "its VTEP MAC {mac} is not a unicast address; left out. Restart the daemon there")
-            }
-            Self::OurVtepMac(mac) => {
-                write!(
-                    f,
-                    "its VTEP MAC {mac} is ours too (a cloned machine?); left out. Delete its lease and its VTEP device and \
-                     restart the daemon there"
-                )
-            }
-            Self::SharedVtepMac { mac, with } => {
-                write!(
-                    f,
-                    "its VTEP MAC {mac} is that of {with} too (a cloned machine?); left out. Delete the lease and the VTEP \
-                     device of one of the two and restart the daemon there"
-                )
+            Self::NoVtep(_) | Self::BadVtepMac(_) | Self::OurVtepMac(_) | Self::SharedVtepMac { .. } => {
+                self.explain_vtep(f)
             }
             Self::UnusableVni(vni) => write!(
                 f,
@@ -335,19 +303,76 @@ impl fmt::Display for PeerFault {
 }
 
 impl PeerFault {
-    /// Addresses that nodes and pods cannot share.
-    fn explain_address(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// Words for a fault of the peer's subnet; none for other faults.
+    fn explain_subnet(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::OutsideNetwork => {
+                f.write_str("its subnet lies outside our network; left out. Correct its lease")
+            }
+            Self::BadLength => f.write_str("no SubnetLen makes its length; left out. Delete its lease"),
+            Self::Misaligned => f.write_str("its subnet has host bits set; left out. Correct its lease"),
+            Self::OverlapsOurs(ours) => {
+                write!(f, "its subnet overlaps ours, {ours}; left out. Delete one of the two leases")
+            }
             Self::OverlapsUplink { uplink, with } => write!(
                 f,
                 "its subnet overlaps {with}, a network of the nodes on {uplink}; left out. Delete its lease, or set SubnetMin and \
                  SubnetMax in the network config so that they leave the nodes' networks out"
             ),
+            Self::Overlaps(other) => {
+                write!(
+                    f,
+                    "its subnet overlaps that of an older lease, {other}; left out. Delete one of the two"
+                )
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Words for a fault of the peer's underlay address; none for other faults.
+    fn explain_address(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPublicAddress(family) => {
+                write!(f, "its lease names no public {family} address; left out. Restart the daemon there")
+            }
             Self::BadPublicAddress(address) => write!(
                 f,
                 "it announces {address}, which no node can have, since it is no host's or a pod's; left out. Correct its \
                  --public-ip"
             ),
+            Self::OurPublicAddress(address) => {
+                write!(f, "it announces our own address {address}; left out. Give each node its own address")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Words for a fault of the peer's VTEP; none for other faults.
+    fn explain_vtep(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoVtep(family) => {
+                write!(
+                    f,
+                    "its lease names no {family} VTEP MAC that can be read; left out. Restart the daemon there"
+                )
+            }
+            Self::BadVtepMac(mac) => {
+                write!(f, "its VTEP MAC {mac} is not a unicast address; left out. Restart the daemon there")
+            }
+            Self::OurVtepMac(mac) => {
+                write!(
+                    f,
+                    "its VTEP MAC {mac} is ours too (a cloned machine?); left out. Delete its lease and its VTEP device and \
+                     restart the daemon there"
+                )
+            }
+            Self::SharedVtepMac { mac, with } => {
+                write!(
+                    f,
+                    "its VTEP MAC {mac} is that of {with} too (a cloned machine?); left out. Delete the lease and the VTEP \
+                     device of one of the two and restart the daemon there"
+                )
+            }
             _ => Ok(()),
         }
     }
