@@ -5,7 +5,7 @@ lab_packages   := gcc libc6-dev iproute2 iputils-ping mount nftables tcpdump uti
 # The etcd client is generated from etcd's own interface files: protoc, and what these import.
 build_packages := gcc libc6-dev protobuf-compiler libprotobuf-dev
 check_packages := $(build_packages) procps systemd
-test_packages  := $(lab_packages) $(build_packages) iptables procps systemd etcd-server etcd-client openssl faketime
+test_packages  := $(lab_packages) $(build_packages) iptables procps systemd etcd-server etcd-client openssl faketime uidmap
 fresh_packages := git mmdebstrap mount util-linux
 # The last commit that knew no store but a directory.
 EARLIER ?= 1c0414a

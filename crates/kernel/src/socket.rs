@@ -50,6 +50,11 @@ impl Netlink {
         Self::socket(protocols::NETLINK_NETFILTER)
     }
 
+    /// To the list of sockets.
+    pub(crate) fn sock_diag() -> Result<Self, Cause> {
+        Self::socket(protocols::NETLINK_SOCK_DIAG)
+    }
+
     fn socket(protocol: isize) -> Result<Self, Cause> {
         let open = || {
             let mut socket = Socket::new(protocol)?;

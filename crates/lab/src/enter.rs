@@ -21,6 +21,25 @@ const TOOLS: [(&str, &str); 9] = [
 ];
 const OWN: [&str; 6] = ["--mount", "--net", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"];
 const OWN_USER: [&str; 2] = ["--user", "--map-root-user"];
+/// The same with more users than root; needs a range in /etc/subuid, and newuidmap.
+const OWN_USERS: [&str; 3] = ["--user", "--map-root-user", "--map-auto"];
+const OTHER: u32 = 1000;
+/// Numbers of users that root's lab knows, each the same as outside.
+const USERS: &str = "0 0 65536";
+/// Runs `unshare` with all arguments, the first one excepted. The shell closes the gap in which the parent dies before
+/// setpriv has asked to die with it.
+const GUARD: &str = r#"[ "$PPID" = "$1" ] || exit 1; shift; TWILL_LAB_DOOR=$$ exec unshare "$@""#;
+/// The same in a user namespace with all users, whose numbers its parent alone may write.
+const GUARD_OF_ROOT: &str = r#"
+[ "$PPID" = "$1" ] && users=$2 || exit 1
+shift 2
+env -i PATH="$PATH" unshare --user sleep 10 >/dev/null 2>&1 &
+while [ "$(readlink /proc/$!/ns/user)" = "$(readlink /proc/$$/ns/user)" ]; do kill -0 $! || exit 1; done
+echo "$users" >/proc/$!/uid_map && echo "$users" >/proc/$!/gid_map || exit 1
+exec 9</proc/$!/ns/user
+kill $!
+TWILL_LAB_DOOR=$$ exec nsenter --user=/proc/self/fd/9 sh -c 'exec 9<&- unshare "$@"' lab "$@"
+"#;
 
 /// Directory that lives and dies with the lab; `TMPDIR` inside the lab is its `tmp`.
 pub fn work_dir() -> PathBuf {
@@ -35,6 +54,27 @@ pub fn inside() -> bool {
 /// Whether the lab has a user namespace of its own: root in it may do less than root.
 pub(crate) fn own_user() -> bool {
     std::env::var_os(MARK).is_some_and(|mark| mark == "user")
+}
+
+/// A user of the lab who is not root, for `setpriv --reuid`. Panics where the lab knows root alone.
+pub fn other_user() -> u32 {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let count = |line: &str| line.split_whitespace().nth(2)?.parse::<u64>().ok();
+    let users: u64 = map.lines().filter_map(count).sum();
+    assert!(
+        users > OTHER.into(),
+        "the lab knows root alone: apt-get install uidmap and add a range to /etc/subuid, or run as root"
+    );
+    OTHER
+}
+
+/// Runs `work` on a thread whose files and sockets belong to that user.
+pub fn as_other_user<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let user = other_user();
+    let own = nix::unistd::setfsuid(user.into());
+    let done = work();
+    nix::unistd::setfsuid(own);
+    done
 }
 
 /// The process, as numbered outside, whose only child is the first one of this lab: the way in for another terminal.
@@ -62,13 +102,18 @@ fn exit_code(status: ExitStatus) -> i32 {
 /// thread that spawned it ends, so spawn and wait on the same thread.
 pub fn command() -> Result<Command, String> {
     check_tools()?;
-    let flags = allowed_flags()?;
+    let mut flags = allowed_flags()?;
     let exe = std::env::current_exe().map_err(|e| format!("where is my own executable? {e}"))?;
     let mut command = Command::new("setpriv");
-    // The shell closes the gap in which the parent dies before setpriv has asked to die with it.
-    let guard = r#"[ "$PPID" = "$1" ] || exit 1; shift; TWILL_LAB_DOOR=$$ exec unshare "$@""#;
-    command.args(["--pdeathsig", "KILL", "sh", "-c", guard, "lab", &process::id().to_string()]);
-    let mark = if flags.contains(&OWN_USER[0]) { "user" } else { "root" };
+    let own_user = flags.contains(&OWN_USER[0]);
+    let parent = process::id().to_string();
+    if own_user && nix::unistd::Uid::effective().is_root() {
+        command.args(["--pdeathsig", "KILL", "sh", "-c", GUARD_OF_ROOT, "lab", &parent, USERS]);
+        flags.retain(|flag| !OWN_USER.contains(flag));
+    } else {
+        command.args(["--pdeathsig", "KILL", "sh", "-c", GUARD, "lab", &parent]);
+    }
+    let mark = if own_user { "user" } else { "root" };
     command.args(flags).arg("--").arg(exe);
     command.env(MARK, mark).env("PATH", search_path()).env("TMPDIR", work_dir().join("tmp"));
     Ok(command)
@@ -95,7 +140,11 @@ fn check_tools() -> Result<(), String> {
 }
 
 fn allowed_flags() -> Result<Vec<&'static str>, String> {
+    let own_users: Vec<_> = OWN_USERS.into_iter().chain(OWN).collect();
     let own_user: Vec<_> = OWN_USER.into_iter().chain(OWN).collect();
+    if !nix::unistd::Uid::effective().is_root() && probe(&own_users).is_ok() {
+        return Ok(own_users);
+    }
     let Err(refusal) = probe(&own_user) else { return Ok(own_user) };
     if !nix::unistd::Uid::effective().is_root() {
         return Err(format!("no user namespaces here ({refusal}): {}, or run as root", remedy()));

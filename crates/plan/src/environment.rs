@@ -84,6 +84,15 @@ pub(crate) const BRIDGE_NETFILTER_MISSING: &str = "the module br_netfilter is no
 pub(crate) const NOTHING_VERIFIED: &str = "direct routing is to be verified, but --probe=off asks nobody: peers that are direct by now stay so \
      though their path may fail, and all others stay on the tunnel. Leave --probe out, or write \"VerifyDirect\": false into the network config";
 
+pub(crate) fn no_probe_socket(f: &mut fmt::Formatter<'_>, why: &str) -> fmt::Result {
+    write!(
+        f,
+        "direct routing is to be verified, but this daemon cannot open a socket to probe peers: {why}. Peers that are direct by \
+         now stay so, and all others stay on the tunnel. Allow AF_PACKET (in systemd by RestrictAddressFamilies=) and \
+         CAP_NET_RAW, or write \"VerifyDirect\": false into the network config"
+    )
+}
+
 pub(crate) fn bridge_netfilter_off(f: &mut fmt::Formatter<'_>, path: &str) -> fmt::Result {
     write!(
         f,

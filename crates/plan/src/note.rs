@@ -120,6 +120,10 @@ pub enum NodeFault {
     },
     /// Direct routing is to be verified, and nobody may be asked.
     NothingVerified,
+    /// Direct routing is to be verified, and this process may open no socket to ask by.
+    NoProbeSocket {
+        why: Box<str>,
+    },
 }
 
 /// What is wrong with what the store says.
@@ -503,6 +507,7 @@ impl fmt::Display for NodeFault {
                 environment::neighbours_limited(f, path, *limit, *enough)
             }
             Self::NothingVerified => f.write_str(environment::NOTHING_VERIFIED),
+            Self::NoProbeSocket { why } => environment::no_probe_socket(f, why),
         }
     }
 }
@@ -602,6 +607,8 @@ mod tests {
         Note::Node(NodeFault::NeighboursLimited { .. }) =>
             node(NodeFault::NeighboursLimited { path: "a/b".into(), limit: 1024, enough: 4096 }), "neighbours at most";
         Note::Node(NodeFault::NothingVerified) => node(NodeFault::NothingVerified), "but --probe=off asks nobody";
+        Note::Node(NodeFault::NoProbeSocket { .. }) =>
+            node(NodeFault::NoProbeSocket { why: "no".into() }), "but this daemon cannot open a socket to probe peers";
         Note::Peer { fault: PeerFault::OutsideNetwork, .. } => peer(PeerFault::OutsideNetwork), "lies outside our network";
         Note::Peer { fault: PeerFault::BadLength, .. } => peer(PeerFault::BadLength), "no SubnetLen makes";
         Note::Peer { fault: PeerFault::Misaligned, .. } => peer(PeerFault::Misaligned), "has host bits set";

@@ -30,6 +30,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How long a node that runs waits for the directory's lock, and how often it tries: a write or two.
 const PATIENCE: Duration = Duration::from_millis(250);
 const POLL: Duration = Duration::from_millis(2);
+/// Flags of an open that neither follows a symbolic link nor waits for the other end of a pipe.
+const UNFOLLOWED: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
 /// Names that are never leases.
 const HIDDEN: char = '.';
 
@@ -80,7 +82,9 @@ impl Dir {
     /// Reads the network config.
     pub fn net_conf(&self) -> Result<NetConf, StoreError> {
         let path = self.root.join("config");
-        let text = read(&path).map_err(|error| StoreError::new(path.display(), error))?;
+        // It may be a link, as to a ConfigMap; its place is the administrator's.
+        let text =
+            read_with(libc::O_NONBLOCK, &path).map_err(|error| StoreError::new(path.display(), error))?;
         NetConf::parse_imposing(self.backend.as_ref(), &text)
             .map_err(|error| StoreError::new(path.display(), error))
     }
@@ -130,7 +134,9 @@ impl Dir {
     /// to at once, and nobody would tell it that the last one is done.
     fn lock(&self, choice: &Choice) -> Result<File, StoreError> {
         let path = self.root.join(".lock");
-        let file = File::create(&path).map_err(|error| StoreError::new(path.display(), error))?;
+        // Whatever a link there leads to is nobody's lock.
+        let open = File::options().write(true).create(true).custom_flags(UNFOLLOWED).open(&path);
+        let file = open.map_err(|error| StoreError::new(path.display(), error))?;
         let locked = match choice {
             Choice::Any { .. } => file.lock(),
             Choice::Only(_) => lock_soon(&file),
@@ -255,10 +261,14 @@ fn is_no_file(error: &io::Error) -> bool {
         || matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ELOOP | libc::ENXIO))
 }
 
-/// A regular file's content, if it is no larger than a lease may be. Whatever else stands under the name, a pipe or a
-/// device, is neither waited for nor read.
+/// A regular file's content, if it is no larger than a lease may be. Whatever else stands under the name, a link, a pipe or
+/// a device, is neither followed nor waited for nor read.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    read_with(UNFOLLOWED, path)
+}
+
+fn read_with(flags: libc::c_int, path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
     let unfit = |why: String| io::Error::new(ErrorKind::InvalidData, why);
     if !metadata.is_file() {
@@ -276,7 +286,11 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 /// as old as it was.
 fn write_whole(dir: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
     let beside = dir.join(format!("{HIDDEN}new"));
-    let mut file = File::create(&beside)?;
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = File::options().write(true).create_new(true).open(&beside)?;
     file.write_all(content)?;
     if let Ok(modified) = fs::symlink_metadata(path).and_then(|old| old.modified()) {
         file.set_modified(modified)?;

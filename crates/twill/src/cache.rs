@@ -1,7 +1,6 @@
 //! The last good leases on disk, so that a node comes up after a reboot though no store is in reach, and knows what to
 //! expect of a store that was emptied meanwhile. It is only as good as it is old: whoever uses it sweeps nothing by it.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -147,7 +146,7 @@ impl Cache {
     /// What an earlier run of this node with this store remembered.
     pub(crate) fn read(&self) -> Option<Remembered> {
         let path = self.path.as_ref()?;
-        let sealed = match fs::read(path) {
+        let sealed = match files::read(path) {
             Ok(text) => self.unseal(&text),
             Err(error) if error.kind() == ErrorKind::NotFound => return None,
             Err(error) => Err(error.to_string()),
@@ -211,6 +210,8 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn remembered() -> Remembered {

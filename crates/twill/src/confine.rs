@@ -1,39 +1,89 @@
-//! What this process may do, given up at start and for good: of root's rights all but those over the network, of the
-//! file system all but reading, writing in a few directories, and executing the tools for traffic rules. A fault in how we read what peers and stores say then
-//! costs the pods' network and not the node. It must not end anything: what cannot be given up is said, and kept.
+//! Rights that this process gives up at start and for good. Of root's rights it keeps those over the network; of the file
+//! system reading what it and its tools need, writing in a few directories, and executing the tools for traffic rules; of
+//! the system calls those of a service that talks to the network. It connects to no local service, signals nobody else, and
+//! leaves no core dump. A fault in how we read what peers and stores say then costs the pods' network and not the node. It
+//! must not end anything: what cannot be given up is said, and kept.
+//!
+//! The user stays who he is, most often root: the keys for etcd, the lock and the tables of iptables-legacy and the
+//! files that flannel shares are root's, and are read again while we run.
+
+mod syscalls;
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf, absolute};
 
 use landlock::{
-    ABI, Access, AccessFs, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    ABI, Access, AccessFs, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope,
     make_bitflags,
 };
 use rustix::io;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, geteuid, set_dumpable_behavior, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set, clear_ambient_capability_set,
-    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+    configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
+    set_no_new_privs,
 };
 use tracing::{debug, warn};
 
-use crate::files::dir_of;
+use crate::files::{self, dir_of};
 use crate::flags::Flags;
+use crate::notify;
 
 /// To change the network; to ask it what only raw packets can ask.
 const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_RAW);
 
-/// Everywhere.
+/// Directories and files to read, besides those that the flags name: programs with what they load and the kernel's own files,
+const READABLE: [&str; 11] = [
+    "/proc",
+    "/sys/devices/system",
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/bin",
+    "/sbin",
+    "/nix/store",
+    "/gnu/store",
+    "/dev/urandom",
+    "/dev/null",
+];
+/// names of addresses, protocols and users, and where their servers are,
+const NAMES: [&str; 17] = [
+    "/etc/resolv.conf",
+    "/run/systemd/resolve",
+    "/run/resolvconf",
+    "/run/NetworkManager",
+    "/etc/hosts",
+    "/etc/host.conf",
+    "/etc/gai.conf",
+    "/etc/nsswitch.conf",
+    "/etc/protocols",
+    "/etc/services",
+    "/etc/ethertypes",
+    "/etc/networks",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/localtime",
+    "/etc/iproute2",
+    "/etc/ld.so.cache",
+];
+/// and whom to trust in TLS.
+const CERTIFICATES: [&str; 5] = [
+    "/etc/ssl/certs",
+    "/etc/ssl/cert.pem",
+    "/etc/pki/tls/certs",
+    "/etc/pki/ca-trust",
+    "/etc/ca-certificates",
+];
 const READ: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir});
 /// Of where tools are, those for traffic rules among them, and of what loads them: by place, since an upgrade puts other
 /// files there.
 const EXECUTE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{Execute});
 const LOADERS: [&str; 4] = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"];
 /// Of a file that is there.
-const WRITE_FILE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{WriteFile | Truncate});
+const WRITE_FILE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | WriteFile | Truncate});
 /// Files that are written beside and renamed, directories for them, a socket.
-const WRITE: BitFlags<AccessFs> =
-    make_bitflags!(AccessFs::{WriteFile | Truncate | MakeReg | MakeDir | MakeSock | RemoveFile});
+const WRITE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | MakeReg | MakeDir | MakeSock | RemoveFile});
 
 /// Directories in which this process may write. `/proc` forgets one that nobody has open, and with it what was allowed.
 pub(crate) struct Confined {
@@ -42,25 +92,47 @@ pub(crate) struct Confined {
 
 /// Confines this thread and those that it will start.
 pub(crate) fn confine(flags: &Flags) -> Confined {
+    notify::connect();
     for (what, done) in [
+        ("memory can be read and dumped", set_dumpable_behavior(DumpableBehavior::NotDumpable)),
+        ("a core dump can be written", forbid_core()),
         ("no_new_privs cannot be set", set_no_new_privs(true)),
         // While the bounding set has it.
         ("the tools for traffic rules get no right over the network", hand_down()),
         // While CAP_SETPCAP is there.
         ("the bounding set cannot be emptied", empty_bounding_set()),
-        ("the ambient capabilities cannot be given up", clear_ambient_capability_set()),
         ("capabilities cannot be given up", keep_needed()),
+        ("the ambient capabilities cannot be set", set_ambient()),
     ] {
         if let Err(error) = done {
             warn!("this daemon keeps rights that it does not need: {what}: {error}");
         }
     }
-    let allowed = Allowed { dirs: writable(flags), lock: xtables_lock(), tools: kernel::tool_dirs() };
+    let tools = kernel::tool_dirs();
+    let allowed = Allowed { dirs: writable(flags), lock: xtables_lock(), tools, read: readable(flags) };
     let open = restrict(&allowed).unwrap_or_else(|error| {
-        warn!("this daemon may write more files than it needs, Landlock fails: {error:#}");
+        warn!("this daemon may read and write more files than it needs, Landlock fails: {error:#}");
         Vec::new()
     });
+    if let Err(error) = syscalls::restrict() {
+        warn!("this daemon may make more system calls than it needs, seccomp fails: {error:#}");
+    }
     Confined { _open: open }
+}
+
+/// Neither here nor in a tool.
+fn forbid_core() -> io::Result<()> {
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
+}
+
+/// Root's tools get their rights from the bounding and inheritable sets, those of another user from this one.
+fn set_ambient() -> io::Result<()> {
+    clear_ambient_capability_set()?;
+    if geteuid().is_root() {
+        return Ok(());
+    }
+    let held = capabilities(None)?.permitted & KEPT;
+    held.iter().try_for_each(|capability| configure_capability_in_ambient_set(capability, true))
 }
 
 fn empty_bounding_set() -> io::Result<()> {
@@ -117,6 +189,23 @@ fn writable(flags: &Flags) -> Vec<PathBuf> {
     dirs
 }
 
+/// What there is to read while we run.
+fn readable(flags: &Flags) -> Vec<PathBuf> {
+    let named = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let fixed = READABLE.iter().chain(&NAMES).chain(&CERTIFICATES).map(PathBuf::from);
+    // A name server may be replaced under the same name.
+    let by_etcd = flags.store.as_os_str().is_empty();
+    let names = (by_etcd && flags.etcd.names_hosts()).then(|| PathBuf::from("/etc"));
+    fixed.chain(named).chain(names).chain(flags.etcd.files().flat_map(around)).collect()
+}
+
+/// Directories of a file and of what it leads to: it may be renewed, and lead elsewhere in them then.
+fn around(file: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let real = file.canonicalize().ok();
+    let dirs = [Some(file.to_owned()), real].into_iter().flatten();
+    dirs.map(|file| dir_of(&file).to_owned())
+}
+
 /// The directory that the store is in: a store may be moved away and another one put in its place, a mount may be late.
 /// For that reason, too, it is never made here.
 fn around_store(store: &Path) -> Option<PathBuf> {
@@ -125,7 +214,7 @@ fn around_store(store: &Path) -> Option<PathBuf> {
     let around = store.parent().filter(|dir| dir.parent().is_some());
     let dir = around.into_iter().chain([store.as_path()]).find(|dir| dir.is_dir());
     if dir.is_none() {
-        warn!("{} is not there, and not to be written to before the next start", store.display());
+        warn!("{} is not there, and neither read nor written before the next start", store.display());
     }
     dir.map(Path::to_owned)
 }
@@ -133,15 +222,18 @@ fn around_store(store: &Path) -> Option<PathBuf> {
 /// The lock that iptables-legacy takes, of all who use it; made here, since a directory of others is not ours to write in.
 fn xtables_lock() -> Option<PathBuf> {
     let path = kernel::xtables_lock();
-    let file = fs::File::options().create(true).append(true).mode(0o600).open(&path);
+    let mut create = fs::File::options();
+    let file = create.create(true).append(true).mode(0o600).custom_flags(files::FLAGS).open(&path);
     file.and_then(|file| file.metadata()).ok().filter(fs::Metadata::is_file)?;
     Some(path)
 }
 
-/// What this process may do besides reading.
+/// Files and directories of this process.
 #[derive(Default)]
 struct Allowed {
-    /// To write in.
+    /// To read, where they are there.
+    read: Vec<PathBuf>,
+    /// To read and write in.
     dirs: Vec<PathBuf>,
     /// A file to write.
     lock: Option<PathBuf>,
@@ -151,11 +243,20 @@ struct Allowed {
 
 /// On a kernel without Landlock all stays as it is.
 fn restrict(allowed: &Allowed) -> anyhow::Result<Vec<PathFd>> {
-    let mut rules = Ruleset::default().handle_access(AccessFs::from_all(ABI::V5))?.create()?;
-    rules = rules.add_rule(PathBeneath::new(PathFd::new("/")?, READ))?;
+    // Abstract unix addresses and signals of whoever is not confined with us, too, where the kernel can.
+    let all =
+        Ruleset::default().handle_access(AccessFs::from_all(ABI::V5))?.scope(Scope::from_all(ABI::V6))?;
+    let mut rules = all.create()?;
+    // What is not there is not needed, and neither is what we may not even name.
+    for path in allowed.read.iter().filter_map(|path| PathFd::new(path).ok()) {
+        let rights = if is_dir(&path) { READ } else { make_bitflags!(AccessFs::{ReadFile}) };
+        rules = rules.add_rule(PathBeneath::new(path, rights))?;
+    }
     let loaders = LOADERS.iter().map(Path::new).filter(|dir| dir.is_dir() && !allowed.tools.is_empty());
     for path in loaders.chain(allowed.tools.iter().map(PathBuf::as_path)) {
-        rules = rules.add_rule(PathBeneath::new(PathFd::new(path)?, EXECUTE))?;
+        let path = PathFd::new(path)?;
+        let rights = if is_dir(&path) { EXECUTE | READ } else { EXECUTE | AccessFs::ReadFile };
+        rules = rules.add_rule(PathBeneath::new(path, rights))?;
     }
     if let Some(lock) = &allowed.lock {
         rules = rules.add_rule(PathBeneath::new(PathFd::new(lock)?, WRITE_FILE))?;
@@ -170,6 +271,10 @@ fn restrict(allowed: &Allowed) -> anyhow::Result<Vec<PathFd>> {
     let status = rules.restrict_self()?.ruleset;
     debug!("Landlock: {status:?}");
     Ok(open)
+}
+
+fn is_dir(path: &PathFd) -> bool {
+    rustix::fs::fstat(path).is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
 }
 
 #[cfg(test)]
@@ -199,8 +304,47 @@ mod tests {
             (own, fs::write(&other, "lost"), fs::remove_file(&other), fs::read_to_string(&other))
         });
         assert!(written.unwrap(), "made, renamed, in directories that it made");
-        assert!(elsewhere.is_err() && removed.is_err(), "is there Landlock in this kernel?");
-        assert_eq!(read.unwrap(), "kept");
+        assert!(elsewhere.is_err() && removed.is_err() && read.is_err(), "is there Landlock in this kernel?");
+    }
+
+    #[test]
+    fn nothing_is_read_but_what_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let [named, renewed, other] =
+            ["named", "renewed", "other"].map(|name| dir.path().join(name).join("key"));
+        for file in [&named, &renewed, &other] {
+            fs::create_dir(dir_of(file)).unwrap();
+            fs::write(file, "text").unwrap();
+        }
+        std::os::unix::fs::symlink(&renewed, dir_of(&named).join("link")).unwrap();
+        let read = around(&dir_of(&named).join("link")).collect();
+        let of_root = Path::new("/etc/shadow");
+        let done = std::thread::spawn(move || {
+            let _open = restrict(&Allowed { read, ..Allowed::default() }).unwrap();
+            [&named, &renewed, &other, &of_root.to_owned()].map(|file| fs::read(file).is_ok())
+        });
+        assert_eq!(done.join().unwrap(), [true, true, false, false]);
+    }
+
+    /// The kernel says which process it is that may not be reached: with the same user it would be none.
+    #[test]
+    fn nobody_outside_is_signalled_or_reached_by_an_abstract_address() {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::net::{SocketAddr, UnixDatagram};
+        let mut other = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&other);
+        let address = SocketAddr::from_abstract_name(format!("confine {}", std::process::id())).unwrap();
+        let _service = UnixDatagram::bind_addr(&address).unwrap();
+        let (signalled, reached) = std::thread::spawn(move || {
+            let _open = restrict(&Allowed::default()).unwrap();
+            let signalled = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            (signalled, UnixDatagram::unbound().unwrap().connect_addr(&address))
+        })
+        .join()
+        .unwrap();
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert!(signalled.is_err() && reached.is_err(), "is this kernel older than Linux 6.12?");
     }
 
     #[test]
@@ -214,7 +358,8 @@ mod tests {
     fn what_is_named_is_executed_and_may_do_no_more_than_we() {
         let [cat, echo] = ["/bin/cat", "/bin/echo"].map(|file| Path::new(file).canonicalize().unwrap());
         let (told, other) = std::thread::spawn(move || {
-            let _open = restrict(&Allowed { tools: vec![cat.clone()], ..Allowed::default() }).unwrap();
+            let read = READABLE.map(PathBuf::from).to_vec();
+            let _open = restrict(&Allowed { tools: vec![cat.clone()], read, ..Allowed::default() }).unwrap();
             keep_needed().unwrap();
             (Command::new(cat).arg("/proc/self/status").output(), Command::new(echo).status())
         })

@@ -22,7 +22,7 @@ type Variables = BTreeMap<String, String>;
 
 pub(crate) fn run(flags: &DockerOptsFlags) -> anyhow::Result<()> {
     let path = flags.subnet_file.display();
-    let text = fs::read_to_string(&flags.subnet_file)
+    let text = files::read_to_string(&flags.subnet_file)
         .with_context(|| format!("{path} cannot be read; the daemon writes it once it has a subnet"))?;
     let own = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
     let own = own.filter_map(|(name, value)| Some((name, value.into_string().ok()?)));
@@ -84,10 +84,18 @@ fn refuse_foreign_route(variables: &Variables) -> anyhow::Result<()> {
     }
 }
 
-/// What is there and is no file, such as /dev/stdout or a link to elsewhere, is written to and not replaced.
+/// What is there and is no file, such as /dev/stdout or a link to elsewhere, is written to and not replaced. In a directory
+/// in which others may write it is refused.
 fn write(path: &Path, text: &str) -> std::io::Result<()> {
     match fs::symlink_metadata(path) {
-        Ok(there) if !there.is_file() => fs::write(path, text),
+        Ok(there) if !there.is_file() => {
+            let dir = files::dir_of(path);
+            if !files::is_private(dir) {
+                let why = format!("it is no regular file, and others may write in {}", dir.display());
+                return Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, why));
+            }
+            fs::write(path, text)
+        }
         _ => files::write(path, text, Readers::Everyone).map(drop),
     }
 }

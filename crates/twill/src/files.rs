@@ -1,10 +1,21 @@
 //! Files that we keep: written whole or not at all, and only when their text changes (flannel-compat 8.3). What they say is
 //! their owners' part.
+//!
+//! Others may write in their directories, such as /tmp. So no file is opened through a symbolic link, waited for, or read
+//! beyond a limit, and what others have put in the place of one of ours is replaced and never written to.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs::{self, File, Metadata};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+
+use rustix::fs::OFlags;
+use tracing::warn;
+
+/// Maximum size of a file that is read: the cache of 100,000 leases, bytes.
+const LARGEST: u64 = 64 << 20;
+/// Flags of every open: no symbolic link, and no wait for the other end of a pipe.
+pub(crate) const FLAGS: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
 
 /// Who may read a file that is new; one that is there keeps what it has.
 #[derive(Clone, Copy)]
@@ -25,8 +36,51 @@ pub(crate) fn write(path: &Path, text: &str, readers: Readers) -> io::Result<boo
     })
 }
 
+/// Reads a regular file that is no larger than 64 MiB.
+pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::options().read(true).custom_flags(FLAGS).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(ErrorKind::InvalidData, "not a regular file"));
+    }
+    if metadata.len() > LARGEST {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, format!("larger than {LARGEST} bytes")));
+    }
+    let mut content = Vec::new();
+    file.take(LARGEST).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// The same of a file of text.
+pub(crate) fn read_to_string(path: &Path) -> io::Result<String> {
+    String::from_utf8(read(path)?).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
+}
+
+/// Opens the file that is locked, and makes it if it is missing. One that somebody else has put there is removed first.
+pub(crate) fn lock(path: &Path) -> io::Result<File> {
+    let open =
+        || File::options().read(true).write(true).create(true).mode(0o600).custom_flags(FLAGS).open(path);
+    let not_ours = match open() {
+        Ok(file) if is_ours(&file.metadata()?) => return Ok(file),
+        Ok(_) => "it is no regular file of root or of this daemon's user".to_owned(),
+        Err(error) if fs::symlink_metadata(path).is_ok_and(|there| !there.is_dir() && !is_ours(&there)) => {
+            error.to_string()
+        }
+        Err(error) => return Err(error),
+    };
+    warn!("replacing {}, which is not the lock file of a daemon: {not_ours}", path.display());
+    fs::remove_file(path)?;
+    File::options().read(true).write(true).create_new(true).mode(0o600).custom_flags(FLAGS).open(path)
+}
+
+/// Is it a file that nobody but root or our own user can have made?
+fn is_ours(file: &Metadata) -> bool {
+    file.is_file() && file.nlink() == 1 && [0, rustix::process::geteuid().as_raw()].contains(&file.uid())
+}
+
 fn written(path: &Path, text: &str, readers: Readers) -> io::Result<bool> {
-    if fs::read(path).is_ok_and(|present| present == text.as_bytes()) {
+    let present = fs::symlink_metadata(path).ok().filter(is_ours);
+    if present.is_some() && read(path).is_ok_and(|present| present == text.as_bytes()) {
         return Ok(false);
     }
     // A device or a directory is not replaced by a file, whoever asks for it.
@@ -39,11 +93,14 @@ fn written(path: &Path, text: &str, readers: Readers) -> io::Result<bool> {
         Readers::Everyone => 0o644,
         Readers::Root => 0o600,
     };
-    let present = fs::metadata(path).ok().filter(fs::Metadata::is_file);
     let mode = present.map_or(new, |present| present.permissions().mode());
     let name = path.file_name().unwrap_or_default().display();
     let beside = dir.join(format!(".{name}.new"));
-    let mut file = File::options().write(true).create(true).truncate(true).mode(mode).open(&beside)?;
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = File::options().write(true).create_new(true).mode(mode).open(&beside)?;
     // The umask must not decide whether the CNI plugin can read it.
     file.set_permissions(fs::Permissions::from_mode(mode & 0o777))?;
     file.write_all(text.as_bytes())?;
@@ -57,10 +114,71 @@ pub(crate) fn dir_of(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// Can nobody but root and our own user change what is in that directory?
+pub(crate) fn is_private(dir: &Path) -> bool {
+    let of_root = |dir: &Metadata| [0, rustix::process::geteuid().as_raw()].contains(&dir.uid());
+    fs::metadata(dir).is_ok_and(|dir| of_root(&dir) && dir.mode() & 0o022 == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn nothing_is_written_or_read_through_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let [path, victim, beside] =
+            ["subnet.env", "victim", ".subnet.env.new"].map(|name| dir.path().join(name));
+        fs::write(&victim, "A=1\n").unwrap();
+        symlink(&victim, &path).unwrap();
+        symlink(&victim, &beside).unwrap();
+        assert!(read(&path).is_err());
+        assert!(write(&path, "A=1\n", Readers::Everyone).unwrap(), "the same text elsewhere is not ours");
+        assert!(write(&path, "A=2\n", Readers::Everyone).unwrap());
+        assert!(fs::symlink_metadata(&path).unwrap().is_file());
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "A=1\n");
+        fs::hard_link(&victim, &beside).unwrap();
+        write(&path, "A=3\n", Readers::Everyone).unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "A=1\n");
+    }
+
+    #[test]
+    fn a_lock_is_a_file_of_our_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let [path, victim] = ["lock", "victim"].map(|name| dir.path().join(name));
+        let inode = |file: &File| file.metadata().unwrap().ino();
+        let first = lock(&path).unwrap();
+        assert_eq!(inode(&first), inode(&lock(&path).unwrap()), "one that is ours stays");
+        fs::write(&victim, "kept").unwrap();
+        let none = dir.path().join("none");
+        for target in [&victim, &none, &path, &dir.path().to_owned()] {
+            fs::remove_file(&path).unwrap();
+            symlink(target, &path).unwrap();
+            assert!(lock(&path).unwrap().metadata().unwrap().is_file());
+            assert!(fs::symlink_metadata(&path).unwrap().is_file() && !none.exists());
+        }
+        fs::remove_file(&path).unwrap();
+        fs::hard_link(&victim, &path).unwrap();
+        lock(&path).unwrap().set_len(0).unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "kept");
+        fs::remove_file(&path).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(lock(&path).unwrap().metadata().unwrap().is_file());
+        assert!(lock(dir.path()).is_err(), "a directory is nobody's lock");
+    }
+
+    #[test]
+    fn no_pipe_is_waited_for_and_no_endless_file_is_read() {
+        assert!(read(Path::new("/dev/zero")).is_err());
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert!(read(&pipe).is_err() && lock(&pipe).unwrap().metadata().unwrap().is_file());
+        let large = File::create(dir.path().join("large")).unwrap();
+        large.set_len(LARGEST + 1).unwrap();
+        assert!(read(&dir.path().join("large")).is_err());
+    }
 
     #[test]
     fn an_unchanged_file_keeps_its_inode_and_a_changed_one_its_mode() {

@@ -2,7 +2,6 @@
 //! with a reboot as the kernel's objects do. So a later config, a later run and `twill uninstall` know what to sweep. It
 //! sweeps nothing itself.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -63,7 +62,7 @@ impl Footprint {
     /// What an earlier run left. One that cannot be read is said and is as good as none.
     pub(crate) fn read(path: &Path) -> Option<Self> {
         let unusable = |why: String| warn!("{} is ignored: {why}", path.display());
-        let text = match fs::read(path) {
+        let text = match files::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return None,
             Err(error) => {
@@ -111,6 +110,8 @@ impl Footprint {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

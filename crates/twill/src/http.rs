@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::fs::Mode;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -95,22 +96,25 @@ async fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
         std::fs::create_dir_all(dir)?;
     }
     // A killed daemon leaves its socket behind; a living one answers, and whatever else is there is not ours.
-    match UnixStream::connect(path).await {
-        Ok(stream) => {
-            bail!("{} listens there: stop it, or give this daemon another --socket", owner(&stream))
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if !there.file_type().is_socket() => {
+            bail!("a file that is no socket is there: remove it, or give this daemon another --socket");
         }
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
-                bail!("a file that is no socket is there: remove it, or give this daemon another --socket");
+        Ok(_) => match UnixStream::connect(path).await {
+            Ok(stream) => {
+                bail!("{} listens there: stop it, or give this daemon another --socket", owner(&stream))
             }
-            std::fs::remove_file(path)?;
-        }
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+            Err(error) => return Err(error.into()),
+        },
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error.into()),
     }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    // Never open to others, be it for a moment. A name that is set right afterwards may be a link to elsewhere by then.
+    let before = rustix::process::umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(before);
+    Ok(listener?)
 }
 
 /// The process at the other end of a unix socket, in words. Of another pid namespace it has no pid here.

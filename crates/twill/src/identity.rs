@@ -184,7 +184,7 @@ impl Place {
     fn identity(
         self,
         flags: &Flags,
-        locks: &Locks,
+        locks: &mut Locks,
         (own_lease, lease): (OwnLease, Lease),
         remembered: Leases,
     ) -> Identity {

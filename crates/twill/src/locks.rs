@@ -1,39 +1,133 @@
-//! One daemon per subnet file, VNI and network: a second one would fight the first without end. It decides nothing else,
-//! and other VNIs, networks and files run side by side.
+//! Locks that keep two daemons of one node from fighting: one daemon per subnet file, VNI and network. Daemons with other
+//! VNIs, networks and files run side by side. It decides nothing else.
 //!
 //! What lives in the kernel is locked by an abstract unix address: it belongs to the same network namespace as the
-//! objects do, and it is gone the moment its owner is, however that ends. A second address beside each lock names the
-//! owner, `twill pid 812 of 4026531836 has VNI 1`, so that whoever is refused can say by whom.
+//! objects do, and it is gone the moment its owner is, however that ends. The address names its owner, `twill pid 812 of
+//! 4026531836 has VNI 1 #90c2f1d35a77e801`, so that whoever is refused can say by whom. Anybody on the node can take such an
+//! address, so one counts only if its socket belongs to root or to our own user, and it ends with a number that nobody can
+//! guess beforehand.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io::{Read, Seek, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
+use kernel::{AbstractName, abstract_names};
 use plan::backend::Backend;
 use plan::input::{Config, Family};
+use tracing::warn;
 
-/// What is locked, for as long as this value lives.
+use crate::files;
+
+/// Maximum time to wait for a lock that is passed on: whoever holds it longer is a running daemon.
+const PASSING: Duration = Duration::from_secs(1);
+/// Attempts to take a lock while another daemon tries to take the same one at the same moment.
+const ATTEMPTS: u32 = 5;
+/// Maximum length of what a lock file says, bytes.
+const OWNER: u64 = 64;
+/// Start of every address.
+const PREFIX: &str = "twill ";
+const SUBNET_FILE: &str = "subnet file ";
+
+/// Locks that are held as long as this value lives.
 #[derive(Default)]
 pub(crate) struct Locks {
     file: Option<File>,
-    names: Vec<Held>,
+    held: Vec<Held>,
     /// Addresses that only say what we have.
     statements: Vec<UnixDatagram>,
+    /// Users whose addresses look like ours and count for nothing; each is reported once.
+    strangers: BTreeSet<u32>,
 }
 
+/// One lock of ours in the kernel.
 struct Held {
+    what: Locked,
     name: String,
-    _lock: UnixDatagram,
-    /// `None`: it could not be said.
-    _statement: Option<UnixDatagram>,
+    _socket: UnixDatagram,
+}
+
+/// What one daemon alone may have in a network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Locked {
+    Network(IpNet),
+    Vni(u32),
+    /// flannel's tables and chains, which are there once.
+    Firewall,
+}
+
+impl Locked {
+    /// Reports whether two daemons with these locks would fight.
+    fn conflicts(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Network(one), Self::Network(other)) => one.contains(&other) || other.contains(&one),
+            _ => self == other,
+        }
+    }
+}
+
+impl fmt::Display for Locked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network(network) => write!(f, "network {network}"),
+            Self::Vni(vni) => write!(f, "VNI {vni}"),
+            Self::Firewall => f.write_str("traffic rules"),
+        }
+    }
+}
+
+impl FromStr for Locked {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.split_once(' ').ok_or(())? {
+            ("network", network) => network.parse().map(Self::Network).map_err(drop),
+            ("VNI", vni) => vni.parse().map(Self::Vni).map_err(drop),
+            ("traffic", "rules") => Ok(Self::Firewall),
+            _ => Err(()),
+        }
+    }
+}
+
+/// Why a lock was not taken.
+enum Refused {
+    /// Another daemon has this one, which conflicts.
+    Other(Rival, Locked),
+    Failed(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Refused {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Refused {
+    /// Error that names the owner; `key` is the flag or config key to change in one of the two daemons.
+    fn advising(self, wanted: Locked, key: &str) -> anyhow::Error {
+        match self {
+            Self::Other(rival, other) if other == wanted => {
+                anyhow!("{rival} has {other}: stop it, or give one of them another {key}")
+            }
+            Self::Other(rival, other) => {
+                let wanted = wanted.to_string();
+                let wanted = wanted.rsplit(' ').next().unwrap_or_default();
+                anyhow!(
+                    "{rival} has {other}, which overlaps {wanted}: stop it, or give one of them another {key}"
+                )
+            }
+            Self::Failed(error) => error,
+        }
+    }
 }
 
 impl Locks {
@@ -43,17 +137,14 @@ impl Locks {
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir).with_context(|| no_place(dir))?;
         }
-        // Until it is locked it says who has locked it.
-        let file = File::options().write(true).create(true).truncate(false).open(&path);
-        let mut file = file.with_context(|| no_place(&path))?;
+        let mut file = files::lock(&path).with_context(|| no_place(&path))?;
         match lock_soon(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let text = fs::read(&path).unwrap_or_default();
-                let process = Process::parse(String::from_utf8_lossy(&text).trim());
+                // Until it is locked it says who has locked it.
                 bail!(
                     "{} writes {}: stop it, or give this one another --subnet-file",
-                    Rival { process, subnet_file: None },
+                    Rival { process: owner_in(&mut file), subnet_file: None },
                     subnet_file.display()
                 )
             }
@@ -76,26 +167,22 @@ impl Locks {
         }
     }
 
+    /// Nothing depends on it, so that a name that is too long is left out.
     fn state(&mut self, what: &str) {
-        self.statements.extend(stated(what));
+        self.statements.extend(bind(what).ok().map(|(_, socket)| socket));
     }
 
     /// Takes what a config makes ours in the kernel; what an earlier one did stays until `keep_vnis`.
     pub(crate) fn take_config(&mut self, config: &Config) -> anyhow::Result<()> {
-        for network in Family::ALL.into_iter().filter_map(|family| config.network(family)) {
+        let networks = Family::ALL.into_iter().filter_map(|family| config.network(family));
+        for network in networks.map(Locked::Network) {
             let key = "--etcd-prefix (or --store) with another Network in its network config";
-            if let Some(other) = self.overlapping(&network)? {
-                bail!(
-                    "{} has network {other}, which overlaps {network}: stop it, or give one of them another {key}",
-                    rival(&format!("{NETWORK}{other}"))
-                );
-            }
-            self.take(&format!("{NETWORK}{network}")).map_err(|refused| refused.advising(key))?;
+            self.take(network).map_err(|refused| refused.advising(network, key))?;
         }
         match &config.backend {
             Backend::Vxlan(options) => {
-                let key = "VNI in the Backend of its network config";
-                self.take(&vni_name(options.vni)).map_err(|refused| refused.advising(key))
+                let (vni, key) = (Locked::Vni(options.vni), "VNI in the Backend of its network config");
+                self.take(vni).map_err(|refused| refused.advising(vni, key))
             }
             _ => Ok(()),
         }
@@ -103,61 +190,81 @@ impl Locks {
 
     /// Holds exactly these VNIs. Gives those that another daemon has.
     pub(crate) fn keep_vnis(&mut self, vnis: &[u32]) -> Vec<u32> {
-        let names: Vec<String> = vnis.iter().map(|vni| vni_name(*vni)).collect();
-        self.names.retain(|Held { name, .. }| !name.starts_with(VNI) || names.contains(name));
-        vnis.iter().copied().filter(|vni| self.take(&vni_name(*vni)).is_err()).collect()
+        let is_gone = |what: Locked| matches!(what, Locked::Vni(vni) if !vnis.contains(&vni));
+        self.held.retain(|held| !is_gone(held.what));
+        vnis.iter().copied().filter(|vni| self.take(Locked::Vni(*vni)).is_err()).collect()
     }
 
     /// Takes flannel's tables and chains for traffic rules, which are there once. Otherwise says who has them.
     pub(crate) fn keep_firewall(&mut self) -> Result<(), String> {
-        self.take(FIREWALL).map_err(|_| rival(FIREWALL).to_string())
+        self.take(Locked::Firewall).map_err(|refused| match refused {
+            Refused::Other(rival, _) => rival.to_string(),
+            Refused::Failed(_) => Rival { process: None, subnet_file: None }.to_string(),
+        })
     }
 
     /// Does another daemon have that VNI?
-    pub(crate) fn is_others_vni(&self, vni: u32) -> bool {
-        let name = vni_name(vni);
-        !self.holds(&name) && bind(&name).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+    pub(crate) fn is_others_vni(&mut self, vni: u32) -> bool {
+        !self.holds(Locked::Vni(vni)) && self.other(Locked::Vni(vni)).is_ok_and(|other| other.is_some())
     }
 
-    fn holds(&self, name: &str) -> bool {
-        self.names.iter().any(|held| held.name == name)
+    fn holds(&self, what: Locked) -> bool {
+        self.held.iter().any(|held| held.what == what)
     }
 
-    /// A network of another daemon that shares addresses with ours.
-    fn overlapping(&self, network: &IpNet) -> anyhow::Result<Option<IpNet>> {
-        let names = names().context("listing unix sockets")?;
-        let networks = names.iter().filter_map(|name| name.strip_prefix(NETWORK)?.parse::<IpNet>().ok());
-        let mut others = networks.filter(|other| !self.holds(&format!("{NETWORK}{other}")));
-        Ok(others.find(|other| other.contains(network) || network.contains(other)))
-    }
-
-    fn take(&mut self, name: &str) -> Result<(), Refused> {
-        if self.holds(name) {
+    fn take(&mut self, what: Locked) -> Result<(), Refused> {
+        if self.holds(what) {
             return Ok(());
         }
-        let lock = bind(name).map_err(|error| Refused { name: name.into(), error })?;
-        self.names.push(Held { name: name.to_owned(), _lock: lock, _statement: stated(name) });
-        Ok(())
-    }
-}
-
-/// A name that could not be taken, and the reason.
-struct Refused {
-    name: String,
-    error: io::Error,
-}
-
-impl Refused {
-    /// Error that names the owner; `key` is the flag or config key to change in one of the two daemons.
-    fn advising(self, key: &str) -> anyhow::Error {
-        let Self { name, error } = self;
-        match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                anyhow!("{} has {name}: stop it, or give one of them another {key}", rival(&name))
+        for _ in 0..ATTEMPTS {
+            if let Some((process, other)) = self.other(what)? {
+                let subnet_file = subnet_file_of(&statements(), process);
+                return Err(Refused::Other(Rival { process: Some(process), subnet_file }, other));
             }
-            _ => anyhow::Error::new(error).context(format!("locking {name}")),
+            if self.bind(what)? {
+                return Ok(());
+            }
         }
+        Err(Refused::Failed(anyhow!("other daemons try to take {what} at the same time")))
     }
+
+    /// Binds an address and looks for others only then, so that of two daemons at least one sees the other. Where there is
+    /// another one both give way, for times that differ. Returns whether the lock is ours.
+    fn bind(&mut self, what: Locked) -> anyhow::Result<bool> {
+        let (name, socket) = bind(&what.to_string()).with_context(|| format!("locking {what}"))?;
+        self.held.push(Held { what, name, _socket: socket });
+        if self.other(what)?.is_none() {
+            return Ok(true);
+        }
+        self.held.pop();
+        thread::sleep(Duration::from_millis(u64::from(draw()?[0]) / 8));
+        Ok(false)
+    }
+
+    /// Another daemon's lock that conflicts with that one.
+    fn other(&mut self, what: Locked) -> anyhow::Result<Option<(Process, Locked)>> {
+        let mut found = None;
+        for AbstractName { name, uid } in abstract_names(PREFIX)? {
+            let Some((process, has)) = statement(&name) else { continue };
+            let Ok(has) = has.parse::<Locked>() else { continue };
+            if !has.conflicts(what) || self.held.iter().any(|held| held.name == name) {
+                continue;
+            }
+            match uid.filter(|uid| !is_trusted(*uid)) {
+                None => found = Some((process, has)),
+                Some(stranger) if self.strangers.insert(stranger) => warn!(
+                    "user {stranger} holds the abstract unix address @{name:?}; only root's locks count: ss -xpa names the process"
+                ),
+                Some(_) => {}
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Root, or our own user.
+fn is_trusted(uid: u32) -> bool {
+    [0, rustix::process::geteuid().as_raw()].contains(&uid)
 }
 
 /// Another daemon of this node, as far as it is known.
@@ -240,23 +347,31 @@ impl fmt::Display for Process {
 
 /// All statements of the daemons of this network namespace: the daemon, and what it has.
 fn statements() -> Vec<(Process, String)> {
-    let parse = |name: &String| {
-        let (process, has) = name.split_once(" has ")?;
-        Some((Process::parse(process)?, has.to_owned()))
-    };
-    names().unwrap_or_default().iter().filter_map(parse).collect()
+    let trusted = |held: &AbstractName| held.uid.is_none_or(is_trusted);
+    let names = abstract_names(PREFIX).unwrap_or_default().into_iter().filter(trusted);
+    names.filter_map(|held| statement(&held.name).map(|(process, has)| (process, has.into()))).collect()
 }
 
-/// All our abstract addresses of this network namespace, without their prefix. Anybody may have bound one.
-fn names() -> io::Result<Vec<String>> {
-    let sockets = fs::read("/proc/net/unix")?;
-    let prefix = format!(" @{PREFIX}");
-    let name = |line: &[u8]| {
-        let line = String::from_utf8_lossy(line);
-        let (_, name) = line.split_once(&prefix)?;
-        Some(name.trim().replace(char::is_control, "?"))
-    };
-    Ok(sockets.split(|byte| *byte == b'\n').filter_map(name).collect())
+/// Reads `twill pid 812 of 4026531836 has VNI 1 #90c2f1d35a77e801`.
+fn statement(name: &str) -> Option<(Process, &str)> {
+    let (process, rest) = name.strip_prefix(PREFIX)?.split_once(" has ")?;
+    let (has, nonce) = rest.rsplit_once(" #")?;
+    u64::from_str_radix(nonce, 16).ok()?;
+    Some((Process::parse(process)?, has)).filter(|_| !has.contains(char::is_control))
+}
+
+/// Takes an address that says what we have.
+fn bind(what: &str) -> anyhow::Result<(String, UnixDatagram)> {
+    let nonce = u64::from_ne_bytes(draw()?);
+    let name = format!("{PREFIX}{} has {what} #{nonce:016x}", Process::ours());
+    let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+    Ok((name, socket))
+}
+
+fn draw() -> anyhow::Result<[u8; 8]> {
+    let mut dice = [0; 8];
+    getrandom::fill(&mut dice).map_err(|error| anyhow!("drawing random numbers: {error}"))?;
+    Ok(dice)
 }
 
 /// A daemon that was killed holds it until the tool that it was about to start has begun.
@@ -270,6 +385,14 @@ fn lock_soon(file: &File) -> Result<(), TryLockError> {
     }
 }
 
+/// The process that a lock file names.
+fn owner_in(file: &mut File) -> Option<Process> {
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.take(OWNER).read_to_string(&mut text).ok()?;
+    Process::parse(text.trim())
+}
+
 /// The file that is locked for it.
 pub(crate) fn lock_file(subnet_file: &Path) -> PathBuf {
     subnet_file.with_file_name(format!(".{}.lock", subnet_file.file_name().unwrap_or_default().display()))
@@ -279,28 +402,66 @@ fn no_place(path: &Path) -> String {
     format!("creating {}, name a writable place with --subnet-file", path.display())
 }
 
-/// Whoever holds a lock for longer means it.
-const PASSING: Duration = Duration::from_secs(1);
-/// How the addresses begin.
-const PREFIX: &str = "twill ";
-const NETWORK: &str = "network ";
-const VNI: &str = "VNI ";
-const FIREWALL: &str = "traffic rules";
-const SUBNET_FILE: &str = "subnet file ";
-
 fn healthz_name(port: u16) -> String {
     format!("healthz port {port}")
 }
 
-fn vni_name(vni: u32) -> String {
-    format!("{VNI}{vni}")
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Binds the address that states what we have. Nothing depends on it: one that is too long or taken is left out.
-fn stated(what: &str) -> Option<UnixDatagram> {
-    bind(&format!("{} has {what}", Process::ours())).ok()
-}
+    #[test]
+    fn a_lock_is_read_as_it_was_written_and_nothing_else_is_one() {
+        for what in ["network 10.244.0.0/16", "network fd00:1::/48", "VNI 1", "traffic rules"] {
+            assert_eq!(what.parse::<Locked>().unwrap().to_string(), what);
+            let name = format!("twill pid 4711 of 12 has {what} #0000000000000007");
+            assert_eq!(statement(&name), Some((Process { pid: 4711, namespace: 12 }, what)));
+        }
+        for name in [
+            "twill VNI 1",
+            "twill pid 1 of 2 has VNI 1",
+            "twill pid 1 of 2 has VNI 1 #",
+            "twill pid x of 2 has VNI 1 #1",
+            "twill pid 1 of 2 has \n #1",
+            "pid 1 of 2 has VNI 1 #1",
+        ] {
+            assert_eq!(statement(name), None, "{name}");
+        }
+        assert!(
+            ["VNI -1", "VNI", "network 10.244.0.0", "traffic"]
+                .iter()
+                .all(|what| what.parse::<Locked>().is_err())
+        );
+    }
 
-fn bind(name: &str) -> io::Result<UnixDatagram> {
-    UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(format!("{PREFIX}{name}"))?)
+    #[test]
+    fn networks_conflict_by_their_addresses_and_everything_else_by_name() {
+        let conflict = |one: &str, other: &str| {
+            let [one, other] = [one, other].map(|text| text.parse::<Locked>().unwrap());
+            assert_eq!(one.conflicts(other), other.conflicts(one));
+            one.conflicts(other)
+        };
+        assert!(conflict("network 10.0.0.0/8", "network 10.244.0.0/16"));
+        assert!(!conflict("network 10.1.0.0/16", "network 10.244.0.0/16"));
+        assert!(!conflict("network ::/0", "network 0.0.0.0/0"));
+        assert!(conflict("VNI 1", "VNI 1") && !conflict("VNI 1", "VNI 2"));
+        assert!(!conflict("VNI 1", "traffic rules") && conflict("traffic rules", "traffic rules"));
+    }
+
+    #[test]
+    fn of_many_at_once_one_has_it_and_the_next_one_once_it_is_gone() {
+        let what = Locked::Vni(0x00ff_0000 | std::process::id() & 0xffff);
+        let all: Vec<_> = (0..8).map(|_| thread::spawn(move || taken(what))).collect();
+        let all: Vec<Locks> = all.into_iter().filter_map(|thread| thread.join().unwrap()).collect();
+        assert!(all.len() <= 1, "{} of them have it", all.len());
+        let one = all.into_iter().next().or_else(|| taken(what)).unwrap();
+        assert!(taken(what).is_none());
+        drop(one);
+        assert!(taken(what).is_some());
+    }
+
+    fn taken(what: Locked) -> Option<Locks> {
+        let mut locks = Locks::default();
+        locks.take(what).is_ok().then_some(locks)
+    }
 }

@@ -2,18 +2,21 @@
 //! what the thread of rounds alone says, so that rounds that hang get the daemon restarted. Nothing here ever waits.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tracing::warn;
 
 use crate::report::Report;
+
+/// Socket that is connected to the service manager, if it could be.
+static MANAGER: OnceLock<UnixDatagram> = OnceLock::new();
 
 /// Time alone changes readiness, too.
 const LOOK: Duration = Duration::from_secs(5);
@@ -68,15 +71,31 @@ pub(crate) async fn follow(mut board: watch::Receiver<Arc<Report>>) {
     }
 }
 
+/// Connects for good: later this process may reach no abstract address of others (`confine`).
+pub(crate) fn connect() {
+    if let Some(address) = socket().and_then(|name| address(&name).ok())
+        && let Ok(socket) = UnixDatagram::unbound()
+        && socket.set_nonblocking(true).and_then(|()| socket.connect_addr(&address)).is_ok()
+    {
+        let _ = MANAGER.set(socket);
+    }
+}
+
 fn tell(what: &str) -> io::Result<()> {
     let Some(name) = socket() else { return Ok(()) };
-    let address = match name.as_bytes() {
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
-        _ => SocketAddr::from_pathname(&name),
-    };
+    if MANAGER.get().is_some_and(|manager| manager.send(what.as_bytes()).is_ok()) {
+        return Ok(());
+    }
     let socket = UnixDatagram::unbound()?;
     socket.set_nonblocking(true)?;
-    socket.send_to_addr(what.as_bytes(), &address?).map(drop)
+    socket.send_to_addr(what.as_bytes(), &address(&name)?).map(drop)
+}
+
+fn address(name: &OsStr) -> io::Result<SocketAddr> {
+    match name.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(name),
+    }
 }
 
 fn socket() -> Option<OsString> {

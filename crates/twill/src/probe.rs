@@ -44,6 +44,9 @@ pub(crate) struct Targets {
 /// What is known of the peers, by subnet.
 pub(crate) type Healths = Arc<Vec<Health>>;
 
+/// Why a socket to ask by could not be opened, if so.
+pub(crate) type Refused = Option<Box<str>>;
+
 /// How often peers are asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Pace {
@@ -60,12 +63,14 @@ pub(crate) struct Probes {
     /// A byte says that the targets are others.
     pub(crate) wake: UnixStream,
     pub(crate) healths: watch::Receiver<Healths>,
+    pub(crate) refused: watch::Receiver<Refused>,
 }
 
 /// Starts asking; each change of a finding or of a way rings the bell.
 pub(crate) fn start(pace: Pace, bell: &Bell) -> anyhow::Result<Probes> {
     let (targets, heard) = watch::channel(Targets::default());
     let (tell, healths) = watch::channel(Healths::default());
+    let (complain, refused) = watch::channel(Refused::default());
     let (wake, woken) = UnixStream::pair().context("waking thread probes")?;
     wake.set_nonblocking(true)?;
     woken.set_nonblocking(true)?;
@@ -74,8 +79,8 @@ pub(crate) fn start(pace: Pace, bell: &Bell) -> anyhow::Result<Probes> {
         getrandom::fill(&mut dice).map_err(|error| anyhow!("drawing random numbers: {error}"))?;
         let dice = [[dice[0], dice[1]], [dice[2], dice[3]]].map(u16::from_ne_bytes);
         let bell = bell.clone();
-        let body = move || Asker::new(pace, bell, (heard, woken), tell, Post::new(dice)).run();
+        let body = move || Asker::new(pace, bell, (heard, woken), (tell, complain), Post::new(dice)).run();
         thread::Builder::new().name("probes".into()).spawn(body).context("starting thread probes")?;
     }
-    Ok(Probes { targets, wake, healths })
+    Ok(Probes { targets, wake, healths, refused })
 }

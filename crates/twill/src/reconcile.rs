@@ -227,6 +227,8 @@ impl Reconciler {
         notes.extend(
             (verified && self.flags.probe == Pace::Off).then_some(Note::Node(NodeFault::NothingVerified)),
         );
+        let refused = self.probes.refused.borrow_and_update().clone().filter(|_| verified);
+        notes.extend(refused.map(|why| Note::Node(NodeFault::NoProbeSocket { why })));
         notes.extend(self.leave_footprint(&wanted.owned));
         wanted.notes.append(&mut notes);
         wanted

@@ -2,6 +2,7 @@
 //! about, so they are asked only where one is loaded.
 
 use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
 
 use plan::firewall::Variant;
 use plan::input::Family;
@@ -89,7 +90,10 @@ pub(super) fn not_to_be_read() -> Option<Box<str>> {
 
 /// Does somebody hold the lock? Asked before, since iptables waits for it, some versions for ever.
 fn is_locked() -> bool {
-    let lock = File::open(tools::xtables_lock());
+    let lock = File::options()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(tools::xtables_lock());
     lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
 }
 

@@ -7,8 +7,8 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use plan::backend::Backend;
@@ -101,6 +101,23 @@ impl Etcd {
             return Err("--etcd-endpoints names no server: give one URL or more, separated by commas".into());
         }
         Ok(())
+    }
+
+    /// Files that are read again for each connection.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        let all = [&self.keyfile, &self.certfile, &self.cafile];
+        all.into_iter().map(PathBuf::as_path).filter(|file| !file.as_os_str().is_empty())
+    }
+
+    /// Reports whether a server is given by name rather than by address.
+    pub(crate) fn names_hosts(&self) -> bool {
+        let is_address = |url: &str| {
+            let host = url.split_once("://").map_or(url, |(_, rest)| rest);
+            let host = host.split('/').next().unwrap_or_default();
+            let bare = host.trim_start_matches('[').trim_end_matches(']');
+            host.parse::<SocketAddr>().is_ok() || bare.parse::<IpAddr>().is_ok()
+        };
+        self.endpoints.split(',').any(|url| !url.is_empty() && !is_address(url))
     }
 
     /// One that does not say how it is to be spoken to is spoken to as safely as the files allow.
@@ -521,6 +538,15 @@ mod tests {
     fn values()
     -> impl Iterator<Item = &'static (&'static str, &'static str, &'static str, Option<&'static str>)> {
         VALUES.iter().filter(|(name, ..)| *name != "options-file")
+    }
+
+    #[test]
+    fn servers_by_name_are_told_from_addresses() {
+        let names = |endpoints: &str| Etcd { endpoints: endpoints.into(), ..Etcd::default() }.names_hosts();
+        assert!(!names("http://127.0.0.1:4001,https://[fd00::1]:2379/,10.0.0.1,http://[::1]"));
+        for name in ["http://etcd:2379", "10.0.0.1,etcd-1.example", "https://10.0.0.1.example/"] {
+            assert!(names(name), "{name}");
+        }
     }
 
     #[test]

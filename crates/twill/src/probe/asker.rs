@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::post::{News, Post};
-use super::{Healths, Pace, Targets};
+use super::{Healths, Pace, Refused, Targets};
 use crate::trigger::{Bell, Cause};
 
 /// What is due within this time is done at once: one waking for many peers.
@@ -51,6 +51,7 @@ pub(super) struct Asker {
     pub(super) targets: watch::Receiver<Targets>,
     wake: UnixStream,
     pub(super) healths: watch::Sender<Healths>,
+    refused: watch::Sender<Refused>,
     pub(super) post: Post,
     /// More answers than the first one are about to come.
     gathers: bool,
@@ -98,7 +99,7 @@ impl Asker {
         pace: Pace,
         bell: Bell,
         (targets, wake): (watch::Receiver<Targets>, UnixStream),
-        healths: watch::Sender<Healths>,
+        (healths, refused): (watch::Sender<Healths>, watch::Sender<Refused>),
         post: Post,
     ) -> Self {
         let state = State {
@@ -116,7 +117,7 @@ impl Asker {
             numbers: false,
             published: Duration::ZERO,
         };
-        Self { pace, bell, targets, wake, healths, post, gathers: false, state }
+        Self { pace, bell, targets, wake, healths, refused, post, gathers: false, state }
     }
 
     /// Asks until the rounds are gone.
@@ -263,7 +264,15 @@ impl Asker {
             self.healths.send_replace(Arc::new(healths));
             (state.numbers, state.published) = (false, now);
         }
-        if changed {
+        let refused = self.post.refused();
+        let other = self.refused.send_if_modified(|told| {
+            let other = told.as_deref() != refused;
+            if other {
+                *told = refused.map(Into::into);
+            }
+            other
+        });
+        if changed || other {
             self.bell.ring(Cause::Verdicts);
         }
     }

@@ -312,6 +312,11 @@ impl Post {
         tunnel.map_or(uplink, |tunnel| tunnel.mtu).try_into().unwrap_or(u16::MAX)
     }
 
+    /// Why a socket could not be opened, if one is missing.
+    pub(super) fn refused(&self) -> Option<&str> {
+        self.wires.refused()
+    }
+
     /// That answers come in by.
     pub(super) fn sockets(&self) -> impl Iterator<Item = &Socket> {
         self.wires.sockets()

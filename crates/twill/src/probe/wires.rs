@@ -52,6 +52,8 @@ pub(super) struct Wires {
     ears: Vec<Ear>,
     /// What could not be opened is not tried before.
     retry: BTreeMap<Place, Duration>,
+    /// What could not be opened when it was tried last, and why.
+    refused: BTreeMap<Place, Box<str>>,
     buffer: Vec<u8>,
 }
 
@@ -75,7 +77,8 @@ impl Wires {
     pub(super) fn new(marks: Marks) -> Self {
         let (links, retry, look) = (BTreeMap::new(), BTreeMap::new(), Duration::ZERO);
         let (raw, doubts, buffer) = ([None, None], None, vec![0; PACKET]);
-        Self { marks, links, look, raw, doubts, ears: Vec::new(), retry, buffer }
+        let refused = BTreeMap::new();
+        Self { marks, links, look, raw, doubts, ears: Vec::new(), retry, refused, buffer }
     }
 
     pub(super) fn link(&self, name: LinkName) -> Option<&Interface> {
@@ -105,11 +108,17 @@ impl Wires {
             Err(error) => warn!("{error}; peers are asked from the addresses that were there before"),
         }
         let links = &self.links;
+        self.refused.retain(|(link, _), _| link.is_none_or(|link| links.contains_key(&link)));
         self.ears.retain(|ear| {
             let at = links.get(&ear.link).map(|link| (link.index(), link.mac));
             let is_there = at == Some((ear.index, ear.mac));
             is_there && now < ear.used + UNUSED
         });
+    }
+
+    /// Why a socket could not be opened, if one is missing.
+    pub(super) fn refused(&self) -> Option<&str> {
+        self.refused.values().next().map(AsRef::as_ref)
     }
 
     /// From now on hears what the kernel doubts of its neighbours on that device.
@@ -203,13 +212,18 @@ impl Wires {
             return None;
         }
         match open() {
-            Ok(opened) => Some(opened),
+            Ok(opened) => {
+                self.refused.remove(&place);
+                Some(opened)
+            }
             Err(error) if is_gone(&error) => {
                 self.look_soon(now);
                 None
             }
             Err(error) => {
                 self.retry.insert(place, now + RETRY);
+                let what = place.0.map_or("packets".into(), |link| format!("frames of {link}"));
+                self.refused.insert(place, format!("{what}: {error}").into());
                 let wait = RETRY.as_secs();
                 warn!("peers cannot be asked whether pods reach them, again in {wait} s: {error}");
                 None
@@ -297,6 +311,8 @@ mod tests {
         assert_eq!(wires.open(one, Duration::ZERO, refused), None);
         assert_eq!(wires.open(one, Duration::from_secs(29), || Ok(())), None);
         assert_eq!(wires.open(other, Duration::from_secs(29), || Ok(())), Some(()));
+        assert_eq!(wires.refused(), Some("packets: permission denied"));
         assert_eq!(wires.open(one, RETRY, || Ok(())), Some(()));
+        assert_eq!(wires.refused(), None);
     }
 }

@@ -24,6 +24,7 @@ pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
             | NodeFault::Firewalld { .. }
             | NodeFault::NeighboursLimited { .. }
             | NodeFault::NothingVerified
+            | NodeFault::NoProbeSocket { .. }
             | NodeFault::NotInternalIp { .. }
             | NodeFault::InterfaceAmongPods { .. }
             | NodeFault::NoPeerOnLink { .. },

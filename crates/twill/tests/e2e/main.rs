@@ -41,6 +41,7 @@ mod route_table;
 mod second_daemon;
 mod service;
 mod source_filter;
+mod squatters;
 mod status;
 mod steady;
 mod store;

@@ -1,14 +1,17 @@
 //! The daemon as a service: what it tells the service manager, how it stops, how it looks again when asked to, and what it
 //! may no longer do.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lab::{Daemon, Harm, Node, Timing, Topology, View};
 
 use crate::cluster::{self, SOON, VXLAN};
+use crate::traffic::{self, MASQ};
 
 const VNI_7: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#;
 const VNI_8: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":8}}"#;
@@ -225,8 +228,100 @@ fn has_only_what_it_needs(daemon: &Daemon<'_>) {
         assert_eq!(["CapEff:", "CapPrm:"].map(field), [NET_ADMIN_AND_RAW; 2], "{thread}");
         assert_eq!(["CapInh:", "CapAmb:"].map(field), [NET_ADMIN_AND_RAW, 0], "{thread}");
         assert_eq!(field("CapBnd:") & !NET_ADMIN_AND_RAW, 0, "{thread}");
-        assert_eq!(field("NoNewPrivs:"), 1, "{thread}");
+        assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), (1, 2), "{thread}");
     }
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().filter(|word| *word == "0").count(), 2, "{core}");
+}
+
+/// Address families of the sockets that a process has open, as the kernel lists them.
+fn families(daemon: &Daemon<'_>) -> BTreeSet<&'static str> {
+    const LISTS: [(&str, &str); 11] = [
+        ("unix", "AF_UNIX"),
+        ("netlink", "AF_NETLINK"),
+        ("packet", "AF_PACKET"),
+        ("tcp", "AF_INET"),
+        ("udp", "AF_INET"),
+        ("raw", "AF_INET"),
+        ("icmp", "AF_INET"),
+        ("tcp6", "AF_INET6"),
+        ("udp6", "AF_INET6"),
+        ("raw6", "AF_INET6"),
+        ("icmp6", "AF_INET6"),
+    ];
+    let process = format!("/proc/{}", daemon.pid());
+    let open = fs::read_dir(format!("{process}/fd")).unwrap().flatten();
+    let links = open.filter_map(|fd| Some(fs::read_link(fd.path()).ok()?.display().to_string()));
+    let inode = |link: String| Some(link.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned());
+    let inodes: Vec<String> = links.filter_map(inode).collect();
+    let lists = LISTS.iter().map(|(list, family)| {
+        (fs::read_to_string(format!("{process}/net/{list}")).unwrap_or_default(), *family)
+    });
+    let lists: Vec<_> = lists.collect();
+    let family = |inode: &String| {
+        let found = lists.iter().find(|(list, _)| list.split_whitespace().any(|word| word == inode));
+        found.map(|(_, family)| *family)
+    };
+    inodes.iter().filter_map(family).collect()
+}
+
+/// A daemon that verifies direct paths has every kind of socket open that any daemon has.
+#[test]
+fn the_unit_allows_each_kind_of_socket_that_the_daemon_uses() {
+    lab::test(Timing::Free, || {
+        let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/twill.service");
+        let unit = fs::read_to_string(unit).unwrap();
+        let allowed = unit.lines().find_map(|line| line.strip_prefix("RestrictAddressFamilies=")).unwrap();
+        let allowed: BTreeSet<&str> = allowed.split(' ').collect();
+        let lab = cluster::lab(Topology::flat(2), cluster::DIRECT_DUAL);
+        let (daemons, _pods) = cluster::start(&lab);
+        lab::wait_for("all of them are open", 2 * SOON, || families(&daemons[0]) == allowed);
+    });
+}
+
+/// As under a unit or a container that forbids AF_PACKET, or without CAP_NET_RAW.
+#[test]
+fn status_says_that_no_frame_can_be_sent() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), cluster::DIRECT);
+        let node = lab.node(1);
+        let daemon = node.start_under(&["setpriv", "--bounding-set=-net_raw"], cluster::FLAGS);
+        let _peer = lab.node(2).start(cluster::FLAGS);
+        daemon.wait_ready();
+        let words = "but this daemon cannot open a socket to probe peers";
+        lab::wait_for("status says it", 2 * SOON, || node.twill(&["status"]).contains(words));
+        assert!(is(node, "/readyz", 200), "pods work all the same");
+        assert!(!lab.node(2).twill(&["status"]).contains(words), "the other one can");
+    });
+}
+
+/// Where nothing that it needs is root's alone, the daemon needs no root: nor do its tools.
+#[test]
+fn another_user_than_root_will_do() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), &traffic::Manager::Nft.config("vxlan"));
+        let node = lab.node(1);
+        let user = lab::enter::other_user();
+        fs::create_dir_all(node.cache_dir()).unwrap();
+        for dir in [node.run_dir(), node.cache_dir(), lab.store.path()] {
+            node.ns.run(&format!("chown -R {user} {}", dir.display()));
+        }
+        let user = user.to_string();
+        let under = ["setpriv", "--reuid", &user, "--regid", &user, "--clear-groups"];
+        let caps = ["--inh-caps=+net_admin,+net_raw", "--ambient-caps=+net_admin,+net_raw"];
+        let daemon = node.start_under(&[&under[..], &caps].concat(), MASQ);
+        daemon.wait_ready();
+        let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        assert!(status.contains(&format!("Uid:\t{user}\t{user}\t{user}\t{user}")), "{status}");
+        lab::wait_for("its rules are there", SOON, || node.ns.run("nft list ruleset").contains("masquerade"));
+        let rp_filter = "cat /proc/sys/net/ipv4/ip_forward";
+        assert_eq!(
+            node.ns.run(rp_filter).trim(),
+            "1",
+            "a sysctl of root's in a namespace whose networks it may change"
+        );
+    });
 }
 
 #[test]

@@ -1,0 +1,95 @@
+//! Abstract unix addresses of this network namespace, and the users whose processes hold them (sock_diag(7)). It binds none
+//! and judges nobody.
+
+use std::fs;
+
+use crate::error::{Cause, Error};
+use crate::socket::Netlink;
+use crate::wire::{Message, Part};
+
+/// Of linux/sock_diag.h and linux/unix_diag.h.
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const UDIAG_SHOW_NAME: u32 = 1;
+const UDIAG_SHOW_UID: u32 = 0x40;
+const UNIX_DIAG_NAME: u16 = 0;
+const UNIX_DIAG_UID: u16 = 7;
+/// Length of `struct unix_diag_msg`.
+const MESSAGE: usize = 16;
+
+/// An abstract address in use, such as `twill 4711 VNI 1 #5f3a` of uid 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AbstractName {
+    /// The name without its leading NUL byte.
+    pub name: String,
+    /// Owner of the socket. `None`: the kernel does not say, which is so before Linux 5.3 and without unix_diag.
+    pub uid: Option<u32>,
+}
+
+/// Reads all abstract addresses that begin with `prefix`. One that is no UTF-8 is left out.
+pub fn abstract_names(prefix: &str) -> Result<Vec<AbstractName>, Error> {
+    let mut all = match by_netlink() {
+        Ok(all) => all,
+        Err(Cause::Refused { .. }) => listed(),
+        Err(cause) => return Err(Error::new("list abstract unix addresses", cause)),
+    };
+    all.retain(|held| held.name.starts_with(prefix));
+    Ok(all)
+}
+
+fn by_netlink() -> Result<Vec<AbstractName>, Cause> {
+    let show = (UDIAG_SHOW_NAME | UDIAG_SHOW_UID).to_ne_bytes();
+    let (family, every_state) = ([libc::AF_UNIX as u8, 0, 0, 0], u32::MAX.to_ne_bytes());
+    let header: [&[u8]; 5] = [&family, &every_state, &[0; 4], &show, &[0; 8]];
+    let request = Message::new(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, &header);
+    Netlink::sock_diag()?.dump(request, |all: &mut Vec<_>, part| all.extend(name_in(part)))
+}
+
+/// The address that one message of the answer names.
+pub(crate) fn name_in(part: Part<'_>) -> Option<AbstractName> {
+    let (mut name, mut uid) = (None, None);
+    for attribute in part.body.attributes(MESSAGE) {
+        match attribute.kind {
+            UNIX_DIAG_NAME => name = attribute.value.0.strip_prefix(&[0]),
+            UNIX_DIAG_UID => uid = Some(attribute.u32()),
+            _ => {}
+        }
+    }
+    Some(AbstractName { name: str::from_utf8(name?).ok()?.into(), uid })
+}
+
+/// The same without the users: `/proc/net/unix` ends each line with the address, an `@` in place of the NUL byte.
+fn listed() -> Vec<AbstractName> {
+    let text = fs::read("/proc/thread-self/net/unix").unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let names = text.lines().filter_map(|line| line.split_once(" @"));
+    names.map(|(_, name)| AbstractName { name: name.into(), uid: None }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
+
+    use super::*;
+
+    #[test]
+    fn both_readings_find_every_kind_of_socket_and_the_first_its_owner() {
+        let address = |name: &str| {
+            SocketAddr::from_abstract_name(format!("names {} {name}", std::process::id())).unwrap()
+        };
+        let _datagram = UnixDatagram::bind_addr(&address("one")).unwrap();
+        let _stream = UnixListener::bind_addr(&address("two words")).unwrap();
+        let prefix = format!("names {} ", std::process::id());
+        let own = fs::metadata("/proc/self").map(|own| std::os::unix::fs::MetadataExt::uid(&own)).unwrap();
+        let sorted = |mut all: Vec<AbstractName>| {
+            all.retain(|held| held.name.starts_with(&prefix));
+            all.sort_by(|a, b| a.name.cmp(&b.name));
+            all
+        };
+        let expected = |uid: Option<u32>| {
+            ["one", "two words"].map(|name| AbstractName { name: format!("{prefix}{name}"), uid })
+        };
+        assert_eq!(sorted(abstract_names(&prefix).unwrap()), expected(Some(own)));
+        assert_eq!(sorted(listed()), expected(None));
+    }
+}
