@@ -494,10 +494,8 @@ mod tests {
         let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
         let mac = |last: u8| Mac([2, 0, 0, 0, 0, last]);
         let vxlan = |key: &str, address: u8, last: u8| {
-            let announced = Announced::Vxlan {
-                ipv4: Some(Vtep { vni: Some(1), port: None, mac: mac(last) }),
-                ipv6: None,
-            };
+            let vtep = Vtep { vni: Some(1), port: None, mac: mac(last) };
+            let announced = Announced::Vxlan { ipv4: Some(vtep), ipv6: None };
             Lease { announced, ..lease(key, [192, 0, 2, address]) }
         };
         let device = |first: &str, last: u8| vec![(first.parse().unwrap(), mac(last))];

@@ -13,11 +13,11 @@ mod words;
 use std::convert::Infallible;
 use std::fmt;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use etcd_client::WatchResponse;
+use futures_util::future::BoxFuture;
 use plan::backend::Backend;
 use plan::lease::{Lease, Subnet};
 use plan::netconf::NetConf;
@@ -401,7 +401,7 @@ struct Silence {
     watch: Instant,
     server: Instant,
     /// A question that is under way.
-    asked: Option<Pin<Box<dyn Future<Output = Result<(), Refusal>> + Send>>>,
+    asked: Option<BoxFuture<'static, Result<(), Refusal>>>,
 }
 
 impl Silence {
