@@ -152,9 +152,8 @@ impl Locks {
                 return Err(error).context(format!("locking {}", path.display()));
             }
         }
-        file.set_len(0)
-            .and_then(|()| writeln!(file, "{}", Process::ours()))
-            .with_context(|| no_place(&path))?;
+        // On a full disk the file is locked all the same; whoever is refused then reads no pid in it.
+        let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", Process::ours()));
         self.file = Some(file);
         self.state(&format!("{SUBNET_FILE}{}", std::path::absolute(subnet_file)?.display()));
         Ok(())
