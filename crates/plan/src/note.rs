@@ -313,7 +313,7 @@ impl PeerFault {
             Self::OutsideNetwork => {
                 f.write_str("its subnet lies outside our network; left out. Correct its lease")
             }
-            Self::BadLength => f.write_str("no SubnetLen makes its length; left out. Delete its lease"),
+            Self::BadLength => f.write_str("no SubnetLen gives a subnet of that length; left out. Delete its lease"),
             Self::Misaligned => f.write_str("its subnet has host bits set; left out. Correct its lease"),
             Self::OverlapsOurs(ours) => {
                 write!(f, "its subnet overlaps ours, {ours}; left out. Delete one of the two leases")
@@ -610,7 +610,7 @@ mod tests {
         Note::Node(NodeFault::NoProbeSocket { .. }) =>
             node(NodeFault::NoProbeSocket { why: "no".into() }), "but this daemon cannot open a socket to probe peers";
         Note::Peer { fault: PeerFault::OutsideNetwork, .. } => peer(PeerFault::OutsideNetwork), "lies outside our network";
-        Note::Peer { fault: PeerFault::BadLength, .. } => peer(PeerFault::BadLength), "no SubnetLen makes";
+        Note::Peer { fault: PeerFault::BadLength, .. } => peer(PeerFault::BadLength), "no SubnetLen gives";
         Note::Peer { fault: PeerFault::Misaligned, .. } => peer(PeerFault::Misaligned), "has host bits set";
         Note::Peer { fault: PeerFault::OverlapsOurs(_), .. } => peer(PeerFault::OverlapsOurs(net())), "subnet overlaps ours";
         Note::Peer { fault: PeerFault::OverlapsUplink { .. }, .. } =>

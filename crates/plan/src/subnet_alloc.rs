@@ -239,7 +239,7 @@ pub fn kinship(conf: &NetConf, subnet: &Subnet) -> Result<Kinship, &'static str>
         Some(refusal) if refusals.all(|refusal| refusal.is_some()) => Err(match refusal {
             Refusal::Misaligned => "its subnet has host bits set",
             Refusal::Outside => "its subnet lies outside our network",
-            Refusal::Length => "no SubnetLen makes a subnet of that length",
+            Refusal::Length => "no SubnetLen gives a subnet of that length",
         }),
         _ => Ok(Kinship::Other),
     }

@@ -53,7 +53,7 @@ fn hostile(lab: &Lab) -> Vec<Hostile> {
         Hostile::new("10.244.1.7/24", "host bits set"),
         Hostile::new(half(&theirs), format!("overlaps that of an older lease, {theirs}")),
         Hostile::new(half(&ours), format!("overlaps ours, {ours}")),
-        Hostile::new("10.244.0.0/16", format!("overlaps ours, {ours}")),
+        Hostile::new("10.244.0.0/16", "no SubnetLen gives a subnet of that length"),
         Hostile::new("10.244.2.0/24", format!("announces our own address {}", node.ip)).at(&node.ip),
         Hostile::new("10.244.3.0/24", "names no public IPv4 address").at(&"0.0.0.0"),
         no_host("10.244.4.0/24", "127.0.0.1"),

@@ -68,7 +68,7 @@ fn a_lease_of_the_whole_network_leaves_everybody_a_subnet() {
         let planted = ["10.244.0.0-16", "10.0.0.0-8", "10.244.0.0-17", "10.244.128.0-17"];
         lab.etcd().put_all(&keys(planted.into_iter().map(str::to_owned)));
         let (mut daemons, pods) = start(&lab);
-        named(lab.nodes(), "store entry \"10.244.0.0-16\": no SubnetLen makes a subnet of that length");
+        named(lab.nodes(), "store entry \"10.244.0.0-16\": no SubnetLen gives a subnet of that length");
         // One that comes later takes nothing from those that run.
         let vigil = Vigil::begin(&lab, &pods);
         lab.etcd().delete(&format!("{SUBNETS}10.244.0.0-16"));
