@@ -3,7 +3,7 @@
 
 use std::slice;
 
-use plan::state::{Address, Link, Rule, Sysctl};
+use plan::state::{Address, Link, LinkKind, Rule, Sysctl};
 use plan::{LinkName, Object, Op, Verb};
 
 use crate::error::{Cause, Error};
@@ -123,21 +123,23 @@ impl Kernel {
             (_, Cause::NoDevice(_)) if deletes(op) => Outcome::Gone,
             (_, Cause::Refused { errno, .. }) if deletes(op) && gone(*errno) => Outcome::Gone,
             (Object::Rule(_), Cause::Refused { errno: libc::EEXIST, .. }) => Outcome::Already,
-            (Object::Link(link), Cause::Refused { errno: libc::EEXIST, .. }) => self.compare(op, link, cause),
+            (Object::Link(link), Cause::Refused { errno: libc::EEXIST, .. }) => {
+                self.compare(op, link, cause, devices)
+            }
             (Object::Route(row), Cause::Refused { errno: libc::EINVAL, .. }) if !deletes(op) => {
                 let again = route::add_in_steps(row, devices).map(|steps| self.netlink.ask_each(steps));
                 again.unwrap_or(Err(cause)).map_or_else(|cause| failed(op, cause), |()| Outcome::Done)
             }
-            _ => failed(op, cause),
+            _ => failed_beside(op, cause, devices),
         }
     }
 
     /// A device that was to be created exists: is it the one?
-    fn compare(&mut self, op: &Op, link: &Link, cause: Cause) -> Outcome {
+    fn compare(&mut self, op: &Op, link: &Link, cause: Cause, before: &Devices) -> Outcome {
         match self.devices().map(|devices| devices.row(link.name)) {
             Err(error) => failed(op, error.cause),
-            // Another name has that VNI and port: the kernel's words say so.
-            Ok(None) => failed(op, cause),
+            // Another name has that VNI and port.
+            Ok(None) => failed_beside(op, cause, before),
             Ok(Some(there)) if there == (Link { up: there.up, ..link.clone() }) => Outcome::Already,
             Ok(Some(there)) => failed(op, Cause::Differs(there.to_string().into())),
         }
@@ -214,7 +216,57 @@ fn failed(op: &Op, cause: Cause) -> Outcome {
     let unsupported = cause.errno() == Some(libc::EOPNOTSUPP);
     let mut error = Error::new(op.to_string(), cause);
     if unsupported && op.verb == Verb::Add && matches!(op.object, Object::Link(_)) {
-        error.advice = NO_VXLAN;
+        error.advice = NO_VXLAN.into();
     }
     Outcome::Failed(error)
+}
+
+/// The same for an op on a device of ours, with the device that is in the way.
+fn failed_beside(op: &Op, cause: Cause, devices: &Devices) -> Outcome {
+    let advice = cause.errno().and_then(|errno| in_the_way(op, errno, devices));
+    match (failed(op, cause), advice) {
+        (Outcome::Failed(error), Some(advice)) => Outcome::Failed(Error { advice: advice.into(), ..error }),
+        (outcome, _) => outcome,
+    }
+}
+
+/// Who has the UDP port, or what keeps IPv6 off the device.
+fn in_the_way(op: &Op, errno: i32, devices: &Devices) -> Option<String> {
+    let vxlan = |name: LinkName| match devices.row(name)?.kind {
+        LinkKind::Vxlan(vxlan) => Some(vxlan),
+        LinkKind::Other(_) => None,
+    };
+    let (name, ours) = match (&op.object, errno) {
+        (Object::Address(row), libc::EACCES | libc::EINVAL) if row.address.addr().is_ipv6() => {
+            let link = row.link;
+            return Some(format!(
+                "; IPv6 is off on {link}, or its MTU is below 1280: look at sysctl net.ipv6.conf.{link}.disable_ipv6 and ip \
+                 link show {link}"
+            ));
+        }
+        (Object::LinkUp(name), libc::EADDRINUSE) => (*name, vxlan(*name)?),
+        (Object::Link(link), libc::EADDRINUSE | libc::EEXIST) => match &link.kind {
+            LinkKind::Vxlan(vxlan) => (link.name, vxlan.clone()),
+            LinkKind::Other(_) => return None,
+        },
+        _ => return None,
+    };
+    let port = ours.port;
+    let others: Vec<String> =
+        devices.with_port(port).filter(|other| *other != name).map(|other| other.to_string()).collect();
+    // An error of a device that exists is about its VNI, too: those that share the port alone may stay.
+    let same_vni = |other: &&String| other.parse().ok().and_then(vxlan).is_some_and(|it| it.vni == ours.vni);
+    let same: Vec<&String> = others.iter().filter(same_vni).collect();
+    let blamed = if errno == libc::EEXIST && !same.is_empty() { same } else { others.iter().collect() };
+    let Some(first) = blamed.first() else {
+        return Some(format!(
+            "; no device here has UDP port {port}: a process has it (ss -uanp 'sport = {port}' names it), or a vxlan device \
+             that was moved to another network namespace. Stop or remove that, or choose another Port in the network config"
+        ));
+    };
+    let names = blamed.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+    Some(format!(
+        "; the vxlan device {names} has UDP port {port} already: remove it if nothing needs it (ip link del {first}), or \
+         choose another Port or VNI in the network config"
+    ))
 }

@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::error::Cause;
+use crate::error::{Cause, remedy};
 
 /// No rules take so long.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -28,7 +28,13 @@ pub(crate) fn dirs() -> Vec<PathBuf> {
 
 /// Gives what it prints. The error holds what it says of its failure.
 pub(crate) fn run(tool: &str, arguments: &[&str], input: &str) -> Result<String, Cause> {
-    let failed = |error: &std::io::Error| Cause::Tool { tool: tool.into(), text: error.to_string().into() };
+    let failed = |error: &std::io::Error| {
+        let text = match error.raw_os_error().map_or("", remedy) {
+            "" => error.to_string(),
+            remedy => format!("{error}; {remedy}"),
+        };
+        Cause::Tool { tool: tool.into(), text: text.into() }
+    };
     let Some(file) = find(tool) else {
         return Err(Cause::Tool { tool: tool.into(), text: "it is not installed".into() });
     };

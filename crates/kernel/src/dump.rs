@@ -219,5 +219,6 @@ fn underlay(devices: Devices, addresses: Vec<addr::Seen>, routes: Vec<plan::inpu
         sysctls: Vec::new(),
         verdicts: Vec::new(),
         standing: Vec::new(),
+        contenders: Vec::new(),
     }
 }

@@ -1,6 +1,7 @@
 //! What goes wrong between us and the kernel, told with the object, the kernel's own words and the remedy where one
 //! is known. Takes no decision: whether an error matters is for the caller to say.
 
+use std::borrow::Cow;
 use std::io;
 
 use plan::LinkName;
@@ -11,6 +12,22 @@ pub(crate) const ATTEMPTS: usize = 5;
 const NO_RIGHT: &str = "; CAP_NET_ADMIN is needed: run as root, or give it in systemd with \
                         AmbientCapabilities=CAP_NET_ADMIN, in Kubernetes with hostNetwork and capabilities.add NET_ADMIN";
 
+/// What to do where this process or the machine has run out of something, whatever was to be done; empty for other errors.
+pub fn remedy(errno: i32) -> &'static str {
+    match errno {
+        libc::EMFILE => {
+            "this daemon may open no more files: raise its limit, in systemd with LimitNOFILE=1024, in a shell with ulimit -n"
+        }
+        libc::ENFILE => {
+            "this machine may open no more files: raise sysctl fs.file-max, or find the process that leaks them"
+        }
+        libc::ENOBUFS | libc::ENOMEM => {
+            "the kernel has no memory for it: look at the memory limit of this service or container, and at what is free"
+        }
+        _ => "",
+    }
+}
+
 /// Something that was asked of the kernel and did not happen.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: {cause}{advice}")]
@@ -20,14 +37,17 @@ pub struct Error {
     /// Why it failed.
     pub cause: Cause,
     /// What to do about it, with the words that lead to it; empty where that is not known.
-    pub advice: &'static str,
+    pub advice: Cow<'static, str>,
 }
 
 impl Error {
     pub(crate) fn new(what: impl Into<Box<str>>, cause: Cause) -> Self {
-        let advice = match cause {
-            Cause::Refused { errno: libc::EPERM, .. } => NO_RIGHT,
-            _ => "",
+        let advice = match cause.errno() {
+            Some(libc::EPERM) => NO_RIGHT.into(),
+            errno => match errno.map_or("", remedy) {
+                "" => "".into(),
+                remedy => format!("; {remedy}").into(),
+            },
         };
         Self { what: what.into(), cause, advice }
     }
@@ -112,6 +132,16 @@ mod tests {
                  AmbientCapabilities=CAP_NET_ADMIN, in Kubernetes with hostNetwork and capabilities.add NET_ADMIN",
             ),
             (refused(libc::EINVAL, Some("bad x")), "+ x: Invalid argument (os error 22): bad x"),
+            (
+                refused(libc::EMFILE, None),
+                "+ x: Too many open files (os error 24); this daemon may open no more files: raise its limit, in systemd \
+                 with LimitNOFILE=1024, in a shell with ulimit -n",
+            ),
+            (
+                refused(libc::ENOBUFS, Some("no room")),
+                "+ x: No buffer space available (os error 105): no room; the kernel has no memory for it: look at the \
+                 memory limit of this service or container, and at what is free",
+            ),
             (Cause::Torn, "+ x: it changed during each of 5 readings"),
             (Cause::Silent(10), "+ x: the kernel did not answer within 10 s"),
         ] {

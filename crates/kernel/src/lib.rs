@@ -29,7 +29,7 @@ mod wire;
 
 pub use apply::Outcome;
 pub use dump::Seen;
-pub use error::{Cause, Error};
+pub use error::{Cause, Error, remedy};
 pub use filter::Interest;
 pub use iptables::LegacyWatch;
 pub use names::{AbstractName, abstract_names};

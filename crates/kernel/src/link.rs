@@ -89,6 +89,12 @@ impl Devices {
         names.iter().filter_map(|name| Some((*name, self.index(*name)?))).collect()
     }
 
+    /// The vxlan devices with that UDP port.
+    pub(crate) fn with_port(&self, port: u16) -> impl Iterator<Item = LinkName> {
+        let has = move |device: &&Device| device.vxlan.as_ref().is_some_and(|tunnel| tunnel.row.port == port);
+        self.by_index.iter().filter(has).map(|device| device.facts.name)
+    }
+
     pub(crate) fn is_vxlan(&self, name: LinkName) -> bool {
         self.get(name).is_some_and(|device| device.vxlan.is_some())
     }

@@ -164,6 +164,7 @@ mod tests {
     fn leases(range: std::ops::Range<u8>) -> Vec<Lease> {
         let lease = |host: u8| Lease {
             born: 1,
+            written: 1,
             subnet: Subnet::parse(&format!("10.3.{host}.0-24")).unwrap(),
             public_ip: Some([192, 0, 2, host].into()),
             public_ipv6: None,

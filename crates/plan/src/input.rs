@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::Backend;
 use crate::firewall;
 use crate::lease::{Lease, Subnet};
+use crate::rivals::Contender;
 use crate::state::Sysctl;
 use crate::subnet_alloc::Range;
 use crate::verdict::Verdict;
@@ -151,6 +152,8 @@ pub enum FirewallKeeper {
     Nobody,
     /// Another daemon of this node, in words: `another daemon of this node (pid 812)`.
     Other(Box<str>),
+    /// The lock is refused, for this reason.
+    Unknown(Box<str>),
 }
 
 impl FirewallKeeper {
@@ -271,6 +274,9 @@ pub struct Underlay {
     pub verdicts: Vec<Verdict>,
     /// Routes to pod subnets that go straight to a node, whoever wrote them.
     pub standing: Vec<DirectRoute>,
+    /// Leases of which only one each can be believed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub contenders: Vec<Contender>,
 }
 
 /// A route through the uplink to a pod subnet.

@@ -119,6 +119,15 @@ impl Announced {
         vteps.map(|vtep| vtep.map(|vtep| vtep.mac))
     }
 
+    /// VTEP of that family.
+    pub fn vtep(&self, family: Family) -> Option<Vtep> {
+        let Self::Vxlan { ipv4, ipv6 } = *self else { return None };
+        match family {
+            Family::Ipv4 => ipv4,
+            Family::Ipv6 => ipv6,
+        }
+    }
+
     /// `BackendType`; empty where none is written.
     pub fn backend_type(&self) -> &str {
         match self {
@@ -135,6 +144,8 @@ impl Announced {
 pub struct Lease {
     /// Greater means younger; only compared within one store (revision, or file time).
     pub born: u64,
+    /// Greater means written or renewed later, in the same unit.
+    pub written: u64,
     pub subnet: Subnet,
     pub public_ip: Option<Ipv4Addr>,
     pub public_ipv6: Option<Ipv6Addr>,
@@ -144,7 +155,24 @@ pub struct Lease {
 impl Lease {
     /// Of whoever holds that subnet, whatever the lease says; it takes precedence of none.
     pub fn unknown(subnet: Subnet) -> Self {
-        Self { born: u64::MAX, subnet, public_ip: None, public_ipv6: None, announced: Announced::Nothing }
+        Self {
+            born: u64::MAX,
+            written: 0,
+            subnet,
+            public_ip: None,
+            public_ipv6: None,
+            announced: Announced::Nothing,
+        }
+    }
+
+    /// The pod subnet of that family.
+    pub fn subnet_of(&self, family: Family) -> Option<IpNet> {
+        self.subnet.of(family)
+    }
+
+    /// The same lease, whenever either was written or taken.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        Self { born: self.born, written: self.written, ..other.clone() } == *self
     }
 
     /// The announced underlay address of that family.
@@ -183,7 +211,7 @@ impl Lease {
         };
         let public_ip = ipv4.public.and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None });
         let public_ipv6 = ipv6.public.and_then(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None });
-        Ok(Self { born, subnet, public_ip, public_ipv6, announced })
+        Ok(Self { born, written: born, subnet, public_ip, public_ipv6, announced })
     }
 
     /// The value as flannel writes it: compact, fields in flannel's order, empty ones left out.

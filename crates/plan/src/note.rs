@@ -87,6 +87,16 @@ pub enum NodeFault {
         family: Family,
         peer_on: Option<(IpAddr, LinkName)>,
     },
+    /// A tunnel of that family needs larger packets than the uplink, or the configured MTU, allows; bytes. `alone` is the
+    /// family that goes on.
+    TooNarrow {
+        uplink: LinkName,
+        family: Family,
+        outer: u32,
+        inner: u32,
+        needs: u32,
+        alone: Option<Family>,
+    },
     /// Kubernetes knows this node by another address, which may be on another interface.
     NotInternalIp {
         uplink: LinkName,
@@ -313,7 +323,9 @@ impl PeerFault {
             Self::OutsideNetwork => {
                 f.write_str("its subnet lies outside our network; left out. Correct its lease")
             }
-            Self::BadLength => f.write_str("no SubnetLen gives a subnet of that length; left out. Delete its lease"),
+            Self::BadLength => {
+                f.write_str("no SubnetLen gives a subnet of that length; left out. Delete its lease")
+            }
             Self::Misaligned => f.write_str("its subnet has host bits set; left out. Correct its lease"),
             Self::OverlapsOurs(ours) => {
                 write!(f, "its subnet overlaps ours, {ours}; left out. Delete one of the two leases")
@@ -326,7 +338,8 @@ impl PeerFault {
             Self::Overlaps(other) => {
                 write!(
                     f,
-                    "its subnet overlaps that of an older lease, {other}; left out. Delete one of the two"
+                    "its subnet overlaps that of {other}, whose node answers or wrote its lease last; left out. Delete the \
+                     lease that no node holds any more"
                 )
             }
             _ => Ok(()),
@@ -373,8 +386,9 @@ impl PeerFault {
             Self::SharedVtepMac { mac, with } => {
                 write!(
                     f,
-                    "its VTEP MAC {mac} is that of {with} too (a cloned machine?); left out. Delete the lease and the VTEP \
-                     device of one of the two and restart the daemon there"
+                    "its VTEP MAC {mac} is that of {with} too, whose node answers or wrote its lease last; left out. If one \
+                     node had both, delete this lease; if one machine is a clone, delete its lease and its VTEP device and \
+                     restart the daemon there"
                 )
             }
             _ => Ok(()),
@@ -448,6 +462,24 @@ impl fmt::Display for StoreFault {
     }
 }
 
+impl NodeFault {
+    fn explain_mtu(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::TooNarrow { uplink, family, outer, inner, needs, alone } = self else { return Ok(()) };
+        write!(
+            f,
+            "{family} needs packets of {inner} bytes inside the tunnel and {needs} on {uplink}, which carries {outer}: "
+        )?;
+        match alone {
+            Some(alone) => write!(f, "pods have {alone} alone. ")?,
+            None => f.write_str("pods have no network. ")?,
+        }
+        write!(
+            f,
+            "Raise the MTU of {uplink}, and MTU in the network config if it is there, to {needs} or more"
+        )
+    }
+}
+
 impl fmt::Display for NodeFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -487,6 +519,7 @@ impl fmt::Display for NodeFault {
                 write!(f, "{family} is configured but our lease has no {family} subnet; that family is off")
             }
             Self::NoPeerOnLink { uplink, family, peer_on } => no_peer_on_link(f, *uplink, *family, *peer_on),
+            Self::TooNarrow { .. } => self.explain_mtu(f),
             Self::NotInternalIp { uplink, address, node_ip, on } => {
                 write!(f, "Kubernetes knows this node by {node_ip}, but {address} of {uplink} is chosen: ")?;
                 f.write_str("is it the wrong interface? Name another with --iface")?;
@@ -583,6 +616,9 @@ mod tests {
         Note::Node(NodeFault::NotLeased(_)) => node(NodeFault::NotLeased(Family::Ipv6)), "that family is off";
         Note::Node(NodeFault::NoPeerOnLink { .. }) =>
             node(NodeFault::NoPeerOnLink { uplink: link(), family: Family::Ipv4, peer_on: Some((ip(), link())) }), "so host-gw reaches none by";
+        Note::Node(NodeFault::TooNarrow { .. }) =>
+            node(NodeFault::TooNarrow { uplink: link(), family: Family::Ipv6, outer: 1280, inner: 1280, needs: 1350, alone: None }),
+            "bytes inside the tunnel and";
         Note::Node(NodeFault::NotInternalIp { .. }) =>
             node(NodeFault::NotInternalIp { uplink: link(), address: ip(), node_ip: ip(), on: Some(link()) }), "Kubernetes knows this node by";
         Note::Node(NodeFault::SysctlRefused { .. }) =>
@@ -593,6 +629,7 @@ mod tests {
         Note::Node(NodeFault::Firewall(Fault::Nothing)) => firewall(Fault::Nothing), "so nothing is accepted that others drop";
         Note::Node(NodeFault::Firewall(Fault::NoMasquerade)) => firewall(Fault::NoMasquerade), "so nothing is masqueraded";
         Note::Node(NodeFault::Firewall(Fault::Foreign { .. })) => firewall(Fault::Foreign { keeper: "another daemon of this node".into() }), "keeps the traffic rules, so this one makes none";
+        Note::Node(NodeFault::Firewall(Fault::Unlocked(_))) => firewall(Fault::Unlocked("no".into())), "because they cannot be locked";
         Note::Node(NodeFault::Firewall(Fault::ForwardRefused { .. })) =>
             firewall(Fault::ForwardRefused { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "so the accept rules are there too";
         Note::Node(NodeFault::Firewall(Fault::Unread(_))) => firewall(Fault::Unread("no".into())), "may go unseen";
@@ -616,7 +653,7 @@ mod tests {
         Note::Peer { fault: PeerFault::OverlapsUplink { .. }, .. } =>
             peer(PeerFault::OverlapsUplink { uplink: link(), with: net() }), "a network of the nodes on";
         Note::Peer { fault: PeerFault::Overlaps(_), .. } =>
-            peer(PeerFault::Overlaps(net())), "subnet overlaps that of an older lease";
+            peer(PeerFault::Overlaps(net())), "subnet overlaps that of";
         Note::Peer { fault: PeerFault::NoPublicAddress(_), .. } =>
             peer(PeerFault::NoPublicAddress(Family::Ipv4)), "its lease names no public";
         Note::Peer { fault: PeerFault::BadPublicAddress(_), .. } =>

@@ -455,6 +455,7 @@ mod tests {
         let subnet = Subnet::parse(key).unwrap();
         Lease {
             born: 0,
+            written: 0,
             subnet,
             public_ip: Some(public_ip.into()),
             public_ipv6: None,

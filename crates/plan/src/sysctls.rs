@@ -24,6 +24,10 @@ const ACCEPTS_RA: &str = "2";
 /// What the kernel is read for.
 pub(crate) fn paths(config: &Config, uplink: LinkName, links: &[LinkName]) -> Vec<Box<str>> {
     let mut paths: Vec<Box<str>> = links.iter().map(|&link| accept_ra(link)).collect();
+    if config.ipv6.is_some() {
+        let ours = links.iter().filter(|link| !carries_ipv4(**link)).map(LinkName::as_str);
+        paths.extend(["default"].into_iter().chain(ours).map(disable_ipv6));
+    }
     if config.backend != Backend::Alloc {
         if config.ipv4.is_some() {
             paths.extend([FORWARD.into(), rp_filter("all"), rp_filter("default")]);
@@ -123,6 +127,7 @@ fn harm(path: &str, value: &str) -> &'static str {
     match (path.rsplit('/').next(), value) {
         (Some("ip_forward"), _) => "without it this node forwards no IPv4 packet of its pods",
         (Some("forwarding"), _) => "without it this node forwards no IPv6 packet of its pods",
+        (Some("disable_ipv6"), _) => "without it the kernel refuses IPv6 addresses and routes on this device",
         (Some("rp_filter"), _) => {
             "without it packets of pods are dropped where a peer's two directions take different ways"
         }
@@ -132,6 +137,22 @@ fn harm(path: &str, value: &str) -> &'static str {
         }
         _ => "without it a router advertisement from inside the tunnel could give this node a route",
     }
+}
+
+/// A router's advertisement from inside the tunnel must not configure the node (flannel-compat 6.0).
+pub(crate) fn no_advertisements(link: LinkName) -> Sysctl {
+    Sysctl { path: accept_ra(link), value: "0".into() }
+}
+
+/// IPv6 must not be off on a device of ours that carries it, whatever new devices get.
+pub(crate) fn ipv6_on(link: LinkName, seen: &Underlay) -> Option<Sysctl> {
+    let own = disable_ipv6(link.as_str());
+    let in_force = seen.sysctl(&own).or_else(|| seen.sysctl(&disable_ipv6("default")))?;
+    (!carries_ipv4(link) && in_force != "0").then(|| Sysctl { path: own.clone(), value: "0".into() })
+}
+
+fn disable_ipv6(whose: &str) -> Box<str> {
+    format!("net/ipv6/conf/{whose}/disable_ipv6").into()
 }
 
 pub(crate) fn accept_ra(link: LinkName) -> Box<str> {
@@ -238,6 +259,24 @@ mod tests {
             steps(&ipv6, &[("net/ipv6/conf/eth0/accept_ra", "0")]),
             ["~ sysctl net/ipv6/conf/all/forwarding = 1 (was 0)"]
         );
+    }
+
+    #[test]
+    fn ipv6_that_is_off_on_our_device_or_for_new_ones_is_switched_on() {
+        let quiet = [(FORWARD, "1"), (FORWARD_IPV6, "1"), ("net/ipv4/conf/flannel.1/rp_filter", "2")];
+        let with = |default: &str, own: &str| {
+            let ours = [
+                ("net/ipv6/conf/default/disable_ipv6", default),
+                ("net/ipv6/conf/flannel-v6.1/disable_ipv6", own),
+            ];
+            steps(&config("vxlan"), &[&quiet[..], &ours].concat())
+        };
+        let off = "sysctl net/ipv6/conf/flannel-v6.1/disable_ipv6 = 0";
+        assert_eq!([with("0", ""), with("0", "0"), with("1", "0"), with("", "")], [[""; 0]; 4]);
+        assert_eq!(with("1", ""), [format!("+ {off}")], "a new device");
+        for default in ["0", "1"] {
+            assert_eq!(with(default, "1"), [format!("~ {off} (was 1)")]);
+        }
     }
 
     #[test]

@@ -131,6 +131,10 @@ pub struct Verdict {
     /// `None` until there is evidence: then what stands stays.
     #[serde(default)]
     pub way: Option<Way>,
+    /// Does its pod subnet answer? `None` until there is evidence; while this node may be the one that is cut off, what was
+    /// found before stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<bool>,
 }
 
 /// A verdict with what people want to know besides.

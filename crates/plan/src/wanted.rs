@@ -167,6 +167,17 @@ fn former_networks(config: &Config, node: &Node) -> Vec<IpNet> {
     networks
 }
 
+/// The config without a family that our own tunnel cannot carry over that uplink, if another one is left.
+pub fn carried(config: &Config, uplink: &Uplink) -> Config {
+    let Backend::Vxlan(options) = &config.backend else { return config.clone() };
+    let wide = |family| config.network(family).is_some() && options.narrow(family, uplink).is_none();
+    let [ipv4, ipv6] = Family::ALL.map(wide);
+    if !(ipv4 || ipv6) {
+        return config.clone();
+    }
+    Config { ipv4: config.ipv4.filter(|_| ipv4), ipv6: config.ipv6.filter(|_| ipv6), ..config.clone() }
+}
+
 /// Plans this node.
 pub fn wanted(config: &Config, node: &Node, leases: &Leases, underlay: &Underlay) -> Wanted {
     let mut draft = Draft::new(config, node, leases, underlay);
@@ -174,12 +185,11 @@ pub fn wanted(config: &Config, node: &Node, leases: &Leases, underlay: &Underlay
     if matches!(leases, Leases::Listed(_)) && draft.waiting.is_empty() {
         draft.owned.sweep = Sweep::LeftOvers;
     }
-    let mut order: Vec<&Lease> = leases.known().iter().filter(|lease| !draft.is_ours(lease)).collect();
-    order.sort_unstable();
+    let order: Vec<&Lease> = leases.known().iter().filter(|lease| !draft.is_ours(lease)).collect();
     let families = Family::ALL.into_iter().filter(|_| config.backend != Backend::Alloc);
     for family in families {
         if draft.enabled(family) {
-            draft.peers_of(family, &order);
+            draft.peers_of(family, order.clone());
         }
     }
     draft.finish(leases)
@@ -346,9 +356,18 @@ impl<'a> Draft<'a> {
         self.notes.push(Note::Peer { subnet, fault });
     }
 
-    /// Configured and leased to us.
+    /// Configured and leased to us, and the uplink can carry it.
     fn enabled(&self, family: Family) -> bool {
-        self.config.network(family).is_some() && self.node.subnet.of(family).is_some()
+        carried(self.config, &self.node.uplink).network(family).is_some()
+            && self.node.subnet.of(family).is_some()
+    }
+
+    /// What the tunnel's packets are too small for.
+    fn too_narrow(&self, options: &vxlan::Options, family: Family) -> Option<NodeFault> {
+        let vxlan::Narrow { outer, inner, needs } = options.narrow(family, &self.node.uplink)?;
+        let others = Family::ALL.into_iter().filter(|&other| self.config.network(other).is_some());
+        let alone = others.into_iter().find(|&other| options.narrow(other, &self.node.uplink).is_none());
+        Some(NodeFault::TooNarrow { uplink: self.node.uplink.link, family, outer, inner, needs, alone })
     }
 
     fn is_ours(&self, lease: &Lease) -> bool {
@@ -387,11 +406,18 @@ impl<'a> Draft<'a> {
         if self.underlay.link(self.node.uplink.link).is_none() {
             return false;
         }
+        if let Some(fault) = self.too_narrow(options, family) {
+            if !self.notes.contains(&Note::Node(fault.clone())) {
+                self.note_node(fault);
+            }
+            return false;
+        }
         let Some(end) = self.own_end(family) else { return false };
-        let (link, address, sysctl) = options.device(&end, self.node);
+        let (link, address, sysctls) = options.device(&end, self.node);
+        self.sysctls.extend(sysctls::ipv6_on(name, self.underlay));
         self.links.push(link);
         self.addresses.push(address);
-        self.sysctls.push(sysctl);
+        self.sysctls.extend(sysctls);
         true
     }
 
@@ -438,6 +464,9 @@ impl<'a> Draft<'a> {
         self.peers.sort_unstable();
         self.notes.sort_unstable();
         self.routes.sort_unstable();
+        // Two subnets of one node have one VTEP.
+        self.fdb.sort_unstable();
+        self.fdb.dedup();
         let nexthops = nexthops::lead(self.config.ipv4, self.node.by_nexthop, &mut self.routes);
         let state = State {
             nexthops: nexthops.into(),

@@ -188,6 +188,7 @@ proptest! {
             uplink: world.node.uplink.link,
             finding: Finding::Silent { node: world::v4([192, 0, 2, 7]) },
             way: Some(Way::Direct),
+            answers: Some(false),
         });
         world.underlay.verdicts.extend(verdicts);
         let elsewhere = plan.peers.iter().map(|peer| Verdict {
@@ -196,6 +197,7 @@ proptest! {
             uplink: "other0".parse().unwrap(),
             finding: Finding::Silent { node: peer.public_ip },
             way: Some(if peer.path == plan::Path::Direct { Way::Tunnel } else { Way::Direct }),
+            answers: Some(false),
         });
         world.underlay.verdicts.extend(elsewhere);
         prop_assert_eq!(plan::wanted(&world.config, &world.node, &world.leases, &world.underlay), plan);
@@ -272,9 +274,10 @@ proptest! {
         let mut tape = Tape::new(&bytes);
         let world = world::world(&mut tape);
         let mut leases = world::good_leases(&mut tape, &world.config);
+        let underlay = Underlay { contenders: world::answering(leases.iter()), ..world.underlay };
         let plan_for = |leases: &[Lease]| {
             let leases = Leases::Listed(leases.to_vec());
-            plan::wanted(&world.config, &world.node, &leases, &world.underlay)
+            plan::wanted(&world.config, &world.node, &leases, &underlay)
         };
         let without = plan_for(&leases);
         leases.push(world::hostile_lease(&mut tape, &world.config, &leases));

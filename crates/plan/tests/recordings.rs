@@ -223,6 +223,7 @@ impl Recorded {
             let uplink = &self.node.uplink;
             let lease = Lease {
                 born: 0,
+                written: 0,
                 subnet: previous_subnet(&self.text("subnet.env")).unwrap(),
                 public_ip: uplink.ipv4,
                 public_ipv6: uplink.ipv6,

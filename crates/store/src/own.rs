@@ -92,7 +92,7 @@ impl Claim {
         let held = held.into_iter().max_by_key(|lease| lease.subnet == choice.subnet);
         let (born, announced) = (held.map_or(0, |lease| lease.born), (self.announce)(held, &others));
         let (public_ip, public_ipv6) = (self.asker.public_ip, self.asker.public_ipv6);
-        let lease = Lease { born, subnet: choice.subnet, public_ip, public_ipv6, announced };
+        let lease = Lease { born, written: born, subnet: choice.subnet, public_ip, public_ipv6, announced };
         Ok(Settled { lease, stale: choice.stale, origin: choice.origin })
     }
 }

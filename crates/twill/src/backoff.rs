@@ -3,6 +3,7 @@
 //! right.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ pub(crate) struct Backoff {
     recent: Vec<Entry>,
     /// Of those that came too often: when they may go again.
     due: BTreeMap<u64, Instant>,
+    /// What the kernel said last of those that it refuses.
+    refusals: BTreeMap<u64, Box<str>>,
 }
 
 struct Entry {
@@ -36,13 +39,45 @@ struct Entry {
 /// What may go ahead.
 pub(crate) struct Admitted {
     pub(crate) ops: Vec<Op>,
-    /// Put off, with how often they came back.
-    pub(crate) held: Vec<(Op, u32)>,
+    pub(crate) held: Vec<Held>,
     /// When the first of the held ones is due.
     pub(crate) due: Option<Instant>,
 }
 
+/// An op that is put off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) op: Op,
+    /// How often it came back.
+    pub(crate) times: u32,
+    /// The kernel's last words, which name the op, if it was refused. Otherwise it was done each time, and undone.
+    pub(crate) refusal: Option<Box<str>>,
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { op, times, refusal } = self;
+        match refusal {
+            Some(refusal) => write!(f, "refused {times} times and put off: {refusal}"),
+            None => write!(
+                f,
+                "put off, because it keeps coming back ({times} times; is something else managing it?): {op}"
+            ),
+        }
+    }
+}
+
 impl Backoff {
+    /// Takes how ops went: `refused` are those of `ops` that were, each with the error.
+    pub(crate) fn hear<E: fmt::Display>(&mut self, ops: &[Op], refused: &[(Op, E)]) {
+        for op in ops {
+            self.refusals.remove(&op.object.identity());
+        }
+        let words = refused.iter().map(|(op, error)| (op.object.identity(), error.to_string().into()));
+        // Of two ops on one device the first one's error is the cause of the second one's.
+        self.refusals.extend(words.rev());
+    }
+
     /// It did not count: somebody held it up.
     pub(crate) fn forgive(&mut self, op: &Op) {
         let identity = op.object.identity();
@@ -73,7 +108,8 @@ impl Backoff {
                 continue;
             };
             admitted.due = Some(admitted.due.map_or(due, |other| other.min(due)));
-            admitted.held.push((op, times));
+            let refusal = self.refusals.get(&op.object.identity()).cloned();
+            admitted.held.push(Held { op, times, refusal });
         }
         admitted
     }
@@ -97,7 +133,10 @@ impl Backoff {
         self.recent.sort_unstable_by_key(|entry| entry.identity);
         self.recent.shrink_to_fit();
         let recent = &self.recent;
-        self.due.retain(|due, _| recent.binary_search_by_key(due, |entry| entry.identity).is_ok());
+        let is_recent =
+            |identity: &u64| recent.binary_search_by_key(identity, |entry| entry.identity).is_ok();
+        self.due.retain(|identity, _| is_recent(identity));
+        self.refusals.retain(|identity, _| is_recent(identity));
     }
 
     /// How often it came back and until when it has to wait; `None` if it may go ahead this time.
@@ -155,6 +194,27 @@ mod tests {
             assert_eq!(backoff.admit(vec![op("10.0.0.0/24")], now).ops.len(), 1);
             now += Duration::from_millis(20);
         }
+    }
+
+    #[test]
+    fn what_is_put_off_carries_the_last_refusal_and_a_doubt_only_where_there_is_none() {
+        let (mut backoff, now) = (Backoff::default(), Instant::now());
+        let held = |backoff: &mut Backoff| {
+            let held = (0..20).flat_map(|_| backoff.admit(vec![op("10.0.0.0/24")], now).held).last();
+            held.unwrap().to_string()
+        };
+        let words = held(&mut backoff);
+        assert!(words.contains("is something else managing it?): ~ route"), "{words}");
+        for error in ["~ route 10.0.0.0/24: no", "~ route 10.0.0.0/24: not yet"] {
+            backoff.hear(&[op("10.0.0.0/24")], &[(op("10.0.0.0/24"), error)]);
+            let words = held(&mut backoff);
+            assert!(
+                words.starts_with("refused ") && words.ends_with(&format!("put off: {error}")),
+                "{words}"
+            );
+        }
+        backoff.hear::<String>(&[op("10.0.0.0/24")], &[]);
+        assert!(held(&mut backoff).contains("something else"));
     }
 
     #[test]

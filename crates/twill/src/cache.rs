@@ -46,11 +46,14 @@ pub(crate) struct Remembered {
 struct Kept(Option<Lease>);
 
 /// A lease in the store's own words.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
     key: String,
     value: String,
     born: u64,
+    /// Revision or time of the last write; 0 in a file of an earlier version.
+    #[serde(default)]
+    written: u64,
 }
 
 /// A file that says whose it is before what it remembers.
@@ -103,16 +106,17 @@ impl Remembered {
 }
 
 impl From<Entry> for Kept {
-    fn from(Entry { key, value, born }: Entry) -> Self {
-        Self(Lease::parse(&key, value.as_bytes(), born).ok())
+    fn from(Entry { key, value, born, written }: Entry) -> Self {
+        let lease = Lease::parse(&key, value.as_bytes(), born).ok();
+        Self(lease.map(|lease| Lease { written: written.max(born), ..lease }))
     }
 }
 
 impl From<Kept> for Entry {
     fn from(Kept(lease): Kept) -> Self {
-        let told = lease.map(|lease| (lease.subnet.to_string(), lease.to_json(), lease.born));
-        let (key, value, born) = told.unwrap_or_default();
-        Self { key, value, born }
+        let Some(lease) = lease else { return Self::default() };
+        let (key, value) = (lease.subnet.to_string(), lease.to_json());
+        Self { key, value, born: lease.born, written: lease.written }
     }
 }
 

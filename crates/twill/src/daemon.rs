@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use kernel::{FirewallWatch, Kernel, Kind, LegacyWatch, Watch};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use store::View;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -26,11 +28,15 @@ use crate::report::{self, NodeReport};
 use crate::trigger::{self, Bell, Cause};
 use crate::{confine, http, logging, notify, probe, questions};
 
+/// Minimum limit of open files, files.
+const LEAST_FILES: u64 = 32;
+
 /// Runs until it is told to stop.
 pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     logging::init(flags.verbosity, flags.log_format);
     log_flags(flags);
     flags.check().map_err(anyhow::Error::msg)?;
+    check_open_files()?;
     let mut locks = Locks::default();
     locks.take_file(&flags.subnet_file)?;
     let (bell, trigger) = trigger::channel();
@@ -96,6 +102,20 @@ fn log_flags(flags: &Flags) {
     flags.unmet().iter().for_each(|what| warn!("{what}"));
     if !(flags.vmodule.is_empty() && flags.log_backtrace_at.is_empty()) {
         debug!("--vmodule and --log_backtrace_at are accepted and have no effect");
+    }
+}
+
+/// Raises the limit of open files as Go's runtime does, and refuses one that leaves no room for the start.
+fn check_open_files() -> anyhow::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    let limit = setrlimit(Resource::Nofile, raised).map_or(limit, |()| raised);
+    match limit.current {
+        Some(most) if most < LEAST_FILES => anyhow::bail!(
+            "the limit of open files is {most} and {LEAST_FILES} are needed to start; {}",
+            kernel::remedy(Errno::MFILE.raw_os_error())
+        ),
+        _ => Ok(()),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Files that we keep: written whole or not at all, and only when their text changes (flannel-compat 8.3). What they say is
-//! their owners' part.
+//! Files that we keep: written whole or not at all, and only when their text changes (flannel-compat 8.3). One that is a
+//! mount of its own, as in containers, is written in place. What they say is their owners' part.
 //!
 //! Others may write in their directories, such as /tmp. So no file is opened through a symbolic link, waited for, or read
 //! beyond a limit, and what others have put in the place of one of ours is replaced and never written to.
@@ -16,6 +16,12 @@ use tracing::warn;
 const LARGEST: u64 = 64 << 20;
 /// Flags of every open: no symbolic link, and no wait for the other end of a pipe.
 pub(crate) const FLAGS: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
+use rustix::io::Errno;
+
+use crate::errno::{Why, errno};
+
+/// Maximum size of a file that is overwritten with blank lines before it is cut, bytes.
+const MOST_BLANK: usize = 64 * 1024;
 
 /// Who may read a file that is new; one that is there keeps what it has.
 #[derive(Clone, Copy)]
@@ -26,14 +32,7 @@ pub(crate) enum Readers {
 
 /// Makes the file say `text`. Returns whether it had to be written.
 pub(crate) fn write(path: &Path, text: &str, readers: Readers) -> io::Result<bool> {
-    written(path, text, readers).map_err(|error| match error.kind() {
-        // What `confine` allowed are the directories of then.
-        io::ErrorKind::PermissionDenied => io::Error::new(
-            error.kind(),
-            format!("{error} (if its directory was replaced since the start, restart the daemon)"),
-        ),
-        _ => error,
-    })
+    written(path, text, readers).map_err(|error| io::Error::new(error.kind(), Why(&error).to_string()))
 }
 
 /// Reads a regular file that is no larger than 64 MiB.
@@ -87,6 +86,23 @@ fn written(path: &Path, text: &str, readers: Readers) -> io::Result<bool> {
     if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file() && !there.is_symlink()) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
+    match replace(path, text, present.as_ref(), readers) {
+        Err(error) if present.is_some() && is_about_place(&error) => {
+            overwrite(path, text).map_err(|_| error)?;
+        }
+        done => done?,
+    }
+    Ok(true)
+}
+
+/// Nothing can be put in its place or beside it: it is a mount of its own, or its directory cannot be written.
+fn is_about_place(error: &io::Error) -> bool {
+    let place = [Errno::BUSY, Errno::XDEV, Errno::ROFS, Errno::ACCESS, Errno::PERM];
+    errno(error).is_some_and(|errno| place.contains(&errno))
+}
+
+/// Writes it beside and renames, so that nobody sees half of it.
+fn replace(path: &Path, text: &str, present: Option<&fs::Metadata>, readers: Readers) -> io::Result<()> {
     let dir = dir_of(path);
     fs::create_dir_all(dir)?;
     let new = match readers {
@@ -100,13 +116,42 @@ fn written(path: &Path, text: &str, readers: Readers) -> io::Result<bool> {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = File::options().write(true).create_new(true).mode(mode).open(&beside)?;
+    let file = File::options().write(true).create_new(true).mode(mode).open(&beside)?;
+    let done = fill(file, text, mode).and_then(|()| fs::rename(&beside, path));
+    if done.is_err() {
+        // Half of a file is of no use, and takes room.
+        let _ = fs::remove_file(&beside);
+    }
+    done
+}
+
+fn fill(mut file: File, text: &str, mode: u32) -> io::Result<()> {
     // The umask must not decide whether the CNI plugin can read it.
     file.set_permissions(fs::Permissions::from_mode(mode & 0o777))?;
     file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    Ok(true)
+    file.sync_all()
+}
+
+/// Writes in place. Whoever reads at that moment may see blank lines behind the text; no more room is needed than before,
+/// unless the text is longer.
+fn overwrite(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = File::options().write(true).custom_flags(FLAGS).open(path)?;
+    let length = text.len() as u64;
+    let before = usize::try_from(file.metadata()?.len()).unwrap_or(0).min(MOST_BLANK);
+    file.write_all(format!("{text:\n<before$}").as_bytes())?;
+    file.set_len(length)?;
+    file.sync_all()
+}
+
+/// Takes the file away; one that is a mount point is emptied.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if errno(&error) == Some(Errno::BUSY) => {
+            File::options().write(true).open(path)?.set_len(0)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
 }
 
 /// The directory that a file is in, or will be.
@@ -195,6 +240,11 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert!(write(&path, "A=2\n", Readers::Root).unwrap());
         assert_eq!(mode(), 0o600);
+        let whole = fs::read_to_string(&path).unwrap();
+        overwrite(&path, "B=1\nC=1\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "B=1\nC=1\n", "longer");
+        overwrite(&path, &whole).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), whole, "shorter");
         let socket = dir.path().join("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         assert!(

@@ -21,8 +21,10 @@ use rustix::fs::Mode;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tracing::warn;
 
 use crate::diff::{self, Difference};
+use crate::errno::Why;
 use crate::flags::Flags;
 use crate::locks;
 use crate::metrics::Metrics;
@@ -135,23 +137,30 @@ impl Servers {
         let [places, local_places] = [CONVERSATIONS; 2].map(|most| Arc::new(Semaphore::new(most)));
         let tcp = async {
             let Some(tcp) = self.tcp else { return std::future::pending().await };
+            let mut refused = false;
             loop {
                 let accepted = tcp.accept().await;
-                admit(accepted, &places, network.clone()).await;
+                refused = admit(accepted, &places, network.clone(), refused).await;
             }
         };
         let unix = async {
+            let mut refused = false;
             loop {
                 let accepted = self.unix.accept().await;
-                admit(accepted, &local_places, local.clone()).await;
+                refused = admit(accepted, &local_places, local.clone(), refused).await;
             }
         };
         tokio::join!(tcp, unix);
     }
 }
 
-/// Takes a connection, one of so many at a time.
-async fn admit<S, A>(accepted: std::io::Result<(S, A)>, places: &Arc<Semaphore>, answers: Answers)
+/// Takes a connection, one of so many at a time. `refused`: the one before could not be taken. Returns that of this one.
+async fn admit<S, A>(
+    accepted: std::io::Result<(S, A)>,
+    places: &Arc<Semaphore>,
+    answers: Answers,
+    refused: bool,
+) -> bool
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -163,9 +172,16 @@ where
                 // Whoever says nothing for so long is sent away.
                 let _ = tokio::time::timeout(CONVERSATION, converse(stream, answers)).await;
             });
+            false
         }
         // Out of descriptors, most likely: the next attempt fails at once, too.
-        Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        Err(error) => {
+            if !refused {
+                warn!("connections to this daemon cannot be taken, trying again: {}", Why(&error));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            true
+        }
     }
 }
 

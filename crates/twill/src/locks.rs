@@ -10,9 +10,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -23,9 +23,10 @@ use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
 use kernel::{AbstractName, abstract_names};
 use plan::backend::Backend;
-use plan::input::{Config, Family};
+use plan::input::{Config, Family, FirewallKeeper};
 use tracing::warn;
 
+use crate::errno::{self, Why, is_shortage};
 use crate::files;
 
 /// Maximum time to wait for a lock that is passed on: whoever holds it longer is a running daemon.
@@ -134,27 +135,30 @@ impl Locks {
     /// Takes the subnet file, before anything is read from it or written beside it.
     pub(crate) fn take_file(&mut self, subnet_file: &Path) -> anyhow::Result<()> {
         let path = lock_file(subnet_file);
-        if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir).with_context(|| no_place(dir))?;
-        }
-        let mut file = files::lock(&path).with_context(|| no_place(&path))?;
-        match lock_soon(&file) {
+        let mut place = open_lock(subnet_file, &path)?;
+        let (LockFile::Beside(file) | LockFile::SubnetFile(file)) = &mut place;
+        match lock_soon(file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 // Until it is locked it says who has locked it.
                 bail!(
                     "{} writes {}: stop it, or give this one another --subnet-file",
-                    Rival { process: owner_in(&mut file), subnet_file: None },
+                    Rival { process: owner_in(file), subnet_file: None },
                     subnet_file.display()
                 )
             }
             Err(TryLockError::Error(error)) => {
-                return Err(error).context(format!("locking {}", path.display()));
+                bail!("locking {}: {}", path.display(), Why(&error));
             }
         }
-        // On a full disk the file is locked all the same; whoever is refused then reads no pid in it.
-        let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", Process::ours()));
-        self.file = Some(file);
+        self.file = Some(match place {
+            LockFile::Beside(mut file) => {
+                // On a full disk the file is locked all the same; whoever is refused then reads no pid in it.
+                let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", Process::ours()));
+                file
+            }
+            LockFile::SubnetFile(file) => file,
+        });
         self.state(&format!("{SUBNET_FILE}{}", std::path::absolute(subnet_file)?.display()));
         Ok(())
     }
@@ -191,15 +195,22 @@ impl Locks {
     pub(crate) fn keep_vnis(&mut self, vnis: &[u32]) -> Vec<u32> {
         let is_gone = |what: Locked| matches!(what, Locked::Vni(vni) if !vnis.contains(&vni));
         self.held.retain(|held| !is_gone(held.what));
-        vnis.iter().copied().filter(|vni| self.take(Locked::Vni(*vni)).is_err()).collect()
+        let is_others = |taken| match taken {
+            Ok(()) => false,
+            Err(Refused::Other(..)) => true,
+            // No other daemon is known to have it, so no peer is lost for want of a lock.
+            Err(Refused::Failed(error)) => !error.root_cause().is::<io::Error>(),
+        };
+        vnis.iter().copied().filter(|vni| is_others(self.take(Locked::Vni(*vni)))).collect()
     }
 
     /// Takes flannel's tables and chains for traffic rules, which are there once. Otherwise says who has them.
-    pub(crate) fn keep_firewall(&mut self) -> Result<(), String> {
-        self.take(Locked::Firewall).map_err(|refused| match refused {
-            Refused::Other(rival, _) => rival.to_string(),
-            Refused::Failed(_) => Rival { process: None, subnet_file: None }.to_string(),
-        })
+    pub(crate) fn keep_firewall(&mut self) -> FirewallKeeper {
+        match self.take(Locked::Firewall) {
+            Ok(()) => FirewallKeeper::Us,
+            Err(Refused::Other(rival, _)) => FirewallKeeper::Other(rival.to_string().into()),
+            Err(Refused::Failed(error)) => FirewallKeeper::Unknown(errno::in_words(&error).into()),
+        }
     }
 
     /// Does another daemon have that VNI?
@@ -371,6 +382,33 @@ fn draw() -> anyhow::Result<[u8; 8]> {
     let mut dice = [0; 8];
     getrandom::fill(&mut dice).map_err(|error| anyhow!("drawing random numbers: {error}"))?;
     Ok(dice)
+}
+
+/// A file that is locked for the subnet file.
+enum LockFile {
+    /// It says who has locked it.
+    Beside(File),
+    /// The subnet file itself, where nothing can be made beside it; it is then written in place.
+    SubnetFile(File),
+}
+
+/// Opens the lock file, or where its directory cannot be written the subnet file itself.
+fn open_lock(subnet_file: &Path, path: &Path) -> anyhow::Result<LockFile> {
+    let beside = || {
+        fs::create_dir_all(files::dir_of(path))?;
+        files::lock(path)
+    };
+    let error = match beside() {
+        Ok(file) => return Ok(LockFile::Beside(file)),
+        Err(error) if is_shortage(&error) => {
+            return Err(error).with_context(|| format!("creating {}", path.display()));
+        }
+        Err(error) => error,
+    };
+    match File::options().write(true).custom_flags(files::FLAGS).open(subnet_file) {
+        Ok(file) => Ok(LockFile::SubnetFile(file)),
+        Err(_) => Err(error).with_context(|| no_place(path)),
+    }
 }
 
 /// A daemon that was killed holds it until the tool that it was about to start has begun.

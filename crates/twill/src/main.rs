@@ -8,6 +8,7 @@ mod daemon;
 mod diff;
 mod docker_opts;
 mod env_file;
+mod errno;
 mod files;
 mod flags;
 mod footprint;
@@ -69,7 +70,7 @@ fn main() -> ExitCode {
         Ok(Command::DockerOpts(flags)) => docker_opts::run(&flags),
         Ok(Command::Diff(flags)) => {
             return diff::run(&flags).unwrap_or_else(|error| {
-                eprintln!("twill: {error:#}");
+                eprintln!("twill: {}", errno::in_words(&error));
                 ExitCode::from(2)
             });
         }
@@ -91,7 +92,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("twill: {error:#}");
+            eprintln!("twill: {}", errno::in_words(&error));
             ExitCode::FAILURE
         }
     }

@@ -232,7 +232,8 @@ impl OwnLease {
         let config = self.conf.config();
         // The store may tell late of what we have written, the more so where the way to it changes with our address.
         let standing = listed.iter().find(|lease| lease.subnet == node.subnet);
-        if standing.zip(self.asker.held.as_ref()).is_some_and(|(standing, held)| same(standing, held)) {
+        if standing.zip(self.asker.held.as_ref()).is_some_and(|(standing, held)| held.says_the_same(standing))
+        {
             self.former.clear();
         }
         let others: Vec<&Lease> =
@@ -308,7 +309,7 @@ impl OwnLease {
 
     /// Are these words our own, of an earlier config or uplink?
     fn is_former(&self, lease: &Lease) -> bool {
-        self.asker.held.iter().chain(&self.former).any(|held| same(held, lease))
+        self.asker.held.iter().chain(&self.former).any(|held| held.says_the_same(lease))
     }
 
     /// Does the lease say all that we announce?
@@ -316,11 +317,6 @@ impl OwnLease {
         let Asker { public_ip, public_ipv6, .. } = self.asker;
         (lease.public_ip, lease.public_ipv6, &lease.announced) == (public_ip, public_ipv6, announced)
     }
-}
-
-/// The same words, whenever they were written first.
-fn same(one: &Lease, other: &Lease) -> bool {
-    one.subnet == other.subnet && Lease { born: other.born, ..one.clone() } == *other
 }
 
 /// Has that other node our subnet, or part of it? Of two leases that overlap the older one stays.

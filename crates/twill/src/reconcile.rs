@@ -20,6 +20,7 @@ use plan::input::{Config, FirewallKeeper, Former, Leases, Node, Underlay};
 use plan::netconf::NetConf;
 use plan::note::{NodeFault, Note, StoreFault};
 use plan::owned::Sweep;
+use plan::rivals::{Evidence, Rivals};
 use plan::uplink::Choice;
 use plan::{Op, Wanted};
 use store::View;
@@ -74,6 +75,7 @@ pub(crate) struct Reconciler {
 pub(crate) struct Memory {
     backoff: Backoff,
     belief: Belief,
+    rivals: Rivals,
     /// Sysctls that cannot be written: said once, not tried again.
     refused: BTreeSet<NodeFault>,
     notebook: Notebook,
@@ -136,7 +138,7 @@ impl Reconciler {
             Uplinks::Same => {}
             Uplinks::Lost => due = due.into_iter().chain([begun + UPLINK_RETRY]).min(),
         }
-        let wanted = self.plan(&leases, &mut seen, notes);
+        let wanted = self.plan(&leases, &mut seen, notes, begun);
         if let Some(first) = plan::check::check(&wanted.state, &wanted.owned).first() {
             error!("the plan contradicts itself and is not applied, please report this: {first}");
             self.set_fault(Some(format!("the plan contradicts itself: {first}")));
@@ -168,7 +170,7 @@ impl Reconciler {
         self.metrics.count(&round);
         self.metrics.show_store_lost(view.lost.is_some());
         self.publish(round, view.lost, programmed);
-        due.into_iter().chain(retry).chain(remember).min()
+        due.into_iter().chain(retry).chain(remember).chain(self.memory.rivals.due()).min()
     }
 
     /// Goes where the uplink has gone.
@@ -203,12 +205,15 @@ impl Reconciler {
     }
 
     /// What the kernel should hold, with all that there is to say about it.
-    fn plan(&mut self, leases: &Leases, seen: &mut Seen, mut notes: Vec<Note>) -> Wanted {
+    fn plan(&mut self, leases: &Leases, seen: &mut Seen, mut notes: Vec<Note>, now: Instant) -> Wanted {
         let healths = self.probes.healths.borrow_and_update().clone();
         // What says nothing changes nothing.
         let telling = healths.iter().map(|health| &health.verdict);
         let telling = telling.filter(|verdict| verdict.way.is_some() || verdict.finding.is_fault());
         seen.underlay.verdicts = telling.cloned().collect();
+        let (uplink, probed) = (self.node.uplink.link, self.flags.probe != Pace::Off);
+        let evidence = Evidence { healths: &healths, seen: &seen.state, uplink, probed };
+        seen.underlay.contenders = self.memory.rivals.weigh(&self.config, leases, evidence, now);
         seen.underlay.standing = plan::standing(&seen.state, self.config.table, self.node.uplink.link);
         self.node.former.links = seen.state.links.iter().map(|link| link.name).collect();
         self.node.by_nexthop = plan::has_nexthops(&seen.state);
@@ -249,8 +254,7 @@ impl Reconciler {
         // Whoever wants no rules takes nobody else's, but sweeps what was ours.
         self.node.former.firewall |= self.config.wants_rules();
         self.node.firewall_keeper = match self.node.former.firewall.then(|| self.locks.keep_firewall()) {
-            Some(Ok(())) => FirewallKeeper::Us,
-            Some(Err(keeper)) => FirewallKeeper::Other(keeper.into()),
+            Some(keeper) => keeper,
             None => FirewallKeeper::Nobody,
         };
         let mut heard = Heard { leases: Leases::Unknown, notes: view.notes.clone(), due: None };
@@ -354,6 +358,7 @@ impl Reconciler {
                 failed.push((op.clone(), error));
             }
         }
+        self.memory.backoff.hear(&ops, &failed);
         // What failed or was held is tried again though nothing may happen meanwhile.
         let again = (!failed.is_empty()).then_some(begun + FAILED_RETRY);
         let due = due.into_iter().chain(again).min();
@@ -374,8 +379,12 @@ impl Reconciler {
         }
         let notes = round.notes.iter().map(ToString::to_string);
         let failed = round.failed.iter().map(|(_, error)| error.to_string());
-        let held = round.held.iter().map(|(op, _)| {
-            format!("put off, because it keeps coming back (is something else managing it?): {op}")
+        // The number in it grows, and is no news.
+        let held = round.held.iter().map(|held| match &held.refusal {
+            Some(refusal) => format!("put off, because it is refused again and again: {refusal}"),
+            None => {
+                format!("put off, because it keeps coming back (is something else managing it?): {}", held.op)
+            }
         });
         for line in self.memory.notebook.turn(notes.collect(), failed.chain(held), Instant::now()) {
             match line {

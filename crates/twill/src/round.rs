@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use plan::{Object, Op, PeerPath};
 
+use crate::backoff::Held;
 use crate::trigger::Causes;
 
 /// What came of a round.
@@ -14,8 +15,8 @@ pub(crate) struct Round {
     pub(crate) ops: Vec<Op>,
     /// Those of them that the kernel refused.
     pub(crate) failed: Vec<(Op, kernel::Error)>,
-    /// Put off, with how often they came back.
-    pub(crate) held: Vec<(Op, u32)>,
+    /// Put off.
+    pub(crate) held: Vec<Held>,
     pub(crate) notes: Vec<plan::note::Note>,
     pub(crate) peers: Vec<PeerPath>,
     pub(crate) took: Duration,

@@ -130,7 +130,7 @@ fn page(report: &Report, colour: bool) -> String {
     let strangers: Vec<String> = report.strangers.iter().map(stranger).collect();
     section(&mut page, "VXLAN from no peer", &strangers, ToOwned::to_owned);
     section(&mut page, "to look at", &notes(report), |text| paint(AnsiColor::Yellow.on_default(), text));
-    section(&mut page, "put off, because they keep coming back", &report.held, ToOwned::to_owned);
+    section(&mut page, "put off", &report.held, ToOwned::to_owned);
     page
 }
 

@@ -1,11 +1,9 @@
 //! `twill uninstall`: takes off this node what the footprint says is ours, and nothing else; with `--hand-over` only what
 //! flannel would not have written, so that flannel goes on without a packet lost. The lease stays in the store.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use kernel::{Kernel, Outcome, Seen};
 use plan::note::{Note, Unclaimed};
 use plan::owned::Owned;
@@ -14,6 +12,8 @@ use plan::{Op, State};
 
 use crate::cache::Cache;
 use crate::diff;
+use crate::errno::Why;
+use crate::files;
 use crate::flags::{Extent, LogFormat, UninstallFlags};
 use crate::footprint::Footprint;
 use crate::locks::{self, Locks};
@@ -38,7 +38,7 @@ pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
     }
     let mut owned = footprint.owned();
     // Another daemon may have taken them over.
-    owned.firewall &= locks.keep_firewall().is_ok();
+    owned.firewall &= locks.keep_firewall().is_us();
     let Seen { state: seen, underlay, .. } = kernel.dump(&owned).context("reading the kernel")?;
     let facts = &underlay.firewall;
     if let Some(why) = facts.unread.first().or(facts.no_nft.as_ref().filter(|_| facts.has_our_tables())) {
@@ -58,7 +58,7 @@ pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
         }
     };
     diff::print(&ops);
-    let files = files(flags, footprint.socket, footprint_file);
+    let files = left_files(flags, footprint.socket, footprint_file);
     for file in &files {
         println!("- file {}", file.display());
     }
@@ -68,12 +68,7 @@ pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
     apply(&mut kernel, &ops)?;
     // The footprint goes last: a second attempt needs it.
     for file in &files {
-        match fs::remove_file(file) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("removing {}", file.display()));
-            }
-            _ => {}
-        }
+        files::remove(file).map_err(|error| anyhow!("removing {}: {}", file.display(), Why(&error)))?;
     }
     println!("done; our lease stays in the store: delete it there if this node is not to come back");
     Ok(())
@@ -103,7 +98,7 @@ fn apply(kernel: &mut Kernel, ops: &[Op]) -> anyhow::Result<()> {
 }
 
 /// What we keep on disk and is there; flannel goes on with the subnet file.
-fn files(flags: &UninstallFlags, socket: PathBuf, footprint: PathBuf) -> Vec<PathBuf> {
+fn left_files(flags: &UninstallFlags, socket: PathBuf, footprint: PathBuf) -> Vec<PathBuf> {
     let subnet_file = (flags.extent == Extent::Everything).then(|| flags.subnet_file.clone());
     let all = [
         subnet_file,

@@ -28,6 +28,25 @@ fn overhead(family: Family) -> u32 {
     }
 }
 
+/// Smallest MTU that the kernel gives a device which carries that family, bytes.
+fn least_mtu(family: Family) -> u32 {
+    match family {
+        Family::Ipv4 => 68,
+        Family::Ipv6 => 1280,
+    }
+}
+
+/// Packets that are too small for a tunnel of one family. Bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Narrow {
+    /// Largest outer packet.
+    pub(crate) outer: u32,
+    /// Smallest packet that has to fit into the tunnel.
+    pub(crate) inner: u32,
+    /// Smallest outer packet that would do.
+    pub(crate) needs: u32,
+}
+
 /// `flannel.<VNI>` or `flannel-v6.<VNI>`.
 pub(crate) fn device_name(family: Family, vni: u32) -> LinkName {
     let prefix = match family {
@@ -195,6 +214,13 @@ impl Options {
         self.outer_mtu(uplink).saturating_sub(overhead(family))
     }
 
+    /// Is the uplink, or the configured MTU, too small for a tunnel of that family?
+    pub(crate) fn narrow(&self, family: Family, uplink: &Uplink) -> Option<Narrow> {
+        let (outer, inner) = (self.outer_mtu(uplink), least_mtu(family));
+        let needs = inner + overhead(family);
+        (outer < needs).then_some(Narrow { outer, inner, needs })
+    }
+
     /// The kernel cuts what is more than the uplink can carry, without a word.
     fn outer_mtu(&self, uplink: &Uplink) -> u32 {
         self.mtu.map_or(uplink.mtu, |mtu| mtu.min(uplink.mtu))
@@ -204,12 +230,15 @@ impl Options {
         if self.direct_mtu {
             return self.outer_mtu(uplink);
         }
-        let families = Family::ALL.into_iter().filter(|&family| uplink.address(family).is_some());
-        families.map(|family| self.device_mtu(family, uplink)).min().unwrap_or(uplink.mtu)
+        let families = || Family::ALL.into_iter().filter(|&family| uplink.address(family).is_some());
+        let wide = families().filter(|family| self.narrow(*family, uplink).is_none());
+        let smallest = wide.map(|family| self.device_mtu(family, uplink)).min();
+        let smallest = smallest.or_else(|| families().map(|family| self.device_mtu(family, uplink)).min());
+        smallest.unwrap_or(uplink.mtu)
     }
 
-    /// Our own device, its address and its sysctl.
-    pub(crate) fn device(&self, end: &Endpoint, node: &Node) -> (Link, Address, Sysctl) {
+    /// Our own device, its address and its sysctls.
+    pub(crate) fn device(&self, end: &Endpoint, node: &Node) -> (Link, Address, Vec<Sysctl>) {
         let family = Family::of(end.local);
         let name = self.device_name(family);
         let kind = LinkKind::Vxlan(Vxlan {
@@ -223,7 +252,9 @@ impl Options {
         let mtu = self.device_mtu(family, &node.uplink);
         let address = Address { link: name, address: IpNet::from(end.subnet.network()), unknown: None };
         let link = Link { name, kind, mac: end.mac, mtu, up: true, unknown: None };
-        (link, address, accept_ra(name))
+        // With a smaller MTU the kernel has no IPv6 on it, and no settings for that.
+        let has_ipv6 = mtu >= least_mtu(Family::Ipv6);
+        (link, address, has_ipv6.then(|| sysctls::no_advertisements(name)).into_iter().collect())
     }
 
     /// The port to name in our lease: none while all nodes use the default one, so that the lease stays flannel's.
@@ -293,9 +324,4 @@ pub(crate) struct Endpoint {
     pub(crate) local: IpAddr,
     /// Of the VTEP.
     pub(crate) mac: Mac,
-}
-
-/// A router's advertisement from inside the tunnel must not configure the node (flannel-compat 6.0).
-fn accept_ra(link: LinkName) -> Sysctl {
-    Sysctl { path: sysctls::accept_ra(link), value: "0".into() }
 }

@@ -24,6 +24,8 @@ pub enum Fault {
     Foreign {
         keeper: Box<str>,
     },
+    /// They cannot be locked, so whether another daemon keeps them is not known.
+    Unlocked(Box<str>),
     /// Told to use nftables, but iptables refuses what is forwarded.
     ForwardRefused {
         variant: Variant,
@@ -65,6 +67,10 @@ impl fmt::Display for Fault {
                 f,
                 "{keeper} keeps the traffic rules, so this one makes none: what it forwards is neither accepted nor \
                  masqueraded. Give one of them --iptables-forward-rules=false and --ip-masq=false"
+            ),
+            Self::Unlocked(why) => write!(
+                f,
+                "the traffic rules are left as they are, because they cannot be locked against another daemon of this node: {why}"
             ),
             Self::ForwardRefused { variant, family, what } => write!(
                 f,

@@ -55,7 +55,11 @@ pub(crate) fn rules(what: &Rules<'_>) -> Firewall {
             firewall.faults.push(Fault::Foreign { keeper: keeper.clone() });
             return firewall;
         }
-        FirewallKeeper::Nobody | FirewallKeeper::Other(_) => return firewall,
+        FirewallKeeper::Unknown(why) if what.config.wants_rules() => {
+            firewall.faults.push(Fault::Unlocked(why.clone()));
+            return firewall;
+        }
+        FirewallKeeper::Nobody | FirewallKeeper::Other(_) | FirewallKeeper::Unknown(_) => return firewall,
     }
     let options = &what.config.firewall;
     if options.masquerade || options.forward {

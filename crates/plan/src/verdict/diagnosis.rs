@@ -89,7 +89,7 @@ impl Judge {
         if tracks.path.flaps() {
             return Finding::Flapping { node };
         }
-        if let Some(refused) = self.refused_there(&tracks.path).filter(|_| self.reached) {
+        if let Some(refused) = self.refused_there(&tracks.path).filter(|_| self.reach.is_reached()) {
             return refused;
         }
         if there && tracks.path.refused().is_none() {
@@ -98,7 +98,7 @@ impl Judge {
         if let Some(proxy) = self.proxy().filter(|_| direct && next_hop && !there && alive(&rare.node)) {
             return proxy;
         }
-        if !self.reached && self.peer.tunnel.is_none() && (next_hop || alive(&rare.node)) {
+        if !self.reach.is_reached() && self.peer.tunnel.is_none() && (next_hop || alive(&rare.node)) {
             // Before the first pod is there, no address of its pod subnet may be.
             return Finding::Unverified;
         }
@@ -111,7 +111,7 @@ impl Judge {
             (false, true, _) => {
                 Finding::TunnelLost { node, port: self.peer.tunnel.map_or(0, |tunnel| tunnel.port) }
             }
-            (_, false, true) if self.reached => Finding::EchoLost { node },
+            (_, false, true) if self.reach.is_reached() => Finding::EchoLost { node },
             (_, false, true) => Finding::NoEcho,
             (_, false, false) if resolves => self.next_hop_silent(),
             (_, false, false) => Finding::Silent { node },

@@ -50,7 +50,7 @@ pub struct Judge {
     /// Answers to what was sent before are about another way.
     epoch: Moment,
     /// An echo between pod subnets has been answered, by whatever way, and the peer has not been gone since.
-    pub(super) reached: bool,
+    pub(super) reach: Reach,
     pub(super) rare: Rare,
     found: Found,
     pub(super) history: History,
@@ -62,6 +62,37 @@ pub struct Judge {
 pub(super) struct Tracks {
     pub(super) path: Track,
     pub(super) full: Track,
+}
+
+/// Two facts in one byte, since there is a judge for each of thousands of peers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Reach(u8);
+
+impl Reach {
+    const REACHED: u8 = 1;
+    const JUDGED: u8 = 2;
+    const ANSWERS: u8 = 4;
+
+    fn with(self, bit: u8, on: bool) -> Self {
+        Self(if on { self.0 | bit } else { self.0 & !bit })
+    }
+
+    fn reached(self, reached: bool) -> Self {
+        self.with(Self::REACHED, reached)
+    }
+
+    pub(super) fn is_reached(self) -> bool {
+        self.0 & Self::REACHED != 0
+    }
+
+    fn answering(self, answers: bool) -> Self {
+        self.with(Self::JUDGED, true).with(Self::ANSWERS, answers)
+    }
+
+    /// Does its pod subnet answer? `None` before there is evidence.
+    fn answers(self) -> Option<bool> {
+        (self.0 & Self::JUDGED != 0).then_some(self.0 & Self::ANSWERS != 0)
+    }
 }
 
 impl Judge {
@@ -80,7 +111,7 @@ impl Judge {
             latency: None,
             tracks: Tracks::default(),
             epoch: Moment::of(now),
-            reached: false,
+            reach: Reach::default(),
             found: Found::new(now),
             history: History::default(),
             silence: Silence::default(),
@@ -205,7 +236,7 @@ impl Judge {
 
     fn hear_path(&mut self, sample: &Sample) {
         let came = if let Answer::Came { after } = sample.answer { Some(after) } else { None };
-        self.reached |= came.is_some();
+        self.reach = self.reach.reached(self.reach.is_reached() || came.is_some());
         let regular = self.questions.is_regular(sample.sent);
         if let Probe::PathSized(size) = sample.probe {
             if Some(size) != self.full_size() {
@@ -261,17 +292,32 @@ impl Judge {
         }
         self.choose_way(finding, now);
         let gone = self.tracks.path.is_down() && self.silence.is_total(&self.tracks.path);
-        self.reached &= !gone || now < self.tracks.path.trouble() + START;
+        let lives = !gone || now < self.tracks.path.trouble() + START;
+        self.reach = self.reach.reached(self.reach.is_reached() && lives);
         // The way may be the reason.
         let finding = self.diagnose(now).unwrap_or(finding);
         let said = self.said.get();
         let finding = self.found.settle(finding, said, self.tracks.path.is_gone(), now);
-        let early = !self.reached && !said.is_fault() && now < self.since.time() + ACQUAINTED;
+        let early = !self.reach.is_reached() && !said.is_fault() && now < self.since.time() + ACQUAINTED;
         if said != finding && !(early && finding.is_fault()) {
             (self.said, self.since) = (Said::of(finding), Moment::of(now));
         }
+        if let Some(answers) = self.answers_now(suspect) {
+            self.reach = self.reach.answering(answers);
+        }
         if self.is_rising() {
             self.questions.hasten(now + BACK);
+        }
+    }
+
+    /// Does its pod subnet answer? `None` where nothing new is known of that.
+    fn answers_now(&self, suspect: bool) -> Option<bool> {
+        let (path, said) = (&self.tracks.path, self.said.get());
+        match said {
+            _ if path.has_answered() && !path.is_down() => Some(true),
+            Finding::Flapping { .. } | Finding::NoWayBack { .. } => Some(true),
+            _ if suspect || path.is_open() || !said.is_fault() => None,
+            _ => Some(false),
         }
     }
 
@@ -333,6 +379,7 @@ impl Judge {
                 uplink: self.local.uplink,
                 finding: self.said.get(),
                 way: self.way,
+                answers: self.reach.answers(),
             },
             since: self.since.time(),
             latency: self.latency(),

@@ -9,9 +9,12 @@ use ipnet::IpNet;
 use super::Draft;
 use crate::Mac;
 use crate::input::Family;
-use crate::lease::{Announced, Lease, Vtep};
+use crate::lease::{Lease, Vtep};
 use crate::note::PeerFault;
 use crate::subnet_alloc::{self, number};
+
+/// Where an FDB entry sends to: address and port.
+pub(super) type Remote = (IpAddr, u16);
 
 /// What has been admitted of one family, to find the next lease in conflict with it. Where no two leases are in conflict, as
 /// nearly always, nothing has to be found.
@@ -19,7 +22,7 @@ pub(super) struct Admitted {
     /// First to last address of each subnet; `None` where none overlap.
     spans: Option<BTreeMap<u128, (u128, IpNet)>>,
     /// Per VNI: one device's FDB has one entry a MAC. `None` where none are alike.
-    macs: Option<BTreeMap<(u32, Mac), IpNet>>,
+    macs: Option<BTreeMap<(u32, Mac), (IpNet, Remote)>>,
     /// Where some node's address is in the pods' network, for what nodes and subnets may not share; else `None`.
     mixed: Option<Mixed>,
 }
@@ -39,7 +42,7 @@ impl Admitted {
         spans.sort_unstable();
         let in_network = |ip: IpAddr| network.is_some_and(|network| network.contains(&ip));
         let is_mixed = leases.iter().any(|lease| lease.public(family).is_some_and(in_network));
-        let vteps = leases.iter().filter_map(|lease| vtep(lease, family));
+        let vteps = leases.iter().filter_map(|lease| lease.announced.vtep(family));
         let mut macs: Vec<_> = vteps.map(|vtep| (vtep.vni_or(own_vni), vtep.mac)).collect();
         macs.sort_unstable();
         Self {
@@ -50,8 +53,8 @@ impl Admitted {
         }
     }
 
-    /// Takes a peer whose lease passed, with the VNI and MAC of its VTEP.
-    pub(super) fn insert(&mut self, subnet: IpNet, node: IpAddr, vtep: Option<(u32, Mac)>) {
+    /// Takes a peer whose lease passed, with the key and the value of its FDB entry.
+    pub(super) fn insert(&mut self, subnet: IpNet, node: IpAddr, vtep: Option<((u32, Mac), Remote)>) {
         if let Some(mixed) = &mut self.mixed {
             mixed.subnets.insert(number(subnet.network()), number(subnet.broadcast()));
             mixed.nodes.insert(number(node), node);
@@ -60,7 +63,7 @@ impl Admitted {
             spans.insert(number(subnet.network()), (number(subnet.broadcast()), subnet));
         }
         if let Some(macs) = &mut self.macs {
-            macs.extend(vtep.map(|vtep| (vtep, subnet)));
+            macs.extend(vtep.map(|(key, remote)| (key, (subnet, remote))));
         }
     }
 
@@ -70,7 +73,7 @@ impl Admitted {
     }
 }
 
-/// Subnets and nodes of one address space. Of two leases that share an address the older stays.
+/// Subnets and nodes of one address space. Of two leases that share an address the one admitted first stays.
 #[derive(Default)]
 struct Mixed {
     /// First to last address.
@@ -89,14 +92,6 @@ impl Mixed {
     fn node_in(&self, subnet: IpNet) -> Option<IpNet> {
         let inside = number(subnet.network())..=number(subnet.broadcast());
         self.nodes.range(inside).next().map(|(_, node)| (*node).into())
-    }
-}
-
-fn vtep(lease: &Lease, family: Family) -> Option<Vtep> {
-    let Announced::Vxlan { ipv4, ipv6 } = lease.announced else { return None };
-    match family {
-        Family::Ipv4 => ipv4,
-        Family::Ipv6 => ipv6,
     }
 }
 
@@ -147,7 +142,7 @@ impl Draft<'_> {
     /// The peer's VTEP, if it can be used beside ours and the others.
     pub(super) fn vtep_of(
         &self,
-        family: Family,
+        (family, public_ip): (Family, IpAddr),
         lease: &Lease,
         admitted: &Admitted,
     ) -> Result<Vtep, PeerFault> {
@@ -155,7 +150,7 @@ impl Draft<'_> {
             Family::Ipv4 => self.node.vtep,
             Family::Ipv6 => self.node.vtep_v6,
         };
-        let vtep = vtep(lease, family).ok_or(PeerFault::NoVtep(family))?;
+        let vtep = lease.announced.vtep(family).ok_or(PeerFault::NoVtep(family))?;
         let vni = vtep.vni_or(self.config.backend.vni());
         if !self.vnis.contains(&vni) {
             return Err(PeerFault::UnusableVni(vni));
@@ -166,9 +161,10 @@ impl Draft<'_> {
         if ours == Some(vtep.mac) {
             return Err(PeerFault::OurVtepMac(vtep.mac));
         }
-        match admitted.macs.as_ref().and_then(|macs| macs.get(&(vni, vtep.mac))) {
-            Some(&with) => Err(PeerFault::SharedVtepMac { mac: vtep.mac, with }),
-            None => Ok(vtep),
+        let (key, remote) = self.end_of(public_ip, vtep);
+        match admitted.macs.as_ref().and_then(|macs| macs.get(&key)) {
+            Some(&(with, other)) if other != remote => Err(PeerFault::SharedVtepMac { mac: vtep.mac, with }),
+            _ => Ok(vtep),
         }
     }
 
@@ -181,6 +177,12 @@ impl Draft<'_> {
         let of_uplink = self.underlay.addresses.iter().filter(|facts| facts.link == self.node.uplink.link);
         let mut networks = of_uplink.map(|facts| facts.address.trunc());
         networks.find(|network| network.contains(&subnet) || subnet.contains(network))
+    }
+
+    /// Key and value of the FDB entry for a VTEP.
+    pub(super) fn end_of(&self, public_ip: IpAddr, vtep: Vtep) -> ((u32, Mac), Remote) {
+        let options = self.options_for(vtep);
+        ((options.vni, vtep.mac), (public_ip, vtep.port.unwrap_or(options.port)))
     }
 
     /// Is it the network's or the broadcast address of a segment of ours?

@@ -1,6 +1,7 @@
 //! The rows for each peer: reached in the way that its own lease announces, whatever this node announces, so that nodes
 //! may change their backend one after the other.
 
+use std::cmp::{Ordering, Reverse};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -13,14 +14,16 @@ use crate::direct;
 use crate::input::Family;
 use crate::lease::{Announced, Lease, Vtep};
 use crate::note::{NodeFault, PeerFault};
+use crate::rivals::Standing;
 use crate::verdict::Way;
 
 impl Draft<'_> {
-    pub(super) fn peers_of(&mut self, family: Family, order: &[&Lease]) {
+    pub(super) fn peers_of(&mut self, family: Family, mut order: Vec<&Lease>) {
         let own_vni = self.config.backend.vni();
         let (own, network) = (self.node.subnet.of(family), self.config.network(family));
-        let admitted = Admitted::none_of(order, family, own, network, own_vni);
+        let admitted = Admitted::none_of(&order, family, own, network, own_vni);
         let (mut admitted, before) = (admitted, self.peers.len());
+        order.sort_unstable_by(|one, other| self.before(family, one, other));
         for lease in order {
             let Some(subnet) = lease.subnet.of(family) else { continue };
             if let Err(fault) = self.reach(family, lease, subnet, &mut admitted) {
@@ -28,6 +31,18 @@ impl Draft<'_> {
             }
         }
         self.doubt_uplink(family, before);
+    }
+
+    /// Of two leases that cannot both be believed the lesser one is; see `rivals`.
+    fn before(&self, family: Family, one: &Lease, other: &Lease) -> Ordering {
+        let standing = |lease: &Lease| {
+            let key = lease.subnet.of(family).zip(lease.public(family))?;
+            let contenders = &self.underlay.contenders;
+            let at = contenders.binary_search_by_key(&key, |it| (it.subnet, it.public_ip)).ok()?;
+            contenders.get(at).map(|contender| contender.standing)
+        };
+        let rank = |lease: &Lease| (standing(lease).unwrap_or(Standing::Unknown), Reverse(lease.written));
+        rank(one).cmp(&rank(other)).then_with(|| one.cmp(other))
     }
 
     /// Where none of the peers is on its segment, host-gw may have been given the wrong interface.
@@ -53,7 +68,7 @@ impl Draft<'_> {
         let (path, vtep) = match &lease.announced {
             Announced::HostGw => (self.reach_directly(family, subnet, public_ip), None),
             Announced::Vxlan { .. } => {
-                let vtep = self.vtep_of(family, lease, admitted)?;
+                let vtep = self.vtep_of((family, public_ip), lease, admitted)?;
                 (self.reach_by_vxlan(family, subnet, public_ip, vtep), Some(vtep))
             }
             Announced::Nothing | Announced::Other(_) => {
@@ -61,7 +76,7 @@ impl Draft<'_> {
                 return Err(PeerFault::OtherBackend { theirs, ours: self.config.backend.name().into() });
             }
         };
-        let end = vtep.map(|vtep| (vtep.vni_or(self.config.backend.vni()), vtep.mac));
+        let end = vtep.map(|vtep| self.end_of(public_ip, vtep));
         admitted.insert(subnet, public_ip, end);
         let on_link = self.on_link.reaches(public_ip);
         let tunnel = vtep.map(|vtep| self.tunnel_to(family, vtep));
@@ -85,7 +100,7 @@ impl Draft<'_> {
         }
     }
 
-    fn options_for(&self, vtep: Vtep) -> vxlan::Options {
+    pub(super) fn options_for(&self, vtep: Vtep) -> vxlan::Options {
         let vni = vtep.vni_or(self.config.backend.vni());
         match self.config.backend {
             Backend::Vxlan(options) => vxlan::Options { vni, ..options },

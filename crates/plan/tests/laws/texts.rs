@@ -229,7 +229,7 @@ pub(crate) fn any_lease(tape: &mut Tape) -> Lease {
         2 => Announced::Nothing,
         _ => Announced::Other("wireguard \"\u{2028}".into()),
     };
-    Lease { born: 7, subnet, public_ip, public_ipv6, announced }
+    Lease { born: 7, written: 7, subnet, public_ip, public_ipv6, announced }
 }
 
 /// Leases near the pool's subnets: of its size, smaller, greater, and far away.

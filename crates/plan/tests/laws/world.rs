@@ -8,10 +8,11 @@ use plan::backend::Backend;
 use plan::backend::vxlan::{self, Direct};
 use plan::firewall::SourceFilter;
 use plan::input::{
-    AddressFacts, Config, DirectRoute, FirewallKeeper, Former, Leases, LinkFacts, Node, RouteFacts, Underlay,
-    Uplink, Writer,
+    AddressFacts, Config, DirectRoute, Family, FirewallKeeper, Former, Leases, LinkFacts, Node, RouteFacts,
+    Underlay, Uplink, Writer,
 };
 use plan::lease::{Announced, Lease, Subnet, Vtep};
+use plan::rivals::{Contender, Standing};
 use plan::state::{Route, RoutePath};
 use plan::verdict::{Finding, Verdict, Way};
 use plan::{LinkName, Mac};
@@ -121,7 +122,8 @@ pub(crate) fn world(tape: &mut Tape) -> World {
     let devices = devices(&config, &node, &leases);
     let current = devices.iter().copied().filter(|device| !node.former.links.contains(device));
     let foreign_devices: Vec<LinkName> = current.filter(|_| tape.once_in(8)).collect();
-    let underlay = underlay(tape, uplink, &foreign_devices);
+    let mut underlay = underlay(tape, uplink, &foreign_devices);
+    underlay.contenders = answering(leases.known().iter().filter(|lease| lease.written < HOSTILE));
     World { config, node, leases, underlay, uplink, devices, foreign_devices }
 }
 
@@ -242,6 +244,7 @@ fn underlay(tape: &mut Tape, uplink: UplinkIs, foreign_devices: &[LinkName]) -> 
         sysctls: Vec::new(),
         verdicts: verdicts(tape),
         standing: standing(tape),
+        contenders: Vec::new(),
     }
 }
 
@@ -264,6 +267,7 @@ fn verdicts(tape: &mut Tape) -> Vec<Verdict> {
         uplink: if tape.once_in(4) { name("eth1") } else { link },
         finding: tape.pick(&findings),
         way: tape.pick(&ways),
+        answers: None,
     };
     (0..tape.below(6)).map(|_| verdict(tape)).collect()
 }
@@ -325,6 +329,20 @@ fn leases(tape: &mut Tape, config: &Config, node: &Node) -> Vec<Lease> {
     leases
 }
 
+/// When a hostile lease was written: after all others.
+const HOSTILE: u64 = 9;
+
+/// The nodes of these leases answer.
+pub(crate) fn answering<'a>(leases: impl Iterator<Item = &'a Lease>) -> Vec<Contender> {
+    let key = |lease: &Lease, family| Some((lease.subnet.of(family)?, lease.public(family)?));
+    let keys = leases.flat_map(|lease| Family::ALL.map(|family| key(lease, family))).flatten();
+    let mut contenders: Vec<_> = keys
+        .map(|(subnet, public_ip)| Contender { subnet, public_ip, standing: Standing::Answers })
+        .collect();
+    contenders.sort_unstable();
+    contenders
+}
+
 /// Leases that any node may believe, and that agree with one another.
 pub(crate) fn good_leases(tape: &mut Tape, config: &Config) -> Vec<Lease> {
     let count = tape.below(6) as u8;
@@ -339,6 +357,7 @@ pub(crate) fn good_lease(tape: &mut Tape, config: &Config, at: u8) -> Lease {
     let port = tape.pick(&[None, None, Some(8472), Some(4789), Some(9999)]);
     Lease {
         born: tape.below(4).try_into().unwrap(),
+        written: tape.below(8).try_into().unwrap(),
         subnet: Subnet { ipv4: Some(ipv4), ipv6: Some(ipv6).filter(|_| !one_family) },
         public_ip: Some(public_ip.into()),
         public_ipv6: Some(underlay6(segment, at.into())),
@@ -368,6 +387,7 @@ fn announced(config: &Config, port: Option<u16>, at: u8) -> Announced {
 fn own_lease(config: &Config, node: &Node) -> Lease {
     Lease {
         born: 0,
+        written: 0,
         subnet: node.subnet,
         public_ip: node.uplink.ipv4,
         public_ipv6: node.uplink.ipv6,
@@ -375,11 +395,12 @@ fn own_lease(config: &Config, node: &Node) -> Lease {
     }
 }
 
-/// A lease with one fault that leaves it out in both families, whatever else is listed. Faults that are only a matter of
-/// who was first make it the younger one.
+/// A lease with one fault that leaves it out in both families, whatever else is listed, if only the good ones answer. It was
+/// written last.
 pub(crate) fn hostile_lease(tape: &mut Tape, config: &Config, good: &[Lease]) -> Lease {
     let at = 20 + tape.below(4) as u8;
-    let mut lease = Lease { announced: announced(config, None, at), ..good_lease(tape, config, at) };
+    let mut lease =
+        Lease { announced: announced(config, None, at), written: HOSTILE, ..good_lease(tape, config, at) };
     let vteps = matches!(config.backend, Backend::Vxlan(_));
     match tape.below(if vteps { 13 } else { 8 }) {
         0 => {

@@ -63,7 +63,7 @@ impl Entry {
             note: note.map(Box::new),
         };
         match read(path).map(|content| Lease::parse(name, &content, born)) {
-            Ok(Ok(lease)) => entry(stamp, Some(lease), None),
+            Ok(Ok(lease)) => entry(stamp, Some(Lease { written: age(metadata), ..lease }), None),
             Ok(Err(why)) => entry(stamp, None, Some(Note::Entry { key, why: why.into() })),
             Err(error) => {
                 let why = error.to_string().into();

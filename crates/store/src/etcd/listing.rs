@@ -10,6 +10,7 @@ use plan::input::{Family, Leases};
 use plan::lease::{Lease, Subnet};
 use plan::netconf::NetConf;
 use plan::note::Note;
+use plan::rivals;
 use plan::subnet_alloc::{self, Asker, Kinship, Pool};
 
 use super::EtcdOptions;
@@ -192,8 +193,8 @@ impl Listing {
             Ok(kinship) => {
                 let is_cousin = kinship == Kinship::Other;
                 self.cousins += usize::from(is_cousin);
-                let changed = before.is_none_or(|before| before.told != told);
                 let entry = Entry { mod_revision: kv.mod_revision(), lease_id: kv.lease(), told, is_cousin };
+                let changed = before.is_none_or(|before| self.is_news(&before, &entry));
                 self.entries.insert(key.into(), entry);
                 return changed || said != self.said_of_junk();
             }
@@ -225,6 +226,15 @@ impl Listing {
     /// What is told of the junk, to see whether that has changed.
     fn said_of_junk(&self) -> (usize, u64) {
         (self.junk.len(), roughly(self.more_junk))
+    }
+
+    /// Reports whether an entry says something new. The renewal of a lease does only where another lease is in conflict with
+    /// it, for which it is a sign of life.
+    fn is_news(&self, before: &Entry, entry: &Entry) -> bool {
+        let (Ok(was), Ok(is)) = (&before.told, &entry.told) else { return before.told != entry.told };
+        let others = || self.entries.values().filter_map(|other| other.told.as_ref().ok());
+        !was.says_the_same(is)
+            || others().any(|other| other.subnet != is.subnet && rivals::conflict(other, is))
     }
 
     pub(super) fn view(&self) -> View {
@@ -259,7 +269,8 @@ fn read(key: &str, kv: &KeyValue) -> Result<Lease, Box<str>> {
     if kv.value().len() as u64 > LARGEST {
         return Err(format!("{} bytes are more than any lease has", kv.value().len()).into());
     }
-    let lease = Lease::parse(key, kv.value(), kv.create_revision().cast_unsigned())?;
+    let mut lease = Lease::parse(key, kv.value(), kv.create_revision().cast_unsigned())?;
+    lease.written = kv.mod_revision().cast_unsigned();
     if lease.subnet.to_string() != key {
         return Err(format!("its key is another spelling of {}: write it so", lease.subnet).into());
     }

@@ -13,6 +13,7 @@ use plan::{LinkName, Mac};
 use tracing::{debug, warn};
 
 use super::frame::{self, Ends, Heard};
+use crate::errno::Why;
 
 /// Until what could not be opened is tried again.
 const RETRY: Duration = Duration::from_secs(30);
@@ -225,7 +226,7 @@ impl Wires {
                 let what = place.0.map_or("packets".into(), |link| format!("frames of {link}"));
                 self.refused.insert(place, format!("{what}: {error}").into());
                 let wait = RETRY.as_secs();
-                warn!("peers cannot be asked whether pods reach them, again in {wait} s: {error}");
+                warn!("peers cannot be asked whether pods reach them, again in {wait} s: {}", Why(&error));
                 None
             }
         }

@@ -27,6 +27,7 @@ pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
             | NodeFault::NoProbeSocket { .. }
             | NodeFault::NotInternalIp { .. }
             | NodeFault::InterfaceAmongPods { .. }
+            | NodeFault::TooNarrow { alone: Some(_), .. }
             | NodeFault::NoPeerOnLink { .. },
         ) => None,
         Note::Node(NodeFault::Firewall(_)) => None,
@@ -58,8 +59,8 @@ pub(super) fn rules_fault(round: &Round) -> Option<String> {
 /// What was refused or put off of those.
 fn undone(round: &Round, those: impl Fn(&Op) -> bool) -> Option<String> {
     let failed = round.failed.iter().find(|(op, _)| those(op)).map(|(_, error)| error.to_string());
-    let held = round.held.iter().find(|(op, _)| those(op));
-    failed.or_else(|| held.map(|(op, times)| format!("needed {times} times and put off: {op}")))
+    let held = round.held.iter().find(|held| those(&held.op));
+    failed.or_else(|| held.map(ToString::to_string))
 }
 
 pub(super) fn refused_sysctl(op: &Op) -> Option<NodeFault> {

@@ -53,7 +53,8 @@ impl Reconciler {
 
     pub(super) fn write_subnet_file(&self) -> Result<(), String> {
         let mtu = self.config.backend.pod_mtu(&self.node.uplink);
-        let text = SubnetEnv::new(&self.config, &self.node.subnet, mtu, self.flags.ip_masq).to_string();
+        let config = plan::carried(&self.config, &self.node.uplink);
+        let text = SubnetEnv::new(&config, &self.node.subnet, mtu, self.flags.ip_masq).to_string();
         let path = &self.flags.subnet_file;
         match files::write(path, &text, Readers::Everyone) {
             Ok(false) => Ok(()),

@@ -63,7 +63,7 @@ impl Reconciler {
             }
             report.store_lost = store_lost;
             report.notes = round.notes.iter().map(ToString::to_string).collect();
-            report.held = round.held.iter().map(|(op, _)| op.to_string()).collect();
+            report.held = round.held.iter().map(ToString::to_string).collect();
             report.paths = paths;
         });
     }
@@ -72,7 +72,7 @@ impl Reconciler {
 /// A peer whose route could not be set goes the way that it went before: answers that come by that way prove nothing of the
 /// one that was meant.
 fn as_they_stand(round: &mut Round, told: &[PeerPath], table: u32) -> Vec<PeerPath> {
-    let undone = round.failed.iter().map(|(op, _)| op).chain(round.held.iter().map(|(op, _)| op));
+    let undone = round.failed.iter().map(|(op, _)| op).chain(round.held.iter().map(|held| &held.op));
     let undone: BTreeSet<_> = undone
         .filter_map(|Op { object, .. }| match object {
             Object::Route(route) if route.table == table => Some(route.destination),
@@ -98,6 +98,7 @@ mod tests {
     use plan::state::{Route, RoutePath};
 
     use super::*;
+    use crate::backoff::Held;
     use crate::report::peers::tests::peer;
     use crate::trigger::Causes;
 
@@ -107,7 +108,7 @@ mod tests {
             let destination = peer(number, Path::Direct).subnet;
             let path = RoutePath::Unreachable;
             let route = Route { table, destination, path, protocol: 84, metric: 0, unknown: None };
-            (Op { verb: Verb::Replace, object: Object::Route(route) }, 9)
+            Held { op: Op { verb: Verb::Replace, object: Object::Route(route) }, times: 9, refusal: None }
         };
         let mut round = Round {
             causes: Causes::new(),

@@ -120,6 +120,7 @@ pub(crate) mod tests {
                 uplink: "eth0".parse().unwrap(),
                 finding,
                 way: Some(Way::Direct),
+                answers: None,
             },
             since: Duration::from_secs(10),
             latency: Some(Duration::from_micros(210)),

@@ -51,7 +51,7 @@ fn hostile(lab: &Lab) -> Vec<Hostile> {
         Hostile::new("10.99.1.0/24", "outside our network"),
         Hostile::new("10.0.0.0/8", "outside our network"),
         Hostile::new("10.244.1.7/24", "host bits set"),
-        Hostile::new(half(&theirs), format!("overlaps that of an older lease, {theirs}")),
+        Hostile::new(half(&theirs), format!("overlaps that of {theirs}, whose node answers")),
         Hostile::new(half(&ours), format!("overlaps ours, {ours}")),
         Hostile::new("10.244.0.0/16", "no SubnetLen gives a subnet of that length"),
         Hostile::new("10.244.2.0/24", format!("announces our own address {}", node.ip)).at(&node.ip),

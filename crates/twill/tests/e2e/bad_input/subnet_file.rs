@@ -106,7 +106,7 @@ fn in_a_directory_that_is_read_only_at_the_start() {
         let mut daemon = node.start_under(&["sh", "-c", line, "sh"], FLAGS);
         assert_eq!(daemon.wait_exit().code(), Some(1), "{}", daemon.log());
         let expected = "twill: creating /run/flannel/.subnet.env.lock, name a writable place with --subnet-file: \
-                        Read-only file system (os error 30)";
+                        Read-only file system (os error 30); it is mounted read-only: mount it writable, or name another place";
         assert_eq!(daemon.log().lines().last(), Some(expected));
         assert!(lab.store.leases().is_empty());
     });

@@ -1,0 +1,78 @@
+//! What to do about an error of a system call, by its number: the same words wherever it happens. It judges no error.
+
+use std::fmt;
+use std::io;
+
+use rustix::io::Errno;
+
+/// An error with its remedy, where one is known.
+pub(crate) struct Why<'a>(pub(crate) &'a io::Error);
+
+impl fmt::Display for Why<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(error) = self;
+        match remedy_of(error) {
+            "" => write!(f, "{error}"),
+            remedy => write!(f, "{error}; {remedy}"),
+        }
+    }
+}
+
+/// The number of an error that the kernel gave.
+pub(crate) fn errno(error: &io::Error) -> Option<Errno> {
+    error.raw_os_error().map(Errno::from_raw_os_error)
+}
+
+/// Has this process, or the machine, run out of something, so that the error says nothing about its object?
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
+    errno(error).is_some_and(|errno| shortages.contains(&errno))
+}
+
+fn remedy(errno: Errno) -> &'static str {
+    match errno {
+        Errno::NOSPC => "no room or no inodes are left there: look at df and df -i, and make room",
+        Errno::DQUOT => "the quota there is used up: make room, or raise it",
+        Errno::ROFS => "it is mounted read-only: mount it writable, or name another place",
+        Errno::ACCESS => {
+            "its mode, its owner or a security module forbids it (if its directory was replaced since the start, restart the \
+             daemon)"
+        }
+        Errno::PERM => "the file is immutable (lsattr shows it), or a security module forbids it",
+        Errno::BUSY => "it is a mount point: unmount it, or mount its directory instead",
+        Errno::NOTDIR => "a part of its path is no directory",
+        Errno::STALE => "the server that it is mounted from has forgotten it: mount it anew",
+        Errno::IO => "the disk or its file system fails: look at dmesg",
+        other => kernel::remedy(other.raw_os_error()),
+    }
+}
+
+/// What to do about it; empty where that is not known.
+pub(crate) fn remedy_of(error: &io::Error) -> &'static str {
+    errno(error).map_or("", remedy)
+}
+
+/// A whole error in words, with the remedy of what is at its bottom unless it is there already.
+pub(crate) fn in_words(error: &anyhow::Error) -> String {
+    let bottom = error.root_cause().downcast_ref::<io::Error>();
+    let (words, remedy) = (format!("{error:#}"), bottom.map_or("", remedy_of));
+    if remedy.is_empty() || words.contains(remedy) { words } else { format!("{words}; {remedy}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_told_with_what_to_do_and_another_one_as_it_is() {
+        let told = |errno: Errno| Why(&errno.into()).to_string();
+        assert!(
+            told(Errno::MFILE).starts_with("Too many open files (os error 24); this daemon may open no more")
+        );
+        assert!(told(Errno::NOSPC).contains("df -i"));
+        assert!(told(Errno::ROFS).contains("read-only: mount it writable"));
+        assert_eq!(told(Errno::NAMETOOLONG), "File name too long (os error 36)");
+        assert_eq!(Why(&io::Error::other("no")).to_string(), "no");
+        assert!(is_shortage(&Errno::NFILE.into()) && !is_shortage(&Errno::ACCESS.into()));
+    }
+}

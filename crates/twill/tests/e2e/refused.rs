@@ -1,0 +1,235 @@
+//! What the kernel or the disk refuses is told with the reason and with what to do, in the log, in `twill status` and in
+//! `/readyz`; and what can be done about it is done.
+
+use std::fs;
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use lab::{Daemon, Disk, Node, Timing, Topology, View};
+
+use crate::cluster::{self, FLAGS, SOON, VXLAN, VXLAN_DUAL, VXLAN_IPV6};
+
+/// What `/readyz` says of a node that is not ready.
+fn readyz(node: &Node) -> String {
+    let reply = node.get("/readyz").filter(|reply| reply.status == 503);
+    reply.map(|reply| reply.body).unwrap_or_default()
+}
+
+fn not_ready_because(node: &Node, daemon: &Daemon<'_>, words: &str) {
+    let said = lab::until(SOON, || readyz(node).contains(words).then_some(()));
+    assert!(said.is_some(), "{words:?} is not in {}\nlog:\n{}", readyz(node), daemon.log());
+}
+
+fn subnet_env(node: &Node) -> String {
+    fs::read_to_string(node.run_dir().join("subnet.env")).unwrap_or_default()
+}
+
+fn has_device(node: &Node, name: &str) -> bool {
+    View::of(&node.ns).link(name).is_some()
+}
+
+#[test]
+fn ipv6_that_is_off_for_new_devices_is_on_for_ours() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
+        let off = [("net.ipv6.conf.default.disable_ipv6", "1")];
+        lab.nodes().iter().for_each(|node| node.ns.sysctl(&off));
+        let daemons = lab.start_all(FLAGS);
+        daemons.iter().for_each(Daemon::wait_ready);
+        let [near, far] = [1, 2].map(|k| lab.node(k));
+        let vtep: std::net::Ipv6Addr = far.subnet6().split('/').next().unwrap().parse().unwrap();
+        lab::wait_for("IPv6 through the tunnel", SOON, || near.ping(vtep).is_some());
+        // Whoever switches it off later is undone, too.
+        near.ns.sysctl(&[("net.ipv6.conf.flannel-v6/1.disable_ipv6", "1")]);
+        lab::wait_for("IPv6 again", SOON, || near.ping(vtep).is_some());
+        assert!(!daemons[0].log().contains("Permission denied"), "{}", daemons[0].log());
+    });
+}
+
+#[test]
+fn an_uplink_too_narrow_for_ipv6_leaves_ipv4_alone_and_says_so() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
+        lab.nodes().iter().for_each(|node| _ = node.ns.run("ip link set eth0 mtu 1280"));
+        let daemons = lab.start_all(FLAGS);
+        daemons.iter().for_each(Daemon::wait_ready);
+        let node = lab.node(1);
+        let why = "IPv6 needs packets of 1280 bytes inside the tunnel and 1350 on eth0, which carries 1280: pods have IPv4 alone";
+        for text in [node.twill(&["status"]), daemons[0].log(), node.get("/readyz").unwrap().body] {
+            assert!(text.contains(why), "{text}");
+        }
+        let env = subnet_env(node);
+        assert!(!env.contains("IPV6") && env.contains("FLANNEL_MTU=1230\n"), "{env}");
+        assert!(!has_device(node, "flannel-v6.1"));
+        let log = daemons[0].log();
+        assert!(!log.contains("put off") && !log.contains("not in order"), "{log}");
+        let vtep: std::net::Ipv4Addr = lab.node(2).subnet().split('/').next().unwrap().parse().unwrap();
+        lab::wait_for("IPv4 through the tunnel", SOON, || node.ping(vtep).is_some());
+        lab.nodes().iter().for_each(|node| _ = node.ns.run("ip link set eth0 mtu 1350"));
+        lab::wait_for("both families", SOON, || {
+            let env = subnet_env(node);
+            env.contains("FLANNEL_IPV6_SUBNET")
+                && env.contains("FLANNEL_MTU=1280\n")
+                && has_device(node, "flannel-v6.1")
+        });
+        assert!(!node.twill(&["status"]).contains(why));
+    });
+}
+
+#[test]
+fn an_uplink_too_narrow_for_the_only_family_is_named_before_anything_is_tried() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), VXLAN_IPV6);
+        let node = lab.node(1);
+        node.ns.run("ip link set eth0 mtu 1300");
+        let daemon = node.start(FLAGS);
+        not_ready_because(node, &daemon, "1350 on eth0, which carries 1300: pods have no network");
+        assert!(!has_device(node, "flannel-v6.1"));
+        node.ns.run("ip link set eth0 mtu 1500");
+        daemon.wait_ready();
+    });
+}
+
+/// A device that another program left takes the port, the VNI or both.
+fn left_device(line: &str, name: &str, words: &str) {
+    let lab = cluster::lab(Topology::flat(1), VXLAN);
+    let node = lab.node(1);
+    node.ns.run(&format!("ip link add {name} type vxlan {line}; ip link set {name} up"));
+    let daemon = node.start(FLAGS);
+    not_ready_because(node, &daemon, words);
+    let put_off = |text: &str| text.contains("put off") && text.contains(words);
+    lab::wait_for("the log says why it is put off", SOON, || put_off(&daemon.log()));
+    let status = node.twill(&["status"]);
+    assert!(status.contains(words), "{status}");
+    assert!(!daemon.log().contains("is something else managing it?"), "{}", daemon.log());
+    node.ns.run(&format!("ip link del {name}"));
+    daemon.wait_ready();
+}
+
+#[test]
+fn a_left_external_device_on_our_port_is_named() {
+    lab::test(Timing::Free, || {
+        left_device(
+            "external dstport 8472",
+            "vxlan_sys",
+            "the vxlan device vxlan_sys has UDP port 8472 already",
+        );
+    });
+}
+
+#[test]
+fn a_left_device_with_our_vni_is_named() {
+    lab::test(Timing::Free, || {
+        left_device("id 1 dstport 8472 dev eth0", "old1", "the vxlan device old1 has UDP port 8472 already");
+    });
+}
+
+#[test]
+fn a_process_on_our_port_is_not_taken_for_a_device() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), VXLAN);
+        let node = lab.node(1);
+        let socket = node.ns.within(|| UdpSocket::bind("0.0.0.0:8472").unwrap());
+        let daemon = node.start(FLAGS);
+        not_ready_because(node, &daemon, "no device here has UDP port 8472: a process has it");
+        drop(socket);
+        daemon.wait_ready();
+    });
+}
+
+/// Whatever the limit, it is told as what it is.
+#[test]
+fn a_low_limit_of_open_files_is_told_as_such() {
+    lab::test_within(Duration::from_secs(300), Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), &VXLAN.replace(r#""Backend""#, r#""x":1,"Backend""#));
+        let node = lab.node(1);
+        let flags = [FLAGS, &["--ip-masq"]].concat();
+        for limit in [8, 15, 31, 32, 33, 34, 36, 40] {
+            let under = format!("--nofile={limit}:{limit}");
+            let mut daemon = node.start_under(&["prlimit", &under], &flags);
+            let before = daemon.log().len();
+            lab::until(Duration::from_secs(3), || (!daemon.is_alive()).then_some(()));
+            let log = daemon.log().split_off(before.min(daemon.log().len()));
+            assert!(!log.contains("another daemon of this node keeps"), "{limit}: {log}");
+            let told = log.contains("may open no more files")
+                || node.get("/readyz").is_some_and(|it| it.status == 200);
+            assert!(told, "{limit}: {log}");
+            for line in log.lines().filter(|line| line.contains("os error 24")) {
+                assert!(line.contains("raise its limit"), "{limit}: {line}");
+            }
+            daemon.kill9();
+        }
+    });
+}
+
+/// As a container sees it into which one file is mounted.
+#[test]
+fn a_subnet_file_that_is_a_mount_is_written_in_place() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), VXLAN);
+        let node = lab.node(1);
+        let (there, outside) = (node.run_dir().join("subnet.env"), node.run_dir().join("outside"));
+        let stale = "FLANNEL_NETWORK=10.99.0.0/16\nFLANNEL_SUBNET=10.99.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n# old\n";
+        fs::write(&there, "").unwrap();
+        for before in ["", stale] {
+            fs::write(&outside, before).unwrap();
+            let mount = r#"mount --bind /run/flannel/outside /run/flannel/subnet.env && exec "$@""#;
+            let daemon = node.start_under(&["sh", "-c", mount, "sh"], FLAGS);
+            lab::wait_for("it is written", SOON, || {
+                let env = fs::read_to_string(&outside).unwrap();
+                env.starts_with("FLANNEL_NETWORK=10.244.0.0/16\n") && env.ends_with("FLANNEL_IPMASQ=false\n")
+            });
+            lab::wait_for("it is ready", SOON, || {
+                node.get("/readyz").is_some_and(|reply| reply.status == 200)
+            });
+            assert_eq!(fs::read_to_string(&there).unwrap(), "", "what is mounted over is not touched");
+            assert!(!daemon.log().contains("cannot be written"), "{}", daemon.log());
+            drop(daemon);
+        }
+    });
+}
+
+/// Where nothing can be made beside it.
+#[test]
+fn a_subnet_file_in_a_directory_that_is_read_only_is_written_in_place() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), VXLAN);
+        let node = lab.node(1);
+        fs::write(node.run_dir().join("subnet.env"), "").unwrap();
+        fs::write(node.run_dir().join("outside"), "").unwrap();
+        let outside = node.run_dir().join("outside");
+        let line = format!(
+            "mount --bind /run/flannel /run/flannel && mount -o remount,bind,ro /run/flannel && \
+             mount --bind {} /run/flannel/subnet.env && exec \"$@\"",
+            outside.display()
+        );
+        let socket = node.cache_dir().join("twill.sock");
+        let socket = format!("--socket={}", socket.display());
+        let daemon = node.start_under(&["sh", "-c", &line, "sh"], &[FLAGS, &[&socket]].concat());
+        lab::wait_for("it is written", SOON, || {
+            fs::read_to_string(&outside).unwrap().ends_with("FLANNEL_IPMASQ=false\n")
+        });
+        lab::wait_for("the footprint's loss is told", SOON, || {
+            let log = daemon.log();
+            log.contains(".subnet.env.footprint cannot be written: Read-only file system (os error 30); it is mounted read-only")
+        });
+        drop(daemon);
+    });
+}
+
+#[test]
+fn a_full_disk_is_named_with_what_to_do() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), VXLAN);
+        let node = lab.node(1);
+        fs::create_dir_all(node.cache_dir()).unwrap();
+        let disk = Disk::mount(node.cache_dir());
+        disk.fill();
+        let daemon = node.start(FLAGS);
+        daemon.wait_ready();
+        let words = "No space left on device (os error 28); no room or no inodes are left there";
+        lab::wait_for("the cache's loss is told", SOON, || node.twill(&["status"]).contains(words));
+        disk.free();
+        lab::wait_for("it is over", Duration::from_secs(60), || !node.twill(&["status"]).contains(words));
+    });
+}
