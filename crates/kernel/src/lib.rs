@@ -39,6 +39,9 @@ pub use sysctl::SYSCTLS;
 pub use tools::{tool_dirs, xtables_lock};
 pub use watch::{Event, Filter, Kind, Watch};
 
+/// Address families of the sockets that this crate opens (socket(2)).
+pub const SOCKET_FAMILIES: [i32; 2] = [libc::AF_NETLINK, libc::AF_PACKET];
+
 /// The kernel of the network namespace in which it was opened. One owner, no locks.
 pub struct Kernel {
     netlink: socket::Netlink,

@@ -239,8 +239,8 @@ fn rules() -> anyhow::Result<BTreeMap<i64, Vec<SeccompRule>>> {
     // Of local sockets datagrams alone: container runtimes, D-Bus and all else that obeys root listen on streams.
     let local = libc::AF_UNIX as u64;
     let datagram = when(&[(0, Eq, local), (1, MaskedEq(TYPE), libc::SOCK_DGRAM as u64)])?;
-    let families = [libc::AF_NETLINK, libc::AF_INET, libc::AF_INET6, libc::AF_PACKET];
-    let families = families.iter().map(|family| when(&[(0, Eq, *family as u64)]));
+    let families = kernel::SOCKET_FAMILIES.into_iter().chain([libc::AF_INET, libc::AF_INET6]);
+    let families = families.map(|family| when(&[(0, Eq, family as u64)]));
     let sockets = families.chain([Ok(datagram)]).collect::<anyhow::Result<_>>()?;
     // Memory that is written or run, never both.
     let maps = [0, writes, runs].map(|rights| when(&[(2, MaskedEq(writes | runs), rights)]));
