@@ -8,10 +8,18 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use plan::text::excerpt;
+
 use crate::error::{Cause, remedy};
 
 /// No rules take so long.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// Maximum number of bytes that a tool prints of our own rules.
+const MOST: u64 = 1 << 20;
+/// Maximum number of bytes that a tool prints of everybody's rules: `iptables-save` with some 100,000 of them.
+const MOST_OF_ALL: u64 = 24 << 20;
+/// Maximum number of bytes of its error messages, of which two lines are kept.
+const MOST_ERRORS: u64 = 64 << 10;
 /// Where administrators' tools are, if no PATH says it.
 const USUAL: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -26,8 +34,17 @@ pub(crate) fn dirs() -> Vec<PathBuf> {
     path.split(':').filter(|dir| !dir.is_empty()).map(PathBuf::from).collect()
 }
 
-/// Gives what it prints. The error holds what it says of its failure.
+/// Gives what it prints, at most 1 MiB. The error holds what it says of its failure.
 pub(crate) fn run(tool: &str, arguments: &[&str], input: &str) -> Result<String, Cause> {
+    run_up_to(MOST, tool, arguments, input)
+}
+
+/// Gives what it prints of the rules of all, at most 24 MiB.
+pub(crate) fn list(tool: &str) -> Result<String, Cause> {
+    run_up_to(MOST_OF_ALL, tool, &[], "")
+}
+
+fn run_up_to(most: u64, tool: &str, arguments: &[&str], input: &str) -> Result<String, Cause> {
     let failed = |error: &std::io::Error| {
         let text = match error.raw_os_error().map_or("", remedy) {
             "" => error.to_string(),
@@ -46,17 +63,21 @@ pub(crate) fn run(tool: &str, arguments: &[&str], input: &str) -> Result<String,
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| failed(&error))?;
-    let (out, err) = (said_by(child.stdout.take()), said_by(child.stderr.take()));
+    let (out, err) = (said_by(child.stdout.take(), most), said_by(child.stderr.take(), MOST_ERRORS));
     let (stdin, input) = (child.stdin.take(), input.to_owned());
     thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
     let end = Instant::now() + PATIENCE;
     // Whoever has closed all that it writes to is about to end. What its own children hold open is not waited for.
     let out = out.recv_timeout(end.saturating_duration_since(Instant::now())).ok();
+    if out.as_ref().is_some_and(|out| out.is_cut) {
+        child.kill().and_then(|()| child.wait()).map_err(|error| failed(&error))?;
+        return Err(failed(&too_much(most)));
+    }
     let err = err.recv_timeout(end.saturating_duration_since(Instant::now())).unwrap_or_default();
     match (wait(&mut child, end).map_err(|error| failed(&error))?, out) {
-        (true, Some(out)) => Ok(out),
+        (true, Some(out)) => Ok(out.text),
         (true, None) => Err(failed(&too_long())),
-        (false, _) => Err(Cause::Tool { tool: tool.into(), text: said(&err) }),
+        (false, _) => Err(Cause::Tool { tool: tool.into(), text: said(&err.text) }),
     }
 }
 
@@ -81,20 +102,35 @@ fn too_long() -> std::io::Error {
     std::io::Error::other(format!("it took longer than {} s", PATIENCE.as_secs()))
 }
 
-/// All that it says there, once it is silent.
-fn said_by(from: Option<impl Read + Send + 'static>) -> Receiver<String> {
-    let (told, text) = mpsc::channel();
+fn too_much(most: u64) -> std::io::Error {
+    std::io::Error::other(format!("it printed more than {} MiB and was stopped", most >> 20))
+}
+
+/// Output of a tool.
+#[derive(Default)]
+struct Output {
+    text: String,
+    /// There was more.
+    is_cut: bool,
+}
+
+/// All that it says there, once it is silent, or its beginning as soon as that is more than `most` bytes.
+fn said_by(from: Option<impl Read + Send + 'static>, most: u64) -> Receiver<Output> {
+    let (told, output) = mpsc::channel();
     thread::spawn(move || {
         let mut bytes = Vec::new();
-        // What it could still say is enough.
-        let _ = from.map(|mut from| from.read_to_end(&mut bytes));
-        let _ = told.send(String::from_utf8_lossy(&bytes).into_owned());
+        // An error of the pipe ends the text; how the tool itself ended is what counts.
+        let _ = from.map(|from| from.take(most + 1).read_to_end(&mut bytes));
+        let is_cut = bytes.len() as u64 > most;
+        let text = String::from_utf8(bytes)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+        let _ = told.send(Output { text, is_cut });
     });
-    text
+    output
 }
 
 /// The first lines, which name the fault.
 fn said(err: &str) -> Box<str> {
     let lines: Vec<&str> = err.lines().map(str::trim).filter(|line| !line.is_empty()).take(2).collect();
-    if lines.is_empty() { "it failed without a word".into() } else { lines.join(" ").into() }
+    if lines.is_empty() { "it failed without a word".into() } else { excerpt(lines.join(" ")).into() }
 }

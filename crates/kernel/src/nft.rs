@@ -261,11 +261,9 @@ impl Rows {
             None
         } else if self.dormant.contains(&chain.family) {
             Some("its table is dormant".into())
-        } else if chain.chain == NftChainName::Vxlan {
-            let lost = SetName::ALL.into_iter().find(|set| !self.has(chain.family, *set))?;
-            Some(format!("set {} is missing or of another type", lost.as_str()))
         } else {
-            None
+            let lost = script::sets_of(&chain.chain).iter().find(|set| !self.has(chain.family, **set))?;
+            Some(format!("set {} is missing or of another type", lost.as_str()))
         }
     }
 }

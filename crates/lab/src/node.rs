@@ -160,7 +160,7 @@ impl Node {
         let store: Vec<_> = self.store.iter().map(String::as_str).collect();
         let health = ["--healthz-ip=127.0.0.1", &format!("--healthz-port={HEALTHZ_PORT}")];
         let own = [twill, "daemon", "--cache-dir", &cache];
-        let line = [under, &own, &store, args, &health].concat();
+        let line = [under, &own, &store, &health, args].concat();
         Daemon::start(self, line.into_iter().map(str::to_owned).collect())
     }
 

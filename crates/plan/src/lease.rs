@@ -7,9 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::Mac;
 use crate::fields::Fields;
 use crate::input::Family;
+use crate::{Mac, text};
 
 /// The pod subnets of one node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -183,11 +183,16 @@ impl Lease {
         }
     }
 
-    /// Reads a key's last part and its value. The error says what is wrong with which of them.
+    /// Reads a key's last part and its value. The error says what is wrong with which of them, in at most
+    /// [`text::READ`] characters whatever they hold.
     ///
     /// Go's decoder decides what is read how: see the table in this file's tests. What is broken in one family's part costs
     /// the other family nothing, and nothing at all where the key does not name the family.
     pub fn parse(key: &str, value: &[u8], born: u64) -> Result<Self, String> {
+        Self::read(key, value, born).map_err(text::excerpt)
+    }
+
+    fn read(key: &str, value: &[u8], born: u64) -> Result<Self, String> {
         let subnet = Subnet::parse(key)?;
         let fields = Fields::parse(value)?;
         let backend_type: String = fields.get("BackendType")?.unwrap_or_default();

@@ -1,7 +1,6 @@
 //! The steps that take twill off a node: all of it, or only what flannel would not have written, so that flannel can go
 //! on where we stop. Both are differences like any other; nothing but what is ours is named.
 
-use crate::firewall::NftChainName;
 use crate::owned::{Owned, Sweep};
 use crate::state::{EachKind, Kind, MAIN_TABLE, Nexthop, Route, RoutePath, Rule, State};
 use crate::{LinkName, Object, Op, Table, diff};
@@ -34,7 +33,7 @@ pub fn hand_over(seen: &State, owned: &Owned, own: &[LinkName]) -> Vec<Op> {
     let mut left = Kept { seen, owned, goes: &goes, left: State::default() };
     State::each_kind(&mut left);
     let routes = seen.routes.iter().map(plain).filter(stays).map(in_main).collect();
-    let nft_chains = seen.nft_chains.iter().filter(|row| row.chain != NftChainName::Vxlan).cloned().collect();
+    let nft_chains = seen.nft_chains.iter().filter(|row| !row.chain.is_filter()).cloned().collect();
     let nft_elements = Table::default();
     let left = State { routes, nft_chains, nft_elements, ..left.left };
     diff(&left, seen, &Owned { sweep: Sweep::LeftOvers, ..owned.clone() })

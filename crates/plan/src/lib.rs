@@ -30,6 +30,7 @@ pub mod subnet_alloc;
 pub mod subnet_env;
 pub mod sysctls;
 mod table;
+pub mod text;
 mod unclaimed;
 pub mod uplink;
 pub mod verdict;

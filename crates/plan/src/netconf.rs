@@ -12,6 +12,7 @@ use crate::fields::Fields;
 use crate::input::{Config, Family, Sysctls};
 use crate::state::MAIN_TABLE;
 use crate::subnet_alloc::Pool;
+use crate::text::printed;
 
 /// The config, valid and with every default filled in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +49,7 @@ impl NetConf {
     /// The same for a node whose backend is of that type whatever the config says: its options count where it names the
     /// same type, and otherwise the defaults.
     pub fn parse_imposing(backend: Option<&Backend>, text: &[u8]) -> Result<Self, NetConfError> {
-        Self::read(text, backend).map_err(NetConfError)
+        Self::read(text, backend).map_err(|error| NetConfError(printed(error)))
     }
 
     /// What `parse_imposing` would have made of it.

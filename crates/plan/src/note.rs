@@ -194,6 +194,8 @@ pub enum PeerFault {
         with: IpNet,
     },
     UnusableVni(u32),
+    /// A well-known port that is not the one of this node's config.
+    BadPort(u16),
     OtherBackend {
         theirs: Box<str>,
         ours: Box<str>,
@@ -299,6 +301,7 @@ impl fmt::Display for PeerFault {
                 "it uses VNI {vni}, which another daemon here has or which is one VNI too many; left out until all nodes \
                  read the same network config"
             ),
+            Self::BadPort(port) => bad_port(f, *port),
             Self::OtherBackend { theirs, ours } if theirs.is_empty() => write!(
                 f,
                 "its lease names no BackendType (flannel's udp and alloc write none) and we run {ours}; left out until both agree"
@@ -419,6 +422,14 @@ impl NodeFault {
             _ => Ok(()),
         }
     }
+}
+
+fn bad_port(f: &mut fmt::Formatter<'_>, port: u16) -> fmt::Result {
+    write!(
+        f,
+        "it announces UDP port {port}, which is another service's; left out. Use 8472, 4789 or a Port above 1023, or the \
+         same Port on all nodes"
+    )
 }
 
 impl fmt::Display for StoreFault {
@@ -634,6 +645,7 @@ mod tests {
             firewall(Fault::ForwardRefused { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "so the accept rules are there too";
         Note::Node(NodeFault::Firewall(Fault::Unread(_))) => firewall(Fault::Unread("no".into())), "may go unseen";
         Note::Node(NodeFault::Firewall(Fault::Stranger(_))) => firewall(Fault::Stranger(ip())), "sends us VXLAN packets and no peer has that address";
+        Note::Node(NodeFault::Firewall(Fault::PodSender(_))) => firewall(Fault::PodSender(ip())), "sends VXLAN packets with our VNI";
         Note::Node(NodeFault::SysctlUnset { .. }) =>
             node(NodeFault::SysctlUnset { path: "a/b".into(), value: "1".into(), is: "0".into() }), "and --set-sysctls=false leaves it so";
         Note::Node(NodeFault::BridgeNetfilterMissing) => node(NodeFault::BridgeNetfilterMissing), "br_netfilter is not loaded";
@@ -667,6 +679,7 @@ mod tests {
         Note::Peer { fault: PeerFault::SharedVtepMac { .. }, .. } =>
             peer(PeerFault::SharedVtepMac { mac: Mac::default(), with: net() }), "is that of";
         Note::Peer { fault: PeerFault::UnusableVni(_), .. } => peer(PeerFault::UnusableVni(7)), "which is one VNI too many";
+        Note::Peer { fault: PeerFault::BadPort(_), .. } => peer(PeerFault::BadPort(53)), "which is another service's";
         Note::Peer { fault: PeerFault::OtherBackend { .. }, .. } =>
             peer(PeerFault::OtherBackend { theirs: "".into(), ours: "vxlan".into() }), "left out until both agree";
         Note::Peer { fault: PeerFault::NotOnLink { .. }, .. } =>

@@ -6,7 +6,7 @@ mod nexthops;
 mod peers;
 mod ways;
 
-pub(crate) use admitted::is_host_address;
+pub(crate) use admitted::{UNPRIVILEGED, is_host_address};
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

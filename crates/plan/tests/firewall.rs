@@ -300,6 +300,64 @@ fn sources_are_dropped_only_where_that_is_certain() {
     assert_eq!(peers, ["192.168.100.12", "fd00:100::12"]);
 }
 
+/// Rules of the chain that looks at what pods send, of IPv4.
+fn pod_rules(plan: &Wanted) -> Vec<String> {
+    let mut chains = plan.state.nft_chains.iter();
+    let chain = chains.find(|row| row.chain == NftChainName::VxlanPods && row.family == Family::Ipv4);
+    chain.map(|chain| chain.rules.iter().map(ToString::to_string).collect()).unwrap_or_default()
+}
+
+#[test]
+fn what_pods_send_is_looked_at_whatever_is_known_of_peers() {
+    let case = |filter| Case { filter, ..Case::new(Options::default()) };
+    let matches = "ip saddr 10.244.0.0/16 udp dport 8472 @th,96,24 0x1";
+    let rules = |verdict| {
+        vec![format!("{matches} update @strangers {{ ip saddr counter }}"), format!("{matches} {verdict}")]
+    };
+    for leases in [Leases::Unknown, Leases::Remembered(vec![]), case(SourceFilter::Drop).leases] {
+        let with = |filter| pod_rules(&Case { leases: leases.clone(), ..case(filter) }.plan());
+        assert_eq!(with(SourceFilter::Drop), rules("counter drop"));
+        assert_eq!(with(SourceFilter::Count), rules("counter"));
+        assert!(with(SourceFilter::Off).is_empty());
+    }
+}
+
+/// Of a peer's port only what no other service uses, and of many the most used: a lease cannot have others' packets dropped.
+#[test]
+fn ports_of_peers_are_looked_at_as_far_as_they_are_theirs_alone() {
+    let lease = |third: u16, port: u16| {
+        let value = format!(
+            r#"{{"PublicIP":"192.0.2.{third}","BackendType":"vxlan","BackendData":{{"VNI":1,"Port":{port},"VtepMAC":"42:00:00:00:01:{third:02x}"}}}}"#
+        );
+        Lease::parse(&format!("10.244.{third}.0-24"), value.as_bytes(), 1).unwrap()
+    };
+    let ports = |leases: Vec<Lease>| {
+        let case = Case {
+            filter: SourceFilter::Drop,
+            leases: Leases::Listed(leases),
+            ..Case::new(Options::default())
+        };
+        let rules = pod_rules(&case.plan());
+        let port = |rule: &String| rule.split("dport ").nth(1)?.split(' ').next()?.parse::<u16>().ok();
+        let mut ports: Vec<u16> = rules.iter().filter_map(port).collect();
+        ports.dedup();
+        ports
+    };
+    assert_eq!(ports(vec![lease(20, 53), lease(21, 1023), lease(22, 4790)]), [8472, 4790]);
+    let mut flood: Vec<Lease> = (50..150).map(|third| lease(third, 2000 + third)).collect();
+    flood.extend([lease(20, 4790), lease(21, 4790)]);
+    let found = ports(flood);
+    assert_eq!((found.len(), found[0], found[1]), (9, 8472, 4790));
+}
+
+#[test]
+fn a_pod_among_the_strangers_is_called_one() {
+    let pod = "10.244.3.7".parse().unwrap();
+    let facts = Facts { strangers: vec![Stranger { address: pod, packets: 3 }], ..both() };
+    let plan = Case { facts, filter: SourceFilter::Count, ..Case::new(Options::default()) }.plan();
+    assert_eq!(faults(&plan), [&Fault::PodSender(pod)]);
+}
+
 #[test]
 fn strangers_are_named() {
     let address = [203, 0, 113, 9].into();
@@ -335,7 +393,12 @@ fn a_set_goes_with_its_chain_and_not_one_by_one() {
     let owned = Owned { sweep: Sweep::LeftOvers, ..owned };
     let texts =
         |ops: Vec<Op>| ops.iter().map(|op| op.to_string().split(" {").next().unwrap().into()).collect();
-    let filters = ["- nft chain ip flannel-ipv4 vxlan", "- nft chain ip6 flannel-ipv6 vxlan"];
+    let filters = [
+        "- nft chain ip flannel-ipv4 vxlan",
+        "- nft chain ip flannel-ipv4 vxlan-pods",
+        "- nft chain ip6 flannel-ipv6 vxlan",
+        "- nft chain ip6 flannel-ipv6 vxlan-pods",
+    ];
     let off: Vec<String> = texts(plan::diff(&Case::new(ALL).plan().state, &seen, &owned));
     assert!(
         off.iter().all(|op| !op.contains("element")) && filters.iter().all(|op| off.contains(&(*op).into()))

@@ -139,7 +139,7 @@ impl Dir {
         let file = open.map_err(|error| StoreError::new(path.display(), error))?;
         let locked = match choice {
             Choice::Any { .. } => file.lock(),
-            Choice::Only(_) => lock_soon(&file),
+            Choice::Only(_) | Choice::Back(_) => lock_soon(&file),
         };
         locked.map(|()| file).map_err(|error| StoreError::new(path.display(), error))
     }

@@ -29,6 +29,8 @@ pub enum Choice {
     Any { dice: u64 },
     /// Only this one, because pods have addresses from it.
     Only(Subnet),
+    /// The same, though somebody else has written another address into its entry.
+    Back(Subnet),
 }
 
 /// The answer.
@@ -72,8 +74,11 @@ impl Claim {
     /// Chooses among what the store holds now.
     pub(crate) fn settle(&self, leases: &[Lease]) -> Result<Settled, Unsettled> {
         let dice = if let Choice::Any { dice } = self.choice { dice } else { 0 };
+        let ours = if let Choice::Back(subnet) = self.choice { Some(subnet) } else { None };
+        let known: Vec<Lease> = leases.iter().filter(|lease| Some(lease.subnet) != ours).cloned().collect();
+        let leases = if ours.is_some() { &known } else { leases };
         let choice = subnet_alloc::choose(&self.conf, leases, &self.asker, dice)?;
-        if let Choice::Only(subnet) = self.choice
+        if let Choice::Only(subnet) | Choice::Back(subnet) = self.choice
             && choice.subnet != subnet
         {
             return Err(format!("{subnet} is another node's now").into());

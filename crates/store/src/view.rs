@@ -7,6 +7,7 @@ use plan::belief::History;
 use plan::input::Leases;
 use plan::netconf::NetConf;
 use plan::note::Note;
+use plan::text::printed;
 
 /// Bytes of a lease or config: they have some 300, and what is larger is none.
 pub(crate) const LARGEST: u64 = 64 * 1024;
@@ -47,7 +48,7 @@ enum Kind {
 impl StoreError {
     /// `doing` says what and where, `why` in the words of whoever refused.
     pub(crate) fn new(doing: impl fmt::Display, why: impl fmt::Display) -> Self {
-        Self { text: format!("{doing}: {why}"), kind: Kind::Trouble }
+        Self { text: printed(format_args!("{doing}: {why}")), kind: Kind::Trouble }
     }
 
     /// The same of what was well understood and cannot be at present.

@@ -96,8 +96,8 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
 
 /// The first lines of the log: what this daemon was told, and what of it has no effect.
 fn log_flags(flags: &Flags) {
-    info!("twill {} starts: {}", env!("CARGO_PKG_VERSION"), flags.changed());
-    debug!("all flags: {}", flags.shown());
+    info!(target: logging::OWN, "twill {} starts: {}", env!("CARGO_PKG_VERSION"), flags.changed());
+    debug!(target: logging::OWN, "all flags: {}", flags.shown());
     flags.ignored.iter().for_each(|what| error!("ignored: {what}"));
     flags.unmet().iter().for_each(|what| warn!("{what}"));
     if !(flags.vmodule.is_empty() && flags.log_backtrace_at.is_empty()) {

@@ -1,12 +1,16 @@
 //! The servers: `/healthz`, `/readyz` and `/metrics` on TCP as flannel has them (flannel-compat 9), `/status` and `/diff`
 //! on the unix socket for `twill` alone. They read the board, ask the rounds, and change nothing.
 
+mod places;
+
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -17,10 +21,10 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use plan::text::printed;
 use rustix::fs::Mode;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::warn;
 
 use crate::diff::{self, Difference};
@@ -30,11 +34,22 @@ use crate::locks;
 use crate::metrics::Metrics;
 use crate::questions::Questions;
 use crate::report::{Board, Report};
+use places::{Busy, Places, Taken};
 
-/// Connections at a time, on the port and on the socket.
-const CONVERSATIONS: usize = 64;
-/// The longest that one may last.
-const CONVERSATION: Duration = Duration::from_secs(60);
+/// Maximum number of connections to the port from other addresses than this node's own.
+const FOR_OTHERS: usize = 48;
+/// Maximum number of connections to the port from this node's own addresses, where probes come from.
+const FOR_OWN: usize = 16;
+/// Maximum number of connections to the unix socket.
+const LOCAL: usize = 16;
+/// Time within which a client has to say what it asks.
+const HEADER: Duration = Duration::from_secs(2);
+/// Maximum time of a connection, from its first byte to the last one of the answer.
+const CONVERSATION: Duration = Duration::from_secs(15);
+/// Bytes of a request that are read.
+const REQUEST: usize = 16 << 10;
+/// Maximum length of the answer to `/readyz`, bytes.
+const READYZ: usize = 64 << 10;
 
 /// Listening sockets with what they answer from.
 pub(crate) struct Servers {
@@ -49,8 +64,39 @@ struct Answers {
     metrics: Arc<Metrics>,
     board: Board,
     questions: Questions,
+    ready: Arc<Ready>,
     side: Side,
 }
+
+/// The last answer to `/readyz`, built once for each report and shared by all who ask.
+#[derive(Default)]
+struct Ready(Mutex<Option<Page>>);
+
+struct Page {
+    of: Arc<Report>,
+    verdict: Result<(), String>,
+    body: Bytes,
+}
+
+impl Ready {
+    fn answer(&self, report: &Arc<Report>) -> Response<Full<Bytes>> {
+        let verdict = report.readiness();
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = last.as_ref().filter(|page| Arc::ptr_eq(&page.of, report) && page.verdict == verdict);
+        let body = known.map(|page| page.body.clone()).unwrap_or_else(|| {
+            let first = match &verdict {
+                Ok(()) => "twill is ready".into(),
+                Err(why) => format!("not ready: {}", printed(why)),
+            };
+            Bytes::from(readyz_body(&first, report))
+        });
+        let status = if verdict.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        *last = Some(Page { of: report.clone(), verdict, body: body.clone() });
+        answer(status, TEXT, body)
+    }
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Who asks.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -79,7 +125,7 @@ pub(crate) async fn bind(
         .await
         .with_context(|| format!("listening on {} (--socket)", flags.socket.display()))?;
     let (metrics, board) = (metrics.clone(), board.clone());
-    let answers = Answers { metrics, board, questions, side: Side::Local };
+    let answers = Answers { metrics, board, questions, ready: Arc::default(), side: Side::Local };
     Ok(Servers { tcp, unix, socket: flags.socket.clone(), answers })
 }
 
@@ -133,66 +179,77 @@ impl Servers {
     /// Answers for ever.
     pub(crate) async fn run(self) {
         let (local, network) = (self.answers.clone(), Answers { side: Side::Network, ..self.answers });
-        // Idle strangers on the port must not keep root from its answer.
-        let [places, local_places] = [CONVERSATIONS; 2].map(|most| Arc::new(Semaphore::new(most)));
+        // A stranger on the port keeps neither a probe of this node nor root from its answer.
+        let [others, own, root] = [FOR_OTHERS, FOR_OWN, LOCAL].map(Places::new);
         let tcp = async {
             let Some(tcp) = self.tcp else { return std::future::pending().await };
             let mut refused = false;
             loop {
-                let accepted = tcp.accept().await;
-                refused = admit(accepted, &places, network.clone(), refused).await;
+                let Some((stream, from)) = patiently(tcp.accept().await, &mut refused).await else { continue };
+                let from = from.ip().to_canonical();
+                let (places, source) =
+                    if is_own(&stream, from) { (&own, None) } else { (&others, Some(from)) };
+                places.take(source, |taken, busy| start(stream, network.clone(), (taken, busy)));
+                // Those that are there are answered before the next one comes.
+                tokio::task::yield_now().await;
             }
         };
         let unix = async {
             let mut refused = false;
             loop {
-                let accepted = self.unix.accept().await;
-                refused = admit(accepted, &local_places, local.clone(), refused).await;
+                let Some((stream, _)) = patiently(self.unix.accept().await, &mut refused).await else { continue };
+                root.take(None, |taken, busy| start(stream, local.clone(), (taken, busy)));
+                tokio::task::yield_now().await;
             }
         };
         tokio::join!(tcp, unix);
     }
 }
 
-/// Takes a connection, one of so many at a time. `refused`: the one before could not be taken. Returns that of this one.
-async fn admit<S, A>(
-    accepted: std::io::Result<(S, A)>,
-    places: &Arc<Semaphore>,
-    answers: Answers,
-    refused: bool,
-) -> bool
+/// Is it this node itself? A connection to one of its own addresses comes from that address, or from a loopback one.
+fn is_own(stream: &TcpStream, from: IpAddr) -> bool {
+    from.is_loopback() || stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == from)
+}
+
+async fn patiently<A>(accepted: std::io::Result<A>, refused: &mut bool) -> Option<A> {
+    if let Err(error) = &accepted {
+        // Out of descriptors, most likely: the next attempt fails at once, too.
+        if !*refused {
+            warn!("connections to this daemon cannot be taken, trying again: {}", Why(error));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    *refused = accepted.is_err();
+    accepted.ok()
+}
+
+/// Answers on that connection, in a task of its own.
+fn start<S>(stream: S, answers: Answers, (taken, busy): (Taken, Busy)) -> tokio::task::AbortHandle
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let place = places.clone().acquire_owned().await;
-    match accepted {
-        Ok((stream, _)) => {
-            tokio::spawn(async move {
-                let _place = place;
-                // Whoever says nothing for so long is sent away.
-                let _ = tokio::time::timeout(CONVERSATION, converse(stream, answers)).await;
-            });
-            false
-        }
-        // Out of descriptors, most likely: the next attempt fails at once, too.
-        Err(error) => {
-            if !refused {
-                warn!("connections to this daemon cannot be taken, trying again: {}", Why(&error));
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            true
-        }
-    }
+    let conversation = async move {
+        let _taken = taken;
+        let _ = tokio::time::timeout(CONVERSATION, converse(stream, answers, busy)).await;
+    };
+    tokio::spawn(conversation).abort_handle()
 }
 
-async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, answers: Answers) {
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, answers: Answers, busy: Busy) {
     let answer = service_fn(|request: Request<Incoming>| {
-        let answers = answers.clone();
-        async move { Ok::<_, Infallible>(answers.to(&request).await) }
+        let (answers, busy) = (answers.clone(), busy.clone());
+        async move {
+            busy.store(true, Ordering::Relaxed);
+            let answer = answers.to(&request).await;
+            busy.store(false, Ordering::Relaxed);
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(10))
+        .header_read_timeout(HEADER)
+        .max_buf_size(REQUEST)
+        .keep_alive(false)
         .serve_connection(TokioIo::new(stream), answer);
     // A client that goes away is its own affair.
     let _ = connection.await;
@@ -200,20 +257,9 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, answers: Answers)
 
 impl Answers {
     async fn to(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        let text = "text/plain; charset=utf-8";
         match (self.side, request.uri().path()) {
-            (Side::Network, "/healthz") => answer(StatusCode::OK, text, "twill is running\n"),
-            (Side::Network, "/readyz") => {
-                let report = self.board.borrow().clone();
-                match report.readiness() {
-                    Ok(()) => answer(StatusCode::OK, text, readyz_body("twill is ready", &report)),
-                    Err(why) => answer(
-                        StatusCode::SERVICE_UNAVAILABLE,
-                        text,
-                        readyz_body(&format!("not ready: {why}"), &report),
-                    ),
-                }
-            }
+            (Side::Network, "/healthz") => answer(StatusCode::OK, TEXT, "twill is running\n"),
+            (Side::Network, "/readyz") => self.ready.answer(&self.board.borrow().clone()),
             (Side::Network, "/metrics") => {
                 let open_metrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
                 answer(StatusCode::OK, open_metrics, self.metrics.text())
@@ -232,10 +278,10 @@ impl Answers {
                 None => {
                     let why = self.board.borrow().readiness().err();
                     let why = why.unwrap_or_else(|| "the rounds hang".into());
-                    answer(StatusCode::SERVICE_UNAVAILABLE, text, format!("nobody can tell yet: {why}\n"))
+                    answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("nobody can tell yet: {why}\n"))
                 }
             },
-            _ => answer(StatusCode::NOT_FOUND, text, "not found\n"),
+            _ => answer(StatusCode::NOT_FOUND, TEXT, "not found\n"),
         }
     }
 }
@@ -247,11 +293,17 @@ fn readyz_body(verdict: &str, report: &Report) -> String {
     if let Some(lost) = &report.store_lost {
         let _ = writeln!(body, "store is lost, the last known leases stay in force: {lost}");
     }
+    let mut shown = 0;
     for note in report.notes.iter().take(LINES) {
+        // Room for the last line is kept.
+        if body.len() + note.len() > READYZ - 100 {
+            break;
+        }
         let _ = writeln!(body, "{note}");
+        shown += 1;
     }
-    if report.notes.len() > LINES {
-        let _ = writeln!(body, "and {} more", report.notes.len() - LINES);
+    if report.notes.len() > shown {
+        let _ = writeln!(body, "and {} more", report.notes.len() - shown);
     }
     body
 }
@@ -278,5 +330,22 @@ mod tests {
         assert_eq!((lines[0], lines[2], lines[51]), ("twill is ready", "peer 0: silent", "peer 49: silent"));
         assert!(lines[1].starts_with("store is lost"));
         assert_eq!(lines[52..], ["and 950 more"]);
+    }
+
+    #[test]
+    fn a_page_has_at_most_sixty_four_kibibytes_and_is_built_once() {
+        let notes = (0..50).map(|number| format!("{number} {}", "\u{1f600}".repeat(490))).collect();
+        let report = Arc::new(Report { notes, ..Report::clone(&board().borrow()) });
+        let body = readyz_body("twill is ready", &report);
+        assert!(body.len() <= READYZ && body.len() > READYZ / 2, "{}", body.len());
+        assert!(body.lines().last().unwrap().ends_with(" more"), "{body}");
+        let ready = Ready::default();
+        let built = || ready.0.lock().unwrap().as_ref().map(|page| page.body.as_ptr());
+        ready.answer(&report);
+        let first = built();
+        ready.answer(&report);
+        assert_eq!(built(), first);
+        ready.answer(&Arc::new(Report::clone(&report)));
+        assert_ne!(built(), first);
     }
 }

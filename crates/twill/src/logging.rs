@@ -1,11 +1,18 @@
 //! Log lines on stderr, as people or as machines read them. What is worth a line is decided where it happens.
 
+mod limit;
+
 use std::io::IsTerminal;
 
+use plan::text::shortened;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::format::debug_fn;
 
 use crate::flags::LogFormat;
+use limit::Limited;
+pub(crate) use limit::{OWN, tell_left_out};
 
 /// Call once, before anything is logged.
 pub(crate) fn init(verbosity: i64, format: LogFormat) {
@@ -14,9 +21,14 @@ pub(crate) fn init(verbosity: i64, format: LogFormat) {
         .with_env_filter(filter(verbosity))
         .with_target(false)
         .with_ansi(ansi)
-        .with_writer(std::io::stderr);
+        .with_writer(Limited { format });
+    // One line each, and nothing that a terminal would act on. JSON has its own way of writing such characters.
+    let escaped = debug_fn(|writer, field, value| {
+        let value = shortened(format_args!("{value:?}"), usize::MAX);
+        if field.name() == "message" { write!(writer, "{value}") } else { write!(writer, "{field}={value}") }
+    });
     match format {
-        LogFormat::Text => log.init(),
+        LogFormat::Text => log.fmt_fields(escaped.delimited(" ")).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
 }

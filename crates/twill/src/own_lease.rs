@@ -4,14 +4,16 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-use plan::Mac;
+use ipnet::IpNet;
 use plan::backend::Backend;
-use plan::input::{Node, Uplink};
-use plan::lease::{Announced, Lease};
+use plan::backend::vxlan::DEFAULT_PORT;
+use plan::input::{Family, Node, Uplink};
+use plan::lease::{Announced, Lease, Vtep};
 use plan::netconf::NetConf;
 use plan::note::StoreFault;
 use plan::subnet_alloc::{self, Asker};
-use store::{Choice, Claim, Store, StoreError};
+use plan::{Mac, PeerPath};
+use store::{Announce, Choice, Claim, Store, StoreError};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use tracing::warn;
@@ -23,8 +25,14 @@ const ECHO: Duration = Duration::from_secs(5);
 /// And that it took our lease again; asked once more before, it only reads. Others keep a lost lease for 2 s, in which it
 /// may be lost several times.
 const RETURN: Duration = Duration::from_millis(250);
-/// Whoever writes our lease so soon after us would do so again.
-const RIVALRY: Duration = Duration::from_secs(600);
+/// Minimum times before our lease is written over somebody else's words again, after the first, second, third and each
+/// further time: another daemon with our address would undo it for ever.
+const RIVALRY: [Duration; 4] =
+    [Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(60), Duration::from_secs(600)];
+/// Time after which that count begins again.
+const PEACE: Duration = Duration::from_secs(3600);
+/// Minimum time between two writes of our lease that only add or remove the port because of peers' ports.
+const PORT_PAUSE: Duration = Duration::from_secs(60);
 /// So long it is said that somebody else has written our lease, though it is ours again.
 const CONTEST: Duration = Duration::from_secs(150);
 /// Longest time until the lease is asked for again after the store refused it. The first attempts come sooner, since a store
@@ -75,8 +83,13 @@ pub(crate) struct OwnLease {
     former: Vec<Lease>,
     /// What somebody else made it say, and how long that is told.
     contest: Option<(StoreFault, Instant)>,
-    /// Somebody else's words that were left standing.
-    yielded: Option<String>,
+    /// When it was written over somebody else's words last, and how often of late.
+    retaken: Option<(Instant, usize)>,
+    /// When it was written last because peers announce another port, or none does any more.
+    ported: Option<Instant>,
+    /// Age of the entry of ours that stood last: whoever overwrites an entry does not change its age, and whoever takes a
+    /// free subnet makes a younger one.
+    stood: Option<u64>,
     asked: Option<Asked>,
     /// Why it cannot be taken, and when it is tried again.
     refused: Option<(StoreFault, Instant)>,
@@ -87,10 +100,31 @@ pub(crate) struct OwnLease {
 /// A question that is under way.
 struct Asked {
     answer: oneshot::Receiver<Result<Lease, StoreError>>,
-    /// What was wrong with our lease.
-    what: &'static str,
-    /// Was it not there at all?
-    gone: bool,
+    wrong: Wrong,
+}
+
+/// What was wrong with our lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wrong {
+    /// It was not there at all.
+    Gone,
+    /// It said what we no longer announce.
+    Former,
+    /// It differed only in whether it names the default port.
+    Port,
+    /// Somebody else had written our node's lease.
+    Rival,
+    /// Somebody else had written another address into our lease.
+    Hijacked,
+}
+
+impl Wrong {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Gone => "was gone and is taken again",
+            _ => "did not say what we announce and is written again",
+        }
+    }
 }
 
 /// How our lease stands.
@@ -121,7 +155,9 @@ impl OwnLease {
             written: None,
             former: Vec::new(),
             contest: None,
-            yielded: None,
+            retaken: None,
+            ported: None,
+            stood: None,
             asked: None,
             refused: None,
             attempts: 0,
@@ -157,24 +193,27 @@ impl OwnLease {
         (self, lease)
     }
 
-    /// Takes it, and waits until that is done.
+    /// Takes it, and waits until that is done. Nobody is admitted as a peer yet, so leases that fit the network have to do.
     pub(crate) fn take(&self, macs: impl Macs, dice: u64) -> Result<Lease, StoreError> {
-        let claim = self.claim(macs, Choice::Any { dice }, Vec::new());
+        let (conf, config) = (self.conf.clone(), self.conf.config());
+        let announce = move |held: Option<&Lease>, others: &[&Lease]| {
+            let fits = |lease: &&&Lease| subnet_alloc::fits(&conf, &lease.subnet);
+            let others: Vec<&Lease> = others.iter().filter(fits).copied().collect();
+            config.backend.announced(&config, macs(held), &others)
+        };
+        let claim = self.claim(Box::new(announce), Choice::Any { dice }, Vec::new());
         self.source.tasks.block_on(self.source.store.acquire(claim))
     }
 
-    fn claim(&self, macs: impl Macs, choice: Choice, listed: Vec<Lease>) -> Claim {
-        let config = self.conf.config();
-        let announce = move |held: Option<&Lease>, others: &[&Lease]| {
-            config.backend.announced(&config, macs(held), others)
-        };
+    fn claim(&self, announce: Box<Announce>, choice: Choice, listed: Vec<Lease>) -> Claim {
         let (conf, asker) = (self.conf.clone(), self.asker.clone());
-        Claim { conf, asker, announce: Box::new(announce), choice, listed }
+        Claim { conf, asker, announce, choice, listed }
     }
 
     /// Follows a config that `may_follow`; what is announced changes with the next `keep`.
     pub(crate) fn follow(&mut self, conf: &NetConf) {
         self.conf = conf.clone();
+        self.ported = None;
     }
 
     /// True if it is another config than the one in force. The error says what of it cannot change while pods run; to or from
@@ -198,11 +237,25 @@ impl OwnLease {
     }
 
     /// Has our lease taken again if it is not among those listed, and written anew if it does not say what we announce: the
-    /// same subnet, since pods have addresses from it. Gives what is wrong if that cannot be.
-    pub(crate) fn keep(&mut self, listed: &[Lease], node: &Node, now: Instant) -> Kept {
+    /// same subnet, since pods have addresses from it. Gives what is wrong if that cannot be. `admitted` are the peers by
+    /// subnet: what other leases say does not count.
+    pub(crate) fn keep(
+        &mut self,
+        listed: &[Lease],
+        node: &Node,
+        admitted: &[PeerPath],
+        now: Instant,
+    ) -> Kept {
         self.hear(now);
         let macs = [node.vtep.unwrap_or_default(), node.vtep_v6.unwrap_or_default()];
-        let (what, gone) = match self.wrong(listed, node, macs, now) {
+        let is_peer = |subnet: IpNet| admitted.binary_search_by_key(&subnet, |peer| peer.subnet).is_ok();
+        let peers = listed.iter().filter(|lease| {
+            let subnets = Family::ALL.into_iter().filter_map(|family| lease.subnet.of(family));
+            subnets.into_iter().any(is_peer) && !self.asker.owns(lease)
+        });
+        let config = self.conf.config();
+        let announced = config.backend.announced(&config, macs, &peers.collect::<Vec<_>>());
+        let wrong = match self.wrong(listed, node, &announced, now) {
             Ok(kept) => {
                 (self.refused, self.attempts) = (None, 0);
                 return kept;
@@ -215,62 +268,86 @@ impl OwnLease {
             return Kept { fault: Some(fault), due: Some(until.max(now + RETURN)) };
         }
         if self.asked.is_none() {
-            let claim = self.claim(move |_: Option<&Lease>| macs, Choice::Only(node.subnet), listed.to_vec());
-            self.asked = Some(Asked { answer: self.source.ask(claim), what, gone });
+            match wrong {
+                Wrong::Rival | Wrong::Hijacked => {
+                    let known = self.retaken.filter(|(at, _)| now - *at < PEACE);
+                    self.retaken = Some((now, known.map_or(0, |(_, times)| times + 1)));
+                }
+                Wrong::Port => self.ported = Some(now),
+                Wrong::Gone | Wrong::Former => {}
+            }
+            let choice = match wrong {
+                Wrong::Hijacked => Choice::Back(node.subnet),
+                _ => Choice::Only(node.subnet),
+            };
+            let announce = move |_: Option<&Lease>, _: &[&Lease]| announced.clone();
+            let claim = self.claim(Box::new(announce), choice, listed.to_vec());
+            self.asked = Some(Asked { answer: self.source.ask(claim), wrong });
         }
         self.kept(now)
     }
 
-    /// What is wrong with our lease and can be put right by writing it, and whether it is gone; otherwise how it stands.
+    /// What is wrong with our lease and can be put right by writing it; otherwise how it stands.
     fn wrong(
         &mut self,
         listed: &[Lease],
         node: &Node,
-        macs: [Mac; 2],
+        announced: &Announced,
         now: Instant,
-    ) -> Result<Kept, (&'static str, bool)> {
-        let config = self.conf.config();
+    ) -> Result<Kept, Wrong> {
         // The store may tell late of what we have written, the more so where the way to it changes with our address.
         let standing = listed.iter().find(|lease| lease.subnet == node.subnet);
         if standing.zip(self.asker.held.as_ref()).is_some_and(|(standing, held)| held.says_the_same(standing))
         {
             self.former.clear();
         }
-        let others: Vec<&Lease> =
-            listed.iter().filter(|lease| !self.asker.owns(lease) && !self.is_former(lease)).collect();
-        if let Some(holder) = others.iter().find(|other| holds(&self.conf, other, standing, node)) {
+        let mut others = listed.iter().filter(|lease| !self.asker.owns(lease) && !self.is_former(lease));
+        if let Some(holder) = others.find(|other| holds(&self.conf, other, standing, node)) {
             let address = holder.public_ip.map(IpAddr::V4).or(holder.public_ipv6.map(IpAddr::V6));
-            let holder = address.map_or("somebody".into(), |address| address.to_string()).into();
-            let fault = StoreFault::OwnLeaseTaken { subnet: node.subnet.to_string().into(), holder };
+            let address = address.map_or("somebody".into(), |address| address.to_string());
+            if holder.subnet == node.subnet && self.stood == Some(holder.born) {
+                return self.contested(format!("address {address}"), (node, Wrong::Hijacked), now);
+            }
+            let subnet = node.subnet.to_string().into();
+            let fault = StoreFault::OwnLeaseTaken { subnet, holder: address.into() };
             return Ok(Kept { fault: Some(fault), due: Some(now + RETRY) });
         }
-        let announced = config.backend.announced(&config, macs, &others);
-        let written =
-            self.written.as_ref().filter(|(what, _)| self.says(what, &announced)).map(|(_, at)| *at);
+        self.stood = standing.map(|lease| lease.born).or(self.stood);
+        let written = self.written.as_ref().filter(|(what, _)| self.says(what, announced)).map(|(_, at)| *at);
         let echo = if standing.is_none() { RETURN } else { ECHO };
-        let theirs = match standing {
-            Some(lease) if self.says(lease, &announced) => {
-                self.yielded = None;
-                return Ok(self.kept(now));
-            }
+        match standing {
+            Some(lease) if self.says(lease, announced) => Ok(self.kept(now)),
             _ if written.is_some_and(|at| now - at < echo) => {
-                return Ok(Kept { due: written.map(|at| at + echo), ..self.kept(now) });
+                Ok(Kept { due: written.map(|at| at + echo), ..self.kept(now) })
             }
-            None => return Err(("was gone and is taken again", true)),
-            Some(lease) if self.is_former(lease) => {
-                return Err(("did not say what we announce and is written again", false));
-            }
-            Some(lease) => words(lease),
-        };
-        let subnet = node.subnet.to_string().into();
-        let fault = StoreFault::OwnLeaseContested { subnet, theirs: theirs.as_str().into() };
-        self.contest = Some((fault, now + CONTEST));
-        // Another daemon with our address would undo it for ever.
-        if self.yielded.as_ref() == Some(&theirs) || written.is_some_and(|at| now - at < RIVALRY) {
-            self.yielded = Some(theirs);
-            return Ok(self.kept(now));
+            None => Err(Wrong::Gone),
+            Some(lease) if self.says(lease, &with_port_of(announced, lease)) => match self.ported {
+                Some(at) if now - at < PORT_PAUSE => {
+                    Ok(Kept { due: Some(at + PORT_PAUSE), ..self.kept(now) })
+                }
+                _ => Err(Wrong::Port),
+            },
+            Some(lease) if self.is_former(lease) => Err(Wrong::Former),
+            Some(lease) => self.contested(words(lease), (node, Wrong::Rival), now),
         }
-        Err(("did not say what we announce and is written again", false))
+    }
+
+    /// Somebody else has written our lease, last with those words. It is written again, ever more seldom.
+    fn contested(
+        &mut self,
+        theirs: String,
+        (node, wrong): (&Node, Wrong),
+        now: Instant,
+    ) -> Result<Kept, Wrong> {
+        let subnet = node.subnet.to_string().into();
+        let fault = StoreFault::OwnLeaseContested { subnet, theirs: theirs.into() };
+        self.contest = Some((fault, now + CONTEST));
+        let pause = |times: usize| RIVALRY[times.min(RIVALRY.len() - 1)];
+        let until = self.retaken.map(|(at, times)| at + pause(times)).filter(|until| now < *until);
+        match until {
+            Some(until) => Ok(Kept { due: Some(until), ..self.kept(now) }),
+            None => Err(wrong),
+        }
     }
 
     /// Takes the answer, if it is there.
@@ -280,14 +357,14 @@ impl OwnLease {
             Err(TryRecvError::Empty) => return,
             Err(TryRecvError::Closed) => {}
             Ok(Ok(lease)) => {
-                warn!("our lease {} {}", lease.subnet, asked.what);
+                warn!("our lease {} {}", lease.subnet, asked.wrong.words());
                 self.written = Some((lease.clone(), now));
                 self.former.extend(self.asker.held.replace(lease));
                 (self.refused, self.attempts) = (None, 0);
             }
             Ok(Err(error)) => {
                 let why = error.to_string().into();
-                let fault = if asked.gone {
+                let fault = if asked.wrong == Wrong::Gone {
                     StoreFault::OwnLeaseGone { why }
                 } else {
                     StoreFault::OwnLeaseStale { why }
@@ -324,6 +401,21 @@ fn holds(conf: &NetConf, other: &Lease, standing: Option<&Lease>, node: &Node) -
     other.subnet == node.subnet
         || (subnet_alloc::overlap(&subnet_alloc::credible(conf, &other.subnet), &node.subnet)
             && standing.is_none_or(|own| other.born < own.born))
+}
+
+/// The same with the port named, or not, as that lease has it, where it is the default one: it says the same then.
+fn with_port_of(announced: &Announced, lease: &Lease) -> Announced {
+    let default = |port: Option<u16>| port.unwrap_or(DEFAULT_PORT) == DEFAULT_PORT;
+    let ports: Vec<Option<u16>> = lease.announced.vteps().map(|vtep| vtep.port).collect();
+    match (announced, ports.first()) {
+        (Announced::Vxlan { ipv4, ipv6 }, Some(&port)) if default(port) => {
+            let named = |vtep: Option<Vtep>| {
+                vtep.map(|vtep| if default(vtep.port) { Vtep { port, ..vtep } } else { vtep })
+            };
+            Announced::Vxlan { ipv4: named(*ipv4), ipv6: named(*ipv6) }
+        }
+        _ => announced.clone(),
+    }
 }
 
 /// What tells a lease of somebody else.

@@ -21,8 +21,9 @@ use plan::netconf::NetConf;
 use plan::note::{NodeFault, Note, StoreFault};
 use plan::owned::Sweep;
 use plan::rivals::{Evidence, Rivals};
+use plan::text::printed;
 use plan::uplink::Choice;
-use plan::{Op, Wanted};
+use plan::{Op, PeerPath, Wanted};
 use store::View;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
@@ -33,8 +34,9 @@ use crate::flags::Flags;
 use crate::footprint::Footprint;
 use crate::identity::choose_uplink;
 use crate::locks::Locks;
+use crate::logging::tell_left_out;
 use crate::metrics::Metrics;
-use crate::notebook::{Line, Notebook};
+use crate::notebook::{Line, Notebook, Trouble};
 use crate::own_lease::{Kept, OwnLease};
 use crate::probe::{Pace, Probes};
 use crate::questions::Answers;
@@ -152,11 +154,17 @@ impl Reconciler {
         drop(seen);
         let (mut round, retry) = self.apply(ops, wanted, (causes, begun));
         // What we announce is announced once it is there.
-        let Kept { fault, due: again } = self.keep_lease(&view);
+        let Kept { fault, due: again } = self.keep_lease(&view, &round.peers);
         round.notes.extend(fault.map(Note::Store));
         due = due.into_iter().chain(again).min();
         let remember = uplink.and_then(|mac| self.remember((&view, &leases), mac, news));
         round.notes.extend(self.cache.note());
+        // However many peers and entries there are, they do not hide what is this node's.
+        round.notes.sort_by_key(|note| match note {
+            Note::Peer { .. } => 1,
+            Note::Entry { .. } | Note::Stale { .. } => 2,
+            _ => 0,
+        });
         self.tell(&round);
         self.tell_probes(&mut round, uplink, suspect);
         let programmed = leases != Leases::Unknown;
@@ -169,7 +177,7 @@ impl Reconciler {
         self.set_fault(fault);
         self.metrics.count(&round);
         self.metrics.show_store_lost(view.lost.is_some());
-        self.publish(round, view.lost, programmed);
+        self.publish(&round, view.lost, programmed);
         due.into_iter().chain(retry).chain(remember).chain(self.memory.rivals.due()).min()
     }
 
@@ -240,10 +248,10 @@ impl Reconciler {
     }
 
     /// A store that is lost says nothing new, so our lease is not missed in it; but its time may end meanwhile.
-    fn keep_lease(&mut self, view: &View) -> Kept {
+    fn keep_lease(&mut self, view: &View, peers: &[PeerPath]) -> Kept {
         match &view.leases {
             Leases::Listed(listed) if view.lost.is_none() => {
-                self.own_lease.keep(listed, &self.node, Instant::now())
+                self.own_lease.keep(listed, &self.node, peers, Instant::now())
             }
             _ => Kept::until(view.own_until, SystemTime::now()),
         }
@@ -330,7 +338,9 @@ impl Reconciler {
     }
 
     fn blind(&mut self, error: &kernel::Error) -> Instant {
-        warn!("the kernel cannot be read, nothing is changed: {error}");
+        let trouble =
+            Trouble::new("blind", format_args!("the kernel cannot be read, nothing is changed: {error}"));
+        log(self.memory.notebook.say(trouble, Instant::now()));
         self.set_fault(Some(format!("the kernel cannot be read: {error}")));
         Instant::now() + BLIND_RETRY
     }
@@ -374,37 +384,49 @@ impl Reconciler {
 
     /// Logs what is new; an idle round says nothing, and neither does one that gets nowhere again.
     fn tell(&mut self, round: &Round) {
-        if round.ops.len() > round.failed.len() {
+        let now = Instant::now();
+        if round.ops.len() > round.failed.len() && self.memory.notebook.tells_change(now) {
             info!("{}", round.line());
         }
-        let notes = round.notes.iter().map(ToString::to_string);
-        let failed = round.failed.iter().map(|(_, error)| error.to_string());
+        let failed = round.failed.iter().map(|(_, error)| Trouble::new("refused", error));
         // The number in it grows, and is no news.
         let held = round.held.iter().map(|held| match &held.refusal {
-            Some(refusal) => format!("put off, because it is refused again and again: {refusal}"),
-            None => {
-                format!("put off, because it keeps coming back (is something else managing it?): {}", held.op)
-            }
+            Some(refusal) => Trouble::new(
+                "held",
+                format_args!("put off, because it is refused again and again: {refusal}"),
+            ),
+            None => Trouble::new(
+                "held",
+                format_args!("put off, because it keeps coming back (is something else managing it?): {}", held.op),
+            ),
         });
-        for line in self.memory.notebook.turn(notes.collect(), failed.chain(held), Instant::now()) {
-            match line {
-                Line::Warn(text) => warn!("{text}"),
-                Line::Info(text) => info!("{text}"),
-            }
-        }
+        let notes = Trouble::all(&round.notes);
+        log(self.memory.notebook.turn(notes, failed.chain(held), now));
+        tell_left_out();
     }
 
     fn set_fault(&mut self, fault: Option<String>) {
-        match (&mut self.memory.fault, fault) {
+        match (&mut self.memory.fault, fault.map(printed)) {
             (known, None) => *known = None,
             (Some((known, _)), Some(fault)) => *known = fault,
             (known, Some(fault)) => {
-                warn!("not in order: {fault}");
-                *known = Some((fault, Instant::now()));
+                let now = Instant::now();
+                let trouble = Trouble::new("not in order", format_args!("not in order: {fault}"));
+                *known = Some((fault, now));
+                log(self.memory.notebook.say(trouble, now));
             }
         }
         let fault = self.memory.fault.clone();
         self.board.send_modify(|report| Arc::make_mut(report).set_fault(fault));
+    }
+}
+
+fn log(lines: impl IntoIterator<Item = Line>) {
+    for line in lines {
+        match line {
+            Line::Warn(text) => warn!("{text}"),
+            Line::Info(text) => info!("{text}"),
+        }
     }
 }
 

@@ -49,7 +49,7 @@ impl Tools {
         if self.variant == Variant::Legacy && loaded(self.family).is_empty() {
             return Ok(Listing::default());
         }
-        Ok(Listing::parse(&command::run(&self.save, &[], "")?))
+        Ok(Listing::parse(&command::list(&self.save)?))
     }
 
     /// Nothing else than what `script` names is touched.

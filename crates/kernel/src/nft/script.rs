@@ -15,25 +15,49 @@ pub(super) fn of(ops: &[&Op], seen: &Rows) -> String {
     let mut script = Script { text: String::new(), seen };
     let (deletions, additions): (Vec<&Op>, Vec<&Op>) =
         ops.iter().copied().partition(|op| matches!(op.verb, Verb::Delete | Verb::Recreate));
+    let (written, gone) = (chains(&additions), chains(&deletions));
     for op in &additions {
-        match &op.object {
-            Object::NftTable(table) => script.add_table(table.family),
-            Object::NftChain(chain) => script.write_chain(chain),
-            _ => {}
+        if let Object::NftTable(table) = &op.object {
+            script.add_table(table.family);
         }
     }
+    // A set of another type can only be replaced once no rule of either filter looks into it.
+    written.iter().for_each(|row| script.empty_chain(row));
+    for family in Family::ALL {
+        let wanted = |set: &SetName| written.iter().any(|row| looks_into(row, family, *set));
+        SetName::ALL.into_iter().filter(wanted).for_each(|set| script.write_set(family, set));
+    }
+    written.iter().for_each(|row| script.write_rules(row));
     for family in Family::ALL {
         script.add_elements(&elements(&additions, family), family);
         script.delete_elements(&elements(&deletions, family), family);
     }
+    gone.iter().for_each(|row| script.delete_chain(row));
+    script.delete_sets(&written, &gone);
     for op in &deletions {
-        match &op.object {
-            Object::NftTable(table) => script.delete_table(table),
-            Object::NftChain(chain) => script.delete_chain(chain),
-            _ => {}
+        if let Object::NftTable(table) = &op.object {
+            script.delete_table(table);
         }
     }
     script.text
+}
+
+fn chains<'a>(ops: &[&'a Op]) -> Vec<&'a NftChain> {
+    let chain = |op: &&'a Op| if let Object::NftChain(row) = &op.object { Some(row) } else { None };
+    ops.iter().filter_map(chain).collect()
+}
+
+/// The sets that a chain's rules look into.
+pub(super) fn sets_of(chain: &NftChainName) -> &'static [SetName] {
+    match chain {
+        NftChainName::Vxlan => &SetName::ALL,
+        NftChainName::VxlanPods => &[SetName::Strangers],
+        _ => &[],
+    }
+}
+
+fn looks_into(row: &NftChain, family: Family, set: SetName) -> bool {
+    row.family == family && sets_of(&row.chain).contains(&set)
 }
 
 /// A script of its own for tables of ours that do nothing.
@@ -95,8 +119,8 @@ impl Script<'_> {
         self.line(format_args!("add table {} {{ comment \"rules for {name}\"; }}", Table(family)));
     }
 
-    fn write_chain(&mut self, row: &NftChain) {
-        let NftChain { family, chain, rules, .. } = row;
+    fn empty_chain(&mut self, row: &NftChain) {
+        let NftChain { family, chain, .. } = row;
         let table = Table(*family);
         self.add_table(*family);
         // The kernel changes no chain's type, hook or priority.
@@ -109,9 +133,10 @@ impl Script<'_> {
             "add chain {table} {chain} {{ {hook}; policy accept; comment \"{comment}\"; }}"
         ));
         self.line(format_args!("flush chain {table} {chain}"));
-        if *chain == NftChainName::Vxlan {
-            SetName::ALL.into_iter().for_each(|set| self.write_set(*family, set));
-        }
+    }
+
+    fn write_rules(&mut self, NftChain { family, chain, rules, .. }: &NftChain) {
+        let table = Table(*family);
         for rule in rules {
             self.line(format_args!("add rule {table} {chain} {rule}"));
         }
@@ -157,8 +182,20 @@ impl Script<'_> {
             self.line(format_args!("add chain {table} {chain}"));
             self.line(format_args!("delete chain {table} {chain}"));
         }
-        if *chain == NftChainName::Vxlan {
-            SetName::ALL.into_iter().for_each(|set| self.delete_set(*family, set));
+    }
+
+    /// A set goes with the last chain whose rules look into it.
+    fn delete_sets(&mut self, written: &[&NftChain], gone: &[&NftChain]) {
+        for (family, set) in Family::ALL.into_iter().flat_map(|family| SetName::ALL.map(|set| (family, set)))
+        {
+            let looks = |row: &NftChain| looks_into(row, family, set);
+            let is_gone = |row: &NftChain| {
+                gone.iter().any(|gone| (gone.family, &gone.chain) == (row.family, &row.chain))
+            };
+            let stays = self.seen.chains.iter().any(|row| looks(row) && !is_gone(row));
+            if gone.iter().any(|row| looks(row)) && !stays && !written.iter().any(|row| looks(row)) {
+                self.delete_set(family, set);
+            }
         }
     }
 

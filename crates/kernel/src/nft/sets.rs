@@ -5,7 +5,7 @@ use plan::input::Family;
 use super::netlink::Set;
 
 /// A set of ours. An element of the second stays for so long after its last packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum SetName {
     /// The underlay addresses that VXLAN packets may come from.
     Peers,

@@ -124,7 +124,8 @@ fn packets_of_strangers_wake_nobody() {
     lab::test(Free, || {
         let mut kernel = settled(&wanted(Wish { filter: SourceFilter::Count, ..Wish::default() }));
         // As ours, but such that they are seen to go.
-        sh("nft 'flush chain ip flannel-ipv4 vxlan; delete set ip flannel-ipv4 strangers;
+        sh("nft 'flush chain ip flannel-ipv4 vxlan; flush chain ip flannel-ipv4 vxlan-pods;
+                 delete set ip flannel-ipv4 strangers;
                  add set ip flannel-ipv4 strangers {
                      type ipv4_addr; size 1024; flags dynamic,timeout; timeout 300ms; gc-interval 100ms; };
                  add rule ip flannel-ipv4 vxlan udp dport 8472 update @strangers { ip saddr counter }'");

@@ -23,7 +23,7 @@ fn every_chain_is_read_as_it_was_written() {
         {
             for network in ["10.244.0.0/16", "10.244.0.0/17", "10.240.0.0/12"] {
                 let wanted = wanted(Wish { filter, fully_random, network });
-                let chains = if filter == SourceFilter::Off { 4 } else { 6 };
+                let chains = if filter == SourceFilter::Off { 4 } else { 8 };
                 assert_eq!(wanted.nft_chains.len(), chains);
                 let elements = if filter == SourceFilter::Off { 0 } else { 4 };
                 assert_eq!(wanted.nft_elements.len(), elements, "{:?}", wanted.nft_elements);
@@ -81,6 +81,7 @@ fn every_shape_of_a_rule_is_read_as_it_was_written() {
             });
             chains.push(chain(family, NftChainName::Postrouting, masquerade.into()));
             chains.push(chain(family, NftChainName::Forward, vec![]));
+            chains.push(chain(family, NftChainName::VxlanPods, all_shapes(family)));
         }
         let tables = Family::ALL.map(|family| plan::firewall::NftTable { family });
         let wanted =
@@ -242,7 +243,9 @@ fn every_harm_to_a_chain_set_or_table_is_seen_and_repaired() {
                 let address = if table.starts_with("ip6") { "ipv6_addr" } else { "ipv4_addr" };
                 let made = format!("add set {table} {set} {{ {} }}", wrong.replace("ADDR", address));
                 let made = if wrong.is_empty() { String::new() } else { made };
-                format!("nft 'flush chain {table} vxlan; delete set {table} {set}; {made}'")
+                format!(
+                    "nft 'flush chain {table} vxlan; flush chain {table} vxlan-pods; delete set {table} {set}; {made}'"
+                )
             });
         }
         let other = |table: &str| if table.starts_with("ip6") { "2001:db8::9" } else { "192.0.2.9" };
@@ -285,7 +288,7 @@ fn what_goes_may_be_gone_already() {
         let wanted = wanted(Wish::default());
         let mut kernel = settled(&wanted);
         let all = plan::diff(&State::default(), &wanted, &bounds());
-        assert_eq!(all.len(), 8, "two tables and their chains: {all:#?}");
+        assert_eq!(all.len(), 10, "two tables and their chains: {all:#?}");
         let elements = wanted.nft_elements.iter().map(|row| delete(row.clone()));
         let all: Vec<_> = elements.chain(all).collect();
         // Behind the back of the last reading, and then known to it.

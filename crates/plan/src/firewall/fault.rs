@@ -36,6 +36,8 @@ pub enum Fault {
     Unread(Box<str>),
     /// Sends VXLAN packets and is no peer.
     Stranger(IpAddr),
+    /// A pod that sends VXLAN packets of our network.
+    PodSender(IpAddr),
 }
 
 impl Fault {
@@ -85,6 +87,11 @@ impl fmt::Display for Fault {
                 f,
                 "{address} sends us VXLAN packets and no peer has that address: it is a node behind an address translation, \
                  or somebody who forges pod traffic"
+            ),
+            Self::PodSender(address) => write!(
+                f,
+                "pod {address} sends VXLAN packets with our VNI, by which it can pass for any other pod. Look at that pod; \
+                 with VxlanSourceFilter drop its packets are dropped"
             ),
         }
     }

@@ -56,6 +56,8 @@ pub enum NftChainName {
     Postrouting,
     /// The source filter's.
     Vxlan,
+    /// `vxlan-pods`: the filter of VXLAN packets that pods send to other nodes.
+    VxlanPods,
     /// Somebody else's, in our table.
     Other(Box<str>),
 }
@@ -67,6 +69,7 @@ impl NftChainName {
             "forward" => Self::Forward,
             "postrtg" => Self::Postrouting,
             "vxlan" => Self::Vxlan,
+            "vxlan-pods" => Self::VxlanPods,
             _ => Self::Other(name.into()),
         }
     }
@@ -77,6 +80,7 @@ impl NftChainName {
             Self::Forward => "type filter hook forward priority 0",
             Self::Postrouting => "type nat hook postrouting priority 100",
             Self::Vxlan => "type filter hook input priority 0",
+            Self::VxlanPods => "type filter hook forward priority 0",
             Self::Other(_) => "",
         }
     }
@@ -87,8 +91,16 @@ impl NftChainName {
             Self::Forward => "chain to accept flannel traffic",
             Self::Postrouting => "chain to manage traffic masquerading by flannel",
             Self::Vxlan => "chain to filter VXLAN packets by their source",
+            Self::VxlanPods => "chain to filter VXLAN packets that pods send",
             Self::Other(_) => "",
         }
+    }
+}
+
+impl NftChainName {
+    /// Is it one of the two that filter VXLAN packets, and that no pod's own traffic needs?
+    pub fn is_filter(&self) -> bool {
+        matches!(self, Self::Vxlan | Self::VxlanPods)
     }
 }
 
@@ -98,6 +110,7 @@ impl fmt::Display for NftChainName {
             Self::Forward => "forward",
             Self::Postrouting => "postrtg",
             Self::Vxlan => "vxlan",
+            Self::VxlanPods => "vxlan-pods",
             Self::Other(name) => name,
         })
     }

@@ -2,7 +2,7 @@
 //! words for it are elsewhere.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -14,11 +14,16 @@ use super::rule::{Match, Net, Rule, Verdict};
 use super::{Choice, Facts, Fault, Manager, SourceFilter, Stranger, Summary};
 use crate::PeerPath;
 use crate::backend::Backend;
+use crate::backend::vxlan::vni_of;
 use crate::input::{Config, Family, FirewallKeeper, Leases, Node};
 use crate::state::{Link, LinkKind, Vxlan};
+use crate::wanted::UNPRIVILEGED;
 
 /// More strangers than these are not named: whoever forges one address can forge a thousand.
 const NAMED: usize = 16;
+
+/// Maximum number of ports of peers, besides our own, at which pods' VXLAN packets are looked for.
+const OTHER_PORTS: usize = 8;
 
 /// kube-proxy's mark of what it masquerades itself.
 const MASQUERADED_BY_KUBE_PROXY: Match = Match::Mark { value: 0x4000, mask: 0x4000 };
@@ -74,7 +79,14 @@ pub(crate) fn rules(what: &Rules<'_>) -> Firewall {
         firewall.filter_sources(what, family);
     }
     firewall.summary.strangers = loudest(what);
-    let named = firewall.summary.strangers.iter().map(|stranger| Fault::Stranger(stranger.address));
+    let named = firewall.summary.strangers.iter().map(|Stranger { address, .. }| {
+        let network = what.config.network(Family::of(*address));
+        if network.is_some_and(|network| network.contains(address)) {
+            Fault::PodSender(*address)
+        } else {
+            Fault::Stranger(*address)
+        }
+    });
     firewall.faults.extend(named);
     firewall
 }
@@ -158,6 +170,15 @@ impl Firewall {
         if filter == SourceFilter::Off || devices.is_empty() || what.facts.no_nft.is_some() {
             return;
         }
+        if let Some(network) = what.config.network(family) {
+            // Whoever the peers are, our pods are none of them.
+            let verdict = if filter == SourceFilter::Drop { Verdict::Drop } else { Verdict::Count };
+            let rules = devices
+                .iter()
+                .flat_map(|device| ports_of(device, what.peers).map(move |port| (device.vni, port)))
+                .flat_map(|tunnel| sent_by_pods(network, tunnel, &verdict));
+            self.chain(family, NftChainName::VxlanPods, rules.collect());
+        }
         if *what.leases == Leases::Unknown {
             // Everybody would be a stranger. What an earlier run dropped passes; what it counted may go on.
             if filter == SourceFilter::Drop {
@@ -190,6 +211,31 @@ fn verdict(filter: SourceFilter, what: &Rules<'_>, family: Family) -> Verdict {
     let is_certain =
         matches!(what.leases, Leases::Listed(_)) && uplink.public(family) == uplink.address(family);
     if filter == SourceFilter::Drop && is_certain { Verdict::Drop } else { Verdict::Count }
+}
+
+/// The ports that other nodes may hear a tunnel's packets at: our own, and those that most of the peers behind that device
+/// announce. A lease may not make a port that everybody uses one of them.
+fn ports_of<'a>(device: &'a Vxlan, peers: &'a [PeerPath]) -> impl Iterator<Item = u16> + 'a {
+    let mut theirs: BTreeMap<u16, usize> = BTreeMap::new();
+    let tunnels = peers.iter().filter_map(|peer| peer.tunnel);
+    let tunnels = tunnels.filter(|tunnel| vni_of(tunnel.link) == Some(device.vni));
+    for port in tunnels.map(|tunnel| tunnel.port).filter(|port| *port != device.port && *port >= UNPRIVILEGED)
+    {
+        *theirs.entry(port).or_default() += 1;
+    }
+    let mut theirs: Vec<_> = theirs.into_iter().map(|(port, peers)| (Reverse(peers), port)).collect();
+    theirs.sort_unstable();
+    std::iter::once(device.port).chain(theirs.into_iter().take(OTHER_PORTS).map(|(_, port)| port))
+}
+
+/// A pod's packet into the pod network by way of another node: it would leave with this node's address, as a peer's does.
+fn sent_by_pods(network: IpNet, (vni, port): (u32, u16), verdict: &Verdict) -> [Rule; 2] {
+    let matches: Box<[Match]> = [from(network), Match::UdpPort(port), Match::Vni(vni)].into();
+    let family = Family::of(network.addr());
+    [
+        Rule { matches: matches.clone(), verdict: Verdict::Remember(family) },
+        Rule { matches, verdict: verdict.clone() },
+    ]
 }
 
 /// Remembering comes first, on its own: a set that is full ends the rule that would add to it.

@@ -129,7 +129,8 @@ impl Draft<'_> {
         let in_pods = self.config.pods_at(public_ip).is_some()
             || subnet.contains(&public_ip)
             || mixed.is_some_and(|mixed| mixed.is_leased(public_ip));
-        if !is_host_address(public_ip) || in_pods || self.is_broadcast(public_ip) {
+        let own_address = self.node.uplink.address(family);
+        if !is_peer_address(public_ip, own_address) || in_pods || self.is_broadcast(public_ip) {
             return Err(PeerFault::BadPublicAddress(public_ip));
         }
         let is_ours = self.underlay.addresses.iter().any(|facts| facts.address.addr() == public_ip);
@@ -154,6 +155,11 @@ impl Draft<'_> {
         let vni = vtep.vni_or(self.config.backend.vni());
         if !self.vnis.contains(&vni) {
             return Err(PeerFault::UnusableVni(vni));
+        }
+        // Nobody makes the nodes send to a port that everybody uses.
+        let own_port = self.options_for(vtep).port;
+        if let Some(port) = vtep.port.filter(|port| *port < UNPRIVILEGED && *port != own_port) {
+            return Err(PeerFault::BadPort(port));
         }
         if !vtep.mac.is_unicast() {
             return Err(PeerFault::BadVtepMac(vtep.mac));
@@ -196,6 +202,20 @@ impl Draft<'_> {
     }
 }
 
+/// The first UDP port that is no well-known one.
+pub(crate) const UNPRIVILEGED: u16 = 1024;
+
+/// May packets for other nodes' pods be sent to that address, or does it lead to somewhere else than a node? A link-local
+/// IPv4 address is a node's only among nodes that have such addresses.
+pub(super) fn is_peer_address(address: IpAddr, ours: Option<IpAddr>) -> bool {
+    let is_link_local = |address| match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4().is_some(),
+    };
+    is_host_address(address)
+        && (!is_link_local(address) || (address.is_ipv4() && ours.is_some_and(is_link_local)))
+}
+
 /// Can a node have this address on its uplink?
 pub(crate) fn is_host_address(address: IpAddr) -> bool {
     match address {
@@ -205,5 +225,41 @@ pub(crate) fn is_host_address(address: IpAddr) -> bool {
             !of_no_host && v4.octets()[0] != 0
         }
         IpAddr::V6(v6) => !(v6.is_unspecified() || v6.is_loopback() || v6.is_multicast()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_for_pods_go_to_hosts_alone() {
+        let is_peer = |address: &str, ours: &str| {
+            is_peer_address(address.parse().unwrap(), Some(ours.parse().unwrap()))
+        };
+        let (ours, ours6) = ("192.168.100.11", "fd00:100::11");
+        for address in ["192.168.100.12", "203.0.113.9", "10.0.0.1"] {
+            assert!(is_peer(address, ours), "{address}");
+        }
+        for address in [
+            "0.0.0.0",
+            "0.0.0.9",
+            "127.0.0.1",
+            "127.9.9.9",
+            "169.254.169.254",
+            "224.0.0.1",
+            "239.1.1.1",
+            "255.255.255.255",
+        ] {
+            assert!(!is_peer(address, ours), "{address}");
+        }
+        assert!(is_peer("169.254.7.7", "169.254.7.8"), "nodes that have no other addresses");
+        assert!(is_peer("fd00:100::12", ours6) && is_peer("2001:db8::1", ours6));
+        for address in
+            ["::", "::1", "fe80::1", "ff02::1", "ff05::2", "::ffff:192.168.100.12", "::192.168.100.12"]
+        {
+            assert!(!is_peer(address, ours6), "{address}");
+        }
+        assert!(!is_peer("fe80::1", "fe80::2"), "an address without its link leads nowhere");
     }
 }

@@ -73,7 +73,9 @@ fn nft(scene: &mut Scene, tape: &mut Tape, family: Family) {
     } else {
         scene.left_over.nft_tables.push(table);
     }
-    for chain in [NftChainName::Forward, NftChainName::Postrouting, NftChainName::Vxlan] {
+    for chain in
+        [NftChainName::Forward, NftChainName::Postrouting, NftChainName::Vxlan, NftChainName::VxlanPods]
+    {
         let stale = NftChain { family, chain, rules: [].into(), unknown: None };
         let want = scene.wanted.nft_chains.iter().find(|row| row.cmp_key(&stale).is_eq()).cloned();
         match want {

@@ -40,7 +40,9 @@ pub(super) async fn take(
                 leases.extend(listing.unreadable().filter(|subnet| claim.spares(subnet)).map(Lease::unknown));
                 (listing, leases)
             }
-            Choice::Only(subnet) => fresh(session, options, &subnet.to_string(), &claim.listed).await?,
+            Choice::Only(subnet) | Choice::Back(subnet) => {
+                fresh(session, options, &subnet.to_string(), &claim.listed).await?
+            }
         };
         let settled = claim.settle(&leases).map_err(|why| why.at(&session.endpoint))?;
         let key = settled.lease.subnet.to_string();

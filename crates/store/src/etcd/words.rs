@@ -3,6 +3,7 @@
 use std::error::Error as Reason;
 
 use etcd_client::{Error, WatchResponse};
+use plan::text::excerpt;
 use tonic::Code;
 
 /// One sentence on what to do, without a full stop.
@@ -104,9 +105,11 @@ fn innermost(text: &str, mut source: Option<&(dyn Reason + 'static)>) -> String 
     text
 }
 
-/// The same text, with what to do about it where that is known.
+/// An excerpt of a server's text, with what to do about it where that is known.
 pub(super) fn with_advice(text: String) -> String {
-    match KNOWN.into_iter().find(|(words, _)| text.contains(words)) {
+    let known = KNOWN.into_iter().find(|(words, _)| text.contains(words));
+    let text = excerpt(text);
+    match known {
         Some((_, advice)) => format!("{text}. {advice}"),
         None => text,
     }

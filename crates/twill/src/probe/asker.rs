@@ -1,8 +1,9 @@
 //! The loop: asks each peer what its judge wants to know when it wants to know it, hands it the answers, and publishes what
 //! it makes of them. Decides nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use plan::verdict::{Answer, Health, Judge, Local, Probe, Shared, suspect};
-use plan::{LinkName, Path};
+use plan::{LinkName, Path, PeerPath};
 use rustix::event::{PollFd, PollFlags, poll};
 use tokio::sync::watch;
 use tracing::{debug, warn};
@@ -41,6 +42,8 @@ const MANY: u32 = 5000;
 const SETTLED: Duration = Duration::from_secs(40);
 /// An echo that has not come back by then is late.
 const LATE: Duration = Duration::from_millis(250);
+/// Maximum number of subnets that are asked about behind one node's address; a node has one, and another while it moves.
+const OF_ONE_ADDRESS: usize = 8;
 /// Questions to all machines of the segment while a peer's echoes stay away: enough to hear twice of two that have its
 /// address.
 const SEARCHES: u8 = 3;
@@ -170,6 +173,7 @@ impl Asker {
         if node.is_none() {
             peers = Arc::default();
         }
+        few_of_each_address(&mut peers);
         let state = &mut self.state;
         state.uplink_down = suspect;
         let uplink = node.as_ref().map(|node| node.uplink.link);
@@ -360,6 +364,22 @@ impl State {
 /// The first one at that time or after it.
 fn tick(time: Duration) -> u64 {
     (time.as_millis() as u64).div_ceil(TICK_MS)
+}
+
+/// Without those whose node's address many others have, too: whoever may write leases does not make all nodes ask a machine
+/// of his choice more often than that.
+fn few_of_each_address(peers: &mut Arc<Vec<PeerPath>>) {
+    let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+    let mut is_asked = |peer: &PeerPath| {
+        let count = counts.entry(peer.public_ip).or_default();
+        *count += 1;
+        *count <= OF_ONE_ADDRESS
+    };
+    let asked: Vec<bool> = peers.iter().map(&mut is_asked).collect();
+    if asked.contains(&false) {
+        let mut asked = asked.into_iter();
+        Arc::make_mut(peers).retain(|_| asked.next().unwrap_or(true));
+    }
 }
 
 /// The place of a peer.

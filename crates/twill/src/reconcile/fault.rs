@@ -1,6 +1,5 @@
 //! What of a round's trouble is this node's own, and so decides whether it is ready. It reads a round and changes nothing.
 
-use plan::firewall::NftChainName;
 use plan::note::{NodeFault, Note, StoreFault};
 use plan::{LinkName, Object, Op, Path, Setting, State, Verb};
 
@@ -45,7 +44,7 @@ pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
 pub(super) fn rules_fault(round: &Round) -> Option<String> {
     // What is left over and stays harms no pod.
     let needed = |op: &Op| match &op.object {
-        Object::NftChain(row) => op.verb != Verb::Delete && row.chain != NftChainName::Vxlan,
+        Object::NftChain(row) => op.verb != Verb::Delete && !row.chain.is_filter(),
         Object::Iptables(_) => op.verb != Verb::Delete,
         _ => false,
     };

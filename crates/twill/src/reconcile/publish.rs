@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kernel::Kind;
-use plan::note::Note;
+use plan::text::printed;
 use plan::{Mac, Object, Op, Path, PeerPath};
 use tracing::info;
 
@@ -15,6 +15,9 @@ use crate::probe::Targets;
 use crate::report::{LastChange, peers};
 use crate::round::Round;
 use crate::trigger::Cause;
+
+/// Maximum number of notes, and of changes that are put off, in a report.
+const SHOWN: usize = 1000;
 
 impl Reconciler {
     /// From now on what is known of the peers is told to whoever asks, though no round comes.
@@ -45,9 +48,7 @@ impl Reconciler {
         }
     }
 
-    pub(super) fn publish(&mut self, mut round: Round, store_lost: Option<String>, programmed: bool) {
-        // A thousand peers must not hide what is this node's.
-        round.notes.sort_by_key(|note| matches!(note, Note::Peer { .. }));
+    pub(super) fn publish(&mut self, round: &Round, store_lost: Option<String>, programmed: bool) {
         let paths = self.probes.targets.borrow().peers.clone();
         let switches = peers::switches(&self.board.borrow().paths, &paths);
         self.metrics.show_peers(&paths, &self.probes.healths.borrow().clone(), switches);
@@ -59,14 +60,21 @@ impl Reconciler {
                 info!("ready: {} peers", paths.len());
             }
             if !round.ops.is_empty() {
-                report.last_change = Some(LastChange::of(&round));
+                report.last_change = Some(LastChange::of(round));
             }
-            report.store_lost = store_lost;
-            report.notes = round.notes.iter().map(ToString::to_string).collect();
-            report.held = round.held.iter().map(ToString::to_string).collect();
+            report.store_lost = store_lost.map(printed);
+            report.notes = first(&round.notes, printed);
+            report.held = first(&round.held, printed);
             report.paths = paths;
         });
     }
+}
+
+/// The first of them in words, and how many more there are.
+fn first<'a, T>(all: &'a [T], words: impl Fn(&'a T) -> String) -> Vec<String> {
+    let more = all.len().saturating_sub(SHOWN);
+    let more = (more > 0).then(|| format!("and {more} more"));
+    all.iter().take(SHOWN).map(words).chain(more).collect()
 }
 
 /// A peer whose route could not be set goes the way that it went before: answers that come by that way prove nothing of the

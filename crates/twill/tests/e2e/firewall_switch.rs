@@ -141,7 +141,9 @@ fn as_flannel_has_it(tables: &str) -> Vec<String> {
     let mut kept = Vec::new();
     let mut skipping = false;
     for line in tables.lines().filter(|line| !line.is_empty()) {
-        let is_filters = ["\tchain vxlan {", "\tset vteps {", "\tset strangers {"].contains(&line);
+        let is_filters = ["\tchain vxlan", "\tset vteps {", "\tset strangers {"]
+            .iter()
+            .any(|start| line.starts_with(start));
         skipping |= is_filters;
         if !skipping {
             let line =

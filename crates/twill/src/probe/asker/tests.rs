@@ -1,12 +1,12 @@
 //! What the loop does with what it knows, without any peer.
 
-use plan::PeerPath;
 use plan::input::{Former, Node, Uplink};
 use plan::lease::Subnet;
 
 use plan::verdict::Sample;
 
 use super::*;
+use crate::report::peers::tests::peer;
 
 fn path(path: Path) -> PeerPath {
     PeerPath {
@@ -119,4 +119,19 @@ fn once_nobody_asks_nothing_is_known() {
     assert_eq!(all.healths.borrow().len(), 1);
     drop(all.asker);
     assert!(all.healths.borrow().is_empty());
+}
+
+#[test]
+fn few_subnets_are_asked_about_behind_one_address() {
+    let mut peers: Vec<PeerPath> = (1..=100).map(|number| peer(number, Path::Vxlan)).collect();
+    peers.iter_mut().skip(10).for_each(|peer| peer.public_ip = [192, 0, 2, 200].into());
+    let known = Arc::new(peers);
+    let mut asked = known.clone();
+    few_of_each_address(&mut asked);
+    assert_eq!(asked[..10], known[..10]);
+    assert_eq!(asked.len(), 10 + OF_ONE_ADDRESS);
+    let mut usual = Arc::new(known[..10].to_vec());
+    let before = Arc::as_ptr(&usual);
+    few_of_each_address(&mut usual);
+    assert_eq!(Arc::as_ptr(&usual), before, "nothing is copied where nobody is left out");
 }

@@ -1,0 +1,194 @@
+//! Who may hold a connection: a limited number at a time, of which whoever is idle longest gives way to whoever comes, and a
+//! limited number a second from one address. It knows nothing of what is asked.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::task::AbortHandle;
+
+/// Maximum number of connections that one address may open in a second.
+const A_SECOND: u32 = 20;
+/// Maximum number of addresses whose connections are counted in a second; further ones have to wait for the next.
+const ADDRESSES: usize = 256;
+
+/// The connections of one kind of client.
+pub(super) struct Places {
+    most: usize,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    /// The oldest first.
+    places: Vec<Place>,
+    next: u64,
+    /// Beginning of this second, and how many each address has opened in it.
+    second: Option<Instant>,
+    opened: HashMap<IpAddr, u32>,
+}
+
+struct Place {
+    number: u64,
+    source: Option<IpAddr>,
+    is_busy: Busy,
+    task: AbortHandle,
+}
+
+/// Set while an answer is made, which is not idle time.
+pub(super) type Busy = Arc<AtomicBool>;
+
+/// Gives its place back when dropped.
+pub(super) struct Taken {
+    places: Arc<Places>,
+    number: u64,
+}
+
+impl Places {
+    pub(super) fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { most, held: Mutex::default() })
+    }
+
+    /// Takes a place for the task that `spawn` starts. Where all are taken, the connection that has been idle longest is
+    /// closed, of those from the address that has most. Where none is idle, or this address has opened too many within a
+    /// second, nothing is started.
+    pub(super) fn take(
+        self: &Arc<Self>,
+        source: Option<IpAddr>,
+        spawn: impl FnOnce(Taken, Busy) -> AbortHandle,
+    ) {
+        let mut held = self.lock();
+        let source = source.map(network_of);
+        if !held.may_open(source, Instant::now()) || !held.make_room(self.most) {
+            return;
+        }
+        let number = held.next;
+        held.next += 1;
+        let is_busy = Busy::default();
+        let task = spawn(Taken { places: self.clone(), number }, is_busy.clone());
+        held.places.push(Place { number, source, is_busy, task });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.places.lock().places.retain(|place| place.number != self.number);
+    }
+}
+
+impl Held {
+    fn may_open(&mut self, source: Option<IpAddr>, now: Instant) -> bool {
+        let Some(source) = source else { return true };
+        if self.second.is_none_or(|second| now.duration_since(second) >= Duration::from_secs(1)) {
+            self.second = Some(now);
+            self.opened.clear();
+        }
+        if self.opened.len() >= ADDRESSES && !self.opened.contains_key(&source) {
+            return false;
+        }
+        let opened = self.opened.entry(source).or_default();
+        *opened += 1;
+        *opened <= A_SECOND
+    }
+
+    fn make_room(&mut self, most: usize) -> bool {
+        if self.places.len() < most {
+            return true;
+        }
+        let idle = || self.places.iter().filter(|place| !place.is_busy.load(Ordering::Relaxed));
+        let of = |source| idle().filter(|place| place.source == source).count();
+        // The first of several is the oldest.
+        let Some(most) = idle().map(|place| of(place.source)).max() else { return false };
+        let Some(number) = idle().find(|place| of(place.source) == most).map(|place| place.number) else {
+            return false;
+        };
+        if let Some(at) = self.places.iter().position(|place| place.number == number) {
+            self.places.remove(at).task.abort();
+        }
+        true
+    }
+}
+
+/// Whoever has one IPv6 address usually has the /64 around it.
+fn network_of(source: IpAddr) -> IpAddr {
+    match source.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> Option<IpAddr> {
+        Some(text.parse().unwrap())
+    }
+
+    async fn hold(taken: Taken) {
+        let _taken = taken;
+        std::future::pending::<()>().await;
+    }
+
+    /// Takes a place from there, busy or not. Gives its number.
+    fn take(places: &Arc<Places>, source: Option<IpAddr>, busy: bool) -> Option<u64> {
+        let mut number = None;
+        places.take(source, |taken, is_busy| {
+            is_busy.store(busy, Ordering::Relaxed);
+            number = Some(taken.number);
+            tokio::spawn(hold(taken)).abort_handle()
+        });
+        number
+    }
+
+    fn numbers(places: &Places) -> Vec<u64> {
+        places.lock().places.iter().map(|place| place.number).collect()
+    }
+
+    #[tokio::test]
+    async fn the_oldest_idle_one_of_whoever_has_most_gives_way() {
+        let places = Places::new(4);
+        for source in ["192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.2", "192.0.2.3"] {
+            assert!(take(&places, ip(source), false).is_some());
+        }
+        assert_eq!(numbers(&places), [0, 2, 3, 4]);
+        take(&places, ip("192.0.2.4"), true);
+        assert_eq!(numbers(&places), [0, 3, 4, 5]);
+        take(&places, ip("192.0.2.5"), true);
+        assert_eq!(numbers(&places), [3, 4, 5, 6]);
+        tokio::task::yield_now().await;
+        assert_eq!(numbers(&places), [3, 4, 5, 6], "whoever was sent away gives no other's place back");
+    }
+
+    #[tokio::test]
+    async fn whoever_is_being_answered_is_not_sent_away() {
+        let places = Places::new(2);
+        assert!(take(&places, None, true).is_some());
+        assert!(take(&places, None, true).is_some());
+        assert_eq!(take(&places, None, false), None);
+        assert_eq!(numbers(&places), [0, 1]);
+    }
+
+    #[tokio::test]
+    async fn a_flood_from_one_address_costs_no_other_its_turn() {
+        let places = Places::new(8);
+        let flood: Vec<_> = (0..1000).filter_map(|_| take(&places, ip("192.0.2.1"), false)).collect();
+        assert_eq!(flood.len(), A_SECOND as usize);
+        let many = (0..1000_u16).filter_map(|host| take(&places, ip(&format!("fd00::{host:x}")), false));
+        assert_eq!(many.count(), A_SECOND as usize, "one /64 counts as one");
+        assert!(take(&places, ip("192.0.2.2"), false).is_some());
+        for host in 0..1000_u16 {
+            take(&places, ip(&format!("fd00:0:{host:x}::1")), false);
+        }
+        assert!(places.lock().opened.len() <= ADDRESSES);
+    }
+}

@@ -1,0 +1,213 @@
+//! Limits of the log: how long a line is, and how much is written in a minute over all causes and levels. It is the last
+//! step before stderr, so that no call site can be forgotten. It does not choose what is worth a line.
+
+use std::io::{self, Write};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use plan::text::{PRINTED, shortened};
+use serde_json::Value;
+use tracing::{Level, Metadata};
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::flags::LogFormat;
+
+/// Bytes that are written at once after a quiet minute, and that each minute adds. So no minute has more than twice as many.
+const BYTES: f64 = 45_000.0;
+/// Lines, in the same way.
+const LINES: f64 = 250.0;
+/// Share of both that is kept for warnings and errors.
+const FOR_WARNINGS: f64 = 0.3;
+/// Minimum time between two lines that say how many were left out.
+const NOTICE: Duration = Duration::from_secs(10);
+/// Maximum number of characters of a line, with time and level.
+const LINE: usize = PRINTED + 60;
+/// Target of lines that consist of this node's own flags, which are not shortened.
+pub(crate) const OWN: &str = "twill::own";
+
+/// What is left of this minute's lines.
+struct Bucket {
+    bytes: f64,
+    lines: f64,
+    at: Instant,
+    left_out: u64,
+    noticed: Option<Instant>,
+}
+
+impl Bucket {
+    fn new(now: Instant) -> Self {
+        Self { bytes: BYTES, lines: LINES, at: now, left_out: 0, noticed: None }
+    }
+
+    /// Decides whether a line is written. Lines below a warning leave a share for warnings.
+    fn takes(&mut self, length: usize, level: Level, now: Instant) -> bool {
+        self.fill(now);
+        let kept = if level <= Level::WARN { 0.0 } else { FOR_WARNINGS };
+        let length = length as f64;
+        if self.bytes - length < kept * BYTES || self.lines - 1.0 < kept * LINES {
+            self.left_out += 1;
+            return false;
+        }
+        self.bytes -= length;
+        self.lines -= 1.0;
+        true
+    }
+
+    fn fill(&mut self, now: Instant) {
+        let minutes = now.saturating_duration_since(self.at).as_secs_f64() / 60.0;
+        self.bytes = (self.bytes + BYTES * minutes).min(BYTES);
+        self.lines = (self.lines + LINES * minutes).min(LINES);
+        self.at = now;
+    }
+
+    /// How many lines were left out since that was said last, if it is time to say it.
+    fn notice(&mut self, now: Instant) -> Option<u64> {
+        let is_due = self.noticed.is_none_or(|at| now.saturating_duration_since(at) >= NOTICE);
+        if self.left_out == 0 || !is_due {
+            return None;
+        }
+        self.noticed = Some(now);
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
+/// One for the process, as stderr is.
+static BUCKET: Mutex<Option<Bucket>> = Mutex::new(None);
+
+fn with_bucket<T>(act: impl FnOnce(&mut Bucket, Instant) -> T) -> T {
+    let now = Instant::now();
+    let mut bucket = BUCKET.lock().unwrap_or_else(PoisonError::into_inner);
+    act(bucket.get_or_insert_with(|| Bucket::new(now)), now)
+}
+
+/// Logs how many lines were left out, if there were any and that is due.
+pub(crate) fn tell_left_out() {
+    if let Some(count) = with_bucket(Bucket::notice) {
+        tracing::warn!(
+            target: OWN,
+            "left out {count} log lines: too many in a minute. See what lasts with: twill status"
+        );
+    }
+}
+
+/// stderr, within the limits.
+pub(super) struct Limited {
+    pub(super) format: LogFormat,
+}
+
+impl MakeWriter<'_> for Limited {
+    type Writer = Line;
+
+    fn make_writer(&self) -> Line {
+        Line { format: self.format, level: Level::INFO, is_own: false }
+    }
+
+    fn make_writer_for(&self, meta: &Metadata<'_>) -> Line {
+        Line { format: self.format, level: *meta.level(), is_own: meta.target() == OWN }
+    }
+}
+
+/// Writes one line.
+pub(super) struct Line {
+    format: LogFormat,
+    level: Level,
+    is_own: bool,
+}
+
+impl Write for Line {
+    /// The whole line comes at once.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let short;
+        let out = match str::from_utf8(line) {
+            Ok(text) if !self.is_own => {
+                short = cut(text, self.format);
+                short.as_deref().unwrap_or(text).as_bytes()
+            }
+            _ => line,
+        };
+        if self.is_own || with_bucket(|bucket, now| bucket.takes(out.len(), self.level, now)) {
+            io::stderr().lock().write_all(out)?;
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// The line as short as it has to be, if it is too long.
+fn cut(line: &str, format: LogFormat) -> Option<String> {
+    // Most are short in bytes already.
+    if line.len() <= LINE || line.chars().count() <= LINE {
+        return None;
+    }
+    match format {
+        LogFormat::Text => Some(shortened(line.trim_end(), LINE) + "\n"),
+        LogFormat::Json => {
+            let mut value: Value = serde_json::from_str(line).ok()?;
+            for field in value.as_object_mut()?.values_mut() {
+                if let Value::String(text) = field {
+                    *text = shortened(&*text, PRINTED);
+                }
+            }
+            Some(format!("{value}\n"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes and lines that pass of so many lines in the time.
+    fn pass(level: Level, length: usize, per_second: u32, span: u32) -> (usize, usize) {
+        let begun = Instant::now();
+        let (mut bucket, step) = (Bucket::new(begun), Duration::from_secs(1) / per_second);
+        let times = (0..per_second * span).map(|nth| begun + step * nth);
+        let lines = times.filter(|now| bucket.takes(length, level, *now)).count();
+        (lines * length, lines)
+    }
+
+    #[test]
+    fn no_flood_fills_more_than_a_hundred_kilobytes_in_a_minute() {
+        for length in [40, 120, 560, 2200] {
+            for level in [Level::ERROR, Level::WARN, Level::INFO, Level::TRACE] {
+                let (bytes, lines) = pass(level, length, 1000, 60);
+                assert!(bytes < 95_000 && lines <= 501, "{length} {level}: {bytes} bytes, {lines} lines");
+                assert!(bytes > 10_000, "{length} {level}: {bytes} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_usual_passes_whole() {
+        assert_eq!(pass(Level::INFO, 200, 2, 600).1, 1200);
+    }
+
+    #[test]
+    fn a_flood_of_information_leaves_room_for_warnings() {
+        let now = Instant::now();
+        let mut bucket = Bucket::new(now);
+        let passed = (0..10_000).filter(|_| bucket.takes(150, Level::INFO, now)).count();
+        assert!(bucket.takes(560, Level::WARN, now) && bucket.takes(560, Level::ERROR, now));
+        assert_eq!(bucket.notice(now), Some(10_000 - passed as u64));
+        assert_eq!(bucket.notice(now), None);
+        assert!(!bucket.takes(150, Level::INFO, now));
+        assert_eq!(bucket.notice(now), None);
+        assert_eq!(bucket.notice(now + NOTICE), Some(1));
+    }
+
+    #[test]
+    fn a_line_is_as_long_as_it_may_be_in_each_format() {
+        let text = format!("2026-01-01T00:00:00Z  WARN store entry: {}\n", "x".repeat(60_000));
+        let line = cut(&text, LogFormat::Text).unwrap();
+        assert!(line.chars().count() <= LINE + 1 && line.ends_with(" more)\n"), "{line}");
+        let json = format!("{{\"level\":\"WARN\",\"message\":\"{}\"}}\n", "\\n".repeat(60_000));
+        let line = cut(&json, LogFormat::Json).unwrap();
+        let value: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(value["level"], "WARN");
+        assert!(value["message"].as_str().unwrap().chars().count() <= PRINTED, "{line}");
+        assert_eq!(cut("short\n", LogFormat::Text), None);
+    }
+}
