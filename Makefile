@@ -15,7 +15,7 @@ AS_ROOT  := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 
 PACKAGES := $(addprefix packages-,lab build check test)
-.PHONY: lab picture fresh test test-etcd soak upgrade bench-scale bench-churn bench-probe check golden install clean bench-build toolchain $(PACKAGES)
+.PHONY: lab picture fresh test test-etcd soak hostile upgrade bench-scale bench-churn bench-probe check golden install clean bench-build toolchain $(PACKAGES)
 
 ## Show a pod network that repairs itself: real namespaces, real kernel, real daemon (its store is a directory: no etcd).
 lab: toolchain packages-lab
@@ -49,6 +49,11 @@ test-etcd: toolchain packages-test
 soak: toolchain packages-test
 	@scripts/progress "building the tests" cargo test --quiet --locked -p twill --test e2e --no-run
 	@TWILL_SOAK=1 cargo test --locked -p twill --test e2e -- a_way_that_flaps calm::
+
+## Attack running daemons, as SECURITY.md's table of attackers has it; a few minutes.
+hostile: toolchain packages-test
+	@scripts/progress "building the tests" cargo test --quiet --locked -p twill --test e2e --no-run
+	@cargo test --locked -p twill --test e2e -- hostile::
 
 ## Upgrade a running node from an earlier commit to this one and back: EARLIER=1c0414a (it needs the history).
 upgrade: toolchain packages-test

@@ -457,7 +457,7 @@ mod tests {
     /// Keeps the lease until nothing is under way any more, while the store tells only of `listed`.
     fn kept(own: &mut OwnLease, listed: &[Lease], node: &Node) -> Kept {
         loop {
-            let kept = own.keep(listed, node, Instant::now());
+            let kept = own.keep(listed, node, &[], Instant::now());
             if own.asked.is_none() {
                 return kept;
             }
@@ -492,12 +492,12 @@ mod tests {
             let kept = kept(&mut own, &stale, &node);
             assert_eq!(kept.fault, None, "{last}");
             assert_eq!(list()[0].public_ip, Some([192, 0, 2, last].into()));
-            assert_eq!(own.keep(&stale, &node, Instant::now()).fault, None, "{last}");
+            assert_eq!(own.keep(&stale, &node, &[], Instant::now()).fault, None, "{last}");
         }
         // Once it has told, whoever has the first address now is another node.
         let node = node(&first, [192, 0, 2, 53]);
-        assert_eq!(own.keep(&list(), &node, Instant::now()).fault, None);
-        let fault = own.keep(&stale, &node, Instant::now()).fault;
+        assert_eq!(own.keep(&list(), &node, &[], Instant::now()).fault, None);
+        let fault = own.keep(&stale, &node, &[], Instant::now()).fault;
         assert!(matches!(fault, Some(StoreFault::OwnLeaseTaken { .. })), "{fault:?}");
         drop(stop);
         talks.join().unwrap().unwrap_err();

@@ -1,0 +1,140 @@
+//! Whoever reaches the port, or the socket, holds connections and says nothing, or opens as many as he can.
+
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use lab::{HEALTHZ_PORT, Lab, Ns, Timing, Topology};
+
+use super::Watch;
+use crate::cluster::{self, SOON, VXLAN_DUAL};
+use crate::traffic::of_node;
+
+const OPEN: &[&str] = &["--healthz-ip=::"];
+
+/// Connections that say nothing, as many as can be opened.
+fn idle(from: &Ns, to: IpAddr, count: usize) -> Vec<TcpStream> {
+    let address = SocketAddr::from((to, HEALTHZ_PORT));
+    from.within(|| {
+        (0..count).filter_map(|_| TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()).collect()
+    })
+}
+
+fn get(from: &Ns, to: IpAddr) -> bool {
+    let to = if to.is_ipv6() { format!("[{to}]") } else { to.to_string() };
+    let ask = format!(
+        "exec 3<>/dev/tcp/{}/{HEALTHZ_PORT}; printf 'GET /healthz HTTP/1.0\\r\\n\\r\\n' >&3; timeout 2 head -c 12 <&3",
+        to.trim_matches(['[', ']'])
+    );
+    let out = from.command("bash").args(["-c", &ask]).output().unwrap();
+    String::from_utf8_lossy(&out.stdout).contains("200")
+}
+
+fn start(lab: &Lab) -> (Vec<lab::Daemon<'_>>, Vec<lab::Pod>) {
+    let (daemons, pods) = cluster::start_with(lab, OPEN);
+    cluster::reach_each_other(&pods);
+    (daemons, pods)
+}
+
+#[test]
+fn idle_connections_of_a_pod_keep_nobody_from_an_answer() {
+    lab::test(Timing::Timed, || {
+        let lab = cluster::lab(Topology::flat(3), VXLAN_DUAL);
+        let (daemons, pods) = start(&lab);
+        let node = lab.node(1);
+        let watch = Watch::begin("idle", node, &daemons[0], Some((&pods[0], &pods[2])));
+        for ip in of_node(node) {
+            let begun = Instant::now();
+            let mut held = Vec::new();
+            // It comes again as soon as it is sent away.
+            while begun.elapsed() < Duration::from_secs(4) {
+                held.extend(idle(&pods[0].ns, ip, 10));
+                watch.is_quick(lab.node(2));
+                assert!(get(&node.ns, ip), "the node itself, at {ip}");
+                assert!(get(&lab.node(3).ns, ip), "another machine, at {ip}");
+                // One address may open 20 connections a second.
+                lab::until(Duration::from_millis(100), || None::<()>);
+            }
+            println!("{} connections to {ip}", held.len());
+        }
+        watch.end();
+    });
+}
+
+#[test]
+fn idle_connections_of_a_local_user_keep_nobody_from_an_answer() {
+    lab::test(Timing::Timed, || {
+        let lab = cluster::lab(Topology::flat(3), VXLAN_DUAL);
+        let (daemons, pods) = start(&lab);
+        let node = lab.node(1);
+        let watch = Watch::begin("local", node, &daemons[0], Some((&pods[0], &pods[2])));
+        let _held = idle(&node.ns, "127.0.0.1".parse().unwrap(), 300);
+        watch.is_quick(lab.node(2));
+        let socket = node.run_dir().join("twill.sock");
+        let _more: Vec<_> = (0..300).filter_map(|_| UnixStream::connect(&socket).ok()).collect();
+        let begun = Instant::now();
+        assert!(node.twill(&["status"]).contains("ready"));
+        assert!(begun.elapsed() < lab::patient(Duration::from_secs(1)), "status took {:?}", begun.elapsed());
+        watch.is_quick(lab.node(2));
+        watch.end();
+    });
+}
+
+/// Whoever says nothing is sent away within two seconds, on the port and on the socket.
+#[test]
+fn who_says_nothing_is_sent_away_soon() {
+    lab::test(Timing::Timed, || {
+        use std::io::{Read, Write};
+        let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
+        let (_daemons, pods) = start(&lab);
+        let node = lab.node(1);
+        let limit = lab::patient(Duration::from_secs(3));
+        for mut stream in idle(&pods[0].ns, node.ip.into(), 3) {
+            stream.set_read_timeout(Some(limit)).unwrap();
+            // A byte now and then is no header either.
+            let _ = stream.write_all(b"GET / HT");
+            assert!(
+                !matches!(stream.read(&mut [0; 64]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+            );
+        }
+        let mut stream = UnixStream::connect(node.run_dir().join("twill.sock")).unwrap();
+        stream.set_read_timeout(Some(limit)).unwrap();
+        assert!(
+            !matches!(stream.read(&mut [0; 64]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+        );
+    });
+}
+
+#[test]
+fn a_flood_of_connections_costs_little() {
+    lab::test(Timing::Timed, || {
+        let lab = cluster::lab(Topology::flat(3), VXLAN_DUAL);
+        let (daemons, pods) = start(&lab);
+        let node = lab.node(1);
+        let watch = Watch::begin("flood", node, &daemons[0], Some((&pods[0], &pods[2])));
+        let (ip, span) = (node.ip, Duration::from_secs(5));
+        let flood = pods[0].ns.thread(move || {
+            let begun = Instant::now();
+            let mut count = 0;
+            while begun.elapsed() < span {
+                use std::io::{Read, Write};
+                let Ok(mut stream) = TcpStream::connect((ip, HEALTHZ_PORT)) else { continue };
+                let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+                let _ = stream.read(&mut [0; 16]);
+                count += 1;
+            }
+            count
+        });
+        let cpu = daemons[0].cpu();
+        let begun = Instant::now();
+        while begun.elapsed() < span {
+            watch.is_quick(lab.node(2));
+            lab::until(Duration::from_millis(200), || None::<()>);
+        }
+        let spent = daemons[0].cpu() - cpu;
+        println!("{} connections in {span:?} cost {spent:?}", flood.join().unwrap());
+        assert!(spent < span * 4 / 5, "{spent:?}");
+        lab::wait_for("nothing lasts of it", SOON, || node.get("/readyz").unwrap().status == 200);
+        watch.end();
+    });
+}
