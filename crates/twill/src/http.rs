@@ -185,7 +185,9 @@ impl Servers {
             let Some(tcp) = self.tcp else { return std::future::pending().await };
             let mut refused = false;
             loop {
-                let Some((stream, from)) = patiently(tcp.accept().await, &mut refused).await else { continue };
+                let Some((stream, from)) = patiently(tcp.accept().await, &mut refused).await else {
+                    continue;
+                };
                 let from = from.ip().to_canonical();
                 let (places, source) =
                     if is_own(&stream, from) { (&own, None) } else { (&others, Some(from)) };
@@ -197,7 +199,9 @@ impl Servers {
         let unix = async {
             let mut refused = false;
             loop {
-                let Some((stream, _)) = patiently(self.unix.accept().await, &mut refused).await else { continue };
+                let Some((stream, _)) = patiently(self.unix.accept().await, &mut refused).await else {
+                    continue;
+                };
                 root.take(None, |taken, busy| start(stream, local.clone(), (taken, busy)));
                 tokio::task::yield_now().await;
             }

@@ -73,7 +73,6 @@ impl Notebook {
         mishaps: impl IntoIterator<Item = Trouble>,
         now: Instant,
     ) -> Vec<Line> {
-        self.forget(&notes, now);
         let new: Vec<Trouble> = notes.difference(&self.current).cloned().chain(mishaps).collect();
         let mut lines = Vec::new();
         for trouble in new {
@@ -98,6 +97,7 @@ impl Notebook {
                 .map(|note| Line::Info(format!("no longer: {}", note.text)))
                 .collect::<Vec<_>>(),
         );
+        self.forget(&notes, now);
         self.current = notes;
         lines
     }

@@ -498,6 +498,10 @@ mod tests {
         let node = node(&first, [192, 0, 2, 53]);
         assert_eq!(own.keep(&list(), &node, &[], Instant::now()).fault, None);
         let fault = own.keep(&stale, &node, &[], Instant::now()).fault;
+        assert!(matches!(fault, Some(StoreFault::OwnLeaseContested { .. })), "{fault:?}");
+        // A younger entry was not written over ours: the subnet was free, and is that node's now.
+        let younger = [Lease { born: stale[0].born + 1, ..stale[0].clone() }];
+        let fault = own.keep(&younger, &node, &[], Instant::now()).fault;
         assert!(matches!(fault, Some(StoreFault::OwnLeaseTaken { .. })), "{fault:?}");
         drop(stop);
         talks.join().unwrap().unwrap_err();

@@ -397,7 +397,10 @@ impl Reconciler {
             ),
             None => Trouble::new(
                 "held",
-                format_args!("put off, because it keeps coming back (is something else managing it?): {}", held.op),
+                format_args!(
+                    "put off, because it keeps coming back (is something else managing it?): {}",
+                    held.op
+                ),
             ),
         });
         let notes = Trouble::all(&round.notes);

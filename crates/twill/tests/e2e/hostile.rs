@@ -5,7 +5,6 @@ mod clients;
 mod leases;
 mod ownership;
 mod pods;
-mod tools;
 
 use std::cell::Cell;
 use std::fs;

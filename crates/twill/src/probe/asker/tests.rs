@@ -86,7 +86,7 @@ fn thousands_are_not_asked_at_once_when_a_link_changes() {
     let peers = (0..count).map(|n| {
         let [high, low] = n.to_be_bytes();
         let subnet = format!("10.{high}.{low}.0/24").parse().unwrap();
-        PeerPath { subnet, by_evidence: false, ..path(Path::Vxlan) }
+        PeerPath { subnet, public_ip: [192, 168, high, low].into(), by_evidence: false, ..path(Path::Vxlan) }
     });
     all.targets.send_modify(|targets| targets.peers = Arc::new(peers.collect()));
     all.asker.follow();
