@@ -119,7 +119,10 @@ fn no_lease_makes_a_node_send_to_another_service_or_to_no_host() {
                 r#"{{"PublicIP":"{address}","PublicIPv6":"{address6}","BackendType":"vxlan","BackendData":{data},"BackendV6Data":{data}}}"#
             );
             lab.store.put_lease(&format!("{subnet4}-24&{subnet6}-64"), &lease);
-            told.extend([subnet4, subnet6].map(|subnet| (subnet, words)));
+            // The reader takes it for the IPv4 address in it, so the lease has none of IPv6.
+            let is_mapped = address6.starts_with("::ffff:");
+            let words6 = if is_mapped { "names no public IPv6 address" } else { words };
+            told.extend([(subnet4, words), (subnet6, words6)]);
         };
         let host = lab.node(2).ip.to_string();
         let host6 = lab.node(2).ip6.to_string();
