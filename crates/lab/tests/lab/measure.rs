@@ -16,8 +16,8 @@ fn a_ping_stream_counts_losses_and_gaps() {
         assert_eq!(report.lost, 0, "{report:?}");
         lab::in_time("the longest gap", report.longest_gap, Duration::from_millis(500));
 
-        let outage = Instant::now();
         lab.node(2).ns.run("ip link set eth0 down");
+        let outage = Instant::now();
         let silent = Duration::from_millis(400);
         wait_for("the outage to last", silent * 2, || outage.elapsed() >= silent);
         lab.node(2).ns.run("ip link set eth0 up");

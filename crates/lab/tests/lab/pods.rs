@@ -74,7 +74,7 @@ fn a_daemon_is_a_process_of_its_own() {
         let store = lab.store.path().display();
         let cache = lab.node(1).cache_dir().display();
         let said = format!(
-            "daemon --cache-dir {cache} --store={store} --iface=eth0 --healthz-ip=127.0.0.1 --healthz-port=8081\n"
+            "daemon --cache-dir {cache} --store={store} --healthz-ip=127.0.0.1 --healthz-port=8081 --iface=eth0\n"
         );
         assert_eq!(daemon.log(), said);
         assert!(lab.node(2).subnet_env().is_none(), "each node has a /run/flannel of its own");

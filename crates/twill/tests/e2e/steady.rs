@@ -81,12 +81,12 @@ fn writes_nothing(config: &str, load: Load) {
 
 #[test]
 fn vxlan_idle_without_probes() {
-    lab::test(Timing::Free, || writes_nothing(VXLAN, Load::Idle));
+    lab::test(Timing::Timed, || writes_nothing(VXLAN, Load::Idle));
 }
 
 #[test]
 fn vxlan_idle_but_for_asking_one_peer() {
-    lab::test(Timing::Free, || writes_nothing(VXLAN, Load::Asking));
+    lab::test(Timing::Timed, || writes_nothing(VXLAN, Load::Asking));
 }
 
 #[test]
@@ -96,12 +96,12 @@ fn vxlan_under_new_connections() {
 
 #[test]
 fn host_gw_idle_without_probes() {
-    lab::test(Timing::Free, || writes_nothing(HOST_GW, Load::Idle));
+    lab::test(Timing::Timed, || writes_nothing(HOST_GW, Load::Idle));
 }
 
 #[test]
 fn host_gw_idle_but_for_asking_one_peer() {
-    lab::test(Timing::Free, || writes_nothing(HOST_GW, Load::Asking));
+    lab::test(Timing::Timed, || writes_nothing(HOST_GW, Load::Asking));
 }
 
 #[test]
