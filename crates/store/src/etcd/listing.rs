@@ -18,7 +18,7 @@ use super::session::{Keys, Name};
 use crate::view::{LARGEST, View};
 
 /// Leases of other lengths than the config's that are kept; whoever changes `SubnetLen` has no more nodes than that.
-const MOST_COUSINS: usize = 4096;
+const MOST_COUSINS: usize = 8192;
 /// Entries that are no leases and are named; the others are counted.
 const MOST_NAMED: usize = 50;
 
