@@ -369,6 +369,10 @@ impl OwnLease {
                 } else {
                     StoreFault::OwnLeaseStale { why }
                 };
+                // What was refused took nothing back, so nobody has to wait for the next attempt.
+                if matches!(asked.wrong, Wrong::Rival | Wrong::Hijacked) {
+                    self.retaken = None;
+                }
                 let pause = RETURN * 2_u32.pow(self.attempts.min(10));
                 self.attempts += 1;
                 self.refused = Some((fault, now + pause.min(RETRY)));
