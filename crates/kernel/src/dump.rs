@@ -4,8 +4,9 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use plan::firewall::Facts;
-use plan::input::Underlay;
+use plan::firewall::{Facts, Packet, Passage};
+use plan::forwarding;
+use plan::input::{Underlay, Way};
 use plan::owned::Owned;
 use plan::state::{MAIN_TABLE, Nexthop, Rule, Sysctl};
 use plan::subnet_alloc::Range;
@@ -17,9 +18,9 @@ use crate::link::Devices;
 use crate::nexthop::Objects;
 use crate::route::{Bounds, Lookup, Routes};
 use crate::wire::{Message, Part};
-use crate::{Kernel, addr, fdb, link, neigh, nexthop, route, rule, sysctl};
+use crate::{Kernel, addr, fdb, link, neigh, nexthop, route, rule, sysctl, way};
 
-const FAMILIES: [u8; 2] = [libc::AF_INET as u8, libc::AF_INET6 as u8];
+pub(crate) const FAMILIES: [u8; 2] = [libc::AF_INET as u8, libc::AF_INET6 as u8];
 
 const ANY: u8 = libc::AF_UNSPEC as u8;
 
@@ -44,7 +45,13 @@ impl Kernel {
         let links = devices.indexes(&owned.links);
         let tunnels: Vec<_> = links.iter().filter(|(name, _)| devices.is_vxlan(*name)).copied().collect();
         let ours = addresses.iter().filter(|seen| owned.links.contains(&seen.facts.link));
-        let sysctls: Vec<Sysctl> = owned.sysctls.iter().filter_map(|path| sysctl::read(path)).collect();
+        let mut paths = owned.sysctls.clone();
+        paths.extend(
+            packets(owned, &owned.passages, &addresses).iter().map(|packet| forwarding(packet.inbound)),
+        );
+        paths.sort_unstable();
+        paths.dedup();
+        let sysctls: Vec<Sysctl> = paths.iter().filter_map(|path| sysctl::read(path)).collect();
         let mut state = State {
             sysctls: sysctls.iter().cloned().collect(),
             links: owned.links.iter().filter_map(|name| devices.row(*name)).collect(),
@@ -56,11 +63,28 @@ impl Kernel {
             rules: self.rules(owned)?.into(),
             ..State::default()
         };
-        let facts = if owned.firewall { self.firewall.read(&mut state) } else { Facts::default() };
+        let facts = if owned.firewall {
+            let packets = packets(owned, &owned.passages, &addresses);
+            self.firewall.read(&mut state, packets, &devices)
+        } else {
+            Facts::default()
+        };
+        let ways = self.ways(owned, &addresses, &devices);
         let interest = Interest::new(owned, &devices, self.netlink.port);
-        let underlay = Underlay { firewall: facts, sysctls, ..underlay(devices, addresses, routes.underlay) };
+        let underlay =
+            Underlay { firewall: facts, sysctls, ways, ..underlay(devices, addresses, routes.underlay) };
         let interest = interest.and_links(plan::uplink::wires(&underlay, owned.uplink));
         Ok(Seen { state, underlay, interest })
+    }
+
+    /// What cannot be asked is not known.
+    fn ways(&mut self, owned: &Owned, addresses: &[addr::Seen], devices: &Devices) -> Vec<Way> {
+        let mut asked = owned.passages.clone();
+        asked.extend(owned.faulty.iter().copied());
+        asked.sort_unstable();
+        asked.dedup();
+        let packets = packets(owned, &asked, addresses);
+        way::ways(&mut self.netlink, &packets, devices).unwrap_or_default()
     }
 
     /// Reads the underlay alone: before a choice of the uplink nothing is ours.
@@ -183,6 +207,12 @@ impl Kernel {
     }
 }
 
+/// One for each direction.
+fn packets(owned: &Owned, passages: &[Passage], addresses: &[addr::Seen]) -> Vec<Packet> {
+    let known: Vec<_> = addresses.iter().map(|seen| seen.facts.clone()).collect();
+    passages.iter().flat_map(|way| way.packets(way.bridge(&known, &owned.links))).collect()
+}
+
 /// Moves nothing where there is nothing yet.
 fn append<T>(all: &mut Vec<T>, mut more: Vec<T>) {
     if all.is_empty() {
@@ -217,6 +247,7 @@ fn underlay(devices: Devices, addresses: Vec<addr::Seen>, routes: Vec<plan::inpu
         routes,
         firewall: Facts::default(),
         sysctls: Vec::new(),
+        ways: Vec::new(),
         verdicts: Vec::new(),
         standing: Vec::new(),
         contenders: Vec::new(),

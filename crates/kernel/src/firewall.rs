@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
-use plan::firewall::{Facts, IptablesChain};
+use plan::firewall::{Facts, IptablesChain, Manager, Packet, Variant};
+use plan::input::Family;
 use plan::{Object, Op, State};
 
 use crate::error::Cause;
+use crate::link::Devices;
 use crate::nft::{self, Nft};
 use crate::{Kernel, iptables};
 
@@ -27,7 +29,15 @@ struct Reading {
     nft: nft::Rows,
     iptables: Vec<IptablesChain>,
     facts: Facts,
+    packets: Vec<Indexed>,
     at: Option<Instant>,
+}
+
+/// A packet with the indexes of its devices: rules may name a device by its index.
+type Indexed = (Packet, [Option<u32>; 2]);
+
+fn indexes(packet: &Packet, devices: &Devices) -> [Option<u32>; 2] {
+    [packet.inbound, packet.outbound].map(|link| devices.index(link))
 }
 
 /// What could not be used or read is asked for no sooner: it may have taken long.
@@ -44,14 +54,21 @@ impl Kernel {
 
 impl Firewall {
     /// Adds what is there of ours, and gives the facts.
-    pub(crate) fn read(&mut self, state: &mut State) -> Facts {
+    /// `packets` are those of pods by which others' rules are judged.
+    pub(crate) fn read(&mut self, state: &mut State, packets: Vec<Packet>, devices: &Devices) -> Facts {
         // No event tells that what failed would go now.
         let failed = self.seen.facts.no_nft.is_some() || !self.seen.facts.unread.is_empty();
-        if !self.fresh || (failed && self.seen.at.is_none_or(|at| at.elapsed() >= AGAIN)) {
+        let packets: Vec<Indexed> =
+            packets.into_iter().map(|packet| (packet, indexes(&packet, devices))).collect();
+        let same = self.seen.packets == packets;
+        if !self.fresh || !same || (failed && self.seen.at.is_none_or(|at| at.elapsed() >= AGAIN)) {
             let mut facts = Facts::default();
             let nft = self.read_nft(&mut facts);
-            let iptables = iptables::read(&mut facts, (&self.seen.iptables, &self.seen.facts));
-            self.seen = Reading { nft, iptables, facts, at: Some(Instant::now()) };
+            let only: Vec<Packet> = packets.iter().map(|(packet, _)| *packet).collect();
+            let before = (&*self.seen.iptables, &self.seen.facts);
+            let iptables = iptables::read(&mut facts, (&mut self.nft, &only), before);
+            self.look_in_the_way(&mut facts, (&only, &iptables.covered), devices);
+            self.seen = Reading { nft, iptables: iptables.rows, facts, packets, at: Some(Instant::now()) };
             self.fresh = true;
         }
         let Reading { nft, iptables, facts, .. } = self.seen.clone();
@@ -61,6 +78,30 @@ impl Firewall {
         state.nft_elements = nft.elements.into();
         state.iptables = iptables.into();
         Facts { strangers, ..facts }
+    }
+
+    /// What cannot be read is as it was.
+    fn look_in_the_way(
+        &mut self,
+        facts: &mut Facts,
+        (packets, covered): (&[Packet], &[(Family, Box<str>)]),
+        devices: &Devices,
+    ) {
+        if facts.no_nft.is_some() || packets.is_empty() {
+            return;
+        }
+        let undone = facts.iptables.iter().filter(|facts| facts.variant == Variant::Nft);
+        let undone: Vec<_> =
+            undone.filter_map(|facts| Some((facts.family, facts.refuses.clone()?))).collect();
+        match self.nft.obstacles(packets, (covered, &undone), devices) {
+            Ok(found) => facts.obstacles.extend(found),
+            Err(cause) => {
+                facts.unread.push(format!("nftables: {cause}").into());
+                let known = self.seen.facts.obstacles.iter();
+                let known = known.filter(|obstacle| obstacle.manager == Manager::Nftables);
+                facts.obstacles.extend(known.cloned());
+            }
+        }
     }
 
     fn read_nft(&mut self, facts: &mut Facts) -> nft::Rows {
@@ -80,7 +121,7 @@ impl Firewall {
     pub(crate) fn apply(&mut self, ops: &[Op]) -> Result<(), Cause> {
         let was_fresh = std::mem::take(&mut self.fresh);
         if let Some(Object::Iptables(_)) = ops.first().map(|op| &op.object) {
-            let done = iptables::apply(ops);
+            let done = iptables::apply(ops, &mut self.nft);
             // Nothing was touched.
             self.fresh = was_fresh && matches!(done, Err(Cause::Busy(_)));
             return done;
@@ -101,6 +142,11 @@ impl Firewall {
             why: cause.to_string().into(),
         });
         done.map(|_| ())
+    }
+
+    /// Chains and sets that packets of pods meet.
+    pub(crate) fn met(&self) -> nft::Met {
+        self.nft.met.clone()
     }
 
     /// Of the socket that changes elements without a tool.

@@ -7,13 +7,16 @@ mod script;
 mod tools;
 mod watch;
 
-use plan::firewall::{Facts, IptablesChain, IptablesFacts, IptablesTable, Variant, is_ours};
+use plan::firewall::{
+    Facts, IptablesChain, IptablesFacts, IptablesTable, Manager, Obstacle, Packet, Variant, is_ours,
+};
 use plan::input::Family;
 use plan::{Object, Op, Verb};
 
 use crate::error::Cause;
-use listing::{Listing, Table};
-use refusal::refuses_all;
+use crate::nft::Nft;
+use crate::walk::Fate;
+use listing::{Listing, PASSED, Table};
 use script::Change;
 use tools::Tools;
 
@@ -21,18 +24,26 @@ pub use watch::LegacyWatch;
 
 /// Ours, and the facts that only iptables can tell: `iptables`, `usual`, `unread`. `facts.tables` says what stands in
 /// nftables. What cannot be read is as it was.
-pub(crate) fn read(facts: &mut Facts, before: (&[IptablesChain], &Facts)) -> Vec<IptablesChain> {
+pub(crate) fn read(
+    facts: &mut Facts,
+    (nft, packets): (&mut Nft, &[Packet]),
+    before: (&[IptablesChain], &Facts),
+) -> Seen {
     facts.usual = tools::plain(Family::Ipv4);
     facts.unread.extend(tools::not_to_be_read());
-    let mut rows = Vec::new();
+    let (mut rows, mut covered) = (Vec::new(), Vec::new());
     for tools in Tools::all() {
-        let said = if may_hold(&tools, facts) { tools.listing() } else { Ok(Listing::default()) };
+        let said = if may_hold(&tools, facts) { listing(&tools, nft) } else { Ok(Listing::default()) };
         if said.as_ref().is_err_and(tools::lacks_kernel) {
             continue;
         }
         match said {
             Ok(listing) => {
                 facts.iptables.push(facts_of(&tools, &listing));
+                facts.obstacles.extend(obstacles(&tools, &listing, packets));
+                if tools.variant == Variant::Nft {
+                    covered.extend(listing.told().map(|table| (tools.family, table.name.clone())));
+                }
                 rows.extend(listing.known().flat_map(|(table, there)| rows_of(&tools, table, there)));
             }
             Err(cause) => {
@@ -42,29 +53,53 @@ pub(crate) fn read(facts: &mut Facts, before: (&[IptablesChain], &Facts)) -> Vec
                     before.1.iptables.iter().find(|known| (known.variant, known.family) == (variant, family));
                 let unknown = || IptablesFacts { variant, family, in_use: false, refuses: None };
                 facts.iptables.push(known.cloned().unwrap_or_else(unknown));
+                let is_of = |obstacle: &&Obstacle| {
+                    obstacle.manager == Manager::Iptables(variant)
+                        && Family::of(obstacle.packet.source) == family
+                };
+                facts.obstacles.extend(before.1.obstacles.iter().filter(is_of).cloned());
                 rows.extend(
                     before.0.iter().filter(|row| (row.variant, row.family) == (variant, family)).cloned(),
                 );
             }
         }
     }
-    rows
+    Seen { rows, covered }
+}
+
+/// What is there.
+pub(crate) struct Seen {
+    /// Of ours.
+    pub(crate) rows: Vec<IptablesChain>,
+    /// Tables of nf_tables that iptables could read.
+    pub(crate) covered: Vec<(Family, Box<str>)>,
+}
+
+/// All tables; those that iptables cannot read as nf_tables has them. What changes in them from then on is heard.
+fn listing(tools: &Tools, nft: &mut Nft) -> Result<Listing, Cause> {
+    let mut listing = tools.listing()?;
+    if tools.variant == Variant::Nft {
+        if nft.hears(tools.family, listing.chains()) {
+            listing = tools.listing()?;
+        }
+        for table in listing.hidden_tables() {
+            let Some(native) = nft.native(tools.family, table)? else { continue };
+            listing.reveal(table, &native, tools.chain(table));
+        }
+    }
+    Ok(listing)
 }
 
 /// Ops on one variant and family; all of them or none. What stands there is read once more: a rule that is to go must be
 /// there, and a place is a number.
-pub(crate) fn apply(ops: &[Op]) -> Result<(), Cause> {
+pub(crate) fn apply(ops: &[Op], nft: &mut Nft) -> Result<(), Cause> {
     let changes: Vec<Change<'_>> = ops.iter().filter_map(change).collect();
     let Some(Change { row, .. }) = changes.first() else { return Ok(()) };
     let Some(tools) = Tools::of(row.variant, row.family) else {
         return Err(Cause::Tool { tool: row.variant.to_string().into(), text: "it is not installed".into() });
     };
     tools.check_lock()?;
-    let listing = tools.listing()?;
-    if let Some(table) = changes.iter().map(|change| change.row.table).find(|table| listing.is_hidden(*table))
-    {
-        return Err(hidden(&tools, table));
-    }
+    let listing = listing(&tools, nft)?;
     match script::of(&changes, &listing) {
         script if script.is_empty() => Ok(()),
         script => tools.restore(&script),
@@ -81,43 +116,66 @@ fn change(op: &Op) -> Option<Change<'_>> {
     }
 }
 
-fn hidden(tools: &Tools, table: IptablesTable) -> Cause {
-    let text = format!(
-        "the table {table} holds rules that it cannot read, made by nft, so nothing is changed there; move these to a \
-         table of another name, or set EnableNFTables to true"
-    );
-    Cause::Tool { tool: tools.save.clone(), text: text.into() }
-}
-
 /// Is there a table that we could have rules in? Without nft nobody has looked.
 fn may_hold(tools: &Tools, facts: &Facts) -> bool {
     let family = match tools.family {
         Family::Ipv4 => "ip",
         Family::Ipv6 => "ip6",
     };
-    let has = |table: IptablesTable| facts.tables.iter().any(|name| **name == *format!("{family} {table}"));
-    tools.variant == Variant::Legacy || facts.no_nft.is_some() || IptablesTable::ALL.into_iter().any(has)
+    let has = |table: &str| facts.tables.iter().any(|name| **name == *format!("{family} {table}"));
+    let any = ["nat"].into_iter().chain(PASSED.map(|(table, _)| table)).any(has);
+    tools.variant == Variant::Legacy || facts.no_nft.is_some() || any
 }
 
 fn facts_of(tools: &Tools, listing: &Listing) -> IptablesFacts {
-    let filter = listing.table(IptablesTable::Filter);
-    let others =
-        |there: &Table| there.hook.iter().find(|rule| is_refusal(IptablesTable::Filter, rule)).cloned();
-    let policy = |there: &Table| {
-        there.policies.iter().find(|(chain, _)| **chain == *IptablesTable::Filter.hook()).cloned()
-    };
-    let policy = filter.and_then(policy).map(|(_, policy)| format!("policy {policy}").into());
-    IptablesFacts {
-        variant: tools.variant,
-        family: tools.family,
-        in_use: listing.is_used(),
-        refuses: policy.or_else(|| filter.and_then(others)),
+    let refuses = listing.table(IptablesTable::Filter).and_then(undoable);
+    IptablesFacts { variant: tools.variant, family: tools.family, in_use: listing.is_used(), refuses }
+}
+
+/// What of others refuses all that is forwarded, in the table and the chain that our accept stands in.
+fn undoable(filter: &Table) -> Option<Box<str>> {
+    let policy = filter.policy(IptablesTable::Filter.hook()).map(|policy| format!("policy {policy}").into());
+    policy.or_else(|| filter.refusal().map(|(_, words)| words))
+}
+
+/// What refuses these packets, but for what our accept undoes.
+fn obstacles(tools: &Tools, listing: &Listing, packets: &[Packet]) -> Vec<Obstacle> {
+    let mut all: Vec<Obstacle> = Vec::new();
+    for (table, chain) in listing.passed() {
+        for packet in packets.iter().filter(|packet| Family::of(packet.source) == tools.family) {
+            let Some(what) = refused(table, chain, packet) else { continue };
+            let obstacle = Obstacle {
+                manager: Manager::Iptables(tools.variant),
+                family: tools.family.nft().into(),
+                table: table.name.clone(),
+                chain: chain.into(),
+                what,
+                packet: *packet,
+            };
+            let is_known = |known: &Obstacle| Obstacle { packet: *packet, ..known.clone() } == obstacle;
+            if !all.iter().any(is_known) {
+                all.push(obstacle);
+            }
+        }
+    }
+    all
+}
+
+fn refused(table: &Table, chain: &str, packet: &Packet) -> Option<Box<str>> {
+    let ours = (*table.name == *IptablesTable::Filter.to_string()).then(|| table.refusal()).flatten();
+    match refusal::refuses(&table.chains, chain, packet) {
+        Fate::Refused(words) if ours.is_some_and(|(_, undone)| is_same(&undone, chain, &words)) => None,
+        Fate::Refused(words) => Some(words),
+        Fate::Falls if *table.name != *IptablesTable::Filter.to_string() => {
+            table.policy(chain).map(|policy| format!("policy {policy}").into())
+        }
+        Fate::Falls | Fate::Passes | Fate::Unclear => None,
     }
 }
 
-/// Is it of others, and refuses every packet?
-fn is_refusal(table: IptablesTable, rule: &str) -> bool {
-    !is_ours(table, rule) && refuses_all(rule)
+/// Is what refuses all packets, in its short words, the rule that refuses this one?
+fn is_same(undone: &str, chain: &str, words: &str) -> bool {
+    undone.ends_with(&format!("({words})")) || *words == *format!("-A {chain} {undone}")
 }
 
 /// Our chain if it is there, and the chain of all if something of ours is in it.
@@ -140,7 +198,7 @@ fn rows_of(tools: &Tools, table: IptablesTable, there: &Table) -> impl Iterator<
 
 /// What comes before ours and leaves nothing to it.
 fn before(table: IptablesTable, there: &Table) -> Option<Box<str>> {
-    let before = there.hook.iter().take_while(|rule| !is_ours(table, rule));
-    let refusal = before.into_iter().find(|rule| table == IptablesTable::Filter && refuses_all(rule))?;
-    Some(format!("behind {refusal}").into())
+    let first = there.hook.iter().position(|rule| is_ours(table, rule))?;
+    let (place, refusal) = there.refusal().filter(|_| table == IptablesTable::Filter)?;
+    (place < first).then(|| format!("behind {refusal}").into())
 }

@@ -24,7 +24,9 @@ mod rule;
 mod socket;
 mod sysctl;
 mod tools;
+mod walk;
 mod watch;
+mod way;
 mod wire;
 
 pub use apply::Outcome;

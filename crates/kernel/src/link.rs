@@ -99,6 +99,10 @@ impl Devices {
         self.get(name).is_some_and(|device| device.vxlan.is_some())
     }
 
+    pub(crate) fn is_bridge(&self, name: LinkName) -> bool {
+        self.get(name).is_some_and(|device| &*device.facts.kind == "bridge")
+    }
+
     pub(crate) fn name(&self, index: u32) -> Option<LinkName> {
         let at = self.by_index.binary_search_by_key(&index, |device| device.index).ok()?;
         Some(self.by_index[at].facts.name)

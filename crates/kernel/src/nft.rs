@@ -1,9 +1,12 @@
 //! The rules and sets of nftables that are ours. What nf_tables can tell by netlink is asked there; only our own rules are
 //! read by `nft -j`, and written by `nft -f -` in one transaction. Single elements of a set need no process. It knows no rule's meaning.
 
+mod chains;
 mod firewalld;
 mod json;
 mod netlink;
+mod passage;
+mod program;
 mod script;
 mod sets;
 mod watch;
@@ -23,6 +26,7 @@ use crate::error::Cause;
 use crate::socket::Netlink;
 use sets::{SetName, Shape};
 
+pub(crate) use passage::{Met, Native, quotable};
 pub use watch::FirewallWatch;
 
 const NFT: &str = "nft";
@@ -47,6 +51,10 @@ pub(crate) struct Nft {
     netlink: Option<Netlink>,
     /// Of that socket; 0 is nobody's.
     pub(crate) port: Arc<AtomicU32>,
+    /// Chains and sets that packets of pods meet.
+    pub(crate) met: passage::Met,
+    /// Tables that do nothing.
+    dormant: Vec<(u8, Box<str>)>,
     /// The binary that was looked at last, and what is wrong with it.
     tool: Option<(PathBuf, Option<Box<str>>)>,
 }
@@ -116,6 +124,7 @@ impl Nft {
     fn look(&mut self, facts: &mut Facts) -> Result<Rows, Box<str>> {
         let tables = self.ask(netlink::tables).map_err(|cause| no_nf_tables(&cause))?;
         facts.tables = tables.iter().map(|table| table.to_string().into()).collect();
+        self.dormant = tables.iter().filter(|table| table.is_dormant()).map(netlink::Table::key).collect();
         self.check_tool()?;
         let firewalld = facts.tables.iter().any(|table| **table == *firewalld::TABLE);
         facts.firewalld = firewalld.then(firewalld::read).flatten();

@@ -16,6 +16,7 @@ pub const SYSCTLS: &str = "/proc/sys/net";
 /// Of linux/if_link.h and linux/ip.h.
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INET_CONF: u16 = 1;
+const IPV4_DEVCONF_FORWARDING: u16 = 1;
 const IPV4_DEVCONF_RP_FILTER: u16 = 8;
 
 fn file(path: &str) -> PathBuf {
@@ -34,15 +35,20 @@ pub(crate) fn write(row: &Sysctl) -> Result<(), Cause> {
     file.and_then(|mut file| file.write_all(row.value.as_bytes())).map_err(|error| Cause::from(&error))
 }
 
-/// The same by netlink: only `rp_filter` of a device that is there. IPv6's settings netlink only shows.
+/// The same by netlink: only `rp_filter` and `forwarding` of a device that is there. IPv6's settings netlink only shows.
 pub(crate) fn message(row: &Sysctl, devices: &Devices) -> Option<Message> {
-    let device = row.path.strip_prefix("net/ipv4/conf/")?.strip_suffix("/rp_filter")?;
+    let (device, setting) = row.path.strip_prefix("net/ipv4/conf/")?.rsplit_once('/')?;
+    let setting = match setting {
+        "rp_filter" => IPV4_DEVCONF_RP_FILTER,
+        "forwarding" => IPV4_DEVCONF_FORWARDING,
+        _ => return None,
+    };
     let index = devices.index(device.parse().ok()?)?;
     let value = row.value.parse().ok()?;
     let mut message = Message::new(libc::RTM_SETLINK, 0, &[&[0; 4], &index.to_ne_bytes(), &[0; 8]]);
     message.nest(IFLA_AF_SPEC, |families| {
         families.nest(libc::AF_INET as u16, |ipv4| {
-            ipv4.nest(IFLA_INET_CONF, |settings| _ = settings.u32(IPV4_DEVCONF_RP_FILTER, value));
+            ipv4.nest(IFLA_INET_CONF, |settings| _ = settings.u32(setting, value));
         });
     });
     Some(message)

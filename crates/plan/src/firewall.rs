@@ -6,6 +6,7 @@ mod choice;
 mod fault;
 mod iptables;
 mod nft;
+mod passage;
 mod rule;
 mod wanted;
 
@@ -19,6 +20,7 @@ use crate::input::Family;
 pub use fault::Fault;
 pub use iptables::{IptablesChain, IptablesTable, Variant, comment_of, is_ours};
 pub use nft::{NftChain, NftChainName, NftElement, NftTable};
+pub use passage::{Obstacle, Packet, Passage};
 pub use rule::{Match, Net, Rule, Verdict};
 pub(crate) use wanted::{Rules, rules};
 
@@ -98,6 +100,8 @@ pub struct Facts {
     pub unread: Vec<Box<str>>,
     /// VXLAN packets from addresses that no peer has.
     pub strangers: Vec<Stranger>,
+    /// What refuses packets between pods, and no accept rule of ours undoes.
+    pub obstacles: Vec<Obstacle>,
 }
 
 impl Facts {

@@ -270,6 +270,9 @@ pub struct Underlay {
     pub firewall: firewall::Facts,
     /// Those of the paths in [`Owned::sysctls`](crate::owned::Owned::sysctls) that exist.
     pub sysctls: Vec<Sysctl>,
+    /// Where the kernel sends packets of pods.
+    #[serde(skip)]
+    pub ways: Vec<Way>,
     /// Of the peers that were asked, by subnet.
     pub verdicts: Vec<Verdict>,
     /// Routes to pod subnets that go straight to a node, whoever wrote them.
@@ -277,6 +280,29 @@ pub struct Underlay {
     /// Leases of which only one each can be believed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub contenders: Vec<Contender>,
+}
+
+/// Where the kernel sends a packet of pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Way {
+    pub packet: firewall::Packet,
+    pub answer: WayAnswer,
+    /// Policy rule that leads there, as ip-rule(8) shows it; `None` where it is one that every node has.
+    pub rule: Option<Box<str>>,
+}
+
+/// The kernel's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WayAnswer {
+    Via {
+        link: Option<LinkName>,
+        gateway: Option<IpAddr>,
+        table: u32,
+        /// Of the route, where it is not through the device that is expected.
+        destination: Option<IpNet>,
+    },
+    /// An error number, such as `EHOSTUNREACH`.
+    Refused(i32),
 }
 
 /// A route through the uplink to a pod subnet.

@@ -80,6 +80,8 @@ mod tests {
             table: MAIN_TABLE,
             former_tables: Vec::new(),
             firewall: true,
+            passages: Vec::new(),
+            faulty: Vec::new(),
             sysctls: Vec::new(),
             sweep: Sweep::NotYet,
         }

@@ -12,7 +12,7 @@ use crate::firewall::{Fault, NftTable};
 use crate::input::Family;
 use crate::state::Route;
 use crate::verdict::Finding;
-use crate::{LinkName, Mac, environment, sysctls};
+use crate::{Diversion, LinkName, Mac, environment, sysctls};
 
 /// One thing that is not as it should be, and whom it is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -134,6 +134,8 @@ pub enum NodeFault {
     NoProbeSocket {
         why: Box<str>,
     },
+    /// Packets of pods do not take our routes.
+    Diverted(Box<Diversion>),
 }
 
 /// What is wrong with what the store says.
@@ -521,11 +523,7 @@ impl fmt::Display for NodeFault {
             Self::UplinkWithoutRoute { .. }
             | Self::UplinkAmongPods { .. }
             | Self::InterfaceAmongPods { .. } => self.explain_network(f),
-            Self::ForeignDevice { name, kind } => write!(
-                f,
-                "{name} exists and is a {kind} device, not vxlan: it is not touched and no peer is reachable through \
-                 it. Remove it (ip link del {name}) or choose another VNI"
-            ),
+            Self::ForeignDevice { name, kind } => foreign_device(f, *name, kind),
             Self::NotLeased(family) => {
                 write!(f, "{family} is configured but our lease has no {family} subnet; that family is off")
             }
@@ -552,8 +550,17 @@ impl fmt::Display for NodeFault {
             }
             Self::NothingVerified => f.write_str(environment::NOTHING_VERIFIED),
             Self::NoProbeSocket { why } => environment::no_probe_socket(f, why),
+            Self::Diverted(diversion) => diversion.fmt(f),
         }
     }
+}
+
+fn foreign_device(f: &mut fmt::Formatter<'_>, name: LinkName, kind: &str) -> fmt::Result {
+    write!(
+        f,
+        "{name} exists and is a {kind} device, not vxlan: it is not touched and no peer is reachable through it. \
+         Remove it (ip link del {name}) or choose another VNI"
+    )
 }
 
 fn no_peer_on_link(
@@ -643,6 +650,11 @@ mod tests {
         Note::Node(NodeFault::Firewall(Fault::Unlocked(_))) => firewall(Fault::Unlocked("no".into())), "because they cannot be locked";
         Note::Node(NodeFault::Firewall(Fault::ForwardRefused { .. })) =>
             firewall(Fault::ForwardRefused { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "so the accept rules are there too";
+        Note::Node(NodeFault::Firewall(Fault::PodsRefused { .. })) => firewall(Fault::PodsRefused {
+            place: "chain a".into(), what: "policy drop".into(), from: ip(), to: ip(), remedy: "b".into()
+        }), "Accept the pods' network ahead of it";
+        Note::Node(NodeFault::Firewall(Fault::ForwardOff { .. })) =>
+            firewall(Fault::ForwardOff { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "accepts nothing ahead of it";
         Note::Node(NodeFault::Firewall(Fault::Unread(_))) => firewall(Fault::Unread("no".into())), "may go unseen";
         Note::Node(NodeFault::Firewall(Fault::Stranger(_))) => firewall(Fault::Stranger(ip())), "sends us VXLAN packets and no peer has that address";
         Note::Node(NodeFault::Firewall(Fault::PodSender(_))) => firewall(Fault::PodSender(ip())), "sends VXLAN packets with our VNI";
@@ -658,6 +670,9 @@ mod tests {
         Note::Node(NodeFault::NothingVerified) => node(NodeFault::NothingVerified), "but --probe=off asks nobody";
         Note::Node(NodeFault::NoProbeSocket { .. }) =>
             node(NodeFault::NoProbeSocket { why: "no".into() }), "but this daemon cannot open a socket to probe peers";
+        Note::Node(NodeFault::Diverted(_)) => node(NodeFault::Diverted(Box::new(Diversion {
+            from: ip(), to: ip(), expected: link(), by: "a".into(), fate: "b".into(), network: net(), table: MAIN_TABLE
+        }))), "do not leave through";
         Note::Peer { fault: PeerFault::OutsideNetwork, .. } => peer(PeerFault::OutsideNetwork), "lies outside our network";
         Note::Peer { fault: PeerFault::BadLength, .. } => peer(PeerFault::BadLength), "no SubnetLen gives";
         Note::Peer { fault: PeerFault::Misaligned, .. } => peer(PeerFault::Misaligned), "has host bits set";
@@ -697,6 +712,8 @@ mod tests {
             probed(Finding::TunnelLost { node: ip(), port: 8472 }), "tunnel lost:";
         Note::Peer { fault: PeerFault::Probed(Finding::PodAddressesLost { .. }), .. } =>
             probed(Finding::PodAddressesLost { next_hop: ip(), uplink: link() }), "pod addresses lost:";
+        Note::Peer { fault: PeerFault::Probed(Finding::Diverted { .. }), .. } =>
+            probed(Finding::Diverted { node: ip() }), "diverted:";
         Note::Peer { fault: PeerFault::Probed(Finding::NoWayBack { .. }), .. } =>
             probed(Finding::NoWayBack { node: ip() }), "no way back:";
         Note::Peer { fault: PeerFault::Probed(Finding::ProxyArp { .. }), .. } =>

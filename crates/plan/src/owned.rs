@@ -5,6 +5,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::LinkName;
+use crate::firewall::Passage;
 use crate::input::{Family, Writer};
 use crate::subnet_alloc::Range;
 
@@ -39,6 +40,12 @@ pub struct Owned {
     /// Are flannel's tables and chains of nftables and iptables ours, or another daemon's of this node?
     #[serde(default)]
     pub firewall: bool,
+    /// Traffic of pods by which rules for traffic are judged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passages: Vec<Passage>,
+    /// Traffic with peers that were found faulty: the kernel is asked where it sends theirs, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faulty: Vec<Passage>,
     /// Paths below `/proc/sys` that we set or plan by.
     pub sysctls: Vec<Box<str>>,
     /// May anything be deleted yet?

@@ -34,10 +34,14 @@ pub(crate) fn paths(config: &Config, uplink: LinkName, links: &[LinkName]) -> Ve
             paths.extend(
                 links.iter().filter(|link| carries_ipv4(**link)).map(|link| rp_filter(link.as_str())),
             );
+            paths.extend([forwarding(uplink), forwarding_of("ipv4", "default")]);
+            paths.extend(links.iter().filter(|link| carries_ipv4(**link)).map(|&link| forwarding(link)));
             paths.extend(two_ways(config, uplink).into_iter().map(|link| rp_filter(link.as_str())));
         }
         if config.ipv6.is_some() {
-            paths.extend([FORWARD_IPV6.into(), accept_ra(uplink)]);
+            paths.extend([FORWARD_IPV6.into(), accept_ra(uplink), forwarding_of("ipv6", "default")]);
+            let ours = links.iter().filter(|link| !carries_ipv4(**link));
+            paths.extend(ours.map(|link| forwarding_of("ipv6", link.as_str())));
         }
     }
     paths.extend(environment::paths(config));
@@ -61,14 +65,45 @@ pub(crate) fn lacking(
         rows.extend(devices.chain(two_ways(config, node.uplink.link)).filter_map(|link| loose(link, seen)));
     }
     if config.network(Family::Ipv6).is_some() {
-        rows.extend(forwarding(&accept_ra(node.uplink.link), seen));
+        rows.extend(forward_ipv6(&accept_ra(node.uplink.link), seen));
     }
     rows
 }
 
+/// Our own devices forward wherever the node does: a device is born with the default, which may be off.
+pub(crate) fn own_forwarding(config: &Config, seen: &Underlay, devices: &[LinkName]) -> Vec<Sysctl> {
+    let off = |family: Family, link: &LinkName| {
+        let (family, all) = if family == Family::Ipv4 { ("ipv4", FORWARD) } else { ("ipv6", FORWARD_IPV6) };
+        let path = forwarding_of(family, link.as_str());
+        let value = seen.sysctl(&path).or_else(|| seen.sysctl(&forwarding_of(family, "default")));
+        let is_on = seen.sysctl(all).is_some_and(|value| value != "0");
+        (is_on && value == Some("0")).then(|| Sysctl { path, value: "1".into() })
+    };
+    let of = |link: &LinkName| {
+        let family = if carries_ipv4(*link) { Family::Ipv4 } else { Family::Ipv6 };
+        config.network(family).and_then(|_| off(family, link))
+    };
+    devices.iter().filter_map(of).collect()
+}
+
+/// Those of others that packets of pods come in by: where one does not forward, its packets are lost though the node
+/// forwards. IPv6 looks at the node's setting alone.
+pub(crate) fn others_forwarding(
+    config: &Config,
+    node: &Node,
+    seen: &Underlay,
+    bridge: Option<LinkName>,
+) -> Vec<Sysctl> {
+    if config.backend == Backend::Alloc || config.ipv4.is_none() || seen.sysctl(FORWARD) == Some("0") {
+        return Vec::new();
+    }
+    let links = [node.uplink.link].into_iter().chain(bridge);
+    links.filter_map(|link| switched_off(&forwarding(link), seen)).collect()
+}
+
 /// A node that forwards hears router advertisements only where it is told to in any case, and loses the default route that
 /// it has from them. Without the uplink nothing can be told, and so it waits.
-fn forwarding(accept_ra: &str, seen: &Underlay) -> Vec<Sysctl> {
+fn forward_ipv6(accept_ra: &str, seen: &Underlay) -> Vec<Sysctl> {
     let Some(hears) = seen.sysctl(accept_ra) else { return Vec::new() };
     let Some(forward) = switched_off(FORWARD_IPV6, seen) else { return Vec::new() };
     let hear = (hears == ACCEPTS_RA_UNLESS_FORWARDING)
@@ -126,6 +161,9 @@ impl fmt::Display for Remedy<'_> {
 fn harm(path: &str, value: &str) -> &'static str {
     match (path.rsplit('/').next(), value) {
         (Some("ip_forward"), _) => "without it this node forwards no IPv4 packet of its pods",
+        (Some("forwarding"), _) if path.starts_with("net/ipv4/") => {
+            "without it packets of pods that come in by this device are dropped"
+        }
         (Some("forwarding"), _) => "without it this node forwards no IPv6 packet of its pods",
         (Some("disable_ipv6"), _) => "without it the kernel refuses IPv6 addresses and routes on this device",
         (Some("rp_filter"), _) => {
@@ -153,6 +191,15 @@ pub(crate) fn ipv6_on(link: LinkName, seen: &Underlay) -> Option<Sysctl> {
 
 fn disable_ipv6(whose: &str) -> Box<str> {
     format!("net/ipv6/conf/{whose}/disable_ipv6").into()
+}
+
+/// Whether IPv4 packets that come in by a device are forwarded.
+pub fn forwarding(link: LinkName) -> Box<str> {
+    forwarding_of("ipv4", link.as_str())
+}
+
+fn forwarding_of(family: &str, whose: &str) -> Box<str> {
+    format!("net/{family}/conf/{whose}/forwarding").into()
 }
 
 pub(crate) fn accept_ra(link: LinkName) -> Box<str> {
@@ -348,6 +395,39 @@ mod tests {
             assert_eq!(step("auto", all, own), [""; 0], "all {all}, own {own}");
         }
         assert_eq!(step("vxlan", "1", "1"), [""; 0], "plain vxlan has one way");
+    }
+
+    #[test]
+    fn devices_forward_where_the_node_does_and_ours_in_any_case() {
+        let on = [(FORWARD, "1"), (FORWARD_IPV6, "1"), ("net/ipv4/conf/flannel.1/rp_filter", "2")];
+        let off = [
+            ("net/ipv4/conf/flannel.1/forwarding", "0"),
+            ("net/ipv6/conf/flannel-v6.1/forwarding", "0"),
+            ("net/ipv4/conf/eth0/forwarding", "0"),
+            ("net/ipv4/conf/cni0/forwarding", "0"),
+        ];
+        let all = [&on[..], &off].concat();
+        let mut written = steps(&config("vxlan"), &all);
+        written.sort();
+        assert_eq!(
+            written,
+            [
+                "+ sysctl net/ipv4/conf/cni0/forwarding = 1",
+                "~ sysctl net/ipv4/conf/eth0/forwarding = 1 (was 0)",
+                "~ sysctl net/ipv4/conf/flannel.1/forwarding = 1 (was 0)",
+                "~ sysctl net/ipv6/conf/flannel-v6.1/forwarding = 1 (was 0)",
+            ]
+        );
+        let born = [&on[..], &[("net/ipv4/conf/default/forwarding", "0")]].concat();
+        assert_eq!(steps(&config("vxlan"), &born), ["+ sysctl net/ipv4/conf/flannel.1/forwarding = 1"]);
+        let told = Config { sysctls: Sysctls::Tell, ..config("vxlan") };
+        assert_eq!(steps(&told, &all).len(), 2, "ours are written");
+        let notes: Vec<String> = planned(&told, &facts(&all)).notes.iter().map(ToString::to_string).collect();
+        let of = |words: &str| notes.iter().filter(|note| note.contains(words)).count();
+        assert_eq!(of("sysctl -w net/ipv4/conf/cni0/forwarding=1"), 1, "{notes:#?}");
+        // The node's own setting sets all of them.
+        let node_off = [&off[..], &[("net/ipv4/conf/flannel.1/rp_filter", "2")]].concat();
+        assert!(!steps(&config("vxlan"), &node_off).iter().any(|step| step.contains("/conf/cni0/")));
     }
 
     #[test]

@@ -3,10 +3,12 @@
 
 mod admitted;
 mod nexthops;
+mod passages;
 mod peers;
 mod ways;
 
 pub(crate) use admitted::{UNPRIVILEGED, is_host_address};
+pub use passages::name_faulty;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -113,6 +115,8 @@ pub fn bounds(config: &Config, node: &Node, leases: &Leases) -> Owned {
     let mut links: Vec<LinkName> = devices.chain(node.former.links.iter().copied()).collect();
     links.sort_unstable();
     links.dedup();
+    let of = |family| leases.known().iter().filter_map(move |lease| lease.subnet.of(family));
+    let subnets: Vec<_> = Family::ALL.into_iter().flat_map(of).collect();
     Owned {
         sysctls: sysctls::paths(config, node.uplink.link, &links),
         links,
@@ -125,16 +129,22 @@ pub fn bounds(config: &Config, node: &Node, leases: &Leases) -> Owned {
         table: config.table,
         former_tables: former_tables(config, node),
         firewall: node.firewall_keeper.is_us(),
+        passages: passages::passages(config, node, &subnets),
+        faulty: Vec::new(),
         sweep: Sweep::NotYet,
     }
 }
 
-/// Leads the pods' traffic to our table, where that is not the one that everybody looks in.
-fn rules(config: &Config) -> impl Iterator<Item = Rule> {
-    let networks = Family::ALL.into_iter().filter_map(|family| config.network(family));
-    let rule =
-        |to| Rule { priority: RULE_PRIORITY, to, table: config.table, protocol: PROTOCOL, unknown: None };
-    networks.filter(|_| config.table != MAIN_TABLE).map(rule)
+/// Leads the pods' traffic to our table, where that is not the one that everybody looks in. Our own pods' bridge has its route
+/// in the main one, which rules of others behind ours may pass over.
+fn rules(config: &Config, node: &Node) -> impl Iterator<Item = Rule> {
+    let rule = |to, table| Rule { priority: RULE_PRIORITY, to, table, protocol: PROTOCOL, unknown: None };
+    let of_family = move |family: Family| {
+        let network = config.network(family).map(|to| rule(to, config.table));
+        let own = node.subnet.of(family).filter(|_| network.is_some());
+        network.into_iter().chain(own.map(|to| rule(to.trunc(), MAIN_TABLE)))
+    };
+    Family::ALL.into_iter().filter(|_| config.table != MAIN_TABLE).flat_map(of_family)
 }
 
 fn former_tables(config: &Config, node: &Node) -> Vec<u32> {
@@ -438,8 +448,12 @@ impl<'a> Draft<'a> {
 
     /// What the node itself needs besides, or what there is to say of it.
     fn settings(&mut self) {
-        let devices = self.links.iter().map(|link| link.name);
-        let lacking = sysctls::lacking(self.config, self.node, self.underlay, devices);
+        let devices: Vec<LinkName> = self.links.iter().map(|link| link.name).collect();
+        self.sysctls.extend(sysctls::own_forwarding(self.config, self.underlay, &devices));
+        let passage = self.owned.passages.iter().find(|passage| passage.own.addr().is_ipv4());
+        let bridge = passage.map(|passage| passage.bridge(&self.underlay.addresses, &self.owned.links));
+        let mut lacking = sysctls::lacking(self.config, self.node, self.underlay, devices.into_iter());
+        lacking.extend(sysctls::others_forwarding(self.config, self.node, self.underlay, bridge));
         match self.config.sysctls {
             Sysctls::Set => self.sysctls.extend(lacking),
             Sysctls::Tell => {
@@ -476,12 +490,14 @@ impl<'a> Draft<'a> {
             fdb: self.fdb.into(),
             neighbours: self.neighbours.into(),
             routes: self.routes.into(),
-            rules: rules(self.config).collect(),
+            rules: rules(self.config, self.node).collect(),
             nft_tables: firewall.tables.into(),
             nft_chains: firewall.chains.into(),
             nft_elements: firewall.elements.into(),
             iptables: firewall.iptables.into(),
         };
+        let subnets: Vec<_> = self.peers.iter().map(|peer| peer.subnet).collect();
+        self.owned.passages = passages::passages(self.config, self.node, &subnets);
         Wanted { state, owned: self.owned, peers: self.peers, notes: self.notes, firewall: firewall.summary }
     }
 }

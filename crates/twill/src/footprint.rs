@@ -102,6 +102,8 @@ impl Footprint {
             table: self.tables.first().copied().unwrap_or(MAIN_TABLE),
             former_tables: self.tables.iter().skip(1).copied().collect(),
             firewall: self.firewall,
+            passages: Vec::new(),
+            faulty: Vec::new(),
             sysctls: Vec::new(),
             sweep: Sweep::LeftOvers,
         }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, anyhow};
+use ipnet::IpNet;
 use plan::input::Node;
 use plan::verdict::Health;
 use plan::{Mac, PeerPath};
@@ -35,6 +36,8 @@ pub(crate) struct Targets {
     pub(crate) peers: Arc<Vec<PeerPath>>,
     /// Our own uplink cannot carry anything: what is lost says nothing about peers.
     pub(crate) suspect: bool,
+    /// Subnets of peers that a policy rule or route of this node keeps packets from.
+    pub(crate) diverted: Vec<IpNet>,
     /// How often one of our links, the uplink or a tunnel's device, has changed.
     pub(crate) links: u64,
     /// Of our pods, bytes.

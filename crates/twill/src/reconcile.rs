@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use ipnet::IpNet;
 use kernel::{Filter, Kernel, Outcome, Seen};
 use plan::backend::vxlan::Direct;
 use plan::belief::{Belief, History, Weighed};
@@ -86,6 +87,8 @@ pub(crate) struct Memory {
     /// What is wrong with our own part, and since when.
     fault: Option<(String, Instant)>,
     footprint: Option<Footprint>,
+    /// Subnets of peers that a policy rule or route of this node keeps packets from.
+    diverted: Vec<IpNet>,
     /// Who enforces the traffic rules.
     firewall: Option<firewall::Choice>,
     /// Where the uplink is, and where it was.
@@ -236,6 +239,10 @@ impl Reconciler {
         notes.extend(self.memory.refused.iter().cloned().map(Note::Node));
         notes.extend(plan::unclaimed(&wanted.state, &seen.state, &wanted.owned, &seen.underlay));
         notes.extend(plan::environment(&self.config, &seen.underlay, &wanted.state, &wanted.peers));
+        let plan::Diversions { notes: diverted, subnets } =
+            plan::diversions(&self.config, &wanted, &seen.state, &seen.underlay);
+        notes.extend(diverted);
+        self.memory.diverted = subnets;
         let verified = self.config.backend.direct() == Direct::Verified;
         notes.extend(
             (verified && self.flags.probe == Pace::Off).then_some(Note::Node(NodeFault::NothingVerified)),
@@ -326,7 +333,10 @@ impl Reconciler {
 
     /// Reads the kernel. A monitor that does not yet hear all that concerns us is told first, and the kernel read after.
     fn look(&mut self, leases: &Leases) -> Result<Seen, kernel::Error> {
-        let bounds = plan::bounds(&self.config, &self.node, leases);
+        let mut bounds = plan::bounds(&self.config, &self.node, leases);
+        let healths = self.probes.healths.borrow().clone();
+        let faulty = healths.iter().filter(|health| health.verdict.finding.is_fault());
+        plan::name_faulty(&mut bounds, faulty.map(|health| health.verdict.subnet));
         loop {
             let seen = self.kernel.dump(&bounds)?;
             if self.memory.interest.as_ref() == Some(&seen.interest) {

@@ -1,7 +1,20 @@
 //! What iptables-save(8) prints, in one pass: of tens of thousands of rules only those of our chains and of the chains of
 //! all are kept.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use plan::firewall::{IptablesTable, is_ours};
+
+use super::refusal::{Rules, refusal, target};
+use crate::nft::{Native, quotable};
+
+/// Chains of all that forwarded packets pass, in the tables that may refuse them.
+pub(super) const PASSED: [(&str, &[&str]); 4] = [
+    ("raw", &["PREROUTING"]),
+    ("mangle", &["PREROUTING", "FORWARD", "POSTROUTING"]),
+    ("filter", &["FORWARD"]),
+    ("security", &["FORWARD"]),
+];
 
 /// All tables of one variant and family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,6 +27,7 @@ pub(super) struct Listing {
 /// One table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Table {
+    pub(super) name: Box<str>,
     /// Where it is one that ours can be in.
     known: Option<IptablesTable>,
     /// The rules of our chain, where it is there.
@@ -24,6 +38,10 @@ pub(super) struct Table {
     pub(super) policies: Vec<(Box<str>, Box<str>)>,
     /// Are there rules of others?
     others: bool,
+    /// Chains that forwarded packets pass or may be led to; those of nat refuse none.
+    pub(super) chains: Rules,
+    /// The same while they are read.
+    reading: BTreeMap<Box<str>, Vec<Box<str>>>,
 }
 
 impl Listing {
@@ -31,13 +49,14 @@ impl Listing {
         let mut listing = Self::default();
         for line in text.lines() {
             if let Some(name) = line.strip_prefix('*') {
-                listing.tables.push(Table { known: known(name), ..Table::default() });
+                listing.tables.push(Table { name: name.into(), known: known(name), ..Table::default() });
             } else if let Some(name) = hidden(line) {
                 listing.hidden.push(name.into());
             } else if let Some(table) = listing.tables.last_mut() {
                 table.line(line);
             }
         }
+        listing.tables.iter_mut().for_each(Table::end);
         listing
     }
 
@@ -50,8 +69,50 @@ impl Listing {
         self.tables.iter().filter_map(|table| Some((table.known?, table)))
     }
 
-    pub(super) fn is_hidden(&self, table: IptablesTable) -> bool {
-        self.hidden.iter().any(|name| **name == *table.to_string())
+    /// Those that ours can be in and iptables cannot read.
+    pub(super) fn hidden_tables(&self) -> Vec<IptablesTable> {
+        let is_hidden = |table: &IptablesTable| self.hidden.iter().any(|name| **name == *table.to_string());
+        IptablesTable::ALL.into_iter().filter(is_hidden).collect()
+    }
+
+    /// Tables that iptables could read.
+    pub(super) fn told(&self) -> impl Iterator<Item = &Table> {
+        self.tables.iter().filter(|table| !self.hidden.contains(&table.name))
+    }
+
+    /// Chains of all that forwarded packets pass, with their tables.
+    pub(super) fn passed(&self) -> impl Iterator<Item = (&Table, &'static str)> {
+        self.told().flat_map(|table| table.passed().iter().map(move |chain| (table, *chain)))
+    }
+
+    /// Chains that forwarded packets may meet, with the names of their tables.
+    pub(super) fn chains(&self) -> impl Iterator<Item = (&Box<str>, &Box<str>)> {
+        self.told().flat_map(|table| table.chains.keys().map(move |chain| (&table.name, chain)))
+    }
+
+    /// Puts a table in the place of one that iptables could not read. Rules of others are words without a meaning, but for
+    /// the first that refuses whatever comes.
+    pub(super) fn reveal(&mut self, known: IptablesTable, native: &Native, own: Option<Vec<Box<str>>>) {
+        let hook = native.ours.iter().enumerate().map(|(place, ours)| match &native.refusal {
+            _ if *ours => known.jump().into(),
+            Some((at, words)) if *at == place => {
+                format!("-m comment --comment \"{}\" -j DROP", quotable(words)).into()
+            }
+            _ => "-m native".into(),
+        });
+        let hook: Vec<Box<str>> = hook.collect();
+        let policies = native.drops.then(|| (known.hook().into(), "DROP".into()));
+        self.tables.retain(|table| table.known != Some(known));
+        self.tables.push(Table {
+            name: known.to_string().into(),
+            known: Some(known),
+            own,
+            chains: [(known.hook().into(), hook.clone().into())].into(),
+            hook,
+            policies: policies.into_iter().collect(),
+            others: true,
+            reading: BTreeMap::new(),
+        });
     }
 
     /// Do others have rules or policies?
@@ -75,12 +136,16 @@ impl Table {
         if !["ACCEPT", "-"].contains(&policy) {
             self.policies.push((chain.into(), policy.into()));
         }
+        self.reading.entry(chain.into()).or_default();
         if self.known.is_some_and(|table| table.chain() == chain) {
             self.own = Some(Vec::new());
         }
     }
 
     fn rule(&mut self, chain: &str, rule: &str) {
+        if *self.name != *"nat" {
+            self.reading.entry(chain.into()).or_default().push(rule.into());
+        }
         match (self.known, &mut self.own) {
             (Some(table), Some(own)) if table.chain() == chain => own.push(rule.into()),
             (Some(table), _) if table.hook() == chain => {
@@ -89,6 +154,38 @@ impl Table {
             }
             _ => self.others = true,
         }
+    }
+}
+
+impl Table {
+    /// The chains of all in it that forwarded packets pass.
+    pub(super) fn passed(&self) -> &'static [&'static str] {
+        PASSED.iter().find(|(name, _)| **name == *self.name).map_or(&[], |(_, chains)| chains)
+    }
+
+    /// Policy of a chain of all, where it is not ACCEPT.
+    pub(super) fn policy(&self, chain: &str) -> Option<&str> {
+        self.policies.iter().find(|(name, _)| **name == *chain).map(|(_, policy)| &**policy)
+    }
+
+    /// The first rule of others in the chain of all that refuses whatever comes, with its place.
+    pub(super) fn refusal(&self) -> Option<(usize, Box<str>)> {
+        let table = self.known?;
+        refusal(&self.chains, table, table.hook())
+    }
+
+    /// Keeps only what forwarded packets may meet.
+    fn end(&mut self) {
+        let mut all = std::mem::take(&mut self.reading);
+        let mut next: Vec<Box<str>> = self.passed().iter().map(|chain| (*chain).into()).collect();
+        let mut kept = BTreeSet::new();
+        while let Some(chain) = next.pop() {
+            let Some(rules) = all.get(&chain).filter(|_| !kept.contains(&chain)) else { continue };
+            kept.insert(chain);
+            next.extend(rules.iter().filter_map(|rule| target(rule)).map(Into::into));
+        }
+        all.retain(|chain, _| kept.contains(chain));
+        self.chains = all.into_iter().map(|(chain, rules)| (chain, rules.into())).collect();
     }
 }
 
@@ -155,6 +252,6 @@ mod tests {
     #[test]
     fn a_table_that_nft_has_filled_is_hidden() {
         let listing = Listing::parse("# Table `filter' is incompatible, use 'nft' tool.\n*nat\nCOMMIT\n");
-        assert!(listing.is_hidden(IptablesTable::Filter) && !listing.is_hidden(IptablesTable::Nat));
+        assert_eq!(listing.hidden_tables(), [IptablesTable::Filter]);
     }
 }

@@ -1,24 +1,197 @@
-//! Does a rule refuse whatever comes? A rule with any condition that a new packet between pods may fail is a specific
-//! policy of somebody, which is none of our business.
+//! What a rule in the words of iptables-save(8) does with pods' packets: with those of one pair of pods, or with new packets
+//! whoever sends them. A rule with a condition that only some of them meet is a specific policy of somebody.
 
-/// Drops or rejects every packet that opens a connection.
-pub(super) fn refuses_all(rule: &str) -> bool {
-    let words = words(rule);
-    let mut words = words.iter().map(String::as_str);
-    let (mut refuses, mut not) = (false, false);
-    while let Some(word) = words.next() {
-        let value = if word == "!" { "" } else { words.next().unwrap_or_default() };
-        match word {
-            "!" => {}
-            "-m" if ["comment", "conntrack", "state"].contains(&value) => {}
-            "--ctstate" | "--state" if value.split(',').any(|state| state == "NEW") != not => {}
-            "-j" => refuses = ["DROP", "REJECT"].contains(&value),
-            "--comment" | "--reject-with" => {}
-            _ => return false,
-        }
-        not = word == "!";
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use plan::LinkName;
+use plan::firewall::{IptablesTable, Packet, is_ours};
+
+use crate::walk::{Chains, Fate, Truth, Verdict, walk, walk_rule};
+
+/// Modules whose conditions hold for a part of all packets.
+const OF_A_PART: [&str; 22] = [
+    "tcp",
+    "udp",
+    "udplite",
+    "icmp",
+    "icmp6",
+    "sctp",
+    "dccp",
+    "esp",
+    "ah",
+    "multiport",
+    "limit",
+    "hashlimit",
+    "statistic",
+    "time",
+    "length",
+    "ttl",
+    "hl",
+    "ecn",
+    "dscp",
+    "tos",
+    "connlimit",
+    "string",
+];
+/// Conditions whose value is any text.
+const FREE_TEXT: [&str; 2] = ["--comment", "--string"];
+/// Targets that hand the packet to a program, or change where it goes.
+const LEAD_AWAY: [&str; 9] =
+    ["QUEUE", "NFQUEUE", "DNAT", "SNAT", "MASQUERADE", "REDIRECT", "TPROXY", "NETMAP", "SYNPROXY"];
+
+/// User chains and the chains of all, with their rules.
+pub(super) type Rules = BTreeMap<Box<str>, Arc<[Box<str>]>>;
+
+/// One table as packets meet it.
+struct Meeting<'a> {
+    chains: &'a Rules,
+    /// `None`: a new packet of anybody, of which nothing is known. What is unclear is then left out of account, too.
+    packet: Option<&'a Packet>,
+    /// Leave our own rules out.
+    table: Option<IptablesTable>,
+}
+
+impl Chains for Meeting<'_> {
+    type Rule = Box<str>;
+    type Error = Infallible;
+
+    fn rules(&mut self, chain: &str) -> Result<Arc<[Box<str>]>, Infallible> {
+        Ok(self.chains.get(chain).cloned().unwrap_or_else(|| Arc::from([])))
     }
-    refuses
+
+    fn meet(&mut self, rule: &Box<str>) -> Result<(Truth, Verdict), Infallible> {
+        if self.table.is_some_and(|table| is_ours(table, rule)) {
+            return Ok((Truth::Never, Verdict::Continue));
+        }
+        let (truth, verdict) = meet(rule, self.packet, self.chains);
+        let lenient = truth == Truth::Unclear && self.packet.is_none();
+        Ok((if lenient { Truth::Partly } else { truth }, verdict))
+    }
+
+    fn name(&self, chain: &str, rule: &Box<str>) -> Box<str> {
+        format!("-A {chain} {rule}").into()
+    }
+}
+
+/// The place among all rules of `chain` of the first one of others that refuses whatever comes, with its words. A jump counts
+/// where that is what all packets meet behind it.
+pub(super) fn refusal(chains: &Rules, table: IptablesTable, chain: &str) -> Option<(usize, Box<str>)> {
+    let mut meeting = Meeting { chains, packet: None, table: Some(table) };
+    let rules = chains.get(chain)?.clone();
+    for (place, rule) in rules.iter().enumerate() {
+        let Ok(fate) = walk_rule(&mut meeting, chain, rule);
+        match fate {
+            Fate::Refused(deciding) if *deciding == *meeting.name(chain, rule) => {
+                return Some((place, rule.clone()));
+            }
+            Fate::Refused(deciding) => return Some((place, format!("{rule} ({deciding})").into())),
+            Fate::Passes => return None,
+            Fate::Falls | Fate::Unclear => {}
+        }
+    }
+    None
+}
+
+/// What refuses that packet in `chain`, our own rules included.
+pub(super) fn refuses(chains: &Rules, chain: &str, packet: &Packet) -> Fate {
+    let Ok(fate) = walk(&mut Meeting { chains, packet: Some(packet), table: None }, chain);
+    fate
+}
+
+/// Where a jump or goto of a rule leads.
+pub(super) fn target(rule: &str) -> Option<&str> {
+    let mut words = rule.split(' ').rev();
+    let mut next = words.next()?;
+    for word in words {
+        if ["-j", "-g"].contains(&word) {
+            return Some(next);
+        }
+        next = word;
+    }
+    None
+}
+
+fn meet(rule: &str, packet: Option<&Packet>, chains: &Rules) -> (Truth, Verdict) {
+    let words = words(rule);
+    let (mut truth, mut not, mut module) = (Truth::Always, false, "");
+    let mut words = words.iter().map(String::as_str).peekable();
+    while let Some(word) = words.next() {
+        if word == "!" {
+            not = true;
+            continue;
+        }
+        if word == "-j" || word == "-g" {
+            let name = words.next().unwrap_or_default();
+            return (truth, verdict(name, word == "-g", chains));
+        }
+        // An option has as many values as follow it.
+        let mut value = "";
+        // Free text may look like one.
+        if FREE_TEXT.contains(&word) {
+            value = words.next().unwrap_or_default();
+        }
+        while let Some(more) = words.next_if(|next| !next.starts_with('-') && *next != "!") {
+            value = more;
+        }
+        if word == "-m" {
+            module = value;
+            let silent = ["comment", "conntrack", "state", "addrtype"].contains(&module);
+            truth = truth.and(if silent { Truth::Always } else { of_module(module) });
+        } else {
+            let holds = condition(word, value, module, packet);
+            truth = truth.and(if not { holds.not() } else { holds });
+        }
+        not = false;
+    }
+    (truth, Verdict::Continue)
+}
+
+fn of_module(module: &str) -> Truth {
+    if OF_A_PART.contains(&module) { Truth::Partly } else { Truth::Unclear }
+}
+
+fn condition(option: &str, value: &str, module: &str, packet: Option<&Packet>) -> Truth {
+    let known = |holds: fn(&Packet, &str) -> Option<bool>| match packet.map(|packet| holds(packet, value)) {
+        None => Truth::Partly,
+        Some(holds) => holds.map_or(Truth::Unclear, Truth::of),
+    };
+    match option {
+        "--comment" => Truth::Always,
+        "--ctstate" | "--state" => Truth::of(value.split(',').any(|state| state == "NEW")),
+        "-s" => known(|packet, net| within(packet.source, net)),
+        "-d" => known(|packet, net| within(packet.destination, net)),
+        "-i" => known(|packet, name| Some(is_device(packet.inbound, name))),
+        "-o" => known(|packet, name| Some(is_device(packet.outbound, name))),
+        "-p" | "-f" => Truth::Partly,
+        "--dst-type" | "--src-type" if value == "LOCAL" => Truth::Never,
+        _ => of_module(module),
+    }
+}
+
+fn within(address: IpAddr, net: &str) -> Option<bool> {
+    let net = net.parse::<IpNet>().ok().or_else(|| net.parse::<IpAddr>().ok().map(IpNet::from))?;
+    Some(net.contains(&address))
+}
+
+/// A name that ends in `+` stands for all that begin so.
+fn is_device(link: LinkName, name: &str) -> bool {
+    name.strip_suffix('+').map_or(link.as_str() == name, |prefix| link.as_str().starts_with(prefix))
+}
+
+fn verdict(target: &str, goes: bool, chains: &Rules) -> Verdict {
+    match target {
+        "ACCEPT" => Verdict::Accept,
+        "DROP" | "REJECT" => Verdict::Refuse,
+        "RETURN" => Verdict::Return,
+        _ if LEAD_AWAY.contains(&target) => Verdict::Stop,
+        chain if chains.contains_key(chain) && goes => Verdict::Goto(chain.into()),
+        chain if chains.contains_key(chain) => Verdict::Jump(chain.into()),
+        _ => Verdict::Continue,
+    }
 }
 
 /// As iptables-save(8) writes them: in double quotes where needed, with a backslash before what could be misread.
@@ -49,6 +222,90 @@ mod tests {
         let rule = r#"-m comment --comment "a \"b\" c\\d \'e\'" --x "" -j DROP"#;
         assert_eq!(words(rule), ["-m", "comment", "--comment", r#"a "b" c\d 'e'"#, "--x", "", "-j", "DROP"]);
         assert!(words("").is_empty());
+    }
+
+    fn rules(lines: &[&str]) -> Rules {
+        let mut chains: BTreeMap<Box<str>, Vec<Box<str>>> = BTreeMap::new();
+        for line in lines {
+            let (chain, rule) = line.split_once(' ').unwrap_or((line, ""));
+            let rules = chains.entry(chain.into()).or_default();
+            rules.extend((!rule.is_empty()).then(|| rule.into()));
+        }
+        chains.into_iter().map(|(chain, rules)| (chain, rules.into())).collect()
+    }
+
+    fn refuses_all(rule: &str) -> bool {
+        let chains = rules(&[&format!("FORWARD {rule}"), "REFUSED", "KUBE-FORWARD"]);
+        refusal(&chains, IptablesTable::Filter, "FORWARD").is_some()
+    }
+
+    #[test]
+    fn a_jump_refuses_what_all_packets_meet_behind_it() {
+        let first = |lines: &[&str]| {
+            refusal(&rules(lines), IptablesTable::Filter, "FORWARD")
+                .map(|(place, words)| (place, words.to_string()))
+        };
+        let logging = ["LOGGING -m limit --limit 2/min -j LOG --log-prefix \"no: \"", "LOGGING -j DROP"];
+        assert_eq!(
+            first(&[&logging[..], &["FORWARD -i lo -j ACCEPT", "FORWARD -j LOGGING"]].concat()),
+            Some((1, "-j LOGGING (-A LOGGING -j DROP)".into()))
+        );
+        assert_eq!(first(&[&logging[..], &["FORWARD -i eth0 -j LOGGING"]].concat()), None);
+        assert_eq!(
+            first(&[
+                "A -m conntrack --ctstate NEW -g B",
+                "B -s 192.0.2.0/24 -j RETURN",
+                "B -j REJECT",
+                "FORWARD -j A"
+            ]),
+            Some((0, "-j A (-A B -j REJECT)".into()))
+        );
+        assert_eq!(first(&["A -j RETURN", "A -j DROP", "FORWARD -j A"]), None);
+        assert_eq!(first(&["A -j ACCEPT", "FORWARD -g A", "FORWARD -j DROP"]), None);
+        assert_eq!(first(&["A -j A", "FORWARD -j A"]), None, "a circle ends");
+        assert_eq!(
+            first(&["FORWARD -m set --match-set a src -j ACCEPT", "FORWARD -j DROP"]).map(|first| first.0),
+            Some(1)
+        );
+        let ours = "FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD";
+        assert_eq!(first(&["FLANNEL-FWD -j ACCEPT", ours, "FORWARD -j DROP"]).map(|first| first.0), Some(1));
+    }
+
+    #[test]
+    fn what_refuses_a_packet_of_pods_is_found_and_what_refuses_others_is_not() {
+        let packet = Packet {
+            source: [10, 244, 2, 254].into(),
+            destination: [10, 244, 1, 254].into(),
+            inbound: "flannel.1".parse().unwrap(),
+            outbound: "cni0".parse().unwrap(),
+        };
+        let fate = |lines: &[&str]| refuses(&rules(lines), "FORWARD", &packet);
+        let refused = |rule: &str| Fate::Refused(format!("-A {rule}").into());
+        for rule in [
+            "FORWARD -d 10.244.0.0/16 ! -i cni0 -j DROP",
+            "FORWARD -i flannel+ -j REJECT --reject-with icmp-port-unreachable",
+            "FORWARD ! -s 192.0.2.0/24 -o cni0 -m conntrack --ctstate NEW -j DROP",
+            "FORWARD -m comment --comment \"a -j b\" -j DROP",
+            "FORWARD ! -o eth0 -m addrtype ! --dst-type LOCAL -j DROP",
+        ] {
+            assert_eq!(fate(&[rule]), refused(rule), "{rule}");
+        }
+        for rule in [
+            "FORWARD -d 172.17.0.2/32 ! -i docker0 -j DROP",
+            "FORWARD -m conntrack --ctstate INVALID -j DROP",
+            "FORWARD -i eth0 -o eth0 -j DROP",
+            "FORWARD -p tcp -m tcp --dport 25 -j REJECT --reject-with tcp-reset",
+            "FORWARD -m set --match-set bad src -j DROP",
+            "FORWARD -m physdev --physdev-is-bridged -j DROP",
+            "FORWARD -m addrtype --dst-type LOCAL -j DROP",
+            "FORWARD -d 10.244.1.7/32 -j DROP",
+            "FORWARD -m mark --mark 0x1/0x1 -j DROP",
+        ] {
+            assert_eq!(fate(&[rule]), Fate::Falls, "{rule}");
+        }
+        assert_eq!(fate(&["FORWARD -s 10.244.0.0/16 -j ACCEPT", "FORWARD -j DROP"]), Fate::Passes);
+        assert_eq!(fate(&["FORWARD -m mark --mark 0x1 -j ACCEPT", "FORWARD -j DROP"]), Fate::Unclear);
+        assert_eq!(fate(&["A -i flannel.1 -j DROP", "FORWARD -j A"]), refused("A -i flannel.1 -j DROP"));
     }
 
     #[test]

@@ -4,7 +4,6 @@ use std::fmt::Write;
 
 use plan::firewall::{IptablesChain, IptablesTable, is_ours};
 
-use super::is_refusal;
 use super::listing::{Listing, Table};
 
 /// A row that is to be as it says, or to go.
@@ -56,8 +55,9 @@ fn table_lines(table: IptablesTable, changes: &[Change<'_>], there: &Table) -> S
 /// Last, as flannel's; but never behind a rule that leaves nothing to them. Rules are counted as they are without ours.
 fn jumps(row: &IptablesChain, there: &Table) -> String {
     let (table, chain) = (row.table, row.table.hook());
-    let mut others = there.hook.iter().filter(|rule| !is_ours(table, rule));
-    let ahead = others.position(|rule| table == IptablesTable::Filter && is_refusal(table, rule));
+    let refusal = there.refusal().filter(|_| table == IptablesTable::Filter);
+    let ahead =
+        refusal.map(|(place, _)| there.hook.iter().take(place).filter(|rule| !is_ours(table, rule)).count());
     let mut lines = String::new();
     for (more, rule) in row.rules.iter().enumerate() {
         match ahead {

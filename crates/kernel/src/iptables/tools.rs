@@ -4,7 +4,7 @@
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 
-use plan::firewall::Variant;
+use plan::firewall::{IptablesTable, Variant};
 use plan::input::Family;
 
 use super::listing::Listing;
@@ -50,6 +50,19 @@ impl Tools {
             return Ok(Listing::default());
         }
         Ok(Listing::parse(&command::list(&self.save)?))
+    }
+
+    /// The rules of our chain, where it is there, also in a table that it cannot read as a whole.
+    pub(super) fn chain(&self, table: IptablesTable) -> Option<Vec<Box<str>>> {
+        let program = self.save.strip_suffix("-save").unwrap_or(&self.save);
+        let text = command::run(program, &["-t", &table.to_string(), "-S", table.chain()], "").ok()?;
+        let start = format!("-A {} ", table.chain());
+        Some(
+            text.lines()
+                .filter_map(|line| line.strip_prefix(&start))
+                .map(|rule| rule.trim_end().into())
+                .collect(),
+        )
     }
 
     /// Nothing else than what `script` names is touched.

@@ -55,6 +55,11 @@ impl Table {
         (self.family, &*self.name) == (number(family), family.nft_table())
     }
 
+    /// Family and name.
+    pub(super) fn key(&self) -> (u8, Box<str>) {
+        (self.family, self.name.clone())
+    }
+
     /// None of its rules is looked at.
     pub(super) fn is_dormant(&self) -> bool {
         self.flags & 1 != 0
@@ -68,9 +73,13 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let family = FAMILIES.iter().find(|(number, _)| *number == self.family);
-        write!(f, "{} {}", family.map_or("?", |(_, name)| name), self.name)
+        write!(f, "{} {}", family_name(self.family), self.name)
     }
+}
+
+/// As nft(8) has it.
+pub(super) fn family_name(number: u8) -> &'static str {
+    FAMILIES.iter().find(|(known, _)| *known == number).map_or("?", |(_, name)| name)
 }
 
 /// A set, as far as it tells whether it is one of ours.
@@ -204,7 +213,7 @@ fn packets(expression: Attribute<'_>) -> Option<u64> {
     Some(nested(nested(expression, DATA)?, PACKETS)?.be64())
 }
 
-fn nested(attribute: Attribute<'_>, kind: u16) -> Option<Attribute<'_>> {
+pub(super) fn nested(attribute: Attribute<'_>, kind: u16) -> Option<Attribute<'_>> {
     attribute.nested().find(|inner| inner.kind == kind)
 }
 

@@ -1,9 +1,10 @@
 //! Hears that traffic rules changed that concern us: hints to look again, which carry no facts. The thousands of rules that
 //! others write wake nobody. It knows no rule.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use plan::firewall::IptablesTable;
@@ -11,10 +12,11 @@ use plan::input::Family;
 use socket2::SockRef;
 
 use super::netlink::{SUBSYSTEM, TABLE, attributes, number};
+use super::passage::Met;
 use crate::Kernel;
 use crate::error::{Cause, Error};
 use crate::socket::{RECEIVE_BUFFER, receive};
-use crate::wire::{Part, parts};
+use crate::wire::{Attribute, Part, parts};
 
 /// `NFNLGRP_NFTABLES`
 const GROUP: u32 = 7;
@@ -31,6 +33,7 @@ pub struct FirewallWatch {
     datagram: Vec<u8>,
     /// That the rounds write by; what they write without a tool is no news to them.
     own_port: Arc<AtomicU32>,
+    met: Met,
 }
 
 impl FirewallWatch {
@@ -46,7 +49,12 @@ impl FirewallWatch {
         let socket = open().map_err(|error: io::Error| {
             Error::new("open the monitor socket of nf_tables", Cause::from(&error))
         })?;
-        Ok(Self { socket, datagram: Vec::with_capacity(DATAGRAM), own_port: kernel.firewall.nft_port() })
+        Ok(Self {
+            socket,
+            datagram: Vec::with_capacity(DATAGRAM),
+            own_port: kernel.firewall.nft_port(),
+            met: kernel.firewall.met(),
+        })
     }
 
     /// Waits for the next change. More changes than the socket can hold are one.
@@ -67,8 +75,45 @@ impl FirewallWatch {
 impl FirewallWatch {
     fn is_news(&self) -> bool {
         let own_port = self.own_port.load(Ordering::Acquire);
-        parts(&self.datagram).any(|part| part.port != own_port && concerns(part))
+        let met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        parts(&self.datagram).any(|part| part.port != own_port && (concerns(part) || is_met(part, &met)))
     }
+}
+
+/// Is it about a chain or set that packets of pods meet, or may meet from now on?
+fn is_met(part: Part<'_>, met: &BTreeSet<(u8, Box<str>, Box<str>)>) -> bool {
+    const HOOK: u16 = 4;
+    const SET_NAME: u16 = 2;
+    let text = |kind| {
+        let found = attributes(part).find(|attribute| attribute.kind == kind);
+        found.map_or("", |attribute| attribute.text())
+    };
+    let protocol = part.body.u8(0);
+    let has = |name: &str| met.contains(&(protocol, text(TABLE).into(), name.into()));
+    match About::of(part) {
+        Some(About::Table) => {
+            met.iter().any(|(family, table, _)| *family == protocol && **table == *text(TABLE))
+        }
+        Some(About::Chain(kind)) => {
+            has(text(kind)) || hook(part, HOOK).is_some_and(|hook| is_on_path(protocol, hook))
+        }
+        Some(About::Rule(kind)) => has(text(kind)),
+        Some(About::Set) => has(text(SET_NAME)),
+        None => false,
+    }
+}
+
+/// May forwarded packets come by such a base chain? Local input and output are hooks 1 and 3; a bridge's are on the way of
+/// pods.
+fn is_on_path(protocol: u8, hook: u32) -> bool {
+    const BRIDGE: u8 = 7;
+    protocol == BRIDGE || ![1, 3].contains(&hook)
+}
+
+/// The hook of a base chain.
+fn hook(part: Part<'_>, kind: u16) -> Option<u32> {
+    let hook = attributes(part).find(|attribute| attribute.kind == kind)?;
+    hook.nested().find(|inner| inner.kind == 1).map(Attribute::be32)
 }
 
 /// What a message is about.

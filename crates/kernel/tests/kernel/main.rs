@@ -14,6 +14,7 @@ mod neighbours;
 mod nexthops;
 mod nft_crowd;
 mod nft_failing;
+mod nft_obstacles;
 mod nft_scene;
 mod nft_watching;
 mod nftables;

@@ -71,6 +71,8 @@ pub(crate) fn owned() -> Owned {
         table: MAIN_TABLE,
         former_tables: vec![],
         firewall: false,
+        passages: vec![],
+        faulty: vec![],
         sysctls: vec!["net/ipv6/conf/flannel.1/accept_ra".into(), "net/no/such/file".into()],
         sweep: Sweep::LeftOvers,
     }

@@ -62,7 +62,12 @@ fn by_facts(facts: &Facts) -> (Manager, String) {
     if facts.legacy_in_use() {
         return (Manager::Iptables(Variant::Legacy), "iptables-legacy is in use on this node".into());
     }
-    (Manager::Nftables, "iptables refuses no forwarded packets".into())
+    let reason = if facts.obstacles.is_empty() {
+        "iptables refuses no forwarded packets"
+    } else {
+        "no accept rule in iptables undoes what refuses packets of pods"
+    };
+    (Manager::Nftables, reason.into())
 }
 
 /// iptables of the variant in use, or nftables where there is none.

@@ -32,6 +32,20 @@ pub enum Fault {
         family: Family,
         what: Box<str>,
     },
+    /// Packets between pods are refused on their way through this node.
+    PodsRefused {
+        place: Box<str>,
+        what: Box<str>,
+        from: IpAddr,
+        to: IpAddr,
+        remedy: Box<str>,
+    },
+    /// iptables refuses forwarded packets, and we are told to accept none.
+    ForwardOff {
+        variant: Variant,
+        family: Family,
+        what: Box<str>,
+    },
     /// What rules there are is not known.
     Unread(Box<str>),
     /// Sends VXLAN packets and is no peer.
@@ -78,6 +92,16 @@ impl fmt::Display for Fault {
                 f,
                 "EnableNFTables is true, but the {family} FORWARD chain of {variant} has {what}, so the accept rules are \
                  there too. Drop EnableNFTables to have all rules in one place"
+            ),
+            Self::ForwardOff { variant, family, what } => write!(
+                f,
+                "this node refuses packets of pods: the {family} FORWARD chain of {variant} has {what}, and \
+                 --iptables-forward-rules=false accepts nothing ahead of it. Accept the pods' network there, or leave the flag out"
+            ),
+            Self::PodsRefused { place, what, from, to, remedy } => write!(
+                f,
+                "this node refuses packets of pods, such as from {from} to {to}: {place} has {what}, which the accept rules \
+                 of this daemon do not undo. Accept the pods' network ahead of it: {remedy}"
             ),
             Self::Unread(what) => write!(
                 f,

@@ -11,7 +11,7 @@ use super::choice::choose;
 use super::iptables::{IptablesChain, IptablesTable, Variant};
 use super::nft::{NftChain, NftChainName, NftElement, NftTable};
 use super::rule::{Match, Net, Rule, Verdict};
-use super::{Choice, Facts, Fault, Manager, SourceFilter, Stranger, Summary};
+use super::{Choice, Facts, Fault, Manager, Packet, SourceFilter, Stranger, Summary};
 use crate::PeerPath;
 use crate::backend::Backend;
 use crate::backend::vxlan::vni_of;
@@ -75,6 +75,7 @@ pub(crate) fn rules(what: &Rules<'_>) -> Firewall {
         if let (Some(network), Some(pods)) = (what.config.network(family), what.node.subnet.of(family)) {
             firewall.masquerade(what, network, pods.trunc());
             firewall.forward(what, network);
+            firewall.obstacles(what, network);
         }
         firewall.filter_sources(what, family);
     }
@@ -142,6 +143,26 @@ impl Firewall {
                 self.iptables(variant, family, IptablesTable::Filter, &rules);
             }
         }
+    }
+
+    /// What refuses pods' packets all the same.
+    fn obstacles(&mut self, what: &Rules<'_>, network: IpNet) {
+        let family = Family::of(network.addr());
+        let obstacles = what.facts.obstacles.iter();
+        let uplink = what.node.uplink.link;
+        let direct = what.config.backend == Backend::HostGw
+            || what.peers.iter().any(|peer| peer.path == crate::Path::Direct);
+        // What is refused on the uplink refuses nobody where all go by tunnel.
+        let in_use = |packet: &Packet| direct || ![packet.inbound, packet.outbound].contains(&uplink);
+        let obstacles = obstacles
+            .filter(|obstacle| Family::of(obstacle.packet.source) == family && in_use(&obstacle.packet));
+        self.faults.extend(obstacles.map(|obstacle| obstacle.fault(network)));
+        if what.config.firewall.forward {
+            return;
+        }
+        let refusing = what.facts.iptables.iter().filter(|facts| facts.family == family);
+        let refusing = refusing.filter_map(|facts| Some((facts.variant, facts.refuses.clone()?)));
+        self.faults.extend(refusing.map(|(variant, what)| Fault::ForwardOff { variant, family, what }));
     }
 
     fn chain(&mut self, family: Family, chain: NftChainName, rules: Vec<Rule>) {

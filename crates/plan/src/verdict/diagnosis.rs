@@ -79,6 +79,9 @@ impl Judge {
         let (tracks, rare, node) = (&self.tracks, &*self.rare, self.peer.public_ip);
         let since = tracks.path.trouble();
         let alive = |track: &Track| track.heard_since(since) && !track.is_gone();
+        if self.diverted {
+            return Finding::Diverted { node };
+        }
         let direct = self.peer.path == Path::Direct;
         let resolves = self.peer.on_link && !rare.next_hop.impossible;
         let next_hop = resolves && alive(&rare.next_hop);

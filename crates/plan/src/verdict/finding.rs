@@ -12,7 +12,7 @@ use crate::{LinkName, Mac};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Finding {
-    /// Pod subnet reaches pod subnet.
+    /// Echoes between the pod subnets of both nodes are answered, from node to node.
     Healthy,
     /// Not asked yet, or it cannot be asked: no fault.
     Unverified,
@@ -32,6 +32,8 @@ pub enum Finding {
     TunnelLost { node: IpAddr, port: u16 },
     /// The node answers, and no packet with pod addresses comes back along the direct way.
     PodAddressesLost { next_hop: IpAddr, uplink: LinkName },
+    /// A policy rule or route of this node takes the packets, which says nothing of the peer.
+    Diverted { node: IpAddr },
     /// What we send arrives, and what is sent back to our pods does not.
     NoWayBack { node: IpAddr },
     /// The MAC that answers for it answers for another address, too, and no packet with pod addresses gets through.
@@ -61,6 +63,7 @@ impl Finding {
             Self::TunnelLost { .. } => "tunnel lost",
             Self::PodAddressesLost { .. } => "pod addresses lost",
             Self::NoWayBack { .. } => "no way back",
+            Self::Diverted { .. } => "diverted",
             Self::ProxyArp { .. } => "proxy ARP",
             Self::DuplicateAddress { .. } => "duplicate address",
             Self::LostAbove { .. } => "large packets lost",
@@ -79,7 +82,7 @@ impl Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Healthy => f.write_str("pod subnet reaches pod subnet"),
+            Self::Healthy => f.write_str("node to node: echoes between the pod subnets of both nodes are answered"),
             Self::Unverified => {
                 f.write_str("not verified: it was not asked yet, or one side has no address in its pod subnet to ask from")
             }
@@ -160,11 +163,17 @@ impl Finding {
                  drops them (rp_filter 1 on its uplink, its firewall, no route back). Backend type auto or vxlan goes by \
                  tunnel then"
             ),
+            Self::Diverted { node } => write!(
+                f,
+                "this node does not send packets for the pods of {node} by the route of its daemon, so nothing is known of the \
+                 peer: the warnings name the policy rule or route of this node that takes them"
+            ),
             Self::NoWayBack { node } => write!(
                 f,
-                "packets to the pods of {node} arrive, and what is sent back to our pods does not: {node} has lost its \
-                 route, neighbour or FDB entry for us, its rp_filter or firewall drops our pod addresses, or something on the \
-                 way back does. Look at the daemon and the routes there"
+                "packets to the pods of {node} arrive, and what is sent back to our pods does not, for a reason that cannot \
+                 be seen from here: {node} may have lost its route, neighbour or FDB entry for us, a policy rule there may take \
+                 the packets, its rp_filter or firewall may drop our pod addresses, or something on the way back does. Look at \
+                 `twill status` and the routes there"
             ),
             Self::ProxyArp { next_hop, mac, also } => write!(
                 f,

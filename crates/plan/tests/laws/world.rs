@@ -242,6 +242,7 @@ fn underlay(tape: &mut Tape, uplink: UplinkIs, foreign_devices: &[LinkName]) -> 
         routes: routes(tape, uplink != UplinkIs::WithoutRoute),
         firewall: rules::facts(tape),
         sysctls: Vec::new(),
+        ways: Vec::new(),
         verdicts: verdicts(tape),
         standing: standing(tape),
         contenders: Vec::new(),

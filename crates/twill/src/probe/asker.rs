@@ -168,7 +168,7 @@ impl Asker {
     /// The rounds have other peers, or other ways to them.
     fn follow(&mut self) {
         let now = self.state.begun.elapsed();
-        let Targets { node, mut peers, suspect, links, mtu, mac: _ } =
+        let Targets { node, mut peers, suspect, links, mtu, diverted, mac: _ } =
             self.targets.borrow_and_update().clone();
         if node.is_none() {
             peers = Arc::default();
@@ -196,6 +196,10 @@ impl Asker {
                 }
             }
             state.peers.sort_unstable_by_key(Peer::subnet);
+        }
+        for peer in &mut state.peers {
+            let subnet = peer.subnet();
+            peer.judge.divert(diverted.contains(&subnet));
         }
         state.due = state.peers.iter().enumerate().map(|(at, peer)| (peer.due, at)).collect();
         let direct = state.peers.iter().filter(|peer| peer.may_be_direct()).count() as u32;

@@ -34,7 +34,8 @@ impl Reconciler {
             (told.peers.clone(), told.links + u64::from(round.causes.contains(&Cause::Kernel(Kind::Link))))
         };
         let peers = Arc::new(as_they_stand(round, &told, self.config.table));
-        let targets = Targets { node: Some(self.node.clone()), mac, peers, suspect, links, mtu };
+        let diverted = self.memory.diverted.clone();
+        let targets = Targets { node: Some(self.node.clone()), mac, peers, suspect, links, mtu, diverted };
         let changed = self.probes.targets.send_if_modified(|known| {
             let changed = *known != targets;
             if changed {

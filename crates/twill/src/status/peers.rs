@@ -78,8 +78,13 @@ fn row(told: &PeerReport) -> [Cell; 10] {
         or_nothing(verdict.loss_per_mille.map(loss)),
         or_nothing(verdict.mtu.map(|mtu| mtu.to_string())),
         or_nothing(verdict.age_seconds.map(age)),
-        verdict.reason.clone().unwrap_or_default().into(),
+        verdict.reason.clone().unwrap_or_else(|| proven(&verdict.name).into()).into(),
     ]
+}
+
+/// What a verdict without a fault rests on.
+fn proven(name: &str) -> &'static str {
+    if name == "healthy" { "node to node" } else { "" }
 }
 
 /// `5 peers: 4 healthy, 1 next hop silent; 3 direct, 2 vxlan`.
@@ -169,7 +174,7 @@ mod tests {
         ));
         assert_eq!(
             lines[5],
-            "192.0.2.2  10.244.2.0/24  host-gw  direct       healthy      0.21 ms  1.5 %  1450  3 min"
+            "192.0.2.2  10.244.2.0/24  host-gw  direct       healthy      0.21 ms  1.5 %  1450  3 min  node to node"
         );
         assert_eq!(lines.len(), 7, "{page}");
     }

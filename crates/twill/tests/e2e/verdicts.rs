@@ -75,7 +75,7 @@ const WORDS: [(&str, &str); 13] = [
     ("refused", "sends an ICMP error for packets between our pods and those of"),
     ("tunnel lost", "Open UDP 8472 in both directions"),
     ("pod addresses lost", "turn off the check of source and destination"),
-    ("no way back", "has lost its route, neighbour or FDB entry for us"),
+    ("no way back", "may have lost its route, neighbour or FDB entry for us"),
     ("proxy ARP", "a router with proxy ARP seems to stand between"),
     ("duplicate address", "take the address away from the wrong one"),
     ("large packets lost", "and smaller ones arrive"),

@@ -31,7 +31,7 @@ fn targets(uplink: &str) -> Targets {
         by_nexthop: false,
     };
     let peers = Arc::new(vec![path(Path::Direct)]);
-    Targets { node: Some(node), mac: None, peers, suspect: false, links: 0, mtu: 1500 }
+    Targets { node: Some(node), mac: None, peers, suspect: false, links: 0, mtu: 1500, diverted: Vec::new() }
 }
 
 struct Loop {

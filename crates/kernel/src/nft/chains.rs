@@ -1,0 +1,221 @@
+//! Base chains and rules of any table of nf_tables, by nfnetlink, and what an element of a set says. Numbers are those of
+//! `linux/netfilter/nf_tables.h`.
+
+use super::netlink::{SUBSYSTEM, TABLE, attributes, nested};
+use crate::error::Cause;
+use crate::socket::Netlink;
+use crate::walk::Verdict;
+use crate::wire::{Attribute, Message, Part};
+
+const GET_CHAIN: u16 = 4;
+const GET_RULE: u16 = 7;
+const GET_SET: u16 = 10;
+const GET_ELEMENTS: u16 = 13;
+
+const NESTED: u16 = 0x8000;
+
+/// A chain that packets come to by themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Base {
+    /// Protocol family, `NFPROTO_*`.
+    pub(super) family: u8,
+    pub(super) table: Box<str>,
+    pub(super) name: Box<str>,
+    pub(super) hook: u32,
+    pub(super) priority: i32,
+    /// Devices of a chain that belongs to some.
+    pub(super) devices: Vec<Box<str>>,
+    pub(super) drops: bool,
+}
+
+/// One rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub(super) handle: u64,
+    pub(super) steps: Vec<Step>,
+    pub(super) has_comment: bool,
+}
+
+/// One expression: its name, and its attributes as they came.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Step {
+    pub(super) name: Box<str>,
+    data: Vec<u8>,
+}
+
+impl Step {
+    pub(super) fn attribute(&self, kind: u16) -> Option<Attribute<'_>> {
+        crate::wire::Body(&self.data).attributes(0).find(|attribute| attribute.kind == kind)
+    }
+
+    pub(super) fn number(&self, kind: u16) -> Option<u32> {
+        self.attribute(kind).map(Attribute::be32)
+    }
+
+    pub(super) fn text(&self, kind: u16) -> &str {
+        self.attribute(kind).map_or("", |attribute| attribute.text())
+    }
+
+    /// `NFTA_DATA_VALUE` inside that attribute.
+    pub(super) fn value(&self, kind: u16) -> Option<&[u8]> {
+        Some(nested(self.attribute(kind)?, 1)?.value.0)
+    }
+
+    /// `NFTA_DATA_VERDICT` inside that attribute.
+    pub(super) fn verdict(&self, kind: u16) -> Option<Verdict> {
+        verdict(self.attribute(kind)?)
+    }
+}
+
+/// All base chains of all tables.
+pub(super) fn bases(netlink: &mut Netlink) -> Result<Vec<Base>, Cause> {
+    let request = Message::new(SUBSYSTEM << 8 | GET_CHAIN, libc::NLM_F_DUMP, &[&[0; 4]]);
+    netlink.dump(request, |all: &mut Vec<_>, part| all.extend(base(part)))
+}
+
+fn base(part: Part<'_>) -> Option<Base> {
+    const NAME: u16 = 3;
+    const HOOK: u16 = 4;
+    const POLICY: u16 = 5;
+    let mut base = Base { family: part.body.u8(0), ..Base::default() };
+    let mut hook = None;
+    for attribute in attributes(part) {
+        match attribute.kind {
+            TABLE => base.table = attribute.text().into(),
+            NAME => base.name = attribute.text().into(),
+            HOOK => hook = Some(attribute),
+            POLICY => base.drops = attribute.be32() == 0,
+            _ => {}
+        }
+    }
+    for attribute in hook?.nested() {
+        match attribute.kind {
+            1 => base.hook = attribute.be32(),
+            2 => base.priority = attribute.be32() as i32,
+            3 => base.devices.push(attribute.text().into()),
+            4 => base.devices.extend(attribute.nested().map(|device| device.text().into())),
+            _ => {}
+        }
+    }
+    base.devices.dedup();
+    Some(base)
+}
+
+/// The rules of one chain, in order. One that is gone has none.
+pub(super) fn rules(netlink: &mut Netlink, family: u8, table: &str, chain: &str) -> Result<Vec<Rule>, Cause> {
+    const CHAIN: u16 = 2;
+    let mut request = Message::new(SUBSYSTEM << 8 | GET_RULE, libc::NLM_F_DUMP, &[&[family, 0, 0, 0]]);
+    request.text(TABLE, table).text(CHAIN, chain);
+    let ours = |part: Part<'_>| {
+        let has = |kind, name| attributes(part).any(|found| found.kind == kind && found.text() == name);
+        has(TABLE, table) && has(CHAIN, chain)
+    };
+    let dump = netlink.dump(request, |all: &mut Vec<_>, part| all.extend(ours(part).then(|| rule(part))));
+    match dump {
+        Err(Cause::Refused { errno: libc::ENOENT, .. }) => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+fn rule(part: Part<'_>) -> Rule {
+    const HANDLE: u16 = 3;
+    const EXPRESSIONS: u16 = 4;
+    const USER_DATA: u16 = 7;
+    let mut rule = Rule::default();
+    for attribute in attributes(part) {
+        match attribute.kind {
+            HANDLE => rule.handle = attribute.be64(),
+            EXPRESSIONS => rule.steps = attribute.nested().map(step).collect(),
+            USER_DATA => rule.has_comment = true,
+            _ => {}
+        }
+    }
+    rule
+}
+
+fn step(expression: Attribute<'_>) -> Step {
+    let name = nested(expression, 1).map_or("", |name| name.text()).into();
+    Step { name, data: nested(expression, 2).map(|data| data.value.0.to_vec()).unwrap_or_default() }
+}
+
+/// Bytes of a key of that set; `None` where there is no such set.
+pub(super) fn key_length(
+    netlink: &mut Netlink,
+    family: u8,
+    table: &str,
+    set: &str,
+) -> Result<Option<u32>, Cause> {
+    let mut request = Message::new(SUBSYSTEM << 8 | GET_SET, 0, &[&[family, 0, 0, 0]]);
+    request.text(TABLE, table).text(2, set);
+    let mut length = None;
+    let ask = netlink.ask(&mut request, |part| {
+        length = attributes(part).find(|attribute| attribute.kind == 5).map(Attribute::be32);
+    });
+    absent(ask.map(|_| length))
+}
+
+/// What a set has under a key: `None` is nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Element {
+    Plain,
+    Leads(Verdict),
+    Holds(Vec<u8>),
+}
+
+/// The element that a packet with this key meets, that of an interval or the one for all others included.
+pub(super) fn element(
+    netlink: &mut Netlink,
+    (family, table, set): (u8, &str, &str),
+    key: &[u8],
+) -> Result<Option<Element>, Cause> {
+    const CATCH_ALL: u32 = 2;
+    let ask = |netlink: &mut Netlink, fill: &dyn Fn(&mut Message)| {
+        let mut request = Message::new(SUBSYSTEM << 8 | GET_ELEMENTS, 0, &[&[family, 0, 0, 0]]);
+        request.text(TABLE, table).text(2, set);
+        request.nest(NESTED | 3, |list| _ = list.nest(NESTED | 1, |element| fill(element)));
+        let mut found = None;
+        let ask = netlink.ask(&mut request, |part| {
+            let list = attributes(part).find(|attribute| attribute.kind == 3);
+            found = list.and_then(|list| list.nested().next()).map(meaning);
+        });
+        absent(ask.map(|_| found))
+    };
+    let by_key = |element: &mut Message| _ = element.nest(NESTED | 1, |value| _ = value.put(1, key));
+    if let Some(found) = ask(netlink, &by_key)? {
+        return Ok(Some(found));
+    }
+    // Older kernels know no such element and refuse the question.
+    let rest = ask(netlink, &|element: &mut Message| _ = element.put(3, &CATCH_ALL.to_be_bytes()));
+    Ok(rest.unwrap_or_default())
+}
+
+fn meaning(element: Attribute<'_>) -> Element {
+    let Some(data) = nested(element, 2) else { return Element::Plain };
+    match (verdict(data), nested(data, 1)) {
+        (Some(verdict), _) => Element::Leads(verdict),
+        (None, Some(value)) => Element::Holds(value.value.0.to_vec()),
+        (None, None) => Element::Plain,
+    }
+}
+
+/// Inside an attribute made of a verdict or a value.
+fn verdict(data: Attribute<'_>) -> Option<Verdict> {
+    let verdict = nested(data, 2)?;
+    let chain = || nested(verdict, 2).map_or("", |chain| chain.text()).into();
+    Some(match nested(verdict, 1)?.be32() as i32 {
+        0 => Verdict::Refuse,
+        1 => Verdict::Accept,
+        -1 => Verdict::Continue,
+        -3 => Verdict::Jump(chain()),
+        -4 => Verdict::Goto(chain()),
+        -2 | -5 => Verdict::Return,
+        _ => Verdict::Stop,
+    })
+}
+
+fn absent<A>(answer: Result<Option<A>, Cause>) -> Result<Option<A>, Cause> {
+    match answer {
+        Err(Cause::Refused { errno: libc::ENOENT, .. }) => Ok(None),
+        other => other,
+    }
+}

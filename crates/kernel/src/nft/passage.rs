@@ -1,0 +1,264 @@
+//! What the chains of others in nf_tables do with packets of pods on their way through this node: which chains they meet, in
+//! which order rules lead on, and what refuses them.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use plan::LinkName;
+use plan::firewall::{IptablesTable, Manager, Obstacle, Packet};
+use plan::input::Family;
+
+use super::chains::{self, Base, Rule};
+use super::netlink::{self, number};
+use super::program::{self, BRIDGE, Byte, FORWARD, Found, INET, INGRESS, NETDEV, PREROUTING, View};
+use super::{NFT, Nft};
+use crate::command;
+use crate::error::Cause;
+use crate::link::Devices;
+use crate::socket::Netlink;
+use crate::walk::{Chains, Fate, Truth, Verdict, walk, walk_rule};
+
+/// `NF_INET_POST_ROUTING`; the bridge's input and output hooks.
+const POSTROUTING: u32 = 4;
+
+const POLICY: &str = "policy drop";
+
+/// Chains and sets that are remembered.
+const MOST: usize = 4096;
+
+/// Chains and sets that packets of pods meet, as family, table and name: changes of no other one are news.
+pub(crate) type Met = Arc<Mutex<BTreeSet<Key>>>;
+
+/// Family, table and name of a chain or set.
+type Key = (u8, Box<str>, Box<str>);
+
+/// Tables of nf_tables that somebody else looks at.
+pub(crate) type Covered = [(Family, Box<str>)];
+
+/// The rules of a hook of iptables that iptables cannot read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Native {
+    /// Whether each is our jump.
+    pub(crate) ours: Vec<bool>,
+    /// Place of the first of others that refuses whatever comes, and its words.
+    pub(crate) refusal: Option<(usize, Box<str>)>,
+    pub(crate) drops: bool,
+}
+
+/// Chains of one table as a packet meets them at one hook.
+struct Meeting<'a> {
+    netlink: &'a mut Netlink,
+    known: &'a mut HashMap<Key, Arc<[Rule]>>,
+    met: &'a Met,
+    view: View<'a>,
+}
+
+impl Chains for Meeting<'_> {
+    type Rule = Rule;
+    type Error = Cause;
+
+    fn rules(&mut self, chain: &str) -> Result<Arc<[Rule]>, Cause> {
+        let Base { family, table, .. } = self.view.base;
+        let key = (*family, table.clone(), chain.into());
+        if let Some(rules) = self.known.get(&key) {
+            return Ok(rules.clone());
+        }
+        // What changes from now on is heard.
+        note(self.met, &key);
+        let rules: Arc<[Rule]> = chains::rules(self.netlink, *family, table, chain)?.into();
+        self.known.insert(key, rules.clone());
+        Ok(rules)
+    }
+
+    fn meet(&mut self, rule: &Rule) -> Result<(Truth, Verdict), Cause> {
+        let view = self.view;
+        let Base { family, table, .. } = view.base;
+        let (netlink, met) = (&mut *self.netlink, self.met);
+        let mut find = |set: &str, bytes: &[Byte]| {
+            note(met, &(*family, table.clone(), set.into()));
+            let Some(length) = chains::key_length(netlink, *family, table, set)? else {
+                return Ok(Found::Element(None));
+            };
+            match program::known(bytes.get(..length as usize).unwrap_or(&[])) {
+                Ok(key) => chains::element(netlink, (*family, table, set), &key).map(Found::Element),
+                Err(truth) => Ok(Found::Open(truth)),
+            }
+        };
+        let (truth, verdict) = program::run(&rule.steps, view, &mut find)?;
+        let lenient = truth == Truth::Unclear && view.packet.is_none();
+        Ok((if lenient { Truth::Partly } else { truth }, verdict))
+    }
+
+    fn name(&self, chain: &str, rule: &Rule) -> Box<str> {
+        let Base { family, table, .. } = self.view.base;
+        words(*family, table, chain, rule.handle)
+    }
+}
+
+fn note(met: &Met, key: &Key) {
+    met.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
+}
+
+/// A rule as nft lists it.
+fn words(family: u8, table: &str, chain: &str, handle: u64) -> Box<str> {
+    let list = ["-a", "list", "chain", netlink::family_name(family), table, chain];
+    let text = command::run(NFT, &list, "").unwrap_or_default();
+    let end = format!(" # handle {handle}");
+    let line = text.lines().find_map(|line| line.trim().strip_suffix(&end)).unwrap_or_default();
+    format!(
+        "the rule `{}` (chain {chain}, handle {handle})",
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    )
+    .into()
+}
+
+impl Nft {
+    /// Changes of these chains are heard from now on. True if any of them was not heard before.
+    pub(crate) fn hears<'a>(
+        &mut self,
+        family: Family,
+        tables: impl Iterator<Item = (&'a Box<str>, &'a Box<str>)>,
+    ) -> bool {
+        let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        // More than these are no longer there, most likely.
+        if met.len() > MOST {
+            met.clear();
+        }
+        tables.fold(false, |any, (table, chain)| {
+            met.insert((number(family), table.clone(), chain.clone())) | any
+        })
+    }
+
+    /// What refuses these packets in tables that nobody else looks at. What iptables' FORWARD chains have is `undone` by our
+    /// accept.
+    pub(crate) fn obstacles(
+        &mut self,
+        packets: &[Packet],
+        (covered, undone): (&Covered, &Covered),
+        devices: &Devices,
+    ) -> Result<Vec<Obstacle>, Cause> {
+        let met = self.met.clone();
+        let dormant = self.dormant.clone();
+        self.ask(|netlink| {
+            let mut known = HashMap::new();
+            let mut all: Vec<Obstacle> = Vec::new();
+            for base in chains::bases(netlink)? {
+                let is_covered = covered
+                    .iter()
+                    .any(|(family, table)| number(*family) == base.family && *table == base.table);
+                if is_covered || dormant.contains(&(base.family, base.table.clone())) {
+                    continue;
+                }
+                for packet in packets.iter().filter(|packet| meets(&base, packet, devices)) {
+                    let index = |link: LinkName| devices.index(link);
+                    let is_ipv6 = packet.source.is_ipv6();
+                    let view = View { packet: Some(packet), base: &base, is_ipv6, index: &index };
+                    let mut meeting = Meeting { netlink, known: &mut known, met: &met, view };
+                    let what = refused(&mut meeting, &base)?;
+                    if let Some(what) = what.filter(|what| !is_undone(&base, what, undone)) {
+                        let found = obstacle(&base, what, *packet);
+                        let is_known = |known: &Obstacle| {
+                            Obstacle { packet: found.packet, ..known.clone() } == found
+                                && known.packet.source.is_ipv6() == is_ipv6
+                        };
+                        if !all.iter().any(is_known) {
+                            all.push(found);
+                        }
+                    }
+                }
+            }
+            Ok(all)
+        })
+    }
+
+    /// The chain of all of a table of iptables, where only nf_tables can tell its rules; `None` where it is not there.
+    pub(crate) fn native(&mut self, family: Family, table: IptablesTable) -> Result<Option<Native>, Cause> {
+        let met = self.met.clone();
+        self.ask(|netlink| {
+            let bases = chains::bases(netlink)?;
+            let is_it = |base: &&Base| {
+                base.family == number(family)
+                    && *base.table == *table.to_string()
+                    && *base.name == *table.hook()
+            };
+            let Some(base) = bases.iter().find(is_it) else { return Ok(None) };
+            let mut known = HashMap::new();
+            let is_ipv6 = family == Family::Ipv6;
+            let view = View { packet: None, base, is_ipv6, index: &|_| None };
+            let mut meeting = Meeting { netlink, known: &mut known, met: &met, view };
+            let rules = meeting.rules(&base.name)?;
+            let mut native = Native { drops: base.drops, ..Native::default() };
+            for (place, rule) in rules.iter().enumerate() {
+                let ours = is_our_jump(rule, table);
+                native.ours.push(ours);
+                if !ours
+                    && native.refusal.is_none()
+                    && let Fate::Refused(words) = walk_rule(&mut meeting, &base.name, rule)?
+                {
+                    native.refusal = Some((place, words));
+                }
+            }
+            Ok(Some(native))
+        })
+    }
+}
+
+fn is_undone(base: &Base, what: &str, undone: &Covered) -> bool {
+    let filter = IptablesTable::Filter;
+    let is_hook = *base.table == *filter.to_string() && *base.name == *filter.hook();
+    let says =
+        |words: &str| (what == POLICY && words.starts_with("policy")) || words.contains(&quotable(what));
+    is_hook && undone.iter().any(|(family, words)| number(*family) == base.family && says(words))
+}
+
+/// As a comment of iptables may hold it.
+pub(crate) fn quotable(words: &str) -> String {
+    words.replace(['"', '\\'], "'")
+}
+
+/// Written by iptables with our comment, and without a condition.
+fn is_our_jump(rule: &Rule, table: IptablesTable) -> bool {
+    let comment = |step: &chains::Step| &*step.name == "match" && step.text(1) == "comment";
+    let jumps = |step: &chains::Step| {
+        &*step.name == "immediate" && step.verdict(2) == Some(Verdict::Jump(table.chain().into()))
+    };
+    let plain = |step: &chains::Step| comment(step) || jumps(step) || &*step.name == "counter";
+    rule.steps.iter().any(jumps)
+        && rule.steps.iter().all(plain)
+        && (rule.has_comment || rule.steps.iter().any(comment))
+}
+
+/// The words of what refuses the packet.
+fn refused(meeting: &mut Meeting<'_>, base: &Base) -> Result<Option<Box<str>>, Cause> {
+    Ok(match walk(meeting, &base.name)? {
+        Fate::Refused(words) => Some(words),
+        Fate::Falls if base.drops => Some(POLICY.into()),
+        Fate::Falls | Fate::Passes | Fate::Unclear => None,
+    })
+}
+
+fn obstacle(base: &Base, what: Box<str>, packet: Packet) -> Obstacle {
+    Obstacle {
+        manager: Manager::Nftables,
+        family: netlink::family_name(base.family).into(),
+        table: base.table.clone(),
+        chain: base.name.clone(),
+        what,
+        packet,
+    }
+}
+
+/// Does the packet come by that chain?
+fn meets(base: &Base, packet: &Packet, devices: &Devices) -> bool {
+    let has = |link: LinkName| base.devices.iter().any(|device| **device == *link.as_str());
+    let family = Family::of(packet.source);
+    match (base.family, base.hook) {
+        (INET, INGRESS) | (NETDEV, 0) => has(packet.inbound),
+        (NETDEV, 1) => has(packet.outbound),
+        (BRIDGE, 0 | 1) => devices.is_bridge(packet.inbound),
+        (BRIDGE, 3 | POSTROUTING) => devices.is_bridge(packet.outbound),
+        (INET, PREROUTING | FORWARD | POSTROUTING) => true,
+        (protocol, PREROUTING | FORWARD | POSTROUTING) => protocol == number(family),
+        _ => false,
+    }
+}

@@ -1,0 +1,420 @@
+//! What one rule of nf_tables does with a packet of which only a part is known: its expressions, run one after the other as
+//! the kernel runs them. It knows no chain.
+
+use std::net::IpAddr;
+
+use plan::LinkName;
+use plan::firewall::Packet;
+
+use super::chains::{Base, Element, Step};
+use crate::walk::{Truth, Verdict};
+
+/// One byte of a packet or a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Byte {
+    Is(u8),
+    /// Another one in each packet.
+    Varies,
+    /// The same in all of them, and not known here.
+    Unknown,
+}
+
+/// Sixteen registers of four bytes, which four larger ones share.
+type Registers = [Byte; 64];
+
+/// A packet at one hook.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    /// `None`: of anybody, so that its addresses and devices vary.
+    pub(super) packet: Option<&'a Packet>,
+    pub(super) base: &'a Base,
+    pub(super) is_ipv6: bool,
+    pub(super) index: &'a dyn Fn(LinkName) -> Option<u32>,
+}
+
+/// Looks for an element of a set.
+pub(super) type Find<'a, E> = dyn FnMut(&str, &[Byte]) -> Result<Found, E> + 'a;
+
+/// What is known of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    Element(Option<Element>),
+    /// Of a key that is not known as a whole.
+    Open(Truth),
+}
+
+/// A rule under way.
+struct Run<'a> {
+    view: View<'a>,
+    registers: Registers,
+    truth: Truth,
+    verdict: Verdict,
+}
+
+/// Whether a rule holds for the packet, and what it does then.
+pub(super) fn run<E>(steps: &[Step], view: View<'_>, find: &mut Find<'_, E>) -> Result<(Truth, Verdict), E> {
+    let mut run =
+        Run { view, registers: [Byte::Unknown; 64], truth: Truth::Always, verdict: Verdict::Continue };
+    for step in steps {
+        run.step(step, find)?;
+        if run.truth == Truth::Never {
+            break;
+        }
+    }
+    Ok((run.truth, run.verdict))
+}
+
+impl Run<'_> {
+    fn step<E>(&mut self, step: &Step, find: &mut Find<'_, E>) -> Result<(), E> {
+        match &*step.name {
+            "meta" => self.load(step, 1, step.attribute(3).is_none(), |run| run.view.meta(step.number(2))),
+            "payload" => self.load(step, 1, step.attribute(5).is_none(), |run| run.view.payload(step)),
+            "ct" => self.load(step, 1, step.attribute(4).is_none(), |run| run.view.conntrack(step.number(2))),
+            "fib" => self.load(step, 1, true, |_| fib(step.number(2))),
+            "numgen" | "hash" | "exthdr" => {
+                let register = if &*step.name == "hash" { 2 } else { 1 };
+                self.load(step, register, true, |_| vec![Byte::Varies; 16]);
+            }
+            "rt" | "socket" | "osf" | "tunnel" | "xfrm" => {
+                self.load(step, 1, true, |_| vec![Byte::Unknown; 16]);
+            }
+            "cmp" => self.compare(step),
+            "range" => self.range(step),
+            "bitwise" => self.bitwise(step),
+            "byteorder" => self.byteorder(step),
+            "lookup" => self.lookup(step, find)?,
+            "immediate" => self.immediate(step),
+            "limit" | "quota" | "connlimit" => self.require(Truth::Partly),
+            "match" => self.require(matches(step)),
+            "target" => self.verdict = target(step.text(1)),
+            "reject" => self.verdict = Verdict::Refuse,
+            "nat" | "masq" | "redir" => self.verdict = Verdict::Accept,
+            "queue" | "tproxy" | "synproxy" | "fwd" => self.verdict = Verdict::Stop,
+            "counter" | "log" | "notrack" | "objref" | "dynset" | "last" | "flow_offload" | "dup"
+            | "trace" => {}
+            _ => self.require(Truth::Unclear),
+        }
+        Ok(())
+    }
+
+    fn require(&mut self, truth: Truth) {
+        self.truth = self.truth.and(truth);
+    }
+
+    /// Fills the register named in that attribute. What writes to the packet loads nothing.
+    fn load(&mut self, step: &Step, register: u16, loads: bool, bytes: impl Fn(&Self) -> Vec<Byte>) {
+        if loads {
+            let bytes = bytes(self);
+            self.put(step.number(register), &bytes);
+        }
+    }
+
+    fn put(&mut self, register: Option<u32>, bytes: &[Byte]) {
+        let Some(start) = place(register) else { return };
+        for (at, byte) in bytes.iter().enumerate() {
+            if let Some(register) = self.registers.get_mut(start + at) {
+                *register = *byte;
+            }
+        }
+    }
+
+    fn get(&self, register: Option<u32>, length: usize) -> &[Byte] {
+        place(register).and_then(|start| self.registers.get(start..start + length)).unwrap_or(&[])
+    }
+
+    fn compare(&mut self, step: &Step) {
+        let data = step.value(3).unwrap_or_default();
+        let bytes = self.get(step.number(1), data.len());
+        let operation = step.number(2).unwrap_or_default();
+        let certain =
+            || bytes.iter().zip(data).any(|(byte, data)| matches!(byte, Byte::Is(is) if is != data));
+        let truth = match (known(bytes), operation) {
+            (Ok(is), 0) => Truth::of(is == data),
+            (Ok(is), 1) => Truth::of(is != data),
+            (Ok(is), 2) => Truth::of(*is < *data),
+            (Ok(is), 3) => Truth::of(*is <= *data),
+            (Ok(is), 4) => Truth::of(*is > *data),
+            (Ok(is), 5) => Truth::of(*is >= *data),
+            (Err(_), 0) if certain() => Truth::Never,
+            (Err(_), 1) if certain() => Truth::Always,
+            (Err(truth), _) => truth,
+            (Ok(_), _) => Truth::Unclear,
+        };
+        self.require(truth);
+    }
+
+    fn range(&mut self, step: &Step) {
+        let (from, to) = (step.value(3).unwrap_or_default(), step.value(4).unwrap_or_default());
+        let truth = match known(self.get(step.number(1), from.len())) {
+            Ok(is) => Truth::of((*from <= *is && *is <= *to) == (step.number(2) == Some(0))),
+            Err(truth) => truth,
+        };
+        self.require(truth);
+    }
+
+    fn bitwise(&mut self, step: &Step) {
+        let length = step.number(3).unwrap_or_default() as usize;
+        let source = self.get(step.number(1), length);
+        let (mask, xor) = (step.value(4), step.value(5));
+        let result: Vec<Byte> = match (mask, xor) {
+            (Some(mask), Some(xor)) if step.number(6).unwrap_or_default() == 0 => source
+                .iter()
+                .zip(mask.iter().zip(xor))
+                .map(|(byte, (mask, xor))| match byte {
+                    Byte::Is(is) => Byte::Is(is & mask ^ xor),
+                    _ if *mask == 0 => Byte::Is(*xor),
+                    other => *other,
+                })
+                .collect(),
+            _ => vec![Byte::Unknown; length],
+        };
+        self.put(step.number(2), &result);
+    }
+
+    fn byteorder(&mut self, step: &Step) {
+        let length = step.number(4).unwrap_or_default() as usize;
+        let size = (step.number(5).unwrap_or(2) as usize).max(1);
+        let mut bytes = self.get(step.number(1), length).to_vec();
+        if cfg!(target_endian = "little") {
+            bytes.chunks_mut(size).for_each(<[Byte]>::reverse);
+        }
+        self.put(step.number(2), &bytes);
+    }
+
+    fn lookup<E>(&mut self, step: &Step, find: &mut Find<'_, E>) -> Result<(), E> {
+        let start = place(step.number(2)).unwrap_or(self.registers.len());
+        let found = find(step.text(1), self.registers.get(start..).unwrap_or(&[]))?;
+        let inverted = step.number(5).unwrap_or_default() & 1 != 0;
+        match found {
+            Found::Open(truth) => {
+                self.require(truth);
+                // Whatever it leads to, it does so for some of them at most.
+                if step.attribute(3).is_some() {
+                    self.put(step.number(3), &[Byte::Unknown; 16]);
+                    self.verdict = if step.number(3) == Some(0) { Verdict::Stop } else { Verdict::Continue };
+                }
+            }
+            Found::Element(element) => {
+                self.require(Truth::of(element.is_some() != inverted));
+                match element {
+                    Some(Element::Leads(verdict)) => self.verdict = verdict,
+                    Some(Element::Holds(value)) => {
+                        let bytes: Vec<Byte> = value.into_iter().map(Byte::Is).collect();
+                        self.put(step.number(3), &bytes);
+                    }
+                    Some(Element::Plain) | None => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn immediate(&mut self, step: &Step) {
+        match step.verdict(2) {
+            Some(verdict) => self.verdict = verdict,
+            None => {
+                let bytes: Vec<Byte> =
+                    step.value(2).unwrap_or_default().iter().copied().map(Byte::Is).collect();
+                self.put(step.number(1), &bytes);
+            }
+        }
+    }
+}
+
+/// Where a register begins. The first four have sixteen bytes; register 0 holds the verdict.
+fn place(register: Option<u32>) -> Option<usize> {
+    match register? as usize {
+        wide @ 1..=4 => Some((wide - 1) * 16),
+        narrow @ 8..24 => Some((narrow - 8) * 4),
+        _ => None,
+    }
+}
+
+/// The bytes, or how far what depends on them holds.
+pub(super) fn known(bytes: &[Byte]) -> Result<Vec<u8>, Truth> {
+    let worst = bytes.iter().map(|byte| match byte {
+        Byte::Is(_) => Truth::Always,
+        Byte::Varies => Truth::Partly,
+        Byte::Unknown => Truth::Unclear,
+    });
+    match worst.max() {
+        Some(Truth::Always) => {
+            Ok(bytes.iter().map(|byte| if let Byte::Is(is) = byte { *is } else { 0 }).collect())
+        }
+        Some(truth) => Err(truth),
+        None => Err(Truth::Unclear),
+    }
+}
+
+fn is(bytes: &[u8]) -> Vec<Byte> {
+    bytes.iter().copied().map(Byte::Is).collect()
+}
+
+impl View<'_> {
+    /// `NFT_META_*`
+    fn meta(&self, key: Option<u32>) -> Vec<Byte> {
+        let (inbound, outbound) = self.devices();
+        let index = |device: Device| match device {
+            Device::Known(link) => {
+                (self.index)(link).map_or(vec![Byte::Unknown; 4], |at| is(&at.to_ne_bytes()))
+            }
+            other => other.bytes(4),
+        };
+        let name = |device: Device| match device {
+            Device::Known(link) => {
+                let mut bytes = [0; 16];
+                bytes[..link.as_str().len()].copy_from_slice(link.as_str().as_bytes());
+                is(&bytes)
+            }
+            other => other.bytes(16),
+        };
+        let protocol: u16 = if self.is_ipv6 { 0x86dd } else { 0x0800 };
+        match key {
+            Some(0 | 16 | 20 | 24 | 32..=34) => vec![Byte::Varies; 8],
+            Some(1) => is(&protocol.to_be_bytes()),
+            Some(4) => index(inbound),
+            Some(5) => index(outbound),
+            Some(6) => name(inbound),
+            Some(7) => name(outbound),
+            Some(15) => is(&[if self.is_ipv6 { 10 } else { 2 }]),
+            Some(17) => name(self.bridges().0),
+            Some(18) => name(self.bridges().1),
+            Some(19) => is(&[0]),
+            _ => vec![Byte::Unknown; 16],
+        }
+    }
+
+    /// Those that the packet has at this hook.
+    fn devices(&self) -> (Device, Device) {
+        let Some(packet) = self.packet else { return (Device::Varies, Device::Varies) };
+        let (inbound, outbound) = (Device::Known(packet.inbound), Device::Known(packet.outbound));
+        match (self.base.family, self.base.hook) {
+            (BRIDGE, _) => (Device::Unknown, Device::Unknown),
+            (NETDEV, 1) => (Device::Unknown, outbound),
+            (NETDEV, _) | (_, PREROUTING | INGRESS) => (inbound, Device::None),
+            (_, FORWARD) => (inbound, outbound),
+            _ => (Device::Unknown, outbound),
+        }
+    }
+
+    fn bridges(&self) -> (Device, Device) {
+        match self.packet {
+            Some(packet) if self.base.family == BRIDGE => {
+                (Device::Known(packet.inbound), Device::Known(packet.outbound))
+            }
+            Some(_) => (Device::Unknown, Device::Unknown),
+            None => (Device::Varies, Device::Varies),
+        }
+    }
+
+    fn payload(&self, step: &Step) -> Vec<Byte> {
+        let number = |kind| step.number(kind).unwrap_or_default() as usize;
+        let (base, offset, length) = (number(2), number(3), number(4));
+        let header = match base {
+            0 => {
+                let protocol: u16 = if self.is_ipv6 { 0x86dd } else { 0x0800 };
+                [vec![Byte::Unknown; 12], is(&protocol.to_be_bytes())].concat()
+            }
+            1 => self.network_header(),
+            _ => return vec![Byte::Varies; length],
+        };
+        header.get(offset..offset + length).map_or_else(|| vec![Byte::Varies; length], <[Byte]>::to_vec)
+    }
+
+    fn network_header(&self) -> Vec<Byte> {
+        let version = if self.is_ipv6 { 0x60 } else { 0x45 };
+        let (before, length) = if self.is_ipv6 { (8, 16) } else { (12, 4) };
+        let mut header = vec![Byte::Varies; before];
+        header[0] = Byte::Is(version);
+        let address = |address: fn(&Packet) -> IpAddr| match self.packet.map(address) {
+            Some(IpAddr::V4(ip)) => is(&ip.octets()),
+            Some(IpAddr::V6(ip)) => is(&ip.octets()),
+            None => vec![Byte::Varies; length],
+        };
+        header.extend(address(|packet| packet.source));
+        header.extend(address(|packet| packet.destination));
+        header
+    }
+
+    /// `NFT_CT_*`: it opens a connection, but for chains that come before connections are looked up.
+    fn conntrack(&self, key: Option<u32>) -> Vec<Byte> {
+        const INVALID: u32 = 1;
+        const NEW: u32 = 8;
+        const TRACKED_FROM: i32 = -200;
+        let early = self.base.hook == PREROUTING && self.base.priority < TRACKED_FROM;
+        match key {
+            _ if [BRIDGE, NETDEV].contains(&self.base.family) => vec![Byte::Unknown; 16],
+            Some(0) => is(&(if early { INVALID } else { NEW }).to_ne_bytes()),
+            Some(1) => is(&[0]),
+            Some(2 | 11 | 12 | 14..=16) => vec![Byte::Varies; 16],
+            _ => vec![Byte::Unknown; 16],
+        }
+    }
+}
+
+/// `NFPROTO_*` and `NF_INET_*`
+pub(super) const INET: u8 = 1;
+pub(super) const NETDEV: u8 = 5;
+pub(super) const BRIDGE: u8 = 7;
+pub(super) const PREROUTING: u32 = 0;
+pub(super) const FORWARD: u32 = 2;
+pub(super) const INGRESS: u32 = 5;
+
+/// A device as a packet has it.
+#[derive(Clone, Copy)]
+enum Device {
+    Known(LinkName),
+    None,
+    Varies,
+    Unknown,
+}
+
+impl Device {
+    fn bytes(self, length: usize) -> Vec<Byte> {
+        let byte = match self {
+            Self::None => Byte::Is(0),
+            Self::Varies => Byte::Varies,
+            Self::Known(_) | Self::Unknown => Byte::Unknown,
+        };
+        vec![byte; length]
+    }
+}
+
+/// `NFT_FIB_RESULT_ADDRTYPE` of pods' addresses is `RTN_UNICAST`.
+fn fib(result: Option<u32>) -> Vec<Byte> {
+    if result == Some(3) { is(&1_u32.to_ne_bytes()) } else { vec![Byte::Unknown; 16] }
+}
+
+/// A match of iptables.
+fn matches(step: &Step) -> Truth {
+    match step.text(1) {
+        "comment" => Truth::Always,
+        "conntrack" => state(step.attribute(3).map_or(&[], |info| info.value.0)),
+        "tcp" | "udp" | "icmp" | "icmp6" | "multiport" | "limit" | "hashlimit" | "statistic" | "length" => {
+            Truth::Partly
+        }
+        _ => Truth::Unclear,
+    }
+}
+
+/// `struct xt_conntrack_mtinfo3`, where it asks for the state alone.
+fn state(info: &[u8]) -> Truth {
+    const STATE: u16 = 1;
+    const NEW: u16 = 8;
+    let number = |at: usize| info.get(at..at + 2).map_or(0, |bytes| u16::from_ne_bytes([bytes[0], bytes[1]]));
+    let (asks, inverts, states) = (number(148), number(150), number(152));
+    if asks != STATE {
+        return Truth::Unclear;
+    }
+    Truth::of((states & NEW != 0) != (inverts & STATE != 0))
+}
+
+/// A target of iptables.
+fn target(name: &str) -> Verdict {
+    match name {
+        "REJECT" => Verdict::Refuse,
+        "DNAT" | "SNAT" | "MASQUERADE" | "REDIRECT" | "NETMAP" => Verdict::Accept,
+        "NFQUEUE" | "TPROXY" | "SYNPROXY" => Verdict::Stop,
+        _ => Verdict::Continue,
+    }
+}

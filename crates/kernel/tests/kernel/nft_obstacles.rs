@@ -1,0 +1,119 @@
+//! What refuses packets of pods in tables of others: found as the kernel would meet it, and not found where it refuses others.
+
+use kernel::Kernel;
+use lab::Timing::Free;
+use plan::firewall::{Manager, Obstacle, Passage};
+use plan::owned::Owned;
+
+use crate::scene::*;
+
+fn passages() -> Vec<Passage> {
+    let passage = |own: &str, peer: &str, link: &str| Passage {
+        own: own.parse().unwrap(),
+        peer: peer.parse().unwrap(),
+        link: name(link),
+    };
+    vec![
+        passage("10.244.1.0/24", "10.244.2.0/24", "flannel.1"),
+        passage("fd00:10:244:1::/64", "fd00:10:244:2::/64", "flannel-v6.1"),
+    ]
+}
+
+fn obstacles() -> Vec<Obstacle> {
+    let owned = Owned { firewall: true, passages: passages(), ..owned() };
+    Kernel::open().unwrap().dump(&owned).unwrap().underlay.firewall.obstacles
+}
+
+#[track_caller]
+fn found(ruleset: &str) -> Vec<String> {
+    sh("nft flush ruleset");
+    sh(&format!("nft -f - <<'N'\n{ruleset}\nN"));
+    let all = obstacles();
+    assert!(all.iter().all(|obstacle| obstacle.manager == Manager::Nftables), "{all:?}");
+    all.iter()
+        .map(|obstacle| {
+            format!("{} {} {}: {}", obstacle.family, obstacle.table, obstacle.chain, obstacle.what)
+        })
+        .collect()
+}
+
+fn forward(rules: &str) -> String {
+    format!("table inet t {{\n{rules}\n}}")
+}
+
+#[test]
+fn what_refuses_pods_is_found() {
+    lab::test(Free, || {
+        sh("ip link add cni0 type bridge; ip link set cni0 up");
+        for (rules, words) in [
+            ("chain c { type filter hook forward priority 0; policy drop; }", "policy drop"),
+            ("chain c { type filter hook prerouting priority -300; policy drop; }", "policy drop"),
+            ("chain c { type filter hook postrouting priority 0; oifname cni0 drop; }", "oifname \"cni0\" drop"),
+            ("chain u { drop; }; chain c { type filter hook forward priority 0; goto u; }", "(chain u,"),
+            ("chain c { type filter hook forward priority 0; ct state vmap { new : drop }; }", "ct state vmap"),
+            ("chain c { type filter hook forward priority 0; ct state != established drop; }", "ct state"),
+            ("chain c { type filter hook forward priority 0; iif cni0 drop; }", "iif \"cni0\" drop"),
+            ("chain c { type filter hook forward priority 0; iifname \"cni*\" drop; }", "cni"),
+            ("chain c { type filter hook forward priority 0; ip daddr 10.244.0.0-10.244.255.255 drop; }", "10.244.0.0-10.244.255.255"),
+            ("chain c { type filter hook forward priority 0; ip saddr != 192.0.2.0/24 drop; }", "!= 192.0.2.0/24"),
+            ("chain c { type filter hook forward priority 0; ip6 daddr & ffff:: == fd00:: drop; }", "drop"),
+            (
+                "map m { type ipv4_addr : verdict; flags interval; elements = { 192.0.2.0/24 : accept, 10.0.0.0/8 : drop }; };
+                 chain c { type filter hook forward priority 0; ip saddr vmap @m; }",
+                "vmap @m",
+            ),
+            (
+                "set s { type ifname . ipv4_addr; flags interval; elements = { \"flannel.1\" . 10.244.0.0/16 }; };
+                 chain c { type filter hook forward priority 0; iifname . ip saddr @s counter reject; }",
+                "@s",
+            ),
+            ("chain c { type filter hook forward priority 0; policy drop; tcp dport 80 accept; meta mark 7 drop; }", "policy drop"),
+        ] {
+            let found = found(&forward(rules));
+            assert!(found.iter().any(|found| found.starts_with("inet t c: ") && found.contains(words)), "{rules}: {found:?}");
+        }
+        let netdev = "table netdev t { chain c { type filter hook ingress device flannel.1 priority 0; policy drop; }; }";
+        sh("ip link add flannel.1 type veth peer name far");
+        assert!(found(netdev).iter().any(|found| found == "netdev t c: policy drop"));
+        let bridge =
+            "table bridge t { chain c { type filter hook prerouting priority 0; ether type ip drop; }; }";
+        assert!(found(bridge).iter().any(|found| found.contains("ether type ip drop")));
+    });
+}
+
+#[test]
+fn what_refuses_others_is_not_found() {
+    lab::test(Free, || {
+        sh("ip link add cni0 type bridge; ip link set cni0 up");
+        for rules in [
+            "chain c { type filter hook input priority 0; policy drop; }",
+            "chain c { type filter hook output priority 0; policy drop; }",
+            "chain c { type filter hook forward priority 0; policy drop; ct state new accept; }",
+            "chain c { type filter hook forward priority 0; ct state invalid drop; }",
+            "chain c { type filter hook forward priority 0; ct state vmap { invalid : drop, established : accept }; }",
+            "chain c { type filter hook forward priority 0; tcp dport { 25, 445 } drop; meta l4proto icmp drop; }",
+            "chain c { type filter hook forward priority 0; ip daddr 10.244.1.7 drop; ip saddr 192.0.2.0/24 drop; }",
+            "chain c { type filter hook forward priority 0; iifname eth0 oifname eth0 drop; }",
+            "chain c { type filter hook forward priority 0; meta mark & 0x1 == 0x1 drop; fib saddr . iif oif missing drop; }",
+            "chain c { type filter hook forward priority 0; limit rate over 10/second drop; }",
+            "chain c { type filter hook forward priority 0; policy drop; meta mark 0x7 accept; }",
+            "chain u { ip saddr 10.0.0.0/8 accept; ip6 saddr fd00::/8 accept; drop; }; chain c { type filter hook forward priority 0; jump u; }",
+            "chain c { type filter hook forward priority 0; policy drop; iifname { cni0, flannel.1, flannel-v6.1 } accept; }",
+            "chain lonely { drop; }",
+        ] {
+            assert_eq!(found(&forward(rules)), [""; 0], "{rules}");
+        }
+        assert_eq!(
+            found(
+                "table inet t { flags dormant; chain c { type filter hook forward priority 0; policy drop; }; }"
+            ),
+            [""; 0]
+        );
+        assert_eq!(
+            found(
+                "table ip6 t { chain c { type filter hook forward priority 0; policy drop; ip6 saddr fd00:10::/32 accept; ip6 daddr fd00:10::/32 accept; }; }"
+            ),
+            [""; 0]
+        );
+    });
+}

@@ -1,0 +1,61 @@
+//! The traffic of pods by which the rules of others are judged: between our pods and those of some peers.
+
+use ipnet::IpNet;
+
+use crate::LinkName;
+use crate::backend::Backend;
+use crate::backend::vxlan::{self, Direct};
+use crate::firewall::Passage;
+use crate::input::{Config, Family, Node};
+use crate::owned::Owned;
+
+/// Peers of one family that stand for all: whoever refuses pods mostly refuses those of all nodes.
+const PEERS: usize = 8;
+
+/// Without a peer the network's other subnets stand for them.
+pub(super) fn passages(config: &Config, node: &Node, subnets: &[IpNet]) -> Vec<Passage> {
+    let mut all = Vec::new();
+    for family in Family::ALL {
+        let (Some(network), Some(own)) = (config.network(family), node.subnet.of(family)) else { continue };
+        let fits =
+            |subnet: &IpNet| network.contains(subnet) && *subnet == subnet.trunc() && *subnet != own.trunc();
+        let mut peers: Vec<IpNet> = subnets.iter().copied().filter(fits).collect();
+        peers.sort_unstable();
+        peers.truncate(PEERS);
+        peers.extend(another(network, own).filter(|_| peers.is_empty()));
+        for link in links(config, node, family) {
+            all.extend(peers.iter().map(|&peer| Passage { own: own.trunc(), peer, link }));
+        }
+    }
+    all
+}
+
+/// Devices that lead to peers.
+fn links(config: &Config, node: &Node, family: Family) -> Vec<LinkName> {
+    let uplink = node.uplink.link;
+    match &config.backend {
+        Backend::Vxlan(options) => {
+            let direct = (options.direct != Direct::Never).then_some(uplink);
+            [vxlan::device_name(family, options.vni)].into_iter().chain(direct).collect()
+        }
+        Backend::HostGw => vec![uplink],
+        Backend::Alloc => Vec::new(),
+    }
+}
+
+/// The first subnet of the network that is not ours.
+fn another(network: IpNet, own: IpNet) -> Option<IpNet> {
+    network.subnets(own.prefix_len()).ok()?.find(|subnet| *subnet != own.trunc())
+}
+
+/// Has the kernel asked for the ways to these subnets, too.
+pub fn name_faulty(owned: &mut Owned, subnets: impl Iterator<Item = IpNet>) {
+    for subnet in subnets.take(PEERS) {
+        let same =
+            owned.passages.iter().filter(|known| known.own.addr().is_ipv4() == subnet.addr().is_ipv4());
+        let mut more: Vec<Passage> = same.map(|known| Passage { peer: subnet, ..*known }).collect();
+        more.sort_unstable();
+        more.dedup();
+        owned.faulty.append(&mut more);
+    }
+}

@@ -1,0 +1,262 @@
+//! What others do to packets of pods on their way through a node, in any table of the firewall and in the sysctls: pods talk
+//! where an accept rule or a sysctl of ours undoes it, and status names it where none does. What refuses only other traffic is
+//! not mentioned.
+
+use lab::{Daemon, Lab, Node, Pod, Timing, Topology};
+
+use crate::cluster::{self, FLAGS, SOON, VXLAN, VXLAN_DUAL};
+use crate::traffic::{Manager, lines, of_pod, rules};
+
+/// Words of a warning that pods' packets are refused.
+const REFUSED: &str = "this node refuses packets of pods";
+
+fn started<'a>(lab: &'a Lab, lines: &str) -> (Vec<Daemon<'a>>, Vec<Pod>) {
+    lab.nodes().iter().for_each(|node| _ = node.ns.run(lines));
+    let daemons = lab.start_all(FLAGS);
+    (daemons, lab.pods())
+}
+
+fn talk(pods: &[Pod], why: &str, node: &Node) {
+    for ip in of_pod(&pods[1]) {
+        let reached = pods[0].reaches(ip, SOON);
+        assert!(
+            reached.is_some(),
+            "{why}: {ip} is not reached: {}\n{}",
+            rules(&node.ns),
+            node.twill(&["status"])
+        );
+    }
+}
+
+/// Waits until status says all of these words in one line.
+fn says(node: &Node, words: &[&str]) {
+    let mut status = String::new();
+    let said = lab::until(SOON, || {
+        status = node.twill(&["status"]);
+        status.lines().any(|line| words.iter().all(|word| line.contains(word))).then_some(())
+    });
+    assert!(
+        said.is_some(),
+        "{words:?} are not in one line of:\n{status}\n{}",
+        node.ns.run("nft -a list ruleset")
+    );
+}
+
+/// Both families, in one of the two variants of iptables.
+fn both(tool: &str, line: &str) -> String {
+    let of = |program: &str| line.replace("$t", &program.replace("TOOL", tool));
+    format!("{}\n{}", of("iptables-TOOL -w"), of("ip6tables-TOOL -w"))
+}
+
+#[test]
+fn a_chain_that_drops_everything_is_undone_in_either_iptables() {
+    lab::test(Timing::Free, || {
+        for tool in ["nft", "legacy"] {
+            for line in [
+                "$t -N LOGGING; $t -A LOGGING -m limit --limit 2/min -j LOG; $t -A LOGGING -j DROP; $t -A FORWARD -j LOGGING",
+                "$t -N A; $t -N B; $t -A B -j REJECT; $t -A A -g B; $t -A FORWARD -m conntrack --ctstate NEW -j A",
+            ] {
+                let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
+                let (_daemons, pods) = started(&lab, &both(tool, line));
+                talk(&pods, line, lab.node(1));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_chain_that_begins_to_drop_while_the_daemon_runs_is_undone() {
+    lab::test(Timing::Free, || {
+        for tool in ["nft", "legacy"] {
+            let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
+            let (_daemons, pods) = started(&lab, &both(tool, "$t -N LOGGING; $t -A FORWARD -j LOGGING"));
+            talk(&pods, "an empty chain", lab.node(1));
+            lab.nodes().iter().for_each(|node| _ = node.ns.run(&both(tool, "$t -A LOGGING -j DROP")));
+            talk(&pods, "a chain that drops", lab.node(1));
+        }
+    });
+}
+
+/// Native rules of nft in iptables' own table, which iptables cannot read.
+const NATIVE: &str = "nft -f - <<N
+table ip filter { set known { type ipv4_addr; flags interval; elements = { 192.0.2.0/24 }; };
+  chain FORWARD { type filter hook forward priority 0; policy drop;
+    ct state vmap { established : accept, related : accept, invalid : drop }; ip saddr @known accept; }; }
+table ip6 filter { chain FORWARD { type filter hook forward priority 0; policy accept;
+    ct state vmap { established : accept, related : accept, invalid : drop }; counter reject; }; }
+N";
+
+#[test]
+fn our_accept_stands_in_a_table_that_iptables_cannot_read() {
+    lab::test(Timing::Free, || {
+        for config in [VXLAN_DUAL.to_owned(), Manager::Nft.config("host-gw")] {
+            let lab = cluster::lab(Topology::flat(2), &config);
+            let (mut daemons, pods) = started(&lab, NATIVE);
+            let node = lab.node(1);
+            talk(&pods, "native rules", node);
+            let list = |family: &str| node.ns.run(&format!("nft list chain {family} filter FORWARD"));
+            assert_eq!(list("ip").matches("jump FLANNEL-FWD").count(), 1, "{}", list("ip"));
+            let six = list("ip6");
+            assert!(six.find("jump FLANNEL-FWD") < six.find("reject"), "ahead of what refuses all: {six}");
+            // What is removed is back, and what others have there stays.
+            node.ns.run("nft flush chain ip filter FLANNEL-FWD");
+            talk(&pods, "flushed", node);
+            assert!(
+                list("ip").contains("@known accept") && list("ip").contains("policy drop"),
+                "{}",
+                list("ip")
+            );
+            let idle = cluster::ops_asked(node);
+            node.ns.run(&format!("kill -HUP {}", daemons[0].pid()));
+            node.twill_output(&["diff"]);
+            assert_eq!(cluster::ops_asked(node), idle, "nothing is written again and again");
+            daemons.iter_mut().for_each(Daemon::kill9);
+            let cache = format!("--cache-dir={}", node.cache_dir().display());
+            node.twill(&["uninstall", &cache]);
+            let left = node.ns.run("nft list ruleset");
+            assert!(!left.contains("FLANNEL") && left.contains("@known accept"), "{left}");
+        }
+    });
+}
+
+/// What no accept of ours undoes, and the words that name it.
+const BEYOND_US: [(&str, &[&str]); 10] = [
+    ("nft 'table inet guard { chain forwards { type filter hook forward priority 10; policy drop; }; }'", &["table inet guard", "chain forwards", "policy drop"]),
+    (
+        "nft 'table inet guard { chain sub { ip saddr 10.0.0.0/8 counter drop; ip6 saddr fd00::/8 drop; };
+           chain forwards { type filter hook forward priority -5; ct state established accept; jump sub; }; }'",
+        &["table inet guard", "ip saddr 10.0.0.0/8 counter packets", "nft insert rule inet guard forwards ip saddr 10.244.0.0/16 accept"],
+    ),
+    (
+        "nft 'table ip guard { set nets { type ipv4_addr; flags interval; elements = { 10.244.0.0/16 }; };
+           chain pre { type filter hook prerouting priority -300; ip daddr @nets iifname != \"cni0\" drop; }; }'",
+        &["table ip guard", "chain pre", "@nets"],
+    ),
+    (
+        "nft 'table ip guard { map way { type ifname : verdict; elements = { \"cni0\" : drop, \"eth7\" : accept }; };
+           chain forwards { type filter hook forward priority 0; iifname vmap @way; }; }'",
+        &["table ip guard", "vmap @way"],
+    ),
+    ("iptables-nft -t raw -A PREROUTING -d 10.244.0.0/16 ! -i cni0 -j DROP", &["table raw", "PREROUTING", "-d 10.244.0.0/16 ! -i cni0 -j DROP", "iptables-nft -t raw -I PREROUTING"]),
+    ("iptables-legacy -t mangle -P FORWARD DROP", &["iptables-legacy", "table mangle", "policy DROP"]),
+    ("iptables-legacy -t raw -A PREROUTING -s 10.244.0.0/16 -j DROP", &["iptables-legacy", "table raw", "-s 10.244.0.0/16 -j DROP"]),
+    ("iptables-nft -t mangle -N X; iptables-nft -t mangle -A X -o flannel.1 -j DROP; iptables-nft -t mangle -A POSTROUTING -j X", &["table mangle", "-A X -o flannel.1 -j DROP"]),
+    ("iptables-nft -A FORWARD -i flannel.1 -j REJECT", &["table filter", "FORWARD", "-i flannel.1 -j REJECT"]),
+    ("ip6tables-nft -t raw -A PREROUTING -d fd00:244::/48 -j DROP", &["IPv6", "table raw", "-d fd00:244::/48 -j DROP"]),
+];
+
+#[test]
+fn what_no_accept_of_ours_undoes_is_named_with_the_command() {
+    lab::test(Timing::Free, || {
+        for (line, words) in BEYOND_US {
+            let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
+            let (_daemons, _pods) = started(&lab, line);
+            says(lab.node(1), &[words, &[REFUSED]].concat());
+        }
+    });
+}
+
+/// The command of the warning is the cure.
+#[test]
+fn a_refusal_that_comes_while_the_daemon_runs_is_named_and_its_cure_works() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let (_daemons, pods) = cluster::start(&lab);
+        let node = lab.node(1);
+        assert!(!node.twill(&["status"]).contains(REFUSED));
+        node.ns.run(
+            "nft 'table inet guard { chain forwards { type filter hook forward priority 0; policy drop; }; }'",
+        );
+        says(node, &[REFUSED, "inet guard"]);
+        let status = node.twill(&["status"]);
+        let (_, commands) = status.split_once("ahead of it: ").unwrap();
+        node.ns.run(commands.lines().next().unwrap());
+        assert!(pods[0].reaches(pods[1].ip(), SOON).is_some());
+        lab::wait_for("the warning goes", SOON, || !node.twill(&["status"]).contains(REFUSED));
+    });
+}
+
+/// Rules as hosts have them that refuse others than pods.
+const OF_OTHERS: [&str; 8] = [
+    "nft 'table inet fw { chain in { type filter hook input priority 0; policy drop; ct state established,related accept; iif lo accept;
+       meta l4proto { icmp, ipv6-icmp } accept; udp dport 8472 accept; }; }'",
+    "nft 'table inet fw { chain forwards { type filter hook forward priority 0; policy drop; ct state invalid drop; ct state established accept;
+       ip saddr 10.244.0.0/16 accept; ip daddr 10.244.0.0/16 accept; ip6 saddr fd00:244::/48 accept; ip6 daddr fd00:244::/48 accept; }; }'",
+    "nft 'table inet fw { set bad { type ipv4_addr; flags interval; elements = { 192.0.2.0/24 }; };
+       chain forwards { type filter hook forward priority 0; ip saddr @bad drop; tcp dport 25 drop; meta mark 7 drop; iifname \"eth9\" drop; fib saddr type local drop; }; }'",
+    "iptables-nft -t raw -A PREROUTING -d 172.17.0.2/32 ! -i docker0 -j DROP",
+    "iptables-nft -N DOCKER-USER; iptables-nft -A FORWARD -j DOCKER-USER; iptables-nft -A DOCKER-USER -i eth0 ! -s 10.244.0.0/16 -j DROP; iptables-nft -A DOCKER-USER -j RETURN",
+    "iptables-legacy -A FORWARD -m conntrack --ctstate INVALID -j DROP; iptables-legacy -A FORWARD -p tcp --dport 25 -j DROP",
+    "ip6tables-nft -t mangle -A FORWARD -m mark --mark 0x5 -j DROP; ip6tables-nft -t raw -A PREROUTING -s fd00:9::/32 -j DROP",
+    "nft 'table bridge fw { chain forwards { type filter hook forward priority 0; policy drop; }; }'",
+];
+
+#[test]
+fn what_refuses_only_others_is_not_mentioned() {
+    lab::test(Timing::Free, || {
+        for line in OF_OTHERS {
+            let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
+            let (_daemons, pods) = started(&lab, line);
+            talk(&pods, line, lab.node(1));
+            // One more look, at the rules as they are.
+            lab.node(1).ns.run("nft add table inet twill-test; nft 'add chain inet twill-test c { type filter hook forward priority 0; }'");
+            lab.node(1).twill_output(&["diff"]);
+            let status = lab.node(1).twill(&["status"]);
+            assert!(!status.contains("refuses packets"), "{line}: {status}");
+        }
+    });
+}
+
+#[test]
+fn with_the_accept_rules_switched_off_a_refusing_policy_is_named() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        lab.node(1).ns.run("iptables-nft -P FORWARD DROP");
+        let _daemons = lab.start_all(&[FLAGS, &["--iptables-forward-rules=false"]].concat());
+        says(lab.node(1), &[REFUSED, "policy DROP", "--iptables-forward-rules=false"]);
+        assert!(lines(&lab.node(1).ns, lab::Iptables::Nft).is_empty());
+    });
+}
+
+fn value(node: &Node, path: &str) -> String {
+    node.ns.run(&format!("cat /proc/sys/net/{path}/forwarding")).trim().into()
+}
+
+/// New devices are born without forwarding though the node forwards.
+const BORN_OFF: &str = "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+    sysctl -qw net.ipv4.conf.default.forwarding=0 net.ipv6.conf.default.forwarding=0";
+
+#[test]
+fn devices_that_are_born_without_forwarding_get_it() {
+    lab::test(Timing::Free, || {
+        for config in [VXLAN_DUAL.to_owned(), Manager::Auto.config("host-gw")] {
+            let lab = cluster::lab(Topology::flat(2), &config);
+            let off = format!("{BORN_OFF}\nsysctl -qw net.ipv4.conf.eth0.forwarding=0");
+            let (_daemons, pods) = started(&lab, &off);
+            talk(&pods, "devices without forwarding", lab.node(1));
+            for device in ["eth0", "cni0"] {
+                assert_eq!(value(lab.node(1), &format!("ipv4/conf/{device}")), "1", "{device}");
+            }
+            if config == VXLAN_DUAL {
+                assert_eq!(value(lab.node(1), "ipv4/conf/flannel.1"), "1");
+                assert_eq!(value(lab.node(1), "ipv6/conf/flannel-v6.1"), "1");
+            }
+            assert_eq!(value(lab.node(1), "ipv4/conf/default"), "0", "what is none of ours stays");
+        }
+    });
+}
+
+#[test]
+fn without_the_right_to_set_them_devices_of_others_are_named() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        lab.nodes().iter().for_each(|node| _ = node.ns.run(BORN_OFF));
+        let _daemons = lab.start_all(&[FLAGS, &["--set-sysctls=false"]].concat());
+        let pods = lab.pods();
+        let node = lab.node(1);
+        says(node, &["net/ipv4/conf/cni0/forwarding is 0", "sysctl -w net/ipv4/conf/cni0/forwarding=1"]);
+        assert_eq!(value(node, "ipv4/conf/flannel.1"), "1", "our own device");
+        lab.nodes().iter().for_each(|node| _ = node.ns.run("sysctl -qw net.ipv4.conf.cni0.forwarding=1"));
+        assert!(pods[0].reaches(pods[1].ip(), SOON).is_some());
+    });
+}
