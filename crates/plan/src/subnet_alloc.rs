@@ -381,7 +381,7 @@ pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Res
         return Ok(Choice { subnet, stale: Vec::new(), origin: Origin::Reused });
     }
     let stale: Vec<Subnet> = own.iter().map(|lease| lease.subnet).collect();
-    let others = || leases.iter().filter(|lease| !stale.contains(&lease.subnet));
+    let others = || leases.iter().filter(|lease| !asker.owns(lease));
     if let Some(subnet) = asker.previous.filter(|subnet| fits(conf, subnet) && is_free(subnet, others())) {
         return Ok(Choice { subnet, stale, origin: Origin::Previous });
     }
@@ -608,6 +608,19 @@ mod tests {
             assert!(kept.map_or(subnet != "10.3.9.0/24", |kept| subnet == kept), "{subnet}");
             assert!(choice.subnet.ipv6.is_some() && choice.origin == Origin::Drawn);
         }
+    }
+
+    /// A test of laws found it: without its junk the other lease looks like ours.
+    #[test]
+    fn a_lease_whose_credible_part_is_the_subnet_of_ours_still_takes_it() {
+        let conf = conf(
+            r#"{"EnableIPv6":true,"Network":"10.3.0.0/16","IPv6Network":"fd00:3::/48","IPv6SubnetLen":64}"#,
+        );
+        let ours = lease("10.3.0.0-18", [192, 0, 2, 1]);
+        let theirs = lease("10.3.0.0-18&fd00:9::-64", [192, 0, 2, 9]);
+        let choice = choose(&conf, &[ours.clone(), theirs.clone()], &asker(None), 0).unwrap();
+        assert_eq!(choice.stale, [ours.subnet]);
+        assert!(!theirs.subnet.ipv4.unwrap().contains(&choice.subnet.ipv4.unwrap()), "{}", choice.subnet);
     }
 
     #[test]
