@@ -79,7 +79,7 @@ impl Judge {
         let (tracks, rare, node) = (&self.tracks, &*self.rare, self.peer.public_ip);
         let since = tracks.path.trouble();
         let alive = |track: &Track| track.heard_since(since) && !track.is_gone();
-        if self.diverted {
+        if rare.diverted {
             return Finding::Diverted { node };
         }
         let direct = self.peer.path == Path::Direct;

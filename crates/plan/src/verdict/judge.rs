@@ -51,8 +51,6 @@ pub struct Judge {
     epoch: Moment,
     /// An echo between pod subnets has been answered, by whatever way, and the peer has not been gone since.
     pub(super) reach: Reach,
-    /// This node sends packets to it elsewhere, so that what is lost says nothing of the peer.
-    pub(super) diverted: bool,
     pub(super) rare: Rare,
     found: Found,
     pub(super) history: History,
@@ -114,7 +112,6 @@ impl Judge {
             tracks: Tracks::default(),
             epoch: Moment::of(now),
             reach: Reach::default(),
-            diverted: false,
             found: Found::new(now),
             history: History::default(),
             silence: Silence::default(),
@@ -123,7 +120,9 @@ impl Judge {
 
     /// Says whether a policy rule or route of this node takes the packets to it.
     pub fn divert(&mut self, diverted: bool) {
-        self.diverted = diverted;
+        if self.rare.diverted != diverted {
+            self.rare.diverted = diverted;
+        }
     }
 
     /// The plan's way to it now. What was said stands until there is evidence of the new way.

@@ -36,6 +36,8 @@ pub(super) struct Known {
     pub(super) left: Option<Box<Finding>>,
     /// Only where evidence decides.
     pub(super) trial: Option<Box<Trial>>,
+    /// This node sends the packets for the peer elsewhere, so a lost packet says nothing about the peer.
+    pub(super) diverted: bool,
 }
 
 impl Rare {
@@ -113,6 +115,7 @@ impl Known {
         outer_ladder: None,
         left: None,
         trial: None,
+        diverted: false,
     };
 
     fn is_well(&self) -> bool {
@@ -120,7 +123,8 @@ impl Known {
         let well = |track: &Track| !track.has_lost() && !track.impossible;
         let asked = [next_hop, node, outer, there, direct].into_iter().all(well) && pairs.bad == 0;
         let searched = self.ladder.is_some() || self.outer_ladder.is_some();
-        asked && !searched && self.left.is_none() && self.trial.is_none() && !self.macs.are_two()
+        let told = self.left.is_some() || self.diverted || self.macs.are_two();
+        asked && !searched && !told && self.trial.is_none()
     }
 }
 
