@@ -115,6 +115,23 @@ impl<'lab> Daemon<'lab> {
         Duration::from_nanos(spent.sum())
     }
 
+    /// Returns how often its living threads have gone to sleep since they began, and so how often they were woken. Unlike
+    /// processor time this does not depend on the speed of the machine. Source: `voluntary_ctxt_switches` of
+    /// /proc/PID/task/TID/status, proc_pid_status(5).
+    pub fn wakeups(&self) -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
+        let counts = tasks.filter_map(|task| {
+            let status = fs::read_to_string(task.path().join("status")).ok()?;
+            status
+                .lines()
+                .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?
+                .trim()
+                .parse::<u64>()
+                .ok()
+        });
+        counts.sum()
+    }
+
     /// Resident memory in bytes.
     pub fn rss(&self) -> u64 {
         let path = format!("/proc/{}/status", self.pid());
