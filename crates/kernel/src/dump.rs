@@ -41,7 +41,7 @@ impl Kernel {
         let all: Vec<IpNet> = owned.all_networks().copied().collect();
         let tables: Vec<u32> = owned.all_tables().collect();
         let (nexthops, objects) = self.nexthops(&devices)?;
-        let routes = self.routes((&owned.pods, &all), &tables, (&devices, &objects))?;
+        let routes = self.routes(&owned.pods, &all, &tables, &devices, &objects)?;
         let links = devices.indexes(&owned.links);
         let tunnels: Vec<_> = links.iter().filter(|(name, _)| devices.is_vxlan(*name)).copied().collect();
         let ours = addresses.iter().filter(|seen| owned.links.contains(&seen.facts.link));
@@ -92,7 +92,7 @@ impl Kernel {
         let devices = self.devices()?;
         let addresses = self.addresses(&devices)?;
         let (_, objects) = self.nexthops(&devices)?;
-        let routes = self.routes((pods, &[]), &[], (&devices, &objects))?.underlay;
+        let routes = self.routes(pods, &[], &[], &devices, &objects)?.underlay;
         Ok(underlay(devices, addresses, routes))
     }
 
@@ -123,9 +123,11 @@ impl Kernel {
     /// Rows are of these tables, inside the networks; facts are always of the main table, and not of the ways to pods.
     fn routes(
         &mut self,
-        (pods, all_networks): (&[Range], &[IpNet]),
+        pods: &[Range],
+        all_networks: &[IpNet],
         tables: &[u32],
-        (devices, objects): (&Devices, &Objects),
+        devices: &Devices,
+        objects: &Objects,
     ) -> Result<Routes, Error> {
         let mut routes = Routes::default();
         let most = self.rows;

@@ -66,8 +66,8 @@ impl Firewall {
             let nft = self.read_nft(&mut facts);
             let only: Vec<Packet> = packets.iter().map(|(packet, _)| *packet).collect();
             let before = (&*self.seen.iptables, &self.seen.facts);
-            let iptables = iptables::read(&mut facts, (&mut self.nft, &only), before);
-            self.look_in_the_way(&mut facts, (&only, &iptables.covered), devices);
+            let iptables = iptables::read(&mut facts, &mut self.nft, &only, before);
+            self.look_in_the_way(&mut facts, &only, &iptables.covered, devices);
             self.seen = Reading { nft, iptables: iptables.rows, facts, packets, at: Some(Instant::now()) };
             self.fresh = true;
         }
@@ -84,7 +84,8 @@ impl Firewall {
     fn look_in_the_way(
         &mut self,
         facts: &mut Facts,
-        (packets, covered): (&[Packet], &[(Family, Box<str>)]),
+        packets: &[Packet],
+        covered: &[(Family, Box<str>)],
         devices: &Devices,
     ) {
         if facts.no_nft.is_some() || packets.is_empty() {
@@ -93,7 +94,7 @@ impl Firewall {
         let undone = facts.iptables.iter().filter(|facts| facts.variant == Variant::Nft);
         let undone: Vec<_> =
             undone.filter_map(|facts| Some((facts.family, facts.refuses.clone()?))).collect();
-        match self.nft.obstacles(packets, (covered, &undone), devices) {
+        match self.nft.obstacles(packets, covered, &undone, devices) {
             Ok(found) => facts.obstacles.extend(found),
             Err(cause) => {
                 facts.unread.push(format!("nftables: {cause}").into());

@@ -26,7 +26,8 @@ pub use watch::LegacyWatch;
 /// nftables. What cannot be read is as it was.
 pub(crate) fn read(
     facts: &mut Facts,
-    (nft, packets): (&mut Nft, &[Packet]),
+    nft: &mut Nft,
+    packets: &[Packet],
     before: (&[IptablesChain], &Facts),
 ) -> Seen {
     facts.usual = tools::plain(Family::Ipv4);

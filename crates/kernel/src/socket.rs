@@ -172,7 +172,7 @@ impl Netlink {
         let mut result = Ok(());
         // What is refused as a whole is told of the first message, and then of no other.
         let is_last = |part: Part<'_>| [first, last].contains(&part.sequence) && ends(part);
-        self.receive_until(is_last, (first, last), |_, part| {
+        self.receive_until(is_last, first, last, |_, part| {
             if let Answer::End(Err(cause)) = answer(part)
                 && result.is_ok()
             {
@@ -184,14 +184,15 @@ impl Netlink {
 
     /// Reads the answers to the requests `first..=last` until the last one is answered.
     fn receive(&mut self, first: u32, last: u32, each: impl FnMut(usize, Part<'_>)) -> Result<(), Cause> {
-        self.receive_until(|part| part.sequence == last && ends(part), (first, last), each)
+        self.receive_until(|part| part.sequence == last && ends(part), first, last, each)
     }
 
     /// What belongs to an earlier request, given up on, is passed over.
     fn receive_until(
         &mut self,
         is_last: impl Fn(Part<'_>) -> bool,
-        (first, last): (u32, u32),
+        first: u32,
+        last: u32,
         mut each: impl FnMut(usize, Part<'_>),
     ) -> Result<(), Cause> {
         loop {

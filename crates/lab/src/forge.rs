@@ -33,7 +33,7 @@ impl Forgery {
         packet.extend((self.vni << 8).to_be_bytes());
         packet.extend(mac_bytes(&self.mac));
         packet.extend(SENDER_MAC);
-        let (ethertype, datagram) = datagram(self.inner, self.said.as_bytes());
+        let (ethertype, datagram) = datagram(self.inner.0, self.inner.1, self.said.as_bytes());
         packet.extend(ethertype.to_be_bytes());
         packet.extend(datagram);
         packet
@@ -46,7 +46,7 @@ fn mac_bytes(mac: &str) -> Vec<u8> {
 }
 
 /// An ethertype, and the IP packet of that family.
-fn datagram((from, to): (SocketAddr, SocketAddr), said: &[u8]) -> (u16, Vec<u8>) {
+fn datagram(from: SocketAddr, to: SocketAddr, said: &[u8]) -> (u16, Vec<u8>) {
     let length = u16::try_from(said.len() + 8).expect("a short text");
     let udp = |checksum: u16| {
         let header = [from.port(), to.port(), length, checksum];

@@ -48,7 +48,7 @@ pub struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(index: usize, segment: char, home: &Path, (store, twill): (&Store, &Path)) -> Self {
+    pub(crate) fn new(index: usize, segment: char, home: &Path, store: &Store, twill: &Path) -> Self {
         let name = format!("node{index}");
         let run = home.join(&name);
         fs::create_dir_all(&run).unwrap_or_else(|e| panic!("{}: {e}", run.display()));

@@ -50,14 +50,14 @@ impl Pod {
             .into_iter()
             .chain(gateway6.map(|(ip, len)| (IpAddr::from(ip), len)))
             .collect();
-        node.ns.batch(&pod.node_lines((node.index, nth), &gateways));
+        node.ns.batch(&pod.node_lines(node.index, nth, &gateways));
         pod.ns.batch(&pod.own_lines(&gateways));
         pod.ns.wait_up(&["eth0"]);
         node.ns.wait_up(&["cni0", &format!("veth{}", pod.name)]);
         pod
     }
 
-    fn node_lines(&self, (node, nth): (usize, usize), gateways: &[(IpAddr, u8)]) -> String {
+    fn node_lines(&self, node: usize, nth: usize, gateways: &[(IpAddr, u8)]) -> String {
         let (mtu, name) = (self.mtu, &self.name);
         let mut lines = String::new();
         if nth == 0 {

@@ -50,7 +50,7 @@ pub fn nft_ruleset(ns: &Ns) -> String {
 }
 
 /// A 1:1 NAT in `router`: who is at `inside` behind it is at `outside` for everybody before its device `device`.
-pub fn nat_one_to_one(router: &Ns, device: &str, (inside, outside): (IpAddr, IpAddr)) {
+pub fn nat_one_to_one(router: &Ns, device: &str, inside: IpAddr, outside: IpAddr) {
     let (family, length) = if inside.is_ipv4() { ("ip", 32) } else { ("ip6", 128) };
     router.run(&format!(
         "ip address add {outside}/{length} dev {device}

@@ -91,7 +91,7 @@ impl Topology {
             None => Store::directory(home.join("store")),
         };
         let twill = self.executable();
-        let node = |k| Node::new(k, if k <= self.near { 'A' } else { 'B' }, &home, (&store, &twill));
+        let node = |k| Node::new(k, if k <= self.near { 'A' } else { 'B' }, &home, &store, &twill);
         let nodes: Vec<_> = (1..=self.near + self.far).map(node).collect();
         let router = (self.far > 0).then(|| Ns::named("router"));
         let outside = self.outside.then(|| Ns::named("outside"));

@@ -188,7 +188,7 @@ impl Etcd {
         let mut listing = self.lock().seed.take().unwrap_or_default();
         let (mut renewal, mut pace) = (Renewal::default(), Pace::default());
         loop {
-            let Err(end) = self.follow(&mut listing, &view, (&mut renewal, &mut pace)).await;
+            let Err(end) = self.follow(&mut listing, &view, &mut renewal, &mut pace).await;
             self.pulse.count_restart();
             match end {
                 End::Moved => info!("the source address of the connection to etcd is gone; connecting again"),
@@ -209,10 +209,11 @@ impl Etcd {
         &self,
         listing: &mut Listing,
         view: &watch::Sender<View>,
-        lasting: (&mut Renewal, &mut Pace),
+        renewal: &mut Renewal,
+        pace: &mut Pace,
     ) -> Result<Infallible, End> {
         let session = self.session().await?;
-        let end = self.hear(session.clone(), listing, view, lasting).await;
+        let end = self.hear(session.clone(), listing, view, renewal, pace).await;
         end.inspect_err(|end| match end {
             End::Again(_) => {}
             End::Moved => self.leave(&session, false),
@@ -225,7 +226,8 @@ impl Etcd {
         mut session: Session,
         listing: &mut Listing,
         view: &watch::Sender<View>,
-        (renewal, pace): (&mut Renewal, &mut Pace),
+        renewal: &mut Renewal,
+        pace: &mut Pace,
     ) -> Result<Infallible, End> {
         let mut stream = self.begin(&mut session, listing).await?;
         // Nobody knows how long it lasts after a clock that stood still or a server that was away.

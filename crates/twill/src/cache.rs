@@ -71,7 +71,8 @@ impl Remembered {
         conf: &NetConf,
         subnet: Subnet,
         leases: impl Iterator<Item = &'a Lease>,
-        (history, until): (Option<History>, Option<SystemTime>),
+        history: Option<History>,
+        until: Option<SystemTime>,
     ) -> Self {
         let until =
             until.and_then(|until| until.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs());
@@ -224,8 +225,8 @@ mod tests {
         let value = br#"{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"host-gw"}"#;
         let lease = Lease::parse("10.3.7.0-24", value, 5).unwrap();
         let history = History { cluster: 7, revision: 9, breaks: 0 };
-        let told = (Some(history), Some(SystemTime::now() + PAUSE));
-        Remembered::new(Mac([2, 0, 0, 0, 0, 1]), &conf, lease.subnet, [&lease].into_iter(), told)
+        let (mac, until) = (Mac([2, 0, 0, 0, 0, 1]), SystemTime::now() + PAUSE);
+        Remembered::new(mac, &conf, lease.subnet, [&lease].into_iter(), Some(history), Some(until))
     }
 
     fn cache(dir: &Path, store: &str) -> Cache {

@@ -59,7 +59,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     let cache = Cache::new(Cache::path(&flags.cache_dir, &flags.subnet_file), store.identity());
     let source = Source { store: store.clone(), tasks: tasks.clone(), bell: bell.clone() };
     let Identity { config, node, uplink_reason, own_lease, remembered, history, home } =
-        identity::establish(flags, &source, (&mut kernel, &mut locks), (&cache, &board))?;
+        identity::establish(flags, &source, &mut kernel, &mut locks, &cache, &board)?;
     let backend_source = flags.backend_source(own_lease.conf());
     info!("our subnet is {}, backend {} ({backend_source})", node.subnet, config.backend);
     board.send_modify(|report| {

@@ -114,12 +114,12 @@ pub(crate) async fn bind(
     board: &Board,
     questions: Questions,
 ) -> anyhow::Result<Servers> {
-    let address = (&*flags.healthz_ip, flags.healthz_port);
-    let tcp = match address {
+    let tcp = match (&*flags.healthz_ip, flags.healthz_port) {
         (_, 0) => None,
-        address => Some(bind_tcp(address).await.with_context(|| {
-            format!("listening on {}:{} (--healthz-ip, --healthz-port)", address.0, address.1)
-        })?),
+        (ip, port) => {
+            let what = || format!("listening on {ip}:{port} (--healthz-ip, --healthz-port)");
+            Some(bind_tcp(ip, port).await.with_context(what)?)
+        }
     };
     let unix = bind_unix(&flags.socket)
         .await
@@ -129,7 +129,7 @@ pub(crate) async fn bind(
     Ok(Servers { tcp, unix, socket: flags.socket.clone(), answers })
 }
 
-async fn bind_tcp((ip, port): (&str, u16)) -> anyhow::Result<TcpListener> {
+async fn bind_tcp(ip: &str, port: u16) -> anyhow::Result<TcpListener> {
     TcpListener::bind((ip, port)).await.map_err(|error| {
         let rival = locks::rival_on_port(port).filter(|_| error.kind() == ErrorKind::AddrInUse);
         match rival {
@@ -191,7 +191,7 @@ impl Servers {
                 let from = from.ip().to_canonical();
                 let (places, source) =
                     if is_own(&stream, from) { (&own, None) } else { (&others, Some(from)) };
-                places.take(source, |taken, busy| start(stream, network.clone(), (taken, busy)));
+                places.take(source, |taken, busy| start(stream, network.clone(), taken, busy));
                 // Those that are there are answered before the next one comes.
                 tokio::task::yield_now().await;
             }
@@ -202,7 +202,7 @@ impl Servers {
                 let Some((stream, _)) = patiently(self.unix.accept().await, &mut refused).await else {
                     continue;
                 };
-                root.take(None, |taken, busy| start(stream, local.clone(), (taken, busy)));
+                root.take(None, |taken, busy| start(stream, local.clone(), taken, busy));
                 tokio::task::yield_now().await;
             }
         };
@@ -228,7 +228,7 @@ async fn patiently<A>(accepted: std::io::Result<A>, refused: &mut bool) -> Optio
 }
 
 /// Answers on that connection, in a task of its own.
-fn start<S>(stream: S, answers: Answers, (taken, busy): (Taken, Busy)) -> tokio::task::AbortHandle
+fn start<S>(stream: S, answers: Answers, taken: Taken, busy: Busy) -> tokio::task::AbortHandle
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

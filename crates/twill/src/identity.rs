@@ -62,15 +62,17 @@ pub(crate) struct Place {
 pub(crate) fn establish(
     flags: &Flags,
     source: &Source,
-    (kernel, locks): (&mut Kernel, &mut Locks),
-    (cache, board): (&Cache, &Board),
+    kernel: &mut Kernel,
+    locks: &mut Locks,
+    cache: &Cache,
+    board: &Board,
 ) -> anyhow::Result<Identity> {
     let remembered = cache.read().map(|remembered| remembered.imposing(flags.backend_type.as_ref()));
-    let waiting = (board, Instant::now());
+    let begun = Instant::now();
     let dice = u64::from_ne_bytes(draw()?);
     loop {
         let read = || source.net_conf();
-        let conf = until_done(waiting, "the network config", read, || {
+        let conf = until_done(board, begun, "the network config", read, || {
             let remembered = remembered.as_ref()?;
             is_here(remembered, flags, kernel).then(|| remembered.conf.clone())
         });
@@ -92,10 +94,11 @@ pub(crate) fn establish(
             },
         };
         let own = || remembered?.own().filter(|lease| place.asker.owns(lease)).map(|lease| Some(Ok(lease)));
-        if let Some(lease) = until_done(waiting, "a lease", take, own) {
+        if let Some(lease) = until_done(board, begun, "a lease", take, own) {
             let lease = lease?;
             let remembered = remembered.map_or(Leases::Unknown, Remembered::leases);
-            let identity = place.identity(flags, locks, own_lease.holding(lease), remembered);
+            let (own_lease, lease) = own_lease.holding(lease);
+            let identity = place.identity(flags, locks, own_lease, &lease, remembered);
             return Ok(Identity { history, home, ..identity });
         }
         info!("the network config has changed before there was a lease");
@@ -185,16 +188,17 @@ impl Place {
         self,
         flags: &Flags,
         locks: &mut Locks,
-        (own_lease, lease): (OwnLease, Lease),
+        own_lease: OwnLease,
+        lease: &Lease,
         remembered: Leases,
     ) -> Identity {
         let footprint = Footprint::read(&Footprint::path(&flags.subnet_file));
         let networks = subnet_file::networks(&flags.subnet_file);
-        let mut former = self.former(&lease, footprint.as_ref(), &networks);
+        let mut former = self.former(lease, footprint.as_ref(), &networks);
         // Whoever came after us has made it his own.
         former.links.retain(|link| vxlan::vni_of(*link).is_none_or(|vni| !locks.is_others_vni(vni)));
         let config = flags.config(own_lease.conf());
-        let node = self.node(&lease, former);
+        let node = self.node(lease, former);
         let (uplink_reason, history, home) = (self.choice.reason, None, Vec::new());
         Identity { config, node, uplink_reason, own_lease, remembered, history, home }
     }
@@ -321,7 +325,8 @@ fn draw<const N: usize>() -> anyhow::Result<[u8; N]> {
 /// Tries until it works, or until what an earlier run remembered has to do `instead`. Says once what is wrong, and again
 /// only when it is something else.
 fn until_done<T, E: Display>(
-    (board, begun): (&Board, Instant),
+    board: &Board,
+    begun: Instant,
     what: &str,
     mut attempt: impl FnMut() -> Result<T, E>,
     mut instead: impl FnMut() -> Option<T>,

@@ -306,7 +306,7 @@ impl OwnLease {
             let address = holder.public_ip.map(IpAddr::V4).or(holder.public_ipv6.map(IpAddr::V6));
             let address = address.map_or("somebody".into(), |address| address.to_string());
             if holder.subnet == node.subnet && self.stood == Some(holder.born) {
-                return self.contested(format!("address {address}"), (node, Wrong::Hijacked), now);
+                return self.contested(format!("address {address}"), node, Wrong::Hijacked, now);
             }
             let subnet = node.subnet.to_string().into();
             let fault = StoreFault::OwnLeaseTaken { subnet, holder: address.into() };
@@ -328,17 +328,12 @@ impl OwnLease {
                 _ => Err(Wrong::Port),
             },
             Some(lease) if self.is_former(lease) => Err(Wrong::Former),
-            Some(lease) => self.contested(words(lease), (node, Wrong::Rival), now),
+            Some(lease) => self.contested(words(lease), node, Wrong::Rival, now),
         }
     }
 
     /// Somebody else has written our lease, last with those words. It is written again, ever more seldom.
-    fn contested(
-        &mut self,
-        theirs: String,
-        (node, wrong): (&Node, Wrong),
-        now: Instant,
-    ) -> Result<Kept, Wrong> {
+    fn contested(&mut self, theirs: String, node: &Node, wrong: Wrong, now: Instant) -> Result<Kept, Wrong> {
         let subnet = node.subnet.to_string().into();
         let fault = StoreFault::OwnLeaseContested { subnet, theirs: theirs.into() };
         self.contest = Some((fault, now + CONTEST));

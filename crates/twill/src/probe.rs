@@ -82,7 +82,7 @@ pub(crate) fn start(pace: Pace, bell: &Bell) -> anyhow::Result<Probes> {
         getrandom::fill(&mut dice).map_err(|error| anyhow!("drawing random numbers: {error}"))?;
         let dice = [[dice[0], dice[1]], [dice[2], dice[3]]].map(u16::from_ne_bytes);
         let bell = bell.clone();
-        let body = move || Asker::new(pace, bell, (heard, woken), (tell, complain), Post::new(dice)).run();
+        let body = move || Asker::new(pace, bell, heard, woken, tell, complain, Post::new(dice)).run();
         thread::Builder::new().name("probes".into()).spawn(body).context("starting thread probes")?;
     }
     Ok(Probes { targets, wake, healths, refused })

@@ -165,7 +165,9 @@ pub(super) enum Element {
 /// The element that a packet with this key meets, that of an interval or the one for all others included.
 pub(super) fn element(
     netlink: &mut Netlink,
-    (family, table, set): (u8, &str, &str),
+    family: u8,
+    table: &str,
+    set: &str,
     key: &[u8],
 ) -> Result<Option<Element>, Cause> {
     const CATCH_ALL: u32 = 2;

@@ -80,7 +80,7 @@ impl Chains for Meeting<'_> {
                 return Ok(Found::Element(None));
             };
             match program::known(bytes.get(..length as usize).unwrap_or(&[])) {
-                Ok(key) => chains::element(netlink, (*family, table, set), &key).map(Found::Element),
+                Ok(key) => chains::element(netlink, *family, table, set, &key).map(Found::Element),
                 Err(truth) => Ok(Found::Open(truth)),
             }
         };
@@ -134,7 +134,8 @@ impl Nft {
     pub(crate) fn obstacles(
         &mut self,
         packets: &[Packet],
-        (covered, undone): (&Covered, &Covered),
+        covered: &Covered,
+        undone: &Covered,
         devices: &Devices,
     ) -> Result<Vec<Obstacle>, Cause> {
         let met = self.met.clone();

@@ -153,7 +153,7 @@ fn a_one_to_one_nat_gives_another_address_both_ways() {
         let node = lab.node(2);
         for ((inside, public), to) in [node.ip.into(), node.ip6.into()].into_iter().zip(public).zip(OUTSIDES)
         {
-            rules::nat_one_to_one(lab.router(), "eth0", (inside, public));
+            rules::nat_one_to_one(lab.router(), "eth0", inside, public);
             let seen = |from, to| seen_source(from, Protocol::Tcp, to).map(|seen| seen.ip());
             assert_eq!(seen(&node.ns, to), Some(public));
             assert_eq!(seen(lab.outside(), public), Some(to));

@@ -197,7 +197,7 @@ impl Firewall {
             let rules = devices
                 .iter()
                 .flat_map(|device| ports_of(device, what.peers).map(move |port| (device.vni, port)))
-                .flat_map(|tunnel| sent_by_pods(network, tunnel, &verdict));
+                .flat_map(|(vni, port)| sent_by_pods(network, vni, port, &verdict));
             self.chain(family, NftChainName::VxlanPods, rules.collect());
         }
         if *what.leases == Leases::Unknown {
@@ -250,7 +250,7 @@ fn ports_of<'a>(device: &'a Vxlan, peers: &'a [PeerPath]) -> impl Iterator<Item 
 }
 
 /// A pod's packet into the pod network by way of another node: it would leave with this node's address, as a peer's does.
-fn sent_by_pods(network: IpNet, (vni, port): (u32, u16), verdict: &Verdict) -> [Rule; 2] {
+fn sent_by_pods(network: IpNet, vni: u32, port: u16, verdict: &Verdict) -> [Rule; 2] {
     let matches: Box<[Match]> = [from(network), Match::UdpPort(port), Match::Vni(vni)].into();
     let family = Family::of(network.addr());
     [

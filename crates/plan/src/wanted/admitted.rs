@@ -143,7 +143,8 @@ impl Draft<'_> {
     /// The peer's VTEP, if it can be used beside ours and the others.
     pub(super) fn vtep_of(
         &self,
-        (family, public_ip): (Family, IpAddr),
+        family: Family,
+        public_ip: IpAddr,
         lease: &Lease,
         admitted: &Admitted,
     ) -> Result<Vtep, PeerFault> {

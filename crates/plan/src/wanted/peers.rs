@@ -68,7 +68,7 @@ impl Draft<'_> {
         let (path, vtep) = match &lease.announced {
             Announced::HostGw => (self.reach_directly(family, subnet, public_ip), None),
             Announced::Vxlan { .. } => {
-                let vtep = self.vtep_of((family, public_ip), lease, admitted)?;
+                let vtep = self.vtep_of(family, public_ip, lease, admitted)?;
                 (self.reach_by_vxlan(family, subnet, public_ip, vtep), Some(vtep))
             }
             Announced::Nothing | Announced::Other(_) => {

@@ -55,8 +55,7 @@ pub(super) async fn take(
             let listed = matches!(claim.choice, Choice::Any { .. });
             return Ok((settled.lease, listed.then_some(listing)));
         }
-        let over = standing.map(|entry| entry.mod_revision);
-        if !write(session, &listing, settled, (&key, value, over)).await? {
+        if !write(session, &listing, settled, &key, value).await? {
             debug!("somebody else has written {key} meanwhile; choosing anew");
         }
     }
@@ -86,8 +85,10 @@ async fn write(
     session: &mut Session,
     listing: &Listing,
     settled: Settled,
-    (key, value, over): (&str, String, Option<i64>),
+    key: &str,
+    value: String,
 ) -> Result<bool, StoreError> {
+    let over = listing.entry(key).map(|entry| entry.mod_revision);
     let stale = settled.stale.iter().map(ToString::to_string).filter(|stale| stale != key);
     let gone: Vec<_> = stale
         .filter_map(|stale| listing.entry(&stale).map(|entry| (stale, entry.mod_revision)))

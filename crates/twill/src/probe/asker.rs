@@ -101,8 +101,10 @@ impl Asker {
     pub(super) fn new(
         pace: Pace,
         bell: Bell,
-        (targets, wake): (watch::Receiver<Targets>, UnixStream),
-        (healths, refused): (watch::Sender<Healths>, watch::Sender<Refused>),
+        targets: watch::Receiver<Targets>,
+        wake: UnixStream,
+        healths: watch::Sender<Healths>,
+        refused: watch::Sender<Refused>,
         post: Post,
     ) -> Self {
         let state = State {

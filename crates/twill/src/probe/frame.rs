@@ -79,7 +79,7 @@ pub(super) enum Quoted {
 }
 
 /// An echo request in an IP packet of `size` bytes, which nobody may fragment.
-pub(super) fn echo(ends: Ends, (id, number): (u16, Number), size: u16) -> Vec<u8> {
+pub(super) fn echo(ends: Ends, id: u16, number: Number, size: u16) -> Vec<u8> {
     let (kind, protocol, header) = if ends.to.is_ipv4() { (8, ICMP, IPV4) } else { (128, ICMPV6, IPV6) };
     let mut icmp = vec![0; usize::from(size).saturating_sub(header).max(HEADER + COOKIE)];
     icmp[0] = kind;
@@ -91,7 +91,7 @@ pub(super) fn echo(ends: Ends, (id, number): (u16, Number), size: u16) -> Vec<u8
 }
 
 /// A datagram with its checksum.
-pub(super) fn datagram(ends: Ends, (from, to): (u16, u16), payload: &[u8]) -> Vec<u8> {
+pub(super) fn datagram(ends: Ends, from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
     let mut udp = vec![0; HEADER];
     udp.extend_from_slice(payload);
     let length = udp.len() as u16;
@@ -133,7 +133,7 @@ fn solicited_node(target: Ipv6Addr) -> Ipv6Addr {
     Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | a, b << 8 | c)
 }
 
-pub(super) fn ethernet((to, from): (Mac, Mac), kind: EtherType, payload: &[u8]) -> Vec<u8> {
+pub(super) fn ethernet(to: Mac, from: Mac, kind: EtherType, payload: &[u8]) -> Vec<u8> {
     [&to.0[..], &from.0, &(kind as u16).to_be_bytes(), payload].concat()
 }
 

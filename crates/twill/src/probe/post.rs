@@ -149,29 +149,29 @@ impl Post {
             }
             _ => return Err(Answer::Impossible),
         };
-        let number = self.note((peer, Probe::NextHop), target, State::Open, now);
+        let number = self.note(Question { peer, probe: Probe::NextHop }, target, State::Open, now);
         let to = known.unwrap_or_else(|| frame::group_of(target));
-        self.leaves(number, |wires| wires.frame((uplink, kind), to, &question, now));
+        self.leaves(number, |wires| wires.frame(uplink, kind, to, &question, now));
         Ok(())
     }
 
     fn ask_node(&mut self, peer: &PeerPath, probe: Probe, size: u16, now: Duration) -> Known {
         let from = self.address(peer.public_ip).ok_or(Answer::Impossible)?;
-        self.send_echo((peer, probe), Ends { from, to: peer.public_ip }, size, now)
+        self.send_echo(Question { peer, probe }, Ends { from, to: peer.public_ip }, size, now)
     }
 
     fn ask_path(&mut self, peer: &PeerPath, probe: Probe, size: u16, now: Duration) -> Known {
         let ends = self.pod_ends(peer).ok_or(Answer::Impossible)?;
-        self.send_echo((peer, probe), ends, size, now)
+        self.send_echo(Question { peer, probe }, ends, size, now)
     }
 
     /// By the kernel's routes.
-    fn send_echo(&mut self, asked: (&PeerPath, Probe), ends: Ends, size: u16, now: Duration) -> Known {
-        if !self.is_routed(asked.0, now)? {
+    fn send_echo(&mut self, asked: Question, ends: Ends, size: u16, now: Duration) -> Known {
+        if !self.is_routed(asked.peer, now)? {
             return Ok(());
         }
         let Some(number) = self.note(asked, ends.to, State::Open, now) else { return Ok(()) };
-        let packet = frame::echo(ends, (self.marks.echo, number), size);
+        let packet = frame::echo(ends, self.marks.echo, number, size);
         match self.leaves(Some(number), |wires| wires.packet(ends.to, &packet, now)) {
             Sending::TooBig => Err(Answer::TooBig { mtu: self.mtu_of_link(asked) }),
             _ => Ok(()),
@@ -188,7 +188,7 @@ impl Post {
             IpAddr::V4(_) => EtherType::Arp,
             IpAddr::V6(_) => EtherType::Ipv6,
         };
-        if !(resolves && peer.on_link && self.wires.listen((uplink, kind), now)) {
+        if !(resolves && peer.on_link && self.wires.listen(uplink, kind, now)) {
             return Ok(true);
         }
         let mut lost = Ok(false);
@@ -207,12 +207,12 @@ impl Post {
         let ends = Ends { from: from.ok_or(Answer::Impossible)?, to: to.ok_or(Answer::Impossible)? };
         let way = match (peer.path, peer.tunnel) {
             (Path::Direct, _) => self.direct_way(peer)?,
-            (Path::Vxlan, Some(tunnel)) => Some((tunnel.link, tunnel.mac)),
+            (Path::Vxlan, Some(tunnel)) => Some(Way { link: tunnel.link, mac: tunnel.mac }),
             _ => return Err(Answer::Impossible),
         };
         // It is compared with echoes that the kernel routes.
         match (self.is_routed(peer, now)?, way) {
-            (true, Some(way)) => self.send_framed((peer, Probe::There), ends, way, now),
+            (true, Some(way)) => self.send_framed(Question { peer, probe: Probe::There }, ends, way, now),
             _ => Ok(()),
         }
     }
@@ -220,36 +220,30 @@ impl Post {
     fn ask_direct(&mut self, peer: &PeerPath, now: Duration) -> Known {
         let ends = self.pod_ends(peer).filter(|_| peer.on_link).ok_or(Answer::Impossible)?;
         let Some(way) = self.direct_way(peer)? else { return Ok(()) };
-        self.send_framed((peer, Probe::Direct), ends, way, now)
+        self.send_framed(Question { peer, probe: Probe::Direct }, ends, way, now)
     }
 
-    /// The uplink, and the MAC of the peer's next hop; `None` while nobody has answered for it.
-    fn direct_way(&self, peer: &PeerPath) -> Result<Option<(LinkName, Mac)>, Answer> {
+    /// The way through the uplink to the peer's next hop; `None` while nobody has answered for it.
+    fn direct_way(&self, peer: &PeerPath) -> Result<Option<Way>, Answer> {
         let uplink = self.uplink()?;
         let link = self.wires.link(uplink).ok_or(Answer::Impossible)?;
         let mac = if link.resolves { self.next_hops.mac(peer.public_ip) } else { Some(Mac::default()) };
         // A link with MACs and without ARP has them in the kernel's table, where somebody put them.
         let mac = mac.filter(|mac| link.mac.is_none() || mac.is_unicast());
         let mac = mac.or_else(|| self.next_hops.mac(peer.public_ip));
-        Ok(mac.map(|mac| (uplink, mac)))
+        Ok(mac.map(|mac| Way { link: uplink, mac }))
     }
 
     /// What comes back is to no connection that the kernel knows: it is heard on every link that it may come by.
-    fn send_framed(
-        &mut self,
-        asked: (&PeerPath, Probe),
-        ends: Ends,
-        (link, mac): (LinkName, Mac),
-        now: Duration,
-    ) -> Known {
+    fn send_framed(&mut self, asked: Question, ends: Ends, way: Way, now: Duration) -> Known {
         let kind = EtherType::of(Family::of(ends.to));
-        let links = asked.0.tunnel.map(|tunnel| tunnel.link).into_iter().chain([self.uplink()?]);
+        let links = asked.peer.tunnel.map(|tunnel| tunnel.link).into_iter().chain([self.uplink()?]);
         for link in links {
-            self.wires.listen((link, kind), now);
+            self.wires.listen(link, kind, now);
         }
         let Some(number) = self.note(asked, ends.to, State::Open, now) else { return Ok(()) };
-        let packet = frame::echo(ends, (self.marks.echo, number), SMALL);
-        self.leaves(Some(number), |wires| wires.frame((link, kind), mac, &packet, now));
+        let packet = frame::echo(ends, self.marks.echo, number, SMALL);
+        self.leaves(Some(number), |wires| wires.frame(way.link, kind, way.mac, &packet, now));
         Ok(())
     }
 
@@ -260,21 +254,15 @@ impl Post {
         }
         let Ok(port) = wires::datagram(ends, CLOSED_PORT, &OFFLOADED) else { return Ok(()) };
         let state = State::Datagrams { port, offloaded: false, complete: false };
-        let number = self.note((peer, Probe::Checksum), ends.to, state, now);
-        let packet = frame::datagram(ends, (port, CLOSED_PORT), &COMPLETE);
+        let number = self.note(Question { peer, probe: Probe::Checksum }, ends.to, state, now);
+        let packet = frame::datagram(ends, port, CLOSED_PORT, &COMPLETE);
         self.leaves(number, |wires| wires.packet(ends.to, &packet, now));
         Ok(())
     }
 
     /// Takes note of a question that is about to leave.
-    fn note(
-        &mut self,
-        (peer, probe): (&PeerPath, Probe),
-        target: IpAddr,
-        state: State,
-        at: Duration,
-    ) -> Option<Number> {
-        self.sent.add(Sent { peer: peer.subnet, probe, target, at, state })
+    fn note(&mut self, asked: Question, target: IpAddr, state: State, at: Duration) -> Option<Number> {
+        self.sent.add(Sent { peer: asked.peer.subnet, probe: asked.probe, target, at, state })
     }
 
     /// Sends it; what was not even tried to be sent is no loss.
@@ -306,7 +294,7 @@ impl Post {
         Some(Ends { from, to })
     }
 
-    fn mtu_of_link(&self, (peer, probe): (&PeerPath, Probe)) -> u16 {
+    fn mtu_of_link(&self, Question { peer, probe }: Question) -> u16 {
         let uplink = self.node.as_ref().map_or(0, |node| node.uplink.mtu);
         let tunnel = peer.tunnel.filter(|_| peer.path == Path::Vxlan && matches!(probe, Probe::PathSized(_)));
         tunnel.map_or(uplink, |tunnel| tunnel.mtu).try_into().unwrap_or(u16::MAX)
@@ -413,6 +401,20 @@ impl Post {
             _ => None,
         }
     }
+}
+
+/// What is asked, and of whom.
+#[derive(Clone, Copy)]
+struct Question<'a> {
+    peer: &'a PeerPath,
+    probe: Probe,
+}
+
+/// Where a frame leaves, and the MAC that it is for.
+#[derive(Clone, Copy)]
+struct Way {
+    link: LinkName,
+    mac: Mac,
 }
 
 /// `Err` is what is known without asking.

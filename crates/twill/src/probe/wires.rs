@@ -170,14 +170,15 @@ impl Wires {
     /// Sends what is in a frame of that kind out of that link, to that MAC if there are any.
     pub(super) fn frame(
         &mut self,
-        (link, kind): (LinkName, EtherType),
+        link: LinkName,
+        kind: EtherType,
         to: Mac,
         packet: &[u8],
         now: Duration,
     ) -> Sending {
-        let Some(ear) = self.ear((link, kind), now) else { return Sending::Unable };
+        let Some(ear) = self.ear(link, kind, now) else { return Sending::Unable };
         let sent = match ear.mac {
-            Some(own) => ear.socket.send(&frame::ethernet((to, own), kind, packet)),
+            Some(own) => ear.socket.send(&frame::ethernet(to, own, kind, packet)),
             None => ear.socket.send(packet),
         };
         let sending = sending(sent);
@@ -188,11 +189,11 @@ impl Wires {
     }
 
     /// Hears what comes in there, too. False if it cannot.
-    pub(super) fn listen(&mut self, place: (LinkName, EtherType), now: Duration) -> bool {
-        self.ear(place, now).is_some()
+    pub(super) fn listen(&mut self, link: LinkName, kind: EtherType, now: Duration) -> bool {
+        self.ear(link, kind, now).is_some()
     }
 
-    fn ear(&mut self, (link, kind): (LinkName, EtherType), now: Duration) -> Option<&Ear> {
+    fn ear(&mut self, link: LinkName, kind: EtherType, now: Duration) -> Option<&Ear> {
         if let Some(place) = self.ears.iter().position(|ear| (ear.link, ear.kind) == (link, kind)) {
             self.ears[place].used = now;
             return self.ears.get(place);

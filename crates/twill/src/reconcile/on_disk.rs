@@ -47,8 +47,10 @@ impl Reconciler {
         let (view, Leases::Listed(others)) = heard else { return None };
         let own = self.own_lease.lease().filter(|_| view.lost.is_none())?;
         let (conf, leases) = (self.own_lease.conf(), others.iter().chain([own]));
-        let told = (self.memory.belief.history(), view.own_until);
-        self.cache.keep(news, Instant::now(), || Remembered::new(uplink_mac, conf, own.subnet, leases, told))
+        let (history, until) = (self.memory.belief.history(), view.own_until);
+        self.cache.keep(news, Instant::now(), || {
+            Remembered::new(uplink_mac, conf, own.subnet, leases, history, until)
+        })
     }
 
     pub(super) fn write_subnet_file(&self) -> Result<(), String> {

@@ -5,6 +5,7 @@ mod clients;
 mod leases;
 mod ownership;
 mod pods;
+mod tools;
 
 use std::cell::Cell;
 use std::fs;

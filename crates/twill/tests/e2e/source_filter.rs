@@ -176,7 +176,7 @@ fn a_peer_behind_an_address_translation_works_and_is_named() {
         let public: [IpAddr; 2] = ["192.168.100.150", "fd00:100::150"].map(|ip| ip.parse().unwrap());
         let lab = cluster::lab(Topology::routed(2, 1), &config(Manager::Nft, "count"));
         for (inside, outside) in of_node(lab.node(3)).into_iter().zip(public) {
-            rules::nat_one_to_one(lab.router(), "eth0", (inside, outside));
+            rules::nat_one_to_one(lab.router(), "eth0", inside, outside);
         }
         let (_daemons, pods) = cluster::start(&lab);
         cluster::reach_each_other(&pods);
@@ -197,7 +197,7 @@ fn nothing_is_dropped_where_our_own_address_is_translated() {
         let public: [IpAddr; 2] = ["192.168.100.150", "fd00:100::150"].map(|ip| ip.parse().unwrap());
         let far = lab.node(3);
         for (inside, outside) in of_node(far).into_iter().zip(public) {
-            rules::nat_one_to_one(lab.router(), "eth0", (inside, outside));
+            rules::nat_one_to_one(lab.router(), "eth0", inside, outside);
         }
         let announced = public.map(|ip| ip.to_string());
         let _near = [lab.node(1).start(FLAGS), lab.node(2).start(FLAGS)];

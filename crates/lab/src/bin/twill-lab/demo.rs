@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use lab::{Daemon, Harm, Lab, Pod, Topology, View, try_heal, until};
+use lab::{Harm, Lab, Pod, Topology, View, try_heal, until};
 
 use crate::backend::Backend;
 use crate::cut;
@@ -83,7 +83,7 @@ fn act(backend: Backend) -> Act {
     if backend == Backend::HostGw {
         explain_host_gw(&mut act, &lab);
     }
-    break_things(&mut act, &lab, (&pods, &daemons));
+    break_things(&mut act, &lab, &pods);
     if backend == Backend::Auto {
         act.as_expected &= cut::arp(&lab, &pods);
     }
@@ -172,7 +172,7 @@ fn explain_host_gw(act: &mut Act, lab: &Lab) {
     act.as_expected &= route.starts_with("unreachable");
 }
 
-fn break_things(act: &mut Act, lab: &Lab, (pods, _running): (&[Pod], &[Daemon])) {
+fn break_things(act: &mut Act, lab: &Lab, pods: &[Pod]) {
     println!("harm to node1, and the time until all reads as before and each pod answers again:");
     let node = lab.node(1);
     let reached: Vec<_> =

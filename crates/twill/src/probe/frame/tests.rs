@@ -40,7 +40,7 @@ fn error(by: Ends, head: [u8; 8], about: &[u8]) -> Vec<u8> {
 fn an_echo_is_as_large_as_it_should_be_and_comes_back() {
     for ends in both() {
         for size in [64, 65, 1450, 9000] {
-            let request = echo(ends, (7, NUMBER), size);
+            let request = echo(ends, 7, NUMBER, size);
             assert_eq!(request.len(), usize::from(size));
             assert_eq!(read_packet(None, &request), None, "a question is no answer");
             let expected = Heard::Echo { from: ends.to, id: 7, number: NUMBER };
@@ -51,7 +51,7 @@ fn an_echo_is_as_large_as_it_should_be_and_comes_back() {
 
 #[test]
 fn an_ipv4_header_is_whole_and_forbids_fragments() {
-    let request = echo(both()[0], (7, NUMBER), 64);
+    let request = echo(both()[0], 7, NUMBER, 64);
     assert_eq!(fold(sum(&request[..IPV4])), 0);
     assert_eq!(request[6..8], [0x40, 0]);
 }
@@ -59,7 +59,7 @@ fn an_ipv4_header_is_whole_and_forbids_fragments() {
 #[test]
 fn of_what_is_cut_or_damaged_nothing_is_believed() {
     for ends in both() {
-        let whole = reply(ends, &echo(ends, (7, NUMBER), 64));
+        let whole = reply(ends, &echo(ends, 7, NUMBER, 64));
         for length in 0..whole.len() {
             assert_eq!(read_packet(None, &whole[..length]), None, "{length}");
         }
@@ -72,7 +72,7 @@ fn of_what_is_cut_or_damaged_nothing_is_believed() {
         // Frames are padded.
         assert!(read_packet(None, &[&whole[..], &[1, 2, 3]].concat()).is_some());
     }
-    let mut fragment = reply(both()[0], &echo(both()[0], (7, NUMBER), 64));
+    let mut fragment = reply(both()[0], &echo(both()[0], 7, NUMBER, 64));
     fragment[6] = 0x20;
     assert_eq!(read_packet(None, &fragment), None);
 }
@@ -129,7 +129,7 @@ fn errors_say_what_they_are_about() {
         (v6, by[1], [2, 0, 0, 0, 0, 0, 5, 0x78], Some(1400)),
         (v6, by[1], [1, 0, 0, 0, 0, 0, 0, 0], None),
     ] {
-        let about = echo(ends, (7, NUMBER), 1450);
+        let about = echo(ends, 7, NUMBER, 1450);
         let header = if ends.to.is_ipv4() { IPV4 } else { IPV6 };
         // Routers quote as little as this.
         let told = error(by, head, &about[..header + HEADER]);
@@ -149,7 +149,7 @@ fn no_link_carries_less_than_the_least() {
     for (ends, by, kind, least) in [(both()[0], by[0], [3, 4], 576_u16), (both()[1], by[1], [2, 0], 1280)] {
         let heard = |mtu: u16| {
             let [high, low] = mtu.to_be_bytes();
-            let told = error(by, [kind[0], kind[1], 0, 0, 0, 0, high, low], &echo(ends, (7, NUMBER), 1450));
+            let told = error(by, [kind[0], kind[1], 0, 0, 0, 0, high, low], &echo(ends, 7, NUMBER, 1450));
             read_packet(None, &told)
         };
         assert!(matches!(heard(least), Some(Heard::Error { mtu: Some(mtu), .. }) if mtu == least));
@@ -160,7 +160,7 @@ fn no_link_carries_less_than_the_least() {
 #[test]
 fn a_closed_port_is_told_with_the_length_of_what_came() {
     for (ends, head) in both().into_iter().zip([[3, 3], [1, 4]]) {
-        let about = datagram(ends, (4000, 33434), &[0; 9]);
+        let about = datagram(ends, 4000, 33434, &[0; 9]);
         let back = Ends { from: ends.to, to: ends.from };
         let told = error(back, [head[0], head[1], 0, 0, 0, 0, 0, 0], &about);
         let quoted = Quoted::Datagram { to: ends.to, from_port: 4000, length: 17 };
@@ -172,7 +172,7 @@ fn a_closed_port_is_told_with_the_length_of_what_came() {
 #[test]
 fn a_datagrams_checksum_is_right() {
     for ends in both() {
-        let whole = datagram(ends, (4000, 33434), &[1, 2, 3]);
+        let whole = datagram(ends, 4000, 33434, &[1, 2, 3]);
         let header = if ends.to.is_ipv4() { IPV4 } else { IPV6 };
         assert_eq!(checksum(&whole[header..], ends, UDP), 0);
         assert_ne!(whole[header + 6..header + 8], [0, 0], "none at all");

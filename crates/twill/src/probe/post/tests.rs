@@ -410,7 +410,7 @@ fn who_is_whose_neighbour_is_not_heard_on_the_tunnel() {
             ask.peer.public_ip = "fd00:9::2".parse().unwrap();
             ask.post.follow(Some(&own), &only(&ask.peer), Duration::ZERO);
             let place = (name("flannel.1"), EtherType::Ipv6);
-            assert!(ask.post.wires.listen(place, Duration::ZERO));
+            assert!(ask.post.wires.listen(place.0, place.1, Duration::ZERO));
             assert_eq!(ask.post.ask(&ask.peer, Probe::NextHop, false, Duration::ZERO), None);
             let now = ask.begun.elapsed();
             ask.post.ask_all(|_| Some(&ask.peer), now);

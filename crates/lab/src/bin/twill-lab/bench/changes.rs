@@ -21,7 +21,7 @@ pub(super) struct Changes {
     pub(super) cpu: Duration,
 }
 
-pub(super) fn run(lab: &Lab, (node, daemon): (&Node, &Daemon<'_>), case: &Case) -> Result<Changes, String> {
+pub(super) fn run(lab: &Lab, node: &Node, daemon: &Daemon<'_>, case: &Case) -> Result<Changes, String> {
     let ears = Ears::start(node)?;
     let joining: Vec<_> = (case.peers..case.peers + JOINS).map(Peer).collect();
     let (before, mut lags) = (Usage::of(daemon.pid()), Vec::new());

@@ -53,7 +53,7 @@ pub(super) fn run(options: &Options, report: &mut Report) -> Result<(), String> 
                     options.runs,
                     told(&run)
                 );
-                report.line(&line(&case, (&who, number), &run))?;
+                report.line(&line(&case, &who, number, &run))?;
                 runs.push(run);
             }
             rows.push(row(&case, &who, &runs));
@@ -74,7 +74,7 @@ fn once(case: &Case, who: &Who) -> Result<Run, String> {
     let node = lab.node(1);
     let begun = Instant::now();
     let daemon = stage::start(&lab, node, who);
-    let measured = measure(&lab, &daemon, (case, begun));
+    let measured = measure(&lab, &daemon, case, begun);
     measured.map_err(|why| {
         let log = daemon.log();
         let end: Vec<_> = log.lines().rev().take(10).collect();
@@ -82,13 +82,13 @@ fn once(case: &Case, who: &Who) -> Result<Run, String> {
     })
 }
 
-fn measure(lab: &Lab, daemon: &Daemon<'_>, (case, begun): (&Case, Instant)) -> Result<Run, String> {
+fn measure(lab: &Lab, daemon: &Daemon<'_>, case: &Case, begun: Instant) -> Result<Run, String> {
     let (node, pid) = (lab.node(1), daemon.pid());
     let held = held::wait(node, case, LIMIT, || is_alive(pid))?;
     rest(pid, IDLE, LIMIT);
     let cpu = Usage::of(pid);
     let (resident, peak) = memory(pid);
-    let changes = changes::run(lab, (node, daemon), case)?;
+    let changes = changes::run(lab, node, daemon, case)?;
     let packets = (case.backend == Backend::HostGw).then(|| packets::run(lab, case)).transpose()?;
     let yardstick = yardstick::run(lab, case)?;
     Ok(Run { held: held.at - begun, look: held.look, cpu, resident, peak, changes, packets, yardstick })
@@ -99,7 +99,7 @@ fn told(run: &Run) -> String {
     format!("{} s, CPU {} s, a change {} ms", seconds(run.held), seconds(run.cpu.total()), ms(median))
 }
 
-fn line(case: &Case, (who, number): (&Who, usize), run: &Run) -> serde_json::Value {
+fn line(case: &Case, who: &Who, number: usize, run: &Run) -> serde_json::Value {
     let (median, worst) = quantiles(&run.changes.lags).unwrap_or_default();
     json!({
         "bench": "scale",

@@ -15,7 +15,7 @@ fn nothing_is_lost_while_there_may_be_answers_to_hear() {
             ask.comes(Probe::Node);
             let own = IpAddr::from(lab.node(1).ip);
             let number = Number { sequence: 0, cookie: 0 };
-            let mut flood = frame::echo(Ends { from: own, to: own }, (ask.post.marks.echo, number), SMALL);
+            let mut flood = frame::echo(Ends { from: own, to: own }, ask.post.marks.echo, number, SMALL);
             // A reply.
             flood[20] = 0;
             let sender = Socket::sender(Family::Ipv4).unwrap();
@@ -71,7 +71,7 @@ proptest! {
             by_evidence: true,
         };
         let mut post = Post::new([0x1234, 0xfffe]);
-        let ask = |post: &mut Post, probe, state| post.note((&peer, probe), peer.public_ip, state, PATIENCE);
+        let ask = |post: &mut Post, probe, state| post.note(Question { peer: &peer, probe }, peer.public_ip, state, PATIENCE);
         ask(&mut post, Probe::Path, State::Open);
         ask(&mut post, Probe::NextHop, State::Open);
         let datagrams = State::Datagrams { port: 7, offloaded: false, complete: false };
