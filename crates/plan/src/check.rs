@@ -1,11 +1,11 @@
-//! Refuses a plan that contradicts itself, before it reaches the kernel. It finds faults of ours, not of the leases:
-//! `wanted` has dealt with those.
+//! Rejects a plan that contradicts itself, before it reaches the kernel. It finds faults of twill itself: `wanted` has
+//! already left out faulty leases.
 
 use crate::owned::Owned;
 use crate::state::{EachKind, Kind, LinkKind, RoutePath, State};
 use crate::{Object, Table};
 
-/// Returns what is contradictory, one line each; empty for a plan that may be applied.
+/// Returns one line for each contradiction; the list is empty for a plan that may be applied.
 pub fn check(state: &State, owned: &Owned) -> Vec<String> {
     let mut check = Check { state, owned, faults: Vec::new() };
     State::each_kind(&mut check);
@@ -43,7 +43,7 @@ struct Check<'a> {
 }
 
 impl EachKind for Check<'_> {
-    /// Each key is wanted once, and nothing is created that could never be deleted again.
+    /// Checks that each key is desired once, and that everything that is created could be deleted again.
     fn kind<K: Kind + Into<Object>>(
         &mut self,
         table: fn(&State) -> &Table<K>,

@@ -1,5 +1,6 @@
-//! The steps from what the kernel holds to what it should hold. Pure and ordered; it walks the union of both sides once
-//! per kind, so a left-over is met even when nothing wants it. What may be deleted is `owned`'s to say.
+//! Computes the ops that lead from the observed state to the desired one, in order and without side effects. It walks the
+//! union of both sides once per kind, so it finds left-overs under keys that nothing desires. [`Kind::is_ours`] decides
+//! which of them may be deleted.
 
 use crate::firewall::NftChainName;
 use crate::input::Family;
@@ -7,10 +8,10 @@ use crate::owned::{Owned, Sweep};
 use crate::state::{EachKind, Goes, Kind, Link, LinkKind, Losses, State, Sysctl};
 use crate::{Object, Op, Setting, Table, Verb};
 
-/// Ops in the order in which they are to be applied; empty when nothing is to be done.
+/// Returns the ops in the order in which they are to be applied; empty if nothing has to change.
 pub fn diff(wanted: &State, seen: &State, owned: &Owned) -> Vec<Op> {
     let mut steps = Steps { wanted, seen, owned, losses: Losses::default(), ops: Vec::new() };
-    // What links, next hops and chains take along has to be known before the rows that go with them.
+    // Links, next hops and chains take other rows along, so their losses must be known before those rows are compared.
     steps.links();
     steps.lose_nexthops();
     steps.lose_elements();
@@ -29,7 +30,7 @@ struct Steps<'a> {
 }
 
 impl EachKind for Steps<'_> {
-    /// Links and sysctls have rules of their own, in [`Steps::links`] and [`Steps::sysctls`].
+    /// Handles every kind but links and sysctls, which have [`Steps::links`] and [`Steps::sysctls`].
     fn kind<K: Kind + Into<Object>>(
         &mut self,
         table: fn(&State) -> &Table<K>,
@@ -78,7 +79,8 @@ impl Steps<'_> {
         }
     }
 
-    /// A next hop goes with its link; but a wanted one is moved off a link before that link is deleted for good.
+    /// Finds the next hops that disappear with their link. A desired next hop is moved off a link before that link is
+    /// deleted for good.
     fn lose_nexthops(&mut self) {
         let is_wanted = |id: u32| self.wanted.nexthops.binary_search_by_key(&id, |row| row.id).is_ok();
         let lost = self.seen.nexthops.iter().map(|row| (row.id, self.losses.of_link(row.link)));
@@ -90,7 +92,7 @@ impl Steps<'_> {
         self.losses.nexthops = lost.collect();
     }
 
-    /// A set goes with the chain that looks into it.
+    /// Finds the families whose set of senders disappears, since no chain that uses the set is desired.
     fn lose_elements(&mut self) {
         let filters = |family: Family| {
             let chains = &self.wanted.nft_chains;
@@ -116,7 +118,8 @@ impl Steps<'_> {
         }
     }
 
-    /// Sysctls are set and never unset. Those of a link that is made again are at the kernel's defaults.
+    /// Writes the desired sysctls that differ; no sysctl is ever unset. Sysctls of a link that is created again are back
+    /// at the kernel's defaults, so they are written again.
     fn sysctls(&mut self) {
         let is_of_remade = |path: &str| {
             path.split('/').any(|part| part.parse().is_ok_and(|link| self.losses.remade.contains(&link)))
@@ -136,7 +139,8 @@ impl Steps<'_> {
         changes.into_iter().for_each(|(verb, setting)| self.push(verb, setting));
     }
 
-    /// One kind of row. A key we want is ours, whatever stands there and however often; elsewhere the kind decides.
+    /// Compares the rows of one kind. A desired key is ours, whatever and however often the kernel holds it. Elsewhere
+    /// the kind decides.
     fn rows<K: Kind + Into<Object>>(&mut self, wanted: &Table<K>, seen: &Table<K>) {
         for (want, have) in wanted.union(seen) {
             match want.first() {
@@ -153,8 +157,9 @@ impl Steps<'_> {
         }
     }
 
-    /// Puts the wanted row, alone, where those stand. Of several all but one go at once, and the wanted row is written in
-    /// any case: the kernel may delete a row that is like the one named, and replaces the one that it holds first.
+    /// Makes the desired row the only one under its key, where the kernel holds the rows `have`. Of several rows all but
+    /// one are deleted first. Then the desired row is written in any case: the kernel may delete another row than the
+    /// named one if they are alike, and it replaces the first row that it holds.
     fn settle<K: Kind + Into<Object>>(&mut self, want: &K, have: &[K]) {
         let mut left: Vec<&K> = have.iter().filter(|row| row.goes(&self.losses) != Goes::First).collect();
         left.sort_by_key(|row| *row != want);
@@ -169,8 +174,8 @@ impl Steps<'_> {
     }
 }
 
-/// Can the kernel turn the one into the other in place? A vxlan's VNI, port, GBP and uplink cannot be changed, and what
-/// was not understood cannot be undone.
+/// Returns true if the kernel can change `have` into `want` in place. It cannot change a vxlan's VNI, port, GBP, uplink
+/// or address family, and an attribute that was not understood cannot be removed.
 fn changeable(want: &Link, have: &Link) -> bool {
     let (LinkKind::Vxlan(want_kind), LinkKind::Vxlan(have_kind)) = (&want.kind, &have.kind) else {
         return false;

@@ -1,5 +1,5 @@
-//! A JSON object as Go's decoder reads it into a struct: keys match in any case, the last of equal keys that is not null
-//! wins, unknown keys are ignored (flannel-compat 0.4). Not a general JSON layer: syntax is serde_json's part.
+//! JSON object that is read as Go's decoder reads it into a struct (flannel-compat 0.4). Keys match in any case, the last
+//! of equal keys that is not null wins, and unknown keys are ignored. serde_json checks the JSON syntax itself.
 
 use std::fmt;
 
@@ -7,36 +7,37 @@ use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, de};
 use serde_json::value::RawValue;
 
-/// The members of one object, in the order in which they were written, each as its text: what nobody asks for is never
-/// understood.
+/// Members of one object, in the order in which they were written. Each value is kept as text, so a member that nobody
+/// asks for is never interpreted.
 #[derive(Debug)]
 pub struct Fields(Vec<(String, Box<RawValue>)>);
 
 impl Fields {
-    /// Parses one JSON object; the error tells line and column.
+    /// Parses one JSON object. The error names line and column.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(text).map_err(|error| error.to_string())
     }
 
-    /// Takes an object that is the value of another one.
+    /// Parses an object that is the value of a member of another object. Any other value is an error.
     pub fn of(value: &RawValue) -> Result<Self, String> {
         serde_json::from_str(value.get()).map_err(|error| error.to_string())
     }
 
-    /// The text of that key's value, whatever the case of its letters; `null` and absence are the same, as in Go, where a
-    /// `null` leaves what an earlier one of equal keys has set.
+    /// Returns the text of the key's value, whatever the case of the key's letters. `null` counts as absent: as in Go, it
+    /// leaves the value that an earlier equal key has set.
     pub fn raw(&self, key: &str) -> Option<&RawValue> {
         let mut values = self.0.iter().rev().filter(|(_, value)| value.get() != "null");
         values.find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| &**value)
     }
 
-    /// The value of that key. The error names the key.
+    /// Returns the value of the key; `None` if it is absent. The error names the key.
     pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, String> {
         let value = self.raw(key).map(|value| serde_json::from_str(value.get())).transpose();
         value.map_err(|error: serde_json::Error| format!("key {key:?}: {}", without_place(&error)))
     }
 
-    /// Text that is parsed further; empty text counts as absent.
+    /// Returns the key's text after parsing it further; empty text counts as absent. The error names the key and the
+    /// text.
     pub fn parsed<T>(&self, key: &str) -> Result<Option<T>, String>
     where
         T: std::str::FromStr<Err: fmt::Display>,
@@ -50,7 +51,7 @@ impl Fields {
     }
 }
 
-/// The place in a value's own text says nothing to whoever has the whole text.
+/// Returns the error's text without line and column: they count within the value, and the reader has the whole text.
 fn without_place(error: &serde_json::Error) -> String {
     let text = error.to_string();
     text.rsplit_once(" at line ").map(|(text, _)| text.to_owned()).unwrap_or(text)

@@ -1,8 +1,8 @@
-//! What this node's kernel should hold, and the steps from what it holds to that.
+//! Computes the desired kernel state of this node, and the ops that lead from the observed state to it.
 //!
-//! Pure: no I/O, no clock, no dice, no interface index; the manifest proves it. `wanted` and `diff` never fail:
-//! what is broken or dangerous becomes a note and is left out, so that one peer's fault is never another's.
-//! Reading and writing the kernel is `kernel`'s part, talking to a datastore is `store`'s.
+//! The crate is pure: no I/O, no clock, no random numbers, no interface indexes; its manifest proves it. `wanted` and
+//! `diff` never fail. A broken or dangerous lease becomes a warning and is left out: one peer's fault never affects
+//! another peer. The crate `kernel` reads and writes the kernel; the crate `store` talks to the datastore.
 
 pub mod backend;
 pub mod belief;

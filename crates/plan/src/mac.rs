@@ -1,11 +1,11 @@
-//! A 48-bit link-layer address: parsed once at the edge, printed as flannel prints it (lower case, colons).
+//! Link-layer address of 48 bits: parsed once at the edge, printed as flannel prints it (lower case, colons).
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Six bytes in wire order.
+/// MAC address, such as `0a:1b:2c:3d:4e:5f`: six bytes in wire order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Mac(pub [u8; 6]);
 
@@ -17,7 +17,7 @@ impl Mac {
         Self(bytes)
     }
 
-    /// True for an address one station may own: neither group nor all-zero.
+    /// Returns true for an address that one station may own: neither a group address nor all-zero.
     pub fn is_unicast(self) -> bool {
         self.0[0] & 1 == 0 && self != Self::default()
     }
@@ -39,7 +39,8 @@ impl fmt::Debug for Mac {
 impl FromStr for Mac {
     type Err = String;
 
-    /// Accepts the six-byte spellings of Go's `net.ParseMAC`: `aa:bb:…`, `aa-bb-…` and `aabb.ccdd.eeff`.
+    /// Accepts the six-byte spellings of Go's `net.ParseMAC`: `aa:bb:…`, `aa-bb-…` and `aabb.ccdd.eeff`. Any other text
+    /// is an error.
     fn from_str(text: &str) -> Result<Self, String> {
         let bad = || format!("{text:?} is not a MAC address such as 0a:1b:2c:3d:4e:5f");
         let (separator, width) = match text.as_bytes().get(2) {

@@ -1,11 +1,12 @@
-//! The name of a network interface, in sixteen bytes and without an allocation: ten thousand rows carry one each.
+//! Name of a network interface, in sixteen bytes and without an allocation: ten thousand rows carry one each.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// 1 to 15 bytes, no `/`, no white space, not `.` or `..`: what the kernel's `dev_valid_name` accepts.
+/// Name of 1 to 15 bytes, without `/`, `:` and white space, and neither `.` nor `..`. The kernel's `dev_valid_name`
+/// accepts the same names.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkName {
     bytes: [u8; 15],
@@ -13,7 +14,7 @@ pub struct LinkName {
 }
 
 impl LinkName {
-    /// Without an allocation, since every row of every peer asks for it.
+    /// Returns the name made of a prefix and a number. It does not allocate, since every row of every peer needs a name.
     pub(crate) fn numbered(prefix: &str, number: u32) -> Self {
         let mut name = Self::truncated(prefix);
         let digits = number.checked_ilog10().unwrap_or(0);
@@ -26,7 +27,7 @@ impl LinkName {
         name
     }
 
-    /// What is too long is cut.
+    /// Returns the text as a name, cut off after 15 bytes. The characters are not checked.
     pub(crate) fn truncated(text: &str) -> Self {
         let mut bytes = [0; 15];
         let len = text.len().min(15);
@@ -34,7 +35,7 @@ impl LinkName {
         Self { bytes, len: len as u8 }
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or_default()
     }

@@ -1,6 +1,6 @@
-//! The steps between two states: values that can be logged, sorted, counted and compared before anything happens.
+//! Changes between two states, as values that can be logged, sorted, counted and compared before anything happens.
 //!
-//! An op says all that the executor needs; nothing is left for it to decide.
+//! An op holds everything that its executor needs; the executor decides nothing.
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,34 +12,34 @@ use crate::firewall::{IptablesChain, NftChain, NftElement, NftTable};
 use crate::state::{Address, FdbEntry, Kind, Link, Neighbour, Nexthop, Rank, Route, Rule, Sysctl};
 use crate::{LinkName, Row, for_each_kind, sysctls};
 
-/// What to do with an object.
+/// Kind of change to an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verb {
-    /// Delete now, because the same round writes that key again: the kernel cannot change it in place, or holds more than
-    /// one row under it.
+    /// Deletes the object now, because the same reconcile pass writes its key again. The kernel cannot change the object
+    /// in place, or holds more than one row under the key.
     Recreate,
-    /// Create what is not there; for routes, neighbours and FDB entries with replace semantics.
+    /// Creates an object that does not exist yet. Routes, neighbours and FDB entries are written with replace semantics.
     Add,
-    /// Change what is there, in place.
+    /// Changes an existing object in place.
     Replace,
-    /// Delete for good. For rows whose key may stand twice the whole row names the one that goes.
+    /// Deletes the object for good. Where a key may have several rows, the whole row names the one to delete.
     Delete,
 }
 
 macro_rules! object {
     ($($table:ident: $variant:ident($payload:ty) of $row:ty,)*) => {
-        /// The object of an op, complete.
+        /// Object of an op, with all its attributes.
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(rename_all = "kebab-case")]
         pub enum Object {
             $($variant($payload),)*
-            /// The administrative state of a link alone, after its addresses are on.
+            /// Administrative state of a link alone, which is set after the link's addresses.
             LinkUp(LinkName),
         }
 
         impl Object {
-            /// Name of the object's kind in metrics.
+            /// Returns the name of the object's kind in metrics.
             pub fn kind(&self) -> &'static str {
                 match self {
                     $(Self::$variant(_) => <$row>::NAME,)*
@@ -54,7 +54,8 @@ macro_rules! object {
                 }
             }
 
-            /// Returns a number for the object itself, whatever its attributes: all ops on one link have the same.
+            /// Returns a hash of the object's kind and key, whatever its attributes: all ops on one link have the same
+            /// hash.
             pub fn identity(&self) -> u64 {
                 let mut hasher = DefaultHasher::new();
                 match self {
@@ -86,12 +87,12 @@ macro_rules! object {
 }
 for_each_kind!(object);
 
-/// A sysctl to be written.
+/// Sysctl to be written, such as `{"path":"net/ipv4/ip_forward","value":"1","was":"0"}`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Setting {
     #[serde(flatten)]
     pub row: Sysctl,
-    /// The value that goes; `None` where none was read.
+    /// Value that is replaced; `None` if none was read, or if its device is created again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub was: Option<Box<str>>,
 }
@@ -117,7 +118,7 @@ impl fmt::Display for Setting {
     }
 }
 
-/// One step. Ops order by rank first, then by object: the same list on every run.
+/// Single change to the kernel. Ops are sorted by rank, then object, then verb, so that every run gives the same list.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Op {
     pub verb: Verb,
@@ -125,13 +126,14 @@ pub struct Op {
 }
 
 impl Op {
-    /// Place in a round: reach before use when adding, use before reach when deleting. A sysctl below a link's name
-    /// needs the link, so it follows the links; one that turns forwarding on follows those that make this harmless.
+    /// Returns the op's place in a reconcile pass. Additions put what carries traffic before what uses it; deletions go
+    /// the other way. A sysctl below a link's name needs the link, so it follows the links. A sysctl that turns
+    /// forwarding on follows the sysctls that make this harmless.
     pub fn rank(&self) -> u8 {
         match (self.verb, &self.object) {
             (Verb::Recreate, _) => 1,
             (Verb::Delete, object) => object.rank().delete,
-            // It goes with the addresses.
+            // Forwarding is turned on together with the addresses.
             (_, Object::Sysctl(setting)) if sysctls::forwards(&setting.row) => Address::RANK.put,
             (_, object) => object.rank().put,
         }
@@ -157,7 +159,7 @@ impl From<Setting> for Object {
 }
 
 impl fmt::Display for Op {
-    /// `+ route 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink`: a sign, then the object in ip(8)'s words.
+    /// Prints a sign and the object in ip(8)'s words: `+ route 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = match self.verb {
             Verb::Add => '+',

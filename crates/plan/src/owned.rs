@@ -1,4 +1,4 @@
-//! The bounds of what on this node may be twill's. Which rows inside them are ours to delete each kind says itself
+//! Bounds of the objects on this node that may be twill's. Within them each kind decides which rows may be deleted
 //! ([`Kind::is_ours`](crate::Kind::is_ours)).
 
 use ipnet::IpNet;
@@ -11,70 +11,71 @@ use crate::subnet_alloc::Range;
 
 pub use crate::marks::{NEXTHOPS, PROTOCOL};
 
-/// The bounds of what may be ours; also the bounds of what the kernel is read for.
+/// Bounds of the objects that may be ours. The kernel is read within the same bounds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owned {
-    /// Names of the devices that are ours.
+    /// Names of our devices.
     pub links: Vec<LinkName>,
-    /// The device that carries traffic between nodes; never ours, but our routes may lead through it.
+    /// Device that carries traffic between nodes. It is never ours, but our routes may lead through it.
     pub uplink: LinkName,
-    /// The pod networks of the cluster, at most one a family.
+    /// Pod networks of the cluster, at most one per family.
     pub networks: Vec<IpNet>,
-    /// Addresses that pods may have, one range a family; the whole network of a family that has none here.
+    /// Addresses that pods may have, one range per family. A family without a range uses its whole network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pods: Vec<Range>,
-    /// Our own pod subnets, those of an earlier run too: flannel's blackhole routes lead there.
+    /// Our own pod subnets, including those of an earlier run: flannel's blackhole routes lead there.
     #[serde(default)]
     pub own_subnets: Vec<IpNet>,
-    /// Those of earlier configs: nothing is wanted there any more.
+    /// Pod networks of earlier configs, in which nothing is desired any more.
     #[serde(default)]
     pub former_networks: Vec<IpNet>,
-    /// Whose routes are left over: ours, or flannel's too.
+    /// Writer of the routes that an earlier daemon left: twill alone, or flannel too.
     #[serde(default)]
     pub former_writer: Writer,
-    /// The table our routes are in.
+    /// Routing table of our routes.
     pub table: u32,
-    /// Those that they were in, and the main one where only the blackhole is there.
+    /// Routing tables that held our routes before. The main table is one of them if it now holds only the blackhole
+    /// route.
     #[serde(default)]
     pub former_tables: Vec<u32>,
-    /// Are flannel's tables and chains of nftables and iptables ours, or another daemon's of this node?
+    /// True if this daemon keeps flannel's tables and chains of nftables and iptables, which exist once per node.
     #[serde(default)]
     pub firewall: bool,
-    /// Traffic of pods by which rules for traffic are judged.
+    /// Sample traffic of pods, by which the traffic rules of other programs are judged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub passages: Vec<Passage>,
-    /// Traffic with peers that were found faulty: the kernel is asked where it sends theirs, too.
+    /// Sample traffic with peers that were found faulty. The kernel is also asked where it sends this traffic.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub faulty: Vec<Passage>,
-    /// Paths below `/proc/sys` that we set or plan by.
+    /// Paths below `/proc/sys` that we write or that the plan depends on.
     pub sysctls: Vec<Box<str>>,
-    /// May anything be deleted yet?
+    /// Permission to delete left-overs.
     pub sweep: Sweep,
 }
 
-/// Whether the peers are known, and with them what is left over.
+/// Permission to delete left-overs, which needs the complete list of peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sweep {
-    /// The leases were never listed: what looks left over may be a peer's. Nothing is deleted.
+    /// Nothing is deleted: the leases were never listed or the uplink is not ready, so a left-over row may be a peer's.
     NotYet,
-    /// The list is complete.
+    /// Left-overs are deleted: the list of leases is complete.
     LeftOvers,
 }
 
 impl Owned {
-    /// Lies the destination in one of our networks?
+    /// Returns true if the destination lies in one of our networks.
     pub fn in_network(&self, destination: &IpNet) -> bool {
         self.networks.iter().any(|network| network.contains(destination))
     }
 
-    /// Whether the destination lies in one of our networks or of our former ones.
+    /// Returns true if the destination lies in one of our networks, current or former.
     pub(crate) fn in_any_network(&self, destination: &IpNet) -> bool {
         self.all_networks().any(|network| network.contains(destination))
     }
 
-    /// Could pods have an address of that destination? Other parts of a network may be the nodes' own, and routes there
-    /// are the underlay's.
+    /// Returns true if pods could have an address of the destination. Other parts of a network may belong to the nodes,
+    /// and routes there are the underlay's.
     pub(crate) fn is_pods(&self, destination: &IpNet) -> bool {
         let family = Family::of(destination.addr());
         let former = self.former_networks.iter().any(|network| network.contains(destination));
@@ -84,17 +85,17 @@ impl Owned {
         }
     }
 
-    /// The networks within which the kernel is read.
+    /// Iterates over the networks within which the kernel is read, current and former.
     pub fn all_networks(&self) -> impl Iterator<Item = &IpNet> {
         self.networks.iter().chain(&self.former_networks)
     }
 
-    /// The tables of which the kernel is read.
+    /// Iterates over the routing tables that are read, current and former.
     pub fn all_tables(&self) -> impl Iterator<Item = u32> {
         std::iter::once(self.table).chain(self.former_tables.iter().copied())
     }
 
-    /// Whether a device of that name is ours.
+    /// Returns true if the device of that name is ours.
     pub(crate) fn has_link(&self, name: LinkName) -> bool {
         self.links.contains(&name)
     }

@@ -1,15 +1,15 @@
-//! A sorted list of rows, the shape of every part of a [`State`](crate::State): small in memory, walked once.
+//! Sorted list of rows, the form of every part of a [`State`](crate::State): small in memory, walked once.
 //!
-//! Rows of one key may stand more than once, because the kernel allows it (`ip route append`).
+//! Several rows may have one key, because the kernel allows that (`ip route append`).
 
 use std::cmp::Ordering;
 use std::hash::Hash;
 
 use serde::{Deserialize, Serialize};
 
-/// One object of the kernel.
+/// Object of the kernel.
 pub trait Row: Clone + Ord {
-    /// Tells an object from all others of its kind, whatever its attributes.
+    /// Key that identifies an object among all objects of its kind, whatever its other attributes.
     type Key<'a>: Ord + Hash
     where
         Self: 'a;
@@ -23,7 +23,7 @@ pub trait Row: Clone + Ord {
     }
 }
 
-/// Rows in ascending order of their keys, and of all their fields under one key.
+/// Rows in ascending order of their keys; rows of one key are in the order of all their fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<T>")]
 pub struct Table<T: Row>(Vec<T>);
@@ -65,12 +65,13 @@ impl<'a, T: Row> IntoIterator for &'a Table<T> {
 }
 
 impl<T: Row> Table<T> {
-    /// Of no rows.
+    /// Returns true if the table has no rows.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Walks the union of both tables' keys in order, once: under each key the rows of `self` and of `other`.
+    /// Walks the union of both tables' keys in order, once. Each item holds the rows of `self` and of `other` under one
+    /// key.
     pub fn union<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (&'a [T], &'a [T])> {
         let (mut left, mut right) = (&self.0[..], &other.0[..]);
         std::iter::from_fn(move || {

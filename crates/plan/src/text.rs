@@ -5,37 +5,37 @@ use std::fmt::{self, Display, Write};
 
 /// Maximum number of characters that are kept of one text from outside.
 pub const READ: usize = 200;
-/// Maximum number of characters of one text that is printed.
+/// Maximum number of characters that are printed of one text.
 pub const PRINTED: usize = 500;
 /// Characters reserved for the words that say how much was left out.
 const RESERVED: usize = 32;
 
-/// The text, shortened to [`READ`] characters: `bad … (59800 more)`.
+/// Returns the text, shortened to [`READ`] characters and with an ending such as `… (59800 more)`.
 pub fn excerpt(text: impl Display) -> String {
     shortened(text, READ)
 }
 
-/// The text, shortened to [`PRINTED`] characters.
+/// Returns the text, shortened to [`PRINTED`] characters.
 pub fn printed(text: impl Display) -> String {
     shortened(text, PRINTED)
 }
 
-/// The text, shortened to that many characters. A text that was shortened before stays as it is.
+/// Returns the text, shortened to `limit` characters. Shortening it again to the same limit changes nothing.
 pub fn shortened(text: impl Display, limit: usize) -> String {
     let mut short = Short { kept: String::new(), count: 0, limit, cut: None, more: 0 };
-    // Writing to it cannot fail; a text that fails to print itself is kept as far as it got.
+    // Writing to `short` cannot fail. A text that fails while it prints itself is kept up to that place.
     let _ = write!(short, "{text}");
     short.finish()
 }
 
 struct Short {
     kept: String,
-    /// Characters in `kept`.
+    /// Number of characters in `kept`.
     count: usize,
     limit: usize,
-    /// Length in bytes and characters up to which `kept` stays if the text turns out too long.
+    /// Length, in bytes and in characters, to which `kept` is cut if the text turns out too long.
     cut: Option<(usize, usize)>,
-    /// Characters that were not kept.
+    /// Number of characters that were not kept.
     more: usize,
 }
 
@@ -82,7 +82,7 @@ impl Write for Short {
     }
 }
 
-/// Can it be printed as it is, without an effect on a terminal or on the lines of a log?
+/// Returns true if the character can be printed as it is: it affects neither a terminal nor the lines of a log.
 fn is_harmless(c: char) -> bool {
     let turns_text =
         matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
