@@ -1,4 +1,4 @@
-//! All that a plan depends on, as values: configuration, this node, the leases, and what the kernel says of the underlay.
+//! Inputs of a plan, as values: configuration, this node, the leases, and the state of the underlay.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,7 +14,7 @@ use crate::subnet_alloc::Range;
 use crate::verdict::Verdict;
 use crate::{LinkName, Mac};
 
-/// Address family. Dual stack is twice a single one.
+/// Address family. A dual-stack node handles each family for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
@@ -23,27 +23,31 @@ pub enum Family {
 }
 
 impl Family {
-    /// Both, in the order in which everything is planned.
+    /// Both families, in the order in which everything is planned.
     pub const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
 
-    /// The family of an address.
+    /// Returns the family of an address.
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
     }
 }
 
-/// The network configuration in force, after flags and defaults.
+/// Network configuration in force, after flags and defaults.
+///
+/// ```json
+/// {"ipv4": "10.244.0.0/16", "backend": {"vxlan": {"vni": 1, "port": 8472, "direct": "never"}}}
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// `Network`; `None` when the family is off.
+    /// `Network`; `None` if IPv4 is off.
     #[serde(default)]
     pub ipv4: Option<Ipv4Net>,
-    /// `IPv6Network`; `None` when the family is off.
+    /// `IPv6Network`; `None` if IPv6 is off.
     #[serde(default)]
     pub ipv6: Option<Ipv6Net>,
-    /// Addresses that pods' subnets are leased from (`SubnetMin` to `SubnetMax`), one range a family; the whole network of
-    /// a family that has none here.
+    /// Addresses from which pod subnets are leased (`SubnetMin` to `SubnetMax`), one range per family. A family without a
+    /// range uses its whole network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub leasable: Vec<Range>,
     pub backend: Backend,
@@ -54,19 +58,20 @@ pub struct Config {
     pub firewall: firewall::Options,
     #[serde(default)]
     pub sysctls: Sysctls,
-    /// What is for our own pods and for none that is there is dropped, and never follows the default route.
+    /// True if packets for our own pods that no pod accepts are dropped. Without it they follow the default route.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub blackhole: bool,
 }
 
-/// How it is seen to that the node's own settings suit a pod network. Those of our own devices are always written.
+/// Handling of sysctls of this node that a pod network needs. Sysctls of our own devices are always written, except
+/// `rp_filter`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sysctls {
-    /// They are written.
+    /// Writes the values.
     #[default]
     Set,
-    /// They are told, each with its command.
+    /// Reports the values, each with the command that sets it.
     Tell,
 }
 
@@ -75,7 +80,7 @@ fn main_table() -> u32 {
 }
 
 impl Config {
-    /// The cluster's pod network of that family.
+    /// Returns the cluster's pod network of the family.
     pub fn network(&self, family: Family) -> Option<IpNet> {
         match family {
             Family::Ipv4 => self.ipv4.map(IpNet::V4),
@@ -83,51 +88,56 @@ impl Config {
         }
     }
 
-    /// Are there traffic rules to be kept?
+    /// Returns true if this daemon has traffic rules to keep.
     pub fn wants_rules(&self) -> bool {
         let filters = match &self.backend {
             Backend::Vxlan(options) => options.source_filter != firewall::SourceFilter::Off,
-            // For peers that are reached by vxlan.
+            // Peers that announce vxlan get a device even on a host-gw node.
             Backend::HostGw => true,
             Backend::Alloc => false,
         };
         self.firewall.masquerade || self.firewall.forward || filters
     }
 
-    /// Addresses of that family that pods may have. Nodes may have the other ones of the network.
+    /// Returns the addresses of the family that pods may have. Nodes may have the other addresses of the network.
     pub fn pods(&self, family: Family) -> Option<Range> {
         let network = self.network(family)?;
         let leasable = self.leasable.iter().find(|range| Family::of(range.first) == family);
         Some(leasable.copied().unwrap_or_else(|| network.into()))
     }
 
-    /// The pods' addresses of each family that is on.
+    /// Returns the pods' addresses of each family that is on.
     pub fn all_pods(&self) -> Vec<Range> {
         Family::ALL.into_iter().filter_map(|family| self.pods(family)).collect()
     }
 
-    /// The pods' addresses, if that one is among them.
+    /// Returns the pods' addresses of the family if `address` is one of them.
     pub fn pods_at(&self, address: IpAddr) -> Option<Range> {
         self.pods(Family::of(address)).filter(|range| range.contains(address))
     }
 
-    /// The pods' addresses, if a node on that network could have one of them.
+    /// Returns the pods' addresses of the family if a node on `network` could have one of them.
     pub fn pods_within(&self, network: &IpNet) -> Option<Range> {
         self.pods(Family::of(network.addr())).filter(|range| range.overlaps(network))
     }
 }
 
-/// This node: what it announces and where its traffic leaves.
+/// Configuration of this node: what it announces and where its traffic leaves.
+///
+/// ```json
+/// {"uplink": {"link": "eth0", "mtu": 1500, "ipv4": "192.0.2.1"},
+///  "subnet": {"ipv4": "10.244.1.0/24"}, "vtep": "02:00:00:00:00:01"}
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Node {
     pub uplink: Uplink,
     /// Our own pod subnets.
     pub subnet: Subnet,
-    /// MAC of `flannel.<VNI>`, for any VNI.
+    /// MAC of `flannel.<VNI>`, whatever the VNI.
     #[serde(default)]
     pub vtep: Option<Mac>,
-    /// MAC of `flannel-v6.<VNI>`.
+    /// MAC of `flannel-v6.<VNI>`, whatever the VNI.
     #[serde(default)]
     pub vtep_v6: Option<Mac>,
     #[serde(default)]
@@ -137,7 +147,7 @@ pub struct Node {
     pub foreign_vnis: Vec<u32>,
     #[serde(default, skip_serializing_if = "FirewallKeeper::is_us")]
     pub firewall_keeper: FirewallKeeper,
-    /// Our IPv4 routes go by next hop objects now.
+    /// True if our IPv4 routes lead through next hop objects at present.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_nexthop: bool,
 }
@@ -148,11 +158,11 @@ pub struct Node {
 pub enum FirewallKeeper {
     #[default]
     Us,
-    /// No rules are asked for, and none were ever ours.
+    /// No daemon: none of our rules is configured, and none ever was.
     Nobody,
-    /// Another daemon of this node, in words: `another daemon of this node (pid 812)`.
+    /// Name of another daemon of this node: `another daemon of this node (pid 812)`.
     Other(Box<str>),
-    /// The lock is refused, for this reason.
+    /// Unknown owner: locking the rules failed, for this reason.
     Unknown(Box<str>),
 }
 
@@ -162,11 +172,11 @@ impl FirewallKeeper {
     }
 }
 
-/// What an earlier config or an earlier daemon may have left on this node, to be swept.
+/// Left-overs that an earlier config or an earlier daemon may have on this node, and that are deleted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Former {
-    /// Devices of ours.
+    /// Our devices.
     pub links: Vec<LinkName>,
     /// Pod networks.
     pub networks: Vec<IpNet>,
@@ -175,49 +185,49 @@ pub struct Former {
     /// Routing tables.
     pub tables: Vec<u32>,
     pub writer: Writer,
-    /// Traffic rules.
+    /// True if traffic rules may be left.
     pub firewall: bool,
 }
 
-/// Who has written the routes that an earlier daemon left.
+/// Writer of the routes that an earlier daemon left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Writer {
-    /// We alone: they carry our protocol number.
+    /// Twill alone: its routes carry our protocol number.
     #[default]
     Twill,
-    /// Or flannel, whose routes carry none of their own.
+    /// Twill or flannel, whose routes carry no protocol number of their own.
     Flannel,
 }
 
-/// The external interface and the addresses of ours on it.
+/// External interface and our addresses on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Uplink {
     pub link: LinkName,
-    /// Bytes.
+    /// MTU in bytes.
     pub mtu: u32,
     #[serde(default)]
     pub ipv4: Option<Ipv4Addr>,
     #[serde(default)]
     pub ipv6: Option<Ipv6Addr>,
-    /// Announced in place of the address above, for nodes behind an address translation.
+    /// Address that is announced instead of `ipv4`, for a node behind an address translation.
     #[serde(default)]
     pub public_ip: Option<Ipv4Addr>,
     #[serde(default)]
     pub public_ipv6: Option<Ipv6Addr>,
-    /// What Kubernetes knows this node by: its InternalIPs, of each family one at most. Empty where nobody says.
+    /// InternalIPs by which Kubernetes knows this node, at most one per family; empty if they are unknown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub node_ips: Vec<IpAddr>,
 }
 
 impl Uplink {
-    /// Without any address yet.
+    /// Returns an uplink without addresses.
     pub fn new(link: LinkName, mtu: u32) -> Self {
         Self { link, mtu, ipv4: None, ipv6: None, public_ip: None, public_ipv6: None, node_ips: Vec::new() }
     }
 
-    /// The address that other nodes reach us by.
+    /// Returns the address by which other nodes reach us.
     pub fn public(&self, family: Family) -> Option<IpAddr> {
         let public = match family {
             Family::Ipv4 => self.public_ip.map(IpAddr::V4),
@@ -226,7 +236,7 @@ impl Uplink {
         public.or(self.address(family))
     }
 
-    /// Our underlay address of that family.
+    /// Returns our underlay address of the family.
     pub fn address(&self, family: Family) -> Option<IpAddr> {
         match family {
             Family::Ipv4 => self.ipv4.map(IpAddr::V4),
@@ -235,19 +245,19 @@ impl Uplink {
     }
 }
 
-/// What the datastore has told. "Not known yet" is not "none".
+/// Leases as the datastore reported them. "Not known yet" is not "none".
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum Leases {
     #[default]
     Unknown,
-    /// The last list that an earlier run has heard: good enough to reach peers, not to call anything left over.
+    /// Last list that an earlier run received. It is good enough to reach peers, but not to call anything a left-over.
     Remembered(Vec<Lease>),
     /// All leases of the cluster, our own included, in any order.
     Listed(Vec<Lease>),
 }
 
 impl Leases {
-    /// Those that peers are reached by.
+    /// Returns the leases by which peers are reached.
     pub fn known(&self) -> &[Lease] {
         match self {
             Self::Unknown => &[],
@@ -256,7 +266,7 @@ impl Leases {
     }
 }
 
-/// What the kernel says of the network below the pods.
+/// State of the network below the pods: facts from the kernel, and what is known of the peers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Underlay {
@@ -264,48 +274,49 @@ pub struct Underlay {
     pub links: Vec<LinkFacts>,
     /// All addresses, by link index, then in the kernel's order.
     pub addresses: Vec<AddressFacts>,
-    /// Unicast routes of the main table that lead elsewhere than to pods, in the kernel's order.
+    /// Unicast routes of the main table that do not lead to pods, in the kernel's order.
     pub routes: Vec<RouteFacts>,
-    /// Of those that our pods' traffic passes.
+    /// Facts about the traffic rules that our pods' traffic passes.
     pub firewall: firewall::Facts,
-    /// Those of the paths in [`Owned::sysctls`](crate::owned::Owned::sysctls) that exist.
+    /// Values of the paths in [`Owned::sysctls`](crate::owned::Owned::sysctls) that exist, and `forwarding` of the
+    /// devices by which pods' packets come in.
     pub sysctls: Vec<Sysctl>,
-    /// Where the kernel sends packets of pods.
+    /// Paths on which the kernel sends sample packets of pods.
     #[serde(skip)]
     pub ways: Vec<Way>,
-    /// Of the peers that were asked, by subnet.
+    /// Health of the peers that were probed, by subnet.
     pub verdicts: Vec<Verdict>,
-    /// Routes to pod subnets that go straight to a node, whoever wrote them.
+    /// Routes to pod subnets that lead straight to a node, whoever wrote them.
     pub standing: Vec<DirectRoute>,
-    /// Leases of which only one each can be believed.
+    /// Leases in conflict: of each group only one lease can be believed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub contenders: Vec<Contender>,
 }
 
-/// Where the kernel sends a packet of pods.
+/// Routing decision of the kernel for a sample packet of pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Way {
     pub packet: firewall::Packet,
     pub answer: WayAnswer,
-    /// Policy rule that leads there, as ip-rule(8) shows it; `None` where it is one that every node has.
+    /// Policy rule that leads there, as ip-rule(8) shows it; `None` for a rule that every node has.
     pub rule: Option<Box<str>>,
 }
 
-/// The kernel's answer.
+/// Result of a route lookup in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WayAnswer {
     Via {
         link: Option<LinkName>,
         gateway: Option<IpAddr>,
         table: u32,
-        /// Of the route, where it is not through the device that is expected.
+        /// Destination of the route, if the route does not lead through the expected device.
         destination: Option<IpNet>,
     },
-    /// An error number, such as `EHOSTUNREACH`.
+    /// Lookup error, such as `EHOSTUNREACH`.
     Refused(i32),
 }
 
-/// A route through the uplink to a pod subnet.
+/// Route through the uplink to a pod subnet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DirectRoute {
@@ -314,37 +325,37 @@ pub struct DirectRoute {
 }
 
 impl Underlay {
-    /// The device of that name.
+    /// Returns the device of that name.
     pub fn link(&self, name: LinkName) -> Option<&LinkFacts> {
         self.links.iter().find(|link| link.name == name)
     }
 
-    /// The value of a file below `/proc/sys`, if it was read.
+    /// Returns the value of a file below `/proc/sys`, if it was read.
     pub fn sysctl(&self, path: &str) -> Option<&str> {
         self.sysctls.iter().find(|row| *row.path == *path).map(|row| &*row.value)
     }
 }
 
-/// A device of the node.
+/// Device of the node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LinkFacts {
     pub name: LinkName,
-    /// `IFLA_INFO_KIND`; empty for hardware.
+    /// Kind of the device (`IFLA_INFO_KIND`); empty for hardware.
     #[serde(default)]
     pub kind: Box<str>,
     #[serde(default)]
     pub mac: Mac,
-    /// Bytes.
+    /// MTU in bytes.
     pub mtu: u32,
-    /// Administratively up.
+    /// True if the device is administratively up.
     pub up: bool,
-    /// The kernel sees the other end (`IFF_LOWER_UP`).
+    /// True if the kernel sees the other end (`IFF_LOWER_UP`).
     pub carrier: bool,
-    /// The device below, such as that of a VLAN (`IFLA_LINK`).
+    /// Device below this one, such as that of a VLAN (`IFLA_LINK`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lower: Option<LinkName>,
-    /// The bond or bridge that this device is a port of (`IFLA_MASTER`).
+    /// Bond or bridge of which this device is a port (`IFLA_MASTER`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master: Option<LinkName>,
     /// Source address of a vxlan device's outer packets.
@@ -353,61 +364,63 @@ pub struct LinkFacts {
 }
 
 impl Default for LinkFacts {
-    /// Hardware without a name to go by: for tests, which set what they are about.
+    /// Returns a hardware device with a placeholder name, for tests that set only the fields that matter to them.
     fn default() -> Self {
         let (name, kind, mac) = (LinkName::numbered("link", 0), Box::default(), Mac::default());
         Self { name, kind, mac, mtu: 1500, up: true, carrier: true, lower: None, master: None, local: None }
     }
 }
 
-/// An address of the node.
+/// Address of the node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AddressFacts {
     pub link: LinkName,
-    /// Not masked.
+    /// Address with its prefix length, not masked.
     pub address: IpNet,
-    /// Not bound to a DHCP or router advertisement lifetime (`IFA_F_PERMANENT`).
+    /// True if no lifetime of DHCP or router advertisements limits the address (`IFA_F_PERMANENT`).
     pub permanent: bool,
     #[serde(default)]
     pub temporary: bool,
     #[serde(default)]
     pub deprecated: bool,
-    /// Duplicate address detection has not ended (`IFA_F_TENTATIVE`).
+    /// True if duplicate address detection has not ended (`IFA_F_TENTATIVE`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tentative: bool,
-    /// Duplicate address detection found another machine with it; the kernel does not use it (`IFA_F_DADFAILED`).
+    /// True if duplicate address detection found the address on another machine (`IFA_F_DADFAILED`); the kernel does not
+    /// use it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub duplicate: bool,
 }
 
 impl AddressFacts {
-    /// Without a segment: such an address may be at home on lo, whichever device its packets take.
+    /// Returns true for a /32 or a /128. Such an address has no segment, and may be on `lo` whichever device its packets
+    /// take.
     pub fn is_of_host_alone(&self) -> bool {
         self.address.prefix_len() == self.address.max_prefix_len()
     }
 
-    /// Can traffic through that device start at it?
+    /// Returns true if traffic through that device can have this source address.
     pub fn serves(&self, link: LinkName) -> bool {
         self.link == link || self.is_of_host_alone()
     }
 }
 
-/// A route of the underlay.
+/// Route of the underlay.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouteFacts {
     pub destination: IpNet,
-    /// `None` when the destination is on the link.
+    /// Address of the router; `None` if the destination is on the link.
     #[serde(default)]
     pub gateway: Option<IpAddr>,
-    /// `None` for a device that has just gone.
+    /// Device that the route leads through; `None` if it has just gone.
     #[serde(default)]
     pub link: Option<LinkName>,
-    /// Of equal destinations the one with the smallest metric counts.
+    /// Metric: of equal destinations the route with the smallest one counts.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub metric: u32,
-    /// What few routes have.
+    /// Details that few routes have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<Box<RouteDetails>>,
 }
@@ -416,46 +429,46 @@ fn is_zero(metric: &u32) -> bool {
     *metric == 0
 }
 
-/// What few routes have; a hundred thousand foreign ones shall not take room for it.
+/// Details that few routes have, kept apart so that a hundred thousand foreign routes take no room for them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RouteDetails {
-    /// Next hops besides the first one.
+    /// Next hops after the first one.
     pub more: Vec<NextHop>,
-    /// Preferred source address; known of default routes only.
+    /// Preferred source address; known only of default routes.
     pub source: Option<IpAddr>,
-    /// Bytes; largest packet that goes by the route (`mtu` or `mtu lock` of `ip route`).
+    /// Largest packet that the route carries, in bytes (`mtu` or `mtu lock` of `ip route`).
     pub mtu: Option<u32>,
 }
 
-/// One next hop of a route.
+/// Next hop of a route.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NextHop {
-    /// `None` when the destination is on the link.
+    /// Address of the router; `None` if the destination is on the link.
     pub gateway: Option<IpAddr>,
-    /// `None` for a device that has just gone.
+    /// Device that the next hop leads through; `None` if it has just gone.
     pub link: Option<LinkName>,
 }
 
 impl RouteFacts {
-    /// All next hops, one at least.
+    /// Iterates over all next hops, at least one.
     pub fn hops(&self) -> impl Iterator<Item = NextHop> {
         let more = self.details.iter().flat_map(|details| details.more.iter().copied());
         std::iter::once(NextHop { gateway: self.gateway, link: self.link }).chain(more)
     }
 
-    /// The preferred source address.
+    /// Returns the preferred source address.
     pub fn source(&self) -> Option<IpAddr> {
         self.details.as_ref()?.source
     }
 
-    /// Bytes; largest packet that goes by the route, if the route itself says so.
+    /// Returns the largest packet in bytes that the route carries, if the route itself has such a limit.
     pub fn mtu(&self) -> Option<u32> {
         self.details.as_ref()?.mtu
     }
 
-    /// True for a default route.
+    /// Returns true for a default route.
     pub fn is_default(&self) -> bool {
         self.destination.prefix_len() == 0
     }

@@ -1,17 +1,19 @@
-//! The steps that take twill off a node: all of it, or only what flannel would not have written, so that flannel can go
-//! on where we stop. Both are differences like any other; nothing but what is ours is named.
+//! Computes the ops that take twill off a node: everything, or only what flannel would not have written, so that flannel
+//! can take over where twill stops. Both are ordinary diffs, which name only what is ours.
 
 use crate::owned::{Owned, Sweep};
 use crate::state::{EachKind, Kind, MAIN_TABLE, Nexthop, Route, RoutePath, Rule, State};
 use crate::{LinkName, Object, Op, Table, diff};
 
-/// Removes all that is ours.
+/// Returns the ops that remove everything that is ours.
 pub fn uninstall(seen: &State, owned: &Owned) -> Vec<Op> {
     diff(&State::default(), seen, &Owned { sweep: Sweep::LeftOvers, ..owned.clone() })
 }
 
-/// Removes what flannel would not have written: refusals, rules and next hop objects, whose routes become plain ones in the
-/// main table, and all devices but `own`, those of the config in force. What carries flannel's traffic stays.
+/// Returns the ops that remove what flannel would not have written, and leave what carries its traffic. They remove
+/// `unreachable` and `blackhole` routes, rules, next hop objects and source filters. They also remove all devices but
+/// `own`, the devices of the config in force. Routes through next hop objects become plain ones, and all routes move to
+/// the main table.
 pub fn hand_over(seen: &State, owned: &Owned, own: &[LinkName]) -> Vec<Op> {
     let goes = |link: LinkName| owned.links.contains(&link) && !own.contains(&link);
     let plain = |row: &Route| {
@@ -39,7 +41,7 @@ pub fn hand_over(seen: &State, owned: &Owned, own: &[LinkName]) -> Vec<Op> {
     diff(&left, seen, &Owned { sweep: Sweep::LeftOvers, ..owned.clone() })
 }
 
-/// What stays of each kind: all but what goes with a link, and what flannel has none of.
+/// Collects the rows that stay: all but rows of a link that is deleted, and kinds that flannel does not use.
 struct Kept<'a, G> {
     seen: &'a State,
     owned: &'a Owned,

@@ -1,13 +1,13 @@
-//! Which peers are reached directly in the kernel now, whoever wrote the routes: while nothing is known of a peer, that stays.
-//! It judges nothing.
+//! Finds the peers that the kernel reaches directly now, whoever wrote the routes. A peer about which nothing is known
+//! keeps this path.
 
 use crate::LinkName;
 use crate::input::DirectRoute;
 use crate::owned::{NEXTHOPS, PROTOCOL};
 use crate::state::{RoutePath, State};
 
-/// The routes to pod subnets that lead straight to a node through the uplink, in the table that ours are in: those that pods'
-/// packets meet.
+/// Returns the routes to pod subnets that lead straight to a node through the uplink. Only our table counts, since pods'
+/// packets meet its routes.
 pub fn standing(seen: &State, table: u32, uplink: LinkName) -> Vec<DirectRoute> {
     let next_hop = |path| match path {
         RoutePath::Via { gateway, link, .. } => Some((gateway, link)),
@@ -25,7 +25,7 @@ pub fn standing(seen: &State, table: u32, uplink: LinkName) -> Vec<DirectRoute> 
     routes.collect()
 }
 
-/// Whether routes of ours go by next hop objects there.
+/// Returns true if the kernel holds next hop objects of ours, through which our routes lead.
 pub fn has_nexthops(seen: &State) -> bool {
     seen.nexthops.iter().any(|row| NEXTHOPS.contains(&row.id) && row.protocol == PROTOCOL)
 }

@@ -1,8 +1,8 @@
-//! What a kernel holds, or should hold, of the objects that twill may own: one type for both, so that equality is health.
+//! Kernel objects that twill may own, as observed or as desired: one type serves both, so that equality is health.
 //!
-//! Normal form: only what we decide stands here. What the kernel fills in (indexes, counters, flags, learned FDB
-//! entries) is left out by whoever reads the kernel; an attribute that is read and not understood goes into
-//! `unknown`, which nothing wanted ever carries, so such a row is unlike and gets replaced.
+//! A state is in normal form: it holds only what we decide. Values that the kernel fills in (indexes, counters, flags,
+//! learned FDB entries) are left out when the kernel is read. An attribute that is read and not understood goes into
+//! `unknown`, which no desired row has. Such a row therefore differs and is replaced.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,16 +17,16 @@ use crate::marks::{FLANNELS_PROTOCOL, IPV6_DEVICE, NEXTHOPS, PROTOCOL};
 use crate::owned::Owned;
 use crate::{LinkName, Mac, Object, Row, Table};
 
-/// The main routing table (rtnetlink(7) `RT_TABLE_MAIN`).
+/// Number of the main routing table (rtnetlink(7), `RT_TABLE_MAIN`).
 pub const MAIN_TABLE: u32 = 254;
 
-/// A route of this metric stands behind every other one to its prefix.
+/// Largest route metric, which puts a route behind every other route to its prefix.
 pub const WORST_METRIC: u32 = u32::MAX;
 
-/// What was read and not understood, as text; `None` in everything we want.
+/// Text of what was read and not understood; `None` in every desired row.
 pub type Unknown = Option<Box<str>>;
 
-/// All that is generic about a kind of kernel object. [`for_each_kind!`](crate::for_each_kind) lists the kinds.
+/// Generic part of a kind of kernel object. [`for_each_kind!`](crate::for_each_kind) lists the kinds.
 pub trait Kind: Row + fmt::Display {
     /// Name of the kind in metrics; kinds that are applied in one transaction share one.
     const NAME: &'static str;
@@ -38,13 +38,13 @@ pub trait Kind: Row + fmt::Display {
         None
     }
 
-    /// Says when the row goes without an op of its own.
+    /// Returns when the row disappears without an op of its own.
     fn goes(&self, losses: &Losses) -> Goes {
         self.link().map_or(Goes::Never, |link| losses.of_link(link))
     }
 
-    /// Whether the row is ours to delete where nothing is wanted under its key; `seen` is all that was read. A key that we
-    /// want is ours, whatever stands there.
+    /// Returns true if the row is ours to delete where nothing is desired under its key; `seen` is the observed state. A
+    /// desired key is ours, whatever the kernel holds under it.
     fn is_ours(&self, owned: &Owned, seen: &State) -> bool;
 }
 
@@ -57,33 +57,33 @@ pub struct Rank {
     pub delete: u8,
 }
 
-/// When a row goes without an op of its own.
+/// Time at which a row disappears without an op of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Goes {
     Never,
-    /// Before anything is added: its link is deleted to be made again, or flushed by a new MAC.
+    /// Before anything is added: its link is deleted to be created again, or flushed by a new MAC.
     First,
-    /// After everything else: what it goes with is deleted for good.
+    /// After everything else: the object that it depends on is deleted for good.
     Last,
 }
 
-/// What the ops on links, next hops and chains take along.
+/// Objects that disappear along with ops on links, next hops and chains.
 #[derive(Debug, Default)]
 pub struct Losses {
-    /// Links that are deleted to be made again.
+    /// Links that are deleted to be created again.
     pub remade: Vec<LinkName>,
     /// Links that are deleted for good.
     pub dropped: Vec<LinkName>,
-    /// Links that stay and lose their neighbours, since their MAC changes.
+    /// Links that stay but lose their neighbours, since their MAC changes.
     pub flushed: Vec<LinkName>,
-    /// Ids of next hops that go, each with its time.
+    /// Ids of next hops that disappear, each with its time.
     pub nexthops: BTreeMap<u32, Goes>,
-    /// Families without a wanted source filter: the set of senders goes with its chain.
+    /// Families without a desired source filter: their set of senders disappears with its chain.
     pub unfiltered: Vec<Family>,
 }
 
 impl Losses {
-    /// Says when what stands on that link goes.
+    /// Returns when the rows on that link disappear.
     pub fn of_link(&self, link: LinkName) -> Goes {
         if self.remade.contains(&link) {
             Goes::First
@@ -95,8 +95,8 @@ impl Losses {
     }
 }
 
-/// The registry of kinds, in the order of their tables: hands `table: Variant(Payload) of Row` for each kind to the macro of that
-/// name. The payload is what an op carries; a payload that is not the row itself dereferences to it.
+/// Registry of kinds, in the order of their tables. It passes `table: Variant(Payload) of Row` for each kind to the macro
+/// of the given name. The payload is what an op carries; a payload that is not the row itself dereferences to it.
 #[macro_export]
 macro_rules! for_each_kind {
     ($then:ident) => {
@@ -119,7 +119,14 @@ macro_rules! for_each_kind {
 
 macro_rules! state {
     ($($table:ident: $variant:ident($payload:ty) of $row:ty,)*) => {
-        /// All rows, by kind.
+        /// All rows, by kind. Kinds without rows are left out of the JSON form.
+        ///
+        /// ```json
+        /// {"addresses": [{"link": "flannel.1", "address": "10.244.34.0/32"}],
+        ///  "fdb": [{"link": "flannel.1", "mac": "1e:aa:75:b8:f4:fa", "remote": "192.168.100.12"}],
+        ///  "routes": [{"table": 254, "destination": "10.244.46.0/24", "protocol": 84,
+        ///              "path": {"via": {"gateway": "10.244.46.0", "link": "flannel.1", "onlink": true}}}]}
+        /// ```
         #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(default, deny_unknown_fields)]
         pub struct State {
@@ -130,7 +137,7 @@ macro_rules! state {
         }
 
         impl State {
-            /// Calls `visitor` once for each kind, with the way to that kind's table in any state.
+            /// Calls `visitor` once for each kind, with the functions that find that kind's table in any state.
             pub fn each_kind(visitor: &mut impl EachKind) {
                 $(visitor.kind(|state: &Self| &state.$table, |state: &mut Self| &mut state.$table);)*
             }
@@ -139,9 +146,9 @@ macro_rules! state {
 }
 for_each_kind!(state);
 
-/// Something to do for each kind of row.
+/// Visitor of the kinds of rows.
 pub trait EachKind {
-    /// Is called for one kind; both functions find its table in a state.
+    /// Handles one kind; both functions find its table in a state.
     fn kind<K: Kind + Into<Object>>(
         &mut self,
         table: fn(&State) -> &Table<K>,
@@ -149,7 +156,7 @@ pub trait EachKind {
     );
 }
 
-/// One file below `/proc/sys`.
+/// File below `/proc/sys` and its value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sysctl {
@@ -158,74 +165,74 @@ pub struct Sysctl {
     pub value: Box<str>,
 }
 
-/// A network device under one of our names.
+/// Network device with one of our names.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Link {
     pub name: LinkName,
     pub kind: LinkKind,
     pub mac: Mac,
-    /// Bytes, without the link-layer header.
+    /// MTU in bytes, without the link-layer header.
     pub mtu: u32,
-    /// Administratively up (`IFF_UP`).
+    /// True if the link is administratively up (`IFF_UP`).
     pub up: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unknown: Unknown,
 }
 
-/// `IFLA_INFO_KIND` and the data that belongs to it.
+/// Kind of a link (`IFLA_INFO_KIND`), with its attributes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LinkKind {
     Vxlan(Vxlan),
-    /// A kind that is none of ours, by its name.
+    /// Kind that is none of ours, by its name.
     Other(Box<str>),
 }
 
-/// The attributes of a vxlan device that flannel sets (flannel-compat 6.1).
+/// Attributes of a vxlan device that flannel sets (flannel-compat 6.1).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Vxlan {
-    /// 24 bits.
+    /// VXLAN network identifier, 24 bits.
     pub vni: u32,
-    /// Outer source address.
+    /// Source address of outer packets.
     pub local: IpAddr,
-    /// The device below; `None` where it is gone.
+    /// Underlying device; `None` if it is gone.
     pub uplink: Option<LinkName>,
-    /// UDP port.
+    /// UDP destination port.
     pub port: u16,
     pub learning: bool,
-    /// Group Based Policy extension.
+    /// True if the Group Based Policy extension is on.
     pub gbp: bool,
 }
 
-/// An address of one of our links.
+/// Address of one of our links.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Address {
     pub link: LinkName,
-    /// The address itself with its prefix length, not masked.
+    /// Address with its prefix length, not masked.
     pub address: IpNet,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unknown: Unknown,
 }
 
-/// A permanent forwarding entry of a vxlan device (`bridge fdb … self permanent`).
+/// Permanent forwarding entry of a vxlan device (`bridge fdb … self permanent`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FdbEntry {
     pub link: LinkName,
     pub mac: Mac,
-    /// The VTEP's underlay address.
+    /// Underlay address of the VTEP.
     pub remote: IpAddr,
-    /// The VTEP's UDP port; `None` is the device's own.
+    /// UDP port of the VTEP; `None` means the device's own port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unknown: Unknown,
 }
 
-/// A permanent neighbour (ARP or ND entry) on one of our links.
+/// Permanent neighbour (ARP or ND entry) on one of our links.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Neighbour {
@@ -236,7 +243,7 @@ pub struct Neighbour {
     pub unknown: Unknown,
 }
 
-/// A next hop object (`ip nexthop`).
+/// Next hop object (`ip nexthop`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nexthop {
@@ -250,16 +257,17 @@ pub struct Nexthop {
     pub unknown: Unknown,
 }
 
-/// A unicast route of the default or the worst metric and without a TOS; others are never ours and never here.
+/// Route to pods, without a TOS and with the default or the worst metric. Other routes are never ours and never listed
+/// here.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
     pub table: u32,
     pub destination: IpNet,
     pub path: RoutePath,
-    /// `rtm_protocol`.
+    /// Protocol number (`rtm_protocol`).
     pub protocol: u8,
-    /// `RTA_PRIORITY`; 0 is the default one, whatever the family makes of it.
+    /// Metric (`RTA_PRIORITY`); 0 stands for the family's default metric.
     #[serde(default, skip_serializing_if = "is_default")]
     pub metric: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -270,7 +278,7 @@ fn is_default(metric: &u32) -> bool {
     *metric == 0
 }
 
-/// Where a route leads.
+/// Target of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RoutePath {
@@ -280,19 +288,19 @@ pub enum RoutePath {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         onlink: bool,
     },
-    /// Through the next hop object of that id.
+    /// Through the next hop object with this id.
     Nexthop(u32),
-    /// Straight out of a link, without a gateway.
+    /// Out of a link, without a gateway.
     Link(LinkName),
-    /// Refused with an ICMP error.
+    /// Refuses packets with an ICMP error.
     Unreachable,
-    /// Dropped in silence.
+    /// Drops packets in silence.
     Blackhole,
-    /// Anything else; the row's `unknown` says what.
+    /// Any other target; the row's `unknown` describes it.
     Other,
 }
 
-/// A policy rule that sends traffic to `to` through `table`.
+/// Policy rule that sends traffic for `to` to `table`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
@@ -314,10 +322,10 @@ impl Row for Sysctl {
 
 impl Kind for Sysctl {
     const NAME: &'static str = "sysctl";
-    // Most are of a device, and there is no file before the device.
+    // Most sysctls belong to a device, and their files do not exist before the device.
     const RANK: Rank = Rank { put: 3, delete: 18 };
 
-    /// A sysctl is set and never unset.
+    /// Returns true: a sysctl is written but never unset.
     fn is_ours(&self, _: &Owned, _: &State) -> bool {
         true
     }
@@ -385,7 +393,8 @@ impl Kind for Address {
         Some(self.link)
     }
 
-    /// As flannel: IPv4 addresses inside the network, and on the IPv6 device all but link-local ones (flannel-compat 6.1).
+    /// Claims the addresses that flannel manages (flannel-compat 6.1). They are the IPv4 addresses inside the networks,
+    /// and on the IPv6 device all but link-local addresses.
     fn is_ours(&self, owned: &Owned, _: &State) -> bool {
         owned.has_link(self.link)
             && match self.address {
@@ -454,7 +463,7 @@ impl Kind for Neighbour {
         if losses.flushed.contains(&self.link) { Goes::First } else { losses.of_link(self.link) }
     }
 
-    /// Entries that are not permanent come and go by the kernel's own hand.
+    /// Claims permanent entries: the kernel itself adds and removes the others.
     fn is_ours(&self, owned: &Owned, _: &State) -> bool {
         owned.has_link(self.link) && self.unknown.is_none()
     }
@@ -498,7 +507,7 @@ impl fmt::Display for Nexthop {
 impl Row for Route {
     type Key<'a> = (u32, IpNet, u32);
 
-    /// Table, destination and metric.
+    /// Returns table, destination and metric.
     fn key(&self) -> (u32, IpNet, u32) {
         (self.table, self.destination, self.metric)
     }
@@ -539,8 +548,9 @@ impl Kind for Route {
 }
 
 impl Route {
-    /// Whether flannel wrote it: it leads by the subnet's own first address, as nobody else's does (flannel-compat 6.1), or is the
-    /// blackhole of our own subnet (7.4). A route through the uplink stands at the key of a wanted peer, or may be anybody's.
+    /// Returns true if flannel wrote the route. It leads through the subnet's own first address, which no other program's
+    /// route does (flannel-compat 6.1). Or it is the blackhole of our own subnet (7.4). A route through the uplink may be
+    /// anybody's; it is ours only under the key of a desired peer.
     fn is_flannels(&self, owned: &Owned) -> bool {
         owned.former_writer == Writer::Flannel
             && match self.path {
@@ -552,7 +562,7 @@ impl Route {
             }
     }
 
-    /// Whether it looks like flannel's, inside our networks, and is not known to be.
+    /// Returns true if the route looks like flannel's, inside our networks, and is not known to be flannel's.
     pub(crate) fn resembles_flannels(&self, owned: &Owned, seen: &State) -> bool {
         let through_ours = |link| link == owned.uplink || owned.has_link(link);
         self.protocol == FLANNELS_PROTOCOL
@@ -593,7 +603,7 @@ impl fmt::Display for Route {
 impl Row for Rule {
     type Key<'a> = (u32, IpNet);
 
-    /// Priority and destination.
+    /// Returns priority and destination.
     fn key(&self) -> (u32, IpNet) {
         (self.priority, self.to)
     }
@@ -619,7 +629,7 @@ impl Kind for NftTable {
     const NAME: &'static str = "nft";
     const RANK: Rank = Rank { put: 6, delete: 20 };
 
-    /// Unless somebody else has put a chain of theirs into it.
+    /// Claims the table unless another program has put a chain into it.
     fn is_ours(&self, owned: &Owned, seen: &State) -> bool {
         let mut chains = seen.nft_chains.iter().filter(|chain| chain.family == self.family);
         owned.firewall && chains.all(|chain| chain.is_ours(owned, seen))
@@ -639,7 +649,7 @@ impl Kind for NftElement {
     const NAME: &'static str = "nft";
     const RANK: Rank = Rank { put: 6, delete: 16 };
 
-    /// A set goes with the chain that looks into it.
+    /// Returns [`Goes::Last`] if the chain that uses the set disappears.
     fn goes(&self, losses: &Losses) -> Goes {
         if losses.unfiltered.contains(&Family::of(self.address)) { Goes::Last } else { Goes::Never }
     }
@@ -658,7 +668,7 @@ impl Kind for IptablesChain {
     }
 }
 
-/// What was not understood, in brackets behind the rest.
+/// Displays what was not understood, in brackets behind the rest of the row.
 pub(crate) struct Aside<'a>(pub(crate) &'a Unknown);
 
 impl fmt::Display for Aside<'_> {

@@ -1,5 +1,5 @@
-//! What stands in our networks as flannel would write it and belongs to nobody that we know: it is told, with the
-//! command that removes it, and never touched (ARCHITECTURE.md, invariant 6).
+//! Finds objects in our networks that look like flannel's but belong to no program known here. They are reported with the
+//! command that removes them, and never touched (ARCHITECTURE.md, invariant 6).
 
 use crate::State;
 use crate::firewall::{NftChainName, NftTable};
@@ -7,10 +7,10 @@ use crate::input::Underlay;
 use crate::note::{Note, Unclaimed};
 use crate::owned::Owned;
 
-/// Every flannel's device has this name, with its backend's own ending.
+/// Start of the name of every flannel device; its backend's own suffix follows.
 const FLANNEL: &str = "flannel";
 
-/// One note for each such route or device.
+/// Returns one warning for each such route, device or chain.
 pub fn unclaimed(wanted: &State, seen: &State, owned: &Owned, underlay: &Underlay) -> Vec<Note> {
     let at_no_wanted_key = wanted.routes.union(&seen.routes).filter(|(want, _)| want.is_empty());
     let routes = at_no_wanted_key

@@ -1,5 +1,5 @@
-//! What is known of each peer by asking it: samples and the time go in, a verdict comes out. Pure: it sends nothing and reads
-//! no clock; who asks is the daemon's `probe`.
+//! Judges each peer by probes: samples and the time go in, a verdict comes out. It is pure: it sends nothing and reads no
+//! clock. The daemon's `probe` sends the probes.
 //!
 //! Times are counted from the daemon's start.
 
@@ -27,58 +27,60 @@ pub use finding::Finding;
 pub use judge::{Judge, Local, PATIENCE};
 pub use suspicion::suspect;
 
-/// A question to a peer that needs nothing of it but its kernel.
+/// Probe of a peer, which needs only the peer's kernel to reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Probe {
-    /// ARP or neighbour discovery for its address on the uplink.
+    /// ARP request or neighbour solicitation for the peer's address on the uplink.
     NextHop,
-    /// Echo to its own address: nothing of ours is in the way.
+    /// Echo request to the peer's own address, which crosses nothing of ours.
     Node,
-    /// The same in an IP packet of so many bytes that must not be fragmented.
+    /// Echo request to the peer's own address, in an IP packet of this many bytes that must not be fragmented.
     NodeSized(u16),
-    /// Echo between pod subnets, the way that the pods' packets go.
+    /// Echo request between pod subnets, on the path that the pods' packets take.
     Path,
-    /// The same in an IP packet of so many bytes.
+    /// Echo request on the pods' path, in an IP packet of this many bytes.
     PathSized(u16),
-    /// That way, but from this node's own address: the answer needs no way back to our pods.
+    /// Echo request on the pods' path, but from this node's own address: the reply needs no path back to our pods.
     There,
-    /// Echo between pod subnets in a frame of our own, straight to the MAC that answered, whatever way is in use.
+    /// Echo request between pod subnets in a frame of our own, straight to the MAC that replied. It does not depend on
+    /// the path in use.
     Direct,
-    /// Two datagrams to a closed port between pod subnets: the first one's checksum is left to the devices, the other's is complete.
+    /// Two datagrams to a closed port between pod subnets. The first leaves its checksum to the devices; the other is
+    /// complete.
     Checksum,
 }
 
-/// What came of a probe. One may have several answers; what has none by [`PATIENCE`] after it was sent is lost.
+/// Result of a probe. A probe may have several replies; without any by [`PATIENCE`] after it was sent it is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     Came {
         after: Duration,
     },
-    /// To [`Probe::NextHop`]: who says to be it, and another address that the same MAC has answered for. Where two say so, each is
-    /// a sample with the time of the one request.
+    /// Reply to [`Probe::NextHop`]: the MAC that claims the address, and another address for which the same MAC has
+    /// replied. If two MACs claim the address, each gives a sample with the time of the one request.
     Is {
         mac: Mac,
         also: Option<std::net::IpAddr>,
     },
-    /// Somebody on the way, or this node's own kernel, carries no more than so many bytes.
+    /// Report of a router on the path, or of our own kernel, that it carries at most this many bytes.
     TooBig {
         mtu: u16,
     },
-    /// Somebody on the way says that it goes no further.
+    /// Report of a router on the path that the packet goes no further.
     Refused {
         by: std::net::IpAddr,
     },
-    /// To [`Probe::Checksum`]: which of the two was answered.
+    /// Result of [`Probe::Checksum`]: which of the two datagrams got a reply.
     Checksums {
         offloaded: bool,
         complete: bool,
     },
     Lost,
-    /// It could not be asked: one side has no address in its pod subnet yet, or the link has no such thing as a next hop.
+    /// Probe that could not be sent. One side has no address in its pod subnet yet, or the link has no next hops.
     Impossible,
 }
 
-/// A probe and what came of it.
+/// Probe with its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
     pub probe: Probe,
@@ -86,7 +88,7 @@ pub struct Sample {
     pub answer: Answer,
 }
 
-/// The way of a peer that may be reached by either.
+/// Path of a peer that both paths may reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Way {
@@ -94,7 +96,7 @@ pub enum Way {
     Tunnel,
 }
 
-/// A peer's way, of many that are kept once for all.
+/// Path of one peer, in a list that all holders share.
 #[derive(Clone, Debug)]
 pub struct Shared(Arc<Vec<PeerPath>>, u32);
 
@@ -118,35 +120,35 @@ impl Deref for Shared {
     }
 }
 
-/// What the evidence says of one peer.
+/// Health of one peer, as the evidence shows it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Verdict {
     pub subnet: IpNet,
-    /// That was asked: it says nothing of another one that the peer has by now.
+    /// Address that was probed; the verdict does not apply to another address that the peer has by now.
     pub node: IpAddr,
-    /// Through which it was asked: it says nothing of another one that we have by now.
+    /// Uplink through which it was probed; the verdict does not apply to another uplink that we have by now.
     pub uplink: LinkName,
     pub finding: Finding,
-    /// `None` until there is evidence: then what stands stays.
+    /// Path that the evidence supports. `None` until there is evidence; the existing path stays until then.
     #[serde(default)]
     pub way: Option<Way>,
-    /// Does its pod subnet answer? `None` until there is evidence; while this node may be the one that is cut off, what was
-    /// found before stays.
+    /// True if the peer's pod subnet replies; `None` until there is evidence. While this node may be the one that is cut
+    /// off, the previous value stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answers: Option<bool>,
 }
 
-/// A verdict with what people want to know besides.
+/// Verdict with further values for `status` and the metrics.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     pub verdict: Verdict,
-    /// When the finding was made.
+    /// Time of the finding.
     pub since: Duration,
-    /// Of the last echo that was answered along the way in use.
+    /// Latency of the last echo that was answered on the path in use.
     pub latency: Option<Duration>,
-    /// Of the last echoes along the way in use, lost ones per thousand.
+    /// Loss among the last echoes on the path in use, per thousand.
     pub loss: u16,
-    /// Bytes; the largest IP packet between pods that is known to arrive.
+    /// Largest IP packet between pods that is known to arrive, in bytes.
     pub mtu: Option<u16>,
 }

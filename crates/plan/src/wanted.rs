@@ -1,5 +1,5 @@
-//! What the kernel should hold, from the inputs alone. Never fails: a broken or dangerous lease gives a note and is left
-//! out, and the rest of the node works.
+//! Computes the desired state of the kernel from the inputs alone. It never fails: a broken or dangerous lease gives a
+//! warning and is left out, and the rest of the node works.
 
 mod admitted;
 mod nexthops;
@@ -31,47 +31,47 @@ use crate::sysctls;
 use crate::{LinkName, Mac};
 use ways::Ways;
 
-/// A plan: the state to reach, what may be deleted on the way, and what there is to say.
+/// Plan: the state to reach, the bounds of what may be deleted on the way, and the warnings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     pub state: State,
     pub owned: Owned,
-    /// How each peer that is not left out is reached, by subnet.
+    /// Path of each peer that is not left out, by subnet.
     pub peers: Vec<PeerPath>,
     pub notes: Vec<Note>,
     pub firewall: firewall::Summary,
 }
 
-/// How one peer's subnet is reached.
+/// Path by which one peer's subnet is reached.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PeerPath {
     pub subnet: IpNet,
     pub public_ip: IpAddr,
     pub path: Path,
-    /// Its address is on the uplink's segment.
+    /// True if the peer's address is on the uplink's segment.
     #[serde(default)]
     pub on_link: bool,
-    /// The device that its tunnel starts at; `None` where it announces none.
+    /// Tunnel to the peer; `None` if the peer announces no VTEP.
     #[serde(default)]
     pub tunnel: Option<Tunnel>,
-    /// Direct as soon and as long as the evidence says that it works, else by tunnel.
+    /// True if the peer is reached directly while probes prove that this works, and by tunnel otherwise.
     #[serde(default)]
     pub by_evidence: bool,
 }
 
-/// Where packets to a peer are wrapped.
+/// Encapsulation of packets to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Tunnel {
     pub link: LinkName,
-    /// Of the peer's device.
+    /// MAC of the peer's device.
     pub mac: Mac,
-    /// That the peer listens on.
+    /// UDP port on which the peer listens.
     pub port: u16,
-    /// Of our device, bytes.
+    /// MTU of our device, in bytes.
     pub mtu: u32,
 }
 
-/// The way to a peer.
+/// Kind of path to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Path {
@@ -79,20 +79,21 @@ pub enum Path {
     Vxlan,
     /// Straight to the peer's address.
     Direct,
-    /// Refused with an error, because it cannot work.
+    /// Refused with an ICMP error, because the path cannot work.
     Unreachable,
-    /// The uplink is down or gone: whatever the kernel kept stands.
+    /// Suspended: the uplink or our device is down, gone or unusable, or the route could not be set. While the uplink is
+    /// not ready, routes that the kernel kept stay.
     Waiting,
 }
 
-/// Of our rules: before the main table's 32766 and behind what others put first.
+/// Priority of our policy rules: before the main table's 32766, and behind rules that others put first.
 const RULE_PRIORITY: u32 = 5000;
 
-/// More devices than these are not made for peers that announce other VNIs than ours.
+/// Maximum number of VNIs other than ours that get devices, for peers that announce them.
 const OTHER_VNIS: usize = 3;
 
-/// The VNIs that need a device here: ours, and those that peers are to be reached by. Those that another daemon of this
-/// node has are not among them.
+/// Returns the VNIs that need a device here: ours, and those by which peers are reached. VNIs of peers that another
+/// daemon of this node uses are left out.
 pub fn vnis(config: &Config, node: &Node, leases: &Leases) -> Vec<u32> {
     let ours = if let Backend::Vxlan(options) = &config.backend { Some(options.vni) } else { None };
     let mut theirs = BTreeSet::new();
@@ -105,7 +106,7 @@ pub fn vnis(config: &Config, node: &Node, leases: &Leases) -> Vec<u32> {
     ours.into_iter().chain(theirs.take(OTHER_VNIS)).collect()
 }
 
-/// The bounds of what is ours, also what the kernel has to be read for.
+/// Returns the bounds of the objects that may be ours, within which the kernel is also read.
 pub fn bounds(config: &Config, node: &Node, leases: &Leases) -> Owned {
     let families = Family::ALL.into_iter().filter(|&family| config.network(family).is_some());
     let families: Vec<Family> = families.collect();
@@ -135,8 +136,9 @@ pub fn bounds(config: &Config, node: &Node, leases: &Leases) -> Owned {
     }
 }
 
-/// Leads the pods' traffic to our table, where that is not the one that everybody looks in. Our own pods' bridge has its route
-/// in the main one, which rules of others behind ours may pass over.
+/// Returns the rules that lead the pods' traffic to our table, if that is not the main table. A second rule sends traffic
+/// for our own pods to the main table, where their bridge has its route. Without it, other rules behind ours may skip
+/// that table.
 fn rules(config: &Config, node: &Node) -> impl Iterator<Item = Rule> {
     let rule = |to, table| Rule { priority: RULE_PRIORITY, to, table, protocol: PROTOCOL, unknown: None };
     let of_family = move |family: Family| {
@@ -162,8 +164,9 @@ fn own_subnets(config: &Config, node: &Node) -> Vec<IpNet> {
     own.chain(node.former.subnets.iter().copied()).collect()
 }
 
-/// Drops what is for our own pods and for none that is there. It is in the main table whatever ours is: the rule that leads
-/// there would take it before the bridge's own route. Its metric puts it behind that one, whichever comes first.
+/// Returns a route that drops packets for our own pods that no pod accepts. It is in the main table whatever our table
+/// is: the rule that leads to our table would apply it before the bridge's own route. Its metric puts it behind the
+/// bridge's route, whichever of both is added first.
 fn blackhole(destination: IpNet) -> Route {
     let (table, path, metric) = (MAIN_TABLE, RoutePath::Blackhole, WORST_METRIC);
     Route { table, destination, path, protocol: PROTOCOL, metric, unknown: None }
@@ -177,7 +180,8 @@ fn former_networks(config: &Config, node: &Node) -> Vec<IpNet> {
     networks
 }
 
-/// The config without a family that our own tunnel cannot carry over that uplink, if another one is left.
+/// Returns the config without a family that our tunnel cannot carry over the uplink, provided that another family is
+/// left.
 pub fn carried(config: &Config, uplink: &Uplink) -> Config {
     let Backend::Vxlan(options) = &config.backend else { return config.clone() };
     let wide = |family| config.network(family).is_some() && options.narrow(family, uplink).is_none();
@@ -188,7 +192,7 @@ pub fn carried(config: &Config, uplink: &Uplink) -> Config {
     Config { ipv4: config.ipv4.filter(|_| ipv4), ipv6: config.ipv6.filter(|_| ipv6), ..config.clone() }
 }
 
-/// Plans this node.
+/// Computes the plan for this node.
 pub fn wanted(config: &Config, node: &Node, leases: &Leases, underlay: &Underlay) -> Wanted {
     let mut draft = Draft::new(config, node, leases, underlay);
     draft.own_devices();
@@ -211,12 +215,12 @@ struct Draft<'a> {
     underlay: &'a Underlay,
     /// Families that the uplink cannot carry now: the kernel refuses their routes through it.
     waiting: Vec<Family>,
-    /// Of them those that only lack the route to their segment: a tunnel needs none.
+    /// Families in `waiting` that only lack the route to their segment. A tunnel needs no such route.
     without_segment: Vec<Family>,
     on_link: OnLink,
     ways: Ways<'a>,
     owned: Owned,
-    /// That may have a device here.
+    /// VNIs that may have a device here.
     vnis: Vec<u32>,
     peers: Vec<PeerPath>,
     notes: Vec<Note>,
@@ -230,7 +234,7 @@ struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     fn new(config: &'a Config, node: &'a Node, leases: &Leases, underlay: &'a Underlay) -> Self {
-        // Pages that nobody writes to cost nothing; growing does.
+        // Reserving is cheap, since unwritten pages cost nothing. Growing is not.
         let most = leases.known().len();
         let mut draft = Self {
             config,
@@ -253,7 +257,7 @@ impl<'a> Draft<'a> {
         };
         draft.look_at_uplink();
         draft.note_networks_among_pods();
-        // A device of another kind under our name is somebody else's, and so is all that stands on it.
+        // A device of another kind under our name belongs to another program, and so does everything on it.
         let mut links = std::mem::take(&mut draft.owned.links);
         links.retain(|&name| draft.foreign_kind(name).is_none());
         draft.owned.links = links;
@@ -271,7 +275,7 @@ impl<'a> Draft<'a> {
             self.waiting = Family::ALL.into();
             return self.note_node(fault);
         }
-        // The kernel keeps and takes routes through it all the same, so nothing has to wait.
+        // The kernel keeps and accepts routes through an uplink without a carrier, so nothing has to wait.
         if link.is_some_and(|link| !link.carrier) {
             self.note_node(NodeFault::UplinkWithoutCarrier(uplink));
         }
@@ -291,7 +295,8 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Has another address been chosen than Kubernetes, and so most likely whoever set up the node, has for it?
+    /// Returns a fault if Kubernetes has another address for the node than the chosen one. Most likely the administrator
+    /// meant that address.
     fn not_internal(&self, family: Family) -> Option<NodeFault> {
         let uplink = &self.node.uplink;
         let (address, announced) = (uplink.address(family)?, uplink.public(family)?);
@@ -307,7 +312,7 @@ impl<'a> Draft<'a> {
         })
     }
 
-    /// Could pods have our own address, or one of its network?
+    /// Returns a fault if pods could get our own address or another address of its network.
     fn among_pods(&self, family: Family) -> Option<NodeFault> {
         let Uplink { link: uplink, .. } = self.node.uplink;
         let own = self.node.uplink.address(family)?;
@@ -318,7 +323,8 @@ impl<'a> Draft<'a> {
         })
     }
 
-    /// Networks of other interfaces that pods may get addresses of. A bridge of our own pods has one of our own subnet.
+    /// Warns of networks of other interfaces from which pods may get addresses. The bridge of our own pods is no such
+    /// network: its address belongs to our own subnet.
     fn note_networks_among_pods(&mut self) {
         let faults = self.underlay.addresses.iter().filter_map(|facts| {
             let (link, address) = (facts.link, facts.address);
@@ -337,7 +343,7 @@ impl<'a> Draft<'a> {
         self.owned.own_subnets.iter().any(|own| own.contains(&address.addr()))
     }
 
-    /// What the uplink needs for that family and does not have.
+    /// Returns what the uplink lacks for the family, if anything.
     fn lacks(&self, family: Family) -> Option<NodeFault> {
         let uplink = self.node.uplink.link;
         let Some(address) = self.node.uplink.address(family) else {
@@ -347,7 +353,7 @@ impl<'a> Draft<'a> {
         let Some(own) = addresses.find(|facts| facts.address.addr() == address) else {
             return Some(NodeFault::UplinkWithoutAddress { uplink, address });
         };
-        // An address for one host alone never had a route of its own, and a tunnel needs none.
+        // An address for a single host never had a route of its own, and a tunnel needs none.
         let has_segment = !own.is_of_host_alone();
         let needs_it = match &self.config.backend {
             Backend::Vxlan(options) => options.direct != Direct::Never,
@@ -366,13 +372,13 @@ impl<'a> Draft<'a> {
         self.notes.push(Note::Peer { subnet, fault });
     }
 
-    /// Configured and leased to us, and the uplink can carry it.
+    /// Returns true if the family is configured, leased to us, and the uplink can carry it.
     fn enabled(&self, family: Family) -> bool {
         carried(self.config, &self.node.uplink).network(family).is_some()
             && self.node.subnet.of(family).is_some()
     }
 
-    /// What the tunnel's packets are too small for.
+    /// Returns a fault if the uplink's packets are too small for a tunnel of the family.
     fn too_narrow(&self, options: &vxlan::Options, family: Family) -> Option<NodeFault> {
         let vxlan::Narrow { outer, inner, needs } = options.narrow(family, &self.node.uplink)?;
         let others = Family::ALL.into_iter().filter(|&other| self.config.network(other).is_some());
@@ -400,7 +406,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Wants the device for that VNI and family, once. False when there can be none at present.
+    /// Plans the device for the VNI and the family, once. Returns false if there can be no such device at present.
     fn device(&mut self, options: &vxlan::Options, family: Family) -> bool {
         let name = options.device_name(family);
         if self.links.iter().any(|link| link.name == name) {
@@ -440,13 +446,13 @@ impl<'a> Draft<'a> {
         Some(Endpoint { subnet, local, mac: mac? })
     }
 
-    /// The kind of a device that has our name and is not ours.
+    /// Returns the kind of a device that has our name and is not ours.
     fn foreign_kind(&self, name: LinkName) -> Option<Box<str>> {
         let link = self.underlay.link(name).filter(|link| &*link.kind != "vxlan")?;
         Some(if link.kind.is_empty() { "hardware".into() } else { link.kind.clone() })
     }
 
-    /// What the node itself needs besides, or what there is to say of it.
+    /// Plans the other sysctls that the node needs, or warns of them.
     fn settings(&mut self) {
         let devices: Vec<LinkName> = self.links.iter().map(|link| link.name).collect();
         self.sysctls.extend(sysctls::own_forwarding(self.config, self.underlay, &devices));
@@ -478,7 +484,7 @@ impl<'a> Draft<'a> {
         self.peers.sort_unstable();
         self.notes.sort_unstable();
         self.routes.sort_unstable();
-        // Two subnets of one node have one VTEP.
+        // Two subnets of one node have one VTEP, so its FDB entry may be planned twice.
         self.fdb.sort_unstable();
         self.fdb.dedup();
         let nexthops = nexthops::lead(self.config.ipv4, self.node.by_nexthop, &mut self.routes);
