@@ -1,7 +1,7 @@
-//! What a complete list of leases is worth. A lease that vanishes is kept for a moment: its node takes it again at once if
-//! it is alive. When more than half of the peers have vanished within a while, or when the store is not the one that it
-//! was, it was more likely emptied or restored than the cluster shrank, and they are kept until the while is over. It makes
-//! no difference whether they vanish at once or one by one. Time is given, not read.
+//! Guards against an emptied or restored store. A lease that vanishes is kept for a moment: if its node is alive, it
+//! takes the lease again at once. If more than half of the peers vanish within the grace period, the store was most
+//! likely emptied. The same holds if the store's history does not continue. The peers are then kept until the grace
+//! period is over, whether they vanish at once or one by one. Time is a parameter, not read.
 
 use std::time::{Duration, Instant};
 
@@ -9,37 +9,37 @@ use serde::{Deserialize, Serialize};
 
 use crate::lease::{Lease, Subnet};
 
-/// Below this many peers any list is believed.
+/// Minimum number of peers for which a list without most of them is not believed.
 const FEW: usize = 4;
-/// Whoever has lost its lease and is alive has taken it again by then.
+/// Time within which a live node has taken a lost lease again.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Where a list stands in the history of its store.
+/// Position of a list in the history of its store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
-    /// Which store it is.
+    /// Identity of the store.
     pub cluster: u64,
-    /// Grows with each change.
+    /// Number that grows with each change of the store.
     pub revision: i64,
-    /// How often this run has found that it does not go on from where it was, however far it has gone since.
+    /// Number of times in this run that the history did not continue, however far it has gone since.
     #[serde(skip)]
     pub breaks: u32,
 }
 
 impl History {
-    /// Is it the one that was heard before, and further on?
+    /// Returns true if this is the history that was read before, at the same or a later position.
     fn continues(&self, before: &Self) -> bool {
         self.cluster == before.cluster && self.revision >= before.revision && self.breaks <= before.breaks
     }
 }
 
-/// The peers heard of within the last while.
+/// Peers that were listed within the grace period.
 #[derive(Clone, Debug, Default)]
 pub struct Belief {
-    /// By subnet.
+    /// Peers by subnet.
     known: Vec<Known>,
     history: Option<History>,
-    /// When the store was last found to be another than before, and what it was.
+    /// Time at which the store was last found to be another one, and its history before that.
     broken: Option<(Instant, History)>,
 }
 
@@ -57,48 +57,48 @@ impl Known {
 
 fn listed(leases: impl IntoIterator<Item = Lease>) -> Vec<Known> {
     let mut known: Vec<_> = leases.into_iter().map(|lease| Known { lease, missing: None }).collect();
-    // Of two names for one subnet always the same one counts.
+    // Of two entries for one subnet the same one must always count.
     known.sort_unstable_by(|one, other| (one.subnet(), &one.lease).cmp(&(other.subnet(), &other.lease)));
     known.dedup_by_key(|known| known.subnet());
     known
 }
 
-/// Not listed any more.
+/// Absence of a lease from the list.
 #[derive(Clone, Copy, Debug)]
 struct Missing {
     since: Instant,
-    /// Too many were missing with it, so that it is kept until the while is over.
+    /// True if too many leases were missing with it, so that it is kept until the grace period is over.
     kept: bool,
 }
 
-/// What to go by.
+/// Leases to go by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Weighed {
-    /// In no particular order.
+    /// Believed leases, in no particular order.
     pub leases: Vec<Lease>,
-    /// How many of them the store does not list, and is not believed to have lost.
+    /// Number of these leases that the store does not list, but is not believed to have lost.
     pub missing: usize,
-    /// When the first of those that are not listed is given up.
+    /// Time at which the first unlisted lease is given up.
     pub due: Option<Instant>,
 }
 
 impl Belief {
-    /// Starts with the peers that an earlier run believed in, and what it knew of the store.
+    /// Returns a guard that starts with the peers that an earlier run believed, and the store's history that it knew.
     pub fn expecting(peers: impl IntoIterator<Item = Lease>, history: Option<History>) -> Self {
         Self { known: listed(peers), history, broken: None }
     }
 
-    /// Number of peers that were listed last, with those that are missing and not given up yet.
+    /// Returns the number of peers that were listed last, with the missing ones that are not given up yet.
     pub fn peers(&self) -> usize {
         self.known.len()
     }
 
-    /// What a later run may expect of the store: of one that is in doubt, what it was before.
+    /// Returns the history that a later run may expect. For a suspect store this is the history before the break.
     pub fn history(&self) -> Option<History> {
         self.broken.map(|(_, before)| before).or(self.history)
     }
 
-    /// Takes a complete list, our own lease aside.
+    /// Takes a complete list of leases without our own, and returns the leases to go by.
     pub fn weigh(
         &mut self,
         heard: Vec<Lease>,
@@ -125,7 +125,7 @@ impl Belief {
             }
             let missing = before.missing.unwrap_or(Missing { since: now, kept: false });
             if now.duration_since(missing.since) < grace {
-                // Whoever holds the subnet according to the store has the better right to it.
+                // The holder of the subnet according to the store has the better right to it.
                 let lease = Lease { born: u64::MAX, ..before.lease };
                 self.known.push(Known { lease, missing: Some(missing) });
             }
@@ -241,7 +241,7 @@ mod tests {
             let (mut belief, now) = (Belief::expecting(leases(1..2), at(1, 9, 0)), Instant::now());
             let weighed = belief.weigh(Vec::new(), then, now, GRACE);
             assert_eq!((weighed.leases.len(), weighed.missing), (1, kept), "{then:?}");
-            // What goes later than the rest is in doubt, too.
+            // Leases that vanish later than the rest are suspect, too.
             belief.weigh(leases(2..3), then, now + LINGER, GRACE);
             let weighed = belief.weigh(Vec::new(), then, now + LINGER * 2, GRACE);
             assert_eq!(weighed.missing, kept * 2, "{then:?}");

@@ -1,6 +1,6 @@
-//! Which way the underlay's routes lead: which peers are on the uplink's own layer-2 segment, and how large a packet the
-//! way to them carries. The same answers that the kernel's lookup gives, without asking it once per peer. Evidence beyond
-//! addresses (ARP, probes) is not this file's.
+//! Looks up routes of the underlay: which peers are on the uplink's own layer-2 segment, and how large a packet the path
+//! to them carries. The results are those of the kernel's lookup, without a query per peer. Evidence from ARP and probes
+//! belongs to `verdict`.
 
 use std::net::IpAddr;
 
@@ -9,14 +9,14 @@ use ipnet::IpNet;
 use crate::LinkName;
 use crate::input::{RouteFacts, Underlay};
 
-/// What is known of each route, ready for longest-prefix matches.
+/// Value of each route, ready for longest-prefix matches.
 pub(crate) struct Longest<T> {
-    /// By descending prefix length; within one length sorted by address.
+    /// Routes by descending prefix length; within one length sorted by address.
     lengths: Vec<(u8, Vec<(IpNet, T)>)>,
 }
 
 impl<T: Clone> Longest<T> {
-    /// Of equal destinations the smallest metric counts, and of equal metrics the kernel's first.
+    /// Builds the table. Of equal destinations the smallest metric counts, and of equal metrics the kernel's first route.
     pub(crate) fn new<'a>(
         routes: impl Iterator<Item = &'a RouteFacts>,
         value: impl Fn(&RouteFacts) -> T,
@@ -34,7 +34,7 @@ impl<T: Clone> Longest<T> {
         Self { lengths: chunks.map(|chunk| (chunk[0].0.prefix_len(), rows(chunk))).collect() }
     }
 
-    /// What the best route to that address has.
+    /// Returns the value of the best route to the address.
     pub(crate) fn find(&self, address: IpAddr) -> Option<&T> {
         self.lengths.iter().find_map(|(length, routes)| {
             let destination = IpNet::new(address, *length).ok()?.trunc();
@@ -44,8 +44,8 @@ impl<T: Clone> Longest<T> {
     }
 }
 
-/// The uplink's own routes. Those of other cards do not count, as in a lookup of the kernel with an output interface: two
-/// cards may be on one segment.
+/// Routes through the uplink. Routes through other devices do not count, as in a kernel lookup with an output interface:
+/// two devices may be on one segment.
 pub(crate) struct OnLink(Longest<bool>);
 
 impl OnLink {
@@ -56,13 +56,13 @@ impl OnLink {
         Self(Longest::new(underlay.routes.iter().filter(through), is_direct))
     }
 
-    /// Does the best route out of the uplink to that address have no gateway?
+    /// Returns true if the best route out of the uplink to that address has no gateway.
     pub(crate) fn reaches(&self, address: IpAddr) -> bool {
         self.0.find(address).copied().unwrap_or(false)
     }
 }
 
-/// The interface whose segment that address is on, by the best route to it.
+/// Returns the interface on whose segment the address is, by the best route to it.
 pub(crate) fn segment_of(underlay: &Underlay, address: IpAddr) -> Option<LinkName> {
     let covering = underlay.routes.iter().filter(|route| route.destination.contains(&address));
     let better = |route: &&RouteFacts| (std::cmp::Reverse(route.destination.prefix_len()), route.metric);
@@ -126,7 +126,7 @@ mod tests {
             route("192.0.2.0/24", None, "eth0", 100),
             route("192.0.2.0/24", Some("192.0.2.1"), "eth1", 300),
             route("192.0.2.0/24", None, "eth1", 101),
-            // A host route of the other card, and a worse one of this card.
+            // A host route counts only for its own device.
             route("192.0.2.7/32", None, "eth0", 0),
             route("192.0.2.8/32", Some("192.0.2.1"), "eth1", 0),
         ];

@@ -1,5 +1,5 @@
-//! What of the machine around us keeps traffic rules or routes from working, though no object of ours is missing: told, with
-//! the command, and never changed.
+//! Finds settings of the machine that keep traffic rules or routes from working, though no object of ours is missing.
+//! They are reported with the command that changes them, and never changed.
 
 use std::fmt;
 
@@ -10,13 +10,13 @@ use crate::input::{Config, Family, Underlay};
 use crate::note::{NodeFault, Note};
 use crate::{PeerPath, State};
 
-/// Of the module br_netfilter; without it they are not there.
+/// Sysctls of the module br_netfilter; they do not exist without it.
 const BRIDGE: [(Family, &str); 2] = [
     (Family::Ipv4, "net/bridge/bridge-nf-call-iptables"),
     (Family::Ipv6, "net/bridge/bridge-nf-call-ip6tables"),
 ];
 
-/// What the kernel is read for.
+/// Returns the sysctl paths that these checks read.
 pub(crate) fn paths(config: &Config) -> impl Iterator<Item = Box<str>> {
     let neighbours = families(config).map(most_neighbours);
     bridge(config).map(Into::into).chain(neighbours)
@@ -26,7 +26,8 @@ fn families(config: &Config) -> impl Iterator<Item = Family> {
     Family::ALL.into_iter().filter(|family| config.network(*family).is_some())
 }
 
-/// How many neighbours the kernel keeps, of all network namespaces; permanent ones do not count.
+/// Returns the sysctl for the maximum number of neighbours in the kernel, in all network namespaces. Permanent neighbours
+/// do not count.
 fn most_neighbours(family: Family) -> Box<str> {
     match family {
         Family::Ipv4 => "net/ipv4/neigh/default/gc_thresh3".into(),
@@ -38,7 +39,7 @@ fn bridge(config: &Config) -> impl Iterator<Item = &'static str> {
     BRIDGE.into_iter().filter(|(family, _)| config.network(*family).is_some()).map(|(_, path)| path)
 }
 
-/// What is in the way of the rules and routes that we want.
+/// Returns a warning for everything that is in the way of the desired rules and routes.
 pub fn environment(config: &Config, seen: &Underlay, wanted: &State, peers: &[PeerPath]) -> Vec<Note> {
     let mut faults = bridge_netfilter(config, seen, !wanted.iptables.is_empty());
     faults.extend(families(config).filter_map(|family| crowded(family, seen, peers)));
@@ -46,7 +47,8 @@ pub fn environment(config: &Config, seen: &Underlay, wanted: &State, peers: &[Pe
     faults.into_iter().map(Note::Node).collect()
 }
 
-/// Do the rules of iptables, where these are `needed`, see what goes from one port of a bridge to another?
+/// Returns faults if rules of iptables do not see packets from one port of a bridge to another. `needed` says whether
+/// iptables has rules of ours.
 fn bridge_netfilter(config: &Config, seen: &Underlay, needed: bool) -> Vec<NodeFault> {
     let faults = bridge(config).filter(|_| needed).filter_map(|path| match seen.sysctl(path) {
         None => Some(NodeFault::BridgeNetfilterMissing),
@@ -58,8 +60,8 @@ fn bridge_netfilter(config: &Config, seen: &Underlay, needed: bool) -> Vec<NodeF
     faults
 }
 
-/// Do the peers of one family come near the number of neighbours that the kernel keeps? All that are on the segment count: a
-/// packet of the tunnel makes a neighbour, too, of the address that it goes to.
+/// Returns a fault if the peers of one family come near the number of neighbours that the kernel keeps. Every peer on the
+/// segment counts: a packet of the tunnel, too, needs a neighbour for its outer destination.
 fn crowded(family: Family, seen: &Underlay, peers: &[PeerPath]) -> Option<NodeFault> {
     let path = most_neighbours(family);
     let limit: usize = seen.sysctl(&path)?.parse().ok()?;
@@ -69,7 +71,7 @@ fn crowded(family: Family, seen: &Underlay, peers: &[PeerPath]) -> Option<NodeFa
     (neighbours * 5 >= limit * 4).then_some(NodeFault::NeighboursLimited { path, limit, enough })
 }
 
-/// A firewalld that runs refuses what it was not told of: VXLAN to our port, and what pods send.
+/// Returns a fault if firewalld runs but was not configured to accept VXLAN packets to our port or packets of pods.
 fn refused(config: &Config, told: &Firewalld) -> Option<NodeFault> {
     let networks = Family::ALL.into_iter().filter_map(|family| config.network(family));
     let networks: Vec<IpNet> =

@@ -1,5 +1,5 @@
-//! Where the uplink is by now: its MTU, its name and its addresses change while pods run. What it was stays in force as long
-//! as there is nothing better than nothing; which interface is the right one is `uplink`'s to say.
+//! Follows the uplink while pods run, since its name and its addresses may change. The previous uplink stays in force
+//! until a usable one appears. `uplink` decides which interface is the right one.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,45 +8,45 @@ use std::time::Duration;
 use crate::input::{AddressFacts, Family, Underlay, Uplink};
 use crate::uplink::{Choice, Class};
 
-/// Time for which a lost address is waited for before another one that was there beside it takes its place. A DHCP client
-/// that renews takes the address away for a second.
+/// Time to wait for a lost address before another one that was there beside it takes its place. A DHCP client that renews
+/// its lease may take the address away for a second.
 pub const HOLD: Duration = Duration::from_secs(5);
 
-/// Time after which an address that has come is no news any more: it does not follow ours, it was there beside it.
+/// Time after which a new address counts as one that was there beside ours, not as the successor of ours.
 const SETTLED: Duration = Duration::from_secs(10);
 
-/// What became of the uplink.
+/// Result of following the uplink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Followed {
-    /// Where it was.
+    /// Unchanged uplink.
     Here,
-    /// Under another name, or with other addresses.
+    /// Uplink under another name, or with other addresses.
     Moved(Choice),
-    /// Away, or without its addresses, and nothing takes its place yet.
+    /// Uplink that is gone, or without its addresses, while nothing takes its place yet.
     Lost,
 }
 
-/// What is kept from one look at the underlay to the next.
+/// State that is kept from one look at the underlay to the next.
 #[derive(Clone, Debug, Default)]
 pub struct Follower {
-    /// Where the node belongs: what it had to leave for something worse.
+    /// Addresses where the node belongs, which it had to leave for something worse.
     home: Vec<IpAddr>,
-    /// Since when the uplink is lost.
+    /// Time since which the uplink is lost.
     away: Option<Duration>,
-    /// How well the addresses suited that are in force.
+    /// Suitability of the addresses in force.
     classes: Vec<Class>,
-    /// Of each address of the node, until when it is news. `None` before the first look.
+    /// Time until which each address of the node counts as new. `None` before the first look.
     settled: Option<BTreeMap<IpAddr, Duration>>,
 }
 
 impl Follower {
-    /// One whose node may have started away from home: these are the addresses that an earlier run had.
+    /// Returns a follower of a node that may have started away from home; `home` has the addresses of an earlier run.
     pub fn of_home(home: Vec<IpAddr>) -> Self {
         Self { home, ..Self::default() }
     }
 
-    /// Looks where the uplink is now. `now` is the time since any fixed moment; `choose` says which interface would be chosen
-    /// by a node that remembers the given addresses, best evidence first.
+    /// Finds where the uplink is now. `now` is the time since any fixed moment. `choose` returns what a node would choose
+    /// that remembers the given addresses, best evidence first.
     pub fn follow(
         &mut self,
         uplink: &Uplink,
@@ -93,7 +93,7 @@ impl Follower {
     fn note_news(&mut self, underlay: &Underlay, now: Duration) {
         let known = self.settled.take();
         let since = |address: IpAddr| match &known {
-            // What is there at the first look may have been there for ever.
+            // An address that is there at the first look may always have been there.
             None => now,
             Some(known) => known.get(&address).copied().unwrap_or(now + SETTLED),
         };
@@ -101,7 +101,7 @@ impl Follower {
         self.settled = Some(all.map(|address| (address, since(address))).collect());
     }
 
-    /// Our own addresses, then those that have come lately and may be meant to follow them.
+    /// Returns our own addresses, then the new ones, which may be meant to replace ours.
     fn successors(&self, current: &[IpAddr], underlay: &Underlay, now: Duration) -> Vec<IpAddr> {
         let mut news: Vec<&AddressFacts> =
             underlay.addresses.iter().filter(|facts| self.is_new(facts.address.addr(), now)).collect();
@@ -113,7 +113,7 @@ impl Follower {
         self.settled.as_ref().and_then(|all| all.get(&address)).is_some_and(|until| now < *until)
     }
 
-    /// Is there anything to go by that may be better than what is there?
+    /// Returns true if there is any evidence that something may be better than the present uplink.
     fn may_be_better(&self, current: &[IpAddr], underlay: &Underlay) -> bool {
         let fading = |address: &IpAddr| {
             facts_of(*address, underlay).is_some_and(|facts| facts.deprecated || facts.duplicate)
@@ -121,7 +121,7 @@ impl Follower {
         (!self.home.is_empty() && self.home != current) || current.iter().any(fading)
     }
 
-    /// Home again, or to an address that is not about to go.
+    /// Returns a choice that leads home, or to an address that is not about to go.
     fn better(
         &mut self,
         uplink: &Uplink,
@@ -130,7 +130,7 @@ impl Follower {
     ) -> Option<Choice> {
         let current = addresses(uplink);
         let mut remembered = self.home.clone();
-        // Away from home what is there is no evidence.
+        // Away from home, the present addresses are no evidence.
         if self.home.is_empty() {
             remembered.clone_from(&current);
         }
@@ -153,7 +153,8 @@ impl Follower {
         Some(choice)
     }
 
-    /// A link that comes up has its link-local address first, and the lasting one a moment later.
+    /// Returns true if the choice may replace the uplink. A link-local address never replaces a lasting one: a link that
+    /// comes up has its link-local address first.
     fn takes_its_place(&self, choice: &Choice, uplink: &Uplink, underlay: &Underlay) -> bool {
         let is_step_down = |family| {
             let [was, is] = [uplink, &choice.uplink].map(|uplink| uplink.address(family));
@@ -166,7 +167,7 @@ impl Follower {
         is_another && is_there && !Family::ALL.into_iter().any(is_step_down)
     }
 
-    /// Have its addresses come in place of ours, and do they suit no less?
+    /// Returns true if the chosen addresses are ours or new, and suit no less than ours did.
     fn is_news(&self, choice: &Choice, current: &[IpAddr], underlay: &Underlay, now: Duration) -> bool {
         let chosen = addresses(&choice.uplink);
         let is_new = |address: &IpAddr| current.contains(address) || self.is_new(*address, now);
@@ -177,7 +178,7 @@ impl Follower {
     }
 }
 
-/// In one family at least, and in none worse.
+/// Returns true if `is` suits better in at least one family and worse in none.
 fn suits_better(is: &[Class], was: &[Class]) -> bool {
     is.len() == was.len() && is != was && is.iter().zip(was).all(|(is, was)| is <= was)
 }
@@ -206,7 +207,8 @@ mod tests {
     use super::*;
     use crate::input::LinkFacts;
 
-    /// Of links with their addresses; `!` is deprecated, `x` is another machine's, too.
+    /// Returns an underlay of links with their addresses, such as `eth0 192.0.2.1/24, eth1 -`. Marks behind an address:
+    /// `!` deprecated, `x` on another machine too, `?` temporary.
     fn underlay(addresses: &str) -> Underlay {
         let mut underlay = Underlay::default();
         for (link, address) in addresses.split(", ").filter_map(|word| word.split_once(' ')) {
@@ -230,7 +232,7 @@ mod tests {
         underlay
     }
 
-    /// On that link, with these addresses.
+    /// Returns the uplink on that link, with these addresses.
     fn at(link: &str, addresses: &str) -> Uplink {
         let mut uplink = Uplink::new(link.parse().unwrap(), 9000);
         for address in addresses.split_whitespace().map(|address| address.parse().unwrap()) {
@@ -242,7 +244,7 @@ mod tests {
         uplink
     }
 
-    /// By the real ranking, with `--iface`.
+    /// Returns the choice of the real ranking with `--iface`.
     fn chosen(link: &str, underlay: &Underlay, families: &str, remembered: &[IpAddr]) -> Option<Choice> {
         let mut text = r#"{"Network":"10.244.0.0/16","#.to_owned();
         if families.contains('6') {
@@ -258,7 +260,8 @@ mod tests {
         crate::uplink::choose(&config, underlay, &ask).ok()
     }
 
-    /// Looks at each of these scenes at its second; `eth0 192.0.2.1` after each is where the uplink is then.
+    /// Shows the follower each scene at its second. The third value, such as `eth0 192.0.2.1`, is the uplink that is
+    /// expected afterwards.
     fn story(start: &str, home: &[&str], scenes: &[(u64, &str, &str)]) {
         let (link, addresses) = start.split_once(' ').unwrap();
         let families = if start.contains(':') { "46" } else { "4" };
@@ -292,7 +295,7 @@ mod tests {
         let vips = "eth0 192.0.2.100/32, eth0 192.0.2.101/32";
         let back = "eth0 192.0.2.100/32, eth0 192.0.2.101/32, eth0 192.0.2.11/24";
         story(OWN, &[], &[(0, all, OWN), (20, vips, "lost"), (21, back, OWN), (40, back, OWN)]);
-        // And in the same network, where nothing tells them apart but that they were there beside it.
+        // An address of the same network is treated alike, though only its earlier presence tells it apart.
         let beside = ("eth0 192.0.2.11/24, eth0 192.0.2.100/24", "eth0 192.0.2.100/24");
         story(OWN, &[], &[(0, beside.0, OWN), (20, beside.1, "lost"), (22, beside.0, OWN)]);
     }
@@ -313,7 +316,7 @@ mod tests {
                 (91, all, OWN),
             ],
         );
-        // From one virtual address to the next, and home all the same.
+        // The uplink moves from one virtual address to the next, and still goes home.
         let other = "eth0 192.0.2.101/32";
         story(
             OWN,
@@ -327,7 +330,7 @@ mod tests {
                 (50, "eth0 192.0.2.101/32, eth0 192.0.2.11/24", OWN),
             ],
         );
-        // What suits better than what there is, though it is not home.
+        // An address that suits better than the present one is taken, though it is not home.
         story(
             OWN,
             &[],
@@ -348,17 +351,17 @@ mod tests {
             &[],
             &[(0, "eth0 192.0.2.11/24", OWN), (20, "eth0 -", "lost"), (20, "eth0 192.0.2.51/24", new)],
         );
-        // The client adds it before it takes the old one away.
+        // The DHCP client adds the new address before it takes the old one away.
         let both = "eth0 192.0.2.11/24, eth0 192.0.2.51/24";
         story(OWN, &[], &[(0, "eth0 192.0.2.11/24", OWN), (20, both, OWN), (22, "eth0 192.0.2.51/24", new)]);
-        // Among virtual ones that were there before, and first on the card.
+        // The new address is among virtual ones that were there before and that come first on the device.
         let beside = "eth0 192.0.2.100/24, eth0 192.0.2.11/24";
         story(
             OWN,
             &[],
             &[(0, beside, OWN), (20, "eth0 192.0.2.100/24, eth0 192.0.2.51/24", new), (30, beside, OWN)],
         );
-        // One without a network suits less, however new.
+        // An address without a network suits less, however new it is.
         story(
             OWN,
             &[],
@@ -399,7 +402,7 @@ mod tests {
         );
         story(own, &[], &[(0, &one, own), (20, &with("eth0 2001:db8::11/64!, eth0 fe80::1/64"), own)]);
         story(own, &[], &[(0, &one, own), (20, &with("eth0 2001:db8::11/64!, eth0 2001:db8::51/64!"), own)]);
-        // Another machine has it as well.
+        // Another machine has the address as well.
         story(own, &[], &[(0, &one, own), (20, &with("eth0 2001:db8::11/64x, eth0 2001:db8::51/64"), new)]);
     }
 

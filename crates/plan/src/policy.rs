@@ -1,5 +1,5 @@
-//! Which policy rules and routes of this node take packets of pods away from the routes of this daemon. Told, with the cure,
-//! and never changed.
+//! Finds policy rules and routes of this node that take packets of pods away from this daemon's routes. They are reported
+//! with the remedy, and never changed.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,41 +14,41 @@ use crate::note::{NodeFault, Note};
 use crate::state::{MAIN_TABLE, Route, RoutePath, State};
 use crate::wanted::Wanted;
 
-/// Faults that are told at once: one rule takes the packets to all peers.
+/// Maximum number of diversions that are reported at once: one rule diverts the packets to all peers.
 const TOLD: usize = 4;
 
-/// `EXDEV`: what the kernel answers where a source address may not come in by that device.
+/// `EXDEV`: result of a lookup whose source address may not come in by that device.
 const CROSS_DEVICE: i32 = 18;
-/// `EINVAL`, which a blackhole answers with.
+/// `EINVAL`: result of a lookup that ends at a blackhole.
 const BLACKHOLE: i32 = 22;
-/// `EACCES`, which a prohibit route answers with.
+/// `EACCES`: result of a lookup that ends at a prohibit route.
 const PROHIBITED: i32 = 13;
 
-/// What takes packets of pods away, and from where.
+/// Rule or route that diverts packets of pods, and the packets that it diverts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Diversion {
     pub from: IpAddr,
     pub to: IpAddr,
-    /// Device that the packets should leave by.
+    /// Device by which the packets should leave.
     pub expected: LinkName,
-    /// Rule or route that takes them.
+    /// Rule or route that diverts them.
     pub by: Box<str>,
-    /// What becomes of them.
+    /// Effect on the packets, such as `drops them`.
     pub fate: Box<str>,
     pub network: IpNet,
     pub table: u32,
 }
 
-/// All that were found.
+/// Diversions that were found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diversions {
     pub notes: Vec<Note>,
-    /// Subnets of peers that packets are not sent to as they should be.
+    /// Subnets of peers to which packets are not sent as they should be.
     pub subnets: Vec<IpNet>,
 }
 
-/// The packets that this node sends elsewhere though its routes stand as they are wanted.
+/// Finds the packets that this node sends elsewhere, though its routes are as desired.
 pub fn diversions(config: &Config, wanted: &Wanted, seen: &State, underlay: &Underlay) -> Diversions {
     let mut by: BTreeSet<(Box<str>, Box<str>)> = BTreeSet::new();
     let mut all = Diversions::default();
@@ -64,7 +64,7 @@ pub fn diversions(config: &Config, wanted: &Wanted, seen: &State, underlay: &Und
     all
 }
 
-/// The device that the packet should leave by, where everything that leads there is in place.
+/// Returns the device by which the packet should leave, if everything that leads there is in place.
 fn expected(
     way: &Way,
     config: &Config,
@@ -88,7 +88,8 @@ fn expected(
     if let Some(link) = to_peer(packet.destination) {
         return (up(link) && link == packet.outbound).then_some(link);
     }
-    // To our own pods: through the bridge, whose route nobody but the kernel makes. They come the way that ours go.
+    // Packets to our own pods leave through the bridge, whose route only the kernel makes. They must come in by the
+    // device through which our packets to their source leave.
     let bridge = |facts: &AddressFacts| {
         facts.link == packet.outbound && facts.address.contains(&packet.destination) && up(facts.link)
     };
@@ -139,7 +140,8 @@ fn diversion(way: &Way, expected: LinkName, config: &Config, underlay: &Underlay
     })
 }
 
-/// Does the device forward what comes in by it? A device that does not refuses every lookup.
+/// Returns true if the device forwards packets that come in by it. If it does not, the kernel refuses every lookup for
+/// them.
 fn forwards(link: LinkName, underlay: &Underlay) -> bool {
     underlay.sysctl(&crate::sysctls::forwarding(link)) != Some("0")
 }
@@ -175,7 +177,7 @@ mod tests {
         name.parse().unwrap()
     }
 
-    /// A node with one peer, whose routes stand as they are wanted, and a bridge.
+    /// Scene of a node with one peer, whose routes are as desired, and a bridge.
     struct Scene {
         config: Config,
         wanted: Wanted,
@@ -257,7 +259,7 @@ mod tests {
     fn packets_that_go_as_they_should_are_no_fault() {
         assert_eq!(said(OUT, via("flannel.1", 254), None), [""; 0]);
         assert_eq!(said(BACK, via("cni0", 254), None), [""; 0]);
-        // By the device that is not in use.
+        // The path through this device is not in use.
         assert_eq!(
             said(["10.244.1.254", "10.244.2.254", "cni0", "eth0"], via("flannel.1", 254), None),
             [""; 0]

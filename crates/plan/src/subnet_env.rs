@@ -1,5 +1,5 @@
-//! The subnet file (`/run/flannel/subnet.env`), flannel's word to its CNI plugin and to Docker: its exact text and what
-//! an old one still tells (flannel-compat 8). Writing it to disk is the daemon's part.
+//! Subnet file (`/run/flannel/subnet.env`), which flannel's CNI plugin and Docker read (flannel-compat 8). It is printed
+//! as flannel prints it, and an old file is read for what this node had before. The daemon writes it to disk.
 
 use std::fmt;
 
@@ -8,18 +8,28 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::input::{Config, Family};
 use crate::lease::Subnet;
 
-/// What the file says.
+/// Content of the subnet file.
+///
+/// ```text
+/// FLANNEL_NETWORK=10.5.0.0/16
+/// FLANNEL_SUBNET=10.5.72.1/24
+/// FLANNEL_IPV6_NETWORK=fd00:5::/32
+/// FLANNEL_IPV6_SUBNET=fd00:5:72::1/64
+/// FLANNEL_MTU=1450
+/// FLANNEL_IPMASQ=true
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubnetEnv {
+    /// Pod network and subnet of the node.
     pub ipv4: Option<(Ipv4Net, Ipv4Net)>,
     pub ipv6: Option<(Ipv6Net, Ipv6Net)>,
-    /// Of pods, bytes.
+    /// MTU of pods, in bytes.
     pub mtu: u32,
     pub ip_masq: bool,
 }
 
 impl SubnetEnv {
-    /// The file of a node; a family counts when it is configured and leased.
+    /// Returns the content for a node. A family is included if it is configured and leased.
     pub fn new(config: &Config, subnet: &Subnet, mtu: u32, ip_masq: bool) -> Self {
         Self { ipv4: config.ipv4.zip(subnet.ipv4), ipv6: config.ipv6.zip(subnet.ipv6), mtu, ip_masq }
     }
@@ -36,7 +46,8 @@ impl fmt::Display for SubnetEnv {
             family("", network.into(), subnet.into())?;
         }
         if let Some((network, subnet)) = self.ipv6 {
-            // hosts() of an IPv6 net starts at its network address; flannel adds one to it in both families.
+            // `hosts()` of an IPv6 network starts at its network address. flannel adds one to that address in both
+            // families.
             let first = std::net::Ipv6Addr::from(u128::from(subnet.network()) + 1);
             writeln!(f, "FLANNEL_IPV6_NETWORK={network}")?;
             writeln!(f, "FLANNEL_IPV6_SUBNET={first}/{}", subnet.prefix_len())?;
@@ -46,7 +57,7 @@ impl fmt::Display for SubnetEnv {
     }
 }
 
-/// The subnets an existing file names: the node's previous ones. Anything unreadable is as good as absent.
+/// Returns the subnets that an existing file names: the node's previous ones. Anything unreadable counts as absent.
 pub fn previous_subnet(text: &str) -> Option<Subnet> {
     let subnet = Subnet {
         ipv4: value::<Ipv4Net>(text, "FLANNEL_SUBNET").map(|net| net.trunc()),
@@ -55,14 +66,15 @@ pub fn previous_subnet(text: &str) -> Option<Subnet> {
     Family::ALL.into_iter().any(|family| subnet.of(family).is_some()).then_some(subnet)
 }
 
-/// The pod networks that an existing file names.
+/// Returns the pod networks that an existing file names.
 pub fn networks(text: &str) -> Vec<IpNet> {
     let ipv4 = value::<Ipv4Net>(text, "FLANNEL_NETWORK").map(IpNet::V4);
     let ipv6 = value::<Ipv6Net>(text, "FLANNEL_IPV6_NETWORK").map(IpNet::V6);
     [ipv4, ipv6].into_iter().flatten().map(|network| network.trunc()).collect()
 }
 
-/// As in a file for a shell: quotes, `export` and comments are allowed, and the last line of a name counts.
+/// Returns the value of a key as a shell would: quotes, `export` and comment lines are allowed, and the last line of a
+/// name counts.
 fn value<T: std::str::FromStr>(text: &str, key: &str) -> Option<T> {
     let lines = text.lines().filter_map(|line| line.trim().trim_start_matches("export ").split_once('='));
     let mut values = lines.filter(|(name, _)| name.trim() == key).map(|(_, value)| value.trim());

@@ -1,5 +1,5 @@
-//! Which interface carries the traffic between nodes, and which addresses: facts and flags in, choice and reason out
-//! (flannel-compat 3). It asks the kernel nothing.
+//! Chooses the interface that carries the traffic between nodes, and its addresses (flannel-compat 3). Facts and flags go
+//! in; a choice with its reason comes out.
 
 mod lookup;
 mod mtu;
@@ -17,14 +17,14 @@ pub use mtu::{mtu, wires};
 pub(crate) use rank::Class;
 pub use rank::{is_link_local, leased};
 
-/// What the flags ask for.
+/// Flags and other evidence by which the uplink is chosen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ask {
-    /// `--iface`, names or addresses, in order.
+    /// `--iface`: names or addresses, in order.
     pub ifaces: Vec<String>,
-    /// `--iface-regex`, in order, after all of these.
+    /// `--iface-regex`: patterns, in order, tried after all of `ifaces`.
     pub patterns: Vec<String>,
-    /// `--iface-can-reach`, last.
+    /// `--iface-can-reach`, tried last: the kernel's path to that address.
     pub can_reach: Option<Reach>,
     /// `--public-ip`.
     pub public_ip: Option<Ipv4Addr>,
@@ -32,39 +32,39 @@ pub struct Ask {
     pub public_ipv6: Option<Ipv6Addr>,
     /// `--node-ip`.
     pub node_ips: Vec<IpAddr>,
-    /// The kernel's way to addresses far away, of families without a default route in the main table.
+    /// Kernel's paths to distant addresses, for families without a default route in the main table.
     pub outward: Vec<Reach>,
     /// Addresses that this node has announced or sent from before, the best evidence first. Of several addresses of one
-    /// interface such a one goes first.
+    /// interface these are preferred.
     pub remembered: Vec<IpAddr>,
 }
 
-/// What the kernel says of the way to an address, or why it says nothing.
+/// Kernel's path to an address, or the reason why it is not known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reach {
     pub target: IpAddr,
     pub way: Result<Way, String>,
 }
 
-/// The way out to an address.
+/// Interface and source address by which the kernel reaches an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Way {
     pub link: Option<LinkName>,
-    /// The source address the kernel would choose.
+    /// Source address that the kernel would choose.
     pub source: Option<IpAddr>,
 }
 
-/// The choice with its reason.
+/// Chosen uplink with the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
     pub uplink: Uplink,
-    /// Why this interface and these addresses.
+    /// Reason for this interface and these addresses.
     pub reason: String,
-    /// What was tried before it, and why it gave nothing.
+    /// Attempts that failed before, each with its reason.
     pub failures: Vec<String>,
 }
 
-/// Why no interface can be chosen, and what is there instead.
+/// Reason why no interface can be chosen, with a list of those that could be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UplinkError(String);
 
@@ -76,7 +76,7 @@ impl fmt::Display for UplinkError {
 
 impl std::error::Error for UplinkError {}
 
-/// One thing to go by, and the flag that says so, if any.
+/// Single criterion to try, with the flag that names it; the flag is empty for the default route.
 struct Attempt<'a> {
     flag: String,
     by: By<'a>,
@@ -91,7 +91,8 @@ enum By<'a> {
 }
 
 impl Ask {
-    /// The order of flannel-compat 3.1. The default route is no last resort for flags that find nothing.
+    /// Returns the attempts in the order of flannel-compat 3.1. The default route is tried only without flags: it is no
+    /// fallback for flags that find nothing.
     fn attempts(&self) -> Vec<Attempt<'_>> {
         let ifaces = self.ifaces.iter().map(|value| {
             let address = value.parse().map(|address: IpAddr| By::Address(address.to_canonical()));
@@ -116,7 +117,7 @@ impl Ask {
         all
     }
 
-    /// The address to be announced, and the flag that says so.
+    /// Returns the address to be announced, and the flag that names it.
     fn public(&self, family: Family) -> Option<(String, IpAddr)> {
         let (flag, address) = match family {
             Family::Ipv4 => ("--public-ip", self.public_ip.map(IpAddr::V4)),
@@ -125,7 +126,7 @@ impl Ask {
         address.map(|address| (format!("{flag} {address}"), address))
     }
 
-    /// flannel fails late or crashes on these (flannel-faults 85).
+    /// Rejects public addresses on which flannel fails late or crashes (flannel-faults 85).
     fn check(&self, config: &Config) -> Result<(), String> {
         if let Some((flag, _)) = self.public(Family::Ipv4).filter(|_| config.ipv4.is_none()) {
             return Err(format!(
@@ -144,7 +145,8 @@ impl Ask {
     }
 }
 
-/// Goes through what is asked for, one after the other: the first that is found is chosen.
+/// Tries the criteria one after the other and returns the first interface that is found. The error says what contradicts
+/// the config, that nothing is found, or that the backend cannot use the interface.
 pub fn choose(config: &Config, underlay: &Underlay, ask: &Ask) -> Result<Choice, UplinkError> {
     ask.check(config).map_err(UplinkError)?;
     let lookup = Lookup { config, underlay, ask };
@@ -172,22 +174,22 @@ pub fn choose(config: &Config, underlay: &Underlay, ask: &Ask) -> Result<Choice,
     Err(UplinkError(format!("{tried}; name one with --iface; {}", lookup.inventory())))
 }
 
-/// Families whose default route the main table does not have, so that the kernel has to be asked the way.
+/// Returns the families without a default route in the main table. The kernel must be asked for their path.
 pub fn without_default(config: &Config, underlay: &Underlay) -> Vec<Family> {
     let lookup = Lookup { config, underlay, ask: &Ask::default() };
     let on = Family::ALL.into_iter().filter(|family| config.network(*family).is_some());
     on.filter(|family| lookup.default_route(*family).is_none()).collect()
 }
 
-/// Is an address in use that a node has only as long as it has no better one: link-local, about to go, or without a network
-/// of its own?
+/// Returns true if an address in use is one that a node has only until it has a better one. Such an address is
+/// link-local, deprecated, or without a network of its own.
 pub fn is_makeshift(underlay: &Underlay, uplink: &Uplink) -> bool {
     let own =
         |facts: &AddressFacts| uplink.address(Family::of(facts.address.addr())) == Some(facts.address.addr());
     underlay.addresses.iter().filter(|facts| own(facts)).any(|facts| Class::of(facts).is_makeshift())
 }
 
-/// Says which addresses are the pods', and what to do where a node's own are among them.
+/// Returns words that name the pods' addresses, and what to do if a node's own addresses are among them.
 pub(crate) fn among_pods(pods: Range) -> String {
     format!(
         "pods' subnets are leased from {pods}. Set SubnetMin and SubnetMax in the network config so that they leave the \

@@ -1,6 +1,6 @@
-//! One way to find the uplink: a name, an address, a pattern, the way to somewhere, the default route (flannel-compat 3.2
-//! to 3.4). The answer is an interface with its addresses, or the reason why it is none; which way counts is decided
-//! elsewhere.
+//! Finds the uplink by one criterion: a name, an address, a pattern, the kernel's path to an address, or the default
+//! route (flannel-compat 3.2 to 3.4). The result is an interface with its addresses, or the reason for the failure. The
+//! parent module decides which criterion counts.
 
 use std::net::IpAddr;
 
@@ -16,7 +16,7 @@ pub(super) struct Lookup<'a> {
     pub(super) ask: &'a Ask,
 }
 
-/// An interface, those of its addresses that were asked for, and why it is this one.
+/// Interface, the addresses of it that were asked for, and the reason for this interface.
 struct Found<'a> {
     link: &'a LinkFacts,
     fixed: Vec<IpAddr>,
@@ -24,7 +24,7 @@ struct Found<'a> {
 }
 
 impl<'a> Lookup<'a> {
-    /// The uplink with the reason for it, or why there is none.
+    /// Returns the uplink with the reason for it. The error says why there is none.
     pub(super) fn answer(&self, attempt: &Attempt<'_>) -> Result<(Uplink, String), String> {
         let flag = &attempt.flag;
         let found = match attempt.by {
@@ -76,7 +76,8 @@ impl<'a> Lookup<'a> {
         Ok(Found { link: self.link(owners[0])?, fixed, why })
     }
 
-    /// Addresses go first, and in dual stack one of each family of the same interface (flannel-faults 84).
+    /// Matches addresses before names. In dual stack one interface must have a matching address of each family
+    /// (flannel-faults 84).
     fn by_pattern(&self, pattern: &str, flag: &str) -> Result<Found<'a>, String> {
         let regex = compile(pattern)?;
         let matches = |text: &str| regex.is_match(text.as_bytes());
@@ -106,7 +107,7 @@ impl<'a> Lookup<'a> {
         })
     }
 
-    /// In dual stack both families must agree.
+    /// Finds the interface of the default route. In dual stack both families must agree.
     fn by_default_route(&self) -> Result<Found<'a>, String> {
         let exits: Result<Vec<_>, String> = self.families().map(|family| self.exit(family)).collect();
         let exits = exits?;
@@ -119,11 +120,12 @@ impl<'a> Lookup<'a> {
         Ok(Found { link, fixed: Vec::new(), why: "the default route leaves through it".into() })
     }
 
-    /// The interface that traffic to anywhere leaves through. A default route of several next hops may name the node's
-    /// address; without one they have to leave through one interface.
+    /// Returns the interface through which traffic to distant addresses leaves. If the default route's next hops leave
+    /// through several interfaces, the one with the route's source address counts. Without a source address that is an
+    /// error.
     fn exit(&self, family: Family) -> Result<LinkName, String> {
         let Some(route) = self.default_route(family) else {
-            // A rule may lead to another table.
+            // A policy rule may lead to another table.
             let ways = self.ask.outward.iter().filter(|reach| Family::of(reach.target) == family);
             let link = ways.filter_map(|reach| reach.way.as_ref().ok()?.link).next();
             return link.ok_or_else(|| format!("there is no {family} default route"));
@@ -146,8 +148,8 @@ impl<'a> Lookup<'a> {
         }
     }
 
-    /// The one with the smallest metric, of equal ones the kernel's first. Two halves of all addresses are as good as one
-    /// route to all: clients of VPNs write such.
+    /// Returns the default route with the smallest metric, and of equal ones the kernel's first. Two routes to half of
+    /// all addresses each count as a default route if their next hops are equal: VPN clients write such routes.
     pub(super) fn default_route(&self, family: Family) -> Option<&'a RouteFacts> {
         let of_length = |length: u8| {
             let of_family = move |route: &&RouteFacts| {
@@ -165,7 +167,7 @@ impl<'a> Lookup<'a> {
         of_length(0).min_by_key(|route| route.metric).or_else(halves)
     }
 
-    /// Adds the addresses that were not asked for by themselves.
+    /// Completes the uplink with addresses of the families for which none was asked.
     fn complete(&self, found: Found<'_>) -> Result<(Uplink, String), String> {
         let Found { link, fixed, mut why } = found;
         let name = link.name;
@@ -196,8 +198,8 @@ impl<'a> Lookup<'a> {
         Ok((uplink, why))
     }
 
-    /// The best address of an interface. One whose network pods could have is passed over for another one, but not for one
-    /// that nobody would announce.
+    /// Returns the best address of an interface. An address whose network overlaps the pods' is passed over for a lasting
+    /// one. It is not passed over for a link-local one: then the overlap is the error.
     fn best(&self, name: LinkName, family: Family) -> Result<IpAddr, String> {
         let is_lasting = |address: &IpAddr| !is_link_local(*address);
         let usable = self.usable(name, family);
@@ -213,8 +215,8 @@ impl<'a> Lookup<'a> {
         }
     }
 
-    /// An address that was asked for is taken as it is, if traffic between nodes can start there: pods' addresses are
-    /// behind the tunnel, and only one that stands for a whole host may be at home on another device.
+    /// Accepts an address that was asked for as it is, if traffic between nodes can start there. It must not overlap the
+    /// pods' addresses. Only an address for a single host may be on another device.
     fn check(&self, address: IpAddr, name: LinkName) -> Result<IpAddr, String> {
         let its = || self.underlay.addresses.iter().filter(|facts| facts.address.addr() == address);
         if let Some(why) = its().find_map(|facts| self.overlap(facts)) {
@@ -226,7 +228,7 @@ impl<'a> Lookup<'a> {
         Ok(address)
     }
 
-    /// Why that address is none of the underlay: pods could have it, or one of its neighbours on the link.
+    /// Returns why an address is none of the underlay's: pods could have it, or another address of its network.
     fn overlap(&self, facts: &AddressFacts) -> Option<String> {
         let AddressFacts { link, address, .. } = facts;
         let pods = self.config.pods_within(address)?;
@@ -238,7 +240,7 @@ impl<'a> Lookup<'a> {
         Some(format!("{link} has {address}, {what}: {}", among_pods(pods)))
     }
 
-    /// The addresses of an interface that nodes can be reached by, the best one first.
+    /// Returns the addresses of an interface by which nodes can be reached, the best one first.
     fn usable(&self, link: LinkName, family: Family) -> Vec<IpAddr> {
         let is_usable = |facts: &&AddressFacts| {
             let address = facts.address.addr();
@@ -257,7 +259,8 @@ impl<'a> Lookup<'a> {
         usable.into_iter().map(|facts| facts.address.addr()).collect()
     }
 
-    /// What an error adds, so that the reader need not look it up: not the many that only a pod is behind.
+    /// Lists the interfaces with usable addresses, for error messages. Link-local addresses do not count, which leaves
+    /// out the many interfaces that lead to a single pod.
     pub(super) fn inventory(&self) -> String {
         let of = |link: &LinkFacts| {
             let usable = Family::ALL.into_iter().flat_map(|family| self.usable(link.name, family));
@@ -281,7 +284,7 @@ impl<'a> Lookup<'a> {
     }
 }
 
-/// As Go's RE2 does for the ASCII texts that it is held against: not anchored, and classes such as `\d` are ASCII.
+/// Compiles a pattern as Go's RE2 does for ASCII text: it is not anchored, and classes such as `\d` are ASCII.
 fn compile(pattern: &str) -> Result<Regex, String> {
     RegexBuilder::new(pattern).unicode(false).build().map_err(|error| {
         // The lines before the last one only point at the place.

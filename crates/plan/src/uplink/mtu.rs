@@ -1,5 +1,6 @@
-//! How large a packet leaves this node whole on its way to other nodes. An interface's own MTU is not the whole answer: an
-//! address on `lo` has 64 KiB and no wire, a route may carry less than its interface, and so may the card below a VLAN.
+//! Finds how large a packet may be to leave this node whole on its way to other nodes. An interface's own MTU is not
+//! enough: an address on `lo` has 64 KiB and no wire. A route may carry less than its interface, and so may the device
+//! below a VLAN.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,22 +9,22 @@ use crate::direct::Longest;
 use crate::input::{Config, Family, Leases, LinkFacts, RouteFacts, Underlay};
 use crate::wanted::is_host_address;
 
-/// Bytes; MTU of a node whose uplink is no wire and that has no route to anywhere yet: the one of Ethernet.
+/// MTU in bytes of a node whose uplink is no wire and that has no route to anywhere yet. It is Ethernet's MTU.
 const ETHERNET: u32 = 1500;
 
-/// Devices upon devices upon devices are not looked through further than this.
+/// Maximum number of layers of devices below a device that are examined.
 const DEPTH: u8 = 4;
 
-/// Number of devices besides the uplink that are listened to, at most.
+/// Maximum number of devices besides the uplink that are watched.
 const HEARD: usize = 8;
 
-/// Devices that carry nothing out of the node: addresses live there that are reached through other ones.
+/// Kinds of devices that carry nothing out of the node: their addresses are reached through other devices.
 const NO_WIRES: [&str; 3] = ["dummy", "ifb", "vrf"];
 
-/// Devices that send what they are given through one of their ports.
+/// Kinds of devices that send packets through one of their ports.
 const WITH_PORTS: [&str; 3] = ["bond", "bridge", "team"];
 
-/// Bytes; the smallest MTU on this node's side of the ways to the peers, for traffic that belongs to that interface.
+/// Returns the smallest MTU in bytes on this node's side of the paths to the peers, for traffic of `uplink`.
 pub fn mtu(config: &Config, leases: &Leases, underlay: &Underlay, uplink: LinkName) -> u32 {
     let of_node = |address: &IpAddr| is_host_address(*address) && config.pods_at(*address).is_none();
     let on = |family: &Family| config.network(*family).is_some();
@@ -34,7 +35,8 @@ pub fn mtu(config: &Config, leases: &Leases, underlay: &Underlay, uplink: LinkNa
     to(underlay, uplink, peers.filter(of_node))
 }
 
-/// The same towards these underlay addresses. Where the interface is no wire the ways to anywhere count as well.
+/// Returns the smallest MTU in bytes towards these underlay addresses. If the interface is no wire, paths to any address
+/// count as well.
 pub(super) fn to(underlay: &Underlay, uplink: LinkName, mut peers: impl Iterator<Item = IpAddr>) -> u32 {
     let own = of_link(underlay, uplink, DEPTH).unwrap_or(ETHERNET);
     let is_wire = underlay.link(uplink).is_none_or(is_wire);
@@ -42,7 +44,7 @@ pub(super) fn to(underlay: &Underlay, uplink: LinkName, mut peers: impl Iterator
         let links = route.hops().filter_map(|hop| of_link(underlay, hop.link?, DEPTH));
         links.chain(route.mtu()).min()
     };
-    // Mostly no route carries less than the uplink, and nothing has to be looked up.
+    // Usually no route carries less than the uplink, and no lookup is needed.
     let smaller = |route: &RouteFacts| of_route(route).is_some_and(|mtu| mtu < own);
     if is_wire && !underlay.routes.iter().any(smaller) {
         return own;
@@ -52,7 +54,7 @@ pub(super) fn to(underlay: &Underlay, uplink: LinkName, mut peers: impl Iterator
         addresses.filter_map(|address| ways.find(address).copied().flatten()).min()
     };
     let to_peers = least(&mut peers);
-    // Of two routes to half of all addresses each has one of these.
+    // If two routes cover half of all addresses each, both cover one of these.
     let anywhere = [
         IpAddr::V4(Ipv4Addr::new(0, 0, 0, 1)),
         Ipv4Addr::new(255, 255, 255, 254).into(),
@@ -64,8 +66,9 @@ pub(super) fn to(underlay: &Underlay, uplink: LinkName, mut peers: impl Iterator
     own.min(limit.unwrap_or(if is_wire { own } else { ETHERNET }))
 }
 
-/// Devices besides the uplink whose MTU counts for all peers, so that a change has to be heard: what is below it, and where it
-/// is no wire, what the default routes lead through. At most [`HEARD`].
+/// Returns the devices besides the uplink whose MTU counts for all peers, so that their changes must be watched. They are
+/// the devices below the uplink and, if the uplink is no wire, the devices of the default routes. The list holds at most
+/// [`HEARD`].
 pub fn wires(underlay: &Underlay, uplink: LinkName) -> Vec<LinkName> {
     let mut all = parts(underlay, uplink);
     if !underlay.link(uplink).is_none_or(is_wire) {
@@ -83,7 +86,7 @@ pub fn wires(underlay: &Underlay, uplink: LinkName) -> Vec<LinkName> {
     all
 }
 
-/// What a device sends through: the device below it, and its ports.
+/// Returns the devices through which a device sends: the device below it, and its ports.
 fn parts(underlay: &Underlay, name: LinkName) -> Vec<LinkName> {
     let Some(link) = underlay.link(name) else { return Vec::new() };
     let ports = underlay.links.iter().filter(|_| WITH_PORTS.contains(&&*link.kind));
@@ -95,7 +98,7 @@ fn is_wire(link: &LinkFacts) -> bool {
     link.name.as_str() != "lo" && !NO_WIRES.contains(&&*link.kind)
 }
 
-/// The device's own MTU, and those of the devices below it and of its ports.
+/// Returns the smallest MTU of the device, of the devices below it and of its ports.
 fn of_link(underlay: &Underlay, name: LinkName, depth: u8) -> Option<u32> {
     let link = underlay.link(name)?;
     let below = depth.checked_sub(1);
@@ -108,7 +111,8 @@ mod tests {
     use super::*;
     use crate::input::{NextHop, RouteDetails};
 
-    /// `eth0 9000`, `lo 65536`, `br0/bridge 1500`, `eth0>br0 1500` (a port), `vlan7:eth0 1500` (upon another one).
+    /// Returns a device: `eth0 9000`, `lo 65536`, `br0/bridge 1500`, `eth0>br0 1500` (a port), `vlan7:eth0 1500` (on top
+    /// of `eth0`).
     fn link(text: &str) -> LinkFacts {
         let (name, mtu) = text.split_once(' ').unwrap();
         let (name, master) = name.split_once('>').map_or((name, None), |(name, master)| (name, Some(master)));
@@ -119,7 +123,7 @@ mod tests {
         LinkFacts { name, kind: kind.into(), mtu, lower, master, ..LinkFacts::default() }
     }
 
-    /// `0.0.0.0/0 eth0+eth1 1400`; the last one is the route's own MTU.
+    /// Returns a route: `0.0.0.0/0 eth0+eth1 1400`. The last number is the route's own MTU.
     fn route(text: &str) -> RouteFacts {
         let mut words = text.split(' ');
         let destination = words.next().unwrap().parse().unwrap();
@@ -136,7 +140,7 @@ mod tests {
         let one = "0.0.0.0/0 eth0, 192.0.2.0/24 eth0";
         for (links, routes, uplink, peers, expected) in [
             ("lo 65536, eth0 1500", one, "eth0", "192.0.2.2", 1500),
-            // The address of the node is on no wire.
+            // The node's address is on a device that is no wire.
             ("lo 65536, eth0 1500", one, "lo", "", 1500),
             ("lo 65536, eth0 9000, eth1 1500", "0.0.0.0/0 eth0+eth1", "lo", "", 1500),
             ("lo 65536, eth0 9000, eth1 9000", "0.0.0.0/0 eth0+eth1", "lo", "192.0.2.2", 9000),
@@ -148,7 +152,7 @@ mod tests {
             ("d0/dummy 1500, eth0 1400", "0.0.0.0/0 eth0", "d0", "", 1400),
             ("d0/dummy 65535, eth0 9000", "0.0.0.0/0 eth0", "d0", "", 9000),
             ("blue/vrf 65575, eth0>blue 1500", "0.0.0.0/0 eth0", "blue", "", 1500),
-            // A wire's own MTU stands, unless a way to a peer carries less.
+            // A wire's own MTU counts, unless a path to a peer carries less.
             ("eth0 9000, wg0 1420", "0.0.0.0/0 wg0, 192.0.2.0/24 eth0", "eth0", "192.0.2.2", 9000),
             (
                 "eth0 9000, wg0 1420",
@@ -158,12 +162,12 @@ mod tests {
                 1420,
             ),
             ("eth0 9000, eth1 1500", "192.0.2.0/24 eth1, 0.0.0.0/0 eth0", "eth0", "192.0.2.2", 1500),
-            // Of a route, locked or not.
+            // A route's own MTU counts, locked or not.
             ("eth0 9000", "192.0.2.0/24 eth0, 0.0.0.0/0 eth0 1500", "eth0", "192.0.2.2", 9000),
             ("eth0 9000", "192.0.2.0/24 eth0, 0.0.0.0/0 eth0 1500", "eth0", "192.0.2.2 203.0.113.1", 1500),
             ("eth0 1500", "192.0.2.0/24 eth0 1400", "eth0", "192.0.2.2", 1400),
             ("eth0 1500", "192.0.2.0/24 eth0 9000", "eth0", "192.0.2.2", 1500),
-            // Devices below and ports.
+            // Devices below the uplink and its ports count.
             ("eth0 1400, v7/vlan:eth0 1500", "0.0.0.0/0 v7", "v7", "", 1400),
             ("eth0>bond0 1400, eth1>bond0 9000, bond0/bond 9000", "0.0.0.0/0 bond0", "bond0", "", 1400),
             ("eth0>br0 1500, br0/bridge 9000", "0.0.0.0/0 br0", "br0", "192.0.2.2", 1500),

@@ -1,17 +1,17 @@
-//! Which of several addresses of one interface is the node's own: the one that it was known by before, if that is there. A
-//! virtual address comes and goes, and stands first at times. It asks nobody.
+//! Ranks the addresses of one interface. The node's own address is the one by which it was known before, if it is there.
+//! A virtual address comes and goes, and is sometimes the first one.
 
 use std::net::IpAddr;
 
 use crate::input::{AddressFacts, Family, Underlay};
 use crate::lease::{Lease, Subnet};
 
-/// How well an address suits a node, whatever its place in the list: the smaller the better.
+/// Suitability of an address for a node, whatever its place in the list: the smaller, the better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Class {
     link_local: bool,
     deprecated: bool,
-    /// Without a network of its own, as virtual addresses mostly are.
+    /// True for an address without a network of its own, as virtual addresses mostly are.
     of_host_alone: bool,
     temporary: bool,
 }
@@ -31,7 +31,8 @@ impl Class {
     }
 }
 
-/// The order of addresses of one interface: the best is the smallest. `source`: of the default route.
+/// Returns the rank of an address among those of one interface: the smallest is the best. `source` is the default route's
+/// preferred source address.
 pub(super) fn of(facts: &AddressFacts, remembered: &[IpAddr], source: Option<IpAddr>) -> impl Ord + use<> {
     let address = facts.address.addr();
     let Class { link_local, deprecated, of_host_alone, temporary } = Class::of(facts);
@@ -43,8 +44,9 @@ pub(super) fn of(facts: &AddressFacts, remembered: &[IpAddr], source: Option<IpA
     )
 }
 
-/// Addresses of this node that leases announce, the likeliest to be the node's own first: in the lease of its previous subnet,
-/// then those with a network, then in the oldest lease. Another node may have announced a virtual address.
+/// Returns the addresses of this node that leases announce, most likely its own first. The order is: in the lease of the
+/// node's previous subnet, then with a network of its own, then in the oldest lease. Another node may have announced a
+/// virtual address.
 pub fn leased(leases: &[Lease], underlay: &Underlay, previous: Option<Subnet>) -> Vec<IpAddr> {
     let announced = leases.iter().flat_map(|lease| {
         Family::ALL.into_iter().filter_map(move |family| Some((lease, lease.public(family)?)))
@@ -59,7 +61,7 @@ pub fn leased(leases: &[Lease], underlay: &Underlay, previous: Option<Subnet>) -
     all.into_iter().map(|(_, address)| address).collect()
 }
 
-/// True for 169.254.0.0/16 and fe80::/10.
+/// Returns true for 169.254.0.0/16 and fe80::/10.
 pub fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => address.is_link_local(),
