@@ -1,5 +1,5 @@
-//! The backends: each one a pure function from this node and a peer to kernel objects. Loop, retry, repair, order and
-//! watching exist once, elsewhere; adding a backend is one file here.
+//! Backends, as pure functions from this node and a peer to kernel objects. The loop, retries, repair, the order of ops
+//! and watching exist once, elsewhere.
 
 pub mod alloc;
 pub mod host_gw;
@@ -17,7 +17,7 @@ use crate::lease::{Announced, Lease, Vtep};
 use crate::{LinkName, Mac};
 use vxlan::Direct;
 
-/// A backend with its options (flannel-compat 2.3).
+/// Backend with its options (flannel-compat 2.3).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backend {
@@ -26,7 +26,7 @@ pub enum Backend {
     Alloc,
 }
 
-/// A type's name, in any case: that backend with default options.
+/// Parses a type's name in any case; the backend has default options. The error lists the names.
 impl FromStr for Backend {
     type Err = String;
 
@@ -49,8 +49,8 @@ impl fmt::Display for Backend {
 }
 
 impl Backend {
-    /// Reads the `Backend` object of a network config; `None` means vxlan (flannel's code says udp, its documents
-    /// vxlan: flannel-faults 68). A backend that is `imposed` goes before another type, however wrong that may be.
+    /// Reads the `Backend` object of a network config; `None` means vxlan. (flannel's code takes udp, its documents say
+    /// vxlan: flannel-faults 68.) A backend that is `imposed` replaces an object of another type, even an invalid one.
     pub fn parse(value: Option<&RawValue>, imposed: Option<&Self>) -> Result<Self, String> {
         let fields = value.map(Fields::of).transpose();
         let named = fields.as_ref().map_err(Clone::clone).and_then(|fields| Self::named(fields.as_ref()));
@@ -68,8 +68,8 @@ impl Backend {
         Ok(backend.imposing(imposed))
     }
 
-    /// What it is on a node whose type is imposed. `vxlan` and `auto` are one type: its options count for both, and `auto`
-    /// adds that what can be verified goes direct.
+    /// Returns the backend of a node on which a type is imposed. `vxlan` and `auto` are one type, so the options count
+    /// for both. An imposed `auto` adds direct routing where it is verified.
     pub fn imposing(self, imposed: Option<&Self>) -> Self {
         match (self, imposed) {
             (Self::Vxlan(own), Some(Self::Vxlan(imposed))) => {
@@ -80,7 +80,7 @@ impl Backend {
         }
     }
 
-    /// The type alone, with default options.
+    /// Returns the backend of the object's type, with default options.
     fn named(fields: Option<&Fields>) -> Result<Self, String> {
         let Some(fields) = fields else { return Ok(Self::Vxlan(vxlan::Options::default())) };
         match fields.get::<String>("Type")?.filter(|name| !name.is_empty()) {
@@ -89,7 +89,7 @@ impl Backend {
         }
     }
 
-    /// The type as it stands in configs, leases and annotations.
+    /// Returns the type's name as in configs, leases and annotations.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Vxlan(_) => "vxlan",
@@ -98,17 +98,17 @@ impl Backend {
         }
     }
 
-    /// Which peers of the uplink's segment are reached without a tunnel though they announce one.
+    /// Returns which peers on the uplink's segment are reached without a tunnel though they announce one.
     pub fn direct(&self) -> Direct {
         if let Self::Vxlan(options) = self { options.direct } else { Direct::Never }
     }
 
-    /// Can it work with that uplink? The error says what to do.
+    /// Checks that the backend can work with that uplink. The error says what to do.
     pub fn suits(&self, uplink: &Uplink) -> Result<(), String> {
         if *self == Self::HostGw { host_gw::check(uplink) } else { Ok(()) }
     }
 
-    /// The MTU of pods, bytes: what `FLANNEL_MTU` says.
+    /// Returns the MTU of pods in bytes, which `FLANNEL_MTU` names.
     pub fn pod_mtu(&self, uplink: &Uplink) -> u32 {
         match self {
             Self::Vxlan(options) => options.pod_mtu(uplink),
@@ -116,17 +116,17 @@ impl Backend {
         }
     }
 
-    /// The UDP port that peers send to; `None` without VXLAN.
+    /// Returns the UDP port to which peers send; `None` without VXLAN.
     pub fn port(&self) -> Option<u16> {
         if let Self::Vxlan(options) = self { Some(options.port) } else { None }
     }
 
-    /// VNI that is meant by a peer that names none: ours, or flannel's default where we have none.
+    /// Returns the VNI that a peer means if its lease names none: ours, or flannel's default if we have none.
     pub fn vni(&self) -> u32 {
         if let Self::Vxlan(options) = self { options.vni } else { vxlan::DEFAULT_VNI }
     }
 
-    /// The devices that this node itself needs; those for peers of other VNIs come on top.
+    /// Returns the devices that this node itself needs. Devices for peers of other VNIs come on top.
     pub fn devices(&self, config: &Config) -> Vec<LinkName> {
         match self {
             Self::Vxlan(options) => {
@@ -137,8 +137,8 @@ impl Backend {
         }
     }
 
-    /// The MACs of our VTEPs, one a family: the device's if it is there, else the one that peers know from our lease, else
-    /// the drawn one. So neither a restart nor a reboot nor the loss of the device changes it.
+    /// Returns the MACs of our VTEPs, one per family. It is the device's MAC, else the one in our lease, else the drawn
+    /// one. So neither a restart, nor a reboot, nor the loss of the device changes it.
     pub fn macs(&self, held: Option<&Lease>, underlay: &Underlay, drawn: [Mac; 2]) -> [Mac; 2] {
         let leased = held.map_or([None; 2], |lease| lease.announced.macs());
         let device = |family| {
@@ -154,7 +154,7 @@ impl Backend {
         [mac(Family::Ipv4, leased[0], drawn[0]), mac(Family::Ipv6, leased[1], drawn[1])]
     }
 
-    /// What this node writes into its lease, given all other leases of the store.
+    /// Returns the backend data for this node's lease, given all other leases of the store.
     pub fn announced(&self, config: &Config, macs: [Mac; 2], others: &[&Lease]) -> Announced {
         match self {
             Self::HostGw => host_gw::announced(),

@@ -1,6 +1,6 @@
-//! Masquerade, forward and source filter: which rules this node should have, and by whose hand. Pure, as all of `plan`; a
-//! rule is one value, whether nftables or iptables enforces it. Only twill's and flannel's own tables and chains are ever
-//! named (flannel-compat 7).
+//! Masquerading, forwarding and the VXLAN source filter: which rules this node should have, and which tool enforces them.
+//! A rule is one value, whether nftables or iptables enforces it. Only twill's and flannel's own tables and chains are
+//! ever named (flannel-compat 7).
 
 mod choice;
 mod fault;
@@ -24,32 +24,32 @@ pub use passage::{Obstacle, Packet, Passage};
 pub use rule::{Match, Net, Rule, Verdict};
 pub(crate) use wanted::{Rules, rules};
 
-/// What of it is asked for.
+/// Options for traffic rules, from flags and the network config.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
-    /// `EnableNFTables`, where it is said.
+    /// `EnableNFTables`; `None` if the config does not have the key.
     pub nftables: Option<bool>,
     /// `--ip-masq`
     pub masquerade: bool,
     /// `--iptables-forward-rules`
     pub forward: bool,
-    /// Source ports without `--ip-masq-fully-random-disable`.
+    /// True if masquerading draws source ports fully at random: `--ip-masq-fully-random-disable` is not given.
     pub fully_random: bool,
 }
 
-/// `VxlanSourceFilter`: what becomes of VXLAN packets from an address that no peer has.
+/// `VxlanSourceFilter`: treatment of VXLAN packets from an address that no peer has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SourceFilter {
     Off,
-    /// They are counted and named.
+    /// Counts the packets and reports their senders.
     #[default]
     Count,
     Drop,
 }
 
-/// Who enforces the rules.
+/// Tool that enforces the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Manager {
@@ -66,77 +66,78 @@ impl fmt::Display for Manager {
     }
 }
 
-/// What there is to tell of the traffic rules besides faults.
+/// Report on the traffic rules, besides faults.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// `None` where there are none, or nobody can enforce them.
+    /// Tool in use; `None` if no rules are configured, or if no tool can enforce them.
     pub choice: Option<Choice>,
-    /// Who sends VXLAN and is no peer.
+    /// Senders of VXLAN packets that are no peers.
     pub strangers: Vec<Stranger>,
 }
 
-/// The manager, and why it is that one.
+/// Tool that enforces the rules, and the reason for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Choice {
     pub manager: Manager,
     pub reason: Box<str>,
 }
 
-/// What the node has to enforce rules with, and what others enforce.
+/// Facts about the tools for traffic rules, and about the rules of other programs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Facts {
-    /// Why nftables cannot be used: no such binary, or not in this kernel.
+    /// Reason why nftables cannot be used: no binary, no kernel support, tables that cannot be read, or rules that it
+    /// refuses.
     pub no_nft: Option<Box<str>>,
-    /// One for each variant and family whose tools are there.
+    /// Facts about iptables, one entry for each variant and family whose tools exist.
     pub iptables: Vec<IptablesFacts>,
-    /// What plain `iptables` is.
+    /// Variant that the plain command `iptables` belongs to.
     pub usual: Option<Variant>,
-    /// All tables of nftables, such as `inet firewalld`.
+    /// Names of all nftables tables, such as `inet firewalld`.
     pub tables: Vec<Box<str>>,
-    /// What it lets through, where it runs.
+    /// Traffic that firewalld accepts; `None` if it does not run.
     pub firewalld: Option<Firewalld>,
-    /// What cannot be read, and why: it is as it was known.
+    /// Rules that cannot be read, each with the reason; their last known state is used.
     pub unread: Vec<Box<str>>,
-    /// VXLAN packets from addresses that no peer has.
+    /// Senders of VXLAN packets whose addresses no peer has.
     pub strangers: Vec<Stranger>,
-    /// What refuses packets between pods, and no accept rule of ours undoes.
+    /// Rules that refuse packets between pods, and that no accept rule of ours overrides.
     pub obstacles: Vec<Obstacle>,
 }
 
 impl Facts {
-    /// Are flannel's tables of nftables there?
+    /// Returns true if flannel's nftables tables exist.
     pub fn has_our_tables(&self) -> bool {
         let ours = Family::ALL.map(|family| NftTable { family }.name());
         self.tables.iter().any(|table| ours.contains(&table.to_string()))
     }
 }
 
-/// What firewalld was told to let through.
+/// Traffic that firewalld was configured to accept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Firewalld {
-    /// UDP ports.
+    /// UDP ports that it accepts.
     pub ports: Vec<u16>,
-    /// Sources that it trusts.
+    /// Source networks that it trusts.
     pub sources: Vec<IpNet>,
 }
 
-/// One variant of iptables in one family.
+/// State of one variant of iptables in one family.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IptablesFacts {
     pub variant: Variant,
     pub family: Family,
-    /// Others have rules or a policy there.
+    /// True if other programs have rules or a policy there.
     #[serde(default)]
     pub in_use: bool,
-    /// What of others refuses forwarded packets: `policy DROP`, or a rule.
+    /// Policy or rule of another program that refuses forwarded packets, such as `policy DROP`.
     #[serde(default)]
     pub refuses: Option<Box<str>>,
 }
 
-/// An address that VXLAN packets came from.
+/// Address from which VXLAN packets came, and their number.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Stranger {
     pub address: std::net::IpAddr,

@@ -1,9 +1,9 @@
-//! alloc: a lease and nothing else. It plans no kernel object; pods of other nodes are reached by whatever the
-//! administrator provides (flannel-compat 6.7).
+//! Backend alloc: a lease and nothing else. It plans no kernel objects; the administrator provides the paths to other
+//! nodes' pods (flannel-compat 6.7).
 
 use crate::lease::Announced;
 
-/// What an alloc node writes into its lease.
+/// Returns the backend data of an alloc node's lease.
 pub fn announced() -> Announced {
     Announced::Nothing
 }

@@ -1,5 +1,5 @@
-//! vxlan: a device per family, and per peer a permanent neighbour, an FDB entry and a route through the peer's VTEP
-//! address (flannel-compat 6.1). It must look on the wire and in `ip` exactly as flannel's.
+//! Backend vxlan: one device per family, and per peer a permanent neighbour, an FDB entry and a route through the peer's
+//! VTEP address (flannel-compat 6.1). Packets and `ip` output must be exactly as with flannel.
 
 use std::net::IpAddr;
 
@@ -14,13 +14,14 @@ use crate::marks::{IPV4_DEVICE, IPV6_DEVICE, PROTOCOL};
 use crate::state::{Address, FdbEntry, Link, LinkKind, Neighbour, Route, RoutePath, Sysctl, Vxlan};
 use crate::{LinkName, Mac, sysctls};
 
-/// The kernel's own default, which flannel gets by sending no port.
+/// UDP port of a network config that names none. It is the kernel's default, which flannel gets by sending no port.
 pub const DEFAULT_PORT: u16 = 8472;
 
 /// VNI of a network config that names none.
 pub const DEFAULT_VNI: u32 = 1;
 
-/// Outer Ethernet, IP, UDP and VXLAN headers, bytes. flannel takes 50 for IPv6 too (flannel-faults 44).
+/// Returns the size of outer Ethernet, IP, UDP and VXLAN headers in bytes. flannel takes 50 for IPv6, too (flannel-faults
+/// 44).
 fn overhead(family: Family) -> u32 {
     match family {
         Family::Ipv4 => 50,
@@ -28,7 +29,7 @@ fn overhead(family: Family) -> u32 {
     }
 }
 
-/// Smallest MTU that the kernel gives a device which carries that family, bytes.
+/// Returns the smallest MTU in bytes that the kernel gives a device which carries the family.
 fn least_mtu(family: Family) -> u32 {
     match family {
         Family::Ipv4 => 68,
@@ -36,7 +37,7 @@ fn least_mtu(family: Family) -> u32 {
     }
 }
 
-/// Packets that are too small for a tunnel of one family. Bytes.
+/// Packet sizes, in bytes, that show why the uplink is too small for a tunnel of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Narrow {
     /// Largest outer packet.
@@ -47,7 +48,7 @@ pub(crate) struct Narrow {
     pub(crate) needs: u32,
 }
 
-/// `flannel.<VNI>` or `flannel-v6.<VNI>`.
+/// Returns `flannel.<VNI>` or `flannel-v6.<VNI>`.
 pub(crate) fn device_name(family: Family, vni: u32) -> LinkName {
     let prefix = match family {
         Family::Ipv4 => IPV4_DEVICE,
@@ -56,7 +57,7 @@ pub(crate) fn device_name(family: Family, vni: u32) -> LinkName {
     LinkName::numbered(prefix, vni)
 }
 
-/// The largest VNI whose device names fit in the 15 letters of an interface name.
+/// Returns the largest VNI whose device names fit in the 15 bytes of an interface name.
 pub(crate) fn largest_vni(ipv6: bool) -> u32 {
     if ipv6 { 9_999 } else { 9_999_999 }
 }
@@ -71,36 +72,36 @@ fn source_filter(fields: &Fields) -> Result<SourceFilter, String> {
     }
 }
 
-/// The `Backend` object's keys (flannel-compat 2.3).
+/// Options of the `Backend` object (flannel-compat 2.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
     pub vni: u32,
     pub port: u16,
-    /// Of the outer packet, bytes; `None` is the uplink's.
+    /// MTU of the outer packet in bytes; `None` means the uplink's.
     pub mtu: Option<u32>,
     pub gbp: bool,
     pub learning: bool,
     #[serde(alias = "direct_routing")]
     pub direct: Direct,
-    /// Pods have the uplink's MTU, and the tunnel tells them where that is too much.
+    /// True if pods have the uplink's MTU, and the tunnel's device reports where that is too much.
     pub direct_mtu: bool,
     pub source_filter: SourceFilter,
 }
 
-/// Which peers of the uplink's segment are reached without encapsulation.
+/// Peers on the uplink's segment that are reached without encapsulation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", from = "Written")]
 pub enum Direct {
     #[default]
     Never,
-    /// All, by their addresses alone, as flannel does.
+    /// All peers, by their addresses alone, as with flannel.
     OnLink,
-    /// Those that pods are proven to reach so, for as long as they do.
+    /// Peers that pods are proven to reach directly, for as long as this holds.
     Verified,
 }
 
-/// Earlier versions wrote a boolean.
+/// Name of a variant of [`Direct`]; earlier versions wrote a boolean.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Named {
@@ -127,7 +128,7 @@ impl From<Written> for Direct {
 }
 
 impl Direct {
-    /// How it is told behind the backend's name.
+    /// Returns the words that describe it behind the backend's name.
     pub fn words(self) -> &'static str {
         match self {
             Self::Never => "",
@@ -136,7 +137,7 @@ impl Direct {
         }
     }
 
-    /// By the `Backend` object's keys, of a type that goes direct as `named` says without them.
+    /// Reads the `Backend` object's keys; `named` is the default of the object's type.
     fn parse(fields: &Fields, named: Self) -> Result<Self, String> {
         let keys = ["DirectRouting", "VerifyDirect"];
         let [routing, verify] = keys.map(|key| fields.get::<bool>(key));
@@ -174,7 +175,8 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Reads the `Backend` object, of a type that goes direct as `named` says; a zero port or MTU means the default.
+    /// Reads the `Backend` object; `named` is the direct routing of its type. A zero port or MTU means the default. The
+    /// error names the key.
     pub fn parse(fields: &Fields, named: Direct) -> Result<Self, String> {
         let vni: u32 = fields.get("VNI")?.unwrap_or(DEFAULT_VNI);
         if vni >= 1 << 24 {
@@ -205,7 +207,7 @@ impl Options {
         })
     }
 
-    /// The device of that family.
+    /// Returns the name of the device of the family.
     pub fn device_name(&self, family: Family) -> LinkName {
         device_name(family, self.vni)
     }
@@ -214,14 +216,14 @@ impl Options {
         self.outer_mtu(uplink).saturating_sub(overhead(family))
     }
 
-    /// Is the uplink, or the configured MTU, too small for a tunnel of that family?
+    /// Returns the sizes if the uplink, or the configured MTU, is too small for a tunnel of the family.
     pub(crate) fn narrow(&self, family: Family, uplink: &Uplink) -> Option<Narrow> {
         let (outer, inner) = (self.outer_mtu(uplink), least_mtu(family));
         let needs = inner + overhead(family);
         (outer < needs).then_some(Narrow { outer, inner, needs })
     }
 
-    /// The kernel cuts what is more than the uplink can carry, without a word.
+    /// Returns the MTU of outer packets in bytes. The kernel silently reduces what exceeds the uplink's MTU.
     fn outer_mtu(&self, uplink: &Uplink) -> u32 {
         self.mtu.map_or(uplink.mtu, |mtu| mtu.min(uplink.mtu))
     }
@@ -237,7 +239,7 @@ impl Options {
         smallest.unwrap_or(uplink.mtu)
     }
 
-    /// Our own device, its address and its sysctls.
+    /// Returns our own device, its address and its sysctls.
     pub(crate) fn device(&self, end: &Endpoint, node: &Node) -> (Link, Address, Vec<Sysctl>) {
         let family = Family::of(end.local);
         let name = self.device_name(family);
@@ -252,19 +254,20 @@ impl Options {
         let mtu = self.device_mtu(family, &node.uplink);
         let address = Address { link: name, address: IpNet::from(end.subnet.network()), unknown: None };
         let link = Link { name, kind, mac: end.mac, mtu, up: true, unknown: None };
-        // With a smaller MTU the kernel has no IPv6 on it, and no settings for that.
+        // With a smaller MTU the device has no IPv6, and no sysctls for it.
         let has_ipv6 = mtu >= least_mtu(Family::Ipv6);
         (link, address, has_ipv6.then(|| sysctls::no_advertisements(name)).into_iter().collect())
     }
 
-    /// The port to name in our lease: none while all nodes use the default one, so that the lease stays flannel's.
+    /// Returns the port to name in our lease: none while all nodes use the default port, so that the lease equals
+    /// flannel's.
     pub(super) fn announced_port(&self, others: &[&Lease]) -> Option<u16> {
         let mut named = others.iter().flat_map(|lease| lease.announced.vteps()).filter_map(|vtep| vtep.port);
         (self.port != DEFAULT_PORT || named.any(|port| port != DEFAULT_PORT)).then_some(self.port)
     }
 
-    /// The three rows that make a peer's subnet reachable through its VTEP. One that names no port is taken to use ours,
-    /// as flannel does.
+    /// Returns the three rows that make a peer's subnet reachable through its VTEP. A peer that names no port is assumed
+    /// to use ours, as with flannel.
     pub(crate) fn peer(
         &self,
         peer: &Endpoint,
@@ -288,13 +291,13 @@ impl Options {
     }
 }
 
-/// The VNI that a device's name says, if it is one of ours.
+/// Returns the VNI in a device's name, if the name has the form of ours.
 pub fn vni_of(device: LinkName) -> Option<u32> {
     [IPV4_DEVICE, IPV6_DEVICE].iter().find_map(|prefix| device.as_str().strip_prefix(prefix)?.parse().ok())
 }
 
-/// Devices that an earlier run of ours or of flannel left: vxlan, named as ours are, with our subnet's first address. The
-/// address tells them from those of another daemon of this node.
+/// Returns the devices that an earlier run of twill or flannel left. They are vxlan devices with names like ours and our
+/// subnet's first address. The address tells them from devices of another daemon of this node.
 pub fn left_devices(underlay: &Underlay, subnet: &Subnet) -> Vec<LinkName> {
     let is_ours = |facts: &&AddressFacts| {
         vni_of(facts.link).is_some()
@@ -306,7 +309,7 @@ pub fn left_devices(underlay: &Underlay, subnet: &Subnet) -> Vec<LinkName> {
     underlay.addresses.iter().filter(is_ours).map(|facts| facts.link).collect()
 }
 
-/// The VTEP devices that stand here, whoever made them: address and MAC of each.
+/// Returns the VTEP devices that exist here, whoever made them: address and MAC of each.
 pub fn standing(underlay: &Underlay) -> Vec<(IpAddr, Mac)> {
     let mac = |facts: &AddressFacts| {
         let link =
@@ -316,12 +319,12 @@ pub fn standing(underlay: &Underlay) -> Vec<(IpAddr, Mac)> {
     underlay.addresses.iter().filter_map(mac).collect()
 }
 
-/// One end of the tunnel, ours or a peer's, for one family.
+/// End of the tunnel for one family, ours or a peer's.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Endpoint {
     pub(crate) subnet: IpNet,
     /// Underlay address.
     pub(crate) local: IpAddr,
-    /// Of the VTEP.
+    /// MAC of the VTEP.
     pub(crate) mac: Mac,
 }

@@ -1,5 +1,5 @@
-//! Who enforces the rules: as the network config says, or nftables where iptables refuses nothing, since an accept in our
-//! tables does not undo what another table drops.
+//! Chooses the tool that enforces the rules. The network config decides; without it nftables is used where iptables
+//! refuses nothing. An accept rule in our own tables does not undo a drop in another table.
 
 use super::{Choice, Facts, Fault, IptablesFacts, Manager, Options, Variant};
 
@@ -12,14 +12,14 @@ impl Facts {
         self.iptables.iter().any(|facts| facts.variant == Variant::Legacy && facts.in_use)
     }
 
-    /// The first that refuses forwarded packets, legacy ones before the others.
+    /// Returns the first variant and family that refuses forwarded packets, legacy before nft.
     fn refusing(&self) -> Option<(&IptablesFacts, &str)> {
         let mut refusing = self.iptables.iter().filter_map(|facts| Some((facts, facts.refuses.as_deref()?)));
         let first = refusing.next()?;
         Some(refusing.find(|(facts, _)| facts.variant == Variant::Legacy).unwrap_or(first))
     }
 
-    /// The variant that others have chosen before us.
+    /// Returns the variant that other programs use already, or else one that exists.
     fn variant(&self) -> Option<Variant> {
         let legacy = self.legacy_in_use().then_some(Variant::Legacy);
         let known = legacy.or(self.usual).filter(|variant| self.has(*variant));
@@ -27,7 +27,7 @@ impl Facts {
     }
 }
 
-/// `None` where there is nothing to enforce rules with.
+/// Chooses the tool. The choice is `None` if no tool can enforce rules.
 pub(super) fn choose(options: &Options, facts: &Facts) -> (Option<Choice>, Vec<Fault>) {
     let (choice, mut faults) = chosen(options.nftables, facts);
     if choice.is_none() {
@@ -70,7 +70,7 @@ fn by_facts(facts: &Facts) -> (Manager, String) {
     (Manager::Nftables, reason.into())
 }
 
-/// iptables of the variant in use, or nftables where there is none.
+/// Chooses iptables of the variant in use, or nftables if there is no iptables.
 fn iptables(reason: String, facts: &Facts) -> (Option<Choice>, Vec<Fault>) {
     let chosen = |manager, reason: String| Some(Choice { manager, reason: reason.into() });
     match (facts.variant(), &facts.no_nft) {

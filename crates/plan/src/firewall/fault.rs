@@ -1,4 +1,4 @@
-//! What is to be said of the traffic rules, with what to do about it.
+//! Faults of the traffic rules, each with its remedy.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Variant;
 use crate::input::Family;
 
-/// What is wrong with the traffic rules, or was found by them.
+/// Fault of the traffic rules, or a finding that they made.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fault {
@@ -16,17 +16,17 @@ pub enum Fault {
         why: Box<str>,
     },
     IptablesMissing,
-    /// Neither nftables nor iptables.
+    /// Neither nftables nor iptables can be used.
     Nothing,
-    /// Neither of them, but pods are to reach the world.
+    /// Neither of them can be used, but pods are to be masqueraded.
     NoMasquerade,
-    /// Another daemon of this node keeps them.
+    /// Rules kept by another daemon of this node.
     Foreign {
         keeper: Box<str>,
     },
-    /// They cannot be locked, so whether another daemon keeps them is not known.
+    /// The rules cannot be locked, so it is unknown whether another daemon keeps them.
     Unlocked(Box<str>),
-    /// Told to use nftables, but iptables refuses what is forwarded.
+    /// The config demands nftables, but iptables refuses forwarded packets.
     ForwardRefused {
         variant: Variant,
         family: Family,
@@ -40,22 +40,22 @@ pub enum Fault {
         to: IpAddr,
         remedy: Box<str>,
     },
-    /// iptables refuses forwarded packets, and we are told to accept none.
+    /// iptables refuses forwarded packets, and flags forbid us to accept any.
     ForwardOff {
         variant: Variant,
         family: Family,
         what: Box<str>,
     },
-    /// What rules there are is not known.
+    /// Existing rules cannot be read.
     Unread(Box<str>),
-    /// Sends VXLAN packets and is no peer.
+    /// Sender of VXLAN packets that is no peer.
     Stranger(IpAddr),
-    /// A pod that sends VXLAN packets of our network.
+    /// Pod that sends VXLAN packets with our VNI.
     PodSender(IpAddr),
 }
 
 impl Fault {
-    /// Are pods cut off by it?
+    /// Returns true if the fault cuts pods off.
     pub fn is_fatal(&self) -> bool {
         matches!(self, Self::NoMasquerade)
     }

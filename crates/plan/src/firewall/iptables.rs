@@ -1,5 +1,5 @@
-//! What of iptables is ours: two chains, and the jumps to them in the chains of all (flannel-compat 7.1). Rules are kept
-//! in the words of iptables-save(8), which is how they are read and written.
+//! Chains and rules of iptables that are ours: two chains, and the jumps to them in the built-in chains (flannel-compat
+//! 7.1). Rules are kept as iptables-save(8) prints them, which is how they are read and written.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::Row;
 use crate::input::Family;
 use crate::state::{Aside, Unknown};
 
-/// iptables comes twice: on top of nftables, and with tables of its own.
+/// Variant of iptables: on top of nftables, or with tables of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Variant {
@@ -31,7 +31,7 @@ impl fmt::Display for Variant {
     }
 }
 
-/// The tables that we have rules in.
+/// Tables in which we have rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum IptablesTable {
@@ -42,7 +42,7 @@ pub enum IptablesTable {
 impl IptablesTable {
     pub const ALL: [Self; 2] = [Self::Filter, Self::Nat];
 
-    /// The chain of all that leads to ours.
+    /// Returns the built-in chain that jumps to ours.
     pub fn hook(self) -> &'static str {
         match self {
             Self::Filter => "FORWARD",
@@ -50,7 +50,7 @@ impl IptablesTable {
         }
     }
 
-    /// Our chain.
+    /// Returns the name of our chain.
     pub fn chain(self) -> &'static str {
         match self {
             Self::Filter => "FLANNEL-FWD",
@@ -58,7 +58,7 @@ impl IptablesTable {
         }
     }
 
-    /// The only rule that we have in the chain of all.
+    /// Returns our only rule in the built-in chain.
     pub fn jump(self) -> String {
         format!("{} -j {}", comment(self), self.chain())
     }
@@ -73,7 +73,7 @@ impl fmt::Display for IptablesTable {
     }
 }
 
-/// What every rule of ours says of itself.
+/// Returns the comment that every rule of ours carries.
 pub fn comment_of(table: IptablesTable) -> &'static str {
     match table {
         IptablesTable::Filter => "flanneld forward",
@@ -85,18 +85,18 @@ fn comment(table: IptablesTable) -> String {
     format!("-m comment --comment \"{}\"", comment_of(table))
 }
 
-/// Is that rule, of a chain that is not ours, nevertheless ours? By where it leads, or by our comment: what others say in
-/// theirs does not count.
+/// Returns true if a rule in a chain that is not ours is nevertheless ours. It jumps to our chain, or carries our
+/// comment. Text in other programs' comments does not count.
 pub fn is_ours(table: IptablesTable, rule: &str) -> bool {
     let leads = |words: &str| {
         let words: Vec<&str> = words.split_whitespace().collect();
         words.windows(2).any(|pair| ["-j", "-g"].contains(&pair[0]) && pair[1] == table.chain())
     };
-    // Quoted words are every second part.
+    // Every second part is outside quotes.
     rule.split('"').step_by(2).any(leads) || rule.contains(&comment(table))
 }
 
-/// Our chain, with all its rules; or of the chain of all the rules that are ours.
+/// Our chain with all its rules, or the built-in chain with only the rules that are ours.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IptablesChain {
@@ -104,15 +104,15 @@ pub struct IptablesChain {
     pub family: Family,
     pub table: IptablesTable,
     pub chain: Box<str>,
-    /// In order, as iptables-save(8) prints them behind `-A CHAIN `.
+    /// Rules in order, as iptables-save(8) prints them behind `-A CHAIN `.
     pub rules: Box<[Box<str>]>,
-    /// In the chain of all: that a rule of others before ours refuses every packet.
+    /// Rule of another program in the built-in chain that stands before ours and refuses every packet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unknown: Unknown,
 }
 
 impl IptablesChain {
-    /// Is it the chain of all, of which only some rules are ours?
+    /// Returns true if it is the built-in chain, of which only some rules are ours.
     pub fn is_hook(&self) -> bool {
         *self.chain == *self.table.hook()
     }
@@ -137,7 +137,8 @@ impl fmt::Display for IptablesChain {
 }
 
 impl Rule {
-    /// As iptables-save(8) prints it: addresses, mark, comment, target. `None` for what only nftables is to have.
+    /// Returns the rule as iptables-save(8) prints it: addresses, mark, comment, target. Returns `None` for a rule that
+    /// only nftables can have.
     pub(super) fn iptables(&self, table: IptablesTable) -> Option<Box<str>> {
         let mut words = String::new();
         for condition in &self.matches {

@@ -1,5 +1,5 @@
-//! What of nftables is ours: flannel's own tables `ip flannel-ipv4` and `ip6 flannel-ipv6`, their chains, and the peers'
-//! addresses that the source filter goes by (flannel-compat 7.2).
+//! Objects of nftables that are ours: flannel's tables `ip flannel-ipv4` and `ip6 flannel-ipv6`, their chains, and the
+//! peers' addresses that the source filter uses (flannel-compat 7.2).
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use crate::input::Family;
 use crate::state::{Aside, Unknown};
 
 impl Family {
-    /// nftables' word for it, also the protocol of its addresses.
+    /// Returns the family's name in nftables, which is also its protocol keyword in rules.
     pub fn nft(self) -> &'static str {
         match self {
             Self::Ipv4 => "ip",
@@ -20,7 +20,7 @@ impl Family {
         }
     }
 
-    /// flannel's table of that family, without the family.
+    /// Returns the name of flannel's table of the family, without the family.
     pub fn nft_table(self) -> &'static str {
         match self {
             Self::Ipv4 => "flannel-ipv4",
@@ -29,14 +29,14 @@ impl Family {
     }
 }
 
-/// flannel's table of that family.
+/// Table of flannel's for one family.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NftTable {
     pub family: Family,
 }
 
-/// A chain of that table. The chain of the source filter brings its two sets along, and takes them away.
+/// Chain of flannel's table. The chain of the source filter comes and goes with its two sets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NftChain {
@@ -47,23 +47,23 @@ pub struct NftChain {
     pub unknown: Unknown,
 }
 
-/// The chains of ours.
+/// Names of the chains in flannel's tables.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NftChainName {
     Forward,
     /// `postrtg`
     Postrouting,
-    /// The source filter's.
+    /// `vxlan`: the source filter.
     Vxlan,
     /// `vxlan-pods`: the filter of VXLAN packets that pods send to other nodes.
     VxlanPods,
-    /// Somebody else's, in our table.
+    /// Chain of another program in our table.
     Other(Box<str>),
 }
 
 impl NftChainName {
-    /// The chain of that name.
+    /// Returns the chain of that name.
     pub fn parse(name: &str) -> Self {
         match name {
             "forward" => Self::Forward,
@@ -74,7 +74,7 @@ impl NftChainName {
         }
     }
 
-    /// Type, hook and priority of a base chain of ours; their policy is to accept. Empty for others.
+    /// Returns type, hook and priority of a base chain of ours, whose policy is to accept. Empty for other chains.
     pub fn hook(&self) -> &'static str {
         match self {
             Self::Forward => "type filter hook forward priority 0",
@@ -85,7 +85,7 @@ impl NftChainName {
         }
     }
 
-    /// What the chain says that it is for.
+    /// Returns the comment by which the chain explains itself.
     pub fn comment(&self) -> &'static str {
         match self {
             Self::Forward => "chain to accept flannel traffic",
@@ -98,7 +98,7 @@ impl NftChainName {
 }
 
 impl NftChainName {
-    /// Is it one of the two that filter VXLAN packets, and that no pod's own traffic needs?
+    /// Returns true for the two chains that filter VXLAN packets, which no pod's own traffic needs.
     pub fn is_filter(&self) -> bool {
         matches!(self, Self::Vxlan | Self::VxlanPods)
     }
@@ -116,7 +116,7 @@ impl fmt::Display for NftChainName {
     }
 }
 
-/// An element of the set `vteps`: an underlay address that VXLAN packets may come from.
+/// Element of the set `vteps`: an underlay address from which VXLAN packets may come.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NftElement {

@@ -1,4 +1,4 @@
-//! The packets of pods that this node forwards, as far as rules for traffic tell them apart, and what refuses them.
+//! Packets of pods that this node forwards, as far as traffic rules tell them apart, and rules that refuse them.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,16 +10,16 @@ use super::{Fault, Manager, Variant};
 use crate::LinkName;
 use crate::input::{AddressFacts, Family};
 
-/// Bridge of the pods before there is one: the name that flannel's CNI plugin gives it.
+/// Name of the pods' bridge while there is none: flannel's CNI plugin uses this name.
 const BRIDGE: &str = "cni0";
 
-/// Traffic between the pods of this node and those of one peer.
+/// Traffic between the pods of this node and the pods of one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Passage {
     pub own: IpNet,
     pub peer: IpNet,
-    /// Device towards the peer.
+    /// Device that leads to the peer.
     pub link: LinkName,
 }
 
@@ -29,14 +29,14 @@ pub struct Passage {
 pub struct Packet {
     pub source: IpAddr,
     pub destination: IpAddr,
-    /// Device that it comes in by.
+    /// Device by which it comes in.
     pub inbound: LinkName,
-    /// Device that it leaves by.
+    /// Device by which it leaves.
     pub outbound: LinkName,
 }
 
 impl Passage {
-    /// One packet for each direction.
+    /// Returns one packet for each direction.
     pub fn packets(&self, bridge: LinkName) -> [Packet; 2] {
         let (own, peer) = (pod(self.own), pod(self.peer));
         [
@@ -45,7 +45,7 @@ impl Passage {
         ]
     }
 
-    /// Device of this node's pods: the one that has an address inside their subnet.
+    /// Returns the device of this node's pods: the one with an address inside their subnet that is not ours.
     pub fn bridge(&self, addresses: &[AddressFacts], ours: &[LinkName]) -> LinkName {
         let holds =
             |facts: &&AddressFacts| self.own.contains(&facts.address.addr()) && !ours.contains(&facts.link);
@@ -54,7 +54,7 @@ impl Passage {
     }
 }
 
-/// An address of a pod subnet that pods are given last.
+/// Returns the address of a pod subnet that is given to a pod last.
 pub(crate) fn pod(subnet: IpNet) -> IpAddr {
     match subnet {
         IpNet::V4(net) => {
@@ -66,24 +66,24 @@ pub(crate) fn pod(subnet: IpNet) -> IpAddr {
     }
 }
 
-/// What refuses a packet between pods on its way through this node.
+/// Policy or rule that refuses a packet between pods on its way through this node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Obstacle {
     pub manager: Manager,
-    /// Family as nft(8) has it, such as `inet`.
+    /// Family in nft(8)'s words, such as `inet`.
     pub family: Box<str>,
     pub table: Box<str>,
     /// Base chain, such as `FORWARD`.
     pub chain: Box<str>,
     /// Policy or rule, such as `-A LOGGING -j DROP`.
     pub what: Box<str>,
-    /// One that is refused.
+    /// Example of a refused packet.
     pub packet: Packet,
 }
 
 impl Obstacle {
-    /// The fault, with the command that accepts the pods' `network` ahead of it.
+    /// Returns the fault, with the command that accepts the pods' `network` ahead of the obstacle.
     pub(super) fn fault(&self, network: IpNet) -> Fault {
         let accept = |nft: &str, iptables: &str| match self.manager {
             Manager::Nftables => {
@@ -119,7 +119,7 @@ impl fmt::Display for Obstacle {
     }
 }
 
-/// The program of one variant and family.
+/// Returns the program of one variant and family, such as `ip6tables-nft`.
 pub(super) fn program(variant: Variant, family: Family) -> String {
     let base = if family == Family::Ipv4 { "iptables" } else { "ip6tables" };
     let tag = if variant == Variant::Nft { "nft" } else { "legacy" };

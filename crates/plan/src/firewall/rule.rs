@@ -1,11 +1,11 @@
-//! A rule as one value, whoever enforces it, and its words for nftables. It knows no chain.
+//! Traffic rule as one value, whichever tool enforces it, and its form in nftables. It belongs to no particular chain.
 
 use std::fmt;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-/// Matches that all have to hold, and what then becomes of the packet.
+/// Rule: conditions that must all hold, and the verdict on the packet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
@@ -13,26 +13,26 @@ pub struct Rule {
     pub verdict: Verdict,
 }
 
-/// A condition.
+/// Condition on a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Match {
-    /// The packet's mark, after the mask.
+    /// Mark of the packet, after the mask is applied.
     Mark {
         value: u32,
         mask: u32,
     },
     Source(Net),
     Destination(Net),
-    /// Destination port.
+    /// Destination port of a UDP packet.
     UdpPort(u16),
-    /// The three bytes of a VXLAN header (RFC 7348, section 5).
+    /// VNI in the VXLAN header, three bytes (RFC 7348, section 5).
     Vni(u32),
-    /// The source is in the set of the peers' VTEPs of that family, or not.
+    /// True if the source is not in the set of the peers' VTEPs of that family.
     NoPeer(crate::input::Family),
 }
 
-/// A network, or all but that one.
+/// Network, or all addresses outside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Net {
@@ -41,7 +41,7 @@ pub struct Net {
     pub not: bool,
 }
 
-/// What becomes of the packet.
+/// Verdict on the packet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
@@ -50,18 +50,18 @@ pub enum Verdict {
     Masquerade {
         fully_random: bool,
     },
-    /// Its source is remembered in the set of strangers, with a counter; the next rule is next.
+    /// Records the source in the set of unknown senders, with a counter, and continues with the next rule.
     Remember(crate::input::Family),
-    /// Counted, and the next rule is next.
+    /// Counts the packet and continues with the next rule.
     Count,
-    /// Counted and dropped.
+    /// Counts and drops the packet.
     Drop,
-    /// A rule that is none of ours, in its own words.
+    /// Rule that is none of ours, in nft(8)'s words.
     Other(Box<str>),
 }
 
 impl fmt::Display for Rule {
-    /// As nft(8) has it.
+    /// Prints the rule as nft(8) does: `udp dport 8472 @th,96,24 0x1 ip saddr != @vteps counter`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for condition in &self.matches {
             write!(f, "{condition} ")?;

@@ -1,5 +1,5 @@
-//! The rules that this node should have (flannel-compat 7). What a rule says stands here once; nftables' and iptables'
-//! words for it are elsewhere.
+//! Desired traffic rules of this node (flannel-compat 7). The meaning of each rule is stated here once; its form in
+//! nftables and iptables is elsewhere.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,22 +19,22 @@ use crate::input::{Config, Family, FirewallKeeper, Leases, Node};
 use crate::state::{Link, LinkKind, Vxlan};
 use crate::wanted::UNPRIVILEGED;
 
-/// More strangers than these are not named: whoever forges one address can forge a thousand.
+/// Maximum number of unknown senders that are reported: a sender that forges one address can forge a thousand.
 const NAMED: usize = 16;
 
 /// Maximum number of ports of peers, besides our own, at which pods' VXLAN packets are looked for.
 const OTHER_PORTS: usize = 8;
 
-/// kube-proxy's mark of what it masquerades itself.
+/// Mark by which kube-proxy marks packets that it masquerades itself.
 const MASQUERADED_BY_KUBE_PROXY: Match = Match::Mark { value: 0x4000, mask: 0x4000 };
 
-/// What the firewall part of a plan is made from.
+/// Inputs of the firewall part of a plan.
 pub(crate) struct Rules<'a> {
     pub(crate) config: &'a Config,
     pub(crate) node: &'a Node,
     pub(crate) leases: &'a Leases,
     pub(crate) facts: &'a Facts,
-    /// How those that are not left out are reached.
+    /// Paths of the peers that are not left out.
     pub(crate) peers: &'a [PeerPath],
     /// Our devices.
     pub(crate) links: &'a [Link],
@@ -51,7 +51,7 @@ pub(crate) struct Firewall {
     pub(crate) faults: Vec<Fault>,
 }
 
-/// Those of all families.
+/// Plans the traffic rules of all families.
 pub(crate) fn rules(what: &Rules<'_>) -> Firewall {
     let mut firewall = Firewall::default();
     match &what.node.firewall_keeper {
@@ -92,7 +92,8 @@ pub(crate) fn rules(what: &Rules<'_>) -> Firewall {
     firewall
 }
 
-/// Strangers that are no peers now: whoever joins may send before we have heard of him.
+/// Returns the unknown senders with the most packets. Present peers are left out: a node that joins may send before we
+/// receive its lease.
 fn loudest(what: &Rules<'_>) -> Vec<Stranger> {
     let mut strangers = what.facts.strangers.clone();
     if !strangers.is_empty() {
@@ -145,14 +146,14 @@ impl Firewall {
         }
     }
 
-    /// What refuses pods' packets all the same.
+    /// Reports obstacles that refuse pods' packets in spite of our rules.
     fn obstacles(&mut self, what: &Rules<'_>, network: IpNet) {
         let family = Family::of(network.addr());
         let obstacles = what.facts.obstacles.iter();
         let uplink = what.node.uplink.link;
         let direct = what.config.backend == Backend::HostGw
             || what.peers.iter().any(|peer| peer.path == crate::Path::Direct);
-        // What is refused on the uplink refuses nobody where all go by tunnel.
+        // An obstacle on the uplink refuses nothing if all peers are reached by tunnel.
         let in_use = |packet: &Packet| direct || ![packet.inbound, packet.outbound].contains(&uplink);
         let obstacles = obstacles
             .filter(|obstacle| Family::of(obstacle.packet.source) == family && in_use(&obstacle.packet));
@@ -181,7 +182,7 @@ impl Firewall {
         }
     }
 
-    /// For the devices whose outer packets are of that family.
+    /// Plans the source filter for the devices whose outer packets are of the family.
     fn filter_sources(&mut self, what: &Rules<'_>, family: Family) {
         let filter = match &what.config.backend {
             Backend::Vxlan(options) => options.source_filter,
@@ -192,7 +193,7 @@ impl Firewall {
             return;
         }
         if let Some(network) = what.config.network(family) {
-            // Whoever the peers are, our pods are none of them.
+            // Our own pods are never peers, so this rule does not depend on the list of peers.
             let verdict = if filter == SourceFilter::Drop { Verdict::Drop } else { Verdict::Count };
             let rules = devices
                 .iter()
@@ -201,7 +202,8 @@ impl Firewall {
             self.chain(family, NftChainName::VxlanPods, rules.collect());
         }
         if *what.leases == Leases::Unknown {
-            // Everybody would be a stranger. What an earlier run dropped passes; what it counted may go on.
+            // Without a list of peers every sender would be unknown. If an earlier run dropped packets, they pass until
+            // there is a list. If it only counted them, its rules may stay.
             if filter == SourceFilter::Drop {
                 self.chain(family, NftChainName::Vxlan, Vec::new());
             }
@@ -225,8 +227,8 @@ fn vxlan_of(family: Family) -> impl Fn(&Link) -> Option<&Vxlan> {
     }
 }
 
-/// Nothing is dropped by a list of peers that may be old, nor where our own address is translated on the way: theirs may be
-/// as well.
+/// Returns whether to drop or to count packets from unknown senders. They are only counted while the list of peers may be
+/// old. The same holds if our own address is translated on the way, since peers' addresses may then be, too.
 fn verdict(filter: SourceFilter, what: &Rules<'_>, family: Family) -> Verdict {
     let uplink = &what.node.uplink;
     let is_certain =
@@ -234,8 +236,8 @@ fn verdict(filter: SourceFilter, what: &Rules<'_>, family: Family) -> Verdict {
     if filter == SourceFilter::Drop && is_certain { Verdict::Drop } else { Verdict::Count }
 }
 
-/// The ports that other nodes may hear a tunnel's packets at: our own, and those that most of the peers behind that device
-/// announce. A lease may not make a port that everybody uses one of them.
+/// Returns the ports on which other nodes may receive a tunnel's packets. They are our own port, and the ports that most
+/// of the peers behind that device announce. Well-known ports are left out, so that no lease can block another service.
 fn ports_of<'a>(device: &'a Vxlan, peers: &'a [PeerPath]) -> impl Iterator<Item = u16> + 'a {
     let mut theirs: BTreeMap<u16, usize> = BTreeMap::new();
     let tunnels = peers.iter().filter_map(|peer| peer.tunnel);
@@ -249,7 +251,8 @@ fn ports_of<'a>(device: &'a Vxlan, peers: &'a [PeerPath]) -> impl Iterator<Item 
     std::iter::once(device.port).chain(theirs.into_iter().take(OTHER_PORTS).map(|(_, port)| port))
 }
 
-/// A pod's packet into the pod network by way of another node: it would leave with this node's address, as a peer's does.
+/// Returns the rules for VXLAN packets that pods send into the pod network through another node. Such a packet would
+/// leave with this node's address, as a peer's packet does.
 fn sent_by_pods(network: IpNet, vni: u32, port: u16, verdict: &Verdict) -> [Rule; 2] {
     let matches: Box<[Match]> = [from(network), Match::UdpPort(port), Match::Vni(vni)].into();
     let family = Family::of(network.addr());
@@ -259,7 +262,8 @@ fn sent_by_pods(network: IpNet, vni: u32, port: u16, verdict: &Verdict) -> [Rule
     ]
 }
 
-/// Remembering comes first, on its own: a set that is full ends the rule that would add to it.
+/// Returns the rules for packets from unknown senders. The rule that records the sender comes first and alone: if the set
+/// is full, the rule that would add to it ends there.
 fn strangers(device: &Vxlan, family: Family, verdict: Verdict) -> [Rule; 2] {
     let matches: Box<[Match]> =
         [Match::UdpPort(device.port), Match::Vni(device.vni), Match::NoPeer(family)].into();
@@ -301,7 +305,7 @@ fn to_without(net: IpNet) -> Match {
     Match::Destination(Net { net, not: true })
 }
 
-/// All multicast groups (RFC 5771, RFC 4291).
+/// Returns the network of all multicast groups (RFC 5771, RFC 4291).
 fn multicast(network: IpNet) -> IpNet {
     match Family::of(network.addr()) {
         Family::Ipv4 => ipnet::Ipv4Net::new_assert([224, 0, 0, 0].into(), 4).into(),
