@@ -158,8 +158,8 @@ impl Steps<'_> {
     }
 
     /// Makes the desired row the only one under its key, where the kernel holds the rows `have`. Of several rows all but
-    /// one are deleted first. Then the desired row is written in any case: the kernel may delete another row than the
-    /// named one if they are alike, and it replaces the first row that it holds.
+    /// one are deleted first. Then the desired row is written in any case. The kernel may delete another row that
+    /// resembles the named one, and it replaces the first row that it holds.
     fn settle<K: Kind + Into<Object>>(&mut self, want: &K, have: &[K]) {
         let mut left: Vec<&K> = have.iter().filter(|row| row.goes(&self.losses) != Goes::First).collect();
         left.sort_by_key(|row| *row != want);
@@ -175,7 +175,7 @@ impl Steps<'_> {
 }
 
 /// Returns true if the kernel can change `have` into `want` in place. It cannot change a vxlan's VNI, port, GBP, uplink
-/// or address family, and an attribute that was not understood cannot be removed.
+/// or address family. It also cannot remove an attribute that was not understood.
 fn changeable(want: &Link, have: &Link) -> bool {
     let (LinkKind::Vxlan(want_kind), LinkKind::Vxlan(have_kind)) = (&want.kind, &have.kind) else {
         return false;

@@ -71,7 +71,8 @@ fn crowded(family: Family, seen: &Underlay, peers: &[PeerPath]) -> Option<NodeFa
     (neighbours * 5 >= limit * 4).then_some(NodeFault::NeighboursLimited { path, limit, enough })
 }
 
-/// Returns a fault if firewalld runs but was not configured to accept VXLAN packets to our port or packets of pods.
+/// Returns a fault if firewalld runs and may refuse VXLAN to our port or packets of pods: it was not configured to accept
+/// them.
 fn refused(config: &Config, told: &Firewalld) -> Option<NodeFault> {
     let networks = Family::ALL.into_iter().filter_map(|family| config.network(family));
     let networks: Vec<IpNet> =

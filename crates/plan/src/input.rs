@@ -286,7 +286,7 @@ pub struct Underlay {
     pub ways: Vec<Way>,
     /// Health of the peers that were probed, by subnet.
     pub verdicts: Vec<Verdict>,
-    /// Routes to pod subnets that lead straight to a node, whoever wrote them.
+    /// Routes to pod subnets that lead straight to a node, whichever program wrote them.
     pub standing: Vec<DirectRoute>,
     /// Leases in conflict: of each group only one lease can be believed.
     #[serde(skip_serializing_if = "Vec::is_empty")]

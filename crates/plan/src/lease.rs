@@ -1,5 +1,5 @@
-//! A lease: which pod subnet a node holds and how that node is reached. Its key and JSON forms are flannel's, byte for
-//! byte (flannel-compat 4.2, 4.3). Whether a lease may be believed is decided in `wanted`, not here.
+//! Lease: the pod subnet that a node holds, and how that node is reached. Key and JSON value are flannel's, byte for byte
+//! (flannel-compat 4.2, 4.3). `wanted` decides whether a lease is believed.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,7 +11,7 @@ use crate::fields::Fields;
 use crate::input::Family;
 use crate::{Mac, text};
 
-/// The pod subnets of one node.
+/// Pod subnets of one node, at most one per family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Subnet {
@@ -22,7 +22,7 @@ pub struct Subnet {
 }
 
 impl Subnet {
-    /// The subnet of that family.
+    /// Returns the subnet of the family.
     pub fn of(&self, family: Family) -> Option<IpNet> {
         match family {
             Family::Ipv4 => self.ipv4.map(IpNet::V4),
@@ -30,7 +30,8 @@ impl Subnet {
         }
     }
 
-    /// Parses a key's last part: `10.244.34.0-24`, `10.12.13.0-24&fd00:12:13::-56`; IPv6 alone is `0.0.0.0-0&…`.
+    /// Parses a key's last part: `10.244.34.0-24`, `10.12.13.0-24&fd00:12:13::-56`; IPv6 alone is `0.0.0.0-0&…`. Upper
+    /// case letters are an error, and so is a key without any subnet.
     pub fn parse(key: &str) -> Result<Self, String> {
         let (ipv4, ipv6) = match key.split_once('&') {
             Some((ipv4, ipv6)) => (ipv4, Some(ipv6)),
@@ -56,7 +57,7 @@ fn parse_net<N: std::str::FromStr>(text: &str) -> Result<N, String> {
 }
 
 impl fmt::Display for Subnet {
-    /// The key's last part.
+    /// Prints the key's last part.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ipv4 = self.ipv4.unwrap_or_default();
         write!(f, "{}-{}", ipv4.addr(), ipv4.prefix_len())?;
@@ -67,27 +68,27 @@ impl fmt::Display for Subnet {
     }
 }
 
-/// Letters of a backend's name; flannel's longest has 11.
+/// Maximum length of a backend's name in bytes; flannel's longest has 11.
 const LONGEST_NAME: usize = 64;
 
-/// What a vxlan node announces for one family.
+/// Backend data of a vxlan node for one family, such as `{"VNI":1,"Port":4789,"VtepMAC":"c6:d2:32:6f:8f:44"}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Vtep {
-    /// VNI of the node's device; `None` where the lease names none, as flannel's before 0.14: the reader's own is meant.
+    /// VNI of the node's device. `None` means the reader's own VNI; flannel before 0.14 names none.
     pub vni: Option<u32>,
-    /// The UDP port on which the node listens; `None` where it does not say, as flannel's nodes never do.
+    /// UDP port on which the node listens; `None` if the lease does not name it. flannel's leases never do.
     pub port: Option<u16>,
     pub mac: Mac,
 }
 
 impl Vtep {
-    /// VNI to send to, for a reader whose own VNI is `own`.
+    /// Returns the VNI to send to, for a reader whose own VNI is `own`.
     pub fn vni_or(&self, own: u32) -> u32 {
         self.vni.unwrap_or(own)
     }
 }
 
-/// `BackendType` with its data.
+/// Backend type of a lease, with its data.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Announced {
     Vxlan {
@@ -95,31 +96,31 @@ pub enum Announced {
         ipv6: Option<Vtep>,
     },
     HostGw,
-    /// No `BackendType`: alloc and udp write none.
+    /// No `BackendType`, as with alloc and udp.
     Nothing,
-    /// A type that this node has no use for, by its name.
+    /// Backend type for which this node has no use, by its name.
     Other(Box<str>),
 }
 
 impl Announced {
-    /// VNIs that the lease means, at most one a family; `own` is the VNI of a reader, meant where none is named.
+    /// Returns the VNIs that the lease means, at most one per family. A VTEP without a VNI means `own`, the reader's VNI.
     pub fn vnis(&self, own: u32) -> impl Iterator<Item = u32> {
         self.vteps().map(move |vtep| vtep.vni_or(own))
     }
 
-    /// At most one a family.
+    /// Returns the VTEPs, at most one per family.
     pub fn vteps(&self) -> impl Iterator<Item = Vtep> {
         let vteps = if let Self::Vxlan { ipv4, ipv6 } = self { [*ipv4, *ipv6] } else { [None; 2] };
         vteps.into_iter().flatten()
     }
 
-    /// Of its VTEPs, one a family.
+    /// Returns the MACs of the VTEPs, for IPv4 and for IPv6.
     pub fn macs(&self) -> [Option<Mac>; 2] {
         let vteps = if let Self::Vxlan { ipv4, ipv6 } = self { [*ipv4, *ipv6] } else { [None; 2] };
         vteps.map(|vtep| vtep.map(|vtep| vtep.mac))
     }
 
-    /// VTEP of that family.
+    /// Returns the VTEP of the family.
     pub fn vtep(&self, family: Family) -> Option<Vtep> {
         let Self::Vxlan { ipv4, ipv6 } = *self else { return None };
         match family {
@@ -128,7 +129,7 @@ impl Announced {
         }
     }
 
-    /// `BackendType`; empty where none is written.
+    /// Returns `BackendType`; empty if none is written.
     pub fn backend_type(&self) -> &str {
         match self {
             Self::Vxlan { .. } => "vxlan",
@@ -139,12 +140,17 @@ impl Announced {
     }
 }
 
-/// One node's lease.
+/// Lease of one node. Its key ends with `10.5.34.0-24`, and its value looks like this:
+///
+/// ```json
+/// {"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan",
+///  "BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lease {
-    /// Greater means younger; only compared within one store (revision, or file time).
+    /// Revision or file time at which the lease was made: greater means younger. It is only compared within one store.
     pub born: u64,
-    /// Greater means written or renewed later, in the same unit.
+    /// Revision or file time at which the lease was last written or renewed.
     pub written: u64,
     pub subnet: Subnet,
     pub public_ip: Option<Ipv4Addr>,
@@ -153,7 +159,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Of whoever holds that subnet, whatever the lease says; it takes precedence of none.
+    /// Returns a placeholder for a subnet whose lease cannot be read: its holder is unknown, and it loses every conflict.
     pub fn unknown(subnet: Subnet) -> Self {
         Self {
             born: u64::MAX,
@@ -165,17 +171,17 @@ impl Lease {
         }
     }
 
-    /// The pod subnet of that family.
+    /// Returns the pod subnet of the family.
     pub fn subnet_of(&self, family: Family) -> Option<IpNet> {
         self.subnet.of(family)
     }
 
-    /// The same lease, whenever either was written or taken.
+    /// Returns true if both leases are equal apart from the times at which they were made and written.
     pub fn says_the_same(&self, other: &Self) -> bool {
         Self { born: self.born, written: self.written, ..other.clone() } == *self
     }
 
-    /// The announced underlay address of that family.
+    /// Returns the announced underlay address of the family.
     pub fn public(&self, family: Family) -> Option<IpAddr> {
         match family {
             Family::Ipv4 => self.public_ip.map(IpAddr::V4),
@@ -183,11 +189,11 @@ impl Lease {
         }
     }
 
-    /// Reads a key's last part and its value. The error says what is wrong with which of them, in at most
-    /// [`text::READ`] characters whatever they hold.
+    /// Parses a key's last part and its value. The error says what is wrong with which of them, in at most [`text::READ`]
+    /// characters.
     ///
-    /// Go's decoder decides what is read how: see the table in this file's tests. What is broken in one family's part costs
-    /// the other family nothing, and nothing at all where the key does not name the family.
+    /// Values are read as Go's decoder reads them: see the table in this file's tests. A fault in one family's part does
+    /// not affect the other family. It does not matter at all if the key does not name the family.
     pub fn parse(key: &str, value: &[u8], born: u64) -> Result<Self, String> {
         Self::read(key, value, born).map_err(text::excerpt)
     }
@@ -219,7 +225,7 @@ impl Lease {
         Ok(Self { born, written: born, subnet, public_ip, public_ipv6, announced })
     }
 
-    /// The value as flannel writes it: compact, fields in flannel's order, empty ones left out.
+    /// Returns the value as flannel writes it: compact, fields in flannel's order, absent backend fields left out.
     pub fn to_json(&self) -> String {
         let (mut data, mut data_v6) = (None, None);
         if let Announced::Vxlan { ipv4, ipv6 } = self.announced {
@@ -236,7 +242,7 @@ impl Lease {
     }
 }
 
-/// What a lease says for one family.
+/// Part of a lease that belongs to one family.
 #[derive(Default)]
 struct Half {
     public: Option<IpAddr>,
@@ -249,7 +255,7 @@ impl Half {
             Family::Ipv4 => ("PublicIP", "BackendData"),
             Family::Ipv6 => ("PublicIPv6", "BackendV6Data"),
         };
-        // Go takes `::ffff:192.0.2.1` for the IPv4 address in it.
+        // Go reads `::ffff:192.0.2.1` as the IPv4 address in it.
         let public: Option<IpAddr> = fields.parsed(address)?;
         let public = public.map(|public| public.to_canonical()).filter(|public| !public.is_unspecified());
         if let Some(other) = public.filter(|public| Family::of(*public) != family) {
@@ -264,7 +270,7 @@ fn vtep(fields: &Fields, key: &str) -> Result<Option<Vtep>, String> {
     let Some(data) = fields.raw(key) else { return Ok(None) };
     let data = Fields::of(data).map_err(|error| format!("key {key:?}: {error}"))?;
     let read = || -> Result<Option<Vtep>, String> {
-        // In Go a number that is missing, null and 0 are one thing, and no flannel compares a peer's.
+        // In Go a missing number, null and 0 are the same, and no flannel compares a peer's VNI.
         let vni: Option<u32> = data.get("VNI")?.filter(|&vni| vni != 0);
         if let Some(vni) = vni.filter(|&vni| vni >= 1 << 24) {
             return Err(format!("key \"VNI\": {vni} does not fit in 24 bits"));
@@ -296,7 +302,8 @@ struct VtepJson {
     vni: Option<u32>,
     #[serde(rename = "Port", skip_serializing_if = "Option::is_none")]
     port: Option<u16>,
-    /// Last, and the only text: so flannel finds it again in its annotation (flannel-compat 5.5).
+    /// MAC of the VTEP. It is the last key and the only text, so that flannel finds it again in its annotation
+    /// (flannel-compat 5.5).
     #[serde(rename = "VtepMAC")]
     mac: Mac,
 }
@@ -357,12 +364,12 @@ mod tests {
         Some(Vtep { vni, port: None, mac: Mac([2, 0, 0, 0, 0x49, 1]) })
     }
 
-    /// Values of an IPv4 lease, and the VTEP that a reader makes of them: what flannel's Go decoder makes of the same text.
+    /// Backend data of an IPv4 lease gives the same VTEP as with flannel's Go decoder.
     #[test]
     fn backend_data_is_read_as_go_reads_it() {
         let none = || None;
         for (data, expected) in [
-            // Every flannel before 0.14.
+            // Every flannel before 0.14 writes this.
             (r#""BackendData":{"VtepMAC":"02:00:00:00:49:01"}"#, vtep(None)),
             (r#""BackendData":{"VNI":null,"VtepMAC":"02:00:00:00:49:01"}"#, vtep(None)),
             (r#""BackendData":{"VNI":0,"VtepMAC":"02:00:00:00:49:01"}"#, vtep(None)),
@@ -378,14 +385,14 @@ mod tests {
             (r#""BackendData":{"VNI":7,"New":{"VNI":9},"VtepMAC":"02:00:00:00:49:01"}"#, vtep(Some(7))),
             (r#""BackendData":{"VNI":7},"BackendData":{"VtepMAC":"02:00:00:00:49:01"}"#, vtep(None)),
             (r#""BackendData":{"Port":0,"VtepMAC":"02:00:00:00:49:01"}"#, vtep(None)),
-            // Of no use to anybody, and no error: the plan says what is missing.
+            // These give no usable VTEP and no error: the plan reports what is missing.
             (r#""BackendData":null"#, none()),
             (r#""BackendData":{}"#, none()),
             (r#""BackendData":{"VNI":1}"#, none()),
             (r#""BackendData":{"VNI":1,"VtepMAC":null}"#, none()),
             (r#""BackendData":{"VNI":1,"VtepMAC":""}"#, none()),
             (r#""BackendV6Data":{"VNI":1,"VtepMAC":"02:00:00:00:49:01"}"#, none()),
-            // The key names no IPv6, so nobody reads this.
+            // The key names no IPv6, so this part is not read.
             (r#""BackendData":{"VtepMAC":"02:00:00:00:49:01"},"BackendV6Data":[1]"#, vtep(None)),
             (r#""BackendData":{"VtepMAC":"02:00:00:00:49:01"},"PublicIPv6":"nonsense""#, vtep(None)),
         ] {
@@ -412,7 +419,7 @@ mod tests {
         }
     }
 
-    /// The rest of an IPv4 lease: its address and the name of its backend.
+    /// Address and backend type of an IPv4 lease are the same as with flannel's Go decoder.
     #[test]
     fn addresses_and_types_are_read_as_go_reads_them() {
         let ip = || Some(Ipv4Addr::new(192, 0, 2, 12));
@@ -424,7 +431,7 @@ mod tests {
             (r#"{"PublicIP":"192.0.2.12","BackendType":null}"#, ip(), ""),
             (r#"{"PublicIP":"192.0.2.12","BackendType":"","BackendData":"x"}"#, ip(), ""),
             (r#"{"PublicIP":"192.0.2.12","BackendType":"extension","BackendData":"x"}"#, ip(), "extension"),
-            // flannel takes a missing address for 0.0.0.0, which reaches nobody.
+            // flannel reads a missing address as 0.0.0.0, which reaches no node.
             (r#"{"BackendType":"host-gw"}"#, None, "host-gw"),
             (r#"{"PublicIP":null,"BackendType":"host-gw"}"#, None, "host-gw"),
             (r#"{"PublicIP":"","BackendType":"host-gw"}"#, None, "host-gw"),
@@ -449,7 +456,7 @@ mod tests {
         }
     }
 
-    /// flannel leaves the whole node out there.
+    /// A fault in one family leaves the other family usable. flannel leaves the whole node out.
     #[test]
     fn what_is_broken_in_one_family_costs_the_other_one_nothing() {
         let good = r#"{"VtepMAC":"02:00:00:00:49:01"}"#;

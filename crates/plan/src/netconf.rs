@@ -1,5 +1,5 @@
-//! The network config as flannel parses it: the value of etcd's `config` key or the file of `--net-config-path`
-//! (flannel-compat 2). It does not decide what a change of it means for a running node.
+//! Network config as flannel parses it (flannel-compat 2): the value of etcd's `config` key, or the file of
+//! `--net-config-path`. The daemon decides what a change of it means for a running node.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,21 +14,27 @@ use crate::state::MAIN_TABLE;
 use crate::subnet_alloc::Pool;
 use crate::text::printed;
 
-/// The config, valid and with every default filled in.
+/// Network config, valid and with every default filled in. [`NetConf::parse`] reads it from flannel's JSON.
+///
+/// ```json
+/// {"Network": "10.244.0.0/16", "SubnetLen": 24, "EnableIPv6": true, "IPv6Network": "fd00:10:244::/48",
+///  "Backend": {"Type": "vxlan", "VNI": 1, "DirectRouting": true}}
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetConf {
-    /// `Network` and the subnets to be leased from it; `None` when IPv4 is off.
+    /// `Network` and the subnets that are leased from it; `None` if IPv4 is off.
     pub ipv4: Option<Pool>,
+    /// `IPv6Network` and the subnets that are leased from it; `None` if IPv6 is off.
     pub ipv6: Option<Pool>,
-    /// `EnableNFTables`, where it is said.
+    /// `EnableNFTables`; `None` if the config does not have the key.
     pub nftables: Option<bool>,
     pub backend: Backend,
-    /// Does it say which backend, or is that the default?
+    /// True if the config names a backend; false if the backend is the default.
     #[serde(default)]
     pub names_backend: bool,
 }
 
-/// Why a network config cannot be used. It names the key, or the line and column.
+/// Reason why a network config cannot be used. It names the key, or the line and column.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetConfError(String);
 
@@ -41,18 +47,18 @@ impl fmt::Display for NetConfError {
 impl std::error::Error for NetConfError {}
 
 impl NetConf {
-    /// Parses and validates (flannel-compat 2.1 to 2.3).
+    /// Parses and validates a config (flannel-compat 2.1 to 2.3). The error names the key, or the line and column.
     pub fn parse(text: &[u8]) -> Result<Self, NetConfError> {
         Self::parse_imposing(None, text)
     }
 
-    /// The same for a node whose backend is of that type whatever the config says: its options count where it names the
-    /// same type, and otherwise the defaults.
+    /// Parses the config of a node on which a backend type is imposed. Options of the config count if it names the same
+    /// type; otherwise the defaults do.
     pub fn parse_imposing(backend: Option<&Backend>, text: &[u8]) -> Result<Self, NetConfError> {
         Self::read(text, backend).map_err(|error| NetConfError(printed(error)))
     }
 
-    /// What `parse_imposing` would have made of it.
+    /// Returns the config that `parse_imposing` would have returned for the same text.
     pub fn imposing(mut self, backend: Option<&Backend>) -> Self {
         self.backend = self.backend.imposing(backend);
         self
@@ -73,7 +79,7 @@ impl NetConf {
         Ok(Self { ipv4, ipv6, nftables: fields.get("EnableNFTables")?, backend, names_backend })
     }
 
-    /// The part of it that plans depend on.
+    /// Returns the part on which plans depend.
     pub fn config(&self) -> Config {
         let (ipv4, ipv6) = (self.ipv4.map(|pool| pool.network), self.ipv6.map(|pool| pool.network));
         Config {
@@ -90,7 +96,7 @@ impl NetConf {
         }
     }
 
-    /// The pool of that family.
+    /// Returns the pool of the family.
     pub fn pool(&self, family: Family) -> Option<&Pool> {
         match family {
             Family::Ipv4 => self.ipv4.as_ref(),
@@ -131,7 +137,7 @@ struct Keys {
     min: &'static str,
     max: &'static str,
     longest: u8,
-    /// The length taken where the network leaves room for it.
+    /// Prefix length that is used if the network leaves room for it.
     usual: u8,
 }
 
@@ -217,7 +223,7 @@ mod tests {
             (r#"{"Type":"host-gw"}"#, "vxlan", Ok(1)),
             ("null", "vxlan", Ok(1)),
             ("null", "alloc", Ok(0)),
-            // Whatever is wrong with a backend that is not used.
+            // A backend that is not used may be wrong in any way.
             (r#"{"Type":"udp","Port":"x"}"#, "vxlan", Ok(1)),
             (r#"{"Type":"vxlan","VNI":-7}"#, "host-gw", Ok(0)),
             ("{}", "vxlan", Ok(1)),

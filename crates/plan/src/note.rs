@@ -1,5 +1,5 @@
-//! What a plan has to say besides the plan: one fault, about whom, and what to do about it, in plain words. Notes are
-//! values; who shows them, where and how often is the daemon's part.
+//! Warnings that come with a plan: each has one fault, its subject, and what to do about it, in plain words. Notes are
+//! values; the daemon decides who sees them, where and how often.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -14,39 +14,39 @@ use crate::state::Route;
 use crate::verdict::Finding;
 use crate::{Diversion, LinkName, Mac, environment, sysctls};
 
-/// One thing that is not as it should be, and whom it is about.
+/// Warning: a single fault and its subject, such as `{"peer":{"subnet":"10.244.3.0/24","fault":"misaligned"}}`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Note {
-    /// This node.
+    /// Fault of this node.
     Node(NodeFault),
-    /// The peer that holds this subnet.
+    /// Fault of the peer that holds this subnet.
     Peer { subnet: IpNet, fault: PeerFault },
-    /// An entry of the datastore that is no lease.
+    /// Entry of the datastore that is no lease.
     Entry { key: Box<str>, why: Box<str> },
-    /// Entries beyond those that are named; `at_least` so many.
+    /// Entries beyond those that are named, at least this many.
     MoreEntries { at_least: u64 },
-    /// An entry of the datastore that was a lease and cannot be read any more.
+    /// Entry of the datastore that was a lease and cannot be read any more.
     Stale { key: Box<str>, why: Box<str> },
-    /// The datastore as a whole.
+    /// Fault of the datastore as a whole.
     Store(StoreFault),
-    /// A file of ours that only a later run needs.
+    /// File of ours that cannot be written, and that only a later run needs.
     Unwritable { path: Box<str>, why: Box<str>, loss: Box<str> },
-    /// Looks like flannel's and may be somebody else's.
+    /// Object that looks like flannel's and may belong to another program.
     Unclaimed(Unclaimed),
 }
 
-/// What is left alone though it may be left over.
+/// Object that is left alone, though it may be a left-over.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Unclaimed {
     Route(Route),
     Device(LinkName),
-    /// In our table.
+    /// Chain in our nftables table.
     Chain(NftTable, Box<str>),
 }
 
-/// What is wrong here.
+/// Fault of this node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NodeFault {
@@ -65,13 +65,13 @@ pub enum NodeFault {
         uplink: LinkName,
         address: IpAddr,
     },
-    /// Pods could have our own address or one of its network; `pods` is the range that subnets are leased from.
+    /// Pods could have our own address or one of its network; `pods` is the range from which subnets are leased.
     UplinkAmongPods {
         uplink: LinkName,
         address: IpNet,
         pods: Box<str>,
     },
-    /// The same of another interface, which is out of reach once a peer has that subnet.
+    /// Pods could have addresses of another interface's network, which is out of reach once a peer has that subnet.
     InterfaceAmongPods {
         link: LinkName,
         address: IpNet,
@@ -87,8 +87,8 @@ pub enum NodeFault {
         family: Family,
         peer_on: Option<(IpAddr, LinkName)>,
     },
-    /// A tunnel of that family needs larger packets than the uplink, or the configured MTU, allows; bytes. `alone` is the
-    /// family that goes on.
+    /// Tunnels of the family need larger packets than the uplink, or the configured MTU, allows. Sizes are in bytes.
+    /// `alone` is the family that still works.
     TooNarrow {
         uplink: LinkName,
         family: Family,
@@ -122,15 +122,15 @@ pub enum NodeFault {
         port: Option<u16>,
         networks: Box<[IpNet]>,
     },
-    /// The kernel keeps no more than `limit` neighbours.
+    /// The kernel keeps at most `limit` neighbours; `enough` would do.
     NeighboursLimited {
         path: Box<str>,
         limit: usize,
         enough: usize,
     },
-    /// Direct routing is to be verified, and nobody may be asked.
+    /// Direct routing is to be verified, but probes are off.
     NothingVerified,
-    /// Direct routing is to be verified, and this process may open no socket to ask by.
+    /// Direct routing is to be verified, but this process may open no socket for probes.
     NoProbeSocket {
         why: Box<str>,
     },
@@ -138,11 +138,11 @@ pub enum NodeFault {
     Diverted(Box<Diversion>),
 }
 
-/// What is wrong with what the store says.
+/// Fault of the store's content.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StoreFault {
-    /// More than half of the peers at once.
+    /// More than half of the peers are missing at once, or some after a break in the store's history.
     PeersMissing,
     OwnLeaseGone {
         why: Box<str>,
@@ -150,14 +150,14 @@ pub enum StoreFault {
     OwnLeaseStale {
         why: Box<str>,
     },
-    /// Nobody could renew it in time.
+    /// Our lease has expired, since the store was not there to renew it.
     OwnLeaseOver,
-    /// Another node has our subnet.
+    /// Our lease is held by another node now.
     OwnLeaseTaken {
         subnet: Box<str>,
         holder: Box<str>,
     },
-    /// `theirs` is what somebody else makes it say.
+    /// Our lease is overwritten again and again; `theirs` is what the other writer puts there.
     OwnLeaseContested {
         subnet: Box<str>,
         theirs: Box<str>,
@@ -170,16 +170,16 @@ pub enum StoreFault {
     },
 }
 
-/// What is wrong with a peer; all but the last two leave it out.
+/// Fault of a peer. All but the last two leave the peer out.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PeerFault {
     OutsideNetwork,
-    /// No `SubnetLen` makes a subnet of that length.
+    /// Prefix length that no `SubnetLen` gives.
     BadLength,
     Misaligned,
     OverlapsOurs(IpNet),
-    /// `with` is a network of the uplink.
+    /// Subnet that overlaps `with`, which is a network of the uplink or a peer's address.
     OverlapsUplink {
         uplink: LinkName,
         with: IpNet,
@@ -196,7 +196,7 @@ pub enum PeerFault {
         with: IpNet,
     },
     UnusableVni(u32),
-    /// A well-known port that is not the one of this node's config.
+    /// Well-known port that is not the one of this node's config.
     BadPort(u16),
     OtherBackend {
         theirs: Box<str>,
@@ -206,12 +206,12 @@ pub enum PeerFault {
         next_hop: IpAddr,
         uplink: LinkName,
     },
-    /// Seen by asking it.
+    /// Finding of the probes.
     Probed(Finding),
 }
 
 impl Note {
-    /// The kind of fault, such as `peer-not-on-link`: the same for all whom it is about.
+    /// Returns the kind of fault, such as `peer-not-on-link`. It is the same for all subjects.
     pub fn reason(&self) -> String {
         match self {
             Self::Node(NodeFault::Firewall(fault)) => format!("firewall-{}", variant(fault)),
@@ -228,7 +228,7 @@ impl Note {
     }
 }
 
-/// The name of an enum's variant, as it is written down.
+/// Returns the name of an enum's variant as serde writes it.
 fn variant(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(Value::String(name)) => name,
@@ -322,7 +322,7 @@ impl fmt::Display for PeerFault {
 }
 
 impl PeerFault {
-    /// Words for a fault of the peer's subnet; none for other faults.
+    /// Writes the words for a fault of the peer's subnet, and nothing for other faults.
     fn explain_subnet(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OutsideNetwork => {
@@ -351,7 +351,7 @@ impl PeerFault {
         }
     }
 
-    /// Words for a fault of the peer's underlay address; none for other faults.
+    /// Writes the words for a fault of the peer's underlay address, and nothing for other faults.
     fn explain_address(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoPublicAddress(family) => {
@@ -369,7 +369,7 @@ impl PeerFault {
         }
     }
 
-    /// Words for a fault of the peer's VTEP; none for other faults.
+    /// Writes the words for a fault of the peer's VTEP, and nothing for other faults.
     fn explain_vtep(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoVtep(family) => {
@@ -402,7 +402,7 @@ impl PeerFault {
 }
 
 impl NodeFault {
-    /// Networks of this node's interfaces.
+    /// Writes the words for a fault of this node's networks, and nothing for other faults.
     fn explain_network(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UplinkWithoutRoute { uplink, address } => write!(
@@ -595,7 +595,7 @@ mod tests {
     use crate::firewall::Variant;
     use crate::state::{MAIN_TABLE, RoutePath};
 
-    /// Makes a note of each kind, and the words by which docs/operating.md lists it: a kind without a line does not
+    /// Makes a note of each kind, with the words by which docs/operating.md lists it. A kind without a line does not
     /// compile.
     macro_rules! kinds {
         ($($kind:pat => $note:expr, $words:literal;)*) => {

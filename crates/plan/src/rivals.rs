@@ -1,7 +1,7 @@
-//! Which of two leases is believed that cannot both be, because they overlap or name one VTEP MAC at two addresses. The one
-//! whose node answers is; where nobody is known to answer, the one that was written last, as with flannel. So a node that
-//! comes back with another subnet takes the place of its own old lease, and no lease takes the place of a node that lives.
-//! It remembers who was found silent. Time is given, not read.
+//! Decides which of several leases in conflict is believed. Leases are in conflict if they overlap, or if they name one
+//! VTEP MAC at two addresses. The lease whose node replies is believed; if none is known to reply, the one that was
+//! written last, as with flannel. So a node that returns with another subnet replaces its own old lease, and no lease
+//! replaces a live node. Nodes that were found silent are remembered. Time is a parameter, not read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,26 +17,27 @@ use crate::subnet_alloc::number;
 use crate::verdict::Health;
 use crate::{LinkName, Mac};
 
-/// Time for which what stands in the kernel is kept while its node has not been judged.
+/// Maximum time for which a lease that the kernel uses is kept while its node has not been judged.
 const UNJUDGED: Duration = Duration::from_secs(60);
-/// Shortest time for which a node that was found silent is not tried again, doubled each time up to the longest one.
+/// Minimum time after which a silent node is tried again; it doubles each time.
 const FIRST_WAIT: Duration = Duration::from_secs(30);
+/// Maximum time after which a silent node is tried again.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
-/// What is known of a lease that is in conflict with another one. The lowest is believed.
+/// Standing of a lease in a conflict. The lease with the lowest standing is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Standing {
-    /// Its pod subnet answers.
+    /// Lease whose pod subnet replies.
     Answers,
-    /// The kernel sends there now, and its node has not been judged yet.
+    /// Lease to whose node the kernel sends now, and whose node has not been judged yet.
     InPlace,
     Unknown,
-    /// Its pod subnet was found silent.
+    /// Lease whose pod subnet was found silent.
     Silent,
 }
 
-/// A lease that is in conflict with another one.
+/// Lease that is in conflict with another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Contender {
@@ -45,19 +46,19 @@ pub struct Contender {
     pub standing: Standing,
 }
 
-/// What tells which contender is alive.
+/// Evidence that shows which contender is alive.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence<'a> {
-    /// By subnet.
+    /// Health of the peers, by subnet.
     pub healths: &'a [Health],
     /// Observed state.
     pub seen: &'a State,
     pub uplink: LinkName,
-    /// Are peers probed? Without probes nobody is ever judged.
+    /// True if peers are probed. Without probes no peer is ever judged.
     pub probed: bool,
 }
 
-/// A lease as one of a conflict, by subnet and public address.
+/// Key of a lease in a conflict: its subnet and its public address.
 type Key = (IpNet, IpAddr);
 
 /// Memory of the leases that are in conflict now.
@@ -78,9 +79,9 @@ struct Known {
 
 #[derive(Clone, Copy, Debug)]
 struct Silence {
-    /// How often it was found silent.
+    /// Number of times that the node was found silent.
     times: u32,
-    /// When it is tried again.
+    /// Time at which the node may be tried again.
     until: Instant,
 }
 
@@ -93,7 +94,7 @@ impl Silence {
 }
 
 impl Rivals {
-    /// The leases that are in conflict, by subnet, each with what is known of it.
+    /// Returns the leases that are in conflict, by subnet, each with its standing.
     pub fn weigh(
         &mut self,
         config: &Config,
@@ -118,12 +119,12 @@ impl Rivals {
         contenders
     }
 
-    /// When to weigh again though nothing is heard.
+    /// Returns when to weigh again even without news.
     pub fn due(&self) -> Option<Instant> {
         self.due
     }
 
-    /// Finds the conflicts, and forgets those that are over. A lease that was written anew is as good as a new one.
+    /// Finds the conflicts, and forgets those that are over. A lease that was written again counts as a new one.
     fn follow(&mut self, config: &Config, leases: &[Lease], now: Instant) -> Vec<Vec<Key>> {
         let mut before = std::mem::take(&mut self.known);
         let own_vni = config.backend.vni();
@@ -148,7 +149,8 @@ impl Rivals {
         groups
     }
 
-    /// While one lives, and for a while after it, none is tried in its place that is older or was found silent.
+    /// Keeps rivals from being tried in place of a live node, and for a while after it has fallen silent. Older leases
+    /// and leases found silent are held back; newer ones are not.
     fn hold_back(&mut self, group: &[Key], fallen: &BTreeSet<Key>, now: Instant) {
         let living = group.iter().filter_map(|key| Some((key, self.known.get(key)?)));
         let living = living.filter(|(key, known)| known.answers == Some(true) || fallen.contains(key));
@@ -166,7 +168,7 @@ impl Rivals {
         }
     }
 
-    /// Takes what the probes say. Returns those that answered before and do not any more.
+    /// Takes the verdicts of the probes. Returns the leases whose nodes replied before and do not any more.
     fn judge(&mut self, evidence: Evidence<'_>, now: Instant) -> BTreeSet<Key> {
         let mut fallen = BTreeSet::new();
         for (&(subnet, public_ip), known) in &mut self.known {
@@ -191,7 +193,7 @@ impl Rivals {
 }
 
 impl Known {
-    /// How it stands, and when that ends by itself.
+    /// Returns the standing, and the time at which it ends by itself.
     fn standing(&self, in_place: bool, probed: bool, now: Instant) -> (Standing, Option<Instant>) {
         let begun = match (self.answers, self.silent) {
             (Some(true), _) => return (Standing::Answers, None),
@@ -208,7 +210,7 @@ impl Known {
     }
 }
 
-/// What the kernel sends where.
+/// Destinations of the kernel's routes and FDB entries.
 struct Stands {
     routes: BTreeSet<IpNet>,
     vteps: BTreeMap<Mac, BTreeSet<IpAddr>>,
@@ -233,7 +235,7 @@ impl Stands {
     }
 }
 
-/// An FDB entry: its key in a VNI's device, and where it sends to.
+/// FDB entry: its key in a VNI's device, and the address and port to which it sends.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Target {
     vni: u32,
@@ -254,19 +256,19 @@ impl Target {
     }
 }
 
-/// Can only one of both be reached? Of no use to whoever has many: see [`Rivals`].
+/// Returns true if only one of both leases can be reached. [`Rivals`] handles many leases at once.
 pub fn conflict(one: &Lease, other: &Lease) -> bool {
     Family::ALL.into_iter().any(|family| {
         let overlap = one.subnet.of(family).zip(other.subnet.of(family));
         let overlap = overlap.is_some_and(|(one, other)| one.contains(&other) || other.contains(&one));
-        // Without our own VNI at hand two that name none, or another one, count as of one VNI.
+        // VNIs are not compared: our own VNI is not at hand, and a lease that names none means it.
         let ends = Target::of(one, family, 0).zip(Target::of(other, family, 0));
         let remote = |target: Target| (target.address, target.port);
         overlap || ends.is_some_and(|(one, other)| one.mac == other.mac && remote(one) != remote(other))
     })
 }
 
-/// Groups of leases of which only one each can be believed.
+/// Returns groups of leases of which only one each can be believed.
 fn conflicts(leases: &[Lease], family: Family, own_vni: u32) -> Vec<Vec<&Lease>> {
     let mut groups = Vec::new();
     let with_span = |lease| {
@@ -314,7 +316,7 @@ mod tests {
         NetConf::parse(br#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#).unwrap().config()
     }
 
-    /// All have one MAC.
+    /// Returns a lease; all leases have the same MAC.
     fn lease((key, host): (&str, u8), written: u64) -> Lease {
         let value = format!(
             r#"{{"PublicIP":"192.0.2.{host}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:07"}}}}"#
@@ -326,7 +328,7 @@ mod tests {
         (lease.subnet.of(Family::Ipv4).unwrap(), lease.public(Family::Ipv4).unwrap())
     }
 
-    /// A node that believes in one lease, and what became of it.
+    /// Simulated node that believes one lease at a time, and what the probes find.
     struct Node {
         rivals: Rivals,
         leases: Vec<Lease>,
@@ -336,7 +338,7 @@ mod tests {
         start: Instant,
         second: u64,
         believed: Option<Key>,
-        /// Since when, and what is said of it.
+        /// Second since which the lease is believed; `answers` is what the probes have found since then.
         since: u64,
         answers: Option<bool>,
     }
@@ -377,7 +379,7 @@ mod tests {
             State { routes: vec![route].into(), fdb: vec![fdb].into(), ..State::default() }
         }
 
-        /// A round, and a second later what the probes say.
+        /// Runs one reconcile pass, and a second later takes what the probes find.
         fn turn(&mut self) {
             let told = |(subnet, node): Key| {
                 let finding =
@@ -408,7 +410,7 @@ mod tests {
             let known_for = self.second - self.since;
             match believed.map(lives) {
                 Some(true) if known_for > 2 => self.answers = Some(true),
-                // A new one is given time, an old one is soon missed.
+                // A new peer is given time; a peer that replied before is soon missed.
                 Some(false) if !self.suspect && (known_for > 10 || self.answers == Some(true)) => {
                     self.answers = Some(false);
                 }
@@ -427,9 +429,9 @@ mod tests {
 
     #[test]
     fn a_node_that_comes_back_with_another_subnet_is_believed() {
-        // Nobody was there before, as after a reboot of this node.
+        // No lease was believed before, as after a reboot of this node.
         assert_eq!(Node::new(vec![lease(OLD, 5), lease(NEW, 9)], &[13]).after(1), 13);
-        // It was known, and was found silent, or not yet.
+        // The old lease was known, and its node was found silent or not yet.
         for silent in [0, 1, 9] {
             let mut node = Node::new(vec![lease(OLD, 5)], &[12]);
             assert_eq!(node.after(60), 12);
@@ -437,7 +439,7 @@ mod tests {
             node.after(silent);
             (node.living, node.leases) = (vec![13], vec![lease(OLD, 5), lease(NEW, 9)]);
             assert_eq!(node.after(3), 13, "{silent}");
-            // For as long as its old lease lasts.
+            // The new lease is believed for as long as the old one lasts.
             for _ in 0..86_400 / 60 {
                 assert_eq!(node.after(60), 13);
             }
@@ -454,7 +456,7 @@ mod tests {
                 assert_eq!(node.after(1), 12, "{written}");
             }
         }
-        // Not even where all seem silent, because this node is cut off.
+        // The lease stays even if all nodes seem silent, because this node is cut off.
         (node.living, node.suspect) = (vec![], true);
         assert_eq!(node.after(600), 12);
     }
@@ -514,13 +516,13 @@ mod tests {
         let mut vni = lease(NEW, 1);
         assert_eq!(found(&[one.clone(), vni.clone()]), [2]);
         assert!(conflict(&one, &vni));
-        // Two subnets of one node are none.
+        // Two subnets of one node are not in conflict.
         let same = lease((NEW.0, 12), 1);
         assert_eq!(found(&[one.clone(), same.clone()]), [0; 0]);
         assert!(!conflict(&one, &same));
         mac(&mut vni, 8);
         assert_eq!(found(&[one.clone(), vni.clone()]), [0; 0]);
-        // Subnets that overlap are one, whatever the MACs.
+        // Subnets that overlap are in conflict, whatever the MACs.
         let mut wide = lease(("10.244.30.0-23", 14), 1);
         mac(&mut wide, 9);
         assert_eq!(found(&[one.clone(), vni, wide.clone()]), [2]);

@@ -1,5 +1,5 @@
-//! Finds the peers that the kernel reaches directly now, whoever wrote the routes. A peer about which nothing is known
-//! keeps this path.
+//! Finds the peers that the kernel reaches directly now, whichever program wrote the routes. A peer about which nothing
+//! is known keeps this path.
 
 use crate::LinkName;
 use crate::input::DirectRoute;

@@ -1,5 +1,5 @@
-//! Which subnet a node leases: its own again where it can, else a free one drawn evenly (flannel-compat 2.2, 4.5). The
-//! dice come from outside; the lease itself is taken by `store`.
+//! Chooses the subnet that a node leases: its own again if possible, else a free one drawn evenly (flannel-compat 2.2,
+//! 4.5). The caller supplies the random number; `store` takes the lease.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,19 +13,19 @@ use crate::input::{Family, Uplink};
 use crate::lease::{Lease, Subnet};
 use crate::netconf::NetConf;
 
-/// The subnets of one family that may be leased.
+/// Subnets of one family that may be leased.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Bounds", into = "Bounds")]
 pub struct Pool {
     pub network: IpNet,
     /// Prefix length of a subnet.
     pub len: u8,
-    /// Network address of the first and of the last subnet.
+    /// Network addresses of the first and of the last subnet, as numbers.
     first: u128,
     last: u128,
 }
 
-/// A pool in the words of a network config.
+/// Pool in the terms of a network config: `{"network":"10.3.0.0/16","len":24,"min":"10.3.1.0","max":"10.3.255.0"}`.
 #[derive(Serialize, Deserialize)]
 struct Bounds {
     network: IpNet,
@@ -61,19 +61,19 @@ pub struct Range {
 }
 
 impl Range {
-    /// True if the address lies in the range.
+    /// Returns true if the address lies in the range.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.overlaps(&address.into())
     }
 
-    /// True if the network and the range share an address.
+    /// Returns true if the network and the range share an address.
     pub fn overlaps(&self, network: &IpNet) -> bool {
         network.addr().is_ipv4() == self.first.is_ipv4()
             && number(network.network()) <= number(self.last)
             && number(self.first) <= number(network.broadcast())
     }
 
-    /// True if every address of the network lies in the range.
+    /// Returns true if every address of the network lies in the range.
     pub fn covers(&self, network: &IpNet) -> bool {
         network.addr().is_ipv4() == self.first.is_ipv4()
             && number(self.first) <= number(network.network())
@@ -93,7 +93,7 @@ impl fmt::Display for Range {
     }
 }
 
-/// The address as a number, for arithmetic within one family.
+/// Returns the address as a number, for arithmetic within one family.
 pub(crate) fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => u128::from(u32::from(address)),
@@ -102,8 +102,8 @@ pub(crate) fn number(address: IpAddr) -> u128 {
 }
 
 impl Pool {
-    /// A pool; absent bounds leave out the network's first subnet only, as flannel does. The error says which bound is
-    /// wrong.
+    /// Returns a pool. Without bounds it leaves out only the network's first subnet, as flannel does. The error says
+    /// which bound is wrong.
     pub fn new(network: IpNet, len: u8, min: Option<IpAddr>, max: Option<IpAddr>) -> Result<Self, String> {
         let size = 1 << (network.max_prefix_len() - len);
         let bound = |address: IpAddr| match number(address) {
@@ -123,7 +123,7 @@ impl Pool {
         1 << (self.network.max_prefix_len() - self.len)
     }
 
-    /// Number of subnets that it leases.
+    /// Returns the number of subnets in the pool.
     pub fn count(&self) -> u128 {
         (self.last - self.first) / self.size() + 1
     }
@@ -137,12 +137,12 @@ impl Pool {
         IpNet::new_assert(address, self.len)
     }
 
-    /// The addresses that pods may have: from the first one of the first subnet to the last one of the last subnet.
+    /// Returns the addresses that pods may have: from the first subnet's first address to the last subnet's last one.
     pub fn range(&self) -> Range {
         Range { first: self.nth(0).network(), last: self.nth(self.count() - 1).broadcast() }
     }
 
-    /// May this subnet be leased from the pool?
+    /// Returns true if this subnet may be leased from the pool.
     pub fn holds(&self, subnet: &IpNet) -> bool {
         let start = number(subnet.network());
         subnet.addr() == subnet.network()
@@ -151,8 +151,8 @@ impl Pool {
             && (self.first..=self.last).contains(&start)
     }
 
-    /// The free subnet that the dice choose, every free one being as likely; `None` when all are taken. Linear in the
-    /// leases but for the sort, and never tries candidates one by one.
+    /// Returns the free subnet that `dice` selects; every free one is equally likely. Returns `None` if all are taken.
+    /// The time is linear in the leases but for the sort, since candidates are not tried one by one.
     fn draw(&self, taken: impl Iterator<Item = IpNet>, dice: u64) -> Option<IpNet> {
         let mut spans: Vec<(u128, u128)> = taken.filter_map(|subnet| self.span(&subnet)).collect();
         spans.sort_unstable();
@@ -178,7 +178,7 @@ impl Pool {
         None
     }
 
-    /// Why no network config of this network leases that subnet, whatever its `SubnetLen`.
+    /// Returns why no network config of this network leases that subnet, whatever its `SubnetLen`.
     fn refuses(&self, subnet: &IpNet) -> Option<Refusal> {
         if subnet.addr() != subnet.network() {
             return Some(Refusal::Misaligned);
@@ -191,7 +191,7 @@ impl Pool {
             .then_some(Refusal::Length)
     }
 
-    /// First and last index of the pool's subnets that overlap the given one.
+    /// Returns the first and last index of the pool's subnets that overlap the given one.
     fn span(&self, subnet: &IpNet) -> Option<(u128, u128)> {
         let (start, end) = (number(subnet.network()), number(subnet.broadcast()));
         let same_family = subnet.max_prefix_len() == self.network.max_prefix_len();
@@ -203,12 +203,13 @@ impl Pool {
     }
 }
 
-/// Prefix lengths that subnets of a network may have: flannel leases at least four, of at least four addresses each.
+/// Returns the prefix lengths that subnets of a network may have. flannel leases at least four subnets, of at least four
+/// addresses each.
 pub(crate) fn lengths(network: &IpNet) -> RangeInclusive<u8> {
     network.prefix_len() + 2..=network.max_prefix_len() - 2
 }
 
-/// Why a subnet is no lease of a network.
+/// Reason why a subnet is no lease of a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
     Misaligned,
@@ -216,16 +217,17 @@ enum Refusal {
     Length,
 }
 
-/// How a lease's subnet is related to a network config.
+/// Relation of a lease's subnet to a network config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kinship {
-    /// It is one that the config leases.
+    /// Subnet that the config leases.
     Own,
-    /// Another `SubnetLen` or other families of the same network lease it, as while nodes change one after the other.
+    /// Subnet of the same network that another `SubnetLen` or other families lease, as while nodes change one after the
+    /// other.
     Other,
 }
 
-/// Relates a subnet to a config. `Err` says why no config of these networks leases it.
+/// Returns how a subnet is related to a config. The error says why no config of these networks leases it.
 pub fn kinship(conf: &NetConf, subnet: &Subnet) -> Result<Kinship, &'static str> {
     if fits(conf, subnet) {
         return Ok(Kinship::Own);
@@ -245,7 +247,8 @@ pub fn kinship(conf: &NetConf, subnet: &Subnet) -> Result<Kinship, &'static str>
     }
 }
 
-/// The part of a subnet that a config of these networks leases; what is no node's takes nothing from any node.
+/// Returns the part of a subnet that a config of these networks leases. The rest belongs to no node, and takes nothing
+/// from any node.
 pub fn credible(conf: &NetConf, subnet: &Subnet) -> Subnet {
     let is_credible = |family, net: IpNet| conf.pool(family).is_none_or(|pool| pool.refuses(&net).is_none());
     Subnet {
@@ -261,50 +264,52 @@ impl fmt::Display for Pool {
     }
 }
 
-/// What to do to hold a lease.
+/// Subnets to lease, and what to do for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
     pub subnet: Subnet,
-    /// Leases of ours that no longer fit the network config, to be deleted.
+    /// Leases of ours to be deleted: they no longer fit the network config, or overlap an older lease.
     pub stale: Vec<Subnet>,
     pub origin: Origin,
 }
 
-/// Where the chosen subnet comes from.
+/// Origin of the chosen subnet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// The store holds it under our address.
+    /// Our lease in the store.
     Reused,
-    /// The subnet file named it and nobody else has it.
+    /// Subnet file of an earlier run, whose subnet no other node has.
     Previous,
     Drawn,
 }
 
-/// Who asks for a lease.
+/// Node that asks for a lease.
 #[derive(Clone, Debug, Default)]
 pub struct Asker {
     pub public_ip: Option<Ipv4Addr>,
     pub public_ipv6: Option<Ipv6Addr>,
-    /// What the subnet file of an earlier run says.
+    /// Subnets in the subnet file of an earlier run.
     pub previous: Option<Subnet>,
-    /// What this node last wrote, perhaps under an address that it has lost since.
+    /// Lease that this node last wrote, perhaps under an address that it has lost since.
     pub held: Option<Lease>,
-    /// The VTEP devices that stand here: each one's address, which is its subnet's first, and its MAC.
+    /// VTEP devices that exist here: the address of each, which is its subnet's first, and its MAC.
     pub vteps: Vec<(IpAddr, Mac)>,
 }
 
 impl Asker {
-    /// One that is reached by that uplink.
+    /// Returns an asker that is reached by that uplink.
     pub fn at(uplink: &Uplink) -> Self {
         let (public_ip, public_ipv6) = (uplink.public_ip.or(uplink.ipv4), uplink.public_ipv6.or(uplink.ipv6));
         Self { public_ip, public_ipv6, ..Self::default() }
     }
 
-    /// A node is known by its public IPv4, or where there is none by its public IPv6. Under an address that it has lost only
-    /// the very lease that it wrote is its own: the address may be another node's by now.
+    /// Returns true if the lease is this node's. A node is known by its public IPv4 address, or without one by its public
+    /// IPv6 address. Under an address that it has lost, only the very lease that it wrote is its own: another node may
+    /// have the address by now.
     pub fn owns(&self, lease: &Lease) -> bool {
         let place = |lease: &Lease| (lease.subnet, lease.public_ip, lease.public_ipv6);
-        // Whoever has that address now may have taken the lease over with it, as flannel does, and has a MAC of its own.
+        // The present holder of that address may have taken the lease over with it, as flannel does. Then the MAC
+        // differs.
         let other_mac = |held: &Lease| {
             let mut pairs = held.announced.macs().into_iter().zip(lease.announced.macs());
             pairs.any(|(held, listed)| held.zip(listed).is_some_and(|(held, listed)| held != listed))
@@ -320,8 +325,8 @@ impl Asker {
         }
     }
 
-    /// Has certainly another machine written it? Only one that has run in this network can tell: by a subnet and a MAC that
-    /// are both none of its own.
+    /// Returns true if another machine has certainly written the lease. Only a machine that has run in this network can
+    /// know it: the lease's subnet and MAC are both none of its own.
     fn is_anothers(&self, conf: &NetConf, lease: &Lease) -> bool {
         let mut is_strange = false;
         let held_macs = self.held.as_ref().map_or([None; 2], |held| held.announced.macs());
@@ -344,10 +349,11 @@ impl Asker {
     }
 }
 
-/// Another node's lease under the address that we would announce from now on. A machine without a memory is never told of
-/// one: what stands under its address may well be its own, from before a reboot, a new installation or from flannel, so it
-/// takes it over, MAC and all. Two such machines share a subnet as with flannel (flannel-faults 11), and nothing in the
-/// store tells them apart. One that announces the address already has been running so, and stays.
+/// Returns another node's lease under the address that we would announce from now on. A machine without memory gets none:
+/// the lease under its address may be its own. It may have written that lease before a reboot or a new installation, or
+/// flannel may have written it there. So the machine takes the lease over with its MAC. Two such machines share a subnet
+/// as with flannel (flannel-faults 11): nothing in the store tells them apart. A node gets none, too, if its own lease
+/// has the address already.
 pub fn twin<'a>(conf: &NetConf, leases: &'a [Lease], asker: &Asker, chosen: &Choice) -> Option<&'a Lease> {
     let at_our_address = || leases.iter().filter(|lease| asker.is_at_our_address(lease));
     let is_known = |lease: &&Lease| lease.subnet == chosen.subnet && !asker.is_anothers(conf, lease);
@@ -357,7 +363,7 @@ pub fn twin<'a>(conf: &NetConf, leases: &'a [Lease], asker: &Asker, chosen: &Cho
     at_our_address().find(|lease| asker.is_anothers(conf, lease))
 }
 
-/// Chooses the subnets of a node. `Err` when the pool is used up.
+/// Chooses the subnets of a node. It is an error if the pool is used up.
 pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Result<Choice, String> {
     let credible = |lease: &Lease| match asker.owns(lease) {
         true => lease.clone(),
@@ -365,12 +371,12 @@ pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Res
     };
     let leases: Vec<Lease> = leases.iter().map(credible).collect();
     let mut own: Vec<&Lease> = leases.iter().filter(|lease| asker.owns(lease)).collect();
-    // Pods run in what we hold, or in what the subnet file says; whoever had our address before may have left another, and
-    // whoever wrote one under it since can wait.
+    // Pods run in the subnet that we hold, or in the one of the subnet file. An earlier holder of our address may have
+    // left another lease, and a later one may have written one; both matter less.
     let is_held = |lease: &Lease| asker.held.as_ref().is_some_and(|held| held.subnet == lease.subnet);
     let is_previous = |lease: &Lease| asker.previous == Some(lease.subnet);
     own.sort_unstable_by_key(|lease| (!is_held(lease), !is_previous(lease), lease.born, lease.subnet));
-    // Of two that overlap the older stays, so ours gives way to an older one.
+    // Of two leases that overlap the older one stays, so ours gives way to an older one.
     let usurped = |own: &Lease| {
         let mut older = leases.iter().filter(|other| !asker.owns(other) && other.born < own.born);
         older.any(|other| overlap(&own.subnet, &other.subnet))
@@ -389,7 +395,7 @@ pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Res
         None => Ok(None),
         Some(pool) => {
             let taken = || others().filter_map(|lease| lease.subnet.of(family));
-            // Pods run in it, whatever became of the other family.
+            // Pods run in this family's subnet, whatever became of the other family.
             let had = own.iter().map(|lease| lease.subnet).chain(asker.previous);
             let mut kept = had.filter_map(|subnet| subnet.of(family)).filter(|net| pool.holds(net));
             kept.find(|net| !taken().any(|other| meet(net, &other)))
@@ -417,7 +423,7 @@ fn out_of_subnets(pool: &Pool, taken: impl Iterator<Item = IpNet>) -> String {
     text
 }
 
-/// Does the subnet have exactly the families of the config, each within its pool?
+/// Returns true if the subnet has exactly the families of the config, each within its pool.
 pub fn fits(conf: &NetConf, subnet: &Subnet) -> bool {
     Family::ALL.into_iter().all(|family| match (conf.pool(family), subnet.of(family)) {
         (Some(pool), Some(net)) => pool.holds(&net),
@@ -434,7 +440,7 @@ fn meet(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
 
-/// Do they share an address?
+/// Returns true if both share an address.
 pub fn overlap(one: &Subnet, other: &Subnet) -> bool {
     Family::ALL.into_iter().any(|family| match (one.of(family), other.of(family)) {
         (Some(a), Some(b)) => meet(&a, &b),
@@ -477,7 +483,7 @@ mod tests {
             let choice = choose(&conf, &leases, &moved, 0).unwrap();
             assert_eq!((choice.subnet, choice.origin), (held.subnet, Origin::Reused));
         }
-        // Whoever has our old address now has a lease of its own, or has taken ours.
+        // The present holder of our old address has a lease of its own, or has taken ours.
         let next = lease("10.3.8.0-24", [192, 0, 2, 9]);
         assert!(!moved.owns(&next));
         let theirs = Lease { public_ip: Some([192, 0, 2, 77].into()), ..held.clone() };
@@ -610,7 +616,8 @@ mod tests {
         }
     }
 
-    /// A test of laws found it: without its junk the other lease looks like ours.
+    /// A lease takes its subnet from us even if only its credible part equals ours. A test of laws found this case:
+    /// without its invalid part the other lease looked like ours.
     #[test]
     fn a_lease_whose_credible_part_is_the_subnet_of_ours_still_takes_it() {
         let conf = conf(
@@ -667,7 +674,7 @@ mod tests {
             assert_eq!(drawn.len() as u128, pool, "{key}");
             assert!(kinship(&conf, &planted[0].subnet).is_err(), "{key}");
         }
-        // Older than ours, it does not take ours away either.
+        // The invalid lease is older than ours, but does not take ours away either.
         let ours = Lease { born: 5, ..lease("10.244.7.0-24&fd00:0:0:7::-64", [192, 0, 2, 1]) };
         let choice =
             choose(&conf, &[lease("10.244.0.0-16", [192, 0, 2, 9]), ours.clone()], &asker(None), 0).unwrap();

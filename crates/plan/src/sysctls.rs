@@ -1,5 +1,5 @@
-//! The node's own settings that a pod network needs: only those, and only upwards, by the values that were read. It knows
-//! no way to write one, and what was read of none is wanted of none.
+//! Sysctls that a pod network needs. The node's own sysctls are planned only if necessary, only to raise them, and only
+//! if they could be read. The crate `kernel` writes them.
 
 use std::fmt;
 
@@ -15,13 +15,16 @@ use crate::state::{State, Sysctl};
 const FORWARD: &str = "net/ipv4/ip_forward";
 const FORWARD_IPV6: &str = "net/ipv6/conf/all/forwarding";
 
-/// `rp_filter` and `accept_ra`, as the kernel numbers them.
+/// Value of `rp_filter` that checks sources strictly.
 const STRICT: u8 = 1;
+/// Value of `rp_filter` that checks sources loosely.
 const LOOSE: &str = "2";
+/// Value of `accept_ra` that accepts router advertisements unless the node forwards.
 const ACCEPTS_RA_UNLESS_FORWARDING: &str = "1";
+/// Value of `accept_ra` that accepts router advertisements in any case.
 const ACCEPTS_RA: &str = "2";
 
-/// What the kernel is read for.
+/// Returns the paths of the sysctls that are read.
 pub(crate) fn paths(config: &Config, uplink: LinkName, links: &[LinkName]) -> Vec<Box<str>> {
     let mut paths: Vec<Box<str>> = links.iter().map(|&link| accept_ra(link)).collect();
     if config.ipv6.is_some() {
@@ -48,7 +51,7 @@ pub(crate) fn paths(config: &Config, uplink: LinkName, links: &[LinkName]) -> Ve
     paths
 }
 
-/// The settings that are too low, and those of our devices that must not fall back. `devices` are those that are wanted.
+/// Returns settings that are too low, and settings that our devices must keep. `devices` are the desired devices.
 pub(crate) fn lacking(
     config: &Config,
     node: &Node,
@@ -70,7 +73,8 @@ pub(crate) fn lacking(
     rows
 }
 
-/// Our own devices forward wherever the node does: a device is born with the default, which may be off.
+/// Returns `forwarding` of our own devices, which must forward if the node does. A new device gets the default, which may
+/// be off.
 pub(crate) fn own_forwarding(config: &Config, seen: &Underlay, devices: &[LinkName]) -> Vec<Sysctl> {
     let off = |family: Family, link: &LinkName| {
         let (family, all) = if family == Family::Ipv4 { ("ipv4", FORWARD) } else { ("ipv6", FORWARD_IPV6) };
@@ -86,8 +90,8 @@ pub(crate) fn own_forwarding(config: &Config, seen: &Underlay, devices: &[LinkNa
     devices.iter().filter_map(of).collect()
 }
 
-/// Those of others that packets of pods come in by: where one does not forward, its packets are lost though the node
-/// forwards. IPv6 looks at the node's setting alone.
+/// Returns `forwarding` of other programs' devices by which packets of pods come in. A device that does not forward loses
+/// them, though the node forwards. IPv6 looks at the node's setting alone.
 pub(crate) fn others_forwarding(
     config: &Config,
     node: &Node,
@@ -101,8 +105,9 @@ pub(crate) fn others_forwarding(
     links.filter_map(|link| switched_off(&forwarding(link), seen)).collect()
 }
 
-/// A node that forwards hears router advertisements only where it is told to in any case, and loses the default route that
-/// it has from them. Without the uplink nothing can be told, and so it waits.
+/// Returns the settings that make the node forward IPv6. A node that forwards accepts router advertisements only if
+/// `accept_ra` is 2, and otherwise loses its default route from them. Without the uplink this cannot be decided, and
+/// nothing is planned.
 fn forward_ipv6(accept_ra: &str, seen: &Underlay) -> Vec<Sysctl> {
     let Some(hears) = seen.sysctl(accept_ra) else { return Vec::new() };
     let Some(forward) = switched_off(FORWARD_IPV6, seen) else { return Vec::new() };
@@ -115,13 +120,14 @@ fn switched_off(path: &str, seen: &Underlay) -> Option<Sysctl> {
     (seen.sysctl(path) == Some("0")).then(|| Sysctl { path: path.into(), value: "1".into() })
 }
 
-/// The uplink, where a peer may send directly what goes to it through the tunnel: which way works each end finds out alone.
+/// Returns the uplink if a peer may send directly what we send through the tunnel. Each end finds out alone which path
+/// works.
 fn two_ways(config: &Config, uplink: LinkName) -> Option<LinkName> {
     (config.backend.direct() == Direct::Verified).then_some(uplink)
 }
 
-/// In force is the larger of all's value and the device's own. A device that is not there yet, or is set already, is judged
-/// by what a new one gets.
+/// Returns a loose `rp_filter` for the device if the value in force is strict. In force is the larger of `all`'s and the
+/// device's own value. A device that does not exist yet, or is loose already, is judged by the value of a new device.
 fn loose(link: LinkName, seen: &Underlay) -> Option<Sysctl> {
     let own = rp_filter(link.as_str());
     let number = |path: &str| seen.sysctl(path).and_then(|value| value.parse::<u8>().ok());
@@ -130,24 +136,24 @@ fn loose(link: LinkName, seen: &Underlay) -> Option<Sysctl> {
     (in_force == STRICT).then(|| Sysctl { path: own, value: LOOSE.into() })
 }
 
-/// What is not as it should be, where nothing may be written; `None` where there is nothing to write to.
+/// Returns a fault if a setting that may not be written has another value; `None` if it does not exist.
 pub(crate) fn told(row: Sysctl, seen: &Underlay) -> Option<NodeFault> {
     let is: Box<str> = seen.sysctl(&row.path)?.into();
     (is != row.value).then_some(NodeFault::SysctlUnset { path: row.path, value: row.value, is })
 }
 
-/// Is that setting still wanted, and not there?
+/// Returns true if the setting is still desired and not there.
 pub fn is_missing(path: &str, value: &str, wanted: &State, seen: &State) -> bool {
     let has = |state: &State| state.sysctls.iter().any(|row| *row.path == *path && *row.value == *value);
     has(wanted) && !has(seen)
 }
 
-/// Turns it forwarding on?
+/// Returns true if the setting turns forwarding on.
 pub(crate) fn forwards(row: &Sysctl) -> bool {
     [FORWARD, FORWARD_IPV6].contains(&&*row.path)
 }
 
-/// What to do about a path that should have that value, for whoever reads a note of it.
+/// Remedy for a path that should have a value, for the reader of a warning.
 pub(crate) struct Remedy<'a>(pub(crate) &'a str, pub(crate) &'a str);
 
 impl fmt::Display for Remedy<'_> {
@@ -157,7 +163,7 @@ impl fmt::Display for Remedy<'_> {
     }
 }
 
-/// What goes wrong without it.
+/// Returns what goes wrong without the setting.
 fn harm(path: &str, value: &str) -> &'static str {
     match (path.rsplit('/').next(), value) {
         (Some("ip_forward"), _) => "without it this node forwards no IPv4 packet of its pods",
@@ -177,12 +183,13 @@ fn harm(path: &str, value: &str) -> &'static str {
     }
 }
 
-/// A router's advertisement from inside the tunnel must not configure the node (flannel-compat 6.0).
+/// Returns the setting that keeps router advertisements from inside the tunnel from configuring the node (flannel-compat
+/// 6.0).
 pub(crate) fn no_advertisements(link: LinkName) -> Sysctl {
     Sysctl { path: accept_ra(link), value: "0".into() }
 }
 
-/// IPv6 must not be off on a device of ours that carries it, whatever new devices get.
+/// Returns the setting that turns IPv6 on for a device of ours that carries it, whatever new devices get.
 pub(crate) fn ipv6_on(link: LinkName, seen: &Underlay) -> Option<Sysctl> {
     let own = disable_ipv6(link.as_str());
     let in_force = seen.sysctl(&own).or_else(|| seen.sysctl(&disable_ipv6("default")))?;
@@ -193,7 +200,7 @@ fn disable_ipv6(whose: &str) -> Box<str> {
     format!("net/ipv6/conf/{whose}/disable_ipv6").into()
 }
 
-/// Whether IPv4 packets that come in by a device are forwarded.
+/// Returns the path of the sysctl by which a device forwards IPv4 packets that come in by it.
 pub fn forwarding(link: LinkName) -> Box<str> {
     forwarding_of("ipv4", link.as_str())
 }
@@ -247,7 +254,7 @@ mod tests {
         .unwrap()
     }
 
-    /// With those values in place of the ones above; an empty one is not there.
+    /// Returns facts with these values in place of [`NEEDED`]; an empty value stands for an absent sysctl.
     fn facts(others: &[(&str, &str)]) -> Underlay {
         let row = |(path, value): &(&str, &str)| Sysctl { path: (*path).into(), value: (*value).into() };
         let kept = NEEDED.iter().filter(|(path, _)| others.iter().all(|(other, _)| other != path));
@@ -268,7 +275,7 @@ mod tests {
         wanted(config, &node(), &Leases::Unknown, underlay)
     }
 
-    /// The sysctls that are written, and those of a device that is made only then too.
+    /// Returns the ops on sysctls, including those of a device that the same plan creates.
     fn steps(config: &Config, others: &[(&str, &str)]) -> Vec<String> {
         let underlay = facts(others);
         let Wanted { state, owned, .. } = planned(config, &underlay);

@@ -64,7 +64,7 @@ pub struct Choice {
     pub failures: Vec<String>,
 }
 
-/// Reason why no interface can be chosen, with a list of those that could be.
+/// Reason why no interface can be chosen, with a list of the usable ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UplinkError(String);
 

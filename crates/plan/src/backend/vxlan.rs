@@ -1,5 +1,6 @@
-//! Backend vxlan: one device per family, and per peer a permanent neighbour, an FDB entry and a route through the peer's
-//! VTEP address (flannel-compat 6.1). Packets and `ip` output must be exactly as with flannel.
+//! Backend vxlan: one device per family, and per peer a neighbour, an FDB entry and a route through the peer's VTEP
+//! address (flannel-compat 6.1). Neighbour and FDB entry are permanent. Packets and `ip` output must be exactly as with
+//! flannel.
 
 use std::net::IpAddr;
 
@@ -309,7 +310,7 @@ pub fn left_devices(underlay: &Underlay, subnet: &Subnet) -> Vec<LinkName> {
     underlay.addresses.iter().filter(is_ours).map(|facts| facts.link).collect()
 }
 
-/// Returns the VTEP devices that exist here, whoever made them: address and MAC of each.
+/// Returns the VTEP devices that exist here, whichever program made them: address and MAC of each.
 pub fn standing(underlay: &Underlay) -> Vec<(IpAddr, Mac)> {
     let mac = |facts: &AddressFacts| {
         let link =

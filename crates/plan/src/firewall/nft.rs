@@ -29,7 +29,7 @@ impl Family {
     }
 }
 
-/// Table of flannel's for one family.
+/// flannel's table of one family, such as `ip flannel-ipv4`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NftTable {
