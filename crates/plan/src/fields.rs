@@ -7,8 +7,8 @@ use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, de};
 use serde_json::value::RawValue;
 
-/// Members of one object, in the order in which they were written. Each value is kept as text, so a member that nobody
-/// asks for is never interpreted.
+/// Members of one object, in the order in which they were written. Each value is kept as text, so a member that is not
+/// read is never interpreted.
 #[derive(Debug)]
 pub struct Fields(Vec<(String, Box<RawValue>)>);
 

@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Name of 1 to 15 bytes, without `/`, `:` and white space, and neither `.` nor `..`. The kernel's `dev_valid_name`
-/// accepts the same names.
+/// Name of 1 to 15 bytes, without `/`, `:` and white space, and neither `.` nor `..`. The kernel demands it in
+/// `dev_valid_name`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkName {
     bytes: [u8; 15],

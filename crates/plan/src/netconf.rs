@@ -223,7 +223,7 @@ mod tests {
             (r#"{"Type":"host-gw"}"#, "vxlan", Ok(1)),
             ("null", "vxlan", Ok(1)),
             ("null", "alloc", Ok(0)),
-            // A backend that is not used may be wrong in any way.
+            // A backend that is not used may be invalid.
             (r#"{"Type":"udp","Port":"x"}"#, "vxlan", Ok(1)),
             (r#"{"Type":"vxlan","VNI":-7}"#, "host-gw", Ok(0)),
             ("{}", "vxlan", Ok(1)),

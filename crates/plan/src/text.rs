@@ -1,5 +1,5 @@
-//! Text from outside: shortened to a limit, with its control characters escaped. It is shortened where it is read, so that it
-//! cannot fill memory, and once more where it is printed.
+//! Text from outside: shortened to a limit, with its control characters escaped. It is shortened when it is read, so that
+//! it cannot fill memory, and again when it is printed.
 
 use std::fmt::{self, Display, Write};
 
@@ -20,7 +20,7 @@ pub fn printed(text: impl Display) -> String {
     shortened(text, PRINTED)
 }
 
-/// Returns the text, shortened to `limit` characters. Shortening it again to the same limit changes nothing.
+/// Returns the text, shortened to `limit` characters. A shortened text stays as it is under the same or a larger limit.
 pub fn shortened(text: impl Display, limit: usize) -> String {
     let mut short = Short { kept: String::new(), count: 0, limit, cut: None, more: 0 };
     // Writing to `short` cannot fail. A text that fails while it prints itself is kept up to that place.

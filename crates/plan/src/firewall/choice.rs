@@ -1,5 +1,5 @@
-//! Chooses the tool that enforces the rules. The network config decides; without it nftables is used where iptables
-//! refuses nothing. An accept rule in our own tables does not undo a drop in another table.
+//! Chooses the tool that enforces the rules. The network config decides. Without it nftables is used, unless iptables
+//! refuses packets or iptables-legacy is in use: an accept rule in our own tables does not undo a drop in another table.
 
 use super::{Choice, Facts, Fault, IptablesFacts, Manager, Options, Variant};
 

@@ -20,7 +20,7 @@ impl Family {
         }
     }
 
-    /// Returns the name of flannel's table of the family, without the family.
+    /// Returns the name of flannel's table of the family, without the family: `flannel-ipv4` or `flannel-ipv6`.
     pub fn nft_table(self) -> &'static str {
         match self {
             Self::Ipv4 => "flannel-ipv4",

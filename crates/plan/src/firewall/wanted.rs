@@ -40,7 +40,7 @@ pub(crate) struct Rules<'a> {
     pub(crate) links: &'a [Link],
 }
 
-/// The firewall part of a plan.
+/// Firewall part of a plan.
 #[derive(Debug, Default)]
 pub(crate) struct Firewall {
     pub(crate) tables: Vec<NftTable>,
