@@ -1,4 +1,5 @@
-//! Who may depend on what: from `cargo metadata`, against deny.toml and the invariants of ARCHITECTURE.md.
+//! Checks the dependencies of all crates against deny.toml and the invariants of ARCHITECTURE.md, by `cargo metadata`
+//! and `cargo tree`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,19 +10,20 @@ use anyhow::{Context, bail};
 use serde::Deserialize;
 use spdx::{Expression, LicenseReq, ParseMode};
 
-/// Packages that the product builds and runs with, all features.
+/// Maximum number of packages that `twill` is built from, with all features.
 const PACKAGES: usize = 280;
-/// `plan` depends on these at most; none of them can do I/O.
+/// Maximum number of direct dependencies of `plan`; none of them can do I/O.
 const PLAN: usize = 4;
-/// Only the crate named may depend on the packages behind it (ARCHITECTURE.md, invariant 3).
+/// Crates of ours, each with the packages that only it may depend on (ARCHITECTURE.md, invariant 3).
 const ONLY: [(&str, &[&str]); 2] = [
     ("kernel", &["netlink-sys", "netlink-packet-core", "netlink-packet-route", "rtnetlink", "neli"]),
     ("store", &["etcd-client", "kube", "k8s-openapi", "inotify"]),
 ];
-/// Nothing that plans may reach for these.
+/// Packages that `plan` must not depend on.
 const IMPURE: [&str; 7] = ["tokio", "libc", "nix", "rand", "getrandom", "chrono", "time"];
 
-/// Dice that are seeded by the clock: nodes that boot in the same instant would draw the same MAC.
+/// Random number generator that no crate of ours may depend on, since the clock seeds it. Nodes that boot in the same
+/// instant would draw the same MAC.
 const CLOCK_DICE: &str = "fastrand";
 
 #[derive(Deserialize)]
@@ -40,7 +42,7 @@ struct Package {
 #[derive(Deserialize)]
 struct Dependency {
     name: String,
-    /// `null` for a normal one, else `dev` or `build`.
+    /// Kind of the dependency: `None` for a normal one, else `dev` or `build`.
     kind: Option<String>,
 }
 
@@ -73,7 +75,7 @@ struct Sources {
     registries: Vec<String>,
 }
 
-/// What is wrong, a line each.
+/// Returns the violations, one line each. Fails if cargo fails, or if its output or deny.toml cannot be read.
 pub(crate) fn faults(root: &Path) -> anyhow::Result<Vec<String>> {
     let metadata: Metadata =
         serde_json::from_slice(&cargo(root, &["metadata", "--format-version=1", "--locked"])?)?;
@@ -99,7 +101,7 @@ fn cargo(root: &Path, args: &[&str]) -> anyhow::Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// Licence, source and ban of everything that is not ours.
+/// Checks licence, source and ban of each package that is not ours.
 fn foreign(metadata: &Metadata, policy: &Policy) -> anyhow::Result<Vec<String>> {
     let mut allowed = Vec::new();
     for text in &policy.licenses.allow {
@@ -126,7 +128,7 @@ fn foreign(metadata: &Metadata, policy: &Policy) -> anyhow::Result<Vec<String>> 
     Ok(faults)
 }
 
-/// Borders between our own crates.
+/// Checks the dependencies between our own crates, and which packages each of them uses.
 fn own(metadata: &Metadata) -> Vec<String> {
     let ours = metadata.packages.iter().filter(|package| package.source.is_none());
     let normal = |package: &Package| -> BTreeSet<String> {

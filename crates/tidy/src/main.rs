@@ -1,5 +1,6 @@
-//! Holds the tree to the rules of ARCHITECTURE.md: first paragraphs, left-overs, references to flannel's contract, who may depend on what. It reports sizes. What the compiler
-//! and clippy can hold (functions, arguments, unwrap, unsafe) is theirs and not repeated here.
+//! Checks the source tree against the rules of ARCHITECTURE.md. The rules are about first paragraphs, left-overs,
+//! references to flannel's contract, and dependencies. File sizes are only reported. The compiler and clippy check
+//! functions, arguments, unwrap and unsafe; this program does not repeat them.
 
 mod dependencies;
 mod references;

@@ -12,13 +12,13 @@ const DOCUMENTS: [&str; 3] = ["flannel-compat", "flannel-backends", "flannel-fau
 /// Words that may stand between two numbers of one reference: "2.2, 4.5", "2.1 to 2.3", "83 and 85".
 const BETWEEN: [&str; 3] = [", ", " to ", " and "];
 
-/// One of the documents, and what can be referred to in it.
+/// A document, and the numbers of its sections or rows that references may name.
 pub(crate) struct Document {
     name: &'static str,
     numbers: BTreeSet<String>,
 }
 
-/// Reads the documents of `docs/flannel/`; fails where one is missing or has nothing that can be referred to.
+/// Reads the documents of `docs/flannel/`. Fails if one of them is missing, or has no numbered section or row.
 pub(crate) fn documents(root: &Path) -> anyhow::Result<Vec<Document>> {
     let read = |name: &'static str| {
         let path = root.join("docs/flannel").join(name).with_extension("md");
@@ -32,7 +32,8 @@ pub(crate) fn documents(root: &Path) -> anyhow::Result<Vec<Document>> {
     DOCUMENTS.into_iter().map(read).collect()
 }
 
-/// Returns one line for each reference in `text` that leads nowhere; `file` names the text in it.
+/// Returns one line for each reference in `text` to a section or row that does not exist. `file` is the name of the
+/// text.
 pub(crate) fn dead(documents: &[Document], file: &str, text: &str) -> Vec<String> {
     let mut dead = Vec::new();
     for Document { name, numbers } in documents {
@@ -49,7 +50,7 @@ pub(crate) fn dead(documents: &[Document], file: &str, text: &str) -> Vec<String
     dead
 }
 
-/// Numbers that open `text`: `2.2` and `4.5` of "2.2, 4.5). The rest".
+/// Returns the numbers at the start of `text`: `2.2` and `4.5` for "2.2, 4.5). The rest".
 fn referred(mut text: &str) -> Vec<&str> {
     let mut found = Vec::new();
     loop {
@@ -65,8 +66,8 @@ fn referred(mut text: &str) -> Vec<&str> {
     }
 }
 
-/// Numbers of the headings ("## 3. ", "### 6.1 "), of the items of section 0 (as `0.4`), and, in the list of faults,
-/// of the rows ("| 85 |").
+/// Returns the numbers of the headings ("## 3. ", "### 6.1 ") and of the items of section 0 (as `0.4`). For the list of
+/// faults it returns the numbers of the rows instead ("| 85 |").
 fn numbers(name: &str, text: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut section = "";

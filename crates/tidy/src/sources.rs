@@ -1,4 +1,4 @@
-//! Rules for source files, and a report of their sizes. It reads text only.
+//! Checks rules for the text of source files, and reports their sizes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,26 +7,26 @@ use anyhow::Context;
 
 use crate::references;
 
-/// Number of code lines above which a file is reported; code lines are neither blank nor comment nor test.
+/// Maximum number of code lines in a file that is not reported. Blank lines, comments and tests do not count.
 const LARGE_FILE: usize = 400;
 const PRODUCT_CRATES: [&str; 5] = ["plan", "kernel", "store", "twill", "cni"];
-/// Words that mark what is not finished, put together here so that this file does not contain them.
+/// Words that mark unfinished work. They are assembled here, so that this file does not contain them.
 const UNFINISHED: [&str; 4] =
     [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("to", "do!("), concat!("unimple", "mented!(")];
 
-/// Words of Linux that only `kernel` may use in the product (ARCHITECTURE.md, invariant 3).
+/// Names of Linux interfaces that only the crate `kernel` may use in the product (ARCHITECTURE.md, invariant 3).
 const KERNEL_ONLY: [&str; 3] = ["/proc/sys/", "NETLINK_", "AF_NETLINK"];
 
 /// Result of reading all source files.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
-    /// Broken rules, one line each: these fail the check.
+    /// Broken rules, one line each; any of them fails the check.
     pub(crate) faults: Vec<String>,
-    /// Sizes that a reviewer may want to know, one line each: these never fail it.
+    /// Sizes that a reviewer may want to know, one line each; they never fail the check.
     pub(crate) report: Vec<String>,
 }
 
-/// Reads every Rust file below `crates/`.
+/// Reads every Rust file below `crates/`. Fails if a file or a document of `docs/flannel/` cannot be read.
 pub(crate) fn findings(root: &Path) -> anyhow::Result<Findings> {
     let mut files = Vec::new();
     collect(&root.join("crates"), &mut files)?;
@@ -35,7 +35,7 @@ pub(crate) fn findings(root: &Path) -> anyhow::Result<Findings> {
     for path in files {
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let name = path.strip_prefix(root.join("crates")).unwrap_or(&path).display().to_string();
-        // The test of the check itself refers to sections that are not there.
+        // The test of the reference check itself names sections that do not exist.
         if name != "tidy/src/references.rs" {
             faults.extend(references::dead(&documents, &name, &text));
         }
@@ -70,7 +70,7 @@ pub(crate) fn findings(root: &Path) -> anyhow::Result<Findings> {
     Ok(Findings { faults, report })
 }
 
-/// Decides from its path whether a file holds nothing but tests: `x/tests/y.rs` or `x/tests.rs`.
+/// Returns true if the path shows that a file holds only tests: `x/tests/y.rs` or `x/tests.rs`.
 fn is_test(name: &str) -> bool {
     name.contains("/tests/") || name.ends_with("/tests.rs")
 }
@@ -87,7 +87,7 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lines that are neither blank nor comment, without the tests at the end.
+/// Returns the lines that are neither blank nor comment, without the tests at the end of the file.
 fn code(text: &str) -> Vec<&str> {
     let product = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
     product.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//")).collect()
