@@ -1,18 +1,19 @@
-//! What goes wrong between us and the kernel, told with the object, the kernel's own words and the remedy where one
-//! is known. Takes no decision: whether an error matters is for the caller to say.
+//! Errors of the kernel and of the tools, each with the operation, the cause and a remedy if known. The caller decides
+//! whether an error matters.
 
 use std::borrow::Cow;
 use std::io;
 
 use plan::LinkName;
 
-/// How often a torn dump is read before it becomes an error.
+/// Maximum number of readings of a dump that changes while it is read; then the dump fails.
 pub(crate) const ATTEMPTS: usize = 5;
 
 const NO_RIGHT: &str = "; CAP_NET_ADMIN is needed: run as root, or give it in systemd with \
                         AmbientCapabilities=CAP_NET_ADMIN, in Kubernetes with hostNetwork and capabilities.add NET_ADMIN";
 
-/// What to do where this process or the machine has run out of something, whatever was to be done; empty for other errors.
+/// Returns what to do if this process or the machine has run out of a resource, whatever the operation was. `errno` is
+/// an error number of the kernel. The result is empty for errors other than EMFILE, ENFILE, ENOBUFS and ENOMEM.
 pub fn remedy(errno: i32) -> &'static str {
     match errno {
         libc::EMFILE => {
@@ -28,15 +29,19 @@ pub fn remedy(errno: i32) -> &'static str {
     }
 }
 
-/// Something that was asked of the kernel and did not happen.
+/// A request to the kernel or to a tool that failed. It prints as `WHAT: CAUSE; ADVICE`, for example:
+///
+/// ```text
+/// + route 10.244.3.0/24 via 203.0.113.9 dev flannel.1: Network is unreachable (os error 101): Nexthop has invalid gateway
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: {cause}{advice}")]
 pub struct Error {
     /// The operation and its object, such as `+ route 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink`.
     pub what: Box<str>,
-    /// Why it failed.
+    /// Reason of the failure.
     pub cause: Cause,
-    /// What to do about it, with the words that lead to it; empty where that is not known.
+    /// Remedy, with the `; ` before it; empty if none is known.
     pub advice: Cow<'static, str>,
 }
 
@@ -54,42 +59,42 @@ impl Error {
 }
 
 impl Error {
-    /// Does somebody else hold it up, who will soon be done?
+    /// Returns true if another program blocks the operation for a short time, so that a retry helps.
     pub fn is_busy(&self) -> bool {
         matches!(self.cause, Cause::Busy(_))
     }
 
-    /// Was it forbidden, so that trying again is of no use?
+    /// Returns true if the operation was forbidden (EPERM, EACCES or EROFS), so that a retry does not help.
     pub fn is_denial(&self) -> bool {
         self.cause.is_denial()
     }
 }
 
-/// Why it failed.
+/// Reason of a failure.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Cause {
-    /// The kernel said no; `text` holds its own words if it had any (`NLMSGERR_ATTR_MSG`).
+    /// Refused by the kernel; `text` holds its own words, if it sent any (`NLMSGERR_ATTR_MSG`).
     #[error("{}{}", io::Error::from_raw_os_error(*errno), aside(text.as_deref()))]
     Refused { errno: i32, text: Option<Box<str>> },
-    /// No device of that name.
+    /// Missing device of this name.
     #[error("there is no device {0}")]
     NoDevice(LinkName),
-    /// Something of that key is there, and it is not what was to be created.
+    /// An object of this key exists and differs from the one to create; the text describes the existing one.
     #[error("it exists already and differs: {0}")]
     Differs(Box<str>),
-    /// What was to be read changed during each reading.
+    /// The data changed during each reading.
     #[error("it changed during each of {ATTEMPTS} readings")]
     Torn,
-    /// The kernel lacks what is needed.
+    /// Release of a Linux that lacks a needed feature.
     #[error("Linux {0} is too old: 5.4 or newer is needed")]
     TooOld(Box<str>),
-    /// Somebody else holds what is needed, for a moment.
+    /// Blocked by another program for a short time; the text says by which and what to do.
     #[error("{0}")]
     Busy(Box<str>),
-    /// A tool did not do what it was told.
+    /// Failed tool, with its error messages.
     #[error("{tool}: {text}")]
     Tool { tool: Box<str>, text: Box<str> },
-    /// The kernel did not answer in time.
+    /// The kernel did not answer within this number of seconds.
     #[error("the kernel did not answer within {0} s")]
     Silent(u64),
 }
@@ -99,7 +104,7 @@ impl Cause {
         matches!(self.errno(), Some(libc::EPERM | libc::EACCES | libc::EROFS))
     }
 
-    /// The error number of a failed system call or of the kernel's answer.
+    /// Returns the error number of a failed system call or of the kernel's answer.
     pub(crate) fn errno(&self) -> Option<i32> {
         match self {
             Self::Refused { errno, .. } => Some(*errno),

@@ -1,7 +1,8 @@
-//! Linux, and nothing else: reads what may be ours, does what it is told, and says when to look again. Blocking.
+//! The interface to Linux: reads the objects that may be ours, carries out ops, and reports changes. All calls block.
 //!
-//! No decisions: if an `if` here depends on a lease, it is in the wrong crate. One file per kind of object, which knows
-//! how its rows are read from and written to the kernel; `wire` and `socket` below them know no object.
+//! This crate takes no decisions: an `if` that depends on a lease belongs in another crate. Each kind of object has one
+//! file, which reads its rows from the kernel and writes them. The modules `wire` and `socket` below them know no kind
+//! of object.
 
 mod addr;
 mod apply;
@@ -44,20 +45,21 @@ pub use watch::{Event, Filter, Kind, Watch};
 /// Address families of the sockets that this crate opens (socket(2)).
 pub const SOCKET_FAMILIES: [i32; 2] = [libc::AF_NETLINK, libc::AF_PACKET];
 
-/// The kernel of the network namespace in which it was opened. One owner, no locks.
+/// Access to the kernel of the network namespace in which it was opened. It has one owner and needs no locks.
 pub struct Kernel {
     netlink: socket::Netlink,
     firewall: firewall::Firewall,
     echoes: echo::Echoes,
-    /// The most of one kind that were read.
+    /// Largest number of rows of one kind that was ever read; room for that many is reserved.
     rows: usize,
 }
 
-/// Strict dumps, next hop objects and their monitor group are there from 5.4 on.
+/// Oldest supported Linux version; it has strict dumps, next hop objects and their monitor group.
 const OLDEST: (u32, u32) = (5, 4);
 
 impl Kernel {
-    /// Needs no right; changing anything needs `CAP_NET_ADMIN`, see [`Self::check_right`].
+    /// Opens the netlink socket. This needs no capability; changes need `CAP_NET_ADMIN`, see [`Self::check_right`].
+    /// Fails with [`Cause::TooOld`] on Linux before 5.4, and if the socket cannot be opened.
     pub fn open() -> Result<Self, Error> {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         if version(&release).is_some_and(|version| version < OLDEST) {
@@ -71,8 +73,9 @@ impl Kernel {
         })
     }
 
-    /// May anything be changed here? The kernel is asked, since a capability counts only in the user namespace to which
-    /// the network namespace belongs: it looks for the right before it looks at the address, and there is none.
+    /// Fails if this process may not change the network. The kernel is asked, since a capability counts only in the
+    /// user namespace that owns the network namespace. The request names no address, and the kernel checks the
+    /// capability before it looks for one.
     pub fn check_right(&mut self) -> Result<(), Error> {
         let asked = self.netlink.ask(&mut addr::none_to_add(), |_| {});
         let denied = asked.err().map(|cause| Error::new("change the network of this node", cause));
@@ -80,7 +83,7 @@ impl Kernel {
     }
 }
 
-/// Major and minor number of a release such as `6.1.0-18-amd64`.
+/// Returns the major and minor number of a release such as `6.1.0-18-amd64`.
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))

@@ -1,4 +1,5 @@
-//! One blocking netlink socket: asks, batches, waits with an end, and sees torn dumps. Knows no object.
+//! A blocking netlink socket: sends requests, alone or in batches, waits a limited time, and detects torn dumps. It
+//! knows no kind of object.
 
 use std::io;
 use std::time::Duration;
@@ -9,48 +10,49 @@ use socket2::SockRef;
 use crate::error::{ATTEMPTS, Cause, Error};
 use crate::wire::{Message, Part, parts};
 
-/// The kernel answers from within the send; this only ends what would otherwise never end.
+/// Maximum time to wait for an answer. The kernel answers from within the send; the limit only prevents an endless
+/// wait.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Larger than any datagram of a dump (32 KiB).
+/// Size in bytes of the buffer for one datagram; a datagram of a dump has at most 32 KiB.
 const DATAGRAM: usize = 64 * 1024;
 
-/// Bounds of one send: below the default send buffer, and so few messages that an error for each fits into the
-/// receive buffer of an unprivileged size.
+/// Maximum number of bytes in one send; it is below the default send buffer.
 const BATCH_BYTES: usize = 64 * 1024;
+/// Maximum number of messages in one send: an error for each fits into the receive buffer of an unprivileged process.
 const BATCH_MESSAGES: usize = 256;
 
-/// Asked for; the kernel grants up to `net.core.rmem_max`.
+/// Requested size in bytes of the receive buffer; the kernel grants at most `net.core.rmem_max`.
 pub(crate) const RECEIVE_BUFFER: usize = 4 << 20;
 
-/// A socket and its sequence numbers.
+/// A netlink socket and the last sequence number.
 pub(crate) struct Netlink {
     socket: Socket,
-    /// Who we are in what the kernel tells everybody of our changes.
+    /// Netlink port of this socket, which the kernel's notifications name as the author of our changes.
     pub(crate) port: u32,
     datagram: Vec<u8>,
     sequence: u32,
 }
 
-/// What a message of an answer means.
+/// Meaning of one message of an answer.
 enum Answer<'a> {
     Part(Part<'a>),
     End(Result<(), Cause>),
 }
 
 impl Netlink {
-    /// To links, addresses, routes.
+    /// Opens a socket to rtnetlink(7): links, addresses, routes and the other network objects.
     pub(crate) fn open() -> Result<Self, Error> {
         let socket = Self::socket(protocols::NETLINK_ROUTE);
         socket.map_err(|cause| Error::new("open a netlink socket", cause))
     }
 
-    /// To nf_tables.
+    /// Opens a socket to nf_tables.
     pub(crate) fn netfilter() -> Result<Self, Cause> {
         Self::socket(protocols::NETLINK_NETFILTER)
     }
 
-    /// To the list of sockets.
+    /// Opens a socket to sock_diag(7), the list of sockets.
     pub(crate) fn sock_diag() -> Result<Self, Cause> {
         Self::socket(protocols::NETLINK_SOCK_DIAG)
     }
@@ -59,7 +61,7 @@ impl Netlink {
         let open = || {
             let mut socket = Socket::new(protocol)?;
             let port = socket.bind_auto()?.port_number();
-            // Connected to the kernel, the socket takes unicasts of nobody else.
+            // A socket that is connected to the kernel receives no unicast messages of other processes.
             socket.connect(&SocketAddr::new(0, 0))?;
             socket.set_cap_ack(true)?;
             socket.set_ext_ack(true)?;
@@ -72,7 +74,8 @@ impl Netlink {
         Ok(Self { socket, port, datagram: Vec::with_capacity(DATAGRAM), sequence: 0 })
     }
 
-    /// Reads a whole dump into `A`, anew as long as the kernel says that it changed underneath.
+    /// Reads a whole dump into `A`, and again while the kernel reports that the data changed meanwhile. Fails with
+    /// [`Cause::Torn`] after [`ATTEMPTS`] readings.
     pub(crate) fn dump<A: Default>(
         &mut self,
         mut request: Message,
@@ -85,7 +88,8 @@ impl Netlink {
         })
     }
 
-    /// Sends one request and gives every part of the answer to `each`. True when the answer was torn.
+    /// Sends one request and passes every part of the answer to `each`. Returns true if the answer was torn: the data
+    /// changed while it was read.
     pub(crate) fn ask(
         &mut self,
         request: &mut Message,
@@ -93,7 +97,7 @@ impl Netlink {
     ) -> Result<bool, Cause> {
         self.sequence = self.sequence.wrapping_add(1);
         let sequence = self.sequence;
-        // A dump that begins well sends no acknowledgement.
+        // A dump that starts without an error sends no acknowledgement.
         send(&self.socket, request.seal(sequence, true))?;
         let (mut torn, mut result) = (false, Ok(()));
         self.receive(sequence, sequence, |_, part| {
@@ -106,12 +110,12 @@ impl Netlink {
         result.map(|()| torn)
     }
 
-    /// Sends one after the other, up to the first error.
+    /// Sends requests one after the other, up to the first error.
     pub(crate) fn ask_each(&mut self, requests: impl IntoIterator<Item = Message>) -> Result<(), Cause> {
         requests.into_iter().try_for_each(|mut request| self.ask(&mut request, |_| {}).map(|_| ()))
     }
 
-    /// Sends all requests, many at a time, and tells of each how it went. They are no transaction.
+    /// Sends all requests, many per send, and returns one result for each, in order. They are no transaction.
     pub(crate) fn batch(&mut self, mut requests: Vec<Message>) -> Vec<Result<(), Cause>> {
         let mut results = Vec::with_capacity(requests.len());
         let mut rest = &mut requests[..];
@@ -123,7 +127,8 @@ impl Netlink {
         results
     }
 
-    /// Only the last request asks for an acknowledgement: errors come in any case, each with its sequence number.
+    /// Sends one batch. Only its last request asks for an acknowledgement: errors come in any case, each with its
+    /// sequence number.
     fn send_batch(&mut self, requests: &mut [Message]) -> Vec<Result<(), Cause>> {
         let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::with_capacity(BATCH_BYTES);
@@ -141,7 +146,7 @@ impl Netlink {
                 }
             })
         });
-        // Answers are missing: an op without an error may or may not have been done, so none is called done.
+        // Answers are missing. A request without an error may or may not have been carried out, so it counts as failed.
         if let Err(cause) = sent {
             results
                 .iter_mut()
@@ -151,11 +156,12 @@ impl Netlink {
         results
     }
 
-    /// Sends a few requests to nf_tables that all succeed or all fail: between the two messages that frame them.
+    /// Sends a few requests to nf_tables as one transaction: all succeed or all fail. A first and a last message frame
+    /// them.
     pub(crate) fn transaction(&mut self, mut requests: Vec<Message>) -> Result<(), Cause> {
         const BEGIN: u16 = 0x10;
         const END: u16 = 0x11;
-        /// Of `struct nfgenmsg`: nf_tables' number in network order.
+        /// `struct nfgenmsg`, with the number of nf_tables in network order.
         const SUBSYSTEM: [u8; 4] = [0, 0, 0, 10];
         let frame = |kind| Message::new(kind, 0, &[&SUBSYSTEM]);
         requests.insert(0, frame(BEGIN));
@@ -165,12 +171,12 @@ impl Netlink {
         let mut bytes = Vec::new();
         for request in &mut requests {
             self.sequence = self.sequence.wrapping_add(1);
-            // Old kernels acknowledge no frame.
+            // Old kernels do not acknowledge the two messages of the frame.
             bytes.extend_from_slice(request.seal(self.sequence, self.sequence == last));
         }
         send(&self.socket, &bytes)?;
         let mut result = Ok(());
-        // What is refused as a whole is told of the first message, and then of no other.
+        // A refusal of the whole transaction is reported for the first message, and for no other.
         let is_last = |part: Part<'_>| [first, last].contains(&part.sequence) && ends(part);
         self.receive_until(is_last, first, last, |_, part| {
             if let Answer::End(Err(cause)) = answer(part)
@@ -182,12 +188,12 @@ impl Netlink {
         result
     }
 
-    /// Reads the answers to the requests `first..=last` until the last one is answered.
+    /// Receives the answers to the requests `first..=last`, until the last one is answered.
     fn receive(&mut self, first: u32, last: u32, each: impl FnMut(usize, Part<'_>)) -> Result<(), Cause> {
         self.receive_until(|part| part.sequence == last && ends(part), first, last, each)
     }
 
-    /// What belongs to an earlier request, given up on, is passed over.
+    /// Receives messages until `is_last` returns true. Messages of earlier requests, which were given up, are skipped.
     fn receive_until(
         &mut self,
         is_last: impl Fn(Part<'_>) -> bool,
@@ -250,7 +256,7 @@ fn send(socket: &Socket, bytes: &[u8]) -> Result<(), Cause> {
     }
 }
 
-/// Reads one datagram into the buffer, replacing what was there.
+/// Receives one datagram into `buffer`, replacing its content.
 pub(crate) fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<()> {
     loop {
         buffer.clear();
@@ -262,7 +268,7 @@ pub(crate) fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<()> {
     }
 }
 
-/// `NLMSG_DONE` and `NLMSG_ERROR` both open with an error number, zero for success.
+/// Interprets one message. `NLMSG_DONE` and `NLMSG_ERROR` both start with an error number; zero is success.
 fn answer(part: Part<'_>) -> Answer<'_> {
     const NLMSGERR_ATTR_MSG: u16 = 1;
     let attributes = match i32::from(part.kind) {
@@ -283,7 +289,7 @@ fn answer(part: Part<'_>) -> Answer<'_> {
 mod tests {
     use super::*;
 
-    /// A message of an answer, with its fixed part.
+    /// Builds a message of an answer from its fixed part.
     fn message(kind: i32, flags: i32, fixed: &[u8]) -> Vec<u8> {
         let mut message = Message::new(kind as u16, flags, &[fixed]);
         message.seal(7, false).to_vec()
@@ -361,7 +367,8 @@ mod tests {
         assert_eq!(kinds, [libc::RTM_NEWROUTE]);
     }
 
-    /// Changes an address in the midst of each of the first `torn` readings of a dump of some 10 datagrams.
+    /// Counts the addresses of a dump of about 10 datagrams. During each of the first `torn` readings it adds and
+    /// deletes an address.
     fn addresses_while_changing(torn: usize) -> Result<usize, Cause> {
         let (mut reader, mut writer) = (Netlink::open().unwrap(), Netlink::open().unwrap());
         let change = |kind, flags| {

@@ -1,68 +1,68 @@
-//! Follows a packet through chains of rules, whoever enforces them, up to the rule that decides. It knows how chains lead to
-//! each other, and no rule.
+//! Follows a packet through chains of rules of nftables or iptables, up to the rule that decides. This module knows how
+//! chains lead to each other, but not how a rule is written.
 
 use std::sync::Arc;
 
-/// Chains deeper than the kernel's own limit are not followed.
+/// Maximum depth of jumps that is followed; the kernel's own limit.
 const DEEPEST: usize = 16;
 
-/// Whether the conditions of a rule hold for the packets in question.
+/// Degree to which the conditions of a rule hold for the packets in question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Truth {
     Always,
-    /// For some of them: those of one protocol, port or rate.
+    /// True for some of the packets, such as those of one protocol, port or rate.
     Partly,
-    /// It depends on what is not known here, such as a mark.
+    /// Dependent on data that is not known here, such as a mark.
     Unclear,
     Never,
 }
 
-/// What a rule does with the packets that it holds for.
+/// Action of a rule on the packets that it matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The next rule decides.
+    /// Leaves the decision to the next rule.
     Continue,
     Accept,
     Refuse,
     Jump(Box<str>),
     Goto(Box<str>),
     Return,
-    /// Neither: a program decides, or the packet goes somewhere else.
+    /// Ends the walk without a decision: a program decides, or the packet is diverted.
     Stop,
 }
 
-/// Chains with their rules, as one kind of packet meets them.
+/// Access to chains and their rules, as one kind of packet meets them.
 pub(crate) trait Chains {
     type Rule;
-    /// Why they cannot be read.
+    /// Reason why the chains cannot be read.
     type Error;
 
     fn rules(&mut self, chain: &str) -> Result<Arc<[Self::Rule]>, Self::Error>;
 
     fn meet(&mut self, rule: &Self::Rule) -> Result<(Truth, Verdict), Self::Error>;
 
-    /// The words for a rule of that chain.
+    /// Returns a description of a rule of that chain.
     fn name(&self, chain: &str, rule: &Self::Rule) -> Box<str>;
 }
 
-/// What becomes of the packets.
+/// Outcome of a walk for the packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// No rule decides.
     Falls,
     Passes,
     Unclear,
-    /// Refused by the rule of that name.
+    /// Refused by the rule with this description.
     Refused(Box<str>),
 }
 
-/// Follows all rules of a chain.
+/// Walks through all rules of a chain.
 pub(crate) fn walk<C: Chains>(chains: &mut C, chain: &str) -> Result<Fate, C::Error> {
     let rules = chains.rules(chain)?;
     walk_rules(chains, chain, &rules, 0)
 }
 
-/// What one rule alone leads to.
+/// Returns the outcome of one rule alone.
 pub(crate) fn walk_rule<C: Chains>(chains: &mut C, chain: &str, rule: &C::Rule) -> Result<Fate, C::Error> {
     Ok(step(chains, chain, rule, 0)?.unwrap_or(Fate::Falls))
 }
@@ -81,7 +81,7 @@ fn walk_rules<C: Chains>(
     Ok(Fate::Falls)
 }
 
-/// `None` where the next rule decides.
+/// Applies one rule. Returns `None` if the next rule decides.
 fn step<C: Chains>(
     chains: &mut C,
     chain: &str,
@@ -115,7 +115,7 @@ impl Truth {
         if holds { Self::Always } else { Self::Never }
     }
 
-    /// Of a condition that is turned around.
+    /// Returns the truth of the inverted condition.
     pub(crate) fn not(self) -> Self {
         match self {
             Self::Always => Self::Never,
@@ -124,7 +124,7 @@ impl Truth {
         }
     }
 
-    /// Of two conditions that both have to hold.
+    /// Returns the truth of two conditions that must both hold.
     pub(crate) fn and(self, other: Self) -> Self {
         self.max(other)
     }

@@ -1,7 +1,7 @@
-//! Netlink messages, byte by byte: a request is put together here and an answer is taken apart. Knows no object.
+//! Netlink messages, byte by byte: builds requests and parses answers. This module knows no kind of object.
 //!
-//! By hand rather than by netlink-packet-route, which has no next hop objects, makes an attribute it does not expect
-//! an error of the whole message, and allocates for each of the hundred thousand routes that are not ours.
+//! It replaces netlink-packet-route, which has no next hop objects. That crate also fails on a whole message with an
+//! unexpected attribute. And it allocates for each foreign route, of which there may be a hundred thousand.
 
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ pub(crate) const HEADER: usize = 16;
 
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
-/// `AF_INET`, `AF_INET6` or another, as the headers carry it.
+/// Returns the address family as message headers carry it: `AF_INET` or `AF_INET6`.
 pub(crate) const fn family_of(address: IpAddr) -> u8 {
     (if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }) as u8
 }
@@ -23,7 +23,7 @@ pub(crate) const fn family_of(address: IpAddr) -> u8 {
 pub(crate) struct Message(Vec<u8>);
 
 impl Message {
-    /// `header` is the struct that follows `nlmsghdr`, field by field.
+    /// Starts a request. `header` is the struct that follows `nlmsghdr`, field by field.
     pub(crate) fn new(kind: u16, flags: libc::c_int, header: &[&[u8]]) -> Self {
         let mut bytes = vec![0; HEADER];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
@@ -61,7 +61,7 @@ impl Message {
         self.put(kind, &[value.as_bytes(), b"\0"].concat())
     }
 
-    /// An attribute made of attributes.
+    /// Appends an attribute that consists of the attributes that `fill` appends.
     pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
         let start = self.0.len();
         self.put(kind, &[]);
@@ -75,7 +75,8 @@ impl Message {
         self.0.len()
     }
 
-    /// The bytes to send, once the sequence number and the wish for an acknowledgement are known.
+    /// Returns the bytes to send, with length and sequence number. `acknowledge` asks for an acknowledgement
+    /// (`NLM_F_ACK`).
     pub(crate) fn seal(&mut self, sequence: u32, acknowledge: bool) -> &[u8] {
         let length = self.0.len() as u32;
         self.0[..4].copy_from_slice(&length.to_ne_bytes());
@@ -93,13 +94,13 @@ pub(crate) struct Part<'a> {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) sequence: u32,
-    /// Of the socket that asked for what is told.
+    /// Netlink port of the socket whose request caused this message.
     pub(crate) port: u32,
-    /// What follows `nlmsghdr`.
+    /// Content after `nlmsghdr`.
     pub(crate) body: Body<'a>,
 }
 
-/// The messages of one datagram. A cut one ends the walk.
+/// Splits a datagram into its messages; a truncated message ends the iteration.
 pub(crate) fn parts(mut datagram: &[u8]) -> impl Iterator<Item = Part<'_>> {
     std::iter::from_fn(move || {
         let header = Body(datagram);
@@ -120,7 +121,7 @@ pub(crate) fn parts(mut datagram: &[u8]) -> impl Iterator<Item = Part<'_>> {
     })
 }
 
-/// Bytes in the kernel's layout. Reading beyond the end gives zeros: the kernel never sends less than its structs.
+/// Bytes in the kernel's layout. Reads beyond the end return zeros: the kernel never sends less than its structs.
 #[derive(Clone, Copy)]
 pub(crate) struct Body<'a>(pub(crate) &'a [u8]);
 
@@ -141,7 +142,7 @@ impl<'a> Body<'a> {
         u32::from_ne_bytes(self.bytes(at))
     }
 
-    /// The attributes from `at` on.
+    /// Iterates over the attributes from offset `at` on.
     pub(crate) fn attributes(self, at: usize) -> impl Iterator<Item = Attribute<'a>> {
         let mut rest = Body(self.0.get(at..).unwrap_or_default());
         std::iter::from_fn(move || {
@@ -172,7 +173,7 @@ impl<'a> Attribute<'a> {
         self.value.u32(0)
     }
 
-    /// In network order, as netfilter has them.
+    /// Reads a 32-bit number in network order, which netfilter uses.
     pub(crate) fn be32(self) -> u32 {
         u32::from_be_bytes(self.value.bytes(0))
     }
@@ -181,7 +182,7 @@ impl<'a> Attribute<'a> {
         u64::from_be_bytes(self.value.bytes(0))
     }
 
-    /// A port: 16 bits in network order.
+    /// Reads a port: 16 bits in network order.
     pub(crate) fn port(self) -> u16 {
         u16::from_be_bytes(self.value.bytes(0))
     }
@@ -198,7 +199,7 @@ impl<'a> Attribute<'a> {
         self.value.0.try_into().ok().map(Mac)
     }
 
-    /// Text up to the closing NUL; empty when it is not UTF-8.
+    /// Reads text up to its closing NUL; empty if it is not UTF-8.
     pub(crate) fn text(self) -> &'a str {
         let text = self.value.0.split(|&byte| byte == 0).next().unwrap_or_default();
         std::str::from_utf8(text).unwrap_or_default()
@@ -209,7 +210,7 @@ impl<'a> Attribute<'a> {
     }
 }
 
-/// Collects what is read of an object and not understood.
+/// Collects the properties of an object that were read and not understood, for the row's `unknown`.
 #[derive(Default)]
 pub(crate) struct Odd(String);
 
