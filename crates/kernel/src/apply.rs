@@ -1,5 +1,5 @@
-//! Does what it is told, in the order in which it is told, many ops to a send, and says of each how it went. One that
-//! fails never stops its neighbours.
+//! Carries out ops in their order, many per send, and reports the outcome of each. An op that fails never stops the
+//! others.
 
 use std::slice;
 
@@ -11,21 +11,21 @@ use crate::link::Devices;
 use crate::wire::Message;
 use crate::{Kernel, addr, fdb, firewall, link, neigh, nexthop, route, rule, sysctl};
 
-/// How an op went.
+/// Outcome of one op.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Done.
+    /// Carried out.
     Done,
-    /// Nothing was to be done: what was to be created is there, and equal.
+    /// Unnecessary: the object to create exists and is equal.
     Already,
-    /// Nothing was to be done: what was to be deleted is not there.
+    /// Unnecessary: the object to delete does not exist.
     Gone,
-    /// Not done, as far as the kernel told.
+    /// Failed, as far as the kernel reports.
     Failed(Error),
 }
 
 impl Kernel {
-    /// One outcome per op, in the same order.
+    /// Carries out the ops and returns one outcome for each, in the same order.
     pub fn apply(&mut self, ops: &[Op]) -> Vec<Outcome> {
         let mut outcomes = Vec::with_capacity(ops.len());
         let mut known = None;
@@ -50,7 +50,7 @@ impl Kernel {
         outcomes
     }
 
-    /// All of them go, or none.
+    /// Changes traffic rules: all of the ops succeed, or all fail with the same cause.
     fn change_rules(&mut self, ops: &[Op]) -> Vec<Outcome> {
         let done = self.firewall.apply(ops);
         let outcome = |op| done.as_ref().map_or_else(|cause| failed(op, cause.clone()), |()| Outcome::Done);
@@ -86,14 +86,14 @@ impl Kernel {
             Step::InTurn(requests) => self.netlink.ask_each(requests),
             Step::Address(row, index) => self.replace_address(row, index, devices),
             Step::Rule(row) => {
-                // Where nothing stands the second says all.
+                // If no rule exists yet, only the result of the second request matters.
                 let _ = self.netlink.ask_each([rule::clear(row)]);
                 self.netlink.ask_each([rule::add(row)])
             }
         }
     }
 
-    /// Where the file may not be written, as in containers, netlink has a way for some of a device's own.
+    /// Writes a sysctl. If the file is read-only, as in containers, netlink sets some settings of a device.
     fn set(&mut self, row: &Sysctl, devices: &Devices) -> Result<(), Cause> {
         let refused = match sysctl::write(row) {
             Err(cause) if cause.is_denial() => cause,
@@ -105,8 +105,8 @@ impl Kernel {
         }
     }
 
-    /// In place the kernel changes lifetimes and little else. With the last address of a device go its routes, so an
-    /// address is taken off only if it did not become the wanted one.
+    /// Replaces an address. In place, the kernel changes lifetimes and little else. A device's routes go with its last
+    /// address. So the address is deleted only if it still differs from the desired one.
     fn replace_address(&mut self, row: &Address, index: u32, devices: &Devices) -> Result<(), Cause> {
         self.netlink.ask_each([addr::add(row, index)])?;
         let now = self.addresses(devices).map_err(|error| error.cause)?;
@@ -116,7 +116,8 @@ impl Kernel {
         self.netlink.ask_each([addr::delete(row, index), addr::add(row, index)])
     }
 
-    /// Errors that say that there was nothing to do are none.
+    /// Turns the cause of an error into an outcome. An error is no failure if it means that there was nothing to do. A
+    /// route that was refused as invalid is tried once more in two steps.
     fn judge(&mut self, op: &Op, cause: Cause, devices: &Devices) -> Outcome {
         let gone = |errno| [libc::ENOENT, libc::ESRCH, libc::ENODEV, libc::EADDRNOTAVAIL].contains(&errno);
         match (&op.object, &cause) {
@@ -134,11 +135,11 @@ impl Kernel {
         }
     }
 
-    /// A device that was to be created exists: is it the one?
+    /// Compares a device that was to be created with the existing one, and returns the outcome.
     fn compare(&mut self, op: &Op, link: &Link, cause: Cause, before: &Devices) -> Outcome {
         match self.devices().map(|devices| devices.row(link.name)) {
             Err(error) => failed(op, error.cause),
-            // Another name has that VNI and port.
+            // A device of another name has this VNI and port.
             Ok(None) => failed_beside(op, cause, before),
             Ok(Some(there)) if there == (Link { up: there.up, ..link.clone() }) => Outcome::Already,
             Ok(Some(there)) => failed(op, Cause::Differs(there.to_string().into())),
@@ -146,17 +147,17 @@ impl Kernel {
     }
 }
 
-/// What an op is to the kernel.
+/// Form in which an op is sent to the kernel.
 enum Step<'a> {
     Send(Message),
     InTurn(Vec<Message>),
-    /// To be replaced, which the kernel knows only in part.
+    /// Replacement of an address, which the kernel supports only in part.
     Address(&'a Address, u32),
-    /// To be replaced, which the kernel does not know at all.
+    /// Replacement of a policy rule, which the kernel does not support at all.
     Rule(&'a Rule),
-    /// Written whatever the verb: it has no absence.
+    /// Write of a sysctl, whatever the verb: a sysctl cannot be absent.
     Sysctl(&'a Sysctl),
-    /// Of traffic.
+    /// Change of a traffic rule.
     Rules(&'a Op),
 }
 
@@ -168,7 +169,8 @@ fn go_together(a: &Op, b: &Op) -> bool {
     }
 }
 
-/// What follows a change of a device may depend on it; what is not one message is not sent together with others.
+/// Returns true if an op is sent alone. Later ops may depend on a changed device, and a batch holds only ops of one
+/// message.
 fn stands_alone(op: &Op) -> bool {
     match op.object {
         Object::Link(_) | Object::LinkUp(_) | Object::Sysctl(_) => true,
@@ -177,7 +179,7 @@ fn stands_alone(op: &Op) -> bool {
     }
 }
 
-/// The error is the name of a device that is not there.
+/// Builds the step for an op. The error is the name of a device that does not exist.
 fn prepare<'a>(op: &'a Op, devices: &Devices) -> Result<Step<'a>, LinkName> {
     let index = |link: LinkName| devices.index(link).ok_or(link);
     let delete = deletes(op);
@@ -208,7 +210,7 @@ fn deletes(op: &Op) -> bool {
     matches!(op.verb, Verb::Delete | Verb::Recreate)
 }
 
-/// The only kind of device that we make.
+/// Advice for a kernel that cannot create a vxlan device, the only kind of device that we create.
 const NO_VXLAN: &str = "; this kernel has no vxlan: modprobe vxlan, install the kernel's package of modules, or use the \
                         backend host-gw, which needs none";
 
@@ -221,7 +223,7 @@ fn failed(op: &Op, cause: Cause) -> Outcome {
     Outcome::Failed(error)
 }
 
-/// The same for an op on a device of ours, with the device that is in the way.
+/// Returns a failure as [`failed`] does, and names the device that is in the way, if there is one.
 fn failed_beside(op: &Op, cause: Cause, devices: &Devices) -> Outcome {
     let advice = cause.errno().and_then(|errno| in_the_way(op, errno, devices));
     match (failed(op, cause), advice) {
@@ -230,7 +232,8 @@ fn failed_beside(op: &Op, cause: Cause, devices: &Devices) -> Outcome {
     }
 }
 
-/// Who has the UDP port, or what keeps IPv6 off the device.
+/// Explains which device or process has the UDP port, or why the device refuses an IPv6 address. Returns `None` for
+/// other errors.
 fn in_the_way(op: &Op, errno: i32, devices: &Devices) -> Option<String> {
     let vxlan = |name: LinkName| match devices.row(name)?.kind {
         LinkKind::Vxlan(vxlan) => Some(vxlan),
@@ -254,7 +257,7 @@ fn in_the_way(op: &Op, errno: i32, devices: &Devices) -> Option<String> {
     let port = ours.port;
     let others: Vec<String> =
         devices.with_port(port).filter(|other| *other != name).map(|other| other.to_string()).collect();
-    // An error of a device that exists is about its VNI, too: those that share the port alone may stay.
+    // `EEXIST` concerns the VNI, too: a device that shares only the port may stay.
     let same_vni = |other: &&String| other.parse().ok().and_then(vxlan).is_some_and(|it| it.vni == ours.vni);
     let same: Vec<&String> = others.iter().filter(same_vni).collect();
     let blamed = if errno == libc::EEXIST && !same.is_empty() { same } else { others.iter().collect() };

@@ -1,5 +1,5 @@
-//! Reads the kernel: rows within the bounds of `owned`, facts about the underlay. What tore while it was read is read
-//! again, never returned.
+//! Reads the kernel: rows within the bounds of `owned`, and facts about the underlay. A dump that changed while it was
+//! read is read again, and never returned.
 
 use std::net::IpAddr;
 
@@ -24,17 +24,20 @@ pub(crate) const FAMILIES: [u8; 2] = [libc::AF_INET as u8, libc::AF_INET6 as u8]
 
 const ANY: u8 = libc::AF_UNSPEC as u8;
 
-/// One reading of the kernel.
+/// Result of one reading of the kernel.
 #[derive(Clone, Debug)]
 pub struct Seen {
+    /// Observed state within the bounds.
     pub state: State,
+    /// Facts about the underlay.
     pub underlay: Underlay,
-    /// For [`Filter::set`](crate::Filter::set).
+    /// Input of [`Filter::set`](crate::Filter::set): the notifications that matter from now on.
     pub interest: Interest,
 }
 
 impl Kernel {
-    /// Reads what lies within the bounds of `owned`, and the underlay.
+    /// Reads the objects within the bounds of `owned`, and the underlay. Fails if a dump fails or changes during each
+    /// reading. Traffic rules that cannot be read are no failure: the facts name them.
     pub fn dump(&mut self, owned: &Owned) -> Result<Seen, Error> {
         let devices = self.devices()?;
         let addresses = self.addresses(&devices)?;
@@ -77,7 +80,7 @@ impl Kernel {
         Ok(Seen { state, underlay, interest })
     }
 
-    /// What cannot be asked is not known.
+    /// Asks where the kernel sends packets of pods. On an error the list is empty: nothing is known.
     fn ways(&mut self, owned: &Owned, addresses: &[addr::Seen], devices: &Devices) -> Vec<Way> {
         let mut asked = owned.passages.clone();
         asked.extend(owned.faulty.iter().copied());
@@ -87,7 +90,7 @@ impl Kernel {
         way::ways(&mut self.netlink, &packets, devices).unwrap_or_default()
     }
 
-    /// Reads the underlay alone: before a choice of the uplink nothing is ours.
+    /// Reads the underlay alone, without routes to the ranges in `pods`. Before the uplink is chosen, nothing is ours.
     pub fn underlay(&mut self, pods: &[Range]) -> Result<Underlay, Error> {
         let devices = self.devices()?;
         let addresses = self.addresses(&devices)?;
@@ -96,7 +99,8 @@ impl Kernel {
         Ok(underlay(devices, addresses, routes))
     }
 
-    /// Asks which way the kernel would send a packet.
+    /// Asks the kernel which route a packet to `target` would take. Fails if there is none, or if the kernel cannot be
+    /// asked.
     pub fn route_to(&mut self, target: IpAddr) -> Result<Lookup, Error> {
         let devices = self.devices()?;
         let mut found = None;
@@ -120,7 +124,8 @@ impl Kernel {
         Ok(all)
     }
 
-    /// Rows are of these tables, inside the networks; facts are always of the main table, and not of the ways to pods.
+    /// Reads the routes. Rows come from `tables`, inside the networks. Facts always come from the main table, without
+    /// routes to pods.
     fn routes(
         &mut self,
         pods: &[Range],
@@ -151,7 +156,7 @@ impl Kernel {
         Ok(routes)
     }
 
-    /// Neighbours or FDB entries, of one device at a time: foreign ones may be very many.
+    /// Reads neighbours or FDB entries, one device at a time: foreign ones may be very many.
     fn entries<T>(
         &mut self,
         what: &'static str,
@@ -167,7 +172,7 @@ impl Kernel {
         Ok(all)
     }
 
-    /// Ours as rows, and those of others.
+    /// Reads the next hop objects: ours as rows, and those of others.
     fn nexthops(&mut self, devices: &Devices) -> Result<(Vec<Nexthop>, Objects), Error> {
         let most = self.rows;
         type Both = (Vec<Nexthop>, Objects);
@@ -209,13 +214,13 @@ impl Kernel {
     }
 }
 
-/// One for each direction.
+/// Returns the packets of the passages, one for each direction.
 fn packets(owned: &Owned, passages: &[Passage], addresses: &[addr::Seen]) -> Vec<Packet> {
     let known: Vec<_> = addresses.iter().map(|seen| seen.facts.clone()).collect();
     passages.iter().flat_map(|way| way.packets(way.bridge(&known, &owned.links))).collect()
 }
 
-/// Moves nothing where there is nothing yet.
+/// Appends `more`, and takes it over without copying if `all` is empty.
 fn append<T>(all: &mut Vec<T>, mut more: Vec<T>) {
     if all.is_empty() {
         *all = more;
@@ -224,14 +229,15 @@ fn append<T>(all: &mut Vec<T>, mut more: Vec<T>) {
     }
 }
 
-/// Makes room for as many as there have been: growing costs more than pages that nobody writes to.
+/// Reserves room for `most` rows before the first one. Growing a list costs more than reserved pages that stay
+/// untouched.
 fn make_room<T>(all: &mut Vec<T>, most: usize) {
     if all.capacity() == 0 {
         all.reserve(most);
     }
 }
 
-/// A table, device, family or kind of object that is not there holds nothing.
+/// Turns the error for a missing table, device, family or kind of object into an empty result.
 fn present<A: Default>(dump: Result<A, Cause>) -> Result<A, Cause> {
     match dump {
         Err(Cause::Refused {

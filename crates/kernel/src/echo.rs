@@ -1,5 +1,5 @@
-//! The FDB entries that we have just written: the kernel tells everybody of them and does not say who made them, so the
-//! monitor knows its own echo by what it says. Only of entries that are made: one that goes is always news.
+//! Recognises notifications of FDB entries that we have just written. The kernel does not say who wrote an FDB entry,
+//! so the monitor compares the content. Only new entries are recognised: a deleted one is always news.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,15 +11,16 @@ use crate::link::Devices;
 use crate::neigh;
 use crate::wire::Part;
 
-/// Of more than so many at once the echo is taken for news: one round among thousands of changes is none too many.
+/// Maximum number of ops in one batch whose notifications are recognised. A larger batch costs one extra reconcile
+/// pass.
 const MOST: usize = 64;
 
-/// Those that are not heard yet, each with the index of its device.
+/// FDB entries whose notification has not arrived yet, each with the index of its device.
 #[derive(Clone, Default)]
 pub(crate) struct Echoes(Arc<Mutex<Vec<(u32, FdbEntry)>>>);
 
 impl Echoes {
-    /// These ops are sent next.
+    /// Expects the notifications of these ops, which are sent next.
     pub(crate) fn foresee(&self, ops: &[Op], devices: &Devices) {
         let made = |op: &Op| match (&op.object, op.verb) {
             (_, Verb::Delete) => None,
@@ -31,7 +32,7 @@ impl Echoes {
         }
     }
 
-    /// Does it say what we have written, and nothing else? Each is known once.
+    /// Returns true if the message repeats an entry that we have just written. Each entry is recognised once.
     pub(crate) fn take(&self, part: Part<'_>) -> bool {
         if part.kind != libc::RTM_NEWNEIGH || part.body.u8(0) != fdb::AF_BRIDGE {
             return false;
@@ -44,7 +45,7 @@ impl Echoes {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(u32, FdbEntry)>> {
-        // Whoever panicked meanwhile left a whole list.
+        // A thread that panicked meanwhile left the list intact.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,5 +1,5 @@
-//! What of the monitor stream concerns us, as a classic BPF program: a message that does not never wakes anybody.
-//! Only sorts out by table, device and name; what a message means is not looked at.
+//! Filter of the monitor stream, as a classic BPF program: a message that does not concern us wakes no thread. It
+//! compares the socket, table, device and name; it does not interpret a message.
 
 use libc::{
     BPF_ABS, BPF_B, BPF_H, BPF_IMM, BPF_IND, BPF_JA, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_LDX, BPF_MISC,
@@ -14,30 +14,31 @@ use crate::link::Devices;
 use crate::nexthop;
 use crate::wire::HEADER;
 
-/// The type is in `nlmsghdr`; the index of `ifinfomsg`, `ifaddrmsg` and `ndmsg` and the table of `rtmsg` follow at one
-/// and the same offset.
+/// Offset of the message type in `nlmsghdr`, in bytes.
 const TYPE: u32 = 4;
-/// Of the socket that asked for the change; 0 where the kernel does not say.
+/// Offset of the netlink port of the socket that asked for the change. The port is 0 if the kernel does not say.
 const PORT: u32 = 12;
+/// Offset of the index in `ifinfomsg`, `ifaddrmsg` and `ndmsg`, and of the table in `rtmsg`.
 const INDEX_OR_TABLE: u32 = HEADER as u32 + 4;
 const LINK_ATTRIBUTES: u32 = HEADER as u32 + 16;
 const ROUTE_ATTRIBUTES: u32 = HEADER as u32 + 12;
 
-/// Accepts the whole message, or none of it.
+/// Accepts the whole message.
 pub(crate) const ACCEPT: SockFilter = SockFilter::new((BPF_RET | BPF_K) as u16, 0, 0, u32::MAX);
+/// Drops the message.
 pub(crate) const REFUSE: SockFilter = SockFilter::new((BPF_RET | BPF_K) as u16, 0, 0, 0);
 
-/// Which of the kernel's messages are worth a look.
+/// Selection of the kernel's notifications that a [`Watch`](crate::Watch) reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interest {
-    /// Of our links and of the uplink, whether they are there or not.
+    /// Names of our links, of the uplink and of the devices that limit its MTU, whether they exist or not.
     names: Vec<LinkName>,
-    /// Of our links: neighbours and FDB entries of the uplink are none of ours.
+    /// Indexes of our links. Neighbours and FDB entries of the uplink are not ours.
     links: Vec<u32>,
     uplink: Option<u32>,
-    /// Ours, and the main table, from which the underlay's routes are.
+    /// Our tables, and the main table, which holds the underlay's routes.
     tables: Vec<u32>,
-    /// Of the socket that writes for us.
+    /// Netlink port of the socket that writes for us.
     own_port: u32,
 }
 
@@ -55,13 +56,13 @@ impl Interest {
         }
     }
 
-    /// Links as such are heard of these as well: they come, go and change.
+    /// Adds names of devices whose link events matter as well: they come, go and change.
     pub(crate) fn and_links(mut self, others: Vec<LinkName>) -> Self {
         self.names.extend(others);
         self
     }
 
-    /// The filter. Kinds of message that it does not name pass.
+    /// Returns the filter. It accepts every kind of message that it does not name.
     pub(crate) fn program(&self) -> Vec<SockFilter> {
         let devices = || self.links.iter().copied().chain(self.uplink);
         let mut program = own_echo(self.own_port);
@@ -70,7 +71,7 @@ impl Interest {
         section(&mut program, [libc::RTM_NEWADDR, libc::RTM_DELADDR], by_index(devices()));
         section(&mut program, [libc::RTM_NEWROUTE, libc::RTM_DELROUTE], by_table(&self.tables));
         let mut link = by_index(devices());
-        // A device that was made anew has an index that we do not know yet.
+        // A device that was created again has an index that is not known yet.
         link.pop();
         link.extend(by_name(&self.names));
         section(&mut program, [libc::RTM_NEWLINK, libc::RTM_DELLINK], link);
@@ -79,8 +80,8 @@ impl Interest {
     }
 }
 
-/// What the kernel tells of routes, neighbours and next hops that we have just written is no news. A change of a link or an
-/// address is, whoever made it: more may have gone with it.
+/// Drops the notifications of routes, neighbours and next hops that our own socket wrote. A change of a link or an
+/// address always passes, since other objects may have gone with it.
 fn own_echo(port: u32) -> Vec<SockFilter> {
     let mut body = vec![load(BPF_H | BPF_ABS, TYPE)];
     for kind in [
@@ -98,7 +99,7 @@ fn own_echo(port: u32) -> Vec<SockFilter> {
     program
 }
 
-/// Adds a `body`, which ends by itself, for the two `types`; the accumulator holds the type and keeps it outside.
+/// Adds a `body` for the two `types`; the body returns in any case. The accumulator holds the type before and after.
 fn section(program: &mut Vec<SockFilter>, types: [u16; 2], body: Vec<SockFilter>) {
     let [new, del] = types.map(|kind| u32::from(kind.to_be()));
     program.push(equal(new, 2, 0));
@@ -145,7 +146,7 @@ fn by_name(names: &[LinkName]) -> Vec<SockFilter> {
     body
 }
 
-/// Leaves the offset of an attribute in X, or ends where there is none.
+/// Leaves the offset of an attribute in X, or drops the message if there is none.
 fn find(start: u32, kind: u16) -> [SockFilter; 6] {
     let extension = (libc::SKF_AD_OFF + libc::SKF_AD_NLATTR) as u32;
     [
@@ -162,7 +163,7 @@ fn accept_if(value: u32) -> [SockFilter; 2] {
     [equal(value, 0, 1), ACCEPT]
 }
 
-/// Loads come out big-endian, whatever the machine: what netlink has in the machine's order is compared swapped.
+/// Loads a value, always as big-endian. Values that netlink carries in the machine's order are compared byte-swapped.
 pub(crate) fn load(mode: u32, from: u32) -> SockFilter {
     SockFilter::new((BPF_LD | mode) as u16, 0, 0, from)
 }

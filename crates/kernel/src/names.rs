@@ -1,5 +1,5 @@
-//! Abstract unix addresses of this network namespace, and the users whose processes hold them (sock_diag(7)). It binds none
-//! and judges nobody.
+//! Abstract unix addresses of this network namespace, and the users whose processes hold them (sock_diag(7)). This
+//! module binds no address.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use crate::error::{Cause, Error};
 use crate::socket::Netlink;
 use crate::wire::{Message, Part};
 
-/// Of linux/sock_diag.h and linux/unix_diag.h.
+/// Constants of linux/sock_diag.h and linux/unix_diag.h.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const UDIAG_SHOW_NAME: u32 = 1;
 const UDIAG_SHOW_UID: u32 = 0x40;
@@ -21,11 +21,12 @@ const MESSAGE: usize = 16;
 pub struct AbstractName {
     /// The name without its leading NUL byte.
     pub name: String,
-    /// Owner of the socket. `None`: the kernel does not say, which is so before Linux 5.3 and without unix_diag.
+    /// Owner of the socket. `None` if the kernel does not say, as before Linux 5.3 and without unix_diag.
     pub uid: Option<u32>,
 }
 
-/// Reads all abstract addresses that begin with `prefix`. One that is no UTF-8 is left out.
+/// Returns all abstract addresses that begin with `prefix`. Addresses that are not UTF-8 are left out. Without
+/// unix_diag the owners are missing. Fails if the kernel does not answer, or if the list changed during each reading.
 pub fn abstract_names(prefix: &str) -> Result<Vec<AbstractName>, Error> {
     let mut all = match by_netlink() {
         Ok(all) => all,
@@ -44,7 +45,7 @@ fn by_netlink() -> Result<Vec<AbstractName>, Cause> {
     Netlink::sock_diag()?.dump(request, |all: &mut Vec<_>, part| all.extend(name_in(part)))
 }
 
-/// The address that one message of the answer names.
+/// Returns the address that one message of the answer names.
 pub(crate) fn name_in(part: Part<'_>) -> Option<AbstractName> {
     let (mut name, mut uid) = (None, None);
     for attribute in part.body.attributes(MESSAGE) {
@@ -57,7 +58,8 @@ pub(crate) fn name_in(part: Part<'_>) -> Option<AbstractName> {
     Some(AbstractName { name: str::from_utf8(name?).ok()?.into(), uid })
 }
 
-/// The same without the users: `/proc/net/unix` ends each line with the address, an `@` in place of the NUL byte.
+/// Reads the addresses without their owners. A line of `/proc/net/unix` ends with the address, an `@` in place of the
+/// NUL byte.
 fn listed() -> Vec<AbstractName> {
     let text = fs::read("/proc/thread-self/net/unix").unwrap_or_default();
     let text = String::from_utf8_lossy(&text);

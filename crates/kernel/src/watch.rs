@@ -1,5 +1,5 @@
-//! Hears that the kernel changed: hints to look again, which carry no facts. What does not concern us is sorted out by
-//! the filter, in the kernel, so that pods that come and go wake nobody.
+//! Reports that the kernel's network objects changed. An event is a hint to read again and carries no facts. The filter
+//! drops foreign changes inside the kernel, so that pods that come and go wake no thread.
 
 use std::fmt;
 use std::io;
@@ -23,29 +23,29 @@ const GROUPS: [u32; 9] = [
     libc::RTNLGRP_IPV6_IFADDR,
     libc::RTNLGRP_IPV4_ROUTE,
     libc::RTNLGRP_IPV6_ROUTE,
-    // Of all families, AF_BRIDGE included: the FDB.
+    // Neighbours of all families, with AF_BRIDGE: the FDB.
     libc::RTNLGRP_NEIGH,
     libc::RTNLGRP_IPV4_RULE,
     libc::RTNLGRP_IPV6_RULE,
     libc::RTNLGRP_NEXTHOP,
 ];
 
-/// Larger than any single notification.
+/// Size in bytes of the buffer for one datagram; larger than any single notification.
 const DATAGRAM: usize = 32 * 1024;
 
-/// What changed.
+/// Kind of object that changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     Link,
     Address,
     Route,
-    /// Also an FDB entry.
+    /// A neighbour or an FDB entry.
     Neighbour,
     Nexthop,
     Rule,
-    /// Rules for traffic.
+    /// A traffic rule of nftables or iptables.
     Firewall,
-    /// More than the socket could hold; what it was is lost.
+    /// Lost notifications: there were more than the socket could hold.
     Overrun,
 }
 
@@ -64,27 +64,28 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A hint to look again.
+/// A change in the kernel: a hint to read again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
     pub kind: Kind,
-    /// Of a link event.
+    /// Name of the device, for a link event.
     pub link: Option<LinkName>,
 }
 
-/// The monitor socket. Open it before the first dump, so that nothing falls between the two.
+/// The monitor socket. It must be open before the first dump, so that no change is missed between the two.
 pub struct Watch {
     socket: Arc<Socket>,
     datagram: Vec<u8>,
     echoes: Echoes,
 }
 
-/// Sets what a [`Watch`] hears, also while another thread waits on it.
+/// Handle that sets the filter of a [`Watch`], also while another thread waits on it.
 #[derive(Clone)]
 pub struct Filter(Arc<Socket>);
 
 impl Watch {
-    /// Hears everything until a filter is set, but for what `kernel` itself writes to an FDB.
+    /// Opens the monitor socket. Until a filter is set it reports every change, except for FDB entries that `kernel`
+    /// writes. Fails if the socket cannot be opened or joined to its groups.
     pub fn open(kernel: &Kernel) -> Result<Self, Error> {
         Self::with_buffer(RECEIVE_BUFFER, kernel.echoes.clone())
             .map_err(|error| Error::new("open the monitor socket", Cause::from(&error)))
@@ -98,12 +99,13 @@ impl Watch {
         Ok(Self { socket: Arc::new(socket), datagram: Vec::with_capacity(DATAGRAM), echoes })
     }
 
-    /// The handle for the thread that knows what is of interest.
+    /// Returns the handle for the thread that knows what is of interest.
     pub fn filter(&self) -> Filter {
         Filter(Arc::clone(&self.socket))
     }
 
-    /// Waits for the next change.
+    /// Waits for the next change, without a time limit. Fails if the socket fails; an overrun is an event, not an
+    /// error.
     pub fn wait(&mut self) -> Result<Event, Error> {
         loop {
             match receive(&self.socket, &mut self.datagram) {
@@ -122,7 +124,7 @@ impl Watch {
 }
 
 impl Filter {
-    /// Takes the place of the filter before it at once.
+    /// Replaces the filter in one step. Fails if the kernel refuses the program.
     pub fn set(&self, interest: &Interest) -> Result<(), Error> {
         let attached = SockRef::from(&*self.0).attach_filter(&interest.program());
         attached.map_err(|error| Error::new("set the filter of the monitor socket", Cause::from(&error)))
