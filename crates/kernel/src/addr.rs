@@ -1,4 +1,4 @@
-//! Addresses: all of them as facts, those of our links as rows, and the messages that add and delete ours.
+//! Addresses: all of them as facts, the ones of our links as rows. Also the messages that add and delete ours.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use crate::wire::{Message, Odd, Part, family_of};
 
 const IFA_RT_PRIORITY: u16 = 9;
 
-/// Flags that only a wish of someone's sets, unlike those by which the kernel says how far it has come.
+/// Flags that an administrator sets, with their names. Flags that report a state, such as `tentative`, are not listed.
 const ODD_FLAGS: [(u32, &str); 6] = [
     (libc::IFA_F_SECONDARY, "secondary"),
     (libc::IFA_F_NODAD, "nodad"),
@@ -22,11 +22,12 @@ const ODD_FLAGS: [(u32, &str); 6] = [
     (libc::IFA_F_NOPREFIXROUTE, "noprefixroute"),
 ];
 
-/// An address as read: its link's index for the order, the facts, and what is odd about it.
+/// An address as read: the index of its link, which orders the list, the facts, and its unexpected properties.
 pub(crate) struct Seen {
     pub(crate) index: u32,
     pub(crate) facts: AddressFacts,
-    /// With the prefix length that it was added with, which is the peer's where it has one.
+    /// Address with the prefix length that it was added with. For an address with a peer, that is the peer's prefix
+    /// length.
     address: IpNet,
     odd: Odd,
 }
@@ -41,7 +42,7 @@ pub(crate) fn dump_request() -> Message {
     Message::new(libc::RTM_GETADDR, libc::NLM_F_DUMP, &[&[0; 8]])
 }
 
-/// `None` for an address of a device that has come since the devices were read.
+/// Decodes an address. Returns `None` if its device appeared after the devices were read.
 pub(crate) fn decode(part: Part<'_>, devices: &Devices) -> Option<Seen> {
     let (prefix, scope, index) = (part.body.u8(1), part.body.u8(3), part.body.u32(4));
     let (mut local, mut peer, mut flags) = (None, None, u32::from(part.body.u8(2)));
@@ -58,7 +59,8 @@ pub(crate) fn decode(part: Part<'_>, devices: &Devices) -> Option<Seen> {
             _ => {}
         }
     }
-    // With a peer IFA_ADDRESS is the peer's; without one IPv6 has no IFA_LOCAL and IPv4 has the same twice.
+    // With a peer, IFA_ADDRESS is the peer's address. Without a peer, IPv6 has no IFA_LOCAL, and IPv4 has the address
+    // in both.
     let address = local.or(peer)?;
     if let Some(peer) = peer.filter(|peer| *peer != address) {
         odd.note(format_args!("peer {peer}"));
@@ -74,7 +76,7 @@ pub(crate) fn decode(part: Part<'_>, devices: &Devices) -> Option<Seen> {
     let row = IpNet::new(address, prefix).ok()?;
     let facts = AddressFacts {
         link,
-        // The network beyond the link is the peer's, and none that this address is in.
+        // The prefix is the peer's network, which does not contain this address.
         address: if has_peer { address.into() } else { row },
         permanent: flags & libc::IFA_F_PERMANENT != 0,
         temporary: address.is_ipv6() && flags & libc::IFA_F_TEMPORARY != 0,
@@ -85,7 +87,7 @@ pub(crate) fn decode(part: Part<'_>, devices: &Devices) -> Option<Seen> {
     Some(Seen { index, facts, address: row, odd })
 }
 
-/// The scope that an address gets when nobody names one.
+/// Returns the scope of an address that was added without one.
 fn usual_scope(address: IpAddr) -> u8 {
     match address {
         IpAddr::V6(ip) if ip.is_unicast_link_local() => libc::RT_SCOPE_LINK,
@@ -98,7 +100,7 @@ pub(crate) fn add(row: &Address, index: u32) -> Message {
     message(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, row, index)
 }
 
-/// A request that names no address, and so is refused as invalid by whoever may add one.
+/// Returns a request to add no address. The kernel refuses it as invalid if the sender may add one.
 pub(crate) fn none_to_add() -> Message {
     Message::new(libc::RTM_NEWADDR, 0, &[&[libc::AF_INET as u8, 0, 0, 0], &[0; 4]])
 }
@@ -111,7 +113,7 @@ fn message(kind: u16, flags: libc::c_int, row: &Address, index: u32) -> Message 
     let (ip, prefix) = (row.address.addr(), row.address.prefix_len());
     let header: [&[u8]; 2] = [&[family_of(ip), prefix, 0, usual_scope(ip)], &index.to_ne_bytes()];
     let mut message = Message::new(kind, flags, &header);
-    // IPv4 finds the address to delete by IFA_LOCAL alone, even one that has a peer.
+    // IPv4 finds the address to delete by IFA_LOCAL alone, even if it has a peer.
     message.ip(IFA_LOCAL, ip);
     if kind == libc::RTM_NEWADDR || ip.is_ipv6() {
         message.ip(IFA_ADDRESS, ip);

@@ -1,4 +1,5 @@
-//! Forwarding entries of our vxlan devices: rows for the permanent ones in our form, oddities for all others.
+//! Forwarding entries of our vxlan devices. A permanent entry of our shape is a plain row; differences go into
+//! `unknown`.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -13,11 +14,12 @@ pub(crate) const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
 
 const NTF_OFFLOADED: u8 = 0x20;
 
-/// Attributes that send the packet elsewhere than to `NDA_DST` through the uplink with the device's VNI.
+/// Attributes that divert a packet: another VNI, another device than the uplink, or a next hop object instead of
+/// `NDA_DST`.
 const DETOURS: [(u16, &str); 4] =
     [(libc::NDA_VNI, "vni"), (libc::NDA_IFINDEX, "via"), (11, "src_vni"), (13, "nhid")];
 
-/// Every entry is a row.
+/// Decodes an entry; every entry is a row.
 pub(crate) fn decode(part: Part<'_>, link: LinkName) -> Option<FdbEntry> {
     let (state, flags) = (part.body.u16(8), part.body.u8(10));
     let (mut mac, mut remote, mut odd) = (Mac::default(), None::<IpAddr>, Odd::default());
@@ -32,7 +34,7 @@ pub(crate) fn decode(part: Part<'_>, link: LinkName) -> Option<FdbEntry> {
         match attribute.kind {
             NDA_DST => remote = attribute.ip(),
             NDA_LLADDR => mac = attribute.mac().unwrap_or_default(),
-            // Told only where it is not the device's own.
+            // The kernel shows the port only if it differs from the device's.
             NDA_PORT => port = Some(attribute.port()),
             kind => {
                 let detour = DETOURS.iter().find(|(detour, _)| *detour == kind);
@@ -58,10 +60,11 @@ pub(crate) fn delete(row: &FdbEntry, index: u32) -> Message {
 fn message(kind: u16, flags: libc::c_int, row: &FdbEntry, index: u32) -> Message {
     let mut message = neigh::message(kind, flags, AF_BRIDGE, index, libc::NTF_SELF);
     message.put(NDA_LLADDR, &row.mac.0);
-    // Without a destination the kernel deletes all entries of that MAC: an odd one cannot be named otherwise.
+    // Without a destination the kernel deletes all entries of the MAC. An entry of another shape cannot be named
+    // otherwise.
     if row.unknown.is_none() {
         message.ip(NDA_DST, row.remote);
-        // To delete an entry by a wrong port, or by none, does nothing, and the kernel does not say so.
+        // A deletion with a wrong port, or with a missing one, does nothing, and the kernel reports no error.
         if let Some(port) = row.port {
             message.put(NDA_PORT, &port.to_be_bytes());
         }

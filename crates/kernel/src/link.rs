@@ -1,5 +1,5 @@
-//! Network devices: all of them as facts, those of our names as rows, and the messages that make, change and delete
-//! ours. Knows which attributes a vxlan device has when nobody has tampered with it; does not judge those that differ.
+//! Network devices: all of them as facts, the ones with our names as rows. Also the messages that create, change and
+//! delete ours, and the attributes that an unmodified vxlan device has. Differences are only named, not judged.
 
 use std::collections::HashMap;
 
@@ -22,8 +22,8 @@ const IFLA_VXLAN_GROUP6: u16 = 16;
 const IFLA_VXLAN_LOCAL6: u16 = 17;
 const IFLA_VXLAN_GBP: u16 = 23;
 
-/// What else a vxlan device has, with its value on a device that was made without naming it (`vxlan_nl2conf`).
-/// An attribute that is not listed is younger than this list, and of no more meaning than its default.
+/// Further attributes of a vxlan device, with their names and defaults (`vxlan_nl2conf`). An attribute that is not
+/// listed is newer than this list; it is ignored, as if it had its default.
 const VXLAN_DEFAULTS: [(u16, &str, &[u8]); 22] = [
     (IFLA_VXLAN_TTL, "ttl", &[0]),
     (IFLA_VXLAN_TOS, "tos", &[0]),
@@ -49,24 +49,25 @@ const VXLAN_DEFAULTS: [(u16, &str, &[u8]); 22] = [
     (31, "localbypass", &[1]),
 ];
 
-/// One device as read.
+/// A device as read.
 pub(crate) struct Device {
     index: u32,
     facts: LinkFacts,
-    /// Indexes of the device below and of the one that this is a port of; 0 for none.
+    /// Index of the device below; 0 if there is none.
     lower: u32,
+    /// Index of the bridge or bond that this device is a port of; 0 if there is none.
     master: u32,
     vxlan: Option<Box<Tunnel>>,
 }
 
-/// The vxlan attributes of a device, while its uplink is still a number.
+/// The vxlan attributes of a device; the uplink is still an index.
 struct Tunnel {
     row: Vxlan,
     uplink: u32,
     odd: Odd,
 }
 
-/// All devices of the node, and the way between their names and their indexes.
+/// All devices of the node, by index and by name.
 #[derive(Default)]
 pub(crate) struct Devices {
     by_index: Vec<Device>,
@@ -84,12 +85,12 @@ impl Devices {
         self.indexes.get(&name).copied()
     }
 
-    /// The names of those that are there, with their indexes.
+    /// Returns the existing ones of these devices, with their indexes.
     pub(crate) fn indexes(&self, names: &[LinkName]) -> Vec<(LinkName, u32)> {
         names.iter().filter_map(|name| Some((*name, self.index(*name)?))).collect()
     }
 
-    /// The vxlan devices with that UDP port.
+    /// Returns the vxlan devices with that UDP port.
     pub(crate) fn with_port(&self, port: u16) -> impl Iterator<Item = LinkName> {
         let has = move |device: &&Device| device.vxlan.as_ref().is_some_and(|tunnel| tunnel.row.port == port);
         self.by_index.iter().filter(has).map(|device| device.facts.name)
@@ -108,7 +109,7 @@ impl Devices {
         Some(self.by_index[at].facts.name)
     }
 
-    /// The device of that name as a row.
+    /// Returns the device of that name as a row.
     pub(crate) fn row(&self, name: LinkName) -> Option<Link> {
         let Device { facts, vxlan, .. } = self.get(name)?;
         let (kind, unknown) = match vxlan {
@@ -144,12 +145,12 @@ pub(crate) fn dump_request() -> Message {
     message
 }
 
-/// The name in a link message of a dump or of the monitor.
+/// Returns the name in a link message of a dump or of the monitor.
 pub(crate) fn name(part: Part<'_>) -> Option<LinkName> {
     part.body.attributes(16).find(|attribute| attribute.kind == IFLA_IFNAME)?.text().parse().ok()
 }
 
-/// `None` for a device whose name we cannot hold: it has neither a row nor a route of ours.
+/// Decodes a device. Returns `None` if its name cannot be parsed; it has neither a row nor a route of ours.
 pub(crate) fn decode(part: Part<'_>) -> Option<Device> {
     let (index, flags) = (part.body.u32(4), part.body.u32(8));
     let (mut name, mut mac, mut mtu, mut info, mut foreign) = (None, Mac::default(), 0, None, false);
@@ -180,7 +181,7 @@ pub(crate) fn decode(part: Part<'_>) -> Option<Device> {
         master: None,
         local: None,
     };
-    // The index of a device in another network namespace.
+    // The index belongs to a device in another network namespace.
     let lower = if foreign { 0 } else { lower };
     let mut vxlan = data.map(|data| Box::new(tunnel(data, foreign)));
     if let Some(tunnel) = vxlan.as_mut().filter(|_| master != 0) {
@@ -192,7 +193,7 @@ pub(crate) fn decode(part: Part<'_>) -> Option<Device> {
     Some(Device { index, facts, lower, master, vxlan })
 }
 
-/// `foreign`: the index of the uplink is one of another network namespace.
+/// Decodes the vxlan attributes. `foreign` is true if the uplink's index belongs to another network namespace.
 fn tunnel(data: Attribute<'_>, foreign: bool) -> Tunnel {
     let local = std::net::Ipv4Addr::UNSPECIFIED.into();
     let mut row = Vxlan { vni: 0, local, uplink: None, port: 0, learning: false, gbp: false };
@@ -217,11 +218,12 @@ fn tunnel(data: Attribute<'_>, foreign: bool) -> Tunnel {
 
 fn unlike_default(attribute: Attribute<'_>) -> Option<&'static str> {
     let (_, name, default) = VXLAN_DEFAULTS.iter().find(|(kind, ..)| *kind == attribute.kind)?;
-    // A flag has no value: that it is there says yes.
+    // A flag has no value: its presence means yes.
     (attribute.value.0 != *default).then_some(name)
 }
 
-/// Creates the device as flannel does (flannel-compat 6.1), down. An uplink that is not there is an error.
+/// Creates the device as flannel does (flannel-compat 6.1), down. Fails with the uplink's name if that device does not
+/// exist.
 pub(crate) fn add(link: &Link, devices: &Devices) -> Result<Message, LinkName> {
     let mut message = Message::new(libc::RTM_NEWLINK, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &[&[0; 16]]);
     message.text(IFLA_IFNAME, link.name.as_str()).put(IFLA_ADDRESS, &link.mac.0);
@@ -248,8 +250,9 @@ pub(crate) fn add(link: &Link, devices: &Devices) -> Result<Message, LinkName> {
     Ok(message)
 }
 
-/// Changes what the kernel can change on a living device, as far as it differs: even the same MAC, set again, flushes
-/// the device's neighbours. vxlan refuses an MTU beside attributes of its own, so it is up to two messages.
+/// Returns up to two messages that change an existing device in place. A MAC that is equal is not set again, since that
+/// flushes the device's neighbours. vxlan refuses an MTU beside attributes of its own, so these have a message of their
+/// own. Fails with the device's name if it does not exist.
 pub(crate) fn replace(link: &Link, devices: &Devices) -> Result<Vec<Message>, LinkName> {
     let have = devices.row(link.name).ok_or(link.name)?;
     let message = || {
@@ -280,7 +283,7 @@ fn in_place<'a>(data: &'a mut Message, vxlan: &Vxlan) -> &'a mut Message {
     data.ip(local, vxlan.local).u8(IFLA_VXLAN_LEARNING, vxlan.learning.into())
 }
 
-/// The administrative state, and nothing else.
+/// Sets only the administrative state.
 pub(crate) fn set_up(name: LinkName, up: bool) -> Message {
     let change = libc::IFF_UP as u32;
     let flags = if up { change } else { 0 };

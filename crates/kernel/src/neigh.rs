@@ -1,4 +1,4 @@
-//! Neighbours (ARP and ND entries) of our links: rows for the permanent ones, oddities for the kernel's own.
+//! Neighbours (ARP and ND entries) of our links. A permanent entry is a plain row; any other state goes into `unknown`.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use crate::wire::{Message, Odd, Part, family_of};
 const NDA_FLAGS_EXT: u16 = 15;
 const NTF_OFFLOADED: u8 = 0x20;
 
-/// `NUD_*` other than permanent, as ip(8) calls them.
+/// States `NUD_*` other than permanent, with their names in ip(8).
 const STATES: [(u16, &str); 7] = [
     (libc::NUD_INCOMPLETE, "incomplete"),
     (libc::NUD_REACHABLE, "reachable"),
@@ -22,30 +22,30 @@ const STATES: [(u16, &str); 7] = [
     (libc::NUD_NOARP, "noarp"),
 ];
 
-/// A message about neighbours of a device: `struct ndmsg` and no attribute yet.
+/// Starts a message about neighbours of a device: `struct ndmsg`, without attributes.
 pub(crate) fn message(kind: u16, flags: libc::c_int, family: u8, index: u32, ntf: u8) -> Message {
     let [low, high] = libc::NUD_PERMANENT.to_ne_bytes();
     Message::new(kind, flags, &[&[family, 0, 0, 0], &index.to_ne_bytes(), &[low, high, ntf, 0]])
 }
 
-/// Asks for the entries of one device; `family` is 0 for both IP families, `AF_BRIDGE` for the FDB.
+/// Asks for the entries of one device. `family` is 0 for both IP families, `AF_BRIDGE` for the FDB.
 pub(crate) fn dump_request(family: u8, index: u32) -> Message {
     let mut message = Message::new(libc::RTM_GETNEIGH, libc::NLM_F_DUMP, &[&[family], &[0; 11]]);
     message.u32(libc::NDA_IFINDEX, index);
     message
 }
 
-/// The device of an entry.
+/// Returns the index of an entry's device.
 pub(crate) fn index(part: Part<'_>) -> u32 {
     part.body.u32(4)
 }
 
-/// Puts a name to a state.
+/// Returns the name of a state.
 fn state_name(state: u16) -> &'static str {
     STATES.iter().find(|(bit, _)| state & bit != 0).map_or("none", |(_, name)| name)
 }
 
-/// `None` for what the kernel derives from the address itself (multicast and broadcast).
+/// Decodes a neighbour. Returns `None` if the kernel derived it from the address itself (multicast and broadcast).
 pub(crate) fn decode(part: Part<'_>, link: LinkName) -> Option<Neighbour> {
     let (state, flags, kind) = (part.body.u16(8), part.body.u8(10), part.body.u8(11));
     let (mut address, mut mac, mut odd) = (None::<IpAddr>, Mac::default(), Odd::default());
@@ -68,16 +68,16 @@ pub(crate) fn decode(part: Part<'_>, link: LinkName) -> Option<Neighbour> {
     Some(Neighbour { link, address, mac, unknown: odd.to_unknown() })
 }
 
-/// Who is known on a link.
+/// A neighbour on a link whose MAC is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Known {
     pub ip: IpAddr,
     pub mac: Mac,
-    /// Somebody has set it, and so the kernel never asks.
+    /// True if somebody has set the entry, so that the kernel never sends a request for it.
     pub is_static: bool,
 }
 
-/// An entry whose MAC has answered or was set by somebody.
+/// Returns an entry whose MAC has answered, or was set by somebody. The MAC is a unicast one.
 pub(crate) fn known(part: Part<'_>) -> Option<Known> {
     const STATIC: u16 = libc::NUD_PERMANENT | libc::NUD_NOARP;
     const KNOWN: u16 = libc::NUD_REACHABLE | libc::NUD_STALE | libc::NUD_DELAY | libc::NUD_PROBE | STATIC;
@@ -87,7 +87,7 @@ pub(crate) fn known(part: Part<'_>) -> Option<Known> {
     (state & KNOWN != 0 && known.mac.is_unicast()).then_some(known)
 }
 
-/// Whom the kernel has asked in vain, or has a MAC of.
+/// Returns the address of an entry that has failed (no MAC), or of a known one (with its MAC).
 pub(crate) fn doubt(part: Part<'_>) -> Option<(IpAddr, Option<Mac>)> {
     let failed = part.body.u16(8) & libc::NUD_FAILED != 0;
     if failed { Some((address_and_mac(part).0?, None)) } else { known(part).map(|it| (it.ip, Some(it.mac))) }

@@ -1,4 +1,4 @@
-//! Next hop objects (Linux 5.3) with ids of ours. Groups and the other shapes nobody asked for are oddities.
+//! Next hop objects (Linux 5.3) with ids of ours. Groups and other shapes that we do not create go into `unknown`.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -29,7 +29,7 @@ pub(crate) fn dump_request() -> Message {
     Message::new(RTM_GETNEXTHOP, libc::NLM_F_DUMP, &[&[0; 8]])
 }
 
-/// Next hop objects of others, which routes of the underlay may lead through.
+/// Next hop objects of others, which routes of the underlay may use.
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
     single: BTreeMap<u32, NextHop>,
@@ -37,7 +37,7 @@ pub(crate) struct Objects {
 }
 
 impl Objects {
-    /// Takes one from a dump.
+    /// Takes one object from a dump. Our own objects and dead ones are skipped.
     pub(crate) fn collect(&mut self, part: Part<'_>, devices: &Devices) {
         let (mut id, mut hop, mut group) = (0, NextHop::default(), None);
         for attribute in part.body.attributes(8) {
@@ -45,7 +45,7 @@ impl Objects {
                 NHA_ID => id = attribute.u32(),
                 NHA_GATEWAY => hop.gateway = attribute.ip(),
                 NHA_OIF => hop.link = devices.name(attribute.u32()),
-                // Of `struct nexthop_grp`, whose first field is the id.
+                // Array of `struct nexthop_grp`, whose first field is the id.
                 NHA_GROUP => {
                     let entries = attribute.value.0.chunks_exact(8);
                     group = Some(entries.map(|entry| Body(entry).u32(0)).collect());
@@ -62,7 +62,7 @@ impl Objects {
         }
     }
 
-    /// The next hops of an object or of a group's members; none for an object that is not known.
+    /// Returns the next hops of an object or of a group's members; empty for an unknown object.
     pub(crate) fn hops(&self, id: u32) -> Vec<NextHop> {
         let one = [id];
         let members = self.groups.get(&id).map_or(&one[..], |members| &members[..]);
@@ -70,7 +70,7 @@ impl Objects {
     }
 }
 
-/// `None` for an id that is not ours.
+/// Decodes an object. Returns `None` if its id is not ours.
 pub(crate) fn decode(part: Part<'_>, devices: &Devices) -> Option<Nexthop> {
     let (mut id, mut gateway, mut link) = (0, None::<IpAddr>, None::<LinkName>);
     let mut odd = Odd::default();
@@ -116,7 +116,7 @@ pub(crate) fn add(row: &Nexthop, index: u32) -> Message {
     message
 }
 
-/// Routes through it go with it.
+/// Deletes an object. The kernel deletes the routes through it, too.
 pub(crate) fn delete(id: u32) -> Message {
     let mut message = Message::new(RTM_DELNEXTHOP, 0, &[&[0; 8]]);
     message.u32(NHA_ID, id);

@@ -1,6 +1,6 @@
-//! Routes: those inside our networks as rows, those of the main table outside of them as facts about the underlay,
-//! and the messages that write and delete ours. Foreign routes may be very many: they are passed over by their fixed
-//! header and destination, and nothing is allocated for them.
+//! Routes: the ones inside our networks as rows, the rest of the main table as facts about the underlay. Also the
+//! messages that write and delete ours. Foreign routes may be very many: only their fixed header and destination are
+//! read, and nothing is allocated for them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -20,37 +20,38 @@ const RTA_PREF: u16 = 20;
 const RTA_NH_ID: u16 = 30;
 const RTNH_F_DEAD: u8 = 1;
 const RTNH_F_ONLINK: u32 = 4;
-/// In `RTA_METRICS`.
+/// Type of the MTU in `RTA_METRICS`.
 const RTAX_MTU: u16 = 2;
 /// Length of `struct rtnexthop`.
 const RTNEXTHOP: usize = 8;
 
-/// What the kernel shows beside the id of a next hop object: the object's own attributes, repeated.
+/// Attributes of a next hop object, which the kernel repeats beside the object's id.
 const OF_THE_NEXTHOP: [u16; 6] = [RTA_OIF, RTA_GATEWAY, libc::RTA_MULTIPATH, RTA_VIA, 21, 22];
 
-/// What IPv6 makes of an absent metric; IPv4 keeps zero.
+/// Metric of an IPv6 route that was added without one; for IPv4 it is zero.
 const IPV6_METRIC: u32 = 1024;
 
-/// Its index is the same in every network namespace; IPv6 hangs refusing routes on it.
+/// Index of the loopback device in every network namespace; IPv6 attaches blackhole and unreachable routes to it.
 const LOOPBACK: u32 = 1;
 
-/// All routes of interest, and how to tell which these are.
+/// Routes that a dump yields: our rows, and facts about the underlay.
 #[derive(Default)]
 pub(crate) struct Routes {
     pub(crate) rows: Vec<Route>,
     pub(crate) underlay: Vec<RouteFacts>,
 }
 
-/// What to take from the dump of one table of one family.
+/// Selection of routes from the dump of one table of one family.
 pub(crate) struct Bounds<'a> {
     pub(crate) family: u8,
     pub(crate) table: u32,
-    /// Routes inside these networks are rows.
+    /// Networks inside which routes are rows.
     pub(crate) inside: &'a [IpNet],
-    /// Routes that do not lead to these pods are facts about the underlay.
+    /// Ranges of pods' addresses. Routes to other destinations are facts about the underlay; `None` if there are no
+    /// facts.
     pub(crate) outside: Option<&'a [Range]>,
     pub(crate) devices: &'a Devices,
-    /// Of others.
+    /// Next hop objects of others.
     pub(crate) objects: &'a Objects,
 }
 
@@ -63,7 +64,7 @@ impl Bounds<'_> {
 
     pub(crate) fn collect(&self, all: &mut Routes, part: Part<'_>) {
         let body = part.body;
-        // Where a family is switched off the kernel answers with what other families have.
+        // If a family is switched off, the kernel answers with the routes of other families.
         if body.u8(0) != self.family || body.u32(8) & libc::RTM_F_CLONED != 0 {
             return;
         }
@@ -96,7 +97,7 @@ impl Bounds<'_> {
                 _ => {}
             }
         }
-        // With `nexthop_compat_mode` 0 the kernel names the object and nothing of it.
+        // With `nexthop_compat_mode` 0 the kernel shows only the id of the object.
         if let Some(object) = object.filter(|_| facts.link.is_none() && hops.is_empty()) {
             hops = self.objects.hops(object);
         }
@@ -109,7 +110,7 @@ impl Bounds<'_> {
         facts
     }
 
-    /// The next hops that are in use, of `struct rtnexthop` one after the other, each with its attributes.
+    /// Returns the next hops that are in use, from a list of `struct rtnexthop` with their attributes.
     fn several(&self, mut body: Body<'_>) -> Vec<NextHop> {
         let mut hops = Vec::new();
         loop {
@@ -132,7 +133,7 @@ impl Bounds<'_> {
         }
     }
 
-    /// `None` for another metric, TOS or source prefix: those are other routes than the one of our key.
+    /// Decodes a row. Returns `None` for another metric, TOS or source prefix: such a route has another key than ours.
     fn row(&self, body: Body<'_>, destination: IpNet) -> Option<Route> {
         let find = |kind| body.attributes(12).find(|attribute| attribute.kind == kind);
         let default = if destination.addr().is_ipv6() { IPV6_METRIC } else { 0 };
@@ -173,7 +174,7 @@ impl Bounds<'_> {
             }
         }
         let find = |kind| body.attributes(12).find(|attribute| attribute.kind == kind);
-        // Several next hops, or one of the other family, are told apart by `note_odd`.
+        // Several next hops, or one of the other family, are described by `note_odd`.
         if find(libc::RTA_MULTIPATH).or(find(RTA_VIA)).is_some() {
             return RoutePath::Other;
         }
@@ -192,7 +193,7 @@ impl Bounds<'_> {
 fn note_odd(attribute: Attribute<'_>, odd: &mut Odd) {
     match attribute.kind {
         RTA_DST | RTA_TABLE | RTA_PRIORITY | RTA_OIF | RTA_GATEWAY | RTA_NH_ID => {}
-        // `rta_expires` of struct rta_cacheinfo.
+        // `rta_expires` of `struct rta_cacheinfo`.
         libc::RTA_CACHEINFO if attribute.value.u32(8) != 0 => odd.note("expires"),
         RTA_PREF if attribute.u8() != 0 => odd.note("pref"),
         libc::RTA_CACHEINFO | RTA_PREF => {}
@@ -209,7 +210,7 @@ fn note_odd(attribute: Attribute<'_>, odd: &mut Odd) {
     }
 }
 
-/// The scope of a route of that shape when nobody names one (ip-route(8)).
+/// Returns the scope of a route of that shape that was added without one (ip-route(8)).
 fn scope(path: &RoutePath) -> u8 {
     match path {
         RoutePath::Link(_) => libc::RT_SCOPE_LINK,
@@ -226,7 +227,7 @@ fn destination(body: Body<'_>) -> Option<IpNet> {
     IpNet::new(find.map_or(Some(any), Attribute::ip)?, body.u8(1)).ok()
 }
 
-/// `struct rtvia`: a family, then the address.
+/// Reads `struct rtvia`: a family, then the address.
 fn via(attribute: Attribute<'_>) -> Option<IpAddr> {
     let address = Body(attribute.value.0.get(2..)?);
     Attribute { kind: RTA_GATEWAY, value: address }.ip()
@@ -236,9 +237,10 @@ pub(crate) fn add(row: &Route, devices: &Devices) -> Result<Message, LinkName> {
     message(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, row, devices)
 }
 
-/// IPv6 refuses a gateway "on the link" as long as the main table leads to it through another device, and a peer's
-/// gateway lies in the peer's own subnet. So the subnet is first led to the device alone, then to the gateway: unlike a
-/// delete, this leaves no moment in which packets take the default route. `None` where there is no such case.
+/// Returns two messages that write an IPv6 route whose gateway lies in the route's own destination. IPv6 refuses an
+/// onlink gateway while the main table leads to it through another device. So the first message leads the destination
+/// to the device alone, the second one to the gateway. Unlike after a deletion, no packet takes the default route
+/// meanwhile. Returns `None` for all other routes.
 pub(crate) fn add_in_steps(row: &Route, devices: &Devices) -> Option<[Message; 2]> {
     let RoutePath::Via { gateway, link, onlink: true } = row.path else { return None };
     let first = Route { path: RoutePath::Link(link), ..row.clone() };
@@ -246,8 +248,8 @@ pub(crate) fn add_in_steps(row: &Route, devices: &Devices) -> Option<[Message; 2
     needed.then(|| Some([add(&first, devices).ok()?, add(row, devices).ok()?]))?
 }
 
-/// Names exactly that route, also where the kernel has several of the same key; only between an IPv6 route through a
-/// next hop object and one that is not, the kernel does not distinguish.
+/// Returns the message that deletes exactly that route, even if several have its key. The exception: the kernel does
+/// not distinguish an IPv6 route through a next hop object from a plain one.
 pub(crate) fn delete(row: &Route, devices: &Devices) -> Result<Message, LinkName> {
     let mut message = message(libc::RTM_DELROUTE, 0, row, devices)?;
     if row.destination.addr().is_ipv6() {
@@ -266,15 +268,15 @@ fn message(kind: u16, flags: libc::c_int, row: &Route, devices: &Devices) -> Res
     let route_type = match row.path {
         RoutePath::Unreachable => libc::RTN_UNREACHABLE,
         RoutePath::Blackhole => libc::RTN_BLACKHOLE,
-        // Deletes a route of any type.
+        // The unspecified type deletes a route of any type.
         RoutePath::Other => libc::RTN_UNSPEC,
         _ => libc::RTN_UNICAST,
     };
-    // Nowhere: deletes a route of any scope.
+    // The scope `nowhere` deletes a route of any scope.
     let scope = if kind == libc::RTM_DELROUTE { libc::RT_SCOPE_NOWHERE } else { scope(&row.path) };
     let onlink = matches!(row.path, RoutePath::Via { onlink: true, .. });
     let route_flags = if onlink { RTNH_F_ONLINK } else { 0 };
-    // The table's place in the header holds a byte; RTA_TABLE goes before it.
+    // The table in the header holds one byte; RTA_TABLE takes precedence.
     let header = [family_of(address), prefix, 0, 0, 0, row.protocol, scope, route_type];
     let mut message = Message::new(kind, flags, &[&header, &route_flags.to_ne_bytes()]);
     message.ip(RTA_DST, address).u32(RTA_TABLE, row.table);
@@ -292,12 +294,12 @@ fn message(kind: u16, flags: libc::c_int, row: &Route, devices: &Devices) -> Res
     Ok(message)
 }
 
-/// Which way the kernel would send a packet.
+/// Answer of the kernel to a route lookup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lookup {
-    /// `destination` is the address that was asked for.
+    /// Route of the packet; its `destination` is the address that was looked up.
     pub route: RouteFacts,
-    /// The source address the kernel would choose.
+    /// Source address that the kernel would choose.
     pub source: Option<IpAddr>,
 }
 

@@ -1,4 +1,4 @@
-//! Policy rules that lead destinations inside our networks to a table: ours by protocol or by table.
+//! Policy rules that send destinations inside our networks to a table. They are ours by protocol or by table.
 
 use ipnet::IpNet;
 use plan::owned::{Owned, PROTOCOL};
@@ -14,7 +14,7 @@ const FRA_PROTOCOL: u16 = 21;
 const FR_ACT_TO_TBL: u8 = 1;
 const FIB_RULE_INVERT: u32 = 2;
 
-/// Conditions and actions beside ours, as ip-rule(8) calls them.
+/// Conditions and actions that our rules never have, with their names in ip-rule(8).
 const ODD_ATTRIBUTES: [(u16, &str); 13] = [
     (2, "from"),
     (3, "iif"),
@@ -35,7 +35,7 @@ pub(crate) fn dump_request(family: u8) -> Message {
     Message::new(libc::RTM_GETRULE, libc::NLM_F_DUMP, &[&[family], &[0; 11]])
 }
 
-/// `None` for a rule that has nothing to do with us.
+/// Decodes a rule. Returns `None` unless its destination lies in our networks and it has our protocol or table.
 pub(crate) fn decode(part: Part<'_>, family: u8, owned: &Owned) -> Option<Rule> {
     let (length, tos, action, flags) = (part.body.u8(1), part.body.u8(3), part.body.u8(7), part.body.u32(8));
     let (mut to, mut priority, mut table, mut protocol) = (None, 0, u32::from(part.body.u8(4)), 0);
@@ -72,7 +72,7 @@ pub(crate) fn add(row: &Rule) -> Message {
     message(libc::RTM_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_EXCL, row)
 }
 
-/// Deletes whatever rule stands under the key.
+/// Deletes whatever rule has this destination and priority.
 pub(crate) fn clear(row: &Rule) -> Message {
     let (address, prefix) = (row.to.addr(), row.to.prefix_len());
     let mut message = Message::new(libc::RTM_DELRULE, 0, &[&[family_of(address), prefix], &[0; 10]]);

@@ -1,4 +1,4 @@
-//! Files below `/proc/sys`: read and written as they are, one at a time, and what netlink can write of them.
+//! Files below `/proc/sys`, read and written one at a time, and the settings that netlink can write instead.
 
 use std::fs;
 use std::io::Write;
@@ -10,10 +10,10 @@ use crate::error::Cause;
 use crate::link::Devices;
 use crate::wire::Message;
 
-/// Below it is every sysctl that is written.
+/// Directory of all sysctls that are written.
 pub const SYSCTLS: &str = "/proc/sys/net";
 
-/// Of linux/if_link.h and linux/ip.h.
+/// Constants of linux/if_link.h and linux/ip.h.
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INET_CONF: u16 = 1;
 const IPV4_DEVCONF_FORWARDING: u16 = 1;
@@ -23,19 +23,20 @@ fn file(path: &str) -> PathBuf {
     PathBuf::from("/proc/sys").join(path)
 }
 
-/// `None` where there is no such file: its device or module is not there.
+/// Reads a sysctl. Returns `None` if its file does not exist, as without its device or module, or cannot be read.
 pub(crate) fn read(path: &str) -> Option<Sysctl> {
     let value = fs::read_to_string(file(path)).ok()?;
     Some(Sysctl { path: path.into(), value: value.trim().into() })
 }
 
 pub(crate) fn write(row: &Sysctl) -> Result<(), Cause> {
-    // Not fs::write, which would try to create the file.
+    // `fs::write` would try to create the file.
     let file = fs::File::options().write(true).open(file(&row.path));
     file.and_then(|mut file| file.write_all(row.value.as_bytes())).map_err(|error| Cause::from(&error))
 }
 
-/// The same by netlink: only `rp_filter` and `forwarding` of a device that is there. IPv6's settings netlink only shows.
+/// Returns a message that writes the sysctl by netlink. `None` unless it is `rp_filter` or `forwarding` of IPv4 for an
+/// existing device. Netlink only shows the settings of IPv6.
 pub(crate) fn message(row: &Sysctl, devices: &Devices) -> Option<Message> {
     let (device, setting) = row.path.strip_prefix("net/ipv4/conf/")?.rsplit_once('/')?;
     let setting = match setting {

@@ -1,4 +1,4 @@
-//! Asks the kernel where it sends packets of pods, and which policy rule decides that. It judges no answer.
+//! Asks the kernel where it sends packets of pods, and which policy rule decides that. The answers are not judged here.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,7 @@ const RULE_UNREACHABLE: u8 = 7;
 const RULE_PROHIBIT: u8 = 8;
 const RULE_LOOKUP: u8 = 1;
 
-/// A policy rule of anybody, as far as it says which packets it is for.
+/// A policy rule, ours or foreign, with the properties that select packets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Rule {
     family: u8,
@@ -29,14 +29,14 @@ struct Rule {
     to: Option<IpNet>,
     iif: Option<Box<str>>,
     mark: u32,
-    /// A condition that packets of pods may not meet, such as a port.
+    /// True if there is a condition that packets of pods may not meet, such as a port.
     narrow: bool,
     inverted: bool,
     action: u8,
     table: u32,
 }
 
-/// Where each packet goes, in their order. A device that is not there yields no answer.
+/// Returns where each packet goes, in their order. Packets whose inbound device does not exist are left out.
 pub(crate) fn ways(netlink: &mut Netlink, packets: &[Packet], devices: &Devices) -> Result<Vec<Way>, Cause> {
     let mut rules: Option<Vec<Rule>> = None;
     let mut all = Vec::new();
@@ -76,7 +76,7 @@ fn ask(netlink: &mut Netlink, packet: &Packet, inbound: u32, devices: &Devices) 
     if link == Some(packet.outbound) {
         return Ok(WayAnswer::Via { link, gateway, table, destination: None });
     }
-    // The route itself, whose prefix an answer does not tell otherwise.
+    // This second request asks for the route itself: only its answer tells the prefix.
     let mut destination = None;
     let _ = netlink.ask(&mut request(packet, inbound, RTM_F_FIB_MATCH), |part| {
         let prefix = part.body.attributes(12).find(|attribute| attribute.kind == libc::RTA_DST);
@@ -89,7 +89,7 @@ fn ask(netlink: &mut Netlink, packet: &Packet, inbound: u32, devices: &Devices) 
 
 fn request(packet: &Packet, inbound: u32, flags: u32) -> Message {
     let (family, bits) = (family_of(packet.destination), if packet.destination.is_ipv4() { 32 } else { 128 });
-    // IPv6 names the table in any case, and takes no such flag.
+    // IPv6 always returns the table and does not accept this flag.
     let flags = if packet.destination.is_ipv4() { flags | RTM_F_LOOKUP_TABLE } else { flags };
     let mut message =
         Message::new(libc::RTM_GETROUTE, 0, &[&[family, bits, bits, 0, 0, 0, 0, 0], &flags.to_ne_bytes()]);
@@ -146,7 +146,7 @@ impl Rule {
         self.family == family_of(packet.destination) && holds != self.inverted
     }
 
-    /// As ip-rule(8) shows it.
+    /// Formats the rule as ip-rule(8) shows it, for example `100: from all to 10.244.0.0/16 lookup 7777`.
     fn words(&self) -> Box<str> {
         let net = |net: &Option<IpNet>| net.map_or_else(|| "all".into(), |net| net.to_string());
         let mut words =
@@ -170,7 +170,7 @@ impl Rule {
     }
 }
 
-/// The first rule that leads there, but for those that every node has.
+/// Returns the first rule that leads to the answer; `None` if it is one that every node has.
 fn responsible(rules: &[Rule], packet: &Packet, answer: &WayAnswer) -> Option<Box<str>> {
     const USUAL: [u32; 3] = [253, 254, 255];
     let leads = |rule: &&Rule| match answer {
