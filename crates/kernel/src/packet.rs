@@ -1,5 +1,5 @@
-//! Sockets that send and hear whole packets: frames of one link, IP packets with a header of our own, and ICMP. Knows no
-//! question and no answer; only what cannot be one wakes nobody.
+//! Sockets that send and receive whole packets: frames of one link, IP packets with our own header, and ICMP. Their
+//! filters drop packets that cannot be replies, so that these wake no thread.
 
 mod filter;
 
@@ -29,7 +29,7 @@ use crate::wire::parts;
 pub use filter::Marks;
 pub use neigh::Known;
 
-/// What a frame carries.
+/// Type of a frame's payload, as in the Ethernet header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EtherType {
     Arp = 0x0806,
@@ -38,7 +38,7 @@ pub enum EtherType {
 }
 
 impl EtherType {
-    /// Of IP packets.
+    /// Returns the type of IP packets of this family.
     pub fn of(family: Family) -> Self {
         match family {
             Family::Ipv4 => Self::Ipv4,
@@ -47,39 +47,41 @@ impl EtherType {
     }
 }
 
-/// Room for answers that come all at once.
+/// Requested size in bytes of the receive buffer; replies may arrive all at once.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
-/// A device as packets see it.
+/// A network device, as packet sockets need it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
     at: LinkAddr,
-    /// `None` where frames have no Ethernet header.
+    /// MAC of the device. `None` if it is not Ethernet or has no unicast MAC: its frames are read without an Ethernet
+    /// header.
     pub mac: Option<Mac>,
-    /// Neighbours are found by asking.
+    /// True if neighbours are resolved by ARP or ND: an Ethernet device without the flag NOARP.
     pub resolves: bool,
+    /// IP addresses of the device.
     pub addresses: Vec<IpAddr>,
 }
 
 impl Interface {
-    /// Another device has another one, also under the same name.
+    /// Returns the interface index. A device that is created again under the same name has another one.
     pub fn index(&self) -> usize {
         self.at.ifindex()
     }
 }
 
-/// A packet that has come in.
+/// A received packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
-    /// Bytes.
+    /// Length in bytes, at most that of the buffer.
     pub length: usize,
-    /// Who sent it, where its own header is not there to say.
+    /// Address of the sender; `None` for frames and netlink messages.
     pub from: Option<IpAddr>,
-    /// Since the kernel took it; a clock that is set meanwhile falsifies it.
+    /// Time since the kernel received the packet. It is wrong if the clock was set meanwhile.
     pub age: Duration,
 }
 
-/// All devices that packets can be sent through.
+/// Returns all devices with their addresses, by name. Fails if getifaddrs(3) fails.
 pub fn interfaces() -> Result<BTreeMap<LinkName, Interface>, Error> {
     let read = || getifaddrs().map_err(|errno| Cause::from(&io::Error::from(errno)));
     let entries: Vec<_> = read().map_err(|cause| Error::new("read the devices' addresses", cause))?.collect();
@@ -106,18 +108,19 @@ fn ip_of(address: &SockaddrStorage) -> Option<IpAddr> {
     v4.or_else(|| Some(address.as_sockaddr_in6()?.ip().into()))
 }
 
-/// One of them; nothing it does waits.
+/// A raw socket; none of its calls blocks.
 #[derive(Debug)]
 pub struct Socket(socket2::Socket);
 
 impl Socket {
-    /// Frames of one link, and of them the answers to ours.
+    /// Opens a socket for frames of one link and type. It receives only replies that `marks` identifies, ARP replies
+    /// and neighbour advertisements. Fails without `CAP_NET_RAW`, or if the link is gone.
     pub fn frames(link: &Interface, kind: EtherType, marks: Marks) -> io::Result<Self> {
         let protocol = Protocol::from(i32::from((kind as u16).to_be()));
         let socket = Self::open(Domain::PACKET, protocol)?;
-        // Until it is bound it hears all links.
+        // An unbound socket receives frames of all links.
         socket.0.attach_filter(&filter::NOTHING)?;
-        // The address names no protocol, and so the one above stays.
+        // The address names no protocol, so the one above stays.
         bind(socket.0.as_raw_fd(), &link.at)?;
         while socket.receive(&mut [0]).is_some() {}
         let header = if link.mac.is_some() { filter::ETHERNET } else { 0 };
@@ -125,15 +128,17 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Sends IP packets with a header of our own the way that the kernel routes them. Hears nothing.
+    /// Opens a socket that sends IP packets with our own header, along the kernel's routes. It receives nothing. Fails
+    /// without `CAP_NET_RAW`.
     pub fn sender(family: Family) -> io::Result<Self> {
-        // IPPROTO_RAW means that the header is ours.
+        // With IPPROTO_RAW the header is ours.
         let socket = Self::open(domain(family), Protocol::from(libc::IPPROTO_RAW))?;
         socket.ignore_path_mtu(family)?;
         Ok(socket)
     }
 
-    /// Hears the answers to ours, and those who could not deliver them.
+    /// Opens a socket that receives the replies to our probes, and the ICMP errors that quote them. Fails without
+    /// `CAP_NET_RAW`.
     pub fn answers(family: Family, marks: Marks) -> io::Result<Self> {
         let protocol = match family {
             Family::Ipv4 => Protocol::ICMPV4,
@@ -141,14 +146,15 @@ impl Socket {
         };
         let socket = Self::open(domain(family), protocol)?;
         socket.0.attach_filter(&filter::icmp(family, marks))?;
-        // What comes back to a probe that was too large must not become what the node knows of the path. That holds for IPv4;
-        // of IPv6 the kernel learns it whatever a raw socket says.
+        // An error about a probe that was too large must not change the path MTU that the node knows. The option
+        // ensures that for IPv4. For IPv6 the kernel learns the MTU whatever a raw socket says.
         socket.ignore_path_mtu(family)?;
         while socket.receive(&mut [0]).is_some() {}
         Ok(socket)
     }
 
-    /// Hears of a link's neighbours whom the kernel has asked in vain, and who may have another MAC; see [`doubt`].
+    /// Opens a socket for suspicious changes of a link's neighbours: entries that failed, or whose MAC may have
+    /// changed. [`doubt`] decodes its datagrams. Fails if the socket cannot be opened or bound.
     pub fn doubts(link: &Interface) -> io::Result<Self> {
         let socket = Self::open(Domain::from(libc::AF_NETLINK), Protocol::from(libc::NETLINK_ROUTE))?;
         socket.0.attach_filter(&filter::doubts(link.index() as u32))?;
@@ -156,7 +162,7 @@ impl Socket {
         Ok(socket)
     }
 
-    /// What is sent is as large as it is, whatever the kernel knows of the path: IPv6 would be cut into fragments.
+    /// Sends packets at their full size, whatever path MTU the kernel knows. Otherwise IPv6 would send fragments.
     fn ignore_path_mtu(&self, family: Family) -> io::Result<()> {
         match family {
             Family::Ipv4 => set_ip_mtu_discover(&self.0, Ipv4PathMtuDiscovery::INTERFACE)?,
@@ -169,22 +175,22 @@ impl Socket {
         let socket = socket2::Socket::new(domain, Type::RAW, Some(protocol))?;
         socket.set_nonblocking(true)?;
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
-        // The kernel grants what it may.
+        // The kernel grants what its limit allows.
         let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
         Ok(Self(socket))
     }
 
-    /// A frame, out of the link that it is bound to.
+    /// Sends a frame through the link that the socket is bound to. Fails as send(2) does.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         self.0.send(frame).map(drop)
     }
 
-    /// A packet, to where it says that it goes.
+    /// Sends a packet to `target`, the destination in its header. Fails as sendto(2) does.
     pub fn send_to(&self, packet: &[u8], target: IpAddr) -> io::Result<()> {
         self.0.send_to(packet, &SocketAddr::new(target, 0).into()).map(drop)
     }
 
-    /// The next packet. `None` when there is none.
+    /// Receives the next packet into `buffer`. Returns `None` if there is none, or after an error.
     pub fn receive(&self, buffer: &mut [u8]) -> Option<Received> {
         let (mut parts, mut control) = ([IoSliceMut::new(buffer)], nix::cmsg_space!(TimeSpec));
         loop {
@@ -202,7 +208,7 @@ impl Socket {
                     return Some(Received { length: message.bytes, from, age });
                 }
                 Err(nix::Error::EAGAIN) => return None,
-                // The link went down or away, once told; there may be packets all the same.
+                // The link went down or vanished, which is reported once. Packets may be queued nevertheless.
                 Err(nix::Error::EINTR | nix::Error::ENETDOWN) => {}
                 Err(_) => return None,
             }
@@ -222,7 +228,8 @@ impl AsFd for Socket {
     }
 }
 
-/// Which neighbour it is that the kernel doubts, and the MAC that it believes it has now; `None` where nobody answers.
+/// Decodes a datagram of [`Socket::doubts`]: the neighbour's address, and the MAC that the kernel has for it now. The
+/// MAC is `None` if the neighbour does not answer. Returns `None` for any other datagram.
 pub fn doubt(datagram: &[u8]) -> Option<(IpAddr, Option<Mac>)> {
     parts(datagram).find_map(neigh::doubt)
 }
@@ -235,7 +242,8 @@ fn domain(family: Family) -> Domain {
 }
 
 impl crate::Kernel {
-    /// Who is known on a link.
+    /// Returns the neighbours on a link whose MAC is known, without those that have the link's own MAC. Fails if the
+    /// dump fails.
     pub fn neighbours(&mut self, link: &Interface) -> Result<Vec<Known>, Error> {
         let index = u32::try_from(link.index()).unwrap_or_default();
         let dump = self.netlink.dump(neigh::dump_request(0, index), |all: &mut Vec<_>, part| {

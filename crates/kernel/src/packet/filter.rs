@@ -1,4 +1,4 @@
-//! Which packets may be answers, as classic BPF: a packet that is not never wakes anybody. What it means is not looked at.
+//! Filters for packets that may be replies to ours, as classic BPF. Any other packet wakes no thread.
 
 use libc::{BPF_ABS, BPF_B, BPF_H, BPF_IMM, BPF_IND, BPF_LDX, BPF_MSH, BPF_W};
 use plan::input::Family;
@@ -7,7 +7,7 @@ use socket2::SockFilter;
 use super::EtherType;
 use crate::filter::{ACCEPT, REFUSE, equal, load};
 
-/// Bytes before a packet.
+/// Length of an Ethernet header in bytes.
 pub(super) const ETHERNET: u32 = 14;
 
 pub(super) const NOTHING: [SockFilter; 1] = [REFUSE];
@@ -18,27 +18,28 @@ const UDP: u32 = 17;
 const ARP_REPLY: u32 = 2;
 const NEIGHBOUR_ADVERTISEMENT: u32 = 136;
 
-/// In a netlink message: its type, and the `ndmsg` behind the header.
+/// Offset in bytes of the type in a netlink message.
 const TYPE: u32 = 4;
+/// Offset in bytes of `ndmsg` in a netlink message.
 const NDMSG: u32 = 16;
 
-/// By what an answer is known.
+/// Values that identify replies to our probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marks {
-    /// The identifier of our echoes.
+    /// Identifier of our echo requests.
     pub echo: u16,
-    /// To which our datagrams go.
+    /// UDP port that our datagrams go to.
     pub port: u16,
 }
 
-/// Where things are in ICMP of one family.
+/// Numbers and offsets in bytes of ICMP in one address family.
 struct Icmp {
     protocol: u32,
-    /// Of the protocol in the IP header.
+    /// Offset of the protocol in the IP header.
     protocol_at: u32,
     reply: u32,
     errors: &'static [u32],
-    /// Of the IP header that an error quotes, as we send it.
+    /// Length of the IP header that an error quotes; our packets have no options.
     header: u32,
 }
 
@@ -52,7 +53,7 @@ fn icmp_of(family: Family) -> Icmp {
     }
 }
 
-/// Of a raw socket: IPv4 comes with its header, IPv6 without.
+/// Returns the filter for a raw socket. IPv4 packets come with their header, IPv6 packets without.
 pub(super) fn icmp(family: Family, marks: Marks) -> Vec<SockFilter> {
     let start = match family {
         Family::Ipv4 => header_length(0),
@@ -63,7 +64,7 @@ pub(super) fn icmp(family: Family, marks: Marks) -> Vec<SockFilter> {
     program
 }
 
-/// Of a packet socket; `header` bytes come before the packet.
+/// Returns the filter for a packet socket; `header` bytes precede the packet.
 pub(super) fn frames(kind: EtherType, header: u32, marks: Marks) -> Vec<SockFilter> {
     let family = match kind {
         EtherType::Arp => {
@@ -88,7 +89,7 @@ pub(super) fn frames(kind: EtherType, header: u32, marks: Marks) -> Vec<SockFilt
     program
 }
 
-/// Of the neighbours of one device: those that do not answer, and those whose MAC was told unasked.
+/// Returns the filter for neighbours of one device: failed entries, and stale ones, whose MAC was announced unasked.
 pub(super) fn doubts(index: u32) -> Vec<SockFilter> {
     let kind = u32::from(libc::RTM_NEWNEIGH.to_be());
     let [failed, stale] = [libc::NUD_FAILED, libc::NUD_STALE].map(|state| u32::from(state.to_be()));
@@ -105,7 +106,7 @@ pub(super) fn doubts(index: u32) -> Vec<SockFilter> {
     ]
 }
 
-/// X holds where ICMP begins behind `base`.
+/// Accepts our echo replies, and errors that quote our probes. X holds the offset of ICMP behind `base`.
 fn answers(icmp: &Icmp, base: u32, marks: Marks) -> Vec<SockFilter> {
     let at = |mode, offset| load(mode | BPF_IND, base + offset);
     let (echo, port) = (u32::from(marks.echo), u32::from(marks.port));
@@ -116,7 +117,7 @@ fn answers(icmp: &Icmp, base: u32, marks: Marks) -> Vec<SockFilter> {
     }
     program.extend([
         REFUSE,
-        // What is quoted is ours only if it has our mark.
+        // A quoted packet is ours only if it has our mark.
         at(BPF_B, 8 + icmp.protocol_at),
         equal(icmp.protocol, 0, 4),
         at(BPF_H, 8 + icmp.header + 4),
@@ -132,7 +133,7 @@ fn answers(icmp: &Icmp, base: u32, marks: Marks) -> Vec<SockFilter> {
     program
 }
 
-/// Leaves the length of the IPv4 header at `base` in X.
+/// Loads the length of the IPv4 header at `base` into X.
 fn header_length(base: u32) -> SockFilter {
     SockFilter::new((BPF_LDX | BPF_B | BPF_MSH) as u16, 0, 0, base)
 }
