@@ -1,5 +1,5 @@
-//! Runs the tools by which rules are read and written: found in PATH, fed from memory, ended when they take too long. It
-//! knows nothing of what they say.
+//! Runs the tools that read and write traffic rules. They are found in PATH, read their input from memory, and are
+//! killed if they take too long. Their output is not interpreted here.
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -12,34 +12,35 @@ use plan::text::excerpt;
 
 use crate::error::{Cause, remedy};
 
-/// No rules take so long.
+/// Maximum time that a tool may run.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Maximum number of bytes that a tool prints of our own rules.
 const MOST: u64 = 1 << 20;
 /// Maximum number of bytes that a tool prints of everybody's rules: `iptables-save` with some 100,000 of them.
 const MOST_OF_ALL: u64 = 24 << 20;
-/// Maximum number of bytes of its error messages, of which two lines are kept.
+/// Maximum number of bytes of a tool's error messages, of which two lines are kept.
 const MOST_ERRORS: u64 = 64 << 10;
-/// Where administrators' tools are, if no PATH says it.
+/// Directories of administrators' tools, used if PATH is not set.
 const USUAL: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The tool of that name.
+/// Returns the file of the tool of that name; `None` if no directory of PATH has it.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
     dirs().into_iter().map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
-/// Where tools are looked for.
+/// Returns the directories that are searched for tools.
 pub(crate) fn dirs() -> Vec<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_else(|_| USUAL.into());
     path.split(':').filter(|dir| !dir.is_empty()).map(PathBuf::from).collect()
 }
 
-/// Gives what it prints, at most 1 MiB. The error holds what it says of its failure.
+/// Runs a tool and returns its output, at most 1 MiB. The error holds the tool's error messages. It also fails if the
+/// tool is missing, takes too long or prints more.
 pub(crate) fn run(tool: &str, arguments: &[&str], input: &str) -> Result<String, Cause> {
     run_up_to(MOST, tool, arguments, input)
 }
 
-/// Gives what it prints of the rules of all, at most 24 MiB.
+/// Runs a tool that lists everybody's rules, and returns its output, at most 24 MiB. Fails as [`run`] does.
 pub(crate) fn list(tool: &str) -> Result<String, Cause> {
     run_up_to(MOST_OF_ALL, tool, &[], "")
 }
@@ -67,7 +68,8 @@ fn run_up_to(most: u64, tool: &str, arguments: &[&str], input: &str) -> Result<S
     let (stdin, input) = (child.stdin.take(), input.to_owned());
     thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
     let end = Instant::now() + PATIENCE;
-    // Whoever has closed all that it writes to is about to end. What its own children hold open is not waited for.
+    // A tool that has closed its output is about to end. Its children may keep the output open; they are not waited
+    // for.
     let out = out.recv_timeout(end.saturating_duration_since(Instant::now())).ok();
     if out.as_ref().is_some_and(|out| out.is_cut) {
         child.kill().and_then(|()| child.wait()).map_err(|error| failed(&error))?;
@@ -81,7 +83,7 @@ fn run_up_to(most: u64, tool: &str, arguments: &[&str], input: &str) -> Result<S
     }
 }
 
-/// Did it succeed?
+/// Waits for the tool until `end`, then kills it. Returns true if it succeeded.
 fn wait(child: &mut Child, end: Instant) -> std::io::Result<bool> {
     let mut pause = Duration::from_micros(200);
     loop {
@@ -110,16 +112,17 @@ fn too_much(most: u64) -> std::io::Error {
 #[derive(Default)]
 struct Output {
     text: String,
-    /// There was more.
+    /// True if the tool printed more.
     is_cut: bool,
 }
 
-/// All that it says there, once it is silent, or its beginning as soon as that is more than `most` bytes.
+/// Reads a stream in a thread of its own. The receiver gets the whole text when the stream ends, or its beginning as
+/// soon as it exceeds `most` bytes.
 fn said_by(from: Option<impl Read + Send + 'static>, most: u64) -> Receiver<Output> {
     let (told, output) = mpsc::channel();
     thread::spawn(move || {
         let mut bytes = Vec::new();
-        // An error of the pipe ends the text; how the tool itself ended is what counts.
+        // An error of the pipe ends the text; only the tool's exit status counts.
         let _ = from.map(|from| from.take(most + 1).read_to_end(&mut bytes));
         let is_cut = bytes.len() as u64 > most;
         let text = String::from_utf8(bytes)
@@ -129,7 +132,7 @@ fn said_by(from: Option<impl Read + Send + 'static>, most: u64) -> Receiver<Outp
     output
 }
 
-/// The first lines, which name the fault.
+/// Returns the first two lines of the error messages, which name the fault.
 fn said(err: &str) -> Box<str> {
     let lines: Vec<&str> = err.lines().map(str::trim).filter(|line| !line.is_empty()).take(2).collect();
     if lines.is_empty() { "it failed without a word".into() } else { excerpt(lines.join(" ")).into() }

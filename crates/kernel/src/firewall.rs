@@ -1,5 +1,5 @@
-//! Traffic rules, whoever enforces them: what was read stays good until somebody says that it may have changed, since
-//! reading takes processes. It knows no rule.
+//! Traffic rules of nftables and iptables. Reading them starts processes, so a reading stays valid until a change is
+//! reported. This module knows no rule.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -14,12 +14,12 @@ use crate::link::Devices;
 use crate::nft::{self, Nft};
 use crate::{Kernel, iptables};
 
-/// The last reading, and the ways to read.
+/// The last reading of the traffic rules, and access to nftables.
 #[derive(Default)]
 pub(crate) struct Firewall {
     nft: Nft,
     seen: Reading,
-    /// Is the reading still good?
+    /// True while the last reading is valid.
     fresh: bool,
     refused: Option<Refused>,
 }
@@ -33,30 +33,30 @@ struct Reading {
     at: Option<Instant>,
 }
 
-/// A packet with the indexes of its devices: rules may name a device by its index.
+/// A packet with the indexes of its two devices; a rule may name a device by its index.
 type Indexed = (Packet, [Option<u32>; 2]);
 
 fn indexes(packet: &Packet, devices: &Devices) -> [Option<u32>; 2] {
     [packet.inbound, packet.outbound].map(|link| devices.index(link))
 }
 
-/// What could not be used or read is asked for no sooner: it may have taken long.
+/// Minimum time between two attempts to use or read what failed; an attempt may take long.
 const AGAIN: Duration = Duration::from_secs(10);
-/// So long nftables is not tried again after it has refused our rules several times.
+/// Time for which nftables is not tried again after it has refused our rules several times.
 const REFUSED: Duration = Duration::from_secs(60);
 
 impl Kernel {
-    /// The traffic rules are read anew at the next look.
+    /// Marks the last reading of the traffic rules as outdated; the next dump reads them again.
     pub fn forget_firewall(&mut self) {
         self.firewall.fresh = false;
     }
 }
 
 impl Firewall {
-    /// Adds what is there of ours, and gives the facts.
-    /// `packets` are those of pods by which others' rules are judged.
+    /// Adds the rows of our rules to `state`, and returns the facts. `packets` are packets of pods; rules of others are
+    /// judged by what they do with them.
     pub(crate) fn read(&mut self, state: &mut State, packets: Vec<Packet>, devices: &Devices) -> Facts {
-        // No event tells that what failed would go now.
+        // No event reports that what failed would succeed now.
         let failed = self.seen.facts.no_nft.is_some() || !self.seen.facts.unread.is_empty();
         let packets: Vec<Indexed> =
             packets.into_iter().map(|packet| (packet, indexes(&packet, devices))).collect();
@@ -80,7 +80,8 @@ impl Firewall {
         Facts { strangers, ..facts }
     }
 
-    /// What cannot be read is as it was.
+    /// Adds the rules of others in nftables that refuse the packets. If they cannot be read, the last known ones are
+    /// kept.
     fn look_in_the_way(
         &mut self,
         facts: &mut Facts,
@@ -118,19 +119,19 @@ impl Firewall {
         rows
     }
 
-    /// Ops of one `kind`.
+    /// Applies ops of nftables, or ops of one variant and family of iptables (see [`together`]). Fails as a whole.
     pub(crate) fn apply(&mut self, ops: &[Op]) -> Result<(), Cause> {
         let was_fresh = std::mem::take(&mut self.fresh);
         if let Some(Object::Iptables(_)) = ops.first().map(|op| &op.object) {
             let done = iptables::apply(ops, &mut self.nft);
-            // Nothing was touched.
+            // A locked iptables was not changed, so the reading stays valid.
             self.fresh = was_fresh && matches!(done, Err(Cause::Busy(_)));
             return done;
         }
         if !was_fresh {
             let mut facts = Facts::default();
             self.seen.nft = self.nft.read(&mut facts);
-            // What cannot be read is not gone.
+            // A table that cannot be read is not gone.
             if let Some(text) = facts.no_nft {
                 return Err(Cause::Tool { tool: "nft".into(), text });
             }
@@ -145,18 +146,18 @@ impl Firewall {
         done.map(|_| ())
     }
 
-    /// Chains and sets that packets of pods meet.
+    /// Returns the chains and sets that packets of pods meet.
     pub(crate) fn met(&self) -> nft::Met {
         self.nft.met.clone()
     }
 
-    /// Of the socket that changes elements without a tool.
+    /// Returns the netlink port of the socket that changes elements without a tool.
     pub(crate) fn nft_port(&self) -> Arc<AtomicU32> {
         Arc::clone(&self.nft.port)
     }
 }
 
-/// nftables lists tables and takes no rules of ours: the kernel may lack what they need.
+/// Refused transactions of an nftables that lists its tables; the kernel may lack what our rules need.
 struct Refused {
     times: u32,
     since: Instant,
@@ -164,13 +165,14 @@ struct Refused {
 }
 
 impl Refused {
-    /// Once may be somebody who changes the same at the same moment.
+    /// Returns true after three refusals in a row. A single one may be due to another program that changes the same
+    /// objects.
     fn is_lasting(&self) -> bool {
         self.times >= 3
     }
 }
 
-/// Do both go in one transaction?
+/// Returns true if both ops belong to one transaction.
 pub(crate) fn together(a: &Op, b: &Op) -> bool {
     match (&a.object, &b.object) {
         (Object::Iptables(a), Object::Iptables(b)) => (a.variant, a.family) == (b.variant, b.family),
@@ -178,7 +180,7 @@ pub(crate) fn together(a: &Op, b: &Op) -> bool {
     }
 }
 
-/// Is it a traffic rule?
+/// Returns true if the object is a traffic rule.
 pub(crate) fn is_rule(object: &Object) -> bool {
     is_nft(object) || matches!(object, Object::Iptables(_))
 }

@@ -1,5 +1,6 @@
-//! The chains and jumps of iptables that are ours, in both variants: read by `iptables-save`, written by one
-//! `iptables-restore` per variant and family. It starts no process where nothing can stand, and makes no table by reading.
+//! Our chains and jumps in iptables, in both variants. They are read by `iptables-save`, and written by one
+//! `iptables-restore` per variant and family. No process starts where our rules cannot be, and reading creates no
+//! table.
 
 mod listing;
 mod refusal;
@@ -22,8 +23,8 @@ use tools::Tools;
 
 pub use watch::LegacyWatch;
 
-/// Ours, and the facts that only iptables can tell: `iptables`, `usual`, `unread`. `facts.tables` says what stands in
-/// nftables. What cannot be read is as it was.
+/// Reads our rows, and adds the facts that only iptables can tell: `iptables`, `usual`, `unread` and `obstacles`.
+/// `facts.tables` must name the tables of nftables. `before` is the last reading: it stands in for what cannot be read.
 pub(crate) fn read(
     facts: &mut Facts,
     nft: &mut Nft,
@@ -68,15 +69,16 @@ pub(crate) fn read(
     Seen { rows, covered }
 }
 
-/// What is there.
+/// Result of reading iptables.
 pub(crate) struct Seen {
-    /// Of ours.
+    /// Our rows.
     pub(crate) rows: Vec<IptablesChain>,
     /// Tables of nf_tables that iptables could read.
     pub(crate) covered: Vec<(Family, Box<str>)>,
 }
 
-/// All tables; those that iptables cannot read as nf_tables has them. What changes in them from then on is heard.
+/// Lists all tables. Tables that iptables cannot read are listed as nf_tables has them. Later changes of the listed
+/// chains are reported.
 fn listing(tools: &Tools, nft: &mut Nft) -> Result<Listing, Cause> {
     let mut listing = tools.listing()?;
     if tools.variant == Variant::Nft {
@@ -91,8 +93,8 @@ fn listing(tools: &Tools, nft: &mut Nft) -> Result<Listing, Cause> {
     Ok(listing)
 }
 
-/// Ops on one variant and family; all of them or none. What stands there is read once more: a rule that is to go must be
-/// there, and a place is a number.
+/// Applies ops of one variant and family. Each table changes as a whole; an error of one table is the error of all ops.
+/// The rules are read again first: a rule to delete must exist, and a position is a number.
 pub(crate) fn apply(ops: &[Op], nft: &mut Nft) -> Result<(), Cause> {
     let changes: Vec<Change<'_>> = ops.iter().filter_map(change).collect();
     let Some(Change { row, .. }) = changes.first() else { return Ok(()) };
@@ -109,7 +111,7 @@ pub(crate) fn apply(ops: &[Op], nft: &mut Nft) -> Result<(), Cause> {
 
 fn change(op: &Op) -> Option<Change<'_>> {
     match &op.object {
-        // What is to be made anew is, by the op that follows.
+        // The op that follows writes a row that is recreated.
         Object::Iptables(row) if op.verb != Verb::Recreate => {
             Some(Change { row, goes: op.verb == Verb::Delete })
         }
@@ -117,7 +119,7 @@ fn change(op: &Op) -> Option<Change<'_>> {
     }
 }
 
-/// Is there a table that we could have rules in? Without nft nobody has looked.
+/// Returns true if there is a table that may hold our rules. Without nft the tables are unknown, so the result is true.
 fn may_hold(tools: &Tools, facts: &Facts) -> bool {
     let family = match tools.family {
         Family::Ipv4 => "ip",
@@ -133,13 +135,13 @@ fn facts_of(tools: &Tools, listing: &Listing) -> IptablesFacts {
     IptablesFacts { variant: tools.variant, family: tools.family, in_use: listing.is_used(), refuses }
 }
 
-/// What of others refuses all that is forwarded, in the table and the chain that our accept stands in.
+/// Returns the policy or foreign rule that refuses everything forwarded, in the chain of our accept rule.
 fn undoable(filter: &Table) -> Option<Box<str>> {
     let policy = filter.policy(IptablesTable::Filter.hook()).map(|policy| format!("policy {policy}").into());
     policy.or_else(|| filter.refusal().map(|(_, words)| words))
 }
 
-/// What refuses these packets, but for what our accept undoes.
+/// Returns what refuses these packets, without what our accept rule undoes.
 fn obstacles(tools: &Tools, listing: &Listing, packets: &[Packet]) -> Vec<Obstacle> {
     let mut all: Vec<Obstacle> = Vec::new();
     for (table, chain) in listing.passed() {
@@ -174,12 +176,13 @@ fn refused(table: &Table, chain: &str, packet: &Packet) -> Option<Box<str>> {
     }
 }
 
-/// Is what refuses all packets, in its short words, the rule that refuses this one?
+/// Returns true if `undone`, which refuses all packets, is the rule that refuses this one. `undone` lacks the chain's
+/// name.
 fn is_same(undone: &str, chain: &str, words: &str) -> bool {
     undone.ends_with(&format!("({words})")) || *words == *format!("-A {chain} {undone}")
 }
 
-/// Our chain if it is there, and the chain of all if something of ours is in it.
+/// Returns our chain if it exists, and the built-in chain if it holds rules of ours.
 fn rows_of(tools: &Tools, table: IptablesTable, there: &Table) -> impl Iterator<Item = IptablesChain> {
     let Tools { variant, family, .. } = *tools;
     let row = |chain: &str, rules: Vec<Box<str>>| IptablesChain {
@@ -197,7 +200,7 @@ fn rows_of(tools: &Tools, table: IptablesTable, there: &Table) -> impl Iterator<
     own.into_iter().chain(hook)
 }
 
-/// What comes before ours and leaves nothing to it.
+/// Describes a foreign rule ahead of ours that refuses every packet.
 fn before(table: IptablesTable, there: &Table) -> Option<Box<str>> {
     let first = there.hook.iter().position(|rule| is_ours(table, rule))?;
     let (place, refusal) = there.refusal().filter(|_| table == IptablesTable::Filter)?;

@@ -1,13 +1,13 @@
-//! The tools of others that traffic rules are read and written by, for whoever has to allow them. It runs none.
+//! Paths of the tools that read and write traffic rules, for code that has to permit their use. No tool is run here.
 
 use std::path::PathBuf;
 
 use crate::command;
 
-/// One of each program; all others are links to the same.
+/// Names that cover every program; all other tools are links to the same programs.
 const NAMES: [&str; 4] = ["nft", "iptables-save", "iptables-nft-save", "iptables-legacy-save"];
 
-/// Where they are or may be put: PATH, and where its links lead to.
+/// Returns the directories in which the tools are or may be installed: PATH, and where its links lead to.
 pub fn tool_dirs() -> Vec<PathBuf> {
     let files = NAMES.into_iter().filter_map(command::find);
     let real = files.filter_map(|file| Some(file.canonicalize().ok()?.parent()?.to_owned()));
@@ -18,7 +18,7 @@ pub fn tool_dirs() -> Vec<PathBuf> {
     dirs
 }
 
-/// What iptables-legacy locks while it works.
+/// Returns the path of the file that iptables-legacy locks while it works.
 pub fn xtables_lock() -> PathBuf {
     std::env::var_os("XTABLES_LOCKFILE").map_or_else(|| "/run/xtables.lock".into(), PathBuf::from)
 }

@@ -1,5 +1,5 @@
-//! What iptables-save(8) prints, in one pass: of tens of thousands of rules only those of our chains and of the chains of
-//! all are kept.
+//! Parser for the output of iptables-save(8), in one pass. It keeps only our chains, the built-in chains that lead to
+//! them, and the chains that forwarded packets may reach. There may be tens of thousands of other rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use plan::firewall::{IptablesTable, is_ours};
 use super::refusal::{Rules, refusal, target};
 use crate::nft::{Native, quotable};
 
-/// Chains of all that forwarded packets pass, in the tables that may refuse them.
+/// Built-in chains that forwarded packets pass, in the tables that may refuse them.
 pub(super) const PASSED: [(&str, &[&str]); 4] = [
     ("raw", &["PREROUTING"]),
     ("mangle", &["PREROUTING", "FORWARD", "POSTROUTING"]),
@@ -20,27 +20,27 @@ pub(super) const PASSED: [(&str, &[&str]); 4] = [
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Listing {
     tables: Vec<Table>,
-    /// Tables whose rules it cannot tell.
+    /// Names of tables whose rules iptables cannot read.
     hidden: Vec<Box<str>>,
 }
 
-/// One table.
+/// A table of iptables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Table {
     pub(super) name: Box<str>,
-    /// Where it is one that ours can be in.
+    /// Kind of the table, if our chains can be in it.
     known: Option<IptablesTable>,
-    /// The rules of our chain, where it is there.
+    /// Rules of our chain; `None` if it does not exist.
     pub(super) own: Option<Vec<Box<str>>>,
-    /// All rules of the chain of all that leads to ours.
+    /// Rules of the built-in chain that leads to our chain.
     pub(super) hook: Vec<Box<str>>,
-    /// Chain and policy, where that is not ACCEPT.
+    /// Chains with a policy other than ACCEPT, each with that policy.
     pub(super) policies: Vec<(Box<str>, Box<str>)>,
-    /// Are there rules of others?
+    /// True if there are rules of others.
     others: bool,
-    /// Chains that forwarded packets pass or may be led to; those of nat refuse none.
+    /// Chains that forwarded packets may reach, with their rules; empty for nat, which refuses no packet.
     pub(super) chains: Rules,
-    /// The same while they are read.
+    /// All chains, while the table is being read.
     reading: BTreeMap<Box<str>, Vec<Box<str>>>,
 }
 
@@ -64,34 +64,34 @@ impl Listing {
         self.known().find(|(known, _)| *known == table).map(|(_, table)| table)
     }
 
-    /// The tables that ours can be in.
+    /// Returns the tables that our chains can be in.
     pub(super) fn known(&self) -> impl Iterator<Item = (IptablesTable, &Table)> {
         self.tables.iter().filter_map(|table| Some((table.known?, table)))
     }
 
-    /// Those that ours can be in and iptables cannot read.
+    /// Returns the tables that our chains can be in, but that iptables cannot read.
     pub(super) fn hidden_tables(&self) -> Vec<IptablesTable> {
         let is_hidden = |table: &IptablesTable| self.hidden.iter().any(|name| **name == *table.to_string());
         IptablesTable::ALL.into_iter().filter(is_hidden).collect()
     }
 
-    /// Tables that iptables could read.
+    /// Returns the tables that iptables could read.
     pub(super) fn told(&self) -> impl Iterator<Item = &Table> {
         self.tables.iter().filter(|table| !self.hidden.contains(&table.name))
     }
 
-    /// Chains of all that forwarded packets pass, with their tables.
+    /// Returns the built-in chains that forwarded packets pass, each with its table.
     pub(super) fn passed(&self) -> impl Iterator<Item = (&Table, &'static str)> {
         self.told().flat_map(|table| table.passed().iter().map(move |chain| (table, *chain)))
     }
 
-    /// Chains that forwarded packets may meet, with the names of their tables.
+    /// Returns the chains that forwarded packets may reach, as pairs of table and chain.
     pub(super) fn chains(&self) -> impl Iterator<Item = (&Box<str>, &Box<str>)> {
         self.told().flat_map(|table| table.chains.keys().map(move |chain| (&table.name, chain)))
     }
 
-    /// Puts a table in the place of one that iptables could not read. Rules of others are words without a meaning, but for
-    /// the first that refuses whatever comes.
+    /// Replaces a table that iptables cannot read by its content in nf_tables. Foreign rules become placeholders,
+    /// except for the first one that refuses every packet.
     pub(super) fn reveal(&mut self, known: IptablesTable, native: &Native, own: Option<Vec<Box<str>>>) {
         let hook = native.ours.iter().enumerate().map(|(place, ours)| match &native.refusal {
             _ if *ours => known.jump().into(),
@@ -115,7 +115,7 @@ impl Listing {
         });
     }
 
-    /// Do others have rules or policies?
+    /// Returns true if others have rules or policies.
     pub(super) fn is_used(&self) -> bool {
         let used = |table: &Table| table.others || !table.policies.is_empty();
         !self.hidden.is_empty() || self.tables.iter().any(used)
@@ -158,23 +158,23 @@ impl Table {
 }
 
 impl Table {
-    /// The chains of all in it that forwarded packets pass.
+    /// Returns the built-in chains of this table that forwarded packets pass.
     pub(super) fn passed(&self) -> &'static [&'static str] {
         PASSED.iter().find(|(name, _)| **name == *self.name).map_or(&[], |(_, chains)| chains)
     }
 
-    /// Policy of a chain of all, where it is not ACCEPT.
+    /// Returns the policy of a built-in chain, unless it is ACCEPT.
     pub(super) fn policy(&self, chain: &str) -> Option<&str> {
         self.policies.iter().find(|(name, _)| **name == *chain).map(|(_, policy)| &**policy)
     }
 
-    /// The first rule of others in the chain of all that refuses whatever comes, with its place.
+    /// Returns position and text of the first foreign rule that refuses every packet, in the chain that leads to ours.
     pub(super) fn refusal(&self) -> Option<(usize, Box<str>)> {
         let table = self.known?;
         refusal(&self.chains, table, table.hook())
     }
 
-    /// Keeps only what forwarded packets may meet.
+    /// Keeps only the chains that forwarded packets may reach.
     fn end(&mut self) {
         let mut all = std::mem::take(&mut self.reading);
         let mut next: Vec<Box<str>> = self.passed().iter().map(|chain| (*chain).into()).collect();
@@ -193,7 +193,7 @@ fn known(name: &str) -> Option<IptablesTable> {
     IptablesTable::ALL.into_iter().find(|table| *name == *table.to_string())
 }
 
-/// The table that iptables-nft does not understand, as it says itself.
+/// Returns the name of a table that iptables-nft calls incompatible in this line.
 fn hidden(line: &str) -> Option<&str> {
     let (name, rest) = line.strip_prefix("# Table `")?.split_once('\'')?;
     rest.contains("incompatible").then_some(name)

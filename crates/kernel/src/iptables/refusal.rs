@@ -1,5 +1,5 @@
-//! What a rule in the words of iptables-save(8) does with pods' packets: with those of one pair of pods, or with new packets
-//! whoever sends them. A rule with a condition that only some of them meet is a specific policy of somebody.
+//! Judges rules in the format of iptables-save(8). The packets in question are those between two pods, or new packets
+//! of any sender. A rule that only some of these packets meet counts as a deliberate policy, not as a refusal.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -37,21 +37,22 @@ const OF_A_PART: [&str; 22] = [
     "connlimit",
     "string",
 ];
-/// Conditions whose value is any text.
+/// Options whose value is any text.
 const FREE_TEXT: [&str; 2] = ["--comment", "--string"];
-/// Targets that hand the packet to a program, or change where it goes.
+/// Targets that hand the packet to a program, or change its path.
 const LEAD_AWAY: [&str; 9] =
     ["QUEUE", "NFQUEUE", "DNAT", "SNAT", "MASQUERADE", "REDIRECT", "TPROXY", "NETMAP", "SYNPROXY"];
 
-/// User chains and the chains of all, with their rules.
+/// Rules of the user-defined and built-in chains, by chain.
 pub(super) type Rules = BTreeMap<Box<str>, Arc<[Box<str>]>>;
 
-/// One table as packets meet it.
+/// A table, as packets meet it.
 struct Meeting<'a> {
     chains: &'a Rules,
-    /// `None`: a new packet of anybody, of which nothing is known. What is unclear is then left out of account, too.
+    /// Packet to follow. `None` is a new packet of any sender, of which nothing is known. A condition that is unclear
+    /// for it does not count as met.
     packet: Option<&'a Packet>,
-    /// Leave our own rules out.
+    /// Table whose rules of ours are skipped; `None` if they count.
     table: Option<IptablesTable>,
 }
 
@@ -77,8 +78,8 @@ impl Chains for Meeting<'_> {
     }
 }
 
-/// The place among all rules of `chain` of the first one of others that refuses whatever comes, with its words. A jump counts
-/// where that is what all packets meet behind it.
+/// Returns the position in `chain` of the first foreign rule that refuses every packet, with its text. A jump counts if
+/// all packets are refused behind it.
 pub(super) fn refusal(chains: &Rules, table: IptablesTable, chain: &str) -> Option<(usize, Box<str>)> {
     let mut meeting = Meeting { chains, packet: None, table: Some(table) };
     let rules = chains.get(chain)?.clone();
@@ -96,13 +97,13 @@ pub(super) fn refusal(chains: &Rules, table: IptablesTable, chain: &str) -> Opti
     None
 }
 
-/// What refuses that packet in `chain`, our own rules included.
+/// Returns the fate of that packet in `chain`. Our own rules count, too.
 pub(super) fn refuses(chains: &Rules, chain: &str, packet: &Packet) -> Fate {
     let Ok(fate) = walk(&mut Meeting { chains, packet: Some(packet), table: None }, chain);
     fate
 }
 
-/// Where a jump or goto of a rule leads.
+/// Returns the target of a rule, for a jump or a goto.
 pub(super) fn target(rule: &str) -> Option<&str> {
     let mut words = rule.split(' ').rev();
     let mut next = words.next()?;
@@ -128,9 +129,9 @@ fn meet(rule: &str, packet: Option<&Packet>, chains: &Rules) -> (Truth, Verdict)
             let name = words.next().unwrap_or_default();
             return (truth, verdict(name, word == "-g", chains));
         }
-        // An option has as many values as follow it.
+        // An option has all words up to the next option as values.
         let mut value = "";
-        // Free text may look like one.
+        // Free text may look like an option.
         if FREE_TEXT.contains(&word) {
             value = words.next().unwrap_or_default();
         }
@@ -177,7 +178,7 @@ fn within(address: IpAddr, net: &str) -> Option<bool> {
     Some(net.contains(&address))
 }
 
-/// A name that ends in `+` stands for all that begin so.
+/// Returns true if `name` matches the device. A name that ends in `+` matches every device with that prefix.
 fn is_device(link: LinkName, name: &str) -> bool {
     name.strip_suffix('+').map_or(link.as_str() == name, |prefix| link.as_str().starts_with(prefix))
 }
@@ -194,7 +195,8 @@ fn verdict(target: &str, goes: bool, chains: &Rules) -> Verdict {
     }
 }
 
-/// As iptables-save(8) writes them: in double quotes where needed, with a backslash before what could be misread.
+/// Splits a rule into its words. iptables-save(8) puts them in double quotes where needed, with a backslash before
+/// special characters.
 fn words(rule: &str) -> Vec<String> {
     let (mut words, mut word): (Vec<String>, Option<String>) = (Vec::new(), None);
     let (mut quoted, mut letters) = (false, rule.chars());

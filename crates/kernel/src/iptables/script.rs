@@ -1,4 +1,4 @@
-//! What iptables-restore(8) is told: a table is changed at once or not at all, so no packet ever meets half of it.
+//! Scripts for iptables-restore(8). Each table changes at once or not at all, so no packet ever meets half of a change.
 
 use std::fmt::Write;
 
@@ -6,14 +6,15 @@ use plan::firewall::{IptablesChain, IptablesTable, is_ours};
 
 use super::listing::{Listing, Table};
 
-/// A row that is to be as it says, or to go.
+/// A row to write or to delete.
 #[derive(Clone, Copy)]
 pub(super) struct Change<'a> {
     pub(super) row: &'a IptablesChain,
+    /// True to delete the row.
     pub(super) goes: bool,
 }
 
-/// Empty where nothing is left to be done.
+/// Returns the script; empty if there is nothing to do.
 pub(super) fn of(changes: &[Change<'_>], there: &Listing) -> String {
     let mut script = String::new();
     for table in IptablesTable::ALL {
@@ -26,13 +27,13 @@ pub(super) fn of(changes: &[Change<'_>], there: &Listing) -> String {
     script
 }
 
-/// Jumps go before what they lead to, and come after it.
+/// Returns the lines for one table. Jumps are deleted before the chain that they lead to, and added after it.
 fn table_lines(table: IptablesTable, changes: &[Change<'_>], there: &Table) -> String {
     let own = changes.iter().find(|change| !change.row.is_hook());
     let hook = changes.iter().find(|change| change.row.is_hook());
     let chain = table.chain();
     let mut lines = String::new();
-    // The chain that stands nowhere has nothing to lose; this line would make it.
+    // A chain that does not exist needs no deletion; this line would create it.
     let own = own.filter(|own| !own.goes || there.own.is_some());
     if own.is_some() {
         add(&mut lines, format_args!(":{chain} - [0:0]"));
@@ -52,7 +53,8 @@ fn table_lines(table: IptablesTable, changes: &[Change<'_>], there: &Table) -> S
     lines
 }
 
-/// Last, as flannel's; but never behind a rule that leaves nothing to them. Rules are counted as they are without ours.
+/// Returns lines that add our jumps: at the end, as flannel does, or ahead of a rule that refuses everything. Positions
+/// count the rules without ours.
 fn jumps(row: &IptablesChain, there: &Table) -> String {
     let (table, chain) = (row.table, row.table.hook());
     let refusal = there.refusal().filter(|_| table == IptablesTable::Filter);

@@ -1,5 +1,5 @@
-//! Which programs are iptables here, and how they are run. Those of the legacy variant make every table that they are asked
-//! about, so they are asked only where one is loaded.
+//! Finds and runs the programs of iptables. Those of the legacy variant create every table that they are asked about.
+//! So they run only if a table is loaded.
 
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
@@ -26,7 +26,7 @@ impl Tools {
         Variant::ALL.into_iter().flat_map(each).filter_map(|(variant, family)| Self::of(variant, family))
     }
 
-    /// `None` where they are not installed.
+    /// Returns the programs of this variant and family; `None` if they are not installed.
     pub(super) fn of(variant: Variant, family: Family) -> Option<Self> {
         let (base, tag) = (base(family), if variant == Variant::Nft { "nft" } else { "legacy" });
         let named = |base: &str| Self {
@@ -44,7 +44,7 @@ impl Tools {
         [&self.save, &self.restore].into_iter().all(|name| command::find(name).is_some())
     }
 
-    /// All tables that are there.
+    /// Lists all tables that exist.
     pub(super) fn listing(&self) -> Result<Listing, Cause> {
         if self.variant == Variant::Legacy && loaded(self.family).is_empty() {
             return Ok(Listing::default());
@@ -52,7 +52,8 @@ impl Tools {
         Ok(Listing::parse(&command::list(&self.save)?))
     }
 
-    /// The rules of our chain, where it is there, also in a table that it cannot read as a whole.
+    /// Returns the rules of our chain, also in a table that iptables-save cannot read. `None` if the chain does not
+    /// exist.
     pub(super) fn chain(&self, table: IptablesTable) -> Option<Vec<Box<str>>> {
         let program = self.save.strip_suffix("-save").unwrap_or(&self.save);
         let text = command::run(program, &["-t", &table.to_string(), "-S", table.chain()], "").ok()?;
@@ -65,7 +66,8 @@ impl Tools {
         )
     }
 
-    /// Nothing else than what `script` names is touched.
+    /// Runs a script; rules that it does not name stay untouched. Fails with [`Cause::Busy`] while another program
+    /// holds the lock.
     pub(super) fn restore(&self, script: &str) -> Result<(), Cause> {
         self.check_lock()?;
         let done = command::run(&self.restore, &["--noflush"], script);
@@ -76,7 +78,7 @@ impl Tools {
         })
     }
 
-    /// Does somebody else write? Asked before anything is started.
+    /// Fails if another program holds the lock of iptables-legacy. It is checked before a process is started.
     pub(super) fn check_lock(&self) -> Result<(), Cause> {
         if self.variant == Variant::Legacy && is_locked() { Err(self.locked()) } else { Ok(()) }
     }
@@ -91,7 +93,7 @@ impl Tools {
     }
 }
 
-/// Tables that nobody here can read.
+/// Describes tables of iptables-legacy that are loaded but cannot be read, since its programs are missing.
 pub(super) fn not_to_be_read() -> Option<Box<str>> {
     let mut families = Family::ALL.into_iter();
     let unread =
@@ -101,7 +103,8 @@ pub(super) fn not_to_be_read() -> Option<Box<str>> {
     Some(format!("the {family} tables {names} of iptables-legacy are loaded, and it is not installed").into())
 }
 
-/// Does somebody hold the lock? Asked before, since iptables waits for it, some versions for ever.
+/// Returns true if another program holds the lock. It is checked first, since iptables waits for it, some versions for
+/// ever.
 fn is_locked() -> bool {
     let lock = File::options()
         .read(true)
@@ -110,7 +113,7 @@ fn is_locked() -> bool {
     lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
-/// With the line that it names by number only.
+/// Adds the script's line to an error that names only its number.
 fn explained(text: &str, script: &str) -> String {
     let number = text.rsplit("line").next().unwrap_or_default().trim_start_matches([':', ' ']);
     let number = number.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok());
@@ -124,7 +127,8 @@ fn explained(text: &str, script: &str) -> String {
     }
 }
 
-/// What `iptables` is, or `ip6tables`. Mostly the file's name tells, which takes no process.
+/// Returns the variant of plain `iptables` or `ip6tables`. The name of its file usually tells it; otherwise the program
+/// is run.
 pub(super) fn plain(family: Family) -> Option<Variant> {
     let file = command::find(base(family))?;
     let name = file.canonicalize().unwrap_or(file);
@@ -136,7 +140,8 @@ pub(super) fn plain(family: Family) -> Option<Variant> {
     }
 }
 
-/// Before 1.8 there was one variant, and no need to say which.
+/// Returns the variant that an output of `--version` names. Before 1.8 only the legacy variant existed, and none was
+/// named.
 fn variant(version: &str) -> Variant {
     if version.contains("nf_tables") { Variant::Nft } else { Variant::Legacy }
 }
@@ -148,8 +153,8 @@ fn base(family: Family) -> &'static str {
     }
 }
 
-/// The tables of iptables-legacy that are loaded in this namespace. Only root may know; whoever may not has no use for
-/// them either.
+/// Returns the tables of iptables-legacy that are loaded in this network namespace, one a line. Only root may read the
+/// list. It is empty for other users, who cannot use the tables either.
 pub(super) fn loaded(family: Family) -> String {
     let file = match family {
         Family::Ipv4 => "ip_tables_names",
@@ -158,7 +163,7 @@ pub(super) fn loaded(family: Family) -> String {
     fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default()
 }
 
-/// The kernel has no nftables, so that this variant is of no use.
+/// Returns true if the kernel has no nftables, so that iptables-nft is useless.
 pub(super) fn lacks_kernel(cause: &Cause) -> bool {
     matches!(cause, Cause::Tool { text, .. } if text.contains("Failed to initialize nft"))
 }

@@ -1,5 +1,5 @@
-//! iptables-legacy tells nobody of its changes, so it is looked at: a file of the kernel while no table is loaded, which
-//! takes no process, and its rules, seldom enough to cost nothing much, while one is. It writes nothing.
+//! Watches iptables-legacy, which sends no notifications. While no table is loaded, only a file of the kernel is read,
+//! without a process. Otherwise the rules are read, but so rarely that it costs little.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,19 +10,20 @@ use plan::input::Family;
 use super::listing::Listing;
 use super::tools::{Tools, loaded};
 
-/// Between two looks at which tables are loaded.
+/// Maximum time between two checks of the loaded tables, while there are any. It is also the minimum time between two
+/// readings of the rules.
 const PAUSE: Duration = Duration::from_millis(300);
-/// However long reading takes; `--iptables-resync` may make it longer.
+/// Maximum time between two readings of the rules; a longer `--iptables-resync` raises it.
 const LONGEST: Duration = Duration::from_secs(30);
-/// As long as there are no tables: none of our rules is there to be repaired.
+/// Time between two checks while no table is loaded: there are no rules of ours to repair.
 const UNUSED: Duration = Duration::from_secs(2);
-/// The rules are read again after so many times what reading them took: 5 % of a CPU.
+/// Time until the next reading, as a multiple of the last reading's duration. It limits the cost to 5 % of a CPU.
 const REST: u32 = 20;
 
-/// The rules of iptables-legacy in the network namespace of the thread that made it.
+/// Watch of the rules of iptables-legacy, in the network namespace of the thread that creates it.
 #[derive(Debug)]
 pub struct LegacyWatch {
-    /// Rules are read so often at least.
+    /// Maximum time between two readings; a value below [`LONGEST`] counts as [`LONGEST`]. `None` sets no maximum.
     resync: Option<Duration>,
     loaded: [String; 2],
     rules: [Listing; 2],
@@ -31,7 +32,7 @@ pub struct LegacyWatch {
 }
 
 impl LegacyWatch {
-    /// Changes from now on are told. `resync` is in seconds; one that is no time to wait is no wish.
+    /// Starts to watch: changes from now on are reported. `resync` is in seconds; a value below 300 ms sets no maximum.
     pub fn new(resync: i64) -> Self {
         let resync = u64::try_from(resync).map(Duration::from_secs).ok().filter(|resync| *resync >= PAUSE);
         let mut watch = Self {
@@ -46,8 +47,8 @@ impl LegacyWatch {
         watch
     }
 
-    /// Returns when a policy, the chains of all, ours, or the list of tables have changed, or others begin or cease to
-    /// have rules.
+    /// Waits for a change of the loaded tables, a policy, our chains, or a chain that forwarded packets may reach. It
+    /// also returns when a table gets its first foreign rule, or loses the last one.
     pub fn wait(&mut self) {
         while !self.look() {
             thread::sleep(self.rest());
@@ -63,7 +64,7 @@ impl LegacyWatch {
         reloaded || changed
     }
 
-    /// Until the next look.
+    /// Returns the time until the next check.
     fn rest(&self) -> Duration {
         if !self.is_loaded() {
             return UNUSED;
@@ -80,7 +81,8 @@ impl LegacyWatch {
         self.resync.map_or(rest, |resync| rest.min(resync.max(LONGEST)))
     }
 
-    /// Are they others than before? What cannot be read is as it was.
+    /// Reads the rules. Returns true if they differ from the last reading; rules that cannot be read count as
+    /// unchanged.
     fn read(&mut self) -> bool {
         let start = Instant::now();
         let listing = |family| Tools::of(Variant::Legacy, family).map(|tools| tools.listing().ok());
