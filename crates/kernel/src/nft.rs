@@ -1,5 +1,5 @@
-//! The rules and sets of nftables that are ours. What nf_tables can tell by netlink is asked there; only our own rules are
-//! read by `nft -j`, and written by `nft -f -` in one transaction. Single elements of a set need no process. It knows no rule's meaning.
+//! Our rules and sets in nftables. Our rules are read by `nft -j`, and written by `nft -f -` in one transaction. All
+//! else comes from nf_tables by netlink. Single elements of a set change without a process.
 
 mod chains;
 mod firewalld;
@@ -30,40 +30,40 @@ pub(crate) use passage::{Met, Native, quotable};
 pub use watch::FirewallWatch;
 
 const NFT: &str = "nft";
-/// What writes comments and lists without elements.
+/// Oldest supported version of nft: the first that writes comments, and lists tables without elements.
 const OLDEST: [u32; 3] = [1, 0, 1];
 
-/// What is there of ours.
+/// Our objects in nftables, as read.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rows {
     pub(crate) tables: Vec<NftTable>,
     pub(crate) chains: Vec<NftChain>,
     pub(crate) elements: Vec<NftElement>,
-    /// What stands under the names of our sets.
+    /// Sets that have the names of ours, and whether their definition is right.
     sets: Vec<(Family, SetName, Shape)>,
-    /// Whose table does nothing.
+    /// Families in which our table is dormant: the kernel ignores its rules.
     dormant: Vec<Family>,
 }
 
-/// The ways to nf_tables.
+/// Access to nf_tables, by netlink and by the tool `nft`.
 #[derive(Default)]
 pub(crate) struct Nft {
     netlink: Option<Netlink>,
-    /// Of that socket; 0 is nobody's.
+    /// Netlink port of that socket; 0 before it is opened.
     pub(crate) port: Arc<AtomicU32>,
     /// Chains and sets that packets of pods meet.
     pub(crate) met: passage::Met,
-    /// Tables that do nothing.
+    /// Dormant tables, whose rules the kernel ignores: protocol family and name.
     dormant: Vec<(u8, Box<str>)>,
-    /// The binary that was looked at last, and what is wrong with it.
+    /// File of the tool that was checked last, and what it lacks.
     tool: Option<(PathBuf, Option<Box<str>>)>,
 }
 
 impl Nft {
-    /// Ours, and the facts that only nftables can tell: `no_nft`, `tables`. What cannot be read makes nftables unusable:
-    /// it is not nothing.
+    /// Reads our rows, and sets the facts that only nftables can tell: `no_nft`, `tables` and `firewalld`. If reading
+    /// fails, nftables counts as unusable, not as empty.
     pub(crate) fn read(&mut self, facts: &mut Facts) -> Rows {
-        // A table may go between the list of them and its own.
+        // A table may vanish after the list of tables was read.
         match self.look(facts).or_else(|_| self.look(facts)) {
             Ok(rows) => rows,
             Err(why) => {
@@ -73,19 +73,19 @@ impl Nft {
         }
     }
 
-    /// Those that are remembered in the sets seen. The packet path adds them and tells nobody.
+    /// Returns the strangers in the sets of this reading. The kernel adds them on packets and sends no notification.
     pub(crate) fn strangers(&mut self, rows: &Rows) -> Vec<Stranger> {
         let families = Family::ALL.into_iter().filter(|family| rows.has(*family, SetName::Strangers));
         let mut all: Vec<Stranger> = families
-            // A set that went a moment ago holds none; that it went is told elsewhere.
+            // A set that vanished a moment ago holds none; its loss is noticed elsewhere.
             .flat_map(|family| self.elements(family, SetName::Strangers).unwrap_or_default())
             .collect();
         all.sort_unstable();
         all
     }
 
-    /// All of them or none, unless so many peers come with the rules that no message holds them: then they come before them,
-    /// in parts. `seen` is the last reading.
+    /// Applies ops in one transaction. Peers that are too many for one message are added before the rules, in parts.
+    /// `seen` is the last reading; the result says if it is still valid.
     pub(crate) fn apply(&mut self, ops: &[Op], seen: &mut Rows) -> Result<Reading, Cause> {
         let (peers, rules) = apart(ops, seen);
         let to_make = seen.lack_peers(&peers);
@@ -96,11 +96,11 @@ impl Nft {
                     return Ok(Reading::Good);
                 }
                 Err(cause) if peers.len() > netlink::PART => return Err(cause),
-                // What is wrong with them, if anything is, the script tells.
+                // The script reports what is wrong with these addresses, if anything.
                 Err(_) => {}
             }
         }
-        // The kernel makes no chain while it wakes the table.
+        // The kernel creates no chain in the transaction that wakes its table.
         self.run(&script::waking(seen))?;
         if peers.len() <= netlink::PART {
             self.run(&script::of(&ops.iter().collect::<Vec<_>>(), seen))?;
@@ -168,7 +168,7 @@ impl Nft {
         if rows.has(family, SetName::Peers) {
             let elements = self.elements(family, SetName::Peers)?.into_iter();
             rows.elements.extend(elements.map(|element| NftElement { address: element.address }));
-            // The kernel tells them in no order, and every look sorts what it is given.
+            // The kernel lists them in no order, and every pass sorts what it is given.
             rows.elements.sort_unstable();
         }
         Ok(())
@@ -190,7 +190,7 @@ impl Nft {
         question(netlink)
     }
 
-    /// Once for each binary that is found.
+    /// Checks the tool, once for each file.
     fn check_tool(&mut self) -> Result<(), Box<str>> {
         let Some(file) = command::find(NFT) else {
             return Err("there is no nft in PATH: install nftables".into());
@@ -205,7 +205,7 @@ impl Nft {
         }
     }
 
-    /// What to do about a transaction that was refused.
+    /// Adds advice to the error of a refused transaction.
     fn advise(&mut self, cause: Cause) -> Cause {
         let Cause::Tool { tool, text } = cause else {
             return cause;
@@ -225,16 +225,17 @@ impl Nft {
     }
 }
 
-/// What is left of the last reading after a change of ours.
+/// State of the last reading after a change of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reading {
-    /// It holds what was changed.
+    /// Valid: it holds the change.
     Good,
+    /// Outdated: the rules must be read again.
     Over,
 }
 
 impl Rows {
-    /// The families in which there is no set for those that are to be added.
+    /// Returns the families in which peers are added, but no set for them exists.
     fn lack_peers(&self, changes: &[(Verb, IpAddr)]) -> Vec<Family> {
         let comes = |family| {
             move |(verb, address): &(Verb, IpAddr)| *verb != Verb::Delete && Family::of(*address) == family
@@ -255,7 +256,7 @@ impl Rows {
         self.elements.extend(come.map(|(_, address)| NftElement { address: *address }));
     }
 
-    /// Is there such a set, as we make it?
+    /// Returns true if the set exists with our definition.
     fn has(&self, family: Family, set: SetName) -> bool {
         self.sets.contains(&(family, set, Shape::Right))
     }
@@ -264,7 +265,7 @@ impl Rows {
         self.chains.iter().find(|chain| (chain.family, &chain.chain) == (family, name))
     }
 
-    /// What keeps a chain of ours from doing what it says.
+    /// Describes why a chain of ours does not work.
     fn trouble(&self, chain: &NftChain) -> Option<String> {
         if matches!(chain.chain, NftChainName::Other(_)) {
             None
@@ -277,7 +278,8 @@ impl Rows {
     }
 }
 
-/// The peers to add or to take out of a set that is there, and what is to be done besides.
+/// Splits the ops into changes of the peers' sets and all others. Deletions from a set that does not exist are left
+/// out.
 fn apart<'a>(ops: &'a [Op], seen: &Rows) -> (Vec<(Verb, IpAddr)>, Vec<&'a Op>) {
     let (mut peers, mut rules) = (Vec::new(), Vec::new());
     for op in ops {
@@ -305,7 +307,7 @@ fn no_nf_tables(cause: &Cause) -> Box<str> {
     }
 }
 
-/// What an nft that says this of itself cannot do.
+/// Returns what an nft lacks whose `nft -V` prints this text; `None` if it can be used.
 fn lacks(said: &str) -> Option<Box<str>> {
     let version = said.split_whitespace().find_map(|word| word.strip_prefix('v'));
     let mut numbers = version.unwrap_or_default().split('.').map_while(|number| number.parse().ok());

@@ -1,5 +1,5 @@
-//! Base chains and rules of any table of nf_tables, by nfnetlink, and what an element of a set says. Numbers are those of
-//! `linux/netfilter/nf_tables.h`.
+//! Reads base chains and rules of any table of nf_tables by nfnetlink, and looks up elements of sets. Numbers are those
+//! of `linux/netfilter/nf_tables.h`.
 
 use super::netlink::{SUBSYSTEM, TABLE, attributes, nested};
 use crate::error::Cause;
@@ -14,7 +14,7 @@ const GET_ELEMENTS: u16 = 13;
 
 const NESTED: u16 = 0x8000;
 
-/// A chain that packets come to by themselves.
+/// A base chain, which packets enter at a hook.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Base {
     /// Protocol family, `NFPROTO_*`.
@@ -23,12 +23,13 @@ pub(super) struct Base {
     pub(super) name: Box<str>,
     pub(super) hook: u32,
     pub(super) priority: i32,
-    /// Devices of a chain that belongs to some.
+    /// Devices that the chain is bound to; empty for a chain of all devices.
     pub(super) devices: Vec<Box<str>>,
+    /// True if the policy is drop.
     pub(super) drops: bool,
 }
 
-/// One rule.
+/// A rule of nf_tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rule {
     pub(super) handle: u64,
@@ -36,7 +37,7 @@ pub(super) struct Rule {
     pub(super) has_comment: bool,
 }
 
-/// One expression: its name, and its attributes as they came.
+/// An expression of a rule: its name, and its attributes as received.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Step {
     pub(super) name: Box<str>,
@@ -56,18 +57,18 @@ impl Step {
         self.attribute(kind).map_or("", |attribute| attribute.text())
     }
 
-    /// `NFTA_DATA_VALUE` inside that attribute.
+    /// Returns `NFTA_DATA_VALUE` inside that attribute.
     pub(super) fn value(&self, kind: u16) -> Option<&[u8]> {
         Some(nested(self.attribute(kind)?, 1)?.value.0)
     }
 
-    /// `NFTA_DATA_VERDICT` inside that attribute.
+    /// Returns `NFTA_DATA_VERDICT` inside that attribute.
     pub(super) fn verdict(&self, kind: u16) -> Option<Verdict> {
         verdict(self.attribute(kind)?)
     }
 }
 
-/// All base chains of all tables.
+/// Returns all base chains of all tables.
 pub(super) fn bases(netlink: &mut Netlink) -> Result<Vec<Base>, Cause> {
     let request = Message::new(SUBSYSTEM << 8 | GET_CHAIN, libc::NLM_F_DUMP, &[&[0; 4]]);
     netlink.dump(request, |all: &mut Vec<_>, part| all.extend(base(part)))
@@ -101,7 +102,7 @@ fn base(part: Part<'_>) -> Option<Base> {
     Some(base)
 }
 
-/// The rules of one chain, in order. One that is gone has none.
+/// Returns the rules of one chain, in order; empty if the chain is gone.
 pub(super) fn rules(netlink: &mut Netlink, family: u8, table: &str, chain: &str) -> Result<Vec<Rule>, Cause> {
     const CHAIN: u16 = 2;
     let mut request = Message::new(SUBSYSTEM << 8 | GET_RULE, libc::NLM_F_DUMP, &[&[family, 0, 0, 0]]);
@@ -138,7 +139,7 @@ fn step(expression: Attribute<'_>) -> Step {
     Step { name, data: nested(expression, 2).map(|data| data.value.0.to_vec()).unwrap_or_default() }
 }
 
-/// Bytes of a key of that set; `None` where there is no such set.
+/// Returns the length in bytes of a key of that set; `None` if there is no such set.
 pub(super) fn key_length(
     netlink: &mut Netlink,
     family: u8,
@@ -154,7 +155,7 @@ pub(super) fn key_length(
     absent(ask.map(|_| length))
 }
 
-/// What a set has under a key: `None` is nothing.
+/// Content of an element beside its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Element {
     Plain,
@@ -162,7 +163,7 @@ pub(super) enum Element {
     Holds(Vec<u8>),
 }
 
-/// The element that a packet with this key meets, that of an interval or the one for all others included.
+/// Returns the element that matches a key, also by an interval or as the catch-all element. `None` if nothing matches.
 pub(super) fn element(
     netlink: &mut Netlink,
     family: u8,
@@ -186,7 +187,7 @@ pub(super) fn element(
     if let Some(found) = ask(netlink, &by_key)? {
         return Ok(Some(found));
     }
-    // Older kernels know no such element and refuse the question.
+    // Older kernels have no catch-all element and refuse the request.
     let rest = ask(netlink, &|element: &mut Message| _ = element.put(3, &CATCH_ALL.to_be_bytes()));
     Ok(rest.unwrap_or_default())
 }
@@ -200,7 +201,7 @@ fn meaning(element: Attribute<'_>) -> Element {
     }
 }
 
-/// Inside an attribute made of a verdict or a value.
+/// Decodes the verdict in an attribute that holds a verdict or a value.
 fn verdict(data: Attribute<'_>) -> Option<Verdict> {
     let verdict = nested(data, 2)?;
     let chain = || nested(verdict, 2).map_or("", |chain| chain.text()).into();

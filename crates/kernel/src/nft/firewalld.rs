@@ -1,14 +1,14 @@
-//! What firewalld lets through, from the words of its own table: enough to tell whether it was told of us. It changes nothing.
+//! Reads from firewalld's own table which traffic it accepts: enough to tell if it was configured for us.
 
 use ipnet::IpNet;
 use plan::firewall::Firewalld;
 
 use crate::command;
 
-/// Its table, as nft(8) names it.
+/// Name of firewalld's table in nft(8).
 pub(super) const TABLE: &str = "inet firewalld";
 
-/// `None` where it cannot be read.
+/// Reads what firewalld accepts; `None` if its table cannot be read.
 pub(super) fn read() -> Option<Firewalld> {
     let text = command::run(super::NFT, &["-n", "list", "table", "inet", "firewalld"], "").ok()?;
     Some(parse(&text))
@@ -34,7 +34,7 @@ fn parse(text: &str) -> Firewalld {
     let_through
 }
 
-/// `8472`, or `8000-9000`.
+/// Parses a port or a range of ports, such as `8472` or `8000-9000`.
 fn range(word: &str) -> Option<std::ops::RangeInclusive<u16>> {
     let (first, last) = word.split_once('-').unwrap_or((word, word));
     Some(first.parse().ok()?..=last.parse().ok()?)
@@ -44,7 +44,7 @@ fn range(word: &str) -> Option<std::ops::RangeInclusive<u16>> {
 mod tests {
     use super::*;
 
-    /// As firewalld 1.3 writes it.
+    /// Table that firewalld 1.3 writes.
     const TEXT: &str = "table inet firewalld { # progname firewalld
 \tchain filter_FORWARD_POLICIES_pre {
 \t}

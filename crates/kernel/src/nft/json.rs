@@ -1,12 +1,12 @@
-//! What `nft -j list table` says, as rows: the shapes of our own rules become values, and all else stays in nft's words. The
-//! dialects of nft 1.0.1 and later differ in small things and are all understood.
+//! Parses the output of `nft -j list table` into rows. Rules of our shapes become values; other rules keep nft's words.
+//! The small differences between nft 1.0.1 and later versions are all understood.
 
 use ipnet::IpNet;
 use plan::firewall::{Match, Net, NftChain, NftChainName, Rule, Verdict};
 use plan::input::Family;
 use serde_json::Value;
 
-/// The chains of flannel's table with their rules. The error is what cannot be read in it.
+/// Returns the chains of flannel's table with their rules. The error says what cannot be read.
 pub(super) fn chains(text: &str, family: Family) -> Result<Vec<NftChain>, Box<str>> {
     let listing: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let items = listing["nftables"].as_array().ok_or("it has no list of objects")?;
@@ -21,7 +21,7 @@ pub(super) fn chains(text: &str, family: Family) -> Result<Vec<NftChain>, Box<st
     all.collect()
 }
 
-/// How a chain of ours hooks in, where that is not as it should be.
+/// Describes the hook and policy of a chain of ours, if they are not the desired ones.
 fn unlike(chain: &Value, name: &NftChainName) -> Option<String> {
     if matches!(name, NftChainName::Other(_)) {
         return None;
@@ -64,7 +64,8 @@ fn verdict(statements: &[Value]) -> Option<Verdict> {
     }
 }
 
-/// One flag is told as text or as a list.
+/// Returns true for masquerading with fully random ports; `None` for unknown options. nft prints one flag as text or as
+/// a list.
 fn fully_random(how: &Value) -> Option<bool> {
     let Some(options) = how.as_object() else {
         return how.is_null().then_some(false);
@@ -78,7 +79,7 @@ fn fully_random(how: &Value) -> Option<bool> {
     known.then_some(!flags.is_empty())
 }
 
-/// Older nft does not tell of the counter.
+/// Decodes the statement that remembers a stranger. Older nft does not print its counter.
 fn remember(what: &Value) -> Option<Family> {
     let counts = match what.get("stmt") {
         None => true,
@@ -109,7 +110,7 @@ fn condition(of: &Value) -> Option<Match> {
     if not { None } else { equal(left, number(right)?) }
 }
 
-/// What is compared with a number.
+/// Returns the condition that compares `left` with a number.
 fn equal(left: &Value, value: u32) -> Option<Match> {
     let payload = &left["payload"];
     if let Some(mask) = mark_mask(left) {
@@ -123,7 +124,7 @@ fn equal(left: &Value, value: u32) -> Option<Match> {
     }
 }
 
-/// Which bits of the packet's mark are looked at.
+/// Returns the bits of the packet's mark that are compared.
 fn mark_mask(left: &Value) -> Option<u32> {
     let is_mark = |value: &Value| value["meta"]["key"] == "mark";
     match left.get("&").and_then(Value::as_array).map(Vec::as_slice) {
@@ -143,13 +144,13 @@ fn number(value: &Value) -> Option<u32> {
     }
 }
 
-/// The family of the packet's source or destination address.
+/// Returns the family, if the value is the packet's address in `field`: `saddr` or `daddr`.
 fn address(of: &Value, field: &str) -> Option<Family> {
     let payload = &of["payload"];
     Family::ALL.into_iter().find(|family| payload["protocol"] == family.nft() && payload["field"] == field)
 }
 
-/// An address, a prefix, or a range that is a prefix.
+/// Parses an address, a prefix, or a range that is a prefix.
 fn network(value: &Value, family: Family) -> Option<IpNet> {
     let ip = |value: &Value| value.as_str()?.parse().ok();
     let net = if let Some(address) = ip(value) {
@@ -172,7 +173,7 @@ fn network(value: &Value, family: Family) -> Option<IpNet> {
 mod tests {
     use super::*;
 
-    /// As nft 1.0.6 prints them.
+    /// Output of nft 1.0.6.
     const LISTING: &str = r#"{"nftables": [
         {"metainfo": {"version": "1.0.6", "release_name": "Lester Gooch #5", "json_schema_version": 1}},
         {"table": {"family": "ip", "name": "flannel-ipv4", "handle": 1}},
@@ -219,7 +220,7 @@ mod tests {
         );
     }
 
-    /// A rule of these expressions, in nft's words where it is a shape of ours.
+    /// Returns the rule of these expressions in nft's words, if it has one of our shapes.
     fn read(expressions: &str) -> Option<String> {
         let expressions: Value = serde_json::from_str(&format!("[{expressions}]")).unwrap();
         let rule = rule_of(&expressions);

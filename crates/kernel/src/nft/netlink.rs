@@ -1,5 +1,5 @@
-//! What nf_tables tells without a process: which tables and sets there are, and a set's elements, by nfnetlink. It changes
-//! single elements alone. Numbers are those of `linux/netfilter/nf_tables.h`.
+//! Reads tables, sets and the elements of a set by nfnetlink, without a process. It changes only elements of sets.
+//! Numbers are those of `linux/netfilter/nf_tables.h`.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use crate::error::Cause;
 use crate::socket::Netlink;
 use crate::wire::{Attribute, Message, Part};
 
-/// nf_tables' share of nfnetlink's message types.
+/// Number of nf_tables among the subsystems of nfnetlink; the high byte of its message types.
 pub(super) const SUBSYSTEM: u16 = 10;
 
 const GET_TABLE: u16 = 1;
@@ -22,27 +22,31 @@ const NEW_ELEMENTS: u16 = 12;
 const GET_ELEMENTS: u16 = 13;
 const DELETE_ELEMENTS: u16 = 14;
 
-/// The table's name, in the messages of all objects.
+/// Attribute with the table's name, in the messages of all objects.
 pub(super) const TABLE: u16 = 1;
 
-/// Attributes of a message about elements, of the list of them, of one of them, of its key.
+/// Attribute with the set's name, in a message about elements.
 const SET: u16 = 2;
+/// Attribute with the list of elements, in a message about elements.
 const ELEMENTS: u16 = 3;
+/// Attribute with one element, in the list.
 const ELEMENT: u16 = 1;
+/// Attribute with the key, in an element.
 const KEY: u16 = 1;
+/// Attribute with the value, in a key.
 const VALUE: u16 = 1;
-/// Marks an attribute made of attributes.
+/// Flag of an attribute that consists of attributes.
 const NESTED: u16 = 0x8000;
 
-/// Addresses of one transaction: in a user namespace the send buffer is what the machine gives everybody (208 KiB), and
-/// an IPv6 element takes 32 bytes.
+/// Maximum number of addresses in one transaction. In a user namespace the send buffer has the default size (208 KiB),
+/// and an IPv6 element takes 28 bytes.
 pub(super) const PART: usize = 1000;
 
-/// The address families' names as nft(8) has them.
+/// Protocol families, with their names in nft(8).
 const FAMILIES: [(u8, &str); 6] =
     [(1, "inet"), (2, "ip"), (3, "arp"), (5, "netdev"), (7, "bridge"), (10, "ip6")];
 
-/// A table of anybody.
+/// A table of nf_tables, ours or foreign.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Table {
     family: u8,
@@ -55,17 +59,17 @@ impl Table {
         (self.family, &*self.name) == (number(family), family.nft_table())
     }
 
-    /// Family and name.
+    /// Returns protocol family and name.
     pub(super) fn key(&self) -> (u8, Box<str>) {
         (self.family, self.name.clone())
     }
 
-    /// None of its rules is looked at.
+    /// Returns true if the kernel ignores the table's rules.
     pub(super) fn is_dormant(&self) -> bool {
         self.flags & 1 != 0
     }
 
-    /// Only the process that made it may change it.
+    /// Returns true if only the process that created the table may change it.
     pub(super) fn is_owned(&self) -> bool {
         self.flags & 2 != 0
     }
@@ -77,44 +81,44 @@ impl fmt::Display for Table {
     }
 }
 
-/// As nft(8) has it.
+/// Returns the name of a protocol family in nft(8); `?` for an unknown one.
 pub(super) fn family_name(number: u8) -> &'static str {
     FAMILIES.iter().find(|(known, _)| *known == number).map_or("?", |(_, name)| name)
 }
 
-/// A set, as far as it tells whether it is one of ours.
+/// A set, with the properties that show whether it is one of ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Set {
     pub(super) name: Box<str>,
     pub(super) flags: u32,
     pub(super) key_type: u32,
-    /// At most so many elements; 0 for no limit.
+    /// Maximum number of elements; 0 for no limit.
     pub(super) size: u32,
-    /// Of an element, in ms; 0 for ever.
+    /// Lifetime of an element in ms; 0 for no limit.
     pub(super) timeout: u64,
 }
 
-/// Those of all families.
+/// Returns the tables of all families.
 pub(super) fn tables(netlink: &mut Netlink) -> Result<Vec<Table>, Cause> {
     netlink.dump(request(GET_TABLE, 0), |all: &mut Vec<_>, part| all.push(table(part)))
 }
 
-/// Those of flannel's table.
+/// Returns the sets of flannel's table.
 pub(super) fn sets(netlink: &mut Netlink, family: Family) -> Result<Vec<Set>, Cause> {
     let mut request = request(GET_SET, number(family));
     request.text(TABLE, family.nft_table());
     netlink.dump(request, |all: &mut Vec<_>, part| all.push(set(part)))
 }
 
-/// The addresses in that set, with the packets that each was counted with.
+/// Returns the addresses in that set, each with the number of its packets.
 pub(super) fn elements(netlink: &mut Netlink, family: Family, name: SetName) -> Result<Vec<Stranger>, Cause> {
     let mut request = request(GET_ELEMENTS, number(family));
     request.text(TABLE, family.nft_table()).text(SET, name.as_str());
     netlink.dump(request, |all: &mut Vec<_>, part| all.extend(elements_of(part)))
 }
 
-/// Adds these addresses to the peers' sets, and takes those out again that are to go: so it is no error that they are gone.
-/// Those of a part go together.
+/// Adds all these addresses to the peers' sets, then deletes those with the verb `Delete`. So a missing address is no
+/// error. Each [`PART`] of them is one transaction.
 pub(super) fn change_peers(netlink: &mut Netlink, addresses: &[(Verb, IpAddr)]) -> Result<(), Cause> {
     addresses.chunks(PART).try_for_each(|part| {
         let gone: Vec<_> = part.iter().filter(|(verb, _)| *verb == Verb::Delete).copied().collect();
@@ -123,7 +127,7 @@ pub(super) fn change_peers(netlink: &mut Netlink, addresses: &[(Verb, IpAddr)]) 
     })
 }
 
-/// A message for each family that has any.
+/// Returns a message for each family that has addresses.
 fn change(kind: u16, flags: libc::c_int, part: &[(Verb, IpAddr)]) -> impl Iterator<Item = Message> {
     Family::ALL.into_iter().filter_map(move |family| {
         let addresses = part.iter().map(|(_, address)| *address);
@@ -142,7 +146,7 @@ fn change(kind: u16, flags: libc::c_int, part: &[(Verb, IpAddr)]) -> impl Iterat
     })
 }
 
-/// `NFPROTO_IPV4` or `NFPROTO_IPV6`.
+/// Returns `NFPROTO_IPV4` or `NFPROTO_IPV6`.
 pub(super) fn number(family: Family) -> u8 {
     match family {
         Family::Ipv4 => 2,
@@ -150,12 +154,12 @@ pub(super) fn number(family: Family) -> u8 {
     }
 }
 
-/// A dump. `struct nfgenmsg` holds the family, a version that is 0, and nothing.
+/// Starts a dump. `struct nfgenmsg` holds the family, the version 0 and an unused number.
 fn request(kind: u16, family: u8) -> Message {
     Message::new(SUBSYSTEM << 8 | kind, libc::NLM_F_DUMP, &[&[family, 0, 0, 0]])
 }
 
-/// The attributes after `struct nfgenmsg`.
+/// Returns the attributes after `struct nfgenmsg`.
 pub(super) fn attributes(part: Part<'_>) -> impl Iterator<Item = Attribute<'_>> {
     part.body.attributes(4)
 }
@@ -206,7 +210,7 @@ fn element(element: Attribute<'_>) -> Option<Stranger> {
     Some(Stranger { address, packets })
 }
 
-/// Of a counter.
+/// Returns the number of packets of a counter.
 fn packets(expression: Attribute<'_>) -> Option<u64> {
     const DATA: u16 = 2;
     const PACKETS: u16 = 2;

@@ -1,5 +1,5 @@
-//! What the chains of others in nf_tables do with packets of pods on their way through this node: which chains they meet, in
-//! which order rules lead on, and what refuses them.
+//! Follows packets of pods through foreign chains of nf_tables: which chains they meet, in which order, and what
+//! refuses them.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,34 +18,35 @@ use crate::link::Devices;
 use crate::socket::Netlink;
 use crate::walk::{Chains, Fate, Truth, Verdict, walk, walk_rule};
 
-/// `NF_INET_POST_ROUTING`; the bridge's input and output hooks.
+/// Hook `NF_INET_POST_ROUTING`; a bridge's hook of that name has the same number.
 const POSTROUTING: u32 = 4;
 
 const POLICY: &str = "policy drop";
 
-/// Chains and sets that are remembered.
+/// Number of chains and sets above which the list of them is emptied.
 const MOST: usize = 4096;
 
-/// Chains and sets that packets of pods meet, as family, table and name: changes of no other one are news.
+/// Chains and sets that packets of pods meet, for the monitor: changes of other foreign ones are no news.
 pub(crate) type Met = Arc<Mutex<BTreeSet<Key>>>;
 
-/// Family, table and name of a chain or set.
+/// Protocol family, table and name of a chain or set.
 type Key = (u8, Box<str>, Box<str>);
 
-/// Tables of nf_tables that somebody else looks at.
+/// Families with names of tables that iptables judges, or with the refusals that our accept rule undoes.
 pub(crate) type Covered = [(Family, Box<str>)];
 
-/// The rules of a hook of iptables that iptables cannot read.
+/// Rules of a built-in chain of iptables that iptables cannot read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Native {
-    /// Whether each is our jump.
+    /// For each rule, true if it is our jump.
     pub(crate) ours: Vec<bool>,
-    /// Place of the first of others that refuses whatever comes, and its words.
+    /// Position and text of the first foreign rule that refuses every packet.
     pub(crate) refusal: Option<(usize, Box<str>)>,
+    /// True if the policy is drop.
     pub(crate) drops: bool,
 }
 
-/// Chains of one table as a packet meets them at one hook.
+/// Chains of one table, as a packet meets them at one hook.
 struct Meeting<'a> {
     netlink: &'a mut Netlink,
     known: &'a mut HashMap<Key, Arc<[Rule]>>,
@@ -63,7 +64,7 @@ impl Chains for Meeting<'_> {
         if let Some(rules) = self.known.get(&key) {
             return Ok(rules.clone());
         }
-        // What changes from now on is heard.
+        // Changes are reported from now on, so the chain is read after this.
         note(self.met, &key);
         let rules: Arc<[Rule]> = chains::rules(self.netlink, *family, table, chain)?.into();
         self.known.insert(key, rules.clone());
@@ -99,7 +100,7 @@ fn note(met: &Met, key: &Key) {
     met.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
 }
 
-/// A rule as nft lists it.
+/// Returns a rule as nft lists it.
 fn words(family: u8, table: &str, chain: &str, handle: u64) -> Box<str> {
     let list = ["-a", "list", "chain", netlink::family_name(family), table, chain];
     let text = command::run(NFT, &list, "").unwrap_or_default();
@@ -113,14 +114,14 @@ fn words(family: u8, table: &str, chain: &str, handle: u64) -> Box<str> {
 }
 
 impl Nft {
-    /// Changes of these chains are heard from now on. True if any of them was not heard before.
+    /// Registers chains whose changes are reported from now on. Returns true if any of them was not registered before.
     pub(crate) fn hears<'a>(
         &mut self,
         family: Family,
         tables: impl Iterator<Item = (&'a Box<str>, &'a Box<str>)>,
     ) -> bool {
         let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
-        // More than these are no longer there, most likely.
+        // Most of so many chains no longer exist.
         if met.len() > MOST {
             met.clear();
         }
@@ -129,8 +130,8 @@ impl Nft {
         })
     }
 
-    /// What refuses these packets in tables that nobody else looks at. What iptables' FORWARD chains have is `undone` by our
-    /// accept.
+    /// Returns what refuses these packets in tables that iptables does not judge. `undone` is what our accept rule
+    /// undoes in iptables' FORWARD chains; it is left out.
     pub(crate) fn obstacles(
         &mut self,
         packets: &[Packet],
@@ -172,7 +173,8 @@ impl Nft {
         })
     }
 
-    /// The chain of all of a table of iptables, where only nf_tables can tell its rules; `None` where it is not there.
+    /// Returns the rules of a built-in chain of iptables that only nf_tables can list. `None` if the chain does not
+    /// exist.
     pub(crate) fn native(&mut self, family: Family, table: IptablesTable) -> Result<Option<Native>, Cause> {
         let met = self.met.clone();
         self.ask(|netlink| {
@@ -212,12 +214,12 @@ fn is_undone(base: &Base, what: &str, undone: &Covered) -> bool {
     is_hook && undone.iter().any(|(family, words)| number(*family) == base.family && says(words))
 }
 
-/// As a comment of iptables may hold it.
+/// Replaces the characters that a comment of iptables cannot hold.
 pub(crate) fn quotable(words: &str) -> String {
     words.replace(['"', '\\'], "'")
 }
 
-/// Written by iptables with our comment, and without a condition.
+/// Returns true if the rule jumps to our chain, has a comment and no condition: iptables wrote it for us.
 fn is_our_jump(rule: &Rule, table: IptablesTable) -> bool {
     let comment = |step: &chains::Step| &*step.name == "match" && step.text(1) == "comment";
     let jumps = |step: &chains::Step| {
@@ -229,7 +231,7 @@ fn is_our_jump(rule: &Rule, table: IptablesTable) -> bool {
         && (rule.has_comment || rule.steps.iter().any(comment))
 }
 
-/// The words of what refuses the packet.
+/// Returns the text of what refuses the packet.
 fn refused(meeting: &mut Meeting<'_>, base: &Base) -> Result<Option<Box<str>>, Cause> {
     Ok(match walk(meeting, &base.name)? {
         Fate::Refused(words) => Some(words),
@@ -249,7 +251,7 @@ fn obstacle(base: &Base, what: Box<str>, packet: Packet) -> Obstacle {
     }
 }
 
-/// Does the packet come by that chain?
+/// Returns true if the packet passes that base chain.
 fn meets(base: &Base, packet: &Packet, devices: &Devices) -> bool {
     let has = |link: LinkName| base.devices.iter().any(|device| **device == *link.as_str());
     let family = Family::of(packet.source);

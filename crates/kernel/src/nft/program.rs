@@ -1,5 +1,5 @@
-//! What one rule of nf_tables does with a packet of which only a part is known: its expressions, run one after the other as
-//! the kernel runs them. It knows no chain.
+//! Evaluates one rule of nf_tables for a packet of which only a part is known. Its expressions run one after the other,
+//! as in the kernel.
 
 use std::net::IpAddr;
 
@@ -9,41 +9,41 @@ use plan::firewall::Packet;
 use super::chains::{Base, Element, Step};
 use crate::walk::{Truth, Verdict};
 
-/// One byte of a packet or a register.
+/// A byte of a packet or a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Byte {
     Is(u8),
-    /// Another one in each packet.
+    /// Different in each packet.
     Varies,
-    /// The same in all of them, and not known here.
+    /// Equal in all packets, but not known here.
     Unknown,
 }
 
-/// Sixteen registers of four bytes, which four larger ones share.
+/// Sixteen registers of four bytes; four registers of sixteen bytes share their space.
 type Registers = [Byte; 64];
 
 /// A packet at one hook.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
-    /// `None`: of anybody, so that its addresses and devices vary.
+    /// Packet in question. `None` stands for packets of any sender: their addresses and devices vary.
     pub(super) packet: Option<&'a Packet>,
     pub(super) base: &'a Base,
     pub(super) is_ipv6: bool,
     pub(super) index: &'a dyn Fn(LinkName) -> Option<u32>,
 }
 
-/// Looks for an element of a set.
+/// Function that looks up an element by the set's name and the bytes of the key.
 pub(super) type Find<'a, E> = dyn FnMut(&str, &[Byte]) -> Result<Found, E> + 'a;
 
-/// What is known of it.
+/// Result of a lookup in a set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Found {
     Element(Option<Element>),
-    /// Of a key that is not known as a whole.
+    /// Undecided, since a part of the key is not known.
     Open(Truth),
 }
 
-/// A rule under way.
+/// State of a rule's evaluation.
 struct Run<'a> {
     view: View<'a>,
     registers: Registers,
@@ -51,7 +51,7 @@ struct Run<'a> {
     verdict: Verdict,
 }
 
-/// Whether a rule holds for the packet, and what it does then.
+/// Returns to which degree a rule holds for the packet, and its verdict then.
 pub(super) fn run<E>(steps: &[Step], view: View<'_>, find: &mut Find<'_, E>) -> Result<(Truth, Verdict), E> {
     let mut run =
         Run { view, registers: [Byte::Unknown; 64], truth: Truth::Always, verdict: Verdict::Continue };
@@ -101,7 +101,7 @@ impl Run<'_> {
         self.truth = self.truth.and(truth);
     }
 
-    /// Fills the register named in that attribute. What writes to the packet loads nothing.
+    /// Fills the register that this attribute names. An expression that writes to the packet loads nothing.
     fn load(&mut self, step: &Step, register: u16, loads: bool, bytes: impl Fn(&Self) -> Vec<Byte>) {
         if loads {
             let bytes = bytes(self);
@@ -188,7 +188,7 @@ impl Run<'_> {
         match found {
             Found::Open(truth) => {
                 self.require(truth);
-                // Whatever it leads to, it does so for some of them at most.
+                // Whatever verdict the set holds, it applies to some of the packets at most.
                 if step.attribute(3).is_some() {
                     self.put(step.number(3), &[Byte::Unknown; 16]);
                     self.verdict = if step.number(3) == Some(0) { Verdict::Stop } else { Verdict::Continue };
@@ -221,7 +221,7 @@ impl Run<'_> {
     }
 }
 
-/// Where a register begins. The first four have sixteen bytes; register 0 holds the verdict.
+/// Returns the offset of a register. The first four have sixteen bytes; register 0 holds the verdict.
 fn place(register: Option<u32>) -> Option<usize> {
     match register? as usize {
         wide @ 1..=4 => Some((wide - 1) * 16),
@@ -230,7 +230,7 @@ fn place(register: Option<u32>) -> Option<usize> {
     }
 }
 
-/// The bytes, or how far what depends on them holds.
+/// Returns the bytes. If any is not known, returns the truth of a condition that depends on them.
 pub(super) fn known(bytes: &[Byte]) -> Result<Vec<u8>, Truth> {
     let worst = bytes.iter().map(|byte| match byte {
         Byte::Is(_) => Truth::Always,
@@ -251,7 +251,7 @@ fn is(bytes: &[u8]) -> Vec<Byte> {
 }
 
 impl View<'_> {
-    /// `NFT_META_*`
+    /// Returns a property of the packet, by its key `NFT_META_*`.
     fn meta(&self, key: Option<u32>) -> Vec<Byte> {
         let (inbound, outbound) = self.devices();
         let index = |device: Device| match device {
@@ -284,7 +284,7 @@ impl View<'_> {
         }
     }
 
-    /// Those that the packet has at this hook.
+    /// Returns the inbound and outbound device that the packet has at this hook.
     fn devices(&self) -> (Device, Device) {
         let Some(packet) = self.packet else { return (Device::Varies, Device::Varies) };
         let (inbound, outbound) = (Device::Known(packet.inbound), Device::Known(packet.outbound));
@@ -336,7 +336,8 @@ impl View<'_> {
         header
     }
 
-    /// `NFT_CT_*`: it opens a connection, but for chains that come before connections are looked up.
+    /// Returns a property of the connection, by its key `NFT_CT_*`. The packet opens a connection. In chains that
+    /// precede the lookup of connections its state is invalid.
     fn conntrack(&self, key: Option<u32>) -> Vec<Byte> {
         const INVALID: u32 = 1;
         const NEW: u32 = 8;
@@ -352,15 +353,20 @@ impl View<'_> {
     }
 }
 
-/// `NFPROTO_*` and `NF_INET_*`
+/// Protocol family `NFPROTO_INET`.
 pub(super) const INET: u8 = 1;
+/// Protocol family `NFPROTO_NETDEV`.
 pub(super) const NETDEV: u8 = 5;
+/// Protocol family `NFPROTO_BRIDGE`.
 pub(super) const BRIDGE: u8 = 7;
+/// Hook `NF_INET_PRE_ROUTING`.
 pub(super) const PREROUTING: u32 = 0;
+/// Hook `NF_INET_FORWARD`.
 pub(super) const FORWARD: u32 = 2;
+/// Hook `NF_INET_INGRESS`.
 pub(super) const INGRESS: u32 = 5;
 
-/// A device as a packet has it.
+/// Device of a packet, as far as it is known.
 #[derive(Clone, Copy)]
 enum Device {
     Known(LinkName),
@@ -380,12 +386,12 @@ impl Device {
     }
 }
 
-/// `NFT_FIB_RESULT_ADDRTYPE` of pods' addresses is `RTN_UNICAST`.
+/// Returns the result of a route lookup. The type (`NFT_FIB_RESULT_ADDRTYPE`) of pods' addresses is `RTN_UNICAST`.
 fn fib(result: Option<u32>) -> Vec<Byte> {
     if result == Some(3) { is(&1_u32.to_ne_bytes()) } else { vec![Byte::Unknown; 16] }
 }
 
-/// A match of iptables.
+/// Returns the truth of a match of iptables.
 fn matches(step: &Step) -> Truth {
     match step.text(1) {
         "comment" => Truth::Always,
@@ -397,7 +403,7 @@ fn matches(step: &Step) -> Truth {
     }
 }
 
-/// `struct xt_conntrack_mtinfo3`, where it asks for the state alone.
+/// Decodes `struct xt_conntrack_mtinfo3`, if it asks only for the state; the packet's state is NEW.
 fn state(info: &[u8]) -> Truth {
     const STATE: u16 = 1;
     const NEW: u16 = 8;
@@ -409,7 +415,7 @@ fn state(info: &[u8]) -> Truth {
     Truth::of((states & NEW != 0) != (inverts & STATE != 0))
 }
 
-/// A target of iptables.
+/// Returns the verdict of a target of iptables.
 fn target(name: &str) -> Verdict {
     match name {
         "REJECT" => Verdict::Refuse,

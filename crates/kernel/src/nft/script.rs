@@ -1,5 +1,6 @@
-//! Ops as one script for `nft -f -`, which is one transaction: what is wrong goes and what is right comes without a gap
-//! between. Pure. Deleting what may be gone is no error here: it is added first.
+//! Turns ops into one script for `nft -f -`. A script is one transaction: no packet meets a gap between old and new
+//! rules. An object to delete may be gone already. So the script adds it first, and its deletion is no error. This
+//! module is pure.
 
 use std::fmt::{self, Write};
 
@@ -10,7 +11,7 @@ use plan::{Object, Op, Verb};
 use super::Rows;
 use super::sets::{SetName, Shape};
 
-/// Empty when nothing is to be done.
+/// Returns the script; empty if there is nothing to do.
 pub(super) fn of(ops: &[&Op], seen: &Rows) -> String {
     let mut script = Script { text: String::new(), seen };
     let (deletions, additions): (Vec<&Op>, Vec<&Op>) =
@@ -21,7 +22,7 @@ pub(super) fn of(ops: &[&Op], seen: &Rows) -> String {
             script.add_table(table.family);
         }
     }
-    // A set of another type can only be replaced once no rule of either filter looks into it.
+    // A set of another type can be replaced only when no rule of either filter chain refers to it.
     written.iter().for_each(|row| script.empty_chain(row));
     for family in Family::ALL {
         let wanted = |set: &SetName| written.iter().any(|row| looks_into(row, family, *set));
@@ -47,7 +48,7 @@ fn chains<'a>(ops: &[&'a Op]) -> Vec<&'a NftChain> {
     ops.iter().filter_map(chain).collect()
 }
 
-/// The sets that a chain's rules look into.
+/// Returns the sets that a chain's rules refer to.
 pub(super) fn sets_of(chain: &NftChainName) -> &'static [SetName] {
     match chain {
         NftChainName::Vxlan => &SetName::ALL,
@@ -60,15 +61,15 @@ fn looks_into(row: &NftChain, family: Family, set: SetName) -> bool {
     row.family == family && sets_of(&row.chain).contains(&set)
 }
 
-/// A script of its own for tables of ours that do nothing.
+/// Returns a separate script that wakes the dormant tables of ours.
 pub(super) fn waking(seen: &Rows) -> String {
     let mut script = Script { text: String::new(), seen };
     seen.dormant.iter().for_each(|family| script.add_table(*family));
     script.text
 }
 
-/// A script of its own for the peers' sets, where they are too many to come with the rules: no rule looks into a set that is
-/// not yet full.
+/// Returns a separate script that creates the peers' sets. It is for more peers than the script of the rules can hold.
+/// No rule refers to a set that is not yet complete.
 pub(super) fn peers_sets(families: &[Family], seen: &Rows) -> String {
     let mut script = Script { text: String::new(), seen };
     for &family in families {
@@ -81,7 +82,7 @@ pub(super) fn peers_sets(families: &[Family], seen: &Rows) -> String {
     script.text
 }
 
-/// The addresses of one family, as nft's lists have them.
+/// Returns the addresses of one family, separated as in nft's lists.
 fn elements(ops: &[&Op], family: Family) -> String {
     let addresses = ops.iter().filter_map(|op| match &op.object {
         Object::NftElement(NftElement { address }) if Family::of(*address) == family => {
@@ -97,7 +98,7 @@ struct Script<'a> {
     seen: &'a Rows,
 }
 
-/// A table's family and name.
+/// Our table of one family; prints as `ip flannel-ipv4`.
 struct Table(Family);
 
 impl fmt::Display for Table {
@@ -113,7 +114,7 @@ impl Script<'_> {
         self.text.push('\n');
     }
 
-    /// Wakes it also, where it is dormant, since it names no flag.
+    /// Creates the table. This also wakes a dormant table, since the line names no flag.
     fn add_table(&mut self, family: Family) {
         let name = family.nft_table();
         self.line(format_args!("add table {} {{ comment \"rules for {name}\"; }}", Table(family)));
@@ -123,7 +124,7 @@ impl Script<'_> {
         let NftChain { family, chain, .. } = row;
         let table = Table(*family);
         self.add_table(*family);
-        // The kernel changes no chain's type, hook or priority.
+        // The kernel cannot change a chain's type, hook or priority.
         if self.seen.chain(*family, chain).is_some_and(|seen| seen.unknown.is_some()) {
             self.line(format_args!("add chain {table} {chain}"));
             self.line(format_args!("delete chain {table} {chain}"));
@@ -142,7 +143,7 @@ impl Script<'_> {
         }
     }
 
-    /// After the rules that look into it are gone.
+    /// Creates the set, in place of one of another type. The rules that refer to it must be gone.
     fn write_set(&mut self, family: Family, set: SetName) {
         if self.seen.sets.contains(&(family, set, Shape::Wrong)) {
             self.line(format_args!("delete set {} {}", Table(family), set.as_str()));
@@ -184,7 +185,7 @@ impl Script<'_> {
         }
     }
 
-    /// A set goes with the last chain whose rules look into it.
+    /// Deletes each set with the last chain whose rules refer to it.
     fn delete_sets(&mut self, written: &[&NftChain], gone: &[&NftChain]) {
         for (family, set) in Family::ALL.into_iter().flat_map(|family| SetName::ALL.map(|set| (family, set)))
         {

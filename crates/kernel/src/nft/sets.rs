@@ -1,28 +1,30 @@
-//! The two sets of the source filter: how they are made, and whether what stands there under their names is them.
+//! The two sets of the source filter: their definitions, and the comparison with existing sets of their names.
 
 use plan::input::Family;
 
 use super::netlink::Set;
 
-/// A set of ours. An element of the second stays for so long after its last packet.
+/// A set of ours. An element of `Strangers` expires some time after its last packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum SetName {
-    /// The underlay addresses that VXLAN packets may come from.
+    /// Underlay addresses that VXLAN packets may come from.
     Peers,
-    /// Those that they came from nevertheless.
+    /// Other addresses that VXLAN packets came from.
     Strangers,
 }
 
-/// Whether a set that is there is as we make it.
+/// Comparison of an existing set with our definition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
     Right,
     Wrong,
 }
 
-/// `NFT_SET_TIMEOUT` and `NFT_SET_EVAL`; nft's word for the second is dynamic.
+/// Flags `NFT_SET_TIMEOUT` and `NFT_SET_EVAL`; nft(8) calls the second one dynamic.
 const FORGETS_AND_LEARNS: u32 = 0x10 | 0x20;
+/// Maximum number of elements of `Strangers`.
 const STRANGERS: u32 = 1024;
+/// Minutes from the last packet of a stranger until it expires.
 const MINUTES: u64 = 10;
 
 impl SetName {
@@ -35,7 +37,7 @@ impl SetName {
         }
     }
 
-    /// As nft(8) has it.
+    /// Returns the definition in the syntax of nft(8).
     pub(super) fn definition(self, family: Family) -> String {
         let address = match family {
             Family::Ipv4 => "ipv4_addr",
@@ -50,7 +52,7 @@ impl SetName {
     }
 
     pub(super) fn shape(self, set: &Set, family: Family) -> Shape {
-        /// nft's own numbers of `ipv4_addr` and `ipv6_addr`.
+        /// Types of the keys `ipv4_addr` and `ipv6_addr`; the numbers are nft's own.
         const KEYS: [u32; 2] = [7, 8];
         let key = KEYS[usize::from(family == Family::Ipv6)];
         let wanted = match self {

@@ -1,5 +1,5 @@
-//! Hears that traffic rules changed that concern us: hints to look again, which carry no facts. The thousands of rules that
-//! others write wake nobody. It knows no rule.
+//! Reports changes of traffic rules that concern us. A report is a hint to read again and carries no facts. Changes of
+//! the thousands of rules of others are not reported.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,26 +18,26 @@ use crate::error::{Cause, Error};
 use crate::socket::{RECEIVE_BUFFER, receive};
 use crate::wire::{Attribute, Part, parts};
 
-/// `NFNLGRP_NFTABLES`
+/// Multicast group of nf_tables (`NFNLGRP_NFTABLES`).
 const GROUP: u32 = 7;
 
-/// Larger than any single notification.
+/// Size in bytes of the buffer for one datagram; larger than any single notification.
 const DATAGRAM: usize = 64 * 1024;
 
-/// `NFPROTO_INET`
+/// Protocol family `NFPROTO_INET`.
 const INET: u8 = 1;
 
-/// The monitor socket of nf_tables. Open it before the first dump, so that nothing falls between the two.
+/// The monitor socket of nf_tables. It must be open before the first dump, so that no change is missed between the two.
 pub struct FirewallWatch {
     socket: Socket,
     datagram: Vec<u8>,
-    /// That the rounds write by; what they write without a tool is no news to them.
+    /// Netlink port by which reconcile passes change elements; changes of that port are not reported.
     own_port: Arc<AtomicU32>,
     met: Met,
 }
 
 impl FirewallWatch {
-    /// Fails where the kernel has no nf_tables.
+    /// Opens the monitor socket. Fails if the kernel has no nf_tables.
     pub fn open(kernel: &Kernel) -> Result<Self, Error> {
         let open = || {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
@@ -57,7 +57,8 @@ impl FirewallWatch {
         })
     }
 
-    /// Waits for the next change. More changes than the socket can hold are one.
+    /// Waits for the next change, without a time limit. An overrun of the socket counts as one change. Fails if the
+    /// socket fails.
     pub fn wait(&mut self) -> Result<(), Error> {
         loop {
             match receive(&self.socket, &mut self.datagram) {
@@ -80,7 +81,7 @@ impl FirewallWatch {
     }
 }
 
-/// Is it about a chain or set that packets of pods meet, or may meet from now on?
+/// Returns true if the message is about a chain or set that packets of pods meet, or may meet soon.
 fn is_met(part: Part<'_>, met: &BTreeSet<(u8, Box<str>, Box<str>)>) -> bool {
     const HOOK: u16 = 4;
     const SET_NAME: u16 = 2;
@@ -103,32 +104,32 @@ fn is_met(part: Part<'_>, met: &BTreeSet<(u8, Box<str>, Box<str>)>) -> bool {
     }
 }
 
-/// May forwarded packets come by such a base chain? Local input and output are hooks 1 and 3; a bridge's are on the way of
-/// pods.
+/// Returns true if forwarded packets may pass a base chain of this hook. Hooks 1 and 3 are local input and output, but
+/// on a bridge they are on the path of pods.
 fn is_on_path(protocol: u8, hook: u32) -> bool {
     const BRIDGE: u8 = 7;
     protocol == BRIDGE || ![1, 3].contains(&hook)
 }
 
-/// The hook of a base chain.
+/// Returns the hook of a base chain.
 fn hook(part: Part<'_>, kind: u16) -> Option<u32> {
     let hook = attributes(part).find(|attribute| attribute.kind == kind)?;
     hook.nested().find(|inner| inner.kind == 1).map(Attribute::be32)
 }
 
-/// What a message is about.
+/// Kind of object that a message is about.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum About {
     Table,
-    /// Its name is in that attribute.
+    /// Chain whose name is in this attribute.
     Chain(u16),
-    /// Of the chain named in that attribute.
+    /// Rule of the chain that this attribute names.
     Rule(u16),
     Set,
 }
 
 impl About {
-    /// `NFT_MSG_*`; what is left out concerns nobody here.
+    /// Classifies a message by its type, `NFT_MSG_*`. Returns `None` for types that do not matter here.
     fn of(part: Part<'_>) -> Option<Self> {
         match part.kind.checked_sub(SUBSYSTEM << 8)? {
             0 | 2 => Some(Self::Table),
