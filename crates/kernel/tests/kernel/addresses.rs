@@ -1,4 +1,4 @@
-//! Addresses of our devices.
+//! Tests of the addresses of our devices.
 
 use kernel::Outcome;
 use lab::Timing::Free;
@@ -12,7 +12,7 @@ fn address(text: &str) -> Address {
 
 fn rows(kernel: &mut kernel::Kernel) -> Vec<Address> {
     let rows = seen(kernel).state.addresses.to_vec();
-    // The kernel's own.
+    // The kernel adds the link-local address itself.
     rows.into_iter().filter(|row| !row.address.to_string().starts_with("fe80:")).collect()
 }
 
@@ -31,7 +31,7 @@ fn ours_and_those_of_ip_are_the_same() {
         assert_eq!(rows(&mut kernel), want);
         settle();
         assert_eq!(sh("ip -o addr show dev flannel.1 | grep -v fe80:"), made);
-        // Once more is no change, and no failure.
+        // A second addition changes nothing and does not fail.
         applies(&mut kernel, &want.clone().map(add));
         assert_eq!(rows(&mut kernel), want);
         let ops = [want.clone(), want].concat().into_iter().map(delete).collect::<Vec<_>>();

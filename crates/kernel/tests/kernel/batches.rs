@@ -1,4 +1,4 @@
-//! Many ops at once.
+//! Tests of many ops in one call.
 
 use std::time::Instant;
 
@@ -53,7 +53,7 @@ fn every_op_of_a_large_batch_may_fail() {
             assert!(told.starts_with(&op.to_string()), "{told}");
             assert!(told.ends_with("Nexthop has invalid gateway"), "{told}");
         }
-        // And the socket is as good as before.
+        // The socket still works after all these errors.
         applies(&mut kernel, &[add(via("10.244.2.0/24", "10.244.2.0", "flannel.1", true))]);
     });
 }

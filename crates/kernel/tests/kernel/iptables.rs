@@ -1,5 +1,5 @@
-//! The rules that flannel has in iptables, in both variants and families: written, read, harmed and repaired, and taken
-//! away.
+//! Tests of flannel's rules in iptables, in both variants and families: they are written, read, damaged and repaired,
+//! and removed.
 
 use kernel::Kernel;
 use lab::Timing::Free;
@@ -51,7 +51,7 @@ fn flannels_own_rules_are_as_they_should_be() {
     });
 }
 
-/// Lines of shell in which `$t` is iptables, each a harm to what is ours.
+/// Returns lines of shell that each damage our rules; `$t` is the iptables command.
 fn harms() -> Vec<String> {
     let mut harms: Vec<String> = Vec::new();
     for (table, chain, rules) in [("filter", "FLANNEL-FWD", 2), ("nat", "FLANNEL-POSTRTG", 6)] {
@@ -83,7 +83,7 @@ fn harms() -> Vec<String> {
     harms
 }
 
-/// Rules of others, all around ours, that have met packets.
+/// Rules of others, around ours, with packets counted.
 const OTHERS: &str = r#"$t-restore --counters --noflush <<'END'
 *filter
 :THEIRS - [0:0]
@@ -100,7 +100,8 @@ END
 echo 0 > /proc/sys/net/ipv6/conf/lo/disable_ipv6
 ping -q -c 3 -i 0.1 127.0.0.1; ping -q -c 3 -i 0.1 ::1"#;
 
-/// With their counters; those of policies iptables-legacy itself forgets.
+/// Returns the rules of others with their counters. Counters of policies are left out: iptables-legacy itself loses
+/// them.
 fn others(tool: &str) -> String {
     let line = "grep -v -e '^#' -e FLANNEL | sed '/^:/ s/ [[].*//'";
     let saved = sh(&format!("{{ {tool}-save -c -t filter; {tool}-save -c -t nat; }} | {line}"));
@@ -142,7 +143,7 @@ fn after_a_flush_of_everything_all_is_back_at_once() {
     });
 }
 
-/// The FORWARD chain in short: one letter for the jump, the target of the others.
+/// Returns the FORWARD chain in short: `us` for our jump, the target for any other rule.
 fn forward(tool: &str) -> String {
     let rules = sh(&format!("{tool} -S FORWARD | grep '^-A'"));
     let target = |line: &str| {

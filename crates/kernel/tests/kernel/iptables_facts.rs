@@ -1,5 +1,4 @@
-//! What is told of iptables besides our rules: what others have there, which programs there are; and that looking
-//! changes nothing.
+//! Tests of the facts about iptables: the rules of others, and the installed programs. Reading changes nothing.
 
 use std::time::{Duration, Instant};
 
@@ -101,7 +100,7 @@ fn the_programs_that_are_there_are_told_by_variant() {
         for (multi, variant) in
             [("xtables-nft-multi", Variant::Nft), ("xtables-legacy-multi", Variant::Legacy)]
         {
-            // Its name tells nothing, so it is asked.
+            // The file's name does not tell the variant, so the program is run.
             sh(&format!(
                 "mkdir -p /run/{variant}; cd /run/{variant}; cp /run/all/nft .; cp /run/all/{multi} xtables-multi
                  for tool in iptables ip6tables; do for what in '' -save -restore; do

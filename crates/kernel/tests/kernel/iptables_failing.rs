@@ -1,5 +1,5 @@
-//! What iptables cannot do: while somebody holds its lock, and without its programs. Nothing is lost, and the words say what
-//! to do. And what it can do: write into a table of nft's.
+//! Tests of iptables while its lock is held, and without its programs. No rule is lost, and the messages say what to
+//! do. The last test writes into a table that nft has filled.
 
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ fn a_lock_that_is_held_is_not_waited_for() {
     });
 }
 
-/// Rules of nft in tables of iptables, which iptables-nft-save cannot read.
+/// Shell line that puts rules of nft into tables of iptables; iptables-nft-save cannot read them.
 const NATIVE: &str = "nft 'add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; };
     add rule ip filter FORWARD ct state vmap { established : accept, related : accept };
     add table ip6 filter; add chain ip6 filter FORWARD { type filter hook forward priority 0; };

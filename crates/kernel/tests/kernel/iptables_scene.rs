@@ -1,4 +1,4 @@
-//! A node that iptables keeps the traffic rules of, as `plan` wants them, and short ways to round after round.
+//! A node whose traffic rules `plan` assigns to iptables, and helpers for reconcile passes.
 
 use kernel::{Kernel, Outcome};
 use plan::firewall::{Facts, IptablesFacts, Variant};
@@ -11,7 +11,7 @@ use crate::scene::{self, sh};
 
 pub(crate) const JUMP: &str = "-m comment --comment \"flanneld forward\" -j FLANNEL-FWD";
 
-/// The rules of that variant that `plan` wants where flannel was recorded.
+/// Returns the rules of that variant that `plan` desires on the node where flannel's rules were recorded.
 pub(crate) fn wanted(variant: Variant) -> State {
     let config: Config = serde_json::from_value(json!({
         "ipv4": "10.244.0.0/16", "ipv6": "fd00:244::/48", "backend": {"vxlan": {"source_filter": "off"}},
@@ -33,7 +33,7 @@ pub(crate) fn wanted(variant: Variant) -> State {
     wanted
 }
 
-/// The programs of both families; `-save` and `-restore` go behind.
+/// Returns the programs of both families, without the ending `-save` or `-restore`.
 pub(crate) fn tools(variant: Variant) -> [&'static str; 2] {
     match variant {
         Variant::Nft => ["iptables-nft", "ip6tables-nft"],
@@ -49,7 +49,7 @@ pub(crate) fn bounds() -> Owned {
     Owned { firewall: true, sweep: Sweep::LeftOvers, ..scene::owned() }
 }
 
-/// A fresh reading.
+/// Reads the rules again.
 pub(crate) fn look(kernel: &mut Kernel) -> (State, Facts) {
     kernel.forget_firewall();
     let seen = kernel.dump(&bounds()).unwrap();
@@ -60,7 +60,7 @@ pub(crate) fn to_do(kernel: &mut Kernel, wanted: &State) -> Vec<Op> {
     plan::diff(wanted, &look(kernel).0, &bounds())
 }
 
-/// Does what is to be done, after which nothing is; tells what it was.
+/// Carries out one reconcile pass, asserts that nothing is left to do, and returns the ops.
 #[track_caller]
 pub(crate) fn round(kernel: &mut Kernel, wanted: &State) -> Vec<Op> {
     let ops = to_do(kernel, wanted);
@@ -70,7 +70,7 @@ pub(crate) fn round(kernel: &mut Kernel, wanted: &State) -> Vec<Op> {
     ops
 }
 
-/// A node on which all that is wanted is done.
+/// Applies all desired rules, and returns the kernel with them.
 #[track_caller]
 pub(crate) fn settled(variant: Variant) -> (Kernel, State) {
     let (mut kernel, wanted) = (Kernel::open().unwrap(), wanted(variant));
@@ -78,17 +78,17 @@ pub(crate) fn settled(variant: Variant) -> (Kernel, State) {
     (kernel, wanted)
 }
 
-/// What iptables-save says of both tables, without its remarks.
+/// Returns the output of iptables-save for both tables, without comments.
 pub(crate) fn saved(tool: &str) -> String {
     sh(&format!("{{ {tool}-save -t filter; {tool}-save -t nat; }} | grep -v '^#'"))
 }
 
-/// The tables of iptables-legacy that are loaded, both families'.
+/// Returns the loaded tables of iptables-legacy, of both families.
 pub(crate) fn loaded() -> String {
     sh("cat /proc/net/ip_tables_names /proc/net/ip6_tables_names")
 }
 
-/// From now on calls of the programs in that file are counted.
+/// Counts the calls of the programs in that file from now on.
 pub(crate) fn count_calls(multi: &str) {
     sh(&format!(
         "cp /usr/sbin/{multi} /run/{multi}

@@ -1,4 +1,5 @@
-//! iptables-legacy is looked at, since it tells nothing: what matters is noticed soon, and nothing else.
+//! Tests of the watch of iptables-legacy, which sends no notifications: relevant changes are reported soon, others
+//! never.
 
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -13,7 +14,7 @@ use crate::scene::sh;
 const SOON: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_millis(1200);
 
-/// One message for every return of the watch.
+/// Sends one message for each return of the watch.
 fn watch() -> Receiver<()> {
     let (tell, told) = mpsc::channel();
     let mut watch = LegacyWatch::new(1);

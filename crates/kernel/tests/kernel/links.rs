@@ -1,4 +1,4 @@
-//! Devices.
+//! Tests of devices.
 
 use kernel::Outcome;
 use lab::Timing::Free;
@@ -116,7 +116,7 @@ fn what_flannel_does_not_set_is_unknown() {
             assert_eq!(seen(&mut kernel).state.links[0].unknown.as_deref(), Some(told));
             sh("ip link del flannel.1");
         }
-        // What is done to a device afterwards and keeps packets from it.
+        // Later changes of a device can keep packets from it as well.
         sh("ip link add br9 type bridge");
         for (options, told) in [("arp off", "arp off"), ("master br9", "has a master")] {
             sh("ip link add flannel.1 type vxlan id 1 dev eth0 local 192.0.2.1 dstport 8472 nolearning");

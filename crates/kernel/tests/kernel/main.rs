@@ -1,5 +1,6 @@
-//! What the crate writes, ip(8) and bridge(8) read; what they write, the crate reads: on the real kernel, in namespaces
-//! of each test's own. Without the right to make these the tests fail; none is ever skipped.
+//! Tests of the crate against ip(8) and bridge(8): each side reads what the other one writes. They run on the real
+//! kernel, each test in network namespaces of its own. Without the right to create these they fail; no test is ever
+//! skipped.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod addresses;

@@ -1,4 +1,4 @@
-//! Neighbours and FDB entries.
+//! Tests of neighbours and FDB entries.
 
 use kernel::Outcome;
 use lab::Timing::Free;
@@ -59,7 +59,7 @@ fn neighbours_that_are_not_permanent_are_unknown() {
         }
         sh("ip neigh replace 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent extern_learn");
         assert_eq!(seen(&mut kernel).state.neighbours[0].unknown.as_deref(), Some("flags 0x10"));
-        // Ours takes its place, whatever it was.
+        // Our entry replaces any other one.
         applies(&mut kernel, &[replace(neighbour("10.244.2.0"))]);
         assert_eq!(seen(&mut kernel).state.neighbours.to_vec(), [neighbour("10.244.2.0")]);
     });
@@ -123,7 +123,7 @@ fn fdb_entries_in_another_form_are_unknown_and_get_replaced() {
             let now = seen(&mut kernel).state.fdb.to_vec();
             assert_eq!(now, [entry(PEER, "192.0.2.2")], "{line}");
             applies(&mut kernel, &[delete(now[0].clone())]);
-            // An odd one can be deleted, too.
+            // An entry of another shape can be deleted, too.
             sh(&format!("bridge fdb add 02:00:00:00:00:02 dev flannel.1 {line}"));
             let odd = seen(&mut kernel).state.fdb[0].clone();
             applies(&mut kernel, &[delete(odd)]);
@@ -169,7 +169,7 @@ fn the_port_of_an_entry_is_named_where_it_is_not_the_devices() {
 fn of_two_destinations_of_a_mac_the_named_one_goes() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
-        // The kernel allows it for the MAC of "everybody else" alone.
+        // The kernel allows several destinations only for the all-zero MAC, which stands for unknown ones.
         let to = |remote, port| FdbEntry { port, ..entry(Mac::default(), remote) };
         let all = [to("192.0.2.2", None), to("192.0.2.2", Some(4789)), to("192.0.2.3", None)];
         sh("bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 192.0.2.2

@@ -1,4 +1,4 @@
-//! Next hop objects and the routes through them.
+//! Tests of next hop objects and the routes through them.
 
 use kernel::Outcome;
 use lab::Timing::Free;
@@ -58,7 +58,7 @@ fn a_route_names_its_object_and_not_what_the_object_says() {
         assert!(sh("ip route").contains(&format!("nhid {} via 10.244.2.0 dev flannel.1", objects[0].id)));
         sh("echo 0 > /proc/sys/net/ipv4/nexthop_compat_mode");
         assert_eq!(seen(&mut kernel).state.routes.to_vec(), want);
-        // To plain and back, in place.
+        // Routes change to a plain gateway and back, in place.
         let plain = [
             via("10.244.2.0/24", "10.244.2.0", "flannel.1", true),
             via("fd00:10:244:2::/64", "fd00:10:244:2::", "flannel.1", true),
@@ -89,7 +89,7 @@ fn another_kind_of_object_is_unknown() {
             ["group, no gateway and device", "blackhole, no gateway and device", "no gateway and device"];
         let told = told.map(|text| Some(Box::from(text)));
         assert_eq!(unknown, [vec![None], told.to_vec()].concat());
-        // Its members are the group's to tell.
+        // The row of a route names the group, not its members.
         sh(&format!("ip route add 10.244.2.0/24 nhid $(({first} + 1)) proto {PROTOCOL}"));
         let want = route("10.244.2.0/24", RoutePath::Nexthop(first + 1));
         assert_eq!(seen(&mut kernel).state.routes.to_vec(), [want]);

@@ -1,5 +1,5 @@
-//! The peers' sets of the largest clusters: more addresses than one message holds in a user namespace, and no rule looks into
-//! a set before it is full.
+//! Tests of the peers' sets of the largest clusters, with more addresses than one message holds in a user namespace. No
+//! rule refers to a set before it is complete.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Command;
@@ -41,7 +41,7 @@ fn a_set_is_full_before_a_rule_looks_into_it() {
             command.arg("monitor");
             command
         });
-        // Nothing tells that it listens but what it hears.
+        // The monitor prints nothing until it receives a change.
         let hears = |line: &str| line.contains("dummy");
         lab::wait_for("the monitor listens", Duration::from_secs(5), || {
             sh("nft 'add table ip dummy; delete table ip dummy'");

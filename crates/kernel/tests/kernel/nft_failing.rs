@@ -1,4 +1,5 @@
-//! Where nftables cannot be used, or somebody else has our table: it is said in clear words, and never taken for nothing.
+//! Tests of an unusable nftables, and of a table of ours that another process owns. The facts say so, and nothing
+//! counts as gone.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use plan::State;
 use crate::nft_scene::*;
 use crate::scene::*;
 
-/// In place of every nft of this namespace, a script.
+/// Replaces every nft of this namespace by a script.
 fn instead_of_nft(script: &str) {
     let file = lab::enter::work_dir().join("tmp/nft");
     std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -29,7 +30,7 @@ fn no_nft_is_said_and_noticed_when_it_comes() {
     lab::test(Free, || {
         let wanted = wanted(Wish::default());
         let mut kernel = settled(&wanted);
-        // No regular file is there any more.
+        // The path of nft is not a regular file any more.
         sh("mount --bind /dev/null $(readlink -f $(command -v nft))");
         let error = complaint(&kernel.apply(&[add(wanted.nft_tables[0].clone())])[0]);
         assert!(error.ends_with("nft: it is not installed"), "{error}");
@@ -78,7 +79,7 @@ fn an_nft_that_is_old_or_lame_or_breaks_is_said() {
     });
 }
 
-/// An nft that keeps the table as its own until its input ends.
+/// An nft that owns the table until its input ends.
 struct Owner(Child);
 
 impl Owner {

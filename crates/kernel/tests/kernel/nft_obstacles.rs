@@ -1,4 +1,5 @@
-//! What refuses packets of pods in tables of others: found as the kernel would meet it, and not found where it refuses others.
+//! Tests of foreign rules that refuse packets of pods. They are found in the kernel's order; other refusals are not
+//! reported.
 
 use kernel::Kernel;
 use lab::Timing::Free;

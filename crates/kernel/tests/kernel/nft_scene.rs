@@ -1,4 +1,4 @@
-//! A node that nftables keeps the traffic rules of, as `plan` wants them, and short ways to round after round.
+//! A node whose traffic rules `plan` assigns to nftables, and helpers for reconcile passes.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::scene;
 
-/// What is asked for.
+/// Options of the desired rules.
 #[derive(Clone, Copy)]
 pub(crate) struct Wish {
     pub(crate) filter: SourceFilter,
@@ -26,7 +26,7 @@ impl Default for Wish {
     }
 }
 
-/// The rules of nftables that `plan` wants for it, with two peers.
+/// Returns the rules of nftables that `plan` desires with these options and two peers.
 pub(crate) fn wanted(wish: Wish) -> State {
     let config: Config = serde_json::from_value(json!({
         "ipv4": wish.network, "ipv6": "fd00:244::/48",
@@ -73,13 +73,13 @@ pub(crate) fn bounds() -> Owned {
     Owned { firewall: true, sweep: Sweep::LeftOvers, ..scene::owned() }
 }
 
-/// A fresh reading.
+/// Reads the rules again.
 pub(crate) fn look(kernel: &mut Kernel) -> (State, Facts) {
     kernel.forget_firewall();
     look_again(kernel)
 }
 
-/// What was read stays good.
+/// Reads the kernel, with the last reading of the rules still valid.
 pub(crate) fn look_again(kernel: &mut Kernel) -> (State, Facts) {
     let seen = kernel.dump(&bounds()).unwrap();
     (rules(seen.state), seen.underlay.firewall)
@@ -89,7 +89,7 @@ pub(crate) fn to_do(kernel: &mut Kernel, wanted: &State) -> Vec<Op> {
     plan::diff(wanted, &look(kernel).0, &bounds())
 }
 
-/// Does what is to be done, after which nothing is; tells what it was.
+/// Carries out one reconcile pass, asserts that nothing is left to do, and returns the ops.
 #[track_caller]
 pub(crate) fn round(kernel: &mut Kernel, wanted: &State) -> Vec<Op> {
     let ops = to_do(kernel, wanted);
@@ -99,7 +99,7 @@ pub(crate) fn round(kernel: &mut Kernel, wanted: &State) -> Vec<Op> {
     ops
 }
 
-/// A node on which all that is wanted is done.
+/// Applies all desired rules, and returns the kernel.
 #[track_caller]
 pub(crate) fn settled(wanted: &State) -> Kernel {
     let mut kernel = Kernel::open().unwrap();
@@ -111,7 +111,7 @@ pub(crate) fn element(address: impl Into<IpAddr>) -> NftElement {
     NftElement { address: address.into() }
 }
 
-/// What nft says of all rules.
+/// Returns all rules as nft prints them.
 pub(crate) fn ruleset() -> String {
     scene::sh("nft list ruleset")
 }

@@ -1,4 +1,4 @@
-//! The monitor of traffic rules: ours wake, and the thousands of others do not.
+//! Tests of the monitor of traffic rules: changes of our rules are reported, the thousands of others are not.
 
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -14,7 +14,7 @@ use crate::scene::*;
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// A watch on which a thread of its own waits.
+/// A watch with a thread of its own that waits on it.
 struct Ear(Receiver<Instant>);
 
 impl Ear {
@@ -29,7 +29,7 @@ impl Ear {
         Self(told)
     }
 
-    /// Nothing more is on its way.
+    /// Waits until no more reports arrive, and returns their number.
     fn rest(&self) -> usize {
         let mut count = 0;
         while self.0.recv_timeout(Duration::from_millis(150)).is_ok() {
@@ -124,7 +124,7 @@ fn thousands_of_rules_of_others_wake_nobody() {
 fn packets_of_strangers_wake_nobody() {
     lab::test(Free, || {
         let mut kernel = settled(&wanted(Wish { filter: SourceFilter::Count, ..Wish::default() }));
-        // As ours, but such that they are seen to go.
+        // A set like ours, except that its elements expire during the test.
         sh("nft 'flush chain ip flannel-ipv4 vxlan; flush chain ip flannel-ipv4 vxlan-pods;
                  delete set ip flannel-ipv4 strangers;
                  add set ip flannel-ipv4 strangers {

@@ -1,5 +1,5 @@
-//! Our tables of nftables: nft(8) sees what flannel's nodes have, what is written is read as it was meant, and every harm to
-//! it is seen and repaired by one transaction.
+//! Tests of our tables in nftables: nft(8) prints what flannel's nodes have, and rules are read as they were written.
+//! Any damage is seen and repaired by one transaction.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
@@ -39,7 +39,7 @@ fn every_chain_is_read_as_it_was_written() {
     });
 }
 
-/// Each condition and verdict that there is, also where `plan` has no use for it now.
+/// Returns every condition and verdict, also those that `plan` does not use now.
 fn all_shapes(family: Family) -> Vec<Rule> {
     let nets = match family {
         Family::Ipv4 => ["10.0.0.0/8", "10.1.2.3/32", "10.128.0.0/9", "10.1.2.2/31"],
@@ -91,7 +91,7 @@ fn every_shape_of_a_rule_is_read_as_it_was_written() {
     });
 }
 
-/// Chains without their order, which means nothing; each line without its indent.
+/// Splits a listing into chains, whose order does not matter, with lines that are not indented.
 fn blocks(text: &str) -> BTreeSet<String> {
     let mut table = String::new();
     let mut blocks = BTreeSet::new();
@@ -108,8 +108,8 @@ fn blocks(text: &str) -> BTreeSet<String> {
     blocks
 }
 
-/// What we say otherwise than flannel, and why: the mark by its bit, as its iptables rules have it, and the fourth rule so
-/// that it is not about all traffic between pods and others.
+/// Rewrites flannel's listing where our rules differ. We match the mark by its bit, as flannel's iptables rules do. And
+/// our fourth rule leaves traffic between pods and other addresses alone.
 fn as_we_say_it(flannel: &str) -> String {
     flannel
         .replace("meta mark 0x00004000 return", "meta mark & 0x00004000 == 0x00004000 return")
@@ -147,7 +147,7 @@ fn flannels_own_rules_become_ours_in_one_round() {
     });
 }
 
-/// Handle of the n-th rule of that chain, from 0.
+/// Returns the handle of a rule in that chain; `place` counts from 0.
 fn handle(table: &str, chain: &str, place: usize) -> String {
     let text = sh(&format!("nft -a list chain {table} {chain}"));
     let handles = text.lines().filter(|line| !line.contains('{') || line.contains("@strangers"));
@@ -155,7 +155,7 @@ fn handle(table: &str, chain: &str, place: usize) -> String {
     handle.1.trim().to_owned()
 }
 
-/// Does it to both families' tables and sees that it is noticed and made good at once.
+/// Damages the tables of both families and asserts that one reconcile pass notices and repairs it.
 #[track_caller]
 fn heals(kernel: &mut kernel::Kernel, wanted: &State, harm: impl Fn(&str) -> String) {
     for table in ["ip flannel-ipv4", "ip6 flannel-ipv6"] {
@@ -291,7 +291,7 @@ fn what_goes_may_be_gone_already() {
         assert_eq!(all.len(), 10, "two tables and their chains: {all:#?}");
         let elements = wanted.nft_elements.iter().map(|row| delete(row.clone()));
         let all: Vec<_> = elements.chain(all).collect();
-        // Behind the back of the last reading, and then known to it.
+        // The rules vanish first without, then with a new reading.
         look(&mut kernel);
         sh("nft 'delete table ip flannel-ipv4; flush table ip6 flannel-ipv6'");
         let rules = |op: &&plan::Op| !matches!(op.object, Object::NftElement(_));
@@ -325,11 +325,11 @@ fn an_element_makes_its_set() {
     });
 }
 
-/// A VXLAN packet with that VNI to ourselves.
+/// Sends a VXLAN packet with that VNI to this node.
 pub(crate) fn forge(from: &str, vni: u8) {
     let socket = UdpSocket::bind((from, 0)).unwrap();
     let to = if from.contains(':') { "::1" } else { "127.0.0.1" };
-    // Nobody listens, which the second packet would be told.
+    // No socket listens, so the second send would return an error.
     let _ = socket.send_to(&[8, 0, 0, 0, 0, 0, vni, 0, 1, 2, 3, 4], (to, 8472));
 }
 
@@ -368,7 +368,8 @@ fn strangers_are_named_at_each_look_and_outlive_other_changes() {
     });
 }
 
-/// Thousands of rules of others, as kube-proxy writes them; few at a time, since a namespace of ours is given small buffers.
+/// Adds thousands of foreign rules, as kube-proxy writes them. Each call adds few, since the namespace has small
+/// buffers.
 pub(crate) fn storm(chains: usize, rules: usize) {
     let file = lab::enter::work_dir().join("tmp/storm.nft");
     for part in 0..rules / 250 {

@@ -1,4 +1,4 @@
-//! Packet sockets: what is sent through them, and which packets reach them.
+//! Tests of packet sockets: the packets that they send, and the packets that reach them.
 
 use std::net::{IpAddr, UdpSocket};
 use std::process::Command;
@@ -16,7 +16,7 @@ const MARKS: Marks = Marks { echo: 0x1234, port: 33434 };
 const NEAR: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const FAR: Mac = Mac([2, 0, 0, 0, 0, 2]);
 
-/// Two ends of one wire: `near` is ours, `far` in a namespace that lives as long as what is returned.
+/// Two ends of one wire. `near` is ours; `far` is in a namespace that lives as long as this value.
 struct Wire(std::process::Child);
 
 impl Drop for Wire {
@@ -34,7 +34,7 @@ fn wire() -> Wire {
     let moved = || std::fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|ns| ns != own);
     assert!(lab::until(Duration::from_secs(5), || moved().then_some(())).is_some());
     let there = format!("nsenter -t {pid} -n");
-    // The lab has switched it off.
+    // The lab has disabled IPv6.
     sh(&format!(
         "for who in all default; do echo 0 > /proc/sys/net/ipv6/conf/$who/disable_ipv6; done
          ip link add near address {NEAR} type veth peer name far address {FAR}
@@ -61,7 +61,7 @@ fn arp(operation: u8) -> Vec<u8> {
     [&head[..], &NEAR.0, &[192, 0, 2, 1], &[0; 6], &[192, 0, 2, 2]].concat()
 }
 
-/// An echo request with its checksum; IPv6's counts both addresses, which are all that differs here.
+/// Returns an IPv4 echo request with its ICMP checksum.
 fn echo_v4(id: u16, target: [u8; 4]) -> Vec<u8> {
     let [high, low] = id.to_be_bytes();
     let sum = !(0x0800 + u32::from(id) + 7);
@@ -188,7 +188,7 @@ fn what_the_kernel_doubts_of_one_links_neighbours_is_heard_and_nothing_else() {
             ("fd00:2::9", Some(FAR)),
         );
         doubted("ip neigh replace 192.0.2.9 dev near nud failed", ("192.0.2.9", None));
-        // So it says, too, when somebody takes an entry away.
+        // The kernel sends the same message after somebody has deleted an entry.
         doubted("ip neigh del 192.0.2.7 dev near", ("192.0.2.7", None));
     });
 }

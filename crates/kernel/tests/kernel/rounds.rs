@@ -1,4 +1,4 @@
-//! Rounds: what `plan` asks for after a harm, applied once, leaves nothing to ask for.
+//! Tests of reconcile passes: after any damage, the ops of one pass leave nothing to do.
 
 use kernel::{Kernel, Outcome};
 use lab::Timing::Free;
@@ -17,7 +17,7 @@ fn bounds() -> Owned {
     Owned { table: TABLE, sysctls, ..owned() }
 }
 
-/// Both devices with one tunnelled and one direct peer, and one of every other kind of object.
+/// Returns two devices, a tunnelled and a direct peer, and at least one row of every other kind.
 fn wanted() -> State {
     let (four, six) = (name("flannel.1"), name("flannel-v6.1"));
     let LinkKind::Vxlan(vxlan) = flannel().kind else { panic!("a vxlan") };
@@ -67,7 +67,7 @@ fn ask(kernel: &mut Kernel) -> Vec<plan::Op> {
     plan::diff(&wanted(), &kernel.dump(&bounds()).unwrap().state, &bounds())
 }
 
-/// One round; tells what is still to be done after it.
+/// Carries out one reconcile pass and returns its errors and the ops that are still to be done.
 #[track_caller]
 fn round(kernel: &mut Kernel, harm: &str) -> Vec<String> {
     let ops = ask(kernel);

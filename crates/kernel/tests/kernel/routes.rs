@@ -1,4 +1,4 @@
-//! Routes.
+//! Tests of routes.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::scene::*;
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// A route of every shape, in the order of a dump, with the words of ip-route(8) for it.
+/// Returns a route of every shape, in the order of a dump, with its words in ip-route(8).
 fn shapes() -> Vec<(Route, &'static str)> {
     vec![
         (
@@ -54,7 +54,7 @@ fn ours_and_those_of_ip_are_the_same_in_any_table() {
                 "ip -o route show table {table} proto {PROTOCOL}; ip -o -6 route show table {table} proto {PROTOCOL}"
             );
             let made = sh(&show);
-            // Replacing by the same is no failure and no change.
+            // A replacement by an equal route changes nothing and does not fail.
             applies(&mut kernel, &ops);
             assert_eq!(rows(&mut kernel, table), want);
             let deletes: Vec<_> = want.iter().cloned().map(delete).collect();
@@ -117,7 +117,7 @@ fn another_shape_is_unknown_and_gets_replaced() {
             applies(&mut kernel, &[replace(want.clone())]);
             assert_eq!(rows(&mut kernel, 254), std::slice::from_ref(&want), "{words}");
             applies(&mut kernel, &[delete(want)]);
-            // And it can be deleted as it was read.
+            // The route can also be deleted as it was read.
             sh(&format!("ip {family} route add {words}"));
             applies(&mut kernel, &[delete(read[0].clone())]);
             assert_eq!(rows(&mut kernel, 254), [], "{words}");
@@ -137,7 +137,7 @@ fn routes_of_another_key_are_no_rows() {
         assert_eq!(rows(&mut kernel, 254), []);
         assert_eq!(rows(&mut kernel, 7777).len(), 1);
         assert_eq!(rows(&mut kernel, 7778), [], "a table that is not there holds nothing");
-        // Ours stands beside them.
+        // Our routes can exist beside them.
         let ours = [
             via("10.244.2.0/24", "10.244.2.0", "flannel.1", true),
             via("fd00:10:244:2::/64", "fd00:10:244:2::", "flannel.1", true),
@@ -189,7 +189,7 @@ fn of_doubled_routes_exactly_the_named_one_goes() {
                 assert_eq!(rows(&mut kernel, 254), std::slice::from_ref(stays));
             }
         }
-        // The same way, twice: only the protocol tells them apart.
+        // These two routes differ only in their protocol.
         sh("ip route flush 10.244.2.0/24; ip route add 10.244.2.0/24 via 192.0.2.2 proto 3
             ip route append 10.244.2.0/24 via 192.0.2.2 proto 84");
         applies(&mut kernel, &[delete(via("10.244.2.0/24", "192.0.2.2", "eth0", false))]);
@@ -208,7 +208,7 @@ fn of_doubled_ipv6_routes_exactly_the_named_one_goes() {
         for (stays, goes) in
             [(&ours, &link), (&link, &ours), (&ours, &refused), (&refused, &ours), (&link, &refused)]
         {
-            // The gateway first: ip refuses it once another device leads there.
+            // The route with the gateway comes first: ip refuses it once another device leads to the gateway.
             let mut both = [stays, goes];
             both.sort();
             for row in both {
@@ -228,7 +228,7 @@ fn of_doubled_ipv6_routes_exactly_the_named_one_goes() {
     });
 }
 
-/// Our last resort: behind every other route to its prefix, whichever comes first.
+/// A blackhole route of the worst metric is chosen after every other route to its prefix, whatever their order.
 #[test]
 fn a_route_of_the_worst_metric_is_a_row_of_its_own() {
     lab::test(Free, || {
@@ -250,7 +250,7 @@ fn a_route_of_the_worst_metric_is_a_row_of_its_own() {
             ]
         );
         assert_eq!(shown.matches("metric 4294967295").count(), 2, "{shown}");
-        // Again is no second one.
+        // A replacement adds no second route.
         applies(&mut kernel, &last.clone().map(replace));
         assert_eq!(rows(&mut kernel, 254), last);
         sh("ip link add cni0 type bridge; ip link set cni0 up; ip addr add 10.244.1.1/24 dev cni0
@@ -260,7 +260,7 @@ fn a_route_of_the_worst_metric_is_a_row_of_its_own() {
             assert!(way.contains("dev cni0"), "the bridge that came later goes before: {way}");
         }
         sh("ip link del cni0");
-        // One of the same prefix and the default metric is another row, and neither takes the other with it.
+        // A route of the same prefix and the default metric is another row; deleting one leaves the other.
         sh("ip route add blackhole 10.244.1.0/24; ip -6 route add blackhole fd00:10:244:1::/64");
         let plain = rows(&mut kernel, 254).into_iter().filter(|row| row.metric == 0 && row.protocol == 3);
         let plain: Vec<Route> = plain.collect();

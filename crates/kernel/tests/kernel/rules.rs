@@ -1,4 +1,4 @@
-//! Policy rules.
+//! Tests of policy rules.
 
 use kernel::Outcome;
 use lab::Timing::Free;

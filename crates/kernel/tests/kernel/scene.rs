@@ -1,4 +1,4 @@
-//! A node in a namespace: an uplink `eth0`, tools to look at it, and short ways to write rows and ops.
+//! A node in a network namespace with an uplink `eth0`, and helpers that inspect it and build rows and ops.
 
 use std::process::Command;
 
@@ -17,25 +17,25 @@ pub(crate) fn sh(line: &str) -> String {
     String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
-/// Many lines of ip at once, from a file that goes with the lab.
+/// Runs many lines of ip(8) at once, from a file in the lab's directory.
 pub(crate) fn ip_batch(lines: &str) {
     let file = lab::enter::work_dir().join("tmp/batch");
     std::fs::write(&file, lines).unwrap();
     sh(&format!("ip -batch {}", file.display()));
 }
 
-/// Waits until IPv6 has made up its mind about new addresses.
+/// Waits until duplicate address detection is done for new IPv6 addresses.
 pub(crate) fn settle() {
     sh("while ip -6 addr show tentative | grep -q inet6; do sleep 0.01; done");
 }
 
-/// What `ip -j` or `bridge -j` says.
+/// Returns the parsed output of a line such as `ip -j link` or `bridge -j fdb`.
 pub(crate) fn json(line: &str) -> Value {
     let text = sh(line);
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("`{line}` printed {text:?}: {error}"))
 }
 
-/// `eth0`, a peer on it, and IPv6, which the lab has switched off.
+/// Sets up `eth0` with its addresses, enables IPv6, which the lab has disabled, and opens the kernel.
 pub(crate) fn node() -> Kernel {
     sh("for who in all default; do echo 0 > /proc/sys/net/ipv6/conf/$who/disable_ipv6; done
         echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
@@ -140,7 +140,7 @@ pub(crate) fn seen(kernel: &mut Kernel) -> Seen {
     kernel.dump(&owned()).unwrap()
 }
 
-/// What a failed op says.
+/// Returns the error of a failed op as text.
 #[track_caller]
 pub(crate) fn complaint(outcome: &Outcome) -> String {
     match outcome {

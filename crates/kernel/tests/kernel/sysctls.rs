@@ -1,4 +1,4 @@
-//! Sysctls, and what is left of them where `/proc/sys` is read-only.
+//! Tests of sysctls, and of the ones that remain writable if `/proc/sys` is read-only.
 
 use kernel::Outcome;
 use lab::Timing::Free;
@@ -20,12 +20,12 @@ fn to(path: &str, value: &str) -> plan::Op {
     replace(plan::Object::Sysctl(Setting { row, was: Some("0".into()) }))
 }
 
-/// What sysctl(8)'s files say, read by somebody else.
+/// Reads a sysctl with cat(1), without the crate.
 fn value(path: &str) -> String {
     sh(&format!("cat /proc/sys/{path}")).trim().into()
 }
 
-/// As a container runtime mounts it.
+/// Mounts `/proc/sys` read-only, as a container runtime does.
 fn make_read_only() {
     sh("mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys");
     assert_eq!(sh("touch /proc/sys/net/ipv4/ip_forward 2>&1 || true").matches("Read-only").count(), 1);

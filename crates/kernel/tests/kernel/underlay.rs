@@ -1,4 +1,4 @@
-//! Facts about the network below.
+//! Tests of facts about the underlay.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! The monitor: what wakes and what does not.
+//! Tests of the monitor: which changes wake it and which do not.
 
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -12,11 +12,11 @@ use crate::scene::*;
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// A watch with the filter of a first dump, waited on by a thread of its own.
+/// A watch with the filter of a first dump, and a thread of its own that waits on it.
 struct Ear {
     filter: Filter,
     events: Receiver<Event>,
-    /// Time on a core of the waiting thread, in ns.
+    /// CPU time of the waiting thread, in ns.
     cpu: Box<dyn Fn() -> u64>,
 }
 
@@ -35,13 +35,13 @@ fn ear(kernel: &mut Kernel) -> Ear {
         let stat = std::fs::read_to_string(format!("/proc/self/task/{id}/schedstat")).unwrap();
         stat.split_whitespace().next().unwrap().parse().unwrap()
     };
-    // The node's own link-local addresses come with a delay.
+    // The node's own link-local addresses appear with a delay.
     while events.recv_timeout(Duration::from_millis(700)).is_ok() {}
     Ear { filter, events, cpu: Box::new(cpu) }
 }
 
 impl Ear {
-    /// `line` wakes with an event of that kind, about that device if there is one.
+    /// Asserts that `line` causes an event of that kind, about that device if there is one.
     #[track_caller]
     fn hears(&self, kind: Kind, link: Option<&str>, line: &str) {
         self.quiet();
@@ -52,7 +52,7 @@ impl Ear {
         while self.events.recv_timeout(Duration::from_millis(100)).is_ok() {}
     }
 
-    /// Nothing is underway.
+    /// Asserts that no event is pending.
     #[track_caller]
     fn quiet(&self) {
         let event = self.events.recv_timeout(Duration::from_millis(150));
@@ -88,7 +88,8 @@ fn what_is_ours_wakes() {
     });
 }
 
-/// But for the end of a neighbour or of an FDB entry, of which the kernel does not tell who brought it about.
+/// Our own writes cause no event. Deleted neighbours and FDB entries do, since the kernel does not say who deleted
+/// them.
 #[test]
 fn what_we_write_ourselves_wakes_nobody() {
     lab::test(Free, || {
@@ -144,7 +145,7 @@ fn what_is_not_ours_wakes_nobody() {
             ip link add br0 type bridge; ip link set br0 up; ip link set flannel.10 master br0
             ip route add 10.244.2.0/24 via 192.0.2.2 table 7777; ip route add 10.244.2.0/24 via 192.0.2.2 table 200
             ip link del flannel.10; ip link del br0");
-        // What routes went with the devices was in the tables that are not ours, except for the ones of the main table.
+        // Routes that vanished with the devices were in foreign tables, except for those of the main table.
         let woken: Vec<_> =
             ear.events.try_iter().map(|event| event.kind).filter(|kind| *kind != Kind::Route).collect();
         assert_eq!(woken, []);
@@ -156,7 +157,7 @@ fn a_filter_is_replaced_while_the_watch_waits() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let ear = ear(&mut kernel);
-        // Made anew, the device has an index that the filter does not know; its name tells.
+        // The new device has an index that the filter does not know, so its name decides.
         let made = "ip link del flannel.1; ip link add flannel.1 type vxlan id 1 dev eth0 local 192.0.2.1 dstport 8472";
         ear.hears(Kind::Link, Some("flannel.1"), made);
         sh("ip neigh add 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent");
@@ -216,7 +217,7 @@ fn an_overrun_is_told() {
         let mut kernel = tunnelled();
         let mut watch = Watch::open(&kernel).unwrap();
         watch.filter().set(&seen(&mut kernel).interest).unwrap();
-        // Nobody listens while the socket runs over.
+        // The watch does not receive while its socket overflows.
         let lines: String = (0..60_000)
             .map(|k| {
                 format!(
