@@ -76,7 +76,7 @@ fn ask(netlink: &mut Netlink, packet: &Packet, inbound: u32, devices: &Devices) 
     if link == Some(packet.outbound) {
         return Ok(WayAnswer::Via { link, gateway, table, destination: None });
     }
-    // This second request asks for the route itself: only its answer tells the prefix.
+    // A second request asks for the route itself: only its answer tells the prefix.
     let mut destination = None;
     let _ = netlink.ask(&mut request(packet, inbound, RTM_F_FIB_MATCH), |part| {
         let prefix = part.body.attributes(12).find(|attribute| attribute.kind == libc::RTA_DST);

@@ -88,7 +88,7 @@ impl Message {
     }
 }
 
-/// One message of an answer or of the monitor stream.
+/// A message of an answer or of the monitor stream.
 #[derive(Clone, Copy)]
 pub(crate) struct Part<'a> {
     pub(crate) kind: u16,
@@ -157,7 +157,7 @@ impl<'a> Body<'a> {
     }
 }
 
-/// One `struct nlattr` with its value.
+/// An attribute (`struct nlattr`) with its value.
 #[derive(Clone, Copy)]
 pub(crate) struct Attribute<'a> {
     pub(crate) kind: u16,

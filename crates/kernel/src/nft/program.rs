@@ -188,7 +188,7 @@ impl Run<'_> {
         match found {
             Found::Open(truth) => {
                 self.require(truth);
-                // Whatever verdict the set holds, it applies to some of the packets at most.
+                // The verdict in the set applies to some of the packets at most.
                 if step.attribute(3).is_some() {
                     self.put(step.number(3), &[Byte::Unknown; 16]);
                     self.verdict = if step.number(3) == Some(0) { Verdict::Stop } else { Verdict::Continue };

@@ -189,7 +189,7 @@ fn of_doubled_routes_exactly_the_named_one_goes() {
                 assert_eq!(rows(&mut kernel, 254), std::slice::from_ref(stays));
             }
         }
-        // These two routes differ only in their protocol.
+        // The two routes differ only in their protocol.
         sh("ip route flush 10.244.2.0/24; ip route add 10.244.2.0/24 via 192.0.2.2 proto 3
             ip route append 10.244.2.0/24 via 192.0.2.2 proto 84");
         applies(&mut kernel, &[delete(via("10.244.2.0/24", "192.0.2.2", "eth0", false))]);
