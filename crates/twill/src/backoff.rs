@@ -1,6 +1,5 @@
-//! Puts off an op that keeps coming back: someone undoes it, or the kernel refuses it. Only that op waits, ever longer;
-//! everything else goes on at full speed. What is wanted otherwise than the last time does not come back. It does not judge who is
-//! right.
+//! Delays ops that keep coming back, because something undoes them or the kernel refuses them. Only these ops wait, ever
+//! longer; all others run at once. If the desired value has changed since the last attempt, the op is not delayed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,48 +8,50 @@ use std::time::{Duration, Instant};
 
 use plan::{Object, Op, Verb};
 
-/// So often an op is repeated at once.
+/// Number of times that an op is tried without delay.
 const FREE: u16 = 8;
+/// Shortest delay of an op; it doubles with each further attempt.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// Longest delay of an op.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// An op that was not needed for so long starts afresh.
+/// Time after which an op that was not needed counts as new.
 const FORGET: Duration = Duration::from_secs(60);
 
-/// Memory of the objects of recent ops, by number: thirty thousand of them stay small.
+/// Memory of recent ops, by a hash of their object, so that thirty thousand of them stay small.
 #[derive(Default)]
 pub(crate) struct Backoff {
     begun: Option<Instant>,
     recent: Vec<Entry>,
-    /// Of those that came too often: when they may go again.
+    /// Times at which ops that came too often may run again, by object.
     due: BTreeMap<u64, Instant>,
-    /// What the kernel said last of those that it refuses.
+    /// Last error of the kernel for each refused object.
     refusals: BTreeMap<u64, Box<str>>,
 }
 
 struct Entry {
     identity: u64,
-    /// In seconds from the beginning.
+    /// Seconds since `Backoff::begun`.
     last: u32,
     times: u16,
-    /// A part of a hash of what the object was to become.
+    /// Part of a hash of the desired value.
     wanted: u16,
 }
 
-/// What may go ahead.
+/// Ops, sorted into those that may run and those that wait.
 pub(crate) struct Admitted {
     pub(crate) ops: Vec<Op>,
     pub(crate) held: Vec<Held>,
-    /// When the first of the held ones is due.
+    /// Earliest time at which one of the held ops may run.
     pub(crate) due: Option<Instant>,
 }
 
-/// An op that is put off.
+/// Op that is delayed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) op: Op,
-    /// How often it came back.
+    /// Number of attempts so far.
     pub(crate) times: u32,
-    /// The kernel's last words, which name the op, if it was refused. Otherwise it was done each time, and undone.
+    /// Last error of the kernel, which names the op. `None` if the op succeeded each time and was undone.
     pub(crate) refusal: Option<Box<str>>,
 }
 
@@ -68,17 +69,17 @@ impl fmt::Display for Held {
 }
 
 impl Backoff {
-    /// Takes how ops went: `refused` are those of `ops` that were, each with the error.
+    /// Records the outcome of ops: `refused` lists the ops that failed, each with its error.
     pub(crate) fn hear<E: fmt::Display>(&mut self, ops: &[Op], refused: &[(Op, E)]) {
         for op in ops {
             self.refusals.remove(&op.object.identity());
         }
         let words = refused.iter().map(|(op, error)| (op.object.identity(), error.to_string().into()));
-        // Of two ops on one device the first one's error is the cause of the second one's.
+        // If two ops on one device fail, the first error caused the second, so the first one is kept.
         self.refusals.extend(words.rev());
     }
 
-    /// It did not count: somebody held it up.
+    /// Resets the count of an op that failed only because another process was busy with the object.
     pub(crate) fn forgive(&mut self, op: &Op) {
         let identity = op.object.identity();
         self.due.remove(&identity);
@@ -97,7 +98,7 @@ impl Backoff {
             is_same
         });
         self.remember(&objects, now);
-        // All ops on one object go together: a device must not be deleted while its return is put off.
+        // All ops on one object go together: a device must not be deleted while its creation is delayed.
         let judged =
             objects.into_iter().filter_map(|(identity, _)| Some((identity, self.judge(identity, now)?)));
         let waiting: BTreeMap<_, _> = judged.collect();
@@ -139,7 +140,7 @@ impl Backoff {
         self.refusals.retain(|identity, _| is_recent(identity));
     }
 
-    /// How often it came back and until when it has to wait; `None` if it may go ahead this time.
+    /// Returns the number of attempts and the time until which the object has to wait; `None` if its ops may run now.
     fn judge(&mut self, identity: u64, now: Instant) -> Option<(u32, Instant)> {
         let at = self.recent.binary_search_by_key(&identity, |entry| entry.identity).ok()?;
         let entry = &mut self.recent[at];
@@ -155,7 +156,7 @@ impl Backoff {
     }
 }
 
-/// What it is to become, and nothing of what was there: 0 for nothing at all.
+/// Hash of the value that the op sets, without the old value; 0 if it sets none.
 fn wanted(op: &Op) -> u16 {
     let mut hasher = DefaultHasher::new();
     match (op.verb, &op.object) {
@@ -229,7 +230,7 @@ mod tests {
         assert_eq!(backoff.admit(vec![op("10.0.0.0/24")], now + FORGET).ops.len(), 1);
     }
 
-    /// A way that is left and taken again for as long as anybody looks.
+    /// Ops whose desired value alternates are never delayed. Ops that make the same value again are.
     #[test]
     fn what_is_wanted_otherwise_each_time_never_waits() {
         let mut backoff = Backoff::default();

@@ -1,5 +1,5 @@
-//! The last good leases on disk, so that a node comes up after a reboot though no store is in reach, and knows what to
-//! expect of a store that was emptied meanwhile. It is only as good as it is old: whoever uses it sweeps nothing by it.
+//! Leases cache: the last good leases on disk. With it a node starts after a reboot although no store is in reach, and
+//! notices a store that was emptied meanwhile. The cache may be out of date, so it is no reason to delete anything.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -18,34 +18,35 @@ use tracing::warn;
 
 use crate::files::{self, Readers};
 
+/// Format of the file; a file of another format is ignored.
 const FORMAT: u32 = 1;
-/// A cluster in motion does not wear out the disk.
+/// Minimum time between two writes, so that frequent changes do not wear out the disk.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// What one run leaves for the next.
+/// State that one run leaves for the next.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Remembered {
-    /// MAC of the uplink: a copied disk is another node.
+    /// MAC of the uplink; on a node with a copied disk it differs.
     pub(crate) uplink_mac: Mac,
     pub(crate) conf: NetConf,
-    /// Ours.
+    /// This node's pod subnets.
     pub(crate) subnet: Subnet,
     leases: Vec<Kept>,
-    /// Where the store was in its own history.
+    /// Position of the store in its own history; `None` for a directory.
     #[serde(default)]
     pub(crate) history: Option<History>,
-    /// When our lease ends, in seconds since 1970.
+    /// End of our lease in seconds since 1970; `None` if it has no end or the end is unknown.
     #[serde(default)]
     until: Option<u64>,
 }
 
-/// A lease that is written down entry by entry, so that ten thousand are never in memory in two forms. `None`: one that
-/// this version cannot read.
+/// Lease that is written and read entry by entry, so that ten thousand of them are never in memory in two forms. `None`
+/// stands for an entry that this version cannot read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Entry", into = "Entry")]
 struct Kept(Option<Lease>);
 
-/// A lease in the store's own words.
+/// Lease as the store's key and value: `{"key":"10.244.31.0-24","value":"{\"PublicIP\":...}","born":17,"written":17}`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
     key: String,
@@ -56,7 +57,11 @@ struct Entry {
     written: u64,
 }
 
-/// A file that says whose it is before what it remembers.
+/// Content of the file. `format`, `node` and `store` are checked before `remembered` is read (docs/wire.md):
+///
+/// ```json
+/// {"format":1,"node":"n1","store":"etcd /coreos.com/network at http://10.0.0.5:2379","remembered":{...}}
+/// ```
 #[derive(Serialize, Deserialize)]
 struct Sealed<T> {
     format: u32,
@@ -86,17 +91,17 @@ impl Remembered {
         }
     }
 
-    /// The same for a node whose backend is of that type whatever the config said.
+    /// Returns the same state with the backend type of `--backend-type`, if that is given.
     pub(crate) fn imposing(self, backend: Option<&Backend>) -> Self {
         Self { conf: self.conf.imposing(backend), ..self }
     }
 
-    /// As the store would have listed them.
+    /// Returns the remembered leases that this version can read.
     pub(crate) fn leases(&self) -> Leases {
         Leases::Remembered(self.leases.iter().filter_map(|kept| kept.0.clone()).collect())
     }
 
-    /// Our own lease.
+    /// Returns our own remembered lease.
     pub(crate) fn own(&self) -> Option<Lease> {
         self.leases
             .iter()
@@ -121,34 +126,36 @@ impl From<Kept> for Entry {
     }
 }
 
-/// The file of this node and this store.
+/// Cache file of this node and this store.
 #[derive(Debug)]
 pub(crate) struct Cache {
-    /// `None`: nothing is kept.
+    /// Path of the file; `None` if nothing is kept.
     path: Option<PathBuf>,
     node: String,
     store: String,
+    /// True if the file may be out of date.
     stale: bool,
     written: Option<Instant>,
-    /// Why it could not be written last.
+    /// Error of the last write, if it failed.
     fault: Option<String>,
 }
 
 impl Cache {
-    /// Each subnet file has a cache of its own, since it has a daemon of its own.
+    /// Returns the path of the cache in `dir`; `None` if `dir` is empty. `/run/flannel/subnet.env` has
+    /// `run-flannel-subnet.env.leases`. Each daemon of a node has its own subnet file, and so its own cache.
     pub(crate) fn path(dir: &Path, subnet_file: &Path) -> Option<PathBuf> {
         let name = subnet_file.to_string_lossy().trim_start_matches('/').replace('/', "-");
         (!dir.as_os_str().is_empty()).then(|| dir.join(format!("{name}.leases")))
     }
 
-    /// `store` says which store, in any words that tell it from others.
+    /// Takes the node's name from `NODE_NAME`, else from the host name. `store` identifies the store.
     pub(crate) fn new(path: Option<PathBuf>, store: String) -> Self {
         let node = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
         let node = node.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
         Self { path, node, store, stale: true, written: None, fault: None }
     }
 
-    /// What an earlier run of this node with this store remembered.
+    /// Returns the state that an earlier run of this node with this store wrote. An unusable file is logged and ignored.
     pub(crate) fn read(&self) -> Option<Remembered> {
         let path = self.path.as_ref()?;
         let sealed = match files::read(path) {
@@ -181,7 +188,8 @@ impl Cache {
         }
     }
 
-    /// Writes what is worth remembering, now or when it is due again. `changed` says that it may be something new.
+    /// Writes the cache if it is out of date, at most once per [`PAUSE`]. `changed` says that there may be news. Returns
+    /// the time of the next attempt, if one is due.
     pub(crate) fn keep(
         &mut self,
         changed: bool,
@@ -204,7 +212,7 @@ impl Cache {
         self.stale.then_some(now + PAUSE)
     }
 
-    /// That it cannot be written, if so.
+    /// Returns a warning if the file could not be written.
     pub(crate) fn note(&self) -> Option<Note> {
         let (path, why) = (self.path.as_ref()?, self.fault.as_ref()?);
         let path = path.display().to_string().into();

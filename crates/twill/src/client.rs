@@ -1,4 +1,4 @@
-//! Asks the daemon of this node on its unix socket. What is asked and what becomes of the answer is the caller's.
+//! HTTP client for the daemon of this node, over its unix socket.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,9 +12,11 @@ use tokio::net::UnixStream;
 
 use crate::locks;
 
+/// Maximum time to connect to the daemon and to receive its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The body of the daemon's answer to `GET path`.
+/// Returns the body of the daemon's answer to `GET path`. Returns an error if the daemon cannot be reached, does not
+/// answer within [`PATIENCE`], or answers with an error status.
 pub(crate) fn get(socket: &Path, path: &str) -> anyhow::Result<Bytes> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let answer = async { tokio::time::timeout(PATIENCE, ask(socket, path)).await };

@@ -1,8 +1,9 @@
-//! `twill daemon`: joins the parts, in the order in which they start.
+//! `twill daemon`: starts the parts of the daemon in order and connects them.
 //!
-//! Three threads: rounds (this one, blocking), the kernel's monitor, and one for the store and the servers. Before the
-//! first is started, this process gives up what it does not need. Stopping is the same as being killed: nothing has to
-//! be undone, and the data plane stays.
+//! Threads: reconcile loop (this one, blocking), `servers` (store and HTTP servers, tokio), `monitor` (kernel events),
+//! `rules` (nftables events; not without nf_tables), `legacy rules` (polls iptables-legacy) and `probes` (not with
+//! `--probe=off`). The process gives up the rights that it does not need before it starts the first of them. Stopping
+//! equals being killed: there is nothing to undo, and the data plane stays as it is.
 
 use std::sync::Arc;
 use std::thread;
@@ -31,7 +32,8 @@ use crate::{confine, http, logging, notify, probe, questions};
 /// Minimum limit of open files, files.
 const LEAST_FILES: u64 = 32;
 
-/// Runs until it is told to stop.
+/// Runs the daemon; returns only if the start fails, with the reason. SIGTERM and SIGINT end the process from the thread
+/// `servers`.
 pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     logging::init(flags.verbosity, flags.log_format);
     log_flags(flags);
@@ -94,7 +96,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     .run(trigger)
 }
 
-/// The first lines of the log: what this daemon was told, and what of it has no effect.
+/// Writes the first log lines: flags that differ from their defaults, settings that are ignored and flags without effect.
 fn log_flags(flags: &Flags) {
     info!(target: logging::OWN, "twill {} starts: {}", env!("CARGO_PKG_VERSION"), flags.changed());
     debug!(target: logging::OWN, "all flags: {}", flags.shown());
@@ -105,7 +107,8 @@ fn log_flags(flags: &Flags) {
     }
 }
 
-/// Raises the limit of open files as Go's runtime does, and refuses one that leaves no room for the start.
+/// Raises the limit of open files to the hard limit, as Go's runtime does. Returns an error if it is below
+/// [`LEAST_FILES`].
 fn check_open_files() -> anyhow::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
@@ -119,11 +122,12 @@ fn check_open_files() -> anyhow::Result<()> {
     }
 }
 
-/// Those of nftables, iptables-nft's among them, tell of changes; those of iptables-legacy have to be looked at.
+/// Starts the threads that watch the traffic rules. nftables, and with it iptables-nft, sends events; the rules of
+/// iptables-legacy have to be polled.
 fn hear_of_rules(kernel: &Kernel, flags: &Flags, bell: &Bell) -> anyhow::Result<()> {
     match FirewallWatch::open(kernel) {
         Ok(rules) => spawn("rules", listen(rules, |rules| rules.wait().map(|()| Kind::Firewall), bell))?,
-        // Without nf_tables there are no such rules.
+        // A kernel without nf_tables has no such rules.
         Err(error) => debug!("{error}"),
     }
     let wait = |rules: &mut LegacyWatch| {
@@ -141,7 +145,7 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()>
         .with_context(|| format!("starting thread {name}"))
 }
 
-/// What a signal asks for.
+/// Signals that the daemon handles: SIGTERM and SIGINT stop it, SIGHUP triggers a reconcile pass.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -157,7 +161,7 @@ impl Signals {
         })
     }
 
-    /// Until one says stop. SIGHUP is a cause to look again that must not be lost.
+    /// Returns on SIGTERM or SIGINT. A SIGHUP is repeated until the bell accepts it, because it must not be lost.
     async fn stopped(mut self, bell: &Bell) {
         let hangups = async {
             while self.hangup.recv().await.is_some() {
@@ -175,7 +179,7 @@ impl Signals {
     }
 }
 
-/// Serves until SIGTERM or SIGINT, then ends the process: a half-done round is repaired by the next start.
+/// Serves until SIGTERM or SIGINT, then ends the process. The next start repairs a half-done reconcile pass.
 async fn serve(servers: http::Servers, signals: Signals, bell: &Bell) {
     let socket = servers.socket.clone();
     tokio::select! {
@@ -184,7 +188,7 @@ async fn serve(servers: http::Servers, signals: Signals, bell: &Bell) {
     }
     notify::stopping();
     info!("stopping; routes and devices stay as they are");
-    // Nobody listens there any more; a left-over would only make `twill status` wonder.
+    // The socket has no listener any more; a left-over file would only confuse `twill status`.
     let _ = std::fs::remove_file(socket);
     std::process::exit(0);
 }
@@ -195,7 +199,8 @@ async fn ring_on_change(mut view: watch::Receiver<View>, bell: Bell) {
     }
 }
 
-/// Turns the kernel's events into causes, for ever.
+/// Returns a thread body that turns the kernel's events into causes in an endless loop. If the monitor fails, it reports
+/// an overrun after 1 s.
 fn listen<M: Send + 'static>(
     mut monitor: M,
     wait: fn(&mut M) -> Result<Kind, kernel::Error>,

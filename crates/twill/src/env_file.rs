@@ -1,23 +1,24 @@
-//! Files of NAME=value lines as shells, systemd and Docker read them: blank lines, comments, quotes and `export` are
-//! allowed, nothing is expanded. It knows no name; what a line means is its readers' part.
+//! Parser for files of `NAME=value` lines as shells, systemd and Docker read them. Blank lines, comments, quotes and
+//! `export` are allowed; variables are not expanded.
 
-/// A line that says something.
+/// Line that is neither blank nor a comment.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Line {
-    /// From 1.
+    /// Line number, counted from 1.
     pub(crate) number: usize,
-    /// Name and value, or what is wrong. The text itself stands in no error: it may be a secret.
+    /// Name and value, or the reason why the line cannot be read. The reason never quotes the line, which may hold a
+    /// secret.
     pub(crate) said: Result<(String, String), &'static str>,
 }
 
-/// All lines but blank ones and comments.
+/// Returns every line except blank ones and comments, in file order.
 pub(crate) fn parse(text: &str) -> impl Iterator<Item = Line> {
     let lines = text.lines().map(str::trim).enumerate();
     let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
     lines.map(|(at, line)| Line { number: at + 1, said: assignment(line) })
 }
 
-/// Can a variable be called so?
+/// Returns true if `name` can be the name of a variable: ASCII letters, digits and `_`, not starting with a digit.
 pub(crate) fn is_name(name: &str) -> bool {
     !name.starts_with(|c: char| c.is_ascii_digit())
         && !name.is_empty()

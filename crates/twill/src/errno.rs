@@ -1,11 +1,12 @@
-//! What to do about an error of a system call, by its number: the same words wherever it happens. It judges no error.
+//! Advice for errors of system calls, by error number. Messages about one error number give the same advice everywhere.
 
 use std::fmt;
 use std::io;
 
 use rustix::io::Errno;
 
-/// An error with its remedy, where one is known.
+/// Displays an I/O error with its remedy, if one is known: `Read-only file system (os error 30); it is mounted read-only:
+/// mount it writable, or name another place`.
 pub(crate) struct Why<'a>(pub(crate) &'a io::Error);
 
 impl fmt::Display for Why<'_> {
@@ -18,12 +19,12 @@ impl fmt::Display for Why<'_> {
     }
 }
 
-/// The number of an error that the kernel gave.
+/// Returns the error number if the operating system reported the error.
 pub(crate) fn errno(error: &io::Error) -> Option<Errno> {
     error.raw_os_error().map(Errno::from_raw_os_error)
 }
 
-/// Has this process, or the machine, run out of something, so that the error says nothing about its object?
+/// Returns true if this process or the machine has run out of a resource. The error then says nothing about its object.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
     let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
     errno(error).is_some_and(|errno| shortages.contains(&errno))
@@ -47,12 +48,12 @@ fn remedy(errno: Errno) -> &'static str {
     }
 }
 
-/// What to do about it; empty where that is not known.
+/// Returns the remedy for the error; empty if none is known.
 pub(crate) fn remedy_of(error: &io::Error) -> &'static str {
     errno(error).map_or("", remedy)
 }
 
-/// A whole error in words, with the remedy of what is at its bottom unless it is there already.
+/// Formats the error and its causes, then the remedy for the root cause unless the text contains it already.
 pub(crate) fn in_words(error: &anyhow::Error) -> String {
     let bottom = error.root_cause().downcast_ref::<io::Error>();
     let (words, remedy) = (format!("{error:#}"), bottom.map_or("", remedy_of));

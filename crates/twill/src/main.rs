@@ -1,4 +1,4 @@
-//! The binary: which command was asked for, and nothing else.
+//! The `twill` binary: parses the command line, runs the command and turns its result into an exit code.
 
 mod backoff;
 mod cache;
@@ -79,7 +79,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Ok(Command::Version) => {
-            // flannel prints it on stderr only, and everybody else looks for it on stdout.
+            // flannel prints its version on stderr only; other tools look for it on stdout.
             println!("{}", env!("CARGO_PKG_VERSION"));
             eprintln!("{}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;

@@ -1,15 +1,16 @@
-//! Makes the C library give large pieces of memory back once they are done with. By itself it learns from the first of them
-//! to keep all that come later, and ten thousand peers then cost twice the memory for good. It reads its settings before
-//! `main`, so the process begins anew, once, under the same pid.
+//! Makes glibc return large freed allocations to the kernel. By default glibc raises its mmap threshold after the first
+//! large free and keeps such memory from then on. Ten thousand peers then cost twice the memory for good. glibc reads its
+//! settings before `main`, so the process re-executes itself once, under the same pid.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Bytes; mallopt(3). Setting one ends the learning.
+/// glibc's mmap and trim thresholds in bytes (mallopt(3)). Setting either one turns the dynamic threshold off.
 const SETTINGS: [(&str, &str); 2] =
     [("MALLOC_MMAP_THRESHOLD_", "65536"), ("MALLOC_TRIM_THRESHOLD_", "65536")];
 
-/// Begins anew if nobody has set them. Where that cannot be, more memory is all that it costs.
+/// Re-executes the process with [`SETTINGS`] unless one of them is set already. If that fails, the process goes on and
+/// only uses more memory.
 pub(crate) fn settle() {
     if SETTINGS.iter().any(|(name, _)| std::env::var_os(name).is_some()) {
         return;
@@ -19,6 +20,6 @@ pub(crate) fn settle() {
     if let Some(name) = args.next() {
         command.arg0(name);
     }
-    // Returns only if it fails.
+    // `exec` returns only if it fails.
     let _ = command.args(args).envs(SETTINGS).exec();
 }

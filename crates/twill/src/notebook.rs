@@ -1,6 +1,6 @@
-//! What of all that is wrong deserves a log line: what is new, and the end of what was, the same words at most once a
-//! minute. What comes more often is counted and told with the next line. No kind of fault may have more than its share of a
-//! minute's lines, so that whoever brings one about again and again does not hide the others.
+//! Selects the warnings that get a log line: new ones, and those that are over. Each text is logged at most once a minute;
+//! repetitions are counted and reported with its next line. Each kind of warning has a limited share of a minute's lines,
+//! so that one kind that comes again and again does not hide the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -16,12 +16,12 @@ const LINES: usize = 10;
 const OF_A_KIND: usize = 30;
 /// Maximum number of lines about passes that changed something within `REPEAT`.
 const CHANGES: usize = 100;
-/// Maximum number of texts that are remembered, of those that are current and of those that were said.
+/// Maximum number of texts that are remembered, for current warnings and for logged lines each.
 const TEXTS: usize = 1000;
-/// Minimum time between two lines that say how many were left out.
+/// Minimum time between two lines that give the number of omitted lines.
 const REST: Duration = Duration::from_secs(10);
 
-/// Something that is wrong, and its kind, which does not depend on whom it is about.
+/// Text of a warning and its kind. The kind does not depend on the object that the warning is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Trouble {
     pub(crate) text: String,
@@ -29,36 +29,38 @@ pub(crate) struct Trouble {
 }
 
 impl Trouble {
-    /// Of that kind.
+    /// Makes a warning of that kind. The text is escaped and shortened by [`printed`].
     pub(crate) fn new(kind: &str, text: impl std::fmt::Display) -> Self {
         Self { text: printed(text), kind: kind.into() }
     }
 
-    /// What lasts, the first of it: notes of this node come before those of peers and of entries in the store.
+    /// Returns the first [`TEXTS`] notes as warnings. The caller sorts them: this node first, then peers and store
+    /// entries.
     pub(crate) fn all(notes: &[Note]) -> BTreeSet<Self> {
         notes.iter().take(TEXTS).map(|note| Self::new(&note.reason(), note)).collect()
     }
 }
 
-/// What was said of late.
+/// Warnings of the last pass, and lines that were logged recently.
 #[derive(Default)]
 pub(crate) struct Notebook {
     current: BTreeSet<Trouble>,
     said: BTreeMap<String, Said>,
-    /// When the lines of each kind were said, within `REPEAT`.
+    /// Times of the lines of each kind within [`REPEAT`].
     kinds: BTreeMap<Box<str>, Vec<Instant>>,
-    /// Lines that were left out, and when such a number was said last.
+    /// Number of lines omitted since that number was last logged.
     unshown: usize,
+    /// Time at which that number was last logged.
     rest: Option<Instant>,
 }
 
 struct Said {
     at: Instant,
-    /// How often it came since, without a line.
+    /// Number of repetitions since then that got no line.
     unsaid: u32,
 }
 
-/// A line for the log.
+/// Line for the log.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Line {
     Warn(String),
@@ -66,7 +68,7 @@ pub(crate) enum Line {
 }
 
 impl Notebook {
-    /// Takes what is wrong at present, and what has gone wrong just now, and gives the lines that are due.
+    /// Takes the warnings that hold now and the failures that have just happened. Returns the lines that are due.
     pub(crate) fn turn(
         &mut self,
         notes: BTreeSet<Trouble>,
@@ -102,7 +104,7 @@ impl Notebook {
         lines
     }
 
-    /// The line for something that has gone wrong just now, if one is due.
+    /// Returns the line for a failure that has just happened, if one is due.
     pub(crate) fn say(&mut self, Trouble { text, kind }: Trouble, now: Instant) -> Option<Line> {
         if let Some(said) = self.said.get_mut(&text).filter(|said| now.duration_since(said.at) < REPEAT) {
             said.unsaid += 1;
@@ -123,12 +125,12 @@ impl Notebook {
         Some(line)
     }
 
-    /// May one more pass that changed something be told? If so it is counted.
+    /// Returns true, and counts the line, if one more pass that changed something may be logged.
     pub(crate) fn tells_change(&mut self, now: Instant) -> bool {
         self.has_room("changes", CHANGES, now)
     }
 
-    /// May one more line of that kind be said? If so it is counted.
+    /// Returns true, and counts the line, if one more line of that kind may be logged.
     fn has_room(&mut self, kind: &str, most: usize, now: Instant) -> bool {
         let times = self.kinds.entry(kind.into()).or_default();
         times.retain(|at| now.duration_since(*at) < REPEAT);

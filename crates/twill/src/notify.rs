@@ -1,5 +1,6 @@
-//! What the service manager hears of us, if there is one (sd_notify(3)): ready, how things are, alive, stopping. Alive is
-//! what the thread of rounds alone says, so that rounds that hang get the daemon restarted. Nothing here ever waits.
+//! Notifications to the service manager, if there is one (sd_notify(3)): ready, status, watchdog, stopping. Only the
+//! reconcile thread sends the watchdog message, so a stalled reconcile loop gets the daemon restarted. No function here
+//! blocks.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -15,23 +16,25 @@ use tracing::warn;
 
 use crate::report::Report;
 
-/// Socket that is connected to the service manager, if it could be.
+/// Socket that is connected to the service manager; empty if the connection failed.
 static MANAGER: OnceLock<UnixDatagram> = OnceLock::new();
 
-/// Time alone changes readiness, too.
+/// Maximum time between two looks at the report, since time alone can change readiness.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// So long without `alive`, and the service manager starts us anew.
+/// Watchdog timeout that the service manager set for this process (`WATCHDOG_USEC`). It restarts the daemon if [`alive`]
+/// is not called for this long.
 pub(crate) fn patience() -> Option<Duration> {
     let ours = env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
     let limit: u64 = env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
     (ours && limit > 0).then(|| Duration::from_micros(limit))
 }
 
-/// The rounds go on, or they wait for the store, which may take longer than a start usually does.
+/// Sends the watchdog message and extends the start timeout. The reconcile loop and waits for the store call it: waiting
+/// for the store may take longer than a start usually does.
 pub(crate) fn alive() {
     if let Some(limit) = patience() {
-        // One that is lost is made good by the next.
+        // A lost message is made good by the next one.
         let _ = tell(&format!("WATCHDOG=1\nEXTEND_TIMEOUT_USEC={}", limit.as_micros()));
     }
 }
@@ -40,7 +43,8 @@ pub(crate) fn stopping() {
     let _ = tell("STOPPING=1\nSTATUS=stopping; routes and devices stay as they are");
 }
 
-/// Tells what the board says, for ever.
+/// Sends readiness and status to the service manager whenever the board changes them. Returns when the board is gone, or
+/// at once without a service manager.
 pub(crate) async fn follow(mut board: watch::Receiver<Arc<Report>>) {
     let (mut said, mut ready, mut complained) = (String::new(), false, false);
     while socket().is_some() {
@@ -61,7 +65,7 @@ pub(crate) async fn follow(mut board: watch::Receiver<Arc<Report>>) {
                     warn!("systemd cannot be told how this node is: {error}");
                     complained = true;
                 }
-                // Tried again with the next look.
+                // The next look tries again.
                 Err(_) => {}
             }
         }
@@ -71,7 +75,8 @@ pub(crate) async fn follow(mut board: watch::Receiver<Arc<Report>>) {
     }
 }
 
-/// Connects for good: later this process may reach no abstract address of others (`confine`).
+/// Connects to the service manager for the life of the process. After `confine` this process can reach no abstract unix
+/// address of other processes.
 pub(crate) fn connect() {
     if let Some(address) = socket().and_then(|name| address(&name).ok())
         && let Ok(socket) = UnixDatagram::unbound()

@@ -1,5 +1,5 @@
-//! What only the thread of rounds can answer: it is asked over a channel and answers with its next look at the kernel.
-//! Asking is never a reason to wait for anything but that look.
+//! Requests from other threads to the reconcile thread, over a channel. The next reconcile pass answers them; a request
+//! waits for nothing else.
 
 use std::time::Duration;
 
@@ -8,29 +8,31 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::trigger::{Bell, Cause};
 
-/// A look takes milliseconds, but the daemon may still be waiting for its store.
+/// Maximum time to wait for an answer. A reconcile pass takes milliseconds, but the daemon may still be waiting for its
+/// store.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Askers at a time.
+/// Maximum number of requests that wait at the same time.
 const PENDING: usize = 16;
 
-/// Where to ask; any number of askers.
+/// Sending end of the channel; any number of clones may exist.
 #[derive(Clone)]
 pub(crate) struct Questions {
     bell: Bell,
     asked: mpsc::Sender<oneshot::Sender<Vec<Op>>>,
 }
 
-/// Where the answers come from.
+/// Receiving end of the channel, owned by the reconcile loop.
 pub(crate) struct Answers(mpsc::Receiver<oneshot::Sender<Vec<Op>>>);
 
-/// Both ends.
+/// Creates both ends of the channel.
 pub(crate) fn channel(bell: Bell) -> (Questions, Answers) {
     let (asked, questions) = mpsc::channel(PENDING);
     (Questions { bell, asked }, Answers(questions))
 }
 
 impl Questions {
-    /// The steps that the kernel is away from what it should hold; `None` while nobody can tell.
+    /// Returns the ops that would bring the kernel to its desired state, from a new reconcile pass. Returns `None` if
+    /// [`PENDING`] requests wait already, or if no pass answers within [`PATIENCE`].
     pub(crate) async fn diff(&self) -> Option<Vec<Op>> {
         let (answer, answered) = oneshot::channel();
         self.asked.try_send(answer).ok()?;
@@ -40,10 +42,10 @@ impl Questions {
 }
 
 impl Answers {
-    /// Answers all who have asked.
+    /// Sends `ops` to everyone who waits for an answer.
     pub(crate) fn give(&mut self, ops: &[Op]) {
         while let Ok(answer) = self.0.try_recv() {
-            // One that has gone away meanwhile needs no answer.
+            // The receiver may have gone away meanwhile and needs no answer then.
             let _ = answer.send(ops.to_vec());
         }
     }

@@ -1,5 +1,5 @@
-//! The loop: wait for a cause, read the kernel, plan, apply the difference, tell what was done. One thread owns all of
-//! it; nothing here knows what a backend is.
+//! The reconcile loop: waits for a cause, reads the kernel, plans, applies the difference and reports the outcome. One
+//! thread owns all of its state.
 
 mod fault;
 mod on_disk;
@@ -46,16 +46,16 @@ use crate::round::Round;
 use crate::trigger::{Cause, Causes, Trigger};
 use fault::{is_in_force, own_fault, refused_sysctl, rules_fault};
 
-/// Until the kernel is read again after it could not be.
+/// Time until the kernel is read again after a failed read.
 const BLIND_RETRY: Duration = Duration::from_secs(1);
-/// Until a lost uplink is looked for again: the monitor does not hear of interfaces that are none of ours.
+/// Time until a lost uplink is looked for again. The monitor reports no events of interfaces that are not ours.
 const UPLINK_RETRY: Duration = Duration::from_secs(1);
-/// Until the subnet file is written again after it could not be.
+/// Time until the subnet file is written again after a failed write.
 const FILE_RETRY: Duration = Duration::from_secs(2);
-/// Until a refused op is tried again when nothing else happens before.
+/// Maximum time until a refused op is tried again. Other causes may start a pass earlier.
 const FAILED_RETRY: Duration = Duration::from_millis(250);
 
-/// All that the rounds own.
+/// State of the reconcile loop, owned by its thread.
 pub(crate) struct Reconciler {
     pub(crate) kernel: Kernel,
     pub(crate) filter: Filter,
@@ -73,47 +73,48 @@ pub(crate) struct Reconciler {
     pub(crate) memory: Memory,
 }
 
-/// What one round leaves for the next; none of it is needed for a right result.
+/// State that one pass leaves for the next. A pass gives the right result without it, too.
 #[derive(Default)]
 pub(crate) struct Memory {
     backoff: Backoff,
     belief: Belief,
     rivals: Rivals,
-    /// Sysctls that cannot be written: said once, not tried again.
+    /// Sysctls that cannot be written. They are reported and not tried again.
     refused: BTreeSet<NodeFault>,
     notebook: Notebook,
-    /// What the monitor is set to hear.
+    /// Interest that the monitor's filter is set to.
     interest: Option<kernel::Interest>,
-    /// What is wrong with our own part, and since when.
+    /// Fault of this node's own part, and its beginning.
     fault: Option<(String, Instant)>,
     footprint: Option<Footprint>,
-    /// Subnets of peers that a policy rule or route of this node keeps packets from.
+    /// Subnets of peers whose packets a policy rule or route of this node diverts.
     diverted: Vec<IpNet>,
-    /// Who enforces the traffic rules.
+    /// Manager of the traffic rules and the reason for it, as last logged.
     firewall: Option<firewall::Choice>,
-    /// Where the uplink is, and where it was.
+    /// Current uplink addresses and those that the node had before.
     follower: Follower,
-    /// When the first round was; the follower's time counts from there.
+    /// Time of the first pass, from which the follower counts.
     begun: Option<Instant>,
 }
 
 impl Memory {
-    /// What an earlier run remembered is what the store's first list is weighed by, however soon that comes.
+    /// Starts with the leases that an earlier run remembered. The store's first list is judged against them, however
+    /// early it arrives.
     pub(crate) fn expecting(remembered: &Leases, history: Option<History>, node: &Node) -> Self {
         let others = remembered.known().iter().filter(|lease| lease.subnet != node.subnet);
         Self { belief: Belief::expecting(others.cloned(), history), ..Self::default() }
     }
 
-    /// The node had these addresses before it started, and may get them back.
+    /// Sets the addresses that an earlier run announced, since the node may get them back.
     pub(crate) fn of_home(self, home: Vec<IpAddr>) -> Self {
         Self { follower: Follower::of_home(home), ..self }
     }
 }
 
 impl Reconciler {
-    /// Runs for the life of the process.
+    /// Runs the loop for the life of the process.
     pub(crate) fn run(mut self, mut trigger: Trigger) -> ! {
-        // The first look sees to all that was asked for before it.
+        // The first pass serves every cause that was rung before it.
         trigger.forget();
         self.show_healths();
         let mut causes = Causes::from([Cause::Start]);
@@ -123,7 +124,7 @@ impl Reconciler {
         }
     }
 
-    /// One look. Returns when to look again even without a cause.
+    /// Runs one pass. Returns the time at which the next one is due without a cause, if there is such a time.
     fn round(&mut self, causes: Causes) -> Option<Instant> {
         let begun = Instant::now();
         let news = self.view.has_changed().unwrap_or(false) || causes.contains(&Cause::Start);
@@ -138,7 +139,7 @@ impl Reconciler {
             Err(error) => return Some(self.blind(&error)),
         };
         match self.follow_uplink(&seen.underlay, &leases) {
-            // What was read was read for the old one.
+            // The state was read for the old uplink.
             Uplinks::Another => return Some(begun),
             Uplinks::Same => {}
             Uplinks::Lost => due = due.into_iter().chain([begun + UPLINK_RETRY]).min(),
@@ -156,13 +157,13 @@ impl Reconciler {
         let uplink = uplink.map(|link| link.mac);
         drop(seen);
         let (mut round, retry) = self.apply(ops, wanted, (causes, begun));
-        // What we announce is announced once it is there.
+        // The lease is kept after the ops are applied, so that it announces only devices that exist.
         let Kept { fault, due: again } = self.keep_lease(&view, &round.peers);
         round.notes.extend(fault.map(Note::Store));
         due = due.into_iter().chain(again).min();
         let remember = uplink.and_then(|mac| self.remember((&view, &leases), mac, news));
         round.notes.extend(self.cache.note());
-        // However many peers and entries there are, they do not hide what is this node's.
+        // Warnings about this node come first, so that many about peers and store entries cannot hide them.
         round.notes.sort_by_key(|note| match note {
             Note::Peer { .. } => 1,
             Note::Entry { .. } | Note::Stale { .. } => 2,
@@ -184,7 +185,7 @@ impl Reconciler {
         due.into_iter().chain(retry).chain(remember).chain(self.memory.rivals.due()).min()
     }
 
-    /// Goes where the uplink has gone.
+    /// Adopts the uplink's current name, addresses and MTU.
     fn follow_uplink(&mut self, underlay: &Underlay, leases: &Leases) -> Uplinks {
         let now = self.memory.begun.get_or_insert_with(Instant::now).elapsed();
         let (flags, config, kernel) = (&self.flags, &self.config, &mut self.kernel);
@@ -215,10 +216,10 @@ impl Reconciler {
         Uplinks::Another
     }
 
-    /// What the kernel should hold, with all that there is to say about it.
+    /// Plans the desired state, and adds all warnings to it.
     fn plan(&mut self, leases: &Leases, seen: &mut Seen, mut notes: Vec<Note>, now: Instant) -> Wanted {
         let healths = self.probes.healths.borrow_and_update().clone();
-        // What says nothing changes nothing.
+        // A verdict without a way and without a fault has no effect, so it is left out.
         let telling = healths.iter().map(|health| &health.verdict);
         let telling = telling.filter(|verdict| verdict.way.is_some() || verdict.finding.is_fault());
         seen.underlay.verdicts = telling.cloned().collect();
@@ -229,7 +230,7 @@ impl Reconciler {
         self.node.former.links = seen.state.links.iter().map(|link| link.name).collect();
         self.node.by_nexthop = plan::has_nexthops(&seen.state);
         let mut wanted = plan::wanted(&self.config, &self.node, leases, &seen.underlay);
-        // What is made now is there at the next look, whatever the config says by then.
+        // Devices that this pass makes exist in the next one, whatever the config says by then.
         let made = wanted.state.links.iter().map(|link| link.name);
         self.node
             .former
@@ -254,7 +255,8 @@ impl Reconciler {
         wanted
     }
 
-    /// A store that is lost says nothing new, so our lease is not missed in it; but its time may end meanwhile.
+    /// Checks our lease against the list. While the store is lost the list is not current, and only the end of our lease
+    /// counts.
     fn keep_lease(&mut self, view: &View, peers: &[PeerPath]) -> Kept {
         match &view.leases {
             Leases::Listed(listed) if view.lost.is_none() => {
@@ -264,9 +266,10 @@ impl Reconciler {
         }
     }
 
-    /// What to go by of what the store says. `asked` to look again, it does so even where changes are not followed.
+    /// Decides which leases and which network config count. `asked` (SIGHUP) reads the config again even if changes are
+    /// not followed.
     fn hear(&mut self, view: &View, asked: bool, now: Instant) -> Heard {
-        // Whoever wants no rules takes nobody else's, but sweeps what was ours.
+        // A daemon that wants no rules takes none from another daemon, but removes those that were its own.
         self.node.former.firewall |= self.config.wants_rules();
         self.node.firewall_keeper = match self.node.former.firewall.then(|| self.locks.keep_firewall()) {
             Some(keeper) => keeper,
@@ -301,7 +304,7 @@ impl Reconciler {
         heard.leases = match view.leases {
             Leases::Listed(_) => Leases::Listed(leases),
             Leases::Remembered(_) if view.lost.is_some() => Leases::Remembered(leases),
-            // The store may yet be heard.
+            // The store may still answer, so the remembered leases do not count yet.
             _ => return heard,
         };
         self.node.foreign_vnis.clear();
@@ -310,7 +313,8 @@ impl Reconciler {
         heard
     }
 
-    /// Follows the network config as far as it may change under running pods; otherwise the last good one stays.
+    /// Adopts a changed network config as far as it may change under running pods. Otherwise the last good one stays, and
+    /// the error says why.
     fn reconfigure(
         &mut self,
         conf: Result<NetConf, String>,
@@ -331,7 +335,8 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Reads the kernel. A monitor that does not yet hear all that concerns us is told first, and the kernel read after.
+    /// Reads the kernel. If the monitor's filter does not cover everything that concerns us, it is widened and the kernel
+    /// is read again.
     fn look(&mut self, leases: &Leases) -> Result<Seen, kernel::Error> {
         let mut bounds = plan::bounds(&self.config, &self.node, leases);
         let healths = self.probes.healths.borrow().clone();
@@ -379,27 +384,27 @@ impl Reconciler {
             }
         }
         self.memory.backoff.hear(&ops, &failed);
-        // What failed or was held is tried again though nothing may happen meanwhile.
+        // A failed op is tried again even if no cause comes.
         let again = (!failed.is_empty()).then_some(begun + FAILED_RETRY);
         let due = due.into_iter().chain(again).min();
         let Wanted { peers, notes, owned, firewall, .. } = wanted;
         self.show_firewall(firewall);
         if owned.sweep == Sweep::LeftOvers && failed.is_empty() && held.is_empty() {
-            // All that was left over is gone, and what comes after is not flannel's.
+            // All left-overs are gone; whatever appears later is not flannel's.
             let links = std::mem::take(&mut self.node.former.links);
             self.node.former = Former { links, ..Former::default() };
         }
         (Round { causes, ops, failed, held, notes, peers, took: begun.elapsed() }, due)
     }
 
-    /// Logs what is new; an idle round says nothing, and neither does one that gets nowhere again.
+    /// Logs changes and new warnings. An idle pass logs nothing, nor does one whose ops were all refused again.
     fn tell(&mut self, round: &Round) {
         let now = Instant::now();
         if round.ops.len() > round.failed.len() && self.memory.notebook.tells_change(now) {
             info!("{}", round.line());
         }
         let failed = round.failed.iter().map(|(_, error)| Trouble::new("refused", error));
-        // The number in it grows, and is no news.
+        // The number of attempts grows with each pass and is no news, so the text leaves it out.
         let held = round.held.iter().map(|held| match &held.refusal {
             Some(refusal) => Trouble::new(
                 "held",
@@ -443,17 +448,17 @@ fn log(lines: impl IntoIterator<Item = Line>) {
     }
 }
 
-/// What became of the uplink since the last look.
+/// Change of the uplink since the last pass.
 enum Uplinks {
     Same,
     Another,
     Lost,
 }
 
-/// What the store says, weighed.
+/// Leases and warnings from the store, as far as they are believed.
 struct Heard {
     leases: Leases,
     notes: Vec<Note>,
-    /// When it has to be weighed again though nothing is heard.
+    /// Time at which they must be judged again even without news from the store.
     due: Option<Instant>,
 }

@@ -1,5 +1,5 @@
-//! One look at the kernel as a value: why, what was done, what failed, how long it took. It goes to the log, the metrics
-//! and the report; it is not kept.
+//! Record of one reconcile pass: causes, ops, failures, warnings and duration. It feeds the log, the metrics and the
+//! report.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use plan::{Object, Op, PeerPath};
 use crate::backoff::Held;
 use crate::trigger::Causes;
 
-/// What came of a round.
+/// Result of one reconcile pass.
 pub(crate) struct Round {
     pub(crate) causes: Causes,
-    /// Applied, in order.
+    /// Ops that were sent to the kernel, in order, with those that it refused.
     pub(crate) ops: Vec<Op>,
-    /// Those of them that the kernel refused.
+    /// Ops that the kernel refused, each with its error.
     pub(crate) failed: Vec<(Op, kernel::Error)>,
-    /// Put off.
+    /// Ops that were delayed because they keep coming back.
     pub(crate) held: Vec<Held>,
     pub(crate) notes: Vec<plan::note::Note>,
     pub(crate) peers: Vec<PeerPath>,
@@ -23,8 +23,8 @@ pub(crate) struct Round {
 }
 
 impl Round {
-    /// One line: causes, counts, time, the first three objects, and each sysctl that had another value: that one
-    /// stands nowhere else.
+    /// Formats the log line: causes, counts, duration and the first three ops. Ops that overwrite a sysctl are always
+    /// listed, because the old value is recorded nowhere else.
     pub(crate) fn line(&self) -> String {
         let overwrites = |op: &Op| matches!(&op.object, Object::Sysctl(setting) if setting.was.is_some());
         let shown = self.ops.iter().enumerate().filter(|(place, op)| *place < 3 || overwrites(op));
@@ -43,7 +43,7 @@ impl Round {
     }
 }
 
-/// Causes for people.
+/// Joins the causes for people: `start, leases`.
 pub(crate) fn list(causes: &Causes) -> String {
     causes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -1,4 +1,4 @@
-//! The subnet file on disk: what an earlier run or flannel left in it. Its text is the plan's part, its writing `files`'.
+//! Reads the subnet file that an earlier run or flannel left. `plan::subnet_env` parses its text; `files` writes it.
 
 use std::path::Path;
 
@@ -8,12 +8,12 @@ use plan::subnet_env;
 
 use crate::files;
 
-/// This node's subnets of then, if they can be read.
+/// Returns this node's pod subnets from the file; `None` if the file cannot be read or names none.
 pub(crate) fn previous(path: &Path) -> Option<Subnet> {
     subnet_env::previous_subnet(&files::read_to_string(path).ok()?)
 }
 
-/// The pod networks that it was written for.
+/// Returns the pod networks from the file; empty if it cannot be read.
 pub(crate) fn networks(path: &Path) -> Vec<IpNet> {
     files::read_to_string(path).map(|text| subnet_env::networks(&text)).unwrap_or_default()
 }

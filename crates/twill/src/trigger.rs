@@ -1,5 +1,5 @@
-//! When to look at the kernel: merges all causes into one wake-up, waits for quiet but not for ever, and looks again
-//! from time to time without any cause. Causes carry no facts.
+//! Decides when a reconcile pass begins. It merges all causes into one wake-up, waits for a quiet moment but not for
+//! ever, and wakes from time to time without a cause. Causes carry no facts.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,37 +12,37 @@ use kernel::Kind;
 
 use crate::notify;
 
-/// No further cause for this long, and the round begins.
+/// Time without a further cause after which a pass begins.
 const QUIET: Duration = Duration::from_millis(20);
-/// Or when the first cause is this old.
+/// Maximum time from the first cause to the beginning of the pass.
 const LONGEST: Duration = Duration::from_millis(200);
-/// A look without a cause, at the latest.
+/// Maximum time between two passes.
 const PERIOD: Duration = Duration::from_secs(30);
-/// More causes than this are no news; what does not fit is dropped, since a wake-up is due anyway.
+/// Maximum number of causes in the queue. Further ones are dropped, since a pass is due anyway.
 const PENDING: usize = 256;
 
-/// Why a round began.
+/// Cause of a reconcile pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Cause {
     Start,
-    /// The store told something new.
+    /// The store reported a change, or answered a request for our lease.
     Leases,
-    /// The kernel changed, or changed faster than the monitor could tell.
+    /// The kernel changed, or more changed than the monitor could receive.
     Kernel(Kind),
-    /// What is known of a peer has changed.
+    /// The health of a peer has changed, or whether probes can be sent.
     Verdicts,
-    /// Something that was put off is due.
+    /// A delayed op or check is due.
     Retry,
-    /// Somebody wants to know how things are.
+    /// `twill diff` asked for the ops.
     Asked,
-    /// SIGHUP: look at everything, the network config included.
+    /// SIGHUP: check everything, the network config included.
     Hangup,
-    /// The regular look.
+    /// The regular pass without another cause.
     Period,
 }
 
 impl Cause {
-    /// May the traffic rules be others than at the last reading?
+    /// Returns true if the traffic rules may have changed since they were last read.
     pub(crate) fn is_about_rules(&self) -> bool {
         matches!(self, Self::Start | Self::Hangup | Self::Kernel(Kind::Firewall | Kind::Overrun))
     }
@@ -63,20 +63,21 @@ impl fmt::Display for Cause {
     }
 }
 
-/// The causes of one round.
+/// Causes of one pass.
 pub(crate) type Causes = BTreeSet<Cause>;
 
-/// Where causes are handed in; never blocks.
+/// Sending end for causes; never blocks.
 #[derive(Clone)]
 pub(crate) struct Bell {
     causes: SyncSender<Cause>,
-    /// Rules are read anew only when they are said to have changed: that must not be lost when the bell is full.
+    /// Set when the traffic rules must be read again. They are read only after a change, so a full queue must not lose
+    /// it.
     rules: Arc<AtomicBool>,
 }
 
 impl Bell {
-    /// Returns whether it was taken. Full means that a round is due, gone that the process ends: few causes have to be
-    /// more than that.
+    /// Queues the cause. Returns false if it was dropped: a full queue means that a pass is due, a closed one that the
+    /// process ends. Few causes need a second attempt.
     pub(crate) fn ring(&self, cause: Cause) -> bool {
         if cause.is_about_rules() {
             self.rules.store(true, Ordering::Release);
@@ -85,7 +86,7 @@ impl Bell {
     }
 }
 
-/// The receiving end, owned by the round loop.
+/// Receiving end for causes, owned by the reconcile loop.
 pub(crate) struct Trigger {
     causes: Receiver<Cause>,
     rules: Arc<AtomicBool>,
@@ -93,10 +94,10 @@ pub(crate) struct Trigger {
     next_look: Instant,
 }
 
-/// A bell and the trigger it sets off.
+/// Creates a bell and its trigger.
 pub(crate) fn channel() -> (Bell, Trigger) {
     let (sender, causes) = sync_channel(PENDING);
-    // Twice within the service manager's patience.
+    // The watchdog message must be sent at least twice within the service manager's timeout.
     let period = notify::patience().map_or(PERIOD, |limit| PERIOD.min(limit / 2));
     let rules = Arc::new(AtomicBool::new(false));
     let bell = Bell { causes: sender, rules: Arc::clone(&rules) };
@@ -104,12 +105,12 @@ pub(crate) fn channel() -> (Bell, Trigger) {
 }
 
 impl Trigger {
-    /// Drops the causes that are there already.
+    /// Drops the causes in the queue.
     pub(crate) fn forget(&mut self) {
         while self.causes.try_recv().is_ok() {}
     }
 
-    /// Sleeps until a round is due, at the latest when `retry` says so.
+    /// Sleeps until a pass is due: on a cause, at `retry`, or at the end of the period. Returns the causes.
     pub(crate) fn wait(&mut self, retry: Option<Instant>) -> Causes {
         notify::alive();
         let until = retry.map_or(self.next_look, |retry| retry.min(self.next_look));
@@ -122,7 +123,7 @@ impl Trigger {
             Err(RecvTimeoutError::Timeout) => {
                 causes.insert(if until < self.next_look { Cause::Retry } else { Cause::Period });
             }
-            // Every bell is gone, which only a dying process brings about; keep looking meanwhile.
+            // Every bell is gone, which happens only while the process ends. Passes go on meanwhile.
             Err(RecvTimeoutError::Disconnected) => {
                 std::thread::sleep(until.saturating_duration_since(Instant::now()));
                 causes.insert(Cause::Period);

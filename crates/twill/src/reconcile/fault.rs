@@ -1,11 +1,11 @@
-//! What of a round's trouble is this node's own, and so decides whether it is ready. It reads a round and changes nothing.
+//! Selects the faults of a pass that belong to this node's own part and so decide whether it is ready.
 
 use plan::note::{NodeFault, Note, StoreFault};
 use plan::{LinkName, Object, Op, Path, Setting, State, Verb};
 
 use crate::round::Round;
 
-/// What is wrong with this node's own part, the traffic rules aside: never a peer's trouble.
+/// Returns the first fault of this node's own part except the traffic rules. Faults of peers never count.
 pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
     let own = |op: &Op| match &op.object {
         Object::Link(link) => devices.contains(&link.name),
@@ -30,7 +30,7 @@ pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
             | NodeFault::NoPeerOnLink { .. },
         ) => None,
         Note::Node(NodeFault::Firewall(_)) => None,
-        // Peers go by tunnel then.
+        // Peers are reached by tunnel then.
         Note::Node(NodeFault::UplinkWithoutRoute { .. }) if !devices.is_empty() && !waits => None,
         Note::Node(NodeFault::ForeignDevice { name, .. }) if !devices.contains(name) => None,
         Note::Node(fault) => Some(fault.to_string()),
@@ -40,9 +40,9 @@ pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
     undone(round, own).or(noted)
 }
 
-/// What is wrong with the traffic rules that pods need. Pods may be attached all the same.
+/// Returns the first fault of the traffic rules that pods need. Pods can be attached all the same.
 pub(super) fn rules_fault(round: &Round) -> Option<String> {
-    // What is left over and stays harms no pod.
+    // A left-over rule that cannot be deleted harms no pod.
     let needed = |op: &Op| match &op.object {
         Object::NftChain(row) => op.verb != Verb::Delete && !row.chain.is_filter(),
         Object::Iptables(_) => op.verb != Verb::Delete,
@@ -55,13 +55,14 @@ pub(super) fn rules_fault(round: &Round) -> Option<String> {
     undone(round, needed).or(noted)
 }
 
-/// What was refused or put off of those.
+/// Returns the error of the first matching op that was refused, else the first matching op that was delayed.
 fn undone(round: &Round, those: impl Fn(&Op) -> bool) -> Option<String> {
     let failed = round.failed.iter().find(|(op, _)| those(op)).map(|(_, error)| error.to_string());
     let held = round.held.iter().find(|held| those(&held.op));
     failed.or_else(|| held.map(ToString::to_string))
 }
 
+/// Returns the fault that stands for a refused op on a sysctl; `None` for other ops.
 pub(super) fn refused_sysctl(op: &Op) -> Option<NodeFault> {
     match &op.object {
         Object::Sysctl(Setting { row, .. }) => {
@@ -71,7 +72,7 @@ pub(super) fn refused_sysctl(op: &Op) -> Option<NodeFault> {
     }
 }
 
-/// Somebody may have run the command meanwhile.
+/// Returns true if the fault still holds. An administrator may have set the sysctl meanwhile.
 pub(super) fn is_in_force(fault: &NodeFault, wanted: &State, seen: &State) -> bool {
     match fault {
         NodeFault::SysctlRefused { path, value } => plan::sysctls::is_missing(path, value, wanted, seen),

@@ -1,5 +1,5 @@
-//! What a round leaves on disk: the footprint before anything is made, the subnet file for the CNI plugin, the leases for
-//! the next run. Whether it is due is the round's to say.
+//! Files that a pass writes: the footprint before any object is made, the subnet file for the CNI plugin, and the leases
+//! cache for the next run.
 
 use std::time::Instant;
 
@@ -17,7 +17,8 @@ use crate::files::{self, Readers};
 use crate::footprint::Footprint;
 
 impl Reconciler {
-    /// Writes down what is ours before it is made.
+    /// Writes the footprint, if it has changed, before the objects in it are made. Returns a warning if it cannot be
+    /// written.
     pub(super) fn leave_footprint(&mut self, owned: &Owned) -> Option<Note> {
         let footprint = Footprint::new(&self.config, owned, &self.flags.socket);
         if self.memory.footprint.as_ref() == Some(&footprint) {
@@ -37,7 +38,7 @@ impl Reconciler {
         }
     }
 
-    /// Keeps what is believed for the next run. Gives when it has to be tried again.
+    /// Writes the believed leases to the cache. Returns the time at which to try again, if the file is not up to date.
     pub(super) fn remember(
         &mut self,
         heard: (&View, &Leases),
@@ -53,6 +54,7 @@ impl Reconciler {
         })
     }
 
+    /// Writes the subnet file if its text has changed. The error names the file and the reason.
     pub(super) fn write_subnet_file(&self) -> Result<(), String> {
         let mtu = self.config.backend.pod_mtu(&self.node.uplink);
         let config = plan::carried(&self.config, &self.node.uplink);

@@ -1,4 +1,4 @@
-//! Hands a round on: to the prober whom to ask, to the board and the metrics what there is to know. It decides nothing.
+//! Publishes the outcome of a pass: targets for the prober, the report for the board, counts for the metrics.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -16,17 +16,17 @@ use crate::report::{LastChange, peers};
 use crate::round::Round;
 use crate::trigger::Cause;
 
-/// Maximum number of notes, and of changes that are put off, in a report.
+/// Maximum number of warnings, and of delayed ops, in a report.
 const SHOWN: usize = 1000;
 
 impl Reconciler {
-    /// From now on what is known of the peers is told to whoever asks, though no round comes.
+    /// Connects the report with the prober's results, so that readers see the latest ones between two passes.
     pub(super) fn show_healths(&self) {
         let healths = self.probes.healths.clone();
         self.board.send_modify(|report| Arc::make_mut(report).healths = Some((healths, Instant::now())));
     }
 
-    /// Tells whom to ask, if that is anybody new.
+    /// Sends the prober its targets if they have changed, and wakes it.
     pub(super) fn tell_probes(&self, round: &mut Round, mac: Option<Mac>, suspect: bool) {
         let mtu = self.config.backend.pod_mtu(&self.node.uplink);
         let (told, links) = {
@@ -44,7 +44,7 @@ impl Reconciler {
             changed
         });
         if changed {
-            // Where there is no room for it, or nobody to read it, it is not needed.
+            // A full socket has woken the prober already, and without a prober no byte is needed.
             let _ = (&self.probes.wake).write(&[0]);
         }
     }
@@ -71,15 +71,15 @@ impl Reconciler {
     }
 }
 
-/// The first of them in words, and how many more there are.
+/// Formats the first [`SHOWN`] items, with a last line that counts the others.
 fn first<'a, T>(all: &'a [T], words: impl Fn(&'a T) -> String) -> Vec<String> {
     let more = all.len().saturating_sub(SHOWN);
     let more = (more > 0).then(|| format!("and {more} more"));
     all.iter().take(SHOWN).map(words).chain(more).collect()
 }
 
-/// A peer whose route could not be set goes the way that it went before: answers that come by that way prove nothing of the
-/// one that was meant.
+/// Returns the peers with the paths that are in force. A peer whose route could not be set keeps its former path, or
+/// `Waiting` if it had none. Replies by the former path prove nothing about the planned one.
 fn as_they_stand(round: &mut Round, told: &[PeerPath], table: u32) -> Vec<PeerPath> {
     let undone = round.failed.iter().map(|(op, _)| op).chain(round.held.iter().map(|held| &held.op));
     let undone: BTreeSet<_> = undone

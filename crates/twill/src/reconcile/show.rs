@@ -1,5 +1,4 @@
-//! What changes seldom and is told when it does: the network config, the uplink, who enforces the traffic rules. It decides
-//! nothing.
+//! Reports settings that seldom change: the network config, the uplink, and the manager of the traffic rules.
 
 use std::sync::Arc;
 
@@ -9,14 +8,14 @@ use tracing::info;
 use super::Reconciler;
 
 impl Reconciler {
-    /// Shows another network config or uplink, and why it is that one.
+    /// Puts the config and the uplink into the report. Without `reason`, the reason given before stays.
     pub(super) fn show(&self, reason: Option<String>) {
         let (config, node) = (&self.config, &self.node);
         let source = self.flags.backend_source(self.own_lease.conf());
         self.board.send_modify(|report| Arc::make_mut(report).show(config, node, reason, source));
     }
 
-    /// Says who enforces the traffic rules when that is another than before.
+    /// Reports the manager of the traffic rules, and logs it if it has changed.
     pub(super) fn show_firewall(&mut self, Summary { choice, strangers }: Summary) {
         self.board.send_modify(|report| Arc::make_mut(report).strangers = strangers);
         if choice == self.memory.firewall {
