@@ -1,5 +1,6 @@
-//! `twill diff`: the steps between the kernel as it is and as it should be, asked of the running daemon, or worked out
-//! from store and kernel where none runs. It changes nothing: no lease is taken, no lock held, no row written.
+//! `twill diff`: prints the ops between the kernel's observed and desired state. The running daemon computes them, or
+//! with `--offline` this command does from store and kernel. It changes nothing: it acquires no lease, takes no lock and
+//! writes no row.
 
 use std::process::ExitCode;
 
@@ -16,18 +17,18 @@ use crate::footprint::Footprint;
 use crate::identity::Place;
 use crate::{client, logging, status, subnet_file};
 
-/// Grows when a field changes its meaning.
+/// Format of the answer; it grows when a field changes its meaning.
 pub(crate) const FORMAT: u32 = 1;
 
-/// The answer on the socket and with `--json`.
+/// Answer to `GET /diff` on the socket, and output of `--json`: `{"format":1,"ops":[{"verb":"add","object":{...}}]}`.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Difference {
     pub(crate) format: u32,
-    /// In the order in which they would be done.
+    /// Ops in the order in which the daemon would apply them.
     pub(crate) ops: Vec<Op>,
 }
 
-/// Exit code 0: nothing to do; 1: something. Trouble is an error, and the caller's 2.
+/// Prints the ops. Exit code 0 means none and 1 means some; the caller turns an error into 2.
 pub(crate) fn run(flags: &DiffFlags) -> anyhow::Result<ExitCode> {
     let difference = match &flags.asked {
         Asked::Daemon(socket) => {
@@ -47,7 +48,7 @@ pub(crate) fn run(flags: &DiffFlags) -> anyhow::Result<ExitCode> {
     Ok(if difference.ops.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// One line each, in ip(8)'s words: `+` is missing, `-` is too much, `~` is unlike.
+/// Prints one line per op in ip(8)'s words: `+` is missing, `-` is superfluous, `~` differs.
 pub(crate) fn print(ops: &[Op]) {
     let colour = status::is_coloured();
     for op in ops {
@@ -61,7 +62,7 @@ pub(crate) fn print(ops: &[Op]) {
     }
 }
 
-/// What a daemon with these flags would do first.
+/// Returns the ops that a daemon with these flags would apply first.
 fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
     logging::init(flags.verbosity, flags.log_format);
     flags.ignored.iter().for_each(|what| eprintln!("twill: ignored: {what}"));

@@ -1,8 +1,8 @@
-//! Files that we keep: written whole or not at all, and only when their text changes (flannel-compat 8.3). One that is a
-//! mount of its own, as in containers, is written in place. What they say is their owners' part.
+//! Files that the daemon keeps: each is written whole or not at all, and only when its text changes (flannel-compat 8.3).
+//! A file that is a mount point, as in containers, is written in place.
 //!
-//! Others may write in their directories, such as /tmp. So no file is opened through a symbolic link, waited for, or read
-//! beyond a limit, and what others have put in the place of one of ours is replaced and never written to.
+//! Other users may write in the same directories, such as /tmp. Therefore no file is opened through a symbolic link, waited for,
+//! or read beyond a limit. A foreign file in the place of one of ours is replaced and never written to.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read, Write};
@@ -12,7 +12,7 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use tracing::warn;
 
-/// Maximum size of a file that is read: the cache of 100,000 leases, bytes.
+/// Maximum size of a file that is read, bytes: the cache of 100,000 leases.
 const LARGEST: u64 = 64 << 20;
 /// Flags of every open: no symbolic link, and no wait for the other end of a pipe.
 pub(crate) const FLAGS: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
@@ -20,22 +20,22 @@ use rustix::io::Errno;
 
 use crate::errno::{Why, errno};
 
-/// Maximum size of a file that is overwritten with blank lines before it is cut, bytes.
+/// Maximum length to which a text is padded with blank lines before its file is cut, bytes.
 const MOST_BLANK: usize = 64 * 1024;
 
-/// Who may read a file that is new; one that is there keeps what it has.
+/// Users who may read a new file; an existing file keeps its mode.
 #[derive(Clone, Copy)]
 pub(crate) enum Readers {
     Everyone,
     Root,
 }
 
-/// Makes the file say `text`. Returns whether it had to be written.
+/// Makes `text` the content of the file. Returns true if it had to be written. The error names its remedy.
 pub(crate) fn write(path: &Path, text: &str, readers: Readers) -> io::Result<bool> {
     written(path, text, readers).map_err(|error| io::Error::new(error.kind(), Why(&error).to_string()))
 }
 
-/// Reads a regular file that is no larger than 64 MiB.
+/// Reads a regular file of at most 64 MiB. Any other file is an error.
 pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::options().read(true).custom_flags(FLAGS).open(path)?;
     let metadata = file.metadata()?;
@@ -50,12 +50,12 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// The same of a file of text.
+/// Reads a regular UTF-8 file of at most 64 MiB. Any other file is an error.
 pub(crate) fn read_to_string(path: &Path) -> io::Result<String> {
     String::from_utf8(read(path)?).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
 }
 
-/// Opens the file that is locked, and makes it if it is missing. One that somebody else has put there is removed first.
+/// Opens the lock file, and creates it if it is missing. A foreign file in its place is removed first.
 pub(crate) fn lock(path: &Path) -> io::Result<File> {
     let open =
         || File::options().read(true).write(true).create(true).mode(0o600).custom_flags(FLAGS).open(path);
@@ -72,7 +72,7 @@ pub(crate) fn lock(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create_new(true).mode(0o600).custom_flags(FLAGS).open(path)
 }
 
-/// Is it a file that nobody but root or our own user can have made?
+/// Returns true if only root or our own user can have made the file.
 fn is_ours(file: &Metadata) -> bool {
     file.is_file() && file.nlink() == 1 && [0, rustix::process::geteuid().as_raw()].contains(&file.uid())
 }
@@ -82,7 +82,7 @@ fn written(path: &Path, text: &str, readers: Readers) -> io::Result<bool> {
     if present.is_some() && read(path).is_ok_and(|present| present == text.as_bytes()) {
         return Ok(false);
     }
-    // A device or a directory is not replaced by a file, whoever asks for it.
+    // A device or a directory is never replaced by a file.
     if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file() && !there.is_symlink()) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
@@ -95,13 +95,14 @@ fn written(path: &Path, text: &str, readers: Readers) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Nothing can be put in its place or beside it: it is a mount of its own, or its directory cannot be written.
+/// Returns true if the file can be neither replaced nor written beside: it is a mount point, or its directory is
+/// read-only.
 fn is_about_place(error: &io::Error) -> bool {
     let place = [Errno::BUSY, Errno::XDEV, Errno::ROFS, Errno::ACCESS, Errno::PERM];
     errno(error).is_some_and(|errno| place.contains(&errno))
 }
 
-/// Writes it beside and renames, so that nobody sees half of it.
+/// Writes a new file beside it and renames that, so that no reader sees half of the text.
 fn replace(path: &Path, text: &str, present: Option<&fs::Metadata>, readers: Readers) -> io::Result<()> {
     let dir = dir_of(path);
     fs::create_dir_all(dir)?;
@@ -119,21 +120,21 @@ fn replace(path: &Path, text: &str, present: Option<&fs::Metadata>, readers: Rea
     let file = File::options().write(true).create_new(true).mode(mode).open(&beside)?;
     let done = fill(file, text, mode).and_then(|()| fs::rename(&beside, path));
     if done.is_err() {
-        // Half of a file is of no use, and takes room.
+        // Half a file is of no use and takes up room.
         let _ = fs::remove_file(&beside);
     }
     done
 }
 
 fn fill(mut file: File, text: &str, mode: u32) -> io::Result<()> {
-    // The umask must not decide whether the CNI plugin can read it.
+    // The umask must not decide whether the CNI plugin can read the file.
     file.set_permissions(fs::Permissions::from_mode(mode & 0o777))?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }
 
-/// Writes in place. Whoever reads at that moment may see blank lines behind the text; no more room is needed than before,
-/// unless the text is longer.
+/// Writes in place. A reader may see blank lines after the text at that moment. The write needs no more disk space than
+/// before, unless the text is longer.
 fn overwrite(path: &Path, text: &str) -> io::Result<()> {
     let mut file = File::options().write(true).custom_flags(FLAGS).open(path)?;
     let length = text.len() as u64;
@@ -143,7 +144,7 @@ fn overwrite(path: &Path, text: &str) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Takes the file away; one that is a mount point is emptied.
+/// Deletes the file, if it exists; a mount point is emptied instead.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if errno(&error) == Some(Errno::BUSY) => {
@@ -154,12 +155,12 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The directory that a file is in, or will be.
+/// Returns the directory that a file is in or will be in.
 pub(crate) fn dir_of(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Can nobody but root and our own user change what is in that directory?
+/// Returns true if only root and our own user can change the entries of the directory.
 pub(crate) fn is_private(dir: &Path) -> bool {
     let of_root = |dir: &Metadata| [0, rustix::process::geteuid().as_raw()].contains(&dir.uid());
     fs::metadata(dir).is_ok_and(|dir| of_root(&dir) && dir.mode() & 0o022 == 0)

@@ -1,6 +1,6 @@
-//! What of ours may stand in this node's kernel, written down before it is made: beside the subnet file, where it goes
-//! with a reboot as the kernel's objects do. So a later config, a later run and `twill uninstall` know what to sweep. It
-//! sweeps nothing itself.
+//! Footprint: a list of what may be ours in this node's kernel, written before any of it is made. It lies beside the
+//! subnet file, where a reboot removes it as it removes the kernel's objects. A later config, a later run and `twill
+//! uninstall` know from it what to remove.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -15,9 +15,15 @@ use tracing::warn;
 
 use crate::files::{self, Readers};
 
+/// Format of the file; a file of another format is ignored.
 const FORMAT: u32 = 1;
 
-/// The bounds of what is ours, as they outlive a process.
+/// Bounds of what is ours, as they outlive a process:
+///
+/// ```json
+/// {"format":1,"uplink":"eth0","tables":[254],"networks":["10.244.0.0/16"],"devices":["flannel.1"],
+///  "announced_devices":["flannel.1"],"firewall":true,"socket":"/run/flannel/twill.sock"}
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Footprint {
     format: u32,
@@ -25,22 +31,22 @@ pub(crate) struct Footprint {
     pub(crate) tables: Vec<u32>,
     pub(crate) networks: Vec<IpNet>,
     pub(crate) devices: Vec<LinkName>,
-    /// Those of the devices that this node itself announces.
+    /// Devices of this node's own backend.
     pub(crate) announced_devices: Vec<LinkName>,
-    /// Are the traffic rules ours?
+    /// True if the traffic rules are ours.
     #[serde(default = "yes")]
     pub(crate) firewall: bool,
-    /// That of the daemon, which stays where it is killed.
+    /// Path of the daemon's socket; a killed daemon leaves it behind.
     pub(crate) socket: PathBuf,
 }
 
-/// Of a footprint that does not say: they may be flannel's.
+/// Default for a footprint that does not mention traffic rules: they may be flannel's.
 fn yes() -> bool {
     true
 }
 
 impl Footprint {
-    /// `/run/flannel/subnet.env` has `/run/flannel/.subnet.env.footprint`.
+    /// Returns the path of the footprint: `/run/flannel/subnet.env` has `/run/flannel/.subnet.env.footprint`.
     pub(crate) fn path(subnet_file: &Path) -> PathBuf {
         let name = subnet_file.file_name().unwrap_or_default().display();
         subnet_file.with_file_name(format!(".{name}.footprint"))
@@ -59,7 +65,7 @@ impl Footprint {
         }
     }
 
-    /// What an earlier run left. One that cannot be read is said and is as good as none.
+    /// Reads the footprint of an earlier run. An unusable file is logged and counts as missing.
     pub(crate) fn read(path: &Path) -> Option<Self> {
         let unusable = |why: String| warn!("{} is ignored: {why}", path.display());
         let text = match files::read(path) {
@@ -83,13 +89,13 @@ impl Footprint {
         }
     }
 
-    /// Writes it down, unless it stands there already.
+    /// Writes the file, if its text has changed.
     pub(crate) fn write(&self, path: &Path) -> std::io::Result<()> {
         let text = serde_json::to_string(self)? + "\n";
         files::write(path, &text, Readers::Everyone).map(drop)
     }
 
-    /// The same as the bounds of a plan.
+    /// Returns the footprint as the bounds of a plan.
     pub(crate) fn owned(&self) -> Owned {
         Owned {
             links: self.devices.clone(),

@@ -1,5 +1,5 @@
-//! Who this node is: the network config in force, its uplink and its lease. Established at start, which waits for the
-//! store as long as it takes, or goes on with what the last run remembered. It changes nothing in the kernel.
+//! Establishes at start who this node is: network config in force, uplink and lease. It waits for the store as long as it
+//! takes, or continues with the state that the last run remembered. It changes nothing in the kernel.
 
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -27,38 +27,41 @@ use crate::own_lease::{Macs, OwnLease, Source};
 use crate::report::{self, Board};
 use crate::{notify, subnet_file};
 
-/// Far away, of each family: where the main table has no default route the kernel is asked the way there. Nothing is sent.
+/// Distant addresses, one per family. If the main table has no default route, the kernel is asked for its route to them.
+/// Nothing is sent.
 const FAR: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8)), IpAddr::V6(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1))];
+/// Time between two attempts.
 const RETRY: Duration = Duration::from_secs(1);
-/// A store that is not there for so long is not merely starting.
+/// Time without the store after which the remembered state is used. A store that merely starts is back sooner.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The configuration in force, and this node in it.
+/// Network config in force, and this node's place in it.
 pub(crate) struct Identity {
     pub(crate) config: Config,
     pub(crate) node: Node,
-    /// Why this uplink.
+    /// Reason for the choice of the uplink.
     pub(crate) uplink_reason: String,
     pub(crate) own_lease: OwnLease,
-    /// What the last run remembered of the peers; `Unknown` where it is of no use.
+    /// Leases that the last run remembered; `Unknown` if they cannot be used.
     pub(crate) remembered: Leases,
-    /// And of the store.
+    /// Position in the store's history that the last run remembered.
     pub(crate) history: Option<History>,
-    /// Addresses that the last run announced, where it announced the uplink's own.
+    /// Addresses of the uplink that the last run announced.
     pub(crate) home: Vec<IpAddr>,
 }
 
-/// Where this node is in the network below the pods.
+/// This node's place in the underlay.
 pub(crate) struct Place {
     pub(crate) underlay: Underlay,
     pub(crate) choice: uplink::Choice,
     pub(crate) asker: Asker,
-    /// MACs for VTEPs that have none yet.
+    /// Random MACs (IPv4, IPv6) for VTEPs that have none yet.
     drawn: [Mac; 2],
 }
 
-/// Waits for the network config, then for a lease under it. A config that changes before there is a lease begins it anew.
+/// Waits for the network config, then for a lease under it. If the config changes before there is a lease, it starts
+/// again. Returns an error if another daemon holds a lock, no uplink can be chosen, or the store refuses the lease.
 pub(crate) fn establish(
     flags: &Flags,
     source: &Source,
@@ -106,7 +109,8 @@ pub(crate) fn establish(
 }
 
 impl Place {
-    /// Chooses the uplink. Of several addresses of an interface one that is `known` goes first.
+    /// Chooses the uplink. If the interface has several addresses, one in `known` comes first. Returns an error if the
+    /// kernel cannot be read or no interface fits.
     pub(crate) fn find(
         flags: &Flags,
         config: &Config,
@@ -124,9 +128,9 @@ impl Place {
         Ok(Self { underlay, choice, asker, drawn })
     }
 
-    /// The same at a start, which looks twice where the first look may be wrong: a node that has only a makeshift address in
-    /// place of its own is given some seconds, and where nothing here says which of several addresses is its own, the store
-    /// may know one.
+    /// Chooses the uplink at start, where the first look may be wrong. A node that has only a makeshift address waits up
+    /// to [`HOLD`] for its own. If nothing on the node shows which of several addresses is its own, the store's leases
+    /// may.
     fn find_settled(
         flags: &Flags,
         config: &Config,
@@ -158,12 +162,12 @@ impl Place {
         }
     }
 
-    /// Has this node that address?
+    /// Returns true if this node has that address.
     fn has(&self, address: IpAddr) -> bool {
         self.underlay.addresses.iter().any(|facts| facts.address.addr() == address)
     }
 
-    /// Does nothing here say which of several addresses of the uplink is the node's own?
+    /// Returns true if the uplink has several addresses and nothing on the node shows which one is its own.
     fn is_ambiguous(&self, home: &[IpAddr]) -> bool {
         let Uplink { link, .. } = self.choice.uplink;
         Family::ALL.into_iter().filter_map(|family| self.choice.uplink.address(family)).any(|chosen| {
@@ -177,13 +181,13 @@ impl Place {
         })
     }
 
-    /// Was that remembered here, under the same pods' networks?
+    /// Returns true if `remembered` was written with this uplink and under the same pod networks.
     fn is_of(&self, remembered: &Remembered, conf: &NetConf) -> bool {
         let Remembered { uplink_mac, conf: then, .. } = remembered;
         *uplink_mac == self.uplink_mac() && (&then.ipv4, &then.ipv6) == (&conf.ipv4, &conf.ipv6)
     }
 
-    /// This node with the lease that it holds.
+    /// Returns this node's identity with the lease that it holds.
     fn identity(
         self,
         flags: &Flags,
@@ -195,7 +199,7 @@ impl Place {
         let footprint = Footprint::read(&Footprint::path(&flags.subnet_file));
         let networks = subnet_file::networks(&flags.subnet_file);
         let mut former = self.former(lease, footprint.as_ref(), &networks);
-        // Whoever came after us has made it his own.
+        // A daemon that has locked the VNI has made the device its own.
         former.links.retain(|link| vxlan::vni_of(*link).is_none_or(|vni| !locks.is_others_vni(vni)));
         let config = flags.config(own_lease.conf());
         let node = self.node(lease, former);
@@ -203,7 +207,7 @@ impl Place {
         Identity { config, node, uplink_reason, own_lease, remembered, history, home }
     }
 
-    /// Those that VTEPs have, or else will have.
+    /// Returns the function that gives the MACs of the VTEPs: existing ones, else drawn ones.
     fn macs(&self, config: &Config) -> impl Macs + use<> {
         let (backend, underlay, drawn) = (config.backend.clone(), self.underlay.clone(), self.drawn);
         move |held: Option<&Lease>| backend.macs(held, &underlay, drawn)
@@ -213,10 +217,10 @@ impl Place {
         self.drawn
     }
 
-    /// This node with that lease.
+    /// Returns this node with that lease, as input of the plan.
     pub(crate) fn node(&self, lease: &Lease, former: Former) -> Node {
         let [vtep, vtep_v6] = lease.announced.macs();
-        // A node that announces no VTEP still needs one towards peers that do.
+        // A node that announces no VTEP still needs one for peers that do.
         let (vtep, vtep_v6) = (vtep.or(Some(self.drawn[0])), vtep_v6.or(Some(self.drawn[1])));
         let uplink = self.choice.uplink.clone();
         Node {
@@ -231,7 +235,8 @@ impl Place {
         }
     }
 
-    /// What an earlier daemon left. One of flannel's leaves no footprint, and nobody can tell whether it ran since.
+    /// Returns what an earlier daemon may have left on this node. flannel leaves no footprint, so it may always have run
+    /// since.
     pub(crate) fn former(
         &self,
         lease: &Lease,
@@ -245,7 +250,7 @@ impl Place {
         let previous = self.asker.previous.into_iter();
         let subnets = previous.flat_map(|subnet| Family::ALL.into_iter().filter_map(move |of| subnet.of(of)));
         let subnets = subnets.collect();
-        // flannel knows no other table.
+        // flannel uses only the main table.
         let mut tables = vec![MAIN_TABLE];
         if let Some(footprint) = footprint {
             links.extend(&footprint.devices);
@@ -263,7 +268,7 @@ impl Place {
     }
 }
 
-/// The interface that these flags ask for, as the node is now.
+/// Chooses the interface that the flags ask for, from the node's present state. Returns an error if none fits.
 pub(crate) fn choose_uplink(
     flags: &Flags,
     config: &Config,
@@ -277,13 +282,13 @@ pub(crate) fn choose_uplink(
     uplink::choose(config, underlay, &ask).context("choosing the interface")
 }
 
-/// Was it remembered on the machine that this is?
+/// Returns true if `remembered` was written on this machine, by the uplink's MAC.
 fn is_here(remembered: &Remembered, flags: &Flags, kernel: &mut Kernel) -> bool {
     Place::find(flags, &remembered.conf.config(), kernel, &own_addresses(remembered, flags))
         .is_ok_and(|place| place.uplink_mac() == remembered.uplink_mac)
 }
 
-/// The addresses that the last run announced and that were the uplink's own.
+/// Returns the addresses that the last run announced and that no flag had set.
 fn own_addresses(remembered: &Remembered, flags: &Flags) -> Vec<IpAddr> {
     let is_own = |family: &Family| match family {
         Family::Ipv4 => flags.public_ip.is_none(),
@@ -315,15 +320,15 @@ fn ask(flags: &Flags, kernel: &mut Kernel) -> Ask {
     }
 }
 
-/// From the kernel's own dice: nodes that boot in the same instant must not draw the same MAC.
+/// Draws random bytes from the kernel, so that nodes that boot at the same instant draw different MACs.
 fn draw<const N: usize>() -> anyhow::Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| anyhow!("drawing random numbers: {error}"))?;
     Ok(bytes)
 }
 
-/// Tries until it works, or until what an earlier run remembered has to do `instead`. Says once what is wrong, and again
-/// only when it is something else.
+/// Repeats `attempt` until it succeeds, or until `instead` gives the value that an earlier run remembered. An error is
+/// logged once, and again only when it changes.
 fn until_done<T, E: Display>(
     board: &Board,
     begun: Instant,

@@ -1,11 +1,11 @@
-//! Locks that keep two daemons of one node from fighting: one daemon per subnet file, VNI and network. Daemons with other
-//! VNIs, networks and files run side by side. It decides nothing else.
+//! Locks that keep two daemons of one node from fighting: one daemon per subnet file, VNI, network and set of traffic
+//! rules. Daemons with other VNIs, networks and files run side by side.
 //!
-//! What lives in the kernel is locked by an abstract unix address: it belongs to the same network namespace as the
-//! objects do, and it is gone the moment its owner is, however that ends. The address names its owner, `twill pid 812 of
-//! 4026531836 has VNI 1 #90c2f1d35a77e801`, so that whoever is refused can say by whom. Anybody on the node can take such an
-//! address, so one counts only if its socket belongs to root or to our own user, and it ends with a number that nobody can
-//! guess beforehand.
+//! Kernel objects are locked by an abstract unix address. It belongs to the same network namespace as the objects, and it
+//! vanishes with its owner, however that ends. The address names its owner, so that a daemon that is refused can name it,
+//! too: `twill pid 812 of 4026531836 has VNI 1 #90c2f1d35a77e801`. Any user of the node can bind such an address. An address
+//! counts only if its socket belongs to root or to our own user. It ends with a random number, so that nobody can bind it
+//! first.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -29,11 +29,11 @@ use tracing::warn;
 use crate::errno::{self, Why, is_shortage};
 use crate::files;
 
-/// Maximum time to wait for a lock that is passed on: whoever holds it longer is a running daemon.
+/// Maximum time to wait for a lock that is passed on. A process that holds it longer is a running daemon.
 const PASSING: Duration = Duration::from_secs(1);
 /// Attempts to take a lock while another daemon tries to take the same one at the same moment.
 const ATTEMPTS: u32 = 5;
-/// Maximum length of what a lock file says, bytes.
+/// Maximum length of a lock file's text, bytes.
 const OWNER: u64 = 64;
 /// Start of every address.
 const PREFIX: &str = "twill ";
@@ -44,25 +44,25 @@ const SUBNET_FILE: &str = "subnet file ";
 pub(crate) struct Locks {
     file: Option<File>,
     held: Vec<Held>,
-    /// Addresses that only say what we have.
+    /// Sockets whose addresses only state what we have.
     statements: Vec<UnixDatagram>,
     /// Users whose addresses look like ours and count for nothing; each is reported once.
     strangers: BTreeSet<u32>,
 }
 
-/// One lock of ours in the kernel.
+/// Lock that we hold in the kernel.
 struct Held {
     what: Locked,
     name: String,
     _socket: UnixDatagram,
 }
 
-/// What one daemon alone may have in a network namespace.
+/// Things that a network namespace grants to one daemon only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Locked {
     Network(IpNet),
     Vni(u32),
-    /// flannel's tables and chains, which are there once.
+    /// flannel's tables and chains, which exist once.
     Firewall,
 }
 
@@ -99,9 +99,9 @@ impl FromStr for Locked {
     }
 }
 
-/// Why a lock was not taken.
+/// Reason why a lock was not taken.
 enum Refused {
-    /// Another daemon has this one, which conflicts.
+    /// The daemon holds the given lock, which conflicts with ours.
     Other(Rival, Locked),
     Failed(anyhow::Error),
 }
@@ -113,7 +113,7 @@ impl From<anyhow::Error> for Refused {
 }
 
 impl Refused {
-    /// Error that names the owner; `key` is the flag or config key to change in one of the two daemons.
+    /// Makes an error that names the owner; `key` is the flag or config key to change in one of the two daemons.
     fn advising(self, wanted: Locked, key: &str) -> anyhow::Error {
         match self {
             Self::Other(rival, other) if other == wanted => {
@@ -132,7 +132,8 @@ impl Refused {
 }
 
 impl Locks {
-    /// Takes the subnet file, before anything is read from it or written beside it.
+    /// Locks the subnet file, before anything is read from it or written beside it. Returns an error that names the owner
+    /// if another daemon has it.
     pub(crate) fn take_file(&mut self, subnet_file: &Path) -> anyhow::Result<()> {
         let path = lock_file(subnet_file);
         let mut place = open_lock(subnet_file, &path)?;
@@ -140,7 +141,7 @@ impl Locks {
         match lock_soon(file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                // Until it is locked it says who has locked it.
+                // Until we lock it, the file names the daemon that has.
                 bail!(
                     "{} writes {}: stop it, or give this one another --subnet-file",
                     Rival { process: owner_in(file), subnet_file: None },
@@ -153,7 +154,7 @@ impl Locks {
         }
         self.file = Some(match place {
             LockFile::Beside(mut file) => {
-                // On a full disk the file is locked all the same; whoever is refused then reads no pid in it.
+                // On a full disk the file is locked all the same, but a daemon that is refused then reads no pid in it.
                 let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", Process::ours()));
                 file
             }
@@ -163,19 +164,20 @@ impl Locks {
         Ok(())
     }
 
-    /// Says that we listen on that port, so that whoever wants it later learns by whom it is taken.
+    /// States that we listen on that port, so that a daemon that wants it later learns who has it.
     pub(crate) fn state_healthz(&mut self, port: u16) {
         if port != 0 {
             self.state(&healthz_name(port));
         }
     }
 
-    /// Nothing depends on it, so that a name that is too long is left out.
+    /// Binds an address that states what we have. No lock depends on it, so a name that is too long is left out.
     fn state(&mut self, what: &str) {
         self.statements.extend(bind(what).ok().map(|(_, socket)| socket));
     }
 
-    /// Takes what a config makes ours in the kernel; what an earlier one did stays until `keep_vnis`.
+    /// Takes the locks for the networks and the VNI of a config. Locks of an earlier VNI stay until `keep_vnis`. Returns
+    /// an error that names the owner if another daemon has one.
     pub(crate) fn take_config(&mut self, config: &Config) -> anyhow::Result<()> {
         let networks = Family::ALL.into_iter().filter_map(|family| config.network(family));
         for network in networks.map(Locked::Network) {
@@ -191,20 +193,20 @@ impl Locks {
         }
     }
 
-    /// Holds exactly these VNIs. Gives those that another daemon has.
+    /// Holds the locks of exactly these VNIs. Returns those that another daemon has.
     pub(crate) fn keep_vnis(&mut self, vnis: &[u32]) -> Vec<u32> {
         let is_gone = |what: Locked| matches!(what, Locked::Vni(vni) if !vnis.contains(&vni));
         self.held.retain(|held| !is_gone(held.what));
         let is_others = |taken| match taken {
             Ok(()) => false,
             Err(Refused::Other(..)) => true,
-            // No other daemon is known to have it, so no peer is lost for want of a lock.
+            // After an I/O error no other daemon is known to have the VNI, so no peer is lost for want of a lock.
             Err(Refused::Failed(error)) => !error.root_cause().is::<io::Error>(),
         };
         vnis.iter().copied().filter(|vni| is_others(self.take(Locked::Vni(*vni)))).collect()
     }
 
-    /// Takes flannel's tables and chains for traffic rules, which are there once. Otherwise says who has them.
+    /// Takes the lock for flannel's tables and chains, which exist once. Returns the daemon that has it.
     pub(crate) fn keep_firewall(&mut self) -> FirewallKeeper {
         match self.take(Locked::Firewall) {
             Ok(()) => FirewallKeeper::Us,
@@ -213,7 +215,7 @@ impl Locks {
         }
     }
 
-    /// Does another daemon have that VNI?
+    /// Returns true if another daemon has that VNI.
     pub(crate) fn is_others_vni(&mut self, vni: u32) -> bool {
         !self.holds(Locked::Vni(vni)) && self.other(Locked::Vni(vni)).is_ok_and(|other| other.is_some())
     }
@@ -238,8 +240,8 @@ impl Locks {
         Err(Refused::Failed(anyhow!("other daemons try to take {what} at the same time")))
     }
 
-    /// Binds an address and looks for others only then, so that of two daemons at least one sees the other. Where there is
-    /// another one both give way, for times that differ. Returns whether the lock is ours.
+    /// Binds an address and looks for others only then, so that at least one of two daemons sees the other. In a conflict
+    /// both give way for random times. Returns true if the lock is ours.
     fn bind(&mut self, what: Locked) -> anyhow::Result<bool> {
         let (name, socket) = bind(&what.to_string()).with_context(|| format!("locking {what}"))?;
         self.held.push(Held { what, name, _socket: socket });
@@ -251,7 +253,7 @@ impl Locks {
         Ok(false)
     }
 
-    /// Another daemon's lock that conflicts with that one.
+    /// Returns another daemon's lock that conflicts with `what`, and its owner.
     fn other(&mut self, what: Locked) -> anyhow::Result<Option<(Process, Locked)>> {
         let mut found = None;
         for AbstractName { name, uid } in abstract_names(PREFIX)? {
@@ -272,12 +274,12 @@ impl Locks {
     }
 }
 
-/// Root, or our own user.
+/// Returns true for root and for our own user.
 fn is_trusted(uid: u32) -> bool {
     [0, rustix::process::geteuid().as_raw()].contains(&uid)
 }
 
-/// Another daemon of this node, as far as it is known.
+/// Daemon of this node that holds what we want, as far as it is known.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Rival {
     process: Option<Process>,
@@ -294,26 +296,26 @@ impl fmt::Display for Rival {
     }
 }
 
-/// The daemon that has said that it has that.
+/// Returns the daemon that states to have `what`.
 fn rival(what: &str) -> Rival {
     let statements = statements();
     let process = statements.iter().find(|(_, has)| has == what).map(|(process, _)| *process);
     Rival { process, subnet_file: process.and_then(|process| subnet_file_of(&statements, process)) }
 }
 
-/// The daemon that has said that it listens on that port.
+/// Returns the daemon that states to listen on that port.
 pub(crate) fn rival_on_port(port: u16) -> Option<Rival> {
     Some(rival(&healthz_name(port))).filter(|rival| rival.process.is_some())
 }
 
-/// The daemon of that pid, if it is one.
+/// Returns the daemon with that pid; `None` if no daemon states to be it.
 pub(crate) fn rival_with_pid(pid: u32) -> Option<Rival> {
     let process = Process { pid, ..Process::ours() };
     let subnet_file = subnet_file_of(&statements(), process)?;
     Some(Rival { process: Some(process), subnet_file: Some(subnet_file) })
 }
 
-/// The subnet files of all daemons of this node that say which they have.
+/// Returns the subnet files of all daemons of this node that state theirs.
 pub(crate) fn subnet_files() -> Vec<String> {
     statements().iter().filter_map(|(_, has)| has.strip_prefix(SUBNET_FILE).map(Into::into)).collect()
 }
@@ -323,7 +325,7 @@ fn subnet_file_of(statements: &[(Process, String)], process: Process) -> Option<
     own.filter_map(|(_, has)| has.strip_prefix(SUBNET_FILE)).next().map(Into::into)
 }
 
-/// A process as it numbers itself: `pid 812 of 4026531836`, the second number being its pid namespace.
+/// Process as it numbers itself: `pid 812 of 4026531836`. The second number is the inode of its pid namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Process {
     pid: u32,
@@ -341,7 +343,8 @@ impl Process {
         Some(Self { pid: pid.parse().ok()?, namespace: namespace.parse().ok()? })
     }
 
-    /// A container's daemon has the pid 1 there, and that is nobody's here.
+    /// Formats the pid for people. A daemon in a container has a pid that means nothing here, so the namespace is
+    /// mentioned.
     fn shown(self) -> String {
         let elsewhere =
             if self.namespace == Self::ours().namespace { "" } else { " of another pid namespace" };
@@ -355,14 +358,14 @@ impl fmt::Display for Process {
     }
 }
 
-/// All statements of the daemons of this network namespace: the daemon, and what it has.
+/// Returns the statements of all daemons in this network namespace: the daemon, and what it has.
 fn statements() -> Vec<(Process, String)> {
     let trusted = |held: &AbstractName| held.uid.is_none_or(is_trusted);
     let names = abstract_names(PREFIX).unwrap_or_default().into_iter().filter(trusted);
     names.filter_map(|held| statement(&held.name).map(|(process, has)| (process, has.into()))).collect()
 }
 
-/// Reads `twill pid 812 of 4026531836 has VNI 1 #90c2f1d35a77e801`.
+/// Parses `twill pid 812 of 4026531836 has VNI 1 #90c2f1d35a77e801`.
 fn statement(name: &str) -> Option<(Process, &str)> {
     let (process, rest) = name.strip_prefix(PREFIX)?.split_once(" has ")?;
     let (has, nonce) = rest.rsplit_once(" #")?;
@@ -370,7 +373,7 @@ fn statement(name: &str) -> Option<(Process, &str)> {
     Some((Process::parse(process)?, has)).filter(|_| !has.contains(char::is_control))
 }
 
-/// Takes an address that says what we have.
+/// Binds an address that states what we have.
 fn bind(what: &str) -> anyhow::Result<(String, UnixDatagram)> {
     let nonce = u64::from_ne_bytes(draw()?);
     let name = format!("{PREFIX}{} has {what} #{nonce:016x}", Process::ours());
@@ -384,15 +387,15 @@ fn draw() -> anyhow::Result<[u8; 8]> {
     Ok(dice)
 }
 
-/// A file that is locked for the subnet file.
+/// File that is locked on behalf of the subnet file.
 enum LockFile {
-    /// It says who has locked it.
+    /// File beside the subnet file; its text names the owner.
     Beside(File),
-    /// The subnet file itself, where nothing can be made beside it; it is then written in place.
+    /// The subnet file itself, if no file can be made beside it. It is then written in place.
     SubnetFile(File),
 }
 
-/// Opens the lock file, or where its directory cannot be written the subnet file itself.
+/// Opens the lock file, or the subnet file itself if no lock file can be made. Returns an error if neither is possible.
 fn open_lock(subnet_file: &Path, path: &Path) -> anyhow::Result<LockFile> {
     let beside = || {
         fs::create_dir_all(files::dir_of(path))?;
@@ -411,7 +414,8 @@ fn open_lock(subnet_file: &Path, path: &Path) -> anyhow::Result<LockFile> {
     }
 }
 
-/// A daemon that was killed holds it until the tool that it was about to start has begun.
+/// Locks the file, with retries for [`PASSING`]. After a daemon was killed, its child holds the lock until it has
+/// executed its tool.
 fn lock_soon(file: &File) -> Result<(), TryLockError> {
     let end = Instant::now() + PASSING;
     loop {
@@ -422,7 +426,7 @@ fn lock_soon(file: &File) -> Result<(), TryLockError> {
     }
 }
 
-/// The process that a lock file names.
+/// Returns the process that a lock file names.
 fn owner_in(file: &mut File) -> Option<Process> {
     let mut text = String::new();
     file.rewind().ok()?;
@@ -430,7 +434,7 @@ fn owner_in(file: &mut File) -> Option<Process> {
     Process::parse(text.trim())
 }
 
-/// The file that is locked for it.
+/// Returns the path of the lock file: `/run/flannel/subnet.env` has `/run/flannel/.subnet.env.lock`.
 pub(crate) fn lock_file(subnet_file: &Path) -> PathBuf {
     subnet_file.with_file_name(format!(".{}.lock", subnet_file.file_name().unwrap_or_default().display()))
 }

@@ -1,5 +1,5 @@
-//! Our lease: taken at start, kept while we run, with the network config that it was taken under. It does not decide
-//! which subnet: that is the plan's and the store's part.
+//! Our lease: acquired at start, kept while the daemon runs, with the network config that it was acquired under. `plan`
+//! and the store choose its subnet.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,47 +20,47 @@ use tracing::warn;
 
 use crate::trigger::{Bell, Cause};
 
-/// The store has told of our own write by then.
+/// Maximum time until the store reports our own write.
 const ECHO: Duration = Duration::from_secs(5);
-/// And that it took our lease again; asked once more before, it only reads. Others keep a lost lease for 2 s, in which it
-/// may be lost several times.
+/// Minimum time between two re-acquisitions of our lease; an earlier request would only read. Peers keep a vanished lease
+/// for 2 s, in which it may vanish several times.
 const RETURN: Duration = Duration::from_millis(250);
-/// Minimum times before our lease is written over somebody else's words again, after the first, second, third and each
-/// further time: another daemon with our address would undo it for ever.
+/// Minimum times before our lease is written again after another daemon overwrote it: first, second, third and each
+/// further time. A daemon with our address would undo it for ever.
 const RIVALRY: [Duration; 4] =
     [Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(60), Duration::from_secs(600)];
 /// Time after which that count begins again.
 const PEACE: Duration = Duration::from_secs(3600);
 /// Minimum time between two writes of our lease that only add or remove the port because of peers' ports.
 const PORT_PAUSE: Duration = Duration::from_secs(60);
-/// So long it is said that somebody else has written our lease, though it is ours again.
+/// Time for which the warning about an overwritten lease stays although the lease is ours again.
 const CONTEST: Duration = Duration::from_secs(150);
-/// Longest time until the lease is asked for again after the store refused it. The first attempts come sooner, since a store
-/// that is only out of reach for a moment refuses as well.
+/// Maximum time until a refused request for the lease is repeated. The first repetitions come sooner, since a store that
+/// is unreachable for a moment refuses as well.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// The store, asked from a thread that is not its own.
+/// The store, for threads other than its own.
 #[derive(Clone)]
 pub(crate) struct Source {
     pub(crate) store: Store,
-    /// Of the thread that talks to it.
+    /// Runtime of the thread that talks to the store.
     pub(crate) tasks: Handle,
-    /// Rung when an answer is there.
+    /// Rung when an answer has arrived.
     pub(crate) bell: Bell,
 }
 
 impl Source {
-    /// The config that the store has now. Waits for the answer.
+    /// Reads the network config from the store. Blocks until it answers or fails.
     pub(crate) fn net_conf(&self) -> Result<NetConf, StoreError> {
         self.tasks.block_on(self.store.net_conf())
     }
 
-    /// The leases that the store has now. Waits for the answer.
+    /// Reads the leases from the store. Blocks until it answers or fails.
     pub(crate) fn leases(&self) -> Result<Vec<Lease>, StoreError> {
         self.tasks.block_on(self.store.leases())
     }
 
-    /// Has our lease taken, while others go on.
+    /// Requests our lease in the background.
     fn ask(&self, claim: Claim) -> oneshot::Receiver<Result<Lease, StoreError>> {
         let (told, answer) = oneshot::channel();
         let Self { store, bell, .. } = self.clone();
@@ -72,49 +72,49 @@ impl Source {
     }
 }
 
-/// Our lease: what it takes to ask for it, and to ask again.
+/// Our lease, with the data that a request for it needs.
 pub(crate) struct OwnLease {
     source: Source,
     conf: NetConf,
     asker: Asker,
-    /// What the store was last told to say, and when.
+    /// Lease that the store last accepted from us, and the time of the answer.
     written: Option<(Lease, Instant)>,
-    /// What we held before, as long as the store has not told of what we hold now.
+    /// Leases that we held before, until the store reports the one that we hold now.
     former: Vec<Lease>,
-    /// What somebody else made it say, and how long that is told.
+    /// Warning that another daemon has overwritten our lease, and the end of the warning.
     contest: Option<(StoreFault, Instant)>,
-    /// When it was written over somebody else's words last, and how often of late.
+    /// Time at which our lease was last written over another daemon's, and the number of such writes before it.
     retaken: Option<(Instant, usize)>,
-    /// When it was written last because peers announce another port, or none does any more.
+    /// Time at which our lease was last written only to add or remove the port.
     ported: Option<Instant>,
-    /// Age of the entry of ours that stood last: whoever overwrites an entry does not change its age, and whoever takes a
-    /// free subnet makes a younger one.
+    /// `born` of our entry when it was last listed. Overwriting an entry keeps its age; taking a free subnet makes a
+    /// younger one.
     stood: Option<u64>,
     asked: Option<Asked>,
-    /// Why it cannot be taken, and when it is tried again.
+    /// Reason why the lease cannot be acquired, and the time of the next attempt.
     refused: Option<(StoreFault, Instant)>,
-    /// Attempts that were refused since the lease stood last.
+    /// Number of refused attempts since the lease was last in order.
     attempts: u32,
 }
 
-/// A question that is under way.
+/// Request that is under way.
 struct Asked {
     answer: oneshot::Receiver<Result<Lease, StoreError>>,
     wrong: Wrong,
 }
 
-/// What was wrong with our lease.
+/// Defect of our lease in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wrong {
-    /// It was not there at all.
+    /// The lease was missing.
     Gone,
-    /// It said what we no longer announce.
+    /// The lease held values that we no longer announce.
     Former,
-    /// It differed only in whether it names the default port.
+    /// The lease differed only in whether it names the default port.
     Port,
-    /// Somebody else had written our node's lease.
+    /// The lease of this node had been written by another daemon.
     Rival,
-    /// Somebody else had written another address into our lease.
+    /// A foreign daemon had written its own address into our lease.
     Hijacked,
 }
 
@@ -127,16 +127,16 @@ impl Wrong {
     }
 }
 
-/// How our lease stands.
+/// State of our lease.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
     pub(crate) fault: Option<StoreFault>,
-    /// When to look at it again though nothing is heard.
+    /// Time at which to check the lease again even without news.
     pub(crate) due: Option<Instant>,
 }
 
 impl Kept {
-    /// Of a lease that nobody can renew.
+    /// Returns the state of a lease that ends at `end` and cannot be renewed.
     pub(crate) fn until(end: Option<SystemTime>, now: SystemTime) -> Self {
         let Some(end) = end else { return Self::default() };
         match end.duration_since(now) {
@@ -164,28 +164,28 @@ impl OwnLease {
         }
     }
 
-    /// The config in force.
+    /// Returns the network config in force.
     pub(crate) fn conf(&self) -> &NetConf {
         &self.conf
     }
 
-    /// The config that the store has now, whatever it told last, if that is known without waiting.
+    /// Returns the network config that the store has now, if it can be read without waiting (a directory).
     pub(crate) fn conf_in_store(&self) -> Option<Result<NetConf, StoreError>> {
         self.source.store.net_conf_at_hand()
     }
 
-    /// What we hold, as far as we know.
+    /// Returns the lease that we hold, as far as we know.
     pub(crate) fn lease(&self) -> Option<&Lease> {
         self.asker.held.as_ref()
     }
 
-    /// Announces another uplink, with the next `keep`.
+    /// Sets the addresses of another uplink; the next `keep` announces them.
     pub(crate) fn move_to(&mut self, uplink: &Uplink) {
         let Asker { public_ip, public_ipv6, .. } = Asker::at(uplink);
         (self.asker.public_ip, self.asker.public_ipv6) = (public_ip, public_ipv6);
     }
 
-    /// From now on that lease is ours.
+    /// Records that `lease` is ours, also in the store's client.
     pub(crate) fn holding(mut self, lease: Lease) -> (Self, Lease) {
         self.asker.previous = Some(lease.subnet);
         self.asker.held = Some(lease.clone());
@@ -193,7 +193,8 @@ impl OwnLease {
         (self, lease)
     }
 
-    /// Takes it, and waits until that is done. Nobody is admitted as a peer yet, so leases that fit the network have to do.
+    /// Acquires a lease and blocks until the store answers. No peer is admitted yet, so all leases that fit the network
+    /// count.
     pub(crate) fn take(&self, macs: impl Macs, dice: u64) -> Result<Lease, StoreError> {
         let (conf, config) = (self.conf.clone(), self.conf.config());
         let announce = move |held: Option<&Lease>, others: &[&Lease]| {
@@ -210,14 +211,14 @@ impl OwnLease {
         Claim { conf, asker, announce, choice, listed }
     }
 
-    /// Follows a config that `may_follow`; what is announced changes with the next `keep`.
+    /// Adopts a config that `may_follow` has accepted; the next `keep` announces the change.
     pub(crate) fn follow(&mut self, conf: &NetConf) {
         self.conf = conf.clone();
         self.ported = None;
     }
 
-    /// True if it is another config than the one in force. The error says what of it cannot change while pods run; to or from
-    /// `alloc`, which has no routes, a node changes only where no `peers` would lose it.
+    /// Returns true if `conf` differs from the config in force. The error names a key that cannot change while pods run.
+    /// A node changes to or from `alloc`, which has no routes, only if it has no `peers` to lose.
     pub(crate) fn may_follow(&self, conf: &NetConf, peers: usize) -> Result<bool, StoreFault> {
         for (now, then, key) in [
             (&self.conf.ipv4, &conf.ipv4, "Network or SubnetLen"),
@@ -236,9 +237,9 @@ impl OwnLease {
         Ok(self.conf != *conf)
     }
 
-    /// Has our lease taken again if it is not among those listed, and written anew if it does not say what we announce: the
-    /// same subnet, since pods have addresses from it. Gives what is wrong if that cannot be. `admitted` are the peers by
-    /// subnet: what other leases say does not count.
+    /// Requests our lease again if it is missing from `listed`, and rewrites it if it differs from what we announce. The
+    /// subnet stays the same, since pods have addresses from it. Returns the fault if that is not possible. `admitted`
+    /// are the peers, sorted by subnet; leases of nodes that are not admitted do not count.
     pub(crate) fn keep(
         &mut self,
         listed: &[Lease],
@@ -287,7 +288,7 @@ impl OwnLease {
         self.kept(now)
     }
 
-    /// What is wrong with our lease and can be put right by writing it; otherwise how it stands.
+    /// Returns the defect of our lease if it can be corrected now by writing the lease; otherwise the lease's state.
     fn wrong(
         &mut self,
         listed: &[Lease],
@@ -295,7 +296,7 @@ impl OwnLease {
         announced: &Announced,
         now: Instant,
     ) -> Result<Kept, Wrong> {
-        // The store may tell late of what we have written, the more so where the way to it changes with our address.
+        // The store may report our write late, especially if the route to it changes with our address.
         let standing = listed.iter().find(|lease| lease.subnet == node.subnet);
         if standing.zip(self.asker.held.as_ref()).is_some_and(|(standing, held)| held.says_the_same(standing))
         {
@@ -332,7 +333,7 @@ impl OwnLease {
         }
     }
 
-    /// Somebody else has written our lease, last with those words. It is written again, ever more seldom.
+    /// Handles a lease that another daemon has overwritten with `theirs`. It is written again after ever longer pauses.
     fn contested(&mut self, theirs: String, node: &Node, wrong: Wrong, now: Instant) -> Result<Kept, Wrong> {
         let subnet = node.subnet.to_string().into();
         let fault = StoreFault::OwnLeaseContested { subnet, theirs: theirs.into() };
@@ -345,7 +346,7 @@ impl OwnLease {
         }
     }
 
-    /// Takes the answer, if it is there.
+    /// Takes the answer to the request, if it has arrived.
     fn hear(&mut self, now: Instant) {
         let Some(asked) = &mut self.asked else { return };
         match asked.answer.try_recv() {
@@ -364,7 +365,7 @@ impl OwnLease {
                 } else {
                     StoreFault::OwnLeaseStale { why }
                 };
-                // What was refused took nothing back, so nobody has to wait for the next attempt.
+                // A refused write took nothing back, so the next attempt need not wait for a pause.
                 if matches!(asked.wrong, Wrong::Rival | Wrong::Hijacked) {
                     self.retaken = None;
                 }
@@ -376,33 +377,33 @@ impl OwnLease {
         self.asked = None;
     }
 
-    /// It stands, or has been written; perhaps somebody else writes it too.
+    /// Returns the state of a lease that is in order or just written, with a warning if another daemon writes it too.
     fn kept(&mut self, now: Instant) -> Kept {
         self.contest = self.contest.take().filter(|(_, until)| now < *until);
         let (fault, due) = self.contest.clone().unzip();
         Kept { fault, due }
     }
 
-    /// Are these words our own, of an earlier config or uplink?
+    /// Returns true if we wrote that lease ourselves, under this or an earlier config or uplink.
     fn is_former(&self, lease: &Lease) -> bool {
         self.asker.held.iter().chain(&self.former).any(|held| held.says_the_same(lease))
     }
 
-    /// Does the lease say all that we announce?
+    /// Returns true if the lease holds exactly the addresses and data that we announce.
     fn says(&self, lease: &Lease, announced: &Announced) -> bool {
         let Asker { public_ip, public_ipv6, .. } = self.asker;
         (lease.public_ip, lease.public_ipv6, &lease.announced) == (public_ip, public_ipv6, announced)
     }
 }
 
-/// Has that other node our subnet, or part of it? Of two leases that overlap the older one stays.
+/// Returns true if another node holds our subnet or a part of it. The older of two overlapping leases stays.
 fn holds(conf: &NetConf, other: &Lease, standing: Option<&Lease>, node: &Node) -> bool {
     other.subnet == node.subnet
         || (subnet_alloc::overlap(&subnet_alloc::credible(conf, &other.subnet), &node.subnet)
             && standing.is_none_or(|own| other.born < own.born))
 }
 
-/// The same with the port named, or not, as that lease has it, where it is the default one: it says the same then.
+/// Returns `announced` with its default port named, or left out, as in `lease`. Both forms mean the same.
 fn with_port_of(announced: &Announced, lease: &Lease) -> Announced {
     let default = |port: Option<u16>| port.unwrap_or(DEFAULT_PORT) == DEFAULT_PORT;
     let ports: Vec<Option<u16>> = lease.announced.vteps().map(|vtep| vtep.port).collect();
@@ -417,7 +418,7 @@ fn with_port_of(announced: &Announced, lease: &Lease) -> Announced {
     }
 }
 
-/// What tells a lease of somebody else.
+/// Describes another daemon's lease by its VTEP MAC, else by its backend.
 fn words(lease: &Lease) -> String {
     match lease.announced.macs().into_iter().flatten().next() {
         Some(mac) => format!("VTEP MAC {mac}"),
@@ -425,7 +426,7 @@ fn words(lease: &Lease) -> String {
     }
 }
 
-/// Gives the MACs to announce, given the lease that we hold.
+/// Function that gives the MACs to announce (IPv4, IPv6) for the lease that we hold.
 pub(crate) trait Macs: Fn(Option<&Lease>) -> [Mac; 2] + Send + Sync + 'static {}
 impl<F: Fn(Option<&Lease>) -> [Mac; 2] + Send + Sync + 'static> Macs for F {}
 
@@ -453,7 +454,7 @@ mod tests {
         }
     }
 
-    /// Keeps the lease until nothing is under way any more, while the store tells only of `listed`.
+    /// Calls `keep` until no request is under way, while the store lists only `listed`.
     fn kept(own: &mut OwnLease, listed: &[Lease], node: &Node) -> Kept {
         loop {
             let kept = own.keep(listed, node, &[], Instant::now());
@@ -464,14 +465,15 @@ mod tests {
         }
     }
 
-    /// host-gw has no MAC by which a node could be told from another one that took its lease over.
+    /// Earlier leases of ours count as ours until the store lists the latest one, then as another node's. host-gw has no
+    /// MAC that would distinguish the nodes.
     #[test]
     fn what_we_wrote_before_is_nobody_elses_until_the_store_tells_of_what_we_wrote_since() {
         let place = tempfile::tempdir().unwrap();
         std::fs::write(place.path().join("config"), CONFIG).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let tasks = runtime.handle().clone();
-        // As in the daemon, the thread that talks to the store is another one.
+        // Our thread is not the one that talks to the store, as in the daemon.
         let (stop, stopped) = oneshot::channel::<()>();
         let talks = std::thread::spawn(move || runtime.block_on(stopped));
         let (bell, _trigger) = crate::trigger::channel();
@@ -484,7 +486,7 @@ mod tests {
         let (mut own, first) = own.holding(lease);
         let list = || dir.leases().unwrap();
         let stale = list();
-        // The address changes twice, and the store goes on telling of the first one.
+        // The address changes twice, while the store still lists the first one.
         for last in [52, 53] {
             let node = node(&first, [192, 0, 2, last]);
             own.move_to(&node.uplink);
@@ -493,12 +495,12 @@ mod tests {
             assert_eq!(list()[0].public_ip, Some([192, 0, 2, last].into()));
             assert_eq!(own.keep(&stale, &node, &[], Instant::now()).fault, None, "{last}");
         }
-        // Once it has told, whoever has the first address now is another node.
+        // Once the store has listed the last one, the first address belongs to another node.
         let node = node(&first, [192, 0, 2, 53]);
         assert_eq!(own.keep(&list(), &node, &[], Instant::now()).fault, None);
         let fault = own.keep(&stale, &node, &[], Instant::now()).fault;
         assert!(matches!(fault, Some(StoreFault::OwnLeaseContested { .. })), "{fault:?}");
-        // A younger entry was not written over ours: the subnet was free, and is that node's now.
+        // A younger entry did not overwrite ours: the subnet was free and belongs to that node now.
         let younger = [Lease { born: stale[0].born + 1, ..stale[0].clone() }];
         let fault = own.keep(&younger, &node, &[], Instant::now()).fault;
         assert!(matches!(fault, Some(StoreFault::OwnLeaseTaken { .. })), "{fault:?}");

@@ -1,5 +1,5 @@
-//! What a person or a probe may know of this daemon: one value, replaced whole after each round. It is what `twill
-//! status` prints, what `/readyz` answers, and nothing that the plan depends on.
+//! Report for people and probes about this daemon: one value, replaced after each pass. `twill status` prints it and
+//! `/readyz` answers from it; the plan does not depend on it.
 
 pub(crate) mod peers;
 
@@ -17,75 +17,81 @@ use crate::probe::Healths;
 use crate::round::{self, Round};
 pub(crate) use peers::PeerReport;
 
-/// Grows when a field changes its meaning.
+/// Format of the report; it grows when a field changes its meaning.
 pub(crate) const FORMAT: u32 = 1;
 
-/// A repair under way does not turn readiness off before this.
+/// Time for which a fault does not end readiness, since a repair may be under way.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Rounds come at least every 30 s; without any for so long they hang.
+/// Time without a pass after which the reconcile loop counts as stalled. Passes come at least every 30 s.
 const SILENCE: Duration = Duration::from_secs(90);
 
-/// The state of this node.
+/// State of this node, as `GET /status` and `twill status --json` give it:
+///
+/// ```json
+/// {"format":1,"version":"0.1.0","pid":812,"not_ready":null,"waiting_for":null,"node":{...},"store_lost":null,"fault":null,
+///  "firewall":"...","strangers":[],"peers":[...],"notes":[],"held":[],"rounds":7,"last_change":{...}}
+/// ```
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) format: u32,
     pub(crate) version: String,
     pub(crate) pid: u32,
-    /// Why this node is not ready, at the moment of the answer.
+    /// Reason why this node is not ready, at the moment of the answer.
     pub(crate) not_ready: Option<String>,
-    /// What is waited for before the first round; `None` afterwards.
+    /// Event that the start waits for; `None` once the start is complete.
     pub(crate) waiting_for: Option<String>,
     pub(crate) node: Option<NodeReport>,
-    /// Why the store cannot be heard.
+    /// Reason why the store cannot be reached; `None` while it can.
     pub(crate) store_lost: Option<String>,
-    /// Of this node's own part: device, address, subnet file.
+    /// Fault of this node's own part: device, address, subnet file or traffic rules.
     pub(crate) fault: Option<String>,
     #[serde(skip)]
     pub(crate) fault_since: Option<Instant>,
     #[serde(skip)]
     pub(crate) last_look: Option<Instant>,
-    /// Who enforces the traffic rules, and why; `None` where there are none.
+    /// Manager of the traffic rules and the reason for it; `None` if there are no rules.
     #[serde(default)]
     pub(crate) firewall: Option<String>,
-    /// Who sends VXLAN and is no peer.
+    /// Addresses that send VXLAN packets and belong to no peer.
     #[serde(default)]
     pub(crate) strangers: Vec<Stranger>,
-    /// As they are told.
+    /// Peers with their health, filled in when the report is read.
     pub(crate) peers: Vec<PeerReport>,
-    /// As the last round left them, by subnet.
+    /// Paths after the last pass, sorted by subnet.
     #[serde(skip)]
     pub(crate) paths: Arc<Vec<PeerPath>>,
-    /// What is known of them at any moment, and since when it is asked for.
+    /// Latest health of the peers, and the time from which its times count.
     #[serde(skip)]
     pub(crate) healths: Option<(watch::Receiver<Healths>, Instant)>,
     pub(crate) notes: Vec<String>,
-    /// Ops that keep coming back and are put off.
+    /// Ops that keep coming back and are delayed.
     pub(crate) held: Vec<String>,
     pub(crate) rounds: u64,
     pub(crate) last_change: Option<LastChange>,
 }
 
-/// What this node is in the network.
+/// This node's place in the network.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct NodeReport {
     pub(crate) backend: String,
-    /// Which of the peers with a tunnel are reached without it.
+    /// Rule by which peers with a tunnel are reached without it.
     #[serde(default)]
     pub(crate) direct: Direct,
-    /// Who chose its type.
+    /// Source of the backend's type: a flag's source, `network config` or `default`.
     #[serde(default)]
     pub(crate) backend_source: String,
     pub(crate) networks: Vec<String>,
+    /// MTU of pods, bytes.
     pub(crate) mtu: u32,
     pub(crate) node: Node,
-    /// Why this uplink.
+    /// Reason for the choice of the uplink.
     pub(crate) uplink_reason: String,
 }
 
-/// The last round that had anything to do.
+/// Last pass that had any ops.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct LastChange {
-    /// Seconds since 1970.
+    /// Time of the pass in seconds since 1970.
     pub(crate) unix_time: u64,
     pub(crate) causes: String,
     pub(crate) ops: usize,
@@ -93,10 +99,10 @@ pub(crate) struct LastChange {
     pub(crate) milliseconds: u64,
 }
 
-/// Where the report stands; one writer, any number of readers.
+/// Current report; one writer, any number of readers.
 pub(crate) type Board = watch::Sender<Arc<Report>>;
 
-/// A board that says "starting".
+/// Creates a board that waits for `start`.
 pub(crate) fn board() -> Board {
     watch::Sender::new(Arc::new(Report {
         format: FORMAT,
@@ -121,7 +127,7 @@ pub(crate) fn board() -> Board {
     }))
 }
 
-/// Says what is waited for.
+/// Reports what the start waits for.
 pub(crate) fn wait_for(board: &Board, what: &str) {
     board.send_modify(|report| Arc::make_mut(report).waiting_for = Some(what.into()));
 }
@@ -144,7 +150,7 @@ impl NodeReport {
 impl LastChange {
     pub(crate) fn of(round: &Round) -> Self {
         Self {
-            // For people; nothing is decided by it.
+            // The time is for people; nothing is decided by it.
             unix_time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             causes: round::list(&round.causes),
             ops: round.ops.len(),
@@ -155,19 +161,20 @@ impl LastChange {
 }
 
 impl Report {
-    /// Shows another network config or uplink; without a reason the uplink is chosen for the one that it was.
+    /// Puts the config and the uplink into the report. Without a reason, the reason given before stays.
     pub(crate) fn show(&mut self, config: &Config, node: &Node, reason: Option<String>, source: String) {
         let before = || self.node.take().map(|node| node.uplink_reason).unwrap_or_default();
         let reason = reason.unwrap_or_else(before);
         self.node = Some(NodeReport::new(config, node, reason, source));
     }
 
-    /// Says what is wrong with this node's own part, and since when.
+    /// Sets the fault of this node's own part, and its beginning.
     pub(crate) fn set_fault(&mut self, fault: Option<(String, Instant)>) {
         (self.fault, self.fault_since) = fault.unzip();
     }
 
-    /// Is this node's own part in order? Peers and the store never count (ARCHITECTURE.md, invariant 13).
+    /// Returns an error with the reason if this node's own part is not in order. Peers and the store never count
+    /// (ARCHITECTURE.md, invariant 13).
     pub(crate) fn readiness(&self) -> Result<(), String> {
         if let Some(what) = &self.waiting_for {
             return Err(self.fault.clone().unwrap_or_else(|| format!("waiting for {what}")));
@@ -181,7 +188,7 @@ impl Report {
         }
     }
 
-    /// The report as it is told: with what holds at this moment.
+    /// Returns the report with the readiness and the peers of this moment.
     pub(crate) fn told(&self) -> Self {
         let healths = self.healths.as_ref();
         let (known, now) = healths

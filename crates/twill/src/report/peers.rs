@@ -1,5 +1,4 @@
-//! What is told of each peer: the way to it from the last round, with what is known of it by asking. It asks nobody and
-//! decides nothing.
+//! Report about each peer: its path from the last pass and its health from the prober.
 
 use std::time::Duration;
 
@@ -7,7 +6,7 @@ use plan::verdict::{Finding, Health, Way};
 use plan::{Path, PeerPath};
 use serde::{Deserialize, Serialize};
 
-/// One peer.
+/// Peer in the report: `{"subnet":"10.244.2.0/24","public_ip":"192.0.2.2","path":"vxlan",...,"verdict":{...}}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PeerReport {
     #[serde(flatten)]
@@ -16,24 +15,25 @@ pub(crate) struct PeerReport {
     pub(crate) verdict: PeerVerdict,
 }
 
-/// What is known of it.
+/// Health of a peer. A missing field has its default, as in reports of earlier versions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct PeerVerdict {
     pub(crate) name: String,
     pub(crate) fault: bool,
-    /// What was seen, what it may come from, and what to do.
+    /// Observation, possible cause and remedy.
     pub(crate) reason: Option<String>,
-    /// That the evidence speaks for.
+    /// Way that the evidence speaks for.
     pub(crate) way: Option<Way>,
     pub(crate) age_seconds: Option<u64>,
     pub(crate) latency_microseconds: Option<u64>,
     pub(crate) loss_per_mille: Option<u16>,
-    /// The largest packet between pods that is known to arrive, bytes.
+    /// Largest packet between pods that is known to arrive, bytes.
     pub(crate) mtu: Option<u16>,
 }
 
-/// A word for the state of a peer, and whether it is a fault. What is refused or waits is so whatever probes say.
+/// Returns the state of a peer as a word, and true if it is a fault. An unreachable or waiting path counts whatever the
+/// probes say.
 pub(crate) fn state(peer: &PeerPath, finding: Option<&Finding>) -> (&'static str, bool) {
     match (peer.path, finding) {
         (Path::Unreachable, _) => ("unreachable", true),
@@ -43,13 +43,13 @@ pub(crate) fn state(peer: &PeerPath, finding: Option<&Finding>) -> (&'static str
     }
 }
 
-/// Of that subnet's holder; they stand by subnet.
+/// Returns the health of that peer. `healths` is sorted by subnet; an entry for another node address does not count.
 pub(crate) fn health_of<'a>(healths: &'a [Health], peer: &PeerPath) -> Option<&'a Health> {
     let at = healths.binary_search_by_key(&peer.subnet, |health| health.verdict.subnet).ok()?;
     healths.get(at).filter(|health| health.verdict.node == peer.public_ip)
 }
 
-/// The peers as they are told so long after the prober's start.
+/// Returns the reports of the peers; `now` is the time since the prober's start.
 pub(crate) fn told(peers: &[PeerPath], healths: &[Health], now: Duration) -> Vec<PeerReport> {
     let told = |peer: &PeerPath| {
         let health = health_of(healths, peer);
@@ -81,7 +81,7 @@ fn verdict(peer: &PeerPath, health: Option<&Health>, now: Duration) -> PeerVerdi
     }
 }
 
-/// How many peers that may go either way have begun to go directly, and by tunnel, since those of before.
+/// Counts the peers with a path by evidence that have switched since `before`: to direct, and to the tunnel.
 pub(crate) fn switches(before: &[PeerPath], now: &[PeerPath]) -> [u64; 2] {
     let to = |path: Path, from: Path| {
         let has_switched = |peer: &&PeerPath| {
@@ -99,7 +99,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// The peer of that number, and what is known of it.
+    /// Peer with that number in its addresses.
     pub(crate) fn peer(number: u8, path: Path) -> PeerPath {
         PeerPath {
             subnet: format!("10.244.{number}.0/24").parse().unwrap(),
@@ -111,6 +111,7 @@ pub(crate) mod tests {
         }
     }
 
+    /// Health of the peer with that number.
     pub(crate) fn health(number: u8, finding: Finding) -> Health {
         let PeerPath { subnet, public_ip: node, .. } = peer(number, Path::Vxlan);
         Health {
