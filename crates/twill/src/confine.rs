@@ -1,11 +1,16 @@
-//! Rights that this process gives up at start and for good. Of root's rights it keeps those over the network; of the file
-//! system reading what it and its tools need, writing in a few directories, and executing the tools for traffic rules; of
-//! the system calls those of a service that talks to the network. It connects to no local service, signals nobody else, and
-//! leaves no core dump. A fault in how we read what peers and stores say then costs the pods' network and not the node. It
-//! must not end anything: what cannot be given up is said, and kept.
+//! Rights that this process gives up at start and for good. It keeps:
 //!
-//! The user stays who he is, most often root: the keys for etcd, the lock and the tables of iptables-legacy and the
-//! files that flannel shares are root's, and are read again while we run.
+//! - of root's capabilities, those over the network;
+//! - of the file system, reading what it and its tools need, writing in a few directories, and executing the tools for
+//!   traffic rules;
+//! - of the system calls, those of a service that talks to the network.
+//!
+//! It connects to no local service, signals no other process and leaves no core dump. A flaw in reading data from peers
+//! and stores then costs the pods' network and not the node. A right that cannot be given up is logged and kept; the
+//! daemon runs on.
+//!
+//! The user stays the same, most often root. The daemon reads etcd's keys, the lock and tables of iptables-legacy, and
+//! flannel's files again while it runs, and these belong to root.
 
 mod syscalls;
 
@@ -30,10 +35,11 @@ use crate::files::{self, dir_of};
 use crate::flags::Flags;
 use crate::notify;
 
-/// To change the network; to ask it what only raw packets can ask.
+/// Capabilities that are kept: changing the network, and raw packets for probes.
 const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_RAW);
 
-/// Directories and files to read, besides those that the flags name: programs with what they load and the kernel's own files,
+/// Files and directories that may be read, besides those that flags name: programs, what they load, and the kernel's
+/// files.
 const READABLE: [&str; 11] = [
     "/proc",
     "/sys/devices/system",
@@ -47,7 +53,7 @@ const READABLE: [&str; 11] = [
     "/dev/urandom",
     "/dev/null",
 ];
-/// names of addresses, protocols and users, and where their servers are,
+/// Files and directories that may be read for names of addresses, protocols and users, and for their servers.
 const NAMES: [&str; 17] = [
     "/etc/resolv.conf",
     "/run/systemd/resolve",
@@ -67,7 +73,7 @@ const NAMES: [&str; 17] = [
     "/etc/iproute2",
     "/etc/ld.so.cache",
 ];
-/// and whom to trust in TLS.
+/// Files and directories that may be read for trusted certificates of TLS.
 const CERTIFICATES: [&str; 5] = [
     "/etc/ssl/certs",
     "/etc/ssl/cert.pem",
@@ -75,31 +81,34 @@ const CERTIFICATES: [&str; 5] = [
     "/etc/pki/ca-trust",
     "/etc/ca-certificates",
 ];
+/// Rights to read a directory and the files in it.
 const READ: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir});
-/// Of where tools are, those for traffic rules among them, and of what loads them: by place, since an upgrade puts other
-/// files there.
+/// Right to execute the tools, those for traffic rules among them, and the files that load them. It is granted by
+/// directory, since an upgrade replaces the files.
 const EXECUTE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{Execute});
+/// Directories of the dynamic loader.
 const LOADERS: [&str; 4] = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"];
-/// Of a file that is there.
+/// Rights to write an existing file.
 const WRITE_FILE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | WriteFile | Truncate});
-/// Files that are written beside and renamed, directories for them, a socket.
+/// Rights to write in a directory: files that are written beside others and renamed, subdirectories, and a socket.
 const WRITE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | MakeReg | MakeDir | MakeSock | RemoveFile});
 
-/// Directories in which this process may write. `/proc` forgets one that nobody has open, and with it what was allowed.
+/// Open directories in which this process may write. `/proc` forgets a directory that nobody has open, and with it the
+/// permission.
 pub(crate) struct Confined {
     _open: Vec<PathFd>,
 }
 
-/// Confines this thread and those that it will start.
+/// Confines this thread and the threads that it starts later.
 pub(crate) fn confine(flags: &Flags) -> Confined {
     notify::connect();
     for (what, done) in [
         ("memory can be read and dumped", set_dumpable_behavior(DumpableBehavior::NotDumpable)),
         ("a core dump can be written", forbid_core()),
         ("no_new_privs cannot be set", set_no_new_privs(true)),
-        // While the bounding set has it.
+        // The bounding set must still contain the capabilities.
         ("the tools for traffic rules get no right over the network", hand_down()),
-        // While CAP_SETPCAP is there.
+        // The process must still have CAP_SETPCAP.
         ("the bounding set cannot be emptied", empty_bounding_set()),
         ("capabilities cannot be given up", keep_needed()),
         ("the ambient capabilities cannot be set", set_ambient()),
@@ -120,12 +129,13 @@ pub(crate) fn confine(flags: &Flags) -> Confined {
     Confined { _open: open }
 }
 
-/// Neither here nor in a tool.
+/// Forbids core dumps of this process and of the tools.
 fn forbid_core() -> io::Result<()> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
 }
 
-/// Root's tools get their rights from the bounding and inheritable sets, those of another user from this one.
+/// Sets the ambient capabilities. Root's tools get their rights from the bounding and inheritable sets, those of another
+/// user from the ambient set.
 fn set_ambient() -> io::Result<()> {
     clear_ambient_capability_set()?;
     if geteuid().is_root() {
@@ -140,10 +150,11 @@ fn empty_bounding_set() -> io::Result<()> {
         match capability_is_in_bounding_set(capability) {
             Ok(true) => {}
             Ok(false) => continue,
-            Err(_) => break, // The kernel knows no more.
+            Err(_) => break, // The kernel knows no higher capability.
         }
         match remove_capability_from_bounding_set(capability) {
-            // Whoever took CAP_SETPCAP from us, too; and without new privileges the set is of no use to anybody.
+            // CAP_SETPCAP was taken from us before the start. Under no_new_privs the bounding set is of no use to
+            // anybody.
             Err(io::Errno::PERM) => return Ok(()),
             other => other?,
         }
@@ -151,13 +162,14 @@ fn empty_bounding_set() -> io::Result<()> {
     Ok(())
 }
 
-/// What root's programs are given, whatever the bounding set says.
+/// Makes the kept capabilities inheritable, so that root's programs get them whatever the bounding set says.
 fn hand_down() -> io::Result<()> {
     let held = capabilities(None)?;
     let inheritable = held.permitted & KEPT;
     let needed = CapabilitySets { inheritable, ..held };
     match set_capabilities(None, needed) {
-        // Where a service manager forbids it the bounding set that it left has these rights, and hands them down.
+        // A service manager may forbid the call. The bounding set that it left then has these rights, and hands them
+        // down.
         Err(io::Errno::PERM) if KEPT.contains(held.permitted) => Ok(()),
         done => done,
     }
@@ -167,11 +179,12 @@ fn keep_needed() -> io::Result<()> {
     let held = capabilities(None)?;
     let kept = held.permitted & KEPT;
     let needed = CapabilitySets { effective: kept, permitted: kept, inheritable: kept };
-    // A service manager that left us no more than this may well forbid the call.
+    // A service manager that left us no other capability may forbid the call.
     if KEPT.contains(held.permitted) { Ok(()) } else { set_capabilities(None, needed) }
 }
 
-/// Where this daemon has to write; made where it is missing, since what is made later would be out of reach.
+/// Returns the directories in which the daemon has to write. Missing ones are made now, since later they would be out of
+/// reach.
 fn writable(flags: &Flags) -> Vec<PathBuf> {
     let mut dirs = vec![dir_of(&flags.subnet_file), dir_of(&flags.socket)];
     if !flags.cache_dir.as_os_str().is_empty() {
@@ -189,28 +202,28 @@ fn writable(flags: &Flags) -> Vec<PathBuf> {
     dirs
 }
 
-/// What there is to read while we run.
+/// Returns the files and directories that the daemon reads while it runs.
 fn readable(flags: &Flags) -> Vec<PathBuf> {
     let named = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
     let fixed = READABLE.iter().chain(&NAMES).chain(&CERTIFICATES).map(PathBuf::from);
-    // A name server may be replaced under the same name.
+    // Files such as resolv.conf may be replaced under the same name, which needs their directory.
     let by_etcd = flags.store.as_os_str().is_empty();
     let names = (by_etcd && flags.etcd.names_hosts()).then(|| PathBuf::from("/etc"));
     fixed.chain(named).chain(names).chain(flags.etcd.files().flat_map(around)).collect()
 }
 
-/// Directories of a file and of what it leads to: it may be renewed, and lead elsewhere in them then.
+/// Returns the directories of a file and of the file that it links to. A renewed file may link to another one in them.
 fn around(file: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     let real = file.canonicalize().ok();
     let dirs = [Some(file.to_owned()), real].into_iter().flatten();
     dirs.map(|file| dir_of(&file).to_owned())
 }
 
-/// The directory that the store is in: a store may be moved away and another one put in its place, a mount may be late.
-/// For that reason, too, it is never made here.
+/// Returns the directory around the store, since a store may be moved away and replaced. Falls back to the store itself.
+/// A missing store is never made here, since a mount may be late.
 fn around_store(store: &Path) -> Option<PathBuf> {
     let store = absolute(store).ok()?;
-    // The whole file system would be too much.
+    // The parent `/` would allow the whole file system.
     let around = store.parent().filter(|dir| dir.parent().is_some());
     let dir = around.into_iter().chain([store.as_path()]).find(|dir| dir.is_dir());
     if dir.is_none() {
@@ -219,7 +232,8 @@ fn around_store(store: &Path) -> Option<PathBuf> {
     dir.map(Path::to_owned)
 }
 
-/// The lock that iptables-legacy takes, of all who use it; made here, since a directory of others is not ours to write in.
+/// Returns the lock file that all users of iptables-legacy take. It is made here, since the daemon may not write in its
+/// directory later.
 fn xtables_lock() -> Option<PathBuf> {
     let path = kernel::xtables_lock();
     let mut create = fs::File::options();
@@ -228,26 +242,26 @@ fn xtables_lock() -> Option<PathBuf> {
     Some(path)
 }
 
-/// Files and directories of this process.
+/// Files and directories that this process may use.
 #[derive(Default)]
 struct Allowed {
-    /// To read, where they are there.
+    /// Files and directories to read, if they exist.
     read: Vec<PathBuf>,
-    /// To read and write in.
+    /// Directories to read and write in.
     dirs: Vec<PathBuf>,
-    /// A file to write.
+    /// File to write.
     lock: Option<PathBuf>,
-    /// To execute.
+    /// Files and directories to execute.
     tools: Vec<PathBuf>,
 }
 
-/// On a kernel without Landlock all stays as it is.
+/// Restricts file access by Landlock. Returns the open `dirs`. A kernel without Landlock restricts nothing.
 fn restrict(allowed: &Allowed) -> anyhow::Result<Vec<PathFd>> {
-    // Abstract unix addresses and signals of whoever is not confined with us, too, where the kernel can.
+    // If the kernel supports it, abstract unix addresses and signals of processes outside are forbidden, too.
     let all =
         Ruleset::default().handle_access(AccessFs::from_all(ABI::V5))?.scope(Scope::from_all(ABI::V6))?;
     let mut rules = all.create()?;
-    // What is not there is not needed, and neither is what we may not even name.
+    // A missing file is not needed, and neither is one that we may not even name.
     for path in allowed.read.iter().filter_map(|path| PathFd::new(path).ok()) {
         let rights = if is_dir(&path) { READ } else { make_bitflags!(AccessFs::{ReadFile}) };
         rules = rules.add_rule(PathBeneath::new(path, rights))?;
@@ -267,7 +281,7 @@ fn restrict(allowed: &Allowed) -> anyhow::Result<Vec<PathFd>> {
         rules = rules.add_rule(PathBeneath::new(&dir, WRITE))?;
         open.push(dir);
     }
-    // Not within the line, which is not even put together where nobody reads it.
+    // The log macro does not evaluate its arguments if nobody reads the line, so the call stands outside.
     let status = rules.restrict_self()?.ruleset;
     debug!("Landlock: {status:?}");
     Ok(open)
@@ -283,7 +297,8 @@ mod tests {
 
     use super::*;
 
-    /// Both restrict one thread, which is the whole of a process that has started none.
+    /// Runs `body` confined. Both restrictions cover one thread, which is the whole of a process that has started no
+    /// other.
     fn confined<T: Send + 'static>(dir: &Path, body: impl FnOnce() -> T + Send + 'static) -> T {
         let dir = dir.to_owned();
         let thread = std::thread::spawn(move || {
@@ -326,7 +341,8 @@ mod tests {
         assert_eq!(done.join().unwrap(), [true, true, false, false]);
     }
 
-    /// The kernel says which process it is that may not be reached: with the same user it would be none.
+    /// A confined process neither signals another process nor reaches it by an abstract address. Both have the same user,
+    /// so that only Landlock can refuse it.
     #[test]
     fn nobody_outside_is_signalled_or_reached_by_an_abstract_address() {
         use std::os::linux::net::SocketAddrExt;

@@ -1,5 +1,5 @@
-//! `twill docker-opts`: turns the subnet file into options for Docker's daemon, to the byte as flannel's mk-docker-opts.sh
-//! does (flannel-compat 8.5), but whole or not at all. It starts nothing and asks no store.
+//! `twill docker-opts`: turns the subnet file into options for Docker's daemon, to the byte as flannel's
+//! mk-docker-opts.sh does (flannel-compat 8.5). The file is written whole or not at all.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,7 +14,7 @@ use crate::env_file;
 use crate::files::{self, Readers};
 use crate::flags::DockerOptsFlags;
 
-/// What Docker is told goes by variables whose names begin so.
+/// Prefix of the variables that hold Docker's options.
 const PREFIX: &str = "DOCKER_OPT_";
 
 /// Variables in the order of their names.
@@ -36,7 +36,7 @@ pub(crate) fn run(flags: &DockerOptsFlags) -> anyhow::Result<()> {
         .with_context(|| format!("{} cannot be written", flags.docker_file.display()))
 }
 
-/// The file's text.
+/// Returns the text of the options file. Returns an error if `FLANNEL_IPMASQ` is neither true nor false.
 fn options(mut variables: Variables, flags: &DockerOptsFlags) -> anyhow::Result<String> {
     let said = |name: &str| variables.get(name).filter(|value| !value.is_empty());
     let mut ours = Vec::from([
@@ -70,7 +70,8 @@ fn options(mut variables: Variables, flags: &DockerOptsFlags) -> anyhow::Result<
     Ok(text)
 }
 
-/// A route to our own subnet through another node means that the subnet is that node's: Docker must not use it.
+/// Returns an error if a route to our subnet leads through another node. The subnet is that node's then, and Docker must
+/// not use it.
 fn refuse_foreign_route(variables: &Variables) -> anyhow::Result<()> {
     let Some(subnet) = variables.get("FLANNEL_SUBNET").and_then(|subnet| subnet.parse::<IpNet>().ok()) else {
         return Ok(());
@@ -84,8 +85,8 @@ fn refuse_foreign_route(variables: &Variables) -> anyhow::Result<()> {
     }
 }
 
-/// What is there and is no file, such as /dev/stdout or a link to elsewhere, is written to and not replaced. In a directory
-/// in which others may write it is refused.
+/// Writes the file. Anything but a regular file, such as /dev/stdout or a link, is written to and not replaced. In a
+/// directory where others may write, that is an error.
 fn write(path: &Path, text: &str) -> std::io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(there) if !there.is_file() => {
@@ -124,7 +125,7 @@ mod tests {
     const PLAIN: &str =
         "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.74.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n";
 
-    /// Compared with what flannel's script writes for the same input.
+    /// The text is compared with the output of flannel's script for the same input.
     #[test]
     fn the_text_is_flannels_to_the_byte() {
         let each = "DOCKER_OPT_BIP=\"--bip=10.1.74.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=true\"\nDOCKER_OPT_MTU=\"--mtu=1472\"\n";

@@ -1,5 +1,5 @@
-//! The servers: `/healthz`, `/readyz` and `/metrics` on TCP as flannel has them (flannel-compat 9), `/status` and `/diff`
-//! on the unix socket for `twill` alone. They read the board, ask the rounds, and change nothing.
+//! HTTP servers: `/healthz`, `/readyz` and `/metrics` on TCP as in flannel (flannel-compat 9), `/status` and `/diff` on
+//! the unix socket for `twill` itself. They read the board and ask the reconcile loop.
 
 mod places;
 
@@ -42,16 +42,16 @@ const FOR_OTHERS: usize = 48;
 const FOR_OWN: usize = 16;
 /// Maximum number of connections to the unix socket.
 const LOCAL: usize = 16;
-/// Time within which a client has to say what it asks.
+/// Maximum time within which a client has to send its request header.
 const HEADER: Duration = Duration::from_secs(2);
 /// Maximum time of a connection, from its first byte to the last one of the answer.
 const CONVERSATION: Duration = Duration::from_secs(15);
-/// Bytes of a request that are read.
+/// Maximum number of bytes of a request that are read.
 const REQUEST: usize = 16 << 10;
 /// Maximum length of the answer to `/readyz`, bytes.
 const READYZ: usize = 64 << 10;
 
-/// Listening sockets with what they answer from.
+/// Listening sockets, with the data for the answers.
 pub(crate) struct Servers {
     tcp: Option<TcpListener>,
     unix: UnixListener,
@@ -68,7 +68,7 @@ struct Answers {
     side: Side,
 }
 
-/// The last answer to `/readyz`, built once for each report and shared by all who ask.
+/// Last answer to `/readyz`, built once for each report and shared by all clients.
 #[derive(Default)]
 struct Ready(Mutex<Option<Page>>);
 
@@ -98,16 +98,17 @@ impl Ready {
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// Who asks.
+/// Origin of a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
-    /// Anyone who reaches the port.
+    /// Anyone who reaches the TCP port.
     Network,
-    /// Root on this node.
+    /// Root on this node, by the unix socket.
     Local,
 }
 
-/// Binds what the flags name, so that a port in use is an error at start and not later.
+/// Binds the addresses that the flags name. Returns an error if one cannot be bound, so that a port in use ends the
+/// start.
 pub(crate) async fn bind(
     flags: &Flags,
     metrics: &Arc<Metrics>,
@@ -143,7 +144,7 @@ async fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
     }
-    // A killed daemon leaves its socket behind; a living one answers, and whatever else is there is not ours.
+    // A killed daemon leaves its socket behind, and a running one answers. Any other file is not ours.
     match std::fs::symlink_metadata(path) {
         Ok(there) if !there.file_type().is_socket() => {
             bail!("a file that is no socket is there: remove it, or give this daemon another --socket");
@@ -158,14 +159,15 @@ async fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error.into()),
     }
-    // Never open to others, be it for a moment. A name that is set right afterwards may be a link to elsewhere by then.
+    // The socket is never open to others, not even for a moment. A mode that is set later could hit a link put there
+    // meanwhile.
     let before = rustix::process::umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
     let listener = UnixListener::bind(path);
     rustix::process::umask(before);
     Ok(listener?)
 }
 
-/// The process at the other end of a unix socket, in words. Of another pid namespace it has no pid here.
+/// Describes the process at the other end of a unix socket. A process of another pid namespace has no pid here.
 fn owner(stream: &UnixStream) -> String {
     let pid = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
     let Some(pid) = pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0) else {
@@ -176,10 +178,10 @@ fn owner(stream: &UnixStream) -> String {
 }
 
 impl Servers {
-    /// Answers for ever.
+    /// Answers requests for the life of the process.
     pub(crate) async fn run(self) {
         let (local, network) = (self.answers.clone(), Answers { side: Side::Network, ..self.answers });
-        // A stranger on the port keeps neither a probe of this node nor root from its answer.
+        // Clients from elsewhere must not keep a probe of this node, or root, from its answer.
         let [others, own, root] = [FOR_OTHERS, FOR_OWN, LOCAL].map(Places::new);
         let tcp = async {
             let Some(tcp) = self.tcp else { return std::future::pending().await };
@@ -192,7 +194,7 @@ impl Servers {
                 let (places, source) =
                     if is_own(&stream, from) { (&own, None) } else { (&others, Some(from)) };
                 places.take(source, |taken, busy| start(stream, network.clone(), taken, busy));
-                // Those that are there are answered before the next one comes.
+                // Connections that are open are answered before the next one is accepted.
                 tokio::task::yield_now().await;
             }
         };
@@ -210,14 +212,15 @@ impl Servers {
     }
 }
 
-/// Is it this node itself? A connection to one of its own addresses comes from that address, or from a loopback one.
+/// Returns true if the client is this node itself. A connection to one of its own addresses comes from that address, or
+/// from a loopback address.
 fn is_own(stream: &TcpStream, from: IpAddr) -> bool {
     from.is_loopback() || stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == from)
 }
 
 async fn patiently<A>(accepted: std::io::Result<A>, refused: &mut bool) -> Option<A> {
     if let Err(error) = &accepted {
-        // Out of descriptors, most likely: the next attempt fails at once, too.
+        // The process has most likely run out of file descriptors, so the next attempt would fail at once.
         if !*refused {
             warn!("connections to this daemon cannot be taken, trying again: {}", Why(error));
         }
@@ -227,7 +230,7 @@ async fn patiently<A>(accepted: std::io::Result<A>, refused: &mut bool) -> Optio
     accepted.ok()
 }
 
-/// Answers on that connection, in a task of its own.
+/// Answers requests on that connection, in a task of its own.
 fn start<S>(stream: S, answers: Answers, taken: Taken, busy: Busy) -> tokio::task::AbortHandle
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -255,7 +258,7 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, answers: Answers,
         .max_buf_size(REQUEST)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), answer);
-    // A client that goes away is its own affair.
+    // A client may close the connection at any time.
     let _ = connection.await;
 }
 
@@ -290,7 +293,7 @@ impl Answers {
     }
 }
 
-/// The verdict in the first line, then what else is to be known: peers never change the verdict.
+/// Returns the text: the verdict in the first line, then a lost store and the warnings. Peers never change the verdict.
 fn readyz_body(verdict: &str, report: &Report) -> String {
     const LINES: usize = 50;
     let mut body = format!("{verdict}\n");

@@ -1,4 +1,4 @@
-//! Log lines on stderr, as people or as machines read them. What is worth a line is decided where it happens.
+//! Sets up log lines on stderr, as text for people or as JSON for machines.
 
 mod limit;
 
@@ -14,7 +14,7 @@ use crate::flags::LogFormat;
 use limit::Limited;
 pub(crate) use limit::{OWN, tell_left_out};
 
-/// Call once, before anything is logged.
+/// Sets up logging. Must be called once, before anything is logged.
 pub(crate) fn init(verbosity: i64, format: LogFormat) {
     let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let log = tracing_subscriber::fmt()
@@ -22,7 +22,7 @@ pub(crate) fn init(verbosity: i64, format: LogFormat) {
         .with_target(false)
         .with_ansi(ansi)
         .with_writer(Limited { format });
-    // One line each, and nothing that a terminal would act on. JSON has its own way of writing such characters.
+    // Each event is one line, without characters that a terminal would act on. JSON escapes such characters itself.
     let escaped = debug_fn(|writer, field, value| {
         let value = shortened(format_args!("{value:?}"), usize::MAX);
         if field.name() == "message" { write!(writer, "{value}") } else { write!(writer, "{field}={value}") }
@@ -33,7 +33,7 @@ pub(crate) fn init(verbosity: i64, format: LogFormat) {
     }
 }
 
-/// klog's levels: what is asked for of us is not asked for of the libraries below. RUST_LOG has the last word.
+/// Translates klog's level (`-v`). It applies to our own crates, not to the libraries below. RUST_LOG overrides it.
 fn filter(verbosity: i64) -> EnvFilter {
     if std::env::var_os("RUST_LOG").is_some_and(|said| !said.is_empty()) {
         return EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
@@ -51,7 +51,7 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    /// All source text below that directory, in one.
+    /// Returns all source text below `dir`, concatenated.
     fn source(dir: &Path) -> String {
         let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
         entries
@@ -59,7 +59,7 @@ mod tests {
             .collect()
     }
 
-    /// What stands between the parts that vary.
+    /// Returns the parts of `line` between those that vary.
     fn fixed<'a>(line: &'a str, varying: &[char]) -> impl Iterator<Item = &'a str> {
         line.split(|c| varying.contains(&c)).map(str::trim).filter(|part| part.len() > 3)
     }
@@ -75,7 +75,7 @@ mod tests {
         for level in ["info", "warn", "error"] {
             for call in source.split(&format!("{level}!(")).skip(1) {
                 let line = call.split('"').nth(1).unwrap();
-                // Braces hold what varies, but not what stands outside them.
+                // Braces hold the parts that vary; the text outside them is fixed.
                 let line: String =
                     line.split('{').map(|part| part.rsplit('}').next().unwrap().to_owned() + "{").collect();
                 for part in fixed(&line, &['{']) {

@@ -1,5 +1,5 @@
-//! Counters and gauges, by OpenMetrics names. The round loop counts; how the store is heard is
-//! looked up when somebody asks. They decide nothing.
+//! Counters and gauges under OpenMetrics names. The reconcile loop updates them; values about the store are read when
+//! somebody asks for the text.
 
 mod current;
 
@@ -42,7 +42,7 @@ struct ByWay {
     to: &'static str,
 }
 
-/// One peer; only those that something is wrong with.
+/// Labels of one peer; only peers with a fault have a series.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByPeer {
     node: String,
@@ -55,7 +55,7 @@ struct ByReason {
     reason: String,
 }
 
-/// Series of single peers, at most.
+/// Maximum number of series for single peers.
 const FAULTS: usize = 50;
 
 type PreciseGauge = Gauge<f64, AtomicU64>;
@@ -130,7 +130,7 @@ impl Metrics {
         Self { registry, ..metrics }
     }
 
-    /// The text that `/metrics` answers.
+    /// Returns the text that `/metrics` answers.
     pub(crate) fn text(&self) -> String {
         if let Some(pulse) = self.pulse.get() {
             self.store_age.set(pulse.age().map_or(f64::INFINITY, |age| age.as_secs_f64()));
@@ -143,12 +143,12 @@ impl Metrics {
         text
     }
 
-    /// From now on tells how that store is heard.
+    /// Sets the store's counters, which `text` reads. Only the first call has an effect.
     pub(crate) fn follow(&self, pulse: Arc<Pulse>) {
         let _ = self.pulse.set(pulse);
     }
 
-    /// Counts a round.
+    /// Counts a pass with its ops, and shows its delayed ops and warnings.
     pub(crate) fn count(&self, round: &Round) {
         self.rounds.inc();
         self.round_seconds.observe(round.took.as_secs_f64());
@@ -162,7 +162,8 @@ impl Metrics {
         self.notes.count(round.notes.iter().map(|note| ByReason { reason: note.reason() }));
     }
 
-    /// Shows the peers, what is known of them, and how many have just begun to go directly, and by tunnel.
+    /// Shows the peers by path and by health, and the first [`FAULTS`] faulty ones. `switches` counts those that have
+    /// just switched to direct, and to the tunnel.
     pub(crate) fn show_peers(&self, peers: &[PeerPath], healths: &[Health], switches: [u64; 2]) {
         for (path, name) in [
             (Path::Vxlan, "vxlan"),
@@ -192,7 +193,7 @@ impl Metrics {
         }
     }
 
-    /// Shows whether the store is heard.
+    /// Shows whether the store is lost.
     pub(crate) fn show_store_lost(&self, lost: bool) {
         self.store_lost.set(i64::from(lost));
     }
@@ -213,7 +214,7 @@ mod tests {
     fn single_peers_are_shown_while_they_are_at_fault_and_fifty_at_most() {
         let metrics = Metrics::new();
         let silent = Finding::Silent { node: [192, 0, 2, 1].into() };
-        // The first of sixty peers are healthy.
+        // The first `healthy` of sixty peers are healthy.
         let shown = |healthy: u8| -> Vec<u8> {
             let finding = |number| if number <= healthy { Finding::Healthy } else { silent };
             let peers: Vec<_> = (1..=60).map(|number| peer(number, Vxlan)).collect();

@@ -1,5 +1,4 @@
-//! `twill status`: asks the daemon of this node and shows the answer, as a table for people or as JSON for machines. It
-//! looks at nothing itself.
+//! `twill status`: asks the daemon of this node and prints the answer, as a table for people or as JSON for machines.
 
 mod peers;
 
@@ -18,9 +17,9 @@ use crate::client;
 use crate::flags::StatusFlags;
 use crate::report::{FORMAT, PeerReport, Report};
 
-/// Between two pages with `--watch`.
+/// Time between two pages with `--watch`.
 const PERIOD: Duration = Duration::from_secs(1);
-/// Cursor home, and all below it cleared.
+/// Escape sequences: cursor home, and clear everything below.
 const CLEAR: &str = "\x1b[H\x1b[J";
 
 pub(crate) fn run(flags: &StatusFlags) -> anyhow::Result<()> {
@@ -33,7 +32,8 @@ pub(crate) fn run(flags: &StatusFlags) -> anyhow::Result<()> {
     }
 }
 
-/// Until ctrl-c, or until nobody reads any more. A daemon that is away may come back.
+/// Prints pages until ctrl-c, or until nobody reads the output. An unreachable daemon gives an error page, since it may
+/// come back.
 fn watch(flags: &StatusFlags) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut interrupts = {
@@ -47,7 +47,7 @@ fn watch(flags: &StatusFlags) -> anyhow::Result<()> {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
             printed => printed.context("printing")?,
         }
-        // One that came meanwhile is heard now.
+        // An interrupt during the request is received here.
         let interrupted = async { tokio::time::timeout(PERIOD, interrupts.recv()).await };
         if runtime.block_on(interrupted).is_ok() {
             return Ok(());
@@ -61,7 +61,7 @@ fn print(text: &str) -> std::io::Result<()> {
     out.flush()
 }
 
-/// What the daemon says, for people or for machines.
+/// Returns the page, or the daemon's JSON. Returns an error if the daemon does not answer or uses another format.
 fn text(flags: &StatusFlags) -> anyhow::Result<String> {
     let json = client::get(&flags.socket, "/status")?;
     if flags.json {
@@ -75,12 +75,12 @@ fn text(flags: &StatusFlags) -> anyhow::Result<String> {
     Ok(page(&report, is_coloured()))
 }
 
-/// May what is printed be coloured?
+/// Returns true if the output may be coloured: it goes to a terminal, and `NO_COLOR` is not set.
 pub(crate) fn is_coloured() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
-/// The whole page.
+/// Returns the whole page.
 fn page(report: &Report, colour: bool) -> String {
     let paint =
         |style: Style, text: &str| if colour { format!("{style}{text}{style:#}") } else { text.to_owned() };
@@ -138,7 +138,7 @@ fn stranger(stranger: &Stranger) -> String {
     format!("{}: {} packets", stranger.address, stranger.packets)
 }
 
-/// What does not stand in the table of peers already.
+/// Returns the warnings that the table of peers does not show.
 fn notes(report: &Report) -> Vec<String> {
     let in_table = |told: &PeerReport| {
         let reason = told.verdict.reason.as_ref()?;
@@ -180,7 +180,7 @@ mod tests {
         Report { peers, notes, ..Report::clone(&board().borrow()) }
     }
 
-    /// What the table says of a peer is not said again below it; all else is.
+    /// A fault of a peer in the table is not repeated below it; all other warnings are listed there.
     #[test]
     fn each_thing_that_is_wrong_is_said_once() {
         let reason = Finding::Silent { node: [192, 0, 2, 3].into() };

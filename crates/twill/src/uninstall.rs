@@ -1,5 +1,5 @@
-//! `twill uninstall`: takes off this node what the footprint says is ours, and nothing else; with `--hand-over` only what
-//! flannel would not have written, so that flannel goes on without a packet lost. The lease stays in the store.
+//! `twill uninstall`: removes from this node what the footprint lists as ours. With `--hand-over` it removes only what
+//! flannel would not have written, so that flannel goes on without losing a packet. The lease stays in the store.
 
 use std::path::PathBuf;
 
@@ -19,6 +19,7 @@ use crate::footprint::Footprint;
 use crate::locks::{self, Locks};
 use crate::logging;
 
+/// Runs the command. Returns an error if a daemon still runs, the kernel cannot be read, or something cannot be removed.
 pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
     logging::init(0, LogFormat::Text);
     let footprint_file = Footprint::path(&flags.subnet_file);
@@ -37,7 +38,7 @@ pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
         kernel.check_right()?;
     }
     let mut owned = footprint.owned();
-    // Another daemon may have taken them over.
+    // The traffic rules may belong to another daemon by now.
     owned.firewall &= locks.keep_firewall().is_us();
     let Seen { state: seen, underlay, .. } = kernel.dump(&owned).context("reading the kernel")?;
     let facts = &underlay.firewall;
@@ -66,7 +67,7 @@ pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
         return Ok(());
     }
     apply(&mut kernel, &ops)?;
-    // The footprint goes last: a second attempt needs it.
+    // The footprint goes last, since a second attempt needs it.
     for file in &files {
         files::remove(file).map_err(|error| anyhow!("removing {}: {}", file.display(), Why(&error)))?;
     }
@@ -97,7 +98,7 @@ fn apply(kernel: &mut Kernel, ops: &[Op]) -> anyhow::Result<()> {
     bail!("not all of it went, and nothing else was touched; try again: {}", failed.join("; "))
 }
 
-/// What we keep on disk and is there; flannel goes on with the subnet file.
+/// Returns our files that exist. With `--hand-over` the subnet file stays, since flannel goes on with it.
 fn left_files(flags: &UninstallFlags, socket: PathBuf, footprint: PathBuf) -> Vec<PathBuf> {
     let subnet_file = (flags.extent == Extent::Everything).then(|| flags.subnet_file.clone());
     let all = [

@@ -1,5 +1,5 @@
-//! System calls of this process and of the tools that it starts, as a seccomp filter: everything else is answered as if the
-//! kernel did not know it. systemd's unit forbids much the same; elsewhere nothing else does. It installs nothing else.
+//! System calls of this process and of the tools that it starts, as a seccomp filter. Every other call fails as if the
+//! kernel did not know it (ENOSYS). systemd's unit forbids much the same; elsewhere nothing else does.
 
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
@@ -12,8 +12,9 @@ use seccompiler::{
     TargetArch, apply_filter,
 };
 
-/// Allowed with any arguments: systemd's @system-service without what twill and its tools never use, such as io_uring,
-/// keys, foreign memory, new namespaces, other users, and signals by other calls than `kill`.
+/// System calls that are allowed with any arguments: systemd's @system-service, without those that twill and its tools
+/// never use. Left out are io_uring, keys, foreign memory, new namespaces, other users, and signals by other calls than
+/// `kill`.
 const ALLOWED: &[c_long] = &[
     libc::SYS_accept,
     libc::SYS_accept4,
@@ -169,7 +170,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_writev,
 ];
 
-/// The same calls under their older names.
+/// Older system calls with the same effects.
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[c_long] = &[
     libc::SYS_access,
@@ -203,7 +204,7 @@ const OLDER: &[c_long] = &[
     libc::SYS_unlink,
     libc::SYS_vfork,
 ];
-/// `renameat`, for which libc has no name on ARM.
+/// System call `renameat`, for which libc has no name on ARM.
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[c_long] = &[38];
 
@@ -215,14 +216,15 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET) as u64;
-/// Requests of `ioctl` by which a file sends signals, and those that type into a terminal.
+/// Requests of `ioctl` that make a file send signals (FIOSETOWN, SIOCSPGRP) or type into a terminal (TIOCSTI, TIOCLINUX).
 const IOCTLS: [u64; 4] = [0x8901, 0x8902, 0x5412, 0x541c];
 /// Requests of `fcntl` by which a file sends signals: F_SETOWN, F_SETSIG, F_SETOWN_EX.
 const FCNTLS: [u64; 3] = [8, 10, 15];
-/// Low bits of a socket's type; above them are flags.
+/// Mask for the type of a socket; the bits above are flags.
 const TYPE: u64 = 0xf;
 
-/// Restricts this thread and those that it will start.
+/// Restricts this thread and the threads that it starts later. Returns an error if no filter exists for the architecture,
+/// or it cannot be installed.
 pub(super) fn restrict() -> anyhow::Result<()> {
     let arch = TargetArch::try_from(ARCH).with_context(|| format!("no filter is known for {ARCH}"))?;
     let (refuse, allow) = (SeccompAction::Errno(libc::ENOSYS.cast_unsigned()), SeccompAction::Allow);
@@ -230,22 +232,23 @@ pub(super) fn restrict() -> anyhow::Result<()> {
     apply_filter(&filter).context("installing the filter")
 }
 
-/// Calls, each with the conditions of which one has to hold; no condition: always.
+/// Returns the allowed calls with their rules, of which one must match. A call without rules is always allowed.
 fn rules() -> anyhow::Result<BTreeMap<i64, Vec<SeccompRule>>> {
     let mut all: BTreeMap<i64, Vec<SeccompRule>> =
         ALLOWED.iter().chain(OLDER).map(|call| (*call, Vec::new())).collect();
     let own = u64::from(std::process::id());
     let (writes, runs) = (libc::PROT_WRITE as u64, libc::PROT_EXEC as u64);
-    // Of local sockets datagrams alone: container runtimes, D-Bus and all else that obeys root listen on streams.
+    // Local sockets must be datagrams: container runtimes, D-Bus and other services that obey root listen on streams.
     let local = libc::AF_UNIX as u64;
     let datagram = when(&[(0, Eq, local), (1, MaskedEq(TYPE), libc::SOCK_DGRAM as u64)])?;
     let families = kernel::SOCKET_FAMILIES.into_iter().chain([libc::AF_INET, libc::AF_INET6]);
     let families = families.map(|family| when(&[(0, Eq, family as u64)]));
     let sockets = families.chain([Ok(datagram)]).collect::<anyhow::Result<_>>()?;
-    // Memory that is written or run, never both.
+    // Memory is writable or executable, never both.
     let maps = [0, writes, runs].map(|rights| when(&[(2, MaskedEq(writes | runs), rights)]));
     let maps = maps.into_iter().collect::<anyhow::Result<_>>()?;
-    // A tool that takes too long is killed. Whose process it is Landlock decides, where it can.
+    // A tool that takes too long is killed. Landlock decides which processes may be signalled, if the kernel supports
+    // that.
     let kills = [0, libc::SIGKILL as u64].map(|signal| when(&[(1, Eq, signal)]));
     let kills = kills.into_iter().collect::<anyhow::Result<_>>()?;
     let none_of =
@@ -265,7 +268,7 @@ fn rules() -> anyhow::Result<BTreeMap<i64, Vec<SeccompRule>>> {
     Ok(all)
 }
 
-/// A condition for each argument of these numbers, all of which have to hold.
+/// Makes a rule of conditions (number of the argument, comparison, value), all of which must hold.
 fn when(conditions: &[(u8, SeccompCmpOp, u64)]) -> anyhow::Result<SeccompRule> {
     let conditions = conditions
         .iter()
@@ -287,7 +290,7 @@ mod tests {
 
     use super::*;
 
-    /// On one thread, which is the whole of a process that has started none.
+    /// Runs `body` under the filter on one thread, which is the whole of a process that has started no other.
     fn restricted<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
         let restricted = || {
             rustix::thread::set_no_new_privs(true).unwrap();
@@ -311,7 +314,7 @@ mod tests {
         });
     }
 
-    /// The families of the unit, in a filter that knows nothing else.
+    /// Installs a filter that allows the address families of the systemd unit, and no others.
     fn of_unit() -> anyhow::Result<()> {
         let unit = include_str!("../../../../deploy/twill.service");
         let families = unit.lines().find_map(|line| line.strip_prefix("RestrictAddressFamilies=")).unwrap();
@@ -331,7 +334,8 @@ mod tests {
         Ok(apply_filter(&filter)?)
     }
 
-    /// Needs CAP_NET_RAW, as the daemon does.
+    /// Every socket that the daemon uses opens under the unit's filter and our own. Needs CAP_NET_RAW, as the daemon
+    /// does.
     #[test]
     fn every_socket_that_is_used_opens_under_the_unit_and_under_our_own_filter() {
         lab::test(lab::Timing::Free, || {

@@ -1,5 +1,5 @@
-//! Who may hold a connection: a limited number at a time, of which whoever is idle longest gives way to whoever comes, and a
-//! limited number a second from one address. It knows nothing of what is asked.
+//! Limits for connections. At most a given number exist at a time: a new one replaces the one that has been idle longest.
+//! Each address may open only a given number per second.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -11,10 +11,11 @@ use tokio::task::AbortHandle;
 
 /// Maximum number of connections that one address may open in a second.
 const A_SECOND: u32 = 20;
-/// Maximum number of addresses whose connections are counted in a second; further ones have to wait for the next.
+/// Maximum number of addresses that may open connections within a second. Further addresses are refused until the next
+/// second.
 const ADDRESSES: usize = 256;
 
-/// The connections of one kind of client.
+/// Connections of one kind of client.
 pub(super) struct Places {
     most: usize,
     held: Mutex<Held>,
@@ -22,11 +23,12 @@ pub(super) struct Places {
 
 #[derive(Default)]
 struct Held {
-    /// The oldest first.
+    /// Places in use, oldest first.
     places: Vec<Place>,
     next: u64,
-    /// Beginning of this second, and how many each address has opened in it.
+    /// Beginning of the current second.
     second: Option<Instant>,
+    /// Number of connections that each address has opened in this second.
     opened: HashMap<IpAddr, u32>,
 }
 
@@ -37,10 +39,10 @@ struct Place {
     task: AbortHandle,
 }
 
-/// Set while an answer is made, which is not idle time.
+/// Flag that is set while an answer is made; such time does not count as idle.
 pub(super) type Busy = Arc<AtomicBool>;
 
-/// Gives its place back when dropped.
+/// Place of a connection; dropping it frees the place.
 pub(super) struct Taken {
     places: Arc<Places>,
     number: u64,
@@ -51,9 +53,9 @@ impl Places {
         Arc::new(Self { most, held: Mutex::default() })
     }
 
-    /// Takes a place for the task that `spawn` starts. Where all are taken, the connection that has been idle longest is
-    /// closed, of those from the address that has most. Where none is idle, or this address has opened too many within a
-    /// second, nothing is started.
+    /// Takes a place for the task that `spawn` starts. If all places are taken, it closes the connection that has been
+    /// idle longest, among those of the address with most idle ones. Nothing is started if no connection is idle, or if
+    /// `source` has opened too many within a second.
     pub(super) fn take(
         self: &Arc<Self>,
         source: Option<IpAddr>,
@@ -103,7 +105,7 @@ impl Held {
         }
         let idle = || self.places.iter().filter(|place| !place.is_busy.load(Ordering::Relaxed));
         let of = |source| idle().filter(|place| place.source == source).count();
-        // The first of several is the oldest.
+        // The first match is the oldest one.
         let Some(most) = idle().map(|place| of(place.source)).max() else { return false };
         let Some(number) = idle().find(|place| of(place.source) == most).map(|place| place.number) else {
             return false;
@@ -115,7 +117,7 @@ impl Held {
     }
 }
 
-/// Whoever has one IPv6 address usually has the /64 around it.
+/// Returns the /64 of an IPv6 address, since its user usually has all of it; an IPv4 address stays as it is.
 fn network_of(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V6(v6) => {
@@ -139,7 +141,7 @@ mod tests {
         std::future::pending::<()>().await;
     }
 
-    /// Takes a place from there, busy or not. Gives its number.
+    /// Takes a place for `source`, busy or idle. Returns its number, or `None` if it was refused.
     fn take(places: &Arc<Places>, source: Option<IpAddr>, busy: bool) -> Option<u64> {
         let mut number = None;
         places.take(source, |taken, is_busy| {

@@ -1,5 +1,5 @@
-//! Limits of the log: how long a line is, and how much is written in a minute over all causes and levels. It is the last
-//! step before stderr, so that no call site can be forgotten. It does not choose what is worth a line.
+//! Limits of the log: length of a line, and amount per minute over all causes and levels. It is the last step before
+//! stderr, so that no call site can bypass it.
 
 use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
@@ -12,20 +12,22 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::flags::LogFormat;
 
-/// Bytes that are written at once after a quiet minute, and that each minute adds. So no minute has more than twice as many.
+/// Bytes that may be written at once after a quiet minute, and that each minute adds. A minute thus has at most twice as
+/// many.
 const BYTES: f64 = 45_000.0;
-/// Lines, in the same way.
+/// Lines that may be written at once after a quiet minute, and that each minute adds.
 const LINES: f64 = 250.0;
-/// Share of both that is kept for warnings and errors.
+/// Share of both amounts that is reserved for warnings and errors.
 const FOR_WARNINGS: f64 = 0.3;
-/// Minimum time between two lines that say how many were left out.
+/// Minimum time between two lines that give the number of omitted lines.
 const NOTICE: Duration = Duration::from_secs(10);
 /// Maximum number of characters of a line, with time and level.
 const LINE: usize = PRINTED + 60;
-/// Target of lines that consist of this node's own flags, which are not shortened.
+/// Target of lines with our own text only: the flags and the number of omitted lines. They are neither shortened nor
+/// omitted.
 pub(crate) const OWN: &str = "twill::own";
 
-/// What is left of this minute's lines.
+/// Amount that may still be written (token bucket).
 struct Bucket {
     bytes: f64,
     lines: f64,
@@ -39,7 +41,7 @@ impl Bucket {
         Self { bytes: BYTES, lines: LINES, at: now, left_out: 0, noticed: None }
     }
 
-    /// Decides whether a line is written. Lines below a warning leave a share for warnings.
+    /// Returns true, and counts the line, if it may be written. Lines below a warning leave the share for warnings.
     fn takes(&mut self, length: usize, level: Level, now: Instant) -> bool {
         self.fill(now);
         let kept = if level <= Level::WARN { 0.0 } else { FOR_WARNINGS };
@@ -60,7 +62,7 @@ impl Bucket {
         self.at = now;
     }
 
-    /// How many lines were left out since that was said last, if it is time to say it.
+    /// Returns the number of lines omitted since the last notice, if there are any and a notice is due.
     fn notice(&mut self, now: Instant) -> Option<u64> {
         let is_due = self.noticed.is_none_or(|at| now.saturating_duration_since(at) >= NOTICE);
         if self.left_out == 0 || !is_due {
@@ -71,7 +73,7 @@ impl Bucket {
     }
 }
 
-/// One for the process, as stderr is.
+/// Bucket of the whole process, as stderr is.
 static BUCKET: Mutex<Option<Bucket>> = Mutex::new(None);
 
 fn with_bucket<T>(act: impl FnOnce(&mut Bucket, Instant) -> T) -> T {
@@ -80,7 +82,7 @@ fn with_bucket<T>(act: impl FnOnce(&mut Bucket, Instant) -> T) -> T {
     act(bucket.get_or_insert_with(|| Bucket::new(now)), now)
 }
 
-/// Logs how many lines were left out, if there were any and that is due.
+/// Logs the number of omitted lines, if there are any and a notice is due.
 pub(crate) fn tell_left_out() {
     if let Some(count) = with_bucket(Bucket::notice) {
         tracing::warn!(
@@ -90,7 +92,7 @@ pub(crate) fn tell_left_out() {
     }
 }
 
-/// stderr, within the limits.
+/// Writer for stderr within the limits.
 pub(super) struct Limited {
     pub(super) format: LogFormat,
 }
@@ -107,7 +109,7 @@ impl MakeWriter<'_> for Limited {
     }
 }
 
-/// Writes one line.
+/// Writer for one line.
 pub(super) struct Line {
     format: LogFormat,
     level: Level,
@@ -115,7 +117,7 @@ pub(super) struct Line {
 }
 
 impl Write for Line {
-    /// The whole line comes at once.
+    /// Writes `line`, which is always a whole line.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let short;
         let out = match str::from_utf8(line) {
@@ -136,9 +138,9 @@ impl Write for Line {
     }
 }
 
-/// The line as short as it has to be, if it is too long.
+/// Returns the shortened line, or `None` if it is short enough. In JSON, each text is shortened on its own.
 fn cut(line: &str, format: LogFormat) -> Option<String> {
-    // Most are short in bytes already.
+    // Most lines are short in bytes already, which is cheaper to check.
     if line.len() <= LINE || line.chars().count() <= LINE {
         return None;
     }
@@ -160,7 +162,7 @@ fn cut(line: &str, format: LogFormat) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// Bytes and lines that pass of so many lines in the time.
+    /// Returns the bytes and lines that pass, of `per_second` lines of `length` bytes during `span` seconds.
     fn pass(level: Level, length: usize, per_second: u32, span: u32) -> (usize, usize) {
         let begun = Instant::now();
         let (mut bucket, step) = (Bucket::new(begun), Duration::from_secs(1) / per_second);

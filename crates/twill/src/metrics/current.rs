@@ -1,5 +1,5 @@
-//! Gauges of which some come and go with what they tell of. A scrape may come at any time, so none that stays is ever missing,
-//! not for a moment.
+//! Gauges whose labels come and go. A scrape may come at any time, so a gauge that stays is never missing, not even for a
+//! moment.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -20,12 +20,12 @@ impl<L: Clone + Eq + Hash> Default for Current<L> {
 }
 
 impl<L: Clone + Eq + Hash> Current<L> {
-    /// To be registered.
+    /// Returns the family to register.
     pub(super) fn family(&self) -> Family<L, Gauge> {
         self.family.clone()
     }
 
-    /// Shows these, and no other.
+    /// Sets these gauges and removes all others.
     pub(super) fn set(&self, values: HashMap<L, i64>) {
         for (labels, value) in &values {
             self.family.get_or_create(labels).set(*value);
@@ -37,7 +37,7 @@ impl<L: Clone + Eq + Hash> Current<L> {
         *shown = values.into_keys().collect();
     }
 
-    /// Shows how many there are of each.
+    /// Sets each gauge to the number of times that its labels occur.
     pub(super) fn count(&self, all: impl IntoIterator<Item = L>) {
         let mut counts = HashMap::new();
         for labels in all {

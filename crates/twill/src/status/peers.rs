@@ -1,4 +1,4 @@
-//! The peers as a table: what is wrong first, then by subnet, and a line that counts them. It builds text only.
+//! Table of the peers: a line that counts them, then faulty peers, then the others, each by subnet.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -12,7 +12,7 @@ const HEAD: [&str; 10] =
     ["NAME", "SUBNET", "BACKEND", "PATH", "VERDICT", "LATENCY", "LOSS", "MTU", "AGE", "REASON"];
 const NOTHING: &str = "-";
 
-/// A cell's text and how it is painted.
+/// Text of a cell and its style.
 struct Cell {
     text: String,
     style: Style,
@@ -24,7 +24,7 @@ impl From<String> for Cell {
     }
 }
 
-/// Summary and table.
+/// Returns the summary and the table.
 pub(super) fn page(peers: &[PeerReport], colour: bool) -> String {
     if peers.is_empty() {
         return "\nno peers\n".into();
@@ -40,7 +40,7 @@ pub(super) fn page(peers: &[PeerReport], colour: bool) -> String {
             *width = cell.text.chars().count().max(*width);
         }
     }
-    // What comes last needs no width.
+    // The last column needs no width.
     widths[9] = 0;
     let mut page = format!("\n{}\n", summary(peers));
     for row in &rows {
@@ -82,12 +82,12 @@ fn row(told: &PeerReport) -> [Cell; 10] {
     ]
 }
 
-/// What a verdict without a fault rests on.
+/// Returns the reason shown for a verdict without a fault.
 fn proven(name: &str) -> &'static str {
     if name == "healthy" { "node to node" } else { "" }
 }
 
-/// `5 peers: 4 healthy, 1 next hop silent; 3 direct, 2 vxlan`.
+/// Counts the peers by verdict and by path: `5 peers: 4 healthy, 1 next hop silent; 3 direct, 2 vxlan`.
 fn summary(peers: &[PeerReport]) -> String {
     let (mut verdicts, mut paths) = (BTreeMap::new(), BTreeMap::new());
     for told in peers {
@@ -99,7 +99,7 @@ fn summary(peers: &[PeerReport]) -> String {
     format!("{count} {word}: {}; {}", counts(verdicts), counts(paths))
 }
 
-/// The most frequent first.
+/// Formats the counts, the largest first.
 fn counts(counts: BTreeMap<&str, usize>) -> String {
     let mut counts: Vec<(&str, usize)> = counts.into_iter().collect();
     counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
@@ -130,7 +130,7 @@ fn loss(per_mille: u16) -> String {
     }
 }
 
-/// How long something has lasted, in one unit.
+/// Formats a duration in one unit: `119 s`, `10 min`, `2 h`, `5 d`.
 pub(super) fn age(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
