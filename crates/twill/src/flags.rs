@@ -1,4 +1,4 @@
-//! The command line: which command, with what.
+//! Command line: parses the command and its flags.
 
 mod daemon;
 mod help;
@@ -14,7 +14,7 @@ use crate::{USAGE, env_file};
 pub(crate) use daemon::Flags;
 pub(crate) use value::LogFormat;
 
-/// What was asked for.
+/// Command to run, with its flags.
 pub(crate) enum Command {
     Daemon(Box<Flags>),
     Status(StatusFlags),
@@ -28,7 +28,7 @@ pub(crate) enum Command {
 /// Flags of `twill status`.
 pub(crate) struct StatusFlags {
     pub(crate) json: bool,
-    /// Again each second.
+    /// True to print a new page each second.
     pub(crate) watch: bool,
     pub(crate) socket: PathBuf,
 }
@@ -39,11 +39,11 @@ pub(crate) struct DiffFlags {
     pub(crate) asked: Asked,
 }
 
-/// Who says what the kernel should hold.
+/// Source of the desired state.
 pub(crate) enum Asked {
-    /// The daemon that runs here, on its socket.
+    /// The daemon that runs on this node, at this socket.
     Daemon(PathBuf),
-    /// The store, as a daemon with these flags would read it.
+    /// The store, read as a daemon with these flags would read it.
     Store(Box<Flags>),
 }
 
@@ -59,16 +59,16 @@ pub(crate) struct UninstallFlags {
 pub(crate) struct DockerOptsFlags {
     pub(crate) subnet_file: PathBuf,
     pub(crate) docker_file: PathBuf,
-    /// Each option in a variable of its own.
+    /// True to write each option into a variable of its own.
     pub(crate) each: bool,
-    /// All of them in one.
+    /// True to write all options into one variable.
     pub(crate) combined: bool,
     pub(crate) ip_masq: bool,
-    /// Name of that one.
+    /// Name of the variable with all options.
     pub(crate) key: String,
 }
 
-/// How much of twill goes.
+/// Part of twill that `twill uninstall` removes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Extent {
     Everything,
@@ -79,24 +79,26 @@ pub(crate) enum Extent {
 const HINT: &str = "twill --help lists commands and flags";
 
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
-/// Socket and options file of a daemon whose subnet file is [`SUBNET_FILE`].
+/// Default socket of the daemon whose subnet file is [`SUBNET_FILE`].
 const SOCKET: &str = "/run/flannel/twill.sock";
+/// Default options file of that daemon.
 const OPTIONS_FILE: &str = "/run/flannel/options.env";
-/// What `--route-table flannel` means; `make install` gives it that name for ip(8).
+/// Number of the table that `--route-table flannel` means. `make install` makes the name known to ip(8).
 const FLANNEL_TABLE: u32 = 8472;
 const CACHE_DIR: &str = "/var/cache/twill";
 
-/// Default socket of the daemon with that subnet file: `/run/b.env` has `/run/b.env.sock`.
+/// Returns the default socket of the daemon with that subnet file: `/run/b.env` has `/run/b.env.sock`.
 fn socket_of(subnet_file: &Path) -> PathBuf {
     beside(subnet_file, SOCKET, "sock")
 }
 
-/// Default options file of the daemon with that subnet file: `/run/b.env` has `/run/b.env.options`.
+/// Returns the default options file of the daemon with that subnet file: `/run/b.env` has `/run/b.env.options`.
 fn options_file_of(subnet_file: &Path) -> PathBuf {
     beside(subnet_file, OPTIONS_FILE, "options")
 }
 
-/// Two daemons of one node have two subnet files, so that what is named after the subnet file never collides.
+/// Returns `usual` for [`SUBNET_FILE`], else the path of the subnet file with `suffix`. Two daemons of one node have two
+/// subnet files, so that the results never collide.
 fn beside(subnet_file: &Path, usual: &str, suffix: &str) -> PathBuf {
     if subnet_file == Path::new(SUBNET_FILE) {
         return usual.into();
@@ -107,11 +109,12 @@ fn beside(subnet_file: &Path, usual: &str, suffix: &str) -> PathBuf {
     path.into()
 }
 
-/// Name and value of what stands in the environment.
+/// Names and values of the environment's variables.
 pub(crate) trait Variables: Iterator<Item = (OsString, OsString)> {}
 impl<I: Iterator<Item = (OsString, OsString)>> Variables for I {}
 
-/// Parses a whole command line, which begins with how the program was called.
+/// Parses a whole command line, which begins with the name of the program. Called as `flanneld` it is `twill daemon`. The
+/// error is a message for the user.
 pub(crate) fn command(
     mut args: impl Iterator<Item = OsString>,
     variables: impl Variables,
@@ -143,7 +146,7 @@ fn parsed(command: Result<Option<Command>, lexopt::Error>) -> Result<Command, St
     }
 }
 
-/// `None`: help was asked for.
+/// Parses the flags of `twill status`; `None` if help was asked for.
 fn status(args: &[String]) -> Result<Option<Command>, lexopt::Error> {
     let (mut json, mut watch) = (false, false);
     let (mut subnet_file, mut socket) = (PathBuf::from(SUBNET_FILE), None);
@@ -162,7 +165,7 @@ fn status(args: &[String]) -> Result<Option<Command>, lexopt::Error> {
     Ok(Some(Command::Status(StatusFlags { json, watch, socket })))
 }
 
-/// With `--offline` all that the daemon takes, since it stands in for one.
+/// Parses the flags of `twill diff`. With `--offline` it takes all flags of the daemon, since it stands in for one.
 fn diff(args: &[String], variables: impl Variables) -> Result<Command, String> {
     let (own, rest): (Vec<&String>, Vec<&String>) =
         args.iter().partition(|arg| ["--offline", "--json"].contains(&arg.as_str()));
@@ -255,7 +258,7 @@ mod tests {
         assert!(parse("diff --watch").is_err_and(|error| error.contains("--watch")));
     }
 
-    /// The daemon and whoever asks it derive the same socket from the same subnet file.
+    /// The daemon and its clients derive the same socket from the same subnet file.
     #[test]
     fn the_socket_follows_the_subnet_file_unless_it_is_given() {
         for (line, expected) in [
@@ -325,7 +328,7 @@ mod tests {
         assert!(parse("uninstall --store=/s").is_err());
     }
 
-    /// The cells of the table's rows below a heading of docs/operating.md.
+    /// Returns the cells of the table's rows below a heading of docs/operating.md.
     pub(super) fn documented(heading: &str) -> Vec<Vec<String>> {
         let text = include_str!("../../../docs/operating.md");
         let (_, section) = text.split_once(&format!("\n{heading}\n")).unwrap();
@@ -337,7 +340,7 @@ mod tests {
         rows.map(cells).collect()
     }
 
-    /// docs/operating.md lists the usage's very lines, and each of them can be typed.
+    /// docs/operating.md lists exactly the lines of the usage, and each of them can be typed.
     #[test]
     fn the_documents_list_every_command_and_no_other() {
         let (_, usage) = USAGE.split_once("usage: ").unwrap();

@@ -1,7 +1,8 @@
-//! Asks the peers: a thread of its own that sends what each peer's judge wants to know, and tells the judge what came of it.
-//! It decides nothing: what to ask and what the answers mean is `plan::verdict`'s.
-//! A panic ends the whole daemon, here as elsewhere: what is in the kernel stays, and the next start knows no verdict, which
-//! changes nothing. So no packet may bring one about, whoever sends it.
+//! Prober: a thread of its own that sends the probes each peer's judge wants, and hands the outcome to the judge.
+//! `plan::verdict` decides what to ask and what the answers mean.
+//!
+//! A panic ends the whole daemon, here as elsewhere: what is in the kernel stays, and the next start knows no verdict,
+//! which changes nothing. No packet may cause a panic, whoever sends it.
 
 mod asker;
 mod frame;
@@ -25,51 +26,52 @@ use crate::trigger::Bell;
 use asker::Asker;
 use post::Post;
 
-/// Whom to ask, and from where; told by the rounds.
+/// Peers to probe, and the node to probe from; set by the reconcile loop.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Targets {
-    /// `None` before the first round.
+    /// This node; `None` before the first pass.
     pub(crate) node: Option<Node>,
-    /// The uplink's: where it is another one, all that is known of our devices is read again.
+    /// MAC of the uplink. After a change everything known about our devices is read again.
     pub(crate) mac: Option<Mac>,
-    /// By subnet; kept once for all who want to know.
+    /// Peers by subnet; kept once for all readers.
     pub(crate) peers: Arc<Vec<PeerPath>>,
-    /// Our own uplink cannot carry anything: what is lost says nothing about peers.
+    /// True if our own uplink cannot carry anything. A loss then says nothing about peers.
     pub(crate) suspect: bool,
-    /// Subnets of peers that a policy rule or route of this node keeps packets from.
+    /// Subnets of peers whose packets a policy rule or route of this node diverts.
     pub(crate) diverted: Vec<IpNet>,
-    /// How often one of our links, the uplink or a tunnel's device, has changed.
+    /// Number of changes of our links: the uplink and the tunnels' devices.
     pub(crate) links: u64,
-    /// Of our pods, bytes.
+    /// MTU of our pods, bytes.
     pub(crate) mtu: u32,
 }
 
-/// What is known of the peers, by subnet.
+/// Health of the peers, sorted by subnet.
 pub(crate) type Healths = Arc<Vec<Health>>;
 
-/// Why a socket to ask by could not be opened, if so.
+/// Reason why a socket for probes could not be opened; `None` if none is missing.
 pub(crate) type Refused = Option<Box<str>>;
 
-/// How often peers are asked.
+/// Schedule of the probes (`--probe`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Pace {
     Off,
-    /// When a peer is new or changes.
+    /// Probes a peer while it is new or changes.
     OnChange,
     #[default]
     Periodic,
 }
 
-/// The rounds' end.
+/// Ends of the channels that belong to the reconcile loop.
 pub(crate) struct Probes {
     pub(crate) targets: watch::Sender<Targets>,
-    /// A byte says that the targets are others.
+    /// Socket for wake-ups: a byte tells the prober that the targets have changed.
     pub(crate) wake: UnixStream,
     pub(crate) healths: watch::Receiver<Healths>,
     pub(crate) refused: watch::Receiver<Refused>,
 }
 
-/// Starts asking; each change of a finding or of a way rings the bell.
+/// Starts the prober, unless it is off. Each change of a finding or of a way rings the bell. Returns an error if the
+/// thread cannot be started.
 pub(crate) fn start(pace: Pace, bell: &Bell) -> anyhow::Result<Probes> {
     let (targets, heard) = watch::channel(Targets::default());
     let (tell, healths) = watch::channel(Healths::default());

@@ -1,6 +1,6 @@
-//! The daemon's options: from the command line in Go's syntax, since flannel's manifests and unit files are to work as
-//! they are, then from the environment, then from the options file (flannel-compat 1). It parses and explains; what an
-//! option does is decided where it is used.
+//! Options of the daemon: the command line in Go's syntax, then the environment, then the options file (flannel-compat
+//! 1). flannel's manifests and unit files work as they are. The options are parsed here and take effect where they are
+//! used.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -24,14 +24,14 @@ use super::{Command, options_file_of, socket_of};
 use crate::env_file;
 use crate::probe::Pace;
 
-/// What the daemon was told, by flannel's names.
+/// Options of the daemon, by flannel's names.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Flags {
     pub(crate) store: PathBuf,
-    /// In place of the network config's, with default options.
+    /// Backend type in place of the network config's. The config's options count only if it names the same type.
     pub(crate) backend_type: Option<Backend>,
     pub(crate) config_reload: bool,
-    /// So long peers are kept that vanish from the store together with most others.
+    /// Time for which peers are kept that vanish from the store together with most others.
     pub(crate) shrink_grace: Duration,
     pub(crate) probe: Pace,
     pub(crate) iface: Vec<String>,
@@ -39,20 +39,20 @@ pub(crate) struct Flags {
     pub(crate) iface_can_reach: Option<IpAddr>,
     pub(crate) public_ip: Option<Ipv4Addr>,
     pub(crate) public_ipv6: Option<Ipv6Addr>,
-    /// This node's InternalIPs.
+    /// This node's InternalIPs in Kubernetes.
     pub(crate) node_ips: Vec<IpAddr>,
-    /// Where our routes are.
+    /// Number of the routing table that our routes are in.
     pub(crate) route_table: u32,
     pub(crate) ip_blackhole_route: bool,
     pub(crate) set_sysctls: bool,
     pub(crate) subnet_file: PathBuf,
     pub(crate) options_file: PathBuf,
-    /// Where a copy of the last good leases outlives a reboot.
+    /// Directory of the leases cache, which outlives a reboot; empty for no cache.
     pub(crate) cache_dir: PathBuf,
     pub(crate) socket: PathBuf,
-    /// An address or a name.
+    /// Address or host name for the server of `/healthz`.
     pub(crate) healthz_ip: String,
-    /// 0: no server.
+    /// Port of the server; 0 starts none.
     pub(crate) healthz_port: u16,
     pub(crate) log_format: LogFormat,
     pub(crate) verbosity: i64,
@@ -63,22 +63,22 @@ pub(crate) struct Flags {
     pub(crate) rules: Rules,
     pub(crate) etcd: Etcd,
     pub(crate) kube: Kube,
-    /// Who has set what was set.
+    /// Source of each flag that was set.
     sources: BTreeMap<&'static str, Source>,
-    /// What in the environment, in the options file and behind the last flag is ignored, and why.
+    /// Ignored parts of the environment, the options file and the command line, each with the reason.
     pub(crate) ignored: Vec<String>,
 }
 
-/// Of rules and routes for traffic.
+/// Options for traffic rules.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rules {
     pub(crate) ip_masq_fully_random_disable: bool,
     pub(crate) iptables_forward_rules: bool,
-    /// Seconds.
+    /// Maximum time between two looks at the rules of iptables-legacy, seconds.
     pub(crate) iptables_resync: i64,
 }
 
-/// Of etcd.
+/// Options for etcd.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Etcd {
     pub(crate) endpoints: String,
@@ -88,7 +88,7 @@ pub(crate) struct Etcd {
     pub(crate) cafile: PathBuf,
     pub(crate) username: String,
     pub(crate) password: Secret,
-    /// Minutes.
+    /// Time before its end at which our lease is renewed, minutes.
     pub(crate) subnet_lease_renew_margin: i64,
 }
 
@@ -103,7 +103,7 @@ impl Etcd {
         Ok(())
     }
 
-    /// Files that are read again for each connection.
+    /// Returns the files that are read again for each connection.
     pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
         let all = [&self.keyfile, &self.certfile, &self.cafile];
         all.into_iter().map(PathBuf::as_path).filter(|file| !file.as_os_str().is_empty())
@@ -120,7 +120,8 @@ impl Etcd {
         self.endpoints.split(',').any(|url| !url.is_empty() && !is_address(url))
     }
 
-    /// One that does not say how it is to be spoken to is spoken to as safely as the files allow.
+    /// Returns the URLs of the servers. A server without a scheme gets `https` if a CA or certificate file is given, else
+    /// `http`.
     fn urls(&self) -> impl Iterator<Item = String> {
         let files = [&self.cafile, &self.certfile];
         let scheme = if files.iter().all(|file| file.as_os_str().is_empty()) { "http" } else { "https" };
@@ -131,7 +132,7 @@ impl Etcd {
     }
 }
 
-/// Of Kubernetes.
+/// Options for Kubernetes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Kube {
     pub(crate) subnet_mgr: bool,
@@ -142,13 +143,13 @@ pub(crate) struct Kube {
     pub(crate) set_node_network_unavailable: bool,
 }
 
-/// Who has said it, of falling rank.
+/// Source of an option, from the highest rank to the lowest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     CommandLine,
     Environment,
     OptionsFile,
-    /// Nobody: it is named after the subnet file.
+    /// Derived from the path of the subnet file, since the option was not given.
     SubnetFile,
 }
 
@@ -163,15 +164,15 @@ impl fmt::Display for Source {
     }
 }
 
-/// One thing that the environment or the options file says.
+/// Setting in the environment or the options file.
 struct Said {
-    /// For whoever has to correct it.
+    /// Place of the setting, for the person who has to correct it.
     place: String,
     variable: String,
     value: OsString,
 }
 
-/// Parses what follows the command; `variables` is the environment.
+/// Parses the arguments after the command; `variables` is the environment. The error is a message for the user.
 pub(super) fn parse(
     program: &str,
     args: &[String],
@@ -187,7 +188,7 @@ pub(super) fn parse(
         return Ok(Command::Version);
     }
     flags.take(Source::Environment, environment(variables));
-    // What the file itself says of the subnet file comes too late to choose the file.
+    // The options file may name another subnet file, but too late to choose the options file.
     flags.follow("options-file", options_file_of(&flags.subnet_file));
     let file = flags.read_options_file();
     flags.take(Source::OptionsFile, file);
@@ -196,7 +197,7 @@ pub(super) fn parse(
 }
 
 impl Flags {
-    /// Every flag at its default.
+    /// Returns all flags at their defaults.
     fn untouched() -> Result<Self, String> {
         let mut flags = Self::default();
         for flag in table::flags().filter(|flag| !flag.default.is_empty()) {
@@ -205,7 +206,7 @@ impl Flags {
         Ok(flags)
     }
 
-    /// Sets the flag of a file that nobody has named and that stands beside the subnet file.
+    /// Sets the path of the socket or the options file beside the subnet file, unless it was given.
     fn follow(&mut self, name: &'static str, path: PathBuf) {
         let slot = match name {
             "socket" => &mut self.socket,
@@ -217,7 +218,7 @@ impl Flags {
         }
     }
 
-    /// Go's syntax (flannel-compat 1.1). `false`: help was asked for.
+    /// Parses arguments in Go's syntax (flannel-compat 1.1). Returns false if help was asked for.
     fn take_args(&mut self, args: &[String]) -> Result<bool, String> {
         let mut last = "the beginning";
         let mut args = args.iter();
@@ -226,7 +227,7 @@ impl Flags {
             if name.is_empty() {
                 let count = args.len() + usize::from(arg != "--");
                 if count > 0 {
-                    // It may be a secret, so it is not shown.
+                    // The argument may be a secret, so it is not shown.
                     self.ignored.push(format!("arguments after {last}, {count} of them: no flag follows it (a switch takes its value after =)"));
                 }
                 break;
@@ -251,7 +252,8 @@ impl Flags {
         Ok(true)
     }
 
-    /// What a source says of flags that none of higher rank has set; of several lines the last one counts.
+    /// Takes the settings of a source, except flags that a source of higher rank has set. The last of several lines
+    /// counts.
     fn take(&mut self, source: Source, said: Vec<Said>) {
         let said: BTreeMap<String, Said> =
             said.into_iter().map(|said| (said.variable.clone(), said)).collect();
@@ -297,12 +299,12 @@ impl Flags {
         all
     }
 
-    /// Every flag in force with its source, secrets hidden: `v=0, iface=eth0 (command line)`.
+    /// Returns every flag in force with its source, secrets hidden: `v=0, iface=eth0 (command line)`.
     pub(crate) fn shown(&self) -> String {
         self.listed(|_| true)
     }
 
-    /// The flags whose value is not the default, in the same form.
+    /// Returns the flags whose value is not the default, in the same form.
     pub(crate) fn changed(&self) -> String {
         let (mut flags, mut untouched) = (self.clone(), Self::untouched().unwrap_or_default());
         let listed = self.listed(|flag| (flag.at)(&mut flags).show() != (flag.at)(&mut untouched).show());
@@ -318,7 +320,7 @@ impl Flags {
         table::flags().filter(|flag| wanted(flag)).map(show).collect::<Vec<_>>().join(", ")
     }
 
-    /// What was asked for and this version cannot do.
+    /// Returns the flags that were given but have no effect in this version, each with the reason.
     pub(crate) fn unmet(&self) -> Vec<String> {
         let mut flags = self.clone();
         let mut unmet = Vec::new();
@@ -335,7 +337,7 @@ impl Flags {
         unmet
     }
 
-    /// What is wrong with the options as a whole.
+    /// Checks the options as a whole. The error names the option that is wrong.
     pub(crate) fn check(&self) -> Result<(), String> {
         let margin = self.etcd.subnet_lease_renew_margin;
         if !(1..=1439).contains(&margin) {
@@ -353,7 +355,7 @@ impl Flags {
         Ok(())
     }
 
-    /// Where the leases are.
+    /// Returns the store that holds the leases.
     pub(crate) fn store(&self) -> Store {
         #[cfg(feature = "etcd")]
         if self.store.as_os_str().is_empty() {
@@ -378,7 +380,7 @@ impl Flags {
         }))
     }
 
-    /// What plans depend on: of that config, and of our own words.
+    /// Returns the input of plans: that network config with our own options.
     pub(crate) fn config(&self, conf: &NetConf) -> Config {
         let firewall = firewall::Options {
             nftables: conf.nftables,
@@ -391,7 +393,7 @@ impl Flags {
         Config { table, firewall, sysctls, blackhole, ..conf.config() }
     }
 
-    /// Who chose the backend that is in force under that config.
+    /// Returns the source of the backend's type: that of `--backend-type`, else `network config` or `default`.
     pub(crate) fn backend_source(&self, conf: &NetConf) -> String {
         match self.sources.get("backend-type").filter(|_| self.backend_type.is_some()) {
             Some(source) => source.to_string(),
@@ -401,7 +403,7 @@ impl Flags {
     }
 }
 
-/// What the environment says of our flags.
+/// Returns the settings in the environment: all variables that begin with [`PREFIX`].
 fn environment(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<Said> {
     let named = variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
     let ours = named.filter(|(name, _)| name.starts_with(PREFIX));
@@ -414,7 +416,7 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    /// Two values of each flag, as they are written and shown, and one that it cannot have.
+    /// Two values of each flag, as they are written and shown, and one that it rejects.
     const VALUES: &[(&str, &str, &str, Option<&str>)] = &[
         ("store", "/a", "/b", None),
         ("backend-type", "host-gw", "vxlan", Some("udp")),
@@ -461,7 +463,7 @@ mod tests {
         ("set-node-network-unavailable", "false", "true", Some("2")),
     ];
 
-    /// flannel-compat 1.3.
+    /// flannel's flags and their defaults (flannel-compat 1.3).
     const FLANNEL: &[(&str, &str)] = &[
         ("etcd-endpoints", "http://127.0.0.1:4001,http://127.0.0.1:2379"),
         ("etcd-prefix", "/coreos.com/network"),
@@ -498,7 +500,7 @@ mod tests {
 
     const LISTS: [&str; 2] = ["iface", "iface-regex"];
 
-    /// With these words, with this environment, and with a file of these lines.
+    /// Parses these arguments, this environment, and an options file with these lines.
     fn told(args: &[&str], environment: &[(&str, &str)], file: &str) -> Result<Flags, String> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("options.env");
@@ -534,7 +536,7 @@ mod tests {
         if name == "shrink-grace" { "300s".into() } else { find(name).default.into() }
     }
 
-    /// Which options file there is would decide what is read of it.
+    /// Returns all rows but that of `options-file`, which would decide what is read.
     fn values()
     -> impl Iterator<Item = &'static (&'static str, &'static str, &'static str, Option<&'static str>)> {
         VALUES.iter().filter(|(name, ..)| *name != "options-file")
@@ -675,7 +677,7 @@ mod tests {
             let [environment, line] = &flags.ignored[..] else { panic!("{:?}", flags.ignored) };
             assert!(environment.starts_with(&format!("environment: {variable}: ")), "{environment}");
             assert!(line.contains(&format!("/options.env:2: {variable}: ")), "{line}");
-            // What is left out does not hide what is said below it.
+            // A setting that is ignored does not hide a valid one below it.
             let flags = told(&[], &[(&variable, bad)], &format!("{variable}={one}")).unwrap();
             assert_eq!(value(&flags, name), *one, "{name}");
         }
@@ -755,7 +757,7 @@ mod tests {
         assert_eq!(flags.ignored, ["environment: FLANNELD_IFACE: it is not valid UTF-8"]);
     }
 
-    /// The first line of the log is short, and whoever reads it misses nothing.
+    /// The first line of the log lists exactly the flags that differ from their defaults.
     #[test]
     fn what_is_changed_is_what_has_not_its_default_with_its_source() {
         let untouched = |args: &[&str]| {
@@ -817,7 +819,7 @@ mod tests {
             assert_eq!((flags.verbosity, flags.socket.display().to_string()), (3, path("b.env.sock")));
             assert_eq!(flags.options_file.display().to_string(), path("b.env.options"));
         }
-        // What a file says of the subnet file moves the socket, and no second file is read.
+        // The subnet file that an options file names moves the socket, but no second options file is read.
         let flags = with(&[c], &[]);
         assert_eq!(
             (flags.verbosity, flags.socket.display().to_string()),

@@ -1,14 +1,14 @@
-//! The text of `twill daemon --help`, made from the table of flags.
+//! Text of `twill daemon --help`, made from the table of flags.
 
 use std::fmt::Write;
 
 use super::daemon::Flags;
 use super::table::{Flag, GROUPS, flags};
 
-/// Letters in a line.
+/// Maximum width of a line, characters.
 const WIDTH: usize = 100;
 
-/// `program` is how the daemon was called.
+/// Returns the help text; `program` is the name by which the daemon was called.
 pub(super) fn help(program: &str) -> String {
     let mut text = format!(
         "usage: {program} [flags]\n\n\
@@ -44,7 +44,7 @@ fn explained(flag: &Flag) -> String {
     }
 }
 
-/// Lines of at most so many letters; a longer word has a line of its own.
+/// Breaks the text into lines of at most `width` characters; a longer word has a line of its own.
 fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {

@@ -1,25 +1,25 @@
-//! The daemon's flags, one row each: command line, environment, options file, help and tests go by this table alone. What
-//! the flags mean is the part of whoever reads `Flags`.
+//! Table of the daemon's flags, one row each. Command line, environment, options file, help and tests use this table
+//! alone.
 
 use super::daemon::Flags;
 use super::value::Value;
 use super::{CACHE_DIR, OPTIONS_FILE, SOCKET, SUBNET_FILE};
 
-/// A flag.
+/// Flag of the daemon.
 pub(super) struct Flag {
     pub(super) name: &'static str,
-    /// What stands for the value in the help; empty for a switch.
+    /// Placeholder for the value in the help; empty for a switch.
     pub(super) value: &'static str,
     pub(super) default: &'static str,
     pub(super) help: &'static str,
-    /// Where its value is.
+    /// Gives access to the flag's value.
     pub(super) at: fn(&mut Flags) -> &mut dyn Value,
 }
 
 /// Flags that belong together.
 pub(super) struct Group {
     pub(super) title: &'static str,
-    /// What whoever asks for one of them does not get.
+    /// Reason why the flags of this group have no effect; `None` if they have one.
     pub(super) lack: fn(&Flags) -> Option<&'static str>,
     pub(super) flags: &'static [Flag],
 }
@@ -35,16 +35,16 @@ const fn flag(
 }
 
 impl Flag {
-    /// Its variable in the environment and in the options file.
+    /// Returns the flag's variable for the environment and the options file, such as `FLANNELD_ETCD_PREFIX`.
     pub(super) fn variable(&self) -> String {
         format!("{PREFIX}{}", self.name.to_uppercase().replace('-', "_"))
     }
 }
 
-/// What all variables begin with.
+/// Prefix of all variables.
 pub(super) const PREFIX: &str = "FLANNELD_";
 
-/// Every flag, in the order of the help.
+/// Returns every flag, in the order of the help.
 pub(super) fn flags() -> impl Iterator<Item = &'static Flag> {
     GROUPS.iter().flat_map(|group| group.flags)
 }

@@ -1,4 +1,4 @@
-//! What a flag can hold, as in Go's package flag: each kind reads a text and shows itself again. It knows no flag by name.
+//! Values of flags as in Go's package flag: each type reads a text and shows itself again.
 
 use crate::probe::Pace;
 use std::fmt::{self, Display};
@@ -11,22 +11,22 @@ use plan::state::MAIN_TABLE;
 
 use super::FLANNEL_TABLE;
 
-/// The value of one flag.
+/// Value of one flag.
 pub(super) trait Value {
-    /// Takes what somebody wrote; after an error it is as before.
+    /// Sets the value from a text. After an error it is as before; the error says what is wrong with the text.
     fn set(&mut self, text: &str) -> Result<(), String>;
 
-    /// For the log.
+    /// Returns the value as text for the log.
     fn show(&self) -> String;
 
-    /// Is the name alone enough to say true?
+    /// Returns true if the name of the flag alone means true.
     fn is_switch(&self) -> bool {
         false
     }
 }
 
 impl Value for bool {
-    /// Go's `strconv.ParseBool`.
+    /// Accepts the texts of Go's `strconv.ParseBool`.
     fn set(&mut self, text: &str) -> Result<(), String> {
         *self = match text {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
@@ -56,7 +56,7 @@ impl Value for i64 {
     }
 }
 
-/// A port; 0 is none, and so is whatever is less.
+/// Port; 0 and negative numbers mean none.
 impl Value for u16 {
     fn set(&mut self, text: &str) -> Result<(), String> {
         let port = integer(text)?.max(0);
@@ -91,7 +91,7 @@ impl Value for PathBuf {
     }
 }
 
-/// Each time one more, unless it is empty as from a template's variable that is not set.
+/// List that each text adds to. An empty text, as from a template's variable that is not set, adds nothing.
 impl Value for Vec<String> {
     fn set(&mut self, text: &str) -> Result<(), String> {
         self.extend(Some(text).filter(|text| !text.is_empty()).map(String::from));
@@ -103,7 +103,7 @@ impl Value for Vec<String> {
     }
 }
 
-/// An empty text is nothing.
+/// Optional value; an empty text means none.
 impl<T: FromStr<Err: Display> + Display> Value for Option<T> {
     fn set(&mut self, text: &str) -> Result<(), String> {
         let parse = || text.parse().map_err(|error| format!("{text:?}: {error}"));
@@ -116,7 +116,7 @@ impl<T: FromStr<Err: Display> + Display> Value for Option<T> {
     }
 }
 
-/// A node's addresses, at most one of each family, as the Downward API's `status.hostIPs` writes them.
+/// Addresses of a node, at most one per family, separated by commas as the Downward API's `status.hostIPs` writes them.
 impl Value for Vec<IpAddr> {
     fn set(&mut self, text: &str) -> Result<(), String> {
         let parse = |text: &str| match text.trim().parse::<IpAddr>() {
@@ -140,7 +140,8 @@ impl Value for Vec<IpAddr> {
     }
 }
 
-/// A routing table. The kernel's own but for the main one are not for routes like ours (rtnetlink(7) `rtm_table`).
+/// Routing table by name or number. The kernel's own tables other than the main one are refused (rtnetlink(7)
+/// `rtm_table`).
 impl Value for u32 {
     fn set(&mut self, text: &str) -> Result<(), String> {
         *self = match (text, text.parse()) {
@@ -171,12 +172,12 @@ impl Value for Duration {
     }
 }
 
-/// What must stand in no log and no report.
+/// Text that must appear in no log and no report.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Secret(String);
 
 impl Secret {
-    /// For whom it is meant, and nobody else.
+    /// Returns the secret, for its recipient only.
     #[cfg(feature = "etcd")]
     pub(crate) fn reveal(&self) -> &str {
         &self.0
@@ -199,7 +200,7 @@ impl Value for Secret {
     }
 }
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum LogFormat {
     #[default]
@@ -243,7 +244,8 @@ impl Value for Pace {
     }
 }
 
-/// Go's `strconv.ParseInt` with base 0: 0x, 0o, 0b or a leading 0 name the base, and `_` may stand between digits.
+/// Parses a number like Go's `strconv.ParseInt` with base 0: 0x, 0o, 0b or a leading 0 give the base, and `_` may stand
+/// between digits.
 fn integer(text: &str) -> Result<i64, String> {
     let bad = || format!("{text:?} is no whole number");
     let (sign, number) = match text.as_bytes().first() {
@@ -266,7 +268,7 @@ fn integer(text: &str) -> Result<i64, String> {
     i64::from_str_radix(&format!("{sign}{}", digits.replace('_', "")), base).map_err(|_| bad())
 }
 
-/// Go's `time.ParseDuration` for one number and unit: `90s`, `5m`, `1.5h`, `300ms`.
+/// Parses one number and unit like Go's `time.ParseDuration`: `90s`, `5m`, `1.5h`, `300ms`.
 fn duration(text: &str) -> Result<Duration, String> {
     let bad = || format!("{text:?} is not a time such as 90s, 5m or 1h");
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;

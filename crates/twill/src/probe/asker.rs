@@ -1,5 +1,5 @@
-//! The loop: asks each peer what its judge wants to know when it wants to know it, hands it the answers, and publishes what
-//! it makes of them. Decides nothing.
+//! Loop of the prober: sends each peer the probes that its judge wants when they are due, hands it the answers, and
+//! publishes the peers' health.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Read};
@@ -20,34 +20,39 @@ use super::post::{News, Post};
 use super::{Healths, Pace, Refused, Targets};
 use crate::trigger::{Bell, Cause};
 
-/// What is due within this time is done at once: one waking for many peers.
+/// Length of a tick, milliseconds. Everything that is due within a tick is done at once: one wake-up for many peers.
 const TICK_MS: u64 = 20;
+/// Length of a tick.
 const TICK: Duration = Duration::from_millis(TICK_MS);
-/// The same, in ticks, of peers that are asked seldom, if it is not urgent.
+/// Number of ticks by which the probes of peers with a slower schedule are grouped, if they are not urgent.
 const SELDOM: u64 = 12;
+/// Time within which a probe counts as urgent.
 const SOON: Duration = Duration::from_millis(500);
-/// Peers that are asked in one go; the others are asked in the next one.
+/// Maximum number of peers that are probed in one go; the others follow in the next one.
 const AT_ONCE: usize = 50;
-/// About so long between two publications of what is no more than another number.
+/// Approximate time between two publications if only numbers have changed, such as latency and loss.
 const NUMBERS: Duration = Duration::from_secs(5);
-/// Between two looks at whether most peers are silent.
+/// Minimum time between two checks of whether most peers are silent.
 const LOOK_AROUND: Duration = Duration::from_millis(250);
-/// Between two regular questions to one peer, and how many direct peers there may be for that.
+/// Time between two regular probes of one peer.
 const USUAL: Duration = Duration::from_secs(1);
+/// Number of direct peers up to which that time holds.
 const DIRECT_PEERS: u32 = 200;
-/// All are asked once in this time when they are so many: a loss is known within a minute.
+/// Time between two regular probes of one peer when there are [`MANY`] peers: a loss is known within a minute.
 const PERIOD: Duration = Duration::from_secs(58);
+/// Number of peers at which [`PERIOD`] is reached.
 const MANY: u32 = 5000;
-/// With `on-change` a peer is asked until nothing has been new for so long: time enough to be found healthy again.
+/// Time without news after which `on-change` stops probing a peer. A faulty peer can be found healthy again within it.
 const SETTLED: Duration = Duration::from_secs(40);
-/// An echo that has not come back by then is late.
+/// Time after which an echo that has not come back is late.
 const LATE: Duration = Duration::from_millis(250);
-/// Maximum number of subnets that are asked about behind one node's address; a node has one, and another while it moves.
+/// Maximum number of subnets that are probed behind one node's address. A node has one, and a second while it moves.
 const OF_ONE_ADDRESS: usize = 8;
-/// Questions to all machines of the segment while a peer's echoes stay away: enough to hear twice of two that have its
-/// address.
+/// Maximum number of requests to all machines while a peer's echoes stay away. If two machines have its address, each can
+/// be received twice.
 const SEARCHES: u8 = 3;
 
+/// State of the prober's thread.
 pub(super) struct Asker {
     pub(super) pace: Pace,
     pub(super) bell: Bell,
@@ -56,44 +61,46 @@ pub(super) struct Asker {
     pub(super) healths: watch::Sender<Healths>,
     refused: watch::Sender<Refused>,
     pub(super) post: Post,
-    /// More answers than the first one are about to come.
+    /// True if more answers are about to come in.
     gathers: bool,
     state: State,
 }
 
 type Paces = [Duration; 2];
 
-/// What is known.
+/// Health and schedule of the peers.
 struct State {
     begun: Instant,
-    /// By subnet.
+    /// Peers by subnet.
     peers: Vec<Peer>,
-    /// Whose turn is when, by place among them.
+    /// Ticks at which peers are due, with their places in `peers`.
     due: BTreeSet<(u64, usize)>,
-    /// For peers whose traffic goes or may go direct, and for all others.
+    /// Times between regular probes: for peers whose traffic goes or may go direct, and for all others.
     paces: Paces,
-    /// When the last one of those is asked that something seems to have happened to.
+    /// Time at which the last of the peers is probed that a change of a link may have affected.
     stirred: Duration,
     links: u64,
     uplink: Option<LinkName>,
     uplink_down: bool,
     suspect: bool,
     looked_around: Duration,
-    /// Something was lost since.
+    /// True if something was lost since `looked_around`.
     lost: bool,
-    /// Something is to be published, and when that was done last.
+    /// True if there are numbers to publish.
     numbers: bool,
+    /// Time of the last publication.
     published: Duration,
 }
 
 struct Peer {
     judge: Judge,
-    /// In ticks.
+    /// Tick at which the next probe is due.
     due: u64,
-    /// When anything about it was new.
+    /// Time at which anything about the peer last changed.
     news: Duration,
-    /// The oldest echo of its path that was sent since one came back.
+    /// Time of the oldest echo of its path that was sent since one came back.
     waiting: Option<Duration>,
+    /// Number of requests to all machines since then.
     searches: u8,
 }
 
@@ -125,7 +132,7 @@ impl Asker {
         Self { pace, bell, targets, wake, healths, refused, post, gathers: false, state }
     }
 
-    /// Asks until the rounds are gone.
+    /// Runs until the reconcile loop is gone.
     pub(super) fn run(mut self) {
         loop {
             match self.wait() {
@@ -137,7 +144,8 @@ impl Asker {
         }
     }
 
-    /// Until there is something to hear or to ask. True if the targets are others.
+    /// Sleeps until there is something to receive or to send. Returns true if the targets have changed, and an error if
+    /// the reconcile loop is gone.
     fn wait(&mut self) -> io::Result<bool> {
         let due = self.due().map(|due| due.saturating_sub(self.state.begun.elapsed()));
         let due = if self.gathers { Some(due.unwrap_or(TICK).min(TICK)) } else { due };
@@ -156,18 +164,18 @@ impl Asker {
         }
     }
 
-    /// When there is something to do even if nothing comes in.
+    /// Returns the time at which something is due even if no packet comes in.
     fn due(&self) -> Option<Duration> {
         let State { due, numbers, published, .. } = &self.state;
         let ask = due.first().map(|(due, _)| *due);
-        // Where there is somebody to ask, numbers are published along with that.
+        // If peers are probed, numbers are published along with that.
         let publish = (*numbers && ask.is_none()).then(|| *published + NUMBERS);
         let post = self.post.due().into_iter().chain(publish).map(tick);
         let soonest = ask.into_iter().chain(post).min()?;
         Some(TICK * u32::try_from(soonest).unwrap_or(u32::MAX))
     }
 
-    /// The rounds have other peers, or other ways to them.
+    /// Takes the changed targets of the reconcile loop.
     fn follow(&mut self) {
         let now = self.state.begun.elapsed();
         let Targets { node, mut peers, suspect, links, mtu, diverted, mac: _ } =
@@ -206,7 +214,7 @@ impl Asker {
         state.due = state.peers.iter().enumerate().map(|(at, peer)| (peer.due, at)).collect();
         let direct = state.peers.iter().filter(|peer| peer.may_be_direct()).count() as u32;
         let others = state.peers.len() as u32 - direct;
-        // Each above the first ones slows all down by as much.
+        // Each direct peer above [`DIRECT_PEERS`] slows all of them down by the same amount.
         let slower = (PERIOD - USUAL) * direct.saturating_sub(DIRECT_PEERS) / (MANY - DIRECT_PEERS);
         state.paces = [USUAL + slower, USUAL.max(PERIOD * others / MANY)];
         if state.links != links && !suspect {
@@ -215,34 +223,34 @@ impl Asker {
         state.links = links;
         self.post.follow(node.as_ref(), &peers, now);
         if moved {
-            // What was known of them was known along another link.
+            // The health known so far was found along the former link.
             self.publish(true, now);
         }
     }
 
-    /// Asks, hears, publishes.
+    /// Sends, receives and publishes once.
     fn pass(&mut self) {
         let (now, open) = (self.state.begun.elapsed(), self.post.open());
         self.post.look_if_due(now);
         for subnet in self.post.doubted() {
             if let Some(at) = at(&self.state.peers, subnet) {
-                // Few at a time, and not behind those that a link has stirred.
+                // Doubts are few at a time, and need not wait behind peers that a change of a link has scheduled.
                 self.state.hasten(at, now, now);
             }
         }
         let mut news = self.ask(now);
         let State { peers, begun, .. } = &self.state;
         self.post.ask_all(|subnet| at(peers, subnet).map(|at| peers[at].judge.peer()), now);
-        // Heard last: what is answered at once needs no waking of its own.
+        // Receiving comes last, so that an immediate answer needs no wake-up of its own.
         let now = begun.elapsed();
         news.extend(self.post.hear(now));
         let changed = self.state.hear(news, now);
-        // One waking for many answers.
+        // A single wake-up serves many answers.
         self.gathers = ![0, open].contains(&self.post.open());
         self.publish(changed, now);
     }
 
-    /// Asks those whose time has come; what is known without asking comes back.
+    /// Probes the peers that are due. Returns the samples that are known without sending.
     fn ask(&mut self, now: Duration) -> Vec<News> {
         let mut news = Vec::new();
         let state = &mut self.state;
@@ -266,7 +274,7 @@ impl Asker {
         news
     }
 
-    /// What is new at once, mere numbers now and then.
+    /// Publishes changed verdicts at once, and changed numbers now and then.
     fn publish(&mut self, changed: bool, now: Duration) {
         let state = &mut self.state;
         if changed || (state.numbers && now + LATE >= state.published + NUMBERS) {
@@ -288,7 +296,7 @@ impl Asker {
     }
 }
 
-/// However the thread ends, nobody goes by what it knew.
+/// Withdraws all health when the thread ends, so that nobody relies on it.
 impl Drop for Asker {
     fn drop(&mut self) {
         self.healths.send_replace(Healths::default());
@@ -297,8 +305,8 @@ impl Drop for Asker {
 }
 
 impl State {
-    /// Something may have happened to all: each is asked as soon as those before it are, no more of them in a second than peers
-    /// that are direct.
+    /// Schedules a probe of every peer, since something may have happened to all. They are spread to at most
+    /// [`DIRECT_PEERS`] a second.
     fn stir(&mut self, now: Duration) {
         self.stirred = self.stirred.max(now);
         for at in 0..self.peers.len() {
@@ -310,7 +318,7 @@ impl State {
         }
     }
 
-    /// Something may have happened to that peer: it is asked by then.
+    /// Schedules a probe of that peer by the given time, since something may have happened to it.
     fn hasten(&mut self, at: usize, by: Duration, now: Duration) {
         let Some(peer) = self.peers.get_mut(at) else { return };
         peer.judge.hasten(by);
@@ -320,7 +328,7 @@ impl State {
         self.due.insert((peer.due, at));
     }
 
-    /// Hands everybody's judge what came of the questions. True when a finding or a way is another.
+    /// Hands the samples to the judges. Returns true if a verdict has changed.
     fn hear(&mut self, news: Vec<News>, now: Duration) -> bool {
         let mut touched = Vec::new();
         for (subnet, sample) in news {
@@ -334,7 +342,7 @@ impl State {
             return false;
         }
         self.numbers = true;
-        // While nothing is lost, whoever may be the suspect, nothing comes of it.
+        // The check is needed only after a loss, or while this node is the suspect.
         if (self.lost || self.suspect) && now >= self.looked_around + LOOK_AROUND {
             (self.looked_around, self.lost) = (now, false);
             let all = self.uplink_down || suspect(self.peers.iter().map(|peer| &peer.judge), now);
@@ -356,7 +364,8 @@ impl State {
                 (changed, peer.news) = (true, now);
                 tell(&before, &after);
             }
-            // What was heard may be a reason to ask sooner or later; those who are asked no more are not in line.
+            // The answer may bring the next probe forward or put it off. Peers that are not probed any more are not in
+            // `due`.
             let due = peer.next(&self.paces, now);
             if self.due.remove(&(peer.due, at)) || due < peer.due {
                 self.due.insert((due, at));
@@ -367,13 +376,13 @@ impl State {
     }
 }
 
-/// The first one at that time or after it.
+/// Returns the first tick at that time or after it.
 fn tick(time: Duration) -> u64 {
     (time.as_millis() as u64).div_ceil(TICK_MS)
 }
 
-/// Without those whose node's address many others have, too: whoever may write leases does not make all nodes ask a machine
-/// of his choice more often than that.
+/// Leaves out peers whose node's address many others have, too. A writer of leases must not make all nodes probe a
+/// machine of his choice more often than that.
 fn few_of_each_address(peers: &mut Arc<Vec<PeerPath>>) {
     let mut counts: HashMap<IpAddr, usize> = HashMap::new();
     let mut is_asked = |peer: &PeerPath| {
@@ -388,7 +397,7 @@ fn few_of_each_address(peers: &mut Arc<Vec<PeerPath>>) {
     }
 }
 
-/// The place of a peer.
+/// Returns the place of a peer.
 fn at(peers: &[Peer], subnet: IpNet) -> Option<usize> {
     peers.binary_search_by_key(&subnet, Peer::subnet).ok()
 }
@@ -424,7 +433,8 @@ impl Peer {
         self.judge.peer().subnet
     }
 
-    /// When to ask it again. A judge that asks at once again would never let go.
+    /// Returns the tick of the next probe, at the earliest one tick from now. A judge that always wants more at once
+    /// would otherwise block the loop.
     fn next(&self, paces: &Paces, now: Duration) -> u64 {
         let next = self.judge.next().max(now + TICK);
         let is_seldom = self.pace(paces) > USUAL && next > now + SOON;
@@ -435,7 +445,8 @@ impl Peer {
         paces[usize::from(!self.may_be_direct())]
     }
 
-    /// With `on-change`, too, nobody else would say that a way which was chosen by evidence fails.
+    /// Returns true if the peer is still probed. With `on-change` that holds while it is new, changes or is faulty. A
+    /// direct path chosen by evidence is always probed, since nothing else would notice that it fails.
     fn is_asked_on(&self, pace: Pace, now: Duration) -> bool {
         let path = self.judge.peer();
         let is_chosen = path.by_evidence && path.path == Path::Direct;
@@ -443,12 +454,13 @@ impl Peer {
         pace == Pace::Periodic || is_chosen || is_fault || now < self.news + SETTLED
     }
 
+    /// Returns true if the peer's traffic goes or may go direct.
     fn may_be_direct(&self) -> bool {
         let path = self.judge.peer();
         path.path == Path::Direct || (path.by_evidence && path.on_link)
     }
 
-    /// Keeps account of what is asked. May all machines of the segment be asked about it?
+    /// Records the probe. Returns true if all machines of the segment may be asked for the next hop.
     fn is_unsure(&mut self, probe: Probe, now: Duration) -> bool {
         match probe {
             Probe::Path | Probe::PathSized(_) => {

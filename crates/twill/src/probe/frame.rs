@@ -1,5 +1,5 @@
-//! The bytes of questions and of answers: ARP, neighbour discovery, echoes and datagrams, in IP packets and frames. Pure;
-//! what is read was sent by anybody, and of what is not whole nothing is believed.
+//! Bytes of probes and of answers: ARP, neighbour discovery, echoes and datagrams, in IP packets and frames. Pure.
+//! Anybody may have sent the bytes that are read, so a packet that is not whole counts for nothing.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,7 +9,7 @@ use plan::Mac;
 pub(super) const ETHERNET: usize = 14;
 const IPV4: usize = 20;
 const IPV6: usize = 40;
-/// Of an ICMP echo, and of UDP.
+/// Length of the header of an ICMP echo, and of UDP, bytes.
 const HEADER: usize = 8;
 const COOKIE: usize = 8;
 const ARP: usize = 28;
@@ -18,28 +18,28 @@ const ICMP: u8 = 1;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 const TTL: u8 = 64;
-/// Neighbour discovery is only believed from the segment.
+/// Hop limit of neighbour discovery, by which a packet proves to come from the segment (RFC 4861).
 const FROM_SEGMENT: u8 = 255;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 
 pub(super) const BROADCAST: Mac = Mac([0xff; 6]);
 
-/// Both ends of a packet; they are of one family.
+/// Source and destination of a packet, of the same family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ends {
     pub(super) from: IpAddr,
     pub(super) to: IpAddr,
 }
 
-/// Of an echo. The cookie is in its payload: who has not seen the question cannot know it.
+/// Number of an echo. The cookie is in its payload: only a machine that has seen the probe knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Number {
     pub(super) sequence: u16,
     pub(super) cookie: u64,
 }
 
-/// An answer, as far as it can be understood without knowing the question.
+/// Answer, as far as it can be understood without knowing the probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Heard {
     Echo {
@@ -47,12 +47,12 @@ pub(super) enum Heard {
         id: u16,
         number: Number,
     },
-    /// Whose MAC it is.
+    /// A machine with that MAC has the address.
     Neighbour {
         ip: IpAddr,
         mac: Mac,
     },
-    /// Somebody could not deliver what we sent.
+    /// A machine could not deliver our packet; `port` means that the port is closed.
     Error {
         by: IpAddr,
         mtu: Option<u16>,
@@ -61,10 +61,10 @@ pub(super) enum Heard {
     },
 }
 
-/// What an error is about.
+/// Packet that an ICMP error is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Quoted {
-    /// Routers need not quote enough of it to tell its cookie.
+    /// `cookie` is `None` if the router quoted too little of the packet.
     Echo {
         to: IpAddr,
         id: u16,
@@ -78,7 +78,7 @@ pub(super) enum Quoted {
     },
 }
 
-/// An echo request in an IP packet of `size` bytes, which nobody may fragment.
+/// Makes an echo request in an IP packet of `size` bytes, which must not be fragmented.
 pub(super) fn echo(ends: Ends, id: u16, number: Number, size: u16) -> Vec<u8> {
     let (kind, protocol, header) = if ends.to.is_ipv4() { (8, ICMP, IPV4) } else { (128, ICMPV6, IPV6) };
     let mut icmp = vec![0; usize::from(size).saturating_sub(header).max(HEADER + COOKIE)];
@@ -90,7 +90,7 @@ pub(super) fn echo(ends: Ends, id: u16, number: Number, size: u16) -> Vec<u8> {
     packet(ends, protocol, TTL, &icmp)
 }
 
-/// A datagram with its checksum.
+/// Makes a UDP datagram with its checksum.
 pub(super) fn datagram(ends: Ends, from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
     let mut udp = vec![0; HEADER];
     udp.extend_from_slice(payload);
@@ -102,13 +102,13 @@ pub(super) fn datagram(ends: Ends, from: u16, to: u16, payload: &[u8]) -> Vec<u8
     packet(ends, UDP, TTL, &udp)
 }
 
-/// Who has that address?
+/// Makes an ARP request for `target`.
 pub(super) fn arp_request(mac: Mac, own: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     let head = [0, 1, 8, 0, 6, 4, 0, 1];
     [&head[..], &mac.0, &own.octets(), &[0; 6], &target.octets()].concat()
 }
 
-/// The same for IPv6: to the address itself, or to the group of those that might have it.
+/// Makes a neighbour solicitation for `target`: to the address itself, or to the group of those that might have it.
 pub(super) fn solicitation(mac: Mac, own: Ipv6Addr, target: Ipv6Addr, unicast: bool) -> Vec<u8> {
     let to = if unicast { target } else { solicited_node(target) };
     let ends = Ends { from: own.into(), to: to.into() };
@@ -117,7 +117,7 @@ pub(super) fn solicitation(mac: Mac, own: Ipv6Addr, target: Ipv6Addr, unicast: b
     packet(ends, ICMPV6, FROM_SEGMENT, &icmp)
 }
 
-/// To whom a question goes whose answerer is not known.
+/// Returns the MAC for requests to all machines that might have the address.
 pub(super) fn group_of(target: IpAddr) -> Mac {
     match target {
         IpAddr::V4(_) => BROADCAST,
@@ -157,7 +157,7 @@ fn packet(ends: Ends, protocol: u8, ttl: u8, payload: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Puts the checksum where it belongs; none of ours is ever left out.
+/// Writes the checksum at `at`. UDP writes 0 as 0xffff, since 0 means that there is none.
 fn seal(payload: &mut [u8], ends: Ends, protocol: u8, at: usize) {
     let value = match checksum(payload, ends, protocol) {
         0 if protocol == UDP => 0xffff,
@@ -166,7 +166,7 @@ fn seal(payload: &mut [u8], ends: Ends, protocol: u8, at: usize) {
     payload[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
 
-/// Zero over what has a right one in it.
+/// Returns the checksum; 0 if `payload` contains the right one.
 fn checksum(payload: &[u8], ends: Ends, protocol: u8) -> u16 {
     let pseudo = if protocol == ICMP {
         0
@@ -183,7 +183,8 @@ fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// Of many words at a time: the carries are added at the end all the same, and no packet is long enough to overflow it.
+/// Adds up the 16-bit words, eight bytes at a time. The carries are added at the end, and no packet is long enough to
+/// overflow the sum.
 fn sum(bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<8>();
     let mut whole = 0;
@@ -204,7 +205,7 @@ fn fold(mut sum: u64) -> u16 {
     !(sum as u16)
 }
 
-/// Reads a frame, behind its Ethernet header.
+/// Reads a frame behind its Ethernet header; `None` if it is no answer.
 pub(super) fn read_frame(kind: EtherType, source: Option<Mac>, bytes: &[u8]) -> Option<Heard> {
     match kind {
         EtherType::Arp => read_arp(bytes),
@@ -212,7 +213,7 @@ pub(super) fn read_frame(kind: EtherType, source: Option<Mac>, bytes: &[u8]) -> 
     }
 }
 
-/// A reply, of hosts of Ethernet and IPv4.
+/// Reads an ARP reply for Ethernet and IPv4.
 fn read_arp(bytes: &[u8]) -> Option<Heard> {
     let bytes = bytes.get(..ARP)?;
     let mac = Mac(array(bytes, 8)?);
@@ -221,7 +222,7 @@ fn read_arp(bytes: &[u8]) -> Option<Heard> {
     (is_reply && mac.is_unicast()).then_some(Heard::Neighbour { ip, mac })
 }
 
-/// Reads an IP packet; `source` is the MAC that it came from.
+/// Reads an IP packet; `source` is the MAC that it came from. A packet with a wrong checksum is ignored.
 pub(super) fn read_packet(source: Option<Mac>, bytes: &[u8]) -> Option<Heard> {
     let Ip { ends, protocol, ttl, payload } = Ip::read(bytes)?;
     if !matches!(protocol, ICMP | ICMPV6) || checksum(payload, ends, protocol) != 0 {
@@ -233,7 +234,7 @@ pub(super) fn read_packet(source: Option<Mac>, bytes: &[u8]) -> Option<Heard> {
     read_icmp(ends.from, payload)
 }
 
-/// A whole IP packet, and no fragment.
+/// Complete IP packet that is no fragment.
 struct Ip<'a> {
     ends: Ends,
     protocol: u8,
@@ -263,7 +264,7 @@ impl<'a> Ip<'a> {
     }
 }
 
-/// The answer to a unicast question need not name the MAC that it comes from.
+/// Reads a neighbour advertisement. It need not name its MAC if it answers a unicast; then `source` counts.
 fn read_advertisement(source: Option<Mac>, icmp: &[u8]) -> Option<Heard> {
     let ip = Ipv6Addr::from(array::<16>(icmp, 8)?).into();
     let named = icmp.get(24..32).filter(|option| option[..2] == [2, 1]).and_then(|option| array(option, 2));
@@ -271,7 +272,7 @@ fn read_advertisement(source: Option<Mac>, icmp: &[u8]) -> Option<Heard> {
     Some(Heard::Neighbour { ip, mac })
 }
 
-/// Reads ICMP of the family that the sender is of; whoever hands it over has looked at its checksum.
+/// Reads ICMP of the sender's family. The caller must have verified the checksum.
 pub(super) fn read_icmp(from: IpAddr, icmp: &[u8]) -> Option<Heard> {
     let (kind, code) = (*icmp.first()?, *icmp.get(1)?);
     let (is_reply, too_big, port) = match from {
@@ -288,14 +289,14 @@ pub(super) fn read_icmp(from: IpAddr, icmp: &[u8]) -> Option<Heard> {
         IpAddr::V4(_) => (u16_at(icmp, 6)?, 576),
         IpAddr::V6(_) => (u32::from_be_bytes(array(icmp, 4)?).try_into().unwrap_or(u16::MAX), 1280),
     };
-    // No link carries less; old routers say 0.
+    // No link carries less, and old routers report 0.
     if too_big && mtu < least {
         return None;
     }
     Some(Heard::Error { by: from, mtu: too_big.then_some(mtu), port, quoted })
 }
 
-/// The beginning of one of our packets, cut wherever the teller liked.
+/// Reads the beginning of our packet that an error quotes. The sender may have cut it anywhere.
 fn quoted(bytes: &[u8]) -> Option<Quoted> {
     let (to, protocol, header) = match bytes.first()? >> 4 {
         4 => (Ipv4Addr::from(array::<4>(bytes, 16)?).into(), bytes[9], usize::from(bytes[0] & 0xf) * 4),
@@ -312,7 +313,7 @@ fn quoted(bytes: &[u8]) -> Option<Quoted> {
     }
 }
 
-/// Of an echo.
+/// Reads the cookie of an echo.
 fn cookie(icmp: &[u8]) -> Option<u64> {
     array(icmp, HEADER).map(u64::from_be_bytes)
 }

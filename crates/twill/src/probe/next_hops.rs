@@ -1,5 +1,6 @@
-//! Who answers for which address on the uplink, and whom to ask all machines of the segment about: seldom, and each peer in
-//! its turn. Sends nothing.
+//! Neighbours on the uplink: which MAC answers for which address, and for which peers all machines of the segment are
+//! asked. Such requests (ARP broadcasts, or solicitations to a multicast group) are rare, and each peer gets its turn.
+//! Sends nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,41 +12,45 @@ use plan::Mac;
 use plan::input::Family;
 use tracing::warn;
 
-/// Between two questions to all: at most 10 of them a second.
+/// Minimum time between two requests to all machines: at most 10 of them a second.
 const GAP: Duration = Duration::from_millis(101);
 
-/// So often all are asked again because two have answered; a machine with two cards on the segment always does.
+/// Number of times that all machines are asked again because two have answered. A machine with two cards on the segment
+/// always answers twice.
 const CONTESTS: u8 = 3;
-/// So many answered only when all were asked, each after it was asked alone in vain: it is deaf to the latter.
+/// Number of unanswered unicast requests, each followed by an answer to a request to all, after which a neighbour counts
+/// as ignoring unicasts.
 const DEAF: u8 = 4;
-/// Such a one is asked alone again after so many answers.
+/// Number of answers after which such a neighbour is asked by unicast again.
 const AGAIN: u8 = 30;
-/// Asked so often in vain, one that had answered is silent.
+/// Number of unanswered requests in a row after which a neighbour that had answered counts as silent.
 const SILENT: u8 = 2;
 
-/// Nobody is doubted while so many wait for their turn: until all are asked, what goes to one whom the kernel found silent is
-/// lost, and it must have answered before that is a loss. Whoever flushes the kernel's table makes it say so of everybody.
+/// Length of the queue from which doubts of the kernel are ignored. A neighbour that the kernel found silent counts as
+/// lost until all machines are asked about it, so its turn must come soon. After a flush of its table the kernel doubts
+/// every neighbour.
 const PROMPT: usize = 3;
-/// Of addresses with two MACs so many are told from one look at the kernel's neighbours to the next: a router that answers
-/// for everybody is one trouble.
+/// Maximum number of addresses with two MACs that are logged between two reads of the kernel's neighbours. A router that
+/// answers for every address is a single fault.
 const TELL: u8 = 5;
 
-/// What is known of one address.
+/// Knowledge about one address.
 #[derive(Clone, Copy, Debug)]
 struct Known {
     mac: Mac,
-    /// Another one that has answered, too.
+    /// MAC of a second machine that has answered, too.
     other: Option<Mac>,
-    /// The kernel's packets go to that one, as far as it is known.
+    /// MAC that the kernel sends to, as far as it is known.
     believed: Option<Mac>,
-    /// Somebody has set it: it need not answer.
+    /// True if an administrator has set the entry: the neighbour need not answer.
     is_static: bool,
-    /// It did not answer the last time, or not alone.
+    /// True if the last request got no answer, or answers from two machines.
     doubtful: bool,
-    /// Questions to it alone that were lost since one was answered, up to [`DEAF`].
+    /// Number of unicast requests lost since one was answered, up to [`DEAF`].
     deaf: u8,
+    /// Number of answers since `deaf` reached [`DEAF`], up to [`AGAIN`].
     answers: u8,
-    /// How often two have answered.
+    /// Number of times that two machines have answered.
     contests: u8,
 }
 
@@ -55,7 +60,7 @@ impl Known {
         Self { mac, other, believed, is_static: false, doubtful: false, deaf: 0, answers: 0, contests: 0 }
     }
 
-    /// An answer, to whatever question.
+    /// Records an answer to any request. `is_first` is false for a further answer to the same request.
     fn hear(&mut self, mac: Mac, is_first: bool) {
         if self.deaf == DEAF {
             self.answers += 1;
@@ -80,34 +85,36 @@ impl Known {
     }
 }
 
-/// What a packet by the kernel's routes would make it do.
+/// Effect of a packet to a next hop that follows the kernel's routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reach {
-    /// It knows where to send it.
+    /// The kernel knows the MAC and sends the packet.
     Known,
-    /// It would ask all machines of the segment.
+    /// The kernel would ask all machines of the segment for the MAC.
     Unknown,
-    /// The same again and again: they were asked, and nobody answered.
+    /// The kernel would ask all machines again and again, in vain: our own requests got no answer.
     Silent,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct NextHops {
     known: HashMap<IpAddr, Known>,
-    /// Questions in a row that nothing came back to.
+    /// Number of unanswered requests in a row.
     missed: HashMap<IpAddr, u8>,
-    /// Every address that a MAC has answered for.
+    /// Addresses that each MAC has answered for.
     owners: BTreeSet<(Mac, IpAddr)>,
+    /// Queue of peers for which all machines are to be asked.
     waiting: VecDeque<IpNet>,
-    /// The same.
+    /// Peers in `waiting`, as a set.
     in_line: HashSet<IpNet>,
-    /// Nobody asks all before.
+    /// Earliest time of the next request to all machines.
     next: Duration,
+    /// Number of addresses with two MACs that were logged since the last read.
     told: u8,
 }
 
 impl NextHops {
-    /// Keeps what is about these peers, and hears what the kernel knows of its neighbours.
+    /// Forgets addresses of other peers, and takes what the kernel knows of its neighbours.
     pub(super) fn follow(&mut self, peers: &BTreeMap<IpNet, IpAddr>, neighbours: &[packet::Known]) {
         let wanted: BTreeSet<IpAddr> = peers.values().copied().collect();
         self.known.retain(|ip, _| wanted.contains(ip));
@@ -128,11 +135,12 @@ impl NextHops {
         }
     }
 
-    /// Somebody has set where it is.
+    /// Returns true if an administrator has set the neighbour's entry.
     pub(super) fn is_static(&self, ip: IpAddr) -> bool {
         self.known.get(&ip).is_some_and(|known| known.is_static)
     }
 
+    /// Returns the effect of a packet to that next hop.
     pub(super) fn reach(&self, ip: IpAddr) -> Reach {
         let missed = self.missed.get(&ip).copied().unwrap_or_default();
         match self.known.get(&ip) {
@@ -142,29 +150,29 @@ impl NextHops {
         }
     }
 
-    /// The MAC that answered last; where two do, the one that pods' packets would go to.
+    /// Returns the MAC that answered last. If two machines answer, it is the one that pods' packets go to.
     pub(super) fn mac(&self, ip: IpAddr) -> Option<Mac> {
         let known = self.known.get(&ip)?;
         Some(known.other.filter(|other| known.believed == Some(*other)).unwrap_or(known.mac))
     }
 
-    /// The one to ask alone.
+    /// Returns the MAC to ask by unicast; `None` if all machines must be asked.
     pub(super) fn certain(&self, ip: IpAddr) -> Option<Mac> {
         self.known.get(&ip).filter(|known| !known.doubtful && known.deaf < DEAF).map(|known| known.mac)
     }
 
-    /// Is there a question that nothing came back to?
+    /// Returns true if any request is without an answer.
     pub(super) fn misses_any(&self) -> bool {
         !self.missed.is_empty()
     }
 
-    /// The kernel has got a packet there, and one back.
+    /// Records that a packet by the kernel's routes was answered from there.
     pub(super) fn reached(&mut self, ip: IpAddr) {
         self.missed.remove(&ip);
     }
 
-    /// An answer, the first or a further one to one question; tells another address of the same family that this MAC has
-    /// answered for.
+    /// Records an answer, the first or a further one to the same request. Returns another address of the same family that
+    /// this MAC has answered for.
     pub(super) fn heard(&mut self, ip: IpAddr, mac: Mac, is_first: bool) -> Option<IpAddr> {
         self.missed.remove(&ip);
         let known = self.known.entry(ip).or_insert(Known::new(mac));
@@ -173,11 +181,12 @@ impl NextHops {
         }
         let one = known.mac;
         known.hear(mac, is_first);
-        // The kernel has heard it, too. Of several answers of ARP it takes the first, of neighbour discovery the last.
+        // The kernel has received the answer, too. It keeps the first of several ARP answers, and the last neighbour
+        // advertisement.
         if is_first || ip.is_ipv6() {
             known.believed = Some(mac);
         }
-        // An address that moves may be answered for by both, once.
+        // Two machines may both answer once for an address that moves.
         if !is_first && known.contests == 2 && self.told < TELL {
             self.told += 1;
             warn!(
@@ -193,7 +202,8 @@ impl NextHops {
             .find(|it| *it != ip)
     }
 
-    /// The kernel found nobody, or believes another MAC: true if all are to be asked about it.
+    /// Takes a doubt of the kernel: it got no answer (`None`), or believes another MAC. Returns true if all machines are
+    /// to be asked about the address.
     pub(super) fn doubt(&mut self, ip: IpAddr, mac: Option<Mac>) -> bool {
         self.known.get_mut(&ip).into_iter().for_each(|known| known.believed = mac);
         if self.waiting.len() >= PROMPT {
@@ -202,7 +212,7 @@ impl NextHops {
         let is_silent = self.reach(ip) == Reach::Silent;
         let known = self.known.get_mut(&ip).filter(|known| !known.is_static);
         match (known, mac) {
-            // One that is in doubt is asked about as it is, however often it changes.
+            // An address in doubt is asked about already, however often its MAC changes.
             (Some(known), Some(mac))
                 if !known.doubtful && ![Some(known.mac), known.other].contains(&Some(mac)) =>
             {
@@ -218,7 +228,7 @@ impl NextHops {
         }
     }
 
-    /// It did not answer.
+    /// Records that the neighbour did not answer.
     pub(super) fn lost(&mut self, ip: IpAddr) {
         let missed = self.missed.entry(ip).or_default();
         *missed = missed.saturating_add(1);
@@ -227,14 +237,14 @@ impl NextHops {
         }
     }
 
-    /// All are to be asked about that peer, in its turn.
+    /// Queues a request to all machines about that peer.
     pub(super) fn ask_all(&mut self, peer: IpNet) {
         if self.in_line.insert(peer) {
             self.waiting.push_back(peer);
         }
     }
 
-    /// Whom to ask all about now.
+    /// Returns the peer to ask all machines about now, if it is time for the next one.
     pub(super) fn turn(&mut self, now: Duration) -> Option<IpNet> {
         if now < self.next {
             return None;
@@ -245,12 +255,13 @@ impl NextHops {
         Some(peer)
     }
 
+    /// Returns the time of the next request to all machines; `None` if none is queued.
     pub(super) fn due(&self) -> Option<Duration> {
         (!self.waiting.is_empty()).then_some(self.next)
     }
 }
 
-/// Every machine has one besides.
+/// Returns true for an IPv6 link-local address. Every machine has one besides its others.
 fn is_link_local(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
@@ -349,7 +360,7 @@ mod tests {
             }
         }
         assert!((30..40).contains(&lost), "{lost}");
-        // It has learnt to.
+        // The neighbour answers unicasts from now on.
         (0..=AGAIN).for_each(|_| assert_eq!(hops.heard(ip(1), mac(1), true), None));
         for _ in 0..100 {
             assert!(hops.certain(ip(1)).is_some());

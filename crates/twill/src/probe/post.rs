@@ -1,4 +1,4 @@
-//! Sends each kind of question and makes samples of what comes back. It does not choose what to ask.
+//! Sends each kind of probe, and turns what comes back into samples. The judges choose the probes.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -18,32 +18,35 @@ use super::next_hops::{NextHops, Reach};
 use super::sent::{Outstanding, Sent, State};
 use super::wires::{self, Sending, Wires};
 
-/// An echo that is about no size; bytes.
+/// Size of the IP packet of an ordinary echo, bytes.
 const SMALL: u16 = 64;
-/// Where nobody listens, and where firewalls expect who only wants to know the way.
+/// UDP port on which no service listens, and which firewalls know from traceroute.
 const CLOSED_PORT: u16 = 33434;
-/// What the two datagrams of a pair carry: an error quotes the length, if nothing else.
+/// Payload of the datagram whose checksum is left to the devices. The two datagrams differ in length, since an error
+/// quotes the length, if nothing else.
 const OFFLOADED: [u8; 8] = [0; 8];
+/// Payload of the datagram with a complete checksum.
 const COMPLETE: [u8; 9] = [0; 9];
+/// Length of a UDP header, bytes.
 const UDP_HEADER: usize = 8;
 
-/// A peer and what has been learnt of it.
+/// Sample of a probe, with the subnet of the peer.
 pub(super) type News = (IpNet, Sample);
 
 pub(super) struct Post {
     marks: Marks,
     node: Option<Node>,
-    /// Reads the uplink's neighbours; `None` where that is not possible.
+    /// Reads the uplink's neighbours; `None` if netlink could not be opened.
     kernel: Option<Kernel>,
     wires: Wires,
     next_hops: NextHops,
-    /// By subnet.
+    /// Peers by subnet.
     peers: Arc<Vec<PeerPath>>,
     sent: Outstanding,
 }
 
 impl Post {
-    /// `dice`: nobody who does not see our packets can know by what we know their answers.
+    /// `dice` are random numbers by which answers are recognized. A host that does not see our packets cannot guess them.
     pub(super) fn new(dice: [u16; 2]) -> Self {
         let marks = Marks { echo: dice[0], port: CLOSED_PORT };
         let kernel = Kernel::open().inspect_err(|error| debug!("the prober: {error}")).ok();
@@ -58,13 +61,13 @@ impl Post {
         }
     }
 
-    /// Whom there is to ask, and from where.
+    /// Sets the peers to probe, and the node to probe from.
     pub(super) fn follow(&mut self, node: Option<&Node>, peers: &Arc<Vec<PeerPath>>, now: Duration) {
         (self.node, self.peers) = (node.cloned(), peers.clone());
         self.look(now);
     }
 
-    /// Reads this node's devices and neighbours again when that is due.
+    /// Reads this node's devices and neighbours again if that is due.
     pub(super) fn look_if_due(&mut self, now: Duration) {
         if self.wires.is_due(now) && self.node.is_some() {
             self.look(now);
@@ -85,8 +88,8 @@ impl Post {
         self.next_hops.follow(&segment, &neighbours);
     }
 
-    /// Asks. What is known without asking is the answer. `unsure`: nothing has come back lately, so that all machines of the
-    /// segment may be asked who the next hop is.
+    /// Sends a probe. Returns a sample if the answer is known without sending. `unsure` means that nothing has come back
+    /// lately, so all machines of the segment may be asked for the next hop.
     pub(super) fn ask(
         &mut self,
         peer: &PeerPath,
@@ -106,7 +109,7 @@ impl Post {
         };
         let answer = asked.err()?;
         if answer == Answer::Impossible {
-            // An address may have come meanwhile.
+            // The missing address may be there by now.
             self.wires.look_soon(now);
         }
         Some(Sample { probe, sent: now, answer })
@@ -126,11 +129,11 @@ impl Post {
         }
     }
 
-    /// Asks all machines about those whose turn it is; who they are is for the caller to say.
+    /// Asks all machines about the peers whose turn it is; `peer` finds a peer by its subnet.
     pub(super) fn ask_all<'a>(&mut self, peer: impl Fn(IpNet) -> Option<&'a PeerPath>, now: Duration) {
         while let Some(turn) = self.next_hops.turn(now) {
             if let Some(peer) = peer(turn) {
-                // It was possible when it was put in line.
+                // The request was possible when it was queued.
                 let _ = self.ask_who_has(peer, None, now);
             }
         }
@@ -165,7 +168,7 @@ impl Post {
         self.send_echo(Question { peer, probe }, ends, size, now)
     }
 
-    /// By the kernel's routes.
+    /// Sends an echo by the kernel's routes.
     fn send_echo(&mut self, asked: Question, ends: Ends, size: u16, now: Duration) -> Known {
         if !self.is_routed(asked.peer, now)? {
             return Ok(());
@@ -178,9 +181,9 @@ impl Post {
         }
     }
 
-    /// May the kernel route a packet to that peer? Where it had to find the next hop first it would ask all machines of the
-    /// segment, and to no end if nobody answers: we ask them instead, in our turn, and until then the peer is not asked. What
-    /// goes to one for whom nobody has answered is lost.
+    /// Returns true if the kernel may route a packet to that peer. If it had to find the next hop first, it would ask all
+    /// machines of the segment, in vain if none answers. We ask them instead, in the peer's turn, and return false until
+    /// then. The error `Lost` means that no machine has answered.
     fn is_routed(&mut self, peer: &PeerPath, now: Duration) -> Result<bool, Answer> {
         let Ok(uplink) = self.uplink() else { return Ok(true) };
         let resolves = self.wires.link(uplink).is_some_and(|link| link.resolves);
@@ -201,7 +204,7 @@ impl Post {
         lost
     }
 
-    /// In frames, since traffic rules would give packets that go this way another source.
+    /// Sends the echo in a frame, since traffic rules would give a routed packet another source.
     fn ask_there(&mut self, peer: &PeerPath, now: Duration) -> Known {
         let (from, to) = (self.address(peer.public_ip), self.pod_ends(peer).map(|ends| ends.to));
         let ends = Ends { from: from.ok_or(Answer::Impossible)?, to: to.ok_or(Answer::Impossible)? };
@@ -210,7 +213,7 @@ impl Post {
             (Path::Vxlan, Some(tunnel)) => Some(Way { link: tunnel.link, mac: tunnel.mac }),
             _ => return Err(Answer::Impossible),
         };
-        // It is compared with echoes that the kernel routes.
+        // The judge compares it with echoes that the kernel routes.
         match (self.is_routed(peer, now)?, way) {
             (true, Some(way)) => self.send_framed(Question { peer, probe: Probe::There }, ends, way, now),
             _ => Ok(()),
@@ -223,18 +226,19 @@ impl Post {
         self.send_framed(Question { peer, probe: Probe::Direct }, ends, way, now)
     }
 
-    /// The way through the uplink to the peer's next hop; `None` while nobody has answered for it.
+    /// Returns the way through the uplink to the peer's next hop; `None` until a machine has answered for it.
     fn direct_way(&self, peer: &PeerPath) -> Result<Option<Way>, Answer> {
         let uplink = self.uplink()?;
         let link = self.wires.link(uplink).ok_or(Answer::Impossible)?;
         let mac = if link.resolves { self.next_hops.mac(peer.public_ip) } else { Some(Mac::default()) };
-        // A link with MACs and without ARP has them in the kernel's table, where somebody put them.
+        // A link with MACs but without ARP has them in the kernel's table, where an administrator put them.
         let mac = mac.filter(|mac| link.mac.is_none() || mac.is_unicast());
         let mac = mac.or_else(|| self.next_hops.mac(peer.public_ip));
         Ok(mac.map(|mac| Way { link: uplink, mac }))
     }
 
-    /// What comes back is to no connection that the kernel knows: it is heard on every link that it may come by.
+    /// Sends an echo in a frame. The reply belongs to no connection that the kernel tracks, so it is received on every
+    /// link that it may come by.
     fn send_framed(&mut self, asked: Question, ends: Ends, way: Way, now: Duration) -> Known {
         let kind = EtherType::of(Family::of(ends.to));
         let links = asked.peer.tunnel.map(|tunnel| tunnel.link).into_iter().chain([self.uplink()?]);
@@ -260,12 +264,12 @@ impl Post {
         Ok(())
     }
 
-    /// Takes note of a question that is about to leave.
+    /// Records a probe that is about to be sent; `None` if too many wait for an answer.
     fn note(&mut self, asked: Question, target: IpAddr, state: State, at: Duration) -> Option<Number> {
         self.sent.add(Sent { peer: asked.peer.subnet, probe: asked.probe, target, at, state })
     }
 
-    /// Sends it; what was not even tried to be sent is no loss.
+    /// Sends a recorded probe. If it could not even be tried, it is no loss.
     fn leaves(&mut self, number: Option<Number>, send: impl FnOnce(&mut Wires) -> Sending) -> Sending {
         let Some(number) = number else { return Sending::Unable };
         let sending = send(&mut self.wires);
@@ -279,12 +283,12 @@ impl Post {
         self.node.as_ref().map(|node| node.uplink.link).ok_or(Answer::Impossible)
     }
 
-    /// Our own on the uplink, to reach that one from.
+    /// Returns our own address on the uplink to reach `target` from.
     fn address(&self, target: IpAddr) -> Option<IpAddr> {
         self.node.as_ref()?.uplink.address(Family::of(target))
     }
 
-    /// From our pod subnet to the peer's: a VTEP has the first address, a bridge another one.
+    /// Returns the ends of an echo from our pod subnet to the peer's: a VTEP has the first address, a bridge another one.
     fn pod_ends(&self, peer: &PeerPath) -> Option<Ends> {
         let own = self.node.as_ref()?.subnet.of(Family::of(peer.subnet.addr()))?;
         let by_tunnel = peer.tunnel.is_some();
@@ -300,27 +304,27 @@ impl Post {
         tunnel.map_or(uplink, |tunnel| tunnel.mtu).try_into().unwrap_or(u16::MAX)
     }
 
-    /// Why a socket could not be opened, if one is missing.
+    /// Returns the reason why a socket could not be opened, if one is missing.
     pub(super) fn refused(&self) -> Option<&str> {
         self.wires.refused()
     }
 
-    /// That answers come in by.
+    /// Returns the sockets that answers come in by.
     pub(super) fn sockets(&self) -> impl Iterator<Item = &Socket> {
         self.wires.sockets()
     }
 
-    /// Questions without an answer.
+    /// Returns the number of probes that wait for an answer.
     pub(super) fn open(&self) -> usize {
         self.sent.open()
     }
 
-    /// When something has to be done even if nothing comes in.
+    /// Returns the time at which something is due even if no packet comes in.
     pub(super) fn due(&self) -> Option<Duration> {
         self.sent.due().into_iter().chain(self.next_hops.due()).min()
     }
 
-    /// Peers whose next hop the kernel doubts; all machines of the segment are going to be asked about it.
+    /// Returns the peers whose next hop the kernel doubts, and queues a request to all machines about each.
     pub(super) fn doubted(&mut self) -> Vec<IpNet> {
         let mut peers = Vec::new();
         for (ip, mac) in self.wires.doubted() {
@@ -335,7 +339,8 @@ impl Post {
         peers
     }
 
-    /// All that has come in, then what will not come any more: nothing is lost while there may be answers to hear.
+    /// Returns samples of what has come in, then of probes that have expired. No probe expires while packets are still
+    /// waiting.
     pub(super) fn hear(&mut self, now: Duration) -> Vec<News> {
         let mut news = Vec::new();
         let (all, whole) = self.wires.heard(self.uplink().ok());
@@ -354,7 +359,7 @@ impl Post {
         news
     }
 
-    /// If it is on the segment, its next hop was reached, too.
+    /// Records that the peer's next hop was reached, if the peer is on the segment.
     fn reached(&mut self, peer: IpNet) {
         let at = self.peers.binary_search_by_key(&peer, |known| known.subnet);
         if let Some(peer) = at.ok().and_then(|at| self.peers.get(at)).filter(|peer| peer.on_link) {
@@ -379,7 +384,7 @@ impl Post {
             Heard::Error { by, mtu, quoted: Quoted::Echo { to, id, sequence, cookie }, .. }
                 if id == self.marks.echo =>
             {
-                // What this node itself says of a packet that it cannot deliver is no more than that it is lost.
+                // An error that this node itself sends about a packet that it cannot deliver means no more than a loss.
                 if mtu.is_none() && self.wires.addresses().any(|own| own == by) {
                     return None;
                 }
@@ -403,33 +408,33 @@ impl Post {
     }
 }
 
-/// What is asked, and of whom.
+/// Probe, and the peer that it is for.
 #[derive(Clone, Copy)]
 struct Question<'a> {
     peer: &'a PeerPath,
     probe: Probe,
 }
 
-/// Where a frame leaves, and the MAC that it is for.
+/// Link that a frame leaves by, and its destination MAC.
 #[derive(Clone, Copy)]
 struct Way {
     link: LinkName,
     mac: Mac,
 }
 
-/// `Err` is what is known without asking.
+/// `Err` is the answer that is known without sending.
 type Known = Result<(), Answer>;
 
 fn told(sent: &Sent, answer: Answer) -> News {
     (sent.peer, Sample { probe: sent.probe, sent: sent.at, answer })
 }
 
-/// Is it an echo by the kernel's routes?
+/// Returns true for an echo by the kernel's routes.
 fn by_kernel(probe: Probe) -> bool {
     matches!(probe, Probe::Node | Probe::NodeSized(_) | Probe::Path | Probe::PathSized(_))
 }
 
-/// The address after that one.
+/// Returns the address after the first one of a subnet.
 fn second(first: IpAddr) -> IpAddr {
     match first {
         IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() | 1).into(),

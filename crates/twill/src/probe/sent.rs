@@ -1,5 +1,5 @@
-//! The questions that wait for an answer. What comes is matched with one of them or dropped: right sequence number, right
-//! sender, not too late. Bounded; sends nothing.
+//! Probes that wait for an answer. An answer must match one of them, or it is dropped: it needs the right sequence number
+//! and the right sender, and must not be late. The number of probes is limited. Sends nothing.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -12,32 +12,32 @@ use plan::verdict::{Answer, PATIENCE, Probe};
 
 use super::frame::Number;
 
-/// More than these do not wait at a time; what does not fit is not asked.
+/// Maximum number of probes that wait at a time; further ones are not sent.
 const MOST: usize = 16 * 1024;
-/// Of one question for a next hop; a third machine with the same address is no news.
+/// Maximum number of MACs that are recorded for one next-hop request. A third machine with the address is no news.
 const CLAIMS: usize = 4;
 
-/// One question.
+/// Probe that was sent.
 #[derive(Clone, Debug)]
 pub(super) struct Sent {
     pub(super) peer: IpNet,
     pub(super) probe: Probe,
-    /// Who is to answer.
+    /// Address that has to answer.
     pub(super) target: IpAddr,
     pub(super) at: Duration,
     pub(super) state: State,
 }
 
-/// How far it has come.
+/// State of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum State {
     Open,
-    /// Somebody says what became of it who may not even have seen it: that counts if there is no answer.
+    /// A machine that may not have seen the probe reports what became of it. The report counts if no answer comes.
     Hinted(Answer),
     Done,
-    /// Those who say to be the next hop.
+    /// MACs that claim to be the next hop.
     Claimed(Vec<Mac>),
-    /// Of both datagrams, by the port that they are from.
+    /// Answers to the two datagrams, which were sent from `port`.
     Datagrams {
         port: u16,
         offloaded: bool,
@@ -45,17 +45,20 @@ pub(super) enum State {
     },
 }
 
-/// Numbered one after the other from a random start, so that an answer's number finds its question.
+/// Probes, numbered one after the other from a random start, so that an answer's number leads to its probe.
 #[derive(Debug)]
 pub(super) struct Outstanding {
+    /// Sequence number of the oldest probe.
     first: u16,
-    /// By the time they were sent.
+    /// Probes in the order in which they were sent.
     all: VecDeque<Sent>,
-    /// That no answer has come to yet.
+    /// Number of probes without an answer.
     open: usize,
+    /// Sequence number of the last next-hop request for each address.
     next_hops: HashMap<IpAddr, u16>,
+    /// Sequence number of the last pair of datagrams to each address.
     datagrams: HashMap<IpAddr, u16>,
-    /// That cookies are made with.
+    /// Key of the cookies.
     secret: RandomState,
 }
 
@@ -66,7 +69,7 @@ impl Outstanding {
         Self { first, all: VecDeque::new(), open: 0, next_hops, datagrams, secret }
     }
 
-    /// Takes note of what is about to be sent; `None` if there is no room.
+    /// Records a probe that is about to be sent; `None` if there is no room.
     pub(super) fn add(&mut self, sent: Sent) -> Option<Number> {
         if self.all.len() == MOST {
             return None;
@@ -83,7 +86,7 @@ impl Outstanding {
         Some(Number { sequence, cookie })
     }
 
-    /// No one who was asked another question can know it.
+    /// Returns the cookie of a probe. A machine that has seen only other probes cannot know it.
     fn cookie(&self, sent: &Sent, sequence: u16) -> u64 {
         self.secret.hash_one((sent.peer, sent.at, sequence))
     }
@@ -92,13 +95,13 @@ impl Outstanding {
         self.all.get_mut(usize::from(sequence.wrapping_sub(self.first)))
     }
 
-    /// One to there that is not answered yet; datagrams are never open in this sense.
+    /// Returns the echo to `target` that has no answer yet. Datagrams are never open in this sense.
     fn echo(&mut self, target: IpAddr, sequence: u16) -> Option<&mut Sent> {
         let sent = self.at(sequence).filter(|sent| sent.target == target && sent.probe != Probe::NextHop)?;
         matches!(sent.state, State::Open | State::Hinted(_)).then_some(sent)
     }
 
-    /// The echo to there that came back, or that surely could not be delivered; told of once.
+    /// Returns the echo to `target` that came back or certainly could not be delivered. Each echo is returned once.
     pub(super) fn echoed(&mut self, target: IpAddr, number: Number) -> Option<Sent> {
         let found = self.echo(target, number.sequence)?.clone();
         if self.cookie(&found, number.sequence) != number.cookie {
@@ -108,14 +111,14 @@ impl Outstanding {
         Some(found)
     }
 
-    /// Anybody says what became of the echo to there.
+    /// Records a report, by anybody, about what became of the echo.
     pub(super) fn hinted(&mut self, target: IpAddr, sequence: u16, answer: Answer) {
         if let Some(sent) = self.echo(target, sequence) {
             sent.state = State::Hinted(answer);
         }
     }
 
-    /// There will be nothing more to tell, as when it did not leave this node.
+    /// Ends a probe that can give no further answer, for example because it did not leave this node.
     pub(super) fn discard(&mut self, sequence: u16) {
         if let Some(sent) = self.at(sequence).filter(|sent| sent.state != State::Done) {
             sent.state = State::Done;
@@ -123,7 +126,8 @@ impl Outstanding {
         }
     }
 
-    /// Somebody says to be the next hop: whom it was asked for, and who said it before.
+    /// Records that `mac` claims to be the next hop. If the claim is new, returns the request and the number of claims so
+    /// far.
     pub(super) fn claimed(&mut self, ip: IpAddr, mac: Mac) -> Option<(Sent, usize)> {
         let sequence = *self.next_hops.get(&ip)?;
         let sent = self.at(sequence).filter(|sent| sent.target == ip && sent.probe == Probe::NextHop)?;
@@ -140,7 +144,7 @@ impl Outstanding {
         is_new.then_some((found, count))
     }
 
-    /// A datagram that found no listener; told of when both have.
+    /// Records a datagram that found no listener. Returns the probe once both datagrams have.
     pub(super) fn bounced(&mut self, to: IpAddr, from_port: u16, is_complete: bool) -> Option<Sent> {
         let sequence = *self.datagrams.get(&to)?;
         let sent = self.at(sequence).filter(|sent| sent.target == to)?;
@@ -158,11 +162,11 @@ impl Outstanding {
         Some(found)
     }
 
-    /// Takes out the oldest if it is done with or too old, with what there is to say of it.
+    /// Removes the oldest probe if it is done or too old. Returns it with the answer that is left to report.
     pub(super) fn expire(&mut self, now: Duration) -> Option<(Sent, Option<Answer>)> {
         let oldest = self.all.front()?;
         let over = oldest.at + PATIENCE <= now;
-        // Others may still say to be the next hop.
+        // Other machines may still claim to be the next hop.
         if !over && oldest.state != State::Done {
             return None;
         }
@@ -187,12 +191,12 @@ impl Outstanding {
         Some((sent, answer))
     }
 
-    /// That wait for an answer.
+    /// Returns the number of probes that wait for an answer.
     pub(super) fn open(&self) -> usize {
         self.open
     }
 
-    /// When one may have to be called lost.
+    /// Returns the time at which a probe may have to be called lost.
     pub(super) fn due(&self) -> Option<Duration> {
         self.all.front().filter(|_| self.open > 0).map(|oldest| oldest.at + PATIENCE)
     }

@@ -1,6 +1,6 @@
-//! The sockets that questions leave through and answers come in by: opened when they are needed first, closed when they are
-//! not needed any more, since one that hears a link costs every packet of it a look. What cannot be opened is said, and
-//! tried again later.
+//! Sockets that probes leave by and answers come in by. They are opened on first use and closed when they are not needed
+//! any more: a socket on a link inspects every packet of that link. A socket that cannot be opened is logged and retried
+//! later.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,56 +15,59 @@ use tracing::{debug, warn};
 use super::frame::{self, Ends, Heard};
 use crate::errno::Why;
 
-/// Until what could not be opened is tried again.
+/// Time until a socket that could not be opened is tried again.
 const RETRY: Duration = Duration::from_secs(30);
-/// Devices and their addresses are read again after this, and after the second one when something is missing.
+/// Time between two reads of the devices and their addresses.
 const LOOK: Duration = Duration::from_secs(30);
+/// Maximum time until the next read if something is missing.
 const LOOK_SOON: Duration = Duration::from_secs(5);
-/// One that nothing is sent for is closed then.
+/// Time without use after which a socket on a link is closed.
 const UNUSED: Duration = Duration::from_secs(60);
-/// Packets that are read from one socket at a time, so that no flood keeps us from asking.
+/// Maximum number of packets that are read from one socket at a time, so that a flood does not stop the probes.
 pub(super) const AT_ONCE: usize = 256;
-/// The largest packet.
+/// Size of the largest packet, bytes.
 const PACKET: usize = 64 * 1024;
 
-/// What became of a packet.
+/// Outcome of sending a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sending {
     Sent,
-    /// The link carries no such packet.
+    /// The packet is too big for the link.
     TooBig,
-    /// The kernel does not send it: no route, a filter, the link is down.
+    /// The kernel did not send the packet: no route, a filter, or the link is down.
     Failed,
-    /// There is no socket to send it by.
+    /// No socket could be opened for the packet.
     Unable,
 }
 
-/// Of a socket: a link, or all of them.
+/// Place of a socket: a link, or all of them, and the kind of frame.
 type Place = (Option<LinkName>, EtherType);
 
 pub(super) struct Wires {
     marks: Marks,
     links: BTreeMap<LinkName, Interface>,
-    /// When they are to be read again.
+    /// Time at which the devices are read again.
     look: Duration,
+    /// Sockets for packets by the kernel's routes, IPv4 and IPv6.
     raw: [Option<Raw>; 2],
-    /// What the kernel doubts of its neighbours on the device with that index.
+    /// Socket for the kernel's doubts about neighbours, with the index of its device.
     doubts: Option<(usize, Socket)>,
+    /// Sockets on single links.
     ears: Vec<Ear>,
-    /// What could not be opened is not tried before.
+    /// Earliest time to open a socket again that could not be opened.
     retry: BTreeMap<Place, Duration>,
-    /// What could not be opened when it was tried last, and why.
+    /// Sockets that could not be opened when last tried, with the error.
     refused: BTreeMap<Place, Box<str>>,
     buffer: Vec<u8>,
 }
 
-/// Of one family, by the kernel's routes.
+/// Sockets of one family for packets by the kernel's routes.
 struct Raw {
     sender: Socket,
     answers: Socket,
 }
 
-/// On one link.
+/// Socket on one link.
 struct Ear {
     link: LinkName,
     kind: EtherType,
@@ -86,22 +89,22 @@ impl Wires {
         self.links.get(&name)
     }
 
-    /// Every address of this node.
+    /// Returns every address of this node.
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.links.values().flat_map(|link| link.addresses.iter().copied())
     }
 
-    /// Is it time to read the devices?
+    /// Returns true if it is time to read the devices.
     pub(super) fn is_due(&self, now: Duration) -> bool {
         now >= self.look
     }
 
-    /// Something is missing, or not as it was.
+    /// Brings the next read of the devices forward, because something is missing or has changed.
     pub(super) fn look_soon(&mut self, now: Duration) {
         self.look = self.look.min(now + LOOK_SOON);
     }
 
-    /// Reads the devices, and closes what is bound to one that is gone or needed no more.
+    /// Reads the devices, and closes sockets on links that are gone, have changed, or are not used any more.
     pub(super) fn look(&mut self, now: Duration) {
         self.look = now + LOOK;
         match interfaces() {
@@ -117,12 +120,12 @@ impl Wires {
         });
     }
 
-    /// Why a socket could not be opened, if one is missing.
+    /// Returns the reason why a socket could not be opened, if one is missing.
     pub(super) fn refused(&self) -> Option<&str> {
         self.refused.values().next().map(AsRef::as_ref)
     }
 
-    /// From now on hears what the kernel doubts of its neighbours on that device.
+    /// Listens for the kernel's doubts about neighbours on that device; `None` ends it.
     pub(super) fn watch(&mut self, link: Option<&Interface>) {
         let index = link.map(Interface::index);
         if self.doubts.as_ref().map(|(index, _)| *index) == index {
@@ -137,7 +140,8 @@ impl Wires {
         self.doubts = link.and_then(open);
     }
 
-    /// Of whom: the MAC that they seem to have now, `None` where nobody answers.
+    /// Returns the neighbours that the kernel doubts, with the MACs that it believes. `None` means that no machine
+    /// answers.
     pub(super) fn doubted(&mut self) -> Vec<(IpAddr, Option<Mac>)> {
         let (mut all, buffer) = (Vec::new(), &mut self.buffer);
         if let Some((_, socket)) = &self.doubts {
@@ -167,7 +171,7 @@ impl Wires {
         self.raw[place].as_ref()
     }
 
-    /// Sends what is in a frame of that kind out of that link, to that MAC if there are any.
+    /// Sends the packet in a frame of that kind out of that link, to that MAC if the link has MACs.
     pub(super) fn frame(
         &mut self,
         link: LinkName,
@@ -188,7 +192,7 @@ impl Wires {
         sending
     }
 
-    /// Hears what comes in there, too. False if it cannot.
+    /// Opens the socket on that link for that kind of frame. Returns false if it cannot.
     pub(super) fn listen(&mut self, link: LinkName, kind: EtherType, now: Duration) -> bool {
         self.ear(link, kind, now).is_some()
     }
@@ -233,14 +237,15 @@ impl Wires {
         }
     }
 
-    /// Those that hear.
+    /// Returns the sockets that receive.
     pub(super) fn sockets(&self) -> impl Iterator<Item = &Socket> {
         let raw = self.raw.iter().flatten().map(|raw| &raw.answers);
         let doubts = self.doubts.iter().map(|(_, socket)| socket);
         raw.chain(self.ears.iter().map(|ear| &ear.socket)).chain(doubts)
     }
 
-    /// What has come in, how long ago, and whether that is all. Who is whose neighbour is heard on the uplink alone.
+    /// Returns what was received, each with its age, and true if nothing more is waiting. Answers about neighbours count
+    /// only if they come from the uplink.
     pub(super) fn heard(&mut self, uplink: Option<LinkName>) -> (Vec<(Heard, Duration)>, bool) {
         let (mut all, mut whole, buffer) = (Vec::new(), true, &mut self.buffer);
         for (raw, family) in self.raw.iter().zip(Family::ALL) {
@@ -268,7 +273,7 @@ impl Wires {
     }
 }
 
-/// True if there is no more.
+/// Reads up to [`AT_ONCE`] packets. Returns true if no more are waiting.
 fn drain(socket: &Socket, buffer: &mut [u8], mut each: impl FnMut(&[u8], Received)) -> bool {
     for _ in 0..AT_ONCE {
         let Some(received) = socket.receive(buffer) else { return true };
@@ -277,7 +282,7 @@ fn drain(socket: &Socket, buffer: &mut [u8], mut each: impl FnMut(&[u8], Receive
     false
 }
 
-/// Sends a datagram whose checksum is left to the devices; tells the port that it is from.
+/// Sends a datagram whose checksum is left to the devices. Returns its source port.
 pub(super) fn datagram(ends: Ends, port: u16, payload: &[u8]) -> io::Result<u16> {
     let socket = std::net::UdpSocket::bind((ends.from, 0))?;
     socket.set_nonblocking(true)?;

@@ -1,4 +1,4 @@
-//! What the loop does with what it knows, without any peer.
+//! Decisions of the loop, tested without any peer.
 
 use plan::input::{Former, Node, Uplink};
 use plan::lease::Subnet;
@@ -78,7 +78,7 @@ fn what_is_known_of_another_uplink_is_not_told() {
     assert_eq!((of_this.len(), all.healths.borrow().len()), (1, 1));
 }
 
-/// However often links come and go.
+/// Changes of a link spread the probes of thousands of peers, however often they come.
 #[test]
 fn thousands_are_not_asked_at_once_when_a_link_changes() {
     let mut all = new();
@@ -105,7 +105,7 @@ fn thousands_are_not_asked_at_once_when_a_link_changes() {
     state.due.iter().for_each(|(due, _)| seconds[(*due * TICK_MS / 1000) as usize] += 1);
     assert_eq!(seconds[..72], [0; 72]);
     assert!(seconds[72..97].iter().all(|peers| (190..=240).contains(peers)), "{seconds:?}");
-    // Whom the kernel doubts then is not behind them all.
+    // A peer that the kernel doubts then does not wait behind all others.
     let (last, now) = (state.peers.len() - 1, Duration::from_secs(73));
     state.hasten(last, now, now);
     assert_eq!(state.peers[last].judge.next(), now);

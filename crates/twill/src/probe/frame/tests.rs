@@ -1,4 +1,4 @@
-//! Bytes against the words of the RFCs, and against those who send anything.
+//! Bytes compared with the RFCs, and readers given arbitrary bytes.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -18,7 +18,7 @@ fn both() -> [Ends; 2] {
     [ends("10.244.1.0", "10.244.2.0"), ends("fd00:1::", "fd00:2::")]
 }
 
-/// What the other side makes of an echo request.
+/// Returns the reply of the other side to an echo request.
 fn reply(ends: Ends, request: &[u8]) -> Vec<u8> {
     let (header, kind, protocol) = if ends.to.is_ipv4() { (IPV4, 0, ICMP) } else { (IPV6, 129, ICMPV6) };
     let mut icmp = request[header..].to_vec();
@@ -28,7 +28,7 @@ fn reply(ends: Ends, request: &[u8]) -> Vec<u8> {
     packet(ends, protocol, TTL, &icmp)
 }
 
-/// What somebody on the way says of a packet.
+/// Returns the ICMP error of a machine on the way about a packet.
 fn error(by: Ends, head: [u8; 8], about: &[u8]) -> Vec<u8> {
     let mut icmp = [&head[..], about].concat();
     let protocol = if by.from.is_ipv4() { ICMP } else { ICMPV6 };
@@ -69,7 +69,7 @@ fn of_what_is_cut_or_damaged_nothing_is_believed() {
             damaged[at] ^= 0x10;
             assert_eq!(read_packet(None, &damaged), None, "{at}");
         }
-        // Frames are padded.
+        // Frames are padded, so bytes after the packet are allowed.
         assert!(read_packet(None, &[&whole[..], &[1, 2, 3]].concat()).is_some());
     }
     let mut fragment = reply(both()[0], &echo(both()[0], 7, NUMBER, 64));
@@ -77,7 +77,7 @@ fn of_what_is_cut_or_damaged_nothing_is_believed() {
     assert_eq!(read_packet(None, &fragment), None);
 }
 
-/// A packet whose header and checksum are right, so that what it carries is read.
+/// Makes a packet whose header and checksum are right, so that its payload is read.
 fn sealed(v6: bool, icmpv6: bool, mut payload: Vec<u8>) -> Vec<u8> {
     let (ends, protocol) = (both()[usize::from(v6)], if icmpv6 { ICMPV6 } else { ICMP });
     if payload.len() >= 4 {
@@ -87,14 +87,14 @@ fn sealed(v6: bool, icmpv6: bool, mut payload: Vec<u8>) -> Vec<u8> {
     packet(ends, protocol, FROM_SEGMENT, &payload)
 }
 
-/// Most of them like one that is read.
+/// Arbitrary bytes, many of them with the beginning of a packet that is read.
 fn anything() -> impl Strategy<Value = Vec<u8>> {
     let kinds = select(vec![0, 1, 2, 3, 11, 129, ADVERTISEMENT, 0x45, 0x4f, 0x60]);
     (kinds, vec(any::<u8>(), 0..160), any::<bool>()).prop_map(|(kind, mut bytes, like)| {
         if let Some(first) = bytes.first_mut().filter(|_| like) {
             *first = kind;
         }
-        // What an error quotes begins with a header, too.
+        // The packet that an error quotes begins with a header, too.
         if let Some(quoted) = bytes.get_mut(HEADER).filter(|_| like) {
             *quoted = if kind == 3 { 0x45 } else { 0x60 };
         }
@@ -131,7 +131,7 @@ fn errors_say_what_they_are_about() {
     ] {
         let about = echo(ends, 7, NUMBER, 1450);
         let header = if ends.to.is_ipv4() { IPV4 } else { IPV6 };
-        // Routers quote as little as this.
+        // A router may quote as little as this.
         let told = error(by, head, &about[..header + HEADER]);
         let quoted = |cookie| Quoted::Echo { to: ends.to, id: 7, sequence: 9, cookie };
         let heard = |cookie| Some(Heard::Error { by: by.from, mtu, port: false, quoted: quoted(cookie) });

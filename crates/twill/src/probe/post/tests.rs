@@ -1,4 +1,5 @@
-//! Each question to a kernel that knows nothing of us: two nodes of the lab, set up by ip(8) as any flannel would.
+//! Each kind of probe, sent to a kernel that knows nothing of us: two nodes of the lab, set up by ip(8) as any flannel
+//! would.
 
 use std::time::Instant;
 
@@ -19,7 +20,7 @@ fn name(text: &str) -> LinkName {
     text.parse().unwrap()
 }
 
-/// A VTEP on each node, and the way by it.
+/// Builds two nodes with a VTEP each, and the routes through it.
 fn two_nodes() -> Lab {
     let lab = Topology::flat(2).build();
     for (own, peer, mac, theirs) in [(1, 2, NEAR, FAR), (2, 1, FAR, NEAR)] {
@@ -66,7 +67,7 @@ fn only(peer: &PeerPath) -> Arc<Vec<PeerPath>> {
     Arc::new(vec![peer.clone()])
 }
 
-/// Asks from the first node, and waits for all that comes of it.
+/// Sends probes from the first node, and waits for everything that comes of them.
 struct Inquiry {
     post: Post,
     begun: Instant,
@@ -84,7 +85,7 @@ impl Inquiry {
             self.post.ask_all(|_| Some(&peer), now);
             let news = self.post.hear(now);
             answers.extend(news.into_iter().filter(|(_, it)| it.probe == probe).map(|(_, it)| it.answer));
-            // Of a next hop there may be another one.
+            // A second machine may answer a next-hop request, too.
             if !answers.is_empty() && probe != Probe::NextHop {
                 break;
             }
@@ -214,7 +215,7 @@ fn two_machines_with_one_address_are_two_answers() {
                 .map(|it| if let Answer::Is { mac, .. } = it { *mac } else { panic!("{it:?}") })
                 .collect();
             assert_eq!(heard, macs);
-            // Asked alone there would be one.
+            // A unicast request would get one answer.
             assert_eq!(ask.of(Probe::NextHop).len(), 2, "all are asked again");
         });
     });
@@ -301,7 +302,7 @@ fn ipv6_is_asked_the_same_questions() {
             {
                 ask.comes(probe);
             }
-            // Of all, then alone.
+            // The first request goes to all machines, the second one is a unicast.
             for _ in 0..2 {
                 assert_eq!(ask.of(Probe::NextHop), [Answer::Is { mac: next_hop, also: None }]);
             }
@@ -309,7 +310,7 @@ fn ipv6_is_asked_the_same_questions() {
             let both = Answer::Checksums { offloaded: true, complete: true };
             assert_eq!(ask.of(Probe::Checksum), [both]);
             assert_eq!(ask.of(Probe::NodeSized(1501)), [Answer::TooBig { mtu: 1500 }]);
-            // What the kernel believes to know of the path cuts nothing into pieces.
+            // A smaller MTU in the kernel's route does not fragment the probe.
             lab.node(1).ns.run("ip route replace fd00:100::/64 dev eth0 metric 256 mtu 1400");
             let fragments = lab::Capture::start(&lab.node(1).ns, "eth0", &["ip6[6] == 44"]);
             ask.comes(Probe::NodeSized(1500));

@@ -1,4 +1,4 @@
-//! More than can be read at once, sockets that cannot be opened, and bytes that nobody has asked for.
+//! More packets than can be read at once, sockets that cannot be opened, and bytes that nobody has asked for.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -16,13 +16,13 @@ fn nothing_is_lost_while_there_may_be_answers_to_hear() {
             let own = IpAddr::from(lab.node(1).ip);
             let number = Number { sequence: 0, cookie: 0 };
             let mut flood = frame::echo(Ends { from: own, to: own }, ask.post.marks.echo, number, SMALL);
-            // A reply.
+            // Type 0 makes it a reply.
             flood[20] = 0;
             let sender = Socket::sender(Family::Ipv4).unwrap();
             (0..=wires::AT_ONCE).for_each(|_| sender.send_to(&flood, own).unwrap());
             let now = ask.begun.elapsed();
             assert_eq!(ask.post.ask(&ask.peer, Probe::Node, false, now), None);
-            // Its answer has come by then, too.
+            // By then the answer to the probe has come in, too.
             lab.node(1).ns.run(&format!("ping -n -c 1 {}", lab.node(2).ip));
             let late = now + 2 * PATIENCE;
             assert_eq!(ask.post.hear(late), []);
@@ -59,7 +59,7 @@ fn a_socket_that_could_not_be_opened_is_opened_later() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
 
-    /// Whoever sends anything to one that has asked everything learns nothing by it, and breaks nothing.
+    /// Arbitrary packets answer none of the probes that wait, and cause no panic.
     #[test]
     fn what_nobody_was_asked_is_no_answer(all in vec((any::<u8>(), vec(any::<u8>(), 0..120)), 1..20)) {
         let peer = PeerPath {
