@@ -29,7 +29,7 @@ use crate::report::{self, NodeReport};
 use crate::trigger::{self, Bell, Cause};
 use crate::{confine, http, logging, notify, probe, questions};
 
-/// Minimum limit of open files, files.
+/// Minimum limit of open files with which the daemon can start.
 const LEAST_FILES: u64 = 32;
 
 /// Runs the daemon; returns only if the start fails, with the reason. SIGTERM and SIGINT end the process from the thread

@@ -14,7 +14,7 @@ use tracing::warn;
 
 /// Maximum size of a file that is read, bytes: the cache of 100,000 leases.
 const LARGEST: u64 = 64 << 20;
-/// Flags of every open: no symbolic link, and no wait for the other end of a pipe.
+/// Flags for every open: refuse a symbolic link, and do not wait for the other end of a pipe.
 pub(crate) const FLAGS: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
 use rustix::io::Errno;
 

@@ -72,7 +72,7 @@ pub(crate) struct DockerOptsFlags {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Extent {
     Everything,
-    /// Only what flannel would not have written.
+    /// Objects and files that flannel would not have written.
     HandOver,
 }
 

@@ -44,7 +44,7 @@ const FOR_OWN: usize = 16;
 const LOCAL: usize = 16;
 /// Maximum time within which a client has to send its request header.
 const HEADER: Duration = Duration::from_secs(2);
-/// Maximum time of a connection, from its first byte to the last one of the answer.
+/// Maximum duration of a connection, from its first byte to the last one of the answer.
 const CONVERSATION: Duration = Duration::from_secs(15);
 /// Maximum number of bytes of a request that are read.
 const REQUEST: usize = 16 << 10;

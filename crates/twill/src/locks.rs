@@ -31,11 +31,11 @@ use crate::files;
 
 /// Maximum time to wait for a lock that is passed on. A process that holds it longer is a running daemon.
 const PASSING: Duration = Duration::from_secs(1);
-/// Attempts to take a lock while another daemon tries to take the same one at the same moment.
+/// Maximum number of attempts to take a lock while another daemon tries to take the same one.
 const ATTEMPTS: u32 = 5;
 /// Maximum length of a lock file's text, bytes.
 const OWNER: u64 = 64;
-/// Start of every address.
+/// Prefix of every address.
 const PREFIX: &str = "twill ";
 const SUBNET_FILE: &str = "subnet file ";
 

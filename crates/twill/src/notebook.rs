@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use plan::note::Note;
 use plan::text::printed;
 
-/// Minimum time between two lines of the same words, and the window in which lines of one kind are counted.
+/// Minimum time between two lines with the same text, and the window in which lines of one kind are counted.
 const REPEAT: Duration = Duration::from_secs(60);
-/// Maximum number of lines of one pass: a thousand peers may fail at once.
+/// Maximum number of lines per pass, since a thousand peers may fail at once.
 const LINES: usize = 10;
 /// Maximum number of lines of one kind within `REPEAT`.
 const OF_A_KIND: usize = 30;
