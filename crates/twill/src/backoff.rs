@@ -28,6 +28,7 @@ pub(crate) struct Backoff {
     refusals: BTreeMap<u64, Box<str>>,
 }
 
+/// Recent object, with the number of attempts on it.
 struct Entry {
     identity: u64,
     /// Seconds since `Backoff::begun`.

@@ -78,6 +78,7 @@ pub(crate) enum Extent {
 
 const HINT: &str = "twill --help lists commands and flags";
 
+/// Default subnet file, as in flannel.
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 /// Default socket of the daemon whose subnet file is [`SUBNET_FILE`].
 const SOCKET: &str = "/run/flannel/twill.sock";
@@ -85,6 +86,7 @@ const SOCKET: &str = "/run/flannel/twill.sock";
 const OPTIONS_FILE: &str = "/run/flannel/options.env";
 /// Number of the table that `--route-table flannel` means. `make install` makes the name known to ip(8).
 const FLANNEL_TABLE: u32 = 8472;
+/// Default directory of the leases cache.
 const CACHE_DIR: &str = "/var/cache/twill";
 
 /// Returns the default socket of the daemon with that subnet file: `/run/b.env` has `/run/b.env.sock`.

@@ -59,6 +59,7 @@ pub(crate) struct Servers {
     answers: Answers,
 }
 
+/// Data that answers are made from.
 #[derive(Clone)]
 struct Answers {
     metrics: Arc<Metrics>,
@@ -72,6 +73,7 @@ struct Answers {
 #[derive(Default)]
 struct Ready(Mutex<Option<Page>>);
 
+/// Answer to `/readyz`, with the report that it was made from.
 struct Page {
     of: Arc<Report>,
     verdict: Result<(), String>,
@@ -295,6 +297,7 @@ impl Answers {
 
 /// Returns the text: the verdict in the first line, then a lost store and the warnings. Peers never change the verdict.
 fn readyz_body(verdict: &str, report: &Report) -> String {
+    /// Maximum number of warnings in the answer.
     const LINES: usize = 50;
     let mut body = format!("{verdict}\n");
     if let Some(lost) = &report.store_lost {

@@ -213,6 +213,7 @@ impl Place {
         move |held: Option<&Lease>| backend.macs(held, &underlay, drawn)
     }
 
+    /// Returns the random MACs (IPv4, IPv6) for VTEPs that have none yet.
     pub(crate) fn drawn(&self) -> [Mac; 2] {
         self.drawn
     }
@@ -263,6 +264,7 @@ impl Place {
         Former { links, networks, subnets, tables, writer: Writer::Flannel, firewall }
     }
 
+    /// Returns the MAC of the uplink; all zeros if the link is gone.
     pub(crate) fn uplink_mac(&self) -> Mac {
         self.underlay.link(self.choice.uplink.link).map(|link| link.mac).unwrap_or_default()
     }

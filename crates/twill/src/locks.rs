@@ -37,6 +37,7 @@ const ATTEMPTS: u32 = 5;
 const OWNER: u64 = 64;
 /// Prefix of every address.
 const PREFIX: &str = "twill ";
+/// Prefix of a statement that names a subnet file.
 const SUBNET_FILE: &str = "subnet file ";
 
 /// Locks that are held as long as this value lives.

@@ -22,21 +22,25 @@ use crate::report::peers::{health_of, state};
 use crate::round::Round;
 use current::Current;
 
+/// Label of series by kind of kernel object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByKind {
     kind: &'static str,
 }
 
+/// Label of series by path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByPath {
     path: &'static str,
 }
 
+/// Label of series by peer health.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByVerdict {
     verdict: &'static str,
 }
 
+/// Label of series by the way that peers have switched to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByWay {
     to: &'static str,
@@ -50,6 +54,7 @@ struct ByPeer {
     verdict: &'static str,
 }
 
+/// Label of series by the reason of a warning.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByReason {
     reason: String,

@@ -54,6 +54,7 @@ pub(crate) struct Notebook {
     rest: Option<Instant>,
 }
 
+/// Text that was logged.
 struct Said {
     at: Instant,
     /// Number of repetitions since then that got no line.

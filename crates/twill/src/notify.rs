@@ -39,6 +39,7 @@ pub(crate) fn alive() {
     }
 }
 
+/// Reports to the service manager that the daemon stops.
 pub(crate) fn stopping() {
     let _ = tell("STOPPING=1\nSTATUS=stopping; routes and devices stay as they are");
 }

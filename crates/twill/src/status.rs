@@ -22,6 +22,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Escape sequences: cursor home, and clear everything below.
 const CLEAR: &str = "\x1b[H\x1b[J";
 
+/// Runs the command. Returns an error if the daemon does not answer, or the output cannot be written.
 pub(crate) fn run(flags: &StatusFlags) -> anyhow::Result<()> {
     if flags.watch {
         return watch(flags);

@@ -49,6 +49,7 @@ pub(super) fn flags() -> impl Iterator<Item = &'static Flag> {
     GROUPS.iter().flat_map(|group| group.flags)
 }
 
+/// All flags, in groups, in the order of the help.
 #[rustfmt::skip] // a table
 pub(super) const GROUPS: &[Group] = &[
     Group { title: "leases and network config", lack: |_| None, flags: &[

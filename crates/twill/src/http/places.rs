@@ -32,6 +32,7 @@ struct Held {
     opened: HashMap<IpAddr, u32>,
 }
 
+/// Connection that holds a place.
 struct Place {
     number: u64,
     source: Option<IpAddr>,

@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
+/// Family of gauges, some of which come and go.
 pub(super) struct Current<L> {
     family: Family<L, Gauge>,
     shown: Mutex<HashSet<L>>,

@@ -66,6 +66,7 @@ pub(super) struct Asker {
     state: State,
 }
 
+/// Times between regular probes: direct peers, all others.
 type Paces = [Duration; 2];
 
 /// Health and schedule of the peers.
@@ -92,6 +93,7 @@ struct State {
     published: Duration,
 }
 
+/// Peer with its judge and its schedule.
 struct Peer {
     judge: Judge,
     /// Tick at which the next probe is due.
@@ -234,7 +236,7 @@ impl Asker {
         self.post.look_if_due(now);
         for subnet in self.post.doubted() {
             if let Some(at) = at(&self.state.peers, subnet) {
-                // Doubts are few at a time, and need not wait behind peers that a change of a link has scheduled.
+                // Neighbour events are few at a time, and need not wait behind peers that a changed link has scheduled.
                 self.state.hasten(at, now, now);
             }
         }

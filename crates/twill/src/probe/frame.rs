@@ -6,21 +6,29 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use kernel::packet::EtherType;
 use plan::Mac;
 
+/// Length of an Ethernet header, bytes.
 pub(super) const ETHERNET: usize = 14;
+/// Length of an IPv4 header without options, bytes.
 const IPV4: usize = 20;
+/// Length of an IPv6 header, bytes.
 const IPV6: usize = 40;
 /// Length of the header of an ICMP echo, and of UDP, bytes.
 const HEADER: usize = 8;
+/// Length of the cookie in an echo, bytes.
 const COOKIE: usize = 8;
+/// Length of an ARP message for IPv4, bytes.
 const ARP: usize = 28;
 
 const ICMP: u8 = 1;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
+/// TTL or hop limit of all packets but those of neighbour discovery.
 const TTL: u8 = 64;
 /// Hop limit of neighbour discovery, by which a packet proves to come from the segment (RFC 4861).
 const FROM_SEGMENT: u8 = 255;
+/// ICMPv6 type of a neighbour solicitation.
 const SOLICITATION: u8 = 135;
+/// ICMPv6 type of a neighbour advertisement.
 const ADVERTISEMENT: u8 = 136;
 
 pub(super) const BROADCAST: Mac = Mac([0xff; 6]);
@@ -133,6 +141,7 @@ fn solicited_node(target: Ipv6Addr) -> Ipv6Addr {
     Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | a, b << 8 | c)
 }
 
+/// Makes an Ethernet frame.
 pub(super) fn ethernet(to: Mac, from: Mac, kind: EtherType, payload: &[u8]) -> Vec<u8> {
     [&to.0[..], &from.0, &(kind as u16).to_be_bytes(), payload].concat()
 }

@@ -26,9 +26,9 @@ const AGAIN: u8 = 30;
 /// Number of unanswered requests in a row after which a neighbour that had answered counts as silent.
 const SILENT: u8 = 2;
 
-/// Length of the queue from which doubts of the kernel are ignored. A neighbour that the kernel found silent counts as
-/// lost until all machines are asked about it, so its turn must come soon. After a flush of its table the kernel doubts
-/// every neighbour.
+/// Length of the queue from which the kernel's neighbour events are ignored. After such an event packets to a silent
+/// neighbour count as lost until all machines are asked about it, so its turn must come soon. A flush of the kernel's
+/// table makes every entry fail.
 const PROMPT: usize = 3;
 /// Maximum number of addresses with two MACs that are logged between two reads of the kernel's neighbours. A router that
 /// answers for every address is a single fault.
@@ -96,6 +96,7 @@ pub(super) enum Reach {
     Silent,
 }
 
+/// Known neighbours, and the queue of requests to all machines.
 #[derive(Debug, Default)]
 pub(super) struct NextHops {
     known: HashMap<IpAddr, Known>,
@@ -202,8 +203,8 @@ impl NextHops {
             .find(|it| *it != ip)
     }
 
-    /// Takes a doubt of the kernel: it got no answer (`None`), or believes another MAC. Returns true if all machines are
-    /// to be asked about the address.
+    /// Takes a neighbour event: the kernel's requests got no answer (`None`), or it has another MAC. Returns true if all
+    /// machines are to be asked about the address.
     pub(super) fn doubt(&mut self, ip: IpAddr, mac: Option<Mac>) -> bool {
         self.known.get_mut(&ip).into_iter().for_each(|known| known.believed = mac);
         if self.waiting.len() >= PROMPT {
@@ -212,7 +213,7 @@ impl NextHops {
         let is_silent = self.reach(ip) == Reach::Silent;
         let known = self.known.get_mut(&ip).filter(|known| !known.is_static);
         match (known, mac) {
-            // An address in doubt is asked about already, however often its MAC changes.
+            // All machines are asked about a doubtful address already, however often its MAC changes.
             (Some(known), Some(mac))
                 if !known.doubtful && ![Some(known.mac), known.other].contains(&Some(mac)) =>
             {

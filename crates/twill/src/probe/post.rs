@@ -33,6 +33,7 @@ const UDP_HEADER: usize = 8;
 /// Sample of a probe, with the subnet of the peer.
 pub(super) type News = (IpNet, Sample);
 
+/// Sender of the probes, and receiver of the answers.
 pub(super) struct Post {
     marks: Marks,
     node: Option<Node>,
@@ -324,7 +325,8 @@ impl Post {
         self.sent.due().into_iter().chain(self.next_hops.due()).min()
     }
 
-    /// Returns the peers whose next hop the kernel doubts, and queues a request to all machines about each.
+    /// Returns the peers whose next hop has failed or changed in the kernel's table, and queues a request to all machines
+    /// about each.
     pub(super) fn doubted(&mut self) -> Vec<IpNet> {
         let mut peers = Vec::new();
         for (ip, mac) in self.wires.doubted() {

@@ -63,6 +63,7 @@ pub(super) struct Outstanding {
 }
 
 impl Outstanding {
+    /// Starts with the sequence number `first`.
     pub(super) fn new(first: u16) -> Self {
         let (next_hops, datagrams) = (HashMap::new(), HashMap::new());
         let secret = RandomState::new();

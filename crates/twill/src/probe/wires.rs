@@ -43,6 +43,7 @@ pub(super) enum Sending {
 /// Place of a socket: a link, or all of them, and the kind of frame.
 type Place = (Option<LinkName>, EtherType);
 
+/// All sockets of the prober.
 pub(super) struct Wires {
     marks: Marks,
     links: BTreeMap<LinkName, Interface>,
@@ -50,7 +51,7 @@ pub(super) struct Wires {
     look: Duration,
     /// Sockets for packets by the kernel's routes, IPv4 and IPv6.
     raw: [Option<Raw>; 2],
-    /// Socket for the kernel's doubts about neighbours, with the index of its device.
+    /// Socket for the kernel's neighbour events (entry failed, or MAC set), with the index of its device.
     doubts: Option<(usize, Socket)>,
     /// Sockets on single links.
     ears: Vec<Ear>,
@@ -85,6 +86,7 @@ impl Wires {
         Self { marks, links, look, raw, doubts, ears: Vec::new(), retry, refused, buffer }
     }
 
+    /// Returns the device of that name, as last read.
     pub(super) fn link(&self, name: LinkName) -> Option<&Interface> {
         self.links.get(&name)
     }
@@ -125,7 +127,7 @@ impl Wires {
         self.refused.values().next().map(AsRef::as_ref)
     }
 
-    /// Listens for the kernel's doubts about neighbours on that device; `None` ends it.
+    /// Subscribes to the kernel's neighbour events on that device; `None` ends the subscription.
     pub(super) fn watch(&mut self, link: Option<&Interface>) {
         let index = link.map(Interface::index);
         if self.doubts.as_ref().map(|(index, _)| *index) == index {
@@ -140,8 +142,8 @@ impl Wires {
         self.doubts = link.and_then(open);
     }
 
-    /// Returns the neighbours that the kernel doubts, with the MACs that it believes. `None` means that no machine
-    /// answers.
+    /// Returns the neighbours of all events received, with the MAC that the kernel has now. `None` means that its requests
+    /// got no answer.
     pub(super) fn doubted(&mut self) -> Vec<(IpAddr, Option<Mac>)> {
         let (mut all, buffer) = (Vec::new(), &mut self.buffer);
         if let Some((_, socket)) = &self.doubts {

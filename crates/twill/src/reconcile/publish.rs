@@ -49,6 +49,7 @@ impl Reconciler {
         }
     }
 
+    /// Updates the report and the metrics of peers after a pass. `programmed` is true if the leases were known.
     pub(super) fn publish(&mut self, round: &Round, store_lost: Option<String>, programmed: bool) {
         let paths = self.probes.targets.borrow().peers.clone();
         let switches = peers::switches(&self.board.borrow().paths, &paths);

@@ -8,8 +8,10 @@ use plan::Path;
 
 use crate::report::PeerReport;
 
+/// Heads of the columns.
 const HEAD: [&str; 10] =
     ["NAME", "SUBNET", "BACKEND", "PATH", "VERDICT", "LATENCY", "LOSS", "MTU", "AGE", "REASON"];
+/// Text of an empty cell.
 const NOTHING: &str = "-";
 
 /// Text of a cell and its style.

@@ -105,7 +105,7 @@ fn thousands_are_not_asked_at_once_when_a_link_changes() {
     state.due.iter().for_each(|(due, _)| seconds[(*due * TICK_MS / 1000) as usize] += 1);
     assert_eq!(seconds[..72], [0; 72]);
     assert!(seconds[72..97].iter().all(|peers| (190..=240).contains(peers)), "{seconds:?}");
-    // A peer that the kernel doubts then does not wait behind all others.
+    // A peer whose neighbour entry has failed does not wait behind all others.
     let (last, now) = (state.peers.len() - 1, Duration::from_secs(73));
     state.hasten(last, now, now);
     assert_eq!(state.peers[last].judge.next(), now);
