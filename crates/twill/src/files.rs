@@ -133,8 +133,8 @@ fn fill(mut file: File, text: &str, mode: u32) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Writes in place. A reader may see blank lines after the text at that moment. The write needs no more disk space than
-/// before, unless the text is longer.
+/// Writes in place. A reader may see blank lines after the text at that moment, and old text behind [`MOST_BLANK`]. The
+/// write needs no more disk space than before, unless the text is longer.
 fn overwrite(path: &Path, text: &str) -> io::Result<()> {
     let mut file = File::options().write(true).custom_flags(FLAGS).open(path)?;
     let length = text.len() as u64;

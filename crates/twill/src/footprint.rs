@@ -1,6 +1,6 @@
 //! Footprint: a list of what may be ours in this node's kernel, written before any of it is made. It lies beside the
-//! subnet file, where a reboot removes it as it removes the kernel's objects. A later config, a later run and `twill
-//! uninstall` know from it what to remove.
+//! subnet file, where a reboot removes it as it removes the kernel's objects. A later config, a later run and
+//! `twill uninstall` know from it what to remove.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! HTTP servers: `/healthz`, `/readyz` and `/metrics` on TCP as in flannel (flannel-compat 9), `/status` and `/diff` on
-//! the unix socket for `twill` itself. They read the board and ask the reconcile loop.
+//! HTTP servers. TCP has `/healthz` and `/readyz` as in flannel (flannel-compat 9), and `/metrics`. The unix socket has
+//! `/status` and `/diff`, for `twill` itself. Both read the board and ask the reconcile loop.
 
 mod places;
 
@@ -44,7 +44,7 @@ const FOR_OWN: usize = 16;
 const LOCAL: usize = 16;
 /// Maximum time within which a client has to send its request header.
 const HEADER: Duration = Duration::from_secs(2);
-/// Maximum duration of a connection, from its first byte to the last one of the answer.
+/// Maximum duration of a connection, from its acceptance to the last byte of the answer.
 const CONVERSATION: Duration = Duration::from_secs(15);
 /// Maximum number of bytes of a request that are read.
 const REQUEST: usize = 16 << 10;

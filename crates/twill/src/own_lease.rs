@@ -25,8 +25,8 @@ const ECHO: Duration = Duration::from_secs(5);
 /// Minimum time between two re-acquisitions of our lease; an earlier request would only read. Peers keep a vanished lease
 /// for 2 s, in which it may vanish several times.
 const RETURN: Duration = Duration::from_millis(250);
-/// Minimum times before our lease is written again after another daemon overwrote it: first, second, third and each
-/// further time. A daemon with our address would undo it for ever.
+/// Minimum times between two writes of our lease over another daemon's: after the first, second, third and each further
+/// write. A daemon with our address would undo them for ever.
 const RIVALRY: [Duration; 4] =
     [Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(60), Duration::from_secs(600)];
 /// Time after which that count begins again.
@@ -473,7 +473,7 @@ mod tests {
         std::fs::write(place.path().join("config"), CONFIG).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let tasks = runtime.handle().clone();
-        // Our thread is not the one that talks to the store, as in the daemon.
+        // The store has a thread of its own, as in the daemon.
         let (stop, stopped) = oneshot::channel::<()>();
         let talks = std::thread::spawn(move || runtime.block_on(stopped));
         let (bell, _trigger) = crate::trigger::channel();

@@ -1,6 +1,6 @@
-//! Options of the daemon: the command line in Go's syntax, then the environment, then the options file (flannel-compat
-//! 1). flannel's manifests and unit files work as they are. The options are parsed here and take effect where they are
-//! used.
+//! Options of the daemon: the command line in Go's syntax, then the environment, then the options file
+//! (flannel-compat 1). flannel's manifests and unit files work as they are. The options are parsed here and take effect
+//! where they are used.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
