@@ -141,7 +141,7 @@ impl Backoff {
         self.refusals.retain(|identity, _| is_recent(identity));
     }
 
-    /// Returns the number of attempts and the time until which the object has to wait; `None` if its ops may run now.
+    /// Returns the number of attempts and the time until which the object waits; `None` if its ops may run now.
     fn judge(&mut self, identity: u64, now: Instant) -> Option<(u32, Instant)> {
         let at = self.recent.binary_search_by_key(&identity, |entry| entry.identity).ok()?;
         let entry = &mut self.recent[at];

@@ -1,5 +1,5 @@
-//! Leases cache: the last good leases on disk. With it a node starts after a reboot although no store is in reach, and
-//! notices a store that was emptied meanwhile. The cache may be out of date, so it is no reason to delete anything.
+//! Leases cache: the last good leases on disk. A node starts with it after a reboot although no store is in reach. It
+//! also shows that a store was emptied meanwhile. The cache may be out of date, so it is no reason to delete anything.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ pub(crate) struct Remembered {
     until: Option<u64>,
 }
 
-/// Lease that is written and read entry by entry, so that ten thousand of them are never in memory in two forms. `None`
+/// Lease that is written and read entry by entry. Ten thousand of them are thus never in memory in two forms. `None`
 /// stands for an entry that this version cannot read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Entry", into = "Entry")]

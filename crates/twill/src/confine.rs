@@ -1,16 +1,16 @@
-//! Rights that this process gives up at start and for good. It keeps:
+//! Rights that this process gives up at start and for good.
 //!
-//! - of root's capabilities, those over the network;
-//! - of the file system, reading what it and its tools need, writing in a few directories, and executing the tools for
-//!   traffic rules;
-//! - of the system calls, those of a service that talks to the network.
+//! - It keeps root's capabilities over the network, and no others.
+//! - It reads the files that it and its tools need, and writes in a few directories.
+//! - It executes only programs in the directories of `PATH`, which hold the tools for traffic rules.
+//! - It keeps the system calls of a service that talks to the network.
+//! - It connects to no local service, signals no other process and leaves no core dump.
 //!
-//! It connects to no local service, signals no other process and leaves no core dump. A flaw in reading data from peers
-//! and stores then costs the pods' network and not the node. A right that cannot be given up is logged and kept; the
-//! daemon runs on.
+//! A flaw in reading data from peers and stores then costs the pods' network and not the node. A right that cannot be
+//! given up is logged and kept; the daemon runs on.
 //!
-//! The user stays the same, most often root. The daemon reads etcd's keys, the lock and tables of iptables-legacy, and
-//! flannel's files again while it runs, and these belong to root.
+//! The user stays the same, most often root. etcd's keys, the lock and tables of iptables-legacy, and flannel's files
+//! belong to root. The daemon reads them again while it runs.
 
 mod syscalls;
 
@@ -83,8 +83,8 @@ const CERTIFICATES: [&str; 5] = [
 ];
 /// Rights to read a directory and the files in it.
 const READ: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir});
-/// Right to execute the tools, those for traffic rules among them, and the files that load them. It is granted by
-/// directory, since an upgrade replaces the files.
+/// Right to execute in the directories of `PATH`, which hold the tools for traffic rules, and in those of the loader. It
+/// is granted by directory, since an upgrade replaces the files.
 const EXECUTE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{Execute});
 /// Directories of the dynamic loader.
 const LOADERS: [&str; 4] = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"];

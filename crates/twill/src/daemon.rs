@@ -1,9 +1,14 @@
-//! `twill daemon`: starts the parts of the daemon in order and connects them.
+//! `twill daemon`: starts the parts of the daemon in order and connects them. Its threads:
 //!
-//! Threads: reconcile loop (this one, blocking), `servers` (store and HTTP servers, tokio), `monitor` (kernel events),
-//! `rules` (nftables events; not without nf_tables), `legacy rules` (polls iptables-legacy) and `probes` (not with
-//! `--probe=off`). The process gives up the rights that it does not need before it starts the first of them. Stopping
-//! equals being killed: there is nothing to undo, and the data plane stays as it is.
+//! - the reconcile loop (this one, blocking);
+//! - `servers`: the store and the HTTP servers (tokio);
+//! - `monitor`: the kernel's events;
+//! - `rules`: nftables' events, if the kernel has nf_tables;
+//! - `legacy rules`: polls the rules of iptables-legacy;
+//! - `probes`, unless `--probe=off`.
+//!
+//! The process gives up the rights that it does not need before it starts the first of them. Stopping equals being
+//! killed: there is nothing to undo, and the data plane stays as it is.
 
 use std::sync::Arc;
 use std::thread;

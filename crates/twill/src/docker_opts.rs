@@ -20,8 +20,8 @@ const PREFIX: &str = "DOCKER_OPT_";
 /// Variables in the order of their names.
 type Variables = BTreeMap<String, String>;
 
-/// Runs the command. Returns an error if the subnet file cannot be read, the subnet is another node's, or the options
-/// file cannot be written.
+/// Runs the command. Returns an error if the subnet file cannot be read or the options file cannot be written. A subnet
+/// that is another node's is an error, too.
 pub(crate) fn run(flags: &DockerOptsFlags) -> anyhow::Result<()> {
     let path = flags.subnet_file.display();
     let text = files::read_to_string(&flags.subnet_file)

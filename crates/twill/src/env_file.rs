@@ -18,7 +18,7 @@ pub(crate) fn parse(text: &str) -> impl Iterator<Item = Line> {
     lines.map(|(at, line)| Line { number: at + 1, said: assignment(line) })
 }
 
-/// Returns true if `name` can be the name of a variable: ASCII letters, digits and `_`, not starting with a digit.
+/// Returns true if `name` can be the name of a variable: ASCII letters, digits and `_`, no digit first.
 pub(crate) fn is_name(name: &str) -> bool {
     !name.starts_with(|c: char| c.is_ascii_digit())
         && !name.is_empty()

@@ -1,8 +1,8 @@
-//! Files that the daemon keeps: each is written whole or not at all, and only when its text changes (flannel-compat 8.3).
+//! Files that the daemon keeps. Each is written whole or not at all, and only when its text changes (flannel-compat 8.3).
 //! A file that is a mount point, as in containers, is written in place.
 //!
-//! Other users may write in the same directories, such as /tmp. Therefore no file is opened through a symbolic link, waited for,
-//! or read beyond a limit. A foreign file in the place of one of ours is replaced and never written to.
+//! Other users may write in the same directories, such as /tmp. Therefore no file is opened through a symbolic link,
+//! waited for, or read beyond a limit. A foreign file in the place of one of ours is replaced and never written to.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read, Write};
@@ -95,8 +95,8 @@ fn written(path: &Path, text: &str, readers: Readers) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Returns true if the file can be neither replaced nor written beside: it is a mount point, or its directory is
-/// read-only.
+/// Returns true if nothing can be put in the file's place or beside it. It is a mount point then, or its directory cannot
+/// be written.
 fn is_about_place(error: &io::Error) -> bool {
     let place = [Errno::BUSY, Errno::XDEV, Errno::ROFS, Errno::ACCESS, Errno::PERM];
     errno(error).is_some_and(|errno| place.contains(&errno))

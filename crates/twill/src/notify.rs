@@ -30,8 +30,8 @@ pub(crate) fn patience() -> Option<Duration> {
     (ours && limit > 0).then(|| Duration::from_micros(limit))
 }
 
-/// Sends the watchdog message and extends the start timeout. The reconcile loop and waits for the store call it: waiting
-/// for the store may take longer than a start usually does.
+/// Sends the watchdog message and extends the start timeout. The reconcile loop calls it, also while it waits for the
+/// store, which may take longer than a usual start.
 pub(crate) fn alive() {
     if let Some(limit) = patience() {
         // A lost message is made good by the next one.

@@ -377,7 +377,7 @@ impl OwnLease {
         self.asked = None;
     }
 
-    /// Returns the state of a lease that is in order or just written, with a warning if another daemon writes it too.
+    /// Returns the state of a lease that is in order or just written. It has a warning if another daemon writes it, too.
     fn kept(&mut self, now: Instant) -> Kept {
         self.contest = self.contest.take().filter(|(_, until)| now < *until);
         let (fault, due) = self.contest.clone().unzip();

@@ -1,8 +1,8 @@
-//! Prober: a thread of its own that sends the probes each peer's judge wants, and hands the outcome to the judge.
+//! Prober: a thread of its own that sends the probes that each peer's judge wants. The judge receives the outcome.
 //! `plan::verdict` decides what to ask and what the answers mean.
 //!
-//! A panic ends the whole daemon, here as elsewhere: what is in the kernel stays, and the next start knows no verdict,
-//! which changes nothing. No packet may cause a panic, whoever sends it.
+//! A panic ends the whole daemon, here as elsewhere: what is in the kernel stays. The next start knows no verdict, which
+//! changes nothing. No packet may cause a panic, whoever sends it.
 
 mod asker;
 mod frame;

@@ -1,5 +1,5 @@
-//! The reconcile loop: waits for a cause, reads the kernel, plans, applies the difference and reports the outcome. One
-//! thread owns all of its state.
+//! The reconcile loop: waits for a cause, reads the kernel, plans, applies the difference and reports the outcome. All of
+//! its state belongs to one thread.
 
 mod fault;
 mod on_disk;

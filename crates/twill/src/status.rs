@@ -1,4 +1,4 @@
-//! `twill status`: asks the daemon of this node and prints the answer, as a table for people or as JSON for machines.
+//! `twill status`: asks the daemon of this node and prints the answer, as a table or as JSON.
 
 mod peers;
 

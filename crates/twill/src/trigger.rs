@@ -1,5 +1,5 @@
-//! Decides when a reconcile pass begins. It merges all causes into one wake-up, waits for a quiet moment but not for
-//! ever, and wakes from time to time without a cause. Causes carry no facts.
+//! Decides when a reconcile pass begins. It merges all causes into one wake-up, and waits for a quiet moment, but not for
+//! ever. It also wakes from time to time without a cause. Causes carry no facts.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -76,7 +76,7 @@ pub(crate) struct Bell {
 }
 
 impl Bell {
-    /// Queues the cause. Returns false if it was dropped: a full queue means that a pass is due, a closed one that the
+    /// Queues the cause. Returns false if it was dropped. A full queue means that a pass is due, a closed one that the
     /// process ends. Few causes need a second attempt.
     pub(crate) fn ring(&self, cause: Cause) -> bool {
         if cause.is_about_rules() {

@@ -244,7 +244,7 @@ impl Value for Pace {
     }
 }
 
-/// Parses a number like Go's `strconv.ParseInt` with base 0: 0x, 0o, 0b or a leading 0 give the base, and `_` may stand
+/// Parses a number like Go's `strconv.ParseInt` with base 0. 0x, 0o, 0b or a leading 0 give the base, and `_` may stand
 /// between digits.
 fn integer(text: &str) -> Result<i64, String> {
     let bad = || format!("{text:?} is no whole number");

@@ -54,8 +54,8 @@ impl Places {
         Arc::new(Self { most, held: Mutex::default() })
     }
 
-    /// Takes a place for the task that `spawn` starts. If all places are taken, it closes the connection that has been
-    /// idle longest, among those of the address with most idle ones. Nothing is started if no connection is idle, or if
+    /// Takes a place for the task that `spawn` starts. If all places are taken, the connection that has been idle longest
+    /// is closed: one of the address with most idle connections. Nothing is started if no connection is idle, or if
     /// `source` has opened too many within a second.
     pub(super) fn take(
         self: &Arc<Self>,
@@ -118,7 +118,7 @@ impl Held {
     }
 }
 
-/// Returns the /64 of an IPv6 address, since its user usually has all of it; an IPv4 address stays as it is.
+/// Returns the /64 of an IPv6 address, since its user usually has all of it. An IPv4 address stays as it is.
 fn network_of(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V6(v6) => {

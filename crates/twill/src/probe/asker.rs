@@ -1,5 +1,5 @@
-//! Loop of the prober: sends each peer the probes that its judge wants when they are due, hands it the answers, and
-//! publishes the peers' health.
+//! Loop of the prober: sends each peer the probes that its judge wants, when they are due. It hands the answers to the
+//! judge, and publishes the peers' health.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Read};

@@ -1,6 +1,6 @@
-//! Neighbours on the uplink: which MAC answers for which address, and for which peers all machines of the segment are
-//! asked. Such requests (ARP broadcasts, or solicitations to a multicast group) are rare, and each peer gets its turn.
-//! Sends nothing.
+//! Neighbours on the uplink: the MAC that answers for each address, and the peers about which all machines are asked.
+//! Requests to all machines of the segment (ARP broadcasts, or solicitations to a multicast group) are rare. Each peer
+//! gets its turn. Sends nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
@@ -18,8 +18,8 @@ const GAP: Duration = Duration::from_millis(101);
 /// Number of times that all machines are asked again because two have answered. A machine with two cards on the segment
 /// always answers twice.
 const CONTESTS: u8 = 3;
-/// Number of unanswered unicast requests, each followed by an answer to a request to all, after which a neighbour counts
-/// as ignoring unicasts.
+/// Number of unanswered unicast requests after which a neighbour counts as ignoring unicasts. Each must be followed by an
+/// answer to a request to all machines.
 const DEAF: u8 = 4;
 /// Number of answers after which such a neighbour is asked by unicast again.
 const AGAIN: u8 = 30;
@@ -27,8 +27,8 @@ const AGAIN: u8 = 30;
 const SILENT: u8 = 2;
 
 /// Length of the queue from which the kernel's neighbour events are ignored. After such an event packets to a silent
-/// neighbour count as lost until all machines are asked about it, so its turn must come soon. A flush of the kernel's
-/// table makes every entry fail.
+/// neighbour count as lost until all machines are asked about it. Its turn must therefore come soon. A flush of the
+/// kernel's table makes every entry fail.
 const PROMPT: usize = 3;
 /// Maximum number of addresses with two MACs that are logged between two reads of the kernel's neighbours. A router that
 /// answers for every address is a single fault.

@@ -90,7 +90,7 @@ impl Post {
     }
 
     /// Sends a probe. Returns a sample if the answer is known without sending. `unsure` means that nothing has come back
-    /// lately, so all machines of the segment may be asked for the next hop.
+    /// lately: all machines of the segment may be asked for the next hop.
     pub(super) fn ask(
         &mut self,
         peer: &PeerPath,
@@ -182,9 +182,9 @@ impl Post {
         }
     }
 
-    /// Returns true if the kernel may route a packet to that peer. If it had to find the next hop first, it would ask all
-    /// machines of the segment, in vain if none answers. We ask them instead, in the peer's turn, and return false until
-    /// then. The error `Lost` means that no machine has answered.
+    /// Returns true if the kernel may route a packet to that peer. To find the next hop first, it would ask all machines
+    /// of the segment, perhaps in vain. We ask them instead, in the peer's turn, and return false until then. The error
+    /// `Lost` means that no machine has answered.
     fn is_routed(&mut self, peer: &PeerPath, now: Duration) -> Result<bool, Answer> {
         let Ok(uplink) = self.uplink() else { return Ok(true) };
         let resolves = self.wires.link(uplink).is_some_and(|link| link.resolves);
@@ -238,8 +238,8 @@ impl Post {
         Ok(mac.map(|mac| Way { link: uplink, mac }))
     }
 
-    /// Sends an echo in a frame. The reply belongs to no connection that the kernel tracks, so it is received on every
-    /// link that it may come by.
+    /// Sends an echo in a frame. The reply belongs to no connection that the kernel tracks. It is received on every link
+    /// that it may come by.
     fn send_framed(&mut self, asked: Question, ends: Ends, way: Way, now: Duration) -> Known {
         let kind = EtherType::of(Family::of(ends.to));
         let links = asked.peer.tunnel.map(|tunnel| tunnel.link).into_iter().chain([self.uplink()?]);
@@ -289,7 +289,7 @@ impl Post {
         self.node.as_ref()?.uplink.address(Family::of(target))
     }
 
-    /// Returns the ends of an echo from our pod subnet to the peer's: a VTEP has the first address, a bridge another one.
+    /// Returns the ends of an echo from our pod subnet to the peer's. A VTEP has the first address, a bridge another one.
     fn pod_ends(&self, peer: &PeerPath) -> Option<Ends> {
         let own = self.node.as_ref()?.subnet.of(Family::of(peer.subnet.addr()))?;
         let by_tunnel = peer.tunnel.is_some();
@@ -325,7 +325,7 @@ impl Post {
         self.sent.due().into_iter().chain(self.next_hops.due()).min()
     }
 
-    /// Returns the peers whose next hop has failed or changed in the kernel's table, and queues a request to all machines
+    /// Returns the peers whose next hop has failed or changed in the kernel's table. Queues a request to all machines
     /// about each.
     pub(super) fn doubted(&mut self) -> Vec<IpNet> {
         let mut peers = Vec::new();

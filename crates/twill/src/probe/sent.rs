@@ -1,4 +1,4 @@
-//! Probes that wait for an answer. An answer must match one of them, or it is dropped: it needs the right sequence number
+//! Probes that wait for an answer. An answer must match one of them, or it is dropped. It needs the right sequence number
 //! and the right sender, and must not be late. The number of probes is limited. Sends nothing.
 
 use std::collections::{HashMap, VecDeque};

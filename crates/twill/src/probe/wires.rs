@@ -1,6 +1,6 @@
-//! Sockets that probes leave by and answers come in by. They are opened on first use and closed when they are not needed
-//! any more: a socket on a link inspects every packet of that link. A socket that cannot be opened is logged and retried
-//! later.
+//! Sockets that probes leave by and answers come in by. They are opened on first use. They are closed when they are not
+//! needed any more, since a socket on a link inspects every packet of that link. A socket that cannot be opened is logged
+//! and retried later.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_secs(30);
 const LOOK_SOON: Duration = Duration::from_secs(5);
 /// Time without use after which a socket on a link is closed.
 const UNUSED: Duration = Duration::from_secs(60);
-/// Maximum number of packets that are read from one socket at a time, so that a flood does not stop the probes.
+/// Maximum number of packets read from one socket at a time, so that a flood does not stop the probes.
 pub(super) const AT_ONCE: usize = 256;
 /// Size of the largest packet, bytes.
 const PACKET: usize = 64 * 1024;
@@ -173,7 +173,7 @@ impl Wires {
         self.raw[place].as_ref()
     }
 
-    /// Sends the packet in a frame of that kind out of that link, to that MAC if the link has MACs.
+    /// Sends the packet in a frame of that kind out of that link. `to` is the destination if the link has MACs.
     pub(super) fn frame(
         &mut self,
         link: LinkName,

@@ -1,4 +1,4 @@
-//! Each kind of probe, sent to a kernel that knows nothing of us: two nodes of the lab, set up by ip(8) as any flannel
+//! Each kind of probe, sent to a kernel that knows nothing of us. Two nodes of the lab are set up by ip(8) as any flannel
 //! would.
 
 use std::time::Instant;
