@@ -1,7 +1,7 @@
-//! Judges each peer by probes: samples and the time go in, a verdict comes out. It is pure: it sends nothing and reads no
-//! clock. The daemon's `probe` sends the probes.
+//! Health of each peer, judged from probes: samples and the time go in, a [`Verdict`] comes out. The module is pure: the
+//! daemon's `probe` module sends the packets and supplies the clock.
 //!
-//! Times are counted from the daemon's start.
+//! Times are durations since the daemon's start.
 
 mod diagnosis;
 mod evidence;
@@ -27,68 +27,70 @@ pub use finding::Finding;
 pub use judge::{Judge, Local, PATIENCE};
 pub use suspicion::suspect;
 
-/// Probe of a peer, which needs only the peer's kernel to reply.
+/// A probe that a peer's kernel answers by itself; no program of ours has to run there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Probe {
     /// ARP request or neighbour solicitation for the peer's address on the uplink.
     NextHop,
-    /// Echo request to the peer's own address, which crosses nothing of ours.
+    /// ICMP echo to the peer's own address on the underlay, without pod addresses or tunnel.
     Node,
-    /// Echo request to the peer's own address, in an IP packet of this many bytes that must not be fragmented.
+    /// [`Probe::Node`] in an IP packet of this many bytes that must not be fragmented.
     NodeSized(u16),
-    /// Echo request between pod subnets, on the path that the pods' packets take.
+    /// ICMP echo between the pod subnets, along the path that the pods' packets take.
     Path,
-    /// Echo request on the pods' path, in an IP packet of this many bytes.
+    /// [`Probe::Path`] in an IP packet of this many bytes that must not be fragmented.
     PathSized(u16),
-    /// Echo request on the pods' path, but from this node's own address: the reply needs no path back to our pods.
+    /// [`Probe::Path`] from this node's own address: the reply does not depend on the peer's route to our pods.
     There,
-    /// Echo request between pod subnets in a frame of our own, straight to the MAC that replied. It does not depend on
-    /// the path in use.
+    /// ICMP echo between the pod subnets in a raw frame to the next hop's MAC address, whatever path is in use.
     Direct,
-    /// Two datagrams to a closed port between pod subnets. The first leaves its checksum to the devices; the other is
+    /// Two UDP datagrams to a closed port between the pod subnets. The first leaves its checksum to the devices, the second is
     /// complete.
     Checksum,
 }
 
-/// Result of a probe. A probe may have several replies; without any by [`PATIENCE`] after it was sent it is lost.
+/// Outcome of a probe. A probe may have several outcomes; one without any within [`PATIENCE`] is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
+    /// The expected reply, with its round-trip time.
     Came {
         after: Duration,
     },
-    /// Reply to [`Probe::NextHop`]: the MAC that claims the address, and another address for which the same MAC has
-    /// replied. If two MACs claim the address, each gives a sample with the time of the one request.
+    /// Reply to [`Probe::NextHop`]: the MAC address that claims the next hop's address, and another address that it answers
+    /// for. Two claimants give two samples with the time of the one request.
     Is {
         mac: Mac,
         also: Option<std::net::IpAddr>,
     },
-    /// Report of a router on the path, or of our own kernel, that it carries at most this many bytes.
+    /// Report by a router on the path, or by this node's own kernel, that packets above this many bytes do not pass.
     TooBig {
         mtu: u16,
     },
-    /// Report of a router on the path that the packet goes no further.
+    /// ICMP error from a host on the path, which says that the packet goes no further.
     Refused {
         by: std::net::IpAddr,
     },
-    /// Result of [`Probe::Checksum`]: which of the two datagrams got a reply.
+    /// Reply to [`Probe::Checksum`]: which of the two datagrams was answered.
     Checksums {
         offloaded: bool,
         complete: bool,
     },
+    /// No reply within [`PATIENCE`].
     Lost,
-    /// Probe that could not be sent. One side has no address in its pod subnet yet, or the link has no next hops.
+    /// The probe could not be sent. One side has no address in its pod subnet yet, or the link does not resolve next hops.
     Impossible,
 }
 
-/// Probe with its result.
+/// A probe and its outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
     pub probe: Probe,
+    /// Time at which the probe was sent.
     pub sent: Duration,
     pub answer: Answer,
 }
 
-/// Path of a peer that both paths may reach.
+/// Path to a peer that can be reached both directly and by tunnel; serialized as `"direct"` or `"tunnel"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Way {
@@ -96,11 +98,12 @@ pub enum Way {
     Tunnel,
 }
 
-/// Path of one peer, in a list that all holders share.
+/// Path of one peer in a list that all judges share; each judge stores only an index.
 #[derive(Clone, Debug)]
 pub struct Shared(Arc<Vec<PeerPath>>, u32);
 
 impl Shared {
+    /// Returns one entry per peer, in the order of the list.
     pub fn all(peers: &Arc<Vec<PeerPath>>) -> impl Iterator<Item = Self> {
         (0..).zip(peers.iter()).map(|(at, _)| Self(peers.clone(), at))
     }
@@ -120,35 +123,40 @@ impl Deref for Shared {
     }
 }
 
-/// Health of one peer, as the evidence shows it.
+/// Health of one peer, as far as the evidence goes. Sample:
+///
+/// ```json
+/// {"subnet": "10.244.46.0/24", "node": "192.168.100.12", "uplink": "eth0",
+///  "finding": {"silent": {"node": "192.168.100.12"}}, "way": "tunnel"}
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Verdict {
     pub subnet: IpNet,
-    /// Address that was probed; the verdict does not apply to another address that the peer has by now.
+    /// Underlay address that was probed. The verdict does not apply once the peer has another address.
     pub node: IpAddr,
-    /// Uplink through which it was probed; the verdict does not apply to another uplink that we have by now.
+    /// Uplink that the probes went through. The verdict does not apply once this node has another uplink.
     pub uplink: LinkName,
     pub finding: Finding,
-    /// Path that the evidence supports. `None` until there is evidence; the existing path stays until then.
+    /// Path that the evidence favours. Until there is evidence it is `None`, and the path in the kernel stays.
     #[serde(default)]
     pub way: Option<Way>,
-    /// True if the peer's pod subnet replies; `None` until there is evidence. While this node may be the one that is cut
-    /// off, the previous value stays.
+    /// True if the peer's pod subnet answers; `None` until there is evidence. While this node may be the one that is
+    /// cut off, the previous value stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answers: Option<bool>,
 }
 
-/// Verdict with further values for `status` and the metrics.
+/// A verdict with the numbers that `twill status` and the metrics show.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     pub verdict: Verdict,
-    /// Time of the finding.
+    /// Time at which the finding was made.
     pub since: Duration,
-    /// Latency of the last echo that was answered on the path in use.
+    /// Round-trip time of the last echo that was answered along the path in use.
     pub latency: Option<Duration>,
-    /// Loss among the last echoes on the path in use, per thousand.
+    /// Lost echoes per thousand among the last 63 regular ones along the path in use.
     pub loss: u16,
-    /// Largest IP packet between pods that is known to arrive, in bytes.
+    /// Size in bytes of the largest IP packet between pods that is known to arrive.
     pub mtu: Option<u16>,
 }

@@ -1,40 +1,47 @@
-//! The search for the largest packet that arrives: several sizes at once, then again between the largest that came and
-//! the next ones that did not. An answer is never wrong, a loss may be chance, so each rung looks a step higher than it must.
+//! Search for the largest packet that arrives. Each rung sends several sizes at once, between the largest size that arrived and
+//! the next ones that did not. A reply is always true and a loss may be chance, so each rung reaches a step higher than
+//! necessary.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// Sizes asked at once.
+/// Number of sizes in one rung.
 const SIZES: u16 = 12;
+/// Maximum number of rungs in one search.
 const RUNGS: u8 = 4;
-/// Sizes so near to each other are near enough.
+/// Step in bytes between sizes at which the search ends.
 const FINE: u16 = 3;
-/// Between two rungs, at least: all are through before large packets count as lost.
+/// Minimum time between two rungs: short enough for all rungs to end before large packets count as lost.
 const WAIT: Duration = Duration::from_millis(250);
-/// After that a search is made again, if it is still needed.
+/// Time after the start of a search at which it is repeated, if it is still needed.
 const AGAIN: Duration = Duration::from_secs(60);
-/// No network of IPv4 carries less whole that anybody still uses, and none of IPv6 may carry less than the second.
+/// Returns the smallest size in bytes that is searched. It is 576 for IPv4, the smallest MTU still in use, and 1280 for
+/// IPv6, the minimum MTU of RFC 8200.
 pub(super) fn least(address: IpAddr) -> u16 {
     if address.is_ipv6() { 1280 } else { 576 }
 }
 
-/// One search.
+/// State of one search. Sizes are those of IP packets, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ladder {
+    /// Size that is known not to arrive.
     full: u16,
-    /// The largest that arrived.
+    /// Largest size that arrived; at first the smallest that is searched.
     low: u16,
-    /// Between the sizes of the last rung.
+    /// Distance between the sizes of the last rung.
     step: u16,
+    /// Time at which the search started.
     begun: Duration,
-    /// The next rung, or the end of the last one.
+    /// Time of the next rung, or the end of the last one.
     next: Duration,
+    /// Time between two rungs.
     wait: Duration,
+    /// Number of rungs sent so far.
     rungs: u8,
 }
 
 impl Ladder {
-    /// Below `full`, which does not arrive there, where an echo takes about so long.
+    /// Starts a search below `full`, a size that does not arrive at `to`. `latency` is the latency of an echo to there.
     pub(super) fn new(full: u16, to: IpAddr, latency: Duration, now: Duration) -> Self {
         let low = least(to).min(full.saturating_sub(1));
         Self {
@@ -48,12 +55,12 @@ impl Ladder {
         }
     }
 
-    /// When the next rung is to be asked.
+    /// Returns the time of the next rung, or `None` if the search needs no more rungs.
     pub(super) fn next(&self) -> Option<Duration> {
         (self.rungs < RUNGS && self.step > FINE && self.low + 1 < self.high()).then_some(self.next)
     }
 
-    /// Every rung has been asked and had its time.
+    /// Returns true if all rungs were sent and had their time for replies.
     pub(super) fn is_done(&self, now: Duration) -> bool {
         self.next().is_none() && now >= self.next
     }
@@ -62,7 +69,7 @@ impl Ladder {
         now >= self.begun + AGAIN
     }
 
-    /// The sizes of the next rung.
+    /// Starts the next rung and returns its sizes.
     pub(super) fn climb(&mut self, now: Duration) -> Vec<u16> {
         self.next = now + self.wait;
         let high = self.high();
@@ -75,14 +82,14 @@ impl Ladder {
         self.full.min(self.low.saturating_add(self.step.saturating_mul(2)))
     }
 
-    /// One of the sizes arrived.
+    /// Records that a packet of this size arrived.
     pub(super) fn arrived(&mut self, size: u16) {
         if size > self.low && size < self.full {
             self.low = size;
         }
     }
 
-    /// The largest that arrived so far.
+    /// Returns the largest size that has arrived so far.
     pub(super) fn low(&self) -> u16 {
         self.low
     }
@@ -128,7 +135,7 @@ mod tests {
             }
             let sizes = ladder.climb(Duration::ZERO);
             let arrive = sizes.into_iter().filter(|&size| size <= 1400);
-            // The largest that would arrive is lost in the first rung.
+            // The largest size that would arrive is lost in the first rung.
             let lost = if rung == 0 { arrive.clone().next_back() } else { None };
             arrive.filter(|&size| Some(size) != lost).for_each(|size| ladder.arrived(size));
         }

@@ -1,20 +1,20 @@
-//! Who is it, they or we? Where most peers fall silent at once, this node is cut off rather than all of them dead.
+//! Decides whether the peers are down or this node is cut off. When most peers fall silent at once, it is probably this node.
 
 use std::time::Duration;
 
 use super::Judge;
 use super::track::{Moment, Track};
 
-/// Asked so long ago and still no answer of any kind: the peer is mute.
+/// Time without any reply after which a probed peer counts as silent.
 const MUTE: Duration = Duration::from_millis(500);
-/// What is older than that says nothing about now.
+/// Maximum age of a probe or a reply that still counts as recent.
 const LATELY: Duration = Duration::from_millis(2500);
-/// More than half of the peers may be gone for good; after that it is they, not we.
+/// Maximum time for which a silent peer counts against this node; after that the peers are considered down for good.
 const SUSPICION: Duration = Duration::from_secs(600);
 
-/// True if more than half of the peers that were asked lately, and no less than two, answer nothing at all: then it is rather
-/// this node that is cut off. Those that were already found silent, or never answered, do not count. Cheap, O(N); it is
-/// enough to ask once per pass in which samples were heard, or every 250 ms.
+/// Returns true if more than half of the recently probed peers, and at least two, answer nothing at all. This node is then
+/// probably the one that is cut off. Peers that were found silent before, or that never answered, do not count. The cost is
+/// O(N); one call per pass with new samples, or every 250 ms, is enough.
 pub fn suspect<'a>(judges: impl IntoIterator<Item = &'a Judge>, now: Duration) -> bool {
     let (mut mute, mut answering) = (0_usize, 0_usize);
     for answers in judges.into_iter().filter_map(|judge| judge.silence.answers(now)) {
@@ -23,35 +23,39 @@ pub fn suspect<'a>(judges: impl IntoIterator<Item = &'a Judge>, now: Duration) -
     mute >= 2 && mute > answering
 }
 
-/// How long nothing at all has been answered.
+/// Time since a peer last answered any probe.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Silence {
+    /// Time at which the newest answered probe was sent.
     heard: Option<Moment>,
+    /// Time at which the last probe was sent.
     asked: Option<Moment>,
-    /// Since when what was asked is without any answer.
+    /// Time at which the first probe since the last reply was sent.
     since: Option<Moment>,
-    /// It is the peer's own: found while the others answered.
+    /// True if the silence is the peer's own fault: it was found while most peers answered.
     settled: bool,
 }
 
 impl Silence {
+    /// Records that a probe is sent.
     pub(super) fn ask(&mut self, now: Duration) {
         let now = Moment::of(now);
         self.asked = Some(now);
         self.since.get_or_insert(now);
     }
 
+    /// Records a reply to a probe that was sent at `sent`.
     pub(super) fn hear(&mut self, sent: Duration) {
         self.heard = self.heard.max(Some(Moment::of(sent)));
         (self.since, self.settled) = (None, false);
     }
 
-    /// While the others answer.
+    /// Attributes a silence to the peer if it comes with a fault; called only while this node is not suspect.
     pub(super) fn settle(&mut self, now: Duration, fault: bool) {
         self.settled |= fault && self.is_mute(now);
     }
 
-    /// Of the probes that were asked lately: has any been answered? `None` if it tells nothing about this node.
+    /// Returns whether a recent probe was answered, or `None` if the peer allows no conclusion about this node.
     fn answers(&self, now: Duration) -> Option<bool> {
         let Self { heard, asked, settled, .. } = *self;
         let lately = |time: Option<Moment>| time.is_some_and(|time| now <= time.time() + LATELY);
@@ -68,7 +72,7 @@ impl Silence {
         since.is_some_and(|since| now >= since + MUTE && now < since + SUSPICION)
     }
 
-    /// While those of one kind were lost in a row, none of any kind has been answered.
+    /// Returns true if no probe of any kind was answered during the track's current run of losses.
     pub(super) fn is_total(&self, track: &Track) -> bool {
         track.run_from().is_some_and(|from| self.heard < Some(from))
     }

@@ -1,5 +1,5 @@
-//! What became of one kind of question to one peer: runs, a short window, and whether it counts as lost. A few words of memory
-//! whatever is heard, in whatever order; what a loss means is said elsewhere.
+//! History of one kind of probe to one peer: runs, a window of the last results, and whether the probe counts as failing. Its
+//! size is bounded, however many results come and in whatever order. `diagnosis` decides what a failure means.
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Answer, PATIENCE, Sample};
 
-/// A time in milliseconds, in six bytes with room for `None`: what is known counts with thousands of peers.
+/// A time in milliseconds in six bytes, with room for `None`: the size matters with thousands of peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Moment(NonZeroU16, u16, u16);
 
@@ -23,65 +23,70 @@ impl Moment {
     }
 }
 
-/// So many lost in a row are a loss.
+/// Number of losses in a row after which the probe counts as failing.
 pub(super) const RUN: u8 = 5;
-/// So many answered in a row end it.
+/// Number of replies in a row that end a failure.
 pub(super) const ROW: u8 = 3;
-/// So many lost of the last [`WINDOW`] are a loss, too: it comes and goes. Less than half of it ends it.
+/// Number of losses among the last [`WINDOW`] probes that count as flapping. Fewer than half of it end the flapping.
 const FLAPS: u32 = 10;
+/// Number of recent probes in the window.
 const WINDOW: u32 = 20;
 const WINDOW_BITS: u32 = (1 << WINDOW) - 1;
 
-/// The last answers to one kind of question.
+/// Recent results of one kind of probe.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Track {
-    /// When the newest question that was answered had been sent.
+    /// Time at which the newest answered probe was sent.
     answered: Option<Moment>,
+    /// Time at which the first probe of the current run of replies was sent.
     row_from: Option<Moment>,
+    /// Length of the current run of replies.
     row: u8,
-    /// The last answer was that it cannot be asked.
+    /// True if the last probe could not be sent.
     pub(super) impossible: bool,
-    /// Of what was lost, until all of the last [`WINDOW`] are answered.
+    /// Record of the losses; `None` once the last [`WINDOW`] probes were all answered.
     losses: Option<Box<Losses>>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Losses {
-    /// When the newest question that was lost had been sent.
+    /// Time at which the newest lost probe was sent.
     last: Option<Moment>,
-    /// When the first one of the run had been sent.
+    /// Time at which the first probe of the current run of losses was sent.
     run_from: Option<Moment>,
-    /// The same of the run that made it a loss.
+    /// Time at which the first probe was sent of the run that started the failure.
     trouble: Option<Moment>,
-    /// Of the last questions, the newest in the lowest bit: 1 is lost.
+    /// Results of the last probes, the newest in the lowest bit; 1 is a loss.
     window: u32,
-    /// The largest packet that somebody on the way was said to carry, in this run.
+    /// MTU in bytes that was reported on the path during this run of losses.
     too_big: Option<u16>,
-    /// Who said in this run that it goes no further, and how many were lost without such a word since.
+    /// Sender of the last ICMP error in this run, and the number of losses since then without such an error.
     refused: Option<(IpAddr, u8)>,
+    /// Length of the current run of losses.
     run: u8,
+    /// True while the probe counts as failing.
     down: bool,
-    /// It counts as lost since it comes and goes.
+    /// True if the probe counts as failing because of flapping.
     flaps: bool,
 }
 
 impl Track {
-    /// Nothing is known.
+    /// A history without any results.
     pub(super) const NEW: Self =
         Self { answered: None, row_from: None, row: 0, impossible: false, losses: None };
 
-    /// To a regular question.
+    /// Adds the result of a regular probe.
     pub(super) fn hear(&mut self, sample: &Sample) {
         self.hear_in(sample, 1);
     }
 
-    /// One that was asked because another was late. That it is answered says nothing of how many are: what comes and goes is
-    /// asked that way until it comes.
+    /// Adds the result of a quick probe, which was sent because another probe was late. Its reply takes no place in the window:
+    /// on a flapping path, quick probes are repeated until one is answered, which would distort the loss rate.
     pub(super) fn hear_quick(&mut self, sample: &Sample) {
         self.hear_in(sample, 0);
     }
 
-    /// An answer takes so many places in the window.
+    /// Adds a result; a reply takes this many places in the window.
     fn hear_in(&mut self, sample: &Sample, places: u32) {
         match sample.answer {
             Answer::Impossible => *self = Self { impossible: true, ..Self::default() },
@@ -136,7 +141,7 @@ impl Track {
         self.impossible = false;
         losses.window = (losses.window << 1 | 1) & WINDOW_BITS;
         if self.row_from.is_some_and(|from| sent >= from) {
-            // It had seemed to get well again.
+            // A loss after some replies of a recovery means flapping.
             losses.flaps |= losses.down && self.row > 0;
             self.row = 0;
         }
@@ -157,32 +162,32 @@ impl Track {
         self.losses.as_deref().is_some_and(what)
     }
 
-    /// Of the last ones some were lost.
+    /// Returns true if a loss is on record.
     pub(super) fn has_lost(&self) -> bool {
         self.losses.is_some()
     }
 
-    /// It counts as lost.
+    /// Returns true if the probe counts as failing.
     pub(super) fn is_down(&self) -> bool {
         self.has(|losses| losses.down)
     }
 
-    /// It counts as lost, and none is answered.
+    /// Returns true if the probe counts as failing because of a run of losses.
     pub(super) fn is_gone(&self) -> bool {
         self.has(|losses| losses.down && !losses.flaps)
     }
 
-    /// It counts as lost, though some are answered.
+    /// Returns true if the probe counts as failing because of flapping.
     pub(super) fn flaps(&self) -> bool {
         self.has(|losses| losses.flaps)
     }
 
-    /// It counts as lost, and the last one was answered.
+    /// Returns true if the probe counts as failing, but the last one was answered.
     pub(super) fn is_rising(&self) -> bool {
         self.is_down() && self.row > 0
     }
 
-    /// The last ones were lost, or it counts as lost.
+    /// Returns true if the last probe was lost, or the probe counts as failing.
     pub(super) fn is_doubtful(&self) -> bool {
         self.has(|losses| losses.down || losses.run > 0)
     }
@@ -191,53 +196,54 @@ impl Track {
         self.answered.is_some()
     }
 
-    /// Nothing has been answered so far, and nothing is known to be lost.
+    /// Returns true if there is no evidence yet: no reply so far, and no failure either.
     pub(super) fn is_open(&self) -> bool {
         self.answered.is_none() && !self.is_down()
     }
 
-    /// When the first one of those that were lost in a row had been sent.
+    /// Returns the time at which the first probe of the current run of losses was sent.
     pub(super) fn run_from(&self) -> Option<Moment> {
         self.losses.as_ref().filter(|losses| losses.run > 0)?.run_from
     }
 
-    /// When the loss began.
+    /// Returns the time at which the first probe of the failure was sent, or zero.
     pub(super) fn trouble(&self) -> Duration {
         self.losses.as_ref().and_then(|losses| losses.trouble).map_or(Duration::ZERO, Moment::time)
     }
 
-    /// The largest packet that somebody on the way was said to carry, in this run.
+    /// Returns the MTU in bytes that was reported on the path during this run of losses.
     pub(super) fn too_big(&self) -> Option<u16> {
         self.losses.as_ref()?.too_big
     }
 
-    /// Who says lately that it goes no further.
+    /// Returns the sender of a recent ICMP error.
     pub(super) fn refused(&self) -> Option<IpAddr> {
         Some(self.losses.as_ref()?.refused?.0)
     }
 
-    /// A question sent at that time or later has been answered.
+    /// Returns true if a probe that was sent at this time or later has been answered.
     pub(super) fn heard_since(&self, time: Duration) -> bool {
         self.answered.is_some_and(|answered| answered >= Moment::of(time))
     }
 
-    /// The last ones were answered, no less than [`ROW`].
+    /// Returns true if at least the last [`ROW`] probes were answered.
     pub(super) fn is_steady(&self) -> bool {
         self.row >= ROW && !self.is_down()
     }
 
-    /// For how long all were answered, which are no less than [`ROW`].
+    /// Returns how long all probes have been answered, if they are at least [`ROW`].
     pub(super) fn steady_for(&self) -> Option<Duration> {
         let answered = self.answered.filter(|_| self.is_steady())?;
         Some(answered.time().saturating_sub(self.row_from?.time()))
     }
 
-    /// Health counts from here.
+    /// Starts a new run of replies.
     pub(super) fn restart(&mut self) {
         (self.row, self.row_from) = (0, None);
     }
 
-    /// A larger one was lost, and none of those that were sent with it: its size may be why the last one was, too.
+    /// Takes the newest loss out of the window, because the size of a probe may explain it. Called for a lost large probe, sent
+    /// at `sent`: it applies if a small one was answered since then.
     pub(super) fn excuse(&mut self, sent: Duration) {
         let heard = self.heard_since(sent);
         let Some(losses) = self.losses.as_mut().filter(|_| heard) else { return };
@@ -246,13 +252,13 @@ impl Track {
         }
     }
 
-    /// What was lost so far is nobody's fault.
+    /// Forgets all losses.
     pub(super) fn forgive(&mut self) {
         self.losses = None;
     }
 }
 
-/// Which of the last 63 regular echoes were lost: 1 is lost, the newest in the lowest bit. Above them all stands one more 1.
+/// Results of the last 63 regular echoes, the newest in the lowest bit; 1 is a loss. A marker bit stands above the oldest result.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct History(u64);
 
@@ -279,7 +285,7 @@ mod tests {
     use super::*;
     use crate::verdict::Probe;
 
-    /// Questions a second apart; `x` is lost, all else is answered.
+    /// Returns the track of probes a second apart; `x` is a lost one, any other letter an answered one.
     fn heard(what: &str) -> Track {
         let mut track = Track::default();
         for (second, letter) in (0..).zip(what.chars()) {
