@@ -1,5 +1,5 @@
-//! History of one kind of probe to one peer: runs, a window of the last results, and whether the probe counts as failing. Its
-//! size is bounded, however many results come and in whatever order. `diagnosis` decides what a failure means.
+//! History of one kind of probe to one peer: runs, a window of recent results, and whether the probe is failing. Its size is
+//! bounded, however many results come and in whatever order. `diagnosis` decides what a failure means.
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -44,7 +44,7 @@ pub(super) struct Track {
     row: u8,
     /// True if the last probe could not be sent.
     pub(super) impossible: bool,
-    /// Record of the losses; `None` once the last [`WINDOW`] probes were all answered.
+    /// Record of the losses; `None` while no loss is in the window and the probe does not count as failing.
     losses: Option<Box<Losses>>,
 }
 
@@ -71,7 +71,7 @@ struct Losses {
 }
 
 impl Track {
-    /// A history without any results.
+    /// History without any results.
     pub(super) const NEW: Self =
         Self { answered: None, row_from: None, row: 0, impossible: false, losses: None };
 
@@ -80,13 +80,13 @@ impl Track {
         self.hear_in(sample, 1);
     }
 
-    /// Adds the result of a quick probe, which was sent because another probe was late. Its reply takes no place in the window:
-    /// on a flapping path, quick probes are repeated until one is answered, which would distort the loss rate.
+    /// Adds the result of a quick probe, which was sent because another probe was late. Its reply takes no place in the window.
+    /// On a flapping path quick probes are repeated until one is answered, which would hide the losses.
     pub(super) fn hear_quick(&mut self, sample: &Sample) {
         self.hear_in(sample, 0);
     }
 
-    /// Adds a result; a reply takes this many places in the window.
+    /// Adds a result. A reply takes `places` places in the window, a loss always one.
     fn hear_in(&mut self, sample: &Sample, places: u32) {
         match sample.answer {
             Answer::Impossible => *self = Self { impossible: true, ..Self::default() },
@@ -206,7 +206,7 @@ impl Track {
         self.losses.as_ref().filter(|losses| losses.run > 0)?.run_from
     }
 
-    /// Returns the time at which the first probe of the failure was sent, or zero.
+    /// Returns the time at which the first probe of the failing run was sent; zero if flapping alone is the failure.
     pub(super) fn trouble(&self) -> Duration {
         self.losses.as_ref().and_then(|losses| losses.trouble).map_or(Duration::ZERO, Moment::time)
     }
@@ -242,8 +242,8 @@ impl Track {
         (self.row, self.row_from) = (0, None);
     }
 
-    /// Takes the newest loss out of the window, because the size of a probe may explain it. Called for a lost large probe, sent
-    /// at `sent`: it applies if a small one was answered since then.
+    /// Takes the newest loss out of the window if the size of that probe may explain it. `sent` is the time of another lost
+    /// large probe; the call has an effect only if a small one was answered since then.
     pub(super) fn excuse(&mut self, sent: Duration) {
         let heard = self.heard_since(sent);
         let Some(losses) = self.losses.as_mut().filter(|_| heard) else { return };
@@ -252,7 +252,7 @@ impl Track {
         }
     }
 
-    /// Forgets all losses.
+    /// Forgets all losses and any failure.
     pub(super) fn forgive(&mut self) {
         self.losses = None;
     }
@@ -285,7 +285,7 @@ mod tests {
     use super::*;
     use crate::verdict::Probe;
 
-    /// Returns the track of probes a second apart; `x` is a lost one, any other letter an answered one.
+    /// Returns the track of probes a second apart; `x` is a loss, every other character a reply.
     fn heard(what: &str) -> Track {
         let mut track = Track::default();
         for (second, letter) in (0..).zip(what.chars()) {
