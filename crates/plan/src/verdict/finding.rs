@@ -1,5 +1,5 @@
-//! What may be wrong between two nodes, and the words for it: the same in the log, in `twill status`, in metrics and in
-//! `/readyz`. What cannot be told apart from this side shares one finding that names both.
+//! Faults between two nodes, and their texts: the log, `twill status`, the metrics and `/readyz` all use the same. Causes that
+//! cannot be distinguished from this side share one finding that names both.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,48 +8,53 @@ use serde::{Deserialize, Serialize};
 
 use crate::{LinkName, Mac};
 
-/// One peer's state, seen from here.
+/// State of one peer as seen from this node. Samples of the serialized form:
+///
+/// ```json
+/// "healthy"
+/// {"next-hop-silent": {"next_hop": "192.168.100.12", "uplink": "eth0"}}
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Finding {
-    /// Echoes between the pod subnets of both nodes are answered, from node to node.
+    /// Echoes between the pod subnets of both nodes are answered.
     Healthy,
-    /// Not asked yet, or it cannot be asked: no fault.
+    /// The peer was not probed yet, or it cannot be probed. No fault.
     Unverified,
-    /// It answers ARP and has never answered an echo of any kind: filtered, most likely. No fault.
+    /// The peer answers ARP but has never answered an echo of any kind, most likely because of a filter. No fault.
     NoEcho,
-    /// It answers ARP, and echoes that it used to answer no more.
+    /// The peer answers ARP, but no longer the echoes that it answered before.
     EchoLost { node: IpAddr },
-    /// So many answers are missing that the way is not to be relied on, and yet some come.
+    /// The path is unreliable: some probes are answered, too many are lost.
     Flapping { node: IpAddr },
-    /// On the segment, and no answer to ARP.
+    /// The peer's address is on our segment, but it does not answer ARP or neighbour discovery.
     NextHopSilent { next_hop: IpAddr, uplink: LinkName },
-    /// Nothing that it is asked comes back.
+    /// The peer answers no probe at all.
     Silent { node: IpAddr },
-    /// Somebody on the way says so.
+    /// A host on the path (`by`) sends ICMP errors for packets to the peer's pods.
     Refused { node: IpAddr, by: IpAddr },
-    /// The node answers, and no tunnel packet comes back.
+    /// The node answers, but no tunnel packet comes back.
     TunnelLost { node: IpAddr, port: u16 },
-    /// The node answers, and no packet with pod addresses comes back along the direct way.
+    /// The node answers, but no packet with pod addresses comes back along the direct path.
     PodAddressesLost { next_hop: IpAddr, uplink: LinkName },
-    /// A policy rule or route of this node takes the packets, which says nothing of the peer.
+    /// A policy rule or route of this node diverts the packets. Nothing is known about the peer.
     Diverted { node: IpAddr },
-    /// What we send arrives, and what is sent back to our pods does not.
+    /// Our packets arrive, but the replies to our pods do not.
     NoWayBack { node: IpAddr },
-    /// The MAC that answers for it answers for another address, too, and no packet with pod addresses gets through.
+    /// The MAC address of the next hop answers for another address, too, and no packet with pod addresses arrives.
     ProxyArp { next_hop: IpAddr, mac: Mac, also: IpAddr },
-    /// Two NICs have its address, and packets to it are lost.
+    /// Two MAC addresses answer for the peer's address, and packets to it are lost.
     DuplicateAddress { next_hop: IpAddr, macs: [Mac; 2] },
-    /// Large packets between pods do not arrive.
+    /// Packets above `mtu` bytes between pods do not arrive.
     LostAbove { mtu: u16 },
-    /// They do, as fragments of tunnel packets.
+    /// Large packets between pods arrive, but tunnel packets above `mtu` bytes only in fragments.
     Fragmented { mtu: u16 },
     /// Checksums that are left to the devices are wrong on arrival.
     ChecksumFault { node: IpAddr },
 }
 
 impl Finding {
-    /// The one or two words of `twill status` and of metrics.
+    /// Returns the name in `twill status` and in the metrics, one to three words.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Healthy => "healthy",
@@ -72,13 +77,13 @@ impl Finding {
         }
     }
 
-    /// Is it something to be told of?
+    /// Returns true if the finding is a fault that has to be reported.
     pub fn is_fault(&self) -> bool {
         !matches!(self, Self::Healthy | Self::Unverified | Self::NoEcho)
     }
 }
 
-/// What was seen, what it may come from, and what to do.
+/// Writes the observation, its possible causes and the remedy.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -137,7 +142,7 @@ impl fmt::Display for Finding {
 }
 
 impl Finding {
-    /// What is not answered at all, or not by the way that pods go.
+    /// Writes the text for faults that lose all packets, or all packets on the pods' path.
     fn explain_loss(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Silent { node } => write!(

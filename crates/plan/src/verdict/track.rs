@@ -242,8 +242,8 @@ impl Track {
         (self.row, self.row_from) = (0, None);
     }
 
-    /// Takes the newest loss out of the window if the size of that probe may explain it. `sent` is the time of another lost
-    /// large probe; the call has an effect only if a small one was answered since then.
+    /// Takes the newest loss out of the window, since the size of that probe may explain it. A later large probe, sent at
+    /// `sent`, was lost, too. There is no effect if a loss since then is counted, or if no probe since then was answered.
     pub(super) fn excuse(&mut self, sent: Duration) {
         let heard = self.heard_since(sent);
         let Some(losses) = self.losses.as_mut().filter(|_| heard) else { return };
