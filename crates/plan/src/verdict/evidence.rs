@@ -1,4 +1,4 @@
-//! What is remembered of answers that say more than that they came (MAC addresses, pairs of datagrams), and of what was found.
+//! Memory of replies that carry more than their arrival (MAC addresses, pairs of datagrams), and of the last finding.
 
 use std::mem::discriminant;
 use std::net::IpAddr;
@@ -9,35 +9,41 @@ use super::track::Moment;
 use super::{Answer, Finding, Sample};
 use crate::Mac;
 
-/// Pairs of datagrams closer than that share the peer's limit of ICMP errors.
+/// Minimum time between two pairs of datagrams; closer pairs share the peer's rate limit of ICMP errors.
 pub(super) const PAIRS_APART: Duration = Duration::from_secs(2);
-/// So many bad ones in a row are no chance, and where other packets are lost, too.
+/// Number of bad pairs in a row that are a checksum fault: without and with losses among the echoes.
 const BAD_PAIRS: (u8, u8) = (4, 8);
 
-/// So long one fault has to be found before it is told in place of another that is no less grave, in place of "it comes and goes",
-/// and in place of the same with other details: they may be others with each answer.
+/// Time for which a new fault must persist before it replaces the reported one.
 const HELD: Duration = Duration::from_secs(5);
+/// Time for which another fault must persist before it replaces [`Finding::Flapping`].
 const CALM: Duration = Duration::from_secs(30);
+/// Time for which a fault must persist before it replaces the same fault with other details, which may change with every reply.
 const DETAILS: Duration = Duration::from_secs(300);
 
-/// Who answers for the next hop.
+/// MAC addresses that answer for the next hop.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Macs {
+    /// Newest request that was answered, by the time it was sent, and the first MAC address that answered it.
     last: Option<(Moment, Mac)>,
-    /// Two that answered one request, when it was sent, and how many such requests there were since the path was well.
+    /// Two MAC addresses that answered one request, and the time of that request.
     two: Option<([Mac; 2], Moment)>,
+    /// Number of requests with two answers since the path was last healthy.
     twice: u8,
+    /// MAC address of the last answer, and another address that it answers for.
     pub(super) also: Option<(Mac, IpAddr)>,
 }
 
-/// Pairs of datagrams in a row of which only the complete one was answered.
+/// Pairs of datagrams of which only the one with the complete checksum was answered.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pairs {
+    /// Number of such pairs in a row.
     pub(super) bad: u8,
+    /// Time at which the last such pair was sent.
     last: Option<Moment>,
 }
 
-/// A finding in little memory: most peers are well, or new.
+/// A finding that allocates nothing for the common ones, healthy and unverified.
 #[derive(Clone, Debug)]
 pub(super) struct Said(Option<Arc<Finding>>);
 
@@ -57,12 +63,13 @@ impl Said {
     }
 }
 
-/// The last finding, and since when it is the same.
+/// The last finding, and the rule by which it replaces the reported one.
 #[derive(Clone, Debug)]
 pub(super) struct Found {
     pub(super) finding: Said,
+    /// Time since which the finding has been the same.
     since: Moment,
-    /// What is said was said when nothing got through.
+    /// True if the reported finding was made while no echo at all was answered.
     cut: bool,
 }
 
@@ -71,14 +78,14 @@ impl Found {
         Self { finding: Said::of(Finding::Unverified), since: Moment::of(now), cut: false }
     }
 
-    /// What to say, after what was said. One fault takes another's place only if it holds: where all comes and goes, so do
-    /// reasons. `cut`: nothing gets through.
+    /// Returns the finding to report; `said` is the one that is reported now. A fault replaces another only if it persists,
+    /// since with flapping paths the causes flap as well. `cut` is true if no echo at all is answered.
     pub(super) fn settle(&mut self, finding: Finding, said: Finding, cut: bool, now: Duration) -> Finding {
         if finding != self.finding.get() {
             (self.finding, self.since) = (Said::of(finding), Moment::of(now));
         }
         let hold = match (said, finding) {
-            // What was true of larger packets is not of smaller ones.
+            // A smaller MTU makes the reported one wrong, so it need not wait for as long as other details.
             (Finding::LostAbove { mtu: said }, Finding::LostAbove { mtu }) if mtu < said => HELD,
             (Finding::Fragmented { mtu: said }, Finding::Fragmented { mtu }) if mtu < said => HELD,
             _ if discriminant(&said) == discriminant(&finding) => DETAILS,
@@ -114,16 +121,19 @@ impl Macs {
         }
     }
 
-    /// A machine with two NICs on the segment answers twice, too: no fault unless it does harm.
+    /// Forgets the second MAC address. A machine with two NICs on the segment answers twice, too, which is no fault while the
+    /// path is healthy.
     pub(super) fn path_is_well(&mut self) {
         (self.two, self.twice) = (None, 0);
     }
 
+    /// Returns true if two MAC addresses have answered one request.
     pub(super) fn are_two(&self) -> bool {
         self.two.is_some()
     }
 
-    /// Seen twice: an address that moves to another machine may be answered for by both, once.
+    /// Returns the two MAC addresses if they answered at least two requests. A single time may be an address that moves to
+    /// another machine.
     pub(super) fn duplicate(&self) -> Option<[Mac; 2]> {
         self.two.filter(|_| self.twice >= 2).map(|(macs, _)| macs)
     }
@@ -142,7 +152,7 @@ impl Pairs {
         }
     }
 
-    /// Where so many of a thousand echoes are lost.
+    /// Returns true if the pairs show a checksum fault; `loss` is the number of lost echoes per thousand.
     pub(super) fn is_fault(&self, loss: u16) -> bool {
         self.bad >= if loss == 0 { BAD_PAIRS.0 } else { BAD_PAIRS.1 }
     }

@@ -1,5 +1,5 @@
-//! What is known of a peer only while something is being asked or is not well: most peers do without it, and thousands of
-//! them cost little.
+//! Record of a peer that is kept only while it is needed: a probe is unanswered, or something is wrong. Most peers have no
+//! record, so that thousands of them need little memory.
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
@@ -11,15 +11,18 @@ use super::suspicion::Silence;
 use super::track::{Moment, Track};
 use crate::PeerPath;
 
-/// All answered for so long proves a way that was left.
+/// Time without a loss that proves a direct path again after it was left.
 const HEALTH: Duration = Duration::from_secs(30);
+/// Maximum of that time after several relapses.
 const LONGEST_HEALTH: Duration = Duration::from_secs(600);
+/// Maximum number of relapses that are counted; each doubles [`HEALTH`].
 const MOST_RELAPSES: u8 = 5;
 
-/// Written to, it is there.
+/// An optional [`Known`], allocated on first write (see `DerefMut`). Reads without it see [`Known::NOTHING`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct Rare(Option<Box<Known>>);
 
+/// Tracks of the less frequent probes, and what was concluded from them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     pub(super) next_hop: Track,
@@ -29,31 +32,32 @@ pub(super) struct Known {
     pub(super) direct: Track,
     pub(super) macs: Macs,
     pub(super) pairs: Pairs,
+    /// Search for the largest packet between pods.
     pub(super) ladder: Option<Box<Ladder>>,
-    /// Of packets of the tunnel.
+    /// Search for the largest tunnel packet.
     pub(super) outer_ladder: Option<Box<Ladder>>,
-    /// Why the direct way was left, until it is proven again.
+    /// Reason for which the direct path was left, until it is proven again.
     pub(super) left: Option<Box<Finding>>,
-    /// Only where evidence decides.
+    /// Evidence about the direct path; present only where evidence decides between direct and tunnel.
     pub(super) trial: Option<Box<Trial>>,
-    /// This node sends the packets for the peer elsewhere, so a lost packet says nothing about the peer.
+    /// True if this node routes the packets for the peer elsewhere, so that a loss is no evidence about the peer.
     pub(super) diverted: bool,
 }
 
 impl Rare {
-    /// Of a peer that is new.
+    /// Creates the record of a new peer.
     pub(super) fn of(peer: &PeerPath) -> Self {
         let mut rare = Self::default();
         rare.decide(peer.by_evidence);
         rare
     }
 
-    /// What there is; nothing is made for it.
+    /// Returns the record if there is one, without allocating it.
     pub(super) fn known(&mut self) -> Option<&mut Known> {
         self.0.as_deref_mut()
     }
 
-    /// Does evidence decide from now on?
+    /// Sets whether evidence decides from now on between direct and tunnel. True starts a new trial.
     pub(super) fn decide(&mut self, by_evidence: bool) {
         if by_evidence {
             self.trial = Some(Box::default());
@@ -62,7 +66,7 @@ impl Rare {
         }
     }
 
-    /// There is another way: what was asked along the old one says nothing of it.
+    /// Forgets the results of probes along the old path, after the plan has changed the path.
     pub(super) fn renew(&mut self) {
         let Some(known) = self.known() else { return };
         (known.outer, known.there, known.pairs) = Default::default();
@@ -80,7 +84,7 @@ impl Rare {
         self.known()?.outer_ladder.as_deref_mut()
     }
 
-    /// Forgets all if nothing of it would be another, once the next answers have come.
+    /// Frees the record if it holds nothing that the next replies would not restore.
     pub(super) fn rest(&mut self) {
         if self.known().is_some_and(|known| known.is_well()) {
             self.0 = None;
@@ -128,42 +132,45 @@ impl Known {
     }
 }
 
-/// What counts against the direct way: as the tracks of the same name, except that it forgives what is our own fault.
+/// Evidence against the direct path: tracks like those of the same names, without the losses that are this node's own fault.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Trial {
     pub(super) next_hop: Track,
     pub(super) path: Track,
-    /// Up to here we were the suspect.
+    /// Last time at which losses were forgiven because this node was the suspect. Samples sent before are ignored.
     pub(super) excused: Option<Moment>,
-    /// When the direct way was taken again, and how often in a row it was lost soon after that.
+    /// Time at which the direct path was last taken again.
     pub(super) taken: Option<Moment>,
+    /// Number of times in a row that the direct path was lost soon after it was taken again.
     pub(super) relapses: u8,
 }
 
 impl Trial {
-    /// How long a way that was left has to be healthy: ever longer where it does not last, as a way may that works until pods use it.
+    /// Returns how long a path that was left must stay without a loss. Each relapse doubles the time, since a path may work
+    /// only until pods use it.
     pub(super) fn health(&self) -> Duration {
         (HEALTH * (1 << self.relapses)).min(LONGEST_HEALTH)
     }
 
-    /// The evidence of one way is none of the other.
+    /// Returns a trial without results for the new path.
     pub(super) fn of_another_way(&self) -> Self {
         let Self { excused, taken, relapses, .. } = *self;
         Self { excused, taken, relapses, ..Self::default() }
     }
 
-    /// The direct way is taken again.
+    /// Records that the direct path is taken again.
     pub(super) fn take(&mut self, now: Duration) {
         self.taken = Some(Moment::of(now));
     }
 
-    /// It is lost.
+    /// Records that the direct path was left, and counts a relapse if it was taken shortly before.
     pub(super) fn leave(&mut self, now: Duration) {
         let soon = |taken: Moment| now < taken.time() + 2 * self.health();
         self.relapses = if self.taken.is_some_and(soon) { (self.relapses + 1).min(MOST_RELAPSES) } else { 0 };
     }
 
-    /// A peer that answers anything is not lost for our sake.
+    /// Forgives the losses of a peer that answers nothing, while this node is the suspect. A peer that answers some probe keeps
+    /// them.
     pub(super) fn excuse(&mut self, silence: &Silence, now: Duration) {
         if silence.is_total(&self.path) || silence.is_total(&self.next_hop) {
             self.excused = Some(Moment::of(now));
