@@ -1,5 +1,5 @@
-//! One peer's judge: hears samples, says what to ask next and when (`questions`), and what it all means (`diagnosis`). It keeps
-//! the last answers, never more than a few. Which way to go is decided here; nothing is sent and no clock is read.
+//! Judge of one peer: takes samples, returns the next probes and their times (`questions`), and finds faults (`diagnosis`). It
+//! keeps a bounded number of results. It decides between direct and tunnel, but sends nothing and reads no clock.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -17,39 +17,43 @@ use super::track::{History, Moment, Track};
 use super::{Answer, Finding, Health, Probe, Sample, Shared, Verdict, Way};
 use crate::{LinkName, Path, PeerPath};
 
-/// A probe that is not answered by then is lost.
+/// Time after which a probe without a reply is lost.
 pub const PATIENCE: Duration = Duration::from_millis(800);
-/// All answered for so long proves the direct way, the second time only for much longer ([`Trial::health`]).
+/// Time without a loss that proves the direct path for the first time. Later proofs take much longer ([`Trial::health`]).
 const PROOF: Duration = Duration::from_millis(900);
-/// A node that is new hears of peers, and they of it, within seconds: first questions wait a little, first faults longer.
+/// Delay of the first probes to a new peer; within it, nodes learn of each other.
 const JOIN: Duration = Duration::from_secs(1);
+/// Time after which the first fault of a peer is reported if the peer was never reached.
 const ACQUAINTED: Duration = Duration::from_secs(10);
-/// No machine starts anew in less.
+/// Minimum time of a reboot. A peer that has answered nothing for this long may be restarting, so it no longer counts as reached.
 const START: Duration = Duration::from_secs(5);
 
-/// This node's end of every path.
+/// State of this node that all paths depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Local {
     pub uplink: LinkName,
-    /// Bytes; that pods have on their own links (as in subnet.env).
+    /// MTU of the pods' interfaces in bytes, as in subnet.env.
     pub mtu: u32,
 }
 
-/// What is known of one peer, and when to ask it next.
+/// Evidence about one peer, and the schedule of its probes.
 #[derive(Clone, Debug)]
 pub struct Judge {
     pub(super) peer: Shared,
     pub(super) local: Arc<Local>,
     pub(super) questions: Questions,
-    /// The verdict, when it was found, and what the last echo took in microseconds.
+    /// Reported finding.
     pub(super) said: Said,
+    /// Path that the evidence favours; `None` without evidence.
     pub(super) way: Option<Way>,
+    /// Time at which the reported finding was made.
     since: Moment,
+    /// Round-trip time of the last echo between pod subnets, in microseconds.
     latency: Option<NonZeroU32>,
     pub(super) tracks: Tracks,
-    /// Answers to what was sent before are about another way.
+    /// Time of the last change of path; samples sent until then are about an earlier path.
     epoch: Moment,
-    /// An echo between pod subnets has been answered, by whatever way, and the peer has not been gone since.
+    /// Reachability of the pod subnet. It counts as reached after one answered echo, by any path, until the peer is gone.
     pub(super) reach: Reach,
     pub(super) rare: Rare,
     found: Found,
@@ -57,14 +61,14 @@ pub struct Judge {
     pub(super) silence: Silence,
 }
 
-/// Of the questions that every peer is asked.
+/// Tracks of the probes that every peer gets.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tracks {
     pub(super) path: Track,
     pub(super) full: Track,
 }
 
-/// Two facts in one byte, since there is a judge for each of thousands of peers.
+/// Three flags in one byte, since there is a judge for each of thousands of peers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Reach(u8);
 
@@ -89,14 +93,14 @@ impl Reach {
         self.with(Self::JUDGED, true).with(Self::ANSWERS, answers)
     }
 
-    /// Does its pod subnet answer? `None` before there is evidence.
+    /// Returns true if the pod subnet answers, `None` before there is evidence.
     fn answers(self) -> Option<bool> {
         (self.0 & Self::JUDGED != 0).then_some(self.0 & Self::ANSWERS != 0)
     }
 }
 
 impl Judge {
-    /// Knows nothing yet. The way in use is kept until there is evidence against it.
+    /// Creates a judge without evidence. The path in use is kept until there is evidence against it.
     pub fn new(peer: impl Into<Shared>, local: impl Into<Arc<Local>>, now: Duration) -> Self {
         let (peer, local) = (peer.into(), local.into());
         let turn = number(peer.subnet) as u16;
@@ -118,14 +122,15 @@ impl Judge {
         }
     }
 
-    /// Says whether a policy rule or route of this node takes the packets to it.
+    /// Records whether a policy rule or route of this node diverts the packets to the peer.
     pub fn divert(&mut self, diverted: bool) {
         if self.rare.diverted != diverted {
             self.rare.diverted = diverted;
         }
     }
 
-    /// The plan's way to it now. What was said stands until there is evidence of the new way.
+    /// Takes the plan's current path to the peer. The reported finding stays until there is evidence about the new path. A peer
+    /// with another address, or another uplink, starts from nothing.
     pub fn follow(&mut self, peer: impl Into<Shared>, local: impl Into<Arc<Local>>, now: Duration) {
         let (peer, local) = (peer.into(), local.into());
         if (self.peer.subnet, self.peer.public_ip) != (peer.subnet, peer.public_ip)
@@ -138,7 +143,7 @@ impl Judge {
         let was = (self.peer.path, self.peer.tunnel, self.local.mtu);
         let another = was != (peer.path, peer.tunnel, local.mtu);
         let decides = self.peer.by_evidence != peer.by_evidence;
-        // What is asked in the same millisecond may have gone the old way.
+        // A probe of the same millisecond may have gone along the old path.
         let soon = now + Duration::from_millis(1);
         (self.peer, self.local) = (peer, local);
         if another {
@@ -148,7 +153,7 @@ impl Judge {
             self.questions = self.questions.anew(soon);
         }
         if decides {
-            // Why it was left stays: it may have been off the segment for a moment.
+            // The reason for which the direct path was left stays: the peer may have been off the segment for a moment only.
             self.way = None;
             self.rare.decide(self.peer.by_evidence);
             self.watch_direct();
@@ -156,8 +161,9 @@ impl Judge {
         }
     }
 
-    /// What to ask now, with so much time between two regular questions. Never more than ten in any second, and besides at most
-    /// 48 in a minute to find out how large packets may be.
+    /// Returns the probes to send now; `pace` is the maximum time between two regular ones. There are at most ten in any
+    /// second. A search for the largest packet adds up to 48 more ([`Ladder`](super::ladder::Ladder)), at most two searches at
+    /// a time.
     pub fn ask(&mut self, now: Duration, pace: Duration) -> Vec<Probe> {
         let probes = self.choose(now, pace);
         if !probes.is_empty() {
@@ -166,19 +172,20 @@ impl Judge {
         probes
     }
 
-    /// Something may have happened to it: the next regular question comes by then, if a second after the last one.
+    /// Moves the next regular probe forward to `by`, but not closer than a second to the last one. Called when something may
+    /// have happened to the peer.
     pub fn hasten(&mut self, by: Duration) {
         self.questions.hasten(by);
     }
 
-    /// When there is something to ask again.
+    /// Returns the time of the next probe.
     pub fn next(&self) -> Duration {
         let ladders = self.rare.ladder.iter().chain(&self.rare.outer_ladder);
         let ladders = ladders.filter_map(|ladder| ladder.next());
         ladders.fold(self.questions.next(), Duration::min)
     }
 
-    /// One more answer, or the lack of one: in any order, also late, twice, or about a way that is not in use any more.
+    /// Takes a sample. Samples may come late, twice, in any order, or be about a path that is no longer in use.
     pub fn hear(&mut self, sample: Sample) {
         let sample = Sample { answer: self.believe(&sample), ..sample };
         if !matches!(sample.answer, Answer::Lost | Answer::Impossible | Answer::TooBig { .. }) {
@@ -214,7 +221,8 @@ impl Judge {
         self.calm();
     }
 
-    /// Old routers name no size, and anybody can send errors.
+    /// Returns the sample's answer, with a reported MTU only if it is plausible. Old routers name no size, and ICMP errors can
+    /// be forged.
     fn believe(&self, sample: &Sample) -> Answer {
         let Answer::TooBig { mtu } = sample.answer else { return sample.answer };
         let (size, address) = match sample.probe {
@@ -253,7 +261,7 @@ impl Judge {
                 return;
             }
             if came.is_none() && !regular {
-                // A small one is asked with it, or has been answered.
+                // A small echo is sent with it or has been answered.
                 self.tracks.path.excuse(sample.sent);
                 self.try_out(sample, |trial| trial.path.excuse(sample.sent));
             }
@@ -271,10 +279,10 @@ impl Judge {
             self.history.add(came.is_none());
         }
         let hear = if regular { Track::hear } else { Track::hear_quick };
-        // A large one that is lost for its size does no harm here: the small ones that are asked next are answered.
+        // A large echo that is lost for its size does no harm here: the next small ones are answered.
         hear(&mut self.tracks.path, sample);
         if self.tracks.path.is_down() && !self.tracks.full.is_down() {
-            // It was not their size that large ones were lost for.
+            // The size was not the reason for which large echoes were lost.
             self.tracks.full.forgive();
         }
         let well = came.is_some() && !self.tracks.path.is_down() && self.rare.left.is_none();
@@ -286,8 +294,9 @@ impl Judge {
         }
     }
 
-    /// Draws the conclusions: to be called after [`Self::hear`] (once for many samples), before [`Self::health`] is read.
-    /// `suspect`: our uplink is down, or [`suspect`] says so. Then findings are told, and ways to those that answer nothing stay.
+    /// Updates the verdict; called after [`Self::hear`], once for several samples, and before [`Self::health`]. `suspect` is
+    /// true if our uplink is down or [`suspect`](super::suspect) returns true. Findings are still reported then, but a path to
+    /// a silent peer is not withdrawn.
     pub fn decide(&mut self, now: Duration, suspect: bool) {
         let finding = self.diagnose(now).unwrap_or_else(|| self.found.finding.get());
         if suspect {
@@ -301,7 +310,7 @@ impl Judge {
         let gone = self.tracks.path.is_down() && self.silence.is_total(&self.tracks.path);
         let lives = !gone || now < self.tracks.path.trouble() + START;
         self.reach = self.reach.reached(self.reach.is_reached() && lives);
-        // The way may be the reason.
+        // The chosen path may change the finding.
         let finding = self.diagnose(now).unwrap_or(finding);
         let said = self.said.get();
         let finding = self.found.settle(finding, said, self.tracks.path.is_gone(), now);
@@ -317,7 +326,7 @@ impl Judge {
         }
     }
 
-    /// Does its pod subnet answer? `None` where nothing new is known of that.
+    /// Returns true if the pod subnet answers now, `None` if nothing new is known.
     fn answers_now(&self, suspect: bool) -> Option<bool> {
         let (path, said) = (&self.tracks.path, self.said.get());
         match said {
@@ -360,7 +369,7 @@ impl Judge {
         }
     }
 
-    /// The health of the direct way counts from here.
+    /// Starts the proof of the direct path from this moment.
     fn watch_direct(&mut self) {
         if let Some(rare) = self.rare.known() {
             rare.next_hop.restart();
@@ -368,7 +377,7 @@ impl Judge {
         }
     }
 
-    /// Next hop and echoes along the direct way were answered, without any loss, for long enough.
+    /// Returns true if next hop and direct echoes were answered, without any loss, for the required time.
     fn is_proven(&self) -> bool {
         let Known { next_hop, direct, left, trial, .. } = &*self.rare;
         let needed = trial.as_ref().filter(|_| left.is_some()).map_or(PROOF, |trial| trial.health());
@@ -376,7 +385,7 @@ impl Judge {
         long(direct) && (next_hop.impossible || long(next_hop))
     }
 
-    /// What it all means.
+    /// Returns the verdict with its time, latency, loss and MTU.
     pub fn health(&self) -> Health {
         let (subnet, node) = (self.peer.subnet, self.peer.public_ip);
         Health {
@@ -395,7 +404,7 @@ impl Judge {
         }
     }
 
-    /// The peer, and the plan's way to it.
+    /// Returns the peer with its path according to the plan.
     pub fn peer(&self) -> &PeerPath {
         &self.peer
     }
@@ -405,7 +414,7 @@ impl Judge {
     }
 }
 
-/// Neighbours have numbers that follow each other.
+/// Returns the number of the subnet among those of its size; adjacent subnets have consecutive numbers.
 fn number(subnet: IpNet) -> u128 {
     let bits = match subnet.addr() {
         IpAddr::V4(ip) => ip.to_bits().into(),
