@@ -1,5 +1,5 @@
-//! What to ask when: regular questions, quick ones after one that is late, a search for the largest packet. It reads what
-//! the tracks say and concludes nothing.
+//! Schedule of the probes: regular ones, quick ones after a late reply, and searches for the largest packet. It reads the
+//! tracks but draws no conclusions.
 
 use std::time::Duration;
 
@@ -10,50 +10,57 @@ use super::track::{Moment, Track};
 use super::{PATIENCE, Probe, Way};
 use crate::Path;
 
-/// Not answered by then is late: quick questions follow, so far apart.
+/// Time after which a reply is late; also the time between two quick probes.
 const LATE: Duration = Duration::from_millis(150);
-/// Where answers take longer, the first one waits for them, if not for too long.
+/// Maximum of that time before the first quick probe, for peers with a higher latency.
 const LATER: Duration = Duration::from_millis(300);
-/// With the regular one [`super::track::RUN`], so that a loss is known 1 + 0.15 + 3 * 0.15 + 0.8 s after the last answer
-/// at the latest, and 0.15 s later where the peer is far.
+/// Number of quick probes of the path after a regular one; together they are [`super::track::RUN`]. At a pace of 1 s, a loss is
+/// known at most 1 + 0.15 + 3 * 0.15 + 0.8 s after the last reply. It takes 0.15 s more if the peer is far.
 const QUICK: u8 = 4;
-/// What gets through again is asked that often.
+/// Time between two regular probes while a path recovers. Probes that are moved forward keep this distance, too.
 pub(super) const BACK: Duration = Duration::from_secs(1);
-/// In any second.
+/// Maximum number of probes in any second, without those of searches.
 const MOST: usize = 10;
-/// Regular questions between two closer looks at a tunnel that is well, and so much less: seldom among thousands of peers, and
-/// among few nearly as often as may be ([`PAIRS_APART`]).
+/// Time between two closer looks at a healthy tunnel, in regular probes. Each look probes checksums and MTU.
 const CLOSER_EVERY: u32 = 5;
+/// Time by which a closer look comes earlier than that. With few peers the looks are nearly [`PAIRS_APART`] apart, with
+/// thousands much further.
 const CLOSER_LESS: Duration = Duration::from_secs(3);
-/// Multiples of the golden ratio leave no gap; those of the root of two leave none either, and are never in step with them.
+/// Golden ratio less one, as a fraction of 65,536. Its multiples spread the probes evenly over an interval.
 const GOLDEN: u16 = 40_503;
+/// Square root of two less one, as a fraction of 65,536. Its multiples spread as evenly, and never in step with [`GOLDEN`].
 const ROOT: u16 = 27_145;
-/// Outer packets of VXLAN are larger by that: addresses, UDP, VXLAN and an Ethernet header.
+/// Overhead of VXLAN in bytes for an outer header of IPv4 and of IPv6: IP, UDP, VXLAN and inner Ethernet headers.
 const OVERHEAD: (u32, u32) = (50, 70);
 
-/// When what was asked.
+/// Times of the probes that were sent, and of the next ones.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Questions {
-    /// The last regular question.
+    /// Time of the last regular probe.
     regular: Option<Moment>,
-    /// So many milliseconds later than the one before, whose loss may be known only now; 0 is none.
+    /// Milliseconds between the last two regular probes; the loss of the earlier one may become known only now. 0 means none.
     apart: u16,
     next_regular: Moment,
     next_quick: Option<Moment>,
+    /// Number of quick probes since the last regular one.
     quick: u8,
+    /// Number of regular probes, started at an offset of the peer's own.
     count: u16,
-    /// Not before that time.
+    /// Earliest time of the next closer look.
     next_closer: Moment,
-    /// Of the last ones that count, the oldest at `oldest`, and how many there are, each less than a second after the one
-    /// before: the low bits of milliseconds are enough.
+    /// Times of the last probes that count towards [`MOST`]: the low bits of their milliseconds. Each is less than a second
+    /// after the one before, so the low bits are enough.
     recent: [u16; MOST],
+    /// Index of the oldest entry in `recent`.
     oldest: u8,
+    /// Number of valid entries in `recent`.
     known: u8,
+    /// Time of the newest entry in `recent`.
     newest: Option<Moment>,
 }
 
 impl Questions {
-    /// With another `turn`, others are asked at other times, and other things.
+    /// Creates a schedule. Peers with different `turn`s are probed at different times.
     pub(super) fn new(now: Duration, turn: u16) -> Self {
         Self {
             regular: None,
@@ -70,28 +77,29 @@ impl Questions {
         }
     }
 
-    /// From the start, except that what was asked was asked.
+    /// Returns a schedule from the start that keeps the rate limit, the count and the next closer look.
     pub(super) fn anew(&self, now: Duration) -> Self {
         let Self { recent, oldest, known, newest, next_closer, count, .. } = *self;
         Self { recent, oldest, known, newest, next_closer, ..Self::new(now, count) }
     }
 
-    /// The next regular one comes by then, if [`BACK`] after the last one.
+    /// Moves the next regular probe forward to `by`, but at least [`BACK`] after the last one.
     pub(super) fn hasten(&mut self, by: Duration) {
         let soonest = self.regular.map_or(Duration::ZERO, |regular| regular.time() + BACK);
         self.next_regular = self.next_regular.min(Moment::of(by.max(soonest)));
     }
 
-    /// A pair of datagrams that was sent then went wrong: the next one as soon as may be.
+    /// Moves the next closer look forward, after a pair of datagrams sent at `sent` went wrong.
     pub(super) fn doubt_pair(&mut self, sent: Duration) {
         self.next_closer = self.next_closer.min(Moment::of(sent + PAIRS_APART));
     }
 
+    /// Returns the time of the next regular or quick probe.
     pub(super) fn next(&self) -> Duration {
         self.next_quick.map_or(self.next_regular, |quick| quick.min(self.next_regular)).time()
     }
 
-    /// Was what was sent then part of one of the last two regular questions?
+    /// Returns true if a probe sent at this time was one of the last two regular ones.
     pub(super) fn is_regular(&self, sent: Duration) -> bool {
         let apart = Duration::from_millis(self.apart.into());
         self.regular.is_some_and(|last| {
@@ -99,7 +107,7 @@ impl Questions {
         })
     }
 
-    /// Those that may be asked now, the first ones first.
+    /// Returns the first of the probes, as many as the rate limit allows now.
     fn admit(&mut self, mut probes: Vec<Probe>, now: Duration) -> Vec<Probe> {
         if self.newest.is_some_and(|newest| now >= newest.time() + Duration::from_secs(1)) {
             self.known = 0;
@@ -121,6 +129,7 @@ impl Questions {
 }
 
 impl Judge {
+    /// Returns the probes that are due and schedules the next ones.
     pub(super) fn choose(&mut self, now: Duration, pace: Duration) -> Vec<Probe> {
         let mut probes = Vec::new();
         if now >= self.questions.next_regular.time() {
@@ -157,36 +166,39 @@ impl Judge {
         probes
     }
 
+    /// Returns the time from a regular probe to the next one, at most `pace`.
     fn interval(&self, pace: Duration) -> Duration {
         let pace = if self.is_proving() { pace / 2 } else { pace };
         let Questions { count, regular, .. } = self.questions;
         if regular.is_none() {
-            // Thousands that are met in one moment are not asked in one moment for ever.
+            // Thousands of peers that appear at the same moment are spread over the whole interval.
             return BACK.min(pace).max(pace * u32::from(count.wrapping_mul(ROOT)) / (1 << 16));
         }
-        // A little less, never the same: else what comes and goes in step with the questions would go unseen. With the squares
-        // of the multiples nothing is in step for long.
+        // The interval is a little less than `pace` and never the same: a fault in step with the probes would be missed. The
+        // squares of the multiples are not in step with anything for long.
         let (spread, turn) =
             if self.tracks.path.has_lost() { (2, count.wrapping_mul(count)) } else { (4, count) };
         pace - pace * u32::from(turn.wrapping_mul(GOLDEN)) / (spread << 16)
     }
 
-    /// Something gets through again.
+    /// Returns true if a failing track gets replies again.
     pub(super) fn is_rising(&self) -> bool {
         let tracks = &self.tracks;
         [&tracks.path, &tracks.full, &self.rare.next_hop].into_iter().any(Track::is_rising)
     }
 
-    /// The direct way is open, and nothing speaks against it yet.
+    /// Returns true while the direct path is probed for a first proof and nothing is known against it.
     fn is_proving(&self) -> bool {
         let lost = self.rare.next_hop.is_gone() || self.rare.direct.is_down() || self.rare.direct.impossible;
         self.asks_direct() && self.rare.left.is_none() && self.way != Some(Way::Direct) && !lost
     }
 
+    /// Returns true if a peer that goes by tunnel gets direct probes as well.
     fn asks_direct(&self) -> bool {
         self.peer.by_evidence && self.peer.path == Path::Vxlan && self.peer.on_link
     }
 
+    /// Returns the probes of a regular turn.
     fn regular(&mut self, now: Duration) -> Vec<Probe> {
         let (tracks, full) = (&self.tracks, self.full_size());
         if matches!(self.peer.path, Path::Unreachable | Path::Waiting) {
@@ -220,34 +232,35 @@ impl Judge {
         probes
     }
 
+    /// Returns true if the peer is reached by tunnel and its echoes are answered.
     fn is_tunnel_well(&self) -> bool {
         let path = &self.tracks.path;
         self.peer.path == Path::Vxlan && !path.is_down() && !path.is_open()
     }
 
-    /// A pair of datagrams went wrong, and too few did for a fault.
+    /// Returns true if pairs of datagrams went wrong, but too few for a fault.
     fn is_suspicious(&self) -> bool {
         self.rare.pairs.bad > 0 && !self.rare.pairs.is_fault(self.history.per_mille())
     }
 
-    /// When to look closer at the tunnel, after the regular question has been answered that was sent then: never in the way of those
-    /// that find a loss.
+    /// Returns the time of the next closer look at the tunnel, if it fits between two regular probes. `regular` is the time of
+    /// the last one. A look never delays the probes that find a loss.
     fn closer_at(&self, regular: Duration) -> Option<Duration> {
         let Questions { next_closer, next_regular, .. } = &self.questions;
         let soonest = regular + LATE;
         let at = next_closer.time().max(soonest);
-        // So early that it does not count any more when others are needed.
+        // Probes this early no longer count towards the rate limit when quick ones are needed.
         let is_free = at == soonest || self.is_suspicious();
         (self.is_tunnel_well() && !self.is_proving() && is_free && at < next_regular.time()).then_some(at)
     }
 
-    /// Do checksums arrive that are left to the devices, and do packets of the tunnel stay whole?
+    /// Returns the probes of a closer look, which finds faulty checksum offload and fragmented tunnel packets.
     fn closer(&mut self, now: Duration, pace: Duration) -> Vec<Probe> {
         if self.questions.quick > 1 || self.closer_at(now.saturating_sub(LATE)).is_none_or(|at| now < at) {
             return Vec::new();
         }
         self.questions.quick = 0;
-        // Of thousands not all at once either.
+        // Spreads the looks at thousands of peers.
         let pace = pace - pace * u32::from(self.questions.count.wrapping_mul(ROOT)) / (2 << 16);
         let soon = (pace * CLOSER_EVERY).saturating_sub(CLOSER_LESS).max(PAIRS_APART);
         self.questions.next_closer = Moment::of(now + soon);
@@ -255,7 +268,7 @@ impl Judge {
         [Some(Probe::Checksum), outer.map(Probe::NodeSized)].into_iter().flatten().collect()
     }
 
-    /// Looks anew how large packets may be, from time to time.
+    /// Starts searches for the largest packet, repeats old ones, and drops those that are no longer needed.
     fn search(&mut self, now: Duration) {
         let Some(rare) = self.rare.known() else { return };
         if !self.tracks.full.is_doubtful() {
@@ -281,7 +294,7 @@ impl Judge {
         self.rare.ladder = self.full_size().map(ladder).map(Box::new);
     }
 
-    /// A quick question is not needed where nothing waits for an answer.
+    /// Cancels the quick probes if no probe of the last turn waits for a reply. Their timer then serves the closer look.
     pub(super) fn calm(&mut self) {
         let Some(regular) = self.questions.regular.filter(|_| self.questions.quick == 0) else { return };
         let waits = |track: &Track| !track.heard_since(regular.time()) && !track.impossible;
@@ -290,7 +303,7 @@ impl Judge {
         let echoes = asked && ((waits(path) && !path.is_down()) || (waits(full) && !full.is_down()));
         let direct = self.peer.path == Path::Direct || self.peer.by_evidence;
         let next_hop = self.peer.on_link && direct && waits(&self.rare.next_hop);
-        // That a second machine answers for the next hop is heard until then.
+        // The record stays until then, so that a second machine's answer for the next hop is noticed.
         let hears_on = self.peer.path == Path::Direct && !self.peer.by_evidence;
         if !echoes && !next_hop {
             let on = hears_on.then(|| regular.time() + PATIENCE).or_else(|| self.closer_at(regular.time()));
@@ -301,14 +314,15 @@ impl Judge {
         }
     }
 
-    /// What is not needed is forgotten.
+    /// Frees the record that only a faulty peer needs.
     fn rest(&mut self) {
         if !self.tracks.path.has_lost() && !self.tracks.full.has_lost() {
             self.rare.rest();
         }
     }
 
-    /// What the regular question has no answer to yet, and what tells why. Those that find a loss come first.
+    /// Returns the next quick probes: the ones that still lack a reply, and some that help to find the cause. Probes that find
+    /// a loss come first.
     fn quick(&mut self, now: Duration) -> Vec<Probe> {
         let (Some(regular), tick) = (self.questions.regular, self.questions.quick) else { return Vec::new() };
         let tracks = &self.tracks;
@@ -322,7 +336,7 @@ impl Judge {
             let next_hop = next_hop && tick.is_multiple_of(2);
             return match tick {
                 1 => {
-                    // With the regular question it was asked then.
+                    // The regular turn has sent this probe already if large tunnel packets are suspect.
                     let node = (!self.rare.outer.is_doubtful()).then_some(Probe::Node);
                     [Some(Probe::Path), full.map(Probe::PathSized), node].into_iter().flatten().collect()
                 }
@@ -348,7 +362,7 @@ impl Judge {
         probes
     }
 
-    /// Of the largest packets between pods.
+    /// Returns the size in bytes of the largest packets between pods, or `None` above 65,535.
     pub(super) fn full_size(&self) -> Option<u16> {
         let mtu = match (self.peer.path, self.peer.tunnel) {
             (Path::Vxlan, Some(tunnel)) => tunnel.mtu.min(self.local.mtu),
@@ -357,7 +371,7 @@ impl Judge {
         u16::try_from(mtu).ok()
     }
 
-    /// Of the largest packets of the tunnel.
+    /// Returns the size in bytes of the largest tunnel packets, or `None` without a tunnel in use.
     pub(super) fn outer_size(&self) -> Option<u16> {
         let tunnel = self.peer.tunnel.filter(|_| self.peer.path == Path::Vxlan)?;
         let overhead = if self.peer.public_ip.is_ipv6() { OVERHEAD.1 } else { OVERHEAD.0 };
