@@ -1,5 +1,5 @@
-//! What it means that some questions are answered and others are not. It claims nothing that cannot be known from here: `None`
-//! is "not enough is known yet, what was said stands".
+//! Diagnosis: finds the fault that explains which probes are answered and which are not. It claims only what this node can
+//! know. `None` means that the evidence is not sufficient yet and the reported finding stays.
 
 use std::time::Duration;
 
@@ -8,13 +8,14 @@ use super::track::Track;
 use super::{Finding, Way};
 use crate::Path;
 
-/// A way that was left because of a fault is told well again only after so long.
+/// Time without a loss after which the direct path counts as healthy again, if it was left because of a fault.
 const CALM: Duration = Duration::from_secs(10);
 
-/// The search for a size may miss it by so many bytes.
+/// Maximum error of the search for the largest size, in bytes.
 const SLACK: u16 = 3;
 
 impl Judge {
+    /// Returns the finding that the evidence supports at `now`.
     pub(super) fn diagnose(&self, now: Duration) -> Option<Finding> {
         let (tracks, rare) = (&self.tracks, &*self.rare);
         match self.peer.path {
@@ -43,7 +44,7 @@ impl Judge {
             let told = tracks.full.too_big();
             let found =
                 self.rare.ladder.as_ref().filter(|ladder| ladder.is_done(now)).map(|ladder| ladder.low());
-            // Where all smaller ones arrive, it was chance that lost the large ones.
+            // If all smaller packets arrive, the large ones were lost by chance.
             let found = found.filter(|low| low.saturating_add(SLACK) < full);
             return told.or(found).map(|mtu| Finding::LostAbove { mtu });
         }
@@ -61,7 +62,8 @@ impl Judge {
         Some(Finding::Healthy)
     }
 
-    /// The largest packets between pods arrive; do those that carry them? `Some(None)`: it is being found out.
+    /// Checks if full-size tunnel packets arrive whole, given that the largest packets between pods arrive. `Some(None)` means
+    /// that the search for the size is not finished.
     fn fragmented(&self, now: Duration) -> Option<Option<Finding>> {
         let outer = &self.rare.outer;
         if let Some(mtu) = outer.too_big() {
@@ -74,7 +76,7 @@ impl Judge {
         })
     }
 
-    /// No echo between pod subnets comes back.
+    /// Returns the finding for a peer whose echoes between pod subnets are lost.
     fn lost(&self) -> Finding {
         let (tracks, rare, node) = (&self.tracks, &*self.rare, self.peer.public_ip);
         let since = tracks.path.trouble();
@@ -102,7 +104,7 @@ impl Judge {
             return proxy;
         }
         if !self.reach.is_reached() && self.peer.tunnel.is_none() && (next_hop || alive(&rare.node)) {
-            // Before the first pod is there, no address of its pod subnet may be.
+            // Before the first pod starts, the peer's pod subnet may have no address at all.
             return Finding::Unverified;
         }
         if let Some(by) = tracks.path.refused() {
@@ -121,7 +123,7 @@ impl Judge {
         }
     }
 
-    /// The tunnel works, and the better way does not.
+    /// Returns the reason for which a peer is reached by tunnel only, although it should be direct.
     fn why_not_direct(&self) -> Option<Finding> {
         let rare = &*self.rare;
         if !self.peer.by_evidence || self.peer.path == Path::Direct || self.way == Some(Way::Direct) {
@@ -131,7 +133,8 @@ impl Judge {
             return Some(self.next_hop_silent());
         }
         if rare.direct.is_down() {
-            // By tunnel echoes pass a filter that they do not pass directly, until the node itself is heard again.
+            // A filter may pass echoes by tunnel and drop direct ones. So the earlier finding stays until the node itself
+            // answers again.
             let heard = rare.node.heard_since(rare.direct.trouble()) && !rare.node.is_gone();
             let echoes = rare.left.as_deref().copied();
             let echoes = echoes.filter(|left| matches!(left, Finding::EchoLost { .. }) && !heard);
@@ -144,18 +147,20 @@ impl Judge {
         self.rare.left.as_deref().copied().filter(|left| left.is_fault() && !well)
     }
 
-    /// By the peer itself: who it is and that it is reached needs no further evidence.
+    /// Returns the finding for an ICMP error from the peer itself, which needs no further evidence.
     fn refused_there(&self, track: &Track) -> Option<Finding> {
         let (node, subnet) = (self.peer.public_ip, self.peer.subnet);
         let by = track.refused().filter(|by| *by == node || subnet.contains(by))?;
         Some(Finding::Refused { node, by })
     }
 
+    /// Returns the finding for two MAC addresses at the next hop.
     fn duplicate(&self) -> Option<Finding> {
         let macs = self.rare.macs.duplicate()?;
         Some(Finding::DuplicateAddress { next_hop: self.peer.public_ip, macs })
     }
 
+    /// Returns the finding for a next hop whose MAC address answers for another address, too.
     fn proxy(&self) -> Option<Finding> {
         let (mac, also) = self.rare.macs.also?;
         Some(Finding::ProxyArp { next_hop: self.peer.public_ip, mac, also })
@@ -169,7 +174,7 @@ impl Judge {
         Finding::PodAddressesLost { next_hop: self.peer.public_ip, uplink: self.local.uplink }
     }
 
-    /// The largest packet between pods that is known to arrive.
+    /// Returns the size in bytes of the largest packet between pods that is known to arrive.
     pub(super) fn known_mtu(&self) -> Option<u16> {
         let full = &self.tracks.full;
         if full.is_down() {
