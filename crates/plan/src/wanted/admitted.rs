@@ -1,5 +1,5 @@
-//! Which leases are believed: what is wrong with one in itself, or beside those that were believed before it. Data from
-//! peers is hostile until it has passed here.
+//! Admission of peers' leases: checks each one by itself and against those admitted before it. Data from peers is hostile until
+//! it has passed here.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,22 +13,22 @@ use crate::lease::{Lease, Vtep};
 use crate::note::PeerFault;
 use crate::subnet_alloc::{self, number};
 
-/// Where an FDB entry sends to: address and port.
+/// Destination of an FDB entry: underlay address and UDP port.
 pub(super) type Remote = (IpAddr, u16);
 
-/// What has been admitted of one family, to find the next lease in conflict with it. Where no two leases are in conflict, as
-/// nearly always, nothing has to be found.
+/// Admitted leases of one family, by which conflicts of the next lease are found. An index exists only if two leases may
+/// conflict, which is rare.
 pub(super) struct Admitted {
-    /// First to last address of each subnet; `None` where none overlap.
+    /// Subnets by first address, with the last address; `None` if no two overlap.
     spans: Option<BTreeMap<u128, (u128, IpNet)>>,
-    /// Per VNI: one device's FDB has one entry a MAC. `None` where none are alike.
+    /// VTEPs by VNI and MAC address, since an FDB has one entry per MAC address; `None` if no two are equal.
     macs: Option<BTreeMap<(u32, Mac), (IpNet, Remote)>>,
-    /// Where some node's address is in the pods' network, for what nodes and subnets may not share; else `None`.
+    /// Index of nodes and subnets together; present only if some node's address lies in the pod network.
     mixed: Option<Mixed>,
 }
 
 impl Admitted {
-    /// Nobody yet, of these. `own` is our own subnet, in that network.
+    /// Creates an empty index for these leases. `network` is the pod network and `own` our own subnet in it.
     pub(super) fn none_of(
         leases: &[&Lease],
         family: Family,
@@ -53,7 +53,7 @@ impl Admitted {
         }
     }
 
-    /// Takes a peer whose lease passed, with the key and the value of its FDB entry.
+    /// Adds an admitted peer, with key and value of its FDB entry.
     pub(super) fn insert(&mut self, subnet: IpNet, node: IpAddr, vtep: Option<((u32, Mac), Remote)>) {
         if let Some(mixed) = &mut self.mixed {
             mixed.subnets.insert(number(subnet.network()), number(subnet.broadcast()));
@@ -67,28 +67,29 @@ impl Admitted {
         }
     }
 
+    /// Returns an admitted subnet that overlaps this one.
     fn overlapping(&self, subnet: IpNet) -> Option<IpNet> {
         let before = self.spans.as_ref()?.range(..=number(subnet.broadcast())).next_back();
         before.filter(|(_, (end, _))| *end >= number(subnet.network())).map(|(_, (_, other))| *other)
     }
 }
 
-/// Subnets and nodes of one address space. Of two leases that share an address the one admitted first stays.
+/// Subnets and nodes that share one address space. If two leases share an address, the one admitted first stays.
 #[derive(Default)]
 struct Mixed {
-    /// First to last address.
+    /// Last address of each subnet, by its first address.
     subnets: BTreeMap<u128, u128>,
     nodes: BTreeMap<u128, IpAddr>,
 }
 
 impl Mixed {
-    /// Lies the address in a subnet that was admitted before?
+    /// Returns true if the address lies in a subnet that was admitted before.
     fn is_leased(&self, address: IpAddr) -> bool {
         let address = number(address);
         self.subnets.range(..=address).next_back().is_some_and(|(_, last)| *last >= address)
     }
 
-    /// A node in that subnet that was admitted before.
+    /// Returns a node that was admitted before and lies in this subnet.
     fn node_in(&self, subnet: IpNet) -> Option<IpNet> {
         let inside = number(subnet.network())..=number(subnet.broadcast());
         self.nodes.range(inside).next().map(|(_, node)| (*node).into())
@@ -96,7 +97,7 @@ impl Mixed {
 }
 
 impl Draft<'_> {
-    /// Is the lease fit to be believed? Gives the peer's underlay address.
+    /// Returns the peer's underlay address if its lease is valid and conflicts with nothing, else the fault.
     pub(super) fn admit(
         &self,
         family: Family,
@@ -140,7 +141,7 @@ impl Draft<'_> {
         Ok(public_ip)
     }
 
-    /// The peer's VTEP, if it can be used beside ours and the others.
+    /// Returns the peer's VTEP if it can be used beside ours and those of the admitted peers, else the fault.
     pub(super) fn vtep_of(
         &self,
         family: Family,
@@ -157,7 +158,7 @@ impl Draft<'_> {
         if !self.vnis.contains(&vni) {
             return Err(PeerFault::UnusableVni(vni));
         }
-        // Nobody makes the nodes send to a port that everybody uses.
+        // A lease must not make all nodes send to a well-known port.
         let own_port = self.options_for(vtep).port;
         if let Some(port) = vtep.port.filter(|port| *port < UNPRIVILEGED && *port != own_port) {
             return Err(PeerFault::BadPort(port));
@@ -175,8 +176,8 @@ impl Draft<'_> {
         }
     }
 
-    /// A network of the uplink that shares an address with that subnet, which would take it away. Where subnets are leased
-    /// from the uplink has none.
+    /// Returns a network of the uplink that overlaps this subnet, which would take its traffic. Inside the ranges that subnets
+    /// are leased from, the uplink has no network.
     fn underlay_within(&self, subnet: IpNet) -> Option<IpNet> {
         if self.owned.pods.iter().any(|range| range.covers(&subnet)) {
             return None;
@@ -186,13 +187,13 @@ impl Draft<'_> {
         networks.find(|network| network.contains(&subnet) || subnet.contains(network))
     }
 
-    /// Key and value of the FDB entry for a VTEP.
+    /// Returns key and value of the FDB entry for a VTEP: VNI and MAC address, and the destination.
     pub(super) fn end_of(&self, public_ip: IpAddr, vtep: Vtep) -> ((u32, Mac), Remote) {
         let options = self.options_for(vtep);
         ((options.vni, vtep.mac), (public_ip, vtep.port.unwrap_or(options.port)))
     }
 
-    /// Is it the network's or the broadcast address of a segment of ours?
+    /// Returns true if this is the network or broadcast address of a segment of ours.
     fn is_broadcast(&self, address: IpAddr) -> bool {
         self.underlay.addresses.iter().any(|facts| match facts.address {
             IpNet::V4(net) if net.prefix_len() < 31 => {
@@ -203,11 +204,11 @@ impl Draft<'_> {
     }
 }
 
-/// The first UDP port that is no well-known one.
+/// First UDP port that is not well-known.
 pub(crate) const UNPRIVILEGED: u16 = 1024;
 
-/// May packets for other nodes' pods be sent to that address, or does it lead to somewhere else than a node? A link-local
-/// IPv4 address is a node's only among nodes that have such addresses.
+/// Returns true if packets for a peer's pods may be sent to this address, which must be that of a node. An IPv4 link-local
+/// address is accepted only if our own address is link-local, too.
 pub(super) fn is_peer_address(address: IpAddr, ours: Option<IpAddr>) -> bool {
     let is_link_local = |address| match address {
         IpAddr::V4(v4) => v4.is_link_local(),
@@ -217,7 +218,7 @@ pub(super) fn is_peer_address(address: IpAddr, ours: Option<IpAddr>) -> bool {
         && (!is_link_local(address) || (address.is_ipv4() && ours.is_some_and(is_link_local)))
 }
 
-/// Can a node have this address on its uplink?
+/// Returns true if a node can have this address on its uplink.
 pub(crate) fn is_host_address(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {

@@ -1,6 +1,6 @@
-//! Next hop objects for the routes of a large cluster. The kernel compares each new IPv4 route through a device with all
-//! that lead through it by another gateway, so that ten thousand take it a second; by objects it is a tenth. Below that
-//! size routes are plain, in flannel's shape. IPv6 does not know the trouble, and has no objects.
+//! Next hop objects for the routes of a large cluster. The kernel compares each new IPv4 route through a device with all routes
+//! through it that have another gateway. Ten thousand such routes take a second; with objects they take a tenth of it. Smaller
+//! clusters keep plain routes, in flannel's shape, and so does IPv6, which has no such cost.
 
 use std::collections::BTreeSet;
 
@@ -9,13 +9,13 @@ use ipnet::{IpNet, Ipv4Net};
 use crate::owned::{NEXTHOPS, PROTOCOL};
 use crate::state::{Nexthop, Route, RoutePath};
 
-/// More routes than these go by objects,
+/// Number of routes above which objects are used.
 const MANY: usize = 2000;
-/// and go on so down to this many: a cluster of about that size does not change to and fro.
+/// Number of routes below which objects are given up again. The distance keeps a cluster of about that size from alternating.
 const STILL_MANY: usize = 1000;
 
-/// Leads the routes by objects, if they are that many; `already` says that they go so now. An object has the number of its
-/// subnet in the network, so that it stays the same whoever else comes and goes.
+/// Replaces the gateways of the routes by objects and returns the objects, if there are enough routes. `already` is true if the
+/// kernel's routes use objects now. An object's id is the number of its subnet in the network, so it never changes.
 pub(super) fn lead(network: Option<Ipv4Net>, already: bool, routes: &mut [Route]) -> Vec<Nexthop> {
     let Some(network) = network else { return Vec::new() };
     let many = if already { STILL_MANY } else { MANY + 1 };
@@ -26,7 +26,7 @@ pub(super) fn lead(network: Option<Ipv4Net>, already: bool, routes: &mut [Route]
     for route in routes {
         let Some((subnet, RoutePath::Via { gateway, link, onlink })) = by_gateway(route) else { continue };
         let id = id(network, subnet);
-        // Where subnets have several sizes two may have one number; the second one's route stays plain.
+        // Subnets of different sizes may have the same number; the second route then stays plain.
         if taken.insert(id) {
             objects.push(Nexthop { id, gateway, link, onlink, protocol: PROTOCOL, unknown: None });
             route.path = RoutePath::Nexthop(id);
@@ -35,6 +35,7 @@ pub(super) fn lead(network: Option<Ipv4Net>, already: bool, routes: &mut [Route]
     objects
 }
 
+/// Returns subnet and path of an IPv4 route with a gateway.
 fn by_gateway(route: &Route) -> Option<(Ipv4Net, RoutePath)> {
     match (route.destination, route.path) {
         (IpNet::V4(subnet), path @ RoutePath::Via { .. }) => Some((subnet, path)),
@@ -42,6 +43,7 @@ fn by_gateway(route: &Route) -> Option<(Ipv4Net, RoutePath)> {
     }
 }
 
+/// Returns the object's id: the subnet's number in the network, shifted into [`NEXTHOPS`].
 fn id(network: Ipv4Net, subnet: Ipv4Net) -> u32 {
     let offset = u32::from(subnet.network()).wrapping_sub(network.network().into());
     let number = offset.checked_shr(32 - u32::from(subnet.prefix_len())).unwrap_or_default();
@@ -91,11 +93,11 @@ mod tests {
     #[test]
     fn of_two_with_one_number_the_second_stays_plain() {
         let mut routes = routes(2001);
-        // 10.0.0.128/25 is the first of its size, as 10.0.1.0/24 is of its.
+        // 10.0.0.128/25 has the number 1 among the /25, as 10.0.1.0/24 has among the /24.
         routes[1].destination = "10.0.0.128/25".parse().unwrap();
         assert_eq!(led(false, &mut routes).len(), 2000);
         assert!(matches!(routes[1].path, RoutePath::Via { .. }));
-        // Whatever lies outside has a number, too.
+        // A subnet outside the network gets a valid id, too.
         routes[2].destination = "9.0.0.0/24".parse().unwrap();
         routes[3].destination = "0.0.0.0/0".parse().unwrap();
         assert!(led(false, &mut routes).iter().all(|object| NEXTHOPS.contains(&object.id)));

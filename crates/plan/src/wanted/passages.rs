@@ -1,4 +1,4 @@
-//! The traffic of pods by which the rules of others are judged: between our pods and those of some peers.
+//! Samples of the traffic between our pods and peers' pods, by which the firewall rules of other programs are judged.
 
 use ipnet::IpNet;
 
@@ -9,10 +9,10 @@ use crate::firewall::Passage;
 use crate::input::{Config, Family, Node};
 use crate::owned::Owned;
 
-/// Peers of one family that stand for all: whoever refuses pods mostly refuses those of all nodes.
+/// Maximum number of peers per family in the sample: a rule that refuses pods mostly refuses those of all nodes.
 const PEERS: usize = 8;
 
-/// Without a peer the network's other subnets stand for them.
+/// Returns the sample for peers with these subnets. Without any peer, another subnet of the network stands for them.
 pub(super) fn passages(config: &Config, node: &Node, subnets: &[IpNet]) -> Vec<Passage> {
     let mut all = Vec::new();
     for family in Family::ALL {
@@ -30,7 +30,7 @@ pub(super) fn passages(config: &Config, node: &Node, subnets: &[IpNet]) -> Vec<P
     all
 }
 
-/// Devices that lead to peers.
+/// Returns the devices that lead to peers.
 fn links(config: &Config, node: &Node, family: Family) -> Vec<LinkName> {
     let uplink = node.uplink.link;
     match &config.backend {
@@ -43,12 +43,12 @@ fn links(config: &Config, node: &Node, family: Family) -> Vec<LinkName> {
     }
 }
 
-/// The first subnet of the network that is not ours.
+/// Returns the first subnet of the network that is not ours.
 fn another(network: IpNet, own: IpNet) -> Option<IpNet> {
     network.subnets(own.prefix_len()).ok()?.find(|subnet| *subnet != own.trunc())
 }
 
-/// Has the kernel asked for the ways to these subnets, too.
+/// Adds the subnets of faulty peers, at most [`PEERS`], to those whose route the kernel is asked for.
 pub fn name_faulty(owned: &mut Owned, subnets: impl Iterator<Item = IpNet>) {
     for subnet in subnets.take(PEERS) {
         let same =

@@ -1,5 +1,5 @@
-//! The rows for each peer: reached in the way that its own lease announces, whatever this node announces, so that nodes
-//! may change their backend one after the other.
+//! Desired rows for each peer. A peer is reached as its own lease announces, not by this node's backend. So nodes may change
+//! their backend one by one.
 
 use std::cmp::{Ordering, Reverse};
 use std::net::IpAddr;
@@ -18,6 +18,7 @@ use crate::rivals::Standing;
 use crate::verdict::Way;
 
 impl Draft<'_> {
+    /// Adds the rows of all peers of one family. `order` is the list of their leases.
     pub(super) fn peers_of(&mut self, family: Family, mut order: Vec<&Lease>) {
         let own_vni = self.config.backend.vni();
         let (own, network) = (self.node.subnet.of(family), self.config.network(family));
@@ -33,7 +34,7 @@ impl Draft<'_> {
         self.doubt_uplink(family, before);
     }
 
-    /// Of two leases that cannot both be believed the lesser one is; see `rivals`.
+    /// Orders leases by precedence: if two exclude each other, the first is admitted. See `rivals`.
     fn before(&self, family: Family, one: &Lease, other: &Lease) -> Ordering {
         let standing = |lease: &Lease| {
             let key = lease.subnet.of(family).zip(lease.public(family))?;
@@ -45,7 +46,7 @@ impl Draft<'_> {
         rank(one).cmp(&rank(other)).then_with(|| one.cmp(other))
     }
 
-    /// Where none of the peers is on its segment, host-gw may have been given the wrong interface.
+    /// Warns if no peer is on the uplink's segment: host-gw may have been given the wrong interface.
     fn doubt_uplink(&mut self, family: Family, before: usize) {
         let paths = || self.peers[before..].iter();
         let far = paths().find(|peer| peer.path == Path::Unreachable).map(|peer| peer.public_ip);
@@ -57,6 +58,7 @@ impl Draft<'_> {
         }
     }
 
+    /// Adds the rows of one peer, or returns the fault for which it is left out.
     fn reach(
         &mut self,
         family: Family,
@@ -83,13 +85,14 @@ impl Draft<'_> {
         let by_evidence =
             on_link && vtep.is_some_and(|vtep| self.options_for(vtep).direct == Direct::Verified);
         self.peers.push(PeerPath { subnet, public_ip, path, on_link, tunnel, by_evidence });
-        // What is refused or waits has a note of its own.
+        // A peer that is unreachable or waits has a warning of its own.
         if let (Path::Vxlan | Path::Direct, Some(finding)) = (path, self.ways.fault(subnet, public_ip)) {
             self.note_peer(subnet, PeerFault::Probed(finding));
         }
         Ok(())
     }
 
+    /// Returns the tunnel to a peer: our device, and the peer's MAC address and port.
     fn tunnel_to(&self, family: Family, vtep: Vtep) -> Tunnel {
         let options = self.options_for(vtep);
         Tunnel {
@@ -100,6 +103,7 @@ impl Draft<'_> {
         }
     }
 
+    /// Returns the VXLAN options for a peer: ours with its VNI, or the defaults without a VXLAN backend of our own.
     pub(super) fn options_for(&self, vtep: Vtep) -> vxlan::Options {
         let vni = vtep.vni_or(self.config.backend.vni());
         match self.config.backend {
@@ -108,6 +112,7 @@ impl Draft<'_> {
         }
     }
 
+    /// Adds the direct route to a peer, or an unreachable route if the peer is not on the segment.
     fn reach_directly(&mut self, family: Family, subnet: IpNet, public_ip: IpAddr) -> Path {
         let uplink = self.node.uplink.link;
         if self.waits_for(family, public_ip) {
@@ -122,14 +127,15 @@ impl Draft<'_> {
         Path::Unreachable
     }
 
-    /// Does a direct route to that node have to wait? Another route of the uplink may cover the node where that to our own
-    /// segment is missing.
+    /// Returns true if a direct route to that node has to wait for the uplink. If only the route to our own segment is missing,
+    /// another route of the uplink may still cover the node.
     fn waits_for(&self, family: Family, node: IpAddr) -> bool {
         let covered = self.without_segment.contains(&family) && self.on_link.reaches(node);
         self.waiting.contains(&family) && !covered
     }
 
-    /// May it be reached directly, which cannot be told now? Then what stands stays. A peer that goes by tunnel goes on so.
+    /// Returns true if a peer may be direct, but this cannot be decided now; its path in the kernel then stays. If only the
+    /// route to our segment is missing, a peer that goes by tunnel does not wait.
     fn waits(&self, direct: Direct, family: Family, subnet: IpNet, public_ip: IpAddr) -> bool {
         let only_segment = self.without_segment.contains(&family);
         self.waits_for(family, public_ip)
@@ -141,6 +147,7 @@ impl Draft<'_> {
             }
     }
 
+    /// Returns true if a peer with this option is to be reached directly.
     fn goes_direct(&self, direct: Direct, subnet: IpNet, public_ip: IpAddr) -> bool {
         let may = match direct {
             Direct::Never => false,
@@ -150,6 +157,7 @@ impl Draft<'_> {
         may && self.on_link.reaches(public_ip)
     }
 
+    /// Adds the rows of a peer with a VTEP: direct if possible and allowed, else by tunnel.
     fn reach_by_vxlan(&mut self, family: Family, subnet: IpNet, public_ip: IpAddr, vtep: Vtep) -> Path {
         let options = self.options_for(vtep);
         if self.waits(options.direct, family, subnet, public_ip) {

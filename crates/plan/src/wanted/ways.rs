@@ -1,5 +1,5 @@
-//! Which way a peer goes that may go either way: by the verdict, and while there is none as it stands in the kernel. It makes
-//! no verdicts.
+//! Choice between direct and tunnel for a peer that can be reached both ways. The verdict decides; without one, the path in the
+//! kernel stays.
 
 use std::net::IpAddr;
 
@@ -9,15 +9,16 @@ use crate::LinkName;
 use crate::input::{DirectRoute, Underlay};
 use crate::verdict::{Finding, Verdict, Way};
 
-/// What is known of the peers, ready to be looked up.
+/// Verdicts and direct routes of the peers, sorted for lookup.
 pub(super) struct Ways<'a> {
-    /// By subnet.
+    /// Verdicts, sorted by subnet.
     verdicts: Vec<&'a Verdict>,
+    /// Direct routes in the kernel, sorted.
     standing: Vec<DirectRoute>,
 }
 
 impl<'a> Ways<'a> {
-    /// What was proven through another uplink is none of it.
+    /// Creates the lookup. Verdicts that were found through another uplink are left out.
     pub(super) fn new(underlay: &'a Underlay, uplink: LinkName) -> Self {
         let verdicts = underlay.verdicts.iter().filter(|verdict| verdict.uplink == uplink);
         let (mut verdicts, mut standing) = (verdicts.collect::<Vec<_>>(), underlay.standing.clone());
@@ -26,24 +27,26 @@ impl<'a> Ways<'a> {
         Self { verdicts, standing }
     }
 
-    /// Without evidence what stands stays; where nothing stands the tunnel is the safe one.
+    /// Returns the path for a peer. Without evidence the path in the kernel stays; without a route there, the tunnel is the
+    /// safe choice.
     pub(super) fn way(&self, subnet: IpNet, public_ip: IpAddr) -> Way {
         let proven = self.verdict(subnet, public_ip).and_then(|verdict| verdict.way);
         let stands = || if self.stands(subnet, public_ip) { Way::Direct } else { Way::Tunnel };
         proven.unwrap_or_else(stands)
     }
 
-    /// Does a direct route to it stand in the kernel?
+    /// Returns true if the kernel has a direct route to the peer.
     pub(super) fn stands(&self, subnet: IpNet, public_ip: IpAddr) -> bool {
         self.standing.binary_search(&DirectRoute { subnet, next_hop: public_ip }).is_ok()
     }
 
-    /// What is wrong with the way to that peer.
+    /// Returns the fault of the peer, if its finding is one.
     pub(super) fn fault(&self, subnet: IpNet, public_ip: IpAddr) -> Option<Finding> {
         let finding = self.verdict(subnet, public_ip)?.finding;
         finding.is_fault().then_some(finding)
     }
 
+    /// Returns the verdict on the peer, if it is about this underlay address.
     fn verdict(&self, subnet: IpNet, public_ip: IpAddr) -> Option<&Verdict> {
         let at = self.verdicts.binary_search_by_key(&subnet, |verdict| verdict.subnet).ok()?;
         Some(self.verdicts[at]).filter(|verdict| verdict.node == public_ip)
