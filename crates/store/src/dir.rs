@@ -1,5 +1,7 @@
-//! Leases in one directory of one machine, no server: `config` and `subnets/<key>`, the same tree and the same JSON as
-//! in etcd. Not for NFS: it relies on flock, atomic rename and inotify.
+//! Leases in a directory of this machine, without a server: `config` and `subnets/<key>`, the same tree and JSON as in etcd.
+//! Sample: `subnets/10.3.7.0-24` with the content `{"PublicIP":"192.0.2.9","BackendType":"host-gw"}`.
+//!
+//! NFS is not supported: the store relies on flock, atomic rename and inotify.
 
 mod listing;
 
@@ -23,36 +25,37 @@ use crate::pulse::Pulse;
 use crate::view::{LARGEST, StoreError, View};
 use listing::Listing;
 
-/// inotify loses nothing that it queued, but a queue can overflow: look at everything this often.
+/// Time between two reads of the whole directory, since the event queue of inotify may overflow.
 const RELIST: Duration = Duration::from_secs(30);
-/// Between attempts while the directory cannot be read.
+/// Time between two attempts while the directory cannot be read.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long a node that runs waits for the directory's lock, and how often it tries: a write or two.
+/// Maximum time that a running node waits for the directory's lock: enough for a write or two.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// Time between two attempts to take the lock.
 const POLL: Duration = Duration::from_millis(2);
-/// Flags of an open that neither follows a symbolic link nor waits for the other end of a pipe.
+/// Open flags that follow no symbolic link and do not wait for a pipe's other end.
 const UNFOLLOWED: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-/// Names that are never leases.
+/// First character of names that are never leases.
 const HIDDEN: char = '.';
 
 /// A lease directory.
 #[derive(Clone, Debug)]
 pub struct Dir {
     root: PathBuf,
-    /// Goes before what the config names.
+    /// Backend that replaces the one in the config.
     backend: Option<Backend>,
     pulse: Arc<Pulse>,
-    /// What a start has read to take its lease, for the watch to begin with: it reads only what has changed since.
+    /// Listing that was read to take our lease at the start. The watch begins with it and reads only later changes.
     read: Arc<Mutex<Option<Listing>>>,
 }
 
 impl Dir {
-    /// Names the directory; nothing is touched yet.
+    /// Creates a store of this directory without accessing it.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into(), backend: None, pulse: Arc::default(), read: Arc::default() }
     }
 
-    /// The same for a node whose backend is of that type whatever the config says.
+    /// Returns this store with a backend type that overrides the config's; `None` overrides nothing.
     pub fn imposing(self, backend: Option<Backend>) -> Self {
         Self { backend, ..self }
     }
@@ -61,18 +64,20 @@ impl Dir {
         self.root.join("subnets")
     }
 
-    /// Tells this store from others, for people and for a cache.
+    /// Returns a text that identifies the store, for messages and for the cache, e.g. `directory /var/lib/twill/store`.
     pub fn identity(&self) -> String {
         let path = std::path::absolute(&self.root).unwrap_or_else(|_| self.root.clone());
         format!("directory {}", path.display())
     }
 
-    /// How it is heard.
+    /// Returns the counters about the directory.
     pub fn pulse(&self) -> Arc<Pulse> {
         self.pulse.clone()
     }
 
-    /// Reads all leases, once.
+    /// Reads all leases once.
+    ///
+    /// Returns an error if the directory cannot be read.
     pub fn leases(&self) -> Result<Vec<Lease>, StoreError> {
         let mut listing = Listing::new(self.subnets());
         listing.refresh().map_err(|error| StoreError::new(self.subnets().display(), error))?;
@@ -80,20 +85,25 @@ impl Dir {
     }
 
     /// Reads the network config.
+    ///
+    /// Returns an error if the file cannot be read or is invalid.
     pub fn net_conf(&self) -> Result<NetConf, StoreError> {
         let path = self.root.join("config");
-        // It may be a link, as to a ConfigMap; its place is the administrator's.
+        // The config may be a symbolic link, as to a ConfigMap; only the administrator writes there.
         let text =
             read_with(libc::O_NONBLOCK, &path).map_err(|error| StoreError::new(path.display(), error))?;
         NetConf::parse_imposing(self.backend.as_ref(), &text)
             .map_err(|error| StoreError::new(path.display(), error))
     }
 
-    /// Takes our lease: under the directory's lock, written beside and renamed, so that a kill at any moment leaves
-    /// either no lease or a whole one. Writes nothing when the lease stands as it should.
+    /// Writes our lease, unless it stands there already as it should. It holds the directory's lock, writes a temporary file
+    /// and renames it, so that a kill at any moment leaves no partial lease.
+    ///
+    /// Returns an error if the directory cannot be read or written, or if no acceptable subnet is available.
     pub fn acquire(&self, claim: &Claim) -> Result<Lease, StoreError> {
         let subnets = self.subnets();
-        // Never the directory itself: one that is away, such as a mount that is late, must not be mistaken for a new one.
+        // The directory itself is never created: a missing one, such as a mount that is late, must not be mistaken for a new
+        // store.
         match fs::create_dir(&subnets) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => {
                 return Err(StoreError::new(subnets.display(), error));
@@ -107,8 +117,8 @@ impl Dir {
         let path = subnets.join(settled.lease.subnet.to_string());
         let stale: Vec<_> = settled.stale.iter().map(|subnet| subnets.join(subnet.to_string())).collect();
         let json = settled.lease.to_json();
-        // A peer that sees no lease of ours, be it for the time of a sync, withdraws its routes to our pods. So a lease that
-        // does not fit says the new words first, and then gets the new name in one step.
+        // A peer that sees no lease of ours, even briefly, withdraws its routes to our pods. So a lease that does not fit gets
+        // its new content first, and then its new name in one step.
         let place = stale.last().unwrap_or(&path);
         if read(place).ok().as_deref() != Some(json.as_bytes()) {
             write_whole(&subnets, place, json.as_bytes())
@@ -126,15 +136,15 @@ impl Dir {
     }
 
     fn hand_over(&self) -> MutexGuard<'_, Option<Listing>> {
-        // Whoever panicked while it had the lock left a whole listing or none.
+        // A panic while the lock was held left a complete listing or none.
         self.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A node without a lease waits for its turn; one that runs waits only while others write theirs, for all may have
-    /// to at once, and nobody would tell it that the last one is done.
+    /// Takes the lock of the directory. A node without a lease waits as long as necessary. A running node waits for
+    /// [`PATIENCE`] only: many nodes may have to write at once, and it would get no notice of the last write.
     fn lock(&self, choice: &Choice) -> Result<File, StoreError> {
         let path = self.root.join(".lock");
-        // Whatever a link there leads to is nobody's lock.
+        // The target of a symbolic link is not our lock file.
         let open = File::options().write(true).create(true).custom_flags(UNFOLLOWED).open(&path);
         let file = open.map_err(|error| StoreError::new(path.display(), error))?;
         let locked = match choice {
@@ -144,7 +154,7 @@ impl Dir {
         locked.map(|()| file).map_err(|error| StoreError::new(path.display(), error))
     }
 
-    /// Keeps the view up to date for ever. While the directory cannot be read the last good leases stay in it.
+    /// Keeps the view up to date and never returns. While the directory cannot be read, the view keeps the last good leases.
     pub async fn watch(self, view: watch::Sender<View>) {
         let read = self.hand_over().take();
         let mut listing = read.unwrap_or_else(|| Listing::new(self.subnets()));
@@ -160,6 +170,7 @@ impl Dir {
         }
     }
 
+    /// Follows the directory until an error.
     async fn follow(
         &self,
         listing: &mut Listing,
@@ -181,7 +192,7 @@ impl Dir {
                 view.send_replace(View { conf: Some(conf), ..listing.view() });
             }
             let another = match tokio::time::timeout(RELIST, events.next()).await {
-                // Nothing tells when another directory takes the name of one above it.
+                // No event reports that another directory takes the name of a parent directory.
                 Err(_) => true,
                 Ok(event) => {
                     let mut another = heed(listing, event).map_err(lost)?;
@@ -199,6 +210,7 @@ impl Dir {
         }
     }
 
+    /// Starts to watch the directory and its `subnets`.
     fn events(&self) -> Result<EventStream<[u8; 4096]>, StoreError> {
         let changed = WatchMask::CLOSE_WRITE
             | WatchMask::MOVED_TO
@@ -215,6 +227,7 @@ impl Dir {
     }
 }
 
+/// Tries to take the lock for at most [`PATIENCE`].
 fn lock_soon(file: &File) -> io::Result<()> {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -231,8 +244,8 @@ fn lock_soon(file: &File) -> io::Result<()> {
 
 type Happened = Option<io::Result<Event<std::ffi::OsString>>>;
 
-/// Looks again at what an event names; an event that names nothing makes it look at everything. True when the directory
-/// that is watched may no longer be the one of that name.
+/// Reads the file that an event names, or all files if it names none. Returns true if the watched directory may no longer be
+/// the one of that name.
 fn heed(listing: &mut Listing, event: Happened) -> io::Result<bool> {
     let Some(event) = event.transpose()? else { return Ok(true) };
     if event.mask.intersects(EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::IGNORED) {
@@ -245,7 +258,7 @@ fn heed(listing: &mut Listing, event: Happened) -> io::Result<bool> {
     Ok(false)
 }
 
-/// What the kernel says when a limit of inotify is reached leads nobody to it.
+/// Explains an error about a limit of inotify, which the kernel's own text does not mention.
 fn used_up(error: io::Error) -> io::Error {
     let limit = match error.raw_os_error() {
         Some(libc::ENOSPC) => "max_user_watches",
@@ -255,14 +268,14 @@ fn used_up(error: io::Error) -> io::Error {
     io::Error::other(format!("it cannot be watched, the limit is reached: raise sysctl fs.inotify.{limit}"))
 }
 
-/// Is what stands there no file, rather than one that cannot be read at present?
+/// Returns true if the error means that there is no regular file, not that it cannot be read at present.
 fn is_no_file(error: &io::Error) -> bool {
     error.kind() == ErrorKind::InvalidData
         || matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ELOOP | libc::ENXIO))
 }
 
-/// A regular file's content, if it is no larger than a lease may be. Whatever else stands under the name, a link, a pipe or
-/// a device, is neither followed nor waited for nor read.
+/// Returns a regular file's content, of at most [`LARGEST`] bytes. A symbolic link, pipe or device of that name is an error: it
+/// is neither followed nor read nor waited for.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     read_with(UNFOLLOWED, path)
 }
@@ -282,8 +295,8 @@ fn read_with(flags: libc::c_int, path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Writes beside, syncs, renames. Only under the lock, so the name beside is nobody else's. A lease that is rewritten stays
-/// as old as it was.
+/// Writes a temporary file, syncs it and renames it. The caller must hold the lock, as the temporary name is shared. A
+/// rewritten lease keeps its modification time.
 fn write_whole(dir: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
     let beside = dir.join(format!("{HIDDEN}new"));
     match fs::remove_file(&beside) {
@@ -299,7 +312,7 @@ fn write_whole(dir: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
     rename(dir, &beside, path)
 }
 
-/// Lasting once it returns.
+/// Renames a file and syncs the directory, so that the new name survives a crash.
 fn rename(dir: &Path, from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
     File::open(dir)?.sync_all()

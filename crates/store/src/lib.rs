@@ -1,6 +1,7 @@
-//! Where the leases are: the only crate that talks to a datastore.
+//! Access to the store of the leases, in etcd or a directory. No other crate talks to a datastore.
 //!
-//! It hears and tells; it believes nothing and plans nothing. Loss of the store is said and never shown as an empty list.
+//! The crate reports what the store holds; it neither validates nor plans. A store that cannot be reached is reported as lost,
+//! never as an empty list.
 
 mod dir;
 #[cfg(feature = "etcd")]

@@ -1,4 +1,4 @@
-//! Our own lease: what a node asks for, and the lease that answers it. The exclusive write is each store's own.
+//! Our own lease: the request of a node, and the choice of the lease to write. Each store does the exclusive write itself.
 
 use std::fmt;
 
@@ -8,44 +8,45 @@ use plan::subnet_alloc::{self, Asker, Origin};
 
 use crate::view::StoreError;
 
-/// What a node asks for.
+/// Request of a node for a lease.
 pub struct Claim {
     pub conf: NetConf,
     pub asker: Asker,
     pub announce: Box<Announce>,
-    /// Which subnets will do.
+    /// Subnets that are acceptable.
     pub choice: Choice,
-    /// What the store told last, for a node that runs.
+    /// Leases that the store last listed, for a running node.
     pub listed: Vec<Lease>,
 }
 
-/// What to announce, given the lease that we hold already (a VTEP's MAC outlives a reboot there) and all others.
+/// Function that returns the backend data to announce. Its arguments are the lease that we hold already, since a VTEP's MAC
+/// address there outlives a reboot, and all other leases.
 pub type Announce = dyn Fn(Option<&Lease>, &[&Lease]) -> Announced + Send + Sync;
 
-/// Which subnets will do.
+/// Subnets that are acceptable for our lease.
 #[derive(Clone, Copy, Debug)]
 pub enum Choice {
-    /// Any; the dice decide between free ones.
+    /// Any subnet; `dice` is the random number that selects one of the free ones.
     Any { dice: u64 },
-    /// Only this one, because pods have addresses from it.
+    /// Only this subnet, because pods have addresses from it.
     Only(Subnet),
-    /// The same, though somebody else has written another address into its entry.
+    /// Only this subnet, even if another node has written its own address into the lease.
     Back(Subnet),
 }
 
-/// The answer.
+/// Lease to write for a [`Claim`].
 pub(crate) struct Settled {
     pub(crate) lease: Lease,
-    /// Leases of ours to be deleted.
+    /// Subnets of older leases of ours, to be deleted.
     pub(crate) stale: Vec<Subnet>,
     pub(crate) origin: Origin,
 }
 
-/// Why there is no answer.
+/// Reason for which no lease can be chosen.
 pub(crate) enum Unsettled {
-    /// It may come right by itself.
+    /// The obstacle may go away by itself.
     NotNow(String),
-    /// Somebody has to do something.
+    /// An administrator has to change something.
     Refused(String),
 }
 
@@ -56,6 +57,7 @@ impl From<String> for Unsettled {
 }
 
 impl Unsettled {
+    /// Returns the error for this reason at `place`, the store's path or endpoint.
     pub(crate) fn at(self, place: impl fmt::Display) -> StoreError {
         match self {
             Self::NotNow(why) => StoreError::decided(place, why),
@@ -65,13 +67,13 @@ impl Unsettled {
 }
 
 impl Claim {
-    /// Is that subnet, whose lease nobody can read, to be left to whoever has it?
+    /// Returns true if this subnet, whose lease cannot be parsed, must be left to its owner.
     #[cfg(feature = "etcd")]
     pub(crate) fn spares(&self, subnet: &Subnet) -> bool {
         self.asker.previous != Some(*subnet) && subnet_alloc::fits(&self.conf, subnet)
     }
 
-    /// Chooses among what the store holds now.
+    /// Chooses our lease, given the leases that the store holds now.
     pub(crate) fn settle(&self, leases: &[Lease]) -> Result<Settled, Unsettled> {
         let dice = if let Choice::Any { dice } = self.choice { dice } else { 0 };
         let ours = if let Choice::Back(subnet) = self.choice { Some(subnet) } else { None };

@@ -1,10 +1,11 @@
-//! How well a store is heard, for metrics: written by whoever hears it, read at any time, and no reason to look at anything.
+//! Counters about the connection to a store, for the metrics. The task that watches the store writes them; any thread may read
+//! them, and a change triggers nothing.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// Counted since the start.
+/// Time of the last message from a store, and counts since the start of the process.
 #[derive(Debug, Default)]
 pub struct Pulse {
     heard: Mutex<Option<Instant>>,
@@ -13,21 +14,22 @@ pub struct Pulse {
 }
 
 impl Pulse {
-    /// How long ago the store last said anything; `None` before it ever did.
+    /// Returns the time since the store last answered or sent an event; `None` before the first.
     pub fn age(&self) -> Option<Duration> {
         self.heard.lock().ok()?.map(|at| at.elapsed())
     }
 
-    /// How often a watch had to be begun anew.
+    /// Returns the number of times that a watch was restarted.
     pub fn restarts(&self) -> u64 {
         self.restarts.load(Relaxed)
     }
 
-    /// How often the whole list was read.
+    /// Returns the number of times that the whole list was read.
     pub fn lists(&self) -> u64 {
         self.lists.load(Relaxed)
     }
 
+    /// Records that the store has answered or sent an event.
     pub(crate) fn beat(&self) {
         if let Ok(mut heard) = self.heard.lock() {
             *heard = Some(Instant::now());

@@ -1,4 +1,4 @@
-//! A store, whichever it is. All of it waits for others; none of it may be called where repairs would have to wait, too.
+//! A store of any kind. Its calls wait for disks or servers, so they must not be made where a repair would wait for them.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::own::Claim;
 use crate::pulse::Pulse;
 use crate::view::{StoreError, View};
 
-/// Where the leases are. Copies are the same store.
+/// A store of the leases. Copies share the same store.
 #[derive(Clone)]
 pub enum Store {
     Dir(Dir),
@@ -23,7 +23,7 @@ pub enum Store {
 }
 
 impl Store {
-    /// Tells this store from others, for people and for a cache.
+    /// Returns a text that identifies the store, for messages and for the cache, e.g. `etcd /coreos.com/network`.
     pub fn identity(&self) -> String {
         match self {
             Self::Dir(dir) => dir.identity(),
@@ -32,7 +32,7 @@ impl Store {
         }
     }
 
-    /// How it is heard.
+    /// Returns the counters about the connection.
     pub fn pulse(&self) -> Arc<Pulse> {
         match self {
             Self::Dir(dir) => dir.pulse(),
@@ -41,7 +41,9 @@ impl Store {
         }
     }
 
-    /// Reads all leases, once.
+    /// Reads all leases once.
+    ///
+    /// Returns an error if the store cannot be reached.
     pub async fn leases(&self) -> Result<Vec<Lease>, StoreError> {
         match self {
             Self::Dir(dir) => dir.leases(),
@@ -51,6 +53,8 @@ impl Store {
     }
 
     /// Reads the network config.
+    ///
+    /// Returns an error if the store cannot be reached, or if the config is missing or invalid.
     pub async fn net_conf(&self) -> Result<NetConf, StoreError> {
         match self {
             Self::Dir(dir) => dir.net_conf(),
@@ -59,7 +63,7 @@ impl Store {
         }
     }
 
-    /// The network config at this moment, where that takes no time; elsewhere the view is what there is.
+    /// Returns the current network config if the store can be read without delay, else `None`; the view then has the last one.
     pub fn net_conf_at_hand(&self) -> Option<Result<NetConf, StoreError>> {
         match self {
             Self::Dir(dir) => Some(dir.net_conf()),
@@ -68,7 +72,7 @@ impl Store {
         }
     }
 
-    /// From now on that lease is ours, and leases are of that config's networks.
+    /// Records that the lease of this subnet is ours, and that the networks of this config define which entries are leases.
     pub fn hold(&self, subnet: &Subnet, conf: &NetConf) {
         match self {
             // A directory's leases do not end.
@@ -78,7 +82,10 @@ impl Store {
         }
     }
 
-    /// Takes our lease, or finds that it stands as it should.
+    /// Writes our lease, unless it stands there already as it should.
+    ///
+    /// Returns an error if the store cannot be reached or has no acceptable subnet. The error is a refusal
+    /// ([`StoreError::is_refusal`]) if another node seems to have our address.
     pub async fn acquire(&self, claim: Claim) -> Result<Lease, StoreError> {
         match self {
             Self::Dir(dir) => {
@@ -91,7 +98,7 @@ impl Store {
         }
     }
 
-    /// Keeps the view up to date, for ever.
+    /// Keeps the view up to date and never returns.
     pub async fn watch(self, view: watch::Sender<View>) {
         match self {
             Self::Dir(dir) => dir.watch(view).await,

@@ -1,4 +1,4 @@
-//! What a store last told, and whether it can still be heard: one value, whatever the store.
+//! Last state read from a store, and whether the store is reachable: one type for all stores.
 
 use std::fmt;
 use std::time::SystemTime;
@@ -9,26 +9,26 @@ use plan::netconf::NetConf;
 use plan::note::Note;
 use plan::text::printed;
 
-/// Bytes of a lease or config: they have some 300, and what is larger is none.
+/// Maximum size of a lease or config in bytes; usual ones have about 300.
 pub(crate) const LARGEST: u64 = 64 * 1024;
 
-/// The last complete picture.
+/// Last complete state of a store.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct View {
     pub leases: Leases,
-    /// The network config as it stands, or why it cannot be used; `None` before it was read.
+    /// Network config, or the reason for which it cannot be used; `None` before it was read.
     pub conf: Option<Result<NetConf, String>>,
-    /// Entries that are no leases.
+    /// Warnings about entries that are not leases.
     pub notes: Vec<Note>,
-    /// Why nothing is heard at present; the leases above then are the last good ones.
+    /// Reason for which the store cannot be read at present; the leases are then the last good ones.
     pub lost: Option<String>,
-    /// Where the leases stand in the store's own history, if it keeps one.
+    /// Position in the store's own history, if the store keeps one.
     pub history: Option<History>,
-    /// When our lease ends unless it is renewed; `None` where it does not end or nobody knows.
+    /// Time at which our lease ends unless it is renewed; `None` if it never ends or the time is unknown.
     pub own_until: Option<SystemTime>,
 }
 
-/// What a store could not do, where and why.
+/// Error of a store: the action, the place and the reason, e.g. `http://10.0.0.5:2379: no answer within 1.5 s`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreError {
     text: String,
@@ -37,37 +37,37 @@ pub struct StoreError {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// Nobody could be asked.
+    /// The store could not be reached.
     Trouble,
-    /// It answered, and no.
+    /// The store answered, and the action is not possible at present.
     Decided,
-    /// And trying again is of no use.
+    /// The store answered, and a retry is useless.
     Refused,
 }
 
 impl StoreError {
-    /// `doing` says what and where, `why` in the words of whoever refused.
+    /// Creates an error of an unreachable store. `doing` is the action or place, `why` the reason in the words of its source.
     pub(crate) fn new(doing: impl fmt::Display, why: impl fmt::Display) -> Self {
         Self { text: printed(format_args!("{doing}: {why}")), kind: Kind::Trouble }
     }
 
-    /// The same of what was well understood and cannot be at present.
+    /// Creates an error of an action that is not possible at present, although the store answered.
     pub(crate) fn decided(doing: impl fmt::Display, why: impl fmt::Display) -> Self {
         Self { kind: Kind::Decided, ..Self::new(doing, why) }
     }
 
-    /// Is it an answer, rather than that there is none?
+    /// Returns true if the store answered.
     #[cfg(feature = "etcd")]
     pub(crate) fn is_decision(&self) -> bool {
         self.kind != Kind::Trouble
     }
 
-    /// The same where trying again is of no use.
+    /// Creates an error for which a retry is useless.
     pub(crate) fn refused(doing: impl fmt::Display, why: impl fmt::Display) -> Self {
         Self { kind: Kind::Refused, ..Self::new(doing, why) }
     }
 
-    /// Must somebody do something before it is tried again?
+    /// Returns true if a retry is useless until an administrator has changed something.
     pub fn is_refusal(&self) -> bool {
         self.kind == Kind::Refused
     }

@@ -1,4 +1,4 @@
-//! The directory's leases in memory, re-read file by file: a change among ten thousand leases costs one file.
+//! The directory's leases in memory, updated file by file: a change among ten thousand leases costs one read.
 
 use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
@@ -15,8 +15,9 @@ use crate::view::View;
 #[derive(Debug)]
 pub(super) struct Listing {
     subnets: PathBuf,
-    /// By name; a tree of so many would take twice the memory.
+    /// Entries, sorted by name; a `BTreeMap` would take twice the memory.
     entries: Vec<Entry>,
+    /// True if the leases or warnings have changed since `take_changed`.
     changed: bool,
 }
 
@@ -24,35 +25,36 @@ pub(super) struct Listing {
 struct Entry {
     name: Box<str>,
     stamp: Stamp,
-    /// As old as its file was when it was first seen here.
+    /// Modification time of the file when it was first seen, as returned by [`age`].
     born: u64,
-    /// The last one that was read under this key.
+    /// Last lease that was read from the file.
     lease: Option<Lease>,
-    /// What is wrong with what stands there now.
+    /// Warning about the file's current content.
     note: Option<Box<Note>>,
 }
 
-/// Tells an unchanged file: a rename brings a new inode, and nobody can set the time of a change.
+/// Inode, change time (seconds and nanoseconds) and size of a file, by which a change is detected. A rename brings a new inode,
+/// and the change time cannot be set.
 type Stamp = (u64, i64, i64, u64);
 
-/// Of no file.
+/// Stamp that no file has.
 const NO_STAMP: Stamp = (0, 0, 0, 0);
 
 fn stamp(metadata: &Metadata) -> Stamp {
     (metadata.ino(), metadata.ctime(), metadata.ctime_nsec(), metadata.size())
 }
 
-/// Nanoseconds, in the order of the file's times whatever they say: before 1970 is older than after.
+/// Returns the modification time in nanoseconds, offset so that times before 1970 sort before later ones.
 fn age(metadata: &Metadata) -> u64 {
     let since_1970 = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
     since_1970.cast_unsigned() ^ (1 << 63)
 }
 
 impl Entry {
-    /// What stands in that file now; of one that cannot be read for the moment, what stood there `before`.
+    /// Reads the file. If it cannot be read at present, its previous lease stays, with a warning.
     fn read(name: &str, path: &Path, metadata: &Metadata, before: Option<&Self>) -> Self {
         let stamp = stamp(metadata);
-        // As old as when it was first seen here: a lease does not become another one when a clock jumps or it is rewritten.
+        // The age stays that of the first read: a rewrite or a jump of the clock does not make it another lease.
         let born = before.map_or_else(|| age(metadata), |entry| entry.born);
         let key: Box<str> = name.into();
         let entry = |stamp, lease, note: Option<Note>| Self {
@@ -82,7 +84,9 @@ impl Listing {
         Self { subnets, entries: Vec::new(), changed: true }
     }
 
-    /// Looks at every file, and reads those that are new or changed.
+    /// Checks every file, and reads new and changed ones.
+    ///
+    /// Returns an error if the directory or a file cannot be examined.
     pub(super) fn refresh(&mut self) -> io::Result<()> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.subnets)? {
@@ -97,7 +101,7 @@ impl Listing {
         names.iter().try_for_each(|name| self.look_at(name))
     }
 
-    /// Looks at one file. What cannot be looked at is not gone.
+    /// Checks one file and reads it if it has changed. A file that cannot be examined is an error and stays in the listing.
     pub(super) fn look_at(&mut self, name: &str) -> io::Result<()> {
         if name.starts_with(HIDDEN) {
             return Ok(());
@@ -106,7 +110,7 @@ impl Listing {
         let at = self.entries.binary_search_by(|entry| (*entry.name).cmp(name));
         let metadata = match fs::symlink_metadata(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                // Of a directory that is moved away while it is read, no file is gone.
+                // A file is missing only if its directory exists; the directory may be moved away at this moment.
                 fs::metadata(&self.subnets)?;
                 if let Ok(at) = at {
                     self.entries.remove(at);
@@ -130,7 +134,7 @@ impl Listing {
         Ok(())
     }
 
-    /// Has anything changed since this was asked last?
+    /// Returns true if anything has changed since the last call.
     pub(super) fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
