@@ -1,5 +1,5 @@
-//! Leases in etcd, in flannel's keys and words (flannel-compat 4). It asks one server at a time and gives none of them long
-//! to answer; what it heard stays in force while nobody does. Whether a list is to be believed is not decided here.
+//! Leases in etcd, with flannel's keys and values (flannel-compat 4). It uses one server at a time, with a short timeout. The
+//! last known leases stay in force while no server answers. `plan::belief` decides if a list is plausible.
 
 mod claim;
 mod der;
@@ -32,49 +32,51 @@ use listing::{Listing, Scope};
 use pace::Pace;
 use session::{ANSWER, Keys, Name, Refusal, Session, Since, Stream};
 
-/// Changes in quick succession are told together.
+/// Time after a change within which further changes are published together with it.
 const QUIET: Duration = Duration::from_millis(20);
-/// Time without a word after which a server is asked whether it is there.
+/// Time without a message after which the server is probed.
 const SILENCE: Duration = Duration::from_secs(3);
-/// Time without a word after which a watch is begun again, though its server is there: etcd says every 10 minutes how far
-/// it is, unless it is told otherwise.
+/// Time without a message after which a watch is restarted although its server answers. etcd sends a progress notification
+/// every 10 minutes by default.
 const DEAF: Duration = Duration::from_secs(25 * 60);
-/// Time between two looks at whether this node still has the address that the connection comes from.
+/// Time between two checks that this node still has the source address of the connection.
 const SOURCE: Duration = Duration::from_millis(250);
 
-/// Until a lease that could not be renewed is renewed; it lasts much longer.
+/// Time until the next attempt after a failed renewal of our lease, whose TTL is much longer.
 const RENEW_RETRY: Duration = Duration::from_secs(20);
 
-/// Where etcd is, and who asks.
+/// Address of the etcd cluster and our credentials.
 #[derive(Clone)]
 pub struct EtcdOptions {
-    /// URLs, in the order in which they are tried.
+    /// URLs of the servers, e.g. `https://10.0.0.5:2379`. They are tried in this order, from a random one on.
     pub endpoints: Vec<String>,
-    /// What all keys begin with.
+    /// Prefix of all keys, e.g. `/coreos.com/network`.
     pub prefix: String,
-    /// PEM; empty means the system's.
+    /// File of the trusted CA certificates, PEM; empty means the system's.
     pub cafile: PathBuf,
-    /// The client's own certificate and key, PEM; empty means none.
+    /// File of the client certificate, PEM; empty means none.
     pub certfile: PathBuf,
+    /// File of the client's private key, PEM; empty means none.
     pub keyfile: PathBuf,
-    /// Empty means none.
+    /// User name; empty means none.
     pub username: String,
+    /// Password of the user; empty means none.
     pub password: String,
-    /// Goes before what the config names.
+    /// Backend that replaces the one in the config.
     pub backend: Option<Backend>,
-    /// How long before its end our lease is renewed.
+    /// Time before the end of our lease at which it is renewed.
     pub renew_margin: Duration,
 }
 
 impl EtcdOptions {
-    /// As with flannel, one without the other is none.
+    /// Returns true if there is a user and a password. As with flannel, one without the other is ignored.
     fn has_user(&self) -> bool {
         !(self.username.is_empty() || self.password.is_empty())
     }
 }
 
 impl fmt::Debug for EtcdOptions {
-    /// Without the password.
+    /// Formats the cluster without the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "etcd {} at {}", self.prefix, self.endpoints.join(","))
     }
@@ -92,22 +94,23 @@ pub struct Etcd {
 #[derive(Default)]
 struct Shared {
     session: Option<Session>,
-    /// Which endpoint is tried first.
+    /// Number of the endpoint that is tried first, modulo the number of endpoints.
     first: usize,
-    /// The list that our lease was taken by.
+    /// Listing that was read to take our lease; the watch begins with it.
     seed: Option<Listing>,
-    /// The last part of our lease's key.
+    /// Last part of our lease's key, e.g. `10.3.7.0-24`.
     own: Option<Box<str>>,
-    /// What counts as a lease; the networks of the config in force do not change while we run.
+    /// Definition of a lease. The networks of the config in force do not change while the daemon runs.
     scope: Option<Scope>,
 }
 
-/// Why a watch ends.
+/// Reason for the end of a watch.
 enum End {
-    /// This node has lost the address that the connection came from.
+    /// The source address of the connection was removed from this node.
     Moved,
-    /// All is well, and it is begun again.
+    /// There is no fault; the watch is restarted.
     Again(&'static str),
+    /// The server failed or refused.
     Lost(StoreError),
 }
 
@@ -117,17 +120,19 @@ impl From<StoreError> for End {
     }
 }
 
-/// Our etcd lease, and when it is to be renewed.
+/// Our etcd lease and the time of its renewal.
 #[derive(Default)]
 struct Renewal {
-    /// 0: a reservation, which has none and never ends.
+    /// Id of the etcd lease; 0 for a reservation, which has none and never ends.
     id: i64,
+    /// Time of the next renewal.
     due: Option<Instant>,
+    /// Time at which the lease ends; `None` until it was renewed once.
     until: Option<SystemTime>,
 }
 
 impl Etcd {
-    /// Names the cluster; nobody is asked yet.
+    /// Creates a store of this cluster without connecting to it.
     pub fn new(options: EtcdOptions) -> Self {
         let keys = Keys::new(&options.prefix);
         let first = pace::dice() as usize;
@@ -135,18 +140,20 @@ impl Etcd {
         Self { options: Arc::new(options), keys, shared: Arc::new(shared), pulse: Arc::default() }
     }
 
-    /// Tells this store from others, for people and for a cache.
+    /// Returns a text that identifies the store, for messages and for the cache, e.g. `etcd /coreos.com/network`.
     pub fn identity(&self) -> String {
-        // Servers come and go; which cluster it is, its lists say.
+        // The text has no servers, since they may change; the cluster's id comes with its lists.
         format!("etcd {}", self.options.prefix)
     }
 
-    /// How it is heard.
+    /// Returns the counters about the connection.
     pub fn pulse(&self) -> Arc<Pulse> {
         self.pulse.clone()
     }
 
-    /// Reads all leases, once.
+    /// Reads all leases once.
+    ///
+    /// Returns an error if no server answers.
     pub async fn leases(&self) -> Result<Vec<Lease>, StoreError> {
         let mut session = self.session().await?;
         let listed = session.list(&self.options, None).await;
@@ -154,6 +161,8 @@ impl Etcd {
     }
 
     /// Reads the network config.
+    ///
+    /// Returns an error if no server answers, or if the config is missing or invalid.
     pub async fn net_conf(&self) -> Result<NetConf, StoreError> {
         let session = self.session().await?;
         let read = session.get(Name::Config).await;
@@ -163,8 +172,10 @@ impl Etcd {
             .map_err(|why| StoreError::new(&session.endpoint, why))
     }
 
-    /// Takes our lease: compared and swapped, so that of two who want the same subnet one gets it and the other chooses
-    /// anew. Writes nothing when the lease stands as it should.
+    /// Writes our lease, unless it stands there already as it should. It uses compare-and-swap: if two nodes want the same
+    /// subnet, one gets it and the other chooses again.
+    ///
+    /// Returns an error if no server answers or no acceptable subnet is available.
     pub async fn acquire(&self, claim: &Claim) -> Result<Lease, StoreError> {
         let mut session = self.session().await?;
         let taken = claim::take(&mut session, &self.options, claim).await;
@@ -175,15 +186,16 @@ impl Etcd {
         Ok(lease)
     }
 
-    /// From now on that lease is ours to renew, whether it was taken or remembered, and leases are of that config's
-    /// networks.
+    /// Records that the lease of this subnet is ours to renew, and that the networks of this config define which entries are
+    /// leases.
     pub fn hold(&self, subnet: &Subnet, conf: &NetConf) {
         let mut shared = self.lock();
         (shared.own, shared.scope) =
             (Some(subnet.to_string().into()), Some(Scope { conf: conf.clone(), owner: None }));
     }
 
-    /// Keeps the view up to date and our lease renewed, for ever. While nobody answers the last good leases stay in it.
+    /// Keeps the view up to date and our lease renewed, and never returns. While no server answers, the view keeps the last
+    /// good leases.
     pub async fn watch(self, view: watch::Sender<View>) {
         let mut listing = self.lock().seed.take().unwrap_or_default();
         let (mut renewal, mut pace) = (Renewal::default(), Pace::default());
@@ -205,6 +217,7 @@ impl Etcd {
         }
     }
 
+    /// Follows the store on one connection until the watch ends. Gives up a connection that failed or lost its source address.
     async fn follow(
         &self,
         listing: &mut Listing,
@@ -221,6 +234,7 @@ impl Etcd {
         })
     }
 
+    /// Runs the watch on a connection, with renewals, health checks and publications, until it ends.
     async fn hear(
         &self,
         mut session: Session,
@@ -230,7 +244,7 @@ impl Etcd {
         pace: &mut Pace,
     ) -> Result<Infallible, End> {
         let mut stream = self.begin(&mut session, listing).await?;
-        // Nobody knows how long it lasts after a clock that stood still or a server that was away.
+        // The remaining TTL is unknown after a suspended machine or an outage of the server.
         renewal.begin();
         let mut silence = Silence::begin(session.clone());
         let mut publish: Option<Instant> = None;
@@ -270,14 +284,14 @@ impl Etcd {
                 }
                 () = at(renewal.due) => {
                     renewal.renew(&mut session, self.options.renew_margin).await;
-                    // For whoever remembers how long our lease is good for.
+                    // The end of our lease has changed, and the cache keeps it.
                     publish.get_or_insert(Instant::now());
                 }
             }
         }
     }
 
-    /// Brings the listing up to date and begins a watch from there.
+    /// Brings the listing up to date and starts a watch from there.
     async fn begin(&self, session: &mut Session, listing: &mut Listing) -> Result<Stream, StoreError> {
         let since = session.since(listing).await?;
         if since != Since::Same {
@@ -290,10 +304,10 @@ impl Etcd {
         session.watch(listing.next()).await
     }
 
-    /// Takes what the watch tells. True when it is something new.
+    /// Applies a message of the watch. Returns true if it changes anything.
     fn heed(&self, response: &WatchResponse, listing: &mut Listing, session: &Session) -> Result<bool, End> {
         if response.canceled() {
-            // Whatever the reason is, the list is to be read anew.
+            // The list has to be read again in any case.
             listing.cluster = 0;
             return Err(session.fault(words::ended(response)).into());
         }
@@ -308,7 +322,7 @@ impl Etcd {
         Ok(changed)
     }
 
-    /// The connection that there is, or a new one to the first server that answers.
+    /// Returns the current connection, or a new one to the first server that answers.
     async fn session(&self) -> Result<Session, StoreError> {
         let (known, first) = {
             let shared = self.lock();
@@ -335,7 +349,7 @@ impl Etcd {
         Err(StoreError::new("etcd", faults.join("; ")))
     }
 
-    /// A connection on which something failed is not used again, and the next one goes to another server.
+    /// Passes the result on, and gives the connection up if it failed. The next connection goes to another server.
     fn keep_if_well<T>(&self, session: &Session, result: Result<T, StoreError>) -> Result<T, StoreError> {
         result.inspect_err(|error| {
             if !error.is_decision() {
@@ -344,7 +358,7 @@ impl Etcd {
         })
     }
 
-    /// Gives a connection up, and with it the server, if that has `failed`.
+    /// Gives a connection up. If it has `failed`, the next one goes to another server.
     fn leave(&self, session: &Session, failed: bool) {
         let mut shared = self.lock();
         if shared.session.as_ref().is_some_and(|current| current.is(session)) {
@@ -363,7 +377,7 @@ impl Etcd {
 }
 
 impl Renewal {
-    /// A lease that is new to us is renewed at once, which also tells how long it lasts.
+    /// Takes the id of our etcd lease. A new one is renewed at once, which also yields its TTL.
     fn look_at(&mut self, id: Option<i64>) {
         let id = id.unwrap_or_default();
         if self.id != id {
@@ -372,16 +386,18 @@ impl Renewal {
         }
     }
 
+    /// Schedules a renewal for now, if there is an etcd lease.
     fn begin(&mut self) {
         self.due = (self.id != 0).then(Instant::now);
     }
 
-    /// Keeps it alive without a write, so that nobody hears of it. One that is over goes with its key, and that is heard.
+    /// Renews the lease by a keep-alive, which writes no key and so causes no event. An expired lease takes its key along, and
+    /// the watch reports that.
     async fn renew(&mut self, session: &mut Session, margin: Duration) {
         let pause = match session.keep_alive(self.id).await {
             Ok(lasts) if !lasts.is_zero() => {
                 self.until = Some(SystemTime::now() + lasts);
-                // One that is shorter than the margin is no reason to ask without a pause.
+                // The pause stays positive for a TTL shorter than the margin.
                 lasts.saturating_sub(margin).max(lasts / 3)
             }
             Ok(_) => RENEW_RETRY,
@@ -394,15 +410,16 @@ impl Renewal {
     }
 }
 
-/// Watches over a silent server.
+/// Health check of a silent server.
 struct Silence {
     session: Session,
-    /// Until the server has said that the watch stands.
+    /// True once the server has confirmed the watch.
     is_settled: bool,
-    /// When the watch last said anything, and when the server did.
+    /// Time of the last message of the watch.
     watch: Instant,
+    /// Time of the last message of the server.
     server: Instant,
-    /// A question that is under way.
+    /// Probe that is waiting for its reply.
     asked: Option<BoxFuture<'static, Result<(), Refusal>>>,
 }
 
@@ -412,15 +429,15 @@ impl Silence {
         Self { session, is_settled: false, watch: now, server: now, asked: None }
     }
 
-    /// The watch says something. True for the first word.
+    /// Records a message of the watch. Returns true for the first one.
     fn hear(&mut self) -> bool {
         (self.watch, self.server, self.asked) = (Instant::now(), Instant::now(), None);
         !std::mem::replace(&mut self.is_settled, true)
     }
 
-    /// Waits while the server is silent and may be, then asks it whether it is there. The question is one that every etcd
-    /// and every proxy passes on; to ask on the watch itself is answered by none of the proxies, and ends some of them. May
-    /// be dropped and called again.
+    /// Waits until the server has been silent for [`SILENCE`], then probes it with a read of one key. Every etcd and every
+    /// proxy forwards that; no proxy answers a progress request on the watch itself, and some end by it. The future may be
+    /// dropped and the method called again.
     async fn pass(&mut self) -> Result<(), End> {
         if !self.is_settled {
             sleep_until(self.server + ANSWER).await;
@@ -442,7 +459,7 @@ impl Silence {
     }
 }
 
-/// Never, where there is no such time.
+/// Waits until this time, or for ever if there is none.
 async fn at(when: Option<Instant>) {
     match when {
         Some(when) => sleep_until(when).await,
@@ -450,6 +467,7 @@ async fn at(when: Option<Instant>) {
     }
 }
 
+/// Publishes the listing in the view, if it differs.
 fn tell(listing: &Listing, until: Option<SystemTime>, view: &watch::Sender<View>) {
     if view.borrow().lost.is_some() {
         info!("store is back");

@@ -1,5 +1,5 @@
-//! How a node gets its lease out of etcd: it chooses by what stands there, and writes only if that still stands. Who loses
-//! such a race chooses anew.
+//! Acquisition of our lease in etcd. The node chooses from what is stored, and writes only if that is unchanged. The loser of
+//! such a race chooses again.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use super::session::{Name, Session, Swap};
 use crate::own::{Choice, Claim, Settled};
 use crate::view::StoreError;
 
-/// Races lost or won until a lease stands; each node that wins one is out of the others' way.
+/// Maximum number of attempts until our lease is confirmed. Each node that wins a race no longer disturbs the others.
 const ATTEMPTS: usize = 30;
-/// etcd's limit of what is done at once is 128.
+/// Maximum number of old leases of ours that one transaction deletes; etcd allows 128 operations.
 const MOVED: usize = 100;
-/// Between two of them.
+/// Time between two attempts.
 const PAUSE: Duration = Duration::from_millis(30);
 
-/// Takes it. Gives the whole list, too, where that had to be read.
+/// Writes our lease, and returns it with the list that was read for it, if one was.
 pub(super) async fn take(
     session: &mut Session,
     options: &EtcdOptions,
@@ -33,7 +33,7 @@ pub(super) async fn take(
             sleep(jittered(PAUSE)).await;
         }
         let (listing, leases) = match &claim.choice {
-            // What was won is looked at once more: a lease under another key may overlap it, and the older one stays.
+            // A lease that was won is checked once more: a lease of another key may overlap it, and the older one stays.
             Choice::Any { .. } => {
                 let listing = session.list(options, Some(scope.clone())).await?;
                 let mut leases = listing.leases();
@@ -62,7 +62,7 @@ pub(super) async fn take(
     Err(session.fault("our lease changed under our hands again and again; it is tried again"))
 }
 
-/// What is known, with one entry as it is now.
+/// Returns the known leases, with one entry read again.
 async fn fresh(
     session: &Session,
     options: &EtcdOptions,
@@ -80,7 +80,8 @@ async fn fresh(
     Ok((listing, leases))
 }
 
-/// A lease that moves takes its etcd lease along, and a reservation stays one.
+/// Writes the lease if its key and the stale ones are unchanged; returns false if not. A lease that moves keeps its etcd lease,
+/// and a reservation stays one.
 async fn write(
     session: &mut Session,
     listing: &Listing,
@@ -94,13 +95,13 @@ async fn write(
         .filter_map(|stale| listing.entry(&stale).map(|entry| (stale, entry.mod_revision)))
         .take(MOVED)
         .collect();
-    // Of several one that never ends.
+    // If there are several, a reservation has precedence, as its id is 0.
     let moved = gone.iter().filter_map(|(stale, _)| listing.lease_id(stale)).min();
     let granted = if over.is_none() && moved.is_none() { Some(session.grant().await?) } else { None };
     let lease_id = moved.or(granted).unwrap_or_default();
     let written = session.swap(Swap { key, value, over, gone, lease_id }).await;
     if let Some(id) = granted.filter(|_| !matches!(written, Ok(true))) {
-        // What is left over ends by itself.
+        // A grant that cannot be revoked expires by itself.
         let _ = session.revoke(id).await;
     }
     written

@@ -1,23 +1,24 @@
-//! The parts of an X.509 certificate that webpki keeps to itself: what was signed, and its extensions. It only finds them;
-//! whether the certificate is in order webpki has decided before. Malformed bytes give `None`.
+//! Parts of an X.509 certificate that webpki does not expose: the signed bytes and the extensions. This parser only finds them;
+//! webpki has validated the certificate before. Malformed bytes give `None`.
 
 const SEQUENCE: u8 = 0x30;
 const BIT_STRING: u8 = 0x03;
 const BOOLEAN: u8 = 0x01;
 const OCTET_STRING: u8 = 0x04;
-/// The tag of the extensions among the fields of a certificate.
+/// Tag of the extensions among the fields of a certificate.
 const EXTENSIONS: u8 = 0xa3;
 
+/// Object identifier of the basic constraints, 2.5.29.19.
 const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
 
-/// A certificate in its parts.
+/// Parts of a certificate.
 pub(super) struct Certificate<'a> {
-    /// The bytes that the signature is of, header included.
+    /// Signed bytes, header included.
     pub(super) signed: &'a [u8],
-    /// The content of the signature's algorithm identifier.
+    /// Content of the signature's algorithm identifier.
     pub(super) algorithm: &'a [u8],
     pub(super) signature: &'a [u8],
-    /// The extensions, one after the other.
+    /// Consecutive extensions.
     extensions: &'a [u8],
 }
 
@@ -27,7 +28,7 @@ impl<'a> Certificate<'a> {
         let (SEQUENCE, fields, rest) = element(whole)? else { return None };
         let signed = whole.get(..whole.len() - rest.len())?;
         let (SEQUENCE, algorithm, rest) = element(rest)? else { return None };
-        // No unused bits in the last byte.
+        // The leading 0 means that the last byte has no unused bits.
         let (BIT_STRING, [0, signature @ ..], _) = element(rest)? else { return None };
         let extensions = match elements(fields).find(|(tag, _)| *tag == EXTENSIONS) {
             Some((_, wrapped)) => element(wrapped)?.1,
@@ -36,13 +37,13 @@ impl<'a> Certificate<'a> {
         Some(Self { signed, algorithm, signature, extensions })
     }
 
-    /// True if it may sign certificates: `CA:TRUE`.
+    /// Returns true if the certificate may sign others (`CA:TRUE`).
     pub(super) fn is_authority(&self) -> bool {
         let constraints = self.extension(BASIC_CONSTRAINTS).and_then(|content| elements(content).next());
         constraints.is_some_and(|(tag, value)| tag == BOOLEAN && value == [0xff])
     }
 
-    /// The content of the extension of that identifier, without its outer sequence.
+    /// Returns the content of the extension with this identifier, without its outer sequence.
     pub(super) fn extension(&self, identifier: &[u8]) -> Option<&'a [u8]> {
         let value = |extension: &'a [u8]| {
             let (_, id, rest) = element(extension)?;
@@ -53,11 +54,12 @@ impl<'a> Certificate<'a> {
     }
 }
 
-/// The contents of the elements that stand one after the other.
+/// Returns the contents of consecutive elements.
 pub(super) fn items(der: &[u8]) -> impl Iterator<Item = &[u8]> {
     elements(der).map(|(_, content)| content)
 }
 
+/// Returns tag and content of consecutive elements.
 fn elements(mut der: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     std::iter::from_fn(move || {
         let (tag, content, rest) = element(der)?;
@@ -66,7 +68,7 @@ fn elements(mut der: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     })
 }
 
-/// Tag, content and what follows of the first element.
+/// Returns tag and content of the first element, and the bytes after it.
 fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let [tag, length, rest @ ..] = der else { return None };
     let (length, rest) = match length {

@@ -1,5 +1,5 @@
-//! One connection to one etcd server: TCP, and TLS where the endpoint begins with `https://`. A connection that ends is not
-//! made again here: a session is one connection, from one source address.
+//! Connection to one etcd server: TCP, with TLS if the endpoint begins with `https://`. A connection that ends is not renewed
+//! here: a session is one connection from one source address.
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, UdpSocket};
@@ -19,10 +19,10 @@ use tower::{ServiceExt, service_fn};
 
 use super::{EtcdOptions, tls, words};
 
-/// Time limit for finding out which protocol a server speaks that could not be understood.
+/// Timeout for finding the protocol of a server whose reply was not understood.
 const DIAGNOSIS: Duration = Duration::from_millis(500);
 
-/// The socket under a session, to see whether its source address is still this node's, and to end it.
+/// Socket of a session. It serves to check if its source address is still this node's, and to shut the connection down.
 #[derive(Debug)]
 pub(super) struct Line {
     socket: Socket,
@@ -30,18 +30,18 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// True unless the source address was removed from this node, so that no answer can arrive any more.
+    /// Returns false if the source address was removed from this node, so that no reply can arrive any more.
     pub(super) fn has_source(&self) -> bool {
         let probe = UdpSocket::bind(SocketAddr::new(self.source.ip(), 0));
         match (self.source, probe) {
-            // A link-local address needs its interface.
+            // A link-local address can be bound with its interface only, so it is not checked.
             (SocketAddr::V6(source), _) if source.scope_id() != 0 => true,
             (_, Err(error)) => error.kind() != io::ErrorKind::AddrNotAvailable,
             (_, Ok(_)) => true,
         }
     }
 
-    /// Ends the connection, so that every request on it fails at once.
+    /// Shuts the connection down, so that every request on it fails at once.
     pub(super) fn cut(&self) {
         let _ = self.socket.shutdown(Shutdown::Both);
     }
@@ -51,6 +51,8 @@ trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// Connects to the server of an endpoint such as `https://10.0.0.5:2379`; without a scheme it is plain HTTP.
+///
+/// Returns an error if the endpoint is not a URL, or if the connection or the TLS handshake fails.
 pub(super) async fn dial(endpoint: &str, options: &EtcdOptions) -> Result<(Channel, Arc<Line>), String> {
     let (uri, is_tls) = parse(endpoint)?;
     let tcp = connect(&uri).await?;
@@ -76,14 +78,15 @@ pub(super) async fn dial(endpoint: &str, options: &EtcdOptions) -> Result<(Chann
     Ok((Channel::Tonic(channel), Arc::new(Line { socket, source })))
 }
 
-/// Looks for the reason why a server that answered could not be understood, and adds it.
+/// Adds advice to the error `why` if another connection shows that the server speaks the other protocol or refuses our
+/// certificate.
 pub(super) async fn diagnose(endpoint: &str, options: &EtcdOptions, why: String) -> String {
     let Ok((uri, is_tls)) = parse(endpoint) else { return why };
     if is_tls && let Ok(Some(alert)) = timeout(DIAGNOSIS, alert(&uri, options)).await {
         return words::with_advice(alert);
     }
     let advice = match timeout(DIAGNOSIS, answer(&uri, is_tls)).await {
-        // A TLS record: an alert or a handshake message, of version 3.
+        // A TLS record of version 3 begins so: an alert or a handshake message.
         Ok(Some([21 | 22, 3, ..])) if !is_tls => "It speaks TLS: write https:// in --etcd-endpoints",
         Ok(Some([b'H', b'T', b'T', b'P', b'/'])) if is_tls => {
             "It does not speak TLS: write http:// in --etcd-endpoints"
@@ -93,7 +96,8 @@ pub(super) async fn diagnose(endpoint: &str, options: &EtcdOptions, why: String)
     format!("{why}. {advice}")
 }
 
-/// Why the server ends a connection right after a handshake that went well, as one that does not accept our certificate does.
+/// Returns the TLS alert with which the server ends a connection after a successful handshake. Servers that do not accept our
+/// certificate do so.
 async fn alert(uri: &Uri, options: &EtcdOptions) -> Option<String> {
     let (config, tcp) = (tls::config(options).ok()?, connect(uri).await.ok()?);
     let mut stream = tokio_rustls::TlsConnector::from(config).connect(name(uri).ok()?, tcp).await.ok()?;
@@ -107,7 +111,7 @@ async fn alert(uri: &Uri, options: &EtcdOptions) -> Option<String> {
     }
 }
 
-/// The first bytes that a server answers in the other protocol; the question is harmless to it.
+/// Returns the first bytes of the reply to a harmless request in the other protocol.
 async fn answer(uri: &Uri, is_tls: bool) -> Option<[u8; 5]> {
     let mut tcp = connect(uri).await.ok()?;
     if is_tls {
@@ -120,6 +124,7 @@ async fn answer(uri: &Uri, is_tls: bool) -> Option<[u8; 5]> {
     Some(answer)
 }
 
+/// Returns the URL of an endpoint, and true if it uses TLS.
 fn parse(endpoint: &str) -> Result<(Uri, bool), String> {
     let full = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
     let uri: Uri = full.parse().map_err(|error| format!("not a URL: {error}"))?;
@@ -138,6 +143,7 @@ async fn connect(uri: &Uri) -> Result<TcpStream, String> {
     Ok(io.into_inner())
 }
 
+/// Returns the name that the server's certificate must have.
 fn name(uri: &Uri) -> Result<ServerName<'static>, String> {
     let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     ServerName::try_from(host.to_owned()).map_err(|error| format!("host {host:?}: {error}"))

@@ -1,5 +1,5 @@
-//! etcd's leases in memory: one list, then one event after the other. An entry that is no lease is a note, and costs no
-//! other entry anything.
+//! etcd's leases in memory: read as one list, then updated by events. An entry that is not a lease gives a warning and does not
+//! affect any other entry.
 
 use std::collections::BTreeMap;
 
@@ -17,17 +17,17 @@ use super::EtcdOptions;
 use super::session::{Keys, Name};
 use crate::view::{LARGEST, View};
 
-/// Leases of other lengths than the config's that are kept; whoever changes `SubnetLen` has no more nodes than that.
+/// Maximum number of leases with another length than the config's. A change of `SubnetLen` affects no more nodes than that.
 const MOST_COUSINS: usize = 8192;
-/// Entries that are no leases and are named; the others are counted.
+/// Maximum number of invalid entries that are named; further ones are only counted.
 const MOST_NAMED: usize = 50;
 
-/// What counts as a lease.
+/// Definition of a lease.
 #[derive(Clone, Debug)]
 pub(super) struct Scope {
-    /// Leases are of its networks.
+    /// Config whose networks the leases must be of.
     pub(super) conf: NetConf,
-    /// Its own leases count whatever network they are of, for it to give them back.
+    /// Node whose leases count in any network, so that it can give them back.
     pub(super) owner: Option<Asker>,
 }
 
@@ -38,61 +38,65 @@ impl Scope {
     }
 }
 
-/// What etcd held at a revision.
+/// Content of etcd at a revision.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
-    /// 0: of none, and of no use.
+    /// Id of the cluster; 0 if the listing is of none and must be read again.
     pub(super) cluster: u64,
-    /// Of the last change that is in it.
+    /// Revision of the last change in the listing.
     pub(super) revision: i64,
-    /// True if that change may have more parts than were heard: it is watched again.
+    /// True if that change may have parts that were not received yet. The watch then starts at that change again.
     is_partial: bool,
-    /// How often another history took the place of the one that was heard.
+    /// Number of times that the store's history did not continue the previous one.
     pub(super) breaks: u32,
-    /// By which leases are told from junk; without one all are kept that are leases in form.
+    /// Definition of a lease; without one, every entry in the form of a lease is kept.
     scope: Option<Scope>,
     entries: BTreeMap<Box<str>, Entry>,
-    /// How many of the entries have another length than the config's.
+    /// Number of entries with another length than the config's.
     cousins: usize,
-    /// True if leases were left out because there were too many of them.
+    /// True if leases were left out because there were too many.
     is_crowded: bool,
-    /// The first entries that are no leases, and why.
+    /// First entries that are not leases, with the reasons.
     junk: BTreeMap<Box<str>, Box<str>>,
-    /// How many more there are.
+    /// Number of further entries that are not leases.
     more_junk: u64,
+    /// Network config with its revision; `None` without a key.
     conf: Option<(i64, Result<NetConf, String>)>,
-    /// Says that there is none.
+    /// Error text for a missing config.
     no_conf: String,
 }
 
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) mod_revision: i64,
-    /// 0: none, so that it never ends.
+    /// Id of the etcd lease; 0 for none, so that the entry never ends.
     pub(super) lease_id: i64,
+    /// Lease, or the reason for which it cannot be parsed.
     pub(super) told: Result<Lease, Box<str>>,
+    /// True if the subnet has another length than the config's.
     is_cousin: bool,
 }
 
 impl Listing {
-    /// An empty listing, of no cluster yet.
+    /// Creates an empty listing, of no cluster yet.
     pub(super) fn new(keys: &Keys, scope: Option<Scope>) -> Self {
         let no_conf = net_conf(keys, None, None).err().unwrap_or_default();
         Self { scope, no_conf, ..Self::default() }
     }
 
-    /// Revision from which a watch goes on.
+    /// Returns the revision from which a watch continues.
     pub(super) fn next(&self) -> i64 {
         self.revision + i64::from(!self.is_partial)
     }
 
-    /// True if leases that were left out for want of room may be there and now have room.
+    /// Returns true if leases were left out for lack of room and there is room again.
     pub(super) fn has_room_again(&self) -> bool {
         let own = self.entries.len() - self.cousins;
         self.is_crowded && self.cousins <= MOST_COUSINS / 2 && own <= self.most_own() / 2
     }
 
-    /// Leases of the config's own length that are kept: twice as many as there can be, if only that many overlap none.
+    /// Returns the maximum number of leases with the config's own length. It is twice the number that can exist without an
+    /// overlap, and at least [`MOST_COUSINS`].
     fn most_own(&self) -> usize {
         let scope = self.scope.as_ref().map(|scope| &scope.conf);
         let pools = scope.into_iter().flat_map(|conf| Family::ALL.map(|family| conf.pool(family)));
@@ -111,7 +115,7 @@ impl Listing {
         self.entries.get(key)
     }
 
-    /// The etcd lease that an entry is attached to, 0 for none.
+    /// Returns the etcd lease of an entry, 0 for none.
     pub(super) fn lease_id(&self, key: &str) -> Option<i64> {
         self.entry(key).map(|entry| entry.lease_id)
     }
@@ -120,20 +124,20 @@ impl Listing {
         self.entries.values().filter_map(|entry| entry.told.as_ref().ok()).cloned().collect()
     }
 
-    /// Subnets whose lease cannot be read: somebody's all the same.
+    /// Returns the subnets whose lease cannot be parsed; they are in use all the same.
     pub(super) fn unreadable(&self) -> impl Iterator<Item = Subnet> {
         let unreadable = self.entries.iter().filter(|(_, entry)| entry.told.is_err());
         unreadable.filter_map(|(key, _)| Subnet::parse(key).ok())
     }
 
-    /// The key that was written last, and its revision.
+    /// Returns the key that was written last, and its revision.
     pub(super) fn newest(&self) -> Option<(Name<'_>, i64)> {
         let entries = self.entries.iter().map(|(key, entry)| (entry.mod_revision, Name::Subnet(key)));
         let conf = self.conf.iter().map(|(revision, _)| (*revision, Name::Config));
         entries.chain(conf).max_by_key(|(revision, _)| *revision).map(|(revision, name)| (name, revision))
     }
 
-    /// Takes an event of the watch. True when something is new: a renewal is not.
+    /// Applies an event of the watch. Returns true if it changes anything; a renewal does not.
     pub(super) fn heed(&mut self, event: &Event, keys: &Keys, options: &EtcdOptions) -> bool {
         let Some(kv) = event.kv() else { return false };
         (self.revision, self.is_partial) = (self.revision.max(kv.mod_revision()), true);
@@ -148,7 +152,7 @@ impl Listing {
         }
     }
 
-    /// Takes what stands in etcd, `is_new` where its key was not there before. True when something is new.
+    /// Stores an entry as read from etcd; `is_new` if its key did not exist before. Returns true if that changes anything.
     pub(super) fn put(&mut self, kv: &KeyValue, is_new: bool, keys: &Keys, options: &EtcdOptions) -> bool {
         let mod_revision = kv.mod_revision();
         match keys.name(kv.key()) {
@@ -162,7 +166,7 @@ impl Listing {
         }
     }
 
-    /// Takes an entry whose value was too large to be read.
+    /// Stores an entry whose value was too large to be read.
     pub(super) fn put_unseen(&mut self, kv: &KeyValue, keys: &Keys, limit: usize) {
         let why = format!("its value has more than {limit} bytes, and no lease has as many");
         match keys.name(kv.key()) {
@@ -203,6 +207,7 @@ impl Listing {
         before.is_some() || said != self.said_of_junk()
     }
 
+    /// Adds an entry that is not a lease.
     fn add_junk(&mut self, key: &str, why: Box<str>) {
         if self.junk.len() < MOST_NAMED && !self.junk.contains_key(key) {
             self.junk.insert(key.into(), why);
@@ -211,7 +216,7 @@ impl Listing {
         }
     }
 
-    /// Takes an entry out. One that is not new and not known was counted only.
+    /// Removes an entry and returns it. An unknown one that is not new was counted among the further ones.
     fn forget(&mut self, key: &str, is_new: bool) -> Option<Entry> {
         if let Some(entry) = self.entries.remove(key) {
             self.cousins -= usize::from(entry.is_cousin);
@@ -223,13 +228,13 @@ impl Listing {
         None
     }
 
-    /// What is told of the junk, to see whether that has changed.
+    /// Returns the reported numbers of invalid entries, to detect a change of the report.
     fn said_of_junk(&self) -> (usize, u64) {
         (self.junk.len(), roughly(self.more_junk))
     }
 
-    /// Reports whether an entry says something new. The renewal of a lease does only where another lease is in conflict with
-    /// it, for which it is a sign of life.
+    /// Returns true if an entry differs from the one before. A renewal counts only if the lease is in conflict with another
+    /// one, since it is a sign of life then.
     fn is_news(&self, before: &Entry, entry: &Entry) -> bool {
         let (Ok(was), Ok(is)) = (&before.told, &entry.told) else { return before.told != entry.told };
         let others = || self.entries.values().filter_map(|other| other.told.as_ref().ok());
@@ -258,13 +263,13 @@ impl Listing {
     }
 }
 
-/// The number with its first digit alone, so that what is said of it does not change with each entry: 100,000 of 149,950.
+/// Rounds a count down to its first digit, so that the report does not change with each entry: 149,950 gives 100,000.
 fn roughly(count: u64) -> u64 {
     let unit = 10_u64.pow(count.checked_ilog10().unwrap_or_default());
     count / unit * unit
 }
 
-/// A lease is as old as its key, whoever has written it since.
+/// Parses a lease. Its age is that of its key, even after a rewrite.
 fn read(key: &str, kv: &KeyValue) -> Result<Lease, Box<str>> {
     if kv.value().len() as u64 > LARGEST {
         return Err(format!("{} bytes are more than any lease has", kv.value().len()).into());
@@ -277,7 +282,9 @@ fn read(key: &str, kv: &KeyValue) -> Result<Lease, Box<str>> {
     Ok(lease)
 }
 
-/// The network config, given what its key says.
+/// Parses the network config from the value of its key.
+///
+/// Returns an error with advice if the key is missing or its value invalid.
 pub(super) fn net_conf(
     keys: &Keys,
     text: Option<&[u8]>,

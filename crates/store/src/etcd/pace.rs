@@ -1,11 +1,13 @@
-//! How soon to try again: ever later, and never all nodes at the same moment.
+//! Backoff between attempts: growing pauses, with jitter, so that not all nodes retry at the same moment.
 
 use std::time::Duration;
 
+/// Pause after the first failure.
 const FIRST: Duration = Duration::from_millis(100);
+/// Maximum pause.
 const LONGEST: Duration = Duration::from_secs(3);
 
-/// The pauses between attempts.
+/// Exponential backoff, counted in consecutive failures.
 #[derive(Default)]
 pub(super) struct Pace {
     failures: u32,
@@ -23,13 +25,13 @@ impl Pace {
     }
 }
 
-/// Between half and the whole of it.
+/// Returns a random time between half and all of `pause`.
 pub(super) fn jittered(pause: Duration) -> Duration {
     let share = (dice() % 1000) as u32;
     pause / 2 + pause / 2 * share / 1000
 }
 
-/// From the kernel; where it has none to give, the pauses are merely alike.
+/// Returns random bits from the kernel, or 0 if it has none; the pauses then lack jitter.
 pub(super) fn dice() -> u64 {
     let mut bytes = [0; 8];
     let _ = getrandom::fill(&mut bytes);

@@ -1,5 +1,4 @@
-//! One connection to one etcd server, and the few things that are asked of it, each with a limit of time. What an answer
-//! means is not decided here.
+//! Session with one etcd server: one connection, and the requests on it, each with a timeout. The callers interpret the replies.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -16,39 +15,39 @@ use super::listing::{Listing, Scope};
 use super::{EtcdOptions, words};
 use crate::view::StoreError;
 
-/// How long one server may take to answer.
+/// Timeout of a request.
 pub(super) const ANSWER: Duration = Duration::from_millis(1500);
-/// The same of a page of a list, which nothing waits for but the list.
+/// Timeout for one page of a list, which delays nothing but the list.
 const LONG_ANSWER: Duration = Duration::from_secs(10);
-/// And of whether a password is right.
+/// Timeout of a login.
 const LOGIN: Duration = Duration::from_secs(5);
-/// Entries that are asked for at a time.
+/// Maximum number of entries in one page.
 const PAGE: i64 = 1000;
-/// Bytes of the largest answer that is accepted: two entries of etcd's usual limit. A larger page is asked for in parts.
+/// Maximum size of a reply in bytes: two entries of etcd's usual limit. A larger page is read in smaller ones.
 const LARGEST_ANSWER: usize = 4 << 20;
-/// Nothing that lasts longer is a lease.
+/// Maximum TTL of a lease; a longer one reported by a server is cut to it.
 const A_YEAR: Duration = Duration::from_secs(365 * 86400);
-/// Letters of a key that are told.
+/// Maximum number of bytes of a key that is reported.
 const LONGEST_KEY: usize = 100;
-/// flannel's, in seconds (flannel-compat 4.4).
+/// TTL of a lease in seconds, as with flannel (flannel-compat 4.4).
 const TTL: i64 = 86400;
 
-/// The names of our keys.
+/// Keys of the config and of the leases, e.g. `/coreos.com/network/config` and `/coreos.com/network/subnets/10.3.7.0-24`.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     prefix: String,
 }
 
-/// Which of them it is.
+/// Name of one of our keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Name<'a> {
     Config,
-    /// Of a lease, by the last part of its key.
+    /// Lease, by the last part of its key.
     Subnet(&'a str),
 }
 
 impl Keys {
-    /// Slashes that are doubled or at the end do not count, as with flannel (flannel-compat 4.2).
+    /// Creates the keys below a prefix. Doubled and trailing slashes are ignored, as with flannel (flannel-compat 4.2).
     pub(super) fn new(prefix: &str) -> Self {
         let parts = prefix.split('/').filter(|part| !part.is_empty() && *part != ".");
         let path: String = parts.map(|part| format!("/{part}")).collect();
@@ -71,25 +70,25 @@ impl Keys {
         }
     }
 
-    /// Whose key it is; `None` for somebody else's.
+    /// Returns the name of a key, or `None` if the key is not ours.
     pub(super) fn name<'a>(&self, key: &'a [u8]) -> Option<Name<'a>> {
         match key.strip_prefix(self.prefix.as_bytes())? {
             b"/config" => Some(Name::Config),
             rest => match str::from_utf8(rest.strip_prefix(b"/subnets/")?) {
-                // No lease's key is that long, and nobody wants to read all of it.
+                // A longer key is not a lease, and messages show only its beginning.
                 Ok(key) => Some(Name::Subnet(&key[..key.floor_char_boundary(LONGEST_KEY)])),
                 Err(_) => Some(Name::Subnet("(not UTF-8)")),
             },
         }
     }
 
-    /// From the config to the last lease.
+    /// Returns start and end of the range from the config to the last lease.
     fn all(&self) -> (String, String) {
         (self.config(), format!("{}/subnets0", self.prefix))
     }
 }
 
-/// One connection to one server. Copies share it.
+/// A connection to one server. Copies share it.
 #[derive(Clone)]
 pub(super) struct Session {
     client: Client,
@@ -100,35 +99,37 @@ pub(super) struct Session {
     pub(super) keys: Keys,
 }
 
-/// What became of a history while it was not heard.
+/// Relation of a server's history to that of a listing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Since {
-    /// It goes on, and tells what was missed.
+    /// The history continues, so a watch reports all changes since.
     Same,
-    /// It is forgotten, or was never known.
+    /// The server has compacted that part of the history, or the listing has none.
     Unknown,
-    /// It was never there.
+    /// The history is a different one, as after a restore.
     Another,
 }
 
-/// What is to be written, and what has to stand for it.
+/// Transaction that writes a lease under a condition.
 pub(super) struct Swap<'a> {
     pub(super) key: &'a str,
     pub(super) value: String,
-    /// The revision of what it takes the place of; `None` where nothing may stand.
+    /// Revision of the entry to replace; `None` if the key must not exist.
     pub(super) over: Option<i64>,
-    /// Entries that go with the same step, and their revisions.
+    /// Entries to delete in the same transaction, and their revisions.
     pub(super) gone: Vec<(String, i64)>,
-    /// The etcd lease that a new entry is attached to.
+    /// Id of the etcd lease for a new entry.
     pub(super) lease_id: i64,
 }
 
 impl Session {
-    /// Connects, and logs in where a user is given.
+    /// Connects to the server with this index, and logs in if there is a user.
+    ///
+    /// Returns an error with the endpoint and, if possible, advice.
     pub(super) async fn open(index: usize, keys: &Keys, options: &EtcdOptions) -> Result<Self, StoreError> {
         let endpoint = options.endpoints[index].as_str();
         match Self::connect(index, keys, options).await {
-            // A server that hangs does not say why either.
+            // A server that did not answer would not answer the diagnosis either.
             Err(Refusal { why, hangs: false, .. }) => {
                 Err(StoreError::new(endpoint, dial::diagnose(endpoint, options, why).await))
             }
@@ -145,9 +146,9 @@ impl Session {
         let plain = ConnectOptions::new().with_require_leader(true);
         let client = if options.has_user() {
             let user = plain.clone().with_user(&options.username, &options.password);
-            // Passwords are meant to be slow to check, and after a restart all nodes come at once.
+            // Password hashes are slow by design, and after a restart all nodes log in at once.
             match connect(user.with_auto_token_refresh(true)).await {
-                // As with Go's client, an etcd that knows no users lets everybody in.
+                // Without authentication etcd admits everybody, as with Go's client.
                 Err(refusal) if refusal.why.contains("authentication is not enabled") => {
                     connect(plain).await?
                 }
@@ -161,32 +162,34 @@ impl Session {
         Ok(session)
     }
 
-    /// True if both are one connection.
+    /// Returns true if both are the same connection.
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.line, &other.line)
     }
 
-    /// True unless this node has lost the connection's source address.
+    /// Returns false if this node has lost the connection's source address.
     pub(super) fn has_source(&self) -> bool {
         self.line.has_source()
     }
 
-    /// Makes every request that is under way fail.
+    /// Shuts the connection down, so that every pending request fails.
     pub(super) fn cut(&self) {
         self.line.cut();
     }
 
-    /// Asks for as little as it can: any answer says that the server and most of its cluster are there. Not even a proxy
-    /// answers this one by itself.
+    /// Probes the server with the smallest possible read. A reply shows that the server and most of its cluster work, since not
+    /// even a proxy answers this read by itself.
     pub(super) async fn is_there(&self) -> Result<(), Refusal> {
         let count = GetOptions::new().with_count_only();
         within(ANSWER, self.client.kv_client().get(self.keys.config(), Some(count))).await.map(drop)
     }
 
+    /// Returns an error with this server's endpoint.
     pub(super) fn fault(&self, why: impl std::fmt::Display) -> StoreError {
         StoreError::new(&self.endpoint, why)
     }
 
+    /// Returns the error of a server that did not answer within this time.
     pub(super) fn silent(&self, patience: Duration) -> StoreError {
         self.fault(silence(patience))
     }
@@ -195,8 +198,7 @@ impl Session {
         within(ANSWER, request).await.map_err(|refusal| self.fault(refusal.why))
     }
 
-    /// The entry of that name; and the cluster's number and revision at that moment. A lease that is too large comes without
-    /// its value.
+    /// Returns the cluster's id and revision, and the entry of this name. A lease that is too large comes without its value.
     pub(super) async fn get(&self, name: Name<'_>) -> Result<((u64, i64), Option<KeyValue>), StoreError> {
         let mut kv = self.client.kv_client().max_decoding_message_size(LARGEST_ANSWER);
         let key = self.keys.of(name);
@@ -210,8 +212,8 @@ impl Session {
         Ok((at, response.take_kvs().pop()))
     }
 
-    /// Reads all at one revision, page by page. A page that is too large is asked for in smaller ones; an entry that alone is
-    /// too large is listed without its value.
+    /// Reads all entries at one revision, page by page. A page that is too large is read in smaller ones. An entry that is too
+    /// large by itself is listed without its value.
     pub(super) async fn list(
         &mut self,
         options: &EtcdOptions,
@@ -245,7 +247,7 @@ impl Session {
             }
             match response.kvs().last() {
                 Some(last) if response.more() => {
-                    // The first key behind it.
+                    // Appending a zero byte gives the next possible key.
                     from = last.key().to_vec();
                     from.push(0);
                 }
@@ -255,8 +257,8 @@ impl Session {
         }
     }
 
-    /// Does this cluster go on from where the listing is? One that was restored or emptied may well be called the same and
-    /// have gone further since; but there, what was written last did not stand at the very revision.
+    /// Compares the cluster's history with the listing's. A restored or emptied cluster may have the same id and an even higher
+    /// revision. But the listing's newest key does not have the recorded revision there.
     pub(super) async fn since(&self, listing: &Listing) -> Result<Since, StoreError> {
         let Some((name, written)) = listing.newest().filter(|_| listing.cluster != 0) else {
             return Ok(Since::Unknown);
@@ -275,7 +277,7 @@ impl Session {
         }
     }
 
-    /// Reports all that happened from that revision on.
+    /// Starts a watch of all our keys from this revision on.
     pub(super) async fn watch(&mut self, from: i64) -> Result<Stream, StoreError> {
         let (start, end) = self.keys.all();
         let options = WatchOptions::new()
@@ -288,7 +290,7 @@ impl Session {
         Ok(Stream { stream, endpoint: self.endpoint.clone() })
     }
 
-    /// Writes if all stands as it did. `false`: somebody was faster.
+    /// Writes the lease if its conditions hold. Returns false if another node was faster.
     pub(super) async fn swap(&mut self, swap: Swap<'_>) -> Result<bool, StoreError> {
         let key = self.keys.subnet(swap.key);
         let (own, put) = match swap.over {
@@ -311,17 +313,19 @@ impl Session {
         Ok(self.ask(kv.txn(Txn::new().when(when).and_then(then))).await?.succeeded())
     }
 
+    /// Creates an etcd lease of [`TTL`] seconds and returns its id.
     pub(super) async fn grant(&mut self) -> Result<i64, StoreError> {
         let mut client = self.client.lease_client();
         Ok(self.ask(client.grant(TTL, None)).await?.id())
     }
 
+    /// Ends an etcd lease, and with it its keys.
     pub(super) async fn revoke(&mut self, id: i64) -> Result<(), StoreError> {
         let mut client = self.client.lease_client();
         self.ask(client.revoke(id)).await.map(drop)
     }
 
-    /// Begins an etcd lease's time anew. How long it lasts now; zero when it is over.
+    /// Renews an etcd lease. Returns its TTL, or zero if it has expired.
     pub(super) async fn keep_alive(&mut self, id: i64) -> Result<Duration, StoreError> {
         let mut client = self.client.lease_client();
         let renewed = async {
@@ -332,7 +336,7 @@ impl Session {
         };
         let renewed = async {
             match renewed.await {
-                // So the library says that there is no such lease.
+                // The library reports an expired lease by this error.
                 Err(Error::LeaseKeepAliveError(_)) => Ok(0),
                 answer => answer,
             }
@@ -342,14 +346,14 @@ impl Session {
     }
 }
 
-/// What a watch tells.
+/// Messages of a watch.
 pub(super) struct Stream {
     stream: WatchStream,
     endpoint: String,
 }
 
 impl Stream {
-    /// The next message. `Err` with `None`: it was larger than any that is accepted.
+    /// Returns the next message. `Err(None)` means that it was larger than [`LARGEST_ANSWER`].
     pub(super) async fn next(&mut self) -> Result<WatchResponse, Option<StoreError>> {
         match self.stream.message().await {
             Ok(Some(response)) => Ok(response),
@@ -360,13 +364,13 @@ impl Stream {
     }
 }
 
-/// Why a request failed.
+/// Reason for which a request failed.
 pub(super) struct Refusal {
-    /// With what to do about it, where that is known.
+    /// Text of the error, with advice if there is any.
     pub(super) why: String,
-    /// Nothing was answered in time.
+    /// True if the request timed out.
     hangs: bool,
-    /// The answer was larger than any that is accepted.
+    /// True if the reply was too large.
     is_too_large: bool,
 }
 
@@ -380,6 +384,7 @@ impl Refusal {
     }
 }
 
+/// Runs a request with a timeout.
 async fn within<T>(limit: Duration, request: impl Future<Output = Result<T, Error>>) -> Result<T, Refusal> {
     match timeout(limit, request).await {
         Ok(answer) => answer.map_err(|error| Refusal {

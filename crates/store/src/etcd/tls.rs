@@ -1,5 +1,5 @@
-//! TLS to etcd: the client's certificate, and which server certificates are accepted. The rules are those of Go, in which
-//! flannel and etcdctl are written. The cryptography and the paths of certificates are the libraries' part.
+//! TLS to etcd: the client's certificate, and the check of the server's. The rules are those of Go, in which flannel and
+//! etcdctl are written. Cryptography and certificate paths are left to the libraries.
 
 use std::fmt;
 use std::io;
@@ -23,13 +23,13 @@ use super::der;
 
 pub(super) const HTTP2: &[u8] = b"h2";
 
-/// The object identifiers of the extensions, and of the purposes, that are looked at here.
+/// Object identifiers of extensions and purposes, DER-encoded.
 const EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x25];
 const NAME_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x1e];
 const ANY_PURPOSE: &[u8] = &[0x55, 0x1d, 0x25, 0];
 const SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
 
-/// Certificates and keys are read for each connection, since they are renewed under a running daemon.
+/// Returns the TLS config. Certificates and keys are read for each connection, since they may be renewed while the daemon runs.
 pub(super) fn config(options: &EtcdOptions) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let trusted = trusted(&options.cafile)?;
@@ -53,7 +53,7 @@ pub(super) fn config(options: &EtcdOptions) -> Result<Arc<ClientConfig>, String>
     Ok(Arc::new(config))
 }
 
-/// The first bytes of a TLS client, to see what a server makes of them.
+/// Returns the first bytes of a TLS client, to learn a server's reaction.
 pub(super) fn hello() -> Option<Vec<u8>> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().ok()?;
@@ -64,7 +64,7 @@ pub(super) fn hello() -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Why a handshake failed, by its innermost reason.
+/// Returns the innermost reason for which a handshake failed.
 pub(super) fn refusal(error: &io::Error) -> String {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     match inner {
@@ -76,13 +76,13 @@ pub(super) fn refusal(error: &io::Error) -> String {
 
 fn trusted(cafile: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     if cafile.as_os_str().is_empty() {
-        // What cannot be read of many is no reason to do without the rest.
+        // An unreadable certificate is no reason to ignore the rest.
         return Ok(rustls_native_certs::load_native_certs().certs);
     }
     certificates(cafile)
 }
 
-/// All certificates of a PEM file; what stands between them does not count.
+/// Returns all certificates of a PEM file; text between them is ignored.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let text = read(path)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
@@ -100,7 +100,7 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// The certificate may be of any version: what it is good for, the server decides.
+/// Returns the client's certificate and key. The certificate may be of any version: the server decides if it is acceptable.
 fn identity(certfile: &Path, keyfile: &Path, provider: &CryptoProvider) -> Result<CertifiedKey, String> {
     let chain = certificates(certfile)?;
     let text = read(keyfile)?;
@@ -121,8 +121,8 @@ fn identity(certfile: &Path, keyfile: &Path, provider: &CryptoProvider) -> Resul
     Ok(identity)
 }
 
-/// Accepts what webpki accepts, and two kinds of certificates beyond it that Go accepts, too: one that stands byte for byte
-/// among the trusted, and one that could itself sign (`CA:TRUE`) and was signed by one of the trusted.
+/// Verifier that accepts what webpki accepts, and two more kinds of certificates, as Go does. One is a certificate that is byte
+/// for byte among the trusted ones. The other is a certificate with `CA:TRUE` that one of the trusted ones signed.
 struct Verifier {
     webpki: Arc<WebPkiServerVerifier>,
     trusted: Vec<CertificateDer<'static>>,
@@ -138,7 +138,7 @@ impl Verifier {
         Ok(Self { webpki, trusted, provider: provider.clone() })
     }
 
-    /// Judges a certificate whose issuer webpki did not accept, and whose time it did.
+    /// Checks a certificate whose issuer webpki did not accept, but whose validity period it did.
     fn judge(&self, server: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), CertificateError> {
         let certificate = EndEntityCert::try_from(server).map_err(|_| CertificateError::BadEncoding)?;
         let parts = der::Certificate::parse(server).ok_or(CertificateError::BadEncoding)?;
@@ -155,7 +155,7 @@ impl Verifier {
         named.map_err(|_| CertificateError::NotValidForName)
     }
 
-    /// True if one of the trusted authorities signed it. One with limits on the names that it may sign does not count.
+    /// Returns true if one of the trusted authorities signed the certificate. Authorities with name constraints do not count.
     fn is_signed(&self, server: &EndEntityCert<'_>, parts: &der::Certificate<'_>) -> bool {
         let algorithms = self.provider.signature_verification_algorithms.all;
         self.trusted.iter().any(|authority| {
@@ -187,7 +187,7 @@ impl ServerCertVerifier for Verifier {
             Err(refused) => refused,
             accepted => return accepted,
         };
-        // webpki looks at the time first, so a certificate that is refused for its issuer is of this time.
+        // webpki checks the time first, so a certificate that is refused for its issuer is valid now.
         match &refused {
             Error::InvalidCertificate(CertificateError::UnknownIssuer) => {}
             Error::InvalidCertificate(CertificateError::Other(why)) if is_authority_in_use(why) => {}
@@ -220,6 +220,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
+/// Returns true if webpki refused a CA certificate that a server uses.
 fn is_authority_in_use(why: &OtherError) -> bool {
     let why = why.0.downcast_ref::<webpki::Error>();
     matches!(why, Some(webpki::Error::CaUsedAsEndEntity))

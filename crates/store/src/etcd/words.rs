@@ -1,4 +1,4 @@
-//! etcd's refusals in words that lead somewhere: what was refused, by which server, and what to do about it.
+//! Texts of etcd's errors with advice: what was refused and what to do about it.
 
 use std::error::Error as Reason;
 
@@ -6,10 +6,10 @@ use etcd_client::{Error, WatchResponse};
 use plan::text::excerpt;
 use tonic::Code;
 
-/// One sentence on what to do, without a full stop.
+/// Advice in one sentence, without a full stop.
 type Advice = &'static str;
 
-/// The words of a refusal, and what to do about it.
+/// Parts of error texts, and the advice for each.
 const KNOWN: [(&str, Advice); 31] = [
     ("user name is empty", "It wants a user: give --etcd-username and --etcd-password"),
     ("invalid user ID or password", "Correct --etcd-username and --etcd-password"),
@@ -63,7 +63,7 @@ const CLIENT: Advice = "It refuses the certificate of --etcd-certfile: is it sig
 const VERSIONS: Advice = "It has no version of TLS or cipher suite in common with this client, which wants TLS 1.2 with ECDHE \
                           and AEAD, or 1.3";
 
-/// What a person needs to know of it.
+/// Returns the innermost reason of an error, with advice if there is any.
 pub(super) fn why(error: &Error) -> String {
     with_advice(match error {
         Error::GRpcStatus(status) => innermost(status.message(), status.source()),
@@ -72,7 +72,7 @@ pub(super) fn why(error: &Error) -> String {
     })
 }
 
-/// True if an answer was larger than this client accepts, or than a proxy does.
+/// Returns true if a reply was larger than this client or a proxy accepts.
 pub(super) fn is_too_large(error: &Error) -> bool {
     let Error::GRpcStatus(status) = error else { return false };
     let says = |words| status.message().contains(words);
@@ -83,12 +83,12 @@ pub(super) fn is_too_large(error: &Error) -> bool {
     }
 }
 
-/// The layers between say no more than that there are layers.
+/// Returns the innermost reason of a transport error; the outer layers only name themselves.
 pub(super) fn transport(error: &tonic::transport::Error) -> String {
     innermost(&error.to_string(), error.source())
 }
 
-/// The same of any other error.
+/// Returns the innermost reason of any other error.
 pub(super) fn deepest(error: &(dyn Reason + 'static)) -> String {
     innermost(&error.to_string(), error.source())
 }
@@ -105,7 +105,7 @@ fn innermost(text: &str, mut source: Option<&(dyn Reason + 'static)>) -> String 
     text
 }
 
-/// An excerpt of a server's text, with what to do about it where that is known.
+/// Returns an excerpt of a server's text, followed by advice if the text is known.
 pub(super) fn with_advice(text: String) -> String {
     let known = KNOWN.into_iter().find(|(words, _)| text.contains(words));
     let text = excerpt(text);
@@ -115,7 +115,7 @@ pub(super) fn with_advice(text: String) -> String {
     }
 }
 
-/// Why a watch is over, by its last answer.
+/// Returns the reason for the end of a watch, from its last message.
 pub(super) fn ended(response: &WatchResponse) -> String {
     match (response.compact_revision(), response.cancel_reason()) {
         (0, "") => "it ended the watch".into(),
