@@ -1,4 +1,4 @@
-//! The lease directory against a real file system: exclusive, whole after any kill, and heard at once.
+//! Tests of the lease directory on a real file system: exclusive leases, no partial lease after a kill, immediate events.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -51,7 +51,7 @@ fn many_at_once_get_a_subnet_each() {
     let root = tempfile::tempdir().unwrap();
     store(root.path());
     let subnets: BTreeSet<String> = std::thread::scope(|scope| {
-        // Every thread rolls the same number, so that all want the same subnet.
+        // Every thread has the same random number, so that all want the same subnet.
         let root = root.path();
         let askers: Vec<_> = (1..=50).map(|host| scope.spawn(move || acquire(root, host, 7))).collect();
         askers.into_iter().map(|asker| asker.join().unwrap().unwrap().subnet.to_string()).collect()
@@ -110,8 +110,8 @@ fn our_lease_is_found_again_and_not_rewritten() {
     assert_eq!(fs::read_to_string(&path).unwrap(), HOST_GW.replace(".9", ".1"));
 }
 
-/// A peer that sees no lease of ours, even for a moment, withdraws its routes to our pods: the old one becomes the new
-/// one in a single step.
+/// A lease that does not fit any more is replaced in one step. A peer that sees no lease of ours, even briefly, withdraws its
+/// routes to our pods.
 #[test]
 fn a_lease_that_no_longer_fits_is_never_missed() {
     let root = tempfile::tempdir().unwrap();
@@ -136,7 +136,7 @@ fn a_lease_that_no_longer_fits_is_never_missed() {
     assert_eq!(fs::read_to_string(subnets.join(&new)).unwrap(), HOST_GW.replace(".9", ".1"));
 }
 
-/// Not a test of its own: the process that the test below kills.
+/// Process that the test below kills; it does nothing by itself.
 #[test]
 fn acquire_for_ever() {
     let Some(root) = std::env::var_os("TWILL_TEST_ACQUIRE") else { return };
@@ -162,13 +162,13 @@ fn a_kill_at_any_moment_leaves_whole_leases_only() {
             .stdout(Stdio::null())
             .spawn();
         let child = Killed(child.unwrap());
-        // Look all the time: what a reader sees is what a kill at that moment would leave.
+        // A reader sees what a kill at that moment would leave.
         let killed_at = Instant::now() + Duration::from_millis(40 + 7 * round);
         while Instant::now() < killed_at {
             seen += whole_leases(root.path()).len();
         }
         drop(child);
-        // Only now does the directory stand still, so that its entries are of one moment.
+        // The directory no longer changes, so its entries are of one moment.
         let owners = whole_leases(root.path());
         let distinct: BTreeSet<_> = owners.iter().collect();
         assert_eq!(distinct.len(), owners.len(), "a node with two leases: {owners:?}");
@@ -176,7 +176,7 @@ fn a_kill_at_any_moment_leaves_whole_leases_only() {
     assert!(seen > 25, "the kills came too early to prove anything: {seen} leases");
 }
 
-/// A process that dies with its owner, a failed test included.
+/// A process that ends with its owner, even if the test fails.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -186,12 +186,12 @@ impl Drop for Killed {
     }
 }
 
-/// The owners of the leases; each lease must be whole.
+/// Returns the owners of the leases, and fails if a lease is not complete.
 fn whole_leases(root: &Path) -> Vec<Option<Ipv4Addr>> {
     let Ok(entries) = fs::read_dir(root.join("subnets")) else { return Vec::new() };
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let leases = names.filter(|name| !name.starts_with('.')).filter_map(|name| {
-        // One that the writer has removed since it was listed is no lease.
+        // A lease that was removed after the listing is skipped.
         let content = fs::read(root.join("subnets").join(&name)).ok()?;
         Some(Lease::parse(&name, &content, 0).unwrap().public_ip)
     });
@@ -239,7 +239,7 @@ async fn changes_are_heard_and_a_lost_directory_keeps_the_last_leases() {
     until(&mut view, "back", |view| view.lost.is_none() && listed(view) == 4).await;
 }
 
-/// Seconds since 1970, of which some file systems know fewer than others.
+/// Sets the modification time in seconds since 1970. Some file systems store a smaller range than others.
 fn set_time(path: &Path, seconds: i64) {
     let since = Duration::from_secs(seconds.unsigned_abs());
     let time = if seconds < 0 { UNIX_EPOCH - since } else { UNIX_EPOCH + since };
@@ -292,7 +292,7 @@ fn our_lease_stays_as_old_as_it_was_when_it_is_rewritten() {
     assert_eq!(fs::metadata(&path).unwrap().mtime(), 12345);
 }
 
-/// In the words that lead to it, and not "File exists".
+/// A file in place of the directory is reported as such, not as "File exists".
 #[test]
 fn a_file_in_place_of_the_directory_is_named() {
     let root = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! What others may put below `subnets/`, and servers that answer only some questions: neither ends a start nor costs memory
-//! without bound.
+//! Tests with foreign data below `subnets/`, and with servers that refuse some requests. Neither prevents a start or costs
+//! unbounded memory.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -11,14 +11,14 @@ use store::{Choice, Claim, Etcd, EtcdOptions};
 use crate::{CONFIG, LEASE, Server, block_on, claim, until, watched};
 
 impl Server {
-    /// A value that is larger than etcdctl sends.
+    /// Writes a value larger than etcdctl can send.
     async fn put_large(&self, key: &str, bytes: usize) {
         let mut client = etcd_client::Client::connect([self.url()], None).await.unwrap();
         let key = format!("/coreos.com/network/subnets/{key}");
         client.put(key, vec![b'x'; bytes], None).await.unwrap();
     }
 
-    /// Many keys at once.
+    /// Writes many keys in few transactions.
     fn put_many(&self, keys: impl Iterator<Item = String>) {
         for block in keys.collect::<Vec<_>>().chunks(128) {
             let puts: String = block
@@ -37,7 +37,7 @@ impl Server {
         }
     }
 
-    /// With a user `u` who has these permissions.
+    /// Creates a user `u` with these permissions, and returns the options to log in as this user.
     fn as_user(&self, grants: &[&str]) -> EtcdOptions {
         for line in [
             "user add root:pw",
@@ -67,7 +67,7 @@ fn a_server_that_refuses_the_list_is_left_for_the_next_one() {
     good.as_user(&["--prefix=true readwrite /coreos.com/network/"]);
     options.endpoints = vec![bad.url(), good.url()];
     block_on(async {
-        // Which of the two comes first is drawn by lot.
+        // The server that is tried first is chosen at random.
         for _ in 0..8 {
             let etcd = Etcd::new(options.clone());
             let mut answers = Vec::new();
@@ -81,7 +81,7 @@ fn a_server_that_refuses_the_list_is_left_for_the_next_one() {
     });
 }
 
-/// It can be read, but a lease is taken elsewhere.
+/// A server that allows reads only is left, and the lease is written to the next one.
 #[test]
 fn a_server_that_refuses_the_write_is_left_for_the_next_one() {
     let (bad, good) = (Server::start(), Server::start());
@@ -98,7 +98,7 @@ fn a_server_that_refuses_the_write_is_left_for_the_next_one() {
     });
 }
 
-/// Read the config, read and write the leases: nothing else is needed.
+/// A user who may read the config, and read and write the leases, needs no other permission.
 #[test]
 fn the_least_rights_are_enough() {
     let server = Server::start();
@@ -129,7 +129,7 @@ fn megabytes_of_junk_are_read_in_small_pages() {
         for n in 0..20 {
             server.put_large(&format!("10.3.{}.0-24", 100 + n), 1_400_000).await;
         }
-        // Alone larger than any answer may be; and what comes behind it.
+        // Each of the two values is larger than the largest reply; the lease behind them must still be found.
         server.put_large("10.3.150.0-24", 6_000_000).await;
         server.put_large("nonsense", 6_000_000).await;
         server.put("10.3.2.0-24", LEASE);
@@ -143,7 +143,7 @@ fn megabytes_of_junk_are_read_in_small_pages() {
                 told.notes.iter().find(|note| matches!(note, Note::Entry { key: k, .. } if **k == *key));
             assert!(note.unwrap().to_string().contains("bytes"), "{note:?}");
         }
-        // One that comes while it is watched, and in place of our own.
+        // Large values arrive during the watch, and one replaces our own lease.
         server.put_large("10.3.151.0-24", 6_000_000).await;
         server.put_large(&lease.subnet.to_string(), 6_000_000).await;
         until(&mut view, "it is named", |view| view.notes.len() == 24).await;
@@ -163,7 +163,7 @@ fn resident() -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
 }
 
-/// What is not a lease of this network is counted, and costs nothing more.
+/// Entries that are not leases of this network are counted and cost nothing more.
 #[test]
 fn junk_is_named_up_to_fifty_and_counted_beyond() {
     let server = Server::start();
@@ -183,12 +183,12 @@ fn junk_is_named_up_to_fifty_and_counted_beyond() {
             (view.notes.len(), more.unwrap_or_default())
         };
         until(&mut view, "250 more, roughly", |view| count(view) == (51, 200)).await;
-        // Leases in form, of another network, of no length that a subnet has, and in a family that is off.
+        // Junk in the form of leases: of another network, of an invalid length, and of a family that is off.
         server.put_many((0..200).map(|n| format!("10.9.{n}.0-24")));
         server.put_many((0..200).map(|n| format!("10.3.9.{n}-32")));
         until(&mut view, "650 more", |view| count(view) == (51, 600)).await;
         assert_eq!(view.borrow().leases.known().len(), 1);
-        // A new start finds the same.
+        // A new instance finds the same.
         let again = server.etcd();
         again.hold(&lease.subnet, &conf);
         let mut other = watched(&again);
@@ -200,7 +200,7 @@ fn junk_is_named_up_to_fifty_and_counted_beyond() {
             until(view, "nothing more", |view| count(view) == (0, 0)).await;
             assert_eq!(view.borrow().leases.known().len(), 1);
         }
-        // What was counted may become a lease, and go again.
+        // Counted entries change and are deleted.
         server.put_many((0..60).map(|n| format!("10.3.9.{n}-32")));
         until(&mut view, "junk again", |view| count(view) == (51, 10)).await;
         server.put("10.3.9.0-24", LEASE);
@@ -222,7 +222,7 @@ fn tens_of_thousands_of_junk_keys_cost_no_memory() {
         let mut view = watched(&etcd);
         until(&mut view, "ours", |view| view.leases.known().iter().any(|one| one.subnet == lease.subnet))
             .await;
-        // The list itself passes through, page by page; 8192 leases that could be somebody's stay.
+        // The list is read page by page; of its entries, 8192 that could be leases stay in memory.
         let cost = resident().saturating_sub(before);
         assert!(cost < 20 << 20, "{} MB", cost >> 20);
         let known = view.borrow().leases.known().len();
@@ -230,7 +230,7 @@ fn tens_of_thousands_of_junk_keys_cost_no_memory() {
     });
 }
 
-/// While nodes change to another `SubnetLen` one after the other, both lengths are nodes'.
+/// Leases of another `SubnetLen` belong to nodes that have not changed yet.
 #[test]
 fn leases_of_another_subnet_len_are_peers_and_what_no_node_has_takes_nothing() {
     let server = Server::start();

@@ -1,4 +1,4 @@
-//! Leases in a real etcd, looked at with etcdctl: what is written, what is heard, and what is never taken for a loss.
+//! Tests of leases in a real etcd, checked with etcdctl: the written keys, the watch, and events that are not a loss.
 
 #![cfg(feature = "etcd")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
@@ -25,13 +25,13 @@ const SOON: Duration = Duration::from_secs(10);
 const CONFIG: &str = r#"{"Network":"10.3.0.0/16"}"#;
 const LEASE: &str = r#"{"PublicIP":"192.0.2.9","PublicIPv6":null,"BackendType":"host-gw"}"#;
 
-/// An etcd of this test alone, on a port of its own.
+/// An etcd for one test, on a port of its own.
 struct Server {
     dir: tempfile::TempDir,
     port: u16,
     child: Child,
     scheme: &'static str,
-    /// More arguments of etcd's.
+    /// Additional arguments of etcd.
     args: Vec<String>,
 }
 
@@ -46,7 +46,7 @@ impl Server {
         server
     }
 
-    /// One that has nothing in it yet.
+    /// Starts an etcd without any key.
     fn start_in(dir: tempfile::TempDir, scheme: &'static str, args: &[&str]) -> Self {
         let args: Vec<_> = args.iter().map(|&arg| arg.to_owned()).collect();
         let port = free_port();
@@ -94,7 +94,7 @@ impl Server {
         self.ctl(&["put", &format!("/coreos.com/network/subnets/{key}"), value]);
     }
 
-    /// The keys of all leases, and of each what etcdctl prints after `-w fields`.
+    /// Returns the last parts of the keys of all leases.
     fn keys(&self) -> Vec<String> {
         let text = self.ctl(&["get", "--prefix", "/coreos.com/network/subnets/", "--keys-only"]);
         text.lines()
@@ -149,7 +149,7 @@ fn signal(child: &Child, name: &str) {
     assert!(done.success(), "kill -s {name}");
 }
 
-/// A command that ends with the test, however that ends: etcd, or the one that `ETCD` names.
+/// Returns the etcd command, or the one in `ETCD`. The process ends with the test, however that ends.
 fn etcd_command() -> Command {
     let program = std::env::var_os("ETCD").filter(|path| !path.is_empty()).unwrap_or_else(|| "etcd".into());
     let mut command = Command::new("setpriv");
@@ -161,7 +161,7 @@ fn etcd_command() -> Command {
 fn run(dir: &Path, url: &str, args: &[String]) -> Child {
     let mut command = etcd_command();
     command.current_dir(dir).arg("--data-dir").arg(dir.join("data")).args(args);
-    // Peers never come, and the kernel finds a port for them.
+    // No peer connects, so the kernel may choose the port.
     command.args(["--listen-client-urls", url, "--advertise-client-urls", url]);
     command.args(["--listen-peer-urls", "http://127.0.0.1:0", "--log-level", "error"]);
     command.spawn().unwrap()
@@ -218,7 +218,7 @@ fn a_lease_is_flannels_and_one_that_stands_is_not_written_again() {
 fn many_at_once_get_a_subnet_each() {
     let server = Server::start();
     block_on(async {
-        // All roll the same number, so that they want the same subnets.
+        // All nodes have the same random number, so that they want the same subnets.
         let asks = (1..=50).map(|host| {
             let etcd = server.etcd();
             tokio::spawn(async move { acquire(&etcd, host, 7).await.subnet.to_string() })
@@ -262,7 +262,7 @@ fn a_lease_that_does_not_fit_moves_in_one_step_with_its_time() {
         let key = lease.subnet.to_string();
         assert_eq!(server.keys(), std::slice::from_ref(&key));
         assert_eq!(format!("{:x}", server.field(&key, "Lease")), id);
-        // And one that is written anew keeps it, too.
+        // A rewritten lease keeps it as well.
         let other =
             Claim { announce: Box::new(|_, _| Announced::Nothing), ..claim(1, Choice::Any { dice: 0 }) };
         server.etcd().acquire(&other).await.unwrap();
@@ -286,7 +286,7 @@ fn what_cannot_be_read_is_a_note_and_somebodys_all_the_same() {
         let told = until(&mut view, "three notes", |view| view.notes.len() == 3).await;
         assert!(told.notes.iter().all(|note| matches!(note, Note::Entry { .. })));
         assert_eq!(told.leases.known().len(), 1, "the good one stays");
-        // Foreign keys beside ours are nobody's business.
+        // Foreign keys beside ours are ignored.
         server.ctl(&["put", "/coreos.com/network/other", "x"]);
         server.ctl(&["put", "/coreos.com/network/subnetsx", "x"]);
         let conf = plan::netconf::NetConf::parse(
@@ -300,7 +300,7 @@ fn what_cannot_be_read_is_a_note_and_somebodys_all_the_same() {
     });
 }
 
-/// However much of the network its key names.
+/// An invalid entry takes no other node's subnet, even if its key covers the whole network.
 #[test]
 fn nonsense_costs_nobody_his_lease_and_is_not_taken_for_an_older_one() {
     let server = Server::start();
@@ -394,7 +394,7 @@ fn a_watch_goes_on_where_it_was_and_reads_all_anew_where_it_cannot() {
         server.put("10.3.2.0-24", LEASE);
         until(&mut view, "the second", |view| view.leases.known().len() == 2 && view.lost.is_none()).await;
         assert_eq!(etcd.pulse().lists(), 1, "the history was enough");
-        // It is forgotten while nobody listens.
+        // The history is compacted while the store is not watched.
         server.kill();
         until(&mut view, "lost", |view| view.lost.is_some()).await;
         let (own, hidden) = (server.port, free_port());
@@ -418,7 +418,7 @@ fn a_watch_goes_on_where_it_was_and_reads_all_anew_where_it_cannot() {
         };
         assert_eq!(told.leases.known().len(), 2);
         assert_eq!(etcd.pulse().lists(), 2);
-        // Another etcd of the same name.
+        // A new, empty etcd starts at the same address.
         server.kill();
         std::fs::remove_dir_all(server.dir.path().join("data")).unwrap();
         server.restart();
@@ -450,10 +450,10 @@ fn a_lease_is_kept_alive_without_a_write() {
         let etcd = server.etcd();
         let lease = acquire(&etcd, 1, 0).await;
         let key = lease.subnet.to_string();
-        // Somebody attaches it to a short one.
+        // The key is attached to an etcd lease with a short TTL.
         let granted = server.ctl(&["lease", "grant", "3"]);
         let id = granted.split(' ').nth(1).unwrap().to_owned();
-        // As a node does that has come up by what it remembered.
+        // A node that starts from its cache holds its lease without acquiring it.
         let etcd = server.etcd();
         etcd.hold(&lease.subnet, &plan::netconf::NetConf::parse(CONFIG.as_bytes()).unwrap());
         let mut view = watched(&etcd);

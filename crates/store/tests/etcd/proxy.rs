@@ -1,14 +1,14 @@
-//! Which servers count as alive: etcd, etcd behind its own grpc-proxy, and neither where it is mute.
+//! Tests of the health check with etcd and with etcd's own grpc-proxy, both answering and silent.
 
 use std::process::Child;
 use std::time::{Duration, Instant};
 
 use crate::{LEASE, SOON, Server, block_on, etcd_command, free_port, signal, until, watched};
 
-/// Time in which a mute server is noticed: 3 s of silence, 1.5 s for an answer, and some room.
+/// Maximum time until a silent server is noticed: 3 s of silence, 1.5 s for a reply, and some reserve.
 const NOTICED: Duration = Duration::from_millis(6500);
 
-/// etcd's own proxy before a server.
+/// An instance of etcd's grpc-proxy before a server.
 struct Proxy {
     child: Child,
     port: u16,

@@ -1,4 +1,4 @@
-//! Endpoints and configs that are not what they are said to be: a hint each.
+//! Tests of wrong endpoints and configs: each gets an error with a hint.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -16,7 +16,7 @@ fn a_scheme_that_is_not_the_server_s_is_told() {
     let tls = Server::start_in(tempfile::tempdir().unwrap(), "https", &["--auto-tls"]);
     let error = refusal(&tls, tls.url().replace("https:", "http:"));
     assert!(error.contains("write https:// in --etcd-endpoints"), "{error}");
-    // Without a scheme it is http.
+    // An endpoint without a scheme means http.
     let error = refusal(&tls, tls.url().replace("https://", ""));
     assert!(error.contains("write https:// in --etcd-endpoints"), "{error}");
     let plain = Server::start();
@@ -26,7 +26,7 @@ fn a_scheme_that_is_not_the_server_s_is_told() {
     assert!(error.contains("neither http nor https"), "{error}");
 }
 
-/// Not etcd at all.
+/// A server that is not etcd is reported with its address.
 #[test]
 fn another_server_on_the_port_is_no_etcd() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,5 +1,5 @@
-//! Certificates and keys of many kinds, made by openssl. etcdctl, which is written in Go as flannel is, has to accept or
-//! refuse each as we do.
+//! Tests with certificates and keys of many kinds, made by openssl. Each must be accepted or refused by etcdctl as by this
+//! client, since etcdctl is written in Go like flannel.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,7 @@ use store::Etcd;
 
 use crate::{Server, block_on, claim};
 
-/// Shell functions that make certificates in the current directory.
+/// Shell functions that create certificates in the current directory.
 const PRELUDE: &str = r#"
 set -e
 authority() { # NAME
@@ -27,14 +27,14 @@ self() { # NAME OPTIONS: CA:TRUE, as openssl makes it
 SAN=subjectAltName=IP:127.0.0.1,DNS:localhost
 "#;
 
-/// How a server is set up, and what the daemon is told of it.
+/// Setup of a server, and the expected result.
 #[derive(Clone, Copy)]
 struct Case {
     what: &'static str,
-    /// Makes `server.crt`, `server.key` and `ca.crt`, and with `mutual` `client.crt` and `client.key`.
+    /// Script that creates `server.crt`, `server.key` and `ca.crt`, and with `mutual` also `client.crt` and `client.key`.
     script: &'static str,
     mutual: bool,
-    /// Words of the refusal; none where it is accepted.
+    /// Part of the expected error; `None` if the certificate is accepted.
     refused: Option<&'static str>,
 }
 
@@ -70,7 +70,7 @@ impl Case {
         self.ask(&Server::start_in(dir, "https", &args));
     }
 
-    /// We and etcdctl are of one opinion.
+    /// Checks that this client and etcdctl both give the expected result.
     fn ask(&self, server: &Server) {
         let path = |name: &str| server.dir.path().join(name);
         let mut options = server.options(vec![server.url()]);
@@ -84,7 +84,7 @@ impl Case {
         }
         let leases = block_on(async {
             let etcd = Etcd::new(options);
-            // A server that has just begun to listen does not serve yet.
+            // A server that has just opened its port may not answer yet.
             for _ in 0..5 {
                 match etcd.leases().await {
                     Err(error) if error.to_string().contains("no answer within") => {}
@@ -172,7 +172,7 @@ fn keys_of_all_kinds_are_accepted() {
     ]);
 }
 
-/// etcd makes the certificate itself: P-521.
+/// A server with a P-521 certificate that etcd made itself is accepted.
 #[test]
 fn a_server_with_auto_tls_is_talked_to() {
     let server = Server::start_in(tempfile::tempdir().unwrap(), "https", &["--auto-tls"]);
@@ -297,7 +297,7 @@ fn what_is_wrong_with_the_client_s_certificate_is_told() {
     ]);
 }
 
-/// A certificate that is renewed needs no restart.
+/// A renewed CA file is used without a restart.
 #[test]
 fn a_pinned_certificate_that_changes_is_read_again() {
     let dir = tempfile::tempdir().unwrap();
