@@ -1,4 +1,4 @@
-//! Who enforces the traffic rules, and what they say: against flannel's own rules as recorded, and by table for the rest.
+//! Tests of the firewall rules and of the choice of their manager: against flannel's recorded rules, and by tables of cases.
 #![expect(clippy::unwrap_used, reason = "helpers of tests: what cannot be read shall stop the test")]
 
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use plan::note::{NodeFault, Note};
 use plan::owned::{Owned, Sweep};
 use plan::{Op, Wanted};
 
-/// A node of two families whose subnets are as in the recordings.
+/// Dual-stack node with subnets as in the recordings.
 #[derive(Clone)]
 struct Case {
     options: Options,
@@ -84,7 +84,7 @@ impl Case {
     }
 }
 
-/// As flannel was told in the recordings.
+/// Firewall options of flannel in the recordings.
 const ALL: Options = Options { nftables: None, masquerade: true, forward: true, fully_random: true };
 
 fn faults(plan: &Wanted) -> Vec<&Fault> {
@@ -109,7 +109,7 @@ fn recorded(case: &str, file: &str) -> String {
     std::fs::read_to_string(root.join(case).join("node1").join(file)).unwrap()
 }
 
-/// The lines of a recording that are flannel's rules, in order.
+/// Returns flannel's rules in a recording, in order.
 fn saved(text: &str) -> Vec<&str> {
     text.lines().filter(|line| line.starts_with("-A ")).collect()
 }
@@ -129,7 +129,7 @@ fn as_saved(rows: &[IptablesChain], family: Family) -> Vec<String> {
 fn iptables_has_flannels_rules_to_the_byte() {
     let options = Options { nftables: Some(false), ..ALL };
     let texts = ["iptables-save.txt", "ip6tables-save.txt"].map(|file| recorded("masq-iptables-dual", file));
-    // flannel's subnet at node 1 was drawn.
+    // flannel chose node 1's subnet at random.
     let subnet = saved(&texts[1])
         .iter()
         .find_map(|rule| rule.split(" -d ").next()?.strip_prefix("-A FLANNEL-POSTRTG -s "));
@@ -300,7 +300,7 @@ fn sources_are_dropped_only_where_that_is_certain() {
     assert_eq!(peers, ["192.168.100.12", "fd00:100::12"]);
 }
 
-/// Rules of the chain that looks at what pods send, of IPv4.
+/// Returns the IPv4 rules of the chain that checks packets from pods.
 fn pod_rules(plan: &Wanted) -> Vec<String> {
     let mut chains = plan.state.nft_chains.iter();
     let chain = chains.find(|row| row.chain == NftChainName::VxlanPods && row.family == Family::Ipv4);
@@ -322,7 +322,8 @@ fn what_pods_send_is_looked_at_whatever_is_known_of_peers() {
     }
 }
 
-/// Of a peer's port only what no other service uses, and of many the most used: a lease cannot have others' packets dropped.
+/// Ports of peers are checked only if no other service uses them, and only the most frequent ones. A lease must not cause
+/// packets of other services to be dropped.
 #[test]
 fn ports_of_peers_are_looked_at_as_far_as_they_are_theirs_alone() {
     let lease = |third: u16, port: u16| {

@@ -1,6 +1,5 @@
-//! Whole plans as files that a person can read: each folder of golden/ holds a node's inputs and what must come of them.
-//! `GOLDEN=update` writes the expected files anew; whoever does that reads the difference before committing it. It
-//! tests no laws and starts nothing.
+//! Whole plans as readable files: each folder of golden/ holds a node's inputs and the expected plan. `GOLDEN=update` writes
+//! the expected files again; read the difference before you commit it. The tests start nothing.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -18,7 +17,7 @@ use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// `config.json`.
+/// Content of `config.json`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Inputs {
@@ -27,7 +26,7 @@ struct Inputs {
     underlay: Underlay,
 }
 
-/// `leases.json`: values as in etcd under the last part of their keys, the oldest first.
+/// Content of `leases.json`: values as in etcd by the last part of their keys, the oldest first.
 struct Entries(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Entries {
@@ -82,7 +81,7 @@ fn every_case_gives_what_its_folder_says() {
     );
 }
 
-/// The expected files of a case, as they come out now.
+/// Returns the plan of a case in the form of its expected files.
 fn outputs(case: &Path) -> [(&'static str, String); 3] {
     let inputs: Inputs = read(case, "config.json");
     let seen: State = read(case, "seen.json");
@@ -104,7 +103,7 @@ fn read<T: DeserializeOwned>(case: &Path, file: &str) -> T {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// `null` is "not known yet". An entry that is no lease becomes a note, as in the store.
+/// Parses the leases; `null` means that they are not known yet. An invalid entry becomes a warning, as in the store.
 fn leases(entries: Option<Entries>) -> (Leases, Vec<Note>) {
     let Some(Entries(entries)) = entries else { return (Leases::Unknown, Vec::new()) };
     let (mut leases, mut notes) = (Vec::new(), Vec::new());
@@ -121,7 +120,7 @@ fn lines<T: ToString>(items: &[T]) -> String {
     items.iter().map(|item| item.to_string() + "\n").collect()
 }
 
-/// A state as JSON with one row a line and without empty tables.
+/// Prints a state as JSON with one row per line and without empty tables.
 fn rows(state: &State) -> String {
     let State { sysctls, links, addresses, fdb, neighbours, nexthops, routes, rules, .. } = state;
     let tables = [
@@ -148,7 +147,7 @@ fn table<T: Serialize>(name: &str, rows: &[T]) -> Option<String> {
     (!rows.is_empty()).then(|| format!("  \"{name}\": [\n{}\n  ]", rows.join(",\n")))
 }
 
-/// Lines that only one side has, in their order: `-` expected, `+` come out.
+/// Returns the lines that only one side has, in their order: `-` for expected ones, `+` for actual ones.
 fn difference(expected: &str, have: &str) -> String {
     let only = |sign: char, these: &str, those: &str| {
         let those: Vec<&str> = those.lines().collect();

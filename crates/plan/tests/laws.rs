@@ -1,6 +1,5 @@
-//! Laws that `wanted`, `diff` and the parsers keep for whatever they are given, ten thousand cases each. A case's rows
-//! are built class by class, so that no law asks `owned` what is ours; nothing here names one certain plan, which is
-//! golden.rs's part.
+//! Laws that `wanted`, `diff` and the parsers keep for any input, tested with ten thousand cases each. The rows of a case are
+//! built class by class, so that no law has to ask `owned` what is ours. golden.rs compares complete plans.
 #![expect(clippy::unwrap_used, reason = "generators are helpers of tests: a bad literal shall stop the test")]
 
 use plan::backend::{Backend, vxlan};
@@ -208,7 +207,7 @@ proptest! {
         let world = world::world(&mut Tape::new(&bytes));
         let plan = plan::wanted(&world.config, &world.node, &world.leases, &world.underlay);
         let mut standing = plan::standing(&plan.state, world.config.table, world.node.uplink.link);
-        // One that waits keeps the direct route that stands, or was proven and so stands.
+        // A waiting peer keeps the direct route in the kernel, or the one that was proven and thus is there.
         let verified = world.config.backend.direct() == vxlan::Direct::Verified;
         let verdicts = world.underlay.verdicts.iter();
         let proven = verdicts.filter(|it| verified && (it.way, it.uplink) == (Some(Way::Direct), world.node.uplink.link));
@@ -349,7 +348,7 @@ proptest! {
             (lease.public_ip, lease.public_ipv6) = (me.public_ip, me.public_ipv6);
             lease.subnet = tape.pick(&[some.subnet, lease.subnet]);
         }
-        // A store has one value a key.
+        // A store has one value per key.
         leases.sort_by_key(|lease| lease.subnet);
         leases.dedup_by_key(|lease| lease.subnet);
         let dice = u64::from(tape.byte()) << tape.below(57);

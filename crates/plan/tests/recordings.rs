@@ -1,6 +1,6 @@
-//! What a real flannel left in etcd and in the kernels of three nodes, against what we plan from the same inputs
-//! (recordings/<case>/, taken with ip(8) and bridge(8)). Everything must be equal but the differences that are named
-//! here one by one. It reads no kernel of its own.
+//! Comparison of our plans with recordings of a real flannel: its entries in etcd and the kernel state of three nodes. The
+//! recordings are in recordings/<case>/, taken with ip(8) and bridge(8). Everything must be equal except the differences that
+//! are named here one by one. The tests read no real kernel.
 #![expect(clippy::unwrap_used, reason = "helpers of a test: a recording that cannot be read shall stop it")]
 
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ use plan::uplink::{self, Ask};
 use plan::{LinkName, Mac, Object, Verb, Wanted};
 use serde_json::Value;
 
-/// `rtm_protocol` of flannel's routes, `boot`.
+/// `rtm_protocol` of flannel's routes: `boot`.
 const FLANNELS: u8 = 3;
 
 #[test]
@@ -34,7 +34,7 @@ fn vxlan_with_options() {
     each_node("vxlan-options", |node| node.is_as_planned(&[]));
 }
 
-/// Nodes 1 and 2 are on one segment, node 3 is behind a router.
+/// Direct routing with nodes 1 and 2 on one segment and node 3 behind a router gives flannel's state.
 #[test]
 fn vxlan_with_direct_routing() {
     each_node("vxlan-directrouting", |node| node.is_as_planned(&[]));
@@ -45,8 +45,8 @@ fn host_gw() {
     each_node("host-gw", |node| node.is_as_planned(&[]));
 }
 
-/// flannel has no route to a peer behind a router, for the kernel refused it; packets to its pods follow the default
-/// route. We want `unreachable` there, and a note.
+/// A peer behind a router gets an `unreachable` route and a warning. flannel has no route to it, as the kernel refused it;
+/// packets to its pods follow the default route.
 #[test]
 fn host_gw_with_a_node_behind_a_router() {
     each_node("host-gw-l3", |node| {
@@ -82,13 +82,13 @@ fn each_node(case: &'static str, test: impl Fn(&Recorded)) {
     }
 }
 
-/// One node of a recording: what a daemon is told, and what flannel made of it.
+/// Node of a recording: the daemon's inputs, and flannel's results.
 struct Recorded {
     case: &'static str,
     name: &'static str,
     place: PathBuf,
     conf: NetConf,
-    /// Keys and values as in etcd.
+    /// Keys and values of the leases, as in etcd.
     entries: Vec<(String, String)>,
     leases: Vec<Lease>,
     underlay: Underlay,
@@ -101,7 +101,7 @@ impl Recorded {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings").join(case);
         let place = root.join(name);
         let text = std::fs::read_to_string(root.join("net-conf.json")).unwrap();
-        // flannel goes direct by addresses alone.
+        // flannel uses direct routes without verification.
         let text = text.replace(r#""DirectRouting":true"#, r#""DirectRouting":true,"VerifyDirect":false"#);
         let conf = NetConf::parse(text.as_bytes()).unwrap();
         let entries = entries(&std::fs::read_to_string(root.join("etcd.txt")).unwrap());
@@ -133,13 +133,13 @@ impl Recorded {
         let leases = Leases::Listed(self.leases.clone());
         let mut config = self.conf.config();
         if let Backend::Vxlan(options) = &mut config.backend {
-            // flannel has none.
+            // flannel has no source filter.
             options.source_filter = SourceFilter::Off;
         }
         plan::wanted(&config, &self.node, &leases, &self.underlay)
     }
 
-    /// Compares all that there is; `beyond` are the subnets that flannel gives up in silence.
+    /// Compares everything. `beyond` are the subnets that flannel omits without a message.
     fn is_as_planned(&self, beyond: &[&str]) {
         let plan = self.plan();
         self.has_the_notes(&plan, beyond);
@@ -160,7 +160,7 @@ impl Recorded {
         assert_eq!(notes, [nobody, beyond].concat(), "{}", self.place.display());
     }
 
-    /// Devices, addresses, neighbours, FDB entries and routes, equal in all but the routes' protocol.
+    /// Compares devices, addresses, neighbours, FDB entries and routes; only the routes' protocol may differ.
     fn has_the_state(&self, plan: &Wanted, beyond: &[&str]) {
         let (state, seen, place) = (&plan.state, self.seen(), self.place.display());
         assert_eq!(state.links, seen.links, "{place}");
@@ -177,7 +177,7 @@ impl Recorded {
         assert_eq!((&state.nexthops, &state.rules), (&seen.nexthops, &seen.rules), "{place}");
     }
 
-    /// On a node that flannel ran on, a first round changes the routes' protocol in place and nothing else.
+    /// Checks that the first pass on a flannel node changes the routes' protocol in place and nothing else.
     fn is_taken_over_in_place(&self, plan: &Wanted, beyond: &[&str]) {
         let seen = self.seen();
         let (mut replaced, mut added) = (0, 0);
@@ -191,8 +191,8 @@ impl Recorded {
         assert_eq!((replaced, added), (seen.routes.len(), beyond.len()), "{}", self.place.display());
     }
 
-    /// flannel subtracts 50 bytes for an IPv6 underlay too, where the kernel gives the device 70 bytes less: its pods'
-    /// full-size packets do not fit. Ours is the smaller device's MTU.
+    /// Compares subnet.env. flannel subtracts 50 bytes for an IPv6 underlay, too, but the kernel's device has 70 bytes less, so
+    /// that full-size packets of its pods do not fit. Our value is the smaller device's MTU.
     fn has_the_file(&self) {
         let (config, mut recorded) = (self.conf.config(), self.text("subnet.env"));
         if config.ipv6.is_some() && matches!(config.backend, Backend::Vxlan(_)) {
@@ -204,8 +204,8 @@ impl Recorded {
         assert_eq!(previous_subnet(&recorded), Some(self.own.subnet));
     }
 
-    /// What we would write for this node, byte for byte; once as a node whose device is there, once as one that lost it
-    /// and finds its lease. flannel never tells its port; we tell one that is not the default.
+    /// Compares our lease byte for byte: once for a node with its device, once for a node that lost it and finds its lease.
+    /// flannel never writes its port; we write one that is not the default.
     fn has_the_lease(&self) {
         let drawn = [Mac([0x02, 0, 0, 0, 0, 1]), Mac([0x02, 0, 0, 0, 0, 2])];
         let bare = Underlay { links: Vec::new(), ..self.underlay.clone() };
@@ -238,7 +238,7 @@ impl Recorded {
         std::fs::read_to_string(self.place.join(file)).unwrap()
     }
 
-    /// flannel's objects in our form.
+    /// Returns flannel's objects as a `State`.
     fn seen(&self) -> State {
         let devices = devices(&self.place);
         let ours: Vec<&Device> = devices.iter().filter(|device| device.kind_name() == "vxlan").collect();
@@ -256,12 +256,12 @@ impl Recorded {
     }
 }
 
-/// Not recorded; flannel sets it too (flannel-compat 6.1).
+/// Returns the sysctl that flannel sets as well (flannel-compat 6.1); it is not in the recordings.
 fn accept_ra(link: LinkName) -> Sysctl {
     Sysctl { path: format!("net/ipv6/conf/{link}/accept_ra").into(), value: "0".into() }
 }
 
-/// `etcdctl get --prefix`: a key and its value by turns. Only leases.
+/// Parses the output of `etcdctl get --prefix`, a line with a key and one with its value, and keeps the leases.
 fn entries(text: &str) -> Vec<(String, String)> {
     let lines: Vec<&str> = text.lines().collect();
     let pairs = lines.chunks(2).filter_map(|pair| {
@@ -302,7 +302,7 @@ fn has_flag(value: &Value, flag: &str) -> bool {
     value["flags"].as_array().unwrap().iter().any(|item| item == flag)
 }
 
-/// One element of `ip -d -j link`.
+/// Element of `ip -d -j link`.
 struct Device(Value);
 
 fn devices(place: &Path) -> Vec<Device> {
@@ -354,7 +354,7 @@ impl Device {
     }
 }
 
-/// One address of `ip -j addr`.
+/// Address of `ip -j addr`.
 struct RecordedAddress(AddressFacts);
 
 fn addresses(place: &Path) -> Vec<RecordedAddress> {
@@ -377,7 +377,7 @@ fn addresses(place: &Path) -> Vec<RecordedAddress> {
 }
 
 impl RecordedAddress {
-    /// The row, where it stands on one of these devices and is not the kernel's own link-local address.
+    /// Returns the row if it is on one of these devices and is not the kernel's own link-local address.
     fn on(self, links: &[LinkName]) -> Option<Address> {
         let AddressFacts { link, address, .. } = self.0;
         let own = matches!(address, IpNet::V6(net) if net.addr().is_unicast_link_local());
@@ -412,7 +412,7 @@ fn neighbours(place: &Path, links: &[LinkName]) -> plan::Table<Neighbour> {
     ours.collect()
 }
 
-/// One element of `ip -d -j route`, of IPv4 with `show table all`.
+/// Element of `ip -d -j route`, for IPv4 with `show table all`.
 struct RecordedRoute(Family, Value);
 
 fn routes(place: &Path, config: &Config) -> Vec<RecordedRoute> {
@@ -429,7 +429,7 @@ impl RecordedRoute {
         self.1["type"] == "unicast" && self.is_in_main()
     }
 
-    /// Where one table was asked for it is not named.
+    /// Returns true for a route of the main table. The output omits the table if only one was requested.
     fn is_in_main(&self) -> bool {
         self.1["table"].as_str().is_none_or(|table| table == "main")
     }
@@ -460,8 +460,8 @@ impl RecordedRoute {
         }
     }
 
-    /// The row of a route in the main table that leads into the pod network. One with a metric is another route; IPv6 says
-    /// 1024 for none.
+    /// Returns the row of a route in the main table into the pod network. A route with a metric is a different one; for IPv6
+    /// the metric 1024 means none.
     fn row(&self, config: &Config) -> Option<Route> {
         let usual = if self.0 == Family::Ipv4 { Value::Null } else { 1024.into() };
         if !self.is_in_main() || !self.is_inside(config) || self.1["metric"] != usual {

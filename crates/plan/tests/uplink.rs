@@ -1,5 +1,5 @@
-//! Every case of flannel-compat 3, a line each: section, families that are on, flags, and what comes of them. Where the
-//! original crashes, the line says which words the error has instead.
+//! Every case of flannel-compat 3, one per line: section, enabled families, flags and result. If flannel crashes in a case, the
+//! line has the words that our error contains instead.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -9,7 +9,7 @@ use plan::backend::Backend;
 use plan::input::{AddressFacts, Config, Family, LinkFacts, NextHop, RouteDetails, RouteFacts, Underlay};
 use plan::uplink::{Ask, Choice, Reach, Way, choose};
 
-/// In the kernel's order: name, MTU, addresses. `!` is deprecated, `~` has a lifetime, `?` is temporary.
+/// Interfaces in the kernel's order: name, MTU, addresses. `!` is deprecated, `~` has a lifetime, `?` is temporary.
 const NODE: &str = "
     lo    65536  127.0.0.1/8 10.255.0.11/32 ::1/128
     eth0  1500   169.254.3.4/16 10.0.2.15/24 10.0.2.16/24 fe80::2/64 fd00:2::15/64
@@ -52,7 +52,7 @@ fn underlay(defaults: &str) -> Underlay {
         }));
     }
     for (destination, link) in defaults.split(", ").filter_map(|route| route.split_once(' ')) {
-        // `eth0+eth1` are two next hops, `@1.2.3.4` is the preferred source and `#100` the metric.
+        // In the table, `eth0+eth1` are two next hops, `@1.2.3.4` is the preferred source and `#100` the metric.
         let (link, metric) = link.split_once('#').unwrap_or((link, "0"));
         let (links, source) = link.split_once('@').map_or((link, None), |(link, ip)| (link, ip.parse().ok()));
         let mut hops = links.split('+').map(|link| Some(link.parse().unwrap()));
@@ -82,7 +82,7 @@ fn config(families: &str, backend: Backend) -> Config {
     }
 }
 
-/// `--iface-can-reach TARGET=LINK,SOURCE`, or `=WHY` where the kernel refuses.
+/// Parses `TARGET=LINK,SOURCE` for `--iface-can-reach`, or `TARGET=WHY` if the kernel has no route.
 fn reach(value: &str) -> Reach {
     let (target, answer) = value.split_once('=').unwrap();
     let way = match answer.split_once(',') {
@@ -113,7 +113,7 @@ fn answer(families: &str, flags: &str, defaults: &str) -> Result<Choice, String>
     choose(&config, &underlay(defaults), &ask(flags)).map_err(|error| error.to_string())
 }
 
-/// Interface, own addresses, and after `>` those that are announced instead.
+/// Returns the interface and its addresses, and after `>` the addresses that are announced instead.
 fn summary(Choice { uplink, .. }: &Choice) -> String {
     let own = Family::ALL.map(|family| uplink.address(family));
     let public = Family::ALL.map(|family| uplink.public(family)).into_iter().zip(own);
@@ -126,7 +126,7 @@ fn summary(Choice { uplink, .. }: &Choice) -> String {
     format!("{}{}{instead}", uplink.link, text(&own))
 }
 
-/// Section and case | families that are on | flags | interface and own addresses > those announced instead.
+/// Cases with a result: section and case | enabled families | flags | interface and addresses > announced addresses.
 const FOUND: &str = r"
     3.1 3 the default route | 4 |  | eth0 10.0.2.15
     3.1 3 public-ip finds it | 4 | --public-ip 192.168.56.11 | eth1 192.168.56.11
@@ -180,7 +180,7 @@ const FOUND: &str = r"
     3.4 public-ipv6 not ours, IPv6 only | 6 | --iface fd00:56::b --public-ipv6 2001:db8::5 | eth1 fd00:56::b > 2001:db8::5
 ";
 
-/// The same with words of the error.
+/// Cases with an error, in the same columns; the last one holds words of the error.
 const NOT_FOUND: &str = r"
     3.1 3 public-ip not ours, no iface | 4 | --public-ip 203.0.113.5 | --public-ip 203.0.113.5: no interface has it; name one with --iface; those with addresses are: lo (10.255.0.11), eth0 (10.0.2.15, 10.0.2.16, fd00:2::15), eth1 (
     3.1 3 public-ipv6 alone, IPv4 only | 4 | --public-ipv6 fd00:2::15 | --public-ipv6 fd00:2::15: IPv6 is off
@@ -330,7 +330,7 @@ fn each_choice_says_why() {
     );
 }
 
-/// `Network`, `SubnetMin` and `SubnetMax` of an own address space that nodes and pods share.
+/// Returns a config with these values, whose network is an address space that nodes and pods share.
 fn shared(network: &str, min: &str, max: &str) -> Config {
     let (family, prefix) = if network.contains(':') { ("IPv6", "IPv6") } else { ("", "") };
     let on = if family.is_empty() { "" } else { r#""EnableIPv4":false,"EnableIPv6":true,"# };
