@@ -1,5 +1,5 @@
-//! Judges in a small simulated world: peers with latency, loss and filters, and a plan that follows what is decided. What is
-//! found, how soon, and what is never said.
+//! Tests of judges in a simulated network: peers with latency, loss and filters, and a plan that follows the verdicts. They
+//! check which findings are made, how soon, and which are never made.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -17,12 +17,13 @@ use verdict::world::{LATENCY, Link, Sim, World, big, came, peer, refused, too_bi
 
 const SECOND: Duration = Duration::from_secs(1);
 type Make = fn() -> Link;
-/// From the first lost packet.
+/// Time from the first lost packet until a fault is found.
 const SOON: Duration = Duration::from_secs(3);
-/// Of a peer that is near.
+/// Time until a fault of a near peer is found.
 const NEAR: Duration = Duration::from_millis(2420);
 
-/// A size that is lost is told from chance by small echoes, which take their time where the peer is far.
+/// Returns the time within which a fault must be found. A lost size is distinguished from chance by small echoes, which take
+/// longer if the peer is far.
 fn limit(name: &str, phase: u64) -> Duration {
     match (name == "large packets lost", phase % 2 == 1) {
         (true, true) => SOON + SECOND / 2,
@@ -31,10 +32,10 @@ fn limit(name: &str, phase: u64) -> Duration {
     }
 }
 
-/// Of a peer that has been well for a while, in the phase given, and then goes over that link.
+/// Runs a healthy peer for 40 s and this phase, then replaces its link. Returns the next finding, which must come in time.
 fn found(sim: Sim, phase: u64, link: Link, within: Duration) -> (World, &'static str) {
     let mut world = World::new(vec![sim], 1);
-    // Every other one far away.
+    // Peers with an odd phase are far away.
     if phase % 2 == 1 {
         world.latency = (LATENCY * 23, LATENCY * 24);
     }
@@ -88,7 +89,7 @@ fn each_fault_of_a_direct_path_is_found_within_three_seconds_and_the_way_left() 
     ];
     for (name, link) in cases {
         for phase in (0..1000).step_by(93) {
-            // Told whatever the plan does; left where it may be.
+            // The fault is reported with host-gw and `auto` alike; only `auto` can leave the direct path.
             let (_, found_name) =
                 found(Sim::new(peer(1, Path::Direct, false)), phase, link(), limit(name, phase));
             assert_eq!(found_name, name, "host-gw, {phase}");
@@ -110,7 +111,7 @@ fn each_fault_of_a_direct_path_is_found_within_three_seconds_and_the_way_left() 
 
 #[test]
 fn a_near_peer_that_is_lost_is_known_within_2_42_seconds() {
-    // In the second part a closer look is lost just before.
+    // In the second range a closer look is lost just before.
     for phase in (0..8000).step_by(50).chain((12_000..12_300).step_by(10)) {
         for by_evidence in [true, false] {
             found(Sim::new(peer(1, Path::Vxlan, by_evidence)), phase, nothing(), NEAR);
@@ -129,7 +130,7 @@ fn each_fault_of_a_tunnel_is_found_within_three_seconds() {
         ("large packets lost", false, || big(1399)),
     ];
     for (name, on_link, link) in cases {
-        // Whatever else is asked meanwhile.
+        // The phases cover all other probes of a healthy tunnel.
         for phase in (0..4000).step_by(93) {
             let mut sim = Sim::new(peer(1, Path::Vxlan, false));
             sim.peer.on_link = on_link;
@@ -162,7 +163,7 @@ fn a_size_that_cannot_be_is_found_out() {
         let Finding::LostAbove { mtu } = world.finding(0) else { panic!("{told}: {name}") };
         assert!((1396..=1400).contains(&mtu), "{told}: {mtu}");
     }
-    // As large as there are.
+    // The next case has the largest possible MTU.
     let mut sim = Sim::new(peer(1, Path::Direct, false));
     sim.judge.follow(sim.peer.clone(), Local { mtu: 65535, ..verdict::world::local() }, Duration::ZERO);
     let (mut world, _) = found(sim, 0, big(65000), SOON + SECOND);
@@ -171,7 +172,7 @@ fn a_size_that_cannot_be_is_found_out() {
     world.run(SECOND * 10);
 }
 
-/// Right after it is there again, before a large packet has been asked for.
+/// A path that fails again right after its recovery, before any large packet was sent, is not reported as "large packets lost".
 #[test]
 fn a_path_that_is_lost_again_is_not_blamed_on_size() {
     for phase in (0..1000).step_by(93) {
@@ -233,7 +234,7 @@ fn a_checksum_fault_takes_several_pairs_and_silence_is_none() {
 
 #[test]
 fn two_machines_with_one_address_are_told_and_a_failover_is_not() {
-    // As late as an answer may be.
+    // The last case is close to the latest possible reply.
     for later in [0, 100, 400, 780] {
         two_machines(Duration::from_millis(later));
     }
@@ -272,7 +273,7 @@ fn two_machines(later: Duration) {
 
 #[test]
 fn what_cannot_be_asked_or_was_never_answered_is_no_fault() {
-    // No address to ask from, or none to ask, before the first pod.
+    // Before the first pod, one side has no address to probe from or to.
     let impossible: Link = Box::new(|probe, _, _| match probe {
         Probe::NextHop | Probe::Node => Some(came(probe)),
         _ => Some(Answer::Impossible),
@@ -290,7 +291,7 @@ fn what_cannot_be_asked_or_was_never_answered_is_no_fault() {
         world.run(SOON + SECOND * 2);
         assert_eq!(world.finding(0).name(), "next hop silent");
     }
-    // ICMP is filtered from the start.
+    // In the next case, ICMP is filtered from the start.
     let mut sim = Sim::new(peer(1, Path::Vxlan, true));
     sim.link = only(|probe| matches!(probe, Probe::NextHop));
     let mut world = World::new(vec![sim], 1);
@@ -320,7 +321,7 @@ fn what_stands_at_the_start_is_kept() {
     let mut world = World::new(vec![Sim::new(peer(1, Path::Direct, true))], 1);
     world.run(SECOND * 60);
     assert_eq!((world.sims[0].switches, world.sims[0].findings()), (0, vec!["healthy"]));
-    // A link without ARP is judged by the data path alone.
+    // A link without ARP is judged by its echoes alone.
     let noarp = || -> Link {
         Box::new(|probe, _, _| match probe {
             Probe::NextHop => Some(Answer::Impossible),
@@ -360,7 +361,7 @@ fn health_counts_from_when_the_way_was_left() {
     world.sims[0].link = Box::new(|probe, used, _| (!on_segment(probe, used)).then(|| came(probe)));
     world.run_while(SOON, |world| world.way(0) == Some(Way::Direct));
     assert_eq!(world.way(0), Some(Way::Tunnel));
-    // Well at once, so that not one echo of our own along the way that was left is lost.
+    // The fault ends at once, so that no echo along the path that was left is lost.
     world.sims[0].link = only(|_| true);
     world.run(SECOND * 29);
     assert_eq!(world.way(0), Some(Way::Tunnel), "too early");
@@ -368,7 +369,7 @@ fn health_counts_from_when_the_way_was_left() {
     assert_eq!(world.way(0), Some(Way::Direct));
 }
 
-/// Echoes in the tunnel pass a filter of echoes, which is still the reason why the others do not.
+/// If echoes pass a filter only in the tunnel, "echo lost" stays the reason against the direct path.
 #[test]
 fn who_answers_no_echo_directly_is_told_so_as_long_as_it_lasts() {
     let filtered = || -> Link {
@@ -405,7 +406,7 @@ fn why_the_direct_way_was_left_is_no_reason_any_more_where_the_node_itself_is_he
     }
 }
 
-/// What goes without a tunnel and needs the peer to take pod addresses.
+/// Returns true for a probe that goes without the tunnel and needs the peer to accept pod addresses.
 fn on_segment(probe: Probe, used: Path) -> bool {
     probe == Probe::Direct || (used == Path::Direct && !matches!(probe, Probe::NextHop | Probe::Node))
 }
@@ -413,7 +414,7 @@ fn on_segment(probe: Probe, used: Path) -> bool {
 #[test]
 fn one_that_flaps_is_left_once() {
     let slow = [(1000, 1000), (900, 1100), (1100, 900), (1500, 1500), (3000, 2000)];
-    // In step with the questions, or with some part of the time between two.
+    // Periods in step with the regular probes, or with a part of the time between two.
     let periods = slow.into_iter().chain([700, 500, 400, 300, 250, 100].map(|half| (half, half)));
     for ((up, down), latency) in periods.flat_map(|period| [(period, 1), (period, 250)]) {
         for phase in (0..up + down).step_by(149) {
@@ -441,7 +442,7 @@ fn one_that_flaps_is_left_once() {
 fn one_that_loses_half_is_left() {
     let mut world = World::new((1..=20).map(|n| Sim::new(peer(n, Path::Vxlan, true))).collect(), 5);
     world.run(SECOND * 10);
-    // Of questions and of answers: half do not come back.
+    // The loss applies to probes and to replies, so half of the replies are missing.
     world.loss = 0.293;
     world.run(SECOND * 60);
     assert!(world.sims.iter().all(|sim| sim.switches == 2), "each is left once");
@@ -482,7 +483,7 @@ fn where_most_are_silent_at_once_we_are_the_suspect_and_ways_stay() {
         world.sims.iter_mut().for_each(|sim| sim.link = only(|_| true));
         world.run(SECOND * 15);
         assert!(world.sims.iter().all(|sim| sim.switches == 1), "nor afterwards");
-        // A few: then it is they.
+        // If only a few are silent, the peers are at fault.
         world.sims.iter_mut().take(1).for_each(|sim| sim.link = nothing());
         world.run(SECOND * 4);
         assert_eq!((world.sims[0].switches, world.sims[1].switches), (2, 1));
@@ -506,7 +507,7 @@ fn that_others_are_silent_excuses_none_that_answers() {
             let ways = (world.way(2), world.way(0), world.way(1));
             assert_eq!(ways, (Some(Way::Tunnel), Some(Way::Direct), Some(Way::Direct)), "{turn}");
             world.sims[2].link = only(|_| true);
-            // Lost again so soon, it has to be healthy for twice as long.
+            // A path that is lost again this soon must be healthy for twice as long.
             world.run(SECOND * [35, 65][turn]);
             assert_eq!(world.way(2), Some(Way::Direct), "{turn}");
         }
@@ -515,7 +516,7 @@ fn that_others_are_silent_excuses_none_that_answers() {
 
 #[test]
 fn a_refusal_counts_while_it_is_said() {
-    // Of host-gw: the machine refuses while it goes down, and is off.
+    // First case, host-gw: the machine refuses packets during its shutdown, and then is off.
     let mut world = World::new(vec![Sim::new(peer(1, Path::Direct, false))], 1);
     world.run(SECOND * 20);
     world.sims[0].link = Box::new(|probe, _, _| if path(probe) { refused() } else { Some(came(probe)) });
@@ -524,7 +525,7 @@ fn a_refusal_counts_while_it_is_said() {
     world.sims[0].link = nothing();
     world.run(SECOND * 15);
     assert_eq!(world.finding(0).name(), "next hop silent");
-    // Of another way.
+    // Second case: the refusal came on another path.
     let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], 1);
     world.run(SECOND * 20);
     world.sims[0].link = Box::new(|probe, way, _| match probe {
@@ -541,7 +542,7 @@ fn a_refusal_counts_while_it_is_said() {
     });
     world.run(SECOND * 15);
     assert_eq!(world.finding(0).name(), "tunnel lost");
-    // Of one that has never been direct.
+    // Third case: the peer has never been direct.
     let mut sim = Sim::new(peer(1, Path::Vxlan, true));
     sim.link = Box::new(|probe, _, _| if probe == Probe::Direct { refused() } else { Some(came(probe)) });
     let mut world = World::new(vec![sim], 1);
@@ -570,7 +571,8 @@ fn a_smaller_size_is_told_soon() {
     assert!(mtu <= 1300, "{mtu}");
 }
 
-/// The node's own firewall, say, drops what comes from its uplink with pods' addresses.
+/// A direct path that fails as soon as it is used is taken less and less often. The peer's firewall may drop pod addresses from
+/// its uplink, for example.
 #[test]
 fn a_way_that_works_until_it_is_used_is_taken_ever_more_seldom() {
     let mut sim = Sim::new(peer(1, Path::Vxlan, true));
@@ -581,7 +583,7 @@ fn a_way_that_works_until_it_is_used_is_taken_ever_more_seldom() {
     let before = world.sims[0].switches;
     world.run(SECOND * 1800);
     assert!(world.sims[0].switches - before <= 8, "{before} {}", world.sims[0].switches);
-    // Mended, it is taken and kept, and what was is forgotten.
+    // After a repair the path is taken and kept, and the relapses are forgotten.
     world.sims[0].link = only(|_| true);
     world.run(SECOND * 2000);
     assert_eq!(world.way(0), Some(Way::Direct));
@@ -762,7 +764,7 @@ fn one_that_something_may_have_happened_to_is_asked_by_then_if_not_twice_in_a_se
     assert_eq!(judge.next(), SECOND * 71);
 }
 
-/// What is asked now and then is not asked of all at once either.
+/// Peers that appear at the same moment are probed at different times, by occasional probes as well.
 #[test]
 fn thousands_that_are_met_at_once_are_asked_one_after_the_other() {
     let local = Local { uplink: "eth0".parse().unwrap(), mtu: 1500 };
@@ -803,7 +805,7 @@ fn what_was_lost_on_another_way_is_not_held_against_this_one() {
         judge.decide(now, false);
     }
     assert_eq!((judge.health().verdict.finding, judge.health().loss), (Finding::Healthy, 0));
-    // In the same millisecond, but before.
+    // The probe was sent in the same millisecond, but before the change.
     let judge = &mut world.sims[0].judge;
     judge.follow(peer(1, Path::Direct, true), verdict::world::local(), now + Duration::from_micros(900));
     judge.hear(Sample {

@@ -1,4 +1,4 @@
-//! What flannel or an earlier config of ours left: ours while it is being taken over, somebody else's otherwise.
+//! Rows left by flannel or by an earlier config: ours during a take-over, foreign otherwise.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use super::scene::Scene;
 use super::tape::Tape;
 use super::world::{FORMER_NETWORKS, PROTOCOL, World, v4};
 
-/// What the kernel makes of a route that names no protocol.
+/// Protocol `boot`, which flannel's routes have.
 const BOOT: u8 = 3;
 
 pub(crate) fn draw(scene: &mut Scene, tape: &mut Tape, world: &World) {
@@ -53,7 +53,7 @@ fn of_former_networks(scene: &mut Scene, tape: &mut Tape, world: &World, v6: boo
     }
 }
 
-/// Routes of the shapes that flannel writes, and others that differ from them in one thing.
+/// Adds routes in flannel's shapes, and routes that differ from them in one respect.
 fn by_flannel(scene: &mut Scene, tape: &mut Tape, world: &World, (v6, at): (bool, u8)) {
     let uplink = world.node.uplink.link;
     let link = scene.our_devices().into_iter().find(|link| is_v6(*link) == v6);
@@ -73,7 +73,7 @@ fn by_flannel(scene: &mut Scene, tape: &mut Tape, world: &World, (v6, at): (bool
     let table = world.config.table;
     rows.routes.push(Route { table, destination, path, protocol: BOOT, metric: 0, unknown: None });
     if tape.once_in(8) {
-        // By a next hop that a peer has leased another subnet by.
+        // The next hop is the address of a peer with another subnet.
         let table = world.config.table;
         let path = RoutePath::Via { gateway: v4([192, 0, 2, 2]), link: uplink, onlink: false };
         if !v6 {

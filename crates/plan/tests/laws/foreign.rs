@@ -1,4 +1,4 @@
-//! Rows that are somebody else's and that must outlive every plan.
+//! Foreign rows, which every plan must leave alone.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ use super::scene::{Scene, other_kind};
 use super::tape::Tape;
 use super::world::{NEXTHOPS, PROTOCOL, World, name, net4, net6, pod6, v4};
 
-/// A next hop object outside our range of ids.
+/// Id of a next hop object outside our range.
 pub(crate) const FOREIGN_NEXTHOP: u32 = 7;
 
 const MAC: Mac = Mac([0x0e, 0, 0, 0, 0, 0xf0]);
@@ -70,7 +70,7 @@ fn address(link: LinkName, address: impl Into<IpNet>) -> Address {
     Address { link, address: address.into(), unknown: None }
 }
 
-/// What an administrator or the kernel itself puts on our devices.
+/// Adds rows that an administrator or the kernel itself may put on our devices.
 fn on_our_device(scene: &mut Scene, tape: &mut Tape, link: LinkName) {
     let rows = &mut scene.foreign;
     let v6 = is_v6(link);
@@ -94,7 +94,7 @@ fn on_our_device(scene: &mut Scene, tape: &mut Tape, link: LinkName) {
         rows.neighbours.push(Neighbour { link, address: nobodys(v6, 9).addr(), mac: MAC, unknown: text });
     }
     let (gateway, id) = (nobodys(v6, 9).addr(), FOREIGN_NEXTHOP + 1 + u32::from(v6));
-    // An id stands once in a kernel, whatever the device.
+    // A kernel has each id only once, for any device.
     if rows.nexthops.iter().all(|row| row.id != id) && tape.once_in(3) {
         rows.nexthops.push(Nexthop { id, gateway, link, onlink: true, protocol: BIRD, unknown: None });
         rows.routes.push(route(nobodys(v6, 20), RoutePath::Nexthop(id), BIRD));
@@ -127,7 +127,7 @@ fn on_other_devices(scene: &mut Scene, tape: &mut Tape) {
     }
 }
 
-/// A device of another kind that has our name is somebody else's, with all that stands on it.
+/// Adds rows on a device of another kind under our name, which is foreign with all its rows.
 fn under_our_name(scene: &mut Scene, tape: &mut Tape, world: &World, link: LinkName) {
     let rows = &mut scene.foreign;
     let v6 = is_v6(link);
@@ -159,7 +159,7 @@ fn routes(scene: &mut Scene, tape: &mut Tape, world: &World, v6: bool) {
     let mut push =
         |destination, path, protocol| rows.push(Route { table, ..route(destination, path, protocol) });
     if tape.once_in(3) {
-        // Beside a left-over of ours under the same key, where there is one.
+        // The route may share its key with a left-over of ours.
         push(nobodys(v6, tape.below(4) as u8), via("eth0"), tape.pick(&[3, 4, BIRD, PROTOCOL + 1]));
     }
     if tape.once_in(3) {
@@ -193,7 +193,7 @@ fn routes(scene: &mut Scene, tape: &mut Tape, world: &World, v6: bool) {
     }
 }
 
-/// Outside both networks, next to them, or around them.
+/// Returns a network outside the pod network, next to it, or around it.
 fn outside(tape: &mut Tape, v6: bool) -> IpNet {
     let v4s = [
         net4([10, 99, 0, 0], 24),
@@ -210,7 +210,7 @@ fn outside(tape: &mut Tape, v6: bool) -> IpNet {
     if v6 { tape.pick(&v6s).into() } else { tape.pick(&v4s).into() }
 }
 
-/// What would be ours if only the family were configured.
+/// Adds rows that would be ours if the family were configured.
 fn without_the_family(scene: &mut Scene, tape: &mut Tape, world: &World, v6: bool) {
     if tape.once_in(3) {
         let path = RoutePath::Unreachable;
@@ -241,7 +241,7 @@ fn nexthops_and_rules(scene: &mut Scene, tape: &mut Tape, v6: bool) {
         rows.rules.push(Rule { priority: 5000, to, table: 100, protocol, unknown: None });
     };
     if tape.once_in(3) {
-        // Beside a left-over of ours under the same key, where there is one.
+        // The rule may share its key with a left-over of ours.
         rule(nobodys(v6, 0), tape.pick(&[0, 3, BIRD]));
     }
     if tape.once_in(3) {

@@ -1,4 +1,4 @@
-//! Wanted rows made half-right: the same key, and one thing wrong with it.
+//! Desired rows with one fault: the same key, but one wrong attribute.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,10 +14,10 @@ use super::world::{PROTOCOL, name, v4};
 
 const OTHER_MAC: Mac = Mac([0x06, 0, 0, 0, 0, 0x66]);
 
-/// No device's and no peer's.
+/// UDP port of no device and no peer.
 pub(crate) const OTHER_PORT: u16 = 7777;
 
-/// `boot`, which flannel and a plain `ip route` use, `static` and BGP.
+/// Protocols of foreign routes: `boot`, which flannel and a plain `ip route` use, `static` and BGP.
 const OTHER_PROTOCOLS: [u8; 3] = [3, 4, 186];
 
 pub(crate) fn unknown(text: &str) -> Unknown {
@@ -35,7 +35,7 @@ pub(crate) fn fate(tape: &mut Tape) -> Fate {
     }
 }
 
-/// The device as it stands there.
+/// Returns the device as found in the kernel.
 pub(crate) fn device(tape: &mut Tape, want: &Link, fate: Fate) -> Option<Link> {
     let LinkKind::Vxlan(kind) = &want.kind else { return None };
     let mut have = want.clone();
@@ -61,7 +61,7 @@ pub(crate) fn device(tape: &mut Tape, want: &Link, fate: Fate) -> Option<Link> {
     Some(have)
 }
 
-/// What can be changed in place, each or not. A device that shall be down is.
+/// Changes some attributes that can be changed in place. A device that shall be down stays down.
 fn changed(tape: &mut Tape, have: &mut Link, kind: &Vxlan) {
     let mut kind = kind.clone();
     kind.learning ^= tape.once_in(3);
@@ -76,7 +76,7 @@ fn changed(tape: &mut Tape, have: &mut Link, kind: &Vxlan) {
     have.up &= !tape.once_in(2);
 }
 
-/// One thing that cannot.
+/// Changes one attribute that cannot be changed in place.
 fn remade(tape: &mut Tape, have: &mut Link, kind: &Vxlan) {
     let mut kind = if let LinkKind::Vxlan(kind) = &have.kind { kind.clone() } else { kind.clone() };
     match tape.below(7) {
@@ -118,7 +118,7 @@ pub(crate) fn neighbour(tape: &mut Tape, row: &Neighbour) -> Neighbour {
     }
 }
 
-/// Some address of the same family that is no peer's.
+/// Returns an address of the same family that is no peer's.
 fn other_address(of: IpAddr) -> IpAddr {
     match of {
         IpAddr::V4(_) => v4([192, 0, 2, 250]),

@@ -1,5 +1,5 @@
-//! What the laws ask of a scene and its ops, and how a failure is told. It compares with the classes that the scene was
-//! built from, never with what the code under test holds for its own.
+//! Checks of a scene and its ops for the laws, and the reports of failures. They compare with the classes that the scene was
+//! built from, never with an opinion of the code under test.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use proptest::prelude::*;
 
 use super::scene::{Fate, Scene};
 
-/// A failure that shows the case as a person reads it.
+/// Returns a failure that shows the case in readable form.
 pub(crate) fn fail(scene: &Scene, ops: &[Op], why: &str) -> TestCaseError {
     let ops: Vec<String> = ops.iter().map(|op| format!("  {op}\n")).collect();
     let (seen, fates) = (scene.seen(), &scene.fates);
@@ -35,7 +35,7 @@ pub(crate) fn law(
     if holds { Ok(()) } else { Err(fail(scene, ops, &why())) }
 }
 
-/// The differences, row by row.
+/// Returns the differences, row by row.
 pub(crate) fn unlike(expected: &State, have: &State) -> String {
     let lacks = row_texts(expected).difference(&row_texts(have)).cloned().collect::<Vec<_>>();
     let too_much = row_texts(have).difference(&row_texts(expected)).cloned().collect::<Vec<_>>();
@@ -55,7 +55,7 @@ fn row_texts(state: &State) -> BTreeSet<String> {
         .collect()
 }
 
-/// A deletion of just that row, or an addition or change under its key.
+/// Returns true if an op deletes a foreign row, or adds or changes a row under its key.
 pub(crate) fn names_foreign(scene: &Scene, op: &Op) -> bool {
     fn named<T: Row>(rows: &[T], row: &T, verb: Verb) -> bool {
         rows.iter().any(|have| if verb == Verb::Delete { have == row } else { have.cmp_key(row).is_eq() })
@@ -82,12 +82,12 @@ pub(crate) fn names_foreign(scene: &Scene, op: &Op) -> bool {
     }
 }
 
-/// Rows under the object's key.
+/// Returns the number of rows under the object's key.
 fn under_key(state: &State, object: &Object) -> usize {
     rows_like(state, object)[0]
 }
 
-/// Rows under the object's key, and of those the rows that are the object.
+/// Returns the number of rows under the object's key, and of rows equal to the object.
 fn rows_like(state: &State, object: &Object) -> [usize; 2] {
     fn count<T: Row>(rows: &Table<T>, row: &T) -> [usize; 2] {
         let same_key = rows.iter().filter(|have| have.cmp_key(row).is_eq());
@@ -110,7 +110,7 @@ fn rows_like(state: &State, object: &Object) -> [usize; 2] {
     }
 }
 
-/// A deletion of just what is wanted, which stands there once.
+/// Returns true if an op deletes a desired row that exists once.
 pub(crate) fn deletes_wanted(scene: &Scene, op: &Op) -> bool {
     matches!(op.verb, Verb::Delete | Verb::Recreate)
         && rows_like(&scene.wanted, &op.object)[1] > 0
@@ -121,13 +121,13 @@ pub(crate) fn is_at_wanted_key(wanted: &State, object: &Object) -> bool {
     under_key(wanted, object) > 0
 }
 
-/// Of several rows under a wanted key it is not to be foreseen which one the kernel deletes or replaces, so one op of
-/// theirs may be idle.
+/// Returns true if several rows share the op's desired key. Which one the kernel deletes or replaces is unknown, so one op may
+/// have no effect.
 pub(crate) fn is_one_of_several(scene: &Scene, op: &Op) -> bool {
     is_at_wanted_key(&scene.wanted, &op.object) && under_key(&scene.seen(), &op.object) > 1
 }
 
-/// The device that a row stands on or leads through.
+/// Returns the device that a row is on or leads through.
 fn link_of(scene: &Scene, object: &Object) -> Option<LinkName> {
     match object {
         Object::Sysctl(_) | Object::Link(_) | Object::LinkUp(_) | Object::Rule(_) => None,
@@ -146,7 +146,7 @@ fn link_of(scene: &Scene, object: &Object) -> Option<LinkName> {
     }
 }
 
-/// A deletion that the device's own deletion has done, or will do.
+/// Returns true for a deletion that the deletion of the device does as well.
 pub(crate) fn goes_with_its_link(scene: &Scene, op: &Op) -> bool {
     let goes = match &op.object {
         Object::Route(row) if matches!(row.path, RoutePath::Nexthop(_)) => scene.next_hop_goes(row.path),
@@ -155,7 +155,7 @@ pub(crate) fn goes_with_its_link(scene: &Scene, op: &Op) -> bool {
     op.verb == Verb::Delete && goes
 }
 
-/// `+` where nothing stood under the key or what stood there went before, `~` where something is left to change.
+/// Returns true if the op's sign is right. `+` needs an empty key, or one whose row went before; `~` needs a row to change.
 pub(crate) fn has_true_sign(scene: &Scene, op: &Op) -> bool {
     let seen = scene.seen();
     match (op.verb, &op.object) {
@@ -172,7 +172,7 @@ pub(crate) fn has_true_sign(scene: &Scene, op: &Op) -> bool {
     }
 }
 
-/// The devices that the seen rows under the object's key stand on or lead through.
+/// Returns the devices of the observed rows under the object's key.
 fn stands_on(scene: &Scene, object: &Object) -> Vec<LinkName> {
     let seen = &scene.kernel.rows;
     match object {
@@ -187,7 +187,7 @@ fn stands_on(scene: &Scene, object: &Object) -> Vec<LinkName> {
     }
 }
 
-/// Wanted routes that stand as wanted and alone, with all that they lead through.
+/// Returns the desired routes that exist unchanged and alone, with all that they lead through.
 pub(crate) fn healthy_routes(scene: &Scene) -> Vec<Route> {
     let stays = |row: &&Route| {
         let object = Object::Route((*row).clone());
@@ -198,7 +198,7 @@ pub(crate) fn healthy_routes(scene: &Scene) -> Vec<Route> {
     scene.wanted.routes.iter().filter(stays).cloned().collect()
 }
 
-/// Wanted routes under whose key something stands that does not go with its device.
+/// Returns the desired routes whose key has a row that does not go with its device.
 pub(crate) fn held_keys(scene: &Scene) -> Vec<Route> {
     let stays = |row: &Route| match row.path {
         RoutePath::Nexthop(_) => !scene.next_hop_goes(row.path),
@@ -209,7 +209,7 @@ pub(crate) fn held_keys(scene: &Scene) -> Vec<Route> {
     scene.wanted.routes.iter().filter(held).cloned().collect()
 }
 
-/// Reach before use: the next hop's neighbour and FDB entry, or its object, are in place.
+/// Returns true if the path can be used: the next hop's neighbour and FDB entry, or its object, are in place.
 pub(crate) fn is_reachable(have: &State, wanted: &State, path: RoutePath) -> bool {
     let (gateway, link) = match path {
         RoutePath::Via { gateway, link, .. } => (gateway, link),
@@ -229,8 +229,8 @@ pub(crate) fn is_reachable(have: &State, wanted: &State, path: RoutePath) -> boo
         })
 }
 
-/// Inside the pool and aligned; and free, unless it was ours before: a lease that we hold is not given up because
-/// somebody else's overlaps it.
+/// Checks a chosen subnet: inside the pool, aligned, and free unless it was ours before. A lease that we hold is kept even if a
+/// foreign one overlaps it.
 pub(crate) fn is_right_choice(
     conf: &NetConf,
     leases: &[Lease],
@@ -252,7 +252,7 @@ pub(crate) fn is_right_choice(
             pool
         );
         if choice.origin != Origin::Reused {
-            // What no SubnetLen of this network makes is no node's.
+            // A subnet that no SubnetLen of this network gives belongs to no node.
             let lengths = pool.network.prefix_len() + 2..=pool.network.max_prefix_len() - 2;
             let is_nodes = |other: &IpNet| {
                 *other == other.trunc()

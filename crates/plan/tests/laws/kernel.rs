@@ -1,6 +1,5 @@
-//! A kernel in a few lines: what each op does to the rows that are there, and what it refuses. Written from the manuals
-//! and from trials on a real one, never from the code under test. Rows stand in the kernel's own order, which a `State`
-//! does not know.
+//! A model of the kernel: the effect of each op on the rows, and the ops that are refused. It was written from the manuals and
+//! from trials on a real kernel, never from the code under test. Rows have the kernel's own order, which a `State` lacks.
 
 use plan::firewall::{IptablesChain, NftChain, NftChainName, NftElement, NftTable};
 use plan::input::Family;
@@ -80,7 +79,7 @@ impl Rows {
         self.links.iter().find(|link| link.name == name)
     }
 
-    /// A link goes, and with it all that stands on it or leads through it.
+    /// Deletes a link, and with it all rows on it or through it.
     pub(crate) fn drop_link(&mut self, name: LinkName) {
         self.links.retain(|link| link.name != name);
         self.sysctls.retain(|row| *row.path != *accept_ra(name));
@@ -105,28 +104,28 @@ fn table<T: Row>(rows: &[T]) -> Table<T> {
     rows.iter().cloned().collect()
 }
 
-/// The one sysctl that flannel sets for a device.
+/// Returns the path of the only sysctl that flannel sets for a device.
 pub(crate) fn accept_ra(link: LinkName) -> String {
     format!("net/ipv6/conf/{link}/accept_ra")
 }
 
-/// The rows, and the devices that are there besides.
+/// Rows of a kernel, and its other devices.
 #[derive(Clone, Debug)]
 pub(crate) struct Kernel {
     pub(crate) rows: Rows,
     pub(crate) devices: Vec<Device>,
 }
 
-/// A device that no row speaks of.
+/// Device without a row of its own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Device {
     pub(crate) name: LinkName,
-    /// May routes lead through it?
+    /// True if routes may lead through it.
     pub(crate) passable: bool,
 }
 
 impl Kernel {
-    /// Applies all, and stops at what a kernel would refuse.
+    /// Applies the ops, up to the first one that a kernel would refuse.
     pub(crate) fn apply(&mut self, ops: &[Op]) -> Result<(), String> {
         ops.iter().try_for_each(|op| self.apply_one(op))
     }
@@ -177,7 +176,7 @@ impl Kernel {
         }
     }
 
-    /// What stands in the way of an addition or a change.
+    /// Returns an error if the kernel would refuse the addition or change.
     fn admits(&self, op: &Op) -> Result<(), String> {
         let (rows, adds) = (&self.rows, op.verb == Verb::Add);
         match &op.object {
@@ -261,7 +260,8 @@ impl Kernel {
         }
     }
 
-    /// A new device is down and has the kernel's sysctls; a new MAC flushes the device's neighbours.
+    /// Adds or changes a link. A new device is down and has the kernel's default sysctls; a new MAC address flushes its
+    /// neighbours.
     fn put_link(&mut self, link: &Link) {
         let have = self.rows.link(link.name).cloned();
         let up = have.as_ref().is_some_and(|have| have.up);
@@ -286,7 +286,7 @@ fn holds<T: Row>(rows: &[T], row: &T) -> bool {
     rows.iter().any(|have| have.cmp_key(row).is_eq())
 }
 
-/// Replaces the first row of that key, the oldest, or adds one.
+/// Replaces the first row of this key, the oldest, or adds one.
 fn put<T: Row>(rows: &mut Vec<T>, row: &T) {
     match rows.iter_mut().find(|have| have.cmp_key(row).is_eq()) {
         Some(have) => *have = row.clone(),
@@ -298,15 +298,15 @@ fn remove<T: Row>(rows: &mut Vec<T>, row: &T) {
     remove_like(rows, |have| have == row);
 }
 
-/// The kernel compares what a request can say and deletes the first row that is alike.
+/// Deletes the first row that matches. The kernel compares only the attributes that a request can name.
 fn remove_like<T: Row>(rows: &mut Vec<T>, like: impl Fn(&T) -> bool) {
     if let Some(at) = rows.iter().position(like) {
         rows.remove(at);
     }
 }
 
-/// `ip link change` of a vxlan device (vxlan_changelink) takes another `local` of the same family, `learning`, and what
-/// every device takes.
+/// Returns true if `ip link change` can make the change. For a vxlan device (vxlan_changelink) that is another `local` of the
+/// same family, `learning`, and the attributes of every device.
 fn changeable(want: &Link, have: &Link) -> bool {
     let (LinkKind::Vxlan(want_kind), LinkKind::Vxlan(have_kind)) = (&want.kind, &have.kind) else {
         return false;

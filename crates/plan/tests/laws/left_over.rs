@@ -1,4 +1,4 @@
-//! Rows that are ours by every sign and that nothing wants: of peers that went, of a former config, of a crash.
+//! Left-over rows: ours by every sign, but no longer desired. They are of peers that left, of a former config, or of a crash.
 
 use std::net::IpAddr;
 
@@ -11,15 +11,15 @@ use super::scene::Scene;
 use super::tape::Tape;
 use super::world::{NEXTHOPS, PROTOCOL, World, name, net4, net6, pod6, subnet, v4};
 
-/// Subnets from here on are no peer's.
+/// Number of the first subnet that belongs to no peer.
 pub(crate) const NOBODYS: u8 = 70;
 
-/// Is this a device for IPv6?
+/// Returns true for a device of IPv6.
 pub(crate) fn is_v6(link: LinkName) -> bool {
     link.as_str().contains("v6")
 }
 
-/// Nobody's subnet number `at`, in the family of that device or as told.
+/// Returns the unused subnet number `at` of IPv4 or IPv6.
 pub(crate) fn nobodys(v6: bool, at: u8) -> IpNet {
     let (ipv4, ipv6) = subnet(NOBODYS + at);
     if v6 { ipv6.into() } else { ipv4.into() }
@@ -57,7 +57,7 @@ fn on_device(scene: &mut Scene, tape: &mut Tape, world: &World, link: LinkName) 
         let row =
             |mac, last, port| FdbEntry { link, mac, remote: v4([192, 0, 2, last]), port, unknown: None };
         rows.fdb.push(row(Mac([0x0e, 0, 0, 0, 0, 7]), 77, tape.pick(&[None, Some(OTHER_PORT)])));
-        // The kernel keeps several remotes for the MAC of all other stations, and for no other one.
+        // The kernel keeps several remotes only for the all-zero MAC address.
         let others = [(78, None), (78, Some(OTHER_PORT)), (79, None)].into_iter().skip(tape.below(4));
         rows.fdb.extend(others.map(|(last, port)| row(Mac::default(), last, port)));
     }
@@ -76,11 +76,11 @@ fn on_device(scene: &mut Scene, tape: &mut Tape, world: &World, link: LinkName) 
         route(nobodys(v6, 1), RoutePath::Link(link));
     }
     let id = NEXTHOPS.start() + 0x1000 + u32::from(v6);
-    // An id stands once in a kernel, whatever the device.
+    // A kernel has each id only once, for any device.
     let is_free = rows.nexthops.iter().all(|row| row.id != id);
     if is_free && tape.once_in(3) {
         route(nobodys(v6, 2), RoutePath::Nexthop(id));
-        // Through one that is wanted, where it is there.
+        // A route through a desired object, if there is one.
         route(nobodys(v6, 7), RoutePath::Nexthop(*NEXTHOPS.start()));
         let gateway = former.addr();
         rows.nexthops.push(Nexthop { id, gateway, link, onlink: true, protocol: PROTOCOL, unknown: None });
@@ -108,7 +108,7 @@ fn elsewhere(scene: &mut Scene, tape: &mut Tape, world: &World, v6: bool) {
         route(nobodys(v6, 6), RoutePath::Blackhole);
     }
     if tape.once_in(4) {
-        // Half of a peer's subnet, or the whole network: keys of their own.
+        // Half of a peer's subnet and the whole network are different keys.
         let half: [IpNet; 2] = if v6 {
             [net6(pod6(2, 0), 65).into(), net6(pod6(0, 0), 48).into()]
         } else {

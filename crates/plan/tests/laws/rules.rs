@@ -1,4 +1,4 @@
-//! Traffic rules: what is asked for, what there is to enforce it with, and what stands there before.
+//! Firewall rules: the options, the available tools, and the rules that exist before.
 
 use plan::Row;
 use plan::firewall::{
@@ -42,7 +42,7 @@ pub(crate) fn facts(tape: &mut Tape) -> Facts {
     facts
 }
 
-/// Rows as wanted, half-right, or left over by another manager; and a chain of somebody else.
+/// Adds rows as desired, with faults, or left by another manager, and a foreign chain.
 pub(crate) fn draw(scene: &mut Scene, tape: &mut Tape, world: &World) {
     if !world.node.firewall_keeper.is_us() {
         return;

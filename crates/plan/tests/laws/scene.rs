@@ -1,5 +1,5 @@
-//! Draws what a kernel holds against a plan: wanted rows kept, dropped, half-right or doubled; left-overs of ours; and
-//! foreign rows. Each row's class is known by construction and never asked of the code under test.
+//! Generator of the kernel state for a plan: desired rows kept, missing, faulty or doubled; left-overs of ours; foreign rows.
+//! Each row's class is known by construction and never asked of the code under test.
 
 use plan::backend::Backend;
 use plan::input::Leases;
@@ -16,24 +16,24 @@ use super::rules;
 use super::tape::Tape;
 use super::world::{NEXTHOPS, PROTOCOL, UplinkIs, World, name, v4, world};
 
-/// What a plan finds of a device under one of our names.
+/// State of a device under one of our names before the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// As wanted.
+    /// It is as desired.
     Kept,
-    /// Not there.
+    /// It is missing.
     New,
-    /// Unlike in what can be changed in place.
+    /// It differs in attributes that can be changed in place.
     Changed { mac: bool },
-    /// Unlike in what cannot.
+    /// It differs in an attribute that cannot be changed in place.
     Remade,
-    /// Ours and not wanted.
+    /// It is ours but not desired.
     Stale,
-    /// Another kind stands there, and the underlay did not tell.
+    /// It is of another kind, which the underlay does not show.
     Squatted,
 }
 
-/// A plan and a kernel to apply it to.
+/// Plan, and a kernel to apply it to.
 #[derive(Clone, Debug)]
 pub(crate) struct Scene {
     pub(crate) wanted: State,
@@ -42,7 +42,7 @@ pub(crate) struct Scene {
     pub(crate) foreign: Rows,
     pub(crate) left_over: Rows,
     pub(crate) fates: Vec<(LinkName, Fate)>,
-    /// May left-overs be swept: are the leases listed and the uplink in order?
+    /// True if left-overs may be deleted: the leases are listed and the uplink is usable.
     pub(crate) sweeps: bool,
 }
 
@@ -52,7 +52,7 @@ impl Scene {
         Self::in_world(&mut tape, |_| {})
     }
 
-    /// The same before the leases were ever listed.
+    /// Returns a scene before the leases were listed for the first time.
     pub(crate) fn before_the_leases(bytes: &[u8]) -> Self {
         let mut tape = Tape::new(bytes);
         Self::in_world(&mut tape, |world| world.leases = Leases::Unknown)
@@ -82,7 +82,7 @@ impl Scene {
         scene
     }
 
-    /// Kinds of rows that no backend wants yet, so that every part of a state is tried.
+    /// Adds desired rows that the plan may lack, so that every part of a state is tested.
     fn want_more(&mut self, tape: &mut Tape) {
         if tape.once_in(3) {
             let mut nexthops = Vec::new();
@@ -140,7 +140,7 @@ impl Scene {
         rows.rules = found(tape, &wanted.rules, Twice::Even, half::rule);
     }
 
-    /// Puts the classes together and takes out what cannot be, such as a route through a device that is not there.
+    /// Merges the classes and removes impossible rows, such as a route through a missing device.
     fn settle(&mut self) {
         let links = [&self.kernel.rows.links, &self.foreign.links, &self.left_over.links];
         let there: Vec<LinkName> = links.into_iter().flatten().map(|link| link.name).collect();
@@ -171,7 +171,7 @@ impl Scene {
         self.fates.iter().find(|(name, _)| *name == link).map(|(_, fate)| *fate)
     }
 
-    /// Our devices that are there, with all that may be left over on them.
+    /// Returns our devices in the kernel, which may have left-overs.
     pub(crate) fn our_devices(&self) -> Vec<LinkName> {
         let there = |fate| !matches!(fate, Fate::New | Fate::Squatted);
         self.fates.iter().filter(|(_, fate)| there(*fate)).map(|(name, _)| *name).collect()
@@ -185,7 +185,7 @@ impl Scene {
         plan::diff(&self.wanted, &self.seen(), &self.owned)
     }
 
-    /// Does this device go, for good or to be made anew?
+    /// Returns true if the device is deleted, for good or to be recreated.
     pub(crate) fn goes(&self, link: LinkName) -> bool {
         match self.fate(link) {
             Some(Fate::Remade) => true,
@@ -194,12 +194,13 @@ impl Scene {
         }
     }
 
-    /// Is it left without neighbours?
+    /// Returns true if the device loses its neighbours.
     pub(crate) fn is_flushed(&self, link: LinkName) -> bool {
         self.goes(link) || self.fate(link) == Some(Fate::Changed { mac: true })
     }
 
-    /// Goes the path's next hop object, and with it the route? A wanted one is moved off a device that goes for good.
+    /// Returns true if the path's next hop object is deleted, and with it the route. A desired object is moved off a device
+    /// that is deleted for good.
     pub(crate) fn next_hop_goes(&self, path: RoutePath) -> bool {
         let RoutePath::Nexthop(id) = path else { return false };
         let row = self.kernel.rows.nexthops.iter().find(|row| row.id == id);
@@ -209,7 +210,7 @@ impl Scene {
         })
     }
 
-    /// What must stand in the end: the wanted rows, and of all others those that nothing could keep from going.
+    /// Returns the expected final state: the desired rows, and all foreign rows and left-overs that must stay.
     pub(crate) fn expected(&self) -> State {
         let mut others = self.foreign.clone();
         if !self.sweeps {
@@ -251,9 +252,9 @@ pub(crate) fn other_kind(name: LinkName) -> Link {
     Link { name, kind: LinkKind::Other("dummy".into()), mac, mtu: 1500, up: true, unknown: None }
 }
 
-/// Such as the device of a family whose lease is gone.
+/// Returns a device that is no longer desired, such as that of a family without a lease.
 fn stale_device(world: &World, device: LinkName) -> Link {
-    // Of an earlier config, if this one has none.
+    // If this config has no VXLAN, the device is of an earlier one.
     let options =
         if let Backend::Vxlan(options) = world.config.backend { options } else { Default::default() };
     let kind = LinkKind::Vxlan(Vxlan {
@@ -267,13 +268,13 @@ fn stale_device(world: &World, device: LinkName) -> Link {
     Link { name: device, kind, mac: Mac([0x06, 0, 0, 0, 0, 2]), mtu: 1450, up: true, unknown: None }
 }
 
-/// How often a key of that kind may stand in a kernel.
+/// Number of rows that a kernel may hold under one key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Twice {
     Never,
-    /// With different rows.
+    /// Several rows, if they differ.
     Unlike,
-    /// Even with equal ones.
+    /// Several rows, even equal ones.
     Even,
 }
 

@@ -1,5 +1,5 @@
-//! Draws texts that a store may hold: keys and JSON that are right, nearly right, torn or noise; and leases and pools
-//! from anywhere in the address space.
+//! Generator of texts that a store may hold: keys and JSON that are valid, nearly valid, truncated or noise. It also generates
+//! leases and pools from anywhere in the address space.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -102,14 +102,14 @@ const VALUES: [&str; 42] = [
     "{}",
 ];
 
-/// A lease's key: known, changed in a letter, or noise.
+/// Returns a lease's key: a known one, one with a changed letter, or noise.
 pub(crate) fn key(tape: &mut Tape) -> String {
     let mut key = tape.pick(&KEYS).as_bytes().to_vec();
     spoil(tape, &mut key);
     String::from_utf8_lossy(&key).into_owned()
 }
 
-/// JSON of the shape of a lease or a network config, mostly.
+/// Returns JSON, mostly in the shape of a lease or a network config.
 pub(crate) fn json(tape: &mut Tape) -> Vec<u8> {
     let mut text = if tape.once_in(12) {
         let depth = usize::from(tape.byte()) * 2;
@@ -137,7 +137,7 @@ fn object(tape: &mut Tape, depth: usize) -> String {
     format!("{{{}}}", members.join(","))
 }
 
-/// A network config that is right in most of its parts, so that what follows the parser is reached too.
+/// Returns a network config that is mostly valid, so that the code after the parser is reached, too.
 pub(crate) fn net_conf(tape: &mut Tape) -> Vec<u8> {
     if tape.once_in(3) {
         return json(tape);
@@ -147,7 +147,7 @@ pub(crate) fn net_conf(tape: &mut Tape) -> Vec<u8> {
     text
 }
 
-/// A network config with pools anywhere, few of them out of bounds.
+/// Returns a network config with pools anywhere, of which few are out of bounds.
 pub(crate) fn pools(tape: &mut Tape) -> String {
     let (v4, v6) = (1 + tape.below(28), 1 + tape.below(124));
     let mut text = format!(r#""Network":"{}/{v4}","IPv6Network":"{}/{v6}""#, ipv4(tape), ipv6(tape));
@@ -170,7 +170,7 @@ pub(crate) fn pools(tape: &mut Tape) -> String {
     format!("{{{text}}}")
 }
 
-/// Leaves most texts as they are; else one letter is wrong, the end is torn off, or all is noise.
+/// Keeps most texts; changes one letter of some, truncates some, and replaces some by noise.
 fn spoil(tape: &mut Tape, text: &mut Vec<u8>) {
     let at = usize::from(tape.byte()) % text.len().max(1);
     match tape.below(8) {
@@ -199,7 +199,7 @@ fn mac(tape: &mut Tape) -> Mac {
     Mac(bytes)
 }
 
-/// Any subnet that a key can say.
+/// Returns any subnet that a key can express.
 pub(crate) fn any_subnet(tape: &mut Tape) -> Subnet {
     let v4 = tape.below(33) as u8;
     let ipv4 = Ipv4Net::new_assert(ipv4(tape), v4);
@@ -213,7 +213,7 @@ pub(crate) fn any_subnet(tape: &mut Tape) -> Subnet {
     }
 }
 
-/// Any lease that a value can say.
+/// Returns any lease that a value can express.
 pub(crate) fn any_lease(tape: &mut Tape) -> Lease {
     let subnet = any_subnet(tape);
     let public_ip = Some(ipv4(tape)).filter(|address| !address.is_unspecified());
@@ -232,7 +232,7 @@ pub(crate) fn any_lease(tape: &mut Tape) -> Lease {
     Lease { born: 7, written: 7, subnet, public_ip, public_ipv6, announced }
 }
 
-/// Leases near the pool's subnets: of its size, smaller, greater, and far away.
+/// Returns leases near this subnet, of its size, smaller or larger, and some far away.
 pub(crate) fn neighbouring_leases(tape: &mut Tape, inside: Subnet) -> Vec<Lease> {
     (0..tape.below(12))
         .map(|_| {

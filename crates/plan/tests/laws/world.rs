@@ -1,5 +1,5 @@
-//! Draws what a plan starts from: config, node, underlay and leases, good ones and hostile ones. It builds inputs only;
-//! what should come of them is not decided here.
+//! Generator of a plan's inputs: config, node, underlay and leases, valid ones and hostile ones. It makes no statement about
+//! the plan.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -21,21 +21,22 @@ use super::left_over;
 use super::rules;
 use super::tape::Tape;
 
-/// Our number on routes, rules and next hops, and our ids of next hops (docs/wire.md). Said a second time, so that a
-/// slip in the code under test is one.
+/// Our protocol number of routes, rules and next hops, and our ids of next hops (docs/wire.md). They are repeated here to
+/// detect a mistake in the code under test.
 pub(crate) const PROTOCOL: u8 = 84;
 pub(crate) const NEXTHOPS: std::ops::RangeInclusive<u32> = 0x7477_0000..=0x747f_ffff;
 
-/// A VNI of peers whose config is newer than ours, and one that no device name has room for.
+/// VNI of peers whose config is newer than ours.
 const OTHER_VNI: u32 = 7;
+/// VNI that is too long for a device name.
 const HUGE_VNI: u32 = 12_000_000;
 
-/// Of an earlier config, one a family.
+/// Networks of an earlier config, one per family.
 pub(crate) const FORMER_NETWORKS: [&str; 2] = ["10.88.0.0/16", "fd00:88::/48"];
 
 pub(crate) const OWN_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 0x01]);
 
-/// How the device that other nodes are reached through is.
+/// State of the uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UplinkIs {
     Up,
@@ -45,7 +46,7 @@ pub(crate) enum UplinkIs {
     Missing,
 }
 
-/// One drawn set of inputs.
+/// Generated set of inputs.
 #[derive(Clone, Debug)]
 pub(crate) struct World {
     pub(crate) config: Config,
@@ -53,14 +54,14 @@ pub(crate) struct World {
     pub(crate) leases: Leases,
     pub(crate) underlay: Underlay,
     pub(crate) uplink: UplinkIs,
-    /// Names that our devices have under this config.
+    /// Names of our devices under this config.
     pub(crate) devices: Vec<LinkName>,
-    /// Devices of another kind under names of ours.
+    /// Devices of another kind under our names.
     pub(crate) foreign_devices: Vec<LinkName>,
 }
 
 impl World {
-    /// A tunnel needs no route to the uplink's own segment.
+    /// Returns true if the uplink is usable. A tunnel needs no route to the uplink's own segment.
     pub(crate) fn is_uplink_fit(&self) -> bool {
         let tunnels_only = match &self.config.backend {
             Backend::Vxlan(options) => options.direct == Direct::Never,
@@ -79,7 +80,7 @@ pub(crate) fn v4(octets: [u8; 4]) -> IpAddr {
     Ipv4Addr::from(octets).into()
 }
 
-/// `fd00:244:0:<subnet>::<host>`, the IPv6 pod network.
+/// Returns `fd00:244:0:<subnet>::<host>`, an address of the IPv6 pod network.
 pub(crate) fn pod6(subnet: u16, host: u16) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 0x244, 0, subnet, 0, 0, 0, host)
 }
@@ -92,7 +93,7 @@ pub(crate) fn net6(address: Ipv6Addr, len: u8) -> Ipv6Net {
     Ipv6Net::new_assert(address, len)
 }
 
-/// The pod subnet number `at` of either family.
+/// Returns the pod subnet number `at` of both families.
 pub(crate) fn subnet(at: u8) -> (Ipv4Net, Ipv6Net) {
     (net4([10, 244, at, 0], 24), net6(pod6(at.into(), 0), 64))
 }
@@ -188,7 +189,8 @@ fn node(tape: &mut Tape) -> Node {
     }
 }
 
-/// flannel's names, said a second time so that the tests do not ask the code under test.
+/// Returns the names of our devices, as flannel names them. They are repeated here so that the tests do not ask the code under
+/// test.
 fn devices(config: &Config, node: &Node, leases: &Leases) -> Vec<LinkName> {
     let announced = |vni: u32| {
         leases
@@ -200,7 +202,7 @@ fn devices(config: &Config, node: &Node, leases: &Leases) -> Vec<LinkName> {
     if let Backend::Vxlan(options) = &config.backend {
         vnis.push(options.vni);
     }
-    // A host-gw node's peers may announce any of these.
+    // Peers of a host-gw node may announce any of these.
     let theirs = [OTHER_VNI].into_iter().filter(|&vni| announced(vni));
     vnis.extend(theirs.filter(|_| config.backend != Backend::Alloc));
     let name_of = |prefix: &str, vni: &u32| name(&format!("{prefix}{vni}"));
@@ -249,7 +251,7 @@ fn underlay(tape: &mut Tape, uplink: UplinkIs, foreign_devices: &[LinkName]) -> 
     }
 }
 
-/// Of some peers, and of subnets that are none's; two may be about one.
+/// Returns verdicts on some peers and on unused subnets; two may be about the same subnet.
 fn verdicts(tape: &mut Tape) -> Vec<Verdict> {
     let link = name("eth0");
     let [node, next_hop] = [v4([192, 0, 2, 7]); 2];
@@ -273,7 +275,7 @@ fn verdicts(tape: &mut Tape) -> Vec<Verdict> {
     (0..tape.below(6)).map(|_| verdict(tape)).collect()
 }
 
-/// Direct routes to their nodes, and to others.
+/// Returns direct routes, to the nodes of the subnets or to other ones.
 fn standing(tape: &mut Tape) -> Vec<DirectRoute> {
     let route = |tape: &mut Tape| DirectRoute {
         subnet: any_subnet(tape),
@@ -287,12 +289,12 @@ fn any_subnet(tape: &mut Tape) -> IpNet {
     if tape.once_in(3) { ipv6.into() } else { ipv4.into() }
 }
 
-/// `2001:db8:0:<segment>::<host>`.
+/// Returns `2001:db8:0:<segment>::<host>`.
 fn underlay6(segment: u16, host: u16) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, 0, segment, 0, 0, 0, host)
 }
 
-/// Routes to the peers' addresses: on the segment, behind a router, through another device.
+/// Returns routes to the peers' addresses: on the segment, behind a router, or through another device.
 fn routes(tape: &mut Tape, connected: bool) -> Vec<RouteFacts> {
     let route = |destination: IpNet, gateway: Option<IpAddr>, link: &str| RouteFacts {
         destination,
@@ -330,10 +332,10 @@ fn leases(tape: &mut Tape, config: &Config, node: &Node) -> Vec<Lease> {
     leases
 }
 
-/// When a hostile lease was written: after all others.
+/// Time at which a hostile lease was written: after all others.
 const HOSTILE: u64 = 9;
 
-/// The nodes of these leases answer.
+/// Returns contenders for these leases whose pod subnets answer.
 pub(crate) fn answering<'a>(leases: impl Iterator<Item = &'a Lease>) -> Vec<Contender> {
     let key = |lease: &Lease, family| Some((lease.subnet.of(family)?, lease.public(family)?));
     let keys = leases.flat_map(|lease| Family::ALL.map(|family| key(lease, family))).flatten();
@@ -344,7 +346,7 @@ pub(crate) fn answering<'a>(leases: impl Iterator<Item = &'a Lease>) -> Vec<Cont
     contenders
 }
 
-/// Leases that any node may believe, and that agree with one another.
+/// Returns valid leases without conflicts.
 pub(crate) fn good_leases(tape: &mut Tape, config: &Config) -> Vec<Lease> {
     let count = tape.below(6) as u8;
     (2..2 + count).map(|at| good_lease(tape, config, at)).collect()
@@ -365,7 +367,7 @@ pub(crate) fn good_lease(tape: &mut Tape, config: &Config, at: u8) -> Lease {
         announced: match tape.below(8) {
             0 if config.backend != Backend::Alloc => Announced::HostGw,
             1 if config.backend != Backend::Alloc => vteps(Some(OTHER_VNI), port, at),
-            // As flannel's before 0.14 write it.
+            // flannel before 0.14 writes no VNI.
             2 if matches!(config.backend, Backend::Vxlan(_)) => vteps(None, port, at),
             _ => announced(config, port, at),
         },
@@ -396,8 +398,8 @@ fn own_lease(config: &Config, node: &Node) -> Lease {
     }
 }
 
-/// A lease with one fault that leaves it out in both families, whatever else is listed, if only the good ones answer. It was
-/// written last.
+/// Returns a lease with one fault that excludes it in both families, whatever else is listed, if only the valid ones answer. It
+/// was written last.
 pub(crate) fn hostile_lease(tape: &mut Tape, config: &Config, good: &[Lease]) -> Lease {
     let at = 20 + tape.below(4) as u8;
     let mut lease =
@@ -451,7 +453,7 @@ fn around_ours(tape: &mut Tape) -> Subnet {
     }
 }
 
-/// Around or inside a good lease's subnet, and younger; inside ours where there is no good one.
+/// Moves the subnet around or inside that of a valid lease, or around or inside ours if there is none. The lease is younger.
 fn overlap(tape: &mut Tape, lease: &mut Lease, good: &[Lease]) {
     lease.born = 9;
     let of_both = |lease: &&Lease| lease.subnet.ipv6.is_some();
@@ -488,7 +490,7 @@ fn set_vteps(lease: &mut Lease, other_vni: Option<u32>, mac: Mac) {
     }
 }
 
-/// A cloned machine: the MACs of a good lease, or of ours where there is none.
+/// Gives the lease the MAC addresses of a valid lease, as a cloned machine has. If there is none, the MAC address is invalid.
 fn share_mac(tape: &mut Tape, lease: &mut Lease, good: &[Lease]) {
     lease.born = 9;
     let with_vteps = |lease: &&Lease| lease.subnet.ipv6.is_some() && lease.announced.vteps().count() == 2;
@@ -500,7 +502,7 @@ fn share_mac(tape: &mut Tape, lease: &mut Lease, good: &[Lease]) {
     }
 }
 
-/// A route to one of few destinations, in any form: many of them share a key.
+/// Returns a route in any form to one of few destinations, so that many routes share a key.
 pub(crate) fn any_route(tape: &mut Tape) -> Route {
     let gateway = v4([192, 0, 2, 7]);
     let link = tape.pick(&["eth0", "flannel.1"]).parse().unwrap();

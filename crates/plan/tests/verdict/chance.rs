@@ -1,4 +1,4 @@
-//! What is lost by chance: how often that is taken for a fault, and how it is counted.
+//! Tests of random loss: how often it is taken for a fault, and how it is counted.
 
 use std::time::Duration;
 
@@ -9,15 +9,15 @@ use super::world::{Sim, World, came, peer};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// So many of a kind, of which that part of questions is without an answer.
+/// Returns `count` peers of a kind; `loss` is the part of the probes without a reply.
 fn lossy(peer: fn(u8) -> PeerPath, count: u8, loss: f64, seed: u64) -> World {
     let mut world = World::new((1..=count).map(|n| Sim::new(peer(n))).collect(), seed);
-    // In each direction.
+    // The loss of one direction.
     world.loss = 1.0 - (1.0 - loss).sqrt();
     world
 }
 
-/// What becomes of small ones, and of large ones, of which every other one is lost, in no order.
+/// If half of the large packets are lost at random, the direct path is kept and a fault is reported.
 #[test]
 fn large_packets_lost_now_and_then_leave_the_direct_way_alone_and_are_told() {
     let mut unlucky = 0;
@@ -38,7 +38,7 @@ fn large_packets_lost_now_and_then_leave_the_direct_way_alone_and_are_told() {
         world.run(SECOND * 45);
         assert_eq!(world.finding(0).name(), "healthy", "{seed}");
     }
-    // With any questions some find more in a row answered, or lost, than most.
+    // Some seeds give longer runs of replies or of losses than most.
     assert!(unlucky <= 6, "{unlucky} of 40");
 }
 
@@ -56,7 +56,7 @@ fn as_many_are_counted_as_lost_as_are() {
     }
 }
 
-/// Of each peer less than once in five hours where one of ten is lost, and in twenty minutes where three of twenty are.
+/// At 10 % loss a peer flaps less than once in five hours, at 15 % less than once in twenty minutes.
 #[test]
 fn loss_by_chance_seldom_leaves_the_direct_way() {
     for (loss, minutes, most) in [(0.10, 100, 6), (0.15, 50, 45)] {

@@ -1,36 +1,42 @@
-//! A network that is simulated in steps of ten milliseconds: each peer's link says what becomes of a probe, chance and
-//! latency are added, and a plan follows the judges' ways a little later.
+//! A simulated network in steps of ten milliseconds. Each peer's link decides the fate of a probe, chance and latency are
+//! added, and a plan follows the judges' paths a little later.
 
 use std::time::Duration;
 
 use plan::verdict::{Answer, Finding, Judge, Local, PATIENCE, Probe, Sample, Way, suspect};
 use plan::{Mac, Path, PeerPath, Tunnel};
 
-/// What comes of a probe that is sent while that way is in use, at that time; `None` is lost.
+/// Result of a probe that is sent at this time with this path in use; `None` is a loss.
 pub(crate) type Link = Box<dyn Fn(Probe, Path, Duration) -> Option<Answer>>;
 
+/// Usual latency of an echo.
 pub(crate) const LATENCY: Duration = Duration::from_millis(10);
 const STEP: Duration = Duration::from_millis(10);
-/// Until a round has made a new way of what was decided.
+/// Time until a reconcile pass has applied a decision.
 const ROUND: Duration = Duration::from_millis(100);
 
 pub(crate) struct Sim {
     pub(crate) judge: Judge,
     pub(crate) peer: PeerPath,
     pub(crate) link: Link,
-    /// A second machine answers for the address, so much later.
+    /// Delay of a second machine that answers for the address, too.
     pub(crate) twin: Option<Duration>,
+    /// Number of changes of path.
     pub(crate) switches: usize,
+    /// Probes that were sent, with their times; those of searches are left out.
     pub(crate) asked: Vec<(Duration, Probe)>,
+    /// Changes of the finding, in order.
     said: Vec<Finding>,
+    /// Results to come, with their times.
     coming: Vec<(Duration, Sample)>,
+    /// Time at which the plan follows the last decision.
     follow: Option<Duration>,
 }
 
 pub(crate) struct World {
     pub(crate) now: Duration,
     pub(crate) sims: Vec<Sim>,
-    /// In each direction.
+    /// Part of the packets that is lost in each direction.
     pub(crate) loss: f64,
     pub(crate) latency: (Duration, Duration),
     pub(crate) pace: Duration,
@@ -58,7 +64,7 @@ pub(crate) fn peer(n: u8, path: Path, by_evidence: bool) -> PeerPath {
     }
 }
 
-/// What a peer that is well says.
+/// Returns the reply of a healthy peer.
 pub(crate) fn came(probe: Probe) -> Answer {
     match probe {
         Probe::NextHop => Answer::Is { mac: Mac([2, 0, 0, 0, 0, 1]), also: None },
@@ -71,7 +77,7 @@ pub(crate) fn refused() -> Option<Answer> {
     Some(Answer::Refused { by: [192, 0, 2, 254].into() })
 }
 
-/// A path that swallows what is larger.
+/// Returns a link that drops echoes above this MTU without a message.
 pub(crate) fn big(mtu: u16) -> Link {
     Box::new(move |probe, _, _| match probe {
         Probe::PathSized(size) if size > mtu => None,
@@ -79,7 +85,7 @@ pub(crate) fn big(mtu: u16) -> Link {
     })
 }
 
-/// One that says so.
+/// Returns a link that reports this MTU for larger echoes.
 pub(crate) fn too_big(mtu: u16) -> Link {
     Box::new(move |probe, _, _| match probe {
         Probe::PathSized(size) if size > mtu => Some(Answer::TooBig { mtu }),
@@ -87,7 +93,7 @@ pub(crate) fn too_big(mtu: u16) -> Link {
     })
 }
 
-/// A search for a size is not counted.
+/// Records the probes, without those of a search for a size.
 pub(crate) fn count(asked: &mut Vec<(Duration, Probe)>, probes: &[Probe], now: Duration) {
     let sized = |probe: &&Probe| !matches!(probe, Probe::PathSized(size) if *size != 1450);
     let sized = |probe: &&Probe| sized(probe) && !matches!(probe, Probe::NodeSized(size) if *size != 1500);
@@ -116,7 +122,7 @@ impl Sim {
         }
     }
 
-    /// What was said, in order.
+    /// Returns the names of the findings, in order.
     pub(crate) fn findings(&self) -> Vec<&'static str> {
         self.said.iter().map(Finding::name).collect()
     }
@@ -127,7 +133,7 @@ impl Sim {
         let answer = (self.link)(probe, self.peer.path, now).filter(|answer| !lost[0] || certain(answer));
         let (at, answer) = match answer {
             Some(Answer::Checksums { offloaded, complete }) => {
-                // Each of the two has its own fate.
+                // Each of the two datagrams may be lost by itself.
                 let (offloaded, complete) = (offloaded && !lost[0], complete && !lost[1]);
                 (now + PATIENCE, Answer::Checksums { offloaded, complete })
             }
@@ -143,7 +149,7 @@ impl Sim {
         }
     }
 
-    /// The plan does what was decided.
+    /// Applies the judge's decision after the delay of a pass.
     fn plan(&mut self, now: Duration) {
         let path = match self.judge.health().verdict.way {
             Some(Way::Direct) => Path::Direct,
@@ -236,7 +242,7 @@ impl World {
         (lost, least + (most - least).mul_f64(self.roll()))
     }
 
-    /// Splitmix, from 0 to 1.
+    /// Returns a random number from 0 to 1 (splitmix).
     fn roll(&mut self) -> f64 {
         self.dice = self.dice.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.dice;
