@@ -1,4 +1,4 @@
-//! Memory of replies that carry more than their arrival (MAC addresses, pairs of datagrams), and of the last finding.
+//! Record of replies that carry more than their arrival (MAC addresses, pairs of datagrams), and of the last finding.
 
 use std::mem::discriminant;
 use std::net::IpAddr;

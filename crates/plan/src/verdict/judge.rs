@@ -162,8 +162,7 @@ impl Judge {
     }
 
     /// Returns the probes to send now; `pace` is the maximum time between two regular ones. There are at most ten in any
-    /// second. A search for the largest packet adds up to 48 more ([`Ladder`](super::ladder::Ladder)), at most two searches at
-    /// a time.
+    /// second. A search for the largest packet adds up to 48 more, and two searches may run at a time.
     pub fn ask(&mut self, now: Duration, pace: Duration) -> Vec<Probe> {
         let probes = self.choose(now, pace);
         if !probes.is_empty() {

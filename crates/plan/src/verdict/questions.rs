@@ -26,9 +26,9 @@ const CLOSER_EVERY: u32 = 5;
 /// Time by which a closer look comes earlier than that. With few peers the looks are nearly [`PAIRS_APART`] apart, with
 /// thousands much further.
 const CLOSER_LESS: Duration = Duration::from_secs(3);
-/// Golden ratio less one, as a fraction of 65,536. Its multiples spread the probes evenly over an interval.
+/// Golden ratio, less one, as a fraction of 65,536. Its multiples spread the probes evenly over an interval.
 const GOLDEN: u16 = 40_503;
-/// Square root of two less one, as a fraction of 65,536. Its multiples spread as evenly, and never in step with [`GOLDEN`].
+/// Square root of two, less one, as a fraction of 65,536. Its multiples spread as evenly, and never in step with [`GOLDEN`].
 const ROOT: u16 = 27_145;
 /// Overhead of VXLAN in bytes for an outer header of IPv4 and of IPv6: IP, UDP, VXLAN and inner Ethernet headers.
 const OVERHEAD: (u32, u32) = (50, 70);
