@@ -1,5 +1,5 @@
-//! Packets on the wire, as tcpdump words them. Debian's tcpdump insists on changing its user when it is root, which a
-//! user namespace of one user forbids, so a packet socket hands it the bytes; it alone says what they mean.
+//! Captures packets and returns them as tcpdump prints them. Debian's tcpdump changes its user when it runs as root, which a user
+//! namespace of one user forbids. Therefore a packet socket feeds it the bytes; only tcpdump decodes them.
 
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -32,8 +32,8 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Captures on `device`; `args` are tcpdump's further arguments, such as `["-T", "vxlan", "udp"]`. From its return
-    /// on every packet counts.
+    /// Starts a capture on `device`. `args` are further arguments of tcpdump, such as `["-T", "vxlan", "udp"]`. Every packet
+    /// after the return is captured.
     pub fn start(ns: &Ns, device: &str, args: &[&str]) -> Self {
         let (packets, index) = ns.within(|| open(device));
         let mut command = tcpdump();
@@ -48,17 +48,17 @@ impl Capture {
         Self { lines, over, feeder }
     }
 
-    /// Packets so far, one line each: what tcpdump prints of an inner packet is joined to its outer one.
+    /// Returns the packets so far, one line each; tcpdump's line about an inner packet is joined to its outer packet.
     pub fn packets(&self) -> Vec<String> {
         joined(&self.lines.all())
     }
 
-    /// Whether a packet, seen already or within `limit`, satisfies `wanted`.
+    /// Returns true if a packet, seen already or within `limit`, satisfies `wanted`.
     pub fn wait_for(&self, limit: Duration, wanted: impl Fn(&str) -> bool) -> bool {
         until(limit, || self.packets().iter().any(|packet| wanted(packet)).then_some(())).is_some()
     }
 
-    /// All packets that passed until now.
+    /// Ends the capture and returns all packets.
     pub fn stop(self) -> Vec<String> {
         self.over.store(true, Ordering::Relaxed);
         let _ = self.feeder.join();
@@ -66,7 +66,7 @@ impl Capture {
     }
 }
 
-/// Reading needs no right, so in a user namespace tcpdump becomes nobody in one of its own.
+/// Builds the tcpdump command. Reading a pipe needs no rights, so in a user namespace tcpdump runs as nobody in a nested one.
 fn tcpdump() -> Command {
     let mut command = Command::new(if enter::own_user() { "unshare" } else { "tcpdump" });
     command.args(if enter::own_user() { ["--user", "tcpdump"] } else { ["-Z", "root"] });
@@ -82,8 +82,8 @@ fn open(device: &str) -> (OwnedFd, usize) {
     (packets, index as usize)
 }
 
-/// A pcap file's header, then each packet of `device`, until there is none left and the capture is over. Both may fail
-/// only because tcpdump is gone, which its missing lines will tell.
+/// Writes a pcap header, then each packet of `device`, until the capture is over and no packet is left. A write fails only if
+/// tcpdump is gone, which its missing lines will show.
 fn feed(packets: &OwnedFd, device: usize, over: &AtomicBool, mut pcap: ChildStdin) {
     let header: [u32; 6] = [0xa1b2_c3d4, 0x0004_0002, 0, 0, LONGEST_PACKET as u32, 1];
     let mut alive = pcap.write_all(&header.map(u32::to_ne_bytes).concat()).is_ok();
@@ -118,7 +118,8 @@ fn joined(lines: &[Line]) -> Vec<String> {
     packets
 }
 
-/// "03:12:45.123456 ": a MAC address, with which an inner packet's line may begin, has no such dot.
+/// Returns true if the line begins with a time such as "03:12:45.123456 ". The line of an inner packet may begin with a MAC
+/// address, which has no such dot.
 fn is_stamped(text: &str) -> bool {
     text.as_bytes().get(8) == Some(&b'.') && text.as_bytes().get(2) == Some(&b':')
 }

@@ -1,6 +1,6 @@
-//! The control of every measurement: a thread of the lab's own that only wants to be woken every 10 ms, and how late it was.
-//! It needs nothing of twill. A limit that is missed while the control was on time is the product's failure. A limit that is missed
-//! while the control was late proves nothing: the machine was starved, and the test is measured again. No limit is raised here.
+//! The control of every measurement: a thread of the lab that sleeps 10 ms at a time and records how late it wakes up. It does
+//! not depend on twill. A limit missed while the control was on time is the product's failure. A limit missed while the control
+//! was late proves nothing: the machine was starved, and the test is measured again. No limit is raised here.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -10,16 +10,16 @@ use std::time::{Duration, Instant};
 use crate::wait::patient;
 
 const TICK: Duration = Duration::from_millis(10);
-/// Lateness of one wake-up that does not count: the timers of an idle virtual machine have it, too.
+/// Lateness of one wake-up that is ignored: the timers of an idle virtual machine are as late.
 const SLACK: Duration = Duration::from_millis(1);
-/// Shortest window that is judged. A shorter one has too few wake-ups to tell a starved machine from a lucky moment, and what a
-/// program waits for may come from what it measured some seconds before.
+/// Shortest window that is judged. A shorter one has too few wake-ups to tell a starved machine from a lucky moment. Besides, a
+/// program may wait because of something that it measured some seconds before.
 const SHORTEST: Duration = Duration::from_secs(5);
 /// Lateness in thousandths of the window from which the machine counts as starved. Measured over 5 s on two cores: an idle machine
 /// has 1 to 4; two processes per core that burn CPU make it 40 to 190.
 const STARVED: u32 = 10;
 
-/// How late the control was in a window of time.
+/// Lateness of the control in a window of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lateness {
     window: Duration,
@@ -28,7 +28,7 @@ pub(crate) struct Lateness {
 }
 
 impl Lateness {
-    /// Whether a process that wanted to run had to wait for the processor.
+    /// Returns true if the machine was starved: a process that wanted to run had to wait for the processor.
     pub(crate) fn is_starved(&self) -> bool {
         self.total * 1000 >= self.window * STARVED
     }
@@ -51,7 +51,7 @@ impl fmt::Display for Lateness {
 struct Ticks {
     begun: Instant,
     due: Instant,
-    /// Wake-ups that were later than [`SLACK`]: when they were due, and the lateness beyond it.
+    /// Wake-ups later than [`SLACK`]: the time when each was due, and its lateness beyond [`SLACK`].
     late: Vec<(Instant, Duration)>,
 }
 
@@ -74,7 +74,7 @@ impl Control {
         control
     }
 
-    /// The lateness since `start`, or in the last [`SHORTEST`] if that is longer ago.
+    /// Returns the lateness since `start`, but over at least the last [`SHORTEST`].
     pub(crate) fn since(&self, start: Instant) -> Lateness {
         self.ticks().since(start, Instant::now())
     }
@@ -95,7 +95,7 @@ impl Ticks {
 
     fn since(&self, start: Instant, now: Instant) -> Lateness {
         let earliest = now.checked_sub(SHORTEST).unwrap_or(start).min(start).max(self.begun);
-        // The wake-up that is due and has not come is late already.
+        // A wake-up that is due and has not come yet counts as late.
         let pending = (self.due, now.saturating_duration_since(self.due).saturating_sub(SLACK));
         let late = || {
             let inside = |(due, late): &(Instant, Duration)| {
@@ -111,13 +111,13 @@ impl Ticks {
     }
 }
 
-/// The control of this process.
+/// Returns the control of this process; starts it at the first call.
 pub(crate) fn control() -> &'static Control {
     static CONTROL: OnceLock<Control> = OnceLock::new();
     CONTROL.get_or_init(Control::start)
 }
 
-/// A limit that was missed: what for, the product's figure, and the control's.
+/// A missed limit: its name with the product's figure, and the lateness of the control.
 #[derive(Clone, Debug)]
 struct Miss {
     what: String,
@@ -126,13 +126,13 @@ struct Miss {
 
 static MISSES: Mutex<Vec<Miss>> = Mutex::new(Vec::new());
 
-/// Notes that what began at `start` has missed its limit.
+/// Records that the work that began at `start` has missed its limit.
 pub(crate) fn missed(what: String, start: Instant) {
     let control = control().since(start);
     MISSES.lock().unwrap_or_else(PoisonError::into_inner).push(Miss { what, control });
 }
 
-/// Why the failure of this test proves nothing: the last limit that was missed on a starved machine.
+/// Returns why a failure of this test proves nothing: the last limit that was missed on a starved machine.
 pub(crate) fn excuse() -> Option<String> {
     excused(&MISSES.lock().unwrap_or_else(PoisonError::into_inner))
 }
@@ -142,8 +142,8 @@ fn excused(misses: &[Miss]) -> Option<String> {
     Some(format!("{}; {}", starved.what.replace('\n', " "), starved.control))
 }
 
-/// Whether something that is over now was quicker than its limit. Every claim about time is made here or by [`in_time`]:
-/// when it fails on a starved machine the whole test is measured again.
+/// Returns true if something that is over took less time than its limit. Every claim about time is made here or by [`in_time`]:
+/// if it fails on a starved machine, the whole test is measured again.
 pub fn is_in_time(what: &str, took: Duration, limit: Duration) -> bool {
     let limit = patient(limit);
     if took >= limit {
@@ -155,7 +155,7 @@ pub fn is_in_time(what: &str, took: Duration, limit: Duration) -> bool {
     took < limit
 }
 
-/// Panics with `what` unless it was quicker than its limit: [`is_in_time`].
+/// Panics with `what` unless it took less time than its limit; see [`is_in_time`].
 pub fn in_time(what: &str, took: Duration, limit: Duration) {
     assert!(is_in_time(what, took, limit), "{what} took {took:.3?}, the limit is {:?}", patient(limit));
 }
@@ -185,9 +185,9 @@ mod tests {
         assert_eq!((all.window, all.total, all.worst), (20_000 * MS, 65 * MS, 30 * MS));
         let last = since(12_000, 17_000);
         assert_eq!((last.window, last.total, last.worst), (5000 * MS, 40 * MS, 30 * MS));
-        // A window that begins while the control waits has the rest of that wait.
+        // A window that begins during a late wake-up counts the rest of that lateness.
         assert_eq!(since(11_504, 17_000).total, 42 * MS);
-        // A short one is made longer, but not longer than the control.
+        // A short window is extended, but not to before the control's start.
         assert_eq!(since(16_990, 17_000), last);
         assert_eq!(since(490, 500).window, 500 * MS);
     }

@@ -1,4 +1,4 @@
-//! A node's daemon as a real process: starting, killing, restarting it, and what it costs.
+//! A node's daemon as a real process: starts, kills and restarts it, and measures its cost.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -19,26 +19,26 @@ const STOPPED: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Daemon<'lab> {
     node: &'lab Node,
-    /// The program's arguments behind what it is run under.
+    /// Complete command line of the daemon, including a wrapper program if there is one.
     line: Vec<String>,
     log: PathBuf,
     child: Child,
 }
 
 impl<'lab> Daemon<'lab> {
-    /// `line` is run on the node.
+    /// Runs the command line `line` on the node and appends its output to the node's log file.
     pub(crate) fn start(node: &'lab Node, line: Vec<String>) -> Self {
         let log = work_dir().join("log").join(format!("{}.log", node.name));
         let child = spawn(&mut node.command(&line), &log);
         Self { node, line, log, child }
     }
 
-    /// The daemon's own process id, not a wrapper's.
+    /// Returns the process id of the daemon itself, not of a wrapper.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits until /readyz says 200; panics with the end of the log when the daemon exits or time is up.
+    /// Waits until /readyz answers 200. Panics with the log if the daemon exits or is not ready within 15 s.
     pub fn wait_ready(&self) {
         let ready = || {
             let gone = !fs::exists(format!("/proc/{}/exe", self.pid())).unwrap_or(false);
@@ -65,7 +65,7 @@ impl<'lab> Daemon<'lab> {
         kill(pid, signal).unwrap_or_else(|e| panic!("{}: {signal}: {e}", self.node.name));
     }
 
-    /// From now on it does nothing and knows nothing of it.
+    /// Suspends the daemon with SIGSTOP, which it cannot notice.
     pub fn pause(&self) {
         self.signal(Signal::SIGSTOP);
     }
@@ -74,19 +74,19 @@ impl<'lab> Daemon<'lab> {
         self.signal(Signal::SIGCONT);
     }
 
-    /// SIGTERM, then waits for the end.
+    /// Sends SIGTERM and waits for the exit.
     pub fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.wait_exit()
     }
 
-    /// Waits for its end; panics when it runs on.
+    /// Waits for the exit. Panics if the daemon still runs after 10 s.
     pub fn wait_exit(&mut self) -> ExitStatus {
         until(STOPPED, || self.child.try_wait().ok().flatten())
             .unwrap_or_else(|| panic!("{} runs on; its log:\n{}", self.node.name, self.log()))
     }
 
-    /// Runs a shell line among the mounts that the daemon sees: each daemon has its own.
+    /// Runs a shell line in the mount namespace of the daemon: each daemon has its own. Panics if the line fails.
     pub fn run_in_its_mounts(&self, line: &str) {
         let pid = self.pid().to_string();
         let out = Command::new("nsenter").args(["--mount", "--target", &pid, "sh", "-c", line]).output();
@@ -94,18 +94,18 @@ impl<'lab> Daemon<'lab> {
         assert!(out.status.success(), "`{line}`: {}", String::from_utf8_lossy(&out.stderr));
     }
 
-    /// Starts it again with the same arguments after `kill9` or `terminate`; does not wait until it is ready.
+    /// Kills the daemon if it runs and starts it again with the same arguments, without waiting until it is ready.
     pub fn restart(&mut self) {
         self.kill9();
         self.child = spawn(&mut self.node.command(&self.line), &self.log);
     }
 
-    /// All that the daemon ever said, across restarts.
+    /// Returns everything that the daemons of this node have logged, across restarts.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Processor time of all its living threads.
+    /// Returns the processor time of all its living threads.
     pub fn cpu(&self) -> Duration {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
         let spent = tasks.filter_map(|task| {
@@ -132,7 +132,7 @@ impl<'lab> Daemon<'lab> {
         counts.sum()
     }
 
-    /// Resident memory in bytes.
+    /// Returns the resident memory in bytes. Panics if the daemon is dead.
     pub fn rss(&self) -> u64 {
         let path = format!("/proc/{}/status", self.pid());
         let status = fs::read_to_string(&path).unwrap_or_default();

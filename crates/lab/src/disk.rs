@@ -1,4 +1,4 @@
-//! A small disk of its own for a directory, and how it comes to be full. It goes with the lab.
+//! A small disk of its own for one directory, and a way to fill it. It is gone with the lab.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -12,7 +12,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Mounts an empty one. A daemon that runs already sees none of it.
+    /// Mounts an empty disk at `path`. A daemon that already runs does not see it.
     pub fn mount(path: &Path) -> Self {
         let args = ["-t", "tmpfs", "-o", "size=64k,mode=755", "tmpfs"];
         let out = Command::new("mount").args(args).arg(path).output().expect("mount starts");
@@ -20,7 +20,7 @@ impl Disk {
         Self { path: path.to_owned() }
     }
 
-    /// Leaves room for new names and not for one byte.
+    /// Fills the disk: new file names still fit, but not one more byte.
     pub fn fill(&self) {
         let mut file = File::create(self.filler()).expect("a new name on the disk");
         let full = (0..=16).find_map(|_| file.write_all(&[0; 4096]).err());

@@ -1,5 +1,5 @@
-//! Looks at a namespace with ip and bridge, never with our own code, and gives one value that compares equal when the
-//! state is the same, though a device was made anew in between. It looks only; it judges nothing.
+//! Reads a namespace with ip and bridge, never with twill's own code. Two [`View`]s are equal if the state is the same, even if a
+//! device was recreated in between.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -24,7 +24,7 @@ const SHOWS: [(&[&str], &str, &[&str]); 4] = [
     (&["ip", "-6", "-d", "-j"], ROUTES, &["route6", "rule6"]),
     (&["bridge", "-j"], "fdb show\n", &["fdb"]),
 ];
-/// Numbers that name what another field names already, counters, and what somebody's listening changes.
+/// Fields left out of a view: indexes of what another field names, counters, timers, and fields that a listener changes.
 const VOLATILE: [&str; 14] = [
     "ifindex",
     "link_index",
@@ -42,7 +42,7 @@ const VOLATILE: [&str; 14] = [
     "br_port_id",
 ];
 
-/// One thing that ip or bridge showed: "link", "addr", "route4", "route6", "rule4", "rule6", "neigh" or "fdb".
+/// An object that ip or bridge showed: "link", "addr", "route4", "route6", "rule4", "rule6", "neigh" or "fdb".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     pub kind: &'static str,
@@ -50,12 +50,12 @@ pub struct Row {
 }
 
 impl Row {
-    /// A field as text; empty when it is not there.
+    /// Returns a field as text; empty if it is missing or not a string.
     pub fn text(&self, field: &str) -> &str {
         self.fields.get(field).and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// The device the row is about.
+    /// Returns the device that the row is about; empty if it names none.
     pub fn device(&self) -> &str {
         ["ifname", "dev"]
             .map(|field| self.text(field))
@@ -65,7 +65,7 @@ impl Row {
     }
 }
 
-/// What tells a row from others of its kind.
+/// Fields that tell a row from others of its kind.
 const NAMES: [&str; 7] = ["ifname", "local", "dst", "mac", "table", "metric", "priority"];
 
 impl Row {
@@ -105,21 +105,22 @@ impl std::fmt::Display for Row {
     }
 }
 
-/// All that ip and bridge show of a namespace, in normal form.
+/// Everything that ip and bridge show of a namespace, in normal form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
     rows: Vec<Row>,
 }
 
 impl View {
-    /// What there is once no address is tentative any more: even without duplicate address detection the kernel takes a
-    /// moment, and a view taken before would never be seen again. Where one stays so (its link is down) this takes 0.5 s.
+    /// Reads the namespace once no address is tentative any more. Even without duplicate address detection an address is
+    /// tentative for a moment, and such a state would never be seen again. Takes 0.5 s if an address stays tentative, because its
+    /// link is down.
     pub fn of(ns: &Ns) -> Self {
         let settled = || Some(Self::now(ns)).filter(|view| !view.rows.iter().any(Row::is_tentative));
         until(SETTLED, settled).unwrap_or_else(|| Self::now(ns))
     }
 
-    /// What there is at this moment.
+    /// Reads the namespace as it is at this moment.
     pub fn now(ns: &Ns) -> Self {
         let shown = SHOWS.into_iter().flat_map(|(program, lines, kinds)| {
             let answers = batch(ns, program, lines);
@@ -129,7 +130,7 @@ impl View {
         Self::sorted(shown.collect())
     }
 
-    /// The same view of what `ip -d -j` and `bridge -j` printed elsewhere: a recording, with the kind of each answer.
+    /// Builds a view from recorded output of `ip -d -j` and `bridge -j`; each answer comes with its kind.
     pub fn recorded(answers: &[(&'static str, Value)]) -> Self {
         Self::sorted(answers.iter().flat_map(|(kind, answer)| rows(kind, answer)).collect())
     }
@@ -151,7 +152,8 @@ impl View {
         self.of_kind("link").find(|row| row.text("ifname") == name)
     }
 
-    /// How the other differs: "-" we only, "+" the other only, "~" both but unlike; empty when equal.
+    /// Describes how `other` differs, a line per row; empty if both are equal. A row only in `self` is marked "-", a row only in
+    /// `other` "+", a changed row "~".
     pub fn diff(&self, other: &Self) -> String {
         let mut lost = self.rows.clone();
         let mut new = other.rows.clone();
@@ -177,8 +179,8 @@ impl std::fmt::Display for View {
     }
 }
 
-/// The rows of the pod networks 10.244.0.0/16 and fd00:244::/48 but for the node's own bridge: on flannel devices, or
-/// routes inside them.
+/// Returns the rows of the pod networks 10.244.0.0/16 and fd00:244::/48, without those of the node's own bridge. They are on
+/// flannel devices, or are routes inside the networks.
 pub fn ours(view: &View) -> impl Iterator<Item = &Row> {
     view.rows().filter(|row| {
         let device = row.device();
@@ -206,14 +208,14 @@ fn batch(ns: &Ns, program: &[&str], lines: &str) -> Vec<Value> {
 
 fn rows(kind: &'static str, answer: &Value) -> Vec<Row> {
     let objects = answer.as_array().into_iter().flatten().filter_map(Value::as_object).cloned();
-    // A device that vanished while ip was printing it leaves an empty object.
+    // A device that vanishes while ip prints it leaves an empty object.
     let objects = objects.filter(|fields| !fields.is_empty());
     let objects = objects.flat_map(|fields| if kind == "addr" { addresses(&fields) } else { vec![fields] });
     let kept = objects.filter(|fields| kind != "fdb" || lasting(fields));
     kept.map(|fields| Row { kind, fields: normal(fields) }).collect()
 }
 
-/// One row per address instead of one per link: the link's own part is in the "link" rows.
+/// Makes one row per address instead of one per link; the link's own fields are in the "link" rows.
 fn addresses(link: &Map<String, Value>) -> Vec<Map<String, Value>> {
     let name = link.get("ifname").cloned().unwrap_or_default();
     let infos = link.get("addr_info").and_then(Value::as_array).into_iter().flatten();
@@ -225,7 +227,7 @@ fn addresses(link: &Map<String, Value>) -> Vec<Map<String, Value>> {
     named.collect()
 }
 
-/// Learned entries come and go with the traffic, multicast ones with the kernel's group memberships.
+/// Returns true if an FDB entry lasts. Learned entries come and go with traffic, multicast ones with group memberships.
 fn lasting(fdb: &Map<String, Value>) -> bool {
     let text = |field: &str| fdb.get(field).and_then(Value::as_str).unwrap_or_default();
     let group = ["33:33:", "01:00:5e:"].iter().any(|prefix| text("mac").starts_with(prefix));

@@ -1,5 +1,5 @@
-//! A forged VXLAN packet: UDP to a node's tunnel port, from whatever address the sender has, with a frame inside that
-//! asks the node's own tunnel device to hand a datagram to a pod. The bytes are made here, by no code of twill's.
+//! A forged VXLAN packet: UDP to a node's tunnel port, from any address of the sender. The frame inside asks the node's tunnel
+//! device to deliver a datagram to a pod. The bytes are made here, without twill's code.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
@@ -9,19 +9,19 @@ const SENDER_MAC: [u8; 6] = [0x02, 0xba, 0xad, 0, 0, 1];
 const UDP: u8 = 17;
 const HOPS: u8 = 64;
 
-/// What is in the packet.
+/// Contents of the packet.
 #[derive(Clone, Debug)]
 pub struct Forgery {
     pub vni: u32,
-    /// The MAC of the node's tunnel device, such as `02:00:00:00:00:01`.
+    /// MAC address of the node's tunnel device, such as `02:00:00:00:00:01`.
     pub mac: String,
-    /// The inner datagram's two ends, of one family.
+    /// Source and destination of the inner datagram, of one family.
     pub inner: (SocketAddr, SocketAddr),
     pub said: String,
 }
 
 impl Forgery {
-    /// To the tunnel port `to` of a node, from `own`, an address of the sender's.
+    /// Sends the packet from `own`, an address of the sender, to the tunnel port `to` of a node.
     pub fn send(&self, from: &Ns, own: IpAddr, to: SocketAddr) {
         let packet = self.packet();
         let sent = from.within(|| UdpSocket::bind((own, 0)).and_then(|socket| socket.send_to(&packet, to)));
@@ -45,7 +45,7 @@ fn mac_bytes(mac: &str) -> Vec<u8> {
     bytes.filter(|bytes| bytes.len() == 6).unwrap_or_else(|| panic!("{mac} is no MAC address"))
 }
 
-/// An ethertype, and the IP packet of that family.
+/// Returns the ethertype and the IP packet, of the family of both addresses.
 fn datagram(from: SocketAddr, to: SocketAddr, said: &[u8]) -> (u16, Vec<u8>) {
     let length = u16::try_from(said.len() + 8).expect("a short text");
     let udp = |checksum: u16| {
@@ -58,7 +58,7 @@ fn datagram(from: SocketAddr, to: SocketAddr, said: &[u8]) -> (u16, Vec<u8>) {
                 let sizes = [0x4500, length + 20, 0, 0, u16::from_be_bytes([HOPS, UDP]), checksum];
                 [&sizes.map(u16::to_be_bytes).concat(), &source.octets()[..], &target.octets()].concat()
             };
-            // An IPv4 datagram may go without a checksum of its own.
+            // IPv4 allows a UDP datagram without a checksum.
             (0x0800, [header(sum(&header(0))), udp(0)].concat())
         }
         (IpAddr::V6(source), IpAddr::V6(target)) => {
@@ -71,7 +71,7 @@ fn datagram(from: SocketAddr, to: SocketAddr, said: &[u8]) -> (u16, Vec<u8>) {
     }
 }
 
-/// The internet checksum (RFC 1071).
+/// Computes the internet checksum (RFC 1071).
 fn sum(bytes: &[u8]) -> u16 {
     let words =
         bytes.chunks(2).map(|pair| u64::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u64::from(*low)));

@@ -1,15 +1,15 @@
-//! What can befall a node's pod network, each as the very command line one would type in the node. It only harms:
-//! measuring the repair is `heal`'s part.
+//! Harms to a node's pod network, each as the command line that one would type on the node. Measuring the repair is `heal`'s
+//! part.
 
 use crate::node::Node;
 
-/// One harm to one node.
+/// A harm to a node, with the objects that it hits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Harm {
     RouteDeleted {
         subnet: String,
     },
-    /// The gateway is a wrong one.
+    /// Replaces a peer's route by one through a wrong gateway.
     RouteReplaced {
         subnet: String,
         via: String,
@@ -35,7 +35,7 @@ pub enum Harm {
         dev: String,
     },
     UplinkDown,
-    /// And the default routes, as the network manager puts them back.
+    /// Sets the uplink up and restores the default routes, as a network manager does.
     UplinkUp,
     DaemonKilled {
         pid: u32,
@@ -43,7 +43,7 @@ pub enum Harm {
 }
 
 impl Harm {
-    /// All harms to the objects of a vxlan node; `peer` is the one whose route suffers.
+    /// Returns every harm to the objects of a vxlan node; `peer` is the node whose route is hit.
     pub fn to_vxlan(peer: &Node) -> Vec<Self> {
         let dev = || "flannel.1".to_owned();
         let subnet = || peer.subnet();
@@ -59,7 +59,7 @@ impl Harm {
         ]
     }
 
-    /// All harms to the objects of a host-gw node.
+    /// Returns every harm to the objects of a host-gw node; `peer` is the node whose route is hit.
     pub fn to_host_gw(peer: &Node) -> Vec<Self> {
         vec![
             Self::RouteDeleted { subnet: peer.subnet() },
@@ -71,14 +71,14 @@ impl Harm {
         ]
     }
 
-    /// The command line that does it in `node`.
+    /// Returns the command line that does the harm on `node`.
     pub fn command(&self, node: &Node) -> String {
         match self {
             Self::RouteDeleted { subnet } => format!("ip route delete {subnet}"),
             Self::RouteReplaced { subnet, via, dev } => {
                 format!("ip route replace {subnet} via {via} dev {dev}")
             }
-            // Not `bridge fdb flush`: vxlan knows it from kernel 6.7 and iproute2 6.1 on only.
+            // `bridge fdb flush` supports vxlan only since kernel 6.7 and iproute2 6.1.
             Self::FdbFlushed { dev } => {
                 format!("bridge fdb show dev {dev} | xargs -L1 bridge fdb del dev {dev}")
             }
@@ -86,7 +86,7 @@ impl Harm {
             Self::DeviceDeleted { dev } => format!("ip link delete {dev}"),
             Self::DeviceDown { dev } => format!("ip link set {dev} down"),
             Self::MacChanged { dev, mac } => format!("ip link set {dev} address {mac}"),
-            // Not the link-local address, which only the kernel can make again.
+            // The link-local address stays, because only the kernel can make it again.
             Self::AddressFlushed { dev } => {
                 format!("ip -4 addr flush dev {dev}; ip -6 addr flush dev {dev} scope global")
             }
@@ -104,7 +104,7 @@ impl Harm {
         node.ns.run(&self.command(node));
     }
 
-    /// Whether the kernel's monitors tell of it.
+    /// Returns true if the kernel's monitors report the harm.
     pub(crate) fn is_heard(&self) -> bool {
         !matches!(self, Self::DaemonKilled { .. })
     }

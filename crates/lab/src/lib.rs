@@ -1,6 +1,6 @@
-//! The laboratory: real namespaces, the real kernel, real daemon processes, real pings. It builds and looks with
-//! iproute2, nft, tcpdump and ping only, so that a fault of twill's own code cannot hide itself; it must never touch
-//! the host's network and never leave anything behind. Its way to fail is to panic: it is test machinery.
+//! The laboratory for tests: real network namespaces, the real kernel, real daemon processes, real pings. It builds and inspects
+//! with iproute2, nft, tcpdump and ping only: a fault in twill's own code cannot hide itself. It never touches the host's network
+//! and leaves nothing behind. It is test machinery, so it reports failures by panicking.
 #![expect(
     clippy::expect_used,
     clippy::panic,

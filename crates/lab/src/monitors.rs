@@ -1,4 +1,4 @@
-//! `ip monitor`, `bridge monitor` and `nft monitor` of one node: proof of what was written to the kernel, and of silence.
+//! Runs `ip monitor`, `bridge monitor` and `nft monitor` on one node: proof of writes to the kernel, and of their absence.
 
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub struct Monitors {
 }
 
 impl Monitors {
-    /// Returns when each has proved that it hears.
+    /// Starts the monitors and returns once each has shown that it receives events. Panics if one does not within 5 s.
     pub fn start(ns: &Ns) -> Self {
         let start = |(program, args): (&'static str, &[&str])| {
             let mut command = ns.command(program);
@@ -33,8 +33,8 @@ impl Monitors {
         monitors
     }
 
-    /// Provokes harmless events until every monitor has told of them: all that happened before has then been told, too.
-    /// The number of lines up to then.
+    /// Causes harmless events until every monitor has reported them: by then it has also reported all earlier events. Returns the
+    /// number of lines of each monitor up to that point.
     fn sync(&self) -> Vec<usize> {
         static NTH: AtomicU16 = AtomicU16::new(0);
         let marker = Marker(NTH.fetch_add(1, Ordering::Relaxed));
@@ -49,7 +49,7 @@ impl Monitors {
         all.into_iter().map(|position| position + 1).collect()
     }
 
-    /// All events since the start or the last [`Self::forget`] but for the lab's own markers, by program.
+    /// Returns each event's program and line since the start or the last [`Self::forget`], without the lab's own markers.
     pub fn events(&self) -> Vec<(&'static str, Line)> {
         self.sync();
         let since = self.heard.iter().zip(&self.from).flat_map(|((program, lines), from)| {
@@ -58,29 +58,29 @@ impl Monitors {
         since.filter(|(_, line)| !Marker::is_any(&line.text)).collect()
     }
 
-    /// Events since the start that contain one of `patterns`, as "ip: text".
+    /// Returns the events since then that contain one of `patterns`, as "ip: text".
     pub fn lines_about(&self, patterns: &[&str]) -> Vec<String> {
         let about = |text: &str| patterns.iter().any(|pattern| text.contains(pattern));
         let events = self.events().into_iter().filter(|(_, line)| about(&line.text));
         events.map(|(program, line)| format!("{program}: {}", line.text.trim())).collect()
     }
 
-    /// Events about what a pod network's daemon owns: flannel devices, routes in 10.244.0.0/16, nft tables of it.
+    /// Returns events about objects of a pod network's daemon: flannel devices, routes in 10.244.0.0/16, its nft tables.
     pub fn lines_of_ours(&self) -> Vec<String> {
         let mut lines = self.lines_about(&["flannel", "twill", "10.244."]);
-        // The bridge's neighbours and routes are the CNI plugin's and the kernel's.
+        // The neighbours and routes of the bridge belong to the CNI plugin and the kernel.
         lines.retain(|line| !line.contains(" dev cni0"));
         lines
     }
 
-    /// Starts counting anew.
+    /// Ignores all events up to now.
     pub fn forget(&mut self) {
         self.from = self.sync();
     }
 }
 
-/// A neighbour, an FDB entry and an nft table that come and go: on eth0, which every namespace of the lab has, and of no
-/// use to anyone.
+/// A neighbour, an FDB entry and an nft table that are added and deleted again. They are on eth0, which every namespace of the
+/// lab has, and serve no other purpose.
 struct Marker(u16);
 
 impl Marker {
@@ -107,7 +107,7 @@ impl Marker {
         )
     }
 
-    /// Whether this is the last that `program` tells of it.
+    /// Returns true if this is the last line that `program` prints about the marker.
     fn ends_with(&self, program: &str, line: &str) -> bool {
         match program {
             "nft" => line.contains(&format!("delete {}", self.table())),

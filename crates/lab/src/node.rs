@@ -17,7 +17,7 @@ use crate::store::Store;
 use crate::subnet_env::SubnetEnv;
 use crate::wait::{patient, until};
 
-/// Where every daemon of the lab serves /healthz, /readyz and /metrics, on its node's 127.0.0.1.
+/// Port on which every daemon of the lab serves /healthz, /readyz and /metrics, at 127.0.0.1 of its node.
 pub const HEALTHZ_PORT: u16 = 8081;
 const ANSWER: Duration = Duration::from_secs(2);
 const SUBNET_FILE: Duration = Duration::from_secs(15);
@@ -33,7 +33,7 @@ pub struct Reply {
 pub struct Node {
     pub index: usize,
     pub name: String,
-    /// 'A' or 'B'.
+    /// Segment, 'A' or 'B'.
     pub segment: char,
     pub ns: Ns,
     pub ip: Ipv4Addr,
@@ -79,17 +79,17 @@ impl Node {
         gateways(self.ip, self.ip6).1
     }
 
-    /// The directory this node's programs see as /run/flannel.
+    /// Returns the directory that this node's programs see as /run/flannel.
     pub fn run_dir(&self) -> &Path {
         &self.run
     }
 
-    /// Where this node's daemons remember the leases for the time after a reboot.
+    /// Returns the directory in which this node's daemons cache the leases for the time after a reboot.
     pub fn cache_dir(&self) -> &Path {
         &self.cache
     }
 
-    /// Takes the network card out and puts in another one of the same name, MAC and addresses, but not of the same index.
+    /// Replaces the network card by one with the same name, MAC and addresses, but another interface index.
     pub fn replug(&self) {
         let (name, segment, mac) = (&self.name, self.segment, &self.mac);
         let (own, port) = (50 + self.index, 1000 + self.index);
@@ -104,7 +104,7 @@ impl Node {
         self.ns.batch(&host_lines(self.ip, self.ip6));
     }
 
-    /// Puts a second network card in, `eth1`, on the segment of the first one: up, without an address.
+    /// Adds a second network card, `eth1`, on the segment of the first one: up, without an address.
     pub fn second_card(&self) {
         let (name, segment, port) = (&self.name, self.segment, self.second_port());
         ip_batch(
@@ -118,7 +118,7 @@ impl Node {
         self.has_second_card.store(true, Ordering::Relaxed);
     }
 
-    /// The switch's end of the second card, if there is one.
+    /// Returns the switch's port of the second card, if there is one.
     pub(crate) fn second_card_port(&self) -> Option<String> {
         self.has_second_card.load(Ordering::Relaxed).then(|| self.second_port())
     }
@@ -127,8 +127,8 @@ impl Node {
         format!("{}-eth1", self.name)
     }
 
-    /// Takes away what does not outlive a reboot: what a daemon has in the kernel and in /run. Its own uplink and its pods
-    /// are as they will be when it is up again.
+    /// Removes what does not survive a reboot: the daemon's objects in the kernel and its files in /run. The uplink and the pods
+    /// stay, as they would be after the boot.
     pub fn reboot(&self) {
         for entry in fs::read_dir(&self.run).into_iter().flatten().flatten() {
             fs::remove_file(entry.path()).unwrap_or_else(|e| panic!("{}: {e}", entry.path().display()));
@@ -140,17 +140,17 @@ impl Node {
         }
     }
 
-    /// Starts `twill daemon` with the lab's store and health port and these arguments, such as `--iface=eth0`.
+    /// Starts `twill daemon` with the lab's store, the health port and `args`, such as `--iface=eth0`.
     pub fn start(&self, args: &[&str]) -> Daemon<'_> {
         self.start_under(&[], args)
     }
 
-    /// The same under a program that becomes the daemon, such as `setpriv --bounding-set=-net_admin`.
+    /// Same as [`Self::start`], under a program that becomes the daemon, such as `setpriv --bounding-set=-net_admin`.
     pub fn start_under(&self, under: &[&str], args: &[&str]) -> Daemon<'_> {
         self.start_line(under, &self.twill.display().to_string(), args)
     }
 
-    /// The same of another version of it.
+    /// Same as [`Self::start`], with another twill executable.
     pub fn start_binary(&self, twill: &str, args: &[&str]) -> Daemon<'_> {
         self.start_line(&[], twill, args)
     }
@@ -164,12 +164,12 @@ impl Node {
         Daemon::start(self, line.into_iter().map(str::to_owned).collect())
     }
 
-    /// Starts another program in the daemon's place, which serves /readyz where daemons of the lab do: flanneld itself.
+    /// Starts another program in the daemon's place, such as flanneld. It must serve /readyz where daemons of the lab do.
     pub fn start_other(&self, line: Vec<String>) -> Daemon<'_> {
         Daemon::start(self, line)
     }
 
-    /// Takes the node's cable out of the switch: its uplink stays up and loses the carrier.
+    /// Unplugs the node's cable from the switch: its uplink stays up and loses the carrier.
     pub fn unplug(&self) {
         ip_batch(&[], &format!("link set {} down\n", self.name));
     }
@@ -178,7 +178,7 @@ impl Node {
         ip_batch(&[], &format!("link set {} up\n", self.name));
     }
 
-    /// What `twill ARGS` prints on this node; panics when it fails.
+    /// Runs `twill ARGS` on this node and returns its output. Panics if it fails.
     pub fn twill(&self, args: &[&str]) -> String {
         let out = self.twill_output(args);
         if !out.status.success() {
@@ -193,34 +193,35 @@ impl Node {
         command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{}: twill: {e}", self.name))
     }
 
-    /// `twill ARGS` in the node's network namespace and with the node's /run/flannel; its pid is twill's own.
+    /// Builds the command `twill ARGS` in the node's network namespace, with the node's /run/flannel. Its process id is twill's
+    /// own.
     pub fn twill_command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
         let mut command = self.command(&[&self.twill]);
         command.args(args);
         command
     }
 
-    /// The same of any program.
+    /// Same as [`Self::twill_command`], for any program.
     pub fn command<S: AsRef<OsStr>>(&self, line: &[S]) -> Command {
         let mut command = Command::new("ip");
-        // `ip netns exec` brings the mount namespace (and a /sys of the node) in which the bind mount stays private.
+        // `ip netns exec` makes a mount namespace (with the node's /sys), in which the bind mount stays private.
         let enter = r#"mount --bind "$1" /run/flannel && shift && exec "$@""#;
         command.args(["netns", "exec", &self.name, "sh", "-c", enter, "sh"]);
         command.arg(&self.run).args(line);
         command
     }
 
-    /// The subnet file, when there is one.
+    /// Returns the subnet file, if there is a complete one.
     pub fn subnet_env(&self) -> Option<SubnetEnv> {
         SubnetEnv::read(&self.run.join("subnet.env"))
     }
 
-    /// The node's pod subnet, such as 10.244.34.0/24; waits for the daemon to have one.
+    /// Returns the node's pod subnet, such as 10.244.34.0/24. Waits up to 15 s for the subnet file, then panics.
     pub fn subnet(&self) -> String {
         self.wait_subnet_env().subnet4().unwrap_or_else(|| panic!("{} has no IPv4 subnet", self.name))
     }
 
-    /// The same of IPv6, such as fd00:244:0:51::/64.
+    /// Returns the node's IPv6 pod subnet, such as fd00:244:0:51::/64. Waits as [`Self::subnet`] does.
     pub fn subnet6(&self) -> String {
         self.wait_subnet_env().subnet6().unwrap_or_else(|| panic!("{} has no IPv6 subnet", self.name))
     }
@@ -231,7 +232,7 @@ impl Node {
         })
     }
 
-    /// A new pod on this node, made as a CNI plugin would; waits for subnet.env.
+    /// Makes a new pod on this node, as a CNI plugin would. Waits for subnet.env.
     pub fn pod(&self) -> Pod {
         Pod::create(self, self.pods.fetch_add(1, Ordering::Relaxed))
     }
@@ -240,12 +241,12 @@ impl Node {
         (0..self.pods.load(Ordering::Relaxed)).map(|nth| pod_name(self.index, nth))
     }
 
-    /// One echo, one second of patience: the round-trip time, or None.
+    /// Sends one echo and waits one second. Returns the round-trip time, or `None` without an answer.
     pub fn ping(&self, to: impl Into<IpAddr>) -> Option<Duration> {
         ping(&self.ns, to.into(), &[])
     }
 
-    /// HTTP GET from the daemon of this node; None when nobody answers.
+    /// Sends an HTTP GET to the daemon of this node, such as `/readyz`. Returns `None` if there is no answer.
     pub fn get(&self, path: &str) -> Option<Reply> {
         self.ns.within(|| {
             let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], HEALTHZ_PORT))).ok()?;
@@ -260,13 +261,13 @@ impl Node {
     }
 }
 
-/// The router's addresses on the segment of a host.
+/// Returns the router's addresses on the segment of a host with these addresses.
 fn gateways(ip: Ipv4Addr, ip6: Ipv6Addr) -> (Ipv4Addr, Ipv6Addr) {
     let ([a, b, net, _], [c, d, ..]) = (ip.octets(), ip6.segments());
     (Ipv4Addr::new(a, b, net, 1), Ipv6Addr::new(c, d, 0, 0, 0, 0, 0, 1))
 }
 
-/// What makes a host of a namespace with a cable.
+/// Returns the `ip -batch` lines that configure a host in a namespace with a cable.
 pub(crate) fn host_lines(ip: Ipv4Addr, ip6: Ipv6Addr) -> String {
     let (gateway, gateway6) = gateways(ip, ip6);
     format!(

@@ -1,4 +1,4 @@
-//! Echoes by ping(8): one, or a stream whose losses and gaps are counted.
+//! Sends echoes with ping(8): a single one, or a stream whose losses and gaps are counted.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use crate::lines::{Line, Lines};
 use crate::ns::Ns;
 
-/// One echo from `ns`; with these options after the one second of patience. Its round-trip time, or None.
+/// Sends one echo from `ns` and waits one second; `options` may override that. Returns the round-trip time, or `None`.
 pub(crate) fn ping(ns: &Ns, to: IpAddr, options: &[&str]) -> Option<Duration> {
     let out =
         ns.command("ping").args(["-n", "-c", "1", "-W", "1"]).args(options).arg(to.to_string()).output();
@@ -18,24 +18,24 @@ pub(crate) fn ping(ns: &Ns, to: IpAddr, options: &[&str]) -> Option<Duration> {
     out.status.success().then(|| Duration::from_secs_f64(ms / 1000.0))
 }
 
-/// What became of a stream of echoes. The very last one is not counted as lost: it may have been under way.
+/// Result of a stream of echoes. The very last one does not count as lost: its answer may be under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PingReport {
     pub sent: u64,
     pub received: u64,
     pub lost: u64,
-    /// Between two answers, or since the last one.
+    /// Longest time between two answers, or since the last one.
     pub longest_gap: Duration,
 }
 
-/// An echo every so often until stopped.
+/// A stream of echoes at a fixed interval, until stopped.
 #[derive(Debug)]
 pub struct PingStream {
     lines: Lines,
 }
 
 impl PingStream {
-    /// Fifty a second.
+    /// Sends fifty echoes a second.
     pub fn start(from: &Ns, to: impl Into<IpAddr>) -> Self {
         Self::every(from, to, Duration::from_millis(20))
     }
@@ -44,7 +44,7 @@ impl PingStream {
         Self::with(from, to.into(), &["-i", &interval.as_secs_f64().to_string()])
     }
 
-    /// Fifty a second, in IP packets of so many bytes that the sender does not fragment.
+    /// Sends fifty echoes a second, in IP packets of `bytes` bytes that must not be fragmented.
     pub fn sized(from: &Ns, to: impl Into<IpAddr>, bytes: u32) -> Self {
         let to = to.into();
         let headers = if to.is_ipv4() { 28 } else { 48 };
@@ -55,18 +55,18 @@ impl PingStream {
         let mut command = from.command("ping");
         command.args(["-n", "-D"]).args(options).arg(to.to_string());
         let lines = Lines::start(command);
-        // Into a pipe it says nothing before the first answer.
+        // With a pipe as output, ping prints nothing before the first answer.
         let begun = lines.wait_for(Duration::from_secs(10), |line| line.starts_with("PING"));
         assert!(begun, "ping says: {:?}", lines.all());
         Self { lines }
     }
 
-    /// Answers so far.
+    /// Returns the number of answers so far.
     pub fn received(&self) -> u64 {
         self.lines.all().iter().filter(|line| answer(line).is_some()).count() as u64
     }
 
-    /// When the last one so far was answered; panics before the first.
+    /// Returns the time of the last answer so far. Panics if there is none.
     pub fn last_answer(&self) -> SystemTime {
         let last = self.lines.all().iter().rev().find_map(answer).expect("an answer");
         UNIX_EPOCH + Duration::from_secs_f64(last.1)
@@ -91,7 +91,7 @@ impl PingStream {
     }
 }
 
-/// Sequence number and time of "[1795405910.667839] 64 bytes from 127.0.0.1: icmp_seq=1 ttl=64 time=0.221 ms".
+/// Parses sequence number and time of "[1795405910.667839] 64 bytes from 127.0.0.1: icmp_seq=1 ttl=64 time=0.221 ms".
 fn answer(line: &Line) -> Option<(u64, f64)> {
     let (at, rest) = line.text.strip_prefix('[')?.split_once("] ")?;
     if !rest.contains(" bytes from ") || rest.ends_with("(DUP!)") {
@@ -101,7 +101,7 @@ fn answer(line: &Line) -> Option<(u64, f64)> {
     Some((seq, at.parse().ok()?))
 }
 
-/// The number in "2 packets transmitted, 2 received, ...".
+/// Parses the number of sent packets in "2 packets transmitted, 2 received, ...".
 fn sent(lines: &[Line]) -> Option<u64> {
     lines.iter().rev().find_map(|line| line.text.split_once(" packets transmitted")?.0.parse().ok())
 }

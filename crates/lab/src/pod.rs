@@ -1,4 +1,4 @@
-//! A pod: a namespace with a cable into the node's bridge `cni0`, as flannel's CNI plugin would make it from subnet.env.
+//! A pod: a namespace with a cable to the node's bridge `cni0`, as flannel's CNI plugin would make it from subnet.env.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,14 +14,14 @@ use crate::wait::until;
 pub struct Pod {
     pub name: String,
     pub ns: Ns,
-    /// The name of its node.
+    /// Name of its node.
     pub node: String,
     pub ip4: Option<Ipv4Addr>,
     pub ip6: Option<Ipv6Addr>,
     pub mtu: u32,
 }
 
-/// pod1, pod1b, pod1c, ...
+/// Returns the name of a node's pod number `nth`, counted from 0: pod1, pod1b, pod1c, ...
 pub(crate) fn pod_name(node: usize, nth: usize) -> String {
     match u8::try_from(nth).expect("few pods") {
         0 => format!("pod{node}"),
@@ -61,7 +61,7 @@ impl Pod {
         let (mtu, name) = (self.mtu, &self.name);
         let mut lines = String::new();
         if nth == 0 {
-            // A fixed MAC: a bridge otherwise takes a port's, and changes it when ports come and go.
+            // The MAC is fixed: otherwise a bridge takes a port's MAC, and changes it when ports come and go.
             let _ = writeln!(lines, "link add cni0 mtu {mtu} address 02:00:00:01:00:{node:02x} type bridge");
             let _ = writeln!(lines, "link set cni0 up");
             for (gateway, len) in gateways {
@@ -84,22 +84,22 @@ impl Pod {
         lines
     }
 
-    /// IPv4 first.
+    /// Returns the pod's addresses, IPv4 first.
     pub fn ips(&self) -> impl Iterator<Item = IpAddr> {
         self.ip4.map(IpAddr::from).into_iter().chain(self.ip6.map(IpAddr::from))
     }
 
-    /// The pod's first address.
+    /// Returns the pod's first address.
     pub fn ip(&self) -> IpAddr {
         self.ips().next().expect("a pod has an address")
     }
 
-    /// One echo, one second of patience: the round-trip time, or None.
+    /// Sends one echo and waits one second. Returns the round-trip time, or `None` without an answer.
     pub fn ping(&self, to: impl Into<IpAddr>) -> Option<Duration> {
         ping(&self.ns, to.into(), &[])
     }
 
-    /// Whether one echo comes back within `limit`, however many have to be sent; the time until it did.
+    /// Sends echoes until one is answered within `limit`. Returns the time until the answer.
     pub fn reaches(&self, to: impl Into<IpAddr>, limit: Duration) -> Option<Duration> {
         let (to, start) = (to.into(), Instant::now());
         until(limit, || ping(&self.ns, to, &["-W", "0.2"])).map(|_| start.elapsed())

@@ -1,4 +1,4 @@
-//! A router's advertisement, as radvd would send it once: those who hear it take a default route from it.
+//! Sends one router advertisement, as radvd would: hosts that receive it take a default route from it.
 
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::fd::AsRawFd;
@@ -10,13 +10,14 @@ use nix::sys::socket::{
 
 use crate::ns::Ns;
 
-/// RFC 4861, 4.2: type, code, checksum (the kernel's work), hop limit, flags, lifetime in seconds, two times.
+/// Router advertisement (RFC 4861, 4.2): type, code, checksum (set by the kernel), hop limit, flags, lifetime in seconds,
+/// reachable time, retransmission timer.
 const ADVERTISEMENT: [u8; 16] = [134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
 
-/// Nobody heeds one that could have come over a router.
+/// Hop limit of the packet; receivers ignore a smaller one, with which it could have crossed a router.
 const HOPS: i32 = 255;
 
-/// Sends one from that namespace out of that device to all who are on its segment.
+/// Sends one advertisement from `ns` through `device` to all hosts on its segment.
 pub fn advertise(ns: &Ns, device: &str) {
     ns.within(|| {
         let (kind, protocol) = (SockType::Raw, SockProtocol::IcmpV6);

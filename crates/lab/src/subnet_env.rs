@@ -1,11 +1,18 @@
-//! Reads the subnet file that a node's daemon writes, as a CNI plugin does. Must not know anything else about the daemon.
+//! Reads the subnet file that a node's daemon writes, as a CNI plugin does. It knows nothing else about the daemon.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::str::FromStr;
 
-/// The parsed `/run/flannel/subnet.env`.
+/// The parsed `/run/flannel/subnet.env`, such as:
+///
+/// ```text
+/// FLANNEL_NETWORK=10.244.0.0/16
+/// FLANNEL_SUBNET=10.244.34.1/24
+/// FLANNEL_MTU=1450
+/// FLANNEL_IPMASQ=false
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubnetEnv(BTreeMap<String, String>);
 
@@ -25,7 +32,7 @@ impl SubnetEnv {
         self.get("FLANNEL_MTU")?.parse().ok()
     }
 
-    /// The bridge's address: first one of the node's subnet, with the prefix length.
+    /// Returns the bridge's address, the first one of the node's subnet, with the prefix length.
     pub fn gateway4(&self) -> Option<(Ipv4Addr, u8)> {
         address(self.get("FLANNEL_SUBNET")?)
     }
@@ -34,7 +41,7 @@ impl SubnetEnv {
         address(self.get("FLANNEL_IPV6_SUBNET")?)
     }
 
-    /// The node's subnet as a route names it, such as 10.244.34.0/24.
+    /// Returns the node's subnet as a route names it, such as 10.244.34.0/24.
     pub fn subnet4(&self) -> Option<String> {
         let (gateway, len) = self.gateway4()?;
         let mask = u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);

@@ -1,5 +1,5 @@
-//! One TCP connection to a witness that lasts: a byte goes there and comes back again and again, and the report says
-//! whether the connection was cut and how long it was silent at most.
+//! A long-lived TCP connection to a witness, which sends a byte and waits for its echo again and again. The report says whether
+//! the connection was cut, and how long it was silent at most.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, TcpStream};
@@ -13,19 +13,19 @@ use crate::wait::patient;
 use crate::witness::Witness;
 
 const PACE: Duration = Duration::from_millis(10);
-/// The other side's silence after which the connection counts as cut.
+/// Silence of the witness after which the connection counts as cut.
 const SILENCE: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TalkReport {
-    /// Bytes that came back.
+    /// Number of bytes that came back.
     pub bytes: u64,
     pub longest_gap: Duration,
-    /// Why it ended before it was stopped.
+    /// Reason why the connection ended before it was stopped.
     pub cut: Option<String>,
 }
 
-/// A connection under way.
+/// A running connection.
 #[derive(Debug)]
 pub struct Talk {
     bytes: Arc<AtomicU64>,
@@ -34,7 +34,7 @@ pub struct Talk {
 }
 
 impl Talk {
-    /// Connects from `from` to the witness at `to`; panics when nobody answers.
+    /// Connects from `from` to the witness at `to`. Panics if there is no answer.
     pub fn start(from: &Ns, to: IpAddr) -> Self {
         let stream =
             from.within(|| TcpStream::connect_timeout(&(to, Witness::port()).into(), patient(SILENCE)));
@@ -47,7 +47,7 @@ impl Talk {
         Self { bytes, over, talker }
     }
 
-    /// Bytes that came back so far.
+    /// Returns the number of bytes that came back so far.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }

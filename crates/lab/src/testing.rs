@@ -1,5 +1,5 @@
-//! Runs the body of a `#[test]` inside the lab: outside, the test binary is run again under `enter` for this one test,
-//! and whatever is not a clear pass in there is a failure out here. A test must never pass by being skipped.
+//! Runs the body of a `#[test]` inside the lab. Outside, the test binary is run again under `enter` for this one test. Any result
+//! but a clear pass in there is a failure out here: a test never passes by being skipped.
 
 use std::any::type_name;
 use std::fs::File;
@@ -18,31 +18,32 @@ use crate::wait::patient;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 const LOG_TAIL: usize = 30;
-/// Measurements of one test before a starved machine is its failure, too.
+/// Maximum number of measurements of one test; if the last one is starved, too, the test fails.
 const MEASUREMENTS: usize = 3;
 /// Exit code of a lab whose test missed a limit on a starved machine: EX_TEMPFAIL of sysexits.h.
 const STARVED: i32 = 75;
-/// The line of such a lab that says what was missed.
+/// Start of the output line in which such a lab says what was missed.
 const STARVED_LINE: &str = "starved: ";
-/// Labs of free tests that run at the same time, per core: they wait more than they work.
+/// Number of labs per core that run free tests at the same time: such tests mostly wait.
 const LABS_PER_CORE: usize = 3;
 
-/// Whether other tests may run at the same time.
+/// Rule for running a test beside others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timing {
-    /// Its limits are below a second or two, or it needs the whole machine: runs alone.
+    /// The test runs alone: its limits are below a second or two, or it needs the whole machine.
     Timed,
-    /// Waits more than it works: runs beside other free ones. If it misses a limit on a starved machine it is measured again, alone.
+    /// The test mostly waits, and runs beside other free ones. If it misses a limit on a starved machine it is measured again,
+    /// alone.
     Free,
 }
 
-/// Runs `body` inside the lab. Call it directly in the test function, with a closure: the closure's type tells which
-/// test to run again.
+/// Runs `body` inside the lab. Call it directly in the test function, with a closure: the closure's type names the test to run
+/// again.
 pub fn test<F: FnOnce()>(timing: Timing, body: F) {
     test_within(DEADLINE, timing, body);
 }
 
-/// [`test`] with a deadline of its own, which starts when the test does, not while it waits for its turn.
+/// Same as [`test`], with its own deadline. The deadline starts with the test, not while the test waits for its turn.
 pub fn test_within<F: FnOnce()>(deadline: Duration, timing: Timing, body: F) {
     if enter::inside() {
         return run_inside(body);
@@ -60,7 +61,7 @@ pub fn test_within<F: FnOnce()>(deadline: Duration, timing: Timing, body: F) {
     let measured = measure(timing, once, |figures| {
         let line = format!("measured again: {path}: {figures}");
         record(&line);
-        // print! and eprint! are kept back by the test runner; whoever runs the tests has to see this.
+        // The test runner captures print! and eprint!, but the person who runs the tests has to see this.
         let _ = writeln!(io::stderr(), "{line}");
     });
     if let Err(why) = measured {
@@ -68,15 +69,16 @@ pub fn test_within<F: FnOnce()>(deadline: Duration, timing: Timing, body: F) {
     }
 }
 
-/// Why a lab was no pass.
+/// Reason why a lab did not pass.
 enum Failure {
-    /// Something is wrong, or slow while the control was on time.
+    /// A wrong result, or a limit missed while the control was on time.
     Real(String),
-    /// A limit was missed on a starved machine: the figures, and the output.
+    /// A limit missed on a starved machine: the figures, and the output.
     Starved(String, String),
 }
 
-/// Measures `once`, and again while the machine is starved; then alone, also what is free. Tells the figures before each repetition.
+/// Calls `once`, and again while the machine is starved, from the second time on alone. Reports the figures before each
+/// repetition. Returns an error for a real failure, or after [`MEASUREMENTS`] starved measurements.
 fn measure(
     timing: Timing,
     mut once: impl FnMut(Timing) -> Result<(), Failure>,
@@ -103,10 +105,10 @@ fn measure(
     }
 }
 
-/// Appends a line to `lab.log` beside the test binary: the seconds of each test, and what was measured again.
+/// Appends a line to `lab.log` beside the test binary: the seconds of each test, and repeated measurements.
 fn record(line: &str) {
     let file = File::options().append(true).create(true).open(beside("lab.log"));
-    // The times are for people; a full disk is told by what needs it.
+    // The log is for people; a full disk is reported by the code that needs the disk.
     let _ = file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
 }
 
@@ -114,7 +116,7 @@ fn beside(name: &str) -> PathBuf {
     std::env::current_exe().expect("own executable").with_file_name(name)
 }
 
-/// "e2e::repair::route_deleted::{{closure}}" -> "repair::route_deleted".
+/// Returns the test's path: "e2e::repair::route_deleted::{{closure}}" -> "repair::route_deleted".
 fn test_path(closure: &str) -> String {
     let function = closure.split("::{{closure}}").next().unwrap_or(closure);
     function.split_once("::").map_or(function, |(_, path)| path).to_owned()
@@ -123,7 +125,7 @@ fn test_path(closure: &str) -> String {
 /// The right to run now, until dropped.
 struct Turn {
     _lock: File,
-    /// Free tests only: timed ones are alone anyway.
+    /// Seat of a free test; timed tests run alone anyway.
     _seat: Option<Seat>,
 }
 
@@ -142,7 +144,7 @@ impl Turn {
 static SEATED: Mutex<usize> = Mutex::new(0);
 static FREED: Condvar = Condvar::new();
 
-/// One of the places of this process for labs at the same time, however many threads the test runner has.
+/// A place for one lab in this process. The number of places does not depend on the test runner's threads.
 struct Seat;
 
 impl Seat {
@@ -165,7 +167,7 @@ impl Drop for Seat {
 
 fn run_again(path: &str, deadline: Duration) -> Result<(), Failure> {
     let mut command = enter::command().map_err(Failure::Real)?;
-    // "--include-ignored": whoever got us here has asked for this test already.
+    // "--include-ignored": the caller has selected this test already.
     command.args(["--exact", path, "--nocapture", "--include-ignored", "--test-threads=1"]);
     let control = control();
     let start = Instant::now();
@@ -196,13 +198,13 @@ fn run_again(path: &str, deadline: Duration) -> Result<(), Failure> {
     }
 }
 
-/// The output of both streams, and how it ended; None when the deadline killed it.
+/// Returns the output of both streams and the exit status; `None` if the deadline killed the process.
 fn captured(mut command: Command, deadline: Duration) -> Result<(String, Option<ExitStatus>), String> {
     let end = Instant::now() + deadline;
     let (reader, writer) = io::pipe().map_err(|e| e.to_string())?;
     command.stdout(writer.try_clone().map_err(|e| e.to_string())?).stderr(writer);
     let mut child = command.spawn().map_err(|e| format!("cannot start setpriv: {e}"))?;
-    // The command owns our copies of the pipe's writing end; only without them the pipe ends with the lab.
+    // The command owns our copies of the pipe's writing end; the pipe ends with the lab only once they are closed.
     drop(command);
     let (tell, told) = mpsc::channel();
     thread::spawn(move || {
@@ -228,7 +230,8 @@ fn run_inside(body: impl FnOnce()) {
     if let Err(why) = enter::settle() {
         panic!("{why}");
     }
-    // A session of its own: a kernel that shares the processor by sessions gives each lab a whole share. It may have one already.
+    // A kernel that shares the processor by session gives each lab with its own session a full share. The call fails if there is
+    // one already.
     let _ = nix::unistd::setsid();
     control();
     if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
@@ -241,7 +244,7 @@ fn run_inside(body: impl FnOnce()) {
     }
 }
 
-/// The last lines of every daemon's log.
+/// Returns the last lines of every daemon's log.
 fn log_tails() -> String {
     let mut logs: Vec<_> = std::fs::read_dir(enter::work_dir().join("log"))
         .map(|dir| dir.filter_map(|entry| Some(entry.ok()?.path())).collect())
@@ -284,7 +287,7 @@ mod tests {
         Err(Failure::Starved(figures.into(), "its output".into()))
     }
 
-    /// Measures with these results; what came of it, the timings asked for, and what was told.
+    /// Runs [`measure`] with these results. Returns its result, the timings that it asked for, and the figures that it reported.
     fn measured(results: Vec<Result<(), Failure>>) -> (Result<(), String>, Vec<Timing>, Vec<String>) {
         let (mut results, mut timings, mut told) = (results.into_iter(), Vec::new(), Vec::new());
         let once = |timing| {

@@ -1,4 +1,4 @@
-//! New TCP connections from pod to pod at a steady rate: the traffic under which flannel refreshes neighbours.
+//! Opens new TCP connections from pod to pod at a steady rate: the traffic under which flannel refreshes neighbours.
 
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -19,7 +19,7 @@ pub struct TrafficReport {
     pub took: Duration,
 }
 
-/// Traffic under way.
+/// Running traffic.
 #[derive(Debug)]
 pub struct Traffic {
     connector: JoinHandle<TrafficReport>,
@@ -28,7 +28,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// `per_second` connections for `span`, each opened, closed by the far side, and closed.
+    /// Opens `per_second` connections a second for `span`. The far side closes each first, then the near side.
     pub fn start(from: &Pod, to: &Pod, per_second: u32, span: Duration) -> Self {
         let target = SocketAddr::from((to.ip(), PORT));
         let stop = Arc::new(AtomicBool::new(false));
@@ -42,7 +42,7 @@ impl Traffic {
         Self { connector, acceptor, stop }
     }
 
-    /// Waits for its end.
+    /// Waits until the traffic ends and returns the counts.
     pub fn finish(self) -> TrafficReport {
         let report = self.connector.join().expect("the connector ends");
         self.stop.store(true, Ordering::Relaxed);
@@ -51,7 +51,7 @@ impl Traffic {
     }
 }
 
-/// The acceptor closes first, so that TIME_WAIT stays here and the connector never runs out of ports.
+/// Accepts and closes connections. Closing first keeps TIME_WAIT on this side, so the connector never runs out of ports.
 fn accept(listener: &TcpListener, over: &AtomicBool) {
     while !over.load(Ordering::Relaxed) {
         match listener.accept() {

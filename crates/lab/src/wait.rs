@@ -1,7 +1,7 @@
-//! Waiting on a condition with a deadline: the only way the lab waits. Nothing here sleeps in the hope that
-//! something has happened meanwhile. On a slow machine, such as an emulated one, `LAB_PATIENCE=10` in the environment
-//! makes every limit ten times as long: of each wait, of each test, and of each claim that something is quick. What must
-//! stay true for a span, and the wait for the answer to one packet, are as long as ever.
+//! Waits for a condition with a deadline, the only way in which the lab waits. Nothing here sleeps in the hope that something
+//! happens meanwhile. On a slow machine, such as an emulated one, `LAB_PATIENCE=10` in the environment makes every limit ten
+//! times as long. It applies to each wait, each test, and each claim that something is quick. It does not apply to a span in
+//! which something must stay true, nor to ping's wait for one echo.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::control::missed;
 const POLL: Duration = Duration::from_millis(5);
 const PATIENCE: &str = "LAB_PATIENCE";
 
-/// A limit as this machine needs it: `LAB_PATIENCE` times as long. Whoever looks at a limit of time looks at this.
+/// Returns `limit` multiplied by `LAB_PATIENCE`. Every check of a time limit uses this.
 pub fn patient(limit: Duration) -> Duration {
     let patience = std::env::var_os(PATIENCE).unwrap_or_default();
     limit * factor(&patience.to_string_lossy())
@@ -25,7 +25,7 @@ fn factor(patience: &str) -> u32 {
     }
 }
 
-/// The first value that `look` finds, or None when `limit` has passed.
+/// Returns the first value that `look` finds, or `None` once `limit` has passed.
 pub fn until<T>(limit: Duration, look: impl FnMut() -> Option<T>) -> Option<T> {
     until_found("a condition", limit, look)
 }
@@ -59,7 +59,7 @@ pub fn wait_for(what: &str, limit: Duration, mut condition: impl FnMut() -> bool
     }
 }
 
-/// Panics with `what` as soon as `condition` is false within `span`: for what must stay true.
+/// Panics with `what` as soon as `condition` is false within `span`; for conditions that must stay true.
 pub fn holds_for(what: &str, span: Duration, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     if within(span, || (!condition()).then_some(())).is_some() {

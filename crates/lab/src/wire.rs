@@ -1,5 +1,5 @@
-//! What befalls frames between the cables: the switch drops some, or a cable becomes a process that carries bare bytes, so that a
-//! checksum which was left to the devices is never made. It harms only; what comes of it is for others to see.
+//! Harms to frames between nodes: the switch drops some, or a cable becomes a process that carries bare bytes. On such a cable a
+//! checksum that was left to the device is never computed.
 
 use std::io::Write as _;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -22,17 +22,17 @@ const LONGEST_FRAME: usize = 1 << 16;
 const LOOK: i64 = 20;
 const UDP: u8 = 17;
 const VXLAN: u16 = 8472;
-/// PACKET_OUTGOING
+/// Type of a frame that this host sends: `PACKET_OUTGOING` of packet(7).
 const OUTGOING: u8 = 4;
 
-/// Rules of nft for all that the lab's switches forward; gone when dropped. A port is called as its host.
+/// An nft table that filters everything that the lab's switches forward; removed when dropped. A port is named after its host.
 #[derive(Debug)]
 pub struct Filter {
     table: String,
 }
 
 impl Filter {
-    /// Drops what matches one of these, such as `ether type arp`.
+    /// Drops frames that match one of `matches`, such as `ether type arp`.
     pub fn drops(matches: &[&str]) -> Self {
         static TABLES: AtomicUsize = AtomicUsize::new(0);
         let filter = Self { table: format!("bridge filter{}", TABLES.fetch_add(1, Ordering::Relaxed)) };
@@ -42,14 +42,14 @@ impl Filter {
         filter
     }
 
-    /// What it drops from now on, in place of the former.
+    /// Replaces the rules: from now on the filter drops frames that match one of `matches`.
     pub fn now_drops(&self, matches: &[&str]) {
         let table = &self.table;
         let rules = matches.iter().map(|what| format!("add rule {table} switch {what} counter drop\n"));
         nft(&format!("flush chain {table} switch\n{}", rules.collect::<String>()));
     }
 
-    /// Both ways between two hosts, given by name, what matches.
+    /// Drops frames that match `what`, both ways between two hosts given by name.
     pub fn between(one: &str, other: &str, what: &str) -> Self {
         let way = |from: &str, to: &str| format!("iifname {from} oifname {to} {what}");
         Self::drops(&[&way(one, other), &way(other, one)])
@@ -65,7 +65,7 @@ impl Drop for Filter {
     }
 }
 
-/// In the lab's own namespace, where the switches are.
+/// Runs an nft script in the lab's own namespace, where the switches are.
 fn nft(script: &str) {
     let mut command = Command::new("nft");
     command.args(["-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
@@ -77,8 +77,8 @@ fn nft(script: &str) {
     assert!(out.status.success(), "{}in:\n{script}", String::from_utf8_lossy(&out.stderr));
 }
 
-/// A node's cable that is a process: what is left to the device is never done, but that VXLAN's own checksum is as if it were
-/// right. So it is with cards that know nothing of what is inside. An ordinary cable again when dropped.
+/// A node's cable that runs through a process, as if the cards did not understand inner packets. Checksums left to the device are
+/// never computed; only VXLAN's own outer checksum is made acceptable. It becomes an ordinary cable again when dropped.
 #[derive(Debug)]
 pub struct Relay {
     port: String,
@@ -140,13 +140,13 @@ fn carry((from, _): &End, (to, address): &End, over: &AtomicBool) {
         let Ok((length, Some(source))) = recvfrom::<LinkAddr>(from.as_raw_fd(), &mut frame) else { continue };
         if source.pkttype() != OUTGOING {
             forgo_outer_checksum(&mut frame[..length]);
-            // What does not fit the cable is lost, as it is in life.
+            // A frame that does not fit the cable is lost, as in a real network.
             let _ = sendto(to.as_raw_fd(), &frame[..length], address, MsgFlags::empty());
         }
     }
 }
 
-/// Of UDP over IPv4 it may be left out; over IPv6 it has to be made anew.
+/// Makes the outer UDP checksum of a VXLAN frame acceptable: zero for IPv4, a correct one for IPv6.
 fn forgo_outer_checksum(frame: &mut [u8]) {
     let at = match frame.get(12..14) {
         Some([0x08, 0x00]) if frame.get(14) == Some(&0x45) && frame.get(23) == Some(&UDP) => 34,
@@ -158,7 +158,8 @@ fn forgo_outer_checksum(frame: &mut [u8]) {
     }
     frame[at + 6..at + 8].fill(0);
     if at == 54 {
-        // Addresses, length and protocol are summed with it; a frame of 60 bytes or more has nothing behind the packet.
+        // The pseudo-header (addresses, length, protocol) is summed, too. A frame of 60 bytes or more has no padding behind the
+        // packet.
         let words =
             frame[22..].chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0)));
         let mut sum = words.sum::<u32>() + (frame.len() - at) as u32 + u32::from(UDP);

@@ -1,5 +1,5 @@
-//! A server that tells each client from which address it sees it, over UDP and TCP of both families, and keeps what it
-//! has heard; and the client that asks it. It knows nothing of who ought to be seen how.
+//! A test server that tells each client the address from which it sees it, and a client for that server. It serves UDP and TCP
+//! over IPv4 and IPv6, and records what it receives.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -21,19 +21,19 @@ pub enum Protocol {
     Tcp,
 }
 
-/// A datagram, or a connection that was accepted.
+/// A received datagram, or an accepted connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heard {
     pub protocol: Protocol,
     pub source: SocketAddr,
-    /// The datagram's text; empty of a connection.
+    /// Text of the datagram; empty for a connection.
     pub said: String,
 }
 
 type Log = Arc<Mutex<Vec<Heard>>>;
 
-/// A running server, at [`Witness::port`] of all addresses that its namespace has when it starts. On a TCP connection it says the client's
-/// address in a line, and then gives back every byte.
+/// A running server on port [`Witness::port`] of every address that its namespace has when it starts. On a TCP connection it
+/// sends the client's address in a line, such as `192.168.100.11:4567`, and then echoes every byte.
 #[derive(Debug)]
 pub struct Witness {
     heard: Log,
@@ -45,7 +45,7 @@ impl Witness {
         let any = (Ipv6Addr::UNSPECIFIED, PORT);
         let addresses = addresses(ns);
         let (udp, tcp) = ns.within(|| {
-            // A socket of all addresses would answer by whichever one the way back suggests.
+            // Each address has a socket: a wildcard socket would answer from the address that the return route suggests.
             let sockets = addresses.iter().map(|address| UdpSocket::bind((*address, PORT)));
             (sockets.collect::<Result<Vec<_>, _>>(), TcpListener::bind(any))
         });
@@ -62,17 +62,17 @@ impl Witness {
         witness
     }
 
-    /// The port of every witness, UDP and TCP.
+    /// Returns the port of every witness, the same for UDP and TCP.
     pub const fn port() -> u16 {
         PORT
     }
 
-    /// All so far, the oldest first.
+    /// Returns everything received so far, the oldest first.
     pub fn heard(&self) -> Vec<Heard> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How many datagrams with this text came.
+    /// Returns the number of received datagrams with exactly this text.
     pub fn count(&self, said: &str) -> usize {
         self.heard().iter().filter(|heard| heard.protocol == Protocol::Udp && heard.said == said).count()
     }
@@ -84,14 +84,14 @@ impl Drop for Witness {
     }
 }
 
-/// All but the link-local ones.
+/// Returns all addresses of the namespace except link-local ones.
 fn addresses(ns: &Ns) -> Vec<IpAddr> {
     let shown = ns.run("ip -o addr show scope global; ip -o addr show scope host");
     let words = shown.lines().filter_map(|line| line.split_whitespace().nth(3)?.split('/').next());
     words.filter_map(|word| word.parse().ok()).collect()
 }
 
-/// The address as text of its own family: an IPv4 client of a socket of both comes as a mapped one.
+/// Converts an IPv4-mapped address to IPv4: a dual-stack socket sees an IPv4 client at a mapped address.
 fn plain(source: SocketAddr) -> SocketAddr {
     SocketAddr::new(source.ip().to_canonical(), source.port())
 }
@@ -106,7 +106,7 @@ fn answer_datagrams(socket: &UdpSocket, heard: &Log, over: &AtomicBool) {
         let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
         let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
         note(heard, Protocol::Udp, plain(from), said);
-        // Whoever has no way back hears nothing, as it is in life.
+        // A client without a return route receives nothing, as in a real network.
         let _ = socket.send_to(format!("{}\n", plain(from)).as_bytes(), from);
     }
 }
@@ -124,7 +124,7 @@ fn accept(listener: &TcpListener, heard: &Log, over: &Arc<AtomicBool>) {
     }
 }
 
-/// Until the client goes, or the witness.
+/// Sends the client its address, then echoes bytes until the client or the witness is gone.
 fn echo(mut stream: TcpStream, from: SocketAddr, over: &AtomicBool) {
     let ready = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(LOOK)));
     let mut alive = ready.and_then(|()| stream.write_all(format!("{from}\n").as_bytes())).is_ok();
@@ -138,7 +138,7 @@ fn echo(mut stream: TcpStream, from: SocketAddr, over: &AtomicBool) {
     }
 }
 
-/// From which address the witness at `to` sees a client in `from`; None when there is no answer within a second.
+/// Returns the address from which the witness at `to` sees a client in `from`; `None` without an answer within a second.
 pub fn seen_source(from: &Ns, protocol: Protocol, to: IpAddr) -> Option<SocketAddr> {
     from.within(|| match protocol {
         Protocol::Udp => ask_by_datagram(unspecified(to), to),
@@ -146,16 +146,16 @@ pub fn seen_source(from: &Ns, protocol: Protocol, to: IpAddr) -> Option<SocketAd
     })
 }
 
-/// The same of a UDP client at the address and port `own`.
+/// Same as [`seen_source`], for a UDP client bound to the address and port `own`.
 pub fn seen_source_of(from: &Ns, own: SocketAddr, to: IpAddr) -> Option<SocketAddr> {
     from.within(|| ask_by_datagram(own, to))
 }
 
-/// Sends a datagram from a new port to the witness at `to`, and waits for no answer.
+/// Sends the datagram `knock` from a new port to the witness at `to`, without waiting for an answer.
 pub fn knock(from: &Ns, to: IpAddr) {
     from.within(|| {
         let socket = UdpSocket::bind(unspecified(to)).expect("a free port");
-        // Where the way is closed there is nothing to wait for either.
+        // A send error means that the path is closed, which the caller does not need to know.
         let _ = socket.send_to(b"knock", (to, PORT));
     });
 }

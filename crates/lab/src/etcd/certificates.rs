@@ -1,5 +1,5 @@
-//! The certificates of the lab's etcd, issued by openssl from an authority made for this lab alone. Must not judge one:
-//! that is for etcd and the daemon to do.
+//! Certificates of the lab's etcd, issued by openssl from an authority made for this lab alone. Only etcd and the daemon validate
+//! them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::process::Command;
 use super::{ADDRESS, ADDRESS6};
 
 const PAST: &str = "20200101000000Z";
-/// In the past, too, but after `PAST`: an end before the beginning is no expired certificate but a malformed one.
+/// End of an expired certificate: in the past, but after `PAST`, because an end before the start is malformed, not expired.
 const EXPIRED: &str = "20200201000000Z";
 const FUTURE: &str = "20990101000000Z";
 
@@ -35,7 +35,7 @@ impl Certificates {
         self.dir.join(name).display().to_string()
     }
 
-    /// etcd reads its certificate anew for each connection.
+    /// Replaces the server certificate by an expired one. etcd reads its certificate again for each connection.
     pub(super) fn expire_server(&self) {
         self.issue("server", EXPIRED);
     }
@@ -49,7 +49,7 @@ impl Certificates {
         if !self.dir.join(&request).exists() {
             self.openssl(&["req", "-new"], name, &request);
         }
-        // Never half a certificate where etcd may look at any time.
+        // The file is renamed into place, because etcd may read the certificate at any time.
         let (new, last) = (self.dir.join("new.crt"), self.dir.join(certificate));
         let mut ca = Command::new("openssl");
         ca.args(["ca", "-batch", "-notext", "-config", "openssl.cnf", "-extensions", name]);
@@ -58,7 +58,7 @@ impl Certificates {
         fs::rename(&new, &last).unwrap_or_else(|e| panic!("{}: {e}", last.display()));
     }
 
-    /// With a new key, and `name` as the subject.
+    /// Runs an openssl command with a new key, and `name` as the subject.
     fn openssl(&self, what: &[&str], name: &str, out: &str) {
         let (key, subject) = (format!("{name}.key"), format!("/CN={name}"));
         let mut command = Command::new("openssl");

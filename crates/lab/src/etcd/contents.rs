@@ -1,4 +1,4 @@
-//! What is in the lab's etcd, read and written by etcdctl as an operator would. Knows flannel's keys, not their values.
+//! Reads and writes the lab's etcd with etcdctl, as an operator would. It knows flannel's keys, but not their values.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -11,22 +11,22 @@ use super::{Etcd, PASSWORD, etcdctl};
 use crate::wait::patient;
 
 pub(crate) const PREFIX: &str = "/coreos.com/network";
-/// etcd's own limit of one transaction.
+/// Maximum number of operations in one transaction, etcd's default limit.
 const OPS: usize = 128;
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// A key as etcd has it.
+/// A key's value and metadata in etcd.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub value: String,
-    /// 0 when no lease is attached.
+    /// Id of the attached lease; 0 if there is none.
     pub lease: i64,
     pub create_revision: i64,
     pub mod_revision: i64,
     pub version: i64,
 }
 
-/// How long a lease is for, and how much of it is left, in seconds.
+/// Time to live of a lease, granted and remaining, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ttl {
     pub granted: i64,
@@ -34,17 +34,17 @@ pub struct Ttl {
 }
 
 impl Etcd {
-    /// What etcdctl prints; panics with its complaint when it fails.
+    /// Runs etcdctl as root and returns its output. Panics with its error message if it fails.
     pub fn ctl(&self, args: &[&str]) -> String {
         self.try_ctl(args).unwrap_or_else(|e| panic!("etcdctl {}: {e}", args.join(" ")))
     }
 
-    /// The same, its complaint as the error; gives up after 2 s.
+    /// Same as [`Self::ctl`], but returns etcdctl's error message as the error. Gives up after 2 s.
     pub fn try_ctl(&self, args: &[&str]) -> Result<String, String> {
         self.ctl_as(&self.user("root"), args, "")
     }
 
-    /// The same as the daemon's user, who may not do everything.
+    /// Same as [`Self::try_ctl`], as the daemon's user, whose rights are limited.
     pub fn try_ctl_as_daemon(&self, args: &[&str]) -> Result<String, String> {
         self.ctl_as(&self.user("flannel"), args, "")
     }
@@ -59,7 +59,7 @@ impl Etcd {
         command.arg(format!("--endpoints={}", self.endpoint())).args(user);
         command.args([format!("--dial-timeout={limit}s"), format!("--command-timeout={limit}s")]);
         if let Some(certificates) = &self.certificates {
-            // The lab's hand reaches in whatever the server's certificate is; to mind it is the daemon's part.
+            // The lab's own access works with any server certificate; checking the certificate is the daemon's part.
             command
                 .arg("--insecure-skip-tls-verify")
                 .arg(format!("--cacert={}", certificates.path("ca.crt")));
@@ -71,7 +71,7 @@ impl Etcd {
         command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|e| e.to_string())?;
         let mut stdin = child.stdin.take().expect("a pipe was asked for");
-        // etcdctl's complaint says more than our broken pipe.
+        // The error message of etcdctl says more than our broken pipe.
         let _ = stdin.write_all(input.as_bytes());
         drop(stdin);
         let out = child.wait_with_output().map_err(|e| e.to_string())?;
@@ -85,17 +85,17 @@ impl Etcd {
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("etcdctl {}: {e}: {text}", args.join(" ")))
     }
 
-    /// The number of the latest change.
+    /// Returns the current revision.
     pub fn revision(&self) -> i64 {
         number(&self.json(&["get", PREFIX])["header"], "revision")
     }
 
-    /// Forgets all history, so that a watch from an older revision fails.
+    /// Compacts the whole history, so that a watch from an older revision fails.
     pub fn compact(&self) {
         self.ctl(&["compact", "--physical", &self.revision().to_string()]);
     }
 
-    /// A key's value, the key given in full.
+    /// Returns the value of a key, given in full, such as `/coreos.com/network/config`.
     pub fn get(&self, key: &str) -> Option<String> {
         self.entries(&[key]).into_values().next().map(|entry| entry.value)
     }
@@ -104,22 +104,22 @@ impl Etcd {
         self.ctl(&["put", "--", key, value]);
     }
 
-    /// Panics when there is no such key.
+    /// Deletes a key. Panics if it does not exist.
     pub fn delete(&self, key: &str) {
         assert_eq!(self.ctl(&["del", key]).trim(), "1", "etcd has no key {key}");
     }
 
-    /// Thousands of keys, in a second or so.
+    /// Writes many keys; thousands take about a second.
     pub fn put_all(&self, pairs: &[(String, String)]) {
         for some in pairs.chunks(OPS) {
-            // No comparison, and so nothing to do if it fails: these parts are empty.
+            // The transaction compares nothing, so the parts for comparisons and for operations on failure are empty.
             let puts: String = some.iter().map(|(key, value)| put_line(key, value)).collect();
             let done = self.ctl_as(&self.user("root"), &["txn"], &format!("\n{puts}\n\n"));
             done.unwrap_or_else(|e| panic!("etcdctl txn: {e}"));
         }
     }
 
-    /// flannel's leases, by the last part of the key, such as `10.244.34.0-24`.
+    /// Returns flannel's leases by the last part of the key, such as `10.244.34.0-24`.
     pub fn leases(&self) -> BTreeMap<String, Entry> {
         self.entries(&["--prefix", &format!("{PREFIX}/subnets/")])
     }
@@ -129,7 +129,7 @@ impl Etcd {
         got["kvs"].as_array().into_iter().flatten().map(entry).collect()
     }
 
-    /// None when the lease has expired or was revoked.
+    /// Returns the time to live of a lease; `None` if it has expired or was revoked.
     pub fn ttl(&self, lease: i64) -> Option<Ttl> {
         let got = self.json(&["lease", "timetolive", &format!("{lease:x}")]);
         let (granted, remaining) = (number(&got, "granted-ttl"), number(&got, "ttl"));
@@ -137,7 +137,7 @@ impl Etcd {
     }
 }
 
-/// etcdctl takes double quotes as Go does, which for text is as JSON does; single ones it gets wrong.
+/// Formats a put for `etcdctl txn`. It reads double quotes as Go does, for text the same as JSON, but misreads single quotes.
 fn put_line(key: &str, value: &str) -> String {
     format!("put {} {}\n", Value::from(key), Value::from(value))
 }
@@ -156,7 +156,7 @@ fn entry(kv: &Value) -> (String, Entry) {
     (key.rsplit('/').next().unwrap_or_default().to_owned(), entry)
 }
 
-/// Zero is left out of etcdctl's JSON.
+/// Returns a number from etcdctl's JSON, which omits zeros.
 fn number(of: &Value, name: &str) -> i64 {
     of[name].as_i64().unwrap_or_default()
 }
