@@ -1,5 +1,5 @@
-//! Steps into user, mount, pid and net namespaces of our own by running the same executable again under util-linux's
-//! programs. Must not change anything outside, and everything inside must die with the process that asked for it.
+//! Enters new user, mount, pid and net namespaces by running the same executable again under util-linux's programs. It changes
+//! nothing outside, and everything inside dies with the process that asked for it.
 
 use std::fs;
 use std::io;
@@ -21,15 +21,15 @@ const TOOLS: [(&str, &str); 9] = [
 ];
 const OWN: [&str; 6] = ["--mount", "--net", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"];
 const OWN_USER: [&str; 2] = ["--user", "--map-root-user"];
-/// The same with more users than root; needs a range in /etc/subuid, and newuidmap.
+/// Options for a user namespace with more users than root; they need a range in /etc/subuid, and newuidmap.
 const OWN_USERS: [&str; 3] = ["--user", "--map-root-user", "--map-auto"];
 const OTHER: u32 = 1000;
-/// Numbers of users that root's lab knows, each the same as outside.
+/// User id map of root's lab: each id is the same inside and outside.
 const USERS: &str = "0 0 65536";
-/// Runs `unshare` with all arguments, the first one excepted. The shell closes the gap in which the parent dies before
-/// setpriv has asked to die with it.
+/// Shell script that runs `unshare` with all arguments except the first one. It exits if the parent died before setpriv had asked
+/// to die with it.
 const GUARD: &str = r#"[ "$PPID" = "$1" ] || exit 1; shift; TWILL_LAB_DOOR=$$ exec unshare "$@""#;
-/// The same in a user namespace with all users, whose numbers its parent alone may write.
+/// Same as [`GUARD`], in a user namespace with all users. Only the parent of that namespace may write its id maps.
 const GUARD_OF_ROOT: &str = r#"
 [ "$PPID" = "$1" ] && users=$2 || exit 1
 shift 2
@@ -41,22 +41,22 @@ kill $!
 TWILL_LAB_DOOR=$$ exec nsenter --user=/proc/self/fd/9 sh -c 'exec 9<&- unshare "$@"' lab "$@"
 "#;
 
-/// Directory that lives and dies with the lab; `TMPDIR` inside the lab is its `tmp`.
+/// Returns the directory that lives and dies with the lab; `TMPDIR` inside the lab is its `tmp`.
 pub fn work_dir() -> PathBuf {
     PathBuf::from("/run/twill-lab")
 }
 
-/// Whether this process is the first one of a lab. A process started in the lab is not: it may open a lab of its own.
+/// Returns true if this process is the first one of a lab. A process started in the lab is not: it may open a lab of its own.
 pub fn inside() -> bool {
     std::env::var_os(MARK).is_some() && process::id() == 1
 }
 
-/// Whether the lab has a user namespace of its own: root in it may do less than root.
+/// Returns true if the lab has its own user namespace, in which root may do less.
 pub(crate) fn own_user() -> bool {
     std::env::var_os(MARK).is_some_and(|mark| mark == "user")
 }
 
-/// A user of the lab who is not root, for `setpriv --reuid`. Panics where the lab knows root alone.
+/// Returns the id of a user of the lab other than root, for `setpriv --reuid`. Panics if root is the only user.
 pub fn other_user() -> u32 {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     let count = |line: &str| line.split_whitespace().nth(2)?.parse::<u64>().ok();
@@ -68,7 +68,8 @@ pub fn other_user() -> u32 {
     OTHER
 }
 
-/// Runs `work` on a thread whose files and sockets belong to that user.
+/// Runs `work` on this thread with the file system user id of [`other_user`]: files and sockets that it makes belong to that
+/// user.
 pub fn as_other_user<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let user = other_user();
     let own = nix::unistd::setfsuid(user.into());
@@ -77,13 +78,14 @@ pub fn as_other_user<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     done
 }
 
-/// The process, as numbered outside, whose only child is the first one of this lab: the way in for another terminal.
+/// Returns the id, as numbered outside, of the process whose only child is the first process of this lab. Another terminal can
+/// enter the lab there.
 pub fn door() -> Option<String> {
     std::env::var("TWILL_LAB_DOOR").ok()
 }
 
-/// Outside: runs this executable with the same arguments inside, then exits with its exit code. Inside: settles in.
-/// The error is one line that says what to do.
+/// Enters the lab. Outside, it runs this executable with the same arguments inside, then exits with its exit code. Inside, it
+/// prepares the lab. The error is one line that says what to do.
 pub fn enter() -> Result<(), String> {
     if inside() {
         return settle();
@@ -98,8 +100,8 @@ fn exit_code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
-/// The command that runs this executable inside; the caller adds the arguments. What it starts is killed when the
-/// thread that spawned it ends, so spawn and wait on the same thread.
+/// Returns the command that runs this executable inside; the caller adds the arguments. The process is killed when the thread
+/// that spawned it ends, so spawn and wait on the same thread. The error is one line that says what to do.
 pub fn command() -> Result<Command, String> {
     check_tools()?;
     let mut flags = allowed_flags()?;
@@ -119,7 +121,7 @@ pub fn command() -> Result<Command, String> {
     Ok(command)
 }
 
-/// PATH with the directories in which Debian hides bridge and nft from ordinary users.
+/// Returns PATH with /usr/sbin and /sbin: Debian keeps bridge and nft there, outside the PATH of ordinary users.
 fn search_path() -> std::ffi::OsString {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin:/sbin");
@@ -179,8 +181,8 @@ fn remedy() -> &'static str {
     }
 }
 
-/// Prepares the lab's own view once: a /run for `ip netns`, a /dev/shm (names there are often made of the process id, which
-/// labs have in common), the work directory, a switch without traffic of its own.
+/// Prepares the lab, once: a /run for `ip netns`, a /dev/shm, the work directory, and switches without traffic of their own.
+/// Names in /dev/shm often contain the process id, which labs have in common.
 pub(crate) fn settle() -> Result<(), String> {
     static DONE: OnceLock<Result<(), String>> = OnceLock::new();
     DONE.get_or_init(|| {
@@ -195,7 +197,7 @@ pub(crate) fn settle() -> Result<(), String> {
         let dirs = dirs.iter().map(PathBuf::as_path).chain([Path::new("/run/flannel")]);
         let made: io::Result<()> = dirs.into_iter().try_for_each(fs::create_dir_all);
         made.map_err(|e| format!("cannot prepare the lab: {e}"))?;
-        // Bridges here are switches, not hosts: without this they would send neighbour discovery into the segments.
+        // Bridges here are switches, not hosts: with IPv6 they would send neighbour discovery into the segments.
         for who in ["all", "default"] {
             let key = format!("/proc/sys/net/ipv6/conf/{who}/disable_ipv6");
             fs::write(&key, "1").map_err(|e| format!("cannot write {key}: {e}"))?;
@@ -209,7 +211,7 @@ pub(crate) fn settle() -> Result<(), String> {
 mod tests {
     use super::TOOLS;
 
-    /// `make lab` and `make test` install the package of each tool that the lab needs, whatever else happens to be there.
+    /// `make lab` and `make test` install the package of each tool that the lab needs, even if it is often there already.
     #[test]
     fn the_makefile_names_every_package_of_the_lab() {
         let makefile = include_str!("../../../Makefile");

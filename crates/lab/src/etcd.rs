@@ -1,5 +1,5 @@
-//! A real etcd on a machine of its own: 192.168.100.5 and fd00:100::5 on segment A. Starts, stops, stalls and rolls back
-//! the process; what is in it is `contents`. Must not be asked through our own client: only etcdctl looks and writes.
+//! A real etcd on a machine of its own: 192.168.100.5 and fd00:100::5 on segment A. Starts, stops, stalls and rolls back the
+//! process; its data is in `contents`. Only etcdctl reads and writes it here, never twill's own client.
 
 mod certificates;
 mod contents;
@@ -25,14 +25,14 @@ pub use contents::{Entry, Ttl};
 pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 5);
 pub(crate) const ADDRESS6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0, 5);
 const PEER: &str = "http://127.0.0.1:2380";
-/// What etcd of any version says when it has data, a leader and clients.
+/// Text that etcd of any version logs when it has data, a leader and clients.
 const SERVING: &str = "ready to serve client requests";
 const UP: Duration = Duration::from_secs(20);
 const DOWN: Duration = Duration::from_secs(10);
-/// Of root, who is the lab, and of flannel, who is the daemon.
+/// Password of both users: root, used by the lab, and flannel, used by the daemon.
 const PASSWORD: &str = "secret";
 
-/// How etcd is to be reached; by default by anybody over plain HTTP.
+/// Access to etcd; by default anybody over plain HTTP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EtcdSetup {
     tls: bool,
@@ -45,33 +45,33 @@ impl EtcdSetup {
         Self::default()
     }
 
-    /// HTTPS, with a certificate of an authority that only the lab knows.
+    /// Uses HTTPS, with a certificate of an authority that only the lab knows.
     pub fn tls() -> Self {
         Self { tls: true, ..Self::default() }
     }
 
-    /// HTTPS that wants a certificate of the client, too.
+    /// Uses HTTPS, and requires a client certificate, too.
     pub fn mutual_tls() -> Self {
         Self { mutual: true, ..Self::tls() }
     }
 
-    /// And a user: the daemon's, `flannel`, may read the network config and the leases, and write the leases only.
+    /// Requires a user as well. The daemon's, `flannel`, may read the network config and the leases, and write the leases only.
     #[must_use]
     pub fn with_auth(self) -> Self {
         Self { auth: true, ..self }
     }
 }
 
-/// The process and the data directory it has, or had last.
+/// The process, and its present or last data directory.
 #[derive(Debug)]
 struct Process {
     child: Option<Child>,
     data: PathBuf,
-    /// How many data directories there were before.
+    /// Number of earlier data directories.
     older: usize,
 }
 
-/// The machine, and the process while it runs; killed when dropped.
+/// The machine of etcd, and the process while it runs; killed when dropped.
 #[derive(Debug)]
 pub struct Etcd {
     ns: Ns,
@@ -97,12 +97,12 @@ impl Etcd {
         &self.ns
     }
 
-    /// Such as `https://192.168.100.5:2379`.
+    /// Returns the client URL, such as `https://192.168.100.5:2379`.
     pub fn endpoint(&self) -> String {
         self.url(&ADDRESS.to_string())
     }
 
-    /// The same by IPv6.
+    /// Returns the client URL by IPv6, such as `https://[fd00:100::5]:2379`.
     pub fn endpoint6(&self) -> String {
         self.url(&format!("[{ADDRESS6}]"))
     }
@@ -111,7 +111,7 @@ impl Etcd {
         format!("{}://{host}:2379", if self.setup.tls { "https" } else { "http" })
     }
 
-    /// What a daemon must be told to reach it.
+    /// Returns the daemon's flags for this etcd.
     pub fn flags(&self) -> Vec<String> {
         let mut flags = vec![format!("--etcd-endpoints={}", self.endpoint())];
         if let Some(certificates) = &self.certificates {
@@ -127,7 +127,7 @@ impl Etcd {
         flags
     }
 
-    /// From now on a new connection meets a server whose certificate has expired. `ctl` does not mind.
+    /// Gives new connections a server certificate that has expired. [`Self::ctl`] accepts it.
     pub fn expire_certificate(&self) {
         self.certificates.as_ref().expect("only etcd with TLS has a certificate").expire_server();
     }
@@ -136,12 +136,12 @@ impl Etcd {
         self.certificates.as_ref().expect("only etcd with TLS has a certificate").renew_server();
     }
 
-    /// Starts it on the data it had; returns when it serves.
+    /// Starts etcd on its present data and returns once it serves. Panics if it does not within 20 s.
     pub fn start(&self) {
         self.start_with(&[]);
     }
 
-    /// The same with more arguments of etcd's, until it is started again.
+    /// Same as [`Self::start`], with more arguments for etcd. They do not apply to later starts.
     pub fn start_with(&self, args: &[&str]) {
         let mut process = self.process();
         assert!(process.child.is_none(), "etcd runs already");
@@ -155,13 +155,13 @@ impl Etcd {
         }
     }
 
-    /// The same with nothing in it, as after the loss of its disk.
+    /// Same as [`Self::start`], without any data, as after the loss of its disk.
     pub fn start_empty(&self) {
         self.another_data_dir();
         self.start();
     }
 
-    /// SIGTERM, then waits for the end.
+    /// Sends SIGTERM and waits for the exit. Panics if etcd still runs after 10 s.
     pub fn stop(&self) {
         self.signal(Signal::SIGTERM);
         let mut process = self.process();
@@ -177,7 +177,7 @@ impl Etcd {
         }
     }
 
-    /// From now on it holds its connections and answers nothing.
+    /// Suspends the process with SIGSTOP: it keeps its connections and answers nothing.
     pub fn pause(&self) {
         self.signal(Signal::SIGSTOP);
     }
@@ -186,7 +186,7 @@ impl Etcd {
         self.signal(Signal::SIGCONT);
     }
 
-    /// A file that holds all that is in it now, for `restore`.
+    /// Writes all present data to a new file, for [`Self::restore`], and returns its path.
     pub fn snapshot(&self) -> PathBuf {
         let path = (0..).map(|n| self.home.join(format!("snapshot{n}"))).find(|path| !path.exists());
         let path = path.expect("a free number");
@@ -194,11 +194,11 @@ impl Etcd {
         path
     }
 
-    /// Stops it if it runs, and starts it as it was when `snapshot` was taken: its revision goes back.
+    /// Kills etcd if it runs, and starts it on the data of `snapshot`: its revision goes back.
     pub fn restore(&self, snapshot: &Path) {
         self.kill9();
         let data = self.another_data_dir();
-        // From 3.6 only etcdutl restores; before 3.5 there is none.
+        // Since 3.6 only etcdutl restores; before 3.5 it does not exist.
         let etcdutl = tool("etcdutl");
         let tool = if in_path(&etcdutl) { etcdutl } else { tool("etcdctl") };
         let mut command = self.ns.command(&tool);
@@ -209,7 +209,7 @@ impl Etcd {
         self.start();
     }
 
-    /// All that it ever said, across restarts.
+    /// Returns everything that etcd has logged, across restarts.
     pub fn log(&self) -> String {
         fs::read_to_string(log_path()).unwrap_or_default()
     }
@@ -242,7 +242,8 @@ impl Etcd {
         command.arg("--data-dir").arg(data).args(member());
         command.args(["--listen-client-urls", &urls, "--advertise-client-urls", &self.endpoint()]);
         command.args(["--listen-peer-urls", PEER]).args(args);
-        // A lone member waits for others before it leads: for a fifth of a second, not a whole one. No costly passwords.
+        // A single member waits for others before it leads: 0.2 s here, not the usual second. Passwords are hashed at the lowest
+        // cost.
         command.args(["--heartbeat-interval", "20", "--election-timeout", "200", "--bcrypt-cost", "4"]);
         if let Some(certificates) = &self.certificates {
             command.args(["--cert-file", &certificates.path("server.crt")]);
@@ -274,7 +275,7 @@ impl Etcd {
     fn set_up_auth(&self) {
         let root = format!("root:{PASSWORD}");
         let flannel = format!("flannel:{PASSWORD}");
-        // The least rights, as docs/operating.md gives them.
+        // The rights are the smallest set, as docs/operating.md gives them.
         let [config, end, subnets] =
             ["config", "subnets0", "subnets/"].map(|name| format!("{}/{name}", contents::PREFIX));
         for line in [
@@ -298,7 +299,7 @@ impl Drop for Etcd {
     }
 }
 
-/// The one member, as etcd and a restore must name it alike.
+/// Returns the flags that name the only member; etcd and a restore must use the same ones.
 fn member() -> [String; 6] {
     let cluster = format!("lab={PEER}");
     ["--name", "lab", "--initial-advertise-peer-urls", PEER, "--initial-cluster", &cluster].map(str::to_owned)
@@ -308,12 +309,12 @@ fn log_path() -> PathBuf {
     work_dir().join("log").join("etcd.log")
 }
 
-/// `ETCD` in the environment names another etcd than that of PATH.
+/// Returns the etcd executable: `ETCD` in the environment, or the one in PATH.
 fn program() -> PathBuf {
     std::env::var_os("ETCD").filter(|path| !path.is_empty()).map_or_else(|| "etcd".into(), PathBuf::from)
 }
 
-/// The tool that came with etcd, if one did; else that of PATH.
+/// Returns the tool beside the etcd executable if there is one, or else the one in PATH.
 fn tool(name: &str) -> PathBuf {
     let beside = program().with_file_name(name);
     if beside.is_file() { beside } else { name.into() }
@@ -324,7 +325,7 @@ fn in_path(program: &Path) -> bool {
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
-/// The start of a command line of etcdctl.
+/// Returns the start of an etcdctl command line.
 fn etcdctl(ns: &Ns) -> Command {
     let mut command = ns.command(tool("etcdctl"));
     command.env("ETCDCTL_API", "3");

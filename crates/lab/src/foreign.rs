@@ -1,9 +1,9 @@
-//! Things on a node that belong to somebody else and must survive whatever twill does.
+//! Objects on a node that belong to somebody else and must survive whatever twill does.
 
 use crate::node::Node;
 
-/// Plants links, routes outside of the Network, routes inside it in another table and with another metric, neighbours
-/// and FDB entries. `subnet` is a peer's: some of the routes are for that very subnet.
+/// Adds links, routes outside the Network, a rule, neighbours and FDB entries. It also adds routes inside the Network, in another
+/// table and with another metric. `subnet` is a peer's: some of the routes lead to it.
 pub fn plant(node: &Node, subnet: &str) {
     let routes = format!(
         "route add 203.0.114.0/24 via 203.0.113.2 dev foreign0 proto static\n\
@@ -28,9 +28,9 @@ pub fn plant(node: &Node, subnet: &str) {
     node.ns.run("bridge fdb add 02:00:00:00:0f:0a dev foreign2 dst 198.51.100.1");
 }
 
-/// The same of IPv6, beside what [`plant`] has planted.
+/// Adds IPv6 routes, a rule and neighbours of the same kinds, on the devices of [`plant`].
 pub fn plant6(node: &Node, subnet: &str) {
-    // Of two metrics the smaller one wins, and a route without one has 1024.
+    // The smaller metric wins, and an IPv6 route without one has 1024.
     node.ns.batch(&format!(
         "address add 2001:db8:113::1/64 dev foreign0\n\
          route add 2001:db8:114::/64 via 2001:db8:113::2 dev foreign0 proto static\n\

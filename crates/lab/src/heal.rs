@@ -1,5 +1,5 @@
-//! Measures a repair: from the harm until the node reads exactly as before and a fresh ping passes. Refuses to measure
-//! a harm that did nothing.
+//! Measures a repair: from the harm until the node's state equals the one before and a fresh ping passes. A harm that changed
+//! nothing is an error.
 
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,13 @@ use crate::wait::{patient, until};
 
 const DEADLINE: Duration = Duration::from_secs(15);
 
-/// Harms `node` and gives the time until it is as `before` and `ping` says true; panics with the difference after 15 s.
+/// Harms `node` and returns the time until its state equals `before` and `ping` is true. Panics with the difference after 15 s.
 pub fn time_to_heal(node: &Node, before: &View, harm: &Harm, ping: impl FnMut() -> bool) -> Duration {
     try_heal(node, before, harm, DEADLINE, ping).unwrap_or_else(|why| panic!("{why}"))
 }
 
-/// [`time_to_heal`] with a deadline of its own, for those who go on after a failure.
+/// Same as [`time_to_heal`] with its own deadline, for callers that go on after a failure. Returns an error if the harm changed
+/// nothing, or is not repaired in time.
 pub fn try_heal(
     node: &Node,
     before: &View,

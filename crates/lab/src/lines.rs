@@ -1,4 +1,4 @@
-//! A program that talks line by line, read as it talks: the part that capture, monitors and ping have in common.
+//! Runs a program and reads its output line by line as it appears; the common part of capture, monitors and ping.
 
 use std::io::{BufRead, BufReader, pipe};
 use std::process::{Child, ChildStdin, Command};
@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use crate::control::missed;
 use crate::wait::patient;
 
-/// A line and when it was read.
+/// A line and the time when it was read.
 #[derive(Clone, Debug)]
 pub struct Line {
     pub at: Instant,
@@ -21,7 +21,7 @@ pub struct Line {
 
 type Shared = Arc<(Mutex<Vec<Line>>, Condvar)>;
 
-/// A running program and what it has said so far on both streams; killed when dropped.
+/// A running program and its output so far on both streams; killed when dropped.
 #[derive(Debug)]
 pub struct Lines {
     child: Child,
@@ -49,7 +49,7 @@ impl Lines {
         self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether a line, said already or within `limit`, satisfies `wanted`.
+    /// Returns true if a line, printed already or within `limit`, satisfies `wanted`.
     pub fn wait_for(&self, limit: Duration, wanted: impl Fn(&str) -> bool) -> bool {
         let start = Instant::now();
         let lines = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -62,12 +62,12 @@ impl Lines {
         found
     }
 
-    /// The program's standard input, if it was asked for and not taken yet.
+    /// Returns the program's standard input, if it is a pipe and was not taken yet.
     pub fn stdin(&mut self) -> Option<ChildStdin> {
         self.child.stdin.take()
     }
 
-    /// Lets the program come to its own end, and gives all it said.
+    /// Waits until the program ends by itself, and returns all its lines.
     pub fn finish(mut self) -> Vec<Line> {
         let _ = self.child.wait();
         if let Some(reader) = self.reader.take() {
@@ -76,7 +76,7 @@ impl Lines {
         self.all()
     }
 
-    /// Sends `signal`, lets the program finish talking, and gives all it said.
+    /// Sends `signal`, waits until the program ends, and returns all its lines.
     pub fn stop(self, signal: Signal) -> Vec<Line> {
         let _ = kill(Pid::from_raw(self.child.id().cast_signed()), signal);
         self.finish()

@@ -1,4 +1,4 @@
-//! A named network namespace and how to do things in it: a command line, a batch for ip, a thread, a sysctl.
+//! A named network namespace and ways to work in it: a command line, a batch for ip, a thread, a sysctl.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::wait::wait_for;
 
-/// IFA_F_TENTATIVE
+/// Flag of an address whose duplicate address detection is not over: IFA_F_TENTATIVE of linux/if_addr.h.
 const TENTATIVE: u8 = 0x40;
 const CARRIER: Duration = Duration::from_secs(5);
 
@@ -22,7 +22,7 @@ pub struct Ns {
 }
 
 impl Ns {
-    /// A namespace that `ip netns` knows by this name.
+    /// Refers to the namespace that `ip netns` knows by this name.
     pub fn named(name: impl Into<String>) -> Self {
         Self { name: name.into() }
     }
@@ -35,20 +35,20 @@ impl Ns {
         PathBuf::from("/run/netns").join(&self.name)
     }
 
-    /// `program` in this network namespace; its pid is the program's own.
+    /// Builds a command for `program` in this network namespace; its process id is the program's own.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path().display())).arg("--").arg(program).stdin(Stdio::null());
         command
     }
 
-    /// A line as one would type it in a shell of this namespace.
+    /// Runs `line` in a shell of this namespace.
     pub fn output(&self, line: &str) -> Output {
         let out = self.command("sh").args(["-c", line]).output();
         out.unwrap_or_else(|e| panic!("{}: `{line}`: {e}", self.name))
     }
 
-    /// What `line` prints; panics with its complaint when it fails.
+    /// Runs `line` in a shell of this namespace and returns its output. Panics with its error message if it fails.
     pub fn run(&self, line: &str) -> String {
         let out = self.output(line);
         if !out.status.success() {
@@ -58,7 +58,7 @@ impl Ns {
         String::from_utf8_lossy(&out.stdout).into_owned()
     }
 
-    /// Many lines of `ip` in one process.
+    /// Runs many lines of `ip` in one process. Panics if one fails.
     pub fn batch(&self, lines: &str) {
         ip_batch(&["-n", &self.name], lines);
     }
@@ -99,8 +99,8 @@ impl Ns {
         });
     }
 
-    /// Waits until each of `devices` has its link-local address: the kernel tells a device of its carrier later, at times
-    /// by a second, and before that neither IPv6 forwarding works nor does a view stay as it is.
+    /// Waits until each of `devices` has its link-local address. The kernel reports a device's carrier late, at times by a
+    /// second. Before that IPv6 forwarding does not work, and a view still changes.
     pub(crate) fn wait_up(&self, devices: &[&str]) {
         let settled = |line: &str, device: &str| {
             let fields: Vec<_> = line.split_whitespace().collect();
@@ -115,7 +115,7 @@ impl Ns {
     }
 }
 
-/// sysctl(8)'s rule for device names with dots: "net.ipv4.conf.flannel/1.rp_filter".
+/// Swaps dots and slashes, sysctl(8)'s rule for device names with dots: "net.ipv4.conf.flannel/1.rp_filter".
 fn swapped(key: &str) -> String {
     let swap = |c| match c {
         '.' => '/',
@@ -132,7 +132,7 @@ pub(crate) fn ip_batch(options: &[&str], lines: &str) {
     let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
     let mut child = child.expect("ip starts");
     let mut stdin = child.stdin.take().expect("a pipe was asked for");
-    // ip stops reading at the first failure; its complaint below says more than our broken pipe.
+    // ip stops reading at the first failure; its error message below says more than our broken pipe.
     let _ = stdin.write_all(lines.as_bytes());
     drop(stdin);
     let out = child.wait_with_output().expect("ip ends");

@@ -1,19 +1,19 @@
-//! A node without a daemon, set up by hand as flannel leaves one: a kernel that answers and repairs nothing. Its peers are those
-//! that have a lease at that moment.
+//! A node without a daemon, configured by hand as flannel leaves one: its kernel answers, and nothing is repaired. Its peers are
+//! the nodes that have a lease at that moment.
 
 use serde_json::{Value, json};
 
 use crate::node::Node;
 use crate::store::Store;
 
-/// What its lease announces.
+/// Backend that the node's lease announces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Announce {
     Vxlan,
     HostGw,
 }
 
-/// What the lease of such a node says.
+/// Returns the lease of such a node, as JSON.
 pub fn lease(node: &Node, announce: Announce) -> String {
     let mut lease = json!({ "PublicIP": node.ip, "PublicIPv6": null, "BackendType": "host-gw" });
     if announce == Announce::Vxlan {
@@ -23,7 +23,7 @@ pub fn lease(node: &Node, announce: Announce) -> String {
     lease.to_string()
 }
 
-/// Makes `node` one with this subnet of IPv4, such as `10.244.9.0/24`: device, routes, subnet file, lease.
+/// Configures `node` with this IPv4 subnet, such as `10.244.9.0/24`: device, routes, subnet file, lease.
 pub fn settle(node: &Node, store: &Store, subnet: &str, announce: Announce) {
     let (first, len) = subnet.split_once('/').expect("a subnet has a length");
     let gateway = first.strip_suffix(".0").map(|net| format!("{net}.1/{len}")).expect("a /24");
@@ -52,7 +52,7 @@ fn mac(node: &Node) -> String {
     format!("02:00:00:00:0e:{:02x}", node.index)
 }
 
-/// What flannel has in the kernel for a peer.
+/// Returns the commands that add what flannel has in the kernel for a peer.
 fn reach(peer: &str, lease: &str, announce: Announce) -> String {
     let lease: Value = serde_json::from_str(lease).expect("a lease is JSON");
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();

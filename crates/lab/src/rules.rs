@@ -1,11 +1,11 @@
-//! The packet filter of a namespace as others use it: iptables of both variants, nft, and a 1:1 NAT of a router. It
-//! looks and sets with those tools only, and judges nothing.
+//! The packet filter of a namespace as other programs use it: iptables of both variants, nft, and a router's 1:1 NAT. It reads
+//! and sets with those tools only.
 
 use std::net::IpAddr;
 
 use crate::ns::Ns;
 
-/// One of the two things that answer to the name `iptables`.
+/// Variant of the program `iptables`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Iptables {
     Nft,
@@ -22,19 +22,19 @@ impl Iptables {
         }
     }
 
-    /// iptables and ip6tables.
+    /// Returns the names of iptables and ip6tables, such as `iptables-nft` and `ip6tables-nft`.
     pub fn programs(self) -> [String; 2] {
         ["iptables", "ip6tables"].map(|program| format!("{program}-{}", self.suffix()))
     }
 
-    /// The same arguments for both families, such as `-P FORWARD DROP`.
+    /// Runs iptables and ip6tables with the same arguments, such as `-P FORWARD DROP`.
     pub fn run(self, ns: &Ns, arguments: &str) {
         for program in self.programs() {
             ns.run(&format!("{program} -w {arguments}"));
         }
     }
 
-    /// What `iptables-save` and `ip6tables-save` print, without their remarks and counters.
+    /// Returns the output of `iptables-save` and `ip6tables-save`, without comments and counters.
     pub fn saved(self, ns: &Ns) -> [String; 2] {
         self.programs().map(|program| {
             let text = ns.run(&format!("{program}-save"));
@@ -44,12 +44,12 @@ impl Iptables {
     }
 }
 
-/// What `nft list ruleset` prints.
+/// Returns the output of `nft list ruleset`.
 pub fn nft_ruleset(ns: &Ns) -> String {
     ns.run("nft list ruleset")
 }
 
-/// A 1:1 NAT in `router`: who is at `inside` behind it is at `outside` for everybody before its device `device`.
+/// Sets up a 1:1 NAT in `router`: the host at `inside` behind it appears at `outside` to everybody on the side of `device`.
 pub fn nat_one_to_one(router: &Ns, device: &str, inside: IpAddr, outside: IpAddr) {
     let (family, length) = if inside.is_ipv4() { ("ip", 32) } else { ("ip6", 128) };
     router.run(&format!(

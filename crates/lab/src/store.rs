@@ -1,5 +1,5 @@
-//! The store that a lab's daemons share: writes the network's configuration, reads, plants and removes leases, the same
-//! way in a directory and in a real etcd, so that a test is written once for both.
+//! The store that a lab's daemons share: writes the network config, and reads, adds and removes leases. A directory and a real
+//! etcd have the same methods, so that a test is written once for both.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -37,7 +37,7 @@ impl Store {
         }
     }
 
-    /// What a daemon must be told to use it.
+    /// Returns the daemon's flags for this store.
     pub(crate) fn flags(&self) -> Vec<String> {
         match &self.place {
             Place::Dir(dir) => vec![format!("--store={}", dir.display())],
@@ -45,7 +45,7 @@ impl Store {
         }
     }
 
-    /// Where it is, for a reader.
+    /// Returns the location of the store for people: the directory, or etcd's URL.
     pub fn place(&self) -> String {
         match &self.place {
             Place::Dir(dir) => dir.display().to_string(),
@@ -53,12 +53,12 @@ impl Store {
         }
     }
 
-    /// Sets the network's configuration, such as `{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}`.
+    /// Sets the network config, such as `{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}`.
     pub fn config(&self, json: &str) {
         self.put("config", json);
     }
 
-    /// Every lease: its key, such as `10.244.34.0-24` -> JSON.
+    /// Returns every lease, as JSON, by its key, such as `10.244.34.0-24`.
     pub fn leases(&self) -> BTreeMap<String, String> {
         match &self.place {
             Place::Dir(dir) => files(&dir.join("subnets")),
@@ -70,7 +70,7 @@ impl Store {
         self.put(&format!("subnets/{name}"), json);
     }
 
-    /// Thousands of them, in a second or so.
+    /// Writes many leases; thousands take about a second.
     pub fn put_leases(&self, leases: &[(String, String)]) {
         match &self.place {
             Place::Dir(_) => leases.iter().for_each(|(name, json)| self.put_lease(name, json)),
@@ -108,9 +108,9 @@ fn files(dir: &Path) -> BTreeMap<String, String> {
     shown.filter_map(|(name, path)| Some((name, fs::read_to_string(path).ok()?))).collect()
 }
 
-/// Appears at once and whole, as a key in etcd does.
+/// Writes a key so that it appears at once and complete, as a key in etcd does.
 fn put_file(dir: &Path, key: &str, value: &str) {
-    // In the directory itself, which may be a disk of its own.
+    // The new file is in the directory itself, which may be a disk of its own.
     let new = dir.join(".put");
     let put = fs::write(&new, value).and_then(|()| fs::rename(&new, dir.join(key)));
     put.unwrap_or_else(|e| panic!("store key {key}: {e}"));

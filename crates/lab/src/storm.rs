@@ -1,4 +1,4 @@
-//! A storm of kernel events that are none of twill's business: neighbour changes on a device of its own.
+//! A storm of kernel events that do not concern twill: neighbour changes on a device of its own.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -10,7 +10,7 @@ use crate::node::Node;
 
 const SLICE: Duration = Duration::from_millis(50);
 
-/// A storm under way.
+/// A running storm.
 #[derive(Debug)]
 pub struct Storm {
     worker: JoinHandle<u64>,
@@ -18,7 +18,7 @@ pub struct Storm {
 }
 
 impl Storm {
-    /// `per_second` neighbour changes on a device of its own on `node` for `span`.
+    /// Makes `per_second` neighbour changes a second for `span`, on a device of its own on `node`.
     pub fn start(node: &Node, per_second: u32, span: Duration) -> Self {
         let lines = "link add storm0 type veth peer name storm1\nlink set storm1 up\nlink set storm0 up\n";
         if !node.ns.output("ip link show storm0").status.success() {
@@ -36,7 +36,7 @@ impl Storm {
                 let lines = (sent..due as u64).fold(String::new(), |lines, nth| lines + &change(nth));
                 sent = sent.max(due as u64);
                 stdin.write_all(lines.as_bytes()).expect("ip reads on");
-                // The storm's pace, not a wait for anything.
+                // The sleep sets the storm's pace; it does not wait for anything.
                 thread::sleep(SLICE);
             }
             drop(stdin);
@@ -47,14 +47,14 @@ impl Storm {
         Self { worker, start }
     }
 
-    /// Waits for its end: how many changes were made, and how long it took.
+    /// Waits for the end. Returns the number of changes and the time since the start.
     pub fn finish(self) -> (u64, Duration) {
         let sent = self.worker.join().expect("the storm blows to its end");
         (sent, self.start.elapsed())
     }
 }
 
-/// 100 neighbours that change their MAC on every turn.
+/// Returns change number `nth`: 100 neighbours get a new MAC in each turn.
 fn change(nth: u64) -> String {
     let (host, turn) = (nth % 100 + 1, nth / 100 % 256);
     let mut line = String::new();

@@ -1,5 +1,5 @@
-//! Builds the underlay: nodes on one layer-2 segment, or on two with a router between them. Must leave the pod network
-//! alone: that is the daemon's work, and what a CNI plugin would do is in `pod`.
+//! Builds the underlay: nodes on one layer-2 segment, or on two with a router between. The pod network is the daemon's work; what
+//! a CNI plugin would do is in `pod`.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -15,9 +15,9 @@ use crate::ns::{Ns, ip_batch};
 use crate::pod::Pod;
 use crate::store::Store;
 
-/// What a network manager and a CNI plugin would have set on the machine.
+/// Sysctls that a network manager and a CNI plugin would have set on the machine.
 const FORWARDING: [(&str, &str); 2] = [("net.ipv4.ip_forward", "1"), ("net.ipv6.conf.all.forwarding", "1")];
-/// Known values whatever the host has, and addresses that are usable, and stay, at once.
+/// Sysctls with known values, whatever the host has. Addresses are usable at once, and IPv6 ones stay when a device goes down.
 pub(crate) const PLAIN: [(&str, &str); 7] = [
     ("net.ipv4.conf.all.rp_filter", "0"),
     ("net.ipv4.conf.default.rp_filter", "0"),
@@ -31,14 +31,14 @@ pub(crate) const PLAIN: [(&str, &str); 7] = [
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 200);
 pub const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0, 0x200);
 
-/// Who is told of a shorter way takes the one that the test has laid.
+/// Sysctls that ignore redirects: otherwise a shorter path would replace the one that the test has set up.
 const NO_REDIRECTS: [(&str, &str); 3] = [
     ("net.ipv4.conf.all.accept_redirects", "0"),
     ("net.ipv4.conf.eth0.accept_redirects", "0"),
     ("net.ipv6.conf.eth0.accept_redirects", "0"),
 ];
 
-/// What to build. Node k is 192.168.100.(10+k) on segment A, 192.168.101.(10+k) on segment B.
+/// Description of a lab. Node k is 192.168.100.(10+k) on segment A, 192.168.101.(10+k) on segment B.
 #[derive(Clone, Debug)]
 pub struct Topology {
     near: usize,
@@ -49,35 +49,35 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// `nodes` nodes on one segment.
+    /// Puts `nodes` nodes on one segment.
     pub fn flat(nodes: usize) -> Self {
         Self { near: nodes, far: 0, twill: None, etcd: None, outside: false }
     }
 
-    /// `near` nodes on segment A, then `far` nodes on segment B, with a router between.
+    /// Puts `near` nodes on segment A, then `far` nodes on segment B, with a router between.
     pub fn routed(near: usize, far: usize) -> Self {
         Self { near, far, twill: None, etcd: None, outside: false }
     }
 
-    /// The daemon's executable; `TWILL_BIN` in the environment has the last word.
+    /// Sets the daemon's executable; `TWILL_BIN` in the environment takes precedence.
     pub fn twill(mut self, path: impl Into<PathBuf>) -> Self {
         self.twill = Some(path.into());
         self
     }
 
-    /// A real etcd in place of the shared directory, at 192.168.100.5 on segment A.
+    /// Adds a real etcd in place of the shared directory, at 192.168.100.5 on segment A.
     pub fn etcd(mut self, setup: EtcdSetup) -> Self {
         self.etcd = Some(setup);
         self
     }
 
-    /// A host on segment A, 192.168.100.200, that knows the nodes and no pod network.
+    /// Adds a host on segment A, 192.168.100.200, that knows the nodes and no pod network.
     pub fn outside(mut self) -> Self {
         self.outside = true;
         self
     }
 
-    /// The executable that the nodes will run; nobody has looked yet whether it exists.
+    /// Returns the executable that the nodes will run, without checking that it exists.
     pub fn executable(&self) -> PathBuf {
         twill_path(self.twill.as_deref())
     }
@@ -110,7 +110,7 @@ fn twill_path(given: Option<&Path>) -> PathBuf {
     }
 }
 
-/// A built topology; all of it goes when this value does.
+/// A built topology; everything in it is removed when it is dropped.
 #[derive(Debug)]
 pub struct Lab {
     pub store: Store,
@@ -121,7 +121,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Node `k`, counted from 1.
+    /// Returns node `k`, counted from 1.
     pub fn node(&self, k: usize) -> &Node {
         &self.nodes[k - 1]
     }
@@ -134,7 +134,7 @@ impl Lab {
         self.router.as_ref().expect("only a routed topology has a router")
     }
 
-    /// The host that is no node; its addresses are [`OUTSIDE`] and [`OUTSIDE6`].
+    /// Returns the host that is not a node; its addresses are [`OUTSIDE`] and [`OUTSIDE6`]. Panics if the topology has none.
     pub fn outside(&self) -> &Ns {
         self.outside.as_ref().expect("only a topology with an outside has one")
     }
@@ -150,7 +150,7 @@ impl Lab {
         daemons
     }
 
-    /// One pod on each node.
+    /// Makes one pod on each node.
     pub fn pods(&self) -> Vec<Pod> {
         self.nodes.iter().map(Node::pod).collect()
     }
@@ -203,15 +203,16 @@ impl Lab {
         self.nodes.iter().for_each(|node| node.ns.wait_up(&["eth0"]));
     }
 
-    /// Switches in the lab's root namespace, and a cable from each to its hosts; a port is called as its host.
+    /// Returns the `ip -batch` lines that make the switches in the lab's root namespace, and a cable from each to its hosts. A
+    /// port is named after its host.
     fn switch_lines(&self) -> String {
         let mut lines = String::new();
-        // Older kernels (6.12) want an index that is asked for to be free here, too: the hosts' 2 and 3 must not be taken.
+        // Older kernels (6.12) require a requested index to be free here, too: the hosts' 2 and 3 must not be taken.
         for (index, segment) in (90..).zip(self.segments()) {
             let _ = writeln!(lines, "link add seg{segment} index {index} type bridge mcast_snooping 0");
             let _ = writeln!(lines, "link set seg{segment} up");
         }
-        // With equal indexes at both ends the kernel takes its time, up to a second, to tell of the carrier.
+        // With equal indexes at both ends the kernel takes up to a second to report the carrier.
         let mut index = 100;
         let mut cable = |(ns, dev, mac): (&str, &str, &str), (port, segment): (&str, char)| {
             index += 1;
@@ -237,7 +238,8 @@ impl Lab {
     }
 }
 
-/// No default route, which might lead to the pods: only the way to the other segment.
+/// Returns the `ip -batch` lines for the outside host. It has a route to the other segment only: a default route might lead to
+/// the pods.
 fn outside_lines() -> String {
     format!(
         "link set lo up\nlink set eth0 up\naddress add {OUTSIDE}/24 dev eth0\naddress add {OUTSIDE6}/64 dev eth0\n\
@@ -246,7 +248,7 @@ fn outside_lines() -> String {
 }
 
 impl Drop for Lab {
-    /// Names are free again at once, so that the next lab can be built in the same process.
+    /// Removes everything at once, so that the next lab can use the same names in the same process.
     fn drop(&mut self) {
         self.etcd.iter().for_each(|etcd| etcd.kill9());
         let mut lines = String::new();
