@@ -1,4 +1,4 @@
-//! What the demo knows about each backend: its configuration, whom it should reach, and what is worth breaking.
+//! Facts about each backend for the demo: its config, the peers that it should reach, and harms worth showing.
 
 use lab::{Harm, Lab, Node};
 
@@ -6,13 +6,13 @@ use lab::{Harm, Lab, Node};
 pub(crate) enum Backend {
     Vxlan,
     HostGw,
-    /// On the word of addresses, as flannel does.
+    /// VXLAN with direct routing decided by addresses alone, as flannel does.
     Direct,
     Auto,
 }
 
 impl Backend {
-    /// Of which the demo tells.
+    /// Backends that the demo shows.
     pub(crate) const ALL: [Self; 3] = [Self::Vxlan, Self::HostGw, Self::Auto];
 
     pub(crate) fn named(name: &str) -> Result<Self, String> {
@@ -62,7 +62,7 @@ impl Backend {
         self != Self::HostGw || from.segment == to.segment
     }
 
-    /// Where the article tells its readers to look, on node1.
+    /// Returns the commands that show the backend's objects on node1.
     pub(crate) fn looks(self) -> &'static [&'static str] {
         match self {
             Self::HostGw => &["ip route", "ip -br link show type vxlan"],
@@ -70,7 +70,7 @@ impl Backend {
         }
     }
 
-    /// Three harms to node1; node2 is its neighbour, node4 is behind the router.
+    /// Returns three harms to node1; node2 is on its segment, node4 is behind the router.
     pub(crate) fn harms(self, lab: &Lab) -> [Harm; 3] {
         let dev = || "flannel.1".to_owned();
         let subnet = lab.node(2).subnet();

@@ -1,5 +1,5 @@
-//! `twill-lab bench`: what a cluster of thousands costs one node. One namespace runs the daemon, its peers are leases and
-//! nothing else. It must only tell what `ip`, `bridge` and `/proc` have shown, never what the daemon says of itself.
+//! `twill-lab bench`: the cost of a cluster of thousands for one node. One namespace runs the daemon; its peers are leases only.
+//! The kernel's state and the cost come from `ip`, `bridge` and `/proc`, never from the daemon's own report.
 
 mod arp;
 mod card;
@@ -24,10 +24,10 @@ use std::process::ExitCode;
 use options::What;
 pub(crate) use options::{HELP, Options};
 
-/// How many neighbours this machine learns at most; it can be read outside only.
+/// Environment variable with the machine's limit of learned neighbours, which can be read outside the lab only.
 const GC_THRESH: &str = "TWILL_LAB_GC_THRESH";
 
-/// Enters a lab, and gives the exit code of what was done there; the error is one line that says what to do.
+/// Enters a lab and returns the exit code of the bench in it. The error is one line that says what to do.
 pub(crate) fn run(options: &Options) -> Result<ExitCode, String> {
     if !lab::enter::inside() {
         return outside();
@@ -54,7 +54,7 @@ fn outside() -> Result<ExitCode, String> {
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The middle one, and that which one of a hundred exceeds; `None` of nothing.
+/// Returns the median and the 99th percentile; `None` without values.
 fn quantiles<T: PartialOrd + Copy>(values: &[T]) -> Option<(T, T)> {
     let mut values = values.to_vec();
     values.sort_by(|one, other| one.partial_cmp(other).unwrap_or(std::cmp::Ordering::Equal));

@@ -1,5 +1,5 @@
-//! The demo's last round: the direct way to a peer is cut while pods talk, and `auto` takes the tunnel. It tells only what it has
-//! seen happen.
+//! The demo's last part: the direct path to a peer is cut while pods talk, and `auto` takes the tunnel. It prints only what it
+//! has seen happen.
 
 use std::time::{Duration, Instant};
 
@@ -10,14 +10,15 @@ use crate::paint::{BAD, GOOD, QUIET, TYPED, indented, paint};
 
 const PROVEN: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What it may take before it is called slow.
+/// Time from which the change to the tunnel counts as slow.
 const AIM: Duration = Duration::from_secs(3);
 
 fn way(lab: &Lab, peer: usize) -> String {
     lab.node(1).ns.run(&format!("ip route show {}", lab.node(peer).subnet()))
 }
 
-/// What is to be proven first is proven: node1's way to each node of its segment.
+/// Waits until node1's direct path to each node of its segment is proven, and prints it. Returns true at once for backends other
+/// than `auto`.
 pub(crate) fn proven_by(backend: Backend, lab: &Lab) -> bool {
     let start = Instant::now();
     let direct = || [2, 3].iter().all(|peer| way(lab, *peer).contains("dev eth0")).then_some(());
@@ -30,7 +31,7 @@ pub(crate) fn proven_by(backend: Backend, lab: &Lab) -> bool {
     proven
 }
 
-/// Whether it left the way in time and nothing was lost; both are told.
+/// Cuts ARP between node1 and node2. Returns true if the path changed in time and no echo was lost; prints both.
 pub(crate) fn arp(lab: &Lab, pods: &[Pod]) -> bool {
     let (node, peer) = (lab.node(1), lab.node(2));
     println!("ARP between node1 and node2 is cut on the switch while pod1 pings pod2 fifty times a second:");

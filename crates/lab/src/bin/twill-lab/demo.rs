@@ -1,5 +1,5 @@
-//! The demo: builds the topology, then shows each backend's kernel objects, pings, harms and repairs. Each line is said
-//! when it has happened, so that something moves all the time.
+//! The demo: builds the topology, then shows each backend's kernel objects, pings, harms and repairs. Each line is printed when
+//! it has happened, so that the reader sees progress all the time.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -12,15 +12,15 @@ use crate::paint::{BAD, GOOD, QUIET, TITLE, TYPED, drawing, indented, paint, tab
 
 const PATIENCE: Duration = Duration::from_secs(5);
 const OUTAGE: Duration = Duration::from_secs(1);
-/// What a repair may take before it is called slow.
+/// Time from which a repair counts as slow.
 const AIM: Duration = Duration::from_secs(1);
 
-/// Three nodes on one segment, one behind a router.
+/// Returns the topology: three nodes on one segment, one behind a router.
 pub(crate) fn topology() -> Topology {
     Topology::routed(3, 1)
 }
 
-/// What one backend showed.
+/// Results of one backend.
 struct Act {
     backend: Backend,
     ready: Duration,
@@ -97,7 +97,7 @@ fn routed(lab: &Lab) -> bool {
     })
 }
 
-/// The lines of the pod network, under the very commands that show them.
+/// Prints the kernel objects of the pod network, below the commands that show them.
 fn show_state(backend: Backend, lab: &Lab) {
     for command in backend.looks() {
         println!("node1$ {}", paint(TYPED, command));
@@ -109,7 +109,7 @@ fn show_state(backend: Backend, lab: &Lab) {
     }
 }
 
-/// The round-trip time of each pair in a table; a pair that should not reach each other must not.
+/// Prints the round-trip time of each pair in a table. A pair that should not reach each other and does is a failure.
 fn ping_all(act: &mut Act, lab: &Lab, pods: &[Pod]) {
     let mut rows = Vec::new();
     for (from, pod) in lab.nodes().iter().zip(pods) {
@@ -136,7 +136,7 @@ fn ping_all(act: &mut Act, lab: &Lab, pods: &[Pod]) {
     println!("{}", table::<5>(["", "pod1", "pod2", "pod3", "pod4"], rows));
 }
 
-/// The middle one of three, after the first has resolved what there is to resolve.
+/// Returns the median of three echoes, after a first one has resolved addresses.
 fn settled_rtt(from: &Pod, to: &Pod) -> Option<Duration> {
     from.reaches(to.ip(), PATIENCE)?;
     median(&(0..3).map(|_| from.ping(to.ip())).collect::<Option<Vec<_>>>()?)

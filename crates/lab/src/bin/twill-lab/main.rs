@@ -1,5 +1,5 @@
-//! `twill-lab`: shows the pod network at work (`demo`), keeps one up to play in (`shell`), or measures (`bench`). It must only tell what it
-//! has seen happen, and its exit code says whether that was what should happen.
+//! `twill-lab`: shows the pod network at work (`demo`), keeps one up to play in (`shell`), or measures (`bench`). It prints only
+//! what it has seen happen, and its exit code says whether that was as expected.
 
 mod backend;
 mod bench;
@@ -67,7 +67,7 @@ fn run() -> Result<ExitCode, String> {
     if !matches!(wish, Wish::Bench(_)) {
         lab::enter::enter()?;
     }
-    // The lab fails by panicking; a reader of the demo wants the reason, not the place.
+    // The lab fails by panicking; a reader of the demo wants the reason, not the source line.
     std::panic::set_hook(Box::new(|panic| eprintln!("twill-lab: {}", panic.payload_as_str().unwrap_or("?"))));
     Ok(match wish {
         Wish::Shell(backend) => shell::run(backend),

@@ -1,4 +1,4 @@
-//! How the demo looks: colours where they are wanted, the drawing of the topology, tables. It knows nothing of networks.
+//! Appearance of the demo: colours, tables, and the drawing of the topology.
 
 use std::io::{IsTerminal, stdout};
 
@@ -16,7 +16,7 @@ pub(crate) const QUIET: Style = Style::new().dimmed();
 const BOX: usize = 16;
 const GAP: usize = 6;
 
-/// Whether to print colours: on a terminal, or where CLICOLOR_FORCE asks for them; never with NO_COLOR.
+/// Returns true if colours are printed: on a terminal, or if CLICOLOR_FORCE is set; never with NO_COLOR.
 pub(crate) fn coloured() -> bool {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     (stdout().is_terminal() || is_set("CLICOLOR_FORCE")) && !is_set("NO_COLOR")
@@ -26,7 +26,7 @@ pub(crate) fn paint(style: Style, text: &str) -> String {
     if coloured() { format!("{style}{text}{style:#}") } else { text.to_owned() }
 }
 
-/// A table whose cells are red when they begin with a cross.
+/// Builds a table whose cells are red if they begin with a cross.
 pub(crate) fn table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED).set_header(head);
@@ -50,7 +50,7 @@ pub(crate) fn indented(text: &str) -> String {
     text.lines().map(|line| format!("    {}\n", line.trim_end())).collect()
 }
 
-/// Nodes side by side on their segments, the router between.
+/// Draws the nodes side by side on their segments, with the router between.
 pub(crate) fn drawing(lab: &Lab) -> String {
     let mut lines = vec![String::new(); 6];
     let (near, far): (Vec<_>, Vec<_>) = lab.nodes().iter().partition(|node| node.segment == 'A');
@@ -84,7 +84,7 @@ fn boxed(node: &Node) -> [String; 6] {
     ]
 }
 
-/// The router's two cables hang from these columns of the segments' line.
+/// Hangs the router's two cables from these columns of the segments' line.
 fn hang(line: &mut String, columns: [usize; 2]) {
     let cable = |(column, sign)| if columns.contains(&column) { '╤' } else { sign };
     *line = line.chars().enumerate().map(cable).collect();

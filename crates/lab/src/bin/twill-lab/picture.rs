@@ -1,13 +1,15 @@
-//! Draws what the demo prints as an SVG picture for the README: `twill-lab demo --picture FILE`.
+//! Draws the demo's output as an SVG picture for the README: `twill-lab demo --picture FILE`.
 
 use std::fmt::Write as _;
 use std::process::{Command, Stdio};
 
 /// Width of the picture in characters; longer lines end in an ellipsis.
 const COLUMNS: usize = 112;
-/// Sizes in pixels: font, distance of lines, margin.
+/// Font size in pixels.
 const FONT: usize = 13;
+/// Distance between lines in pixels.
 const LINE: usize = 17;
+/// Margin of the picture in pixels.
 const MARGIN: usize = 16;
 /// Width of a character of that font, in hundredths of a pixel.
 const ADVANCE: usize = 783;
@@ -24,7 +26,7 @@ pub(crate) fn draw() -> Result<String, String> {
     Ok(svg(&shown(&String::from_utf8_lossy(&output.stdout))))
 }
 
-/// The parts worth a picture: the network, the section vxlan, the cut of ARP, the summary.
+/// Returns the parts worth a picture: the network, the section vxlan, the cut of ARP, the summary.
 fn shown(text: &str) -> Vec<&str> {
     let (mut lines, mut is_shown) = (Vec::new(), true);
     for line in text.lines() {
@@ -90,7 +92,7 @@ fn svg(lines: &[&str]) -> String {
     svg + "</g>\n</svg>\n"
 }
 
-/// One line as SVG text.
+/// Returns one line as SVG text.
 fn drawn(line: &str) -> String {
     let (mut drawn, mut left) = (String::new(), COLUMNS);
     for Span { text, style } in spans(line) {

@@ -1,4 +1,4 @@
-//! A lab to play in: builds one, tells how to step inside, and goes when the shell does.
+//! A lab to play in: builds one, explains how to enter it, and removes it when the shell ends.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -38,7 +38,7 @@ pub(crate) fn run(backend: Backend) -> ExitCode {
     }
 }
 
-/// A command for each node and pod that runs its arguments there, as its own programs see it.
+/// Writes a command for each node and pod that runs its arguments there, with the node's own /run/flannel.
 fn make_doors(lab: &Lab, pods: &[Pod], dir: &Path) -> std::io::Result<()> {
     fs::create_dir_all(dir)?;
     std::os::unix::fs::symlink(topology().executable(), dir.join("twill"))?;
@@ -83,7 +83,8 @@ fn tell(lab: &Lab, pods: &[Pod]) {
     println!("{}\n", paint(QUIET, "Leave with exit or Ctrl-D: everything goes, daemons and namespaces."));
 }
 
-/// nsenter's options for whoever runs this lab: root may enter all, another only what the lab's user namespace owns.
+/// Returns nsenter's options for the user of this lab: root may enter all namespaces, others only those that the lab's user
+/// namespace owns.
 fn namespaces() -> &'static str {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     if map.split_whitespace().nth(1) == Some("0") { "-a" } else { "-U --preserve-credentials -m -n -p" }

@@ -1,5 +1,5 @@
-//! Answers ARP in the place of peers that are on the segment: each has a MAC of its own, else it would be told that one machine
-//! answers for all. Knows nothing else.
+//! Answers ARP for peers on the segment. Each peer has its own MAC: otherwise the daemon would report that one machine answers
+//! for all.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -15,7 +15,7 @@ const ARP: [u8; 2] = [0x08, 0x06];
 const REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 1];
 const REPLY: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 2];
 
-/// At that node, until its uplink is gone.
+/// Answers at `node`, on a new thread, until its uplink is gone.
 pub(super) fn answer(node: &Node, peers: u32) -> Result<(), String> {
     let open = || socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll);
     let opened = node.ns.within(|| open().and_then(|frames| Ok((frames, if_nametoindex("eth0")?))));

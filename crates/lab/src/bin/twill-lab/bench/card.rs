@@ -1,5 +1,5 @@
-//! Makes a node's port of the switch work as a card does: what leaves the node is carried on, answered and brought back by a
-//! kernel thread, and not in the time of whoever has sent it. Nothing else about the packets changes.
+//! Makes a node's port of the switch work like a network card. A kernel thread carries the node's packets on, and brings the
+//! answers back; the time is not the sender's. Nothing else about the packets changes.
 
 use std::os::fd::AsRawFd;
 use std::process::Command;
@@ -9,12 +9,12 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
-/// GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME, CTRL_ATTR_FAMILY_ID
+/// Numbers of generic netlink: GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME, CTRL_ATTR_FAMILY_ID.
 const CONTROL: u16 = 16;
 const GET_FAMILY: u8 = 3;
 const FAMILY_NAME: u16 = 2;
 const FAMILY_ID: u16 = 1;
-/// ETHTOOL_MSG_FEATURES_SET, and of its attributes that many levels down the one of interest.
+/// Number of ETHTOOL_MSG_FEATURES_SET (linux/ethtool_netlink.h); its attributes follow, level by level.
 const SET_FEATURES: u8 = 12;
 const HEADER: u16 = 1;
 const DEVICE: u16 = 2;
@@ -23,17 +23,17 @@ const BITS: u16 = 3;
 const BIT: u16 = 1;
 const BIT_NAME: u16 = 2;
 const BIT_IS_ON: u16 = 3;
-/// NLA_F_NESTED
+/// Flag NLA_F_NESTED of an attribute that holds attributes.
 const NESTED: u16 = 0x8000;
-/// NLM_F_REQUEST
+/// Flag NLM_F_REQUEST of a request.
 const REQUEST: u16 = 1;
-/// A port has a NAPI, which can be a thread, while it has the first one, and it is used for all packets that carry their
-/// sender's socket while there is the second one.
+/// Features of the port. With the first one it has a NAPI, which can be a thread. With the second one the NAPI handles all
+/// packets that carry their sender's socket.
 const FEATURES: [&[u8]; 2] = [b"rx-gro\0", b"rx-udp-gro-forwarding\0"];
 const HEADERS: usize = 20;
 const WAIT: i64 = 5;
 
-/// `port` is in the lab's own namespace. The error says what the kernel does not do.
+/// Sets up `port`, which is in the lab's own namespace. The error says what the kernel does not do.
 pub(super) fn of(port: &str) -> Result<(), String> {
     merge(port).map_err(|error| format!("{port}: {error}"))?;
     let line = r#"mount -t sysfs none /sys && echo 1 >"/sys/class/net/$1/threaded""#;
@@ -63,7 +63,7 @@ fn merge(port: &str) -> Result<(), String> {
     let wanted = nested(WANTED, &nested(BITS, &bits));
     let device = nested(HEADER, &attribute(DEVICE, &[port.as_bytes(), &[0]].concat()));
     let answer = ask(&message(family, SET_FEATURES, &[device, wanted].concat()))?;
-    // What has changed, or NLMSG_ERROR.
+    // The answer holds the changed features, or is NLMSG_ERROR.
     match answer.get(4..6) == Some(&family.to_ne_bytes()) {
         true => Ok(()),
         false => Err("the kernel does not let it merge packets".into()),
@@ -91,7 +91,7 @@ fn nested(kind: u16, value: &[u8]) -> Vec<u8> {
     attribute(kind | NESTED, value)
 }
 
-/// The number in an attribute of an answer.
+/// Returns the number in an attribute of an answer.
 fn find(answer: &[u8], kind: u16) -> Option<u16> {
     let word = |at: usize| Some(u16::from_ne_bytes(answer.get(at..at + 2)?.try_into().ok()?));
     let mut at = HEADERS;

@@ -1,4 +1,4 @@
-//! A hundred single changes: fifty nodes join, then each of them moves to another address.
+//! Measures a hundred single changes: fifty nodes join, then each of them moves to another address.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +11,13 @@ use super::process::{Usage, rest};
 
 const JOINS: u32 = 50;
 const LIMIT: Duration = Duration::from_secs(30);
-/// Changes do not meet: each finds the daemon idle.
+/// Idle time of the daemon before each change, so that changes do not overlap.
 const IDLE: Duration = Duration::from_millis(30);
 
 pub(super) struct Changes {
-    /// From the moment before the lease is written.
+    /// Time of each change, from the moment before the lease is written.
     pub(super) lags: Vec<Duration>,
-    /// Of one, on average.
+    /// Processor time of one change, on average.
     pub(super) cpu: Duration,
 }
 
@@ -44,7 +44,7 @@ pub(super) fn run(lab: &Lab, node: &Node, daemon: &Daemon<'_>, case: &Case) -> R
     Ok(Changes { lags, cpu: spent / (2 * JOINS) })
 }
 
-/// What a monitor tells last: the route of a new peer, the new address of one that has moved; of each family.
+/// Returns what a monitor reports last: the route of a new peer, or the new address of a moved one; for each family.
 fn signs(case: &Case, peer: Peer, place: Place) -> Vec<String> {
     let (one, other) = match (place, case.backend) {
         (Place::First, _) => (format!("{}/24 ", peer.subnet()), format!("{}/64 ", peer.subnet6())),
@@ -58,7 +58,7 @@ fn signs(case: &Case, peer: Peer, place: Place) -> Vec<String> {
     if case.families == Families::Dual { vec![one, other] } else { vec![one] }
 }
 
-/// A change of both families has taken as long as the slower one.
+/// Merges the times of both families: a change has taken as long as the slower one.
 fn merge(lags: &mut Vec<Duration>, case: &Case) {
     if case.families == Families::Dual
         && let (Some(one), Some(other)) = (lags.pop(), lags.pop())

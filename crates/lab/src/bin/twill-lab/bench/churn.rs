@@ -19,11 +19,11 @@ use crate::paint::table;
 
 const PEERS: [u32; 1] = [5_000];
 const SPAN: Duration = Duration::from_secs(30);
-/// Of two changes, one of which is a join and one a leave.
+/// Time between two changes; joins and leaves alternate.
 const INTERVAL: Duration = Duration::from_millis(10);
 const LIMIT: Duration = Duration::from_secs(120);
 const IDLE: Duration = Duration::from_millis(300);
-/// A lease that goes is kept for 2 s, and the last one's route must be heard of.
+/// Maximum time for the last change: a removed lease is kept for 2 s, then the deletion of its route must be reported.
 const LAST: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ enum Change {
     Leave,
 }
 
-/// What was done to the store, and when.
+/// Changes of the store, and the time of each.
 type Done = Vec<(Change, Peer, Instant)>;
 
 struct Outcome {
@@ -42,7 +42,7 @@ struct Outcome {
     resident: u64,
     joins: Vec<Duration>,
     leaves: Vec<Duration>,
-    /// Of which no monitor ever told.
+    /// Number of changes that no monitor ever reported.
     unheard: usize,
     pings: PingReport,
 }
@@ -76,7 +76,7 @@ fn once(case: &Case) -> Result<Outcome, String> {
     let answers = until(LAST, || pods[0].ping(pods[1].ip()));
     answers.ok_or("the two pods do not reach each other")?;
     let (node, daemon) = (lab.node(1), &daemons[0]);
-    // The good peer stands still, and takes no processor time from the one that is measured.
+    // The second daemon is suspended: its peer stays, and it takes no processor time from the measured one.
     daemons[1].pause();
     rest(daemon.pid(), IDLE, LIMIT);
     let ears = Ears::start(node)?;
@@ -103,7 +103,7 @@ fn once(case: &Case) -> Result<Outcome, String> {
     })
 }
 
-/// New peers join, and the one that has been there longest leaves.
+/// Adds new peers, and removes the one that has been there longest, in turn.
 fn disturb(store: &Store, case: &Case) -> Done {
     let begun = Instant::now();
     let mut done = Vec::new();
@@ -128,7 +128,7 @@ fn disturb(store: &Store, case: &Case) -> Done {
     done
 }
 
-/// How long each took until the kernel told of its route; those that it never told of are left out.
+/// Returns the time of each change until the kernel reported its route. Changes that were never reported are left out.
 fn lags(done: &Done, change: Change, heard: &[Line]) -> Vec<Duration> {
     let first = heard.iter().rev().filter_map(|line| Some((route(&line.text, change)?, line.at)));
     let first: BTreeMap<_, _> = first.collect();
@@ -141,7 +141,7 @@ fn lags(done: &Done, change: Change, heard: &[Line]) -> Vec<Duration> {
         .collect()
 }
 
-/// The subnet whose route has come, or gone.
+/// Returns the subnet whose route was added, or deleted, as `change` asks.
 fn route(line: &str, change: Change) -> Option<&str> {
     let (gone, rest) = match line.strip_prefix("Deleted ") {
         Some(rest) => (true, rest),

@@ -1,4 +1,4 @@
-//! `ip monitor` and `bridge monitor` of one node: when the kernel took a change, to the time its line was read.
+//! Runs `ip monitor` and `bridge monitor` on one node: the time of a kernel change is the time when its line was read.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ pub(super) struct Ears {
 }
 
 impl Ears {
-    /// Returns when both have proved that they hear.
+    /// Starts both and returns once each has shown that it receives events.
     pub(super) fn start(node: &Node) -> Result<Self, String> {
         let start = |program: &str, args: &[&str]| {
             let mut command = node.ns.command(program);
@@ -36,13 +36,13 @@ impl Ears {
         heard.map(|()| ears).ok_or_else(|| format!("{}: a monitor is deaf", node.name))
     }
 
-    /// When one of both told of it, waiting for it if need be.
+    /// Returns the time when one of them reported `what`; waits up to `limit`.
     pub(super) fn hear(&self, what: &str, limit: Duration) -> Option<Instant> {
         let told = |lines: &Lines| Some(lines.all().iter().find(|line| line.text.contains(what))?.at);
         until(limit, || told(&self.ip).or_else(|| told(&self.bridge)))
     }
 
-    /// All that was said of routes and next hops.
+    /// Returns all lines about routes and next hops.
     pub(super) fn routes(&self) -> Vec<Line> {
         self.ip.all()
     }

@@ -1,5 +1,5 @@
-//! Whether a node's kernel holds all peers, as `ip` and `bridge` list them: counted often while it is awaited, then looked
-//! at one by one.
+//! Checks that a node's kernel holds all peers, as `ip` and `bridge` list them. It counts rows while it waits, then verifies each
+//! peer.
 
 use std::collections::BTreeSet;
 use std::thread::sleep;
@@ -10,18 +10,18 @@ use lab::{Node, patient};
 use super::options::{Backend, Case, Families};
 use super::peers::{Peer, Place};
 
-/// A look leaves the machine alone for at least as long as it took, and for this long.
+/// Minimum pause between two looks; a pause is also at least as long as the look took.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// A line that lists one kind of object, and what must stand in a row of each peer's.
+/// A kind of object: the command that lists it, and the row that each peer must have.
 struct Listing {
     command: &'static str,
-    /// What the rows that count have in common, for grep(1).
+    /// Pattern of the rows that count, for grep(1).
     rows: &'static str,
     row: fn(Peer) -> (String, String),
 }
 
-/// In the order in which a daemon writes them, so that mostly the last one is awaited.
+/// Returns the listings in the order in which a daemon writes them, so that usually the last one is awaited.
 fn listings(case: &Case) -> Vec<Listing> {
     let (vxlan, dual) = (case.backend == Backend::Vxlan, case.families == Families::Dual);
     let all = [
@@ -78,14 +78,14 @@ const DIRECT6: Listing = Listing {
     row: |peer| (format!("{}/64", peer.subnet6()), format!("via {} dev eth0", peer.address6(Place::First))),
 };
 
-/// When it held all, and how long the last look at it took: it may have been so earlier by that much.
+/// Time when the kernel held all, and duration of the last look, by which that time may be too late.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
     pub(super) at: Instant,
     pub(super) look: Duration,
 }
 
-/// Waits until all peers of the case are there and as they should be; the error says what is missing.
+/// Waits until all peers of the case are there and as they should be. The error says what is missing.
 pub(super) fn wait(
     node: &Node,
     case: &Case,
@@ -125,7 +125,7 @@ fn count(node: &Node, listing: &Listing) -> u32 {
     String::from_utf8_lossy(&node.ns.output(&line).stdout).trim().parse().unwrap_or(0)
 }
 
-/// Each peer's own rows, from the first to the last.
+/// Verifies the rows of each peer. The error names the first row that is missing.
 pub(super) fn verify(node: &Node, case: &Case) -> Result<(), String> {
     for listing in listings(case) {
         let text = node.ns.run(listing.command);
@@ -140,7 +140,7 @@ pub(super) fn verify(node: &Node, case: &Case) -> Result<(), String> {
     Ok(())
 }
 
-/// The key of a row, and where it leads: `via A dev D`, `lladdr M` or `dst A`.
+/// Returns the key of a row, and its target: `via A dev D`, `lladdr M` or `dst A`.
 fn essence(line: &str) -> Option<(&str, String)> {
     let words: Vec<_> = line.split_whitespace().collect();
     let after = |name: &str| words.iter().position(|word| *word == name).and_then(|at| words.get(at + 1));

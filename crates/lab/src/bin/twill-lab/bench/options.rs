@@ -1,4 +1,4 @@
-//! What to measure, from the command line.
+//! Options of `twill-lab bench`, from the command line.
 
 use std::path::PathBuf;
 
@@ -21,7 +21,7 @@ Usage: twill-lab bench scale [OPTION...]   from its start until the kernel holds
          --against 'CMD ARG...'   after twill another daemon with flannel's flags (store: etcd unless given)
          --json FILE              a line of JSON for each run, behind what is there";
 
-/// A Go flanneld has no more than these; above, subnets and addresses of the bench would run out.
+/// Maximum number of peers. A Go flanneld supports no more, and the bench would run out of subnets and addresses.
 const MOST: u32 = 60_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub(crate) enum Families {
     Dual,
 }
 
-/// What is chosen by its name.
+/// A type whose values are selected by name.
 pub(crate) trait Named: Copy + PartialEq + 'static {
     const NAMES: &'static [(&'static str, Self)];
 
@@ -85,34 +85,34 @@ impl Named for Families {
     const NAMES: &'static [(&'static str, Self)] = &[("ipv4", Self::Ipv4), ("dual", Self::Dual)];
 }
 
-/// One thing to measure.
+/// A combination to measure.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
     pub(super) store: StoreKind,
     pub(super) backend: Backend,
     pub(super) families: Families,
     pub(super) peers: u32,
-    /// More keys of the `Backend` object.
+    /// More keys of the config's `Backend` object.
     pub(super) keys: String,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(super) what: What,
-    /// None where each part has its own number.
+    /// Numbers of peers; `None` if each part uses its own.
     peers: Option<Vec<u32>>,
     stores: Vec<StoreKind>,
     backends: Vec<Backend>,
     families: Vec<Families>,
     pub(super) runs: usize,
     keys: String,
-    /// The words of another daemon's command line.
+    /// Words of another daemon's command line; empty without one.
     pub(super) against: Vec<String>,
     pub(super) json: Option<PathBuf>,
 }
 
 impl Options {
-    /// Reads what follows `bench`; None when help is wanted.
+    /// Reads the arguments after `bench`; returns `None` if they ask for help.
     pub(crate) fn parse(args: &mut Parser) -> Result<Option<Self>, lexopt::Error> {
         let what = match args.next()? {
             Some(Long("help")) => return Ok(None),
@@ -139,7 +139,7 @@ impl Options {
             }
         }
         if stores.is_none() && !options.against.is_empty() {
-            // It is all that another daemon knows.
+            // The other daemon supports no other store.
             stores = Some(vec![StoreKind::Etcd]);
         }
         options.stores = stores.unwrap_or(options.stores);
@@ -161,7 +161,7 @@ impl Options {
         }
     }
 
-    /// Every combination, with these numbers of peers if none were asked for.
+    /// Returns every combination, with the numbers `usual` of peers if none were given.
     pub(super) fn cases(&self, usual: &[u32]) -> Vec<Case> {
         let mut cases = Vec::new();
         let sizes = self.peers.as_deref().unwrap_or(usual);

@@ -1,5 +1,5 @@
-//! One packet to a pod of every peer, over its next hop: which arrive where all next hops are, and how many the kernel
-//! could not send because its table of neighbours was full.
+//! Sends a packet to a pod of every peer, through its next hop. Counts the packets that arrive, and those that the kernel could
+//! not send because its neighbour table was full.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::mpsc;
@@ -13,20 +13,20 @@ use super::peers::Peer;
 
 const PORT: u16 = 9;
 const SILENCE: Duration = Duration::from_secs(2);
-/// So many at a time, then a pause: the receiver must not be what loses them.
+/// Number of packets before a pause, so that the receiver does not lose any.
 const BURST: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Packets {
     pub(super) arrived: u32,
-    /// By the kernel, at once.
+    /// Packets that the kernel refused at once.
     pub(super) refused: u32,
 }
 
 pub(super) fn run(lab: &Lab, case: &Case) -> Result<Packets, String> {
     let (from, to) = (&lab.node(1).ns, &lab.node(2).ns);
-    // Node 2 is every next hop and every pod.
+    // Node 2 has the addresses of all next hops and all pods.
     to.batch("route add local 172.17.0.0/16 dev lo\nroute add local 10.0.0.0/8 dev lo\n");
     let (listening, heard) = mpsc::channel();
     let peers = case.peers;
@@ -51,7 +51,7 @@ fn receive(peers: u32, listening: &mpsc::Sender<()>) -> std::io::Result<u32> {
     Ok(u32::try_from(seen.iter().filter(|seen| **seen).count()).unwrap_or(peers))
 }
 
-/// How many were refused.
+/// Returns the number of refused packets.
 fn send(peers: u32) -> std::io::Result<u32> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     let mut refused = 0;

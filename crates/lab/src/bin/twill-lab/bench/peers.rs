@@ -1,15 +1,15 @@
-//! Peers that are there by their leases only: the subnets, addresses and MACs of peer number n, and the network they are in.
+//! Peers that exist as leases only: subnets, addresses and MACs of peer number n, and the network config.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::options::{Backend, Case, Families};
 
-/// Peers are within it; the daemon under test draws its own subnet behind them.
+/// Network of the peers; the daemon under test chooses its own subnet from a range behind them.
 const NETWORK: &str =
     r#""Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.250.0.0","SubnetMax":"10.251.0.0""#;
 const NETWORK6: &str = r#","EnableIPv6":true,"IPv6Network":"fd00:244::/48","IPv6SubnetMin":"fd00:244:0:f000::","IPv6SubnetMax":"fd00:244:0:ff00::""#;
 
-/// Where a peer stands: at first, or after it has moved. All of it is on the uplink's segment.
+/// Address of a peer: the first one, or the one after a move. Both are on the uplink's segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     First,
@@ -20,12 +20,12 @@ pub(super) enum Place {
 pub(super) struct Peer(pub(super) u32);
 
 impl Peer {
-    /// First address of its /24.
+    /// Returns the first address of its /24.
     pub(super) fn subnet(self) -> Ipv4Addr {
         Ipv4Addr::from(0x0a01_0000 + (self.0 << 8))
     }
 
-    /// First address of its /64.
+    /// Returns the first address of its /64.
     pub(super) fn subnet6(self) -> Ipv6Addr {
         Ipv6Addr::from((0xfd00_0244_0000_u128 << 80) + (u128::from(self.0 + 1) << 64))
     }
@@ -48,7 +48,8 @@ impl Peer {
         mac(0x06, self.0)
     }
 
-    /// Key and value as flannel writes them.
+    /// Returns the lease's key and value as flannel writes them, such as `10.2.2.0-24` and
+    /// `{"PublicIP":"172.17.1.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:00:00:00:01:02"}}`.
     pub(super) fn lease(self, case: &Case, place: Place) -> (String, String) {
         let (subnet, address) = (self.subnet(), self.address(place));
         let kind = match case.backend {

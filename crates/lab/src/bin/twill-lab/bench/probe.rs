@@ -1,5 +1,5 @@
-//! `bench probe`: what it costs to ask thousands of peers that answer, in the long run, to look at what is known of them, and
-//! when it is told that some have fallen silent. Node 2 has every peer's address, and answers for every pod subnet.
+//! `bench probe`: long-term cost of probing thousands of peers that answer. Also the time of `twill status`, and the time until
+//! silent peers are reported. Node 2 has every peer's address, and answers for every pod subnet.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -15,19 +15,19 @@ use super::{arp, card, held, quantiles, stage};
 use crate::paint::table;
 
 const PEERS: [u32; 1] = [5_000];
-/// On one segment: what the kernel learns of neighbours a lab cannot raise. More than 200 that are direct are asked more seldom,
-/// as many in a second as these.
+/// Maximum number of peers on one segment: a lab cannot raise the kernel's limit of learned neighbours. Beyond 200 direct peers
+/// each is probed less often; more peers than these would cause as many packets a second.
 const NEIGHBOURS: u32 = 600;
 const LIMIT: Duration = Duration::from_secs(60);
-/// Until nothing is new to the prober any more.
+/// Time after which the prober learns nothing new.
 const SETTLE: Duration = Duration::from_secs(90);
 const SPAN: Duration = Duration::from_secs(120);
 const LOOKS: usize = 20;
-/// That fall silent, from across the list.
+/// Number of peers that fall silent, from across the list.
 const SILENT: u32 = 20;
 const LOOK: Duration = Duration::from_millis(500);
-/// Node 2 is whoever is asked: peers' addresses, pod subnets and MACs are its own, and it answers as often as it is asked.
-/// Without a rule of its own the local table would be one with the main one, where routes to peers are longer.
+/// Commands that make node 2 every peer: it has the peers' addresses, pod subnets and MACs, and answers without rate limits. The
+/// local table needs a rule of its own: otherwise the kernel merges it with the main table, whose routes to peers are longer.
 const EVERYBODY: &str = "ip rule add priority 1 lookup local; \
     ip route add local 172.17.0.0/16 dev lo; ip route add local 10.0.0.0/10 dev lo; \
     sysctl -qw net.ipv4.icmp_ratelimit=0 net.ipv4.conf.all.arp_ignore=2; ip link set eth0 promisc on; \
@@ -42,7 +42,7 @@ struct Outcome {
     asked: u64,
     resident: u64,
     looks: Vec<Duration>,
-    /// Of each silent peer, since it has fallen silent.
+    /// Time until each silent peer is reported, since it fell silent.
     told: Vec<Duration>,
 }
 
@@ -80,7 +80,7 @@ fn once(case: &Case) -> Result<Outcome, String> {
     other.pause();
     if case.backend == Backend::HostGw {
         arp::answer(others, case.peers)?;
-        // The bridge has an address to ask from.
+        // The pod creates the node's bridge, whose address the probes need as their source.
         node.pod();
     }
     answer(&lab, &daemon)?;
@@ -100,7 +100,7 @@ fn once(case: &Case) -> Result<Outcome, String> {
     })
 }
 
-/// Cuts some peers off, and waits until each is told as a fault.
+/// Cuts some peers off, and waits until each is reported as a fault. Returns the time of each.
 fn silence(node: &Node, case: &Case) -> Result<Vec<Duration>, String> {
     let silent: Vec<_> = (0..SILENT).map(|n| Peer(n * (case.peers / SILENT))).collect();
     let list = |what: fn(&Peer) -> String| silent.iter().map(what).collect::<Vec<_>>().join(", ");
@@ -125,7 +125,7 @@ fn silence(node: &Node, case: &Case) -> Result<Vec<Duration>, String> {
     all.map(|()| told).ok_or_else(|| format!("not all of {SILENT} silent peers are told as faults"))
 }
 
-/// Peers that `twill status` tells so.
+/// Returns the number of peers that `twill status` reports as faults.
 fn faults(node: &Node) -> Result<usize, String> {
     let status: Value = serde_json::from_str(&node.twill(&["status", "--json"]))
         .map_err(|error| format!("twill status --json: {error}"))?;
@@ -142,7 +142,7 @@ fn answer(lab: &Lab, daemon: &Daemon<'_>) -> Result<(), String> {
     })
 }
 
-/// Packets that came in by that device.
+/// Returns the number of packets received on `device`.
 fn received(node: &Node, device: &str) -> Result<u64, String> {
     let links: Value = serde_json::from_str(&node.ns.run(&format!("ip -s -j link show dev {device}")))
         .map_err(|error| format!("ip -s -j link: {error}"))?;

@@ -1,4 +1,4 @@
-//! What a process has cost so far, from /proc.
+//! Cost of a process so far, from /proc.
 
 use std::fs;
 use std::path::Path;
@@ -6,21 +6,21 @@ use std::time::{Duration, Instant};
 
 use lab::until;
 
-/// Of `/proc/PID/stat`, whatever the kernel's own clock.
+/// Unit of time in `/proc/PID/stat`, independent of the kernel's own tick.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Processor time.
+/// Processor time of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Usage {
     pub(super) own: Duration,
-    /// Of programs that it ran and that have ended.
+    /// Time of programs that it ran and that have ended.
     pub(super) children: Duration,
 }
 
 impl Usage {
     pub(super) fn of(pid: u32) -> Self {
         let (own, children) = ticks(pid).unwrap_or_default();
-        // To the nanosecond, but without threads that have ended.
+        // The sum over threads is exact to the nanosecond, but lacks threads that have ended.
         let precise = threads(pid);
         let own = if own > precise + 2 * TICK { own } else { precise };
         Self { own, children }
@@ -42,7 +42,7 @@ fn threads(pid: u32) -> Duration {
     spent(pid, |_| true)
 }
 
-/// Of the threads of that name.
+/// Returns the processor time of the threads with this name.
 pub(super) fn of_thread(pid: u32, name: &str) -> Duration {
     spent(pid, |task| fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == name))
 }
@@ -56,16 +56,16 @@ fn spent(pid: u32, counts: impl Fn(&Path) -> bool) -> Duration {
     Duration::from_nanos(spent.sum())
 }
 
-/// Its own and its ended children's.
+/// Returns the processor time of the process and of its ended children.
 fn ticks(pid: u32) -> Option<(Duration, Duration)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The program's name may hold anything; the third field follows it.
+    // The program's name may contain anything; the third field follows it.
     let fields: Vec<_> = text.rsplit_once(") ")?.1.split(' ').collect();
     let field = |number: usize| fields.get(number - 3)?.parse::<u32>().ok();
     Some((TICK * (field(14)? + field(15)?), TICK * (field(16)? + field(17)?)))
 }
 
-/// Resident memory now and at its most, in bytes.
+/// Returns the resident memory, current and peak, in bytes.
 pub(super) fn memory(pid: u32) -> (u64, u64) {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let kib = |name: &str| {
@@ -79,7 +79,8 @@ pub(super) fn is_alive(pid: u32) -> bool {
     fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
 
-/// Waits until it has used next to nothing for that long: it goes on asking its peers, which is a few ms in each second.
+/// Waits until the process has used almost no processor time for `span`. It still probes its peers, which takes a few ms a
+/// second.
 pub(super) fn rest(pid: u32, span: Duration, limit: Duration) {
     let little = (span / 50).max(Duration::from_micros(500));
     let (mut before, mut since) = (threads(pid), Instant::now());

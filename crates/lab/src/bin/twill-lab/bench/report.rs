@@ -1,4 +1,4 @@
-//! What is told: lines of JSON for programs as soon as there are any, and figures for people.
+//! Prints results: lines of JSON for programs as soon as there are any, and figures for people.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -22,14 +22,14 @@ impl Report {
         Ok(Self { json: json.map(open).transpose()? })
     }
 
-    /// A line of its own; nothing where nobody asked for one.
+    /// Appends a line of JSON to the file; does nothing without a file.
     pub(super) fn line(&mut self, value: &Value) -> Result<(), String> {
         let Some(file) = &mut self.json else { return Ok(()) };
         writeln!(file, "{value}").map_err(|e| format!("the file of JSON lines: {e}"))
     }
 }
 
-/// Kernel, processors, and the bound of the neighbour table.
+/// Returns a description of the machine: kernel, processors, load, and limit of the neighbour table.
 pub(super) fn machine() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cpus = read("/proc/cpuinfo");
@@ -55,7 +55,7 @@ pub(super) fn ms(time: Duration) -> String {
     format!("{:.1}", time.as_secs_f64() * 1000.0)
 }
 
-/// Of 2^20 bytes.
+/// Formats a number of bytes as MiB (2^20 bytes).
 pub(super) fn mib(bytes: u64) -> String {
     format!("{:.1}", Duration::from_micros(bytes).as_secs_f64() * 1e6 / 1_048_576.0)
 }

@@ -16,7 +16,7 @@ use crate::paint::table;
 const PEERS: [u32; 1] = [10_000];
 const LIMIT: Duration = Duration::from_secs(120);
 const IDLE: Duration = Duration::from_millis(500);
-/// What a line about something of a pod network has in it.
+/// Texts that mark a monitor's line about the pod network.
 const OURS: [&str; 5] = ["flannel", "twill", "proto 84", " 10.", "172.17."];
 
 struct Restart {

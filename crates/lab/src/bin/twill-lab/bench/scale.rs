@@ -1,5 +1,5 @@
-//! `bench scale`: from the start of a daemon until the kernel holds all peers, what that costs, then single changes, a
-//! packet to every next hop, and the yardstick.
+//! `bench scale`: from the start of a daemon until the kernel holds all peers, and the cost of that. Single changes, a packet to
+//! every next hop, and the yardstick follow.
 
 use std::time::{Duration, Instant};
 
@@ -18,16 +18,16 @@ use super::yardstick::{self, Yardstick};
 use crate::paint::table;
 
 const SIZES: [u32; 5] = [1_000, 5_000, 10_000, 20_000, 50_000];
-/// flanneld needs minutes for what takes twill a second.
+/// Maximum time for a start: flanneld needs minutes where twill needs a second.
 const LIMIT: Duration = Duration::from_secs(900);
-/// After that long with nothing to do the round is over.
+/// Idle time after which the reconcile pass counts as over.
 const IDLE: Duration = Duration::from_millis(500);
 
-/// One start of one daemon.
+/// Results of one start of one daemon.
 struct Run {
-    /// From the start of the process.
+    /// Time from the start of the process until the kernel held all peers.
     held: Duration,
-    /// The last look at the kernel, by which `held` may be too long.
+    /// Duration of the last look at the kernel, by which `held` may be too long.
     look: Duration,
     cpu: Usage,
     resident: u64,
@@ -143,7 +143,7 @@ const HEAD: [&str; 13] = [
     "batch s (rules)",
 ];
 
-/// The middle values.
+/// Returns the medians of all runs.
 fn row(case: &Case, who: &Who, runs: &[Run]) -> [String; 13] {
     let time = |of: fn(&Run) -> Duration| middle(runs, of);
     [
@@ -167,13 +167,13 @@ fn row(case: &Case, who: &Who, runs: &[Run]) -> [String; 13] {
     ]
 }
 
-/// The fewest of all runs.
+/// Returns the smallest number of packets that arrived in a run.
 fn reached(runs: &[Run]) -> String {
     let arrived = runs.iter().filter_map(|run| run.packets).map(|packets| packets.arrived).min();
     arrived.map_or("-".into(), |arrived| arrived.to_string())
 }
 
-/// A cross where the kernel has refused them.
+/// Returns the median time for the rules, or a cross if the kernel has refused them.
 fn rules(runs: &[Run]) -> String {
     let times: Option<Vec<_>> = runs.iter().map(|run| run.yardstick.rules).collect();
     times.and_then(|times| quantiles(&times)).map_or("✗".into(), |(median, _)| seconds(median))

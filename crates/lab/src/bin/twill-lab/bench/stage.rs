@@ -1,5 +1,5 @@
-//! The place where it is measured: node 1 runs the daemon, node 2 is where every peer's address leads, node 3 takes the
-//! yardstick. Their uplinks are in one segment wide enough for all.
+//! Nodes of the bench: node 1 runs the daemon, node 2 is where every peer's address leads, node 3 takes the yardstick. Their
+//! uplinks are on one segment wide enough for all.
 
 use std::path::PathBuf;
 
@@ -8,11 +8,11 @@ use lab::{Daemon, EtcdSetup, Lab, Node, Topology};
 use super::options::{Case, StoreKind};
 use super::peers::{Peer, Place, config};
 
-/// Which daemon is measured.
+/// Daemon that is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Who {
     Twill,
-    /// The words of its command line, to which flags are added.
+    /// A different daemon, by the words of its command line, to which flags are added.
     Other(Vec<String>),
 }
 
@@ -37,7 +37,7 @@ pub(super) fn build(case: &Case, nodes: usize) -> Lab {
     lab
 }
 
-/// Node 1 runs the daemon, and reaches every peer's address through node 2: however many they are, there is one neighbour.
+/// Builds two nodes; node 1 reaches every peer's address through node 2, so it has one neighbour for any number of peers.
 pub(super) fn build_routed(case: &Case) -> Lab {
     let lab = Topology::flat(2).build();
     lab.node(1).ns.run(&format!("ip route add 172.16.0.0/12 via {}", lab.node(2).ip));
@@ -51,7 +51,7 @@ fn fill(lab: &Lab, case: &Case) {
     lab.store.put_leases(&leases);
 }
 
-/// Its first address is of the wide segment; the usual one leads to etcd.
+/// Gives the node a first address on the wide segment; the usual one leads to etcd.
 fn widen(node: &Node) {
     let k = node.index;
     node.ns.batch(&format!(

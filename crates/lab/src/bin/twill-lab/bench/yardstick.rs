@@ -1,5 +1,5 @@
-//! The same objects by `ip -batch`, `bridge -batch` and `nft -f` on a node without a daemon: what the kernel and the
-//! plainest of programs need for them.
+//! Writes the same objects by `ip -batch`, `bridge -batch` and `nft -f` on a node without a daemon. It shows the time that the
+//! kernel and the plainest programs need for them.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,11 +13,11 @@ use super::options::{Backend, Case, Families};
 use super::peers::{Peer, Place};
 
 pub(super) struct Yardstick {
-    /// `ip` and `bridge`.
+    /// Time of `ip` and `bridge`.
     pub(super) objects: Duration,
-    /// Of the traffic rules, sets included; None when the kernel refuses so many at once.
+    /// Time of the traffic rules, sets included; `None` if the kernel refuses so many at once.
     pub(super) rules: Option<Duration>,
-    /// How many peers the daemon's own traffic rules name.
+    /// Number of peers that the daemon's own traffic rules name.
     pub(super) named: usize,
 }
 
@@ -73,7 +73,7 @@ impl Batch {
     }
 }
 
-/// What is there before anything is timed.
+/// Adds the tunnel devices, before anything is timed.
 fn devices(node: &Node, case: &Case) {
     if case.backend != Backend::Vxlan {
         return;
@@ -89,7 +89,7 @@ fn devices(node: &Node, case: &Case) {
     node.ns.batch(&lines);
 }
 
-/// A line of each peer for IPv4, and one for IPv6 where there is any.
+/// Returns a line of each peer for IPv4, and one for IPv6 if the case is dual-stack.
 fn lines(case: &Case, one: impl Fn(Peer) -> String, other: impl Fn(Peer) -> String) -> String {
     let peers = || (0..case.peers).map(Peer);
     let mut text: String = peers().map(one).collect();
@@ -127,7 +127,7 @@ fn neighbours(case: &Case) -> String {
     )
 }
 
-/// In the daemon's shape: by next hop objects where it uses them.
+/// Returns the routes in the daemon's shape: by next hop objects if it uses them.
 fn routes(case: &Case, by_objects: bool) -> String {
     let vxlan = case.backend == Backend::Vxlan;
     let way = |peer: Peer| match vxlan {
