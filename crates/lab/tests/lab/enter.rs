@@ -1,4 +1,4 @@
-//! What the lab leaves behind when it is killed: nothing.
+//! A killed lab leaves nothing behind, and a running one does not touch the host.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use lab::{Timing, Topology, until, wait_for};
 
 const VICTIM: &str = "LAB_VICTIM";
 
-/// Processes whose environment has `mark`, each with its network namespace.
+/// Returns the processes whose environment has `mark`, each with its network namespace.
 fn marked(mark: &str) -> Vec<(String, String)> {
     let processes = fs::read_dir("/proc").expect("/proc").flatten().map(|entry| entry.path());
     let marked = processes.filter(|dir| {
@@ -65,7 +65,7 @@ fn kill_9_leaves_nothing() {
     assert_eq!(mounts(), before, "no mount is left");
 }
 
-/// Where libfaketime keeps a semaphore named after the process id, which is the same in many labs.
+/// The lab has its own /dev/shm: libfaketime keeps a semaphore there, named after the process id, which many labs share.
 #[test]
 fn shared_memory_is_the_labs_own() {
     let name = format!("/dev/shm/lab-{}", std::process::id());

@@ -1,4 +1,4 @@
-//! etcd in the lab does all that a test of twill may ask of it. What twill makes of it is not looked at here.
+//! The lab's etcd does everything that a test of twill may ask of it. How twill handles it is not tested here.
 
 use std::process::Command;
 use std::time::Duration;
@@ -14,7 +14,7 @@ fn with(setup: EtcdSetup) -> Lab {
     Topology::flat(1).etcd(setup).build()
 }
 
-/// etcdctl on a node, as any stranger there could call it.
+/// Runs etcdctl on a node, as any program there could.
 fn from(node: &Node, args: &str) -> Result<String, String> {
     let line = format!("ETCDCTL_API=3 etcdctl --dial-timeout=2s --command-timeout=2s {args}");
     let out = node.ns.output(&line);
@@ -219,7 +219,7 @@ fn two_labs_at_once_have_an_etcd_each() {
         if std::env::var_os(SECOND).is_some() {
             return;
         }
-        // A lab in the lab: the same names and addresses, and its etcd comes up while the first one serves.
+        // A lab inside the lab has the same names and addresses, and its etcd starts while the first one serves.
         let mut second = Command::new(std::env::current_exe().expect("own executable"));
         second.args(["--exact", "etcd::two_labs_at_once_have_an_etcd_each", "--nocapture"]);
         let out = second.env(SECOND, "1").output().expect("it starts");

@@ -1,4 +1,4 @@
-//! Views, monitors and captures see what there is, and nothing that is not.
+//! Views, monitors and captures report what there is, and nothing else.
 
 use std::time::Duration;
 

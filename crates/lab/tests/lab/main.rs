@@ -1,4 +1,4 @@
-//! The lab proves itself first: each promise that a test of twill relies on, without twill.
+//! Tests of the lab itself, without twill: each promise on which a test of twill relies.
 #![expect(clippy::expect_used, reason = "a helper of a test fails as the test does")]
 
 mod enter;

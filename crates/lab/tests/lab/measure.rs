@@ -1,4 +1,4 @@
-//! Streams, storms and repairs are measured rightly.
+//! Streams, storms and repairs are measured correctly.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ fn a_ping_stream_counts_losses_and_gaps() {
         let so_far = stream.received();
         wait_for("answers again", Duration::from_secs(3), || stream.received() > so_far + 5);
         let report = stream.stop();
-        // How soon the neighbour is found again is the kernel's affair.
+        // The kernel decides how soon the neighbour is found again.
         assert!(report.lost >= 10, "{report:?}");
         assert_eq!(report.sent, report.received + report.lost, "{report:?}");
         assert!(report.longest_gap >= silent, "{report:?}");

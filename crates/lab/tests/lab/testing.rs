@@ -1,4 +1,4 @@
-//! Everything that is not a clear pass inside is a failure outside.
+//! Any result inside the lab except a clear pass is a failure outside.
 
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -45,7 +45,7 @@ impl Drop for Burner {
     }
 }
 
-/// Four per core, for a second before they are given.
+/// Starts four processes per core that burn CPU, a second before it returns them.
 fn burners() -> Vec<Burner> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let burn = |_| Burner(Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("sh"));
@@ -54,7 +54,7 @@ fn burners() -> Vec<Burner> {
     burners
 }
 
-/// The machine is really starved here; the figures of the product and of the control are told.
+/// The machine is really starved here; the failure shows the figures of the product and of the control.
 #[test]
 #[should_panic(expected = "missed a limit in each of 3 measurements on a starved machine:\n\
                            the repair took 1.500s of 1s; the control was ")]
@@ -65,7 +65,7 @@ fn a_limit_missed_on_a_starved_machine() {
     });
 }
 
-/// Not a matter of time, so it fails at once.
+/// The failure is not a matter of time, so the test fails at once.
 #[test]
 #[should_panic(expected = "failed in the lab")]
 fn a_wrong_result_on_a_starved_machine() {

@@ -41,7 +41,7 @@ fn four_nodes_in_well_under_a_second_and_again() {
         let lab = Topology::routed(3, 1).build();
         let took = start.elapsed();
         println!("built in {took:?}");
-        // A twentieth of that is usual, but the kernel may take a second to tell a device of its carrier.
+        // Usually a twentieth of that is enough, but the kernel may take a second to report a device's carrier.
         lab::in_time("four nodes", took, Duration::from_millis(1700));
         drop(lab);
         let again = Topology::routed(3, 1).build();
@@ -72,7 +72,7 @@ fn a_cable_can_be_pulled_and_put_back() {
         assert!(!reach(&lab, 1, lab.node(2).ip.into()));
         node.plug();
         lab::wait_for("a carrier", Duration::from_secs(5), carrier);
-        // The kernel sends nothing before its linkwatch has seen the carrier, too: up to a second later.
+        // The kernel sends nothing before its linkwatch has seen the carrier, which takes up to a second more.
         lab::wait_for("an answer", Duration::from_secs(5), || reach(&lab, 1, lab.node(2).ip.into()));
     });
 }

@@ -1,5 +1,5 @@
-//! Who sees whom from where: the outside host, the witness, the forged packet, the lasting connection and the rules of
-//! others, without a daemon.
+//! The lab's traffic tools work as tests expect, without a daemon: outside host, witness, forged packet, long-lived connection,
+//! and foreign packet filter rules.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -85,7 +85,7 @@ fn a_forged_packet_reaches_who_is_behind_the_tunnel_device() {
                 let said = format!("forged {family} {vni} {mac}");
                 let forgery = Forgery { vni, mac: mac.into(), inner, said: said.clone() };
                 forgery.send(lab.outside(), OUTSIDE.into(), (node.ip, 8472).into());
-                // The last one of each round is right and comes after the wrong one.
+                // The last packet of each round is a correct one and comes after the wrong one.
                 let last =
                     Forgery { vni: 7, mac: "02:00:00:00:00:99".into(), inner, said: format!("after {said}") };
                 last.send(lab.outside(), OUTSIDE.into(), (node.ip, 8472).into());

@@ -1,4 +1,4 @@
-//! The switch that drops, the cable that spoils checksums, and the node that nobody looks after, without a daemon.
+//! The switch that drops, the cable that spoils checksums, and the node without a daemon work as tests expect.
 
 use std::time::Duration;
 
@@ -65,7 +65,7 @@ fn plain_nodes_carry_pods_by_either_way_and_spoilt_checksums_are_lost() {
             let lab = plain_nodes(announce);
             let pods = lab.pods();
             assert!(pods[0].reaches(pods[1].ip(), SOON).is_some(), "{announce:?}");
-            // In a tunnel, too, it is only what the device was to finish that is lost.
+            // In a tunnel, too, only packets whose checksum was left to the device are lost.
             let witness = Witness::start(&pods[1].ns);
             assert!(seen_source(&pods[0].ns, Protocol::Udp, pods[1].ip()).is_some());
             let _relay = Relay::of(lab.node(1));
