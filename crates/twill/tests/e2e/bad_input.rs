@@ -1,5 +1,5 @@
-//! Whatever is wrong around the daemon is said once, where people look: what, where, why and what to do. The network that
-//! runs does not suffer from it, and nothing has to be restarted once it is put right.
+//! Faults around the daemon are reported once, where people look: what, where, why and what to do. The running network does not
+//! suffer, and no restart is needed once the fault is corrected.
 
 mod clock;
 mod config;

@@ -1,4 +1,4 @@
-//! Leases in a real etcd, read back with etcdctl: in flannel's keys, words and times, over every way to reach a server.
+//! Leases in a real etcd, read back with etcdctl: flannel's keys, values and times, over every way to reach a server.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use lab::{Entry, Etcd, EtcdSetup, Lab, Monitors, PingStream, Timing, Topology};
 use crate::cluster::{self, HOST_GW, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL, VXLAN_IPV6};
 use crate::recording::Recording;
 
-/// What flannel grants, in seconds (flannel-compat 4.4).
+/// Lifetime of an etcd lease that flannel grants, in seconds (flannel-compat 4.4).
 const TTL: i64 = 86400;
 
 fn lab(nodes: usize, setup: EtcdSetup, config: &str) -> Lab {
     cluster::lab(Topology::flat(nodes).etcd(setup), config)
 }
 
-/// The MACs of a lease are drawn; the rest of it is not.
+/// Replaces the MACs of a lease, its only random part.
 fn without_macs(value: &str) -> String {
     let mut parts = value.split("\"VtepMAC\":\"");
     let first = parts.next().unwrap_or_default().to_owned();
@@ -45,7 +45,7 @@ fn are_as_recorded(config: &str, setup: EtcdSetup, recorded: &'static str) {
         let ttl = lab.etcd().ttl(entry.lease).unwrap();
         assert!(ttl.granted == TTL && ttl.remaining > TTL - 60, "{ttl:?}");
     }
-    // A daemon that comes back writes nothing and is granted nothing.
+    // A daemon that comes back writes no lease and is granted none.
     daemons[0].kill9();
     daemons[0].restart();
     daemons[0].wait_ready();
@@ -81,7 +81,7 @@ fn dual_host_gw_leases_are_as_recorded_with_a_user() {
     lab::test(Timing::Free, || are_as_recorded(HOST_GW_DUAL, EtcdSetup::http().with_auth(), "host-gw-dual"));
 }
 
-/// flannel has no such network; the key is what its parser would take.
+/// flannel has no such network; the key is one that its parser would accept.
 #[test]
 fn ipv6_alone_has_leases_of_its_own() {
     lab::test(Timing::Free, || {
@@ -97,7 +97,7 @@ fn ipv6_alone_has_leases_of_its_own() {
     });
 }
 
-/// flannel's renewal is a put of the same words with another etcd lease, ours no write at all.
+/// flannel's renewal puts the same value with another etcd lease; ours writes nothing at all.
 #[test]
 fn a_renewal_that_changes_nothing_is_no_write_to_any_kernel() {
     lab::test(Timing::Free, || {
@@ -113,7 +113,7 @@ fn a_renewal_that_changes_nothing_is_no_write_to_any_kernel() {
         for _ in 0..10 {
             etcd.put(&path, &before.value);
         }
-        // So short that it ends within the test unless it is kept alive.
+        // The lease is short enough to end within the test unless it is kept alive.
         let granted = etcd.ctl(&["lease", "grant", "6"]);
         let id = granted.split(' ').nth(1).unwrap();
         etcd.ctl(&["put", "--lease", id, &path, &before.value]);
@@ -131,7 +131,7 @@ fn a_renewal_that_changes_nothing_is_no_write_to_any_kernel() {
     });
 }
 
-/// While nobody can renew it; and there it is again, with the same subnet.
+/// The lease ends while nobody can renew it, and comes back with the same subnet.
 #[test]
 fn a_lease_that_ends_while_etcd_is_away_is_said() {
     lab::test(Timing::Free, || {
@@ -144,7 +144,7 @@ fn a_lease_that_ends_while_etcd_is_away_is_said() {
         etcd.ctl(&["put", "--lease", granted.split(' ').nth(1).unwrap(), &path, &before.value]);
         lab::holds_for("it is kept alive", Duration::from_secs(9), || etcd.leases().contains_key(&key));
         let ping = PingStream::start(&pods[0].ns, pods[1].ip());
-        // One that stops in peace would have time to end the lease.
+        // etcd is killed, because a regular stop would give it time to end the lease.
         etcd.kill9();
         lab::wait_for("it is said", SOON * 2, || node.twill(&["status"]).contains("our lease is over"));
         assert_eq!(node.get("/readyz").unwrap().status, 200, "the data plane stands");
@@ -160,7 +160,7 @@ fn a_lease_that_ends_while_etcd_is_away_is_said() {
     });
 }
 
-/// As flannel's own default list has one: nothing listens on the first port.
+/// Nothing listens at the first endpoint, as in flannel's own default list.
 #[test]
 fn a_dead_endpoint_is_passed_over() {
     lab::test(Timing::Free, || {

@@ -1,5 +1,5 @@
-//! An etcd that dies, hangs, forgets or is rolled back costs a running network nothing: the daemons live on, no packet is
-//! lost, no good peer is withdrawn, and `twill status` says what is the matter for as long as it is.
+//! An etcd that dies, hangs, loses its data or is rolled back costs a running network nothing. The daemons live on, no packet is
+//! lost, and no good peer is withdrawn. `twill status` reports the fault for as long as it lasts.
 
 mod access;
 mod clock;
@@ -15,16 +15,16 @@ use lab::{Daemon, EtcdSetup, Lab, Monitors, Node, PingStream, Pod, Timing, Topol
 use crate::cluster::{self, FLAGS, SOON, VXLAN, lease_name};
 
 const SUBNETS: &str = "/coreos.com/network/subnets/";
-/// So soon status names the cause.
+/// Maximum time until status names the cause.
 const NAMED: Duration = Duration::from_secs(5);
-/// For longer than a peer without a lease is waited for where nothing is in doubt.
+/// Time longer than a peer without a lease is kept if nothing is suspect.
 const WHILE: Duration = Duration::from_secs(3);
 
 fn lab(nodes: usize, setup: EtcdSetup) -> Lab {
     cluster::lab(Topology::flat(nodes).etcd(setup), VXLAN)
 }
 
-/// Daemons that have each other's leases, and a pod on each node.
+/// Starts daemons that have each other's leases, and a pod on each node.
 fn start(lab: &Lab) -> (Vec<Daemon<'_>>, Vec<Pod>) {
     let (daemons, pods) = cluster::start(lab);
     cluster::reach_each_other(&pods);
@@ -35,7 +35,7 @@ fn says(nodes: &[Node], words: &str) -> bool {
     nodes.iter().all(|node| node.twill(&["status"]).contains(words))
 }
 
-/// Waits until status says so on each of these nodes.
+/// Waits until status contains `words` on each of these nodes.
 fn named(nodes: &[Node], words: &str) {
     for node in nodes {
         lab::wait_for(&format!("{} says {words:?}", node.name), NAMED, || {
@@ -44,7 +44,7 @@ fn named(nodes: &[Node], words: &str) {
     }
 }
 
-/// Waits until status has nothing to say on any of these nodes.
+/// Waits until status has no warning on any of these nodes.
 fn calm(nodes: &[Node]) {
     for node in nodes {
         let mut status = String::new();
@@ -56,7 +56,7 @@ fn calm(nodes: &[Node]) {
     }
 }
 
-/// All that must not be noticed of a fault: begun before it, ended after it.
+/// Watches everything that a fault must not affect; begun before the fault, ended after it.
 struct Vigil<'lab> {
     nodes: &'lab [Node],
     monitors: Vec<Monitors>,
@@ -64,7 +64,7 @@ struct Vigil<'lab> {
 }
 
 impl<'lab> Vigil<'lab> {
-    /// Of all nodes, and of the way from the first pod to the second.
+    /// Watches all nodes, and the path from the first pod to the second.
     fn begin(lab: &'lab Lab, pods: &[Pod]) -> Self {
         let ping = PingStream::start(&pods[0].ns, pods[1].ip());
         let monitors = lab.nodes().iter().map(|node| Monitors::start(&node.ns)).collect();
@@ -72,7 +72,8 @@ impl<'lab> Vigil<'lab> {
         Self { nodes: lab.nodes(), monitors, ping }
     }
 
-    /// Every daemon lives, no packet is lost, and nothing of ours was written in any kernel but what `may` be.
+    /// Asserts that every daemon lives and no packet is lost. Objects of ours were written in no kernel, except in lines that
+    /// `may` accepts.
     fn end(self, daemons: &mut [Daemon], may: impl Fn(&str) -> bool) {
         for daemon in daemons {
             assert!(daemon.is_alive(), "a daemon has ended:\n{}", daemon.log());
@@ -87,12 +88,12 @@ impl<'lab> Vigil<'lab> {
     }
 }
 
-/// The good case: not a single write.
+/// Accepts no write at all: the good case.
 fn nothing(_: &str) -> bool {
     false
 }
 
-/// Others may come.
+/// Accepts writes that add something.
 fn additions(line: &str) -> bool {
     !line.contains("Deleted")
 }
@@ -114,8 +115,8 @@ fn killed_and_started_again() {
     });
 }
 
-/// Another history, which has gone further than the one before when the first daemon hears of it, and in which node 3 is
-/// not until it hears of it long after. Three nodes are too few for a guess.
+/// Brings etcd back with another history, further ahead than the old one when the first daemons read it. Node 3 has no lease in
+/// it until its daemon reads it, long after. Three nodes are too few to infer this from the number of lost peers.
 fn back_without_node_3(lab: &Lab, daemons: &[Daemon], back: impl FnOnce()) {
     daemons.iter().for_each(Daemon::pause);
     back();
@@ -168,7 +169,7 @@ fn restored_as_it_was_before_a_node_joined() {
     });
 }
 
-/// What it would have told node 1 of the leaver is forgotten by then.
+/// The history that would tell node 1 about the leaver is gone by then.
 #[test]
 fn compacted_while_a_node_cannot_hear_it() {
     lab::test(Timing::Free, || {
@@ -176,7 +177,7 @@ fn compacted_while_a_node_cannot_hear_it() {
         let (mut daemons, pods) = start(&lab);
         let (etcd, node, leaver) = (lab.etcd(), lab.node(1), lab.node(3));
         let marks = [leaver.subnet().replace(".0/24", "."), leaver.ip.to_string()];
-        // So that what was written last still stands afterwards.
+        // The config is written last, so that the newest key still exists afterwards.
         lab.store.config(VXLAN);
         let vigil = Vigil::begin(&lab, &pods);
         node.ns.run("ip route add unreachable 192.168.100.5");

@@ -1,4 +1,4 @@
-//! Attacks by whoever writes one key, owns one pod or is one local user. Each is held to the limits of SECURITY.md: memory,
+//! Attacks by a writer of one key, the owner of one pod, or a local user. Each is held to the limits of SECURITY.md: memory,
 //! bytes and lines of log, repairs, packets of healthy peers, answers to the node itself.
 
 mod clients;
@@ -22,11 +22,11 @@ const LINES: usize = 520;
 const ANSWER: Duration = Duration::from_millis(100);
 /// Maximum time of a repair.
 const REPAIR: Duration = Duration::from_secs(1);
-/// What is repaired more often than this within a minute is put off: then somebody fights for it.
+/// Number of repairs within a minute after which the daemon delays further ones, as in a conflict.
 const REPAIRS: u32 = 6;
 
-/// A control group with 64 MiB for one daemon. Where the machine has no such groups the peak that the kernel counts is all
-/// there is.
+/// A control group that limits one daemon to 64 MiB. Where the machine has no such groups, only the peak that the kernel counts
+/// is checked.
 struct Cage(Option<std::path::PathBuf>);
 
 impl Cage {
@@ -51,7 +51,7 @@ impl Cage {
 impl Drop for Cage {
     fn drop(&mut self) {
         if let Some(dir) = &self.0 {
-            // Whoever is in it leaves for the group above.
+            // Its processes move to the group above.
             let above = dir.parent().map(|above| above.join("cgroup.procs")).unwrap_or_default();
             for pid in fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines() {
                 let _ = fs::write(&above, pid);
@@ -61,7 +61,7 @@ impl Drop for Cage {
     }
 }
 
-/// The largest resident memory that the daemon has had.
+/// Returns the largest resident memory that the daemon has had, in bytes.
 fn peak(daemon: &Daemon) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
@@ -69,7 +69,7 @@ fn peak(daemon: &Daemon) -> u64 {
     kib.unwrap_or_else(|_| panic!("the daemon is dead: {}", daemon.log())) * 1024
 }
 
-/// What is measured while an attack lasts.
+/// Measurements during an attack.
 struct Watch<'a> {
     daemon: &'a Daemon<'a>,
     node: &'a Node,
@@ -83,7 +83,7 @@ struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    /// `pods`: of that node, and of a healthy peer.
+    /// Begins to measure. `pods` are one of that node and one of a healthy peer.
     fn begin(name: &str, node: &'a Node, daemon: &'a Daemon<'a>, pods: Option<(&Pod, &Pod)>) -> Self {
         let log = daemon.log();
         let ping = pods.map(|(from, to)| PingStream::start(&from.ns, to.ip()));
@@ -102,7 +102,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Is the node as quick as ever: an answer to itself, and a route that is removed?
+    /// Asserts that the node is as quick as ever: in an answer to itself, and in the repair of a deleted route.
     fn is_quick(&self, peer: &Node) {
         let answer = (0..3).map(|_| self.answer("/healthz")).min().unwrap();
         assert!(answer < lab::patient(ANSWER), "/healthz took {answer:?}");
@@ -123,7 +123,7 @@ impl<'a> Watch<'a> {
         begun.elapsed()
     }
 
-    /// Ends the attack; the limits hold.
+    /// Ends the attack and asserts the limits.
     fn end(self) {
         let log = self.daemon.log();
         let (bytes, lines) = (log.len() - self.log, log.lines().count() - self.lines);

@@ -1,5 +1,4 @@
-//! Clocks that jump. Nothing is decided by the time of day but which of two overlapping leases is older, and that by the
-//! times of their files: they may say what they like.
+//! Clocks that jump: of two overlapping leases the one whose node answers is used, whatever the times of their files.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -11,7 +10,7 @@ use crate::cluster::{self, SOON, VXLAN, lease_name};
 
 const YEAR: i64 = 365 * 86400;
 
-/// Sets the time of a lease's file, years after 1970.
+/// Sets the time of a lease's file to that many years after 1970, or before it.
 fn set_year(lab: &Lab, lease: &str, years: i64) {
     let path: PathBuf = lab.store.path().join("subnets").join(lease);
     let span = Duration::from_secs((years * YEAR).unsigned_abs());
@@ -35,18 +34,18 @@ fn files_from_1910_to_2600_move_nobody_and_the_older_lease_stays() {
         let before = View::of(&node.ns);
         let ping = PingStream::start(&pods[0].ns, pods[1].ip());
         lab::wait_for("the pings run", SOON, || ping.received() > 5);
-        // All of one time, then as if the good one were the younger: whoever runs remembers.
+        // All files have one time first, then the good lease looks like the younger one.
         for (good_year, bad_year) in [(0, 0), (100, 100), (129, 0), (190, -60)] {
             lab.store.leases().keys().for_each(|name| set_year(&lab, name, good_year));
             set_year(&lab, &bad, bad_year);
-            // Once this one is heard, all that was before it is.
+            // Once this lease is reported, everything before it was read, too.
             let marker = format!("10.244.{}.7", good_year + bad_year.abs());
             lab.store.put_lease(&format!("{marker}-24"), lease);
             lab::wait_for("heard", SOON, || node.twill(&["status"]).contains(&format!("peer {marker}/24")));
             assert!(said(&bad_subnet));
             assert_eq!(before.diff(&View::of(&node.ns)), "");
         }
-        // Whoever starts goes by the files, whatever their years.
+        // After a restart the good lease stays as well, whatever the years of the files.
         for (good_year, bad_year) in [(-60, -59), (-1, 0), (0, 1), (129, 630)] {
             set_year(&lab, &good, good_year);
             set_year(&lab, &bad, bad_year);

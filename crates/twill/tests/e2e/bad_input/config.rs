@@ -1,4 +1,4 @@
-//! A network config that cannot be used while the daemon starts. One that breaks later is in `store`.
+//! A network config that cannot be used while the daemon starts. A config that breaks later is tested in `store`.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use lab::{Timing, Topology};
 
 use crate::cluster::{FLAGS, SOON, VXLAN};
 
-/// Longer than the config is read again.
+/// Time longer than the interval at which the config is read again.
 const A_WHILE: Duration = Duration::from_millis(2500);
 
-/// What somebody wrote, and what they are told.
+/// Broken configs, and a part of the message about each.
 const BROKEN: [(&str, &str); 7] = [
     ("{\n  \"Network\": \"10.244.0.0/16\",\n  \"Backend\": {\"Type\" \"vxlan\"}\n}", "line 3 column 22"),
     ("", "line 1 column 0"),

@@ -1,4 +1,4 @@
-//! Somebody else's device under our name: it is not touched, it is named with the way out, and once it is gone all is well.
+//! A foreign device under our name: it is not touched, the message names it with the remedy, and once it is gone all is well.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use lab::{Node, Timing, Topology, View};
 
 use crate::cluster::{self, FLAGS, SOON, VXLAN};
 
-/// Longer than any round takes that its coming has set off.
+/// Time longer than any reconcile pass that the device's arrival triggers.
 const A_WHILE: Duration = Duration::from_secs(1);
 
-/// The lines of ip that make it, with rows of ours beside it as far as a stranger can have them.
+/// Returns the lines of ip that make the device. It has rows like ours, as far as a foreign device can have them.
 fn squatter(kind: &str) -> String {
     format!(
         "link add flannel.1 type {kind}\nlink set flannel.1 up\naddress add 10.244.250.0/32 dev flannel.1\n\
@@ -18,7 +18,7 @@ fn squatter(kind: &str) -> String {
     )
 }
 
-/// What `ip` and `bridge` show of it.
+/// Returns what `ip` and `bridge` show of the device.
 fn rows(node: &Node) -> Vec<String> {
     View::of(&node.ns).rows().filter(|row| row.device() == "flannel.1").map(ToString::to_string).collect()
 }
@@ -72,7 +72,7 @@ fn a_bridge_in_place_of_our_own() {
         let (daemons, pods) = cluster::start(&lab);
         let node = lab.node(1);
         let before = View::of(&node.ns);
-        // Stopped, or it would have its own again before the other one takes the name.
+        // The daemon is suspended: otherwise it would make its device again before the bridge takes the name.
         let stop = |signal: &str| node.ns.run(&format!("kill -{signal} {}", daemons[0].pid()));
         stop("STOP");
         node.ns.batch(&format!("link del flannel.1\n{}", squatter("bridge")));

@@ -1,4 +1,4 @@
-//! Leases that no honest node writes, all at once: each is named with its reason and left out, and nobody else suffers.
+//! Leases that no honest node writes, all at once: each is named with its reason and left out, and no other peer suffers.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use lab::{Lab, PingStream, Timing, Topology, View};
 
 use crate::cluster::{self, HOST_GW, SOON, VXLAN, lease_name};
 
-/// Longer than a fault of this node's own part takes to turn readiness off.
+/// Time longer than a fault of this node itself takes to turn readiness off.
 const A_WHILE: Duration = Duration::from_secs(6);
 
-/// A subnet, an address and a VTEP MAC to announce, and what is said of it.
+/// Subnet, address and VTEP MAC to announce, and a part of the message about them.
 struct Hostile {
     subnet: String,
     public_ip: String,
@@ -39,7 +39,7 @@ impl Hostile {
     }
 }
 
-/// For node 1, with node 2 as the good peer. None of them is a free subnet's first claim but by its own fault.
+/// Returns hostile leases for node 1, with node 2 as the good peer. Each is left out only for its own fault.
 fn hostile(lab: &Lab) -> Vec<Hostile> {
     let (node, peer) = (lab.node(1), lab.node(2));
     let (ours, theirs) = (node.subnet(), peer.subnet());
@@ -109,7 +109,7 @@ fn cost_nobody_else_anything((config, backend): (&str, &str), more: fn(&Lab) -> 
     assert!(unnamed().1.contains(r#""10.244.16.0-24": key must be a string at line 1 column 2"#));
     lab::holds_for("the node is ready", A_WHILE, || node.get("/readyz").unwrap().status == 200);
     assert_eq!(before.diff(&View::of(&node.ns)), "", "nothing of them is in the kernel");
-    // Nor does a start among them find another subnet for pods that have addresses already.
+    // A restart among them finds no other subnet either: pods have addresses already.
     daemons[0].kill9();
     daemons[0].restart();
     daemons[0].wait_ready();

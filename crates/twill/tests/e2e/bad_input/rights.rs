@@ -1,4 +1,4 @@
-//! A daemon that may not change the network: it ends at once and says which right it needs and how to give it.
+//! A daemon that may not change the network ends at once. It names the missing capability and how to grant it.
 
 use lab::{Timing, Topology, View};
 
@@ -12,7 +12,7 @@ fn without_the_capability_it_ends_and_names_it() {
         let before = View::of(&node.ns);
         for under in [
             &["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"][..],
-            // It has the capability, and the network is somebody else's.
+            // It has the capability, but in a user namespace that does not own the network.
             &["unshare", "--user", "--map-root-user"],
         ] {
             let mut daemon = node.start_under(under, FLAGS);

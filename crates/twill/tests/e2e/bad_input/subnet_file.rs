@@ -1,5 +1,5 @@
-//! A subnet file that cannot be written: it stays whole, the network goes on, the node says why it is not ready, and goes
-//! on by itself once there is room.
+//! A subnet file that cannot be written stays whole, and the network goes on. The node says why it is not ready, and goes on by
+//! itself once there is room.
 
 use std::fs;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use lab::{Daemon, Disk, Lab, Node, PingStream, Timing, Topology};
 use crate::cluster::{self, FLAGS, SOON, VXLAN};
 
 const MTU_1400: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","MTU":1400}}"#;
-/// Longer than it takes to try again.
+/// Time longer than the interval at which the daemon tries again.
 const A_WHILE: Duration = Duration::from_secs(3);
 
 fn text(node: &Node) -> String {
@@ -25,7 +25,7 @@ fn times_said(daemon: &Daemon<'_>) -> usize {
     daemon.log().lines().filter(|line| line.contains("subnet.env cannot be written")).count()
 }
 
-/// The file has to change while it cannot; `mend` gives it room again.
+/// Makes the file change while it cannot be written; `mend` makes it writable again.
 fn stays_whole_while_it_cannot_be_written(
     lab: &Lab,
     why: &str,
@@ -65,7 +65,7 @@ fn on_a_full_disk() {
 fn in_a_directory_that_became_read_only() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
-        // A mount of its own on top, since the daemon's lock file keeps the first one writable.
+        // The read-only mount is a second one on top, since the daemon's lock file keeps the first one writable.
         let read_only = "mount --bind /run/flannel /run/flannel && mount -o remount,bind,ro /run/flannel";
         stays_whole_while_it_cannot_be_written(
             &lab,
@@ -76,7 +76,7 @@ fn in_a_directory_that_became_read_only() {
     });
 }
 
-/// The network is up and the file of the last run is as it was; the pods of that run keep their subnet.
+/// The network comes up, and the file of the last run stays as it was; its pods keep their subnet.
 #[test]
 fn on_a_disk_that_is_full_at_the_start() {
     lab::test(Timing::Free, || {

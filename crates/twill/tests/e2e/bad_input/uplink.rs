@@ -1,10 +1,10 @@
-//! An uplink that cannot be chosen, and one whose cable is out.
+//! An uplink that cannot be chosen, and one without a carrier.
 
 use lab::{Timing, Topology, View};
 
 use crate::cluster::{self, FLAGS, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL};
 
-/// What a restart will not put right ends the daemon, before it has asked for a lease or touched the kernel.
+/// A fault that a restart cannot correct ends the daemon before it requests a lease or touches the kernel.
 #[test]
 fn that_cannot_be_chosen_ends_the_start_with_a_list_of_what_is_there() {
     lab::test(Timing::Free, || {
@@ -31,7 +31,7 @@ fn that_cannot_be_chosen_ends_the_start_with_a_list_of_what_is_there() {
     });
 }
 
-/// Everything stays and is still repaired; the node says why it cannot be reached, once, and is not ready meanwhile.
+/// Everything stays and is still repaired; the node reports the missing carrier once, and is not ready meanwhile.
 fn loses_its_carrier(config: &str) {
     let lab = cluster::lab(Topology::flat(2), config);
     let (daemons, pods) = cluster::start(&lab);
@@ -71,7 +71,7 @@ fn host_gw_loses_its_carrier() {
     lab::test(Timing::Free, || loses_its_carrier(HOST_GW_DUAL));
 }
 
-/// All that the pods need is made at once; the cable is all that is missing.
+/// The node sets up all that pods need at once; only the carrier is missing.
 fn starts_without_a_carrier(config: &str) {
     let lab = cluster::lab(Topology::flat(2), config);
     let (node, peer) = (lab.node(1), lab.node(2));

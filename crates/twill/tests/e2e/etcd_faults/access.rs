@@ -1,4 +1,4 @@
-//! An etcd that does not let the daemons in any more, or whose certificate is over.
+//! An etcd that rejects the daemons, whose certificate has expired, or that is full; and the config's type alloc.
 
 use std::time::Duration;
 
@@ -66,7 +66,7 @@ fn an_expired_certificate_is_named_and_the_network_stands() {
     });
 }
 
-/// The whole life of a daemon with the rights that docs/operating.md gives it, which do not reach the network config.
+/// The rights of docs/operating.md, without writing the network config, are enough for the whole life of a daemon.
 #[test]
 fn the_least_rights_are_enough_for_a_whole_life() {
     lab::test(Timing::Free, || {
@@ -76,17 +76,17 @@ fn the_least_rights_are_enough_for_a_whole_life() {
         let denied = etcd.try_ctl_as_daemon(&["put", "/coreos.com/network/config", "{}"]).unwrap_err();
         assert!(denied.contains("permission denied"), "{denied}");
         let vigil = Vigil::begin(&lab, &pods);
-        // Renewed, though it is granted for a short while only.
+        // The lease is renewed, though it is granted for a short time only.
         let own = lease_name(&lab.node(2).subnet());
         let key = format!("{SUBNETS}{own}");
         let granted = etcd.ctl(&["lease", "grant", "6"]);
         etcd.ctl(&["put", "--lease", granted.split(' ').nth(1).unwrap(), &key, &leases[&own].value]);
         lab::holds_for("it is renewed", Duration::from_secs(10), || etcd.leases().contains_key(&own));
-        // Lost, and taken again.
+        // A lost lease is taken again.
         etcd.delete(&key);
         lab::wait_for("it is back", SOON, || lab.store.leases().contains_key(&own));
         assert!(etcd.ttl(etcd.leases()[&own].lease).is_some());
-        // The config is followed.
+        // A changed config is followed.
         lab.store.config(&cluster::VXLAN.replace("\"Type\"", "\"MTU\":1400,\"Type\""));
         lab::wait_for("it is followed", SOON, || {
             lab.node(1).ns.run("ip link show flannel.1").contains("mtu 1350")
@@ -99,7 +99,7 @@ fn the_least_rights_are_enough_for_a_whole_life() {
     });
 }
 
-/// One put of it would cut all pods, while every node stays ready.
+/// A single put of alloc would cut all pods off, while every node stays ready.
 #[test]
 fn alloc_is_neither_taken_nor_left_while_there_are_peers() {
     lab::test(Timing::Free, || {
@@ -109,7 +109,7 @@ fn alloc_is_neither_taken_nor_left_while_there_are_peers() {
         let alloc = cluster::VXLAN.replace("vxlan", "alloc");
         lab.store.config(&alloc);
         named(lab.nodes(), "another Backend Type from or to alloc, which cannot change under running pods");
-        // All leases gone at once is no reason to believe that there are no peers.
+        // The loss of all leases at once does not prove that there are no peers.
         lab.etcd().ctl(&["del", "--prefix", SUBNETS]);
         lab::holds_for("all stays as it is", Duration::from_secs(4), || {
             lab.nodes().iter().all(|node| node.ns.run("ip route show proto 84").lines().count() == 2)
@@ -117,7 +117,7 @@ fn alloc_is_neither_taken_nor_left_while_there_are_peers() {
         lab.store.config(cluster::VXLAN);
         calm(lab.nodes());
         vigil.end(&mut daemons, nothing);
-        // And not the other way round either.
+        // The change from alloc to vxlan is refused as well.
         daemons.iter_mut().for_each(lab::Daemon::kill9);
         lab.store.config(&alloc);
         daemons.iter_mut().for_each(lab::Daemon::restart);
@@ -127,7 +127,7 @@ fn alloc_is_neither_taken_nor_left_while_there_are_peers() {
     });
 }
 
-/// Where nobody loses anything by it.
+/// The change is allowed where nobody loses anything by it.
 #[test]
 fn a_single_node_may_change_to_alloc_and_back() {
     lab::test(Timing::Free, || {
@@ -147,7 +147,7 @@ fn a_single_node_may_change_to_alloc_and_back() {
     });
 }
 
-/// Nothing can be written, and all that stands goes on.
+/// etcd accepts no write, and everything that exists goes on.
 #[test]
 fn an_etcd_that_is_full_is_named_and_the_network_stands() {
     lab::test(Timing::Free, || {
@@ -174,7 +174,7 @@ fn an_etcd_that_is_full_is_named_and_the_network_stands() {
     });
 }
 
-/// The daemon's user is made anew, since etcdctl asks at a terminal for another password.
+/// Recreates the daemon's user, since etcdctl asks at a terminal for a changed password.
 fn set_password(etcd: &lab::Etcd, password: &str) {
     etcd.ctl(&["user", "delete", "flannel"]);
     etcd.ctl(&["user", "add", &format!("flannel:{password}")]);

@@ -1,4 +1,4 @@
-//! A node's clock that jumps: times that count are counted, not read.
+//! A node's clock that jumps: the daemon measures durations and does not read the time of day.
 
 use std::fs;
 
@@ -22,10 +22,10 @@ fn two_days_ahead_and_back() {
             format!("LD_PRELOAD={}", library.trim()),
             format!("FAKETIME_TIMESTAMP_FILE={}", offset.display()),
         ];
-        // libfaketime keeps a semaphore where it can, which what the daemon starts may not open: a daemon writes nowhere but in its
-        // own directories. Without one every process reads the file. The mount is the lab's own.
+        // libfaketime keeps a semaphore in /dev/shm if it can. Programs that the daemon starts may not open it, because a daemon
+        // writes only in its own directories. Without the semaphore every process reads the file. The mount is the lab's own.
         node.ns.run("mount -o remount,ro /dev/shm");
-        // Only the wall clock, as when somebody sets it.
+        // Only the wall clock changes, as when an administrator sets it.
         let under = ["env", &preload, &file, "FAKETIME_NO_CACHE=1", "DONT_FAKE_MONOTONIC=1"];
         let mut daemons = vec![node.start_under(&under, FLAGS), lab.node(2).start(FLAGS)];
         daemons.iter().for_each(lab::Daemon::wait_ready);

@@ -1,5 +1,5 @@
-//! Many at once: thousands of leases in a second, a daemon that sleeps meanwhile, fifty nodes that start together.
-//! What fills the machine runs alone.
+//! Many at once: thousands of leases in a second, a daemon that is suspended meanwhile, fifty nodes that start together. Tests
+//! that fill the machine run alone.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -9,16 +9,16 @@ use lab::{EtcdSetup, Lab, Node, Timing, Topology};
 use super::{SUBNETS, Vigil, additions, calm, lab, named, start};
 use crate::cluster::{self, FLAGS, SOON};
 
-/// Room for all the leases that are planted, apart from what the nodes draw.
+/// Network config with room for all planted leases, apart from the range of the nodes' own subnets.
 const WIDE: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","Backend":{"Type":"vxlan"}}"#;
-/// Of a debug build.
+/// Maximum resident memory of a debug build, in bytes.
 const MEMORY: u64 = 60 << 20;
 
 fn wide(nodes: usize) -> Lab {
     cluster::lab(Topology::flat(nodes).etcd(EtcdSetup::http()), WIDE)
 }
 
-/// That many good leases of nodes that are nowhere.
+/// Returns `count` good leases of nodes that do not exist.
 fn strangers(count: usize) -> Vec<(String, String)> {
     let stranger = |n: usize| {
         let (high, low) = (n / 250, n % 250);
@@ -30,7 +30,7 @@ fn strangers(count: usize) -> Vec<(String, String)> {
     (0..count).map(stranger).collect()
 }
 
-/// How many of them have all that they need in this node's kernel.
+/// Returns the number of these leases that are completely programmed in the node's kernel.
 fn programmed(node: &Node) -> usize {
     let count = |line: &str| node.ns.run(line).trim().parse().unwrap();
     [

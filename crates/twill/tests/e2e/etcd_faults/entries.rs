@@ -1,4 +1,5 @@
-//! What others do to single keys: nonsense beside ours and in place of ours, a lease that is deleted, taken or reserved.
+//! Changes that others make to single keys: garbage beside our leases and in their place, and a lease that is deleted, taken or
+//! reserved.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use lab::{EtcdSetup, Timing};
 use super::{NAMED, SUBNETS, Vigil, additions, calm, lab, named, nothing, says, start};
 use crate::cluster::{FLAGS, SOON, lease_name};
 
-/// So soon a lease that is gone is there again.
+/// Maximum time until a lost lease is back.
 const BACK: Duration = Duration::from_secs(2);
 
 #[test]
@@ -66,7 +67,7 @@ fn a_lease_that_is_deleted_is_taken_again_at_once() {
             lab::wait_for("it is back, as it was", BACK, || lab.store.leases() == leases);
             assert!(etcd.ttl(etcd.leases()[&own].lease).is_some(), "it ends when the node does");
         }
-        // As the end of its time: the key goes with it.
+        // A revoked etcd lease takes the key with it, as an expired one does.
         etcd.ctl(&["lease", "revoke", &format!("{:x}", etcd.leases()[&own].lease)]);
         lab::wait_for("it is back, as it was", BACK, || lab.store.leases() == leases);
         calm(lab.nodes());
@@ -74,7 +75,7 @@ fn a_lease_that_is_deleted_is_taken_again_at_once() {
     });
 }
 
-/// Said, and not fought over: the other one may have pods in it, too.
+/// The conflict is reported and not fought over: the other node may have pods in the subnet, too.
 #[test]
 fn a_lease_that_another_node_has_taken_is_said() {
     lab::test(Timing::Free, || {
@@ -84,7 +85,7 @@ fn a_lease_that_another_node_has_taken_is_said() {
         let own = lease_name(&node.subnet());
         let theirs = etcd.leases()[&own].value.replace(&node.ip.to_string(), "192.168.100.99");
         let vigil = Vigil::begin(&lab, &pods);
-        // Deleted and taken before it can do anything.
+        // The lease is deleted and taken before the suspended daemon can react.
         daemons[2].pause();
         etcd.delete(&format!("{SUBNETS}{own}"));
         lab.store.put_lease(&own, &theirs);
@@ -97,7 +98,7 @@ fn a_lease_that_another_node_has_taken_is_said() {
             etcd.leases().get(&own).is_some_and(|entry| entry.value.contains(&node.ip.to_string()))
         });
         calm(lab.nodes());
-        // The others went where the lease said.
+        // The other nodes followed the lease.
         let subnet = node.subnet().replace(".0/24", ".");
         vigil.end(&mut daemons, |line| {
             line.contains(&subnet) || additions(line) || line.contains("192.168.100.")
@@ -105,7 +106,7 @@ fn a_lease_that_another_node_has_taken_is_said() {
     });
 }
 
-/// A key that no etcd lease is attached to, as an operator writes it: the node's for ever.
+/// A key without an etcd lease, as an operator writes it, belongs to the node for ever.
 #[test]
 fn a_reservation_is_used_and_stays_one() {
     lab::test(Timing::Free, || {
@@ -123,7 +124,7 @@ fn a_reservation_is_used_and_stays_one() {
             daemons[0].wait_ready();
             assert_eq!(etcd.leases()["10.244.77.0-24"], entry);
         }
-        // One that is lost is no reservation any more, and the subnet stays.
+        // A lost reservation becomes an ordinary lease, and the subnet stays.
         etcd.delete(&format!("{SUBNETS}10.244.77.0-24"));
         lab::wait_for("it is back", BACK, || etcd.leases().contains_key("10.244.77.0-24"));
         calm(lab.nodes());

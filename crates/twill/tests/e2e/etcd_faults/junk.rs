@@ -1,5 +1,5 @@
-//! What one compromised node may put below `subnets/`: megabytes, tens of thousands of keys, leases that no node has. No start
-//! fails by it, no node loses its subnet, and memory stays.
+//! Data that one compromised node may put below `subnets/`: megabytes, tens of thousands of keys, leases that no node has. No
+//! start fails, no node loses its subnet, and memory stays bounded.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use lab::{EtcdSetup, Lab, Node, Timing};
 use super::{SUBNETS, Vigil, additions, lab, named, start};
 use crate::cluster::{self, FLAGS, SOON, lease_name};
 
-/// Of a debug build.
+/// Maximum resident memory of a debug build, in bytes.
 const MEMORY: u64 = 60 << 20;
 const JUNK: &str = r#"{"PublicIP":"192.0.2.9","PublicIPv6":null,"BackendType":"host-gw"}"#;
 
@@ -16,7 +16,7 @@ fn keys(names: impl Iterator<Item = String>) -> Vec<(String, String)> {
     names.map(|name| (format!("{SUBNETS}{name}"), JUNK.to_owned())).collect()
 }
 
-/// Both nodes see each other's pods, whatever stands beside their leases.
+/// Asserts that both nodes see each other's pods, whatever stands beside their leases.
 fn a_start_succeeds(lab: &Lab, says: &str) {
     let (daemons, _pods) = start(lab);
     named(lab.nodes(), says);
@@ -60,7 +60,7 @@ fn forty_thousand_junk_keys_cost_no_memory() {
     });
 }
 
-/// The whole network as one lease, larger ones and halves: older than all others, and in nobody's way.
+/// Leases of the whole network, of larger ones and of halves are older than all others, and hinder nobody.
 #[test]
 fn a_lease_of_the_whole_network_leaves_everybody_a_subnet() {
     lab::test(Timing::Free, || {
@@ -69,7 +69,7 @@ fn a_lease_of_the_whole_network_leaves_everybody_a_subnet() {
         lab.etcd().put_all(&keys(planted.into_iter().map(str::to_owned)));
         let (mut daemons, pods) = start(&lab);
         named(lab.nodes(), "store entry \"10.244.0.0-16\": no SubnetLen gives a subnet of that length");
-        // One that comes later takes nothing from those that run.
+        // A lease that comes later takes nothing from running nodes.
         let vigil = Vigil::begin(&lab, &pods);
         lab.etcd().delete(&format!("{SUBNETS}10.244.0.0-16"));
         lab.etcd().put(&format!("{SUBNETS}10.244.0.0-16"), JUNK);
@@ -80,7 +80,7 @@ fn a_lease_of_the_whole_network_leaves_everybody_a_subnet() {
     });
 }
 
-/// While nodes change to another `SubnetLen`, those that have not yet changed are peers.
+/// While nodes change to another `SubnetLen`, nodes with the old one are peers.
 #[test]
 fn a_peer_of_another_subnet_len_is_reached() {
     lab::test(Timing::Free, || {

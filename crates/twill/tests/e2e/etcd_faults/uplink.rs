@@ -1,5 +1,5 @@
-//! The uplink's address changes while the store is etcd: the connection is made again from the new address, the lease says
-//! so, and pods talk again in less than two seconds.
+//! The uplink's address changes while the store is etcd. The daemon connects again from the new address and rewrites the lease;
+//! pods talk again in less than two seconds.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::cluster::SOON;
 
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// Changes the first node's address by these lines of a shell, and says how long its pods were cut off.
+/// Changes the first node's address with a shell line, and asserts that its pods were not cut off for [`LIMIT`].
 fn moves(setup: EtcdSetup, change: &str, to: &str) {
     let lab = lab(2, setup);
     let (mut daemons, pods) = start(&lab);
@@ -54,7 +54,7 @@ fn another_address_is_announced_at_once_over_tls_with_a_user() {
     });
 }
 
-/// As a DHCP server gives an address to a card that had none for a moment.
+/// The new address comes after a moment without one, as from a DHCP server.
 #[test]
 fn an_address_that_comes_later_is_announced_at_once() {
     lab::test(Timing::Timed, || {

@@ -1,4 +1,4 @@
-//! Whoever reaches the port, or the socket, holds connections and says nothing, or opens as many as he can.
+//! Clients of the port or the socket that hold connections and send nothing, or open as many as they can.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,7 @@ use crate::traffic::of_node;
 
 const OPEN: &[&str] = &["--healthz-ip=::"];
 
-/// Connections that say nothing, as many as can be opened.
+/// Opens up to `count` connections that send nothing.
 fn idle(from: &Ns, to: IpAddr, count: usize) -> Vec<TcpStream> {
     let address = SocketAddr::from((to, HEALTHZ_PORT));
     from.within(|| {
@@ -46,13 +46,13 @@ fn idle_connections_of_a_pod_keep_nobody_from_an_answer() {
         for ip in of_node(node) {
             let begun = Instant::now();
             let mut held = Vec::new();
-            // It comes again as soon as it is sent away.
+            // The attacker connects again as soon as it is disconnected.
             while begun.elapsed() < Duration::from_secs(4) {
                 held.extend(idle(&pods[0].ns, ip, 10));
                 watch.is_quick(lab.node(2));
                 assert!(get(&node.ns, ip), "the node itself, at {ip}");
                 assert!(get(&lab.node(3).ns, ip), "another machine, at {ip}");
-                // One address may open 20 connections a second.
+                // A single address may open 20 connections a second.
                 lab::until(Duration::from_millis(100), || None::<()>);
             }
             println!("{} connections to {ip}", held.len());
@@ -80,7 +80,7 @@ fn idle_connections_of_a_local_user_keep_nobody_from_an_answer() {
     });
 }
 
-/// Whoever says nothing is sent away within two seconds, on the port and on the socket.
+/// A client that sends nothing is disconnected within two seconds, on the port and on the socket.
 #[test]
 fn who_says_nothing_is_sent_away_soon() {
     lab::test(Timing::Timed, || {
@@ -91,7 +91,7 @@ fn who_says_nothing_is_sent_away_soon() {
         let limit = lab::patient(Duration::from_secs(3));
         for mut stream in idle(&pods[0].ns, node.ip.into(), 3) {
             stream.set_read_timeout(Some(limit)).unwrap();
-            // A byte now and then is no header either.
+            // A byte now and then does not make a header either.
             let _ = stream.write_all(b"GET / HT");
             assert!(
                 !matches!(stream.read(&mut [0; 64]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)

@@ -1,4 +1,4 @@
-//! Whoever writes the store fills it with words: large, many, ever new, with control characters.
+//! A writer of the store fills it with text: large, many, ever new, with control characters.
 
 use std::time::{Duration, Instant};
 
@@ -7,12 +7,12 @@ use lab::{EtcdSetup, Lab, Timing, Topology};
 use super::Watch;
 use crate::cluster::{self, SOON, VXLAN, VXLAN_DUAL};
 
-/// How long the attacker goes on.
+/// Duration of the attack.
 const SPAN: Duration = Duration::from_secs(20);
-/// Time between two of his rounds.
+/// Time between two rounds of the attack.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A lease that is none, of some 60 kB, in ever new words with characters that a terminal acts on.
+/// Returns an invalid lease of some 60 kB, with ever new text and characters that a terminal acts on.
 fn junk(turn: usize, key: usize) -> String {
     let fill = format!("{turn}-{key}-\\u001b[2J\\n\\u202e{}", "x".repeat(59_900));
     match key % 3 {
@@ -51,7 +51,7 @@ fn rewritten(topology: Topology, name: &str, config: &str, flags: &[&str]) {
     bounded_pages(&lab);
 }
 
-/// What is told about it is short, and harmless.
+/// Asserts that the pages about it are short and harmless.
 fn bounded_pages(lab: &Lab) {
     let node = lab.node(1);
     let ready = node.get("/readyz").unwrap();
@@ -87,7 +87,7 @@ fn ever_new_words_in_a_log_of_json() {
     });
 }
 
-/// They are there before the daemon is, and stay.
+/// The leases exist before the daemon starts, and stay.
 #[test]
 fn sixty_that_stand_are_told_in_a_short_page() {
     lab::test(Timing::Timed, || {
@@ -102,7 +102,7 @@ fn sixty_that_stand_are_told_in_a_short_page() {
         daemons[0].wait_ready();
         let watch = Watch::begin("standing", lab.node(1), &daemons[0], Some((&pods[0], &pods[2])));
         lab::wait_for("it is told", SOON, || lab.node(1).get("/readyz").unwrap().body.contains("more"));
-        // Sixteen who ask at once share one page.
+        // Sixteen simultaneous requests share one page.
         lab.node(1).ns.within(|| {
             std::thread::scope(|scope| {
                 (0..16).for_each(|_| _ = scope.spawn(|| lab.node(1).get("/readyz")));
@@ -114,7 +114,7 @@ fn sixty_that_stand_are_told_in_a_short_page() {
     });
 }
 
-/// Each of them is well formed, and each is a fault of another kind: none hides the node's own.
+/// Each lease is well formed and has another kind of fault; none hides the node's own.
 #[test]
 fn peers_that_come_and_go_hide_no_fault_of_the_node() {
     lab::test(Timing::Timed, || {
@@ -136,7 +136,7 @@ fn peers_that_come_and_go_hide_no_fault_of_the_node() {
             lab.store.put_leases(&leases);
             std::thread::sleep(PAUSE);
             if turn == 100 {
-                // The node's own trouble is said among all that.
+                // The node's own fault is reported among all of them.
                 lab.store.config(&VXLAN.replace(r#""Type":"vxlan""#, r#""Type":"vxlan","VNI":"x""#));
                 lab::wait_for("the config is named", SOON, || daemons[0].log().contains(r#"key "VNI""#));
                 lab.store.config(VXLAN);

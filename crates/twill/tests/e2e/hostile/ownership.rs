@@ -1,4 +1,4 @@
-//! Whoever writes the store writes another node's lease, or makes all nodes write theirs.
+//! A writer of the store writes another node's lease, or makes all nodes write theirs.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ fn peer(port: Option<u16>, turn: u8) -> String {
     )
 }
 
-/// How often the nodes have written since: each write is one revision.
+/// Returns the number of writes of the nodes since `before`: each write is one revision.
 fn writes(lab: &Lab, before: i64, attackers: i64) -> i64 {
     lab.etcd().revision() - before - attackers
 }
@@ -47,7 +47,7 @@ fn a_port_of_nobody_who_is_admitted_is_worth_none() {
     lab::test(Timing::Timed, || ports("10.99.5.0-24", 0));
 }
 
-/// A lease with another address in it, over the one that the node wrote.
+/// The attacker writes a lease with another address over the node's own.
 #[test]
 fn a_lease_that_is_overwritten_is_taken_back_and_the_node_stays_ready() {
     lab::test(Timing::Timed, || {
@@ -65,7 +65,7 @@ fn a_lease_that_is_overwritten_is_taken_back_and_the_node_stays_ready() {
             lab::wait_for("its pods are reached", SOON, || {
                 pods[0].reaches(pods[1].ip(), Duration::from_secs(1)).is_some()
             });
-            // Again and again: it is not fought over, and the node is ready for its own part.
+            // The daemon does not fight over repeated writes, and stays ready for its own part.
             for _ in 0..20 {
                 lab.store.put_lease(&own, &theirs);
                 std::thread::sleep(Duration::from_millis(300));
@@ -80,7 +80,7 @@ fn a_lease_that_is_overwritten_is_taken_back_and_the_node_stays_ready() {
     });
 }
 
-/// The same with the node's own address and another MAC, so that what peers send is not for its device.
+/// The attacker's lease has the node's own address and another MAC, so that peers' packets miss its device.
 #[test]
 fn a_lease_with_another_mac_comes_back_though_it_was_written_twice() {
     lab::test(Timing::Timed, || {
@@ -100,7 +100,7 @@ fn a_lease_with_another_mac_comes_back_though_it_was_written_twice() {
     });
 }
 
-/// Where a lease would have packets sent that no tunnel of a node's is at.
+/// The leases name addresses and ports at which no node has a tunnel.
 #[test]
 fn no_lease_makes_a_node_send_to_another_service_or_to_no_host() {
     lab::test(Timing::Free, || {
@@ -119,7 +119,7 @@ fn no_lease_makes_a_node_send_to_another_service_or_to_no_host() {
                 r#"{{"PublicIP":"{address}","PublicIPv6":"{address6}","BackendType":"vxlan","BackendData":{data},"BackendV6Data":{data}}}"#
             );
             lab.store.put_lease(&format!("{subnet4}-24&{subnet6}-64"), &lease);
-            // The reader takes it for the IPv4 address in it, so the lease has none of IPv6.
+            // The parser takes it for the IPv4 address in it, so the lease has none of IPv6.
             let is_mapped = address6.starts_with("::ffff:");
             let words6 = if is_mapped { "names no public IPv6 address" } else { words };
             told.extend([(subnet4, words), (subnet6, words6)]);

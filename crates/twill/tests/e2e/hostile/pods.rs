@@ -1,4 +1,4 @@
-//! An unprivileged pod sends VXLAN packets: masquerading gives them the node's address, which the peers let in.
+//! An unprivileged pod sends VXLAN packets: masquerading gives them the node's address, which the peers accept.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -23,8 +23,8 @@ struct Attack<'a> {
 }
 
 impl Attack<'_> {
-    /// From the first node's pod to the second node, and inside as if from a pod of nobody's to that node's pod. Gives how
-    /// many of both families arrive.
+    /// Sends forged packets from the first node's pod to the second node, with an unknown pod as the inner source. Returns how
+    /// many, of both families, arrive at the second node's pod.
     fn arrive(&self, vni: u32, said: &str) -> usize {
         let node = self.lab.node(2);
         let claims: [SocketAddr; 2] =
@@ -38,7 +38,7 @@ impl Attack<'_> {
                 (of_node(node)[family], self.port).into(),
             );
         }
-        // What comes later on the same way tells when all that will come has come.
+        // The echoes take the same way later: when they are answered, everything that will arrive has arrived.
         for ip in of_node(node) {
             assert!(self.pods[0].ping(ip).is_some(), "{ip} is there");
         }
@@ -47,7 +47,7 @@ impl Attack<'_> {
     }
 }
 
-/// Packets of that address that the node has counted.
+/// Returns the number of packets from `address` that the node has counted.
 fn counted(node: &Node, address: IpAddr) -> u64 {
     let (family, table) = if address.is_ipv4() { ("ip", "flannel-ipv4") } else { ("ip6", "flannel-ipv6") };
     let set = node.ns.run(&format!("nft list set {family} {table} strangers 2>/dev/null || true"));
@@ -107,7 +107,7 @@ fn it_is_not_looked_at_when_that_is_off() {
     lab::test(Timing::Free, || attacked(Manager::Nft, "vxlan", "off", 2));
 }
 
-/// A peer that listens at another port than this node.
+/// A peer listens at another port than this node.
 #[test]
 fn the_ports_of_peers_are_covered_as_well() {
     lab::test(Timing::Free, || {
@@ -129,7 +129,7 @@ fn the_ports_of_peers_are_covered_as_well() {
     });
 }
 
-/// A network of the pods' own, inside the pod network, is nobody's business.
+/// A network of the pods' own, inside the pod network, is not filtered.
 #[test]
 fn a_vxlan_network_of_pods_with_another_vni_passes() {
     lab::test(Timing::Free, || {
@@ -152,7 +152,7 @@ fn a_vxlan_network_of_pods_with_another_vni_passes() {
     });
 }
 
-/// Whoever removes the rules, or a set under them, gets them back.
+/// Removed rules, and sets below them, come back.
 #[test]
 fn the_filter_is_repaired() {
     lab::test(Timing::Free, || {
