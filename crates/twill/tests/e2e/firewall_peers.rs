@@ -1,4 +1,4 @@
-//! The source filter's peers among 5,000: one that comes or goes changes one element, at once.
+//! Peers of the source filter among 5,000: a peer that comes or goes changes one element, at once.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -31,15 +31,15 @@ fn monitor(node: &Node, program: &str, args: &[&str]) -> Lines {
     Lines::start(command)
 }
 
-/// When a monitor told of it.
+/// Returns the time at which a monitor reported a line with all these words.
 fn told(lines: &Lines, words: &[&str]) -> Instant {
     let is = |line: &str| words.iter().all(|word| line.contains(word));
     assert!(lines.wait_for(SOON, is), "{words:?} in {:?}", lines.all());
     lines.all().iter().find(|line| is(&line.text)).unwrap().at
 }
 
-/// The route is what a peer comes and goes with in the same round, so the time between both is the set's own. Which of them
-/// was the first is too close for two monitors to tell.
+/// A peer's route comes and goes in the same reconcile pass, so the time between both is the set's own. Two monitors are too
+/// close to tell which of them was first.
 #[test]
 fn a_peer_among_5000_changes_one_element_within_20_ms() {
     lab::test(Timing::Timed, || {

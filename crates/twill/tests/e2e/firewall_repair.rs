@@ -1,5 +1,5 @@
-//! Whatever befalls the traffic rules, they are back within a second, as they were and in their order: in nftables and both
-//! iptables. Who has a connection keeps it.
+//! Harms to the traffic rules are repaired within a second, as they were and in their order: in nftables and both iptables.
+//! Existing connections survive.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,8 +14,8 @@ use crate::traffic::{MASQ, Manager, OUTSIDES, lines, of_node, of_pod, tables};
 const SECOND: Duration = Duration::from_secs(1);
 const TABLES: [&str; 2] = ["ip flannel-ipv4", "ip6 flannel-ipv6"];
 
-/// What each chain and set of our tables holds; which one was made first says nothing, and who is remembered as a stranger
-/// is nothing that we keep.
+/// Returns the contents of each chain and set of our tables. The order in which they were made does not count, nor do the
+/// elements of `strangers`.
 fn blocks(node: &Node) -> BTreeMap<String, Vec<String>> {
     let (mut table, mut name) = (String::new(), String::new());
     let mut blocks = BTreeMap::<String, Vec<String>>::new();
@@ -43,7 +43,7 @@ fn blocks(node: &Node) -> BTreeMap<String, Vec<String>> {
     blocks
 }
 
-/// Rules of one of our chains: text and handle.
+/// Returns the rules of one of our chains: text and handle.
 fn rules_of(node: &Node, chain: &str) -> Vec<(String, String)> {
     let text = node.ns.run(&format!("nft -a -s list chain {chain}"));
     let rules = text.lines().filter_map(|line| line.trim().rsplit_once(" # handle "));
@@ -51,10 +51,10 @@ fn rules_of(node: &Node, chain: &str) -> Vec<(String, String)> {
     rules.map(|(text, handle)| (text.to_owned(), handle.to_owned())).collect()
 }
 
-/// What is repaired so often within a minute is put off: then somebody fights for it. These harms are no fight.
+/// Number of harms before a restart of the daemon: more repairs within a minute would look like a conflict and be delayed.
 const HARMS_AT_ONCE: usize = 6;
 
-/// Harms a node, and takes the time of each repair.
+/// Harms a node and measures the time of each repair.
 struct Healer<'a, T> {
     node: &'a Node,
     daemon: Daemon<'a>,
@@ -68,7 +68,7 @@ impl<'a, T: PartialEq + std::fmt::Debug> Healer<'a, T> {
         Self { node, daemon, look, before: look(), times: Vec::new() }
     }
 
-    /// Does it, and waits for its repair.
+    /// Runs the command `harm` and waits for the repair.
     fn heal(&mut self, harm: &str) {
         self.node.ns.run(harm);
         let harmed = Instant::now();
@@ -129,7 +129,7 @@ fn every_rule_chain_and_table_of_nftables_comes_back() {
     });
 }
 
-/// Each of our lines in `iptables-save`, with program and table: "iptables-nft -w -t nat", "FLANNEL-FWD -s ...".
+/// Returns each of our lines in `iptables-save`, with program and table: "iptables-nft -w -t nat", "FLANNEL-FWD -s ...".
 fn rules_in(node: &Node, variant: Iptables) -> Vec<(String, String)> {
     let mut rules = Vec::new();
     for (program, text) in variant.programs().iter().zip(variant.saved(&node.ns)) {
@@ -145,7 +145,7 @@ fn rules_in(node: &Node, variant: Iptables) -> Vec<(String, String)> {
     rules
 }
 
-/// All that can befall our rules in one table of one family, one after the other.
+/// Returns all harms to our rules in one table of one family, to be done in order.
 fn harms_in(node: &Node, variant: Iptables, (program, table): (&str, &str)) -> Vec<String> {
     let table_of = format!("{program} -w -t {table}");
     let rules = rules_in(node, variant).into_iter().filter(|(place, _)| *place == table_of);
@@ -161,18 +161,18 @@ fn harms_in(node: &Node, variant: Iptables, (program, table): (&str, &str)) -> V
         format!("{table_of} -F {chain}"),
         format!("{table_of} -F {hook}"),
         format!("{table_of} -F"),
-        // In between it may be repaired, so that not all of it goes.
+        // The daemon may repair it in between, so that not all of it goes.
         format!("{table_of} -D {}; {table_of} -F {chain}; {table_of} -X {chain} || true", first(hook)),
     ]);
     harms
 }
 
-/// One harm to each table of each family at a time.
+/// Applies one harm to each table of each family at a time.
 fn heals_in_iptables(variant: Iptables) {
     let lab = cluster::lab(Topology::flat(2), &Manager::Iptables.config("host-gw"));
     let node = lab.node(1);
     if variant == Iptables::Legacy {
-        // What makes us choose it; none of the harms takes it away.
+        // This policy makes the daemon choose iptables-legacy; no harm removes it.
         variant.run(&node.ns, "-P FORWARD DROP");
     }
     let mut daemons = lab.start_all(MASQ);
@@ -204,17 +204,17 @@ fn every_rule_and_chain_of_iptables_legacy_comes_back() {
     lab::test(Timing::Timed, || heals_in_iptables(Iptables::Legacy));
 }
 
-/// As kube-proxy has them: with these the kernel goes on following connections and translating addresses whatever befalls
-/// our own rules.
+/// Rules of other software such as kube-proxy. With them the kernel keeps tracking connections and translating addresses,
+/// whatever happens to our rules.
 const OTHERS: &str = "nft 'table inet others {
     chain follow { type filter hook input priority 0; ct state established accept; }
     chain translate { type nat hook postrouting priority 0; meta mark 0x77 masquerade; }
 }'";
-/// Nobody's rules are left. In the moment until ours are back the kernel may answer a masqueraded connection's packet itself,
-/// with a reset; connections between pods are not masqueraded.
+/// Command that removes everybody's rules. Until ours are back, the kernel may answer a packet of a masqueraded connection with a
+/// reset. Connections between pods are not masqueraded.
 const EVERYTHING: &str = "nft flush ruleset";
 
-/// Connections outlive a flush; of those that are made in the gap it is said how many were seen as the pod itself.
+/// Asserts that connections survive a flush. Prints how many new ones in the gap showed the pod's own address.
 fn connections_survive(manager: Manager, backend: &str, flush: &str) {
     let lab = cluster::lab(Topology::flat(2).outside(), &manager.config(backend));
     let _daemons = lab.start_all(MASQ);
@@ -277,13 +277,13 @@ fn connections_survive_a_flush_of_iptables() {
     });
 }
 
-/// The number of the last process or thread that anybody in the lab has started.
+/// Returns the id of the process or thread that was started last in the lab.
 fn last_started() -> u64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap();
     text.trim().rsplit(' ').next().unwrap().parse().unwrap()
 }
 
-/// Not so with iptables-legacy, which tells of no change: there processes look at the rules again and again.
+/// iptables-legacy is left out: it reports no changes, so programs have to read its rules again and again.
 #[test]
 fn with_nothing_to_do_nothing_is_written_and_no_program_is_started() {
     lab::test(Timing::Timed, || {
@@ -300,7 +300,7 @@ fn with_nothing_to_do_nothing_is_written_and_no_program_is_started() {
                 }
                 since.elapsed() > SECOND
             });
-            // Nothing looks meanwhile: a look is a process.
+            // The test does not look meanwhile, since a look is a process.
             std::thread::sleep(Duration::from_secs(5));
             let started = last_started() - started;
             assert_eq!(

@@ -1,5 +1,5 @@
-//! Who enforces the rules: what the config says, or what the node's other rules leave as the only way. A switch leaves
-//! nothing of the other one, and so does taking over from flannel, whose very rules these are.
+//! Choice of the program that enforces the rules: as the config says, or the only one that the node's other rules allow. A switch
+//! leaves nothing of the other program, and neither does a takeover from flannel, which has the same rules.
 
 use std::time::Duration;
 
@@ -9,17 +9,17 @@ use crate::cluster::{self, SOON};
 use crate::recording::Recording;
 use crate::traffic::{MASQ, Manager, has_chains, lines, rules, tables};
 
-/// How soon a change by others is followed.
+/// Maximum time until a change by other software is followed.
 const FOLLOWED: Duration = Duration::from_secs(12);
 
-/// All those who have rules of ours, but for the source filter.
+/// Returns every program that has rules of ours, except the source filter.
 fn managers(node: &Node) -> Vec<&'static str> {
     let names = Iptables::BOTH.into_iter().zip(["iptables-nft", "iptables-legacy"]);
     let iptables = names.filter(|(variant, _)| !lines(&node.ns, *variant).is_empty()).map(|(_, name)| name);
     has_chains(&node.ns).then_some("nftables").into_iter().chain(iptables).collect()
 }
 
-/// Waits until nobody but `manager` has rules, and status names him with this reason.
+/// Waits until only `manager` has rules, and status names it with this reason.
 fn becomes(node: &Node, manager: &str, reason: &str) {
     let alone = lab::until(FOLLOWED, || (managers(node) == [manager]).then_some(()));
     let is_said =
@@ -93,7 +93,7 @@ fn if_nothing_is_said_it_is_who_can_undo_what_others_refuse() {
     });
 }
 
-/// One family refuses, the other one does not: both are with the one who can undo it.
+/// Only one family refuses: the rules of both go to the program that can undo it.
 #[test]
 fn what_one_family_refuses_decides_for_both() {
     lab::test(Timing::Free, || {
@@ -136,7 +136,7 @@ fn told_to_use_nftables_where_iptables_refuses_both_accept_and_it_is_said() {
     });
 }
 
-/// The four of flannel's nftables rules that twill states to be otherwise, and the source filter, which flannel has not.
+/// Returns nftables rules of twill as flannel has them: without the source filter, and with flannel's test of the mark.
 fn as_flannel_has_it(tables: &str) -> Vec<String> {
     let mut kept = Vec::new();
     let mut skipping = false;
@@ -155,7 +155,7 @@ fn as_flannel_has_it(tables: &str) -> Vec<String> {
     kept
 }
 
-/// A rule of the recording as twill has it: flannel's fourth rule means what the fifth one of iptables does.
+/// Returns a recorded rule as twill has it: flannel's fourth rule means what the fifth one of iptables does.
 fn stated(line: &str) -> String {
     for (word, network) in [("ip", "10.244.0.0/16"), ("ip6", "fd00:244::/48")] {
         let from = format!("{word} saddr != ");
@@ -168,13 +168,13 @@ fn stated(line: &str) -> String {
     line.to_owned()
 }
 
-/// Chains stand in the order in which they were made, which says nothing.
+/// Returns the chains as sorted blocks: they are listed in the order of their creation, which means nothing.
 fn sorted_blocks(lines: &[String]) -> Vec<String> {
     let text = lines.join("\n").replace("\n\t}\n", "\n\t}\n\n").replace("\n\n\n", "\n\n");
     let mut blocks: Vec<String> = text
         .split("\n\n")
         .flat_map(|block| {
-            // A table's first chain stands in one block with the table's own lines.
+            // A table's first chain is in one block with the table's own lines.
             let (head, chain) =
                 block.split_once("\n\tchain").map_or((block, None), |(head, chain)| (head, Some(chain)));
             [Some(head.to_owned()), chain.map(|chain| format!("\tchain{chain}"))]
@@ -227,7 +227,7 @@ fn the_rules_of_iptables_are_those_of_the_recording() {
     });
 }
 
-/// What flannel has left in the one is in the other, and nothing stays.
+/// Takes flannel's rules over from one program into the other, and asserts that nothing stays.
 fn taken_over(case: &'static str, manager: Manager, who: &str) {
     let recording = Recording::of(case);
     let config = recording.config().replace(r#""EnableNFTables":true,"#, "");

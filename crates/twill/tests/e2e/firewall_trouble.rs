@@ -1,5 +1,5 @@
-//! A node that lacks what rules need, or where somebody is in the way: it is said in clear words, the other way is taken
-//! where there is one, and nothing of others is lost.
+//! A node without the tools that rules need, or with foreign objects in the way. The message is clear, an alternative is used if
+//! there is one, and nothing foreign is lost.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,7 +12,7 @@ use lab::{Iptables, Lab, Node, Protocol, Timing, Topology, Witness, seen_source}
 use crate::cluster::{self, FLAGS, SOON};
 use crate::traffic::{MASQ, Manager, OUTSIDES, has_chains, lines, of_node, rules, tables};
 
-/// A PATH with these tools only, and one in the place of another.
+/// Returns a PATH with these tools only, and with one tool in place of another.
 fn path_with(tools: &[&str], posing: Option<(&str, &str)>) -> String {
     let dir: PathBuf = lab::enter::work_dir().join("tools");
     let _ = fs::remove_dir_all(&dir);
@@ -39,7 +39,7 @@ const IPTABLES: [&str; 12] = [
     "ip6tables-restore",
 ];
 
-/// The one who has the rules, what is said, and pods that are masqueraded by them, or are not.
+/// Program that has the rules, if any, and a part of the message. Pods are masqueraded only with such a program.
 struct Expected {
     who: Option<&'static str>,
     said: &'static str,
@@ -80,7 +80,7 @@ fn without_an_nft_binary_iptables_has_the_rules() {
     });
 }
 
-/// As where the kernel has no nf_tables: every call of nft fails.
+/// Every call of nft fails, as on a kernel without nf_tables.
 #[test]
 fn where_nft_always_fails_iptables_has_the_rules() {
     lab::test(Timing::Free, || {
@@ -122,7 +122,7 @@ fn with_neither_of_them_it_is_said() {
     });
 }
 
-/// Nobody has asked for a masquerade, and nobody refuses what pods send: there is no reason to be without a network.
+/// Masquerading was not requested, and nothing refuses pods' packets: the network works without rules.
 #[test]
 fn with_neither_of_them_nor_a_need_the_network_stands() {
     lab::test(Timing::Free, || {
@@ -149,7 +149,7 @@ fn legacy_is_complete(lab: &Lab) -> bool {
     })
 }
 
-/// iptables-legacy has one lock for all of the node, which a program may hold for long. What needs no lock goes on.
+/// iptables-legacy has one lock for the whole node, which a program may hold for long. Work that needs no lock goes on.
 #[test]
 fn a_lock_that_is_held_for_15_s_is_waited_for() {
     lab::test(Timing::Timed, || {
@@ -166,7 +166,7 @@ fn a_lock_that_is_held_for_15_s_is_waited_for() {
         let is_held = || !node.ns.output("flock -n /run/xtables.lock true").status.success();
         lab::wait_for("it is held", SOON, is_held);
         let held = Instant::now();
-        // By a tool that has another lock.
+        // This tool uses another lock.
         node.ns.run("XTABLES_LOCKFILE=/run/other.lock iptables-legacy -t nat -F");
         lab::wait_for("it is said", Duration::from_secs(12), || {
             daemons[0].log().lines().any(|line| line.contains("lock") && line.contains("iptables-legacy"))
@@ -215,14 +215,14 @@ fn somebody_elses_chain_in_our_table_stays_and_is_told() {
                 && tables(&node.ns).contains("ip saddr 192.0.2.1 counter drop")
         };
         assert!(mine(), "{}", tables(&node.ns));
-        // Nor does it go when all of ours does.
+        // The chain stays even when all of ours goes.
         lab.store.config(&Manager::Iptables.config("host-gw"));
         lab::wait_for("ours go", SOON, || !has_chains(&node.ns));
         assert!(mine(), "{}", tables(&node.ns));
     });
 }
 
-/// A table that a running program owns: nobody else may touch it.
+/// A running program owns the table, so that nobody else may touch it.
 #[test]
 fn a_table_of_our_name_that_belongs_to_a_program_is_told_until_it_is_gone() {
     lab::test(Timing::Free, || {

@@ -1,5 +1,5 @@
-//! Pods reach each other though others refuse to forward: by a policy or a rule that is there before the daemon, or comes
-//! while it runs, in either iptables, whoever has our rules.
+//! Pods reach each other though other software refuses to forward. The refusal exists before the daemon or comes while it runs,
+//! in either iptables, whichever program has our rules.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use lab::{Iptables, Lab, Node, Pod, Timing, Topology};
 use crate::cluster::{self, FLAGS, SOON};
 use crate::traffic::{BACKENDS, MASQ, Manager, lines, of_pod, rules};
 
-/// How soon a change by others is followed; iptables-legacy tells nobody of it, so it is looked for.
+/// Maximum time until a change by other software is followed; iptables-legacy reports none, so it is polled.
 const FOLLOWED: Duration = Duration::from_secs(3);
 
-/// How others refuse all that is forwarded, and how they take that back.
+/// Way to refuse all forwarded packets, and to take that back.
 #[derive(Clone, Copy, Debug)]
 enum Refusal {
     Policy,
@@ -47,7 +47,7 @@ fn talk_within(limit: Duration, pods: &[Pod], node: &Node, why: &str) {
     }
 }
 
-/// Each pair of a backend, a variant and a refusal is there; while running, all of them are.
+/// Covers each pair of backend, variant and refusal; the tests with a running daemon cover all combinations.
 fn refused_before_start(manager: Manager) {
     for (backend, variant, refusal) in [
         ("vxlan", Iptables::Nft, Refusal::Policy),
@@ -112,7 +112,7 @@ fn refused_while_running_with_neither_asked_for() {
     lab::test(Timing::Timed, || refused_while_running(Manager::Auto));
 }
 
-/// Where our jump stands in FORWARD of both families, and where the rule of others does.
+/// Returns the places of our jump and of a foreign rule in FORWARD, for both families.
 fn places(node: &Node, variant: Iptables, rule: &str) -> Vec<(Option<usize>, Option<usize>)> {
     let chains = variant.programs().map(|program| node.ns.run(&format!("{program} -S FORWARD")));
     let place = |chain: &str, needle: &str| chain.lines().position(|line| line.contains(needle));
@@ -125,7 +125,7 @@ fn the_jump_is_the_last_rule_but_for_one_that_refuses_everything() {
         for variant in Iptables::BOTH {
             let lab = cluster::lab(Topology::flat(1), &Manager::Iptables.config("vxlan"));
             let node = lab.node(1);
-            // Others' rules of legacy are what makes us choose it.
+            // Foreign rules in legacy make the daemon choose it.
             variant.run(&node.ns, "-A FORWARD -m mark --mark 0x77 -j DROP");
             let _daemons = lab.start_all(MASQ);
             let after = |rule: &'static str| {

@@ -1,6 +1,6 @@
-//! What others do to packets of pods on their way through a node, in any table of the firewall and in the sysctls: pods talk
-//! where an accept rule or a sysctl of ours undoes it, and status names it where none does. What refuses only other traffic is
-//! not mentioned.
+//! Foreign firewall rules, in any table, and sysctls that stop pods' packets on their way through a node. Pods talk where an
+//! accept rule or a sysctl of ours undoes it, and status names it where none does. Rules that refuse only other traffic are not
+//! mentioned.
 
 use lab::{Daemon, Lab, Node, Pod, Timing, Topology};
 
@@ -28,7 +28,7 @@ fn talk(pods: &[Pod], why: &str, node: &Node) {
     }
 }
 
-/// Waits until status says all of these words in one line.
+/// Waits until one line of status contains all of these words.
 fn says(node: &Node, words: &[&str]) {
     let mut status = String::new();
     let said = lab::until(SOON, || {
@@ -42,7 +42,7 @@ fn says(node: &Node, words: &[&str]) {
     );
 }
 
-/// Both families, in one of the two variants of iptables.
+/// Returns the line for both families, in one of the two variants of iptables.
 fn both(tool: &str, line: &str) -> String {
     let of = |program: &str| line.replace("$t", &program.replace("TOOL", tool));
     format!("{}\n{}", of("iptables-TOOL -w"), of("ip6tables-TOOL -w"))
@@ -98,7 +98,7 @@ fn our_accept_stands_in_a_table_that_iptables_cannot_read() {
             assert_eq!(list("ip").matches("jump FLANNEL-FWD").count(), 1, "{}", list("ip"));
             let six = list("ip6");
             assert!(six.find("jump FLANNEL-FWD") < six.find("reject"), "ahead of what refuses all: {six}");
-            // What is removed is back, and what others have there stays.
+            // Removed rules of ours come back, and foreign ones stay.
             node.ns.run("nft flush chain ip filter FLANNEL-FWD");
             talk(&pods, "flushed", node);
             assert!(
@@ -119,7 +119,7 @@ fn our_accept_stands_in_a_table_that_iptables_cannot_read() {
     });
 }
 
-/// What no accept of ours undoes, and the words that name it.
+/// Refusals that no accept rule of ours undoes, and the words that name them.
 const BEYOND_US: [(&str, &[&str]); 10] = [
     ("nft 'table inet guard { chain forwards { type filter hook forward priority 10; policy drop; }; }'", &["table inet guard", "chain forwards", "policy drop"]),
     (
@@ -156,7 +156,7 @@ fn what_no_accept_of_ours_undoes_is_named_with_the_command() {
     });
 }
 
-/// The command of the warning is the cure.
+/// The command in the warning cures the fault.
 #[test]
 fn a_refusal_that_comes_while_the_daemon_runs_is_named_and_its_cure_works() {
     lab::test(Timing::Free, || {
@@ -176,7 +176,7 @@ fn a_refusal_that_comes_while_the_daemon_runs_is_named_and_its_cure_works() {
     });
 }
 
-/// Rules as hosts have them that refuse others than pods.
+/// Rules of typical hosts that refuse traffic other than pods'.
 const OF_OTHERS: [&str; 8] = [
     "nft 'table inet fw { chain in { type filter hook input priority 0; policy drop; ct state established,related accept; iif lo accept;
        meta l4proto { icmp, ipv6-icmp } accept; udp dport 8472 accept; }; }'",
@@ -198,7 +198,7 @@ fn what_refuses_only_others_is_not_mentioned() {
             let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
             let (_daemons, pods) = started(&lab, line);
             talk(&pods, line, lab.node(1));
-            // One more look, at the rules as they are.
+            // The new chain makes the daemon read the unchanged rules once more.
             lab.node(1).ns.run("nft add table inet twill-test; nft 'add chain inet twill-test c { type filter hook forward priority 0; }'");
             lab.node(1).twill_output(&["diff"]);
             let status = lab.node(1).twill(&["status"]);
@@ -222,7 +222,7 @@ fn value(node: &Node, path: &str) -> String {
     node.ns.run(&format!("cat /proc/sys/net/{path}/forwarding")).trim().into()
 }
 
-/// New devices are born without forwarding though the node forwards.
+/// Commands after which new devices do not forward, though the node does.
 const BORN_OFF: &str = "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
     sysctl -qw net.ipv4.conf.default.forwarding=0 net.ipv6.conf.default.forwarding=0";
 
