@@ -1,5 +1,5 @@
-//! Several addresses on the uplink: the node keeps its own beside virtual ones, over a renewal, a restart and a reboot, and
-//! leaves one that is about to go.
+//! Several addresses on the uplink: the node keeps its own one beside virtual ones, across a renewal, a restart and a reboot. It
+//! leaves a deprecated address for a preferred one.
 
 use std::fs;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use lab::{EtcdSetup, Lab, Node, Timing, Topology};
 
 use crate::cluster::{self, HOST_GW, SOON, VXLAN, VXLAN_DUAL, lease_name};
 
-/// A lost address is waited for so long, and a little more.
+/// Time longer than the 5 s for which a daemon waits for a lost address.
 const HELD: Duration = Duration::from_secs(8);
 const VIPS: &str = "ip address add 192.168.100.100/32 dev eth0; ip address add 192.168.100.101/32 dev eth0";
-/// As they may stand after a renewal: in the node's own network.
+/// Virtual addresses as they may look after a renewal: with the prefix length of the node's own network.
 const VIPS_IN_NETWORK: &str =
     "ip address add 192.168.100.100/24 dev eth0; ip address add 192.168.100.101/24 dev eth0";
 
@@ -20,7 +20,7 @@ fn lease(lab: &Lab, node: &Node) -> String {
     lab.store.leases().into_iter().find(|(name, _)| name.starts_with(&subnet)).unwrap().1
 }
 
-/// Is that what the node announces and sends from?
+/// Returns true if the node announces `address`, and its vxlan device sends from it if there is one.
 fn is_at(lab: &Lab, node: &Node, address: &str) -> bool {
     let device = node.ns.run("ip -d link show flannel.1 2>/dev/null || true");
     let announced = lease(lab, node).contains(&format!(r#""PublicIP":"{address}""#));
@@ -35,14 +35,14 @@ fn renewal(config: &str, vips: &str) {
     let add =
         format!("ip address add 192.168.100.11/24 dev eth0; ip route replace default via {}", node.gateway());
     node.ns.run("ip address del 192.168.100.11/24 dev eth0");
-    // Where the virtual ones were secondary they have gone with it.
+    // Secondary virtual addresses are removed together with the primary one.
     node.ns.run(&format!("{vips} 2>/dev/null || true"));
     lab::holds_for("away for a second", Duration::from_secs(1), || is_at(&lab, node, "192.168.100.11"));
     node.ns.run(&add);
     lab::holds_for("at home", HELD, || is_at(&lab, node, "192.168.100.11"));
     cluster::reach_each_other(&pods);
     assert!(!daemons[0].log().contains("uplink is eth0 192.168.100.1"), "{}", daemons[0].log());
-    // It stays away: something has to take its place, until it is back.
+    // The address stays away: another one has to take its place, until it is back.
     node.ns.run("ip address del 192.168.100.11/24 dev eth0");
     node.ns.run(&format!(
         "{vips} 2>/dev/null || true; ip route replace default via {} onlink dev eth0",
@@ -73,7 +73,7 @@ fn a_renewal_by_host_gw() {
     lab::test_within(Duration::from_secs(120), Timing::Free, || renewal(HOST_GW, VIPS));
 }
 
-/// Boots with the virtual address first on the card. `cached`: with what the last run wrote down.
+/// Boots with the virtual address first on the card; `cached` keeps the cache of the last run.
 fn boot(config: &str, length: u8, cached: bool) {
     let lab = cluster::lab(Topology::flat(2), config);
     let node = lab.node(1);
@@ -110,7 +110,7 @@ fn a_virtual_address_that_stands_first_at_boot() {
     });
 }
 
-/// The store knows by which of its addresses the node was known.
+/// The lease in the store tells which of its addresses is the node's own.
 #[test]
 fn a_virtual_address_that_stands_first_at_boot_without_a_cache() {
     lab::test_within(Duration::from_secs(120), Timing::Free, || boot(VXLAN, 24, false));
@@ -167,7 +167,7 @@ fn a_deprecated_ipv6_address_is_left_for_a_preferred_one() {
     });
 }
 
-/// Whom we were a moment ago is no other node, however late the store tells of what we wrote.
+/// Our own former address is not another node's, however late the store reports our writes.
 #[test]
 fn our_own_former_address_holds_no_lease() {
     lab::test_within(Duration::from_secs(120), Timing::Free, || {

@@ -1,4 +1,4 @@
-//! `auto`: direct where the evidence says that it works, by tunnel elsewhere, back in time, and never to and fro.
+//! `auto`: direct where probes prove that it works, by tunnel elsewhere; back in time, and without flapping.
 
 mod reasons;
 
@@ -25,7 +25,7 @@ fn all_direct(lab: &Lab, nodes: &[usize]) {
     }
 }
 
-/// Without a packet lost; a peer behind a router stays on the tunnel, and a restart that knows of no verdict writes nothing.
+/// No packet is lost, a peer behind a router stays on the tunnel, and a restarted daemon without verdicts writes nothing.
 #[test]
 fn the_segment_goes_direct_and_a_restart_leaves_it() {
     lab::test(Timing::Free, || {
@@ -53,7 +53,7 @@ fn the_segment_goes_direct_and_a_restart_leaves_it() {
     });
 }
 
-/// The direct way comes and goes every second.
+/// Cuts and restores the direct path every second.
 fn flapping(span: Duration) {
     let lab = cluster::lab(Topology::flat(2), AUTO);
     let (_daemons, _pods) = cluster::start(&lab);
@@ -81,7 +81,7 @@ fn a_way_that_flaps_is_left_once() {
     lab::test_within(soaking(LONG_FLAP) + DEADLINE, Timing::Free, || flapping(FLAP.max(soaking(LONG_FLAP))));
 }
 
-/// Then we are the suspect: with the store away besides, nothing is withdrawn, and the node is as ready as ever.
+/// With most peers silent, node 1 itself is the suspect: even without a store it withdraws nothing, and it stays ready.
 #[test]
 fn three_of_four_peers_dead_and_the_store_away() {
     lab::test(Timing::Free, || {
@@ -112,8 +112,8 @@ fn three_of_four_peers_dead_and_the_store_away() {
     });
 }
 
-/// A cable that is out, then an uplink that is down, with which the kernel's routes go: nothing is withdrawn by us, and what
-/// comes back is proven anew.
+/// A cable is unplugged, then the uplink is set down, which removes the kernel's routes. The daemon withdraws nothing, and proves
+/// again what comes back.
 #[test]
 fn our_own_uplink_down_withdraws_nothing() {
     lab::test(Timing::Free, || {
@@ -143,8 +143,7 @@ fn our_own_uplink_down_withdraws_nothing() {
     });
 }
 
-/// Somebody has set where the others are, and nobody answers for a next hop: what is direct is judged by whether its packets
-/// come back.
+/// Neighbours are set by hand, and no next hop answers ARP: a direct path is judged by whether its packets come back.
 #[test]
 fn an_uplink_without_arp() {
     lab::test(Timing::Timed, || {
@@ -158,14 +157,14 @@ fn an_uplink_without_arp() {
         }
         let node = lab.node(1);
         let wire = Capture::start(&node.ns, "eth0", &["arp"]);
-        // Of whom nobody knows where it is.
+        // No node has a neighbour entry for this one.
         let unknown = plain(&lab, 3, Announce::Vxlan);
         let daemons: Vec<_> = [1, 2].map(|k| lab.node(k).start(FLAGS)).into();
         let pods = [1, 2].map(|k| lab.node(k).pod());
         let peer = lab.node(2).subnet();
         goes(node, &peer, "eth0", PROVEN);
         found(node, &peer, "healthy", SOON);
-        // The kernel takes our own MAC for it, which is no answer.
+        // The kernel uses our own MAC for it, which is not an answer.
         found(node, &unknown, "unverified", SOON);
         let ping = PingStream::start(&pods[0].ns, pods[1].ip());
         lab::wait_for("the ping runs", SOON, || ping.received() > 10);

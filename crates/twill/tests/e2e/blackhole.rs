@@ -1,5 +1,5 @@
-//! `--ip-blackhole-route`: what is for pods of this node that are not there is dropped here and nowhere else, no pod that
-//! is there loses by it, and it goes with its reason.
+//! `--ip-blackhole-route`: packets for missing pods of this node are dropped here, and nothing else is. No existing pod loses
+//! packets, and the route goes when its reason does.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use crate::cluster::{self, HOST_GW, SOON, VXLAN, VXLAN_DUAL};
 
 const FLAGS: &[&str] = &["--iface=eth0", "--ip-blackhole-route"];
 
-/// Lines of ip, one for each blackhole of either family in any table.
+/// Returns lines of ip, one for each blackhole route of either family in any table.
 fn blackholes(node: &Node) -> Vec<String> {
     let shown = node
         .ns
@@ -17,7 +17,7 @@ fn blackholes(node: &Node) -> Vec<String> {
     shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
 }
 
-/// What stands where all is well.
+/// Returns the blackhole routes of a healthy node.
 fn ours(node: &Node, both: bool) -> Vec<String> {
     let ipv4 = format!("blackhole {} proto 84 metric 4294967295", node.subnet());
     let ipv6 =
@@ -25,12 +25,12 @@ fn ours(node: &Node, both: bool) -> Vec<String> {
     [ipv4].into_iter().chain(ipv6).collect()
 }
 
-/// An address of this node's subnet that nobody has.
+/// Returns an address of this node's subnet that no pod has.
 fn nobody(node: &Node) -> String {
     node.subnet().replace(".0/24", ".77")
 }
 
-/// Does what the node sends there come out of its uplink?
+/// Returns true if packets that the node sends to `address` leave through its uplink.
 fn leaks(node: &Node, address: &str) -> bool {
     let wire = Capture::start(&node.ns, "eth0", &[&format!("host {address}")]);
     let _ = node.ns.output(&format!("ping -n -c 3 -i 0.01 -W 1 {address}"));
@@ -41,7 +41,7 @@ fn leaks(node: &Node, address: &str) -> bool {
 fn what_is_for_nobody_is_dropped_and_a_bridge_that_comes_later_goes_before() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
-        // Each has the other for its router, and so sends it back.
+        // Each node has the other as its router, which sends such packets back.
         for (node, router) in [(lab.node(1), lab.node(2)), (lab.node(2), lab.node(1))] {
             node.ns.run(&format!("ip route replace default via {}", router.ip));
         }
@@ -58,7 +58,7 @@ fn what_is_for_nobody_is_dropped_and_a_bridge_that_comes_later_goes_before() {
         let pods = lab.pods();
         cluster::reach_each_other(&pods);
         assert!(pods[0].ips().all(|ip| lab.node(1).ping(ip).is_some()), "the node itself reaches its pod");
-        // Taken away and fought over it comes back, as all that is ours.
+        // A deleted route comes back, like every object of ours.
         let node = lab.node(1);
         node.ns.run(&format!("ip route del blackhole {}", node.subnet()));
         lab::wait_for("it is back", SOON, || blackholes(node) == ours(node, true));
@@ -81,7 +81,7 @@ fn without_the_flag_it_goes() {
     });
 }
 
-/// The lab's uplinks have another subnet when their lease is somebody else's.
+/// Gives the node's lease to another address, so that its next start takes another subnet. Returns the old subnet.
 fn lose_the_subnet(lab: &Lab, node: &Node) -> String {
     let old = node.subnet();
     let name = cluster::lease_name(&old);
@@ -102,7 +102,7 @@ fn another_subnet_has_the_old_one_open_for_its_next_holder() {
         daemon.wait_ready();
         daemon.kill9();
         let old = lose_the_subnet(&lab, node);
-        // Another one of flannel's, of the same subnet.
+        // flannel has left a route for the same subnet.
         node.ns.run(&format!("ip route add blackhole {old}"));
         daemon.restart();
         daemon.wait_ready();
@@ -122,9 +122,9 @@ fn flannels_goes_and_one_that_is_not_known_to_be_is_told() {
         daemon.wait_ready();
         assert!(daemon.terminate().success());
         let (own, own6) = (node.subnet(), node.subnet6());
-        // Pods could have it, since it may be leased.
+        // Pods could have this subnet, since it may be leased.
         let other = if own == "10.244.30.0/24" { "10.244.31.0/24" } else { "10.244.30.0/24" };
-        // As flannel leaves it, to which a bridge's route comes second.
+        // flannel leaves it like this; a bridge's route comes second.
         node.ns.run(&format!(
             "ip route add blackhole {own}; ip -6 route add blackhole {own6}; ip route add blackhole {other}"
         ));
@@ -137,7 +137,7 @@ fn flannels_goes_and_one_that_is_not_known_to_be_is_told() {
         let status = node.twill(&["status"]);
         let told = format!("If nothing needs it: ip route del blackhole {other}");
         assert!(status.contains(&told), "{status}");
-        // With the flag ours stands in its place.
+        // With the flag our own route replaces it.
         daemon.kill9();
         node.ns.run(&format!("ip route del blackhole {other}; ip -6 route add blackhole {own6} metric 1024"));
         drop(daemon);
@@ -165,7 +165,8 @@ fn uninstall_and_hand_over_take_it() {
     });
 }
 
-/// The rule to our table is asked before the main table, where the bridge's route is.
+/// The rule for our table is looked up before the main table, which has the bridge's route. Therefore the blackhole route is in
+/// the main table.
 #[test]
 fn beside_a_table_of_our_own_it_is_in_the_main_one() {
     lab::test(Timing::Free, || {
@@ -177,7 +178,7 @@ fn beside_a_table_of_our_own_it_is_in_the_main_one() {
         assert_eq!(blackholes(node), ours(node, false), "in the main table, which ip does not name");
         cluster::reach_each_other(&lab.pods());
         assert!(!leaks(node, &nobody(node)));
-        // Once what flannel could have left is swept, too.
+        // The repair also works after flannel's leftovers were swept.
         node.ns.run(&format!("ip route del blackhole {}", node.subnet()));
         lab::wait_for("it is back", SOON, || blackholes(node) == ours(node, false));
         assert_eq!(node.get("/readyz").map(|reply| reply.status), Some(200));

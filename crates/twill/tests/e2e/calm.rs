@@ -1,4 +1,4 @@
-//! No false alarm: many healthy nodes, a busy machine, a wire that loses a little; and little noise.
+//! No false alarm and little noise: many healthy nodes, a busy machine, a wire with a little loss.
 
 use std::collections::BTreeMap;
 use std::process::{Child, Command};
@@ -10,12 +10,12 @@ use crate::cluster::{self, FLAGS, SOON};
 use crate::verdicts::{AUTO, soaking};
 
 const SPAN: Duration = Duration::from_secs(30);
-/// In `make soak`.
+/// Span in `make soak`.
 const SOAK: Duration = Duration::from_secs(600);
 const DEADLINE: Duration = Duration::from_secs(180);
-/// For all of them to be started and every path to be proven, on a machine that has better to do.
+/// Maximum time for all daemons to start and for every path to be proven, on a busy machine.
 const SETTLED: Duration = Duration::from_secs(60);
-/// Per node.
+/// Maximum number of broadcasts per node and second.
 const BROADCASTS_A_SECOND: usize = 10;
 
 fn all_direct(lab: &Lab) {
@@ -29,12 +29,12 @@ fn all_direct(lab: &Lab) {
     });
 }
 
-/// What a node warned of a peer.
+/// Returns a node's warnings about peers.
 fn warned(daemon: &Daemon) -> Vec<String> {
     daemon.log().lines().filter(|line| line.contains("WARN peer ")).map(str::to_owned).collect()
 }
 
-/// From the moment on that a daemon is ready, nobody warns of it, and once every path is proven, no way is changed.
+/// Asserts that nobody warns of a daemon that is ready, and that no path changes once every path is proven.
 fn calm(lab: &Lab, span: Duration, harm: impl FnOnce() -> Vec<Busy>) {
     let mut daemons: Vec<_> = lab.nodes().iter().map(|node| node.start(FLAGS)).collect();
     daemons.iter().for_each(Daemon::wait_ready);
@@ -52,10 +52,10 @@ fn calm(lab: &Lab, span: Duration, harm: impl FnOnce() -> Vec<Busy>) {
     assert_eq!(before, asked());
 }
 
-/// For that long no node sends more than its share of broadcasts in any second, and nobody else sends one.
+/// Asserts that no node exceeds its share of broadcasts in any second of `span`, and that nobody else sends one.
 fn few_broadcasts(lab: &Lab, span: Duration, mut alive: impl FnMut() -> bool) {
     let wire = Capture::start(lab.outside(), "eth0", &["arp and ether broadcast"]);
-    // One that has to be heard, or nothing could be.
+    // This broadcast has to be captured, or the capture would prove nothing.
     let nobody = "192.168.100.199";
     lab.node(1).ns.output(&format!("ping -n -c 1 -W 1 {nobody}"));
     assert!(wire.wait_for(SOON, |packet| packet.contains(nobody)));
@@ -68,7 +68,7 @@ fn few_broadcasts(lab: &Lab, span: Duration, mut alive: impl FnMut() -> bool) {
         *counts.entry((source, second)).or_default() += 1;
     }
     println!("{} broadcasts of {} nodes in {span:?}", packets.len(), lab.nodes().len());
-    // A second of the clock may begin just before one of theirs.
+    // A second of the clock may begin just before one of the nodes' seconds.
     assert!(counts.values().all(|count| *count <= BROADCASTS_A_SECOND + 1), "{counts:#?}");
 }
 
@@ -77,7 +77,7 @@ fn healthy_nodes(nodes: usize, span: Duration) {
     calm(&lab, span, Vec::new);
 }
 
-/// Killed when dropped.
+/// A process that burns CPU; killed when dropped.
 struct Busy(Child);
 
 impl Drop for Busy {
@@ -98,7 +98,7 @@ fn busy_nodes(span: Duration) {
     });
 }
 
-/// Alone: their next hops nearly fill the machine's table of neighbours, which all namespaces share.
+/// The test runs alone: the next hops nearly fill the machine's neighbour table, which all namespaces share.
 #[test]
 fn thirty_healthy_nodes() {
     lab::test_within(soaking(SOAK) + DEADLINE, Timing::Timed, || healthy_nodes(30, SPAN.max(soaking(SOAK))));

@@ -1,17 +1,17 @@
-//! What most tests begin with: nodes, daemons that are ready, a pod on each node.
+//! Common start of most tests: nodes, daemons that are ready, a pod on each node.
 
 use std::time::Duration;
 
 use lab::{Capture, Daemon, Lab, Node, Pod, Topology};
 
-/// Long enough for a busy machine; what has to be quick is measured where it is claimed.
+/// Time limit long enough for a busy machine; speed is measured where it is claimed.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
-// Subnets below 10.244.20.0 and above 10.244.239.0 are never drawn: tests plant leases and routes of their own there.
+// Subnets below 10.244.20.0 and above 10.244.239.0 are never allocated: tests plant leases and routes of their own there.
 pub(crate) const VXLAN: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","Backend":{"Type":"vxlan"}}"#;
 pub(crate) const HOST_GW: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","Backend":{"Type":"host-gw"}}"#;
 pub(crate) const DIRECT: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
-/// Direct from the first moment on, without proof.
+/// Direct routing from the first moment on, without proof.
 pub(crate) const DIRECT_BY_ADDRESS: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","Backend":{"Type":"vxlan","DirectRouting":true,"VerifyDirect":false}}"#;
 pub(crate) const VXLAN_DUAL: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"vxlan"}}"#;
 pub(crate) const DIRECT_DUAL: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"vxlan","DirectRouting":true}}"#;
@@ -21,10 +21,10 @@ pub(crate) const VXLAN_IPV6: &str =
 pub(crate) const HOST_GW_IPV6: &str =
     r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"host-gw"}}"#;
 
-/// Flags of every daemon here.
+/// Flags of every daemon in these tests.
 pub(crate) const FLAGS: &[&str] = &["--iface=eth0"];
 
-/// A topology with a network config, nothing started yet.
+/// Builds a topology with a network config, and starts nothing yet.
 pub(crate) fn lab(topology: Topology, config: &str) -> Lab {
     let lab = topology.twill(env!("CARGO_BIN_EXE_twill")).build();
     lab.store.config(config);
@@ -36,7 +36,7 @@ pub(crate) fn start(lab: &Lab) -> (Vec<Daemon<'_>>, Vec<Pod>) {
     start_with(lab, &[])
 }
 
-/// The same with further flags.
+/// Same as [`start`], with further flags.
 pub(crate) fn start_with<'a>(lab: &'a Lab, flags: &[&str]) -> (Vec<Daemon<'a>>, Vec<Pod>) {
     let daemons = lab.start_all(&[FLAGS, flags].concat());
     let pods = lab.pods();
@@ -47,12 +47,12 @@ pub(crate) fn start_with<'a>(lab: &'a Lab, flags: &[&str]) -> (Vec<Daemon<'a>>, 
     (daemons, pods)
 }
 
-/// Does one echo to each address of that pod come back?
+/// Returns true if one echo to each address of `to` is answered.
 pub(crate) fn answers(from: &Pod, to: &Pod) -> bool {
     to.ips().all(|ip| from.ping(ip).is_some())
 }
 
-/// Waits until each of these pods reaches each other one by every address.
+/// Waits until each of these pods reaches every other one at each address.
 pub(crate) fn reach_each_other(pods: &[Pod]) {
     for (from, to) in pods.iter().flat_map(|from| pods.iter().map(move |to| (from, to))) {
         for ip in to.ips() {
@@ -61,8 +61,8 @@ pub(crate) fn reach_each_other(pods: &[Pod]) {
     }
 }
 
-/// A packet of the pods' full size to each address of a pod, not to be fragmented, comes back, and no fragment is on the
-/// wire. The largest of the frames that carry them has `frame` bytes.
+/// Asserts that a packet of the pods' full size to each of a pod's addresses is answered without fragments. The largest of the
+/// frames that carry them has `frame` bytes.
 pub(crate) fn full_size_passes(node: &Node, (from, to): (&Pod, &Pod), frame: u32) {
     let fragments = Capture::start(&node.ns, "eth0", &["ip[6:2] & 0x3fff != 0 or ip6[6] == 44"]);
     let wire = Capture::start(&node.ns, "eth0", &["-T", "vxlan", "udp port 8472 or icmp or icmp6"]);
@@ -80,13 +80,13 @@ pub(crate) fn full_size_passes(node: &Node, (from, to): (&Pod, &Pod), frame: u32
     assert_eq!(fragments.stop(), Vec::<String>::new());
 }
 
-/// The pod subnet of a node as its lease is named: `10.244.34.0-24`.
+/// Returns the name of the lease for a pod subnet, such as `10.244.34.0-24`.
 pub(crate) fn lease_name(subnet: &str) -> String {
     subnet.replace('/', "-")
 }
 
-/// How many changes the node's daemon has asked of the kernel since it started. Not proof enough by itself, but the
-/// kernel's monitors are silent about a write that changes nothing.
+/// Returns the number of changes that the node's daemon has requested from the kernel since it started. It is no proof by itself,
+/// but the kernel's monitors do not report a write that changes nothing.
 pub(crate) fn ops_asked(node: &Node) -> f64 {
     let metrics = node.get("/metrics").unwrap().body;
     let counts = metrics.lines().filter(|line| line.starts_with("twill_ops_total"));

@@ -1,4 +1,4 @@
-//! `twill diff`: what it shows is what is missing, it says so by its exit code, and looking changes nothing.
+//! `twill diff` shows what is missing, reports it by its exit code, and changes nothing.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use lab::{Monitors, Node, Timing, Topology, View, foreign};
 
 use crate::cluster::{self, SOON, VXLAN, VXLAN_DUAL};
 
-/// Exit code and lines; offline as the lab's daemons would be started.
+/// Runs `twill diff` and returns exit code, lines and errors. With `--offline` it gets the flags of the lab's daemons.
 fn diff(lab: &lab::Lab, node: &Node, args: &[&str]) -> (Option<i32>, Vec<String>, String) {
     let (store, cache) = (lab.store.path().display().to_string(), node.cache_dir().display().to_string());
     let offline = ["--store", &store, "--cache-dir", &cache, "--iface=eth0"];
@@ -23,7 +23,7 @@ fn offline_it_shows_what_a_daemon_would_do_and_does_none_of_it() {
         let mut daemons = lab.start_all(cluster::FLAGS);
         let (node, peer) = (lab.node(1), lab.node(2));
         foreign::plant(node, &peer.subnet());
-        // A node is ready before it has heard of those that start with it.
+        // A node may be ready before it knows the nodes that start with it.
         lab::wait_for("nothing is left to be done", SOON, || {
             diff(&lab, node, &["--offline"]) == (Some(0), vec![], String::new())
         });
@@ -78,7 +78,7 @@ fn the_daemon_says_what_it_could_not_do() {
         let node = lab.node(1);
         let (code, _, error) = diff(&lab, node, &[]);
         assert!(code == Some(2) && error.contains("is twill daemon running here"), "{error}");
-        // Somebody else's device has our VNI and port.
+        // A foreign device has our VNI and port.
         node.ns.run("ip link add squatter type vxlan id 1 dev eth0 dstport 8472");
         let _daemon = node.start(cluster::FLAGS);
         lab::wait_for("it is said", SOON, || {
@@ -93,7 +93,7 @@ fn the_daemon_says_what_it_could_not_do() {
     });
 }
 
-/// Before there is a config nobody can tell.
+/// Without a network config there is no difference to show.
 #[test]
 fn a_daemon_that_waits_says_for_what() {
     lab::test(Timing::Free, || {

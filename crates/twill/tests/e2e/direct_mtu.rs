@@ -1,5 +1,5 @@
-//! Pods with the uplink's full MTU (`DirectMTU`): a direct peer gets packets of that size, and to one by tunnel the node says
-//! what fits, as any router does.
+//! Pods with the uplink's full MTU (`DirectMTU`): a direct peer gets packets of that size. For a peer by tunnel the node reports
+//! the size that fits, as any router does.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,16 +14,16 @@ const CONFIG: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","Su
 const UPLINK: u32 = 1500;
 const TUNNEL: u32 = UPLINK - 50;
 const PORT: u16 = 4242;
-/// Many packets of full size.
+/// Number of bytes sent over one connection, which needs many packets of full size.
 const BYTES: usize = 1 << 20;
 
-/// What ping says of one packet of that size.
+/// Sends one packet of `size` bytes with ping. Returns whether it was answered, and ping's output.
 fn ping(from: &Pod, to: &Pod, options: &str, size: u32) -> (bool, String) {
     let out = from.ns.output(&format!("ping -n -c 1 -W 2 {options} -s {} {} 2>&1", size - 28, to.ip()));
     (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
-/// How many bytes arrive over one connection.
+/// Returns the number of bytes that arrive over one connection.
 fn sent(from: &Pod, to: &Pod) -> usize {
     let listener = to.ns.within(|| TcpListener::bind((to.ip(), PORT)).unwrap());
     let target = (to.ip(), PORT).into();
@@ -49,11 +49,11 @@ fn pods_have_the_uplinks_mtu_and_hear_what_the_tunnel_takes() {
         assert_eq!((node.subnet_env().unwrap().mtu(), pod.mtu), (Some(UPLINK), UPLINK));
         goes(node, &lab.node(2).subnet(), "eth0", PROVEN);
         goes(lab.node(2), &node.subnet(), "eth0", PROVEN);
-        // With its Ethernet header.
+        // The frame includes its Ethernet header.
         cluster::full_size_passes(node, (pod, near), UPLINK + 14);
         assert!(pod.reaches(far.ip(), SOON).is_some());
         goes(node, &lab.node(3).subnet(), "flannel.1", SOON);
-        // Before anything is known of that way: it goes in segments that turn out to be too large.
+        // The path's MTU is not known yet: TCP sends segments that turn out to be too large.
         assert_eq!(sent(pod, far), BYTES);
         pod.ns.run("ip route flush cache");
         let (passed, said) = ping(pod, far, "-M do", UPLINK);
@@ -62,7 +62,8 @@ fn pods_have_the_uplinks_mtu_and_hear_what_the_tunnel_takes() {
         assert!(!passed && told, "{said}");
         let learnt = pod.ns.run(&format!("ip route get {}", far.ip()));
         assert!(learnt.contains(&format!("mtu {TUNNEL} ")), "{learnt}");
-        // What fits, what the pod cuts to fit, and what the node has to cut for a pod that never heard.
+        // The first packet fits, and the pod fragments the second. The node fragments the third, as for a pod that never learnt
+        // the MTU.
         for (options, size) in [("-M do", TUNNEL), ("-M want", 8000), ("-M dont", UPLINK)] {
             let (passed, said) = ping(pod, far, options, size);
             assert!(passed, "{options} {size}: {said}");

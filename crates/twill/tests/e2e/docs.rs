@@ -1,5 +1,5 @@
-//! What docs/operating.md says of a running daemon is what it shows. What can be told without one stands beside the
-//! code: flags and commands in src/flags.rs, notes in plan's note.rs.
+//! docs/operating.md says what a running daemon shows. Statements that need no daemon are tested beside the code: flags and
+//! commands in src/flags.rs, log lines in src/logging.rs, notes in plan's note.rs.
 
 use std::collections::BTreeSet;
 
@@ -7,10 +7,10 @@ use lab::{Timing, Topology};
 
 use crate::cluster::{self, SOON, VXLAN};
 
-/// Name, type and label names of a family.
+/// Name, type and label names of a metric family.
 type Family = (String, String, Vec<String>);
 
-/// The first three cells of the rows below "## Metrics".
+/// Returns the first three cells of the rows below "## Metrics".
 fn documented() -> BTreeSet<Family> {
     let text = include_str!("../../../../docs/operating.md");
     let (_, section) = text.split_once("\n## Metrics\n").unwrap();
@@ -25,7 +25,7 @@ fn documented() -> BTreeSet<Family> {
     rows.map(family).collect()
 }
 
-/// What `/metrics` shows, by the names that one asks for: a counter's samples end in `_total`.
+/// Returns the families in `/metrics` by the names of their samples: those of a counter end in `_total`.
 fn shown(text: &str) -> BTreeSet<Family> {
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let family = |(name, kind): (&str, &str)| {
@@ -49,11 +49,11 @@ fn every_metric_is_listed_and_no_other() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let node = lab.node(1);
-        // Somebody else's device has our VNI and port, so that the kernel refuses something, too.
+        // A foreign device has our VNI and port, so that the kernel refuses something, too.
         node.ns.run("ip link add squatter type vxlan id 1 dev eth0 dstport 8472");
-        // And something is to be noted.
+        // This lease causes a note.
         lab.store.put_lease("nobody", "{}");
-        // And a peer that cannot be reached.
+        // This peer cannot be reached.
         let far = r#"{"PublicIP":"203.0.113.7","PublicIPv6":null,"BackendType":"host-gw"}"#;
         lab.store.put_lease("10.244.7.0-24", far);
         let _daemon = node.start(cluster::FLAGS);

@@ -1,5 +1,5 @@
-//! Both families side by side: each pod has two addresses and reaches each other pod by both, and what befalls one
-//! family's lease or address leaves the other one alone.
+//! Both families side by side: each pod has two addresses and reaches every other pod by both. A fault of one family's lease or
+//! address leaves the other one alone.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use lab::{Lab, Monitors, Node, PingStream, Timing, Topology, View};
 
 use crate::cluster::{self, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL};
 
-/// The key of a node's lease.
+/// Returns the key of a node's lease.
 fn key_of(lab: &Lab, node: &Node) -> String {
     let leases = lab.store.leases();
     let mut own = leases.iter().filter(|(_, json)| json.contains(&node.ip.to_string()));
@@ -110,7 +110,7 @@ fn host_gw_refuses_both_families_of_a_peer_behind_a_router() {
         for (subnet, address) in [(far.subnet(), far.ip.to_string()), (far.subnet6(), far.ip6.to_string())] {
             assert!(routes.contains(&format!("unreachable {subnet}")), "{routes}");
             let why = format!("peer {subnet}: {address} is not on the layer-2 segment of eth0");
-            // The kernel has the routes before the pass is over and says so.
+            // The kernel has the routes before the reconcile pass is over and reports them.
             lab::wait_for(&why, SOON, || daemons[0].log().contains(&why));
             assert!(node.twill(&["status"]).contains(&why), "{why}");
         }
@@ -118,7 +118,7 @@ fn host_gw_refuses_both_families_of_a_peer_behind_a_router() {
     });
 }
 
-/// The lease of a node that has but one family, made of one that has both.
+/// Returns the lease of a node that has one family only, made from a lease that has both.
 fn one_family(key: &str, lease: &str, ipv4: bool) -> (String, String) {
     let mut fields: serde_json::Value = serde_json::from_str(lease).unwrap();
     let (subnet, subnet6) = key.split_once('&').unwrap();
@@ -163,7 +163,7 @@ fn a_peer_with_one_family_is_used_for_that_family() {
     });
 }
 
-/// A peer gets another MAC for one family; nothing is written on this node's device of the other one.
+/// Gives a peer another MAC for one family; nothing is written on this node's device of the other one.
 fn follows_a_new_mac(device: &str, other: &str) {
     let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
     let (mut daemons, pods) = cluster::start(&lab);
@@ -202,8 +202,8 @@ fn a_new_mac_of_ipv6_is_followed_alone() {
     lab::test(Timing::Timed, || follows_a_new_mac("flannel-v6.1", "flannel.1"));
 }
 
-/// As on any machine whose administrator has not asked otherwise, an uplink that was down is up without its IPv6
-/// addresses until the network manager brings them back; its IPv4 addresses it has kept.
+/// By default, an uplink that was down comes up without its IPv6 addresses until the network manager restores them. Its IPv4
+/// addresses stay.
 #[test]
 fn an_uplink_without_its_ipv6_address_serves_ipv4() {
     lab::test(Timing::Timed, || {
@@ -239,7 +239,7 @@ fn an_uplink_without_its_ipv6_address_serves_ipv4() {
     });
 }
 
-/// Turned on with a restart: subnets, pods and packets of IPv4 stay.
+/// A restart turns IPv6 on: subnets, pods and packets of IPv4 stay.
 #[test]
 fn ipv6_is_added_to_a_running_cluster() {
     lab::test(Timing::Free, || {

@@ -1,4 +1,4 @@
-//! What a node is told, by flanneld's words: on the command line, in the environment, in the options file.
+//! Settings of a node by flanneld's names: on the command line, in the environment, in the options file.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -10,14 +10,14 @@ use crate::cluster::{self, FLAGS, HOST_GW, SOON, VXLAN};
 
 const TWILL: &str = env!("CARGO_BIN_EXE_twill");
 
-/// Our binary by flannel's name, where this node's programs find it.
+/// Links our binary under flannel's name, where this node's programs find it.
 fn flanneld(node: &Node) -> &'static str {
     std::os::unix::fs::symlink(TWILL, node.run_dir().join("flanneld")).unwrap();
     "/run/flannel/flanneld"
 }
 
 fn start_flanneld(node: &Node) -> Daemon<'_> {
-    // In place of `twill daemon`.
+    // This line runs in place of `twill daemon`.
     let exec = format!("shift 2; exec {} \"$@\"", flanneld(node));
     node.start_under(&["sh", "-c", &exec, "sh"], &["-iface", "eth0", "--ip-masq=T", "-v=0x1"])
 }
@@ -73,7 +73,7 @@ fn the_exit_code_says_whether_the_words_were_wrong_or_the_start() {
         let (code, stdout, stderr) = run(&["--version"]);
         let is_version = |text: &str| text.trim_end().split('.').all(|part| part.parse::<u32>().is_ok());
         assert!(code == Some(0) && stdout == stderr && is_version(&stdout), "{stdout:?} {stderr:?}");
-        // What is wrong in the environment is said and left out.
+        // A wrong value in the environment is reported and ignored.
         let bad = ["env", "FLANNELD_IP_MASQ=maybe", flanneld, "--store", &store, "--iface=eth7"];
         let (code, _, stderr) = output(&mut node.command(&bad));
         assert!(
@@ -83,7 +83,7 @@ fn the_exit_code_says_whether_the_words_were_wrong_or_the_start() {
     });
 }
 
-/// Three nodes under one config, each told by somebody else.
+/// Three nodes get their backend from a different source each, and the fourth follows the config.
 #[test]
 fn who_is_asked_first_decides_the_backend_and_status_names_him() {
     lab::test(Timing::Free, || {
@@ -121,7 +121,7 @@ fn who_is_asked_first_decides_the_backend_and_status_names_him() {
     });
 }
 
-/// The config may name what it likes: whoever was told his backend keeps it, whoever was not follows.
+/// The config may name anything: a node with a backend of its own keeps it, and a node without one follows.
 fn follows_the_config(lab: &Lab, backends: &dyn Fn() -> Vec<String>, told: &[&str]) {
     for (config, fourth) in [
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#, "vxlan (network config)"),
@@ -132,7 +132,7 @@ fn follows_the_config(lab: &Lab, backends: &dyn Fn() -> Vec<String>, told: &[&st
         let expected = [told, &[fourth]].concat();
         lab::wait_for(config, SOON, || backends() == expected);
     }
-    // A type that twill does not have is nothing to those who do not use it.
+    // A type that twill does not have does not matter to nodes that do not use it.
     lab.store.config(r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp"}}"#);
     let is_unusable = |k| lab.node(k).twill(&["status"]).contains("\"udp\"");
     lab::wait_for("the fourth says so", SOON, || is_unusable(4));
@@ -157,7 +157,7 @@ fn the_backend_asked_for_is_in_force_without_the_store_too() {
     });
 }
 
-/// A node's log begins with what is particular to it.
+/// A node's log begins with the settings that differ from the defaults.
 #[test]
 fn the_first_log_line_lists_what_is_no_default_and_at_debug_the_next_one_lists_all() {
     lab::test(Timing::Free, || {
@@ -253,7 +253,7 @@ fn docker_is_told_what_the_subnet_file_says() {
         );
         assert_eq!(file(&[]), format!("{each}DOCKER_OPTS=\"{all}\"\n"));
         assert_eq!(file(&["-ck", "DOCKER_NETWORK_OPTIONS"]), format!("DOCKER_NETWORK_OPTIONS=\"{all}\"\n"));
-        // The subnet of another node, as a route to it says.
+        // The subnet belongs to another node, as a route to it shows.
         let theirs = lab.node(2).run_dir().join("subnet.env");
         let written = fs::read_to_string(&out).unwrap();
         let theirs = theirs.to_str().unwrap();

@@ -1,4 +1,4 @@
-//! What belongs to others on the node is neither touched nor listened to.
+//! Foreign objects on the node are neither touched nor listened to.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::cluster::{self, SOON, VXLAN};
 
 const SPAN: Duration = Duration::from_secs(10);
 
-/// 10,000 changes a second of neighbours on somebody else's device wake nobody and cost under 3 % of a core.
+/// 10,000 neighbour changes a second on a foreign device wake nobody and cost less than 3 % of a core.
 #[test]
 fn a_storm_of_foreign_neighbours_goes_unheard() {
     lab::test(Timing::Timed, || {
@@ -22,7 +22,7 @@ fn a_storm_of_foreign_neighbours_goes_unheard() {
         println!("{changes} changes in {took:?} cost {cpu:?}");
         assert!(changes > 20_000, "no storm: {changes} changes in {took:?}");
         assert!(cpu < took * 3 / 100, "{cpu:?} of CPU in {took:?}");
-        // The device of the storm comes and goes, and the period may pass; the neighbours themselves cause no round.
+        // The storm's device comes and goes, and the period may pass; the neighbours themselves cause no reconcile pass.
         assert!(rounds() - before <= 4.0, "{} rounds", rounds() - before);
     });
 }

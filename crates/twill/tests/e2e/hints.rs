@@ -1,5 +1,5 @@
-//! What the kernel tells by itself makes the prober ask at once: next hops that it has asked in vain, or that have another MAC
-//! all of a sudden, and links that come back. Peers are so many here that nobody else would ask for a long while.
+//! Kernel events make the prober ask at once: a next hop that failed or has a new MAC, and a link that comes back. There are so
+//! many peers here that no other probe would come for a long time.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -12,10 +12,10 @@ use crate::paths::settled;
 use crate::verdicts::{AT_ONCE, AUTO, AUTO_DUAL, PROVEN, TOLD, finding, found, goes, is_direct, plain, told};
 
 const LARGE: &str = r#"{"Network":"10.240.0.0/12","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","Backend":{"Type":"vxlan"}}"#;
-/// Peers that nobody is behind: each one is asked every 24 s, and no sooner than after half of that.
+/// Number of peers with no node behind them: each one is probed every 24 s, and no sooner than after half of that.
 const NOBODIES: usize = 2000;
 const SELDOM: Duration = Duration::from_secs(30);
-/// With `--probe=on-change` nobody is asked any more after that.
+/// Time after which `--probe=on-change` probes nobody any more.
 const SETTLED: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_secs(8);
 
@@ -30,7 +30,7 @@ fn plant_nobodies(lab: &Lab) {
     lab.store.put_leases(&(0..NOBODIES).map(lease).collect::<Vec<_>>());
 }
 
-/// The questions to a peer with a /24, by the tunnel.
+/// Probes to a peer with a /24, by tunnel.
 struct Questions(Capture, String);
 
 impl Questions {
@@ -49,7 +49,7 @@ impl Questions {
     }
 }
 
-/// As the kernel does after three questions of its own, and by the same word to whoever listens.
+/// Marks a peer as failed, with the event that the kernel sends after three unanswered requests of its own.
 fn gives_up(node: &Node, peer: &Node) {
     node.ns.run(&format!("ip neigh replace {} dev eth0 nud failed", peer.ip));
 }
@@ -67,7 +67,7 @@ fn a_next_hop_that_the_kernel_gives_up_and_a_link_that_comes_back() {
         let all = format!("{} peers", NOBODIES + 2);
         lab::wait_for("all are known", SELDOM, || node.twill(&["status"]).contains(&all));
         let [one, other] = [1, 2].map(|k| Questions::to(node, &of[k]));
-        // The second one after they have become so many.
+        // The second probe comes after the peers have become many.
         (0..2).for_each(|_| one.next(SELDOM));
         lab.node(2).unplug();
         gives_up(node, lab.node(2));
@@ -109,7 +109,8 @@ fn on_change_asks_again_when_something_has_changed() {
     });
 }
 
-/// Another machine takes a peer's address when everybody knows the peer's MAC, and talks: kernels believe who talked last.
+/// A second machine takes a peer's address when everybody knows the peer's MAC, and talks: kernels believe the last one that
+/// talked.
 #[test]
 fn an_address_that_a_second_machine_takes_later() {
     lab::test(Timing::Timed, || {
@@ -147,7 +148,7 @@ fn an_address_that_a_second_machine_takes_later() {
     });
 }
 
-/// Nobody has the old one any more, so nothing is wrong.
+/// The old MAC is gone, so nothing is wrong.
 #[test]
 fn a_peer_with_another_nic_is_no_duplicate() {
     lab::test(Timing::Timed, || {

@@ -1,4 +1,4 @@
-//! host-gw on the wire and off the segment.
+//! host-gw on the wire, and to a peer behind a router.
 
 use lab::{Capture, Timing, Topology};
 
@@ -33,7 +33,7 @@ fn a_peer_behind_a_router_is_unreachable_and_everyone_says_so() {
         let (daemons, pods) = cluster::start(&lab);
         let (node, far) = (lab.node(1), lab.node(3));
         assert!(pods[0].ping(pods[1].ip()).is_some(), "the peer on the segment is reached");
-        // The kernel answers with an error, a limited number of times a second.
+        // The kernel answers with an error, at a limited rate.
         let ping = format!("ping -c 1 -W 1 {}", pods[2].ip());
         lab::wait_for("an error instead of silence", SOON, || {
             String::from_utf8_lossy(&pods[0].ns.output(&ping).stdout).contains("Destination Host Unreachable")
@@ -48,7 +48,7 @@ fn a_peer_behind_a_router_is_unreachable_and_everyone_says_so() {
         }
         let metrics = node.get("/metrics").unwrap().body;
         assert!(metrics.contains("twill_peers{path=\"unreachable\"} 1"), "{metrics}");
-        // Said once, with peer, address, interface and remedy (mission, row 9), however often it is found.
+        // The fault is reported once, with peer, address, interface and remedy (mission, row 9), however often it is found.
         for round in 0..5 {
             node.ns.run(&format!("ip route del {}", lab.node(2).subnet()));
             let back = || node.ns.run("ip route").contains(&lab.node(2).subnet());

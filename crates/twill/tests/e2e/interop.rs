@@ -1,4 +1,4 @@
-//! What a node holds, compared with what a real flannel left behind in the same place, looked at with the same tools.
+//! Compares a node's objects with what a real flannel left in the same place, read with the same tools.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ fn replay(case: &'static str, topology: Topology) {
     let _daemons = lab.start_all(FLAGS);
     for node in lab.nodes() {
         let flannels = recording::objects(&recording.view(node));
-        // flannel leaves such a peer without a route, to the default route; ours is told that it cannot be reached.
+        // flannel leaves such a peer to the default route; twill adds an unreachable route.
         let mut ours = recording::objects(&View::of(&node.ns));
         ours.retain(|row| !row.contains("type=unreachable"));
         assert_eq!(ours, flannels, "{case}: {}", node.name);
@@ -25,7 +25,7 @@ fn replay(case: &'static str, topology: Topology) {
     }
     let mut recorded: BTreeMap<String, String> = recording.leases().into_iter().collect();
     if case == "vxlan-options" {
-        // flannel never tells its port; ours is told, for it is not the default.
+        // flannel never announces its port; twill announces one that is not the default.
         for lease in recorded.values_mut() {
             *lease = lease.replace(r#"{"VNI":42,"#, r#"{"VNI":42,"Port":4789,"#);
         }
@@ -33,7 +33,8 @@ fn replay(case: &'static str, topology: Topology) {
     assert_eq!(lab.store.leases(), recorded, "{case}: the leases are as flannel wrote them");
 }
 
-/// flannel's 50 bytes are too few for IPv6: its own device has 1430, by the kernel's hand.
+/// Returns the recorded subnet file with the MTU corrected for IPv6. flannel's 50 bytes are too few: its own device has 1430, set
+/// by the kernel.
 fn recorded_subnet_env(recording: &Recording, node: &lab::Node) -> String {
     let recorded = recording.subnet_env(node);
     if recording.case == "vxlan-dual" { recorded.replace("MTU=1450", "MTU=1430") } else { recorded }

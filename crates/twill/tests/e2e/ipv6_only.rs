@@ -1,4 +1,4 @@
-//! A cluster that has no IPv4 at all, neither for pods nor between nodes.
+//! A cluster without any IPv4, neither for pods nor between nodes.
 
 use lab::{Lab, Timing, Topology, View};
 
@@ -10,7 +10,7 @@ fn without_ipv4(topology: Topology, config: &str) -> Lab {
     lab
 }
 
-/// Without flags: the interface is found by the IPv6 default route.
+/// Starts daemons without flags: the interface is found by the IPv6 default route.
 fn connects(topology: Topology, config: &str, mtu: u32) -> View {
     let lab = without_ipv4(topology, config);
     let daemons = lab.start_all(&[]);

@@ -1,5 +1,5 @@
-//! Another backend, VNI, port or MTU while pods talk: on all nodes at once, and node by node in a mixed cluster. Nothing
-//! of the old stays.
+//! Changes of backend, VNI, port or MTU while pods talk: on all nodes at once, and node by node in a mixed cluster. Nothing of
+//! the old settings stays.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -14,21 +14,21 @@ const MTU_1400: &str =
     r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","Port":4789,"VNI":42,"MTU":1400}}"#;
 const DIRECT: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","Port":4789,"VNI":42,"MTU":1400,"DirectRouting":true,"VerifyDirect":false}}"#;
 
-/// What every node has once it follows a config.
+/// State of every node once it follows a config.
 struct Expected {
     config: &'static str,
-    /// The vxlan devices, none or one, with its port.
+    /// The only vxlan device, with its port; `None` without one.
     device: Option<(&'static str, u16)>,
     mtu: u32,
-    /// What the routes to the other nodes, all on one segment, lead through.
+    /// Device of the routes to the other nodes, which are all on one segment.
     through: &'static str,
-    /// How long the pods may be cut off from each other; `None` is not for a single packet.
+    /// Maximum time for which the pods may be cut off from each other; `None` allows no lost packet.
     outage: Option<Duration>,
 }
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Each one differs in one thing from the one before; the last two take back two things at once.
+/// Each step differs in one thing from the one before; the last two take back two things at once.
 const STEPS: [Expected; 8] = [
     Expected { config: HOST_GW, device: None, mtu: 1500, through: "eth0", outage: Some(SECOND) },
     Expected {
@@ -77,7 +77,7 @@ const STEPS: [Expected; 8] = [
 ];
 
 impl Expected {
-    /// On all nodes, and nothing else is there.
+    /// Returns true if all nodes have this state, and nothing else.
     fn is_reached(&self, lab: &Lab) -> bool {
         let says_port = self.device.is_some_and(|(_, port)| port != 8472);
         lab.store.leases().values().all(|lease| lease.contains(r#""Port":"#) == says_port)
@@ -105,7 +105,7 @@ impl Expected {
             && file.contains(&format!("FLANNEL_MTU={}\n", self.mtu))
     }
 
-    /// Takes the step while the pods of all pairs ping each other, and asserts that they bear it.
+    /// Makes the change while the pods of all pairs ping each other, and asserts the allowed outage.
     fn is_borne(&self, pods: &[Pod], change: impl FnOnce(&Pings)) {
         println!("{}", self.config);
         let pings = Pings::start(pods);
@@ -138,7 +138,7 @@ impl Pings {
         self.0.iter().map(|(_, ping)| ping.received()).collect()
     }
 
-    /// Waits until each is answered so many times more.
+    /// Waits until each stream has `more` further answers.
     fn go_on(&self, more: u64) {
         let before = self.received();
         lab::wait_for("the pods talk", SOON, || {
@@ -146,7 +146,7 @@ impl Pings {
         });
     }
 
-    /// Lets them go on until then, without a second in which one is silent.
+    /// Waits until `then`, and asserts that no stream is silent for a second.
     fn go_on_until(&self, then: Instant) {
         let (mut at, mut before) = (Instant::now(), self.received());
         lab::holds_for("the pods talk", then.saturating_duration_since(at), || {
@@ -185,10 +185,10 @@ fn all_nodes_follow_the_config_at_once() {
     });
 }
 
-/// From one node's change to the next one's.
+/// Time from one node's change to the next one's.
 const PACE: Duration = Duration::from_secs(5);
 
-/// The daemons read the config once; they are killed and restarted node by node, so that old and new stand side by side
+/// The daemons read the config once. They are killed and restarted node by node, so that old and new stand side by side
 /// meanwhile.
 #[test]
 fn node_by_node_old_and_new_reach_each_other() {
@@ -214,7 +214,7 @@ fn node_by_node_old_and_new_reach_each_other() {
     });
 }
 
-/// Running pods keep their MTU and are told by the node what is too much now; new pods get the new one.
+/// Running pods keep their MTU and learn the new limit from the node; new pods get the new MTU.
 #[test]
 fn a_smaller_mtu_is_told_to_running_pods() {
     lab::test(Timing::Free, || {

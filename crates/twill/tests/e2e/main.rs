@@ -1,5 +1,5 @@
-//! Whole behaviour: real daemons on a real kernel in namespaces of their own, looked at from outside. One binary; the
-//! modules carry the names that the same things have in the other layers. Nothing here asks our own code what it did.
+//! Whole behaviour: real daemons on a real kernel in namespaces of their own, observed from outside. All tests are one binary;
+//! the modules have the names of the same things in the other layers. No test relies on what twill says of its own work.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 

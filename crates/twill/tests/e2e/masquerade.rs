@@ -1,5 +1,5 @@
-//! Who sees whom from which address, with real packets: pods are seen as themselves by pods, and as their node by the
-//! rest of the world, whichever manager and backend.
+//! Source addresses, shown by real packets: pods see each other's own addresses, and the rest of the world sees the node's. All
+//! managers and backends are covered.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use lab::{Capture, Heard, Node, Ns, Pod, Protocol, Timing, Topology, Witness, se
 use crate::cluster::{self, FLAGS, SOON};
 use crate::traffic::{MASQ, Manager, NETWORKS, OUTSIDES, is_by, of_node, of_pod, of_tunnel, rules, socket};
 
-/// From where to where, and as whom one is seen there.
+/// Source and destination of a connection, and the source address that the destination sees.
 struct Case<'a> {
     what: &'static str,
     from: &'a Ns,
@@ -81,7 +81,7 @@ fn iptables_with_host_gw() {
     lab::test(Timing::Free, || everybody_is_seen_as_he_should(Manager::Iptables, "host-gw"));
 }
 
-/// A source port of the pod's own choice is another one outside, or the same one.
+/// A source port of the pod's own choice changes outside, or stays if that is disabled.
 #[test]
 fn source_ports_are_random_unless_that_is_disabled() {
     lab::test(Timing::Free, || {
@@ -100,7 +100,7 @@ fn source_ports_are_random_unless_that_is_disabled() {
                     seen.port()
                 })
             };
-            // One of 64,512 hits the same one by chance, but never twice.
+            // A single one of 64,512 ports may stay the same by chance, but never two.
             let seen = [ports(4001), ports(4002)].concat();
             assert_ne!(seen, [4001, 4001, 4002, 4002], "{manager:?}");
             assert!(seen.iter().filter(|port| [4001, 4002].contains(*port)).count() < 2, "{seen:?}");
@@ -112,7 +112,7 @@ fn source_ports_are_random_unless_that_is_disabled() {
     });
 }
 
-/// Whether a datagram to each family's outside arrives there as the pod's own.
+/// Returns true if a datagram to each family's outside arrives there with the pod's own address.
 fn arrives_as_itself(pod: &Pod, witness: &Witness, port: u16) -> bool {
     let heard =
         |source: IpAddr| witness.heard().iter().any(|heard: &Heard| heard.source == socket(source, port));
@@ -143,7 +143,7 @@ fn switched_off_no_rule_is_left_and_pods_are_seen_as_themselves() {
     });
 }
 
-/// What an earlier run has left for a network and a subnet that are no longer this node's goes.
+/// Rules that an earlier run has left for another network and subnet are removed.
 #[test]
 fn rules_of_an_earlier_network_go() {
     lab::test(Timing::Free, || {
@@ -154,7 +154,7 @@ fn rules_of_an_earlier_network_go() {
             daemon.wait_ready();
             assert!(rules(&node.ns).contains("10.244.0.0/16"), "{manager:?}: {}", rules(&node.ns));
             daemon.kill9();
-            // Even if nothing but the rules themselves tells of it.
+            // Only the rules themselves show that there was an earlier run.
             std::fs::remove_file(node.run_dir().join("subnet.env")).unwrap();
             lab.store.config(
                 &manager.config("vxlan").replace("10.244.", "10.99.").replace("fd00:244:", "fd00:99:"),
@@ -169,7 +169,7 @@ fn rules_of_an_earlier_network_go() {
     });
 }
 
-/// What the node sends to a group from an address of the pod network stays as it is.
+/// Packets that the node sends to a group from an address of the pod network keep their source.
 #[test]
 fn multicast_keeps_its_source() {
     lab::test(Timing::Free, || {
@@ -195,7 +195,7 @@ fn multicast_keeps_its_source() {
     });
 }
 
-/// A service as kube-proxy makes it: what comes from outside is marked by one bit, and masqueraded by that mark.
+/// Makes a service as kube-proxy does: packets from outside are marked by one bit, and masqueraded by that mark.
 fn service(node: &Node, manager: Manager, to: &Pod) {
     let [pod, pod6] = of_pod(to);
     if manager == Manager::Nft {
@@ -276,7 +276,8 @@ fn a_service_of_iptables_works_with_our_rules_in_nft() {
     lab::test(Timing::Free, || service_answers(Manager::Nft, Manager::Iptables));
 }
 
-/// Whoever marks a packet as kube-proxy does, by one bit among others, masquerades it himself: here to a second address.
+/// Other software that marks a packet as kube-proxy does, by one bit among others, masquerades it itself: here to a second
+/// address.
 #[test]
 fn what_is_marked_is_left_to_who_marked_it() {
     lab::test(Timing::Free, || {

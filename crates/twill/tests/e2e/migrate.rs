@@ -1,6 +1,6 @@
-//! docs/migrating-from-flannel.md, done as it says, there and back on every node of a cluster in etcd, under a ping. The
-//! commands are the page's own: whoever changes one changes the test. flannel is played by what it left when it was
-//! recorded, or is a real one, if `FLANNELD` in the environment names it.
+//! Follows docs/migrating-from-flannel.md, there and back, on every node of a cluster in etcd, under a ping. The commands are
+//! read from the page: a change of the page changes the test. flannel is represented by its recorded state, or by a real one if
+//! `FLANNELD` in the environment names it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,7 +12,7 @@ use crate::cluster::{self, SOON};
 use crate::recording::Recording;
 use crate::takeover::{self, Before};
 
-/// Lines of the `sh` blocks below a heading; those of `sh example` are the reader's own.
+/// Returns the lines of the `sh` blocks below a heading; blocks of `sh example` are for the reader only.
 fn page(heading: &str) -> Vec<&'static str> {
     let text = include_str!("../../../../docs/migrating-from-flannel.md");
     let (_, section) = text.split_once(&format!("\n## {heading}\n")).unwrap();
@@ -21,20 +21,20 @@ fn page(heading: &str) -> Vec<&'static str> {
     blocks.flat_map(str::lines).collect()
 }
 
-/// A node, and what runs on it.
+/// A node, and the daemons that run on it.
 struct Host<'lab> {
     node: &'lab Node,
     /// The node's /etc/default/twill, with flanneld's flags.
     options: PathBuf,
-    /// A directory with a `twill` in it.
+    /// A directory that contains `twill`.
     path: &'lab Path,
     flanneld: Option<Daemon<'lab>>,
     twill: Option<Daemon<'lab>>,
 }
 
 impl<'lab> Host<'lab> {
-    /// What systemd would do, or what a shell of the node prints. What a page cannot know is filled in: where this node's
-    /// options and cache are.
+    /// Runs a line of the page: systemctl as systemd would, anything else in a shell of the node, whose output it returns. It
+    /// fills in the node's options file and cache directory, which the page cannot know.
     fn run(&mut self, line: &str) -> String {
         match line {
             "systemctl disable --now flanneld" => self.stop_flanneld(),
@@ -54,13 +54,13 @@ impl<'lab> Host<'lab> {
         let script = format!("PATH={}:$PATH\n{line}", self.path.display());
         let output = self.node.command(&["sh", "-c", &script]).output().unwrap();
         let [said, complaint] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
-        // It is the one command that the page expects to end otherwise.
+        // `twill diff --offline` is the only command that the page expects to exit with another code.
         let expected = i32::from(line.starts_with("twill diff --offline"));
         assert_eq!(output.status.code(), Some(expected), "{line}: {said}{complaint}");
         said.into_owned()
     }
 
-    /// By the very variables.
+    /// Returns the variables of the options file.
     fn environment(&self) -> Vec<String> {
         fs::read_to_string(&self.options).unwrap().lines().map(str::to_owned).collect()
     }
@@ -92,7 +92,7 @@ fn flanneld() -> Option<String> {
     std::env::var("FLANNELD").ok().filter(|path| !path.is_empty())
 }
 
-/// A cluster that flannel runs, or has run a moment ago.
+/// Sets up a cluster that flannel runs, or has run a moment ago.
 fn flannels<'lab>(lab: &'lab Lab, recording: &Recording, path: &'lab Path) -> Vec<Host<'lab>> {
     let host = |node: &'lab Node| {
         let options = node.run_dir().with_extension("options");
@@ -119,7 +119,7 @@ fn flannels<'lab>(lab: &'lab Lab, recording: &Recording, path: &'lab Path) -> Ve
     hosts
 }
 
-/// Keys and values; whoever wrote them last, each has an etcd lease.
+/// Returns keys and values of the leases; asserts that each has an etcd lease, whichever daemon wrote it last.
 fn leases(lab: &Lab) -> BTreeMap<String, String> {
     let leases = lab.etcd().leases();
     assert!(leases.values().all(|entry| entry.lease != 0), "{leases:?}");
@@ -132,7 +132,7 @@ fn routes_of_peers(lab: &Lab, node: &Node) -> usize {
     peers.filter(|peer| routes.contains(&format!("{} via", peer.subnet()))).count()
 }
 
-/// The page as far as twill runs, on one node; the others run either.
+/// Follows the page until twill runs on one node; the other nodes run either.
 fn there(lab: &Lab, host: &mut Host, before: &Before) {
     for line in page("Before") {
         let said = host.run(line);
@@ -163,12 +163,12 @@ fn back(host: &mut Host, before: &Before) {
     assert_eq!(takeover::look(host.node), *before, "{}: what flannel finds", host.node.name);
     let files = fs::read_dir(host.node.run_dir()).unwrap().flatten().map(|entry| entry.file_name());
     assert_eq!(files.collect::<BTreeSet<_>>(), BTreeSet::from(["subnet.env".into()]));
-    // All that tells whose hand it was.
+    // Only these routes show that twill was here.
     assert_eq!(ours(host.node), 2, "what docs/wire.md says of routes");
     host.run(last);
 }
 
-/// Routes with our protocol number.
+/// Returns the number of routes with our protocol number.
 fn ours(node: &Node) -> usize {
     node.ns.run("ip route").matches("proto 84").count()
 }

@@ -1,5 +1,5 @@
-//! A cluster of thousands: its IPv4 routes go by next hop objects and its IPv6 routes do not, no packet is lost on the way
-//! there and back, and one object of thousands is put back as quickly as one of two.
+//! A cluster of thousands: its IPv4 routes use next hop objects and its IPv6 routes do not. No packet is lost on the way there
+//! and back. A deleted object of thousands is repaired as quickly as one of two.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::cluster::{self, SOON};
 const VXLAN: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","EnableIPv6":true,"IPv6Network":"fd00:244::/48","IPv6SubnetMin":"fd00:244:0:f000::","IPv6SubnetMax":"fd00:244:0:ff00::","Backend":{"Type":"vxlan"}}"#;
 const HOST_GW: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","EnableIPv6":true,"IPv6Network":"fd00:244::/48","IPv6SubnetMin":"fd00:244:0:f000::","IPv6SubnetMax":"fd00:244:0:ff00::","Backend":{"Type":"host-gw"}}"#;
 const FLAGS: &[&str] = &["--iface=eth0", "--shrink-grace=1s"];
-/// Peers that are there by their leases only.
+/// Number of peers that exist as leases only.
 const CROWD: usize = 3000;
 
 fn subnet(number: usize) -> String {
@@ -49,7 +49,7 @@ enum Family {
     Ipv6,
 }
 
-/// How the routes to peers go.
+/// Number of routes to peers, by kind.
 #[derive(Debug, PartialEq)]
 struct Shape {
     objects: usize,
@@ -127,7 +127,7 @@ fn host_gw() {
     lab::test(Timing::Free, || there_and_back(HOST_GW));
 }
 
-/// What the kernel holds for one peer, and the harm that takes that away.
+/// Commands that show what the kernel holds for one peer, and that delete it.
 const IPV4: [[&str; 2]; 2] = [
     ["ip nexthop show id ID", "ip nexthop del id ID"],
     ["ip route show SUBNET/24", "ip route del SUBNET/24"],
@@ -152,7 +152,7 @@ fn is_at_rest(node: &Node) -> bool {
     rounds() == before
 }
 
-/// One object of each kind of one of a crowd is deleted, one after the other. The crowd has that family alone.
+/// Deletes one object of each kind of one peer in a crowd, one after the other. The crowd has that family only.
 fn each_comes_back(config: &str, family: Family, kinds: &[[&str; 2]]) {
     let (alone, shape) = match family {
         Family::Ipv4 => ("", Shape { plain6: 0, ..Shape::objects(CROWD) }),
@@ -180,7 +180,7 @@ fn each_comes_back(config: &str, family: Family, kinds: &[[&str; 2]]) {
         || kinds.iter().map(|[row, _]| node.ns.run(&format!("{} || true", of_it(row)))).collect::<String>();
     let before = rows();
     for [_, harm] in kinds {
-        // A reading under way may meet the one half of what goes and not the other: that takes a second look.
+        // A dump in progress may see one half of a change and not the other, which needs a second pass.
         lab::wait_for("no round is under way", SOON, || is_at_rest(node));
         node.ns.run(&of_it(harm));
         let begun = Instant::now();

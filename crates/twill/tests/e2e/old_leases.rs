@@ -1,15 +1,15 @@
-//! Leases as older flannels and other writers make them: what they leave out means what it means to flannel.
+//! Leases as older flannels and other writers make them: missing fields mean what they mean to flannel.
 
 use lab::plain::{self, Announce};
 use lab::{Lab, Node, Pod, Timing, Topology, View};
 
 use crate::cluster::{self, FLAGS, HOST_GW, SOON, VXLAN};
 
-/// Node 3 is one of a flannel before 0.14, whose lease names no VNI; the others run twill.
+/// Runs twill on all nodes except node 3, a flannel before 0.14 whose lease names no VNI.
 fn with_an_old_flannel(config: &str, data: impl Fn(&str) -> String) -> Lab {
     let lab = cluster::lab(Topology::flat(3), config);
     let old = lab.node(3);
-    // What flannel.1 there sends to, it knows from these leases.
+    // The plain node takes its peers from the leases of these daemons.
     let [daemon, other] = [1, 2].map(|k| lab.node(k).start(FLAGS));
     daemon.wait_ready();
     other.wait_ready();
@@ -59,7 +59,7 @@ fn a_vni_of_null_or_zero_means_ours_too() {
     });
 }
 
-/// What is broken in the other family's part, and what nobody knows, costs nothing.
+/// Broken fields of the other family and unknown fields do no harm.
 #[test]
 fn what_is_of_no_use_here_does_no_harm() {
     lab::test(Timing::Free, || {
@@ -71,7 +71,7 @@ fn what_is_of_no_use_here_does_no_harm() {
     });
 }
 
-/// A node that runs host-gw has no VNI of its own: flannel's default is meant.
+/// A node that runs host-gw has no VNI of its own, so flannel's default is used.
 #[test]
 fn a_host_gw_node_takes_flannels_default_vni() {
     lab::test(Timing::Free, || {
@@ -88,7 +88,7 @@ fn a_host_gw_node_takes_flannels_default_vni() {
         lab.store.put_lease("10.244.9.0-24", &lease);
         let far = old.pod();
         lab::wait_for("the peer's device", SOON, || devices(node) == ["flannel.1"]);
-        // Back it goes directly, as that node was told.
+        // The way back is direct, as this node's lease announces.
         old.ns.run(&format!("ip route replace {} via {}", node.subnet(), node.ip));
         reaches(&near, &far);
     });

@@ -1,5 +1,5 @@
-//! Each reason for which a direct way is left: the word and the tunnel within the limit, and the way back after it was healthy for
-//! long enough. Peers whose own kernel is harmed have no daemon any more, which would mend it.
+//! Each reason for leaving a direct path: finding and tunnel come within the limit, and the path returns after it was healthy for
+//! long enough. Peers whose own kernel is harmed have no daemon any more, which would repair it.
 
 use std::time::{Duration, Instant};
 
@@ -14,13 +14,13 @@ use crate::verdicts::{
 };
 
 const TUNNELS: [&str; 2] = ["flannel.1", "flannel-v6.1"];
-/// Of a ping that the switch does not harm, besides the limit: its own interval and the way there.
+/// Time that a ping adds to the limit where the switch does no harm: its interval, and its way there.
 const SLACK: Duration = Duration::from_millis(200);
 
-/// The kernel keeps to a machine that has gone for some seconds; health counts from then.
+/// Maximum time until a peer counts as healthy again: the kernel keeps a neighbour that is gone for some seconds.
 const FORGOTTEN: Duration = Duration::from_secs(20);
 
-/// A peer's subnets, IPv4 first.
+/// Returns a peer's subnets, IPv4 first.
 fn subnets(node: &Node) -> [String; 2] {
     [node.subnet(), node.subnet6()]
 }
@@ -29,7 +29,7 @@ fn ended(pings: Vec<PingStream>) -> Vec<PingReport> {
     pings.into_iter().map(PingStream::stop).collect()
 }
 
-/// Of a node's tunnels, IPv4 first: the device, the subnet, the VTEP's address and MAC, and the node's own address.
+/// Returns for each tunnel of a node, IPv4 first: device, subnet, address and MAC of the VTEP, and the node's own address.
 fn vteps(node: &Node) -> impl Iterator<Item = (&'static str, String, String, String, String)> {
     let underlay = [node.ip.to_string(), node.ip6.to_string()];
     TUNNELS.into_iter().zip(subnets(node)).zip(underlay).map(|((device, subnet), ip)| {
@@ -40,14 +40,14 @@ fn vteps(node: &Node) -> impl Iterator<Item = (&'static str, String, String, Str
     })
 }
 
-/// Lines for a shell on a peer of that node: its FDB entries, to delete or append them.
+/// Returns shell lines that delete or append FDB entries for `peer`, to be run on another node.
 fn fdb(how: &str, peer: &Node) -> String {
     vteps(peer)
         .map(|(device, _, _, mac, ip)| format!("bridge fdb {how} {mac} dev {device} dst {ip}\n"))
         .collect()
 }
 
-/// As a node that goes direct nowhere.
+/// Makes `node` reach `peer` by tunnel, as a node without direct paths does.
 fn by_tunnel(node: &Node, peer: &Node) {
     let route = |(device, subnet, vtep, mac, _)| {
         format!(
@@ -66,31 +66,31 @@ fn by_direct(node: &Node, own: &Node) {
     ));
 }
 
-/// Has the node's address, too, and tells everybody.
+/// Gives the node's address to the outside host, too, which announces it to everybody.
 fn stand_in(outside: &Ns, node: &Node) {
     outside.sysctl(&[("net.ipv4.conf.eth0.arp_notify", "1")]);
     outside.run(&format!("ip addr add {}/24 dev eth0; ip link set eth0 address 02:00:00:00:77:04", node.ip));
 }
 
-/// What happens to some peers of node 1, all at the same time.
+/// Harms to some peers of node 1, all at the same time.
 struct Harmed<'a> {
     node: &'a Node,
     daemon: &'a Daemon<'a>,
-    /// Subnet, word, and whether the direct way is left for it.
+    /// Subnet, expected finding, and whether the direct path is left.
     peers: Vec<(String, &'static str, Left)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
     ByTunnel,
-    /// The same, and our own questions may have put it right before it is mended.
+    /// Same as `ByTunnel`, but our own probes may have repaired it before the harm is undone.
     Heals,
-    /// The tunnel is no better.
+    /// The direct path stays, because the tunnel is no better.
     Not,
 }
 
 impl Harmed<'_> {
-    /// All of it is known and done in time, counted from the harm.
+    /// Asserts that everything is found and done in time, counted from the harm.
     fn is_told(&self, start: Instant) {
         let Self { node, daemon, peers } = self;
         let mut waiting: Vec<_> = peers.iter().collect();
@@ -113,7 +113,7 @@ impl Harmed<'_> {
         }
     }
 
-    /// It is mended: each is back when it was healthy for long enough, and not before.
+    /// Asserts that each path returns after it was healthy for long enough, and not before.
     fn is_healthy_again(&self) {
         lab::holds_for("it has to be healthy first", HEALTH - Duration::from_secs(3), || {
             let mut left = self.peers.iter().filter(|(.., left)| *left == Left::ByTunnel);
@@ -130,27 +130,28 @@ impl Harmed<'_> {
     }
 }
 
-/// What happens to a peer, the word for it, whether the direct way is left for it, and what pods notice.
+/// Node, expected finding, whether the direct path is left, and what pods notice.
 const REASONS: [(usize, &str, Left, Pods); 12] = [
     (2, "no way back", Left::ByTunnel, Pods::Cut),
     (3, "no way back", Left::ByTunnel, Pods::Cut),
     (4, "duplicate address", Left::Heals, Pods::Cut),
     (5, "refused", Left::ByTunnel, Pods::Switched),
-    // Packets from us arrive, those from our pods do not: that the way back is there is known from the tunnel.
+    // Our packets arrive, those of our pods do not; the tunnel shows that the way back exists.
     (6, "no way back", Left::ByTunnel, Pods::Switched),
     (7, "large packets lost", Left::Not, Pods::Unharmed),
     (8, "pod addresses lost", Left::ByTunnel, Pods::Switched),
-    // The kernel's own neighbour is good.
+    // The kernel's own neighbour entry stays valid.
     (9, "next hop silent", Left::ByTunnel, Pods::Unharmed),
     (10, "next hop silent", Left::ByTunnel, Pods::Cut),
     (11, "echo lost", Left::ByTunnel, Pods::Switched),
     (12, "proxy ARP", Left::ByTunnel, Pods::Switched),
     (13, "proxy ARP", Left::ByTunnel, Pods::Switched),
 ];
-/// Behind a router that answers ARP for them.
+/// Nodes behind a router that answers ARP for them.
 const FAR: [usize; 2] = [12, 13];
 
-/// IPv6 has no such filter of sources, no router that answers for all, and believes no second machine while the first one answers.
+/// Nodes whose fault exists in IPv4 only. IPv6 has no such source filter, and no router that answers for all. It believes no
+/// second machine while the first one answers.
 const ONLY_IPV4: [usize; 4] = [4, 6, 12, 13];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,13 +165,13 @@ fn strict(node: &Node, how: &str) {
     node.ns.sysctl(&[("net.ipv4.conf.eth0.rp_filter", how)]);
 }
 
-/// The router's routes to the pods of the other segment.
+/// Adds or deletes the router's routes to the pods of the other segment.
 fn far_pods(lab: &Lab, far: &[usize], how: &str) {
     let to = |&k: &usize| format!("ip route {how} {} via {}\n", lab.node(k).subnet(), lab.node(k).ip);
     lab.router().run(&far.iter().map(to).collect::<String>());
 }
 
-/// Begins all of [`REASONS`]; those on the wire end with what is returned.
+/// Applies all of [`REASONS`]; the harms on the wire end when the result is dropped.
 fn harm(lab: &Lab) -> Vec<Filter> {
     let own = lab.node(1);
     lab.node(2).ns.run(&subnets(own).map(|subnet| format!("ip route del {subnet}\n")).concat());
@@ -206,9 +207,9 @@ fn mend(lab: &Lab) {
     far_pods(lab, &FAR, "add");
 }
 
-/// In both families, all at the same time: a peer has lost its route for us, or its FDB entry, another machine has its address,
-/// it refuses pods' packets, its reverse path filter is strict; large packets are lost on the wire, or pods' addresses, ARP and
-/// neighbour discovery, echoes; one is down; and a router between that seemed to be none has no route to pods any more.
+/// All faults happen at the same time, in both families. On peers: a lost route or FDB entry for us, a second machine with the
+/// address, rejected packets of pods, a strict reverse path filter. On the wire: lost large packets, pod addresses, ARP and
+/// neighbour discovery, or echoes. One peer is down, and a hidden router between the nodes loses its routes to the pods.
 #[test]
 fn each_is_told_and_left_in_time_and_taken_again_when_it_is_healthy() {
     lab::test(Timing::Timed, || {
@@ -258,7 +259,7 @@ fn each_is_told_and_left_in_time_and_taken_again_when_it_is_healthy() {
     });
 }
 
-/// Two segments that look like one: direct only when the router in between knows the way to the pods.
+/// Two segments look like one: peers are direct only if the router in between knows the way to the pods.
 #[test]
 fn a_router_that_answers_for_others() {
     lab::test(Timing::Free, || {
@@ -278,8 +279,8 @@ fn a_router_that_answers_for_others() {
     });
 }
 
-/// Three nodes of ours with each of the settings, three plain kernels with each: only where the peer's own filter is strict
-/// does the direct way not work, and then no packet is lost for it.
+/// Three nodes of ours and three plain kernels have each of the settings. The direct path fails only where the peer's own filter
+/// is strict, and then no packet is lost for it.
 #[test]
 fn reverse_path_filters_of_either_side() {
     lab::test(Timing::Free, || {
@@ -319,7 +320,7 @@ fn reverse_path_filters_of_either_side() {
         for report in pings.into_iter().map(PingStream::stop) {
             assert!(report.sent > 50 && report.lost == 0, "{report:?}");
         }
-        // What is loosened is direct, what is made strict again goes back.
+        // A loosened filter makes the path direct; a strict one moves it back to the tunnel.
         let strict = |how| lab.node(5).ns.sysctl(&[("net.ipv4.conf.eth0.rp_filter", how)]);
         strict("2");
         goes(lab.node(1), &plains[1], "eth0", PROVEN);
