@@ -1,5 +1,5 @@
-//! Each way in which a path can be broken, and the words for it, in both families: one node looks at all others. With IPv4 they
-//! have no daemon; with IPv6 each has its own, which is killed where it would mend what is broken on the node itself.
+//! Each fault of a path and its finding, in both families: one node observes all others. With IPv4 the others have no daemon.
+//! With IPv6 each has its own, which is killed where it would repair a harm to its node.
 
 mod bare;
 mod tunnel;
@@ -14,11 +14,11 @@ use lab::{Daemon, Lab, Node, PingStream, Pod, until};
 use crate::cluster::{FLAGS, SOON};
 use crate::verdicts::{AT_ONCE, findings, found, plain, told};
 
-/// To be healthy again, or for what a peer that is new is not blamed for at once.
+/// Maximum time until a peer is healthy again. It also applies to faults that a new peer is not blamed for at once.
 const IN_TIME: Duration = Duration::from_secs(25);
 const CALM: Duration = Duration::from_secs(5);
 
-/// One family's words for the same harm.
+/// The family of a test, with its nft expressions for the same harm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Net {
     V4,
@@ -47,7 +47,7 @@ impl Net {
         }
     }
 
-    /// The far segment of the router, and its device there.
+    /// The router's far segment, and its device there.
     fn far(self) -> &'static str {
         match self {
             Self::V4 => "192.168.101.0/24 dev eth1",
@@ -56,7 +56,7 @@ impl Net {
     }
 }
 
-/// Node 1 with its daemon, all others without; waits until all that there is to know is known.
+/// Starts the daemon of node 1 and configures all others without one. Returns the daemon and the subnets of all nodes.
 pub(crate) fn settled<'lab>(lab: &'lab Lab, announce: Announce) -> (Daemon<'lab>, Vec<String>) {
     let daemon = lab.node(1).start(FLAGS);
     daemon.wait_ready();
@@ -66,7 +66,7 @@ pub(crate) fn settled<'lab>(lab: &'lab Lab, announce: Announce) -> (Daemon<'lab>
     (daemon, subnets)
 }
 
-/// All nodes and their subnets; the daemon of the first one is the first.
+/// Starts all nodes of a family. Returns the daemons, that of the first node first, and the subnets.
 fn nodes(lab: &Lab, net: Net, announce: Announce) -> (Vec<Daemon<'_>>, Vec<String>) {
     if net == Net::V4 {
         let (daemon, subnets) = settled(lab, announce);
@@ -77,7 +77,7 @@ fn nodes(lab: &Lab, net: Net, announce: Announce) -> (Vec<Daemon<'_>>, Vec<Strin
     (daemons, lab.nodes().iter().map(Node::subnet6).collect())
 }
 
-/// Those nodes' daemons, if they have any, do nothing any more; their leases stay.
+/// Kills the daemons of these nodes, if they have any; their leases stay.
 fn killed(daemons: &mut [Daemon], nodes: &[usize]) {
     for k in nodes {
         daemons.get_mut(k - 1).into_iter().for_each(Daemon::kill9);
@@ -90,29 +90,30 @@ fn healthy<'a>(lab: &Lab, subnets: impl IntoIterator<Item = &'a String>) {
     }
 }
 
-/// What has to be found of a peer. No pod need talk to it: as few as here are asked every second, each of five thousand every minute.
+/// A fault that has to be found of a peer. Pods need not talk for it: so few peers are probed every second, each of five thousand
+/// every minute.
 struct Fault<'a> {
     subnet: &'a str,
     name: &'static str,
-    /// When the last packet between pods got through.
+    /// Function that returns the time at which the last packet between pods got through.
     last: Box<dyn Fn() -> SystemTime>,
     limit: Duration,
 }
 
 impl<'a> Fault<'a> {
-    /// Within [`AT_ONCE`] while these pods talk.
+    /// Expects the fault within [`AT_ONCE`] while these pods talk.
     fn of(subnet: &'a str, name: &'static str, pings: PingStream) -> Self {
         Self { subnet, name, last: Box::new(move || pings.last_answer()), limit: AT_ONCE }
     }
 
-    /// Counted from now.
+    /// Expects the fault within `limit` from now.
     fn from_now(subnet: &'a str, name: &'static str, limit: Duration) -> Self {
         let now = SystemTime::now();
         Self { subnet, name, last: Box::new(move || now), limit }
     }
 }
 
-/// Fifty a second from the first pod to the `k`-th node's, from a moment on when they are answered.
+/// Sends fifty echoes a second from the first pod to that of node `k`, and returns once they are answered.
 fn pings(pods: &[Pod], k: usize) -> PingStream {
     talking(PingStream::start(&pods[0].ns, pods[k - 1].ip()))
 }
@@ -122,7 +123,7 @@ fn talking(pings: PingStream) -> PingStream {
     pings
 }
 
-/// Each is found in time, and told.
+/// Asserts that each fault is found in time, and reported.
 fn all_told(lab: &Lab, daemon: &Daemon, faults: &[Fault]) {
     all_found(lab, faults);
     for fault in faults {
@@ -138,7 +139,7 @@ fn all_found(lab: &Lab, faults: &[Fault]) {
         open.retain(|fault| {
             let is_found = findings.contains(&(fault.subnet.to_owned(), fault.name.to_owned()));
             if is_found {
-                // It may be known before the kernel loses the first packet.
+                // The fault may be found before the kernel loses the first packet.
                 let took = (fault.last)().elapsed().unwrap_or_default();
                 println!("{} of {} after {took:?}", fault.name, fault.subnet);
                 if !lab::is_in_time(&format!("{} of {}", fault.name, fault.subnet), took, fault.limit) {
@@ -154,7 +155,7 @@ fn all_found(lab: &Lab, faults: &[Fault]) {
     assert!(late.is_empty(), "late: {late:?}");
 }
 
-/// All that could be mended is healthy again.
+/// Waits until all these peers are healthy again.
 fn all_mended<'a>(lab: &Lab, subnets: impl IntoIterator<Item = &'a String>) {
     let start = Instant::now();
     for subnet in subnets {

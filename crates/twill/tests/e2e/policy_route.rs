@@ -1,16 +1,16 @@
-//! Policy rules, tables and routes of others that take packets of pods away: the node that has them names them, and no peer is
-//! blamed for them.
+//! Foreign policy rules, tables and routes that divert pods' packets: the node that has them names them, and no peer is blamed
+//! for them.
 
 use lab::{Lab, Node, Pod, Timing, Topology};
 
 use crate::cluster::{self, FLAGS, SOON, VXLAN_DUAL};
 use crate::traffic::of_pod;
 
-/// A device as a VPN client makes it, with a table that takes more than it should, in both families.
+/// Commands for a device like a VPN client's, with a table that takes more than it should, in both families.
 const VPN: &str = "ip link add vpn0 type veth peer name vpn1; ip link set vpn0 up; ip link set vpn1 up; ip addr add 100.64.0.1/32 dev vpn0; ip addr add fd7a::1/128 dev vpn0
     ip route add 10.0.0.0/8 dev vpn0 table 52; ip -6 route add fd00:244::/40 dev vpn0 table 52";
 
-/// Lines that divert, and the words that name them.
+/// Commands that divert packets, and the words that name them.
 const DIVERSIONS: [(&str, &str); 7] = [
     ("ip rule add pref 5270 lookup 52; ip -6 rule add pref 5270 lookup 52", "5270: from all lookup 52"),
     ("ip rule add from 10.244.0.0/16 pref 900 lookup 52", "900: from 10.244.0.0/16 lookup 52"),
@@ -67,7 +67,7 @@ fn peers_are_not_blamed_for_a_rule_of_this_node() {
         let _daemons = lab.start_all(FLAGS);
         assert!(talk(&lab.pods()));
         let peer = lab.node(2).subnet();
-        // Nothing is said of a peer that was never heard until several rounds have been lost.
+        // A peer that has never answered is not reported before several rounds of probes are lost.
         says(lab.node(1), &[&peer, "healthy"]);
         lab.node(1).ns.run(DIVERSIONS[0].0);
         says(lab.node(1), &[&peer, "diverted"]);
@@ -79,7 +79,7 @@ fn peers_are_not_blamed_for_a_rule_of_this_node() {
     });
 }
 
-/// The cure that the warning names, also for what comes in for our own pods.
+/// The remedy that the warning names also works for packets that come in for our own pods.
 #[test]
 fn a_table_of_its_own_is_looked_up_before_such_a_rule() {
     lab::test(Timing::Free, || {

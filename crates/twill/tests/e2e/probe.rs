@@ -1,4 +1,4 @@
-//! What the prober puts on the wire, seen on the switch's side of it, and what it takes for an answer.
+//! The prober's packets, captured on the node's devices, and the answers that it accepts.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use lab::{Capture, Lab, Node, Timing, Topology};
 
 use crate::cluster::{self, DIRECT, FLAGS, HOST_GW, SOON, VXLAN, VXLAN_DUAL};
 
-/// Broadcasts are counted over that.
+/// Time over which broadcasts are counted.
 const SPAN: Duration = Duration::from_secs(6);
 
-/// The address of a node's device in its pod subnet.
+/// Returns the address of a node's device in its pod subnet.
 fn vtep(node: &Node) -> String {
     node.subnet().split_once('/').unwrap().0.to_owned()
 }
@@ -18,7 +18,7 @@ fn ip(node: &Node) -> String {
     node.ip.to_string()
 }
 
-/// Leases of peers on the segment that nobody is behind.
+/// Adds leases of peers on the segment that have no node behind them.
 fn plant_silent_peers(lab: &Lab, backend: &str, count: usize) {
     let lease = |n: usize| {
         let data = match backend {
@@ -31,7 +31,7 @@ fn plant_silent_peers(lab: &Lab, backend: &str, count: usize) {
         );
         (format!("10.244.{n}.0-24"), json)
     };
-    // Subnets that no node of the lab draws.
+    // No node of the lab allocates these subnets.
     lab.store.put_leases(&(1..=count.min(19)).map(lease).collect::<Vec<_>>());
     let rest = (20..=count).map(|n| {
         let (_, json) = lease(n);
@@ -88,7 +88,7 @@ fn a_silent_segment_hears_ten_broadcasts_a_second_at_most() {
     lab::test(Timing::Timed, || hears_ten_at_most(HOST_GW, "host-gw"));
 }
 
-/// There the kernel has addresses to ask from, and would find next hops for what is asked by its routes.
+/// With tunnels the kernel has addresses to ask from, and would look for next hops of its own accord.
 #[test]
 fn nor_more_where_there_are_tunnels() {
     lab::test(Timing::Timed, || hears_ten_at_most(VXLAN, "vxlan"));
@@ -111,7 +111,7 @@ fn hears_ten_at_most(config: &str, backend: &str) {
     assert!(more as f64 <= 10.0 * span.as_secs_f64() + 1.0 && more >= 10, "{more} broadcasts in {span:?}");
 }
 
-/// Else it would put the old one into the caches of all peers, each second.
+/// Otherwise the prober would put the old MAC into the caches of all peers, each second.
 #[test]
 fn the_old_mac_of_the_uplink_is_told_nobody() {
     lab::test(Timing::Timed, || {
@@ -127,17 +127,17 @@ fn the_old_mac_of_the_uplink_is_told_nobody() {
         node.ns.run("ip link set eth0 address 02:00:00:00:77:01");
         let before = asks(&old);
         let asked = lab::until(SOON, || (asks(&new) >= 6).then_some(()));
-        // One may be on its way.
+        // Some probes may be on their way.
         assert!(asked.is_some() && asks(&old) <= before + 2, "{:?} {:?}", old.packets(), new.packets());
     });
 }
 
-/// From the daemons' start on all that is on the wire is our one echo and its answer.
+/// From the daemons' start on, the wire carries only our own echo and its answer.
 #[test]
 fn probe_off_asks_nobody() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), DIRECT);
-        // The kernels would ask for each other too, now and later.
+        // Without these entries the kernels would ask for each other, too.
         for (node, other) in [(lab.node(1), lab.node(2)), (lab.node(2), lab.node(1))] {
             let entry = format!("{} lladdr {} dev eth0 nud permanent", other.ip, other.mac);
             node.ns.run(&format!("ip neigh replace {entry}"));

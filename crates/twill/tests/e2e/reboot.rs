@@ -1,5 +1,5 @@
-//! A node that comes up again with an empty kernel and an empty /run: with the store, without it, and with a store that
-//! has lost its memory meanwhile.
+//! A node that comes up again with an empty kernel and an empty /run: with the store, without it, and with a store that was
+//! emptied meanwhile.
 
 use std::fs;
 use std::time::Duration;
@@ -8,17 +8,17 @@ use lab::{Daemon, Lab, Node, Timing, Topology, View};
 
 use crate::cluster::{self, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL, lease_name};
 
-/// Time for the daemon to give the store up.
+/// Maximum time for the daemon to go on without the store.
 const LATER: Duration = Duration::from_secs(20);
 
-/// The cache says all that the store does.
+/// Returns true if the cache has everything that the store has.
 fn remembers(node: &Node, subnets: &[String]) -> bool {
     let entries = fs::read_dir(node.cache_dir()).into_iter().flatten().flatten();
     let text: String = entries.map(|entry| fs::read_to_string(entry.path()).unwrap()).collect();
     subnets.iter().all(|subnet| text.contains(subnet.trim_end_matches("/24")))
 }
 
-/// Starts a cluster, waits until node 1 would know it all again, and reboots it while the store is away.
+/// Starts a cluster, waits until node 1 has cached everything, and reboots it while the store is away.
 fn reboot_without_store<'lab>(lab: &'lab Lab) -> (Vec<Daemon<'lab>>, View, Vec<lab::Pod>) {
     let (mut daemons, pods) = cluster::start(lab);
     let node = lab.node(1);
@@ -70,7 +70,7 @@ fn host_gw_in_dual_stack() {
     lab::test(Timing::Free, || comes_up_without_the_store(HOST_GW_DUAL));
 }
 
-/// With the store it is an ordinary start: the same subnet, and the MAC that the peers know.
+/// With the store the start is an ordinary one: the same subnet, and the MAC that the peers know.
 #[test]
 fn with_the_store() {
     lab::test(Timing::Free, || {
@@ -87,7 +87,7 @@ fn with_the_store() {
     });
 }
 
-/// A disk that was copied to another machine, or a file of another version, says nothing about this node.
+/// The cache on a disk that was copied to another machine is not used, nor is a file of another format.
 #[test]
 fn what_another_machine_or_version_remembers_is_not_used() {
     lab::test(Timing::Free, || {
@@ -117,7 +117,7 @@ fn what_another_machine_or_version_remembers_is_not_used() {
     });
 }
 
-/// The guard against a store that was emptied works across a restart, because the peers are remembered.
+/// The guard against an emptied store works across a restart, because the peers are cached.
 #[test]
 fn a_store_emptied_while_the_daemon_was_down_is_not_believed_at_once() {
     lab::test(Timing::Free, || {

@@ -1,5 +1,5 @@
-//! What a real flannel left behind: the recordings of `plan/tests/recordings`, to compare a node with, and to put a node
-//! in the state that flannel leaves. It knows nothing of what twill makes of either.
+//! State that a real flannel left behind, from `plan/tests/recordings`: to compare a node with, or to restore on a node. It knows
+//! nothing about twill.
 
 use std::fmt::Write;
 use std::fs;
@@ -9,7 +9,7 @@ use lab::eyes::Row;
 use lab::{Lab, Node, View, eyes};
 use serde_json::Value;
 
-/// One case, three nodes.
+/// A recorded case, of three nodes.
 pub(crate) struct Recording {
     pub(crate) case: &'static str,
     dir: PathBuf,
@@ -27,12 +27,12 @@ impl Recording {
     }
 
     pub(crate) fn config(&self) -> String {
-        // flannel goes direct by addresses alone.
+        // flannel routes directly by addresses alone.
         let plain = r#""DirectRouting":true"#;
         self.read("net-conf.json").replace(plain, &format!(r#"{plain},"VerifyDirect":false"#))
     }
 
-    /// Names and values of the leases, as they stood in etcd.
+    /// Returns names and values of the leases, as they were in etcd.
     pub(crate) fn leases(&self) -> Vec<(String, String)> {
         let entries = self.read("etcd.txt");
         let pairs = entries.lines().zip(entries.lines().skip(1));
@@ -53,20 +53,20 @@ impl Recording {
         self.read(&format!("node{}/subnet.env", node.index))
     }
 
-    /// What the recorded node held.
+    /// Returns the state of the recorded node.
     pub(crate) fn view(&self, node: &Node) -> View {
         let kinds = ["link", "addr", "route4", "route6", "neigh", "fdb"];
         let answers = kinds.into_iter().filter_map(|kind| Some((kind, self.json(node, kind)?)));
         View::recorded(&answers.collect::<Vec<_>>())
     }
 
-    /// `None` where that was not recorded, because there was none of it.
+    /// Returns a recorded list; `None` if there was nothing to record.
     fn json(&self, node: &Node, kind: &str) -> Option<Value> {
         let text = fs::read_to_string(self.dir.join(format!("node{}/{kind}.json", node.index))).ok()?;
         Some(serde_json::from_str(&text).unwrap())
     }
 
-    /// Makes the node's kernel and subnet file what flannel left there.
+    /// Gives the node's kernel and subnet file the state that flannel left.
     pub(crate) fn recreate(&self, node: &Node) {
         let list = |kind: &str| match self.json(node, kind) {
             Some(Value::Array(rows)) => rows,
@@ -94,7 +94,7 @@ impl Recording {
             route(&mut lines, row);
         }
         node.ns.batch(&lines);
-        // Not in what ip shows, and so not recorded.
+        // The sysctl is not in the output of ip, so it was not recorded.
         for link in list("link").iter().filter(|link| text(link, "ifname").starts_with("flannel")) {
             let name = text(link, "ifname").replace('.', "/");
             node.ns.sysctl(&[(&format!("net.ipv6.conf.{name}.accept_ra"), "0")]);
@@ -112,7 +112,7 @@ impl Recording {
             ("ip6tables-save.txt", "ip6tables-restore"),
         ] {
             let path = self.dir.join(format!("node{}/{file}", node.index));
-            // iptables shows up in nft's list too, in a form that nft does not take back.
+            // iptables' rules are in nft's list too, in a form that nft does not read back.
             let by_iptables = file == "nft.txt" && path.with_file_name("iptables-save.txt").exists();
             if path.exists() && !by_iptables {
                 node.ns.run(&format!("{program} {}", path.display()));
@@ -155,8 +155,8 @@ fn route(lines: &mut String, row: &Value) {
     };
 }
 
-/// The pod network's rows as text, without what is meant to differ: our route protocol, and the word that names the main
-/// table when all tables are shown.
+/// Returns the pod network's rows as text, without intended differences: our route protocol, and the name of the main table,
+/// which ip shows only in a list of all tables.
 pub(crate) fn objects(view: &View) -> Vec<String> {
     let plain = |row: &Row| {
         let mut row = row.clone();

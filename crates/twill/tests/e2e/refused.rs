@@ -1,5 +1,5 @@
-//! What the kernel or the disk refuses is told with the reason and with what to do, in the log, in `twill status` and in
-//! `/readyz`; and what can be done about it is done.
+//! Refusals by the kernel or the disk are reported with reason and remedy, in the log, in `twill status` and in `/readyz`. Where
+//! twill can act on them, it does.
 
 use std::fs;
 use std::net::UdpSocket;
@@ -9,7 +9,7 @@ use lab::{Daemon, Disk, Node, Timing, Topology, View};
 
 use crate::cluster::{self, FLAGS, SOON, VXLAN, VXLAN_DUAL, VXLAN_IPV6};
 
-/// What `/readyz` says of a node that is not ready.
+/// Returns the body of `/readyz` if the node is not ready; otherwise it is empty.
 fn readyz(node: &Node) -> String {
     let reply = node.get("/readyz").filter(|reply| reply.status == 503);
     reply.map(|reply| reply.body).unwrap_or_default()
@@ -39,7 +39,7 @@ fn ipv6_that_is_off_for_new_devices_is_on_for_ours() {
         let [near, far] = [1, 2].map(|k| lab.node(k));
         let vtep: std::net::Ipv6Addr = far.subnet6().split('/').next().unwrap().parse().unwrap();
         lab::wait_for("IPv6 through the tunnel", SOON, || near.ping(vtep).is_some());
-        // Whoever switches it off later is undone, too.
+        // A later change is undone as well.
         near.ns.sysctl(&[("net.ipv6.conf.flannel-v6/1.disable_ipv6", "1")]);
         lab::wait_for("IPv6 again", SOON, || near.ping(vtep).is_some());
         assert!(!daemons[0].log().contains("Permission denied"), "{}", daemons[0].log());
@@ -90,7 +90,7 @@ fn an_uplink_too_narrow_for_the_only_family_is_named_before_anything_is_tried() 
     });
 }
 
-/// A device that another program left takes the port, the VNI or both.
+/// Tests a device that another program left, which has our port, our VNI or both.
 fn left_device(line: &str, name: &str, words: &str) {
     let lab = cluster::lab(Topology::flat(1), VXLAN);
     let node = lab.node(1);
@@ -137,7 +137,7 @@ fn a_process_on_our_port_is_not_taken_for_a_device() {
     });
 }
 
-/// Whatever the limit, it is told as what it is.
+/// The limit is reported as such, whatever its value.
 #[test]
 fn a_low_limit_of_open_files_is_told_as_such() {
     lab::test_within(Duration::from_secs(300), Timing::Free, || {
@@ -162,7 +162,7 @@ fn a_low_limit_of_open_files_is_told_as_such() {
     });
 }
 
-/// As a container sees it into which one file is mounted.
+/// The subnet file is a single mounted file, as in a container.
 #[test]
 fn a_subnet_file_that_is_a_mount_is_written_in_place() {
     lab::test(Timing::Free, || {
@@ -189,7 +189,7 @@ fn a_subnet_file_that_is_a_mount_is_written_in_place() {
     });
 }
 
-/// Where nothing can be made beside it.
+/// The directory is read-only, so that no file can be made beside the subnet file.
 #[test]
 fn a_subnet_file_in_a_directory_that_is_read_only_is_written_in_place() {
     lab::test(Timing::Free, || {

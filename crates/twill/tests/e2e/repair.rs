@@ -1,5 +1,5 @@
-//! Every harm to an object of ours is undone in under a second, seen from outside: until ip and bridge show the same as
-//! before and a ping between pods passes. Each test runs alone, since it has a time limit.
+//! Every harm to an object of ours is undone in less than a second, as seen from outside: ip and bridge show the same as before,
+//! and a ping between pods passes. Each test runs alone, since it has a time limit.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ const LIMIT: Duration = Duration::from_secs(1);
 fn heals(config: &str, harm: impl Fn(&Node) -> Harm) {
     let lab = cluster::lab(Topology::flat(2), config);
     let (node, peer) = (lab.node(1), lab.node(2));
-    // The kernel's own default, unlike the lab's: a device that goes down loses its IPv6 addresses.
+    // With the kernel's own default, unlike the lab's, a device that goes down loses its IPv6 addresses.
     node.ns.sysctl(&[
         ("net.ipv6.conf.all.keep_addr_on_down", "0"),
         ("net.ipv6.conf.default.keep_addr_on_down", "0"),
@@ -81,7 +81,7 @@ fn wrong_route6(peer: &Node) -> Harm {
     Harm::RouteReplaced { subnet: peer.subnet6(), via: peer.gateway6().to_string(), dev: "eth0".into() }
 }
 
-/// The uplink is down for a second; the time counts from when it is up again.
+/// Sets the uplink down for a second; the time counts from when it is up again.
 fn uplink_comes_back(config: &str) {
     let lab = cluster::lab(Topology::flat(2), config);
     let (_daemons, pods) = cluster::start(&lab);
@@ -118,7 +118,7 @@ fn host_gw_uplink_down_and_up_in_dual_stack() {
     lab::test(Timing::Timed, || uplink_comes_back(HOST_GW_DUAL));
 }
 
-/// A peer's VTEP gets another MAC: followed at once, and nothing of the old one stays.
+/// A peer's VTEP gets another MAC: this node follows at once, and nothing of the old one stays.
 #[test]
 fn vxlan_peer_with_a_new_mac() {
     lab::test(Timing::Timed, || {

@@ -1,4 +1,4 @@
-//! A daemon that is killed and started again: no packet lost, and not one write to the kernel.
+//! A daemon is killed and started again: no packet is lost, and nothing is written to the kernel.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -20,7 +20,7 @@ fn killed_and_back(config: &str) {
     daemons[0].kill9();
     daemons[0].restart();
     daemons[0].wait_ready();
-    // The pods' neighbours on cni0 come and go by the kernel's hand; flannel's device and the routes are ours.
+    // The kernel itself adds and removes the pods' neighbours on cni0; flannel's device and the routes are ours.
     lab::holds_for("no object of ours is written", Duration::from_secs(10), || {
         let ours = monitors.lines_about(&["flannel", "proto 84"]);
         assert!(ours.is_empty(), "{ours:?}");
@@ -64,7 +64,7 @@ fn vxlan_of_ipv6_only() {
     lab::test(Timing::Free, || killed_and_back(VXLAN_IPV6));
 }
 
-/// SIGTERM leaves the data plane alone and is quick; the socket goes, so that `twill status` says what is the matter.
+/// SIGTERM is quick and leaves the data plane alone. The socket goes, so that `twill status` can say what is wrong.
 #[test]
 fn stopping_leaves_everything() {
     lab::test(Timing::Free, || {
@@ -81,7 +81,7 @@ fn stopping_leaves_everything() {
     });
 }
 
-/// A device that went while nobody looked comes back with the MAC that the peers know.
+/// A device that vanished while no daemon ran comes back with the MAC that the peers know.
 #[test]
 fn the_mac_outlives_the_device() {
     lab::test(Timing::Free, || {

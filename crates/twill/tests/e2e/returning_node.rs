@@ -1,5 +1,5 @@
-//! A flannel node that comes back with another address and subnet while its old lease is still there, and leases that only
-//! look like that: of two that cannot both be reached the one whose node answers is.
+//! A flannel node comes back with another address and subnet while its old lease still exists. Other leases only look like that.
+//! If two leases exclude each other, the one whose node answers is used.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -26,13 +26,13 @@ fn announce(lab: &Lab, subnet: &str, ip: Ipv4Addr) {
     lab.store.put_lease(&cluster::lease_name(subnet), &lease(ip));
 }
 
-/// An address of the segment that no node has.
+/// Returns an address of the segment that no node has.
 fn other_address(node: &Node) -> Ipv4Addr {
     let [a, b, c, _] = node.ip.octets();
     Ipv4Addr::new(a, b, c, 77)
 }
 
-/// What flannel has in the kernel of a node with that address and subnet, for one peer.
+/// Configures `node` as flannel does with that address and subnet, for one peer.
 fn settle(node: &Node, ip: Ipv4Addr, subnet: &str, peer: &Node) {
     let vtep = first(subnet);
     let shown = "ip -o link show flannel.1 | sed 's/.*link.ether //; s/ .*//'";
@@ -60,7 +60,7 @@ fn reached(node: &Node, subnet: &str) {
     lab::wait_for(&format!("{subnet} is reached"), SOON, || pings(node, subnet));
 }
 
-/// Node 1 runs twill, and node 2 is a flannel that it has reached for a while.
+/// Starts twill on node 1, with a flannel on node 2 that it has reached for a while.
 fn acquainted(lab: &Lab) -> Daemon<'_> {
     let (node, flannel) = (lab.node(1), lab.node(2));
     let daemon = node.start(FLAGS);
@@ -72,7 +72,7 @@ fn acquainted(lab: &Lab) -> Daemon<'_> {
     daemon
 }
 
-/// Of `twill status`.
+/// Returns the peer's line in `twill status`.
 fn peer_line(node: &Node, subnet: &str) -> String {
     let status = node.twill(&["status"]);
     status.lines().find(|line| line.contains(subnet) && !line.contains("left out")).unwrap_or_default().into()
@@ -108,7 +108,7 @@ fn the_same_in_etcd() {
     lab::test(Timing::Free, || comes_back(Topology::flat(2).etcd(EtcdSetup::http())));
 }
 
-/// As after a reboot of this node, or where nobody is probed: the lease that was written last counts.
+/// The lease that was written last is used, as after a reboot of this node, or without probes.
 #[test]
 fn where_nobody_is_known_the_newest_lease_counts() {
     lab::test(Timing::Free, || {
@@ -139,8 +139,8 @@ fn two_subnets_of_one_node_are_both_reached() {
     });
 }
 
-/// Whoever can write leases does not get what is for the pods of a node that lives: not by its MAC, not by a subnet around
-/// its own, and not when the daemon starts anew.
+/// A writer of leases does not receive packets for the pods of a node that lives. Neither the node's MAC nor a subnet around its
+/// own helps, nor does a restart of the daemon.
 #[test]
 fn a_node_that_answers_keeps_its_place_whoever_writes() {
     lab::test(Timing::Free, || {
@@ -158,7 +158,7 @@ fn a_node_that_answers_keeps_its_place_whoever_writes() {
         daemon.restart();
         daemon.wait_ready();
         for _ in 0..3 {
-            // Written again and again.
+            // The leases are written again and again.
             announce(&lab, NEW, thief.ip);
             lab.store.put_lease("10.244.8.0-23", &around);
             lab::holds_for("the living one stays", Duration::from_secs(4), || outside(node));
@@ -168,7 +168,7 @@ fn a_node_that_answers_keeps_its_place_whoever_writes() {
     });
 }
 
-/// The one that was believed is dead: the other one's turn comes, and that it lives is found out.
+/// The node that was believed is dead: the other lease gets its turn, and its node is found to answer.
 #[test]
 fn a_subnet_around_another_ones_is_believed_once_that_node_is_dead() {
     lab::test(Timing::Free, || {

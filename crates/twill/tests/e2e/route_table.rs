@@ -1,5 +1,5 @@
-//! `--route-table`: the pods' routes in a table of their own, with a rule that leads there, by the names that `make install`
-//! gives to both.
+//! `--route-table`: pods' routes are in a table of their own, and a rule leads there. Both have the names that `make install`
+//! gives them.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::cluster::{self, HOST_GW, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL};
 
 const FLAGS: &[&str] = &["--iface=eth0", "--route-table=flannel"];
 
-/// What a line of ip prints where the names are installed.
+/// Returns the output of an ip command where the names are installed.
 fn named(node: &Node, line: &str) -> String {
     let names = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/iproute2");
     let dir = node.run_dir().join("iproute2");
@@ -37,7 +37,7 @@ fn reached(lab: &Lab) -> (Vec<Daemon<'_>>, Vec<Pod>) {
     (daemons, pods)
 }
 
-/// `ip route show table flannel` prints these lines and no others, and the main table knows nothing of the peers.
+/// Asserts that `ip route show table flannel` prints exactly these lines. The main table must have no route to the peer.
 fn holds(lab: &Lab, lines: impl Fn(&Node) -> Vec<String>, family: &str) {
     let (node, peer) = (lab.node(1), lab.node(2));
     let shown = named(node, &format!("ip {family} route show table flannel"));

@@ -1,5 +1,5 @@
-//! Two daemons on one node: refused where they would fight, by the name of the other one, and side by side where they
-//! would not, with the three flags that flannel wants for it.
+//! Two daemons on one node. A daemon that would conflict is refused, with the name of the other one. Otherwise both run side by
+//! side, with the three flags that flannel needs for it.
 
 use std::fs::{self, File};
 use std::os::linux::net::SocketAddrExt;
@@ -14,7 +14,7 @@ const SECOND: &str = r#"{"Network":"10.250.0.0/16","Backend":{"Type":"vxlan","VN
 const SECOND_FILE: &str = "--subnet-file=/run/flannel/second.env";
 const OTHER_SOCKET: &str = "--socket=/run/flannel/other.sock";
 
-/// A process that goes with its owner, a failed test included.
+/// A process that is killed with its owner, even if the test fails.
 struct Running(Child);
 
 impl Running {
@@ -36,7 +36,7 @@ impl Drop for Running {
     }
 }
 
-/// Starts a daemon beside the first one, with a store of its own that holds `config`.
+/// Returns the command of a daemon beside the first one, with a store of its own that holds `config`.
 fn second(node: &Node, config: &str, flags: &[&str]) -> Command {
     let store = node.run_dir().with_file_name(format!("second-store-{}", node.index));
     fs::create_dir_all(&store).unwrap();
@@ -47,7 +47,7 @@ fn second(node: &Node, config: &str, flags: &[&str]) -> Command {
     node.twill_command(&args)
 }
 
-/// What a daemon that must not start says.
+/// Runs a daemon that must not start, and returns its last message.
 fn refusal(mut command: Command) -> String {
     let output = command.stdin(Stdio::null()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -55,7 +55,7 @@ fn refusal(mut command: Command) -> String {
     said.lines().last().unwrap_or_default().to_owned()
 }
 
-/// `twill daemon` with these flags alone, its default cache being the node's own.
+/// Returns the command `twill daemon` with the lab's etcd and these flags only. Its default cache is the node's own.
 fn plain(lab: &Lab, node: &Node, flags: &[&str]) -> Command {
     let (twill, cache) = (env!("CARGO_BIN_EXE_twill"), node.cache_dir().display());
     let line = format!("mkdir -p {cache} && mount --bind {cache} /var/cache && exec {twill} daemon \"$@\"");
@@ -68,7 +68,7 @@ fn is_ready(node: &Node, flags: &[&str]) -> bool {
     String::from_utf8_lossy(&output.stdout).lines().any(|line| line == "state     ready")
 }
 
-/// A pod of the second network: a namespace with a cable into a bridge of that network.
+/// Makes a pod of the second network: a namespace with a cable to a bridge of that network. Returns it with its address.
 fn second_pod(node: &Node) -> (Ns, String) {
     let text = fs::read_to_string(node.run_dir().join("second.env")).unwrap();
     let gateway = text.lines().find_map(|line| line.strip_prefix("FLANNEL_SUBNET=")).unwrap();
@@ -126,7 +126,7 @@ fn with_three_flags_alone_both_networks_work_and_the_same_file_twice_is_refused(
             let by = format!("another daemon of this node (pid {}) writes", owner.pid());
             assert!(said.contains(&by) && said.contains("another --subnet-file"), "{said}");
         }
-        // A daemon that was killed holds nothing, and what it left in its files names nobody for long.
+        // A daemon that was killed holds nothing, and its files do not name it for long.
         beside.remove(0);
         let again = start(node, &three);
         lab::wait_for("second again", SOON, || is_ready(node, &[SECOND_FILE]));
@@ -169,7 +169,7 @@ fn with_the_same_file_network_vni_port_or_socket_it_is_refused_and_told_by_whom(
         }
         assert_eq!(before.diff(&View::of(&node.ns)), "");
         assert_eq!(node.get("/readyz").unwrap().status, 200);
-        // Nobody there: the daemons that there are are named.
+        // Without a daemon for that file, the message names the existing daemons.
         let nobody = node.twill_output(&["status", "--subnet-file=/run/flannel/third.env"]);
         let said = String::from_utf8_lossy(&nobody.stderr).into_owned();
         assert!(said.contains("/run/flannel/third.env.sock"), "{said}");
@@ -177,7 +177,7 @@ fn with_the_same_file_network_vni_port_or_socket_it_is_refused_and_told_by_whom(
     });
 }
 
-/// A DaemonSet's daemon numbers itself in its own pid namespace: its number is no process of this one.
+/// A DaemonSet's daemon has a process id of its own pid namespace, which means nothing in this one.
 #[test]
 fn a_daemon_of_another_pid_namespace_is_told_as_such() {
     lab::test(Timing::Free, || {
@@ -195,7 +195,7 @@ fn a_daemon_of_another_pid_namespace_is_told_as_such() {
     });
 }
 
-/// An abstract address of somebody else's may be any bytes.
+/// An abstract address of another program may be any bytes.
 #[test]
 fn names_of_others_that_are_no_text_do_no_harm() {
     lab::test(Timing::Free, || {
@@ -224,7 +224,7 @@ fn with_others_both_work_and_neither_touches_the_other() {
         let node = lab.node(1);
         let before = View::of(&node.ns);
         let config = r#"{"Network":"10.250.0.0/16","Backend":{"Type":"vxlan","VNI":7,"Port":4789}}"#;
-        // Options of the first one are not those of the second.
+        // Options of the first daemon do not apply to the second.
         fs::write(node.run_dir().join("options.env"), format!("FLANNELD_{}\n", "HEALTHZ_PORT=8081")).unwrap();
         fs::write(node.run_dir().join("second.env.options"), "FLANNELD_V=1\n").unwrap();
         let log = node.run_dir().join("second.log");

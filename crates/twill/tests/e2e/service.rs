@@ -1,5 +1,5 @@
-//! The daemon as a service: what it tells the service manager, how it stops, how it looks again when asked to, and what it
-//! may no longer do.
+//! The daemon as a service: its messages to the service manager, its stop, its reaction to SIGHUP, and the rights that it gives
+//! up.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -15,7 +15,7 @@ use crate::traffic::{self, MASQ};
 
 const VNI_7: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#;
 const VNI_8: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":8}}"#;
-/// Within which the watchdog wants to hear of the daemon.
+/// Maximum time between two signs of life, as the watchdog requires.
 const LIMIT: Duration = Duration::from_secs(2);
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -32,7 +32,7 @@ impl Manager {
         Self::on(UnixDatagram::bind(&path).unwrap(), path.display().to_string())
     }
 
-    /// Abstract addresses belong to the network namespace.
+    /// Binds an abstract address, which belongs to the node's network namespace.
     fn on_an_abstract_address(node: &Node) -> Self {
         let address = SocketAddr::from_abstract_name("service manager").unwrap();
         let socket = node.ns.within(|| UnixDatagram::bind_addr(&address).unwrap());
@@ -50,7 +50,7 @@ impl Manager {
         node.start_under(&["env", &socket, &limit], args)
     }
 
-    /// When each line that is or begins like this was heard.
+    /// Returns the time of each received line that begins with `line`.
     fn heard(&mut self, line: &str) -> Vec<Instant> {
         let mut datagram = [0; 4096];
         while let Ok(length) = self.socket.recv(&mut datagram) {
@@ -65,14 +65,14 @@ impl Manager {
         lab::wait_for(line, SOON, || !self.heard(line).is_empty());
     }
 
-    /// The last word on how things are.
+    /// Returns the last STATUS line.
     fn status(&mut self) -> &str {
         self.heard("");
         let mut said = self.heard.iter().rev().filter_map(|(_, line)| line.strip_prefix("STATUS="));
         said.next().unwrap_or_default()
     }
 
-    /// Four signs of life, the first one after this call, and never too long without one.
+    /// Asserts four signs of life, the first one after this call, each in time.
     fn is_told_in_time(&mut self, why: &str) {
         let before = self.heard("WATCHDOG=1").len();
         lab::wait_for(why, 5 * LIMIT, || self.heard("WATCHDOG=1").len() >= before + 4);
@@ -123,7 +123,7 @@ fn ready_is_told_once_and_how_things_are_whenever_it_changes() {
     });
 }
 
-/// The store's lock in other hands is where the thread of rounds can be made to hang while all else goes on.
+/// The test holds the store's lock, which makes the reconcile thread hang while everything else goes on.
 #[test]
 fn the_watchdog_hears_of_rounds_and_of_nothing_else() {
     lab::test(Timing::Timed, || {
@@ -150,7 +150,7 @@ fn the_watchdog_hears_of_rounds_and_of_nothing_else() {
     });
 }
 
-/// It takes nothing away, and waits for nothing: neither ready, nor without a config, nor in the store's queue.
+/// SIGTERM removes nothing and waits for nothing: when ready, without a config, or in the store's queue.
 #[test]
 fn sigterm_ends_it_at_once() {
     lab::test(Timing::Timed, || {
@@ -202,7 +202,7 @@ fn sighup_follows_the_config_once_where_changes_are_not_followed() {
         keeps("flannel.7");
         let log = daemon.log();
         assert!(log.lines().any(|line| line.contains("SIGHUP: ") && line.contains(" changes in ")), "{log}");
-        // What the store says when it is asked counts, not what it has told so far.
+        // The answer of the store to a new request counts, not its earlier reports.
         let (subnets, away) = (lab.store.path().join("subnets"), lab.store.path().join("away"));
         fs::rename(&subnets, &away).unwrap();
         lab::wait_for("nothing is told any more", SOON, || node.twill(&["status"]).contains("lost"));
@@ -213,7 +213,7 @@ fn sighup_follows_the_config_once_where_changes_are_not_followed() {
     });
 }
 
-/// What the kernel says of each thread's rights.
+/// Asserts the rights of each thread, as the kernel shows them.
 fn has_only_what_it_needs(daemon: &Daemon<'_>) {
     const NET_ADMIN_AND_RAW: u64 = 1 << 12 | 1 << 13;
     let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
@@ -235,7 +235,7 @@ fn has_only_what_it_needs(daemon: &Daemon<'_>) {
     assert_eq!(core.split_whitespace().filter(|word| *word == "0").count(), 2, "{core}");
 }
 
-/// Address families of the sockets that a process has open, as the kernel lists them.
+/// Returns the address families of a process's open sockets, as the kernel lists them.
 fn families(daemon: &Daemon<'_>) -> BTreeSet<&'static str> {
     const LISTS: [(&str, &str); 11] = [
         ("unix", "AF_UNIX"),
@@ -280,7 +280,7 @@ fn the_unit_allows_each_kind_of_socket_that_the_daemon_uses() {
     });
 }
 
-/// As under a unit or a container that forbids AF_PACKET, or without CAP_NET_RAW.
+/// The unit or the container forbids AF_PACKET, or CAP_NET_RAW is missing.
 #[test]
 fn status_says_that_no_frame_can_be_sent() {
     lab::test(Timing::Free, || {
@@ -296,7 +296,7 @@ fn status_says_that_no_frame_can_be_sent() {
     });
 }
 
-/// Where nothing that it needs is root's alone, the daemon needs no root: nor do its tools.
+/// If nothing that it needs belongs to root alone, neither the daemon nor its tools need root.
 #[test]
 fn another_user_than_root_will_do() {
     lab::test(Timing::Free, || {
@@ -334,7 +334,7 @@ fn no_thread_keeps_a_right_that_it_does_not_need() {
     });
 }
 
-/// As the unit file leaves it: without the right to give up rights, and with none to complain about.
+/// The unit file starts the daemon without the right to give up rights, and with none to warn about.
 #[test]
 fn one_that_was_given_little_is_content() {
     lab::test(Timing::Free, || {
@@ -348,14 +348,14 @@ fn one_that_was_given_little_is_content() {
     });
 }
 
-/// The daemon may write in the very directories that were there at its start. So another one in the place of the cache is
-/// out of its reach, though root could write there with no more rights than it has; it says so, and what to do.
+/// The daemon may write only in the directories that existed at its start. A new directory in place of the cache is out of its
+/// reach, though root could write there without further rights. It says so, with the remedy.
 #[test]
 fn it_writes_nowhere_but_in_its_own_directories() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let node = lab.node(1);
-        // Not beside the store, which may be replaced.
+        // The cache is not beside the store, which may be replaced.
         let cache = std::env::temp_dir().join("cache");
         let cache_dir = format!("--cache-dir={}", cache.display());
         let mut daemon = node.start(&["--iface=eth0", &cache_dir]);

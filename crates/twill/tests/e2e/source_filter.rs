@@ -1,4 +1,4 @@
-//! VXLAN packets of somebody who is no peer: whether they reach a pod, who is told of them, and that no peer suffers.
+//! VXLAN packets from unknown senders: whether they reach a pod, which node reports them, and that no peer suffers.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::cluster::{self, FLAGS, SOON};
 use crate::traffic::{Manager, OUTSIDES, of_node, of_pod, tables};
 
 const PORT: u16 = 8472;
-/// How soon the address of a stranger is told when nothing else happens on the node.
+/// Maximum time until an unknown sender is named if nothing else happens on the node.
 const NAMED: Duration = Duration::from_secs(35);
 
 fn config(manager: Manager, filter: &str) -> String {
@@ -23,7 +23,7 @@ fn mac_of(node: &Node, device: &str) -> String {
     link.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap().to_owned()
 }
 
-/// A datagram for the pod's witness, as if from a pod of nobody's, through the tunnel of each family.
+/// Sends a datagram to the pod's witness through the tunnel of each family, with an unknown pod as its source.
 fn forge(lab: &Lab, node: &Node, pod: &Pod, (vni, said): (u32, &str)) {
     let claims: [SocketAddr; 2] =
         ["10.244.10.10:999", "[fd00:244:0:ffff::10]:999"].map(|it| it.parse().unwrap());
@@ -34,8 +34,8 @@ fn forge(lab: &Lab, node: &Node, pod: &Pod, (vni, said): (u32, &str)) {
     }
 }
 
-/// How many forged datagrams of both families reach the pod. A packet of our own on the same way, which comes later, tells
-/// when all that will come has come.
+/// Returns how many forged datagrams of both families reach the pod. The echoes take the same way later: when they are answered,
+/// everything that will arrive has arrived.
 fn reach(lab: &Lab, node: &Node, (pod, witness): (&Pod, &Witness), said: &str) -> usize {
     forge(lab, node, pod, (1, said));
     for ip in of_node(node) {
@@ -49,7 +49,7 @@ fn ping(lab: &Lab, ip: IpAddr) -> bool {
     lab.outside().output(&format!("ping -n -c 1 -W 1 {ip}")).status.success()
 }
 
-/// The number that nft shows as packets of that address among the strangers.
+/// Returns the number of packets from `address` that nft counts in the set `strangers`.
 fn counted(node: &Node, address: IpAddr) -> u64 {
     let (family, table) = if address.is_ipv4() { ("ip", "flannel-ipv4") } else { ("ip6", "flannel-ipv6") };
     let set = node.ns.run(&format!("nft list set {family} {table} strangers 2>/dev/null || true"));
@@ -65,7 +65,7 @@ fn names(node: &Node, address: IpAddr) -> bool {
         .any(|line| line.contains(&address.to_string()) && line.contains("no peer has that address"))
 }
 
-/// A change of anything on the node makes the daemon look at all of it.
+/// Changes something on the node, so that the daemon reads everything.
 fn draw_a_look(node: &Node, peer: &Node) {
     node.ns.run(&format!("ip route del {}", peer.subnet()));
 }
@@ -97,7 +97,7 @@ fn forged(manager: Manager, filter: &str, arrive: usize) {
         });
         assert!(!names(lab.node(2), ip), "who was not sent any knows nothing");
     }
-    // The peers' own packets are none of them.
+    // The peers' own packets do not count.
     assert_eq!(of_node(lab.node(2)).map(|ip| counted(node, ip)), [0, 0]);
     cluster::reach_each_other(&pods);
     assert!(seen_source(&pods[1].ns, Protocol::Tcp, of_pod(&pods[0])[0]).is_some());
@@ -148,7 +148,7 @@ fn the_filter_is_changed_while_running() {
     });
 }
 
-/// Another tunnel of the node's, at the same port.
+/// The node has another tunnel at the same port.
 #[test]
 fn packets_of_another_vni_on_that_port_are_not_touched() {
     lab::test(Timing::Free, || {
@@ -169,7 +169,7 @@ fn packets_of_another_vni_on_that_port_are_not_touched() {
     });
 }
 
-/// The third node's packets reach the others from an address of the router, its lease has its own one.
+/// The third node's packets reach the others from an address of the router, but its lease has its own address.
 #[test]
 fn a_peer_behind_an_address_translation_works_and_is_named() {
     lab::test(Timing::Free, || {
@@ -189,7 +189,8 @@ fn a_peer_behind_an_address_translation_works_and_is_named() {
     });
 }
 
-/// Where a node announces what is not its own address, the addresses that its peers' packets come from may be others too.
+/// A node that announces an address other than its own is behind a translation. Its peers' packets may then come from other
+/// addresses, too.
 #[test]
 fn nothing_is_dropped_where_our_own_address_is_translated() {
     lab::test(Timing::Free, || {
@@ -214,7 +215,7 @@ fn nothing_is_dropped_where_our_own_address_is_translated() {
     });
 }
 
-/// Leases that are only remembered may lack a peer.
+/// Cached leases may lack a peer.
 #[test]
 fn nothing_is_dropped_before_the_leases_are_listed() {
     lab::test(Timing::Free, || {
@@ -239,7 +240,7 @@ fn nothing_is_dropped_before_the_leases_are_listed() {
     });
 }
 
-/// A peer that comes is let in before, or as soon as, its packets can come; one that goes is a stranger.
+/// A new peer is admitted no later than its packets can come; a peer that goes becomes unknown.
 #[test]
 fn the_peers_are_those_that_have_a_lease() {
     lab::test(Timing::Free, || {

@@ -1,5 +1,5 @@
-//! Other users of the node, who take addresses and files that look like the daemon's: they keep nobody from starting, and
-//! freeze no traffic rules.
+//! Other users of the node take addresses and files that look like the daemon's. They keep no daemon from starting, and freeze no
+//! traffic rules.
 
 use std::fs;
 use std::os::linux::net::SocketAddrExt;
@@ -16,7 +16,7 @@ use crate::traffic::Manager;
 /// Sockets that hold addresses.
 type Held = (Vec<UnixDatagram>, Vec<UnixListener>);
 
-/// Holds abstract addresses of the node.
+/// Binds abstract addresses of the node.
 fn hold(node: &Node, names: &[String]) -> Held {
     let address = |name: &String| SocketAddr::from_abstract_name(name).unwrap();
     let (datagrams, streams) = names.split_at(names.len() / 2);
@@ -27,7 +27,7 @@ fn hold(node: &Node, names: &[String]) -> Held {
     })
 }
 
-/// The same as another user.
+/// Same as [`hold`], as another user.
 fn squat(node: &Node, names: &[String]) -> Held {
     let address = |name: &String| SocketAddr::from_abstract_name(name).unwrap();
     let (datagrams, streams) = names.split_at(names.len() / 2);
@@ -40,14 +40,14 @@ fn squat(node: &Node, names: &[String]) -> Held {
     })
 }
 
-/// The abstract addresses of twill on that node.
+/// Returns the abstract addresses of twill on that node.
 fn taken(node: &Node) -> Vec<String> {
     let sockets = node.ns.run("cat /proc/thread-self/net/unix");
     let names = sockets.lines().filter_map(|line| line.split_once(" @"));
     names.map(|(_, name)| name.to_owned()).filter(|name| name.starts_with("twill")).collect()
 }
 
-/// What daemons of this network may want, in each form that they have used.
+/// Returns the addresses that daemons of this network may want, in each form that they have used.
 fn guessed() -> Vec<String> {
     let whats =
         ["traffic rules", "VNI 1", "network 10.244.0.0/16", "network 0.0.0.0/0", "network fd00:244::/48"];
@@ -82,7 +82,7 @@ fn a_filter_that_drops_is_kept_though_another_user_has_every_address_of_the_form
         assert!(known.iter().any(|name| name.contains("traffic rules")), "{known:?}");
         daemon.kill9();
         let _held = squat(node, &[known, guessed()].concat());
-        // Peers that the standing rules do not know.
+        // The existing rules do not know these peers.
         let others = [2, 3].map(|index| lab.node(index).start(cluster::FLAGS));
         others.iter().for_each(lab::Daemon::wait_ready);
         daemon.restart();
@@ -92,7 +92,7 @@ fn a_filter_that_drops_is_kept_though_another_user_has_every_address_of_the_form
     });
 }
 
-/// Root's own are a daemon's.
+/// Addresses that root holds belong to a daemon.
 #[test]
 fn a_lock_of_root_is_another_daemons() {
     lab::test(Timing::Free, || {
@@ -112,7 +112,7 @@ fn a_lock_of_root_is_another_daemons() {
     });
 }
 
-/// A directory in which everybody may write, as in /tmp, with links in the place of each file that the daemon keeps there.
+/// The directory is writable by everybody, as /tmp is. Links are in place of each file that the daemon keeps there.
 #[test]
 fn no_file_is_written_through_a_link() {
     lab::test(Timing::Free, || {
@@ -141,7 +141,7 @@ fn no_file_is_written_through_a_link() {
             .collect();
         for (nth, name) in names.iter().enumerate() {
             let victim = victims.join(nth.to_string());
-            // Every second one leads to nothing yet.
+            // Every second link leads to a file that does not exist yet.
             if nth % 2 == 0 {
                 fs::write(&victim, "kept").unwrap();
             }
@@ -163,7 +163,7 @@ fn no_file_is_written_through_a_link() {
     });
 }
 
-/// Files of another user in the place of ours: none is believed to say what we wrote, and none keeps that user's rights.
+/// Files of another user in place of ours are not believed, and do not keep that user's rights.
 #[test]
 fn another_users_files_are_replaced() {
     lab::test(Timing::Free, || {

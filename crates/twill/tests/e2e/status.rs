@@ -1,4 +1,4 @@
-//! What people and probes are told.
+//! Output for people and probes: `twill status`, /healthz and /readyz.
 
 use std::io::{BufRead, BufReader, Lines};
 use std::process::{Child, ChildStdout, Stdio};
@@ -29,7 +29,7 @@ fn before_there_is_a_config_the_node_waits_and_says_for_what() {
     });
 }
 
-/// A pool that is used up is named, and a larger one is taken up though the daemon has not got any further yet.
+/// An exhausted pool is named, and a larger one is taken up though the daemon still waits for a lease.
 #[test]
 fn a_node_without_a_subnet_waits_and_follows_the_config_meanwhile() {
     lab::test(Timing::Free, || {
@@ -96,8 +96,7 @@ fn wait_for_line(lines: &mut Lines<BufReader<ChildStdout>>, start: &str) {
     assert!(lines.any(|line| line.unwrap().starts_with(start)), "{start}");
 }
 
-/// Page after page, also while the daemon is away for a while; it ends with ctrl-c or with its reader, and both are no
-/// failure.
+/// It prints page after page, also while the daemon is away. It ends with Ctrl-C or with its reader, and neither is a failure.
 #[test]
 fn status_is_shown_again_and_again_until_nobody_wants_it() {
     lab::test(Timing::Free, || {
@@ -120,8 +119,8 @@ fn status_is_shown_again_and_again_until_nobody_wants_it() {
     });
 }
 
-/// Somebody else's device has our VNI and port: the node is not ready from the first moment on, says why, and writes no
-/// subnet file; once the squatter is gone it is.
+/// A foreign device has our VNI and port. The node is not ready from the start, says why, and writes no subnet file; once the
+/// device is gone it is ready.
 #[test]
 fn a_device_that_cannot_be_made_keeps_the_node_from_being_ready() {
     lab::test(Timing::Free, || {
@@ -132,11 +131,11 @@ fn a_device_that_cannot_be_made_keeps_the_node_from_being_ready() {
         lab::wait_for("it says why", SOON, || {
             node.get("/readyz").is_some_and(|reply| reply.body.contains("flannel.1"))
         });
-        // Longer than the op is repeated at once, so that it is being put off meanwhile.
+        // The op is retried at once for a shorter time, so it is delayed by then.
         lab::holds_for("it is not ready", std::time::Duration::from_secs(8), || {
             node.get("/readyz").is_some_and(|reply| reply.status == 503) && node.subnet_env().is_none()
         });
-        // Each of them said once, though each was tried a dozen times.
+        // Each refusal is reported once, though each op was tried a dozen times.
         let log = daemon.log();
         let refusals = log.lines().filter(|line| line.contains("flannel.1")).count();
         assert!(log.lines().count() < 24 && refusals < 12, "{log}");
@@ -147,7 +146,7 @@ fn a_device_that_cannot_be_made_keeps_the_node_from_being_ready() {
     });
 }
 
-/// A peer that announces a VNI for which there can be no device here is that peer's trouble.
+/// A peer announces a VNI for which no device can be made here: that is the peer's fault.
 #[test]
 fn a_device_for_a_peers_vni_that_cannot_be_made_leaves_the_node_ready() {
     lab::test(Timing::Free, || {
@@ -169,7 +168,7 @@ fn a_device_for_a_peers_vni_that_cannot_be_made_leaves_the_node_ready() {
             let status = node.twill(&["status"]);
             status.contains("flannel.7") && status.contains("flannel.9 exists")
         });
-        // Longer than the patience that a repair is given.
+        // A repair may take less time than this before readiness changes.
         lab::holds_for("it is ready", std::time::Duration::from_secs(7), || {
             node.get("/readyz").is_some_and(|reply| reply.status == 200)
         });

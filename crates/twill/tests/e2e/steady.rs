@@ -1,4 +1,4 @@
-//! The steady state writes nothing: not when idle, not while peers are asked, and not while connections come and neighbours
+//! The steady state writes nothing: not when idle, not while peers are probed, and not while connections come and neighbours
 //! expire. It costs next to nothing.
 
 use std::fs;
@@ -11,21 +11,21 @@ use lab::{Daemon, Monitors, Timing, Topology, Traffic};
 use crate::cluster::{self, HOST_GW, VXLAN};
 
 const SPAN: Duration = Duration::from_secs(30);
-/// Of the start, to see whether it is over.
+/// Window in which the number of wakeups shows whether the start is over.
 const WINDOW: Duration = Duration::from_secs(2);
-/// How often threads of a daemon that asks nobody may be woken in a second, on average: one looks every 2 s whether somebody
-/// uses legacy iptables, and a pass that the period brings wakes several.
+/// Maximum number of wakeups per second of a daemon that probes nobody, on average. A thread checks every 2 s for legacy
+/// iptables, and a periodic pass wakes several.
 const WAKEUPS_A_SECOND: u64 = 1;
-/// The same for a daemon that asks its one peer every second: the question, its answer, and now and then three more.
+/// Maximum number of wakeups per second of a daemon that probes its one peer every second: probe, reply, and at times three more.
 const WAKEUPS_A_SECOND_ASKING: u64 = 4;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Load {
     /// `--probe=off`.
     Idle,
-    /// The peer is asked as by default.
+    /// The peer is probed, as by default.
     Asking,
-    /// The same, and 500 new connections a second while the neighbours on the bridge expire.
+    /// Same as `Asking`, with 500 new connections a second while the neighbours on the bridge expire.
     Connections,
 }
 
@@ -43,7 +43,7 @@ fn writes_nothing(config: &str, load: Load) {
         ("net.ipv4.neigh.cni0.gc_stale_time", "1"),
         ("net.ipv4.neigh.eth0.base_reachable_time_ms", "500"),
     ]);
-    // What the start and the pods have set off is not the steady state, and on a busy machine it goes on for a while.
+    // The start and the pods cause work that is not the steady state. On a busy machine it goes on for a while.
     let limit = if load == Load::Idle { WAKEUPS_A_SECOND } else { WAKEUPS_A_SECOND_ASKING };
     lab::wait_for("the start is over", SPAN, || {
         let before = daemons[0].wakeups();
@@ -54,8 +54,8 @@ fn writes_nothing(config: &str, load: Load) {
     let monitors = Monitors::start(&node.ns);
     let (wakeups, cpu, asked) = (daemons[0].wakeups(), daemons[0].cpu(), cluster::ops_asked(node));
     let traffic = (load == Load::Connections).then(|| Traffic::start(&pods[0], &pods[1], 500, SPAN));
-    // Traffic moves entries of cni0 and eth0, which are not ours; flannel's devices and routes must stay untouched.
-    // Nothing looks meanwhile, so that idle is idle.
+    // Traffic changes entries of cni0 and eth0, which are not ours; flannel's devices and routes must stay untouched. The test
+    // asks the daemon nothing meanwhile, so that idle is idle.
     let (mut seconds, mut next) = (Vec::new(), Instant::now());
     lab::holds_for("the daemon runs", SPAN, || {
         if Instant::now() >= next {

@@ -1,4 +1,4 @@
-//! Leases that come, go, break, and a store that cannot be heard: one peer's fault is never another's.
+//! Leases that come, go or break, and a store that cannot be reached: one peer's fault is never another's.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ fn a_malformed_lease_costs_nobody_else_anything() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(3), VXLAN);
         let (mut daemons, pods) = cluster::start(&lab);
-        // Its daemon would write its lease again.
+        // The daemon of node 3 would write its lease again.
         daemons[2].kill9();
         let node = lab.node(1);
         let ping = PingStream::start(&pods[0].ns, pods[1].ip());
@@ -66,7 +66,7 @@ fn losing_the_store_freezes_the_node_and_never_empties_it() {
             node.twill(&["status"]).contains("lost, the last known leases stay")
         });
         assert_eq!(node.get("/readyz").unwrap().status, 200, "the data plane stands");
-        // Frozen is not idle: what is ours is still repaired.
+        // A frozen node still repairs what is ours.
         node.ns.run("bridge fdb show dev flannel.1 | xargs -L1 bridge fdb del dev flannel.1");
         lab::wait_for("repaired", SOON, || {
             node.ns.run("bridge fdb show dev flannel.1").contains(&lab.node(2).ip.to_string())
@@ -82,7 +82,7 @@ fn losing_the_store_freezes_the_node_and_never_empties_it() {
 fn killed_daemons_leave_one_whole_lease_each() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(3), VXLAN);
-        // Killed ever later as long as there is no lease yet, and sooner once there is: around the moment itself.
+        // The kill comes later as long as there is no lease yet, and sooner once there is: close to that moment.
         let (mut before, mut after, mut delay) = (0, 0, Duration::ZERO);
         let around = || {
             let node = lab.node(1);
@@ -112,7 +112,7 @@ fn killed_daemons_leave_one_whole_lease_each() {
     });
 }
 
-/// The own lease is taken again at once, and the peers are not believed gone.
+/// The node takes its own lease again at once, and does not believe that the peers are gone.
 #[test]
 fn an_emptied_store_costs_no_packet() {
     lab::test(Timing::Free, || {
@@ -121,7 +121,7 @@ fn an_emptied_store_costs_no_packet() {
         let (mut daemons, node) = (lab.start_all(flags), lab.node(1));
         let pods = lab.pods();
         assert!(pods[0].reaches(pods[1].ip(), SOON).is_some());
-        // The others are down, so that nobody but node 1 writes its lease again.
+        // The daemons of the other nodes are down: only nodes 1 and 2 write their leases again.
         daemons.iter_mut().skip(2).for_each(lab::Daemon::kill9);
         let before = lab.store.leases();
         let ping = PingStream::start(&pods[0].ns, pods[1].ip());
@@ -146,7 +146,7 @@ fn an_emptied_store_costs_no_packet() {
     });
 }
 
-/// As `rm` does on a busy machine: the guard weighs what vanished within a while, not at once.
+/// The leases vanish one by one, as with `rm` on a busy machine: the guard counts what vanished within a window.
 #[test]
 fn a_store_emptied_one_by_one_costs_no_packet_either() {
     lab::test(Timing::Free, || {
@@ -171,7 +171,7 @@ fn a_store_emptied_one_by_one_costs_no_packet_either() {
     });
 }
 
-/// Another node's address in the place of ours, in the entry that we made: nobody takes a subnet in that way.
+/// Our entry in the store names another node's address: a subnet cannot be taken in that way.
 #[test]
 fn our_lease_in_other_hands_is_taken_back_and_said() {
     lab::test(Timing::Free, || {
@@ -185,7 +185,7 @@ fn our_lease_in_other_hands_is_taken_back_and_said() {
         lab::wait_for("it is said", SOON, || node.twill(&["status"]).contains(&said));
         lab::wait_for("it is ours again", SOON, || lab.store.leases()[&own] == lease);
         assert_eq!(node.get("/readyz").unwrap().status, 200);
-        // One that is ours and says something else is put right.
+        // An entry that is ours, with other contents, is corrected.
         lab.store.put_lease(&own, &lease.replace(r#""VNI":1"#, r#""VNI":5"#));
         lab::wait_for("it says again what we announce", SOON, || lab.store.leases()[&own] == lease);
         lab::wait_for("ready again", SOON, || node.get("/readyz").unwrap().status == 200);

@@ -1,5 +1,5 @@
-//! The lease directory itself: not there, not a directory, not to be read, full, or put back from an old copy. The network
-//! stands, what is wrong is said with its path, and all goes on by itself.
+//! Faults of the lease directory: missing, not a directory, unreadable, full, or restored from an old copy. The network stays,
+//! the message names the path, and everything goes on by itself.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -10,14 +10,14 @@ use lab::{Daemon, Disk, Lab, PingStream, Pod, Timing, Topology, View};
 
 use crate::cluster::{self, FLAGS, SOON, VXLAN, lease_name};
 
-/// Longer than the directory is tried again.
+/// Time longer than the interval at which the directory is tried again.
 const A_WHILE: Duration = Duration::from_millis(1500);
 
 fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
-/// At the start there is nothing to stand on: the node waits, and the first look that finds what it needs is the last.
+/// At the start there is no earlier state: the node waits, and goes on with the first look that finds what it needs.
 #[test]
 fn a_start_waits_for_it_and_says_what_is_in_its_place() {
     lab::test(Timing::Free, || {
@@ -64,7 +64,7 @@ fn a_start_without_the_right_to_read_it_says_so() {
     });
 }
 
-/// Root may read whatever the mode says, unless it has given that up.
+/// Command that gives up root's right to read regardless of file modes.
 const NOT_ABOVE_THE_MODE: &[&str] = &[
     "setpriv",
     "--bounding-set=-dac_override,-dac_read_search",
@@ -96,7 +96,7 @@ impl<'lab> Running<'lab> {
         self.lab.node(1).twill(&["status"])
     }
 
-    /// What is done to the store is said in these words, once, and touches nothing; `undo` is all that it takes.
+    /// Asserts that a harm to the store is reported in these words, once, and changes nothing. `undo` is all that it takes.
     fn frozen(&self, harm: impl FnOnce(), said: &str, undo: impl FnOnce()) {
         let said = format!("lost, the last known leases stay in force: {said}");
         let times =
@@ -112,7 +112,7 @@ impl<'lab> Running<'lab> {
         assert_eq!(self.before.diff(&View::of(&node.ns)), "");
     }
 
-    /// Several steps, and no daemon looks between them.
+    /// Takes several steps while no daemon can look between them.
     fn at_once(&self, steps: impl FnOnce()) {
         let all = |signal: &str| {
             for daemon in &self.daemons {
@@ -159,7 +159,7 @@ fn a_running_node_stands_whatever_is_put_in_its_place() {
     });
 }
 
-/// Neither a directory that cannot be searched nor a lease that cannot be read is one without leases.
+/// A directory that cannot be searched, and a lease that cannot be read, do not count as missing leases.
 #[test]
 fn a_running_node_stands_when_it_may_not_read_it() {
     lab::test(Timing::Free, || {
@@ -194,7 +194,7 @@ fn a_running_node_stands_when_it_may_not_read_it() {
 
 const GONE: &str = r#"{"PublicIP":"192.168.100.77","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:00:00:00:00:77"}}"#;
 
-/// A copy from before our time: our lease is missing, a peer's has another MAC, and somebody is in it who is long gone.
+/// The copy is older than our lease: ours is missing, a peer's has another MAC, and a node in it is long gone.
 #[test]
 fn an_old_copy_is_put_right_by_those_who_live() {
     lab::test(Timing::Free, || {
@@ -242,7 +242,7 @@ fn a_full_disk_is_said_and_our_lease_put_right_once_there_is_room() {
         let disk = Disk::mount(lab.store.path());
         lab.store.config(VXLAN);
         let mut running = Running::start(&lab);
-        // It would believe what our lease says meanwhile.
+        // The other node would follow the wrong contents of our lease meanwhile.
         running.daemons[1].kill9();
         let node = lab.node(1);
         let own = lease_name(&node.subnet());

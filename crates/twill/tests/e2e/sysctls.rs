@@ -1,4 +1,4 @@
-//! What pods need of the node's own settings: raised where it is too low, told where it cannot or may not be.
+//! Sysctls that pods need: raised where they are too low, reported where they cannot or may not be changed.
 
 use lab::{Daemon, Lab, Node, Timing, Topology};
 
@@ -13,7 +13,7 @@ const NEEDED: [(&str, &str); 4] = [
 
 const ALL_NEEDED: [&str; 4] = ["1", "1", "2", "2"];
 
-/// A node as distributions ship it, not as the lab makes it.
+/// Gives the node the settings of a distribution, in place of the lab's.
 fn plain(node: &Node) {
     set(node, &["net/ipv4/ip_forward=0", "net/ipv6/conf/all/forwarding=0"]);
     set(node, &["net/ipv6/conf/eth0/accept_ra=1", "net/ipv4/conf/all/rp_filter=1"]);
@@ -31,12 +31,12 @@ fn values(node: &Node) -> [String; 4] {
     NEEDED.map(|(path, _)| value(node, path))
 }
 
-/// The default route that somebody advertises to the node, if it has one.
+/// Returns the default route that a router advertises to the node; empty if there is none.
 fn advertised(node: &Node) -> String {
     node.ns.run("ip -6 route show default proto ra")
 }
 
-/// Looks again, twice: what the first look did is done.
+/// Makes the daemon look twice: by then the work of the first look is done.
 fn look_again(daemon: &Daemon<'_>, node: &Node) {
     node.ns.run(&format!("kill -HUP {}", daemon.pid()));
     node.twill_output(&["diff"]);
@@ -77,14 +77,14 @@ fn what_is_too_low_is_raised_with_the_old_value_in_the_log() {
             lab::advertise(&lab.node(2).ns, "eth0");
             advertised(node).contains("dev eth0")
         });
-        // Nobody tells us of a change: it is seen at the next look.
+        // The kernel reports no such change: the next look finds it.
         set(node, &["net/ipv4/ip_forward=0", "net/ipv4/conf/flannel.1/rp_filter=1"]);
         look_again(&daemons[0], node);
         lab::wait_for("they are raised again", SOON, || values(node) == ALL_NEEDED);
         // The kernel has them before the line is written.
         let line = "~ sysctl net/ipv4/conf/flannel.1/rp_filter = 2 (was 1)";
         lab::wait_for(line, SOON, || daemons[0].log().contains(line));
-        // A device that is made anew has the kernel's values.
+        // A recreated device has the kernel's values.
         node.ns.run("ip link del flannel.1");
         lab::wait_for("the device is back", SOON, || {
             node.ns.output("ip link show flannel.1").status.success() && values(node) == ALL_NEEDED
@@ -113,7 +113,7 @@ fn what_is_high_enough_is_left_and_nothing_is_put_back() {
     });
 }
 
-/// Every note's command, forwarding last as one of them says.
+/// Runs the command of every note, forwarding last as one of them says.
 fn run_commands(node: &Node, status: &str) {
     let command = |line: &str| Some(line.split_once("Run: ")?.1.split(" (").next()?.to_owned());
     let mut commands: Vec<String> = status.lines().filter_map(command).collect();
@@ -179,7 +179,7 @@ fn a_read_only_proc_is_told_once_and_the_node_is_ready() {
         assert_eq!(cluster::ops_asked(node), asked, "none is tried again");
         let log = daemon.log();
         assert_eq!(log.matches("cannot be written. Run:").count(), 5, "each is said once: {log}");
-        // Whoever may write does it, and later undoes it: that is a new fault.
+        // An administrator makes the change, and later undoes it, which is a new fault.
         run_commands(node, &status);
         look_again(&daemon, node);
         lab::wait_for("nothing is left to say", SOON, || !node.twill(&["status"]).contains("sysctl"));
@@ -192,7 +192,7 @@ fn a_read_only_proc_is_told_once_and_the_node_is_ready() {
     });
 }
 
-/// IPv6 is none of an IPv4 network's business.
+/// IPv6 settings do not concern an IPv4 network.
 #[test]
 fn the_other_family_is_left_alone() {
     lab::test(Timing::Free, || {

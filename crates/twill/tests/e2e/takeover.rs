@@ -1,5 +1,5 @@
-//! A node that flannel ran on: what it left is adopted in place and not made again, what is stale of it goes, what only
-//! looks like it is told and stays, and pods that talk meanwhile lose nothing.
+//! A node that flannel ran on. Its objects are adopted in place and not made again, and stale ones go. Objects that only look
+//! like flannel's are reported and stay. Pods that talk meanwhile lose nothing.
 
 use std::fs;
 
@@ -8,11 +8,12 @@ use lab::{Lab, Node, PingStream, Pod, Timing, Topology, View};
 use crate::cluster::{self, SOON};
 use crate::recording::{self, Recording};
 
-/// A peer that went while flannel was down, and a route that nobody can tell whose it is.
+/// Subnet of a peer that went while flannel was down.
 const GONE: &str = "10.244.250.0/24";
+/// Destination of a route whose owner cannot be determined.
 const ANYBODYS: &str = "10.244.251.0/24";
 
-/// The pod network's objects, the devices' own indexes, and others' rules.
+/// Objects of the pod network, indexes of the devices, and foreign rules.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Before {
     objects: Vec<String>,
@@ -20,7 +21,7 @@ pub(crate) struct Before {
     rules: String,
 }
 
-/// The tables, and what iptables has in them, without flannel's.
+/// Returns the nftables tables and iptables' rules, without flannel's.
 fn rules_of_others(node: &Node) -> String {
     let tools = ["nft list tables", "iptables-save", "ip6tables-save"];
     let texts = tools.map(|tool| node.ns.run(tool)).concat().to_lowercase();
@@ -28,7 +29,7 @@ fn rules_of_others(node: &Node) -> String {
     lines.map(|line| line.split(" [").next().unwrap_or_default().to_owned() + "\n").collect()
 }
 
-/// Everything but the stale is as before; each device is the very same one.
+/// Returns the state that a takeover must preserve, except stale objects; the indexes show that each device is the very same one.
 pub(crate) fn look(node: &Node) -> Before {
     let devices = node.ns.run("ip -o link show type vxlan");
     let indexes = devices
@@ -39,7 +40,7 @@ pub(crate) fn look(node: &Node) -> Before {
     Before { objects: recording::objects(&View::of(&node.ns)), indexes: indexes.join("\n"), rules }
 }
 
-/// As flannel would have written them, beside what was recorded.
+/// Adds stale objects as flannel would have written them, beside the recorded ones.
 fn leave_stale(node: &Node) {
     let devices = node.ns.run("ip -o link show type vxlan");
     if let Some(device) =
@@ -55,7 +56,7 @@ fn leave_stale(node: &Node) {
     node.ns.run(&format!("ip route add {ANYBODYS} via {} dev eth0", node.gateway()));
 }
 
-/// Echoes between the first two pods, where flannel had them reach each other at all.
+/// Sends echoes between the first two pods, if flannel let them reach each other at all.
 fn pings(lab: &Lab, pods: &[Pod], case: &str) -> Vec<PingStream> {
     if case == "alloc" {
         return Vec::new();
@@ -89,7 +90,7 @@ fn take_over(case: &'static str, topology: Topology, flags: &[&str]) {
         let mut now = look(node);
         assert!(now.objects.iter().any(|row| row.contains(ANYBODYS)), "{case}: it may be anybody's");
         now.objects.retain(|row| !row.contains(ANYBODYS) && !row.contains("type=unreachable"));
-        // flannel takes too large an MTU for a device over IPv6 and keeps what was for direct peers.
+        // flannel uses too large an MTU for a device over IPv6, and keeps what it had for direct peers.
         assert_eq!(now.objects, before.objects, "{case}: {}", node.name);
         assert_eq!((now.indexes, now.rules), (before.indexes, before.rules), "{case}: {}", node.name);
         let routes = node.ns.run("ip route; ip -6 route");
@@ -167,13 +168,13 @@ fn with_masquerade_by_iptables() {
     lab::test(Timing::Free, || take_over("masq-iptables-dual", Topology::flat(3), &["--ip-masq"]));
 }
 
-/// By whomever flannel had its rules kept: the config says nftables, or nothing.
+/// Asserts that only nftables masquerades, whichever program had flannel's rules: the config says nftables, or nothing.
 fn masqueraded_by_nftables_alone(node: &Node) {
     let rules = node.ns.run("nft -s list ruleset");
     assert!(rules.matches("masquerade fully-random").count() == 4 && !rules.contains("FLANNEL"), "{rules}");
 }
 
-/// Another backend, VNI or network than flannel's, and a subnet file that says the old: no manual step (mission, row 16).
+/// Takes over into another backend, VNI or network than flannel's, with its old subnet file: no manual step (mission, row 16).
 fn take_over_into(config: &str, subnet_env: impl Fn(&str) -> String) -> Lab {
     let recording = Recording::of("vxlan");
     let lab = cluster::lab(Topology::flat(3), config);

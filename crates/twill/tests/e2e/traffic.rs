@@ -1,5 +1,5 @@
-//! What the tests of the traffic rules have in common: configs of each manager, each family's addresses, and what of the
-//! rules on a node is flannel's, as nft and iptables show it.
+//! Common helpers for tests of the traffic rules: configs of each manager, addresses of each family, and flannel's part of a
+//! node's rules, as nft and iptables show it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,7 +8,7 @@ use lab::{Iptables, Node, Ns, OUTSIDE, OUTSIDE6, Pod};
 pub(crate) const MASQ: &[&str] = &["--iface=eth0", "--ip-masq"];
 pub(crate) const BACKENDS: [&str; 2] = ["vxlan", "host-gw"];
 
-/// Whom the network config wants to enforce the rules.
+/// Program that the network config selects to enforce the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Manager {
     Nft,
@@ -20,12 +20,12 @@ impl Manager {
     pub(crate) const BOTH: [Self; 2] = [Self::Nft, Self::Iptables];
     pub(crate) const ALL: [Self; 3] = [Self::Nft, Self::Iptables, Self::Auto];
 
-    /// A dual-stack network of that backend.
+    /// Returns the config of a dual-stack network with that backend.
     pub(crate) fn config(self, backend: &str) -> String {
         self.config_with(&format!(r#""Type":"{backend}""#))
     }
 
-    /// The same with these fields of the backend.
+    /// Same as [`Self::config`], with these fields of the backend.
     pub(crate) fn config_with(self, backend: &str) -> String {
         let manager = match self {
             Self::Nft => r#""EnableNFTables":true,"#,
@@ -52,7 +52,7 @@ pub(crate) fn of_pod(pod: &Pod) -> Both<IpAddr> {
     [pod.ip4.unwrap().into(), pod.ip6.unwrap().into()]
 }
 
-/// The first address of the node's pod subnet, which a tunnel device has.
+/// Returns the first address of the node's pod subnet, which a tunnel device has.
 pub(crate) fn of_tunnel(node: &Node) -> Both<IpAddr> {
     [node.subnet(), node.subnet6()].map(|subnet| subnet.split('/').next().unwrap().parse().unwrap())
 }
@@ -61,31 +61,31 @@ pub(crate) fn socket(ip: IpAddr, port: u16) -> SocketAddr {
     (ip, port).into()
 }
 
-/// flannel's tables of nftables, without counters; empty when there are none.
+/// Returns flannel's nftables tables, without counters; empty if there are none.
 pub(crate) fn tables(ns: &Ns) -> String {
     ns.run("for t in 'ip flannel-ipv4' 'ip6 flannel-ipv6'; do nft -s list table $t 2>/dev/null; done; true")
 }
 
-/// The chains of masquerading and forwarding in them.
+/// Returns true if these tables have chains for masquerading or forwarding.
 pub(crate) fn has_chains(ns: &Ns) -> bool {
     let tables = tables(ns);
     tables.contains("chain postrtg") || tables.contains("chain forward")
 }
 
-/// Lines of `iptables-save` that are flannel's, of one variant and both families, in their order.
+/// Returns flannel's lines of `iptables-save`, of one variant and both families, in their order.
 pub(crate) fn lines(ns: &Ns, variant: Iptables) -> Vec<String> {
     let texts = variant.saved(ns);
     let all = texts.iter().flat_map(|text| text.lines());
     all.filter(|line| line.contains("FLANNEL") || line.contains("flanneld")).map(str::to_owned).collect()
 }
 
-/// Whether nobody else has the rules of masquerading and forwarding.
+/// Returns true if only `manager` has rules for masquerading and forwarding.
 pub(crate) fn is_by(ns: &Ns, manager: Manager) -> bool {
     let iptables = Iptables::BOTH.iter().any(|variant| !lines(ns, *variant).is_empty());
     has_chains(ns) == (manager != Manager::Iptables) && iptables == (manager == Manager::Iptables)
 }
 
-/// All rules of a node that are flannel's, whoever enforces them.
+/// Returns all of flannel's rules on a node, whichever program enforces them.
 pub(crate) fn rules(ns: &Ns) -> String {
     Iptables::BOTH
         .iter()

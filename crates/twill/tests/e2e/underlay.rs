@@ -1,5 +1,5 @@
-//! The nodes' own network as it really is: nodes inside the pods' network, two cards on one segment, default routes in
-//! every shape, an address that is on no wire.
+//! Realistic networks between nodes: nodes inside the pod network, two cards on one segment, default routes of every shape, an
+//! address without a wire.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use lab::{Daemon, Lab, Node, Pod, Timing, Topology, View};
 
 use crate::cluster::{self, HOST_GW, SOON, VXLAN, VXLAN_DUAL};
 
-/// flannel's own example, with each of the backends.
+/// Returns flannel's own example config, with this backend.
 fn shared(backend: &str) -> String {
     format!(
         r#"{{"Network":"10.0.0.0/8","SubnetLen":20,"SubnetMin":"10.10.0.0","SubnetMax":"10.99.0.0","Backend":{{"Type":"{backend}"}}}}"#
@@ -21,7 +21,7 @@ fn readdress(node: &Node, address: &str, gateway: &str) {
     ));
 }
 
-/// Two nodes in 10.132.0.0/20, where no subnet is leased.
+/// Builds two nodes in 10.132.0.0/20, where no subnet is leased.
 fn inside(config: &str) -> Lab {
     let lab = cluster::lab(Topology::flat(2), config);
     for node in lab.nodes() {
@@ -45,7 +45,7 @@ fn leases(lab: &Lab) -> String {
     lab.store.leases().into_values().collect()
 }
 
-/// The daemon ends with these words, and has touched nothing.
+/// Asserts that the daemon ends with these words, and has touched nothing.
 fn is_refused(lab: &Lab, flags: &[&str], words: &[&str]) {
     let node = lab.node(1);
     let before = View::of(&node.ns);
@@ -63,7 +63,7 @@ fn nodes_inside_the_pods_network_by_host_gw() {
     lab::test(Timing::Free, || {
         let lab = inside(&shared("host-gw"));
         let node = lab.node(1);
-        // The nodes' own way to others of their network, as somebody wrote it.
+        // An administrator wrote these routes to other nodes of the network.
         node.ns.run("ip route add 10.140.0.0/16 via 10.132.0.1; ip route add 10.150.0.0/20 via 10.132.0.1");
         let (_daemons, _pods) = start(&lab, &[]);
         let routes = node.ns.run("ip route");
@@ -81,7 +81,7 @@ fn nodes_inside_the_pods_network_by_vxlan_with_every_rule() {
         let config = shared("vxlan").replace(r#""vxlan""#, r#""vxlan","VxlanSourceFilter":"drop""#);
         let lab = inside(&config);
         let (_daemons, pods) = start(&lab, &["--ip-masq"]);
-        // Node and pod of another node, each way.
+        // A node and a pod of the other node reach each other.
         assert!(lab.node(1).ping(pods[1].ip()).is_some());
         lab::wait_for("a pod reaches the other node", SOON, || pods[0].ping([10, 132, 0, 12]).is_some());
         for node in lab.nodes() {
@@ -123,7 +123,7 @@ fn a_node_among_the_pods_is_refused_with_address_interface_and_range() {
     });
 }
 
-/// The node stays ready, since its pods are well as long as nobody has that subnet.
+/// The node stays ready, since its pods work as long as no node has that subnet.
 #[test]
 fn another_interfaces_network_among_the_pods_is_told() {
     lab::test(Timing::Free, || {
@@ -149,10 +149,10 @@ fn leases_that_would_take_the_nodes_network_are_left_out() {
     lab::test(Timing::Free, || {
         let lab = inside(&shared("host-gw"));
         let lease = |ip: &str| format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"host-gw"}}"#);
-        // The nodes' own segment, a node with a pod's address, and one in somebody's lease outside the range of now.
+        // The leases: the nodes' own segment, a node with a pod's address, and a node inside a lease outside the present range.
         lab.store.put_lease("10.132.0.0-20", &lease("10.132.0.77"));
         lab.store.put_lease("10.200.0.0-20", &lease("10.132.0.78"));
-        // A subnet with a node of an older lease in it.
+        // The second subnet contains the node of an older lease.
         lab.store.put_lease("10.201.0.0-20", &lease("10.202.0.5"));
         lab.store.put_lease("10.202.0.0-20", &lease("10.132.0.79"));
         lab.store.put_lease("10.200.16.0-20", &lease("10.20.0.5"));
@@ -176,12 +176,12 @@ fn leases_that_would_take_the_nodes_network_are_left_out() {
     });
 }
 
-/// eth0 has .11 and eth1 .21, both on one segment.
+/// Builds two nodes with two cards on one segment: on node k, eth0 has .1k and eth1 has .2k.
 fn two_cards(config: &str) -> Lab {
     let lab = cluster::lab(Topology::flat(2), config);
     for node in lab.nodes() {
         node.second_card();
-        // Each card answers for its own addresses.
+        // Each card answers only for its own addresses.
         node.ns.sysctl(&[("net.ipv4.conf.all.arp_ignore", "1"), ("net.ipv4.conf.all.arp_announce", "2")]);
         node.ns.run(&format!(
             "ip address add 192.168.100.2{k}/24 dev eth1; ip address add fd00:100::2{k}/64 dev eth1 nodad",
@@ -216,7 +216,7 @@ fn the_second_card_with_the_worse_metric_by_host_gw() {
     lab::test(Timing::Free, || {
         let lab = two_cards(HOST_GW);
         for node in lab.nodes() {
-            // As NetworkManager does it.
+            // NetworkManager sets such metrics.
             for (card, metric) in [("eth0", 100), ("eth1", 101)] {
                 node.ns.run(&format!(
                     "ip route del 192.168.100.0/24 dev {card}; ip route add 192.168.100.0/24 dev {card} metric {metric}"
@@ -259,7 +259,7 @@ fn a_direct_way_that_waits_keeps_no_tunnel_waiting() {
     });
 }
 
-/// With these default routes in place of its own a node finds eth0.
+/// Asserts that a node with these default routes in place of its own finds eth0.
 fn finds_its_uplink(config: &str, routes: &str) {
     let lab = cluster::lab(Topology::flat(1), config);
     let node = lab.node(1);
@@ -326,7 +326,7 @@ fn a_default_route_through_two_cards_says_which() {
         lab.node(1).ns.run(&format!("ip route del default; ip route add default {hops}"));
         let why = "the IPv4 default route has several next hops, which leave through eth0 and eth1; name one with --iface";
         is_refused(&lab, &[], &[why]);
-        // The route itself names the node's address.
+        // The route's source address is the node's address.
         lab.node(1).ns.run(&format!("ip route replace default src 192.168.100.21 {hops}"));
         let daemon = lab.node(1).start(&[]);
         daemon.wait_ready();
@@ -334,7 +334,7 @@ fn a_default_route_through_two_cards_says_which() {
     });
 }
 
-/// The nodes' addresses are on lo, two cards lead to each of the others and to the default.
+/// Builds two nodes with their addresses on lo; two cards lead to the other node and to the default route.
 fn on_no_wire(config: &str, mtus: [u32; 2]) -> Lab {
     let lab = cluster::lab(Topology::flat(2), config);
     for node in lab.nodes() {
@@ -371,7 +371,7 @@ fn an_address_on_loopback_has_the_mtu_of_the_wires() {
             assert!(has_mtu(node, expected), "{}", node.ns.run("ip link"));
             let to = pods[1].ip();
             pods[0].ns.run(&format!("ping -n -c 3 -i 0.2 -W 2 -M do -s {} {to}", expected - 28));
-            // One of the cards changes, and the pods' MTU with it.
+            // The MTU of one card changes, and the pods' MTU with it.
             node.ns.run("ip link set eth1 mtu 1300");
             lab::wait_for("the MTU follows", SOON, || has_mtu(node, 1250));
         }
@@ -392,7 +392,7 @@ fn routes_that_carry_less_than_their_interface_count() {
             ("ip route change 192.168.100.0/24 dev eth0 proto kernel scope link src 192.168.100.11", 1450),
             ("ip route add 192.168.100.12 dev eth0 mtu 1380", 1330),
             ("ip route del 192.168.100.12 dev eth0", 1450),
-            // That no peer is behind.
+            // No peer is behind this route.
             ("ip route add 192.168.100.99 dev eth0 mtu 1380", 1450),
         ] {
             node.ns.run(change);
@@ -419,7 +419,7 @@ fn a_bridge_and_the_card_below_it() {
     });
 }
 
-/// Where policy routing leads past the main table only packets can tell.
+/// Only packets can show where policy routing leads past the main table.
 #[test]
 fn a_full_size_packet_that_the_kernel_does_not_send_is_told() {
     lab::test_within(Duration::from_secs(120), Timing::Free, || {

@@ -1,5 +1,5 @@
-//! Leaving a node: all of twill goes and nothing else, or only what flannel would not have written, and then no packet is
-//! lost.
+//! Leaving a node: everything of twill goes and nothing else. With `--hand-over` only what flannel would not have written goes,
+//! and no packet is lost.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,7 +29,7 @@ fn terminate(daemons: &mut [Daemon<'_>]) {
     daemons.iter_mut().for_each(|daemon| assert!(daemon.terminate().success()));
 }
 
-/// The last node's subnet is known before it has a daemon, so that somebody else's route for it can be there.
+/// Asserts that everything of twill goes, and that foreign objects stay, some of them inside the pod network.
 fn everything_goes(config: &str, topology: Topology) {
     let lab = cluster::lab(topology, config);
     let node = lab.node(1);
@@ -39,7 +39,7 @@ fn everything_goes(config: &str, topology: Topology) {
     let mut daemons = lab.start_all(cluster::FLAGS);
     let refused = uninstall(node, &[]);
     assert!(!refused.status.success() && said(&refused).contains("stopped first"), "{}", said(&refused));
-    // One that was killed leaves as much as one that was stopped.
+    // A daemon that was killed leaves as much as one that was stopped.
     daemons[0].kill9();
     let installed = View::of(&node.ns);
     assert_ne!(clean.diff(&installed), "");
@@ -186,7 +186,7 @@ fn with_flannel_back(lab: &Lab) -> (String, String) {
     (peer, first)
 }
 
-/// flannel was started in the meantime and has written its routes: its device is not ours any more.
+/// flannel was started meanwhile and has written its routes: its device is not ours any more.
 #[test]
 fn a_device_that_flannel_uses_again_stays() {
     lab::test(Timing::Free, || {

@@ -1,5 +1,5 @@
-//! Which interface and which addresses the flags find on a node that has several, what is announced, and choices that
-//! cannot be right: refused at the start, or told.
+//! Interface and addresses that the flags find on a node with several, the announced addresses, and choices that cannot be right:
+//! refused at the start, or reported.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use lab::{Lab, Node, Timing, Topology, View};
 
 use crate::cluster::{self, HOST_GW, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL, VXLAN_IPV6, lease_name};
 
-/// What no node has: other nodes reach it by an address translation.
+/// Address that no node has: other nodes reach the node by an address translation.
 const OUTSIDE: &str = "203.0.113.7";
 const OUTSIDE6: &str = "2001:db8:7::7";
-/// What is a node's own trouble has turned its readiness off by then.
+/// Time within which a fault of the node itself turns its readiness off.
 const TROUBLE: Duration = Duration::from_secs(6);
 
-/// One node with two more cards, a second default route that goes first, and an address of its own on lo.
+/// Builds a node with two more cards, a second default route with precedence, and an address of its own on lo.
 fn many_cards(config: &str) -> Lab {
     let lab = cluster::lab(Topology::flat(1), config);
     let gateway = lab.node(1).gateway();
@@ -39,7 +39,7 @@ fn device(node: &Node, name: &str) -> String {
     node.ns.run(&format!("ip -d link show {name}"))
 }
 
-/// Flags of which the last finds it, its address, the interface, and why.
+/// Flags, of which the last one finds the interface; then its address, the interface, and the reason.
 const FOUND: [(&str, &str, &str, &str); 9] = [
     ("", "192.168.56.10", "eth1", "the default route leaves through it, 192.168.56.10 is its best address"),
     ("--iface=eth2", "192.168.57.11", "eth2", "named by --iface eth2, 192.168.57.11 is its best address"),
@@ -104,7 +104,7 @@ fn each_flag_finds_its_interface_and_says_why() {
     });
 }
 
-/// The daemon ends with these words, and has touched nothing.
+/// Asserts that the daemon ends with these words, and has touched nothing.
 fn is_refused(lab: &Lab, flags: &[&str], code: i32, why: &str) {
     let node = lab.node(1);
     let before = View::of(&node.ns);
@@ -142,7 +142,7 @@ fn what_finds_nothing_is_told_with_every_attempt() {
     });
 }
 
-/// flannel-faults 83 and 85.
+/// Choices that crash flannel are errors: flannel-faults 83 and 85.
 #[test]
 fn what_crashes_flannel_is_an_error() {
     lab::test(Timing::Free, || {
@@ -190,7 +190,7 @@ fn what_crashes_flannel_is_an_error() {
     });
 }
 
-/// Peers send to that address, and an address translation on the way brings it to the node.
+/// Translates addresses on `node`: packets that it sends to `outside` go to `inside`.
 fn translate(node: &Node, outside: &str, inside: &str) {
     let family = if outside.contains(':') { "ip6" } else { "ip" };
     node.ns.run(&format!(
@@ -227,7 +227,7 @@ fn an_address_that_is_not_ours_is_announced_and_not_sent_from() {
         lab.store.put_lease("10.244.250.0-24", &other);
         let ours = format!("peer 10.244.250.0/24: it announces our own address {OUTSIDE}");
         lab::wait_for("it is ours", SOON, || node.twill(&["status"]).contains(&ours));
-        // Another backend cannot work with that and is not taken up.
+        // host-gw cannot work with that, and is not taken up.
         lab.store.config(HOST_GW_DUAL);
         let refused = format!(
             "but --public-ip is {OUTSIDE}: leave it out or use vxlan; the last good network config stays"
@@ -246,7 +246,7 @@ fn host_gw_whose_uplink_no_peer_is_on_is_told() {
         for (node, address) in [(node, "192.168.56.11"), (peer, "192.168.56.12")] {
             node.ns.run(&format!("ip address add {address}/24 dev eth1; ip link set eth1 up"));
         }
-        // One by the default route, one by a flag.
+        // The first daemon goes by the default route, the second one by a flag.
         let (daemon, mut other) = (node.start(&[]), peer.start(&["--iface=eth1"]));
         daemon.wait_ready();
         other.wait_ready();
@@ -300,13 +300,13 @@ fn an_address_that_is_not_the_nodes_internal_ip_is_told_once() {
         told(&["--iface=eth0", "--node-ip=192.168.56.11,fd00:56::11"], &[&v4, &v6]);
         told(&[&format!("--node-ip={}", own.join(","))], &[]);
         told(&["--iface=eth1", "--node-ip=192.168.56.11,fd00:56::11"], &[]);
-        // Behind a translation the outer one may be the one that is known.
+        // Behind a translation, Kubernetes may know the outer address.
         told(&["--iface=eth0", &format!("--public-ip={OUTSIDE}"), &format!("--node-ip={OUTSIDE}")], &[]);
         told(&["--iface=eth0"], &[]);
     });
 }
 
-/// As where every machine has the same address on its first card, and the flag that names another one is forgotten.
+/// All machines have the same address on their first card, and the flag that names another one is forgotten.
 #[test]
 fn an_address_that_another_nodes_lease_announces_is_refused_at_the_start() {
     lab::test(Timing::Free, || {
@@ -338,7 +338,7 @@ fn an_address_that_another_nodes_lease_announces_is_refused_at_the_start() {
             let log = wrong.log();
             assert!(log.lines().last().unwrap_or_default().contains(&why), "{log}");
             assert_eq!((before.diff(&View::of(&peer.ns)), lab.store.leases()), (String::new(), leases));
-            // The node that has it may restart, rebooted or not.
+            // The node that has the address may restart, rebooted or not.
             drop((wrong, first));
             node.reboot();
             let again = node.start(&["--iface=eth0", &shared]);
@@ -348,7 +348,7 @@ fn an_address_that_another_nodes_lease_announces_is_refused_at_the_start() {
     });
 }
 
-/// A machine that has never run here takes the lease for its own, and the two of them write it in turn.
+/// A machine that has never run here takes the lease for its own, and both write it in turn.
 #[test]
 fn a_lease_that_somebody_else_writes_too_is_told() {
     lab::test(Timing::Free, || {

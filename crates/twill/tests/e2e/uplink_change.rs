@@ -1,5 +1,5 @@
-//! The uplink changes while pods talk: address, MTU, card, name. The node follows, with the same subnet, and so do its
-//! peers, in less than two seconds.
+//! The uplink changes while pods talk: address, MTU, card, name. The node follows with the same subnet, and its peers follow, in
+//! less than two seconds.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::cluster::{self, HOST_GW, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL, lease
 
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// How long pods on both sides are cut off from each other, by each address, when that is changed.
+/// Asserts that pods of both nodes are cut off for less than [`LIMIT`], at each address, when `change` is made.
 fn heals(what: &str, pods: &[Pod], change: impl FnOnce()) {
     let pairs = [(&pods[0], &pods[1]), (&pods[1], &pods[0])];
     let streams =
@@ -31,7 +31,7 @@ fn lease(lab: &Lab, node: &Node) -> String {
     leases.into_iter().find(|(name, _)| name.starts_with(&subnet)).unwrap().1
 }
 
-/// As a DHCP client does it that has lost its lease.
+/// Changes the address, as a DHCP client does that has lost its lease.
 fn another_address(config: &str) {
     let lab = cluster::lab(Topology::flat(2), config);
     let (_daemons, pods) = cluster::start(&lab);
@@ -90,7 +90,7 @@ fn a_node_that_wakes_up_elsewhere_keeps_its_subnet() {
             "ip address del {}/24 dev eth0; ip address add 192.168.100.51/24 dev eth0",
             node.ip
         ));
-        // Somebody else has had that address, and has left a lease.
+        // A different node had that address, and has left a lease.
         let stale = r#"{"PublicIP":"192.168.100.51","PublicIPv6":null,"BackendType":"host-gw"}"#;
         lab.store.put_lease("10.244.0.0-24", stale);
         daemons[0].restart();
@@ -147,7 +147,7 @@ fn another_name(config: &str) {
         node.ns.run("ip link set eth0 down; ip link set eth0 name ens3; ip link set ens3 up");
     });
     lab::wait_for("it is shown", SOON, || node.twill(&["status"]).contains("ens3 192.168.100.11"));
-    // One that stays: a change after the change is heard too.
+    // The new uplink is watched as well: a change after the change is noticed.
     let peer = lab.node(2).subnet();
     node.ns.run(&format!("ip route del {peer}"));
     lab::wait_for("repaired", SOON, || node.ns.run("ip route").contains(&peer));

@@ -1,4 +1,4 @@
-//! What a node says of its peers, read where people and probes read it, and the ways that its kernel has to them.
+//! Findings about peers, read where people and probes read them, and the kernel's paths to the peers.
 
 use std::time::{Duration, Instant};
 
@@ -8,34 +8,34 @@ use serde_json::Value;
 
 use crate::cluster::SOON;
 
-/// Network and backend with all that it takes; subnets as in [`crate::cluster`].
+/// Network config with the backend `auto`; subnets as in [`crate::cluster`].
 pub(crate) const AUTO: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","Backend":{"Type":"auto"}}"#;
 
-/// The same in both families.
+/// Same as [`AUTO`], in both families.
 pub(crate) const AUTO_DUAL: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","EnableIPv6":true,"IPv6Network":"fd00:244::/48","Backend":{"Type":"auto"}}"#;
 
-/// From the first lost packet to the word, and to the other way.
+/// Maximum time from the first lost packet to the finding, and to the change of the path.
 pub(crate) const AT_ONCE: Duration = Duration::from_secs(3);
-/// To the word where nobody but the daemon sends: its first packet to be lost comes within a second.
+/// Maximum time to the finding if only the daemon sends: its first lost packet comes within a second.
 pub(crate) const TOLD: Duration = Duration::from_secs(4);
-/// Direct is proven when three answers in a row have come.
+/// Maximum time until a direct path is proven, by three answers in a row.
 pub(crate) const PROVEN: Duration = Duration::from_secs(10);
-/// Without any loss, before a way that was withdrawn is taken again.
+/// Time without any loss before a path that was withdrawn is taken again.
 pub(crate) const HEALTH: Duration = Duration::from_secs(30);
 
-/// So long in `make soak`, else nothing.
+/// Returns `span` in `make soak`, and zero otherwise.
 pub(crate) fn soaking(span: Duration) -> Duration {
     if std::env::var_os("TWILL_SOAK").is_some() { span } else { Duration::ZERO }
 }
 
-/// Node `k` as one that no daemon looks after; its subnet.
+/// Configures node `k` without a daemon; returns its subnet.
 pub(crate) fn plain(lab: &Lab, k: usize, announce: Announce) -> String {
     let subnet = format!("10.244.{k}.0/24");
     settle(lab.node(k), &lab.store, &subnet, announce);
     subnet
 }
 
-/// The peers' objects in `twill status --json`.
+/// Returns the peers' objects in `twill status --json`.
 fn peers(node: &Node) -> Vec<Value> {
     let out = node.twill_output(&["status", "--json"]);
     let status: Option<Value> = serde_json::from_slice(&out.stdout).ok();
@@ -46,18 +46,18 @@ pub(crate) fn peer(node: &Node, subnet: &str) -> Option<Value> {
     peers(node).into_iter().find(|peer| peer["subnet"] == subnet)
 }
 
-/// Of each peer the subnet and the verdict's name, looked at once.
+/// Returns the subnet and the finding of each peer, read at once.
 pub(crate) fn findings(node: &Node) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     peers(node).iter().map(|peer| (text(&peer["subnet"]), text(&peer["verdict"]["name"]))).collect()
 }
 
-/// The verdict's name, such as `tunnel lost`.
+/// Returns the name of the finding about a peer, such as `tunnel lost`.
 pub(crate) fn finding(node: &Node, subnet: &str) -> Option<String> {
     Some(peer(node, subnet)?["verdict"]["name"].as_str()?.to_owned())
 }
 
-/// Waits for this finding; how long it took.
+/// Waits for this finding; returns how long it took.
 pub(crate) fn found(node: &Node, subnet: &str, name: &str, limit: Duration) -> Duration {
     let start = Instant::now();
     if until(limit, || (finding(node, subnet)? == name).then_some(())).is_none() {
@@ -66,7 +66,7 @@ pub(crate) fn found(node: &Node, subnet: &str, name: &str, limit: Duration) -> D
     start.elapsed()
 }
 
-/// What each of them says to whoever has to do something about it.
+/// Words of each finding for the person who has to act.
 const WORDS: [(&str, &str); 13] = [
     ("next hop silent", "it is down, or not on this layer-2 segment, or"),
     ("silent", "nothing that"),
@@ -83,10 +83,10 @@ const WORDS: [(&str, &str); 13] = [
     ("checksum fault", "checksum offload of the tunnel's inner packets is broken"),
 ];
 
-/// The verdict and its words stand everywhere, once in the log, and the node is as ready as ever.
+/// Asserts that the finding and its words are everywhere, once in the log, and that the node stays ready.
 pub(crate) fn told(node: &Node, daemon: &Daemon, subnet: &str, name: &str) {
     let about = format!("peer {subnet}: {name}: ");
-    // The verdict is told at once, the note by the round that it brings about.
+    // The finding is reported at once, the note by the reconcile pass that it triggers.
     let note = until(SOON, || {
         let status: Value = serde_json::from_str(&node.twill(&["status", "--json"])).ok()?;
         let mut notes = status["notes"].as_array()?.iter().filter_map(Value::as_str);
@@ -109,7 +109,7 @@ pub(crate) fn told(node: &Node, daemon: &Daemon, subnet: &str, name: &str) {
     assert!(metrics.lines().any(|line| line.contains(name) && line.contains(subnet)), "{name}: {metrics}");
 }
 
-/// The kernel's route to a peer, as ip shows it.
+/// Returns the kernel's route to a peer, as ip shows it.
 fn route(node: &Node, subnet: &str) -> String {
     let family = if subnet.contains(':') { "-6" } else { "-4" };
     node.ns.run(&format!("ip {family} route show {subnet}"))
@@ -119,7 +119,7 @@ pub(crate) fn is_direct(node: &Node, subnet: &str) -> bool {
     route(node, subnet).contains("dev eth0")
 }
 
-/// Waits until the kernel's route goes by this device; how long it took.
+/// Waits until the kernel's route goes through this device; returns how long it took.
 pub(crate) fn goes(node: &Node, subnet: &str, device: &str, limit: Duration) -> Duration {
     let start = Instant::now();
     let way = format!("dev {device} ");

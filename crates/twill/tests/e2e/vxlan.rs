@@ -1,4 +1,4 @@
-//! vxlan on the wire, as tcpdump sees it on the uplink.
+//! vxlan on the wire, as tcpdump shows it on the uplink.
 
 use lab::{Capture, Timing, Topology};
 
@@ -15,7 +15,7 @@ fn a_pod_packet_travels_in_udp_8472_with_vni_1_and_is_not_fragmented_at_full_siz
             "eth0",
             &["-v", "-T", "vxlan", "udp port 8472 or ip[6:2]&0x3fff!=0"],
         );
-        // 1450 bytes inside: an IP and an ICMP header and 1422 bytes.
+        // The 1450 bytes inside are an IP header, an ICMP header and 1422 bytes.
         lab_ping(&pods[0], "-M do -s 1422", to);
         let outer = format!("{}.", lab.node(1).ip);
         let request = format!("{from} > {to}: ICMP echo request");

@@ -1,5 +1,5 @@
-//! From an earlier version to this one and back on running nodes: no packet is lost, and whoever comes second finds nothing
-//! to write. The earlier daemon is built by `make upgrade`, which runs these: they need the history of the repository.
+//! Change from an earlier version to this one and back on running nodes: no packet is lost, and the second daemon finds nothing
+//! to write. `make upgrade` builds the earlier daemon and runs these tests, which need the repository's history.
 
 #![expect(clippy::panic, reason = "a test fails by panicking")]
 
@@ -41,7 +41,7 @@ fn there_and_back(config: &str) {
             *daemon = start(node, binary);
             lab::holds_for("no object of ours is written", Duration::from_secs(3), || {
                 let mut ours = monitors.lines_about(&["flannel", "proto 84"]);
-                // The earlier one knows no traffic rules: this one adds them.
+                // The earlier version has no traffic rules: this one adds them.
                 ours.retain(|line| !line.starts_with("nft: add "));
                 assert!(ours.is_empty(), "{binary}: {ours:?}");
                 true

@@ -1,4 +1,4 @@
-//! Where they travel as they are, from node to node on one segment, or on what looks like one.
+//! Faults of bare packets, which travel from node to node on one segment, or on what looks like one.
 
 use lab::plain::Announce;
 use lab::{Filter, Lab, Lines, PingStream, Timing, Topology};
@@ -24,7 +24,7 @@ fn bare(net: Net) {
     let lab = cluster::lab(Topology::flat(9).outside(), if net == Net::V4 { HOST_GW } else { HOST_GW_IPV6 });
     let (mut daemons, of) = nodes(&lab, net, Announce::HostGw);
     let node = lab.node(1);
-    // Node 6 has no bridge before its first pod; neither would ours have.
+    // Node 6 has no bridge before its first pod, as a node of ours would have none.
     let pods = [1, 2, 3, 4, 5, 7, 8, 9].map(|k| (k, lab.node(k).pod()));
     let pod = |k: usize| pods.iter().find(|(node, _)| *node == k).map(|(_, pod)| pod).unwrap();
     let pings = |k: usize| talking(PingStream::start(&pod(1).ns, pod(k).ip()));
@@ -73,8 +73,8 @@ fn bare(net: Net) {
     all_mended(&lab, [1, 2, 3, 4, 6, 7, 8].map(|k| &of[k]));
 }
 
-/// One with the address of node 9 that says so, again and again, to all: what asks for the address hears both, and the kernel's own
-/// entry is the wrong one nearly all the time.
+/// Gives a second machine the address of node 9, which it announces to all again and again. Both machines answer requests for the
+/// address, and the kernel's own entry is wrong nearly all the time.
 fn second_machine(lab: &Lab, net: Net) -> Lines {
     let (ninth, outside) = (lab.node(9), lab.outside());
     let own = match net {
@@ -83,7 +83,7 @@ fn second_machine(lab: &Lab, net: Net) -> Lines {
     };
     outside.sysctl(&[("net.ipv4.conf.eth0.arp_notify", "1"), ("net.ipv6.conf.eth0.ndisc_notify", "1")]);
     outside.run(&format!("ip addr add {own} dev eth0"));
-    // A link that is given the MAC which it has tells of its addresses.
+    // A link that is given the MAC which it has announces its addresses.
     let mut command = outside.command("sh");
     command.args([
         "-c",
@@ -92,7 +92,7 @@ fn second_machine(lab: &Lab, net: Net) -> Lines {
     Lines::start(command)
 }
 
-/// Two segments that look like one, since a router answers ARP for the other side: it cannot carry pods' packets.
+/// Two segments look like one, since a router answers ARP for the other side. The router cannot carry pods' packets.
 #[test]
 fn of_a_router_that_answers_for_others() {
     lab::test(Timing::Timed, || {
@@ -102,7 +102,7 @@ fn of_a_router_that_answers_for_others() {
         let pods = lab.pods();
         let never = [1, 2].map(|k| Fault::from_now(&of[k], "proxy ARP", IN_TIME));
         all_told(&lab, &daemon, &never);
-        // A router that knows where they are is as good as none.
+        // A router with routes to the pods does no harm.
         let routes = |what: &str| {
             for (subnet, node) in of.iter().zip(lab.nodes()) {
                 lab.router().run(&format!("ip route {what} {subnet} via {}", node.ip));
@@ -121,7 +121,7 @@ fn of_a_router_that_answers_for_others() {
     });
 }
 
-/// To the nodes both of the router's segments look like one, since it answers ARP for the other side.
+/// Makes both of the router's segments look like one to the nodes: the router answers ARP for the other side.
 pub(crate) fn one_segment(lab: &Lab) {
     for node in lab.nodes() {
         node.ns.run(&format!("ip addr del {0}/24 dev eth0; ip addr add {0}/16 dev eth0", node.ip));

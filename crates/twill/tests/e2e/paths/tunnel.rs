@@ -1,4 +1,4 @@
-//! Where pods' packets travel in a tunnel.
+//! Faults of packets that travel in a tunnel.
 
 use std::time::Duration;
 
@@ -9,14 +9,15 @@ use super::{CALM, Fault, Net, all_mended, all_told, healthy, killed, nodes, ping
 use crate::cluster::{self, SOON, VXLAN, VXLAN_IPV6};
 use crate::verdicts::{AT_ONCE, finding, found};
 
-/// A pair of datagrams is sent within three seconds, three more follow, each no less than two seconds after the one before: more errors
-/// a peer need not send. Where an echo got lost lately, as while a cable is changed, seven more follow.
+/// Maximum time until a checksum fault is found. A pair of datagrams is sent within three seconds. Three more follow, at least
+/// two seconds apart, because a peer need not send errors more often. If an echo was lost lately, as while a cable is changed,
+/// seven more follow.
 const PAIRS: Duration = Duration::from_secs(19);
 
-/// Whoever has never answered an echo.
+/// Command for a node that has never answered an echo.
 const MUTE: &str = "nft 'table inet mute { chain input { type filter hook input priority 0; \
                     icmpv6 type echo-request drop; icmp type echo-request drop; }; }'";
-/// Known by its own: whoever has the port closed to all but the tunnel and echoes is healthy.
+/// Command for a node whose firewall admits only the tunnel and echoes. It is healthy, known by its own echoes.
 const CLOSED: &str = "nft 'table inet own { chain input { type filter hook input priority 0; policy drop; \
                       ct state established accept; icmp type echo-request accept; meta l4proto ipv6-icmp accept; \
                       udp dport 8472 accept; }; }'";
@@ -32,7 +33,7 @@ fn of_a_tunnel_over_ipv6() {
 }
 
 fn tunnels(net: Net) {
-    // Who sends IPv6 from a tunnel makes no fragments.
+    // A node that sends IPv6 from a tunnel makes no fragments.
     let (config, device, small_link, fits) = match net {
         Net::V4 => (VXLAN, "flannel.1", "fragmented", ["1350", "1400"]),
         Net::V6 => (VXLAN_IPV6, "flannel-v6.1", "large packets lost", ["1330"; 2]),
@@ -60,7 +61,7 @@ fn tunnels(net: Net) {
     let checksum = Fault::from_now(&of[7], "checksum fault", PAIRS);
     let relay = Relay::of(lab.node(8));
     let small = match net {
-        // Nothing is lost: the first larger packet.
+        // Nothing is lost: the first larger packet shows the fault.
         Net::V4 => Fault::from_now(&of[10], small_link, AT_ONCE),
         Net::V6 => Fault::of(&of[10], small_link, large(&pods, 11)),
     };
@@ -73,7 +74,7 @@ fn tunnels(net: Net) {
         assert_eq!(finding(lab.node(1), fault.subnet).as_deref(), Some(fault.name), "{status}");
     }
     assert!(fits.iter().all(|mtu| status.contains(mtu)), "{status}");
-    // No echo to the node itself, a firewall that lets in what it must: no fault is made of it.
+    // A node without echoes, and a firewall that admits what it must, are not faults.
     assert_eq!(finding(lab.node(1), &of[9]).as_deref(), Some("no echo"));
     lab::holds_for("no false alarm", CALM, || {
         [4, 6].iter().all(|k| finding(lab.node(1), &of[*k]).as_deref() == Some("healthy"))
@@ -83,12 +84,12 @@ fn tunnels(net: Net) {
     [4, 12].into_iter().for_each(|k| lab.node(k).plug());
     lab.node(13).ns.run("nft delete table inet own");
     lab.router().run(&format!("ip route replace {}", net.far()));
-    // What the kernel has learnt of the path it keeps for ten minutes.
+    // The kernel keeps what it has learnt of the path for ten minutes.
     [1, 11].into_iter().for_each(|k| _ = lab.node(k).ns.run("ip -6 route flush cache"));
     all_mended(&lab, [1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12].map(|k| &of[k]));
 }
 
-/// What pods lose at once.
+/// Returns the faults that pods notice at once.
 fn quick<'a>(of: &'a [String], pods: &[Pod]) -> [Fault<'a>; 6] {
     [
         Fault::of(&of[1], "tunnel lost", pings(pods, 2)),
