@@ -20,7 +20,9 @@ use crate::lines::{Line, Lines};
 use crate::ns::Ns;
 use crate::wait::until;
 
+/// Maximum wait for a packet in milliseconds, after which the feeder checks whether the capture is over.
 const QUIET: i64 = 20;
+/// Maximum size of a packet in bytes.
 const LONGEST_PACKET: usize = 1 << 18;
 
 /// A running capture.

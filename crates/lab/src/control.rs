@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::wait::patient;
 
+/// Time between two wake-ups.
 const TICK: Duration = Duration::from_millis(10);
 /// Lateness of one wake-up that is ignored: the timers of an idle virtual machine are as late.
 const SLACK: Duration = Duration::from_millis(1);

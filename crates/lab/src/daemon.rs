@@ -12,7 +12,9 @@ use crate::enter::work_dir;
 use crate::node::Node;
 use crate::wait::until;
 
+/// Maximum time until a daemon is ready.
 const READY: Duration = Duration::from_secs(15);
+/// Maximum time until a daemon has stopped.
 const STOPPED: Duration = Duration::from_secs(10);
 
 /// A running `twill daemon`; killed when dropped.
@@ -51,15 +53,18 @@ impl<'lab> Daemon<'lab> {
         }
     }
 
+    /// Returns true while the process runs.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// Sends SIGKILL and waits for the exit.
     pub fn kill9(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
+    /// Sends `signal`. Panics if that fails.
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.pid().cast_signed());
         kill(pid, signal).unwrap_or_else(|e| panic!("{}: {signal}: {e}", self.node.name));
@@ -70,6 +75,7 @@ impl<'lab> Daemon<'lab> {
         self.signal(Signal::SIGSTOP);
     }
 
+    /// Resumes a suspended daemon with SIGCONT.
     pub fn resume(&self) {
         self.signal(Signal::SIGCONT);
     }

@@ -27,6 +27,7 @@ impl Disk {
         assert_eq!(full.map(|error| error.kind()), Some(ErrorKind::StorageFull), "{}", self.path.display());
     }
 
+    /// Makes room again after [`Self::fill`].
     pub fn free(&self) {
         fs::remove_file(self.filler()).expect("it was filled");
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 
+/// Environment variable of processes in a lab: `user` in a user namespace of its own, `root` otherwise.
 const MARK: &str = "TWILL_LAB_INSIDE";
 const TOOLS: [(&str, &str); 9] = [
     ("ip", "iproute2"),
@@ -23,6 +24,7 @@ const OWN: [&str; 6] = ["--mount", "--net", "--pid", "--fork", "--kill-child=KIL
 const OWN_USER: [&str; 2] = ["--user", "--map-root-user"];
 /// Options for a user namespace with more users than root; they need a range in /etc/subuid, and newuidmap.
 const OWN_USERS: [&str; 3] = ["--user", "--map-root-user", "--map-auto"];
+/// Id of the lab's user who is not root.
 const OTHER: u32 = 1000;
 /// User id map of root's lab: each id is the same inside and outside.
 const USERS: &str = "0 0 65536";

@@ -24,10 +24,13 @@ pub use contents::{Entry, Ttl};
 
 pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 5);
 pub(crate) const ADDRESS6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0, 5);
+/// URL at which the only member expects other members.
 const PEER: &str = "http://127.0.0.1:2380";
 /// Text that etcd of any version logs when it has data, a leader and clients.
 const SERVING: &str = "ready to serve client requests";
+/// Maximum time until etcd serves.
 const UP: Duration = Duration::from_secs(20);
+/// Maximum time until etcd has stopped.
 const DOWN: Duration = Duration::from_secs(10);
 /// Password of both users: root, used by the lab, and flannel, used by the daemon.
 const PASSWORD: &str = "secret";
@@ -41,6 +44,7 @@ pub struct EtcdSetup {
 }
 
 impl EtcdSetup {
+    /// Uses plain HTTP without users.
     pub fn http() -> Self {
         Self::default()
     }
@@ -93,6 +97,7 @@ impl Etcd {
         }
     }
 
+    /// Returns the network namespace of the machine.
     pub fn ns(&self) -> &Ns {
         &self.ns
     }
@@ -132,6 +137,7 @@ impl Etcd {
         self.certificates.as_ref().expect("only etcd with TLS has a certificate").expire_server();
     }
 
+    /// Gives new connections a valid server certificate again.
     pub fn renew_certificate(&self) {
         self.certificates.as_ref().expect("only etcd with TLS has a certificate").renew_server();
     }
@@ -170,6 +176,7 @@ impl Etcd {
         process.child = None;
     }
 
+    /// Sends SIGKILL if etcd runs, and waits for the exit.
     pub fn kill9(&self) {
         if let Some(mut child) = self.process().child.take() {
             let _ = child.kill();
@@ -182,6 +189,7 @@ impl Etcd {
         self.signal(Signal::SIGSTOP);
     }
 
+    /// Resumes a suspended process with SIGCONT.
     pub fn resume(&self) {
         self.signal(Signal::SIGCONT);
     }

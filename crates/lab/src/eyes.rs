@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use crate::ns::Ns;
 use crate::wait::until;
 
+/// Maximum wait of [`View::of`] for addresses that are tentative.
 const SETTLED: Duration = Duration::from_millis(500);
 const ROUTES: &str = "route show table all\nrule show\n";
 const SHOWS: [(&[&str], &str, &[&str]); 4] = [
@@ -46,6 +47,7 @@ const VOLATILE: [&str; 14] = [
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     pub kind: &'static str,
+    /// Fields of the object's JSON, without the volatile ones.
     pub fields: Map<String, Value>,
 }
 
@@ -140,14 +142,17 @@ impl View {
         Self { rows }
     }
 
+    /// Returns all rows, sorted by their text.
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
         self.rows.iter()
     }
 
+    /// Returns the rows of one kind, such as `route4`.
     pub fn of_kind(&self, kind: &str) -> impl Iterator<Item = &Row> {
         self.rows.iter().filter(move |row| row.kind == kind)
     }
 
+    /// Returns the row of the link with this name.
     pub fn link(&self, name: &str) -> Option<&Row> {
         self.of_kind("link").find(|row| row.text("ifname") == name)
     }

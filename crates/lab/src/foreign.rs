@@ -1,4 +1,4 @@
-//! Objects on a node that belong to somebody else and must survive whatever twill does.
+//! Objects on a node that belong to other software and must survive everything that twill does.
 
 use crate::node::Node;
 

@@ -17,6 +17,7 @@ pub struct Forgery {
     pub mac: String,
     /// Source and destination of the inner datagram, of one family.
     pub inner: (SocketAddr, SocketAddr),
+    /// Payload of the inner datagram.
     pub said: String,
 }
 

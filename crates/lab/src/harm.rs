@@ -100,6 +100,7 @@ impl Harm {
         }
     }
 
+    /// Runs the command on `node`. Panics if it fails.
     pub fn apply(&self, node: &Node) {
         node.ns.run(&self.command(node));
     }

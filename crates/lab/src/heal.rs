@@ -9,6 +9,7 @@ use crate::monitors::Monitors;
 use crate::node::Node;
 use crate::wait::{patient, until};
 
+/// Maximum time for a repair.
 const DEADLINE: Duration = Duration::from_secs(15);
 
 /// Harms `node` and returns the time until its state equals `before` and `ping` is true. Panics with the difference after 15 s.

@@ -30,6 +30,7 @@ pub struct Lines {
 }
 
 impl Lines {
+    /// Starts the program and reads both of its output streams together.
     pub fn start(mut command: Command) -> Self {
         let (reader, writer) = pipe().expect("a pipe");
         command.stdout(writer.try_clone().expect("a second descriptor of the pipe")).stderr(writer);
@@ -45,6 +46,7 @@ impl Lines {
         Self { child, shared, reader: Some(reader) }
     }
 
+    /// Returns all lines so far.
     pub fn all(&self) -> Vec<Line> {
         self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

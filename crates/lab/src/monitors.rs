@@ -9,7 +9,9 @@ use crate::wait::until;
 
 const PROGRAMS: [(&str, &[&str]); 3] =
     [("ip", &["-o", "monitor", "all"]), ("bridge", &["-o", "monitor", "all"]), ("nft", &["monitor"])];
+/// Maximum time until every monitor has reported a marker.
 const ANSWER: Duration = Duration::from_secs(5);
+/// Time after which the marker's events are caused again.
 const REPEAT: Duration = Duration::from_millis(200);
 
 /// The three monitors of one namespace.

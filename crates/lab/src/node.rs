@@ -1,4 +1,4 @@
-//! One node: its namespace, addresses, its own /run/flannel, and the programs that run on it.
+//! A node of the lab: its namespace, addresses, its own /run/flannel, and the programs that run on it.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -19,7 +19,9 @@ use crate::wait::{patient, until};
 
 /// Port on which every daemon of the lab serves /healthz, /readyz and /metrics, at 127.0.0.1 of its node.
 pub const HEALTHZ_PORT: u16 = 8081;
+/// Maximum time for an HTTP answer.
 const ANSWER: Duration = Duration::from_secs(2);
+/// Maximum time until a daemon has written its subnet file.
 const SUBNET_FILE: Duration = Duration::from_secs(15);
 
 /// An HTTP answer.
@@ -29,15 +31,20 @@ pub struct Reply {
     pub body: String,
 }
 
+/// A node; its daemon is started by [`Node::start`].
 #[derive(Debug)]
 pub struct Node {
+    /// Number of the node, counted from 1.
     pub index: usize,
     pub name: String,
     /// Segment, 'A' or 'B'.
     pub segment: char,
     pub ns: Ns,
+    /// Address of eth0, such as 192.168.100.11 for node 1 on segment A.
     pub ip: Ipv4Addr,
+    /// IPv6 address of eth0, such as fd00:100::11.
     pub ip6: Ipv6Addr,
+    /// MAC address of eth0, such as `02:00:00:00:00:11`.
     pub mac: String,
     run: PathBuf,
     cache: PathBuf,
@@ -71,10 +78,12 @@ impl Node {
         }
     }
 
+    /// Returns the router's address on the node's segment.
     pub fn gateway(&self) -> Ipv4Addr {
         gateways(self.ip, self.ip6).0
     }
 
+    /// Returns the router's IPv6 address on the node's segment.
     pub fn gateway6(&self) -> Ipv6Addr {
         gateways(self.ip, self.ip6).1
     }
@@ -174,6 +183,7 @@ impl Node {
         ip_batch(&[], &format!("link set {} down\n", self.name));
     }
 
+    /// Plugs the cable in again.
     pub fn plug(&self) {
         ip_batch(&[], &format!("link set {} up\n", self.name));
     }
@@ -188,6 +198,7 @@ impl Node {
         String::from_utf8_lossy(&out.stdout).into_owned()
     }
 
+    /// Runs `twill ARGS` on this node and returns its exit status and output.
     pub fn twill_output(&self, args: &[&str]) -> Output {
         let mut command = self.twill_command(args);
         command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{}: twill: {e}", self.name))

@@ -14,8 +14,10 @@ use crate::wait::wait_for;
 
 /// Flag of an address whose duplicate address detection is not over: IFA_F_TENTATIVE of linux/if_addr.h.
 const TENTATIVE: u8 = 0x40;
+/// Maximum time until devices have their carrier.
 const CARRIER: Duration = Duration::from_secs(5);
 
+/// A network namespace, known by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ns {
     name: String,
@@ -31,6 +33,7 @@ impl Ns {
         &self.name
     }
 
+    /// Returns the file by which `ip netns` keeps the namespace.
     pub fn path(&self) -> PathBuf {
         PathBuf::from("/run/netns").join(&self.name)
     }

@@ -40,6 +40,7 @@ impl PingStream {
         Self::every(from, to, Duration::from_millis(20))
     }
 
+    /// Sends an echo every `interval`.
     pub fn every(from: &Ns, to: impl Into<IpAddr>, interval: Duration) -> Self {
         Self::with(from, to.into(), &["-i", &interval.as_secs_f64().to_string()])
     }
@@ -72,6 +73,7 @@ impl PingStream {
         UNIX_EPOCH + Duration::from_secs_f64(last.1)
     }
 
+    /// Ends the stream and returns its result.
     pub fn stop(self) -> PingReport {
         let lines = self.lines.stop(Signal::SIGINT);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();

@@ -10,6 +10,7 @@ use crate::ping::ping;
 use crate::topology::PLAIN;
 use crate::wait::until;
 
+/// A pod, made by [`Node::pod`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     pub name: String,
@@ -18,6 +19,7 @@ pub struct Pod {
     pub node: String,
     pub ip4: Option<Ipv4Addr>,
     pub ip6: Option<Ipv6Addr>,
+    /// MTU of its eth0 in bytes.
     pub mtu: u32,
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::etcd::{Etcd, PREFIX};
 
+/// The store of one lab.
 #[derive(Clone, Debug)]
 pub struct Store {
     place: Place,
@@ -30,6 +31,7 @@ impl Store {
         Self { place: Place::Etcd(etcd) }
     }
 
+    /// Returns the directory. Panics if the store is etcd.
     pub fn path(&self) -> &Path {
         match &self.place {
             Place::Dir(dir) => dir,
@@ -66,6 +68,7 @@ impl Store {
         }
     }
 
+    /// Writes a lease as JSON, by its key such as `10.244.34.0-24`.
     pub fn put_lease(&self, name: &str, json: &str) {
         self.put(&format!("subnets/{name}"), json);
     }
@@ -83,6 +86,7 @@ impl Store {
         }
     }
 
+    /// Removes a lease. Panics if it does not exist.
     pub fn remove_lease(&self, name: &str) {
         match &self.place {
             Place::Dir(dir) => {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::node::Node;
 
+/// Time between two batches of changes.
 const SLICE: Duration = Duration::from_millis(50);
 
 /// A running storm.

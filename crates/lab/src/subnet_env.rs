@@ -24,10 +24,12 @@ impl SubnetEnv {
         (env.mtu().is_some() && (env.gateway4().is_some() || env.gateway6().is_some())).then_some(env)
     }
 
+    /// Returns the value of a key, such as `FLANNEL_IPMASQ`.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
     }
 
+    /// Returns the MTU of pods in bytes.
     pub fn mtu(&self) -> Option<u32> {
         self.get("FLANNEL_MTU")?.parse().ok()
     }
@@ -37,6 +39,7 @@ impl SubnetEnv {
         address(self.get("FLANNEL_SUBNET")?)
     }
 
+    /// Same as [`Self::gateway4`], for IPv6.
     pub fn gateway6(&self) -> Option<(Ipv6Addr, u8)> {
         address(self.get("FLANNEL_IPV6_SUBNET")?)
     }
@@ -48,6 +51,7 @@ impl SubnetEnv {
         Some(format!("{}/{len}", Ipv4Addr::from_bits(gateway.to_bits() & mask)))
     }
 
+    /// Same as [`Self::subnet4`], for IPv6.
     pub fn subnet6(&self) -> Option<String> {
         let (gateway, len) = self.gateway6()?;
         let mask = u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0);

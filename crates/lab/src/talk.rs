@@ -12,14 +12,17 @@ use crate::ns::Ns;
 use crate::wait::patient;
 use crate::witness::Witness;
 
+/// Time between two bytes.
 const PACE: Duration = Duration::from_millis(10);
 /// Silence of the witness after which the connection counts as cut.
 const SILENCE: Duration = Duration::from_secs(5);
 
+/// Result of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TalkReport {
     /// Number of bytes that came back.
     pub bytes: u64,
+    /// Longest time between two bytes that came back.
     pub longest_gap: Duration,
     /// Reason why the connection ended before it was stopped.
     pub cut: Option<String>,
@@ -52,6 +55,7 @@ impl Talk {
         self.bytes.load(Ordering::Relaxed)
     }
 
+    /// Ends the connection and returns its result.
     pub fn stop(self) -> TalkReport {
         self.over.store(true, Ordering::Relaxed);
         self.talker.join().expect("the talker ends")

@@ -16,7 +16,9 @@ use crate::control::{control, excuse};
 use crate::enter;
 use crate::wait::patient;
 
+/// Maximum time of a test that sets none of its own.
 const DEADLINE: Duration = Duration::from_secs(120);
+/// Number of lines shown of each daemon's log.
 const LOG_TAIL: usize = 30;
 /// Maximum number of measurements of one test; if the last one is starved, too, the test fails.
 const MEASUREMENTS: usize = 3;

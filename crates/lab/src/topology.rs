@@ -28,7 +28,9 @@ pub(crate) const PLAIN: [(&str, &str); 7] = [
     ("net.ipv6.conf.default.router_solicitations", "0"),
 ];
 
+/// Address of the outside host.
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 168, 100, 200);
+/// IPv6 address of the outside host.
 pub const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0, 0x200);
 
 /// Sysctls that ignore redirects: otherwise a shorter path would replace the one that the test has set up.
@@ -82,6 +84,7 @@ impl Topology {
         twill_path(self.twill.as_deref())
     }
 
+    /// Builds namespaces, switches, cables and addresses, and starts etcd if there is one. Starts no daemon.
     pub fn build(self) -> Lab {
         static LABS: AtomicUsize = AtomicUsize::new(0);
         let home = work_dir().join(format!("lab{}", LABS.fetch_add(1, Ordering::Relaxed)));
@@ -126,10 +129,12 @@ impl Lab {
         &self.nodes[k - 1]
     }
 
+    /// Returns all nodes, in order.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
+    /// Returns the router's namespace. Panics if the topology has one segment.
     pub fn router(&self) -> &Ns {
         self.router.as_ref().expect("only a routed topology has a router")
     }
@@ -139,6 +144,7 @@ impl Lab {
         self.outside.as_ref().expect("only a topology with an outside has one")
     }
 
+    /// Returns the lab's etcd. Panics if the store is a directory.
     pub fn etcd(&self) -> &Etcd {
         self.etcd.as_ref().expect("only a topology with etcd has one")
     }

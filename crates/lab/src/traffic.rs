@@ -9,9 +9,12 @@ use std::time::{Duration, Instant};
 
 use crate::pod::Pod;
 
+/// TCP port of the connections.
 const PORT: u16 = 7070;
+/// Maximum time to connect, and to wait for the far side's close.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Counts of connections, and the time they took in all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrafficReport {
     pub made: u64,

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::control::missed;
 
+/// Time between two looks at a condition.
 const POLL: Duration = Duration::from_millis(5);
+/// Environment variable with the factor by which limits are longer.
 const PATIENCE: &str = "LAB_PATIENCE";
 
 /// Returns `limit` multiplied by `LAB_PATIENCE`. Every check of a time limit uses this.

@@ -18,9 +18,12 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use crate::node::Node;
 use crate::ns::ip_batch;
 
+/// Maximum size of a frame in bytes.
 const LONGEST_FRAME: usize = 1 << 16;
+/// Maximum wait for a frame in milliseconds, after which the relay checks whether it is over.
 const LOOK: i64 = 20;
 const UDP: u8 = 17;
+/// UDP port of tunnels.
 const VXLAN: u16 = 8472;
 /// Type of a frame that this host sends: `PACKET_OUTGOING` of packet(7).
 const OUTGOING: u8 = 4;
@@ -88,6 +91,7 @@ pub struct Relay {
 }
 
 impl Relay {
+    /// Puts a relay in place of the node's cable.
     pub fn of(node: &Node) -> Self {
         let (port, segment) = (node.name.clone(), node.segment);
         ip_batch(

@@ -11,10 +11,14 @@ use std::time::Duration;
 use crate::ns::Ns;
 use crate::wait::patient;
 
+/// Port of every witness, for UDP and TCP.
 const PORT: u16 = 7071;
+/// Maximum wait for input, after which a witness checks whether it is over.
 const LOOK: Duration = Duration::from_millis(20);
+/// Maximum time for an answer of a witness.
 const ANSWER: Duration = Duration::from_secs(1);
 
+/// Protocol of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Udp,
@@ -41,6 +45,7 @@ pub struct Witness {
 }
 
 impl Witness {
+    /// Starts a witness in `ns`. Panics if the namespace has one already.
     pub fn start(ns: &Ns) -> Self {
         let any = (Ipv6Addr::UNSPECIFIED, PORT);
         let addresses = addresses(ns);

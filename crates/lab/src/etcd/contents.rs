@@ -10,9 +10,11 @@ use serde_json::Value;
 use super::{Etcd, PASSWORD, etcdctl};
 use crate::wait::patient;
 
+/// Prefix of flannel's keys.
 pub(crate) const PREFIX: &str = "/coreos.com/network";
 /// Maximum number of operations in one transaction, etcd's default limit.
 const OPS: usize = 128;
+/// Maximum time for one call of etcdctl.
 const ANSWER: Duration = Duration::from_secs(2);
 
 /// A key's value and metadata in etcd.
@@ -21,8 +23,11 @@ pub struct Entry {
     pub value: String,
     /// Id of the attached lease; 0 if there is none.
     pub lease: i64,
+    /// Revision at which the key was created.
     pub create_revision: i64,
+    /// Revision of the last write.
     pub mod_revision: i64,
+    /// Number of writes since the key was created.
     pub version: i64,
 }
 
@@ -100,6 +105,7 @@ impl Etcd {
         self.entries(&[key]).into_values().next().map(|entry| entry.value)
     }
 
+    /// Writes a key, given in full.
     pub fn put(&self, key: &str, value: &str) {
         self.ctl(&["put", "--", key, value]);
     }

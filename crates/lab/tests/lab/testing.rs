@@ -1,4 +1,4 @@
-//! Any result inside the lab except a clear pass is a failure outside.
+//! Every result inside the lab except a clear pass is a failure outside.
 
 use std::process::{Child, Command};
 use std::time::Duration;

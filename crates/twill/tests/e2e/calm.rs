@@ -34,7 +34,7 @@ fn warned(daemon: &Daemon) -> Vec<String> {
     daemon.log().lines().filter(|line| line.contains("WARN peer ")).map(str::to_owned).collect()
 }
 
-/// Asserts that nobody warns of a daemon that is ready, and that no path changes once every path is proven.
+/// Asserts that no node ever warns about a peer, and that no path changes once every path is proven.
 fn calm(lab: &Lab, span: Duration, harm: impl FnOnce() -> Vec<Busy>) {
     let mut daemons: Vec<_> = lab.nodes().iter().map(|node| node.start(FLAGS)).collect();
     daemons.iter().for_each(Daemon::wait_ready);

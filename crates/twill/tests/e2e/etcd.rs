@@ -131,7 +131,7 @@ fn a_renewal_that_changes_nothing_is_no_write_to_any_kernel() {
     });
 }
 
-/// The lease ends while nobody can renew it, and comes back with the same subnet.
+/// The lease ends while etcd is away and it cannot be renewed; then it comes back with the same subnet.
 #[test]
 fn a_lease_that_ends_while_etcd_is_away_is_said() {
     lab::test(Timing::Free, || {

@@ -17,6 +17,7 @@ use lab::{Daemon, Node, PingStream, Pod};
 const MEMORY: u64 = 64 << 20;
 /// Maximum number of bytes of log in a minute, and so of each shorter time.
 const LOG: usize = 100_000;
+/// Maximum number of lines of log in a minute.
 const LINES: usize = 520;
 /// Maximum time of an answer to the node's own address.
 const ANSWER: Duration = Duration::from_millis(100);

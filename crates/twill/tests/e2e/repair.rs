@@ -9,7 +9,7 @@ use crate::cluster::{self, DIRECT_BY_ADDRESS, HOST_GW, HOST_GW_DUAL, SOON, VXLAN
 
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// Does one harm to node 1, with foreign objects planted beside ours.
+/// Harms node 1, with foreign objects planted beside ours, and asserts that the repair takes less than [`LIMIT`].
 fn heals(config: &str, harm: impl Fn(&Node) -> Harm) {
     let lab = cluster::lab(Topology::flat(2), config);
     let (node, peer) = (lab.node(1), lab.node(2));

@@ -21,7 +21,7 @@ const WAKEUPS_A_SECOND_ASKING: u64 = 4;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Load {
-    /// `--probe=off`.
+    /// No peer is probed: `--probe=off`.
     Idle,
     /// The peer is probed, as by default.
     Asking,

@@ -13,7 +13,9 @@ pub(crate) const TYPED: Style = AnsiColor::Cyan.on_default();
 pub(crate) const TITLE: Style = Style::new().bold();
 pub(crate) const QUIET: Style = Style::new().dimmed();
 
+/// Inner width of a node's box in characters.
 const BOX: usize = 16;
+/// Space between the two segments in characters.
 const GAP: usize = 6;
 
 /// Returns true if colours are printed: on a terminal, or if CLICOLOR_FORCE is set; never with NO_COLOR.

@@ -11,8 +11,11 @@ use nix::sys::socket::{
 
 use super::peers::{Peer, Place};
 
+/// EtherType of ARP.
 const ARP: [u8; 2] = [0x08, 0x06];
+/// Start of a request: Ethernet, IPv4, length of both addresses, operation.
 const REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 1];
+/// Start of a reply, of the same shape.
 const REPLY: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 2];
 
 /// Answers at `node`, on a new thread, until its uplink is gone.

@@ -30,7 +30,9 @@ const REQUEST: u16 = 1;
 /// Features of the port. With the first one it has a NAPI, which can be a thread. With the second one the NAPI handles all
 /// packets that carry their sender's socket.
 const FEATURES: [&[u8]; 2] = [b"rx-gro\0", b"rx-udp-gro-forwarding\0"];
+/// Length of the netlink header and the generic one in bytes.
 const HEADERS: usize = 20;
+/// Maximum wait for an answer in seconds.
 const WAIT: i64 = 5;
 
 /// Sets up `port`, which is in the lab's own namespace. The error says what the kernel does not do.

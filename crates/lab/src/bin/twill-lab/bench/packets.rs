@@ -11,10 +11,13 @@ use lab::Lab;
 use super::options::Case;
 use super::peers::Peer;
 
+/// UDP port of the packets.
 const PORT: u16 = 9;
+/// Time without a packet after which the receiver stops.
 const SILENCE: Duration = Duration::from_secs(2);
 /// Number of packets before a pause, so that the receiver does not lose any.
 const BURST: u32 = 20;
+/// Pause after each burst.
 const PAUSE: Duration = Duration::from_millis(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
