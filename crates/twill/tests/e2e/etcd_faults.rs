@@ -72,8 +72,8 @@ impl<'lab> Vigil<'lab> {
         Self { nodes: lab.nodes(), monitors, ping }
     }
 
-    /// Asserts that every daemon lives and no packet is lost. Objects of ours were written in no kernel, except in lines that
-    /// `may` accepts.
+    /// Asserts that every daemon lives, no packet is lost, and no write to our objects was reported, except lines that `may`
+    /// accepts.
     fn end(self, daemons: &mut [Daemon], may: impl Fn(&str) -> bool) {
         for daemon in daemons {
             assert!(daemon.is_alive(), "a daemon has ended:\n{}", daemon.log());
@@ -116,7 +116,7 @@ fn killed_and_started_again() {
 }
 
 /// Brings etcd back with another history, further ahead than the old one when the first daemons read it. Node 3 has no lease in
-/// it until its daemon reads it, long after. Three nodes are too few to infer this from the number of lost peers.
+/// it until its daemon reads it, long after. Three nodes are too few to infer the loss from the number of lost peers.
 fn back_without_node_3(lab: &Lab, daemons: &[Daemon], back: impl FnOnce()) {
     daemons.iter().for_each(Daemon::pause);
     back();

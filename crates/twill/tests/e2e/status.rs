@@ -131,7 +131,7 @@ fn a_device_that_cannot_be_made_keeps_the_node_from_being_ready() {
         lab::wait_for("it says why", SOON, || {
             node.get("/readyz").is_some_and(|reply| reply.body.contains("flannel.1"))
         });
-        // The op is retried at once for a shorter time, so it is delayed by then.
+        // The span is longer than the op is retried at once, so the op is delayed meanwhile.
         lab::holds_for("it is not ready", std::time::Duration::from_secs(8), || {
             node.get("/readyz").is_some_and(|reply| reply.status == 503) && node.subnet_env().is_none()
         });
@@ -168,7 +168,7 @@ fn a_device_for_a_peers_vni_that_cannot_be_made_leaves_the_node_ready() {
             let status = node.twill(&["status"]);
             status.contains("flannel.7") && status.contains("flannel.9 exists")
         });
-        // A repair may take less time than this before readiness changes.
+        // The span is longer than a repair may take before readiness turns off.
         lab::holds_for("it is ready", std::time::Duration::from_secs(7), || {
             node.get("/readyz").is_some_and(|reply| reply.status == 200)
         });
