@@ -45,7 +45,7 @@ impl TryFrom<Bounds> for Pool {
     type Error = String;
 
     fn try_from(Bounds { network, len, min, max }: Bounds) -> Result<Self, String> {
-        if len > network.max_prefix_len() || len < network.prefix_len() {
+        if len == 0 || len > network.max_prefix_len() || len < network.prefix_len() {
             return Err(format!("/{len} is no part of {network}"));
         }
         Self::new(network, len, Some(min), Some(max))

@@ -53,28 +53,16 @@ pub enum Probe {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The expected reply, with its round-trip time.
-    Came {
-        after: Duration,
-    },
+    Came { after: Duration },
     /// Reply to [`Probe::NextHop`]: the MAC address that claims the next hop's address, and another address that it answers
     /// for. Two claimants give two samples with the time of the one request.
-    Is {
-        mac: Mac,
-        also: Option<std::net::IpAddr>,
-    },
+    Is { mac: Mac, also: Option<std::net::IpAddr> },
     /// Report by a router on the path, or by this node's own kernel, that packets above this many bytes do not pass.
-    TooBig {
-        mtu: u16,
-    },
+    TooBig { mtu: u16 },
     /// ICMP error from a host on the path, which says that the packet goes no further.
-    Refused {
-        by: std::net::IpAddr,
-    },
+    Refused { by: std::net::IpAddr },
     /// Reply to [`Probe::Checksum`]: which of the two datagrams was answered.
-    Checksums {
-        offloaded: bool,
-        complete: bool,
-    },
+    Checksums { offloaded: bool, complete: bool },
     /// No reply within [`PATIENCE`].
     Lost,
     /// The probe could not be sent. One side has no address in its pod subnet yet, or the link does not resolve next hops.

@@ -188,15 +188,14 @@ impl Cache {
         }
     }
 
-    /// Writes the cache if it is out of date, at most once per [`PAUSE`]. `changed` says that there may be news. Returns
-    /// the time of the next attempt, if one is due.
-    pub(crate) fn keep(
-        &mut self,
-        changed: bool,
-        now: Instant,
-        remembered: impl FnOnce() -> Remembered,
-    ) -> Option<Instant> {
-        self.stale |= changed;
+    /// Marks the file as out of date: the store's view has changed.
+    pub(crate) fn outdate(&mut self) {
+        self.stale = true;
+    }
+
+    /// Writes the cache if it is out of date, at most once per [`PAUSE`]. Returns the time of the next attempt, if one is
+    /// due.
+    pub(crate) fn keep(&mut self, now: Instant, remembered: impl FnOnce() -> Remembered) -> Option<Instant> {
         let path = self.path.as_ref().filter(|_| self.stale)?;
         if let Some(due) = self.written.map(|at| at + PAUSE).filter(|due| *due > now) {
             return Some(due);
@@ -246,7 +245,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut kept = cache(dir.path(), "here");
         assert_eq!(kept.read(), None);
-        assert_eq!(kept.keep(true, Instant::now(), remembered), None);
+        assert_eq!(kept.keep(Instant::now(), remembered), None);
         assert!(dir.path().join("run-flannel-subnet.env.leases").exists());
         assert_eq!(kept.read(), Some(remembered()));
         assert_eq!(remembered().own().map(|lease| lease.born), Some(5));
@@ -265,17 +264,18 @@ mod tests {
     fn changes_in_quick_succession_are_written_once_and_none_is_lost() {
         let dir = tempfile::tempdir().unwrap();
         let (mut kept, now) = (cache(dir.path(), "here"), Instant::now());
-        kept.keep(true, now, remembered);
+        kept.keep(now, remembered);
         let later = now + Duration::from_secs(1);
-        assert_eq!(kept.keep(true, later, || unreachable!("too soon")), Some(now + PAUSE));
+        kept.outdate();
+        assert_eq!(kept.keep(later, || unreachable!("too soon")), Some(now + PAUSE));
         let mut asked = false;
         let ask = || {
             asked = true;
             remembered()
         };
-        assert_eq!(kept.keep(false, now + PAUSE, ask), None);
+        assert_eq!(kept.keep(now + PAUSE, ask), None);
         assert!(asked);
-        assert_eq!(kept.keep(false, now + PAUSE * 9, || unreachable!("nothing is new")), None);
+        assert_eq!(kept.keep(now + PAUSE * 9, || unreachable!("nothing is new")), None);
     }
 
     #[test]
@@ -284,10 +284,10 @@ mod tests {
         let blocked = dir.path().join("file");
         fs::write(&blocked, "").unwrap();
         let (mut kept, now) = (cache(&blocked, "here"), Instant::now());
-        assert_eq!(kept.keep(true, now, remembered), Some(now + PAUSE));
+        assert_eq!(kept.keep(now, remembered), Some(now + PAUSE));
         assert!(kept.note().unwrap().to_string().contains("--cache-dir"));
         fs::remove_file(&blocked).unwrap();
-        assert_eq!(kept.keep(false, now + PAUSE, remembered), None);
+        assert_eq!(kept.keep(now + PAUSE, remembered), None);
         assert_eq!(kept.note(), None);
     }
 }

@@ -6,7 +6,7 @@ mod places;
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::io::ErrorKind;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -133,7 +133,9 @@ pub(crate) async fn bind(
 }
 
 async fn bind_tcp(ip: &str, port: u16) -> anyhow::Result<TcpListener> {
-    TcpListener::bind((ip, port)).await.map_err(|error| {
+    // tokio would resolve a host name on a thread that it keeps, and that thread would not be confined.
+    let addresses: Vec<SocketAddr> = (ip, port).to_socket_addrs()?.collect();
+    TcpListener::bind(&*addresses).await.map_err(|error| {
         let rival = locks::rival_on_port(port).filter(|_| error.kind() == ErrorKind::AddrInUse);
         match rival {
             Some(rival) => anyhow!("{rival} listens there: give one of them another --healthz-port"),

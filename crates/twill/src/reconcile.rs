@@ -127,7 +127,9 @@ impl Reconciler {
     /// Runs one pass. Returns the time at which the next one is due without a cause, if there is such a time.
     fn round(&mut self, causes: Causes) -> Option<Instant> {
         let begun = Instant::now();
-        let news = self.view.has_changed().unwrap_or(false) || causes.contains(&Cause::Start);
+        if self.view.has_changed().unwrap_or(false) {
+            self.cache.outdate();
+        }
         let view = self.view.borrow_and_update().clone();
         let asked = causes.contains(&Cause::Hangup);
         let Heard { leases, notes, mut due } = self.hear(&view, asked, begun);
@@ -161,7 +163,7 @@ impl Reconciler {
         let Kept { fault, due: again } = self.keep_lease(&view, &round.peers);
         round.notes.extend(fault.map(Note::Store));
         due = due.into_iter().chain(again).min();
-        let remember = uplink.and_then(|mac| self.remember((&view, &leases), mac, news));
+        let remember = uplink.and_then(|mac| self.remember(&view, &leases, mac));
         round.notes.extend(self.cache.note());
         // Warnings about this node come first, so that many about peers and store entries cannot hide them.
         round.notes.sort_by_key(|note| match note {

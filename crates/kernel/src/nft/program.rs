@@ -71,13 +71,10 @@ impl Run<'_> {
             "payload" => self.load(step, 1, step.attribute(5).is_none(), |run| run.view.payload(step)),
             "ct" => self.load(step, 1, step.attribute(4).is_none(), |run| run.view.conntrack(step.number(2))),
             "fib" => self.load(step, 1, true, |_| fib(step.number(2))),
-            "numgen" | "hash" | "exthdr" => {
-                let register = if &*step.name == "hash" { 2 } else { 1 };
-                self.load(step, register, true, |_| vec![Byte::Varies; 16]);
-            }
-            "rt" | "socket" | "osf" | "tunnel" | "xfrm" => {
-                self.load(step, 1, true, |_| vec![Byte::Unknown; 16]);
-            }
+            "numgen" | "exthdr" => self.load(step, 1, true, |_| vec![Byte::Varies; 16]),
+            "hash" => self.load(step, 2, true, |_| vec![Byte::Varies; 16]),
+            "rt" | "osf" | "xfrm" => self.load(step, 1, true, |_| vec![Byte::Unknown; 16]),
+            "socket" | "tunnel" => self.load(step, 2, true, |_| vec![Byte::Unknown; 16]),
             "cmp" => self.compare(step),
             "range" => self.range(step),
             "bitwise" => self.bitwise(step),
@@ -270,7 +267,7 @@ impl View<'_> {
         };
         let protocol: u16 = if self.is_ipv6 { 0x86dd } else { 0x0800 };
         match key {
-            Some(0 | 16 | 20 | 24 | 32..=34) => vec![Byte::Varies; 8],
+            Some(0 | 16 | 20 | 24 | 30..=32) => vec![Byte::Varies; 8],
             Some(1) => is(&protocol.to_be_bytes()),
             Some(4) => index(inbound),
             Some(5) => index(outbound),

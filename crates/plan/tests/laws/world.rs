@@ -112,7 +112,7 @@ pub(crate) fn world(tape: &mut Tape) -> World {
         UplinkIs::Up,
         UplinkIs::WithoutAddress,
         UplinkIs::WithoutRoute,
-        UplinkIs::WithoutAddress,
+        UplinkIs::Down,
         UplinkIs::Missing,
     ]);
     let leases = match tape.below(8) {

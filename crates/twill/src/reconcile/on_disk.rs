@@ -39,19 +39,13 @@ impl Reconciler {
     }
 
     /// Writes the believed leases to the cache. Returns the time at which to try again, if the file is not up to date.
-    pub(super) fn remember(
-        &mut self,
-        heard: (&View, &Leases),
-        uplink_mac: Mac,
-        news: bool,
-    ) -> Option<Instant> {
-        let (view, Leases::Listed(others)) = heard else { return None };
+    pub(super) fn remember(&mut self, view: &View, leases: &Leases, uplink_mac: Mac) -> Option<Instant> {
+        let Leases::Listed(others) = leases else { return None };
         let own = self.own_lease.lease().filter(|_| view.lost.is_none())?;
         let (conf, leases) = (self.own_lease.conf(), others.iter().chain([own]));
         let (history, until) = (self.memory.belief.history(), view.own_until);
-        self.cache.keep(news, Instant::now(), || {
-            Remembered::new(uplink_mac, conf, own.subnet, leases, history, until)
-        })
+        self.cache
+            .keep(Instant::now(), || Remembered::new(uplink_mac, conf, own.subnet, leases, history, until))
     }
 
     /// Writes the subnet file if its text has changed. The error names the file and the reason.
