@@ -1,6 +1,7 @@
 //! Follows a packet through chains of rules of nftables or iptables, up to the rule that decides. This module knows how
 //! chains lead to each other, but not how a rule is written.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Maximum depth of jumps that is followed; the kernel's own limit.
@@ -58,54 +59,62 @@ pub(crate) enum Fate {
 
 /// Walks through all rules of a chain.
 pub(crate) fn walk<C: Chains>(chains: &mut C, chain: &str) -> Result<Fate, C::Error> {
-    let rules = chains.rules(chain)?;
-    walk_rules(chains, chain, &rules, 0)
+    Walk::new(chains).chain(chain, 0)
 }
 
-/// Returns the outcome of one rule alone.
-pub(crate) fn walk_rule<C: Chains>(chains: &mut C, chain: &str, rule: &C::Rule) -> Result<Fate, C::Error> {
-    Ok(step(chains, chain, rule, 0)?.unwrap_or(Fate::Falls))
+/// A walk that remembers the fate of each chain: no chain is followed twice, however many rules lead to it.
+pub(crate) struct Walk<'a, C: Chains> {
+    pub(crate) chains: &'a mut C,
+    fates: HashMap<Box<str>, Fate>,
 }
 
-fn walk_rules<C: Chains>(
-    chains: &mut C,
-    chain: &str,
-    rules: &[C::Rule],
-    depth: usize,
-) -> Result<Fate, C::Error> {
-    for rule in rules {
-        if let Some(fate) = step(chains, chain, rule, depth)? {
-            return Ok(fate);
-        }
+impl<'a, C: Chains> Walk<'a, C> {
+    pub(crate) fn new(chains: &'a mut C) -> Self {
+        Self { chains, fates: HashMap::new() }
     }
-    Ok(Fate::Falls)
-}
 
-/// Applies one rule. Returns `None` if the next rule decides.
-fn step<C: Chains>(
-    chains: &mut C,
-    chain: &str,
-    rule: &C::Rule,
-    depth: usize,
-) -> Result<Option<Fate>, C::Error> {
-    let (truth, verdict) = chains.meet(rule)?;
-    match (truth, verdict) {
-        (Truth::Never | Truth::Partly, _) | (_, Verdict::Continue) | (Truth::Unclear, Verdict::Refuse) => {
-            Ok(None)
+    /// Returns the outcome of one rule alone.
+    pub(crate) fn rule(&mut self, chain: &str, rule: &C::Rule) -> Result<Fate, C::Error> {
+        Ok(self.step(chain, rule, 0)?.unwrap_or(Fate::Falls))
+    }
+
+    /// Walks through all rules of a chain.
+    fn chain(&mut self, chain: &str, depth: usize) -> Result<Fate, C::Error> {
+        if let Some(fate) = self.fates.get(chain) {
+            return Ok(fate.clone());
         }
-        (Truth::Unclear, _) | (Truth::Always, Verdict::Stop) => Ok(Some(Fate::Unclear)),
-        (Truth::Always, Verdict::Accept) => Ok(Some(Fate::Passes)),
-        (Truth::Always, Verdict::Refuse) => Ok(Some(Fate::Refused(chains.name(chain, rule)))),
-        (Truth::Always, Verdict::Return) => Ok(Some(Fate::Falls)),
-        (Truth::Always, Verdict::Jump(_) | Verdict::Goto(_)) if depth >= DEEPEST => Ok(Some(Fate::Unclear)),
-        (Truth::Always, Verdict::Jump(next)) => {
-            let rules = chains.rules(&next)?;
-            let fate = walk_rules(chains, &next, &rules, depth + 1)?;
-            Ok((fate != Fate::Falls).then_some(fate))
+        // The kernel refuses a chain that leads back to itself.
+        self.fates.insert(chain.into(), Fate::Unclear);
+        let mut fate = Fate::Falls;
+        for rule in self.chains.rules(chain)?.iter() {
+            if let Some(decided) = self.step(chain, rule, depth)? {
+                fate = decided;
+                break;
+            }
         }
-        (Truth::Always, Verdict::Goto(next)) => {
-            let rules = chains.rules(&next)?;
-            walk_rules(chains, &next, &rules, depth + 1).map(Some)
+        self.fates.insert(chain.into(), fate.clone());
+        Ok(fate)
+    }
+
+    /// Applies one rule. Returns `None` if the next rule decides.
+    fn step(&mut self, chain: &str, rule: &C::Rule, depth: usize) -> Result<Option<Fate>, C::Error> {
+        let (truth, verdict) = self.chains.meet(rule)?;
+        match (truth, verdict) {
+            (Truth::Never | Truth::Partly, _)
+            | (_, Verdict::Continue)
+            | (Truth::Unclear, Verdict::Refuse) => Ok(None),
+            (Truth::Unclear, _) | (Truth::Always, Verdict::Stop) => Ok(Some(Fate::Unclear)),
+            (Truth::Always, Verdict::Accept) => Ok(Some(Fate::Passes)),
+            (Truth::Always, Verdict::Refuse) => Ok(Some(Fate::Refused(self.chains.name(chain, rule)))),
+            (Truth::Always, Verdict::Return) => Ok(Some(Fate::Falls)),
+            (Truth::Always, Verdict::Jump(_) | Verdict::Goto(_)) if depth >= DEEPEST => {
+                Ok(Some(Fate::Unclear))
+            }
+            (Truth::Always, Verdict::Jump(next)) => {
+                let fate = self.chain(&next, depth + 1)?;
+                Ok((fate != Fate::Falls).then_some(fate))
+            }
+            (Truth::Always, Verdict::Goto(next)) => self.chain(&next, depth + 1).map(Some),
         }
     }
 }

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use plan::LinkName;
 use plan::firewall::{IptablesTable, Packet, is_ours};
 
-use crate::walk::{Chains, Fate, Truth, Verdict, walk, walk_rule};
+use crate::walk::{Chains, Fate, Truth, Verdict, Walk, walk};
 
 /// Modules whose conditions hold for a part of all packets.
 const OF_A_PART: [&str; 22] = [
@@ -82,11 +82,12 @@ impl Chains for Meeting<'_> {
 /// all packets are refused behind it.
 pub(super) fn refusal(chains: &Rules, table: IptablesTable, chain: &str) -> Option<(usize, Box<str>)> {
     let mut meeting = Meeting { chains, packet: None, table: Some(table) };
+    let mut walk = Walk::new(&mut meeting);
     let rules = chains.get(chain)?.clone();
     for (place, rule) in rules.iter().enumerate() {
-        let Ok(fate) = walk_rule(&mut meeting, chain, rule);
+        let Ok(fate) = walk.rule(chain, rule);
         match fate {
-            Fate::Refused(deciding) if *deciding == *meeting.name(chain, rule) => {
+            Fate::Refused(deciding) if *deciding == *walk.chains.name(chain, rule) => {
                 return Some((place, rule.clone()));
             }
             Fate::Refused(deciding) => return Some((place, format!("{rule} ({deciding})").into())),
@@ -271,6 +272,20 @@ mod tests {
         );
         let ours = "FORWARD -m comment --comment \"flanneld forward\" -j FLANNEL-FWD";
         assert_eq!(first(&["FLANNEL-FWD -j ACCEPT", ours, "FORWARD -j DROP"]).map(|first| first.0), Some(1));
+    }
+
+    #[test]
+    fn each_chain_is_followed_once_however_many_rules_lead_to_it() {
+        let jump = |at: usize| std::iter::repeat_n(format!("C{at} -j C{}", at + 1), 9);
+        let mut lines: Vec<String> = (0..14).flat_map(jump).collect();
+        lines.push("FORWARD -j C0".into());
+        let first = |lines: &[String]| {
+            let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+            refusal(&rules(&lines), IptablesTable::Filter, "FORWARD").map(|(place, _)| place)
+        };
+        assert_eq!(first(&lines), None);
+        lines.push("C14 -j DROP".into());
+        assert_eq!(first(&lines), Some(0));
     }
 
     #[test]

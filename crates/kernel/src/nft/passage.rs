@@ -16,7 +16,7 @@ use crate::command;
 use crate::error::Cause;
 use crate::link::Devices;
 use crate::socket::Netlink;
-use crate::walk::{Chains, Fate, Truth, Verdict, walk, walk_rule};
+use crate::walk::{Chains, Fate, Truth, Verdict, Walk, walk};
 
 /// Hook `NF_INET_POST_ROUTING`; a bridge's hook of that name has the same number.
 const POSTROUTING: u32 = 4;
@@ -190,13 +190,14 @@ impl Nft {
             let view = View { packet: None, base, is_ipv6, index: &|_| None };
             let mut meeting = Meeting { netlink, known: &mut known, met: &met, view };
             let rules = meeting.rules(&base.name)?;
+            let mut walk = Walk::new(&mut meeting);
             let mut native = Native { drops: base.drops, ..Native::default() };
             for (place, rule) in rules.iter().enumerate() {
                 let ours = is_our_jump(rule, table);
                 native.ours.push(ours);
                 if !ours
                     && native.refusal.is_none()
-                    && let Fate::Refused(words) = walk_rule(&mut meeting, &base.name, rule)?
+                    && let Fate::Refused(words) = walk.rule(&base.name, rule)?
                 {
                     native.refusal = Some((place, words));
                 }
