@@ -45,6 +45,15 @@ pub(super) struct Step {
 }
 
 impl Step {
+    /// A step with attributes of 32 bits.
+    #[cfg(test)]
+    pub(super) fn of(name: &str, numbers: &[(u16, u32)]) -> Self {
+        let attribute = |(kind, number): &(u16, u32)| {
+            [&8_u16.to_ne_bytes()[..], &kind.to_ne_bytes(), &number.to_be_bytes()].concat()
+        };
+        Self { name: name.into(), data: numbers.iter().flat_map(attribute).collect() }
+    }
+
     pub(super) fn attribute(&self, kind: u16) -> Option<Attribute<'_>> {
         crate::wire::Body(&self.data).attributes(0).find(|attribute| attribute.kind == kind)
     }

@@ -150,7 +150,7 @@ impl Run<'_> {
     }
 
     fn bitwise(&mut self, step: &Step) {
-        let length = step.number(3).unwrap_or_default() as usize;
+        let length = length(step.number(3));
         let source = self.get(step.number(1), length);
         let (mask, xor) = (step.value(4), step.value(5));
         let result: Vec<Byte> = match (mask, xor) {
@@ -169,7 +169,7 @@ impl Run<'_> {
     }
 
     fn byteorder(&mut self, step: &Step) {
-        let length = step.number(4).unwrap_or_default() as usize;
+        let length = length(step.number(4));
         let size = (step.number(5).unwrap_or(2) as usize).max(1);
         let mut bytes = self.get(step.number(1), length).to_vec();
         if cfg!(target_endian = "little") {
@@ -225,6 +225,11 @@ fn place(register: Option<u32>) -> Option<usize> {
         narrow @ 8..24 => Some((narrow - 8) * 4),
         _ => None,
     }
+}
+
+/// Length of a load in bytes, at most that of all registers.
+fn length(bytes: Option<u32>) -> usize {
+    bytes.map_or(0, |bytes| bytes.min(64) as usize)
 }
 
 /// Returns the bytes. If any is not known, returns the truth of a condition that depends on them.
@@ -306,7 +311,7 @@ impl View<'_> {
 
     fn payload(&self, step: &Step) -> Vec<Byte> {
         let number = |kind| step.number(kind).unwrap_or_default() as usize;
-        let (base, offset, length) = (number(2), number(3), number(4));
+        let (base, offset, length) = (number(2), number(3), length(step.number(4)));
         let header = match base {
             0 => {
                 let protocol: u16 = if self.is_ipv6 { 0x86dd } else { 0x0800 };
@@ -419,5 +424,29 @@ fn target(name: &str) -> Verdict {
         "DNAT" | "SNAT" | "MASQUERADE" | "REDIRECT" | "NETMAP" => Verdict::Accept,
         "NFQUEUE" | "TPROXY" | "SYNPROXY" => Verdict::Stop,
         _ => Verdict::Continue,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    #[test]
+    fn a_length_beyond_all_registers_takes_no_memory() {
+        let base = Base { hook: FORWARD, ..Base::default() };
+        let view = View { packet: None, base: &base, is_ipv6: false, index: &|_| None };
+        for (name, numbers) in [
+            ("payload", [(1, 8), (2, 1), (3, 0), (4, u32::MAX)]),
+            ("payload", [(1, 8), (2, 2), (3, u32::MAX), (4, u32::MAX)]),
+            ("bitwise", [(1, 8), (2, 8), (3, u32::MAX), (6, 1)]),
+            ("byteorder", [(1, 8), (2, 8), (4, u32::MAX), (5, u32::MAX)]),
+        ] {
+            let steps = [Step::of(name, &numbers)];
+            let mut find = |_: &str, _: &[Byte]| Ok::<_, Infallible>(Found::Element(None));
+            assert_eq!(run(&steps, view, &mut find), Ok((Truth::Always, Verdict::Continue)), "{name}");
+        }
+        assert_eq!(length(Some(u32::MAX)), 64);
     }
 }
