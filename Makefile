@@ -6,6 +6,7 @@ lab_packages   := gcc libc6-dev iproute2 iputils-ping mount nftables tcpdump uti
 build_packages := gcc libc6-dev protobuf-compiler libprotobuf-dev
 check_packages := $(build_packages) procps systemd
 test_packages  := $(lab_packages) $(build_packages) iptables procps systemd etcd-server etcd-client openssl faketime uidmap
+fuzz_packages  := gcc g++ libc6-dev
 fresh_packages := git mmdebstrap mount util-linux
 # The last commit that knew no store but a directory.
 EARLIER ?= 1c0414a
@@ -14,8 +15,8 @@ AS_ROOT  := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
 # Where rustup puts cargo, and where Debian hides bridge and nft from ordinary users.
 export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 
-PACKAGES := $(addprefix packages-,lab build check test)
-.PHONY: lab picture fresh test test-etcd soak hostile upgrade bench-scale bench-churn bench-probe check golden install clean bench-build toolchain $(PACKAGES)
+PACKAGES := $(addprefix packages-,lab build check test fuzz)
+.PHONY: lab picture fresh test test-etcd soak hostile fuzz fuzz-planted upgrade bench-scale bench-churn bench-probe check golden install clean bench-build toolchain $(PACKAGES)
 
 ## Show a pod network that repairs itself: real namespaces, real kernel, real daemon (its store is a directory: no etcd).
 lab: toolchain packages-lab
@@ -54,6 +55,15 @@ soak: toolchain packages-test
 hostile: toolchain packages-test
 	@scripts/progress "building the tests" cargo test --quiet --locked -p twill --test e2e --no-run
 	@cargo test --locked -p twill --test e2e -- hostile::
+
+## Fuzz every parser of data from outside: SECONDS=600 for ten minutes in all. An input that makes one panic is in fuzz/findings.
+SECONDS := 30
+fuzz: toolchain packages-fuzz
+	@scripts/fuzz $(SECONDS)
+
+## Show that fuzzing finds panics: plants one in each parser of a copy of the tree.
+fuzz-planted: toolchain packages-fuzz
+	@scripts/fuzz-planted 60
 
 ## Upgrade a running node from an earlier commit to this one and back: EARLIER=1c0414a (it needs the history).
 upgrade: toolchain packages-test

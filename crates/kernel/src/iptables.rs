@@ -206,3 +206,16 @@ fn before(table: IptablesTable, there: &Table) -> Option<Box<str>> {
     let (place, refusal) = there.refusal().filter(|_| table == IptablesTable::Filter)?;
     (place < first).then(|| format!("behind {refusal}").into())
 }
+
+#[cfg(fuzzing)]
+pub(crate) fn fuzz_text(text: &str, packets: &[Packet]) {
+    let listing = Listing::parse(text);
+    for (table, there) in listing.known() {
+        let _ = (undoable(there), before(table, there));
+    }
+    for (table, chain) in listing.passed() {
+        packets.iter().for_each(|packet| drop(refused(table, chain, packet)));
+    }
+    let _ = (listing.is_used(), listing.hidden_tables(), listing.chains().count());
+    tools::fuzz(text);
+}

@@ -13,6 +13,8 @@ mod error;
 mod fdb;
 mod filter;
 mod firewall;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod iptables;
 mod link;
 mod names;

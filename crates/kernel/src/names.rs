@@ -62,7 +62,11 @@ pub(crate) fn name_in(part: Part<'_>) -> Option<AbstractName> {
 /// NUL byte.
 fn listed() -> Vec<AbstractName> {
     let text = fs::read("/proc/thread-self/net/unix").unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
+    listing(&String::from_utf8_lossy(&text))
+}
+
+/// The addresses in the text of `/proc/net/unix`.
+pub(crate) fn listing(text: &str) -> Vec<AbstractName> {
     let names = text.lines().filter_map(|line| line.split_once(" @"));
     names.map(|(_, name)| AbstractName { name: name.into(), uid: None }).collect()
 }

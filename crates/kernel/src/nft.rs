@@ -321,6 +321,19 @@ fn lacks(said: &str) -> Option<Box<str>> {
         .then(|| "nft was built without JSON: install one that has it, as distributions build it".into())
 }
 
+#[cfg(fuzzing)]
+pub(crate) fn fuzz_messages(datagram: &[u8], packets: &[plan::firewall::Packet]) {
+    crate::wire::parts(datagram).for_each(netlink::fuzz);
+    watch::fuzz(datagram);
+    passage::fuzz(datagram, packets);
+}
+
+#[cfg(fuzzing)]
+pub(crate) fn fuzz_text(text: &str, family: Family) {
+    let _ = (json::chains(text, family), lacks(text));
+    firewalld::fuzz(text);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -131,7 +131,7 @@ impl Filter {
     }
 }
 
-fn event(part: Part<'_>) -> Option<Event> {
+pub(crate) fn event(part: Part<'_>) -> Option<Event> {
     let kind = match part.kind {
         libc::RTM_NEWLINK | libc::RTM_DELLINK => Kind::Link,
         libc::RTM_NEWADDR | libc::RTM_DELADDR => Kind::Address,

@@ -181,3 +181,12 @@ fn responsible(rules: &[Rule], packet: &Packet, answer: &WayAnswer) -> Option<Bo
     let usual = first.action == RULE_LOOKUP && USUAL.contains(&first.table);
     (!usual).then(|| first.words())
 }
+
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(part: Part<'_>, packet: &Packet) {
+    let rules = [decode(part)];
+    let via = WayAnswer::Via { link: None, gateway: None, table: rules[0].table, destination: None };
+    for answer in [via, WayAnswer::Refused(libc::EACCES)] {
+        let _ = responsible(&rules, packet, &answer);
+    }
+}

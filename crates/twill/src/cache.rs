@@ -220,6 +220,13 @@ impl Cache {
     }
 }
 
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &[u8]) {
+    let (node, store) = ("a".into(), "etcd".into());
+    let cache = Cache { path: None, node, store, stale: true, written: None, fault: None };
+    let _ = cache.unseal(text).map(|remembered| remembered.leases());
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

@@ -95,3 +95,10 @@ fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
     let wanted = plan::wanted(&config, &node, &leases, &seen.underlay);
     Ok(plan::diff(&wanted.state, &seen.state, &wanted.owned))
 }
+
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(json: &[u8]) {
+    if let Ok(difference) = serde_json::from_slice::<Difference>(json) {
+        difference.ops.iter().for_each(|op| drop(op.to_string()));
+    }
+}

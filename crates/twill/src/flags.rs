@@ -237,6 +237,11 @@ fn docker_opts(args: &[String]) -> Result<Option<Command>, lexopt::Error> {
     Ok(Some(Command::DockerOpts(flags)))
 }
 
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(text: &str) {
+    daemon::fuzz(text);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -116,6 +116,11 @@ impl Footprint {
     }
 }
 
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(json: &[u8]) {
+    let _ = serde_json::from_slice::<Footprint>(json).map(|footprint| footprint.owned());
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

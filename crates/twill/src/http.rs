@@ -327,6 +327,18 @@ fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>
     response
 }
 
+/// Answers one connection as a daemon does that has just started.
+#[cfg(fuzzing)]
+pub(crate) async fn fuzz(stream: tokio::io::DuplexStream, local: bool) {
+    let (bell, _trigger) = crate::trigger::channel();
+    // Without a receiver `/diff` is answered at once.
+    let (questions, _) = crate::questions::channel(bell);
+    let side = if local { Side::Local } else { Side::Network };
+    let (metrics, board) = (Arc::new(Metrics::new()), crate::report::board());
+    let answers = Answers { metrics, board, questions, ready: Arc::default(), side };
+    converse(stream, answers, Busy::default()).await;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

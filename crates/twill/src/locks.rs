@@ -448,6 +448,12 @@ fn healthz_name(port: u16) -> String {
     format!("healthz port {port}")
 }
 
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(name: &str) {
+    let Some((process, has)) = statement(name) else { return };
+    let _ = (process.shown(), has.parse::<Locked>().map(|lock| lock.conflicts(Locked::Firewall)));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

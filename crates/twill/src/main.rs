@@ -12,6 +12,8 @@ mod errno;
 mod files;
 mod flags;
 mod footprint;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod http;
 mod identity;
 mod locks;

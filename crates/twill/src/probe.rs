@@ -26,6 +26,9 @@ use crate::trigger::Bell;
 use asker::Asker;
 use post::Post;
 
+#[cfg(fuzzing)]
+pub(crate) use frame::fuzz;
+
 /// Peers to probe, and the node to probe from; set by the reconcile loop.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Targets {

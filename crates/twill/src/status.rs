@@ -164,6 +164,11 @@ fn ago(unix_time: u64) -> String {
     peers::age(now.saturating_sub(unix_time))
 }
 
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(json: &[u8]) {
+    let _ = serde_json::from_slice::<Report>(json).map(|report| page(&report, true));
+}
+
 #[cfg(test)]
 mod tests {
     use plan::verdict::Finding;

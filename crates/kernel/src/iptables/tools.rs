@@ -168,6 +168,11 @@ pub(super) fn lacks_kernel(cause: &Cause) -> bool {
     matches!(cause, Cause::Tool { text, .. } if text.contains("Failed to initialize nft"))
 }
 
+#[cfg(fuzzing)]
+pub(super) fn fuzz(text: &str) {
+    let _ = (variant(text), explained(text, text));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -231,3 +231,10 @@ fn absent<A>(answer: Result<Option<A>, Cause>) -> Result<Option<A>, Cause> {
         other => other,
     }
 }
+
+/// A message as a base chain, a rule and the elements of a set.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(part: Part<'_>) -> (Option<Base>, Rule, Vec<Element>) {
+    let lists = attributes(part).filter(|attribute| attribute.kind == 3);
+    (base(part), rule(part), lists.flat_map(Attribute::nested).map(meaning).collect())
+}

@@ -40,6 +40,11 @@ fn range(word: &str) -> Option<std::ops::RangeInclusive<u16>> {
     Some(first.parse().ok()?..=last.parse().ok()?)
 }
 
+#[cfg(fuzzing)]
+pub(super) fn fuzz(text: &str) {
+    let _ = parse(text);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -221,6 +221,11 @@ pub(super) fn nested(attribute: Attribute<'_>, kind: u16) -> Option<Attribute<'_
     attribute.nested().find(|inner| inner.kind == kind)
 }
 
+#[cfg(fuzzing)]
+pub(super) fn fuzz(part: Part<'_>) {
+    let _ = (table(part), set(part), elements_of(part).count());
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::Command;

@@ -266,3 +266,32 @@ fn meets(base: &Base, packet: &Packet, devices: &Devices) -> bool {
         _ => false,
     }
 }
+
+/// Runs each rule of the messages in each base chain among them. Lookups meet the elements among them.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(datagram: &[u8], packets: &[Packet]) {
+    let read: Vec<_> = crate::wire::parts(datagram).take(8).map(chains::fuzz).collect();
+    let elements: Vec<_> = read.iter().flat_map(|(_, _, elements)| elements).collect();
+    let other = Base { hook: FORWARD, ..Base::default() };
+    let bases: Vec<_> = read.iter().filter_map(|(base, _, _)| base.as_ref()).chain([&other]).collect();
+    let views = |base| {
+        let each = packets.iter().map(|packet| (Some(packet), packet.source.is_ipv6()));
+        let views = each.chain([(None, false)]);
+        views.map(move |(packet, is_ipv6)| View { packet, base, is_ipv6, index: &|_| Some(2) })
+    };
+    for (_, rule, _) in &read {
+        let _ = IptablesTable::ALL.map(|table| is_our_jump(rule, table));
+        for view in bases.iter().flat_map(|base| views(*base)) {
+            let mut find = |_: &str, bytes: &[Byte]| {
+                Ok::<_, std::convert::Infallible>(match program::known(bytes) {
+                    Ok(key) => {
+                        let at = usize::from(*key.first().unwrap_or(&0));
+                        Found::Element(elements.get(at).map(|element| (*element).clone()))
+                    }
+                    Err(truth) => Found::Open(truth),
+                })
+            };
+            let Ok(_) = program::run(&rule.steps, view, &mut find);
+        }
+    }
+}

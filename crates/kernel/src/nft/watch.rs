@@ -169,3 +169,11 @@ fn concerns(part: Part<'_>) -> bool {
         About::Set => false,
     }
 }
+
+#[cfg(fuzzing)]
+pub(super) fn fuzz(datagram: &[u8]) {
+    let met = [(2, "filter".into(), "FORWARD".into())].into();
+    for part in parts(datagram) {
+        let _ = (concerns(part), is_met(part, &met));
+    }
+}

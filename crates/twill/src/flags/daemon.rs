@@ -286,8 +286,14 @@ impl Flags {
                 return Vec::new();
             }
         };
+        self.options_in(&text)
+    }
+
+    /// What an options file with that text says; lines that say nothing are reported as ignored.
+    fn options_in(&mut self, text: &str) -> Vec<Said> {
+        let path = self.options_file.display();
         let mut all = Vec::new();
-        for line in env_file::parse(&text) {
+        for line in env_file::parse(text) {
             let place = format!("{path}:{}", line.number);
             match line.said {
                 Ok((variable, value)) => {
@@ -409,6 +415,15 @@ fn environment(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<Sai
     let ours = named.filter(|(name, _)| name.starts_with(PREFIX));
     ours.map(|(variable, value)| Said { place: format!("environment: {variable}"), variable, value })
         .collect()
+}
+
+/// Sets the flags that an options file of that text names, and shows them.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(text: &str) {
+    let Ok(mut flags) = Flags::untouched() else { return };
+    let said = flags.options_in(text);
+    flags.take(Source::OptionsFile, said);
+    let _ = (flags.shown(), flags.changed(), flags.unmet(), flags.check());
 }
 
 #[cfg(test)]
