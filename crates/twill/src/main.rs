@@ -38,23 +38,22 @@ use std::process::ExitCode;
 use flags::Command;
 
 const USAGE: &str = "\
-twill gives this Kubernetes node a pod subnet and makes the pods of all nodes reach each other.
+twill gives this Kubernetes node a pod subnet and connects its pods with those of all other nodes.
 
 usage: twill daemon [flags]
-             run on this node; twill daemon --help lists the flags
+             run the daemon in the foreground; twill daemon --help lists the flags
        twill status [--json] [--watch] [--subnet-file FILE] [--socket FILE]
-             what this node's daemon does and sees; --subnet-file is that of the daemon to ask, where it is not the usual
+             show the state of this node's daemon; --subnet-file names the daemon if its subnet file is not the default
        twill diff [--json] [--subnet-file FILE] [--socket FILE]
-             the steps that would make the kernel right; exit code 1 if there are any
+             list the ops that would bring the kernel to its desired state; exit code 1 if there are any
        twill diff --offline [--json] [flags]
-             the same from store and kernel, without a daemon; takes the daemon's flags
+             compute the same list from store and kernel without a daemon; takes the daemon's flags
        twill uninstall [--dry-run] [--hand-over] [--subnet-file FILE] [--cache-dir DIR]
-             remove all that is twill's from this node, the daemon being stopped; with --hand-over only what flannel
-             would not have written, so that flannel can go on
+             remove twill from this node; the daemon must be stopped; with --hand-over, leave to flannel what flannel
+             would have written
        twill docker-opts [-i] [-c] [-m] [-k NAME] [-f FILE] [-d FILE]
-             options for Docker that fit this node's subnet, as mk-docker-opts.sh writes them: from the subnet file into
-             /run/docker_opts.env or -d FILE, with -i each in a variable, with -c all in DOCKER_OPTS or -k NAME, else
-             both; -m leaves --ip-masq out
+             write Docker options for the subnet file (-f) to /run/docker_opts.env or -d FILE, as mk-docker-opts.sh does:
+             with -i one variable per option, with -c all in DOCKER_OPTS or -k NAME, by default both; -m omits --ip-masq
        twill --version
        twill --help
 

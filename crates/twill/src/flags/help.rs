@@ -12,10 +12,11 @@ const WIDTH: usize = 100;
 pub(super) fn help(program: &str) -> String {
     let mut text = format!(
         "usage: {program} [flags]\n\n\
-         The daemon that gives this node a pod subnet and makes the pods of all nodes reach each other.\n\n\
-         A flag may be written -name or --name, its value after = or in the next word; a switch takes its\n\
-         value after = only. The environment may say the same (FLANNELD_ETCD_PREFIX is --etcd-prefix), and\n\
-         so may the options file. The command line goes before the environment, and that before the file.\n"
+         Gives this node a pod subnet and connects its pods with those of all other nodes.\n\n\
+         A flag may be written -name or --name. Its value follows = or is the next word; a boolean takes its\n\
+         value after = only. Each flag is also a variable of the environment and of the options file\n\
+         (FLANNELD_ETCD_PREFIX for --etcd-prefix). The command line overrides the environment, which\n\
+         overrides the options file.\n"
     );
     let width = flags().map(|flag| spelled(flag).len()).max().unwrap_or(0);
     for group in GROUPS {
