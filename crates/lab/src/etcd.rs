@@ -283,7 +283,7 @@ impl Etcd {
     fn set_up_auth(&self) {
         let root = format!("root:{PASSWORD}");
         let flannel = format!("flannel:{PASSWORD}");
-        // The rights are the smallest set, as docs/operating.md gives them.
+        // The rights are the smallest set, as docs/reference/etcd.md gives them.
         let [config, end, subnets] =
             ["config", "subnets0", "subnets/"].map(|name| format!("{}/{name}", contents::PREFIX));
         for line in [

@@ -595,8 +595,8 @@ mod tests {
     use crate::firewall::Variant;
     use crate::state::{MAIN_TABLE, RoutePath};
 
-    /// Makes a note of each kind, with the words by which docs/operating.md lists it. A kind without a line does not
-    /// compile.
+    /// Makes a note of each kind, with the words by which docs/reference/messages.md lists it. A kind without a
+    /// line does not compile.
     macro_rules! kinds {
         ($($kind:pat => $note:expr, $words:literal;)*) => {
             fn words(note: &Note) -> &'static str {
@@ -787,10 +787,11 @@ mod tests {
 
     #[test]
     fn the_documents_list_every_kind_of_note_and_no_other() {
-        let text = include_str!("../../../docs/operating.md");
-        let (_, section) = text.split_once("\n## Notes\n").unwrap();
-        let rows = section.lines().take_while(|line| !line.starts_with("## "));
-        let listed: Vec<&str> = rows.filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+        let text = include_str!("../../../docs/reference/messages.md");
+        let (_, section) = text.split_once("\n## Warnings\n").unwrap();
+        let lines = section.lines().take_while(|line| !line.starts_with("## "));
+        let listed: Vec<&str> =
+            lines.filter_map(|line| line.strip_prefix("#### `")?.split('`').next()).collect();
         let notes = one_of_each();
         let expected: Vec<&str> = notes.iter().map(words).collect();
         assert_eq!(listed, expected);

@@ -335,19 +335,19 @@ mod tests {
         assert!(parse("uninstall --store=/s").is_err());
     }
 
-    /// Returns the cells of the table's rows below a heading of docs/operating.md.
+    /// Returns the cells of all table rows below a heading of docs/reference/flags.md, until the next one of its level.
     pub(super) fn documented(heading: &str) -> Vec<Vec<String>> {
-        let text = include_str!("../../../docs/operating.md");
+        let text = include_str!("../../../docs/reference/flags.md");
         let (_, section) = text.split_once(&format!("\n{heading}\n")).unwrap();
-        let rows =
-            section.lines().take_while(|line| !line.starts_with('#')).filter(|line| line.starts_with("| `"));
+        let lines = section.lines().take_while(|line| !line.starts_with("## "));
+        let rows = lines.filter(|line| line.starts_with("| `"));
         let cells = |row: &str| {
             row.trim_matches(['|', ' ']).split(" | ").map(|cell| cell.replace("\\|", "|")).collect()
         };
         rows.map(cells).collect()
     }
 
-    /// docs/operating.md lists exactly the lines of the usage, and each of them can be typed.
+    /// docs/reference/flags.md lists exactly the lines of the usage, and each of them can be typed.
     #[test]
     fn the_documents_list_every_command_and_no_other() {
         let (_, usage) = USAGE.split_once("usage: ").unwrap();

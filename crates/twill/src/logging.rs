@@ -66,9 +66,9 @@ mod tests {
 
     #[test]
     fn the_documents_list_every_line_and_no_other() {
-        let text = include_str!("../../../docs/operating.md");
-        let (_, section) = text.split_once("\n## Log\n").unwrap();
-        let (section, _) = section.split_once("\nWhat ends a start").unwrap();
+        let text = include_str!("../../../docs/reference/messages.md");
+        let (_, section) = text.split_once("\n## Log lines\n").unwrap();
+        let (section, _) = section.split_once("\n## Errors that end a start\n").unwrap();
         let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let source: String =
             ["twill", "store", "kernel"].map(|name| source(&crates.join(name).join("src"))).concat();
@@ -81,14 +81,14 @@ mod tests {
                 for part in fixed(&line, &['{']) {
                     assert!(
                         section.contains(part),
-                        "{part:?}, a line of level {level}, is not in docs/operating.md"
+                        "{part:?}, a line of level {level}, is not in docs/reference/messages.md"
                     );
                 }
             }
         }
-        for row in section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()) {
+        for row in section.lines().filter_map(|line| line.strip_prefix("- `")?.split('`').next()) {
             for part in fixed(row, &['…']) {
-                assert!(source.contains(part), "docs/operating.md lists {row:?}, which no line says");
+                assert!(source.contains(part), "messages.md lists {row:?}, which no line says");
             }
         }
     }

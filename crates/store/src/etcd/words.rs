@@ -15,8 +15,8 @@ const KNOWN: [(&str, Advice); 31] = [
     ("invalid user ID or password", "Correct --etcd-username and --etcd-password"),
     (
         "permission denied",
-        "Grant this user the role of docs/operating.md: read from <prefix>/config to <prefix>/subnets0, readwrite with \
-         prefix <prefix>/subnets/",
+        "Grant this user the role of docs/reference/etcd.md: read from <prefix>/config to <prefix>/subnets0, readwrite \
+         with prefix <prefix>/subnets/",
     ),
     ("database space exceeded", FULL),
     ("NOSPACE", FULL),

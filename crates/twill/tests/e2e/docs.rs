@@ -1,5 +1,5 @@
-//! docs/operating.md says what a running daemon shows. Statements that need no daemon are tested beside the code: flags and
-//! commands in src/flags.rs, log lines in src/logging.rs, notes in plan's note.rs.
+//! docs/reference/metrics.md lists the metrics of a running daemon. Lists that need no daemon are tested beside the code: flags
+//! and commands in src/flags.rs, log lines in src/logging.rs, warnings in plan's note.rs.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ type Family = (String, String, Vec<String>);
 
 /// Returns the first three cells of the rows below "## Metrics".
 fn documented() -> BTreeSet<Family> {
-    let text = include_str!("../../../../docs/operating.md");
+    let text = include_str!("../../../../docs/reference/metrics.md");
     let (_, section) = text.split_once("\n## Metrics\n").unwrap();
     let rows =
         section.lines().take_while(|line| !line.starts_with('#')).filter(|line| line.starts_with("| `"));

@@ -66,7 +66,7 @@ fn an_expired_certificate_is_named_and_the_network_stands() {
     });
 }
 
-/// The rights of docs/operating.md, without writing the network config, are enough for the whole life of a daemon.
+/// The rights of docs/reference/etcd.md, without writing the network config, are enough for the whole life of a daemon.
 #[test]
 fn the_least_rights_are_enough_for_a_whole_life() {
     lab::test(Timing::Free, || {
