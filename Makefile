@@ -1,34 +1,34 @@
-# Two commands do everything: `make lab` shows it, `make test` proves it.
+# The two main targets: `make lab` shows twill at work, `make test` proves it. CONTRIBUTING.md lists all targets.
 
-# Debian packages, by target. `make fresh` finds out when one is not named here.
+# Debian packages that the targets need. `make fresh` fails if one is missing here.
 lab_packages   := gcc libc6-dev iproute2 iputils-ping mount nftables tcpdump util-linux
-# The etcd client is generated from etcd's own interface files: protoc, and what these import.
+# The build generates the etcd client from etcd's own interface files, with protoc and the files that they import.
 build_packages := gcc libc6-dev protobuf-compiler libprotobuf-dev
 check_packages := $(build_packages) procps systemd
 test_packages  := $(lab_packages) $(build_packages) iptables procps systemd etcd-server etcd-client openssl faketime uidmap
 fuzz_packages  := gcc g++ libc6-dev
 fresh_packages := git mmdebstrap mount util-linux
-# The last commit that knew no store but a directory.
+# Last commit whose only store was a directory.
 EARLIER ?= 1c0414a
-# How to become root for apt: not at all, or by sudo without a question.
+# Prefix that makes apt-get run as root: empty for root, otherwise sudo without a password prompt.
 AS_ROOT  := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
-# Where rustup puts cargo, and where Debian hides bridge and nft from ordinary users.
+# Directories of cargo (rustup), and of bridge and nft, which Debian leaves out of an ordinary user's PATH.
 export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 
 PACKAGES := $(addprefix packages-,lab build check test fuzz)
 .PHONY: lab picture fresh test test-etcd soak hostile fuzz fuzz-planted upgrade bench-scale bench-churn bench-probe check golden install clean bench-build toolchain $(PACKAGES)
 
-## Show a pod network that repairs itself: real namespaces, real kernel, real daemon (its store is a directory: no etcd).
+## Show a pod network that repairs itself, on the real kernel, with the real daemon. Its store is a directory, so it needs no etcd.
 lab: toolchain packages-lab
 	@scripts/progress "building the daemon and the lab" cargo build --quiet --locked --target-dir target -p twill -p lab --no-default-features
 	@target/debug/twill-lab demo
 
-## Draw docs/demo.svg, the picture in the README, from a real run of the demo.
+## Draw docs/demo.svg, the picture in README.md, from a real run of the demonstration.
 picture: toolchain packages-lab
 	@scripts/progress "building the daemon and the lab" cargo build --quiet --locked --target-dir target -p twill -p lab --no-default-features
 	@target/debug/twill-lab demo --picture docs/demo.svg
 
-## Run a target, `lab` by default, on a minimal Debian of its own with a clone of HEAD: TARGET=test for another. Needs root.
+## Run `make lab` on a minimal Debian with a clone of HEAD; TARGET=test runs another target. Needs root.
 fresh:
 	@scripts/fresh $(or $(TARGET),lab) $(fresh_packages)
 
@@ -37,7 +37,7 @@ test: toolchain packages-test
 	@scripts/progress "building the tests" cargo test --quiet --locked --workspace --no-run
 	@scripts/tests cargo test --locked --workspace --no-fail-fast
 
-## Run the tests of etcd with other versions than Debian's, built from their Go modules: ETCD_VERSIONS='3.6.16' for some.
+## Run the tests of etcd with other versions than Debian's, built from their Go modules. ETCD_VERSIONS='3.6.16' chooses versions.
 ETCD_VERSIONS ?= 3.5.35 3.6.16 3.7.3
 test-etcd: toolchain packages-test
 	@for version in $(ETCD_VERSIONS); do \
@@ -46,43 +46,43 @@ test-etcd: toolchain packages-test
 		ETCD=$$etcd cargo test --locked -p twill --test e2e -- etcd:: etcd_faults:: || exit 1; \
 	done
 
-## What takes its time: a path that flaps for two minutes, healthy and busy nodes for ten minutes each; 25 minutes.
+## Run long tests: a path that flaps for two minutes, healthy and busy nodes for ten minutes each. Takes 25 minutes.
 soak: toolchain packages-test
 	@scripts/progress "building the tests" cargo test --quiet --locked -p twill --test e2e --no-run
 	@TWILL_SOAK=1 cargo test --locked -p twill --test e2e -- a_way_that_flaps calm::
 
-## Attack running daemons, as SECURITY.md's table of attackers has it; a few minutes.
+## Attack running daemons as the attackers in SECURITY.md would. Takes a few minutes.
 hostile: toolchain packages-test
 	@scripts/progress "building the tests" cargo test --quiet --locked -p twill --test e2e --no-run
 	@cargo test --locked -p twill --test e2e -- hostile::
 
-## Fuzz every parser of data from outside: SECONDS=600 for ten minutes in all. An input that makes one panic is in fuzz/findings.
+## Fuzz every parser of data from outside, for 30 s in all; SECONDS=600 fuzzes for ten minutes. Inputs that cause a panic are kept in fuzz/findings.
 SECONDS := 30
 fuzz: toolchain packages-fuzz
 	@scripts/fuzz $(SECONDS)
 
-## Show that fuzzing finds panics: plants one in each parser of a copy of the tree.
+## Show that fuzzing finds panics: plant one in each parser of a copy of the tree, and find it. Takes three minutes.
 fuzz-planted: toolchain packages-fuzz
 	@scripts/fuzz-planted 60
 
-## Upgrade a running node from an earlier commit to this one and back: EARLIER=1c0414a (it needs the history).
+## Test the upgrade of a running node from an earlier commit to this one, and back. EARLIER=1c0414a names the commit; a shallow clone lacks it.
 upgrade: toolchain packages-test
 	@scripts/earlier $(EARLIER) target/earlier
 	@TWILL_EARLIER=$(CURDIR)/target/earlier/bin/twill cargo test --locked -p twill --test upgrade
 
-## Measure a start among 1,000 to 50,000 peers, and single changes: BENCH='--peers 1000,10000 --store dir' for a part; two hours.
+## Measure a start among 1,000 to 50,000 peers, and single changes. Takes two hours; BENCH='--peers 1000,10000 --store dir' measures a part.
 bench-scale: toolchain packages-test bench-build
 	@TWILL_BIN=$(CURDIR)/target/release/twill target/debug/twill-lab bench scale $(BENCH)
 
-## Measure nodes that come and go among 5,000, and restarts among 10,000: BENCH='--backend vxlan' for a part; five minutes.
+## Measure nodes that come and go among 5,000, and restarts among 10,000. Takes five minutes; BENCH='--backend vxlan' measures a part.
 bench-churn: toolchain packages-test bench-build
 	@TWILL_BIN=$(CURDIR)/target/release/twill target/debug/twill-lab bench churn $(BENCH)
 
-## Measure what it costs to ask 5,000 peers that answer, and `twill status`: BENCH='--peers 10000' for more; ten minutes.
+## Measure the cost of probing 5,000 peers that answer, and of `twill status`. Takes ten minutes; BENCH='--peers 10000' measures more.
 bench-probe: toolchain packages-test bench-build
 	@TWILL_BIN=$(CURDIR)/target/release/twill target/debug/twill-lab bench probe $(BENCH)
 
-## Formatting, lints, budgets, the unit file, licences.
+## Check formatting, lints, budgets, the unit file and licences.
 check: toolchain packages-check
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --all-features --quiet -- -D warnings
@@ -91,11 +91,11 @@ check: toolchain packages-check
 	@scripts/check-unit
 	@! command -v cargo-deny >/dev/null || cargo deny check licenses bans sources
 
-## Rewrite the expected files of the golden cases; read the diff before committing it.
+## Write the expected files of the golden cases. Read the diff before you commit it.
 golden: toolchain packages-build
 	GOLDEN=update cargo test --locked -p plan --test golden
 
-## Install the binary, the service, and the names of our routing table and protocol for ip(8).
+## Install the binary, the service, and the names of twill's routing table and protocol for ip(8).
 install: toolchain packages-build
 	cargo build --release --locked --target-dir target -p twill
 	install -D -m 0755 target/release/twill $(DESTDIR)/usr/local/bin/twill
@@ -106,13 +106,13 @@ install: toolchain packages-build
 clean:
 	cargo clean
 
-# What is measured is what `make install` installs.
+# The benchmarks measure the release build that `make install` installs.
 bench-build: toolchain
-	@scripts/progress "building the daemon as it is installed, and the lab" \
+	@scripts/progress "building the release daemon and the lab" \
 		sh -c 'cargo build --quiet --release --locked --target-dir target -p twill && cargo build --quiet --locked --target-dir target -p lab'
 
 toolchain:
-	@command -v rustup >/dev/null || { echo "Rust is missing: apt-get install curl && curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y"; exit 1; }
+	@command -v rustup >/dev/null || { echo "Rust is missing. Install it: apt-get install curl && curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y"; exit 1; }
 
 $(PACKAGES): packages-%:
 	@scripts/apt-packages "$(AS_ROOT)" $($*_packages)
