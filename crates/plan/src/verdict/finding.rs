@@ -102,7 +102,7 @@ impl fmt::Display for Finding {
             ),
             Self::Flapping { node } => write!(
                 f,
-                "what {node} is asked is answered now and then and lost in between, 10 of 20 or more: look at its link, its \
+                "probes to {node} are answered now and then and lost in between, 10 of 20 or more: look at its link, its \
                  load and the switch"
             ),
             Self::NextHopSilent { next_hop, uplink } => write!(

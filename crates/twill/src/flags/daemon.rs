@@ -289,7 +289,7 @@ impl Flags {
         self.options_in(&text)
     }
 
-    /// What an options file with that text says; lines that say nothing are reported as ignored.
+    /// Returns the options that a text of an options file gives. Lines that give none are reported as ignored.
     fn options_in(&mut self, text: &str) -> Vec<Said> {
         let path = self.options_file.display();
         let mut all = Vec::new();

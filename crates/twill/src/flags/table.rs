@@ -146,10 +146,10 @@ pub(super) const GROUPS: &[Group] = &[
             "accept forwarded traffic from and to pods",
             |flags| &mut flags.rules.iptables_forward_rules),
         flag("iptables-resync", "SECONDS", "5",
-            "maximum time between two reads of the rules of iptables-legacy",
+            "maximum time between two reads of the rules of iptables-legacy; below 30 counts as 30",
             |flags| &mut flags.rules.iptables_resync),
     ] },
-    Group { title: "etcd", lack: |flags| (!flags.store.as_os_str().is_empty()).then_some("of no effect with --store"), flags: &[
+    Group { title: "etcd", lack: |flags| (!flags.store.as_os_str().is_empty()).then_some("not used with --store"), flags: &[
         flag("etcd-endpoints", "URLS", "http://127.0.0.1:4001,http://127.0.0.1:2379",
             "etcd servers, separated by commas",
             |flags| &mut flags.etcd.endpoints),

@@ -197,7 +197,7 @@ fn a_password_is_in_no_log_and_no_report() {
         let log = daemon.log();
         assert!(log.contains("etcd-password=*** (environment)"), "{log}");
         assert!(log.contains("etcd-username=root (options.env)"), "{log}");
-        assert!(log.contains("WARN --etcd-password (environment): of no effect"), "{log}");
+        assert!(log.contains("WARN --etcd-password (environment): not used"), "{log}");
         let status = [node.twill(&["status"]), node.twill(&["status", "--json"])].concat();
         let pages = ["/readyz", "/metrics", "/healthz"].map(|path| node.get(path).unwrap().body).concat();
         assert!(![log, status, pages].concat().contains("hunter2"));

@@ -71,7 +71,7 @@ const WORDS: [(&str, &str); 13] = [
     ("next hop silent", "it is down, or not on this layer-2 segment, or"),
     ("silent", "nothing that"),
     ("echo lost", "still answers ARP (or neighbour discovery) and no echo any more"),
-    ("flapping", "is answered now and then and lost in between"),
+    ("flapping", "are answered now and then and lost in between"),
     ("refused", "sends an ICMP error for packets between our pods and those of"),
     ("tunnel lost", "Open UDP 8472 in both directions"),
     ("pod addresses lost", "turn off the check of source and destination"),
