@@ -134,6 +134,12 @@ pub enum NodeFault {
     NoProbeSocket {
         why: Box<str>,
     },
+    /// A second machine on the uplink's segment has an address of this node.
+    AddressTaken {
+        uplink: LinkName,
+        address: IpAddr,
+        mac: Mac,
+    },
     /// Packets of pods do not take our routes.
     Diverted(Box<Diversion>),
 }
@@ -421,6 +427,11 @@ impl NodeFault {
                  get its addresses. Set SubnetMin and SubnetMax in the network config so that they leave it out, or choose another \
                  Network"
             ),
+            Self::AddressTaken { uplink, address, mac } => write!(
+                f,
+                "a second machine, with MAC {mac}, has our address {address} on {uplink}: packets for this node and its pods \
+                 reach either machine by chance. Take the address from one of the two"
+            ),
             _ => Ok(()),
         }
     }
@@ -522,7 +533,8 @@ impl fmt::Display for NodeFault {
             }
             Self::UplinkWithoutRoute { .. }
             | Self::UplinkAmongPods { .. }
-            | Self::InterfaceAmongPods { .. } => self.explain_network(f),
+            | Self::InterfaceAmongPods { .. }
+            | Self::AddressTaken { .. } => self.explain_network(f),
             Self::ForeignDevice { name, kind } => foreign_device(f, *name, kind),
             Self::NotLeased(family) => {
                 write!(f, "{family} is configured but our lease has no {family} subnet; that family is off")
@@ -668,6 +680,8 @@ mod tests {
         Note::Node(NodeFault::NeighboursLimited { .. }) =>
             node(NodeFault::NeighboursLimited { path: "a/b".into(), limit: 1024, enough: 4096 }), "neighbours at most";
         Note::Node(NodeFault::NothingVerified) => node(NodeFault::NothingVerified), "but --probe=off asks nobody";
+        Note::Node(NodeFault::AddressTaken { .. }) =>
+            node(NodeFault::AddressTaken { uplink: link(), address: ip(), mac: Mac([2, 0, 0, 0, 0, 7]) }), "a second machine";
         Note::Node(NodeFault::NoProbeSocket { .. }) =>
             node(NodeFault::NoProbeSocket { why: "no".into() }), "but this daemon cannot open a socket to probe peers";
         Note::Node(NodeFault::Diverted(_)) => node(NodeFault::Diverted(Box::new(Diversion {

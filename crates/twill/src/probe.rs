@@ -7,6 +7,7 @@
 mod asker;
 mod frame;
 mod next_hops;
+mod own_address;
 mod post;
 mod sent;
 mod wires;
@@ -24,6 +25,7 @@ use tokio::sync::watch;
 
 use crate::trigger::Bell;
 use asker::Asker;
+pub(crate) use own_address::Rival;
 use post::Post;
 
 #[cfg(fuzzing)]
@@ -51,8 +53,14 @@ pub(crate) struct Targets {
 /// Health of the peers, sorted by subnet.
 pub(crate) type Healths = Arc<Vec<Health>>;
 
-/// Reason why a socket for probes could not be opened; `None` if none is missing.
-pub(crate) type Refused = Option<Box<str>>;
+/// Troubles of the prober that concern the whole node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Complaints {
+    /// Reason why a socket for probes could not be opened, if one is missing.
+    pub(crate) refused: Option<Box<str>>,
+    /// Second machine that has an address of ours.
+    pub(crate) rival: Option<Rival>,
+}
 
 /// Schedule of the probes (`--probe`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,7 +78,7 @@ pub(crate) struct Probes {
     /// Socket for wake-ups: a byte tells the prober that the targets have changed.
     pub(crate) wake: UnixStream,
     pub(crate) healths: watch::Receiver<Healths>,
-    pub(crate) refused: watch::Receiver<Refused>,
+    pub(crate) complaints: watch::Receiver<Complaints>,
 }
 
 /// Starts the prober, unless it is off. Each change of a finding or of a way rings the bell. Returns an error if the
@@ -78,7 +86,7 @@ pub(crate) struct Probes {
 pub(crate) fn start(pace: Pace, bell: &Bell) -> anyhow::Result<Probes> {
     let (targets, heard) = watch::channel(Targets::default());
     let (tell, healths) = watch::channel(Healths::default());
-    let (complain, refused) = watch::channel(Refused::default());
+    let (complain, complaints) = watch::channel(Complaints::default());
     let (wake, woken) = UnixStream::pair().context("waking thread probes")?;
     wake.set_nonblocking(true)?;
     woken.set_nonblocking(true)?;
@@ -90,5 +98,5 @@ pub(crate) fn start(pace: Pace, bell: &Bell) -> anyhow::Result<Probes> {
         let body = move || Asker::new(pace, bell, heard, woken, tell, complain, Post::new(dice)).run();
         thread::Builder::new().name("probes".into()).spawn(body).context("starting thread probes")?;
     }
-    Ok(Probes { targets, wake, healths, refused })
+    Ok(Probes { targets, wake, healths, complaints })
 }

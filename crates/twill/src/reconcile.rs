@@ -39,7 +39,7 @@ use crate::logging::tell_left_out;
 use crate::metrics::Metrics;
 use crate::notebook::{Line, Notebook, Trouble};
 use crate::own_lease::{Kept, OwnLease};
-use crate::probe::{Pace, Probes};
+use crate::probe::{Complaints, Pace, Probes, Rival};
 use crate::questions::Answers;
 use crate::report::Board;
 use crate::round::Round;
@@ -250,8 +250,13 @@ impl Reconciler {
         notes.extend(
             (verified && self.flags.probe == Pace::Off).then_some(Note::Node(NodeFault::NothingVerified)),
         );
-        let refused = self.probes.refused.borrow_and_update().clone().filter(|_| verified);
+        let Complaints { refused, rival } = self.probes.complaints.borrow_and_update().clone();
+        let refused = refused.filter(|_| verified);
         notes.extend(refused.map(|why| Note::Node(NodeFault::NoProbeSocket { why })));
+        let uplink = self.node.uplink.link;
+        notes.extend(
+            rival.map(|Rival { address, mac }| Note::Node(NodeFault::AddressTaken { uplink, address, mac })),
+        );
         notes.extend(self.leave_footprint(&wanted.owned));
         wanted.notes.append(&mut notes);
         wanted

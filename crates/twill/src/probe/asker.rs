@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::post::{News, Post};
-use super::{Healths, Pace, Refused, Targets};
+use super::{Complaints, Healths, Pace, Targets};
 use crate::trigger::{Bell, Cause};
 
 /// Length of a tick, milliseconds. Everything that is due within a tick is done at once: one wake-up for many peers.
@@ -59,7 +59,7 @@ pub(super) struct Asker {
     pub(super) targets: watch::Receiver<Targets>,
     wake: UnixStream,
     pub(super) healths: watch::Sender<Healths>,
-    refused: watch::Sender<Refused>,
+    complaints: watch::Sender<Complaints>,
     pub(super) post: Post,
     /// True if more answers are about to come in.
     gathers: bool,
@@ -113,7 +113,7 @@ impl Asker {
         targets: watch::Receiver<Targets>,
         wake: UnixStream,
         healths: watch::Sender<Healths>,
-        refused: watch::Sender<Refused>,
+        complaints: watch::Sender<Complaints>,
         post: Post,
     ) -> Self {
         let state = State {
@@ -131,7 +131,7 @@ impl Asker {
             numbers: false,
             published: Duration::ZERO,
         };
-        Self { pace, bell, targets, wake, healths, refused, post, gathers: false, state }
+        Self { pace, bell, targets, wake, healths, complaints, post, gathers: false, state }
     }
 
     /// Runs until the reconcile loop is gone.
@@ -234,6 +234,7 @@ impl Asker {
     fn pass(&mut self) {
         let (now, open) = (self.state.begun.elapsed(), self.post.open());
         self.post.look_if_due(now);
+        self.post.check_own(now);
         for subnet in self.post.doubted() {
             if let Some(at) = at(&self.state.peers, subnet) {
                 // Neighbour events are few at a time, and need not wait behind peers that a changed link has scheduled.
@@ -284,11 +285,11 @@ impl Asker {
             self.healths.send_replace(Arc::new(healths));
             (state.numbers, state.published) = (false, now);
         }
-        let refused = self.post.refused();
-        let other = self.refused.send_if_modified(|told| {
-            let other = told.as_deref() != refused;
+        let (refused, rival) = (self.post.refused(), self.post.rival());
+        let other = self.complaints.send_if_modified(|told| {
+            let other = (told.refused.as_deref(), told.rival) != (refused, rival);
             if other {
-                *told = refused.map(Into::into);
+                *told = Complaints { refused: refused.map(Into::into), rival };
             }
             other
         });

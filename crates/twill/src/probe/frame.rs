@@ -116,11 +116,15 @@ pub(super) fn arp_request(mac: Mac, own: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> 
     [&head[..], &mac.0, &own.octets(), &[0; 6], &target.octets()].concat()
 }
 
-/// Makes a neighbour solicitation for `target`: to the address itself, or to the group of those that might have it.
+/// Makes a neighbour solicitation for `target`: to the address itself, or to the group of those that might have it. Without
+/// an own address, `::`, it has no option with our MAC, and is answered to all nodes (RFC 4861 section 4.3 and 7.2.4).
 pub(super) fn solicitation(mac: Mac, own: Ipv6Addr, target: Ipv6Addr, unicast: bool) -> Vec<u8> {
     let to = if unicast { target } else { solicited_node(target) };
     let ends = Ends { from: own.into(), to: to.into() };
-    let mut icmp = [&[SOLICITATION, 0, 0, 0, 0, 0, 0, 0][..], &target.octets(), &[1, 1], &mac.0].concat();
+    let mut icmp = [&[SOLICITATION, 0, 0, 0, 0, 0, 0, 0][..], &target.octets()].concat();
+    if !own.is_unspecified() {
+        icmp.extend([&[1, 1], &mac.0[..]].concat());
+    }
     seal(&mut icmp, ends, ICMPV6, 2);
     packet(ends, ICMPV6, FROM_SEGMENT, &icmp)
 }

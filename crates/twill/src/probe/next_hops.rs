@@ -26,6 +26,9 @@ const AGAIN: u8 = 30;
 /// Number of unanswered requests in a row after which a neighbour that had answered counts as silent.
 const SILENT: u8 = 2;
 
+/// Maximum number of peers' addresses that one node has: its own and a virtual one, of each family.
+const OF_A_NODE: usize = 4;
+
 /// Length of the queue from which the kernel's neighbour events are ignored. After such an event packets to a silent
 /// neighbour count as lost until all machines are asked about it. Its turn must therefore come soon. A flush of the
 /// kernel's table makes every entry fail.
@@ -227,6 +230,13 @@ impl NextHops {
             }
             _ => false,
         }
+    }
+
+    /// Returns true if this MAC answers for many addresses, as a switch or router does that answers for all machines.
+    pub(super) fn is_proxy(&self, mac: Mac) -> bool {
+        let from = (mac, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let others = self.owners.range(from..).take_while(|(owner, _)| *owner == mac);
+        others.filter(|(_, ip)| !is_link_local(*ip)).count() > OF_A_NODE
     }
 
     /// Records that the neighbour did not answer.

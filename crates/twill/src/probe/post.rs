@@ -15,6 +15,7 @@ use tracing::debug;
 
 use super::frame::{self, Ends, Heard, Number, Quoted};
 use super::next_hops::{NextHops, Reach};
+use super::own_address::{OwnAddresses, Rival};
 use super::sent::{Outstanding, Sent, State};
 use super::wires::{self, Sending, Wires};
 
@@ -41,6 +42,7 @@ pub(super) struct Post {
     kernel: Option<Kernel>,
     wires: Wires,
     next_hops: NextHops,
+    own: OwnAddresses,
     /// Peers by subnet.
     peers: Arc<Vec<PeerPath>>,
     sent: Outstanding,
@@ -57,6 +59,7 @@ impl Post {
             kernel,
             wires: Wires::new(marks),
             next_hops: NextHops::default(),
+            own: OwnAddresses::default(),
             peers: Arc::default(),
             sent: Outstanding::new(dice[1]),
         }
@@ -64,6 +67,9 @@ impl Post {
 
     /// Sets the peers to probe, and the node to probe from.
     pub(super) fn follow(&mut self, node: Option<&Node>, peers: &Arc<Vec<PeerPath>>, now: Duration) {
+        if self.node.as_ref().map(|node| &node.uplink) != node.map(|node| &node.uplink) {
+            self.own.hasten(now);
+        }
         (self.node, self.peers) = (node.cloned(), peers.clone());
         self.look(now);
     }
@@ -87,6 +93,31 @@ impl Post {
         };
         let neighbours = self.kernel.as_mut().and_then(read).unwrap_or_default();
         self.next_hops.follow(&segment, &neighbours);
+    }
+
+    /// Asks all machines of the segment, if that is due, whether a second one has an address of ours.
+    pub(super) fn check_own(&mut self, now: Duration) {
+        if now < self.own.due() {
+            return;
+        }
+        self.own.begin(now);
+        let Some(uplink) = self.node.as_ref().map(|node| node.uplink.clone()) else { return };
+        let link = self.wires.link(uplink.link).filter(|link| link.resolves);
+        let Some(mac) = link.and_then(|link| link.mac) else { return };
+        for target in Family::ALL.into_iter().filter_map(|family| uplink.address(family)) {
+            let (kind, question) = match target {
+                IpAddr::V4(ip) => (EtherType::Arp, frame::arp_request(mac, Ipv4Addr::UNSPECIFIED, ip)),
+                IpAddr::V6(ip) => {
+                    (EtherType::Ipv6, frame::solicitation(mac, Ipv6Addr::UNSPECIFIED, ip, false))
+                }
+            };
+            self.wires.frame(uplink.link, kind, frame::group_of(target), &question, now);
+        }
+    }
+
+    /// Returns the second machine that has an address of ours, if there is one.
+    pub(super) fn rival(&self) -> Option<Rival> {
+        self.own.rival()
     }
 
     /// Sends a probe. Returns a sample if the answer is known without sending. `unsure` means that nothing has come back
@@ -322,7 +353,8 @@ impl Post {
 
     /// Returns the time at which something is due even if no packet comes in.
     pub(super) fn due(&self) -> Option<Duration> {
-        self.sent.due().into_iter().chain(self.next_hops.due()).min()
+        let own = self.node.is_some().then(|| self.own.due());
+        self.sent.due().into_iter().chain(self.next_hops.due()).chain(own).min()
     }
 
     /// Returns the peers whose next hop has failed or changed in the kernel's table. Queues a request to all machines
@@ -377,6 +409,12 @@ impl Post {
                     self.reached(sent.peer);
                 }
                 Some(told(&sent, Answer::Came { after: now.saturating_sub(sent.at) }))
+            }
+            Heard::Neighbour { ip, mac } if self.address(ip) == Some(ip) => {
+                if !self.wires.macs().any(|own| own == mac) && !self.next_hops.is_proxy(mac) {
+                    self.own.claimed(ip, mac, now);
+                }
+                None
             }
             Heard::Neighbour { ip, mac } => {
                 let (sent, count) = self.sent.claimed(ip, mac)?;

@@ -96,6 +96,11 @@ impl Wires {
         self.links.values().flat_map(|link| link.addresses.iter().copied())
     }
 
+    /// Returns the MAC of every device of this node.
+    pub(super) fn macs(&self) -> impl Iterator<Item = Mac> {
+        self.links.values().filter_map(|link| link.mac)
+    }
+
     /// Returns true if it is time to read the devices.
     pub(super) fn is_due(&self, now: Duration) -> bool {
         now >= self.look

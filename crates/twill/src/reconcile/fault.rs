@@ -24,6 +24,8 @@ pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
             | NodeFault::NeighboursLimited { .. }
             | NodeFault::NothingVerified
             | NodeFault::NoProbeSocket { .. }
+            // Any machine on the segment can bring it about.
+            | NodeFault::AddressTaken { .. }
             | NodeFault::NotInternalIp { .. }
             | NodeFault::InterfaceAmongPods { .. }
             | NodeFault::TooNarrow { alone: Some(_), .. }

@@ -190,3 +190,43 @@ fn our_own_former_address_holds_no_lease() {
         }
     });
 }
+
+/// A second machine has the node's address before the daemon starts, and later gives it up. A second card of the node that
+/// answers for the first one's address is no second machine.
+#[test]
+fn a_second_machine_with_our_address_is_named_until_it_is_gone() {
+    lab::test_within(Duration::from_secs(150), Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(3), VXLAN_DUAL);
+        let (node, other) = (lab.node(1), lab.node(3));
+        node.second_card();
+        let link = other.ns.run("ip -o link show eth0");
+        let mac = link.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
+        let warning =
+            |address: &str| format!("a second machine, with MAC {mac}, has our address {address} on eth0");
+        let (address, address6) = (node.ip, node.ip6);
+        let addresses = [(address.to_string(), "/32"), (address6.to_string(), "/128 nodad")];
+        for (address, rest) in addresses {
+            other.ns.run(&format!("ip address add {address}{rest} dev eth0"));
+            let daemon = node.start(cluster::FLAGS);
+            daemon.wait_ready();
+            lab::wait_for(&format!("{address} is taken"), SOON, || {
+                node.twill(&["status"]).contains(&warning(&address))
+            });
+            assert_eq!(
+                node.get("/readyz").unwrap().status,
+                200,
+                "a machine on the segment turns no readiness off"
+            );
+            other.ns.run(&format!("ip address del {address}{} dev eth0", rest.trim_end_matches(" nodad")));
+            lab::wait_for(&format!("{address} is ours alone"), SOON * 3, || {
+                !node.twill(&["status"]).contains("a second machine")
+            });
+            assert_eq!(
+                daemon.log().matches(&format!("WARN {}", warning(&address))).count(),
+                1,
+                "{}",
+                daemon.log()
+            );
+        }
+    });
+}

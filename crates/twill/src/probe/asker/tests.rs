@@ -46,8 +46,15 @@ fn new() -> Loop {
     let (tell, healths) = watch::channel(Healths::default());
     let (_wake, woken) = UnixStream::pair().unwrap();
     let bell = crate::trigger::channel().0;
-    let asker =
-        Asker::new(Pace::OnChange, bell, heard, woken, tell, watch::channel(None).0, Post::new([1, 2]));
+    let asker = Asker::new(
+        Pace::OnChange,
+        bell,
+        heard,
+        woken,
+        tell,
+        watch::channel(Complaints::default()).0,
+        Post::new([1, 2]),
+    );
     Loop { asker, targets, healths, _wake }
 }
 
