@@ -165,8 +165,8 @@ fn an_etcd_that_is_full_is_named_and_the_network_stands() {
         etcd.stop();
         etcd.start();
         etcd.ctl(&["alarm", "disarm"]);
+        lab::wait_for("both leases stand", SOON, || lab.store.leases().len() == 2);
         calm(lab.nodes());
-        assert_eq!(lab.store.leases().len(), 2);
         let own = lab.node(1).ip.to_string();
         vigil.end(&mut daemons, |line| {
             line.contains(&own) || line.contains(&lab.node(1).subnet().replace(".0/24", "."))
