@@ -256,8 +256,5 @@ fn underlay(devices: Devices, addresses: Vec<addr::Seen>, routes: Vec<plan::inpu
         firewall: Facts::default(),
         sysctls: Vec::new(),
         ways: Vec::new(),
-        verdicts: Vec::new(),
-        standing: Vec::new(),
-        contenders: Vec::new(),
     }
 }

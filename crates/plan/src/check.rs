@@ -6,7 +6,7 @@ use crate::state::{EachKind, Kind, LinkKind, RoutePath, State};
 use crate::{Object, Table};
 
 /// Returns one line for each contradiction; the list is empty for a plan that may be applied.
-pub fn check(state: &State, owned: &Owned) -> Vec<String> {
+pub(crate) fn check(state: &State, owned: &Owned) -> Vec<String> {
     let mut check = Check { state, owned, faults: Vec::new() };
     State::each_kind(&mut check);
     let mut faults = check.faults;

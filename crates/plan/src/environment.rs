@@ -40,7 +40,7 @@ fn bridge(config: &Config) -> impl Iterator<Item = &'static str> {
 }
 
 /// Returns a warning for everything that is in the way of the desired rules and routes.
-pub fn environment(config: &Config, seen: &Underlay, wanted: &State, peers: &[PeerPath]) -> Vec<Note> {
+pub(crate) fn environment(config: &Config, seen: &Underlay, wanted: &State, peers: &[PeerPath]) -> Vec<Note> {
     let mut faults = bridge_netfilter(config, seen, !wanted.iptables.is_empty());
     faults.extend(families(config).filter_map(|family| crowded(family, seen, peers)));
     faults.extend(seen.firewall.firewalld.as_ref().and_then(|firewalld| refused(config, firewalld)));

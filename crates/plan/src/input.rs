@@ -8,10 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::backend::Backend;
 use crate::firewall;
 use crate::lease::{Lease, Subnet};
-use crate::rivals::Contender;
 use crate::state::Sysctl;
 use crate::subnet_alloc::Range;
-use crate::verdict::Verdict;
 use crate::{LinkName, Mac};
 
 /// Address family. A dual-stack node handles each family for itself.
@@ -140,16 +138,16 @@ pub struct Node {
     /// MAC of `flannel-v6.<VNI>`, whatever the VNI.
     #[serde(default)]
     pub vtep_v6: Option<Mac>,
-    #[serde(default)]
-    pub former: Former,
-    /// VNIs that another daemon of this node uses.
-    #[serde(default)]
-    pub foreign_vnis: Vec<u32>,
-    #[serde(default, skip_serializing_if = "FirewallKeeper::is_us")]
-    pub firewall_keeper: FirewallKeeper,
-    /// True if our IPv4 routes lead through next hop objects at present.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub by_nexthop: bool,
+}
+
+/// Other daemons of this node, and what they hold that exists once per node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OtherDaemons {
+    /// VNIs of their devices.
+    pub vnis: Vec<u32>,
+    /// Owner of the traffic rules: another daemon, or this one.
+    pub firewall: FirewallKeeper,
 }
 
 /// Owner of flannel's tables and chains for traffic rules, which exist once per node.
@@ -266,7 +264,7 @@ impl Leases {
     }
 }
 
-/// State of the network below the pods: facts from the kernel, and what is known of the peers.
+/// State of the network below the pods, as the kernel reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Underlay {
@@ -284,13 +282,6 @@ pub struct Underlay {
     /// Paths on which the kernel sends sample packets of pods.
     #[serde(skip)]
     pub ways: Vec<Way>,
-    /// Health of the peers that were probed, by subnet.
-    pub verdicts: Vec<Verdict>,
-    /// Routes to pod subnets that lead straight to a node, whichever program wrote them.
-    pub standing: Vec<DirectRoute>,
-    /// Leases in conflict: of each group only one lease can be believed.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub contenders: Vec<Contender>,
 }
 
 /// Routing decision of the kernel for a sample packet of pods.
@@ -314,14 +305,6 @@ pub enum WayAnswer {
     },
     /// Lookup error, such as `EHOSTUNREACH`.
     Refused(i32),
-}
-
-/// Route through the uplink to a pod subnet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DirectRoute {
-    pub subnet: IpNet,
-    pub next_hop: IpAddr,
 }
 
 impl Underlay {

@@ -73,6 +73,7 @@ mod tests {
     fn owned() -> Owned {
         Owned {
             links: ["flannel.1", "flannel.42"].map(|name| name.parse().unwrap()).into(),
+            vnis: vec![1, 42],
             uplink: "eth0".parse().unwrap(),
             networks: vec!["10.244.0.0/16".parse().unwrap()],
             pods: Vec::new(),

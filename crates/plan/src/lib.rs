@@ -6,7 +6,7 @@
 
 pub mod backend;
 pub mod belief;
-pub mod check;
+mod check;
 mod diff;
 mod direct;
 mod environment;
@@ -25,6 +25,7 @@ mod op;
 pub mod owned;
 mod policy;
 pub mod rivals;
+mod situation;
 mod standing;
 pub mod state;
 pub mod subnet_alloc;
@@ -38,15 +39,14 @@ pub mod verdict;
 mod wanted;
 
 pub use diff::diff;
-pub use environment::environment;
 pub use leaving::{hand_over, uninstall};
 pub use mac::Mac;
 pub use name::LinkName;
 pub use op::{Object, Op, Setting, Verb};
-pub use policy::{Diversion, Diversions, diversions};
-pub use standing::{has_nexthops, standing};
+pub use policy::Diversion;
+pub use situation::{Memory, PeerHealth, Plan, Situation, plan, scope};
 pub use state::{Kind, State};
 pub use sysctls::forwarding;
 pub use table::{Row, Table};
 pub use unclaimed::unclaimed;
-pub use wanted::{Path, PeerPath, Tunnel, Wanted, bounds, carried, name_faulty, vnis, wanted};
+pub use wanted::{Path, PeerPath, Tunnel, carried};

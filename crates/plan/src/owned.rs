@@ -16,6 +16,9 @@ pub use crate::marks::{NEXTHOPS, PROTOCOL};
 pub struct Owned {
     /// Names of our devices.
     pub links: Vec<LinkName>,
+    /// VNIs that may have a device of ours.
+    #[serde(default)]
+    pub vnis: Vec<u32>,
     /// Device that carries traffic between nodes. It is never ours, but our routes may lead through it.
     pub uplink: LinkName,
     /// Pod networks of the cluster, at most one per family.

@@ -42,14 +42,14 @@ pub struct Diversion {
 
 /// Diversions that were found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Diversions {
-    pub notes: Vec<Note>,
+pub(crate) struct Diversions {
+    pub(crate) notes: Vec<Note>,
     /// Subnets of peers to which packets are not sent as they should be.
-    pub subnets: Vec<IpNet>,
+    pub(crate) subnets: Vec<IpNet>,
 }
 
 /// Finds the packets that this node sends elsewhere, though its routes are as desired.
-pub fn diversions(config: &Config, wanted: &Wanted, seen: &State, underlay: &Underlay) -> Diversions {
+pub(crate) fn diversions(config: &Config, wanted: &Wanted, seen: &State, underlay: &Underlay) -> Diversions {
     let mut by: BTreeSet<(Box<str>, Box<str>)> = BTreeSet::new();
     let mut all = Diversions::default();
     for way in &underlay.ways {
@@ -171,7 +171,7 @@ mod tests {
     use crate::input::{Leases, LinkFacts, Node};
     use crate::lease::Lease;
     use crate::netconf::NetConf;
-    use crate::wanted;
+    use crate::wanted::at_first;
 
     fn link(name: &str) -> LinkName {
         name.parse().unwrap()
@@ -219,7 +219,7 @@ mod tests {
             addresses: vec![address("eth0", "192.0.2.1/24"), address("cni0", "10.244.1.1/24")],
             ..Underlay::default()
         };
-        let wanted = wanted(&config, &node, &Leases::Listed(vec![lease]), &underlay);
+        let wanted = at_first(&config, &node, &Leases::Listed(vec![lease]), &underlay);
         Scene { config, wanted, underlay }
     }
 

@@ -1,14 +1,24 @@
 //! Finds the peers that the kernel reaches directly now, whichever program wrote the routes. A peer about which nothing
 //! is known keeps this path.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use crate::LinkName;
-use crate::input::DirectRoute;
 use crate::owned::{NEXTHOPS, PROTOCOL};
 use crate::state::{RoutePath, State};
 
+/// Route through the uplink to a pod subnet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct DirectRoute {
+    pub(crate) subnet: IpNet,
+    pub(crate) next_hop: IpAddr,
+}
+
 /// Returns the routes to pod subnets that lead straight to a node through the uplink. Only our table counts, since pods'
 /// packets meet its routes.
-pub fn standing(seen: &State, table: u32, uplink: LinkName) -> Vec<DirectRoute> {
+pub(crate) fn standing(seen: &State, table: u32, uplink: LinkName) -> Vec<DirectRoute> {
     let next_hop = |path| match path {
         RoutePath::Via { gateway, link, .. } => Some((gateway, link)),
         RoutePath::Nexthop(id) => {
@@ -26,7 +36,7 @@ pub fn standing(seen: &State, table: u32, uplink: LinkName) -> Vec<DirectRoute> 
 }
 
 /// Returns true if the kernel holds next hop objects of ours, through which our routes lead.
-pub fn has_nexthops(seen: &State) -> bool {
+pub(crate) fn has_nexthops(seen: &State) -> bool {
     seen.nexthops.iter().any(|row| NEXTHOPS.contains(&row.id) && row.protocol == PROTOCOL)
 }
 

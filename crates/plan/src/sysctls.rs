@@ -143,7 +143,7 @@ pub(crate) fn told(row: Sysctl, seen: &Underlay) -> Option<NodeFault> {
 }
 
 /// Returns true if the setting is still desired and not there.
-pub fn is_missing(path: &str, value: &str, wanted: &State, seen: &State) -> bool {
+pub(crate) fn is_missing(path: &str, value: &str, wanted: &State, seen: &State) -> bool {
     let has = |state: &State| state.sysctls.iter().any(|row| *row.path == *path && *row.value == *value);
     has(wanted) && !has(seen)
 }
@@ -224,9 +224,10 @@ fn carries_ipv4(link: LinkName) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diff;
     use crate::input::{Leases, LinkFacts, Sysctls};
     use crate::netconf::NetConf;
-    use crate::{Wanted, diff, wanted};
+    use crate::wanted::{Wanted, at_first};
 
     const NEEDED: [(&str, &str); 8] = [
         (FORWARD, "0"),
@@ -272,7 +273,7 @@ mod tests {
     }
 
     fn planned(config: &Config, underlay: &Underlay) -> Wanted {
-        wanted(config, &node(), &Leases::Unknown, underlay)
+        at_first(config, &node(), &Leases::Unknown, underlay)
     }
 
     /// Returns the ops on sysctls, including those of a device that the same plan creates.

@@ -43,6 +43,7 @@ mod tests {
     fn owned() -> Owned {
         Owned {
             links: vec!["flannel.1".parse().unwrap()],
+            vnis: vec![1],
             uplink: "eth0".parse().unwrap(),
             networks: vec!["10.244.0.0/16".parse().unwrap()],
             pods: Vec::new(),

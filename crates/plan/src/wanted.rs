@@ -8,7 +8,7 @@ mod peers;
 mod ways;
 
 pub(crate) use admitted::{UNPRIVILEGED, is_host_address};
-pub use passages::name_faulty;
+pub(crate) use passages::name_faulty;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -20,10 +20,13 @@ use crate::backend::Backend;
 use crate::backend::vxlan::{self, Direct, Endpoint};
 use crate::direct::OnLink;
 use crate::firewall;
-use crate::input::{Config, Family, Leases, Node, Sysctls, Underlay, Uplink};
+use crate::input::{Config, Family, Former, Leases, Node, OtherDaemons, Sysctls, Underlay, Uplink};
 use crate::lease::Lease;
 use crate::note::{NodeFault, Note, PeerFault};
 use crate::owned::{Owned, PROTOCOL, Sweep};
+use crate::rivals::Contender;
+use crate::situation::Situation;
+use crate::standing::{has_nexthops, standing};
 use crate::state::{
     Address, FdbEntry, Link, MAIN_TABLE, Neighbour, Route, RoutePath, Rule, State, Sysctl, WORST_METRIC,
 };
@@ -31,15 +34,14 @@ use crate::sysctls;
 use crate::{LinkName, Mac};
 use ways::Ways;
 
-/// Plan: the state to reach, the bounds of what may be deleted on the way, and the warnings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    pub state: State,
-    pub owned: Owned,
+/// Desired state, the bounds of what may be deleted on the way to it, and the warnings.
+pub(crate) struct Wanted {
+    pub(crate) state: State,
+    pub(crate) owned: Owned,
     /// Path of each peer that is not left out, by subnet.
-    pub peers: Vec<PeerPath>,
-    pub notes: Vec<Note>,
-    pub firewall: firewall::Summary,
+    pub(crate) peers: Vec<PeerPath>,
+    pub(crate) notes: Vec<Note>,
+    pub(crate) firewall: firewall::Summary,
 }
 
 /// Path by which one peer's subnet is reached.
@@ -94,26 +96,32 @@ const OTHER_VNIS: usize = 3;
 
 /// Returns the VNIs that need a device here: ours, and those by which peers are reached. VNIs of peers that another
 /// daemon of this node uses are left out.
-pub fn vnis(config: &Config, node: &Node, leases: &Leases) -> Vec<u32> {
+fn vnis(config: &Config, leases: &Leases, others: &OtherDaemons) -> Vec<u32> {
     let ours = if let Backend::Vxlan(options) = &config.backend { Some(options.vni) } else { None };
     let mut theirs = BTreeSet::new();
     if config.backend != Backend::Alloc {
         theirs.extend(leases.known().iter().flat_map(|lease| lease.announced.vnis(config.backend.vni())));
     }
     let most = vxlan::largest_vni(config.ipv6.is_some());
-    let usable = |vni: &u32| Some(*vni) != ours && *vni <= most && !node.foreign_vnis.contains(vni);
+    let usable = |vni: &u32| Some(*vni) != ours && *vni <= most && !others.vnis.contains(vni);
     let theirs = theirs.into_iter().filter(usable);
     ours.into_iter().chain(theirs.take(OTHER_VNIS)).collect()
 }
 
 /// Returns the bounds of the objects that may be ours, within which the kernel is also read.
-pub fn bounds(config: &Config, node: &Node, leases: &Leases) -> Owned {
+pub(crate) fn bounds(
+    config: &Config,
+    node: &Node,
+    leases: &Leases,
+    others: &OtherDaemons,
+    former: &Former,
+) -> Owned {
     let families = Family::ALL.into_iter().filter(|&family| config.network(family).is_some());
     let families: Vec<Family> = families.collect();
-    let vnis = vnis(config, node, leases);
+    let vnis = vnis(config, leases, others);
     let devices =
         vnis.iter().flat_map(|&vni| families.iter().map(move |&family| vxlan::device_name(family, vni)));
-    let mut links: Vec<LinkName> = devices.chain(node.former.links.iter().copied()).collect();
+    let mut links: Vec<LinkName> = devices.chain(former.links.iter().copied()).collect();
     links.sort_unstable();
     links.dedup();
     let of = |family| leases.known().iter().filter_map(move |lease| lease.subnet.of(family));
@@ -121,15 +129,16 @@ pub fn bounds(config: &Config, node: &Node, leases: &Leases) -> Owned {
     Owned {
         sysctls: sysctls::paths(config, node.uplink.link, &links),
         links,
+        vnis,
         uplink: node.uplink.link,
         networks: Family::ALL.into_iter().filter_map(|family| config.network(family)).collect(),
         pods: config.all_pods(),
-        own_subnets: own_subnets(config, node),
-        former_networks: former_networks(config, node),
-        former_writer: node.former.writer,
+        own_subnets: own_subnets(config, node, former),
+        former_networks: former_networks(config, former),
+        former_writer: former.writer,
         table: config.table,
-        former_tables: former_tables(config, node),
-        firewall: node.firewall_keeper.is_us(),
+        former_tables: former_tables(config, former),
+        firewall: others.firewall.is_us(),
         passages: passages::passages(config, node, &subnets),
         faulty: Vec::new(),
         sweep: Sweep::NotYet,
@@ -149,8 +158,8 @@ fn rules(config: &Config, node: &Node) -> impl Iterator<Item = Rule> {
     Family::ALL.into_iter().filter(|_| config.table != MAIN_TABLE).flat_map(of_family)
 }
 
-fn former_tables(config: &Config, node: &Node) -> Vec<u32> {
-    let former = node.former.tables.iter().copied();
+fn former_tables(config: &Config, former: &Former) -> Vec<u32> {
+    let former = former.tables.iter().copied();
     let blackhole = config.blackhole.then_some(MAIN_TABLE);
     let mut tables: Vec<u32> = former.chain(blackhole).filter(|table| *table != config.table).collect();
     tables.sort_unstable();
@@ -158,10 +167,10 @@ fn former_tables(config: &Config, node: &Node) -> Vec<u32> {
     tables
 }
 
-fn own_subnets(config: &Config, node: &Node) -> Vec<IpNet> {
+fn own_subnets(config: &Config, node: &Node, former: &Former) -> Vec<IpNet> {
     let families = Family::ALL.into_iter().filter(|&family| config.network(family).is_some());
     let own = families.filter_map(|family| node.subnet.of(family));
-    own.chain(node.former.subnets.iter().copied()).collect()
+    own.chain(former.subnets.iter().copied()).collect()
 }
 
 /// Returns a route that drops packets for our own pods that no pod accepts. It is in the main table whatever our table
@@ -172,9 +181,9 @@ fn blackhole(destination: IpNet) -> Route {
     Route { table, destination, path, protocol: PROTOCOL, metric, unknown: None }
 }
 
-fn former_networks(config: &Config, node: &Node) -> Vec<IpNet> {
+fn former_networks(config: &Config, former: &Former) -> Vec<IpNet> {
     let is_former = |network: &IpNet| config.network(Family::of(network.addr())) != Some(*network);
-    let mut networks: Vec<IpNet> = node.former.networks.iter().copied().filter(is_former).collect();
+    let mut networks: Vec<IpNet> = former.networks.iter().copied().filter(is_former).collect();
     networks.sort_unstable();
     networks.dedup();
     networks
@@ -192,9 +201,10 @@ pub fn carried(config: &Config, uplink: &Uplink) -> Config {
     Config { ipv4: config.ipv4.filter(|_| ipv4), ipv6: config.ipv6.filter(|_| ipv6), ..config.clone() }
 }
 
-/// Computes the plan for this node.
-pub fn wanted(config: &Config, node: &Node, leases: &Leases, underlay: &Underlay) -> Wanted {
-    let mut draft = Draft::new(config, node, leases, underlay);
+/// Computes the desired state of this node.
+pub(crate) fn wanted(situation: &Situation<'_>) -> Wanted {
+    let Situation { config, leases, .. } = *situation;
+    let mut draft = Draft::new(situation);
     draft.own_devices();
     if matches!(leases, Leases::Listed(_)) && draft.waiting.is_empty() {
         draft.owned.sweep = Sweep::LeftOvers;
@@ -206,7 +216,26 @@ pub fn wanted(config: &Config, node: &Node, leases: &Leases, underlay: &Underlay
             draft.peers_of(family, order.clone());
         }
     }
-    draft.finish(leases)
+    draft.finish(situation)
+}
+
+/// Returns the desired state of a node on which nothing of ours is yet.
+#[cfg(test)]
+pub(crate) fn at_first(config: &Config, node: &Node, leases: &Leases, underlay: &Underlay) -> Wanted {
+    let (health, others, memory) = <(_, _, crate::Memory)>::default();
+    let scope = bounds(config, node, leases, &others, &memory.former);
+    let observed = State::default();
+    wanted(&Situation {
+        config,
+        node,
+        leases,
+        health: &health,
+        others: &others,
+        scope: &scope,
+        observed: &observed,
+        underlay,
+        memory: &memory,
+    })
 }
 
 struct Draft<'a> {
@@ -219,9 +248,8 @@ struct Draft<'a> {
     without_segment: Vec<Family>,
     on_link: OnLink,
     ways: Ways<'a>,
+    contenders: &'a [Contender],
     owned: Owned,
-    /// VNIs that may have a device here.
-    vnis: Vec<u32>,
     peers: Vec<PeerPath>,
     notes: Vec<Note>,
     sysctls: Vec<Sysctl>,
@@ -233,7 +261,9 @@ struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    fn new(config: &'a Config, node: &'a Node, leases: &Leases, underlay: &'a Underlay) -> Self {
+    fn new(situation: &Situation<'a>) -> Self {
+        let Situation { config, node, leases, health, underlay, scope, .. } = *situation;
+        let standing = standing(situation.observed, config.table, node.uplink.link);
         // Reserving is cheap, since unwritten pages cost nothing. Growing is not.
         let most = leases.known().len();
         let mut draft = Self {
@@ -243,9 +273,9 @@ impl<'a> Draft<'a> {
             waiting: Vec::new(),
             without_segment: Vec::new(),
             on_link: OnLink::new(underlay, node.uplink.link),
-            ways: Ways::new(underlay, node.uplink.link),
-            owned: bounds(config, node, leases),
-            vnis: vnis(config, node, leases),
+            ways: Ways::new(&health.verdicts, standing, node.uplink.link),
+            contenders: &health.contenders,
+            owned: scope.clone(),
             peers: Vec::with_capacity(most),
             notes: Vec::new(),
             sysctls: Vec::new(),
@@ -469,13 +499,14 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn finish(mut self, leases: &Leases) -> Wanted {
+    fn finish(mut self, situation: &Situation<'_>) -> Wanted {
         self.settings();
-        let (config, node) = (self.config, self.node);
+        let Situation { config, node, leases, others, observed, .. } = *situation;
         let firewall = firewall::rules(&firewall::Rules {
             config,
             node,
             leases,
+            keeper: &others.firewall,
             facts: &self.underlay.firewall,
             peers: &self.peers,
             links: &self.links,
@@ -487,7 +518,7 @@ impl<'a> Draft<'a> {
         // Two subnets of one node have one VTEP, so its FDB entry may be planned twice.
         self.fdb.sort_unstable();
         self.fdb.dedup();
-        let nexthops = nexthops::lead(self.config.ipv4, self.node.by_nexthop, &mut self.routes);
+        let nexthops = nexthops::lead(self.config.ipv4, has_nexthops(observed), &mut self.routes);
         let state = State {
             nexthops: nexthops.into(),
             sysctls: self.sysctls.into(),

@@ -12,7 +12,7 @@ use plan::input::{Config, Family, Leases, LinkFacts, Node, Underlay, Uplink};
 use plan::lease::Lease;
 use plan::note::{NodeFault, Note};
 use plan::owned::{Owned, Sweep};
-use plan::{Op, Wanted};
+use plan::{Op, Plan, Situation, State};
 
 /// Dual-stack node with subnets as in the recordings.
 #[derive(Clone)]
@@ -45,7 +45,7 @@ impl Case {
         }
     }
 
-    fn plan(&self) -> Wanted {
+    fn plan(&self) -> Plan {
         let config = Config {
             leasable: Vec::new(),
             ipv4: Some("10.244.0.0/16".parse().unwrap()),
@@ -61,10 +61,6 @@ impl Case {
             subnet: plan::lease::Subnet::parse(self.subnet).unwrap(),
             vtep: Some("42:00:00:00:00:01".parse().unwrap()),
             vtep_v6: Some("42:00:00:00:06:01".parse().unwrap()),
-            former: Default::default(),
-            foreign_vnis: Vec::new(),
-            firewall_keeper: plan::input::FirewallKeeper::Us,
-            by_nexthop: false,
         };
         let uplink = LinkFacts {
             name: self.uplink.link,
@@ -76,7 +72,19 @@ impl Case {
             ..LinkFacts::default()
         };
         let underlay = Underlay { links: vec![uplink], firewall: self.facts.clone(), ..Underlay::default() };
-        plan::wanted(&config, &node, &self.leases, &underlay)
+        let (health, others, memory) = Default::default();
+        let scope = plan::scope(&config, &node, &self.leases, &others, &memory, std::iter::empty());
+        plan::plan(&Situation {
+            config: &config,
+            node: &node,
+            leases: &self.leases,
+            health: &health,
+            others: &others,
+            scope: &scope,
+            observed: &State::default(),
+            underlay: &underlay,
+            memory: &memory,
+        })
     }
 
     fn manager(&self) -> Option<Manager> {
@@ -87,7 +95,7 @@ impl Case {
 /// Firewall options of flannel in the recordings.
 const ALL: Options = Options { nftables: None, masquerade: true, forward: true, fully_random: true };
 
-fn faults(plan: &Wanted) -> Vec<&Fault> {
+fn faults(plan: &Plan) -> Vec<&Fault> {
     let fault = |note| match note {
         &Note::Node(NodeFault::Firewall(ref fault)) => Some(fault),
         _ => None,
@@ -141,9 +149,9 @@ fn iptables_has_flannels_rules_to_the_byte() {
         let plan = case.plan();
         assert_eq!(plan.firewall.choice.map(|choice| choice.manager), Some(Manager::Iptables(variant)));
         for (family, text) in Family::ALL.into_iter().zip(&texts) {
-            assert_eq!(as_saved(&plan.state.iptables, family), saved(text), "{family} {variant}");
+            assert_eq!(as_saved(&plan.desired.iptables, family), saved(text), "{family} {variant}");
         }
-        assert!(plan.state.nft_tables.is_empty());
+        assert!(plan.desired.nft_tables.is_empty());
     }
 }
 
@@ -158,7 +166,7 @@ fn nftables_has_flannels_rules_but_for_two_that_were_wrong() {
         .filter(|line| line.ends_with("return") || line.ends_with("accept") || line.contains("masquerade "))
         .collect();
     let rules = |family, chain: &NftChainName| {
-        let chains = plan.state.nft_chains.iter();
+        let chains = plan.desired.nft_chains.iter();
         let mut chains = chains.filter(move |row| (row.family, &row.chain) == (family, chain));
         chains.next().unwrap().rules.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
@@ -180,7 +188,7 @@ fn nftables_has_flannels_rules_but_for_two_that_were_wrong() {
             )
     });
     assert_eq!(ours, theirs.collect::<Vec<_>>());
-    assert!(plan.state.iptables.is_empty());
+    assert!(plan.desired.iptables.is_empty());
 }
 
 #[test]
@@ -243,7 +251,7 @@ fn accepts_go_wherever_others_refuse() {
     let fault = Fault::ForwardRefused { variant: Variant::Nft, family: Family::Ipv4, what };
     assert_eq!(faults(&plan), [&fault]);
     let chains: Vec<_> =
-        plan.state.iptables.iter().map(|row| (row.variant, row.family, &*row.chain)).collect();
+        plan.desired.iptables.iter().map(|row| (row.variant, row.family, &*row.chain)).collect();
     let at = (Variant::Nft, Family::Ipv4);
     assert_eq!(chains, [(at.0, at.1, "FLANNEL-FWD"), (at.0, at.1, "FORWARD")]);
 }
@@ -253,8 +261,8 @@ fn what_is_not_asked_for_is_not_there() {
     let rows = |options: Options| {
         let facts = both();
         let plan = Case { facts, ..Case::new(options) }.plan();
-        let nft: Vec<_> = plan.state.nft_chains.iter().map(|row| row.chain.to_string()).collect();
-        let iptables: Vec<_> = plan.state.iptables.iter().map(|row| row.chain.to_string()).collect();
+        let nft: Vec<_> = plan.desired.nft_chains.iter().map(|row| row.chain.to_string()).collect();
+        let iptables: Vec<_> = plan.desired.iptables.iter().map(|row| row.chain.to_string()).collect();
         [nft, iptables].concat()
     };
     assert_eq!(rows(Options { masquerade: false, ..ALL }), ["forward", "forward"]);
@@ -263,7 +271,7 @@ fn what_is_not_asked_for_is_not_there() {
     let told = Options { nftables: Some(false), masquerade: false, ..ALL };
     assert_eq!(rows(told), ["FLANNEL-FWD", "FORWARD", "FLANNEL-FWD", "FORWARD"]);
     let ports = Case::new(Options { fully_random: false, ..ALL }).plan();
-    let said = ports.state.nft_chains.iter().map(ToString::to_string).collect::<String>();
+    let said = ports.desired.nft_chains.iter().map(ToString::to_string).collect::<String>();
     assert!(said.contains("masquerade;") && !said.contains("fully-random"), "{said}");
 }
 
@@ -272,7 +280,7 @@ fn sources_are_dropped_only_where_that_is_certain() {
     let case = |filter| Case { filter, ..Case::new(Options::default()) };
     let verdict_of = |case: &Case| {
         let plan = case.plan();
-        let chain = plan.state.nft_chains.iter().find(|row| row.chain == NftChainName::Vxlan);
+        let chain = plan.desired.nft_chains.iter().find(|row| row.chain == NftChainName::Vxlan);
         chain.map(|row| row.rules.last().map(|rule| rule.verdict.clone()))
     };
     let verdict = |case: &Case| verdict_of(case).flatten();
@@ -290,19 +298,19 @@ fn sources_are_dropped_only_where_that_is_certain() {
     let no_nft = Facts { no_nft: Some("no".into()), ..Facts::default() };
     assert_eq!(verdict(&Case { facts: no_nft, ..drop.clone() }), None);
     let plan = drop.plan();
-    let chain = plan.state.nft_chains.iter().find(|row| row.chain == NftChainName::Vxlan).unwrap();
+    let chain = plan.desired.nft_chains.iter().find(|row| row.chain == NftChainName::Vxlan).unwrap();
     assert_eq!(
         chain.to_string(),
         "nft chain ip flannel-ipv4 vxlan { udp dport 8472 @th,96,24 0x1 ip saddr != @vteps update @strangers \
          { ip saddr counter }; udp dport 8472 @th,96,24 0x1 ip saddr != @vteps counter drop; }"
     );
-    let peers: Vec<_> = plan.state.nft_elements.iter().map(|row| row.address.to_string()).collect();
+    let peers: Vec<_> = plan.desired.nft_elements.iter().map(|row| row.address.to_string()).collect();
     assert_eq!(peers, ["192.168.100.12", "fd00:100::12"]);
 }
 
 /// Returns the IPv4 rules of the chain that checks packets from pods.
-fn pod_rules(plan: &Wanted) -> Vec<String> {
-    let mut chains = plan.state.nft_chains.iter();
+fn pod_rules(plan: &Plan) -> Vec<String> {
+    let mut chains = plan.desired.nft_chains.iter();
     let chain = chains.find(|row| row.chain == NftChainName::VxlanPods && row.family == Family::Ipv4);
     chain.map(|chain| chain.rules.iter().map(ToString::to_string).collect()).unwrap_or_default()
 }
@@ -390,7 +398,7 @@ fn what_others_say_of_our_chains_makes_no_rule_ours() {
 #[test]
 fn a_set_goes_with_its_chain_and_not_one_by_one() {
     let plan = Case { filter: SourceFilter::Count, ..Case::new(ALL) }.plan();
-    let Wanted { state: seen, owned, .. } = plan;
+    let Plan { desired: seen, owned, .. } = plan;
     let owned = Owned { sweep: Sweep::LeftOvers, ..owned };
     let texts =
         |ops: Vec<Op>| ops.iter().map(|op| op.to_string().split(" {").next().unwrap().into()).collect();
@@ -400,7 +408,7 @@ fn a_set_goes_with_its_chain_and_not_one_by_one() {
         "- nft chain ip6 flannel-ipv6 vxlan",
         "- nft chain ip6 flannel-ipv6 vxlan-pods",
     ];
-    let off: Vec<String> = texts(plan::diff(&Case::new(ALL).plan().state, &seen, &owned));
+    let off: Vec<String> = texts(plan::diff(&Case::new(ALL).plan().desired, &seen, &owned));
     assert!(
         off.iter().all(|op| !op.contains("element")) && filters.iter().all(|op| off.contains(&(*op).into()))
     );

@@ -9,10 +9,10 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use plan::State;
-use plan::input::{Config, Leases, Node, Underlay};
+use plan::input::{Config, Leases, Node, OtherDaemons, Underlay};
 use plan::lease::Lease;
 use plan::note::Note;
+use plan::{Memory, PeerHealth, Situation, State};
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -24,6 +24,12 @@ struct Inputs {
     config: Config,
     node: Node,
     underlay: Underlay,
+    #[serde(default)]
+    health: PeerHealth,
+    #[serde(default)]
+    others: OtherDaemons,
+    #[serde(default)]
+    memory: Memory,
 }
 
 /// Content of `leases.json`: values as in etcd by the last part of their keys, the oldest first.
@@ -83,18 +89,25 @@ fn every_case_gives_what_its_folder_says() {
 
 /// Returns the plan of a case in the form of its expected files.
 fn outputs(case: &Path) -> [(&'static str, String); 3] {
-    let inputs: Inputs = read(case, "config.json");
-    let seen: State = read(case, "seen.json");
+    let Inputs { config, node, underlay, health, others, memory } = read(case, "config.json");
+    let observed: State = read(case, "seen.json");
     let (leases, unreadable) = leases(read(case, "leases.json"));
-    let standing = plan::standing(&seen, inputs.config.table, inputs.node.uplink.link);
-    let underlay = Underlay { standing, ..inputs.underlay };
-    let plan = plan::wanted(&inputs.config, &inputs.node, &leases, &underlay);
-    let faults = plan::check::check(&plan.state, &plan.owned);
-    assert!(faults.is_empty(), "{}: {faults:#?}", case.display());
-    let ops = plan::diff(&plan.state, &seen, &plan.owned);
+    let scope = plan::scope(&config, &node, &leases, &others, &memory, std::iter::empty());
+    let plan = plan::plan(&Situation {
+        config: &config,
+        node: &node,
+        leases: &leases,
+        health: &health,
+        others: &others,
+        scope: &scope,
+        observed: &observed,
+        underlay: &underlay,
+        memory: &memory,
+    });
+    assert_eq!(plan.contradiction, None, "{}", case.display());
     let mut notes = [plan.notes, unreadable].concat();
     notes.sort();
-    [("wanted.json", rows(&plan.state)), ("ops.txt", lines(&ops)), ("notes.txt", lines(&notes))]
+    [("wanted.json", rows(&plan.desired)), ("ops.txt", lines(&plan.ops)), ("notes.txt", lines(&notes))]
 }
 
 fn read<T: DeserializeOwned>(case: &Path, file: &str) -> T {

@@ -6,9 +6,9 @@ use plan::backend::{Backend, vxlan};
 use plan::lease::Lease;
 use plan::netconf::NetConf;
 use plan::note::Note;
-use plan::state::LinkKind;
+use plan::state::{LinkKind, Route, RoutePath};
 use plan::subnet_alloc::{self, Asker};
-use plan::{Object, Op, Row, Table, Verb};
+use plan::{Object, Op, PeerHealth, Row, Table, Verb};
 use proptest::prelude::*;
 
 mod laws {
@@ -31,8 +31,9 @@ use laws::judge::{
 };
 use laws::scene::{Fate, Scene};
 use laws::tape::{self, Tape};
-use laws::{texts, world};
-use plan::input::{DirectRoute, Leases, Underlay};
+use laws::texts;
+use laws::world::{self, World};
+use plan::input::Leases;
 use plan::verdict::{Finding, Verdict, Way};
 
 fn config() -> ProptestConfig {
@@ -160,26 +161,25 @@ proptest! {
     fn the_order_of_leases_is_of_no_matter(bytes in tape::bytes()) {
         let mut tape = Tape::new(&bytes);
         let mut world = world::world(&mut tape);
-        let plan = plan::wanted(&world.config, &world.node, &world.leases, &world.underlay);
+        let plan = world.plan();
         if let Leases::Remembered(leases) | Leases::Listed(leases) = &mut world.leases {
             tape.shuffle(leases);
         }
-        let again = plan::wanted(&world.config, &world.node, &world.leases, &world.underlay);
+        let again = world.plan();
         prop_assert_eq!(plan, again);
     }
 
     #[test]
     fn every_plan_passes_the_check(bytes in tape::bytes()) {
         let world = world::world(&mut Tape::new(&bytes));
-        let plan = plan::wanted(&world.config, &world.node, &world.leases, &world.underlay);
-        let faults = plan::check::check(&plan.state, &plan.owned);
-        prop_assert!(faults.is_empty(), "{:?}", faults);
+        let plan = world.plan();
+        prop_assert_eq!(plan.contradiction, None);
     }
 
     #[test]
     fn a_verdict_of_a_subnet_that_no_peer_has_or_through_another_uplink_changes_nothing(bytes in tape::bytes()) {
         let mut world = world::world(&mut Tape::new(&bytes));
-        let plan = plan::wanted(&world.config, &world.node, &world.leases, &world.underlay);
+        let plan = world.plan();
         let nobodys = ["10.244.200.0/24", "10.99.0.0/24", "fd00:244:0:c8::/64"];
         let verdicts = nobodys.map(|subnet| Verdict {
             subnet: subnet.parse().unwrap(),
@@ -189,7 +189,7 @@ proptest! {
             way: Some(Way::Direct),
             answers: Some(false),
         });
-        world.underlay.verdicts.extend(verdicts);
+        world.health.verdicts.extend(verdicts);
         let elsewhere = plan.peers.iter().map(|peer| Verdict {
             subnet: peer.subnet,
             node: peer.public_ip,
@@ -198,28 +198,33 @@ proptest! {
             way: Some(if peer.path == plan::Path::Direct { Way::Tunnel } else { Way::Direct }),
             answers: Some(false),
         });
-        world.underlay.verdicts.extend(elsewhere);
-        prop_assert_eq!(plan::wanted(&world.config, &world.node, &world.leases, &world.underlay), plan);
+        world.health.verdicts.extend(elsewhere);
+        prop_assert_eq!(world.plan(), plan);
     }
 
     #[test]
     fn while_nothing_is_known_of_the_peers_what_stands_stays(bytes in tape::bytes()) {
         let world = world::world(&mut Tape::new(&bytes));
-        let plan = plan::wanted(&world.config, &world.node, &world.leases, &world.underlay);
-        let mut standing = plan::standing(&plan.state, world.config.table, world.node.uplink.link);
+        let plan = world.plan();
+        let mut observed = plan.desired.clone();
         // A waiting peer keeps the direct route in the kernel, or the one that was proven and thus is there.
         let verified = world.config.backend.direct() == vxlan::Direct::Verified;
-        let verdicts = world.underlay.verdicts.iter();
-        let proven = verdicts.filter(|it| verified && (it.way, it.uplink) == (Some(Way::Direct), world.node.uplink.link));
-        let proven = proven.map(|verdict| DirectRoute { subnet: verdict.subnet, next_hop: verdict.node });
-        let stood = world.underlay.standing.iter().copied().chain(proven);
-        standing.extend(stood.filter(|route| {
-            let is = |peer: &plan::PeerPath| (peer.subnet, peer.public_ip) == (route.subnet, route.next_hop);
+        let link = world.node.uplink.link;
+        let proven = world.health.verdicts.iter();
+        let proven = proven.filter(|it| verified && (it.way, it.uplink) == (Some(Way::Direct), link));
+        let proven = proven.map(|verdict| world::direct(verdict.subnet, verdict.node, world.config.table));
+        let stood = world.observed.routes.iter().cloned().chain(proven).filter(|route| {
+            let RoutePath::Via { gateway, .. } = route.path else { return false };
+            let is = |peer: &plan::PeerPath| (peer.subnet, peer.public_ip) == (route.destination, gateway);
             plan.peers.iter().any(|peer| is(peer) && peer.path == plan::Path::Waiting)
-        }));
-        let faults = world.underlay.verdicts.iter().map(|verdict| Verdict { way: None, ..verdict.clone() });
-        let underlay = Underlay { verdicts: faults.collect(), standing, ..world.underlay };
-        prop_assert_eq!(plan::wanted(&world.config, &world.node, &world.leases, &underlay), plan);
+        });
+        let stood: Vec<_> = stood.collect();
+        let stays = |row: &&Route| !stood.iter().any(|route| route.cmp_key(row).is_eq());
+        observed.routes = plan.desired.routes.iter().filter(stays).cloned().chain(stood.iter().cloned()).collect();
+        let faults = world.health.verdicts.iter().map(|verdict| Verdict { way: None, ..verdict.clone() });
+        let health = PeerHealth { verdicts: faults.collect(), ..world.health.clone() };
+        let again = World { health, observed, ..world }.plan();
+        prop_assert_eq!((again.desired, again.peers), (plan.desired, plan.peers));
     }
 
     #[test]
@@ -228,12 +233,12 @@ proptest! {
         let world = world::world(&mut tape);
         let leases = world::good_leases(&mut tape, &world.config);
         let listed = plan::input::Leases::Listed(leases.clone());
-        let plan = plan::wanted(&world.config, &world.node, &listed, &world.underlay);
+        let plan = world.plan_with(&listed);
         let ours = if let Backend::Vxlan(options) = &world.config.backend { options.port } else { 8472 };
-        for entry in &plan.state.fdb {
+        for entry in &plan.desired.fdb {
             let mut vteps = leases.iter().flat_map(|lease| lease.announced.vteps());
             let theirs = vteps.find(|vtep| vtep.mac == entry.mac).unwrap().port.unwrap_or(ours);
-            let device = plan.state.links.iter().find(|link| link.name == entry.link).unwrap();
+            let device = plan.desired.links.iter().find(|link| link.name == entry.link).unwrap();
             let LinkKind::Vxlan(device) = &device.kind else { unreachable!("we make vxlan devices only") };
             prop_assert_eq!(entry.port.unwrap_or(device.port), theirs);
             prop_assert_ne!(entry.port, Some(device.port), "the kernel would not tell it");
@@ -273,16 +278,14 @@ proptest! {
         let mut tape = Tape::new(&bytes);
         let world = world::world(&mut tape);
         let mut leases = world::good_leases(&mut tape, &world.config);
-        let underlay = Underlay { contenders: world::answering(leases.iter()), ..world.underlay };
-        let plan_for = |leases: &[Lease]| {
-            let leases = Leases::Listed(leases.to_vec());
-            plan::wanted(&world.config, &world.node, &leases, &underlay)
-        };
+        let health = PeerHealth { contenders: world::answering(leases.iter()), ..world.health };
+        let world = World { health, ..world };
+        let plan_for = |leases: &[Lease]| world.plan_with(&Leases::Listed(leases.to_vec()));
         let without = plan_for(&leases);
         leases.push(world::hostile_lease(&mut tape, &world.config, &leases));
         tape.shuffle(&mut leases);
         let with = plan_for(&leases);
-        prop_assert_eq!(&with.state, &without.state);
+        prop_assert_eq!(&with.desired, &without.desired);
         prop_assert_eq!(&with.owned, &without.owned);
         prop_assert!(without.notes.iter().all(|note| with.notes.contains(note)));
     }
@@ -301,9 +304,8 @@ proptest! {
         leases.push(texts::any_lease(&mut tape));
         let world = world::world(&mut tape);
         let leases = Leases::Listed(leases);
-        let plan = plan::wanted(&world.config, &world.node, &leases, &world.underlay);
-        let faults = plan::check::check(&plan.state, &plan.owned);
-        prop_assert!(faults.is_empty(), "{:?}", faults);
+        let plan = world.plan_with(&leases);
+        prop_assert_eq!(plan.contradiction, None);
         shown.extend(plan.notes.iter().map(ToString::to_string));
         prop_assert!(!shown.contains(char::is_control), "{:?}", shown);
     }

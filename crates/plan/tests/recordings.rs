@@ -18,7 +18,7 @@ use plan::state::{
 };
 use plan::subnet_env::{SubnetEnv, previous_subnet};
 use plan::uplink::{self, Ask};
-use plan::{LinkName, Mac, Object, Verb, Wanted};
+use plan::{LinkName, Mac, Object, Plan, Situation, Verb};
 use serde_json::Value;
 
 /// `rtm_protocol` of flannel's routes: `boot`.
@@ -72,7 +72,7 @@ fn host_gw_in_dual_stack() {
 fn alloc() {
     each_node("alloc", |node| {
         node.is_as_planned(&[]);
-        assert_eq!(node.plan().state, State::default());
+        assert_eq!(node.plan().desired, State::default());
     });
 }
 
@@ -116,27 +116,30 @@ impl Recorded {
             let mut of_it = tunnels.filter(|device| Family::of(device.local()) == family);
             of_it.next().map(|device| device.mac())
         });
-        let node = Node {
-            uplink,
-            subnet: own.subnet,
-            vtep,
-            vtep_v6,
-            former: Default::default(),
-            foreign_vnis: Vec::new(),
-            firewall_keeper: plan::input::FirewallKeeper::Us,
-            by_nexthop: false,
-        };
+        let node = Node { uplink, subnet: own.subnet, vtep, vtep_v6 };
         Self { case, name, place, conf, entries, leases, underlay, own, node }
     }
 
-    fn plan(&self) -> Wanted {
+    fn plan(&self) -> Plan {
         let leases = Leases::Listed(self.leases.clone());
         let mut config = self.conf.config();
         if let Backend::Vxlan(options) = &mut config.backend {
             // flannel has no source filter.
             options.source_filter = SourceFilter::Off;
         }
-        plan::wanted(&config, &self.node, &leases, &self.underlay)
+        let (health, others, memory) = Default::default();
+        let scope = plan::scope(&config, &self.node, &leases, &others, &memory, std::iter::empty());
+        plan::plan(&Situation {
+            config: &config,
+            node: &self.node,
+            leases: &leases,
+            health: &health,
+            others: &others,
+            scope: &scope,
+            observed: &State::default(),
+            underlay: &self.underlay,
+            memory: &memory,
+        })
     }
 
     /// Compares everything. `beyond` are the subnets that flannel omits without a message.
@@ -149,7 +152,7 @@ impl Recorded {
         self.has_the_lease();
     }
 
-    fn has_the_notes(&self, plan: &Wanted, beyond: &[&str]) {
+    fn has_the_notes(&self, plan: &Plan, beyond: &[&str]) {
         let about = |note: &Note| match note {
             Note::Peer { subnet, fault: PeerFault::NotOnLink { .. } } => subnet.to_string(),
             Note::Node(NodeFault::NoPeerOnLink { uplink, .. }) => uplink.to_string(),
@@ -161,8 +164,8 @@ impl Recorded {
     }
 
     /// Compares devices, addresses, neighbours, FDB entries and routes; only the routes' protocol may differ.
-    fn has_the_state(&self, plan: &Wanted, beyond: &[&str]) {
-        let (state, seen, place) = (&plan.state, self.seen(), self.place.display());
+    fn has_the_state(&self, plan: &Plan, beyond: &[&str]) {
+        let (state, seen, place) = (&plan.desired, self.seen(), self.place.display());
         assert_eq!(state.links, seen.links, "{place}");
         assert_eq!(state.addresses, seen.addresses, "{place}");
         assert_eq!(state.neighbours, seen.neighbours, "{place}");
@@ -178,10 +181,10 @@ impl Recorded {
     }
 
     /// Checks that the first pass on a flannel node changes the routes' protocol in place and nothing else.
-    fn is_taken_over_in_place(&self, plan: &Wanted, beyond: &[&str]) {
+    fn is_taken_over_in_place(&self, plan: &Plan, beyond: &[&str]) {
         let seen = self.seen();
         let (mut replaced, mut added) = (0, 0);
-        for op in plan::diff(&plan.state, &seen, &plan.owned) {
+        for op in plan::diff(&plan.desired, &seen, &plan.owned) {
             match (op.verb, &op.object) {
                 (Verb::Replace, Object::Route(_)) => replaced += 1,
                 (Verb::Add, Object::Route(route)) if route.path == RoutePath::Unreachable => added += 1,

@@ -65,7 +65,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     metrics.follow(store.pulse());
     let cache = Cache::new(Cache::path(&flags.cache_dir, &flags.subnet_file), store.identity());
     let source = Source { store: store.clone(), tasks: tasks.clone(), bell: bell.clone() };
-    let Identity { config, node, uplink_reason, own_lease, remembered, history, home } =
+    let Identity { config, node, former, uplink_reason, own_lease, remembered, history, home } =
         identity::establish(flags, &source, &mut kernel, &mut locks, &cache, &board)?;
     let backend_source = flags.backend_source(own_lease.conf());
     info!("our subnet is {}, backend {} ({backend_source})", node.subnet, config.backend);
@@ -74,7 +74,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     });
     report::wait_for(&board, "the first list of leases");
 
-    let memory = Memory::expecting(&remembered, history, &node).of_home(home);
+    let memory = Memory::expecting(&remembered, history, &node, former).of_home(home);
     let (view_in, view) = watch::channel(View { leases: remembered, ..View::default() });
     tasks.spawn(store.watch(view_in));
     tasks.spawn(ring_on_change(view.clone(), bell.clone()));

@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context, bail};
 use kernel::Kernel;
-use plan::input::{Family, Leases};
+use plan::input::{Family, Leases, OtherDaemons};
 use plan::lease::Lease;
-use plan::{Op, Verb};
+use plan::{Memory, Op, PeerHealth, Situation, Verb};
 use serde::{Deserialize, Serialize};
 
 use crate::flags::{Asked, DiffFlags, Flags};
@@ -81,7 +81,8 @@ fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
     let own = Lease { announced: config.backend.announced(&config, macs, &others), ..own.clone() };
     let footprint = Footprint::read(&Footprint::path(&flags.subnet_file));
     let networks = subnet_file::networks(&flags.subnet_file);
-    let mut node = place.node(&own, place.former(&own, footprint.as_ref(), &networks));
+    let node = place.node(&own);
+    let memory = Memory::of(place.former(&own, footprint.as_ref(), &networks));
     if Family::ALL
         .into_iter()
         .all(|family| own.subnet.of(family).is_none() || config.network(family).is_none())
@@ -89,11 +90,21 @@ fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
         bail!("our lease {} is of no family that is configured: the daemon would take another", own.subnet);
     }
     let leases = Leases::Listed(leases);
-    let mut seen = kernel.dump(&plan::bounds(&config, &node, &leases)).context("reading the kernel")?;
-    node.by_nexthop = plan::has_nexthops(&seen.state);
-    seen.underlay.standing = plan::standing(&seen.state, config.table, node.uplink.link);
-    let wanted = plan::wanted(&config, &node, &leases, &seen.underlay);
-    Ok(plan::diff(&wanted.state, &seen.state, &wanted.owned))
+    let (health, others) = (PeerHealth::default(), OtherDaemons::default());
+    let scope = plan::scope(&config, &node, &leases, &others, &memory, std::iter::empty());
+    let seen = kernel.dump(&scope).context("reading the kernel")?;
+    let plan = plan::plan(&Situation {
+        config: &config,
+        node: &node,
+        leases: &leases,
+        health: &health,
+        others: &others,
+        scope: &scope,
+        observed: &seen.state,
+        underlay: &seen.underlay,
+        memory: &memory,
+    });
+    Ok(plan.ops)
 }
 
 #[cfg(fuzzing)]

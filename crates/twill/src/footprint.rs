@@ -99,6 +99,7 @@ impl Footprint {
     pub(crate) fn owned(&self) -> Owned {
         Owned {
             links: self.devices.clone(),
+            vnis: Vec::new(),
             uplink: self.uplink,
             networks: self.networks.clone(),
             pods: Vec::new(),

@@ -11,7 +11,7 @@ use plan::Mac;
 use plan::backend::vxlan;
 use plan::belief::History;
 use plan::follow::HOLD;
-use plan::input::{Config, Family, FirewallKeeper, Former, Leases, Node, Underlay, Uplink, Writer};
+use plan::input::{Config, Family, Former, Leases, Node, Underlay, Uplink, Writer};
 use plan::lease::Lease;
 use plan::netconf::NetConf;
 use plan::state::MAIN_TABLE;
@@ -40,6 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Identity {
     pub(crate) config: Config,
     pub(crate) node: Node,
+    /// Left-overs of an earlier daemon on this node.
+    pub(crate) former: Former,
     /// Reason for the choice of the uplink.
     pub(crate) uplink_reason: String,
     pub(crate) own_lease: OwnLease,
@@ -202,9 +204,9 @@ impl Place {
         // A daemon that has locked the VNI has made the device its own.
         former.links.retain(|link| vxlan::vni_of(*link).is_none_or(|vni| !locks.is_others_vni(vni)));
         let config = flags.config(own_lease.conf());
-        let node = self.node(lease, former);
+        let node = self.node(lease);
         let (uplink_reason, history, home) = (self.choice.reason, None, Vec::new());
-        Identity { config, node, uplink_reason, own_lease, remembered, history, home }
+        Identity { config, node, former, uplink_reason, own_lease, remembered, history, home }
     }
 
     /// Returns the function that gives the MACs of the VTEPs: existing ones, else drawn ones.
@@ -219,21 +221,12 @@ impl Place {
     }
 
     /// Returns this node with that lease, as input of the plan.
-    pub(crate) fn node(&self, lease: &Lease, former: Former) -> Node {
+    pub(crate) fn node(&self, lease: &Lease) -> Node {
         let [vtep, vtep_v6] = lease.announced.macs();
         // A node that announces no VTEP still needs one for peers that do.
         let (vtep, vtep_v6) = (vtep.or(Some(self.drawn[0])), vtep_v6.or(Some(self.drawn[1])));
         let uplink = self.choice.uplink.clone();
-        Node {
-            uplink,
-            subnet: lease.subnet,
-            vtep,
-            vtep_v6,
-            former,
-            foreign_vnis: Vec::new(),
-            firewall_keeper: FirewallKeeper::Us,
-            by_nexthop: false,
-        }
+        Node { uplink, subnet: lease.subnet, vtep, vtep_v6 }
     }
 
     /// Returns what an earlier daemon may have left on this node. flannel leaves no footprint, so it may always have run

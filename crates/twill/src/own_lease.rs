@@ -433,7 +433,6 @@ impl<F: Fn(Option<&Lease>) -> [Mac; 2] + Send + Sync + 'static> Macs for F {}
 #[cfg(test)]
 mod tests {
     use plan::LinkName;
-    use plan::input::Former;
     use store::Dir;
 
     use super::*;
@@ -447,10 +446,6 @@ mod tests {
             subnet: lease.subnet,
             vtep: None,
             vtep_v6: None,
-            former: Former::default(),
-            foreign_vnis: Vec::new(),
-            firewall_keeper: plan::input::FirewallKeeper::default(),
-            by_nexthop: false,
         }
     }
 

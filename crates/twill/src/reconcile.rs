@@ -6,25 +6,23 @@ mod on_disk;
 mod publish;
 mod show;
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use ipnet::IpNet;
 use kernel::{Filter, Kernel, Outcome, Seen};
 use plan::backend::vxlan::Direct;
 use plan::belief::{Belief, History, Weighed};
 use plan::firewall;
 use plan::follow::{Followed, Follower};
-use plan::input::{Config, FirewallKeeper, Former, Leases, Node, Underlay};
+use plan::input::{Config, FirewallKeeper, Former, Leases, Node, OtherDaemons, Underlay};
 use plan::netconf::NetConf;
 use plan::note::{NodeFault, Note, StoreFault};
-use plan::owned::Sweep;
+use plan::owned::Owned;
 use plan::rivals::{Evidence, Rivals};
 use plan::text::printed;
 use plan::uplink::Choice;
-use plan::{Op, PeerPath, Wanted};
+use plan::{PeerHealth, PeerPath, Plan, Situation};
 use store::View;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
@@ -44,7 +42,7 @@ use crate::questions::Answers;
 use crate::report::Board;
 use crate::round::Round;
 use crate::trigger::{Cause, Causes, Trigger};
-use fault::{is_in_force, own_fault, refused_sysctl, rules_fault};
+use fault::{own_fault, rules_fault};
 
 /// Time until the kernel is read again after a failed read.
 const BLIND_RETRY: Duration = Duration::from_secs(1);
@@ -79,16 +77,14 @@ pub(crate) struct Memory {
     backoff: Backoff,
     belief: Belief,
     rivals: Rivals,
-    /// Sysctls that cannot be written. They are reported and not tried again.
-    refused: BTreeSet<NodeFault>,
+    plan: plan::Memory,
+    others: OtherDaemons,
     notebook: Notebook,
     /// Interest that the monitor's filter is set to.
     interest: Option<kernel::Interest>,
     /// Fault of this node's own part, and its beginning.
     fault: Option<(String, Instant)>,
     footprint: Option<Footprint>,
-    /// Subnets of peers whose packets a policy rule or route of this node diverts.
-    diverted: Vec<IpNet>,
     /// Manager of the traffic rules and the reason for it, as last logged.
     firewall: Option<firewall::Choice>,
     /// Current uplink addresses and those that the node had before.
@@ -100,9 +96,15 @@ pub(crate) struct Memory {
 impl Memory {
     /// Starts with the leases that an earlier run remembered. The store's first list is judged against them, however
     /// early it arrives.
-    pub(crate) fn expecting(remembered: &Leases, history: Option<History>, node: &Node) -> Self {
+    pub(crate) fn expecting(
+        remembered: &Leases,
+        history: Option<History>,
+        node: &Node,
+        former: Former,
+    ) -> Self {
         let others = remembered.known().iter().filter(|lease| lease.subnet != node.subnet);
-        Self { belief: Belief::expecting(others.cloned(), history), ..Self::default() }
+        let belief = Belief::expecting(others.cloned(), history);
+        Self { belief, plan: plan::Memory::of(former), ..Self::default() }
     }
 
     /// Sets the addresses that an earlier run announced, since the node may get them back.
@@ -136,7 +138,8 @@ impl Reconciler {
         if causes.iter().any(Cause::is_about_rules) {
             self.kernel.forget_firewall();
         }
-        let mut seen = match self.look(&leases) {
+        let scope = self.scope(&leases);
+        let seen = match self.look(&scope) {
             Ok(seen) => seen,
             Err(error) => return Some(self.blind(&error)),
         };
@@ -146,19 +149,22 @@ impl Reconciler {
             Uplinks::Same => {}
             Uplinks::Lost => due = due.into_iter().chain([begun + UPLINK_RETRY]).min(),
         }
-        let wanted = self.plan(&leases, &mut seen, notes, begun);
-        if let Some(first) = plan::check::check(&wanted.state, &wanted.owned).first() {
+        let mut plan = self.plan(&leases, &scope, &seen, begun);
+        if let Some(first) = &plan.contradiction {
             error!("the plan contradicts itself and is not applied, please report this: {first}");
             self.set_fault(Some(format!("the plan contradicts itself: {first}")));
             return None;
         }
-        let ops = plan::diff(&wanted.state, &seen.state, &wanted.owned);
-        self.answers.give(&ops);
+        plan.notes.extend(notes);
+        plan.notes.extend(self.notes_on_probes());
+        plan.notes.extend(self.leave_footprint(&plan.owned));
+        self.answers.give(&plan.ops);
         let uplink = seen.underlay.link(self.node.uplink.link);
         let suspect = !uplink.is_some_and(|link| link.up && link.carrier);
         let uplink = uplink.map(|link| link.mac);
         drop(seen);
-        let (mut round, retry) = self.apply(ops, wanted, (causes, begun));
+        let diverted = std::mem::take(&mut plan.diverted);
+        let (mut round, retry) = self.apply(plan, causes, begun);
         // The lease is kept after the ops are applied, so that it announces only devices that exist.
         let Kept { fault, due: again } = self.keep_lease(&view, &round.peers);
         round.notes.extend(fault.map(Note::Store));
@@ -172,7 +178,7 @@ impl Reconciler {
             _ => 0,
         });
         self.tell(&round);
-        self.tell_probes(&mut round, uplink, suspect);
+        self.tell_probes(&mut round, uplink, suspect, diverted);
         let programmed = leases != Leases::Unknown;
         let fault = own_fault(&round, &self.config.backend.devices(&self.config)).or_else(|| {
             let unwritten = programmed.then(|| self.write_subnet_file().err()).flatten()?;
@@ -218,48 +224,58 @@ impl Reconciler {
         Uplinks::Another
     }
 
-    /// Plans the desired state, and adds all warnings to it.
-    fn plan(&mut self, leases: &Leases, seen: &mut Seen, mut notes: Vec<Note>, now: Instant) -> Wanted {
+    /// Returns the bounds within which the kernel is read, and locks the VNIs of our devices.
+    fn scope(&mut self, leases: &Leases) -> Owned {
+        let Self { config, node, memory, locks, probes, .. } = self;
+        let healths = probes.healths.borrow().clone();
+        let scope = |others: &OtherDaemons| {
+            let faulty = healths.iter().filter(|health| health.verdict.finding.is_fault());
+            let faulty = faulty.map(|health| health.verdict.subnet);
+            plan::scope(config, node, leases, others, &memory.plan, faulty)
+        };
+        if *leases == Leases::Unknown {
+            return scope(&memory.others);
+        }
+        let alone = OtherDaemons { vnis: Vec::new(), ..memory.others.clone() };
+        let all = scope(&alone);
+        let others = OtherDaemons { vnis: locks.keep_vnis(&all.vnis), ..alone };
+        let scope = if others.vnis.is_empty() { all } else { scope(&others) };
+        memory.others = others;
+        scope
+    }
+
+    /// Plans what has to change in the kernel.
+    fn plan(&mut self, leases: &Leases, scope: &Owned, seen: &Seen, now: Instant) -> Plan {
         let healths = self.probes.healths.borrow_and_update().clone();
-        // A verdict without a way and without a fault has no effect, so it is left out.
-        let telling = healths.iter().map(|health| &health.verdict);
-        let telling = telling.filter(|verdict| verdict.way.is_some() || verdict.finding.is_fault());
-        seen.underlay.verdicts = telling.cloned().collect();
         let (uplink, probed) = (self.node.uplink.link, self.flags.probe != Pace::Off);
         let evidence = Evidence { healths: &healths, seen: &seen.state, uplink, probed };
-        seen.underlay.contenders = self.memory.rivals.weigh(&self.config, leases, evidence, now);
-        seen.underlay.standing = plan::standing(&seen.state, self.config.table, self.node.uplink.link);
-        self.node.former.links = seen.state.links.iter().map(|link| link.name).collect();
-        self.node.by_nexthop = plan::has_nexthops(&seen.state);
-        let mut wanted = plan::wanted(&self.config, &self.node, leases, &seen.underlay);
-        // Devices that this pass makes exist in the next one, whatever the config says by then.
-        let made = wanted.state.links.iter().map(|link| link.name);
-        self.node
-            .former
-            .links
-            .extend(made.filter(|name| !seen.state.links.iter().any(|link| link.name == *name)));
-        self.memory.refused.retain(|fault| is_in_force(fault, &wanted.state, &seen.state));
-        notes.extend(self.memory.refused.iter().cloned().map(Note::Node));
-        notes.extend(plan::unclaimed(&wanted.state, &seen.state, &wanted.owned, &seen.underlay));
-        notes.extend(plan::environment(&self.config, &seen.underlay, &wanted.state, &wanted.peers));
-        let plan::Diversions { notes: diverted, subnets } =
-            plan::diversions(&self.config, &wanted, &seen.state, &seen.underlay);
-        notes.extend(diverted);
-        self.memory.diverted = subnets;
+        let contenders = self.memory.rivals.weigh(&self.config, leases, evidence, now);
+        // A verdict without a way and without a fault has no effect, so it is left out.
+        let verdicts = healths.iter().map(|health| &health.verdict);
+        let verdicts = verdicts.filter(|verdict| verdict.way.is_some() || verdict.finding.is_fault());
+        let health = PeerHealth { verdicts: verdicts.cloned().collect(), contenders };
+        plan::plan(&Situation {
+            config: &self.config,
+            node: &self.node,
+            leases,
+            health: &health,
+            others: &self.memory.others,
+            scope,
+            observed: &seen.state,
+            underlay: &seen.underlay,
+            memory: &self.memory.plan,
+        })
+    }
+
+    /// Returns warnings if no path can be verified although the backend needs that.
+    fn notes_on_probes(&mut self) -> impl Iterator<Item = Note> + use<> {
         let verified = self.config.backend.direct() == Direct::Verified;
-        notes.extend(
-            (verified && self.flags.probe == Pace::Off).then_some(Note::Node(NodeFault::NothingVerified)),
-        );
+        let off = (verified && self.flags.probe == Pace::Off).then_some(NodeFault::NothingVerified);
         let Complaints { refused, rival } = self.probes.complaints.borrow_and_update().clone();
-        let refused = refused.filter(|_| verified);
-        notes.extend(refused.map(|why| Note::Node(NodeFault::NoProbeSocket { why })));
+        let refused = refused.filter(|_| verified).map(|why| NodeFault::NoProbeSocket { why });
         let uplink = self.node.uplink.link;
-        notes.extend(
-            rival.map(|Rival { address, mac }| Note::Node(NodeFault::AddressTaken { uplink, address, mac })),
-        );
-        notes.extend(self.leave_footprint(&wanted.owned));
-        wanted.notes.append(&mut notes);
-        wanted
+        let taken = rival.map(|Rival { address, mac }| NodeFault::AddressTaken { uplink, address, mac });
+        [off, refused, taken].into_iter().flatten().map(Note::Node)
     }
 
     /// Checks our lease against the list. While the store is lost the list is not current, and only the end of our lease
@@ -277,8 +293,9 @@ impl Reconciler {
     /// not followed.
     fn hear(&mut self, view: &View, asked: bool, now: Instant) -> Heard {
         // A daemon that wants no rules takes none from another daemon, but removes those that were its own.
-        self.node.former.firewall |= self.config.wants_rules();
-        self.node.firewall_keeper = match self.node.former.firewall.then(|| self.locks.keep_firewall()) {
+        let former = &mut self.memory.plan.former;
+        former.firewall |= self.config.wants_rules();
+        self.memory.others.firewall = match former.firewall.then(|| self.locks.keep_firewall()) {
             Some(keeper) => keeper,
             None => FirewallKeeper::Nobody,
         };
@@ -314,9 +331,6 @@ impl Reconciler {
             // The store may still answer, so the remembered leases do not count yet.
             _ => return heard,
         };
-        self.node.foreign_vnis.clear();
-        let vnis = plan::vnis(&self.config, &self.node, &heard.leases);
-        self.node.foreign_vnis = self.locks.keep_vnis(&vnis);
         heard
     }
 
@@ -344,13 +358,9 @@ impl Reconciler {
 
     /// Reads the kernel. If the monitor's filter does not cover everything that concerns us, it is widened and the kernel
     /// is read again.
-    fn look(&mut self, leases: &Leases) -> Result<Seen, kernel::Error> {
-        let mut bounds = plan::bounds(&self.config, &self.node, leases);
-        let healths = self.probes.healths.borrow().clone();
-        let faulty = healths.iter().filter(|health| health.verdict.finding.is_fault());
-        plan::name_faulty(&mut bounds, faulty.map(|health| health.verdict.subnet));
+    fn look(&mut self, scope: &Owned) -> Result<Seen, kernel::Error> {
         loop {
-            let seen = self.kernel.dump(&bounds)?;
+            let seen = self.kernel.dump(scope)?;
             if self.memory.interest.as_ref() == Some(&seen.interest) {
                 return Ok(seen);
             }
@@ -367,22 +377,18 @@ impl Reconciler {
         Instant::now() + BLIND_RETRY
     }
 
-    fn apply(
-        &mut self,
-        mut ops: Vec<Op>,
-        wanted: Wanted,
-        begun: (Causes, Instant),
-    ) -> (Round, Option<Instant>) {
-        let (causes, begun) = begun;
-        let refused = &self.memory.refused;
-        ops.retain(|op| refused_sysctl(op).is_none_or(|fault| !refused.contains(&fault)));
+    fn apply(&mut self, plan: Plan, causes: Causes, begun: Instant) -> (Round, Option<Instant>) {
+        let sweeps = plan.sweeps();
+        let Plan { mut ops, peers, notes, firewall, memory, .. } = plan;
+        self.memory.plan = memory;
+        ops.retain(|op| !self.memory.plan.refuses(op));
         let Admitted { ops, held, due } = self.memory.backoff.admit(ops, begun);
         let outcomes = self.kernel.apply(&ops);
         let mut failed = Vec::new();
         for (op, outcome) in ops.iter().zip(outcomes) {
             if let Outcome::Failed(error) = outcome {
                 if error.is_denial() {
-                    self.memory.refused.extend(refused_sysctl(op));
+                    self.memory.plan.refuse(op);
                 }
                 if error.is_busy() {
                     self.memory.backoff.forgive(op);
@@ -394,12 +400,9 @@ impl Reconciler {
         // A failed op is tried again even if no cause comes.
         let again = (!failed.is_empty()).then_some(begun + FAILED_RETRY);
         let due = due.into_iter().chain(again).min();
-        let Wanted { peers, notes, owned, firewall, .. } = wanted;
         self.show_firewall(firewall);
-        if owned.sweep == Sweep::LeftOvers && failed.is_empty() && held.is_empty() {
-            // All left-overs are gone; whatever appears later is not flannel's.
-            let links = std::mem::take(&mut self.node.former.links);
-            self.node.former = Former { links, ..Former::default() };
+        if sweeps && failed.is_empty() && held.is_empty() {
+            self.memory.plan.is_swept();
         }
         (Round { causes, ops, failed, held, notes, peers, took: begun.elapsed() }, due)
     }

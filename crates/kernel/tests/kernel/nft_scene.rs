@@ -61,7 +61,7 @@ pub(crate) fn wanted(wish: Wish) -> State {
         "routes": [{"destination": "192.0.2.0/24", "link": "eth0"}],
     }))
     .unwrap();
-    rules(plan::wanted(&config, &node, &leases, &underlay).state)
+    rules(scene::desired(&config, &node, &leases, &underlay))
 }
 
 fn rules(state: State) -> State {

@@ -33,6 +33,8 @@ pub(crate) struct Rules<'a> {
     pub(crate) config: &'a Config,
     pub(crate) node: &'a Node,
     pub(crate) leases: &'a Leases,
+    /// Owner of the traffic rules.
+    pub(crate) keeper: &'a FirewallKeeper,
     pub(crate) facts: &'a Facts,
     /// Paths of the peers that are not left out.
     pub(crate) peers: &'a [PeerPath],
@@ -54,7 +56,7 @@ pub(crate) struct Firewall {
 /// Plans the traffic rules of all families.
 pub(crate) fn rules(what: &Rules<'_>) -> Firewall {
     let mut firewall = Firewall::default();
-    match &what.node.firewall_keeper {
+    match what.keeper {
         FirewallKeeper::Us => {}
         FirewallKeeper::Other(keeper) if what.config.wants_rules() => {
             firewall.faults.push(Fault::Foreign { keeper: keeper.clone() });

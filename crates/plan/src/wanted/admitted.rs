@@ -155,7 +155,7 @@ impl Draft<'_> {
         };
         let vtep = lease.announced.vtep(family).ok_or(PeerFault::NoVtep(family))?;
         let vni = vtep.vni_or(self.config.backend.vni());
-        if !self.vnis.contains(&vni) {
+        if !self.owned.vnis.contains(&vni) {
             return Err(PeerFault::UnusableVni(vni));
         }
         // A lease must not make all nodes send to a well-known port.

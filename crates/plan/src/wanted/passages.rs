@@ -49,7 +49,7 @@ fn another(network: IpNet, own: IpNet) -> Option<IpNet> {
 }
 
 /// Adds the subnets of faulty peers, at most [`PEERS`], to those whose route the kernel is asked for.
-pub fn name_faulty(owned: &mut Owned, subnets: impl Iterator<Item = IpNet>) {
+pub(crate) fn name_faulty(owned: &mut Owned, subnets: impl Iterator<Item = IpNet>) {
     for subnet in subnets.take(PEERS) {
         let same =
             owned.passages.iter().filter(|known| known.own.addr().is_ipv4() == subnet.addr().is_ipv4());

@@ -38,7 +38,7 @@ impl Draft<'_> {
     fn before(&self, family: Family, one: &Lease, other: &Lease) -> Ordering {
         let standing = |lease: &Lease| {
             let key = lease.subnet.of(family).zip(lease.public(family))?;
-            let contenders = &self.underlay.contenders;
+            let contenders = self.contenders;
             let at = contenders.binary_search_by_key(&key, |it| (it.subnet, it.public_ip)).ok()?;
             contenders.get(at).map(|contender| contender.standing)
         };

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::LinkName;
-use crate::input::{DirectRoute, Underlay};
+use crate::standing::DirectRoute;
 use crate::verdict::{Finding, Verdict, Way};
 
 /// Verdicts and direct routes of the peers, sorted for lookup.
@@ -19,9 +19,9 @@ pub(super) struct Ways<'a> {
 
 impl<'a> Ways<'a> {
     /// Creates the lookup. Verdicts that were found through another uplink are left out.
-    pub(super) fn new(underlay: &'a Underlay, uplink: LinkName) -> Self {
-        let verdicts = underlay.verdicts.iter().filter(|verdict| verdict.uplink == uplink);
-        let (mut verdicts, mut standing) = (verdicts.collect::<Vec<_>>(), underlay.standing.clone());
+    pub(super) fn new(verdicts: &'a [Verdict], mut standing: Vec<DirectRoute>, uplink: LinkName) -> Self {
+        let verdicts = verdicts.iter().filter(|verdict| verdict.uplink == uplink);
+        let mut verdicts: Vec<_> = verdicts.collect();
         verdicts.sort_unstable_by_key(|verdict| verdict.subnet);
         standing.sort_unstable();
         Self { verdicts, standing }

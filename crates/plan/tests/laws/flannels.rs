@@ -29,7 +29,7 @@ pub(crate) fn draw(scene: &mut Scene, tape: &mut Tape, world: &World) {
 fn of_former_networks(scene: &mut Scene, tape: &mut Tape, world: &World, v6: bool) {
     let there: IpNet = FORMER_NETWORKS[usize::from(v6)].parse().unwrap();
     let subnet = there.subnets(if v6 { 64 } else { 24 }).unwrap().nth(7).unwrap();
-    let is_former = world.node.former.networks.contains(&there);
+    let is_former = world.memory.former.networks.contains(&there);
     let links = scene.our_devices();
     let rows = if is_former { &mut scene.left_over } else { &mut scene.foreign };
     let path = RoutePath::Unreachable;
@@ -63,12 +63,12 @@ fn by_flannel(scene: &mut Scene, tape: &mut Tape, world: &World, (v6, at): (bool
         (1, Some(link)) => (RoutePath::Via { gateway: destination.addr(), link, onlink: true }, true),
         (2, Some(link)) => (RoutePath::Via { gateway: stranger, link, onlink: true }, false),
         (3, _) => (RoutePath::Via { gateway: stranger, link: uplink, onlink: false }, false),
-        (5, _) => (RoutePath::Blackhole, world.node.former.subnets.contains(&destination)),
+        (5, _) => (RoutePath::Blackhole, world.memory.former.subnets.contains(&destination)),
         (6, _) => (RoutePath::Blackhole, false),
         (4, Some(link)) => (RoutePath::Via { gateway: destination.addr(), link, onlink: false }, false),
         _ => return,
     };
-    let ours = flannels && world.node.former.writer == Writer::Flannel;
+    let ours = flannels && world.memory.former.writer == Writer::Flannel;
     let rows = if ours { &mut scene.left_over } else { &mut scene.foreign };
     let table = world.config.table;
     rows.routes.push(Route { table, destination, path, protocol: BOOT, metric: 0, unknown: None });

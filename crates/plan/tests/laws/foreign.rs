@@ -187,7 +187,7 @@ fn routes(scene: &mut Scene, tape: &mut Tape, world: &World, v6: bool) {
         let peers = nobodys(v6, tape.below(6) as u8);
         let configured = if v6 { world.config.ipv6.is_some() } else { world.config.ipv4.is_some() };
         let is_former = configured
-            && (world.node.former.tables.contains(&other) || other == 254 && world.config.blackhole);
+            && (world.memory.former.tables.contains(&other) || other == 254 && world.config.blackhole);
         let rows = if is_former { &mut scene.left_over.routes } else { &mut scene.foreign.routes };
         rows.push(Route { table: other, ..route(peers, RoutePath::Unreachable, PROTOCOL) });
     }

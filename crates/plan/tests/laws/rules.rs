@@ -44,7 +44,7 @@ pub(crate) fn facts(tape: &mut Tape) -> Facts {
 
 /// Adds rows as desired, with faults, or left by another manager, and a foreign chain.
 pub(crate) fn draw(scene: &mut Scene, tape: &mut Tape, world: &World) {
-    if !world.node.firewall_keeper.is_us() {
+    if !world.others.firewall.is_us() {
         return;
     }
     Family::ALL.into_iter().filter(|_| !tape.once_in(3)).collect::<Vec<_>>().into_iter().for_each(|family| {

@@ -61,9 +61,9 @@ impl Scene {
     fn in_world(tape: &mut Tape, adjust: impl Fn(&mut World)) -> Self {
         let mut world = world(tape);
         adjust(&mut world);
-        let plan = plan::wanted(&world.config, &world.node, &world.leases, &world.underlay);
+        let plan = world.plan();
         let mut scene = Self {
-            wanted: plan.state,
+            wanted: plan.desired,
             owned: plan.owned,
             kernel: Kernel { rows: Rows::default(), devices: other_devices(world.uplink) },
             foreign: Rows::default(),

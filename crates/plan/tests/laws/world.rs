@@ -8,14 +8,14 @@ use plan::backend::Backend;
 use plan::backend::vxlan::{self, Direct};
 use plan::firewall::SourceFilter;
 use plan::input::{
-    AddressFacts, Config, DirectRoute, Family, FirewallKeeper, Former, Leases, LinkFacts, Node, RouteFacts,
+    AddressFacts, Config, Family, FirewallKeeper, Former, Leases, LinkFacts, Node, OtherDaemons, RouteFacts,
     Underlay, Uplink, Writer,
 };
 use plan::lease::{Announced, Lease, Subnet, Vtep};
 use plan::rivals::{Contender, Standing};
 use plan::state::{Route, RoutePath};
 use plan::verdict::{Finding, Verdict, Way};
-use plan::{LinkName, Mac};
+use plan::{LinkName, Mac, Memory, PeerHealth, Plan, Situation, State};
 
 use super::left_over;
 use super::rules;
@@ -52,6 +52,11 @@ pub(crate) struct World {
     pub(crate) config: Config,
     pub(crate) node: Node,
     pub(crate) leases: Leases,
+    pub(crate) health: PeerHealth,
+    pub(crate) others: OtherDaemons,
+    pub(crate) memory: Memory,
+    /// State of which the plan keeps the direct routes.
+    pub(crate) observed: State,
     pub(crate) underlay: Underlay,
     pub(crate) uplink: UplinkIs,
     /// Names of our devices under this config.
@@ -61,6 +66,19 @@ pub(crate) struct World {
 }
 
 impl World {
+    /// Returns the plan for this world.
+    pub(crate) fn plan(&self) -> Plan {
+        self.plan_with(&self.leases)
+    }
+
+    /// Returns the plan for this world with other leases.
+    pub(crate) fn plan_with(&self, leases: &Leases) -> Plan {
+        let Self { config, node, health, others, memory, observed, underlay, .. } = self;
+        let scope = plan::scope(config, node, leases, others, memory, std::iter::empty());
+        let scope = &scope;
+        plan::plan(&Situation { config, node, leases, health, others, scope, observed, underlay, memory })
+    }
+
     /// Returns true if the uplink is usable. A tunnel needs no route to the uplink's own segment.
     pub(crate) fn is_uplink_fit(&self) -> bool {
         let tunnels_only = match &self.config.backend {
@@ -100,8 +118,8 @@ pub(crate) fn subnet(at: u8) -> (Ipv4Net, Ipv6Net) {
 
 pub(crate) fn world(tape: &mut Tape) -> World {
     let config = config(tape);
-    let mut node = node(tape);
-    node.former.links.retain(|device| {
+    let (node, others, mut memory) = node(tape);
+    memory.former.links.retain(|device| {
         if left_over::is_v6(*device) { config.ipv6.is_some() } else { config.ipv4.is_some() }
     });
     let uplink = tape.pick(&[
@@ -120,12 +138,27 @@ pub(crate) fn world(tape: &mut Tape) -> World {
         1 => Leases::Remembered(leases(tape, &config, &node)),
         _ => Leases::Listed(leases(tape, &config, &node)),
     };
-    let devices = devices(&config, &node, &leases);
-    let current = devices.iter().copied().filter(|device| !node.former.links.contains(device));
+    let devices = devices(&config, &memory.former, &leases);
+    let current = devices.iter().copied().filter(|device| !memory.former.links.contains(device));
     let foreign_devices: Vec<LinkName> = current.filter(|_| tape.once_in(8)).collect();
-    let mut underlay = underlay(tape, uplink, &foreign_devices);
-    underlay.contenders = answering(leases.known().iter().filter(|lease| lease.written < HOSTILE));
-    World { config, node, leases, underlay, uplink, devices, foreign_devices }
+    let underlay = underlay(tape, uplink, &foreign_devices);
+    let verdicts = verdicts(tape);
+    let observed = State { routes: standing(tape, config.table).into(), ..State::default() };
+    let contenders = answering(leases.known().iter().filter(|lease| lease.written < HOSTILE));
+    let health = PeerHealth { verdicts, contenders };
+    World {
+        config,
+        node,
+        leases,
+        health,
+        others,
+        memory,
+        observed,
+        underlay,
+        uplink,
+        devices,
+        foreign_devices,
+    }
 }
 
 fn config(tape: &mut Tape) -> Config {
@@ -154,16 +187,14 @@ fn config(tape: &mut Tape) -> Config {
     }
 }
 
-fn node(tape: &mut Tape) -> Node {
+fn node(tape: &mut Tape) -> (Node, OtherDaemons, Memory) {
     let (ipv4, ipv6) = subnet(1);
     let (leased4, leased6) =
         tape.pick(&[(true, true), (true, true), (true, true), (true, false), (false, true)]);
-    Node {
-        firewall_keeper: if tape.once_in(16) {
-            FirewallKeeper::Other("pid 812".into())
-        } else {
-            FirewallKeeper::Us
-        },
+    let keeper = || FirewallKeeper::Other("pid 812".into());
+    let firewall = if tape.once_in(16) { keeper() } else { FirewallKeeper::Us };
+    let others = OtherDaemons { vnis: Vec::new(), firewall };
+    let node = Node {
         uplink: Uplink {
             link: name("eth0"),
             mtu: tape.pick(&[1500, 9000]),
@@ -176,22 +207,21 @@ fn node(tape: &mut Tape) -> Node {
         subnet: Subnet { ipv4: leased4.then_some(ipv4), ipv6: leased6.then_some(ipv6) },
         vtep: Some(OWN_MAC),
         vtep_v6: Some(Mac([0x02, 0, 0, 0, 0, 0x06])),
-        former: Former {
-            firewall: true,
-            links: tape.pick(&[vec![], vec![], vec![name("flannel.9"), name("flannel-v6.9")]]),
-            networks: tape.pick(&[vec![], FORMER_NETWORKS.map(|network| network.parse().unwrap()).into()]),
-            subnets: tape.pick(&[vec![], vec![left_over::nobodys(false, 35), left_over::nobodys(true, 35)]]),
-            tables: tape.pick(&[vec![], vec![], vec![254, 100]]),
-            writer: tape.pick(&[Writer::Twill, Writer::Flannel]),
-        },
-        foreign_vnis: Vec::new(),
-        by_nexthop: false,
-    }
+    };
+    let former = Former {
+        firewall: true,
+        links: tape.pick(&[vec![], vec![], vec![name("flannel.9"), name("flannel-v6.9")]]),
+        networks: tape.pick(&[vec![], FORMER_NETWORKS.map(|network| network.parse().unwrap()).into()]),
+        subnets: tape.pick(&[vec![], vec![left_over::nobodys(false, 35), left_over::nobodys(true, 35)]]),
+        tables: tape.pick(&[vec![], vec![], vec![254, 100]]),
+        writer: tape.pick(&[Writer::Twill, Writer::Flannel]),
+    };
+    (node, others, Memory::of(former))
 }
 
 /// Returns the names of our devices, as flannel names them. They are repeated here so that the tests do not ask the code under
 /// test.
-fn devices(config: &Config, node: &Node, leases: &Leases) -> Vec<LinkName> {
+fn devices(config: &Config, former: &Former, leases: &Leases) -> Vec<LinkName> {
     let announced = |vni: u32| {
         leases
             .known()
@@ -206,7 +236,7 @@ fn devices(config: &Config, node: &Node, leases: &Leases) -> Vec<LinkName> {
     let theirs = [OTHER_VNI].into_iter().filter(|&vni| announced(vni));
     vnis.extend(theirs.filter(|_| config.backend != Backend::Alloc));
     let name_of = |prefix: &str, vni: &u32| name(&format!("{prefix}{vni}"));
-    let mut names = node.former.links.clone();
+    let mut names = former.links.clone();
     names.extend(vnis.iter().filter(|_| config.ipv4.is_some()).map(|vni| name_of("flannel.", vni)));
     names.extend(vnis.iter().filter(|_| config.ipv6.is_some()).map(|vni| name_of("flannel-v6.", vni)));
     names
@@ -245,9 +275,6 @@ fn underlay(tape: &mut Tape, uplink: UplinkIs, foreign_devices: &[LinkName]) -> 
         firewall: rules::facts(tape),
         sysctls: Vec::new(),
         ways: Vec::new(),
-        verdicts: verdicts(tape),
-        standing: standing(tape),
-        contenders: Vec::new(),
     }
 }
 
@@ -276,12 +303,18 @@ fn verdicts(tape: &mut Tape) -> Vec<Verdict> {
 }
 
 /// Returns direct routes, to the nodes of the subnets or to other ones.
-fn standing(tape: &mut Tape) -> Vec<DirectRoute> {
-    let route = |tape: &mut Tape| DirectRoute {
-        subnet: any_subnet(tape),
-        next_hop: v4([192, 0, 2, tape.below(8) as u8]),
+fn standing(tape: &mut Tape, table: u32) -> Vec<Route> {
+    let route = |tape: &mut Tape| {
+        let subnet = any_subnet(tape);
+        direct(subnet, v4([192, 0, 2, tape.below(8) as u8]), table)
     };
     (0..tape.below(4)).map(|_| route(tape)).collect()
+}
+
+/// Returns a route to a pod subnet that leads straight to a node.
+pub(crate) fn direct(destination: IpNet, gateway: IpAddr, table: u32) -> Route {
+    let path = RoutePath::Via { gateway, link: name("eth0"), onlink: false };
+    Route { table, destination, path, protocol: PROTOCOL, metric: 0, unknown: None }
 }
 
 fn any_subnet(tape: &mut Tape) -> IpNet {

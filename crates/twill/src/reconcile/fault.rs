@@ -1,7 +1,7 @@
 //! Selects the faults of a pass that belong to this node's own part and so decide whether it is ready.
 
 use plan::note::{NodeFault, Note, StoreFault};
-use plan::{LinkName, Object, Op, Path, Setting, State, Verb};
+use plan::{LinkName, Object, Op, Path, Verb};
 
 use crate::round::Round;
 
@@ -62,22 +62,4 @@ fn undone(round: &Round, those: impl Fn(&Op) -> bool) -> Option<String> {
     let failed = round.failed.iter().find(|(op, _)| those(op)).map(|(_, error)| error.to_string());
     let held = round.held.iter().find(|held| those(&held.op));
     failed.or_else(|| held.map(ToString::to_string))
-}
-
-/// Returns the fault that stands for a refused op on a sysctl; `None` for other ops.
-pub(super) fn refused_sysctl(op: &Op) -> Option<NodeFault> {
-    match &op.object {
-        Object::Sysctl(Setting { row, .. }) => {
-            Some(NodeFault::SysctlRefused { path: row.path.clone(), value: row.value.clone() })
-        }
-        _ => None,
-    }
-}
-
-/// Returns true if the fault still holds. An administrator may have set the sysctl meanwhile.
-pub(super) fn is_in_force(fault: &NodeFault, wanted: &State, seen: &State) -> bool {
-    match fault {
-        NodeFault::SysctlRefused { path, value } => plan::sysctls::is_missing(path, value, wanted, seen),
-        _ => true,
-    }
 }

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ipnet::IpNet;
 use kernel::Kind;
 use plan::text::printed;
 use plan::{Mac, Object, Op, Path, PeerPath};
@@ -27,14 +28,19 @@ impl Reconciler {
     }
 
     /// Sends the prober its targets if they have changed, and wakes it.
-    pub(super) fn tell_probes(&self, round: &mut Round, mac: Option<Mac>, suspect: bool) {
+    pub(super) fn tell_probes(
+        &self,
+        round: &mut Round,
+        mac: Option<Mac>,
+        suspect: bool,
+        diverted: Vec<IpNet>,
+    ) {
         let mtu = self.config.backend.pod_mtu(&self.node.uplink);
         let (told, links) = {
             let told = self.probes.targets.borrow();
             (told.peers.clone(), told.links + u64::from(round.causes.contains(&Cause::Kernel(Kind::Link))))
         };
         let peers = Arc::new(as_they_stand(round, &told, self.config.table));
-        let diverted = self.memory.diverted.clone();
         let targets = Targets { node: Some(self.node.clone()), mac, peers, suspect, links, mtu, diverted };
         let changed = self.probes.targets.send_if_modified(|known| {
             let changed = *known != targets;

@@ -1,6 +1,6 @@
 //! Decisions of the loop, tested without any peer.
 
-use plan::input::{Former, Node, Uplink};
+use plan::input::{Node, Uplink};
 use plan::lease::Subnet;
 
 use plan::verdict::Sample;
@@ -25,10 +25,6 @@ fn targets(uplink: &str) -> Targets {
         subnet: Subnet { ipv4: None, ipv6: None },
         vtep: None,
         vtep_v6: None,
-        former: Former::default(),
-        foreign_vnis: Vec::new(),
-        firewall_keeper: plan::input::FirewallKeeper::Us,
-        by_nexthop: false,
     };
     let peers = Arc::new(vec![path(Path::Direct)]);
     Targets { node: Some(node), mac: None, peers, suspect: false, links: 0, mtu: 1500, diverted: Vec::new() }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use lab::{Lab, Timing, Topology};
 use plan::Tunnel;
-use plan::input::{Former, Uplink};
+use plan::input::Uplink;
 use plan::lease::Subnet;
 use plan::verdict::PATIENCE;
 
@@ -45,10 +45,6 @@ fn node(lab: &Lab) -> Node {
         subnet: Subnet { ipv4: Some(subnet), ipv6: None },
         vtep: None,
         vtep_v6: None,
-        former: Former::default(),
-        foreign_vnis: Vec::new(),
-        firewall_keeper: plan::input::FirewallKeeper::Us,
-        by_nexthop: false,
     }
 }
 
