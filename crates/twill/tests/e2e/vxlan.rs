@@ -24,7 +24,8 @@ fn a_pod_packet_travels_in_udp_8472_with_vni_1_and_is_not_fragmented_at_full_siz
         assert!(seen, "no echo request of {from} in:\n{}", packets.join("\n"));
         // The daemons' probes between pod addresses of the nodes may be smaller.
         let pods_own = [format!("{from} > {to}: ICMP echo"), format!("{to} > {from}: ICMP echo")];
-        let packets_of_pods = packets.iter().filter(|packet| pods_own.iter().any(|ends| packet.contains(ends)));
+        let packets_of_pods =
+            packets.iter().filter(|packet| pods_own.iter().any(|ends| packet.contains(ends)));
         for packet in packets_of_pods {
             assert!(packet.contains(".8472: VXLAN, flags [I] (0x08), vni 1"), "{packet}");
             assert!(packet.contains("length 1500)"), "the outer packet is full: {packet}");
