@@ -635,6 +635,8 @@ mod tests {
             node(NodeFault::UplinkWithoutFamily { uplink: link(), family: Family::Ipv6 }), "is configured; nothing is withdrawn";
         Note::Node(NodeFault::UplinkWithoutAddress { .. }) =>
             node(NodeFault::UplinkWithoutAddress { uplink: link(), address: ip() }), "has lost our address";
+        Note::Node(NodeFault::AddressTaken { .. }) =>
+            node(NodeFault::AddressTaken { uplink: link(), address: ip(), mac: Mac([2, 0, 0, 0, 0, 7]) }), "a second machine";
         Note::Node(NodeFault::UplinkWithoutRoute { .. }) =>
             node(NodeFault::UplinkWithoutRoute { uplink: link(), address: ip() }), "but no route to its segment";
         Note::Node(NodeFault::UplinkAmongPods { .. }) =>
@@ -680,8 +682,6 @@ mod tests {
         Note::Node(NodeFault::NeighboursLimited { .. }) =>
             node(NodeFault::NeighboursLimited { path: "a/b".into(), limit: 1024, enough: 4096 }), "neighbours at most";
         Note::Node(NodeFault::NothingVerified) => node(NodeFault::NothingVerified), "but --probe=off asks nobody";
-        Note::Node(NodeFault::AddressTaken { .. }) =>
-            node(NodeFault::AddressTaken { uplink: link(), address: ip(), mac: Mac([2, 0, 0, 0, 0, 7]) }), "a second machine";
         Note::Node(NodeFault::NoProbeSocket { .. }) =>
             node(NodeFault::NoProbeSocket { why: "no".into() }), "but this daemon cannot open a socket to probe peers";
         Note::Node(NodeFault::Diverted(_)) => node(NodeFault::Diverted(Box::new(Diversion {
