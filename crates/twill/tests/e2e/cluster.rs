@@ -86,8 +86,10 @@ pub(crate) fn lease_name(subnet: &str) -> String {
 }
 
 /// Returns the number of changes that the node's daemon has requested from the kernel since it started. It is no proof by itself,
-/// but the kernel's monitors do not report a write that changes nothing.
+/// but the kernel's monitors do not report a write that changes nothing. A pass counts its changes after it has made them, so the
+/// daemon is asked something first that the next pass answers.
 pub(crate) fn ops_asked(node: &Node) -> f64 {
+    node.twill_output(&["diff"]);
     let metrics = node.get("/metrics").unwrap().body;
     let counts = metrics.lines().filter(|line| line.starts_with("twill_ops_total"));
     counts.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()

@@ -52,7 +52,8 @@ fn writes_nothing(config: &str, load: Load) {
     });
     let file = fs::metadata(node.run_dir().join("subnet.env")).unwrap();
     let monitors = Monitors::start(&node.ns);
-    let (wakeups, cpu, asked) = (daemons[0].wakeups(), daemons[0].cpu(), cluster::ops_asked(node));
+    let asked = cluster::ops_asked(node);
+    let (wakeups, cpu) = (daemons[0].wakeups(), daemons[0].cpu());
     let traffic = (load == Load::Connections).then(|| Traffic::start(&pods[0], &pods[1], 500, SPAN));
     // Traffic changes entries of cni0 and eth0, which are not ours; flannel's devices and routes must stay untouched. The test
     // asks the daemon nothing meanwhile, so that idle is idle.
