@@ -1,5 +1,5 @@
 //! Finds and runs the programs of iptables. Those of the legacy variant create every table that they are asked about.
-//! So they run only if a table is loaded.
+//! The tools therefore run only if a table is loaded.
 
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
