@@ -1,6 +1,7 @@
 //! The reconcile loop: waits for a cause, reads the kernel, plans, applies the difference and reports the outcome. All of
 //! its state belongs to one thread.
 
+mod departed;
 mod fault;
 mod on_disk;
 mod publish;
@@ -42,6 +43,7 @@ use crate::questions::Answers;
 use crate::report::Board;
 use crate::round::Round;
 use crate::trigger::{Cause, Causes, Trigger};
+use departed::Departed;
 use fault::{own_fault, rules_fault};
 
 /// Time until the kernel is read again after a failed read.
@@ -85,6 +87,7 @@ pub(crate) struct Memory {
     /// Fault of this node's own part, and its beginning.
     fault: Option<(String, Instant)>,
     footprint: Option<Footprint>,
+    departed: Departed,
     /// Manager of the traffic rules and the reason for it, as last logged.
     firewall: Option<firewall::Choice>,
     /// Current uplink addresses and those that the node had before.
@@ -155,6 +158,7 @@ impl Reconciler {
             self.set_fault(Some(format!("the plan contradicts itself: {first}")));
             return None;
         }
+        self.memory.departed.excuse(&mut plan, begun);
         plan.notes.extend(notes);
         plan.notes.extend(self.notes_on_probes());
         plan.notes.extend(self.leave_footprint(&plan.owned));
