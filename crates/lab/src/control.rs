@@ -65,13 +65,14 @@ impl Control {
         let now = Instant::now();
         let control = Self(Arc::new(Mutex::new(Ticks { begun: now, due: now + TICK, late: Vec::new() })));
         let of = control.clone();
-        thread::spawn(move || {
+        let tick = move || {
             loop {
                 let due = of.ticks().due;
                 thread::sleep(due.saturating_duration_since(Instant::now()));
                 of.ticks().woken(Instant::now());
             }
-        });
+        };
+        thread::Builder::new().name("control".into()).spawn(tick).expect("a thread for the control");
         control
     }
 
