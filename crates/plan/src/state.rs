@@ -48,7 +48,7 @@ pub trait Kind: Row + fmt::Display {
     fn is_ours(&self, owned: &Owned, seen: &State) -> bool;
 }
 
-/// Places of a kind's ops among all ops of a pass (ARCHITECTURE.md, "Order of steps").
+/// Places of a kind's ops among all ops of a pass (ARCHITECTURE.md, "Order of ops").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rank {
     /// Place of additions and changes.
