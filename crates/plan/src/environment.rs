@@ -1,8 +1,6 @@
 //! Finds settings of the machine that keep traffic rules or routes from working, though no object of ours is missing.
 //! They are reported with the command that changes them, and never changed.
 
-use std::fmt;
-
 use ipnet::IpNet;
 
 use crate::firewall::Firewalld;
@@ -79,53 +77,6 @@ fn refused(config: &Config, told: &Firewalld) -> Option<NodeFault> {
         networks.filter(|network| !told.sources.iter().any(|source| source.contains(network))).collect();
     let port = config.backend.port().filter(|port| !told.ports.contains(port));
     (port.is_some() || !networks.is_empty()).then(|| NodeFault::Firewalld { port, networks: networks.into() })
-}
-
-pub(crate) const BRIDGE_NETFILTER_MISSING: &str = "the module br_netfilter is not loaded, so rules for traffic do not see \
-     what goes from one pod of this node to another. Run: modprobe br_netfilter";
-
-pub(crate) const NOTHING_VERIFIED: &str = "direct routing is to be verified, but --probe=off asks nobody: peers that are direct by now stay so \
-     though their path may fail, and all others stay on the tunnel. Leave --probe out, or write \"VerifyDirect\": false into the network config";
-
-pub(crate) fn no_probe_socket(f: &mut fmt::Formatter<'_>, why: &str) -> fmt::Result {
-    write!(
-        f,
-        "direct routing is to be verified, but this daemon cannot open a socket to probe peers: {why}. Peers that are direct by \
-         now stay so, and all others stay on the tunnel. Allow AF_PACKET (in systemd by RestrictAddressFamilies=) and \
-         CAP_NET_RAW, or write \"VerifyDirect\": false into the network config"
-    )
-}
-
-pub(crate) fn bridge_netfilter_off(f: &mut fmt::Formatter<'_>, path: &str) -> fmt::Result {
-    write!(
-        f,
-        "sysctl {path} is 0, so rules for traffic do not see what goes from one pod of this node to another. Run: sysctl -w \
-         {path}=1"
-    )
-}
-
-pub(crate) fn neighbours_limited(
-    f: &mut fmt::Formatter<'_>,
-    path: &str,
-    limit: usize,
-    enough: usize,
-) -> fmt::Result {
-    write!(
-        f,
-        "the kernel keeps {limit} neighbours at most, and the peers on our segment come near that or pass it: packets \
-         to some of them will be lost. Run: sysctl -w {path}={enough}"
-    )
-}
-
-pub(crate) fn firewalld(f: &mut fmt::Formatter<'_>, port: Option<u16>, networks: &[IpNet]) -> fmt::Result {
-    f.write_str("firewalld runs here and refuses what it was not told to let through. Run: ")?;
-    if let Some(port) = port {
-        write!(f, "firewall-cmd --permanent --add-port={port}/udp; ")?;
-    }
-    for network in networks {
-        write!(f, "firewall-cmd --permanent --zone=trusted --add-source={network}; ")?;
-    }
-    f.write_str("firewall-cmd --reload")
 }
 
 #[cfg(test)]

@@ -2,15 +2,13 @@
 //! with the remedy, and never changed.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 
 use crate::LinkName;
 use crate::input::{AddressFacts, Config, Family, Underlay, Way, WayAnswer};
-use crate::note::{NodeFault, Note};
+use crate::note::{Diversion, NodeFault, Note};
 use crate::state::{MAIN_TABLE, Route, RoutePath, State};
 use crate::wanted::Wanted;
 
@@ -23,22 +21,6 @@ const CROSS_DEVICE: i32 = 18;
 const BLACKHOLE: i32 = 22;
 /// `EACCES`: result of a lookup that ends at a prohibit route.
 const PROHIBITED: i32 = 13;
-
-/// Rule or route that diverts packets of pods, and the packets that it diverts.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Diversion {
-    pub from: IpAddr,
-    pub to: IpAddr,
-    /// Device by which the packets should leave.
-    pub expected: LinkName,
-    /// Rule or route that diverts them.
-    pub by: Box<str>,
-    /// Effect on the packets, such as `drops them`.
-    pub fate: Box<str>,
-    pub network: IpNet,
-    pub table: u32,
-}
 
 /// Diversions that were found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -144,24 +126,6 @@ fn diversion(way: &Way, expected: LinkName, config: &Config, underlay: &Underlay
 /// them.
 fn forwards(link: LinkName, underlay: &Underlay) -> bool {
     underlay.sysctl(&crate::sysctls::forwarding(link)) != Some("0")
-}
-
-impl fmt::Display for Diversion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { from, to, expected, by, fate, network, table } = self;
-        write!(
-            f,
-            "packets of pods such as from {from} to {to} do not leave through {expected}: {by} of this node {fate}. "
-        )?;
-        if *table == MAIN_TABLE {
-            f.write_str(
-                "Run the daemon with --route-table=flannel, whose rule (priority 5000) comes first, or take ",
-            )?;
-        } else {
-            f.write_str("Take ")?;
-        }
-        write!(f, "{network} out of that rule or route")
-    }
 }
 
 #[cfg(test)]

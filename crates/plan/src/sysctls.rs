@@ -1,8 +1,6 @@
 //! Sysctls that a pod network needs. The node's own sysctls are planned only if necessary, only to raise them, and only
 //! if they could be read. The crate `kernel` writes them.
 
-use std::fmt;
-
 use crate::LinkName;
 use crate::backend::Backend;
 use crate::backend::vxlan::Direct;
@@ -151,36 +149,6 @@ pub(crate) fn is_missing(path: &str, value: &str, wanted: &State, seen: &State) 
 /// Returns true if the setting turns forwarding on.
 pub(crate) fn forwards(row: &Sysctl) -> bool {
     [FORWARD, FORWARD_IPV6].contains(&&*row.path)
-}
-
-/// Remedy for a path that should have a value, for the reader of a warning.
-pub(crate) struct Remedy<'a>(pub(crate) &'a str, pub(crate) &'a str);
-
-impl fmt::Display for Remedy<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(path, value) = self;
-        write!(f, "Run: sysctl -w {path}={value} ({})", harm(path, value))
-    }
-}
-
-/// Returns what goes wrong without the setting.
-fn harm(path: &str, value: &str) -> &'static str {
-    match (path.rsplit('/').next(), value) {
-        (Some("ip_forward"), _) => "without it this node forwards no IPv4 packet of its pods",
-        (Some("forwarding"), _) if path.starts_with("net/ipv4/") => {
-            "without it packets of pods that come in by this device are dropped"
-        }
-        (Some("forwarding"), _) => "without it this node forwards no IPv6 packet of its pods",
-        (Some("disable_ipv6"), _) => "without it the kernel refuses IPv6 addresses and routes on this device",
-        (Some("rp_filter"), _) => {
-            "without it packets of pods are dropped where a peer's two directions take different ways"
-        }
-        (Some("accept_ra"), ACCEPTS_RA) => {
-            "set it before forwarding is switched on, or the node loses its default route if that is from a router \
-             advertisement"
-        }
-        _ => "without it a router advertisement from inside the tunnel could give this node a route",
-    }
 }
 
 /// Returns the setting that keeps router advertisements from inside the tunnel from configuring the node (flannel-compat

@@ -22,7 +22,7 @@ use crate::direct::OnLink;
 use crate::firewall;
 use crate::input::{Config, Family, Former, Leases, Node, OtherDaemons, Sysctls, Underlay, Uplink};
 use crate::lease::Lease;
-use crate::note::{NodeFault, Note, PeerFault};
+use crate::note::{Extent, NodeFault, Note, PeerFault};
 use crate::owned::{Owned, PROTOCOL, Sweep};
 use crate::rivals::Contender;
 use crate::situation::Situation;
@@ -390,8 +390,23 @@ impl<'a> Draft<'a> {
             Backend::HostGw => true,
             Backend::Alloc => false,
         };
-        (needs_it && has_segment && !self.on_link.reaches(address))
-            .then_some(NodeFault::UplinkWithoutRoute { uplink, address })
+        (needs_it && has_segment && !self.on_link.reaches(address)).then(|| NodeFault::UplinkWithoutRoute {
+            uplink,
+            address,
+            extent: self.without_direct_paths(),
+        })
+    }
+
+    /// Returns the peers that are cut off without direct paths.
+    fn without_direct_paths(&self) -> Extent {
+        let has_tunnel = !self.config.backend.devices(self.config).is_empty();
+        if has_tunnel { Extent::SomePeers } else { Extent::AllPeers }
+    }
+
+    /// Returns the peers that are cut off without that device.
+    fn without(&self, device: LinkName) -> Extent {
+        let is_own = self.config.backend.devices(self.config).contains(&device);
+        if is_own { Extent::AllPeers } else { Extent::SomePeers }
     }
 
     fn note_node(&mut self, fault: NodeFault) {
@@ -443,7 +458,7 @@ impl<'a> Draft<'a> {
             return true;
         }
         if let Some(kind) = self.foreign_kind(name) {
-            let fault = NodeFault::ForeignDevice { name, kind };
+            let fault = NodeFault::ForeignDevice { name, kind, extent: self.without(name) };
             if !self.notes.contains(&Note::Node(fault.clone())) {
                 self.note_node(fault);
             }

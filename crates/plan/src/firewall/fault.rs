@@ -1,11 +1,11 @@
-//! Faults of the traffic rules, each with its remedy.
+//! Faults of the traffic rules, each with its severity and its remedy.
 
-use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use super::Variant;
+use crate::fault::{Severity, Words};
 use crate::input::Family;
 
 /// Fault of the traffic rules, or a finding that they made.
@@ -55,68 +55,76 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Returns true if the fault cuts pods off.
-    pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::NoMasquerade)
-    }
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// Returns the effect on readiness. Every fault decides it here.
+    pub fn severity(&self) -> Severity {
         match self {
-            Self::NftUnusable { why } => {
-                write!(f, "nftables cannot be used ({why}), so iptables has the traffic rules and VXLAN is not filtered")
+            Self::NoMasquerade => Severity::Unready,
+            Self::NftUnusable { .. }
+            | Self::IptablesMissing
+            | Self::Nothing
+            | Self::Foreign { .. }
+            | Self::Unlocked(_)
+            | Self::ForwardRefused { .. }
+            | Self::PodsRefused { .. }
+            | Self::ForwardOff { .. }
+            | Self::Unread(_)
+            | Self::Stranger(_)
+            | Self::PodSender(_) => Severity::Warning,
+        }
+    }
+
+    /// Returns the problem and the remedy.
+    pub fn words(&self) -> Words {
+        match self {
+            Self::NftUnusable { why } => Words::new(format!(
+                "nftables cannot be used ({why}), so iptables has the traffic rules and VXLAN is not filtered"
+            )),
+            Self::IptablesMissing => {
+                Words::new("there is no iptables on this node, so nftables has the traffic rules")
+                    .remedy("If another firewall here drops forwarded packets, install iptables")
             }
-            Self::IptablesMissing => f.write_str(
-                "there is no iptables on this node, so nftables has the traffic rules. If another firewall here drops \
-                 forwarded packets, install iptables",
-            ),
-            Self::Nothing => f.write_str(
-                "neither nftables nor iptables can be used, so nothing is accepted that others drop: install nft or iptables, or \
-                 switch the rules off (--iptables-forward-rules=false)",
-            ),
-            Self::NoMasquerade => f.write_str(
-                "neither nftables nor iptables can be used, so nothing is masqueraded: install nft or iptables, or switch it \
-                 off (--ip-masq=false)",
-            ),
-            Self::Foreign { keeper } => write!(
-                f,
+            Self::Nothing => Words::new(
+                "neither nftables nor iptables can be used, so nothing is accepted that others drop",
+            )
+            .remedy("Install nft or iptables, or switch the rules off (--iptables-forward-rules=false)"),
+            Self::NoMasquerade => {
+                Words::new("neither nftables nor iptables can be used, so nothing is masqueraded")
+                    .remedy("Install nft or iptables, or switch it off (--ip-masq=false)")
+            }
+            Self::Foreign { keeper } => Words::new(format!(
                 "{keeper} keeps the traffic rules, so this one makes none: what it forwards is neither accepted nor \
-                 masqueraded. Give one of them --iptables-forward-rules=false and --ip-masq=false"
-            ),
-            Self::Unlocked(why) => write!(
-                f,
+                 masqueraded"
+            ))
+            .remedy("Give one of them --iptables-forward-rules=false and --ip-masq=false"),
+            Self::Unlocked(why) => Words::new(format!(
                 "the traffic rules are left as they are, because they cannot be locked against another daemon of this node: {why}"
-            ),
-            Self::ForwardRefused { variant, family, what } => write!(
-                f,
+            )),
+            Self::ForwardRefused { variant, family, what } => Words::new(format!(
                 "EnableNFTables is true, but the {family} FORWARD chain of {variant} has {what}, so the accept rules are \
-                 there too. Drop EnableNFTables to have all rules in one place"
-            ),
-            Self::ForwardOff { variant, family, what } => write!(
-                f,
+                 there too"
+            ))
+            .remedy("Drop EnableNFTables to have all rules in one place"),
+            Self::ForwardOff { variant, family, what } => Words::new(format!(
                 "this node refuses packets of pods: the {family} FORWARD chain of {variant} has {what}, and \
-                 --iptables-forward-rules=false accepts nothing ahead of it. Accept the pods' network there, or leave the flag out"
-            ),
-            Self::PodsRefused { place, what, from, to, remedy } => write!(
-                f,
+                 --iptables-forward-rules=false accepts nothing ahead of it"
+            ))
+            .remedy("Accept the pods' network there, or leave the flag out"),
+            Self::PodsRefused { place, what, from, to, remedy } => Words::new(format!(
                 "this node refuses packets of pods, such as from {from} to {to}: {place} has {what}, which the accept rules \
-                 of this daemon do not undo. Accept the pods' network ahead of it: {remedy}"
-            ),
-            Self::Unread(what) => write!(
-                f,
+                 of this daemon do not undo"
+            ))
+            .remedy(format!("Accept the pods' network ahead of it: {remedy}")),
+            Self::Unread(what) => Words::new(format!(
                 "rules cannot be read, so what refuses pods' packets may go unseen: {what}. It is tried again every 10 s"
-            ),
-            Self::Stranger(address) => write!(
-                f,
+            )),
+            Self::Stranger(address) => Words::new(format!(
                 "{address} sends us VXLAN packets and no peer has that address: it is a node behind an address translation, \
                  or somebody who forges pod traffic"
-            ),
-            Self::PodSender(address) => write!(
-                f,
-                "pod {address} sends VXLAN packets with our VNI, by which it can pass for any other pod. Look at that pod; \
-                 with VxlanSourceFilter drop its packets are dropped"
-            ),
+            )),
+            Self::PodSender(address) => Words::new(format!(
+                "pod {address} sends VXLAN packets with our VNI, by which it can pass for any other pod"
+            ))
+            .remedy("Look at that pod; with VxlanSourceFilter drop its packets are dropped"),
         }
     }
 }

@@ -184,7 +184,7 @@ mod tests {
             what: "policy drop".into(),
             packet,
         };
-        let text = obstacle.fault(net("10.244.0.0/16")).to_string();
+        let text = obstacle.fault(net("10.244.0.0/16")).words().to_string();
         assert!(
             text.contains("chain fwd of nftables' table inet guard") && text.contains("policy drop"),
             "{text}"
@@ -192,7 +192,7 @@ mod tests {
         assert!(text.contains("nft insert rule inet guard fwd ip saddr 10.244.0.0/16 accept"), "{text}");
         obstacle.manager = Manager::Iptables(Variant::Legacy);
         (obstacle.table, obstacle.chain) = ("raw".into(), "PREROUTING".into());
-        let text = obstacle.fault(net("10.244.0.0/16")).to_string();
+        let text = obstacle.fault(net("10.244.0.0/16")).words().to_string();
         assert!(text.contains("iptables-legacy -t raw -I PREROUTING -d 10.244.0.0/16 -j ACCEPT"), "{text}");
     }
 }

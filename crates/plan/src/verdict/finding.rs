@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fault::Words;
 use crate::{LinkName, Mac};
 
 /// State of one peer as seen from this node. Samples of the serialized form:
@@ -81,115 +82,137 @@ impl Finding {
     pub fn is_fault(&self) -> bool {
         !matches!(self, Self::Healthy | Self::Unverified | Self::NoEcho)
     }
-}
 
-/// Writes the observation, its possible causes and the remedy.
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Healthy => f.write_str("node to node: echoes between the pod subnets of both nodes are answered"),
-            Self::Unverified => {
-                f.write_str("not verified: it was not asked yet, or one side has no address in its pod subnet to ask from")
-            }
-            Self::NoEcho => f.write_str(
+    /// Returns the observation with its possible causes, and the remedy.
+    pub fn words(&self) -> Words {
+        match *self {
+            Self::Healthy => Words::new("node to node: echoes between the pod subnets of both nodes are answered"),
+            Self::Unverified => Words::new(
+                "not verified: it was not asked yet, or one side has no address in its pod subnet to ask from",
+            ),
+            Self::NoEcho => Words::new(
                 "it answers ARP (or neighbour discovery) and has never answered an echo, so its path cannot be verified: is \
-                 ICMP filtered? Accept echo requests between the nodes",
-            ),
-            Self::EchoLost { node } => write!(
-                f,
-                "{node} still answers ARP (or neighbour discovery) and no echo any more: ICMP is filtered now, or the node \
-                 hangs. Look at the node; if it is well, accept echo requests between the nodes"
-            ),
-            Self::Flapping { node } => write!(
-                f,
-                "probes to {node} are answered now and then and lost in between, 10 of 20 or more: look at its link, its \
-                 load and the switch"
-            ),
-            Self::NextHopSilent { next_hop, uplink } => write!(
-                f,
-                "no answer to {question} for {next_hop} on {uplink}: it is down, or not on this layer-2 segment, or \
-                 {question} is filtered. If the node is up, look at its link and at VLANs and filters between; host-gw needs \
-                 one layer-2 segment, backend type auto or vxlan does not",
-                question = resolution(next_hop)
-            ),
-            Self::DuplicateAddress { next_hop, macs: [one, other] } => write!(
-                f,
-                "both {one} and {other} say that they have {next_hop}, and packets to it are lost: take the address away from \
-                 the wrong one. If both are NICs of that node on one segment, set \
-                 net.ipv4.conf.all.arp_ignore=1 there"
-            ),
-            Self::LostAbove { mtu } => write!(
-                f,
-                "packets of more than {mtu} bytes between pods are lost, and smaller ones arrive: a link on the way has a \
-                 smaller MTU than both ends. Raise its MTU, or set MTU in the network \
-                 config so that pods have at most {mtu}"
-            ),
-            Self::Fragmented { mtu } => write!(
-                f,
-                "whole packets of more than {mtu} bytes do not reach the node, so large packets between pods travel in \
-                 fragments of tunnel packets, which is slow: raise the MTU on the way, or set a smaller MTU in the network \
-                 config"
-            ),
-            Self::ChecksumFault { node } => write!(
-                f,
-                "{node} answers a datagram with a complete checksum and, time after time, not the one whose checksum \
-                 the devices were to fill in: checksum offload of the tunnel's inner packets is broken, here or on the way. \
-                 Try: ethtool -K DEVICE tx-checksum-ip-generic off, for the tunnel's device"
-            ),
-            _ => self.explain_loss(f),
-        }
-    }
-}
-
-impl Finding {
-    /// Writes the text for faults that lose all packets, or all packets on the pods' path.
-    fn explain_loss(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Silent { node } => write!(
-                f,
-                "nothing that {node} is asked comes back: the node or its network is down, or all is filtered. Look at the \
-                 node and at routes and firewalls between"
-            ),
-            Self::Refused { node, by } => write!(
-                f,
-                "{by} sends an ICMP error for packets between our pods and those of {node}: look there at routes and \
-                 firewall"
-            ),
-            Self::TunnelLost { node, port } => write!(
-                f,
-                "{node} answers, and no tunnel packet comes back: UDP port {port} is filtered, there or on the way, or \
-                 swallowed by a hypervisor that uses it itself, or the tunnel there is down. Open UDP {port} in both \
-                 directions, or choose another port in the network config"
-            ),
-            Self::PodAddressesLost { next_hop, uplink } => write!(
-                f,
-                "{next_hop} answers on {uplink}, and no packet with pod addresses comes back that way: the network drops \
-                 addresses that it does not know (clouds do: turn off the check of source and destination), or the node \
-                 drops them (rp_filter 1 on its uplink, its firewall, no route back). Backend type auto or vxlan goes by \
-                 tunnel then"
-            ),
-            Self::Diverted { node } => write!(
-                f,
+                 ICMP filtered?",
+            )
+            .remedy("Accept echo requests between the nodes"),
+            Self::EchoLost { node } => echo_lost(node),
+            Self::Flapping { node } => Words::new(format!(
+                "probes to {node} are answered now and then and lost in between, 10 of 20 or more"
+            ))
+            .remedy("Look at its link, its load and the switch"),
+            Self::NextHopSilent { next_hop, uplink } => next_hop_silent(next_hop, uplink),
+            Self::Silent { node } => Words::new(format!(
+                "nothing that {node} is asked comes back: the node or its network is down, or all is filtered"
+            ))
+            .remedy("Look at the node and at routes and firewalls between"),
+            Self::Refused { node, by } => Words::new(format!(
+                "{by} sends an ICMP error for packets between our pods and those of {node}"
+            ))
+            .remedy("Look there at routes and firewall"),
+            Self::TunnelLost { node, port } => tunnel_lost(node, port),
+            Self::PodAddressesLost { next_hop, uplink } => pod_addresses_lost(next_hop, uplink),
+            Self::Diverted { node } => Words::new(format!(
                 "this node does not send packets for the pods of {node} by the route of its daemon, so nothing is known of the \
                  peer: the warnings name the policy rule or route of this node that takes them"
-            ),
-            Self::NoWayBack { node } => write!(
-                f,
-                "packets to the pods of {node} arrive, and what is sent back to our pods does not, for a reason that cannot \
-                 be seen from here: {node} may have lost its route, neighbour or FDB entry for us, a policy rule there may take \
-                 the packets, its rp_filter or firewall may drop our pod addresses, or something on the way back does. Look at \
-                 `twill status` and the routes there"
-            ),
-            Self::ProxyArp { next_hop, mac, also } => write!(
-                f,
-                "{mac} answers for {next_hop} and for {also}, too, and no packet with pod addresses gets through: a router \
-                 with proxy ARP seems to stand between, or {next_hop} has both and drops them. Host-gw needs one layer-2 segment, backend type auto or vxlan does not"
-            ),
-            _ => f.write_str(self.name()),
+            )),
+            Self::NoWayBack { node } => no_way_back(node),
+            Self::ProxyArp { next_hop, mac, also } => proxy_arp(next_hop, mac, also),
+            Self::DuplicateAddress { next_hop, macs: [first, second] } => {
+                duplicate_address(next_hop, first, second)
+            }
+            Self::LostAbove { mtu } => lost_above(mtu),
+            Self::Fragmented { mtu } => fragmented(mtu),
+            Self::ChecksumFault { node } => checksum_fault(node),
         }
     }
 }
 
-fn resolution(next_hop: &IpAddr) -> &'static str {
-    if next_hop.is_ipv6() { "neighbour discovery" } else { "ARP" }
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.words().fmt(f)
+    }
+}
+
+fn echo_lost(node: IpAddr) -> Words {
+    Words::new(format!(
+        "{node} still answers ARP (or neighbour discovery) and no echo any more: ICMP is filtered now, or the node hangs"
+    ))
+    .remedy("Look at the node; if it is well, accept echo requests between the nodes")
+}
+
+fn next_hop_silent(next_hop: IpAddr, uplink: LinkName) -> Words {
+    let question = if next_hop.is_ipv6() { "neighbour discovery" } else { "ARP" };
+    Words::new(format!(
+        "no answer to {question} for {next_hop} on {uplink}: it is down, or not on this layer-2 segment, or {question} is \
+         filtered"
+    ))
+    .remedy(
+        "If the node is up, look at its link and at VLANs and filters between; host-gw needs one layer-2 segment, backend \
+         type auto or vxlan does not",
+    )
+}
+
+fn tunnel_lost(node: IpAddr, port: u16) -> Words {
+    Words::new(format!(
+        "{node} answers, and no tunnel packet comes back: UDP port {port} is filtered, there or on the way, or swallowed by \
+         a hypervisor that uses it itself, or the tunnel there is down"
+    ))
+    .remedy(format!("Open UDP {port} in both directions, or choose another port in the network config"))
+}
+
+fn pod_addresses_lost(next_hop: IpAddr, uplink: LinkName) -> Words {
+    Words::new(format!(
+        "{next_hop} answers on {uplink}, and no packet with pod addresses comes back that way: the network drops addresses \
+         that it does not know (clouds do: turn off the check of source and destination), or the node drops them \
+         (rp_filter 1 on its uplink, its firewall, no route back)"
+    ))
+    .remedy("Backend type auto or vxlan goes by tunnel then")
+}
+
+fn no_way_back(node: IpAddr) -> Words {
+    Words::new(format!(
+        "packets to the pods of {node} arrive, and what is sent back to our pods does not, for a reason that cannot be seen \
+         from here: {node} may have lost its route, neighbour or FDB entry for us, a policy rule there may take the packets, \
+         its rp_filter or firewall may drop our pod addresses, or something on the way back does"
+    ))
+    .remedy("Look at `twill status` and the routes there")
+}
+
+fn proxy_arp(next_hop: IpAddr, mac: Mac, also: IpAddr) -> Words {
+    Words::new(format!(
+        "{mac} answers for {next_hop} and for {also}, too, and no packet with pod addresses gets through: a router with \
+         proxy ARP seems to stand between, or {next_hop} has both and drops them"
+    ))
+    .remedy("Host-gw needs one layer-2 segment, backend type auto or vxlan does not")
+}
+
+fn duplicate_address(next_hop: IpAddr, first: Mac, second: Mac) -> Words {
+    Words::new(format!("both {first} and {second} say that they have {next_hop}, and packets to it are lost")).remedy(
+        "If both are NICs of that node on one segment, set net.ipv4.conf.all.arp_ignore=1 there; otherwise take the address \
+         away from the wrong one",
+    )
+}
+
+fn lost_above(mtu: u16) -> Words {
+    Words::new(format!(
+        "packets of more than {mtu} bytes between pods are lost, and smaller ones arrive: a link on the way has a smaller \
+         MTU than both ends"
+    ))
+    .remedy(format!("Raise its MTU, or set MTU in the network config so that pods have at most {mtu}"))
+}
+
+fn fragmented(mtu: u16) -> Words {
+    Words::new(format!(
+        "whole packets of more than {mtu} bytes do not reach the node, so large packets between pods travel in fragments of \
+         tunnel packets, which is slow"
+    ))
+    .remedy("Raise the MTU on the way, or set a smaller MTU in the network config")
+}
+
+fn checksum_fault(node: IpAddr) -> Words {
+    Words::new(format!(
+        "{node} answers a datagram with a complete checksum and, time after time, not the one whose checksum the devices \
+         were to fill in: checksum offload of the tunnel's inner packets is broken, here or on the way"
+    ))
+    .remedy("Try: ethtool -K DEVICE tx-checksum-ip-generic off, for the tunnel's device")
 }

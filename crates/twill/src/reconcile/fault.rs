@@ -1,7 +1,8 @@
 //! Selects the faults of a pass that belong to this node's own part and so decide whether it is ready.
 
-use plan::note::{NodeFault, Note, StoreFault};
-use plan::{LinkName, Object, Op, Path, Verb};
+use plan::fault::Severity;
+use plan::note::Note;
+use plan::{LinkName, Object, Op, Verb};
 
 use crate::round::Round;
 
@@ -13,33 +14,7 @@ pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
         Object::Address(row) => devices.contains(&row.link),
         _ => false,
     };
-    let waits = round.peers.iter().any(|peer| peer.path == Path::Waiting);
-    let noted = round.notes.iter().find_map(|note| match note {
-        Note::Node(
-            NodeFault::SysctlRefused { .. }
-            | NodeFault::SysctlUnset { .. }
-            | NodeFault::BridgeNetfilterMissing
-            | NodeFault::BridgeNetfilterOff { .. }
-            | NodeFault::Firewalld { .. }
-            | NodeFault::NeighboursLimited { .. }
-            | NodeFault::NothingVerified
-            | NodeFault::NoProbeSocket { .. }
-            // Any machine on the segment can bring it about.
-            | NodeFault::AddressTaken { .. }
-            | NodeFault::NotInternalIp { .. }
-            | NodeFault::InterfaceAmongPods { .. }
-            | NodeFault::TooNarrow { alone: Some(_), .. }
-            | NodeFault::NoPeerOnLink { .. },
-        ) => None,
-        Note::Node(NodeFault::Firewall(_)) => None,
-        // Peers are reached by tunnel then.
-        Note::Node(NodeFault::UplinkWithoutRoute { .. }) if !devices.is_empty() && !waits => None,
-        Note::Node(NodeFault::ForeignDevice { name, .. }) if !devices.contains(name) => None,
-        Note::Node(fault) => Some(fault.to_string()),
-        Note::Store(fault @ StoreFault::OwnLeaseTaken { .. }) => Some(fault.to_string()),
-        _ => None,
-    });
-    undone(round, own).or(noted)
+    undone(round, own).or_else(|| noted(round, Severity::Blocking))
 }
 
 /// Returns the first fault of the traffic rules that pods need. Pods can be attached all the same.
@@ -50,11 +25,17 @@ pub(super) fn rules_fault(round: &Round) -> Option<String> {
         Object::Iptables(_) => op.verb != Verb::Delete,
         _ => false,
     };
-    let noted = round.notes.iter().find_map(|note| match note {
-        Note::Node(NodeFault::Firewall(fault)) if fault.is_fatal() => Some(fault.to_string()),
-        _ => None,
-    });
-    undone(round, needed).or(noted)
+    undone(round, needed).or_else(|| noted(round, Severity::Unready))
+}
+
+/// Returns the text of the first warning of that severity.
+fn noted(round: &Round, severity: Severity) -> Option<String> {
+    let note = round.notes.iter().find(|note| note.severity() == severity)?;
+    Some(match note {
+        // Readiness is about this node, so the subject `store` is left out.
+        Note::Store(fault) => fault.to_string(),
+        note => note.to_string(),
+    })
 }
 
 /// Returns the error of the first matching op that was refused, else the first matching op that was delayed.
