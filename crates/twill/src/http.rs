@@ -306,16 +306,17 @@ fn readyz_body(verdict: &str, report: &Report) -> String {
         let _ = writeln!(body, "store is lost, the last known leases stay in force: {lost}");
     }
     let mut shown = 0;
-    for note in report.notes.iter().take(LINES) {
+    for warning in report.warnings.iter().take(LINES) {
+        let line = warning.to_string();
         // Room for the last line is kept.
-        if body.len() + note.len() > READYZ - 100 {
+        if body.len() + line.len() > READYZ - 100 {
             break;
         }
-        let _ = writeln!(body, "{note}");
+        let _ = writeln!(body, "{line}");
         shown += 1;
     }
-    if report.notes.len() > shown {
-        let _ = writeln!(body, "and {} more", report.notes.len() - shown);
+    if report.warnings.len() > shown {
+        let _ = writeln!(body, "and {} more", report.warnings.len() - shown);
     }
     body
 }
@@ -343,12 +344,13 @@ pub(crate) async fn fuzz(stream: tokio::io::DuplexStream, local: bool) {
 mod tests {
     use super::*;
     use crate::report::board;
+    use crate::report::warnings::tests::warning;
 
     #[test]
     fn the_first_line_is_the_verdict_and_a_thousand_notes_are_fifty_lines() {
-        let notes = (0..1000).map(|number| format!("peer {number}: silent")).collect();
+        let warnings = (0..1000).map(|number| warning(format!("peer {number}: silent"))).collect();
         let lost = Some("refused".to_owned());
-        let report = Report { notes, store_lost: lost, ..Report::clone(&board().borrow()) };
+        let report = Report { warnings, store_lost: lost, ..Report::clone(&board().borrow()) };
         let body = readyz_body("twill is ready", &report);
         let lines: Vec<&str> = body.lines().collect();
         assert_eq!((lines[0], lines[2], lines[51]), ("twill is ready", "peer 0: silent", "peer 49: silent"));
@@ -358,8 +360,9 @@ mod tests {
 
     #[test]
     fn a_page_has_at_most_sixty_four_kibibytes_and_is_built_once() {
-        let notes = (0..50).map(|number| format!("{number} {}", "\u{1f600}".repeat(490))).collect();
-        let report = Arc::new(Report { notes, ..Report::clone(&board().borrow()) });
+        let long = |number| warning(format!("{number} {}", "\u{1f600}".repeat(490)));
+        let warnings = (0..50).map(long).collect();
+        let report = Arc::new(Report { warnings, ..Report::clone(&board().borrow()) });
         let body = readyz_body("twill is ready", &report);
         assert!(body.len() <= READYZ && body.len() > READYZ / 2, "{}", body.len());
         assert!(body.lines().last().unwrap().ends_with(" more"), "{body}");

@@ -2,6 +2,7 @@
 //! `/readyz` answers from it; the plan does not depend on it.
 
 pub(crate) mod peers;
+pub(crate) mod warnings;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -16,6 +17,7 @@ use tokio::sync::watch;
 use crate::probe::Healths;
 use crate::round::{self, Round};
 pub(crate) use peers::PeerReport;
+use warnings::Warning;
 
 /// Format of the report; it grows when a field changes its meaning.
 pub(crate) const FORMAT: u32 = 1;
@@ -29,7 +31,7 @@ const SILENCE: Duration = Duration::from_secs(90);
 ///
 /// ```json
 /// {"format":1,"version":"0.1.0","pid":812,"not_ready":null,"waiting_for":null,"node":{...},"store_lost":null,"fault":null,
-///  "firewall":"...","strangers":[],"peers":[...],"notes":[],"held":[],"rounds":7,"last_change":{...}}
+///  "firewall":"...","strangers":[],"peers":[...],"warnings":[],"held":[],"rounds":7,"last_change":{...}}
 /// ```
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
@@ -63,7 +65,8 @@ pub(crate) struct Report {
     /// Latest health of the peers, and the time from which its times count.
     #[serde(skip)]
     pub(crate) healths: Option<(watch::Receiver<Healths>, Instant)>,
-    pub(crate) notes: Vec<String>,
+    /// Warnings of the last pass, those about this node first.
+    pub(crate) warnings: Vec<Warning>,
     /// Ops that keep coming back and are delayed.
     pub(crate) held: Vec<String>,
     pub(crate) rounds: u64,
@@ -120,7 +123,7 @@ pub(crate) fn board() -> Board {
         peers: Vec::new(),
         paths: Arc::default(),
         healths: None,
-        notes: Vec::new(),
+        warnings: Vec::new(),
         held: Vec::new(),
         rounds: 0,
         last_change: None,

@@ -130,7 +130,7 @@ fn page(report: &Report, colour: bool) -> String {
     page.push_str(&peers::page(&report.peers, colour));
     let strangers: Vec<String> = report.strangers.iter().map(stranger).collect();
     section(&mut page, "VXLAN from no peer", &strangers, ToOwned::to_owned);
-    section(&mut page, "to look at", &notes(report), |text| paint(AnsiColor::Yellow.on_default(), text));
+    section(&mut page, "to look at", &warnings(report), |text| paint(AnsiColor::Yellow.on_default(), text));
     section(&mut page, "put off", &report.held, ToOwned::to_owned);
     page
 }
@@ -140,13 +140,13 @@ fn stranger(stranger: &Stranger) -> String {
 }
 
 /// Returns the warnings that the table of peers does not show.
-fn notes(report: &Report) -> Vec<String> {
+fn warnings(report: &Report) -> Vec<String> {
     let in_table = |told: &PeerReport| {
         let reason = told.verdict.reason.as_ref()?;
         Some(format!("peer {}: {}: {reason}", told.peer.subnet, told.verdict.name))
     };
     let in_table: BTreeSet<String> = report.peers.iter().filter_map(in_table).collect();
-    report.notes.iter().filter(|note| !in_table.contains(*note)).cloned().collect()
+    report.warnings.iter().map(ToString::to_string).filter(|text| !in_table.contains(text)).collect()
 }
 
 fn section(page: &mut String, title: &str, lines: &[String], paint: impl Fn(&str) -> String) {
@@ -178,12 +178,13 @@ mod tests {
     use crate::report::board;
     use crate::report::peers::tests::{health, peer};
     use crate::report::peers::told;
+    use crate::report::warnings::tests::warning;
 
-    fn report(peers: &[PeerPath], notes: &[&str]) -> Report {
+    fn report(peers: &[PeerPath], warnings: &[&str]) -> Report {
         let healths = [health(3, Finding::Silent { node: [192, 0, 2, 3].into() })];
         let peers = told(peers, &healths, Duration::from_secs(20));
-        let notes = notes.iter().map(|note| (*note).to_owned()).collect();
-        Report { peers, notes, ..Report::clone(&board().borrow()) }
+        let warnings = warnings.iter().copied().map(warning).collect();
+        Report { peers, warnings, ..Report::clone(&board().borrow()) }
     }
 
     /// A fault of a peer in the table is not repeated below it; all other warnings are listed there.

@@ -12,12 +12,13 @@ use plan::{Mac, Object, Op, Path, PeerPath};
 use tracing::info;
 
 use super::Reconciler;
+use crate::backoff::Held;
 use crate::probe::Targets;
-use crate::report::{LastChange, peers};
+use crate::report::{LastChange, peers, warnings};
 use crate::round::Round;
 use crate::trigger::Cause;
 
-/// Maximum number of warnings, and of delayed ops, in a report.
+/// Maximum number of delayed ops in a report.
 const SHOWN: usize = 1000;
 
 impl Reconciler {
@@ -71,18 +72,18 @@ impl Reconciler {
                 report.last_change = Some(LastChange::of(round));
             }
             report.store_lost = store_lost.map(printed);
-            report.notes = first(&round.notes, printed);
-            report.held = first(&round.held, printed);
+            report.warnings = warnings::told(&round.notes);
+            report.held = first(&round.held);
             report.paths = paths;
         });
     }
 }
 
-/// Formats the first [`SHOWN`] items, with a last line that counts the others.
-fn first<'a, T>(all: &'a [T], words: impl Fn(&'a T) -> String) -> Vec<String> {
+/// Formats the first [`SHOWN`] ops, with a last line that counts the others.
+fn first(all: &[Held]) -> Vec<String> {
     let more = all.len().saturating_sub(SHOWN);
     let more = (more > 0).then(|| format!("and {more} more"));
-    all.iter().take(SHOWN).map(words).chain(more).collect()
+    all.iter().take(SHOWN).map(printed).chain(more).collect()
 }
 
 /// Returns the peers with the paths that are in force. A peer whose route could not be set keeps its former path, or
@@ -114,7 +115,6 @@ mod tests {
     use plan::state::{Route, RoutePath};
 
     use super::*;
-    use crate::backoff::Held;
     use crate::report::peers::tests::peer;
     use crate::trigger::Causes;
 

@@ -87,10 +87,14 @@ const WORDS: [(&str, &str); 13] = [
 pub(crate) fn told(node: &Node, daemon: &Daemon, subnet: &str, name: &str) {
     let about = format!("peer {subnet}: {name}: ");
     // The finding is reported at once, the note by the reconcile pass that it triggers.
+    let text = |warning: &Value| {
+        let (problem, remedy) = (warning["problem"].as_str()?, warning["remedy"].as_str());
+        Some(remedy.map_or_else(|| problem.to_owned(), |remedy| format!("{problem}. {remedy}")))
+    };
     let note = until(SOON, || {
         let status: Value = serde_json::from_str(&node.twill(&["status", "--json"])).ok()?;
-        let mut notes = status["notes"].as_array()?.iter().filter_map(Value::as_str);
-        notes.find(|note| note.starts_with(&about)).map(str::to_owned)
+        let mut warnings = status["warnings"].as_array()?.iter().filter_map(text);
+        warnings.find(|warning| warning.starts_with(&about))
     });
     let note = note.unwrap_or_else(|| panic!("no note `{about}`: {}", daemon.log()));
     let note = note.as_str();
