@@ -43,6 +43,11 @@ fn wire() -> Wire {
          ip addr add 192.0.2.1/24 dev near; ip addr add fd00:2::1/64 dev near nodad
          {there} ip addr add 192.0.2.2/24 dev far; {there} ip addr add fd00:2::2/64 dev far nodad"
     ));
+    // A link drops packets until a worker of the kernel has seen its carrier.
+    for show in ["ip -o link show near", &format!("{there} ip -o link show far")] {
+        let is_up = || sh(show).contains("state UP").then_some(());
+        assert!(lab::until(Duration::from_secs(5), is_up).is_some(), "{show}");
+    }
     wire
 }
 

@@ -154,10 +154,15 @@ fn a_one_to_one_nat_gives_another_address_both_ways() {
         for ((inside, public), to) in [node.ip.into(), node.ip6.into()].into_iter().zip(public).zip(OUTSIDES)
         {
             rules::nat_one_to_one(lab.router(), "eth0", inside, public);
-            let seen = |from, to| seen_source(from, Protocol::Tcp, to).map(|seen| seen.ip());
+            // The first connection may wait for a neighbour longer than the one second that it has.
+            let seen = |from, to| {
+                let source = || seen_source(from, Protocol::Tcp, to).map(|seen| seen.ip());
+                lab::until(SOON, source)
+            };
             assert_eq!(seen(&node.ns, to), Some(public));
             assert_eq!(seen(lab.outside(), public), Some(to));
         }
-        assert_eq!((outside.heard().len(), inner.heard().len()), (2, 2));
+        let heard = [&outside, &inner].map(|witness| witness.heard().len());
+        assert!(heard.iter().all(|count| *count >= 2), "{heard:?}");
     });
 }
