@@ -32,7 +32,7 @@ use crate::own_lease::Source;
 use crate::reconcile::{Memory, Reconciler};
 use crate::report::{self, NodeReport};
 use crate::trigger::{self, Bell, Cause};
-use crate::{confine, http, logging, notify, probe, questions};
+use crate::{confine, http, logging, notify, probe, questions, readiness};
 
 /// Minimum limit of open files with which the daemon can start.
 const LEAST_FILES: u64 = 32;
@@ -55,7 +55,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     let signals = runtime.block_on(async { Signals::hear() }).context("hearing signals")?;
     let _confined = confine::confine(flags);
     let tasks = runtime.handle().clone();
-    tasks.spawn(notify::follow(board.subscribe()));
+    tasks.spawn(readiness::follow(board.subscribe()));
     let woken = bell.clone();
     spawn("servers", move || runtime.block_on(serve(servers, signals, &woken)))?;
 

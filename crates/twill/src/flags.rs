@@ -10,9 +10,33 @@ use std::path::{Path, PathBuf};
 
 use lexopt::{Arg, Parser, ValueExt};
 
-use crate::{USAGE, env_file};
+use crate::env_file;
 pub(crate) use daemon::Flags;
 pub(crate) use value::LogFormat;
+
+/// Text of `twill --help`.
+const USAGE: &str = "\
+twill gives this Kubernetes node a pod subnet and connects its pods with those of all other nodes.
+
+usage: twill daemon [flags]
+             run the daemon in the foreground; twill daemon --help lists the flags
+       twill status [--json] [--watch] [--subnet-file FILE] [--socket FILE]
+             show the state of this node's daemon; --subnet-file names the daemon if its subnet file is not the default
+       twill diff [--json] [--subnet-file FILE] [--socket FILE]
+             list the ops that would bring the kernel to its desired state; exit code 1 if there are any
+       twill diff --offline [--json] [flags]
+             compute the same list from store and kernel without a daemon; takes the daemon's flags
+       twill uninstall [--dry-run] [--hand-over] [--subnet-file FILE] [--cache-dir DIR]
+             remove twill from this node; the daemon must be stopped; with --hand-over, leave to flannel what flannel
+             would have written
+       twill docker-opts [-i] [-c] [-m] [-k NAME] [-f FILE] [-d FILE]
+             write Docker options for the subnet file (-f) to /run/docker_opts.env or -d FILE, as mk-docker-opts.sh does:
+             with -i one variable per option, with -c all in DOCKER_OPTS or -k NAME, by default both; -m omits --ip-masq
+       twill --version
+       twill --help
+
+Called as flanneld it is twill daemon.
+";
 
 /// Command to run, with its flags.
 pub(crate) enum Command {

@@ -8,19 +8,11 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
-
-use tokio::sync::watch;
-use tracing::warn;
-
-use crate::report::Report;
 
 /// Socket that is connected to the service manager; empty if the connection failed.
 static MANAGER: OnceLock<UnixDatagram> = OnceLock::new();
-
-/// Maximum time between two looks at the report, since time alone can change readiness.
-const LOOK: Duration = Duration::from_secs(5);
 
 /// Watchdog timeout that the service manager set for this process (`WATCHDOG_USEC`). It restarts the daemon if [`alive`]
 /// is not called for this long.
@@ -44,38 +36,6 @@ pub(crate) fn stopping() {
     let _ = tell("STOPPING=1\nSTATUS=stopping; routes and devices stay as they are");
 }
 
-/// Sends readiness and status to the service manager whenever the board changes them. Returns when the board is gone, or
-/// at once without a service manager.
-pub(crate) async fn follow(mut board: watch::Receiver<Arc<Report>>) {
-    let (mut said, mut ready, mut complained) = (String::new(), false, false);
-    while socket().is_some() {
-        let report = board.borrow_and_update().clone();
-        let verdict = report.readiness();
-        let first = !ready && verdict.is_ok();
-        let status = match verdict {
-            Ok(()) => format!("ready, {} peers", report.paths.len()),
-            Err(why) if report.waiting_for.is_some() => why,
-            Err(why) => format!("not ready: {why}"),
-        };
-        let line = format!("STATUS={}", status.replace('\n', " "));
-        let news = if first { format!("READY=1\n{line}") } else { line };
-        if first || status != said {
-            match tell(&news) {
-                Ok(()) => (said, ready) = (status, ready || first),
-                Err(error) if !complained => {
-                    warn!("systemd cannot be told how this node is: {error}");
-                    complained = true;
-                }
-                // The next look tries again.
-                Err(_) => {}
-            }
-        }
-        if let Ok(Err(_)) = tokio::time::timeout(LOOK, board.changed()).await {
-            return;
-        }
-    }
-}
-
 /// Connects to the service manager for the life of the process. After `confine` this process can reach no abstract unix
 /// address of other processes.
 pub(crate) fn connect() {
@@ -87,7 +47,9 @@ pub(crate) fn connect() {
     }
 }
 
-fn tell(what: &str) -> io::Result<()> {
+/// Sends a message such as `READY=1\nSTATUS=ready, 3 peers`. Does nothing without a service manager. Fails if the socket
+/// does.
+pub(crate) fn tell(what: &str) -> io::Result<()> {
     let Some(name) = socket() else { return Ok(()) };
     if MANAGER.get().is_some_and(|manager| manager.send(what.as_bytes()).is_ok()) {
         return Ok(());
@@ -104,6 +66,7 @@ fn address(name: &OsStr) -> io::Result<SocketAddr> {
     }
 }
 
-fn socket() -> Option<OsString> {
+/// Returns the address of the service manager's socket; `None` if there is no service manager.
+pub(crate) fn socket() -> Option<OsString> {
     env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty())
 }

@@ -1,0 +1,45 @@
+//! Reports readiness and status of this node to the service manager.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::notify;
+use crate::report::Report;
+
+/// Maximum time between two looks at the report, since time alone can change readiness.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Sends readiness and status to the service manager whenever the board changes them. Returns when the board is gone, or
+/// at once without a service manager.
+pub(crate) async fn follow(mut board: watch::Receiver<Arc<Report>>) {
+    let (mut said, mut ready, mut complained) = (String::new(), false, false);
+    while notify::socket().is_some() {
+        let report = board.borrow_and_update().clone();
+        let verdict = report.readiness();
+        let first = !ready && verdict.is_ok();
+        let status = match verdict {
+            Ok(()) => format!("ready, {} peers", report.paths.len()),
+            Err(why) if report.waiting_for.is_some() => why,
+            Err(why) => format!("not ready: {why}"),
+        };
+        let line = format!("STATUS={}", status.replace('\n', " "));
+        let news = if first { format!("READY=1\n{line}") } else { line };
+        if first || status != said {
+            match notify::tell(&news) {
+                Ok(()) => (said, ready) = (status, ready || first),
+                Err(error) if !complained => {
+                    warn!("systemd cannot be told how this node is: {error}");
+                    complained = true;
+                }
+                // The next look tries again.
+                Err(_) => {}
+            }
+        }
+        if let Ok(Err(_)) = tokio::time::timeout(LOOK, board.changed()).await {
+            return;
+        }
+    }
+}
