@@ -1,22 +1,37 @@
 //! Checks the source tree against the rules of ARCHITECTURE.md. The rules are about first paragraphs, the first words of
-//! comments and texts, left-overs, links of documents, references to flannel's contract, and dependencies. File sizes are
-//! only reported. The compiler and clippy check functions, arguments, unwrap and unsafe; this program does not repeat
-//! them.
+//! comments and texts, left-overs, links of documents, references to flannel's contract, imports between modules, and
+//! dependencies. File sizes are only reported. The compiler and clippy check functions, arguments, unwrap and unsafe;
+//! this program does not repeat them. `cargo run -p tidy -- graph [DIR]` prints the figures of the imports between
+//! modules, of this tree or of the one in DIR.
 
 mod dependencies;
+mod imports;
+mod layers;
 mod links;
 mod openers;
 mod references;
 mod sources;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|command| command == "graph") {
+        let report = layers::report(&args.next().map_or(root, PathBuf::from));
+        return report.map_or_else(
+            |error| fail(&error),
+            |report| {
+                print!("{report}");
+                ExitCode::SUCCESS
+            },
+        );
+    }
     let faults = sources::findings(&root).and_then(|sources::Findings { mut faults, report }| {
         report.iter().for_each(|line| println!("tidy: {line}"));
         faults.extend(links::dead(&root)?);
+        faults.extend(layers::faults(&root)?);
         faults.extend(dependencies::faults(&root)?);
         Ok(faults)
     });
@@ -26,9 +41,11 @@ fn main() -> ExitCode {
             faults.iter().for_each(|fault| eprintln!("tidy: {fault}"));
             ExitCode::FAILURE
         }
-        Err(error) => {
-            eprintln!("tidy: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&error),
     }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("tidy: {error:#}");
+    ExitCode::FAILURE
 }

@@ -73,11 +73,12 @@ pub(crate) fn findings(root: &Path) -> anyhow::Result<Findings> {
 }
 
 /// Returns true if the path shows that a file holds only tests: `x/tests/y.rs` or `x/tests.rs`.
-fn is_test(name: &str) -> bool {
+pub(crate) fn is_test(name: &str) -> bool {
     name.contains("/tests/") || name.ends_with("/tests.rs")
 }
 
-fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+/// Adds all Rust files below `dir` to `files`.
+pub(crate) fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
         let path = entry?.path();
         if path.is_dir() {
