@@ -189,8 +189,7 @@ impl Reconciler {
             due = due.into_iter().chain([begun + FILE_RETRY]).min();
             Some(unwritten)
         });
-        let fault = fault.or_else(|| rules_fault(&round));
-        self.set_fault(fault);
+        self.set_fault(fault.or_else(|| rules_fault(&round)));
         self.metrics.count(&round);
         self.metrics.show_store_lost(view.lost.is_some());
         self.publish(&round, view.lost, programmed);
