@@ -57,7 +57,7 @@ pub struct PeerPath {
     #[serde(default)]
     pub tunnel: Option<Tunnel>,
     /// True if the peer is reached directly while probes prove that this works, and by tunnel otherwise.
-    #[serde(default)]
+    #[serde(default, rename = "path_by_probes")]
     pub by_evidence: bool,
 }
 

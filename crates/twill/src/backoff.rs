@@ -60,11 +60,10 @@ impl fmt::Display for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { op, times, refusal } = self;
         match refusal {
-            Some(refusal) => write!(f, "refused {times} times and put off: {refusal}"),
-            None => write!(
-                f,
-                "put off, because it keeps coming back ({times} times; is something else managing it?): {op}"
-            ),
+            Some(refusal) => write!(f, "refused {times} times, retrying less often: {refusal}"),
+            None => {
+                write!(f, "undone {times} times (does another program manage it?), retrying less often: {op}")
+            }
         }
     }
 }
@@ -206,17 +205,17 @@ mod tests {
             held.unwrap().to_string()
         };
         let words = held(&mut backoff);
-        assert!(words.contains("is something else managing it?): ~ route"), "{words}");
+        assert!(words.contains("does another program manage it?), retrying less often: ~ route"), "{words}");
         for error in ["~ route 10.0.0.0/24: no", "~ route 10.0.0.0/24: not yet"] {
             backoff.hear(&[op("10.0.0.0/24")], &[(op("10.0.0.0/24"), error)]);
             let words = held(&mut backoff);
             assert!(
-                words.starts_with("refused ") && words.ends_with(&format!("put off: {error}")),
+                words.starts_with("refused ") && words.ends_with(&format!("retrying less often: {error}")),
                 "{words}"
             );
         }
         backoff.hear::<String>(&[op("10.0.0.0/24")], &[]);
-        assert!(held(&mut backoff).contains("something else"));
+        assert!(held(&mut backoff).contains("does another program manage it?"));
     }
 
     #[test]

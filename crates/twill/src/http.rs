@@ -226,7 +226,7 @@ async fn patiently<A>(accepted: std::io::Result<A>, refused: &mut bool) -> Optio
     if let Err(error) = &accepted {
         // The process has most likely run out of file descriptors, so the next attempt would fail at once.
         if !*refused {
-            warn!("connections to this daemon cannot be taken, trying again: {}", Why(error));
+            warn!("cannot accept connections, retrying: {}", Why(error));
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -288,8 +288,8 @@ impl Answers {
                 }
                 None => {
                     let why = self.board.borrow().readiness().err();
-                    let why = why.unwrap_or_else(|| "the rounds hang".into());
-                    answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("nobody can tell yet: {why}\n"))
+                    let why = why.unwrap_or_else(|| "the reconcile loop is stalled".into());
+                    answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("not available: {why}\n"))
                 }
             },
             _ => answer(StatusCode::NOT_FOUND, TEXT, "not found\n"),

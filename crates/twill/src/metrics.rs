@@ -36,11 +36,11 @@ struct ByPath {
 
 /// Label of series by peer health.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByVerdict {
-    verdict: &'static str,
+struct ByFinding {
+    finding: &'static str,
 }
 
-/// Label of series by the way that peers have switched to.
+/// Label of series by the path that peers have switched to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByWay {
     to: &'static str,
@@ -51,7 +51,7 @@ struct ByWay {
 struct ByPeer {
     node: String,
     subnet: String,
-    verdict: &'static str,
+    finding: &'static str,
 }
 
 /// Label of series by the reason of a warning.
@@ -68,16 +68,16 @@ type PreciseGauge = Gauge<f64, AtomicU64>;
 /// All metrics of the daemon.
 pub(crate) struct Metrics {
     registry: Registry,
-    rounds: Counter,
-    round_seconds: Histogram,
+    passes: Counter,
+    pass_seconds: Histogram,
     ops: Family<ByKind, Counter>,
     failed_ops: Family<ByKind, Counter>,
-    held_ops: Gauge,
+    delayed_ops: Gauge,
     peers: Family<ByPath, Gauge>,
-    verdicts: Current<ByVerdict>,
+    findings: Current<ByFinding>,
     peer_faults: Current<ByPeer>,
     switches: Family<ByWay, Counter>,
-    notes: Current<ByReason>,
+    warnings: Current<ByReason>,
     store_lost: Gauge,
     store_age: PreciseGauge,
     watch_restarts: Counter,
@@ -90,16 +90,16 @@ impl Metrics {
         let mut registry = Registry::with_prefix("twill");
         let seconds = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0];
         let metrics = Self {
-            rounds: Counter::default(),
-            round_seconds: Histogram::new(seconds),
+            passes: Counter::default(),
+            pass_seconds: Histogram::new(seconds),
             ops: Family::default(),
             failed_ops: Family::default(),
-            held_ops: Gauge::default(),
+            delayed_ops: Gauge::default(),
             peers: Family::default(),
-            verdicts: Current::default(),
+            findings: Current::default(),
             peer_faults: Current::default(),
             switches: Family::default(),
-            notes: Current::default(),
+            warnings: Current::default(),
             store_lost: Gauge::default(),
             store_age: PreciseGauge::default(),
             watch_restarts: Counter::default(),
@@ -107,29 +107,26 @@ impl Metrics {
             pulse: OnceLock::new(),
             registry: Registry::default(),
         };
-        registry.register("rounds", "Looks at the kernel", metrics.rounds.clone());
-        let help = "Time of a round, from reading the kernel to the last answer";
-        registry.register_with_unit("round", help, Unit::Seconds, metrics.round_seconds.clone());
-        registry.register("ops", "Changes made to the kernel", metrics.ops.clone());
-        registry.register("failed_ops", "Changes that the kernel refused", metrics.failed_ops.clone());
-        registry.register(
-            "held_ops",
-            "Changes put off because they keep coming back",
-            metrics.held_ops.clone(),
-        );
-        registry.register("peers", "Peers by the way they are reached", metrics.peers.clone());
-        let help = "Peers by what is known of them";
-        registry.register("peers_by_verdict", help, metrics.verdicts.family());
-        let help = "Peers that something is wrong with, the first 50";
+        registry.register("passes", "Reconcile passes", metrics.passes.clone());
+        let help = "Time of a reconcile pass, changes included";
+        registry.register_with_unit("pass", help, Unit::Seconds, metrics.pass_seconds.clone());
+        registry.register("ops", "Ops sent to the kernel", metrics.ops.clone());
+        registry.register("failed_ops", "Ops that the kernel refused", metrics.failed_ops.clone());
+        let help = "Ops that are delayed because they are refused or undone again and again";
+        registry.register("delayed_ops", help, metrics.delayed_ops.clone());
+        registry.register("peers", "Peers by path", metrics.peers.clone());
+        let help = "Peers by finding of the probes";
+        registry.register("peers_by_finding", help, metrics.findings.family());
+        let help = "1 for each peer with a fault, the first 50";
         registry.register("peer_fault", help, metrics.peer_faults.family());
-        let help = "Peers that began to be reached directly, or by tunnel, by the evidence";
+        let help = "Peers that probes have moved to the direct path or to the tunnel";
         registry.register("path_switches", help, metrics.switches.clone());
-        let help = "Things that are not as they should be, by reason";
-        registry.register("notes", help, metrics.notes.family());
-        registry.register("store_lost", "1 while the store cannot be heard", metrics.store_lost.clone());
-        let help = "Time since the store was last heard";
+        let help = "Current warnings by reason";
+        registry.register("warnings", help, metrics.warnings.family());
+        registry.register("store_lost", "1 while the store does not answer", metrics.store_lost.clone());
+        let help = "Time since the store last answered";
         registry.register_with_unit("store_age", help, Unit::Seconds, metrics.store_age.clone());
-        let help = "Watches of the store that ended and were begun anew";
+        let help = "Watches of the store that were started again";
         registry.register("store_watch_restarts", help, metrics.watch_restarts.clone());
         registry.register("store_lists", "Complete lists of leases that were read", metrics.lists.clone());
         Self { registry, ..metrics }
@@ -155,16 +152,16 @@ impl Metrics {
 
     /// Counts a pass with its ops, and shows its delayed ops and warnings.
     pub(crate) fn count(&self, round: &Round) {
-        self.rounds.inc();
-        self.round_seconds.observe(round.took.as_secs_f64());
+        self.passes.inc();
+        self.pass_seconds.observe(round.took.as_secs_f64());
         for op in &round.ops {
             self.ops.get_or_create(&ByKind { kind: op.object.kind() }).inc();
         }
         for (op, _) in &round.failed {
             self.failed_ops.get_or_create(&ByKind { kind: op.object.kind() }).inc();
         }
-        self.held_ops.set(round.held.len() as i64);
-        self.notes.count(round.notes.iter().map(|note| ByReason { reason: note.reason() }));
+        self.delayed_ops.set(round.held.len() as i64);
+        self.warnings.count(round.notes.iter().map(|note| ByReason { reason: note.reason() }));
     }
 
     /// Shows the peers by path and by health, and the first [`FAULTS`] faulty ones. `switches` counts those that have
@@ -180,19 +177,19 @@ impl Metrics {
             self.peers.get_or_create(&ByPath { path: name }).set(count as i64);
         }
         let always = [Finding::Healthy, Finding::Unverified];
-        let mut counts = HashMap::from(always.map(|finding| (ByVerdict { verdict: finding.name() }, 0)));
+        let mut counts = HashMap::from(always.map(|finding| (ByFinding { finding: finding.name() }, 0)));
         let mut faults = Vec::new();
         for peer in peers {
             let finding = health_of(healths, peer).map(|health| &health.verdict.finding);
-            let (verdict, fault) = state(peer, finding);
-            *counts.entry(ByVerdict { verdict }).or_default() += 1;
+            let (finding, fault) = state(peer, finding);
+            *counts.entry(ByFinding { finding }).or_default() += 1;
             if fault && faults.len() < FAULTS {
                 let (node, subnet) = (peer.public_ip.to_string(), peer.subnet.to_string());
-                faults.push(ByPeer { node, subnet, verdict });
+                faults.push(ByPeer { node, subnet, finding });
             }
         }
         self.peer_faults.count(faults);
-        self.verdicts.set(counts);
+        self.findings.set(counts);
         for (to, count) in ["direct", "vxlan"].into_iter().zip(switches) {
             self.switches.get_or_create(&ByWay { to }).inc_by(count);
         }
@@ -227,7 +224,7 @@ mod tests {
             metrics.show_peers(&peers, &healths, [0, 0]);
             let text = metrics.text();
             let series = |number| {
-                let by = format!(r#"node="192.0.2.{number}",subnet="10.244.{number}.0/24",verdict="silent""#);
+                let by = format!(r#"node="192.0.2.{number}",subnet="10.244.{number}.0/24",finding="silent""#);
                 text.contains(&format!("twill_peer_fault{{{by}}} 1\n"))
             };
             let shown: Vec<_> = (1..=60).filter(|number| series(*number)).collect();

@@ -87,7 +87,7 @@ impl Notebook {
         }
         if self.unshown > 0 && self.rest.is_none_or(|rest| now.duration_since(rest) >= REST) {
             let unshown = std::mem::take(&mut self.unshown);
-            lines.push(Line::Warn(format!("and {unshown} more; twill status lists all that lasts")));
+            lines.push(Line::Warn(format!("and {unshown} more warnings: see twill status")));
             self.rest = Some(now);
         }
         let is_calm =
@@ -97,7 +97,7 @@ impl Notebook {
         lines.extend(
             over.iter()
                 .filter(|note| self.has_room(&note.kind, OF_A_KIND, now))
-                .map(|note| Line::Info(format!("no longer: {}", note.text)))
+                .map(|note| Line::Info(format!("resolved: {}", note.text)))
                 .collect::<Vec<_>>(),
         );
         self.forget(&notes, now);
@@ -116,7 +116,7 @@ impl Notebook {
             return None;
         }
         let again = self.said.get(&text).map_or(0, |said| said.unsaid);
-        let count = if again > 0 { format!(" (and {again} times before this)") } else { String::new() };
+        let count = if again > 0 { format!(" (and {again} times before)") } else { String::new() };
         let line = Line::Warn(format!("{text}{count}"));
         if self.said.len() >= TEXTS {
             let oldest = self.said.iter().min_by_key(|(_, said)| said.at).map(|(text, _)| text.clone());
@@ -169,7 +169,7 @@ mod tests {
         assert_eq!(notebook.turn(notes(&["eth0"]), [], now + REPEAT * 5), []);
         let over = notebook.turn(notes(&[]), [], now + REPEAT * 6);
         assert!(
-            matches!(&over[..], [Line::Info(text)] if text.starts_with("no longer: ")),
+            matches!(&over[..], [Line::Info(text)] if text.starts_with("resolved: ")),
             "{:?}",
             texts(&over)
         );
@@ -200,7 +200,7 @@ mod tests {
             now += Duration::from_secs(1);
         }
         let text = |count: &str| Line::Warn(format!("refused{count}"));
-        let again = " (and 59 times before this)";
+        let again = " (and 59 times before)";
         assert_eq!(lines, [text(""), text(again), text(again)]);
     }
 

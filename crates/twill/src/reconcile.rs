@@ -421,12 +421,12 @@ impl Reconciler {
         let held = round.held.iter().map(|held| match &held.refusal {
             Some(refusal) => Trouble::new(
                 "held",
-                format_args!("put off, because it is refused again and again: {refusal}"),
+                format_args!("retrying less often, because the kernel refuses it again and again: {refusal}"),
             ),
             None => Trouble::new(
                 "held",
                 format_args!(
-                    "put off, because it keeps coming back (is something else managing it?): {}",
+                    "retrying less often, because it is undone again and again (does another program manage it?): {}",
                     held.op
                 ),
             ),

@@ -31,7 +31,7 @@ const SILENCE: Duration = Duration::from_secs(90);
 ///
 /// ```json
 /// {"format":1,"version":"0.1.0","pid":812,"not_ready":null,"waiting_for":null,"node":{...},"store_lost":null,"fault":null,
-///  "firewall":"...","strangers":[],"peers":[...],"warnings":[],"held":[],"rounds":7,"last_change":{...}}
+///  "firewall":"...","unknown_senders":[],"peers":[...],"warnings":[],"delayed":[],"passes":7,"last_change":{...}}
 /// ```
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
@@ -56,7 +56,7 @@ pub(crate) struct Report {
     pub(crate) firewall: Option<String>,
     /// Addresses that send VXLAN packets and belong to no peer.
     #[serde(default)]
-    pub(crate) strangers: Vec<Stranger>,
+    pub(crate) unknown_senders: Vec<Stranger>,
     /// Peers with their health, filled in when the report is read.
     pub(crate) peers: Vec<PeerReport>,
     /// Paths after the last pass, sorted by subnet.
@@ -68,8 +68,9 @@ pub(crate) struct Report {
     /// Warnings of the last pass, those about this node first.
     pub(crate) warnings: Vec<Warning>,
     /// Ops that keep coming back and are delayed.
-    pub(crate) held: Vec<String>,
-    pub(crate) rounds: u64,
+    pub(crate) delayed: Vec<String>,
+    /// Number of reconcile passes since the start.
+    pub(crate) passes: u64,
     pub(crate) last_change: Option<LastChange>,
 }
 
@@ -86,7 +87,7 @@ pub(crate) struct NodeReport {
     pub(crate) networks: Vec<String>,
     /// MTU of pods, bytes.
     pub(crate) mtu: u32,
-    pub(crate) node: Node,
+    pub(crate) identity: Node,
     /// Reason for the choice of the uplink.
     pub(crate) uplink_reason: String,
 }
@@ -119,13 +120,13 @@ pub(crate) fn board() -> Board {
         fault_since: None,
         last_look: None,
         firewall: None,
-        strangers: Vec::new(),
+        unknown_senders: Vec::new(),
         peers: Vec::new(),
         paths: Arc::default(),
         healths: None,
         warnings: Vec::new(),
-        held: Vec::new(),
-        rounds: 0,
+        delayed: Vec::new(),
+        passes: 0,
         last_change: None,
     }))
 }
@@ -144,7 +145,7 @@ impl NodeReport {
             backend_source,
             networks: networks.map(|network| network.to_string()).collect(),
             mtu: config.backend.pod_mtu(&node.uplink),
-            node: node.clone(),
+            identity: node.clone(),
             uplink_reason,
         }
     }
@@ -183,7 +184,10 @@ impl Report {
             return Err(self.fault.clone().unwrap_or_else(|| format!("waiting for {what}")));
         }
         if let Some(silence) = self.last_look.map(|at| at.elapsed()).filter(|silence| *silence > SILENCE) {
-            return Err(format!("the kernel was last looked at {} s ago: rounds hang", silence.as_secs()));
+            return Err(format!(
+                "the last reconcile pass was {} s ago: the reconcile loop is stalled",
+                silence.as_secs()
+            ));
         }
         match (&self.fault, self.fault_since) {
             (Some(fault), Some(since)) if since.elapsed() > PATIENCE => Err(fault.clone()),

@@ -39,7 +39,7 @@ fn watch(flags: &StatusFlags) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut interrupts = {
         let _context = runtime.enter();
-        signal(SignalKind::interrupt()).context("hearing ctrl-c")?
+        signal(SignalKind::interrupt()).context("cannot handle ctrl-c")?
     };
     let clear = if std::io::stdout().is_terminal() { CLEAR } else { "" };
     loop {
@@ -96,9 +96,9 @@ fn page(report: &Report, colour: bool) -> String {
     let mut line = |name: &str, value: &str| _ = writeln!(page, "{name:<9} {value}");
     line("state", &state);
     if let Some(node) = &report.node {
-        let subnets = Family::ALL.into_iter().filter_map(|family| node.node.subnet.of(family));
+        let subnets = Family::ALL.into_iter().filter_map(|family| node.identity.subnet.of(family));
         let subnets: Vec<String> = subnets.map(|subnet| subnet.to_string()).collect();
-        let uplink = &node.node.uplink;
+        let uplink = &node.identity.uplink;
         let addresses: Vec<String> =
             [uplink.ipv4.map(|ip| ip.to_string()), uplink.ipv6.map(|ip| ip.to_string())]
                 .into_iter()
@@ -114,7 +114,7 @@ fn page(report: &Report, colour: bool) -> String {
         Some(lost) => {
             paint(AnsiColor::Red.on_default(), &format!("lost, the last known leases stay in force: {lost}"))
         }
-        None => "heard".into(),
+        None => "in sync".into(),
     };
     line("store", &store);
     line("firewall", report.firewall.as_deref().unwrap_or("no rules"));
@@ -126,12 +126,12 @@ fn page(report: &Report, colour: bool) -> String {
             &format!("{ago} ago: {} changes{failed} in {ms} ms, after {}", last.ops, last.causes),
         );
     }
-    line("rounds", &report.rounds.to_string());
+    line("passes", &report.passes.to_string());
     page.push_str(&peers::page(&report.peers, colour));
-    let strangers: Vec<String> = report.strangers.iter().map(stranger).collect();
-    section(&mut page, "VXLAN from no peer", &strangers, ToOwned::to_owned);
-    section(&mut page, "to look at", &warnings(report), |text| paint(AnsiColor::Yellow.on_default(), text));
-    section(&mut page, "put off", &report.held, ToOwned::to_owned);
+    let strangers: Vec<String> = report.unknown_senders.iter().map(stranger).collect();
+    section(&mut page, "VXLAN packets from unknown senders", &strangers, ToOwned::to_owned);
+    section(&mut page, "warnings", &warnings(report), |text| paint(AnsiColor::Yellow.on_default(), text));
+    section(&mut page, "retried less often", &report.delayed, ToOwned::to_owned);
     page
 }
 
@@ -142,8 +142,8 @@ fn stranger(stranger: &Stranger) -> String {
 /// Returns the warnings that the table of peers does not show.
 fn warnings(report: &Report) -> Vec<String> {
     let in_table = |told: &PeerReport| {
-        let reason = told.verdict.reason.as_ref()?;
-        Some(format!("peer {}: {}: {reason}", told.peer.subnet, told.verdict.name))
+        let reason = told.health.reason.as_ref()?;
+        Some(format!("peer {}: {}: {reason}", told.peer.subnet, told.health.finding))
     };
     let in_table: BTreeSet<String> = report.peers.iter().filter_map(in_table).collect();
     report.warnings.iter().map(ToString::to_string).filter(|text| !in_table.contains(text)).collect()
@@ -196,7 +196,7 @@ mod tests {
         let report = report(&[peer(3, Path::Vxlan)], &[&known, other]);
         let page = page(&report, false);
         assert_eq!(page.matches("10.244.3.0/24").count(), 1, "{page}");
-        assert!(page.contains(&format!("\nto look at:\n  {other}\n")), "{page}");
+        assert!(page.contains(&format!("\nwarnings:\n  {other}\n")), "{page}");
         assert!(page.contains("\n1 peer: 1 silent; 1 vxlan\n"), "{page}");
     }
 

@@ -54,7 +54,7 @@ impl fmt::Display for Cause {
             Self::Start => f.write_str("start"),
             Self::Leases => f.write_str("leases"),
             Self::Kernel(kind) => kind.fmt(f),
-            Self::Verdicts => f.write_str("verdicts"),
+            Self::Verdicts => f.write_str("health"),
             Self::Retry => f.write_str("retry"),
             Self::Asked => f.write_str("twill diff"),
             Self::Hangup => f.write_str("SIGHUP"),

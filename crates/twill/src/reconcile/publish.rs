@@ -63,7 +63,7 @@ impl Reconciler {
         self.metrics.show_peers(&paths, &self.probes.healths.borrow().clone(), switches);
         self.board.send_modify(|report| {
             let report = Arc::make_mut(report);
-            report.rounds += 1;
+            report.passes += 1;
             report.last_look = Some(Instant::now());
             if programmed && report.fault.is_none() && report.waiting_for.take().is_some() {
                 info!("ready: {} peers", paths.len());
@@ -73,7 +73,7 @@ impl Reconciler {
             }
             report.store_lost = store_lost.map(printed);
             report.warnings = warnings::told(&round.notes);
-            report.held = first(&round.held);
+            report.delayed = first(&round.held);
             report.paths = paths;
         });
     }

@@ -17,7 +17,7 @@ impl Reconciler {
 
     /// Reports the manager of the traffic rules, and logs it if it has changed.
     pub(super) fn show_firewall(&mut self, Summary { choice, strangers }: Summary) {
-        self.board.send_modify(|report| Arc::make_mut(report).strangers = strangers);
+        self.board.send_modify(|report| Arc::make_mut(report).unknown_senders = strangers);
         if choice == self.memory.firewall {
             return;
         }

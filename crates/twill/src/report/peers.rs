@@ -6,25 +6,26 @@ use plan::verdict::{Finding, Health, Way};
 use plan::{Path, PeerPath};
 use serde::{Deserialize, Serialize};
 
-/// Peer in the report: `{"subnet":"10.244.2.0/24","public_ip":"192.0.2.2","path":"vxlan",...,"verdict":{...}}`.
+/// Peer in the report: `{"subnet":"10.244.2.0/24","public_ip":"192.0.2.2","path":"vxlan",...,"health":{...}}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PeerReport {
     #[serde(flatten)]
     pub(crate) peer: PeerPath,
     #[serde(default)]
-    pub(crate) verdict: PeerVerdict,
+    pub(crate) health: PeerVerdict,
 }
 
 /// Health of a peer. A missing field has its default, as in reports of earlier versions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct PeerVerdict {
-    pub(crate) name: String,
+    /// Finding of the probes, or the state of the path: `healthy`, `tunnel lost`, `waiting`.
+    pub(crate) finding: String,
     pub(crate) fault: bool,
     /// Observation, possible cause and remedy.
     pub(crate) reason: Option<String>,
-    /// Way that the evidence speaks for.
-    pub(crate) way: Option<Way>,
+    /// Path that the probes favour.
+    pub(crate) preferred_path: Option<Way>,
     pub(crate) age_seconds: Option<u64>,
     pub(crate) latency_microseconds: Option<u64>,
     pub(crate) loss_per_mille: Option<u16>,
@@ -53,7 +54,7 @@ pub(crate) fn health_of<'a>(healths: &'a [Health], peer: &PeerPath) -> Option<&'
 pub(crate) fn told(peers: &[PeerPath], healths: &[Health], now: Duration) -> Vec<PeerReport> {
     let told = |peer: &PeerPath| {
         let health = health_of(healths, peer);
-        PeerReport { peer: peer.clone(), verdict: verdict(peer, health, now) }
+        PeerReport { peer: peer.clone(), health: verdict(peer, health, now) }
     };
     peers.iter().map(told).collect()
 }
@@ -62,16 +63,20 @@ fn verdict(peer: &PeerPath, health: Option<&Health>, now: Duration) -> PeerVerdi
     let finding = health.map(|health| health.verdict.finding);
     let (name, fault) = state(peer, finding.as_ref());
     let reason = match (peer.path, finding) {
-        (Path::Unreachable, _) => Some("not on our layer-2 segment, and host-gw has no other way".into()),
-        (Path::Waiting, _) => Some("our uplink or device is not there, or its route could not be set".into()),
+        (Path::Unreachable, _) => {
+            Some("it is not on the layer-2 segment of our uplink, and host-gw has no tunnel".into())
+        }
+        (Path::Waiting, _) => {
+            Some("our uplink or tunnel device is missing, or the kernel refused its route".into())
+        }
         (_, None | Some(Finding::Healthy)) => None,
         (_, Some(finding)) => Some(finding.to_string()),
     };
     PeerVerdict {
-        name: name.into(),
+        finding: name.into(),
         fault,
         reason,
-        way: health.and_then(|health| health.verdict.way),
+        preferred_path: health.and_then(|health| health.verdict.way),
         age_seconds: health.map(|health| now.saturating_sub(health.since).as_secs()),
         latency_microseconds: health.and_then(|health| health.latency).map(|after| after.as_micros() as u64),
         loss_per_mille: health
@@ -137,20 +142,17 @@ pub(crate) mod tests {
         let peers = peers.map(|(number, path)| peer(number, path));
         let healths = [health(2, Finding::Healthy), health(3, silent), health(5, silent), health(9, silent)];
         let told = told(&peers, &healths, Duration::from_secs(75));
-        let words: Vec<_> = told.iter().map(|peer| (&*peer.verdict.name, peer.verdict.fault)).collect();
+        let words: Vec<_> = told.iter().map(|peer| (&*peer.health.finding, peer.health.fault)).collect();
         assert_eq!(
             words,
             [("healthy", false), ("silent", true), ("unverified", false), ("unreachable", true)]
         );
-        assert_eq!(told[0].verdict.reason, None);
-        assert_eq!(told[1].verdict.reason, Some(silent.to_string()));
-        assert_eq!(told[1].verdict.age_seconds, Some(65));
-        assert_eq!(told[2].verdict, PeerVerdict { name: "unverified".into(), ..Default::default() });
+        assert_eq!(told[0].health.reason, None);
+        assert_eq!(told[1].health.reason, Some(silent.to_string()));
+        assert_eq!(told[1].health.age_seconds, Some(65));
+        assert_eq!(told[2].health, PeerVerdict { finding: "unverified".into(), ..Default::default() });
         let json = serde_json::to_value(&told[0]).unwrap();
-        assert_eq!(
-            (&json["path"], &json["verdict"]["latency_microseconds"]),
-            (&"direct".into(), &210.into())
-        );
+        assert_eq!((&json["path"], &json["health"]["latency_microseconds"]), (&"direct".into(), &210.into()));
         assert_eq!(serde_json::from_value::<PeerReport>(json).unwrap(), told[0]);
     }
 

@@ -18,7 +18,7 @@ const SHOWN: usize = 1000;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Warning {
-    /// Kind of fault, as the metric `twill_notes` labels it.
+    /// Kind of fault, as the metric `twill_warnings` labels it.
     pub(crate) reason: String,
     pub(crate) severity: Severity,
     #[serde(flatten)]

@@ -10,7 +10,7 @@ use crate::report::PeerReport;
 
 /// Heads of the columns.
 const HEAD: [&str; 10] =
-    ["NAME", "SUBNET", "BACKEND", "PATH", "VERDICT", "LATENCY", "LOSS", "MTU", "AGE", "REASON"];
+    ["ADDRESS", "SUBNET", "BACKEND", "PATH", "HEALTH", "LATENCY", "LOSS", "MTU", "AGE", "REASON"];
 /// Text of an empty cell.
 const NOTHING: &str = "-";
 
@@ -32,7 +32,7 @@ pub(super) fn page(peers: &[PeerReport], colour: bool) -> String {
         return "\nno peers\n".into();
     }
     let mut order: Vec<&PeerReport> = peers.iter().collect();
-    order.sort_by_key(|peer| (!peer.verdict.fault, peer.peer.subnet));
+    order.sort_by_key(|peer| (!peer.health.fault, peer.peer.subnet));
     let bold = Style::new().bold();
     let head = HEAD.map(|text| Cell { text: text.into(), style: bold });
     let rows: Vec<[Cell; 10]> = std::iter::once(head).chain(order.into_iter().map(row)).collect();
@@ -63,8 +63,8 @@ pub(super) fn page(peers: &[PeerReport], colour: bool) -> String {
 }
 
 fn row(told: &PeerReport) -> [Cell; 10] {
-    let (peer, verdict) = (&told.peer, &told.verdict);
-    let shade = match (verdict.fault, &*verdict.name) {
+    let (peer, health) = (&told.peer, &told.health);
+    let shade = match (health.fault, &*health.finding) {
         (true, _) => AnsiColor::Red,
         (_, "healthy") => AnsiColor::Green,
         _ => AnsiColor::Yellow,
@@ -75,30 +75,30 @@ fn row(told: &PeerReport) -> [Cell; 10] {
         peer.subnet.to_string().into(),
         String::from(if peer.tunnel.is_some() { "vxlan" } else { "host-gw" }).into(),
         String::from(path(peer.path)).into(),
-        Cell { text: verdict.name.clone(), style: shade.on_default() },
-        or_nothing(verdict.latency_microseconds.map(latency)),
-        or_nothing(verdict.loss_per_mille.map(loss)),
-        or_nothing(verdict.mtu.map(|mtu| mtu.to_string())),
-        or_nothing(verdict.age_seconds.map(age)),
-        verdict.reason.clone().unwrap_or_else(|| proven(&verdict.name).into()).into(),
+        Cell { text: health.finding.clone(), style: shade.on_default() },
+        or_nothing(health.latency_microseconds.map(latency)),
+        or_nothing(health.loss_per_mille.map(loss)),
+        or_nothing(health.mtu.map(|mtu| mtu.to_string())),
+        or_nothing(health.age_seconds.map(age)),
+        health.reason.clone().unwrap_or_else(|| proven(&health.finding).into()).into(),
     ]
 }
 
-/// Returns the reason shown for a verdict without a fault.
+/// Returns the reason shown for a finding without a fault.
 fn proven(name: &str) -> &'static str {
     if name == "healthy" { "node to node" } else { "" }
 }
 
-/// Counts the peers by verdict and by path: `5 peers: 4 healthy, 1 next hop silent; 3 direct, 2 vxlan`.
+/// Counts the peers by finding and by path: `5 peers: 4 healthy, 1 next hop silent; 3 direct, 2 vxlan`.
 fn summary(peers: &[PeerReport]) -> String {
-    let (mut verdicts, mut paths) = (BTreeMap::new(), BTreeMap::new());
+    let (mut findings, mut paths) = (BTreeMap::new(), BTreeMap::new());
     for told in peers {
-        *verdicts.entry(&*told.verdict.name).or_insert(0) += 1;
+        *findings.entry(&*told.health.finding).or_insert(0) += 1;
         *paths.entry(path(told.peer.path)).or_insert(0) += 1;
     }
     let count = peers.len();
     let word = if count == 1 { "peer" } else { "peers" };
-    format!("{count} {word}: {}; {}", counts(verdicts), counts(paths))
+    format!("{count} {word}: {}; {}", counts(findings), counts(paths))
 }
 
 /// Formats the counts, the largest first.
@@ -166,13 +166,13 @@ mod tests {
         assert_eq!(lines[1], "4 peers: 2 healthy, 1 silent, 1 unreachable; 2 direct, 1 unreachable, 1 vxlan");
         assert_eq!(
             lines[2],
-            "NAME       SUBNET         BACKEND  PATH         VERDICT      LATENCY  LOSS   MTU   AGE    REASON"
+            "ADDRESS    SUBNET         BACKEND  PATH         HEALTH       LATENCY  LOSS   MTU   AGE    REASON"
         );
         assert!(lines[3].starts_with(
             "192.0.2.3  10.244.3.0/24  host-gw  direct       silent       0.21 ms  1.5 %  1450  3 min  nothing"
         ));
         assert!(lines[4].starts_with(
-            "192.0.2.5  10.244.5.0/24  host-gw  unreachable  unreachable  -        -      -     -      not on"
+            "192.0.2.5  10.244.5.0/24  host-gw  unreachable  unreachable  -        -      -     -      it is not on"
         ));
         assert_eq!(
             lines[5],

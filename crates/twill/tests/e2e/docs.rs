@@ -51,7 +51,7 @@ fn every_metric_is_listed_and_no_other() {
         let node = lab.node(1);
         // A foreign device has our VNI and port, so that the kernel refuses something, too.
         node.ns.run("ip link add squatter type vxlan id 1 dev eth0 dstport 8472");
-        // This lease causes a note.
+        // This lease causes a warning.
         lab.store.put_lease("nobody", "{}");
         // This peer cannot be reached.
         let far = r#"{"PublicIP":"203.0.113.7","PublicIPv6":null,"BackendType":"host-gw"}"#;
@@ -61,7 +61,7 @@ fn every_metric_is_listed_and_no_other() {
         lab::wait_for("something was refused", SOON, || metrics().contains("twill_failed_ops_total{"));
         node.ns.run("ip link del squatter");
         lab::wait_for("something was done", SOON, || metrics().contains("twill_ops_total{"));
-        lab::wait_for("something is noted", SOON, || metrics().contains("twill_notes{"));
+        lab::wait_for("there is a warning", SOON, || metrics().contains("twill_warnings{"));
         lab::wait_for("a peer is at fault", SOON, || metrics().contains("twill_peer_fault{"));
         assert_eq!(shown(&metrics()), documented());
     });

@@ -154,7 +154,7 @@ fn a_peer_with_one_family_is_used_for_that_family() {
                 assert!(routes().contains(has.as_str()), "{}", routes());
                 let reached = pods[1].ips().find(|ip| ip.is_ipv4() == ipv4).unwrap();
                 assert!(pods[0].reaches(reached, SOON).is_some(), "{one}");
-                lab::wait_for("it lacks nothing", SOON, || !node.twill(&["status"]).contains("to look at"));
+                lab::wait_for("it lacks nothing", SOON, || !node.twill(&["status"]).contains("\nwarnings:"));
                 lab.store.put_lease(&key, &lease);
                 lab.store.remove_lease(&one);
                 lab::wait_for("both are back", SOON, || cluster::answers(&pods[0], &pods[1]));

@@ -50,7 +50,7 @@ fn calm(nodes: &[Node]) {
         let mut status = String::new();
         let calm = lab::until(SOON, || {
             status = node.twill(&["status"]);
-            (status.contains("store     heard") && !status.contains("to look at")).then_some(())
+            (status.contains("store     in sync") && !status.contains("\nwarnings:")).then_some(())
         });
         assert!(calm.is_some(), "{} still says:\n{status}", node.name);
     }

@@ -145,7 +145,7 @@ fn there(lab: &Lab, host: &mut Host, before: &Before) {
     let said: BTreeMap<&str, String> = page("There").into_iter().map(|line| (line, host.run(line))).collect();
     let status = &said["twill status"];
     assert!(
-        status.contains("ready") && status.contains("heard") && !status.contains("to look at"),
+        status.contains("ready") && status.contains("store     in sync") && !status.contains("\nwarnings:"),
         "{status}"
     );
     for peer in lab.nodes().iter().filter(|peer| peer.index != host.node.index) {

@@ -145,7 +145,7 @@ const IPV6_TUNNEL: [[&str; 2]; 2] = [
 fn is_at_rest(node: &Node) -> bool {
     let rounds = || {
         let metrics = node.get("/metrics").unwrap().body;
-        metrics.lines().find(|line| line.starts_with("twill_rounds_total")).map(str::to_owned)
+        metrics.lines().find(|line| line.starts_with("twill_passes_total")).map(str::to_owned)
     };
     let before = rounds();
     std::thread::sleep(Duration::from_millis(300));

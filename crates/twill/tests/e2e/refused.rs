@@ -62,7 +62,7 @@ fn an_uplink_too_narrow_for_ipv6_leaves_ipv4_alone_and_says_so() {
         assert!(!env.contains("IPV6") && env.contains("FLANNEL_MTU=1230\n"), "{env}");
         assert!(!has_device(node, "flannel-v6.1"));
         let log = daemons[0].log();
-        assert!(!log.contains("put off") && !log.contains("not in order"), "{log}");
+        assert!(!log.contains("retrying less often") && !log.contains("not in order"), "{log}");
         let vtep: std::net::Ipv4Addr = lab.node(2).subnet().split('/').next().unwrap().parse().unwrap();
         lab::wait_for("IPv4 through the tunnel", SOON, || node.ping(vtep).is_some());
         lab.nodes().iter().for_each(|node| _ = node.ns.run("ip link set eth0 mtu 1350"));
@@ -97,11 +97,11 @@ fn left_device(line: &str, name: &str, words: &str) {
     node.ns.run(&format!("ip link add {name} type vxlan {line}; ip link set {name} up"));
     let daemon = node.start(FLAGS);
     not_ready_because(node, &daemon, words);
-    let put_off = |text: &str| text.contains("put off") && text.contains(words);
-    lab::wait_for("the log says why it is put off", SOON, || put_off(&daemon.log()));
+    let is_delayed = |text: &str| text.contains("retrying less often") && text.contains(words);
+    lab::wait_for("the log says why it is delayed", SOON, || is_delayed(&daemon.log()));
     let status = node.twill(&["status"]);
     assert!(status.contains(words), "{status}");
-    assert!(!daemon.log().contains("is something else managing it?"), "{}", daemon.log());
+    assert!(!daemon.log().contains("does another program manage it?"), "{}", daemon.log());
     node.ns.run(&format!("ip link del {name}"));
     daemon.wait_ready();
 }

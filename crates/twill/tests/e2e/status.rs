@@ -63,10 +63,10 @@ fn status_is_a_table_for_people_and_json_for_machines() {
         lab::wait_for("both peers", SOON, || node.twill(&["status"]).contains("\n2 peers: "));
         let page = node.twill(&["status"]);
         assert!(page.contains("\nbackend   vxlan (network config)\n"), "{page}");
-        let start = page.find("NAME ").unwrap();
+        let start = page.find("ADDRESS ").unwrap();
         let rows: Vec<Vec<&str>> =
             page[start..].lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(rows[0][..5], ["NAME", "SUBNET", "BACKEND", "PATH", "VERDICT"]);
+        assert_eq!(rows[0][..5], ["ADDRESS", "SUBNET", "BACKEND", "PATH", "HEALTH"]);
         let of = |node: &lab::Node| [node.ip.to_string(), node.subnet(), "vxlan".into(), "vxlan".into()];
         let mut expected = [2, 3].map(|k| of(lab.node(k)));
         expected.sort();
@@ -78,7 +78,7 @@ fn status_is_a_table_for_people_and_json_for_machines() {
         let peers = json["peers"].as_array().unwrap();
         assert_eq!(peers.len(), 2);
         assert!(
-            peers.iter().all(|peer| peer["path"] == "vxlan" && peer["verdict"]["fault"] == false),
+            peers.iter().all(|peer| peer["path"] == "vxlan" && peer["health"]["fault"] == false),
             "{json}"
         );
         let mode = node.ns.run(&format!("stat -c %a {}", node.run_dir().join("twill.sock").display()));

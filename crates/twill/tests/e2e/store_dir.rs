@@ -107,7 +107,7 @@ impl<'lab> Running<'lab> {
         lab::holds_for("the node is ready", A_WHILE, || node.get("/readyz").unwrap().status == 200);
         assert_eq!(self.before.diff(&View::of(&node.ns)), "");
         self.at_once(undo);
-        lab::wait_for("all is well", SOON, || self.status().contains("store     heard"));
+        lab::wait_for("all is well", SOON, || self.status().contains("store     in sync"));
         assert_eq!(times(), before + 1, "{}", self.daemons[0].log());
         assert_eq!(self.before.diff(&View::of(&node.ns)), "");
     }

@@ -145,9 +145,7 @@ fn told_to_leave_them_it_says_the_commands_and_nothing_more() {
         look_again(&daemons[0], node);
         lab::wait_for("nothing is left to say", SOON, || !node.twill(&["status"]).contains("sysctl"));
         assert_eq!(values(node), ALL_NEEDED);
-        lab::wait_for("and that is said", SOON, || {
-            daemons[0].log().matches("no longer: sysctl").count() == 4
-        });
+        lab::wait_for("and that is said", SOON, || daemons[0].log().matches("resolved: sysctl").count() == 4);
         cluster::reach_each_other(&lab.pods());
     });
 }

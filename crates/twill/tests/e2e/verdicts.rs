@@ -49,12 +49,12 @@ pub(crate) fn peer(node: &Node, subnet: &str) -> Option<Value> {
 /// Returns the subnet and the finding of each peer, read at once.
 pub(crate) fn findings(node: &Node) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    peers(node).iter().map(|peer| (text(&peer["subnet"]), text(&peer["verdict"]["name"]))).collect()
+    peers(node).iter().map(|peer| (text(&peer["subnet"]), text(&peer["health"]["finding"]))).collect()
 }
 
 /// Returns the name of the finding about a peer, such as `tunnel lost`.
 pub(crate) fn finding(node: &Node, subnet: &str) -> Option<String> {
-    Some(peer(node, subnet)?["verdict"]["name"].as_str()?.to_owned())
+    Some(peer(node, subnet)?["health"]["finding"].as_str()?.to_owned())
 }
 
 /// Waits for this finding; returns how long it took.
@@ -96,7 +96,7 @@ pub(crate) fn told(node: &Node, daemon: &Daemon, subnet: &str, name: &str) {
         let mut warnings = status["warnings"].as_array()?.iter().filter_map(text);
         warnings.find(|warning| warning.starts_with(&about))
     });
-    let note = note.unwrap_or_else(|| panic!("no note `{about}`: {}", daemon.log()));
+    let note = note.unwrap_or_else(|| panic!("no warning `{about}`: {}", daemon.log()));
     let note = note.as_str();
     let (_, words) = WORDS.iter().find(|(known, _)| *known == name).unwrap();
     assert!(note[about.len()..].contains(words), "{note}");

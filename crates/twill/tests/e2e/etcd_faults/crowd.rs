@@ -58,7 +58,7 @@ fn five_thousand_leases_in_a_second() {
         let mut slowest = Duration::ZERO;
         lab::wait_for("all of them are programmed", 3 * SOON, || {
             let asked = Instant::now();
-            assert!(node.twill(&["status"]).contains("store     heard"));
+            assert!(node.twill(&["status"]).contains("store     in sync"));
             slowest = slowest.max(asked.elapsed());
             lab.nodes().iter().all(|node| programmed(node) == 5000)
         });
@@ -84,7 +84,7 @@ fn a_daemon_that_sleeps_catches_up() {
         etcd.delete(&all[2999].0);
         etcd.compact();
         lab::holds_for("the other one goes on", Duration::from_secs(10), || {
-            lab.node(2).twill(&["status"]).contains("store     heard")
+            lab.node(2).twill(&["status"]).contains("store     in sync")
         });
         assert_eq!(programmed(lab.node(1)), 0);
         daemons[0].resume();

@@ -129,8 +129,8 @@ fn silence(node: &Node, case: &Case) -> Result<Vec<Duration>, String> {
 fn faults(node: &Node) -> Result<usize, String> {
     let status: Value = serde_json::from_str(&node.twill(&["status", "--json"]))
         .map_err(|error| format!("twill status --json: {error}"))?;
-    let peers = status["peers"].as_array().ok_or("twill status --json tells no peers")?;
-    Ok(peers.iter().filter(|peer| peer["verdict"]["fault"] == true).count())
+    let peers = status["peers"].as_array().ok_or("twill status --json has no peers")?;
+    Ok(peers.iter().filter(|peer| peer["health"]["fault"] == true).count())
 }
 
 /// Waits until a peer answers.
