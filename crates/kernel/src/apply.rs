@@ -211,8 +211,8 @@ fn deletes(op: &Op) -> bool {
 }
 
 /// Advice for a kernel that cannot create a vxlan device, the only kind of device that we create.
-const NO_VXLAN: &str = "; this kernel has no vxlan: modprobe vxlan, install the kernel's package of modules, or use the \
-                        backend host-gw, which needs none";
+const NO_VXLAN: &str = "; this kernel has no vxlan: run modprobe vxlan, install the kernel's package of modules, or use \
+                        the backend host-gw, which needs no module";
 
 fn failed(op: &Op, cause: Cause) -> Outcome {
     let unsupported = cause.errno() == Some(libc::EOPNOTSUPP);
@@ -243,8 +243,8 @@ fn in_the_way(op: &Op, errno: i32, devices: &Devices) -> Option<String> {
         (Object::Address(row), libc::EACCES | libc::EINVAL) if row.address.addr().is_ipv6() => {
             let link = row.link;
             return Some(format!(
-                "; IPv6 is off on {link}, or its MTU is below 1280: look at sysctl net.ipv6.conf.{link}.disable_ipv6 and ip \
-                 link show {link}"
+                "; IPv6 is off on {link}, or its MTU is below 1280: check sysctl net.ipv6.conf.{link}.disable_ipv6 and \
+                 ip link show {link}"
             ));
         }
         (Object::LinkUp(name), libc::EADDRINUSE) => (*name, vxlan(*name)?),
@@ -263,8 +263,9 @@ fn in_the_way(op: &Op, errno: i32, devices: &Devices) -> Option<String> {
     let blamed = if errno == libc::EEXIST && !same.is_empty() { same } else { others.iter().collect() };
     let Some(first) = blamed.first() else {
         return Some(format!(
-            "; no device here has UDP port {port}: a process has it (ss -uanp 'sport = {port}' names it), or a vxlan device \
-             that was moved to another network namespace. Stop or remove that, or choose another Port in the network config"
+            "; UDP port {port} is in use, but not by a device of this network namespace: a process has it (ss -uanp \
+             'sport = {port}' names it), or a vxlan device in another network namespace. Stop or remove it, or choose \
+             another Port in the network config"
         ));
     };
     let names = blamed.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");

@@ -135,5 +135,5 @@ fn said_by(from: Option<impl Read + Send + 'static>, most: u64) -> Receiver<Outp
 /// Returns the first two lines of the error messages, which name the fault.
 fn said(err: &str) -> Box<str> {
     let lines: Vec<&str> = err.lines().map(str::trim).filter(|line| !line.is_empty()).take(2).collect();
-    if lines.is_empty() { "it failed without a word".into() } else { excerpt(lines.join(" ")).into() }
+    if lines.is_empty() { "it failed without a message".into() } else { excerpt(lines.join(" ")).into() }
 }

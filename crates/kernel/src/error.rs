@@ -17,13 +17,15 @@ const NO_RIGHT: &str = "; CAP_NET_ADMIN is needed: run as root, or give it in sy
 pub fn remedy(errno: i32) -> &'static str {
     match errno {
         libc::EMFILE => {
-            "this daemon may open no more files: raise its limit, in systemd with LimitNOFILE=1024, in a shell with ulimit -n"
+            "this daemon has reached its limit of open files: raise it, in systemd with LimitNOFILE=1024, in a shell \
+             with ulimit -n"
         }
         libc::ENFILE => {
-            "this machine may open no more files: raise sysctl fs.file-max, or find the process that leaks them"
+            "this machine has reached its limit of open files: raise sysctl fs.file-max, or find the process that leaks \
+             them"
         }
         libc::ENOBUFS | libc::ENOMEM => {
-            "the kernel has no memory for it: look at the memory limit of this service or container, and at what is free"
+            "the kernel has no memory for it: check the memory limit of this service or container, and the free memory"
         }
         _ => "",
     }
@@ -139,13 +141,13 @@ mod tests {
             (refused(libc::EINVAL, Some("bad x")), "+ x: Invalid argument (os error 22): bad x"),
             (
                 refused(libc::EMFILE, None),
-                "+ x: Too many open files (os error 24); this daemon may open no more files: raise its limit, in systemd \
-                 with LimitNOFILE=1024, in a shell with ulimit -n",
+                "+ x: Too many open files (os error 24); this daemon has reached its limit of open files: raise it, in \
+                 systemd with LimitNOFILE=1024, in a shell with ulimit -n",
             ),
             (
                 refused(libc::ENOBUFS, Some("no room")),
-                "+ x: No buffer space available (os error 105): no room; the kernel has no memory for it: look at the \
-                 memory limit of this service or container, and at what is free",
+                "+ x: No buffer space available (os error 105): no room; the kernel has no memory for it: check the \
+                 memory limit of this service or container, and the free memory",
             ),
             (Cause::Torn, "+ x: it changed during each of 5 readings"),
             (Cause::Silent(10), "+ x: the kernel did not answer within 10 s"),

@@ -145,7 +145,7 @@ impl Nft {
         let list = ["-n", "-j", "-t", "list", "table", family.nft(), family.nft_table()];
         let text = command::run(NFT, &list, "").map_err(|cause| unreadable(cause.to_string()))?;
         let mut chains = json::chains(&text, family)
-            .map_err(|why| unreadable(format!("what nft says of it is not understood: {why}")))?;
+            .map_err(|why| unreadable(format!("nft's output about it cannot be parsed: {why}")))?;
         rows.tables.push(NftTable { family });
         if table.is_dormant() {
             rows.dormant.push(family);
@@ -216,7 +216,7 @@ impl Nft {
             let theirs = tables.iter().filter(ours).find(|table| table.is_owned());
             theirs.map_or_else(|| "CAP_NET_ADMIN is needed".into(), owned)
         } else if text.contains("Device or resource busy") {
-            "rules of others in flannel's table use it: find them with `nft list ruleset` and delete them"
+            "rules of other programs in flannel's table use it: find them with `nft list ruleset` and delete them"
                 .into()
         } else {
             return Cause::Tool { tool, text };
@@ -293,14 +293,14 @@ fn apart<'a>(ops: &'a [Op], seen: &Rows) -> (Vec<(Verb, IpAddr)>, Vec<&'a Op>) {
 }
 
 fn owned(table: &netlink::Table) -> Box<str> {
-    format!("another process owns table {table}, and none but it may change it: end that process").into()
+    format!("another process owns table {table}, and only the owner may change it: end that process").into()
 }
 
 fn no_nf_tables(cause: &Cause) -> Box<str> {
     match cause.errno() {
         Some(libc::EPERM | libc::EACCES) => format!("{cause}: CAP_NET_ADMIN is needed").into(),
         Some(libc::EINVAL | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => {
-            "this kernel has no nf_tables: modprobe nf_tables, or install the kernel's package of modules"
+            "this kernel has no nf_tables: run modprobe nf_tables, or install the kernel's package of modules"
                 .into()
         }
         _ => cause.to_string().into(),
@@ -318,7 +318,7 @@ fn lacks(said: &str) -> Option<Box<str>> {
     }
     let mut lines = said.split_whitespace().skip_while(|word| *word != "json:");
     (lines.nth(1) != Some("yes"))
-        .then(|| "nft was built without JSON: install one that has it, as distributions build it".into())
+        .then(|| "nft was built without JSON support: install your distribution's nftables package".into())
 }
 
 #[cfg(fuzzing)]
@@ -360,7 +360,7 @@ mod tests {
     #[test]
     fn a_kernel_without_nf_tables_is_told_apart_from_a_missing_right() {
         let words = |errno| no_nf_tables(&Cause::Refused { errno, text: None });
-        assert!(words(libc::EINVAL).starts_with("this kernel has no nf_tables: modprobe nf_tables"));
+        assert!(words(libc::EINVAL).starts_with("this kernel has no nf_tables: run modprobe nf_tables"));
         assert!(words(libc::EPROTONOSUPPORT).starts_with("this kernel has no nf_tables"));
         assert!(words(libc::EPERM).ends_with("CAP_NET_ADMIN is needed"));
         assert_eq!(&*words(libc::ENOMEM), "Cannot allocate memory (os error 12)");

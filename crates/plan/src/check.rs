@@ -51,7 +51,7 @@ impl EachKind for Check<'_> {
     ) {
         let rows = table(self.state);
         let twice = rows.windows(2).filter(|pair| pair[0].cmp_key(&pair[1]).is_eq());
-        self.faults.extend(twice.map(|pair| format!("{} is wanted twice", pair[0])));
+        self.faults.extend(twice.map(|pair| format!("{} is desired twice", pair[0])));
         let foreign = rows.iter().filter(|row| !row.is_ours(self.owned, self.state));
         self.faults.extend(foreign.map(|row| format!("{row} would not be ours")));
     }

@@ -69,7 +69,7 @@ impl Follower {
                 all_there(&current, underlay, |facts| facts.link == link.name && !facts.is_of_host_alone())
             })
         {
-            let reason = format!("it was {} before and has its addresses", uplink.link);
+            let reason = format!("it has the addresses of {}, which was the uplink before", uplink.link);
             let uplink = Uplink { link: link.name, mtu: link.mtu, ..uplink.clone() };
             return Followed::Moved(Choice { uplink, reason, failures: Vec::new() });
         }

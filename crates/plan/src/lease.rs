@@ -216,7 +216,10 @@ impl Lease {
             "host-gw" => Announced::HostGw,
             "" => Announced::Nothing,
             other if other.len() > LONGEST_NAME => {
-                return Err(format!("key \"BackendType\": {} letters are no backend", other.len()));
+                return Err(format!(
+                    "key \"BackendType\": {} characters are too many for a backend name",
+                    other.len()
+                ));
             }
             other => Announced::Other(other.into()),
         };

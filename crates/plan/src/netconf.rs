@@ -112,7 +112,7 @@ fn check_device_names(backend: &Backend, ipv6: bool) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "key \"VNI\": a device named for {} has more than 15 letters: use at most {most}",
+        "key \"VNI\": a device name with {} has more than 15 characters: use at most {most}",
         options.vni
     ))
 }

@@ -169,7 +169,7 @@ impl fmt::Display for Op {
         write!(f, "{sign} {}", self.object)?;
         match (self.verb, &self.object) {
             (Verb::Recreate, Object::Link(_)) => f.write_str(" (to be created again)"),
-            (Verb::Recreate, _) => f.write_str(" (one too many)"),
+            (Verb::Recreate, _) => f.write_str(" (duplicate)"),
             _ => Ok(()),
         }
     }

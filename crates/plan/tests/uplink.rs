@@ -312,7 +312,7 @@ fn each_choice_says_why() {
         (
             "4",
             "--iface-can-reach 203.0.113.1=eth1,192.168.56.11",
-            "the kernel reaches --iface-can-reach 203.0.113.1 by it",
+            "the kernel's route to --iface-can-reach 203.0.113.1 leaves through it",
         ),
         (
             "4",

@@ -128,7 +128,7 @@ impl Dir {
             info!(path = %old.display(), "moving our lease: it does not fit the network config");
             rename(&subnets, old, &path).map_err(|error| StoreError::new(old.display(), error))?;
         }
-        info!(subnet = %settled.lease.subnet, origin = ?settled.origin, "lease is ours");
+        info!(subnet = %settled.lease.subnet, origin = ?settled.origin, "our lease is in the store");
         if let Choice::Any { .. } = claim.choice {
             *self.hand_over() = Some(listing);
         }
@@ -234,7 +234,7 @@ fn lock_soon(file: &File) -> io::Result<()> {
         match file.try_lock() {
             Err(TryLockError::WouldBlock) if Instant::now() < end => std::thread::sleep(POLL),
             Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::other("another daemon takes its lease just now; it is tried again"));
+                return Err(io::Error::other("another daemon is taking its lease; retrying"));
             }
             Err(TryLockError::Error(error)) => return Err(error),
             Ok(()) => return Ok(()),
@@ -265,7 +265,9 @@ fn used_up(error: io::Error) -> io::Error {
         Some(libc::EMFILE) => "max_user_instances",
         _ => return error,
     };
-    io::Error::other(format!("it cannot be watched, the limit is reached: raise sysctl fs.inotify.{limit}"))
+    io::Error::other(format!(
+        "it cannot be watched, because a limit of inotify is reached: raise sysctl fs.inotify.{limit}"
+    ))
 }
 
 /// Returns true if the error means that there is no regular file, not that it cannot be read at present.
@@ -327,11 +329,11 @@ mod tests {
         for (errno, words) in [
             (
                 libc::ENOSPC,
-                "it cannot be watched, the limit is reached: raise sysctl fs.inotify.max_user_watches",
+                "it cannot be watched, because a limit of inotify is reached: raise sysctl fs.inotify.max_user_watches",
             ),
             (
                 libc::EMFILE,
-                "it cannot be watched, the limit is reached: raise sysctl fs.inotify.max_user_instances",
+                "it cannot be watched, because a limit of inotify is reached: raise sysctl fs.inotify.max_user_instances",
             ),
             (libc::EACCES, "Permission denied (os error 13)"),
         ] {

@@ -204,7 +204,7 @@ impl Etcd {
             self.pulse.count_restart();
             match end {
                 End::Moved => info!("the source address of the connection to etcd is gone; connecting again"),
-                End::Again(why) => debug!("the watch is begun again: {why}"),
+                End::Again(why) => debug!("restarting the watch: {why}"),
                 End::Lost(error) => {
                     let why = error.to_string();
                     if view.borrow().lost.as_ref() != Some(&why) {
@@ -402,7 +402,7 @@ impl Renewal {
             }
             Ok(_) => RENEW_RETRY,
             Err(why) => {
-                debug!("our lease is not renewed, which is tried again: {why}");
+                debug!("our lease could not be renewed; retrying: {why}");
                 RENEW_RETRY
             }
         };
@@ -453,7 +453,7 @@ impl Silence {
         answer.map_err(|refusal| self.session.fault(refusal.why))?;
         self.server = Instant::now();
         if self.watch.elapsed() > DEAF {
-            return Err(End::Again("it has said nothing for long"));
+            return Err(End::Again("it has sent nothing for too long"));
         }
         Ok(())
     }

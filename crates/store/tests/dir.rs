@@ -95,7 +95,7 @@ fn nodes_that_run_wait_a_moment_for_each_other_but_not_for_ever() {
     lock.lock().unwrap();
     let error = claim(root.path(), 1, Choice::Only(leases[0].subnet), Box::new(|_, _| Announced::HostGw))
         .unwrap_err();
-    assert!(error.ends_with(".lock: another daemon takes its lease just now; it is tried again"), "{error}");
+    assert!(error.ends_with(".lock: another daemon is taking its lease; retrying"), "{error}");
 }
 
 #[test]

@@ -173,16 +173,16 @@ impl Cache {
             return Err(format!("its format is {format}, and this version knows {FORMAT}"));
         }
         if node != self.node {
-            return Err(format!("it is of node {node}, and this is {}", self.node));
+            return Err(format!("it belongs to node {node}, and this node is {}", self.node));
         }
         if store != self.store {
-            return Err(format!("it is of the store {store}, and this daemon's is {}", self.store));
+            return Err(format!("it belongs to the store {store}, and this daemon uses {}", self.store));
         }
         let sealed: Sealed<Remembered> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         let remembered = sealed.remembered;
         match remembered.until.and_then(|until| UNIX_EPOCH.checked_add(Duration::from_secs(until))) {
             Some(until) if until < SystemTime::now() => {
-                Err("our lease in it is over, and the subnet may be another node's".into())
+                Err("our lease in it has expired, and another node may have the subnet".into())
             }
             _ => Ok(remembered),
         }

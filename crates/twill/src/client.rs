@@ -29,11 +29,11 @@ pub(crate) fn get(socket: &Path, path: &str) -> anyhow::Result<Bytes> {
             "is twill daemon running here, and are you root?".into()
         } else {
             format!(
-                "are you root? Here runs one with --subnet-file {}",
+                "are you root? A daemon runs here with --subnet-file {}",
                 running.join(" and one with --subnet-file ")
             )
         };
-        format!("asking the daemon on {shown}; {hint}")
+        format!("cannot reach the daemon on {shown}; {hint}")
     })
 }
 

@@ -103,28 +103,28 @@ pub(crate) struct Confined {
 pub(crate) fn confine(flags: &Flags) -> Confined {
     notify::connect();
     for (what, done) in [
-        ("memory can be read and dumped", set_dumpable_behavior(DumpableBehavior::NotDumpable)),
-        ("a core dump can be written", forbid_core()),
-        ("no_new_privs cannot be set", set_no_new_privs(true)),
+        ("other processes can read its memory", set_dumpable_behavior(DumpableBehavior::NotDumpable)),
+        ("it can write core dumps", forbid_core()),
+        ("no_new_privs is not set", set_no_new_privs(true)),
         // The bounding set must still contain the capabilities.
-        ("the tools for traffic rules get no right over the network", hand_down()),
+        ("nft and iptables get no CAP_NET_ADMIN", hand_down()),
         // The process must still have CAP_SETPCAP.
-        ("the bounding set cannot be emptied", empty_bounding_set()),
-        ("capabilities cannot be given up", keep_needed()),
-        ("the ambient capabilities cannot be set", set_ambient()),
+        ("the bounding set is not empty", empty_bounding_set()),
+        ("unneeded capabilities are not dropped", keep_needed()),
+        ("the ambient capabilities are not set", set_ambient()),
     ] {
         if let Err(error) = done {
-            warn!("this daemon keeps rights that it does not need: {what}: {error}");
+            warn!("this daemon could not drop all privileges: {what}: {error}");
         }
     }
     let tools = kernel::tool_dirs();
     let allowed = Allowed { dirs: writable(flags), lock: xtables_lock(), tools, read: readable(flags) };
     let open = restrict(&allowed).unwrap_or_else(|error| {
-        warn!("this daemon may read and write more files than it needs, Landlock fails: {error:#}");
+        warn!("Landlock failed, so this daemon may read and write more files than it needs: {error:#}");
         Vec::new()
     });
     if let Err(error) = syscalls::restrict() {
-        warn!("this daemon may make more system calls than it needs, seccomp fails: {error:#}");
+        warn!("seccomp failed, so this daemon may make more system calls than it needs: {error:#}");
     }
     Confined { _open: open }
 }
@@ -192,7 +192,10 @@ fn writable(flags: &Flags) -> Vec<PathBuf> {
     }
     for dir in &dirs {
         if let Err(error) = fs::create_dir_all(dir) {
-            warn!("{} cannot be made, and not be written to before the next start: {error}", dir.display());
+            warn!(
+                "{} cannot be created, so nothing is written there before the next start: {error}",
+                dir.display()
+            );
         }
     }
     dirs.retain(|dir| dir.is_dir());
@@ -227,7 +230,10 @@ fn around_store(store: &Path) -> Option<PathBuf> {
     let around = store.parent().filter(|dir| dir.parent().is_some());
     let dir = around.into_iter().chain([store.as_path()]).find(|dir| dir.is_dir());
     if dir.is_none() {
-        warn!("{} is not there, and neither read nor written before the next start", store.display());
+        warn!(
+            "{} does not exist, so nothing is read or written there before the next start",
+            store.display()
+        );
     }
     dir.map(Path::to_owned)
 }

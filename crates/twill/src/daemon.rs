@@ -52,7 +52,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     let (questions, answers) = questions::channel(bell.clone());
     let servers = runtime.block_on(http::bind(flags, &metrics, &board, questions))?;
     locks.state_healthz(flags.healthz_port);
-    let signals = runtime.block_on(async { Signals::hear() }).context("hearing signals")?;
+    let signals = runtime.block_on(async { Signals::hear() }).context("cannot handle signals")?;
     let _confined = confine::confine(flags);
     let tasks = runtime.handle().clone();
     tasks.spawn(readiness::follow(board.subscribe()));
@@ -120,7 +120,7 @@ fn check_open_files() -> anyhow::Result<()> {
     let limit = setrlimit(Resource::Nofile, raised).map_or(limit, |()| raised);
     match limit.current {
         Some(most) if most < LEAST_FILES => anyhow::bail!(
-            "the limit of open files is {most} and {LEAST_FILES} are needed to start; {}",
+            "the limit of open files is {most}, and a start needs {LEAST_FILES}; {}",
             kernel::remedy(Errno::MFILE.raw_os_error())
         ),
         _ => Ok(()),
@@ -170,7 +170,7 @@ impl Signals {
     async fn stopped(mut self, bell: &Bell) {
         let hangups = async {
             while self.hangup.recv().await.is_some() {
-                info!("SIGHUP: looking at everything again");
+                info!("SIGHUP: checking everything again");
                 while !bell.ring(Cause::Hangup) {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
@@ -215,7 +215,7 @@ fn listen<M: Send + 'static>(
     move || {
         loop {
             let kind = wait(&mut monitor).unwrap_or_else(|error| {
-                error!("the kernel's monitor fails, looking again anyway: {error}");
+                error!("cannot receive events of the kernel, reconciling every second instead: {error}");
                 thread::sleep(Duration::from_secs(1));
                 Kind::Overrun
             });

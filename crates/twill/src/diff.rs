@@ -38,7 +38,7 @@ pub(crate) fn run(flags: &DiffFlags) -> anyhow::Result<ExitCode> {
         Asked::Store(flags) => Difference { format: FORMAT, ops: offline(flags)? },
     };
     if difference.format != FORMAT {
-        bail!("the daemon speaks format {}, this command {FORMAT}", difference.format);
+        bail!("the format of the daemon is {}, that of this command {FORMAT}", difference.format);
     }
     if flags.json {
         println!("{}", serde_json::to_string(&difference)?);

@@ -29,7 +29,7 @@ fn assignment(line: &str) -> Result<(String, String), &'static str> {
     let line = line.strip_prefix("export").filter(|rest| rest.starts_with([' ', '\t'])).unwrap_or(line);
     let (name, text) = line.split_once('=').ok_or("it is not of the form NAME=value")?;
     if !is_name(name.trim()) {
-        return Err("what stands before the = is no name of a variable");
+        return Err("the text before = is not the name of a variable");
     }
     Ok((name.trim().into(), value(text.trim())?))
 }

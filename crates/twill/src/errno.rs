@@ -32,8 +32,8 @@ pub(crate) fn is_shortage(error: &io::Error) -> bool {
 
 fn remedy(errno: Errno) -> &'static str {
     match errno {
-        Errno::NOSPC => "no room or no inodes are left there: look at df and df -i, and make room",
-        Errno::DQUOT => "the quota there is used up: make room, or raise it",
+        Errno::NOSPC => "no space or no inodes are left there: check df and df -i, and free some",
+        Errno::DQUOT => "the disk quota is used up: free some space, or raise the quota",
         Errno::ROFS => "it is mounted read-only: mount it writable, or name another place",
         Errno::ACCESS => {
             "its mode, its owner or a security module forbids it (if its directory was replaced since the start, restart the \
@@ -42,8 +42,8 @@ fn remedy(errno: Errno) -> &'static str {
         Errno::PERM => "the file is immutable (lsattr shows it), or a security module forbids it",
         Errno::BUSY => "it is a mount point: unmount it, or mount its directory instead",
         Errno::NOTDIR => "a part of its path is no directory",
-        Errno::STALE => "the server that it is mounted from has forgotten it: mount it anew",
-        Errno::IO => "the disk or its file system fails: look at dmesg",
+        Errno::STALE => "its file server no longer knows it (stale handle): mount it again",
+        Errno::IO => "the disk or its file system fails: check dmesg",
         other => kernel::remedy(other.raw_os_error()),
     }
 }
@@ -68,7 +68,8 @@ mod tests {
     fn an_error_is_told_with_what_to_do_and_another_one_as_it_is() {
         let told = |errno: Errno| Why(&errno.into()).to_string();
         assert!(
-            told(Errno::MFILE).starts_with("Too many open files (os error 24); this daemon may open no more")
+            told(Errno::MFILE)
+                .starts_with("Too many open files (os error 24); this daemon has reached its limit")
         );
         assert!(told(Errno::NOSPC).contains("df -i"));
         assert!(told(Errno::ROFS).contains("read-only: mount it writable"));

@@ -85,7 +85,7 @@ pub(crate) fn establish(
         locks.take_config(&config)?;
         let home = remembered.as_ref().map(|remembered| own_addresses(remembered, flags)).unwrap_or_default();
         let mut place = Place::find_settled(flags, &config, kernel, &home, source)?;
-        place.choice.failures.iter().for_each(|failure| warn!("passed over: {failure}"));
+        place.choice.failures.iter().for_each(|failure| warn!("uplink flag skipped: {failure}"));
         info!("uplink is {}: {}", place.choice.uplink.link, place.choice.reason);
         let remembered = remembered.as_ref().filter(|remembered| place.is_of(remembered, &conf));
         let history = remembered.and_then(|remembered| remembered.history);
@@ -347,7 +347,7 @@ fn until_done<T, E: Display>(
         if begun.elapsed() > PATIENCE
             && let Some(remembered) = instead()
         {
-            warn!("going on with {what} as the last run remembered it");
+            warn!("the store does not answer; going on with {what} from the leases cache");
             return remembered;
         }
         std::thread::sleep(RETRY);

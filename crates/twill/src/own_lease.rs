@@ -121,8 +121,8 @@ enum Wrong {
 impl Wrong {
     fn words(self) -> &'static str {
         match self {
-            Self::Gone => "was gone and is taken again",
-            _ => "did not say what we announce and is written again",
+            Self::Gone => "had disappeared from the store; wrote it again",
+            _ => "differed from what this node announces; wrote it again",
         }
     }
 }

@@ -31,7 +31,7 @@ pub(crate) async fn follow(mut board: watch::Receiver<Arc<Report>>) {
             match notify::tell(&news) {
                 Ok(()) => (said, ready) = (status, ready || first),
                 Err(error) if !complained => {
-                    warn!("systemd cannot be told how this node is: {error}");
+                    warn!("cannot report the state of this node to systemd: {error}");
                     complained = true;
                 }
                 // The next look tries again.

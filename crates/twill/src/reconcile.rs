@@ -216,11 +216,11 @@ impl Reconciler {
         if let Followed::Moved(Choice { reason: why, .. }) = followed {
             let addresses = [uplink.ipv4.map(IpAddr::V4), uplink.ipv6.map(IpAddr::V6)];
             let addresses: Vec<_> = addresses.iter().flatten().map(IpAddr::to_string).collect();
-            info!("uplink is {} {} now: {why}", uplink.link, addresses.join(", "));
+            info!("uplink is now {} {}: {why}", uplink.link, addresses.join(", "));
             self.own_lease.move_to(&uplink);
             reason = Some(why);
         } else {
-            info!("uplink {} has an MTU of {} now", uplink.link, uplink.mtu);
+            info!("uplink {} now has MTU {}", uplink.link, uplink.mtu);
         }
         self.node.uplink = uplink;
         self.show(reason);
@@ -442,7 +442,7 @@ impl Reconciler {
             (Some((known, _)), Some(fault)) => *known = fault,
             (known, Some(fault)) => {
                 let now = Instant::now();
-                let trouble = Trouble::new("not in order", format_args!("not in order: {fault}"));
+                let trouble = Trouble::new("not in order", format_args!("this node has a fault: {fault}"));
                 *known = Some((fault, now));
                 log(self.memory.notebook.say(trouble, now));
             }

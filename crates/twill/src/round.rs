@@ -34,10 +34,10 @@ impl Round {
         let failed =
             if self.failed.is_empty() { String::new() } else { format!(", {} refused", self.failed.len()) };
         format!(
-            "{}: {} changes{failed} in {:.1} ms: {}{more}",
-            list(&self.causes),
+            "applied {} changes{failed} in {:.1} ms after {}: {}{more}",
             self.ops.len(),
             self.took.as_secs_f64() * 1e3,
+            list(&self.causes),
             first.join("; ")
         )
     }

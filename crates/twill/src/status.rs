@@ -71,7 +71,7 @@ fn text(flags: &StatusFlags) -> anyhow::Result<String> {
     let report: Report =
         serde_json::from_slice(&json).context("the daemon is of another version; use --json")?;
     if report.format != FORMAT {
-        bail!("the daemon speaks format {}, this command {FORMAT}; use --json", report.format);
+        bail!("the format of the daemon is {}, that of this command {FORMAT}; use --json", report.format);
     }
     Ok(page(&report, is_coloured()))
 }

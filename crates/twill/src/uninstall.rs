@@ -25,14 +25,14 @@ pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
     let footprint_file = Footprint::path(&flags.subnet_file);
     let Some(footprint) = Footprint::read(&footprint_file) else {
         println!(
-            "nothing of twill's is known here: there is no usable {}. If something is there all the same, start the daemon once \
-             and stop it",
+            "nothing to remove: there is no usable {}. If objects of twill remain, start the daemon once, stop it and \
+             try again",
             footprint_file.display()
         );
         return Ok(());
     };
     let mut locks = Locks::default();
-    locks.take_file(&flags.subnet_file).context("the daemon has to be stopped first")?;
+    locks.take_file(&flags.subnet_file).context("stop the daemon first")?;
     let mut kernel = Kernel::open().context("opening netlink")?;
     if !flags.dry_run {
         kernel.check_right()?;
@@ -43,7 +43,7 @@ pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
     let Seen { state: seen, underlay, .. } = kernel.dump(&owned).context("reading the kernel")?;
     let facts = &underlay.firewall;
     if let Some(why) = facts.unread.first().or(facts.no_nft.as_ref().filter(|_| facts.has_our_tables())) {
-        bail!("the traffic rules cannot be read, so nothing is removed yet: {why}");
+        bail!("the traffic rules cannot be read, so nothing was removed: {why}");
     }
     let ops = match flags.extent {
         Extent::HandOver => plan::hand_over(&seen, &owned, &footprint.announced_devices),
@@ -51,8 +51,8 @@ pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
             let strangers = plan::unclaimed(&State::default(), &seen, &owned, &underlay);
             if let Some(route) = strangers.iter().find_map(|note| on_our_device(note, &owned)) {
                 bail!(
-                    "{route} is not ours and would go with its device: does flannel run here now? Then use --hand-over; \
-                     if not, remove that route first"
+                    "{route} is not ours and would be removed with its device. If flannel runs here now, use \
+                     --hand-over; otherwise remove that route first"
                 );
             }
             plan::uninstall(&seen, &owned)
@@ -71,7 +71,7 @@ pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
     for file in &files {
         files::remove(file).map_err(|error| anyhow!("removing {}: {}", file.display(), Why(&error)))?;
     }
-    println!("done; our lease stays in the store: delete it there if this node is not to come back");
+    println!("done; our lease stays in the store: delete it there if this node does not come back");
     Ok(())
 }
 
@@ -95,7 +95,7 @@ fn apply(kernel: &mut Kernel, ops: &[Op]) -> anyhow::Result<()> {
     if failed.is_empty() {
         return Ok(());
     }
-    bail!("not all of it went, and nothing else was touched; try again: {}", failed.join("; "))
+    bail!("some objects could not be removed; try again: {}", failed.join("; "))
 }
 
 /// Returns our files that exist. With `--hand-over` the subnet file stays, since flannel goes on with it.

@@ -87,8 +87,8 @@ impl Tools {
         let lock = tools::xtables_lock();
         let lock = lock.display();
         Cause::Busy(format!(
-            "another program holds iptables' lock {lock}; tried again until it is free: if it stays, end the program that \
-             `fuser {lock}` names"
+            "another program holds iptables' lock {lock}; retrying until it is free. If it stays locked, end the program \
+             that `fuser {lock}` names"
         ).into())
     }
 }
@@ -100,7 +100,12 @@ pub(super) fn not_to_be_read() -> Option<Box<str>> {
         |family: &Family| !loaded(*family).is_empty() && Tools::of(Variant::Legacy, *family).is_none();
     let family = families.find(unread)?;
     let names = loaded(family).split_whitespace().collect::<Vec<_>>().join(", ");
-    Some(format!("the {family} tables {names} of iptables-legacy are loaded, and it is not installed").into())
+    Some(
+        format!(
+            "the {family} tables {names} of iptables-legacy are loaded, but iptables-legacy is not installed"
+        )
+        .into(),
+    )
 }
 
 /// Returns true if another program holds the lock. It is checked first, since iptables waits for it, some versions for
@@ -120,7 +125,7 @@ fn explained(text: &str, script: &str) -> String {
     let line = number.and_then(|number: usize| script.lines().nth(number.checked_sub(1)?));
     match line {
         Some(line) if line.starts_with("-X") => {
-            format!("{text} (`{line}`): rules of others lead to that chain; delete these")
+            format!("{text} (`{line}`): rules of other programs jump to that chain; delete those rules")
         }
         Some(line) => format!("{text} (`{line}`)"),
         None => text.into(),
@@ -196,8 +201,8 @@ mod tests {
             ("no FOO Error occurred at line: 3", "no FOO Error occurred at line: 3 (`-A FORWARD -j FOO`)"),
             (
                 "iptables-nft-restore v1.8.9 (nf_tables): line 4: CHAIN_DEL failed (Device or resource busy)",
-                "iptables-nft-restore v1.8.9 (nf_tables): line 4: CHAIN_DEL failed (Device or resource busy) \
-                 (`-X FLANNEL-FWD`): rules of others lead to that chain; delete these",
+                "iptables-nft-restore v1.8.9 (nf_tables): line 4: CHAIN_DEL failed (Device or resource busy) (`-X \
+                 FLANNEL-FWD`): rules of other programs jump to that chain; delete those rules",
             ),
             ("line 0 failed", "line 0 failed"),
             ("line 9 failed", "line 9 failed"),

@@ -28,8 +28,8 @@ fn a_lock_that_is_held_is_not_waited_for() {
         let start = Instant::now();
         let said = complaints(&mut kernel, &wanted);
         lab::in_time("giving up", start.elapsed(), Duration::from_secs(1));
-        let words = "another program holds iptables' lock /run/xtables.lock; tried again until \
-                     it is free: if it stays, end the program that `fuser /run/xtables.lock` names";
+        let words = "another program holds iptables' lock /run/xtables.lock; retrying until it is free. If it stays \
+                     locked, end the program that `fuser /run/xtables.lock` names";
         assert!(said.len() == 2 && said.iter().all(|text| text.contains(words)), "{said:#?}");
         drop(lock);
         assert_eq!(round(&mut kernel, &wanted).len(), 2);
@@ -85,7 +85,7 @@ fn a_chain_of_ours_that_others_use_says_that_it_cannot_go() {
             let outcomes = kernel.apply(&ops);
             let failed = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Failed(_)));
             let said: Vec<_> = failed.map(complaint).collect();
-            let words = "(`-X FLANNEL-FWD`): rules of others lead to that chain; delete these";
+            let words = "(`-X FLANNEL-FWD`): rules of other programs jump to that chain; delete those rules";
             assert!(said.len() == 4 && said.iter().all(|text| text.contains(words)), "{said:#?}");
             let kept = |text: &str| text.split("*nat").next().map(str::to_owned);
             assert_eq!(kept(&saved(tool)), kept(&before), "all of the table or nothing");

@@ -180,8 +180,8 @@ fn a_missing_module_is_told_with_the_remedy() {
         assert_eq!(
             complaint(outcome),
             "+ link flannel.1 address 02:00:00:00:00:01 mtu 1450 type wormhole: Operation not supported (os error 95): \
-             Unknown device type; this kernel has no vxlan: modprobe vxlan, install the kernel's package of modules, or \
-             use the backend host-gw, which needs none"
+             Unknown device type; this kernel has no vxlan: run modprobe vxlan, install the kernel's package of modules, \
+             or use the backend host-gw, which needs no module"
         );
     });
 }

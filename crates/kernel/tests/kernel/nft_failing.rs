@@ -59,7 +59,7 @@ fn an_nft_that_is_old_or_lame_or_breaks_is_said() {
             ),
             (
                 "echo 'nftables v1.0.6 (Lester Gooch #5)'; echo '  json: no'",
-                "nft was built without JSON: install one that has it, as distributions build it",
+                "nft was built without JSON support: install your distribution's nftables package",
             ),
             ("echo 'no such luck' >&2; exit 1", "nft: no such luck"),
             (
@@ -68,7 +68,7 @@ fn an_nft_that_is_old_or_lame_or_breaks_is_said() {
             ),
             (
                 "[ $1 = -V ] && echo 'nftables v1.0.6 (x) json: yes' && exit 0; echo '{\"nftables\": [{'",
-                "table ip flannel-ipv4 cannot be read: what nft says of it is not understood: EOF while parsing",
+                "table ip flannel-ipv4 cannot be read: nft's output about it cannot be parsed: EOF while parsing",
             ),
         ] {
             instead_of_nft(script);
@@ -107,7 +107,7 @@ fn a_table_of_our_name_that_another_process_owns_is_said() {
         look(&mut kernel);
         let owner = Owner::of("ip flannel-ipv4");
         let words =
-            "another process owns table ip flannel-ipv4, and none but it may change it: end that process";
+            "another process owns table ip flannel-ipv4, and only the owner may change it: end that process";
         let ops = plan::diff(&wanted, &State::default(), &bounds());
         let error = complaint(&kernel.apply(&ops)[0]);
         assert!(error.contains("Operation not permitted") && error.ends_with(words), "{error}");
@@ -128,7 +128,8 @@ fn a_chain_of_our_name_that_others_jump_to_is_said_and_nothing_is_half_done() {
         let ops = to_do(&mut kernel, &wanted);
         for outcome in kernel.apply(&ops) {
             let error = complaint(&outcome);
-            let words = "rules of others in flannel's table use it: find them with `nft list ruleset` and delete them";
+            let words = "rules of other programs in flannel's table use it: find them with `nft list ruleset` and delete \
+                         them";
             assert!(error.contains("Device or resource busy") && error.ends_with(words), "{error}");
         }
         assert_eq!(ruleset(), before);

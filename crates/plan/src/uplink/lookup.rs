@@ -103,7 +103,7 @@ impl<'a> Lookup<'a> {
         Ok(Found {
             link,
             fixed: way.source.into_iter().collect(),
-            why: format!("the kernel reaches {flag} by it"),
+            why: format!("the kernel's route to {flag} leaves through it"),
         })
     }
 
@@ -139,7 +139,7 @@ impl<'a> Lookup<'a> {
         };
         match (&links[..], route.source()) {
             ([link], _) => Ok(*link),
-            ([], _) => Err(format!("the {family} default route has no interface that is there")),
+            ([], _) => Err(format!("the {family} default route has an interface that does not exist")),
             (several, source) => home(source).ok_or_else(|| {
                 let names: Vec<&str> = several.iter().map(LinkName::as_str).collect();
                 let names = names.join(" and ");
@@ -280,7 +280,7 @@ impl<'a> Lookup<'a> {
     }
 
     fn link(&self, name: LinkName) -> Result<&'a LinkFacts, String> {
-        self.underlay.link(name).ok_or_else(|| format!("{name} has just gone"))
+        self.underlay.link(name).ok_or_else(|| format!("{name} has just disappeared"))
     }
 }
 

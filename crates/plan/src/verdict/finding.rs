@@ -88,7 +88,7 @@ impl Finding {
         match *self {
             Self::Healthy => Words::new("node to node: echoes between the pod subnets of both nodes are answered"),
             Self::Unverified => Words::new(
-                "not verified: it was not asked yet, or one side has no address in its pod subnet to ask from",
+                "not verified: it has not been probed yet, or one of the two nodes has no address in its pod subnet",
             ),
             Self::NoEcho => Words::new(
                 "it answers ARP (or neighbour discovery) and has never answered an echo, so its path cannot be verified: is \
@@ -97,23 +97,23 @@ impl Finding {
             .remedy("Accept echo requests between the nodes"),
             Self::EchoLost { node } => echo_lost(node),
             Self::Flapping { node } => Words::new(format!(
-                "probes to {node} are answered now and then and lost in between, 10 of 20 or more"
+                "at least 10 of the last 20 probes to {node} were lost, and the others were answered"
             ))
-            .remedy("Look at its link, its load and the switch"),
+            .remedy("Check its link, its load and the switch"),
             Self::NextHopSilent { next_hop, uplink } => next_hop_silent(next_hop, uplink),
             Self::Silent { node } => Words::new(format!(
-                "nothing that {node} is asked comes back: the node or its network is down, or all is filtered"
+                "{node} answers no probe: the node or its network is down, or everything is filtered"
             ))
-            .remedy("Look at the node and at routes and firewalls between"),
+            .remedy("Check the node, and routes and firewalls between"),
             Self::Refused { node, by } => Words::new(format!(
                 "{by} sends an ICMP error for packets between our pods and those of {node}"
             ))
-            .remedy("Look there at routes and firewall"),
+            .remedy("Check its routes and firewall"),
             Self::TunnelLost { node, port } => tunnel_lost(node, port),
             Self::PodAddressesLost { next_hop, uplink } => pod_addresses_lost(next_hop, uplink),
             Self::Diverted { node } => Words::new(format!(
-                "this node does not send packets for the pods of {node} by the route of its daemon, so nothing is known of the \
-                 peer: the warnings name the policy rule or route of this node that takes them"
+                "a policy rule or route of this node takes the packets for the pods of {node} away from twill's route, \
+                 so the state of the peer is unknown: the warnings name that rule or route"
             )),
             Self::NoWayBack { node } => no_way_back(node),
             Self::ProxyArp { next_hop, mac, also } => proxy_arp(next_hop, mac, also),
@@ -135,9 +135,9 @@ impl fmt::Display for Finding {
 
 fn echo_lost(node: IpAddr) -> Words {
     Words::new(format!(
-        "{node} still answers ARP (or neighbour discovery) and no echo any more: ICMP is filtered now, or the node hangs"
+        "{node} still answers ARP (or neighbour discovery) but no longer echoes: ICMP is filtered now, or the node hangs"
     ))
-    .remedy("Look at the node; if it is well, accept echo requests between the nodes")
+    .remedy("Check the node; if it is well, accept echo requests between the nodes")
 }
 
 fn next_hop_silent(next_hop: IpAddr, uplink: LinkName) -> Words {
@@ -147,47 +147,47 @@ fn next_hop_silent(next_hop: IpAddr, uplink: LinkName) -> Words {
          filtered"
     ))
     .remedy(
-        "If the node is up, look at its link and at VLANs and filters between; host-gw needs one layer-2 segment, backend \
+        "If the node is up, check its link, and VLANs and filters between; host-gw needs one layer-2 segment, backend \
          type auto or vxlan does not",
     )
 }
 
 fn tunnel_lost(node: IpAddr, port: u16) -> Words {
     Words::new(format!(
-        "{node} answers, and no tunnel packet comes back: UDP port {port} is filtered, there or on the way, or swallowed by \
-         a hypervisor that uses it itself, or the tunnel there is down"
+        "{node} answers, but no tunnel packet comes back: UDP port {port} is filtered there or on the path, or a \
+         hypervisor uses it itself, or the tunnel there is down"
     ))
     .remedy(format!("Open UDP {port} in both directions, or choose another port in the network config"))
 }
 
 fn pod_addresses_lost(next_hop: IpAddr, uplink: LinkName) -> Words {
     Words::new(format!(
-        "{next_hop} answers on {uplink}, and no packet with pod addresses comes back that way: the network drops addresses \
-         that it does not know (clouds do: turn off the check of source and destination), or the node drops them \
-         (rp_filter 1 on its uplink, its firewall, no route back)"
+        "{next_hop} answers on {uplink}, but no packet with pod addresses comes back: the network drops unknown \
+         addresses (clouds do: turn off the check of source and destination), or the node drops them \
+         (rp_filter 1 on its uplink, its firewall, a missing route)"
     ))
-    .remedy("Backend type auto or vxlan goes by tunnel then")
+    .remedy("Backend type auto or vxlan then uses the tunnel")
 }
 
 fn no_way_back(node: IpAddr) -> Words {
     Words::new(format!(
-        "packets to the pods of {node} arrive, and what is sent back to our pods does not, for a reason that cannot be seen \
-         from here: {node} may have lost its route, neighbour or FDB entry for us, a policy rule there may take the packets, \
-         its rp_filter or firewall may drop our pod addresses, or something on the way back does"
+        "packets to the pods of {node} arrive, but the replies to our pods do not. This node cannot see why: {node} \
+         may have lost its route, neighbour or FDB entry for us, a policy rule there may take the packets, \
+         its rp_filter or firewall may drop our pod addresses, or the network between may"
     ))
-    .remedy("Look at `twill status` and the routes there")
+    .remedy("Check `twill status` and the routes on that node")
 }
 
 fn proxy_arp(next_hop: IpAddr, mac: Mac, also: IpAddr) -> Words {
     Words::new(format!(
-        "{mac} answers for {next_hop} and for {also}, too, and no packet with pod addresses gets through: a router with \
+        "{mac} answers for {next_hop} and for {also}, but no packet with pod addresses gets through: a router with \
          proxy ARP seems to stand between, or {next_hop} has both and drops them"
     ))
     .remedy("Host-gw needs one layer-2 segment, backend type auto or vxlan does not")
 }
 
 fn duplicate_address(next_hop: IpAddr, first: Mac, second: Mac) -> Words {
-    Words::new(format!("both {first} and {second} say that they have {next_hop}, and packets to it are lost")).remedy(
+    Words::new(format!("both {first} and {second} answer for {next_hop}, and packets to it are lost")).remedy(
         "If both are NICs of that node on one segment, set net.ipv4.conf.all.arp_ignore=1 there; otherwise take the address \
          away from the wrong one",
     )
@@ -195,8 +195,8 @@ fn duplicate_address(next_hop: IpAddr, first: Mac, second: Mac) -> Words {
 
 fn lost_above(mtu: u16) -> Words {
     Words::new(format!(
-        "packets of more than {mtu} bytes between pods are lost, and smaller ones arrive: a link on the way has a smaller \
-         MTU than both ends"
+        "packets of more than {mtu} bytes between pods are lost, and smaller ones arrive: a link on the path has a \
+         smaller MTU than both ends"
     ))
     .remedy(format!("Raise its MTU, or set MTU in the network config so that pods have at most {mtu}"))
 }
@@ -206,13 +206,13 @@ fn fragmented(mtu: u16) -> Words {
         "whole packets of more than {mtu} bytes do not reach the node, so large packets between pods travel in fragments of \
          tunnel packets, which is slow"
     ))
-    .remedy("Raise the MTU on the way, or set a smaller MTU in the network config")
+    .remedy("Raise the MTU on the path, or set a smaller MTU in the network config")
 }
 
 fn checksum_fault(node: IpAddr) -> Words {
     Words::new(format!(
-        "{node} answers a datagram with a complete checksum and, time after time, not the one whose checksum the devices \
-         were to fill in: checksum offload of the tunnel's inner packets is broken, here or on the way"
+        "{node} answers probes with a complete checksum, and none whose checksum the devices have to fill in: checksum \
+         offload of the tunnel's inner packets is broken, on this node or on the path"
     ))
     .remedy("Try: ethtool -K DEVICE tx-checksum-ip-generic off, for the tunnel's device")
 }

@@ -51,15 +51,15 @@ pub(super) async fn take(
         let is_said =
             standing.is_some_and(|entry| matches!(&entry.told, Ok(lease) if lease.to_json() == value));
         if is_said && settled.stale.is_empty() {
-            info!(subnet = %settled.lease.subnet, origin = ?settled.origin, "lease is ours");
+            info!(subnet = %settled.lease.subnet, origin = ?settled.origin, "our lease is in the store");
             let listed = matches!(claim.choice, Choice::Any { .. });
             return Ok((settled.lease, listed.then_some(listing)));
         }
         if !write(session, &listing, settled, &key, value).await? {
-            debug!("somebody else has written {key} meanwhile; choosing anew");
+            debug!("another node has written {key} meanwhile; choosing again");
         }
     }
-    Err(session.fault("our lease changed under our hands again and again; it is tried again"))
+    Err(session.fault("another writer changed our lease during each attempt; retrying"))
 }
 
 /// Returns the known leases, with one entry read again.

@@ -168,7 +168,7 @@ impl Listing {
 
     /// Stores an entry whose value was too large to be read.
     pub(super) fn put_unseen(&mut self, kv: &KeyValue, keys: &Keys, limit: usize) {
-        let why = format!("its value has more than {limit} bytes, and no lease has as many");
+        let why = format!("its value has more than {limit} bytes, more than any lease has");
         match keys.name(kv.key()) {
             None => {}
             Some(Name::Config) => {
@@ -277,7 +277,7 @@ fn read(key: &str, kv: &KeyValue) -> Result<Lease, Box<str>> {
     let mut lease = Lease::parse(key, kv.value(), kv.create_revision().cast_unsigned())?;
     lease.written = kv.mod_revision().cast_unsigned();
     if lease.subnet.to_string() != key {
-        return Err(format!("its key is another spelling of {}: write it so", lease.subnet).into());
+        return Err(format!("its key is another spelling of {}: use that spelling", lease.subnet).into());
     }
     Ok(lease)
 }

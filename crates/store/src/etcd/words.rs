@@ -122,7 +122,8 @@ pub(super) fn ended(response: &WatchResponse) -> String {
         (0, reason) => with_advice(format!("it ended the watch: {reason}")),
         (revision, _) => {
             format!(
-                "what happened while it was not heard is forgotten up to revision {revision}; reading all anew"
+                "etcd has compacted the revisions up to {revision}, which this node has not seen; reading everything \
+                 again"
             )
         }
     }

@@ -228,7 +228,9 @@ impl Flags {
                 let count = args.len() + usize::from(arg != "--");
                 if count > 0 {
                     // The argument may be a secret, so it is not shown.
-                    self.ignored.push(format!("arguments after {last}, {count} of them: no flag follows it (a switch takes its value after =)"));
+                    self.ignored.push(format!(
+                        "{count} arguments after {last}, since no flag follows it (a switch takes its value after =)"
+                    ));
                 }
                 break;
             }

@@ -87,7 +87,7 @@ pub(crate) fn tell_left_out() {
     if let Some(count) = with_bucket(Bucket::notice) {
         tracing::warn!(
             target: OWN,
-            "left out {count} log lines: too many in a minute. See what lasts with: twill status"
+            "left out {count} log lines: too many in a minute. twill status lists the current warnings"
         );
     }
 }

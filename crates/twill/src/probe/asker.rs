@@ -140,7 +140,7 @@ impl Asker {
             match self.wait() {
                 Ok(true) => self.follow(),
                 Ok(false) => {}
-                Err(error) => return warn!("peers are asked no more, and ways stay as they are: {error}"),
+                Err(error) => return warn!("probing has stopped, and paths stay as they are: {error}"),
             }
             self.pass();
         }

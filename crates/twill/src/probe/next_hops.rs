@@ -194,7 +194,7 @@ impl NextHops {
         if !is_first && known.contests == 2 && self.told < TELL {
             self.told += 1;
             warn!(
-                "both {one} and {mac} say that they have {ip}: two machines with one address, or two NICs of one machine"
+                "both {one} and {mac} answer for {ip}: two machines with one address, or two NICs of one machine"
             );
         }
         self.owners.insert((mac, ip));

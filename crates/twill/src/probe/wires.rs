@@ -116,7 +116,7 @@ impl Wires {
         self.look = now + LOOK;
         match interfaces() {
             Ok(links) => self.links = links,
-            Err(error) => warn!("{error}; peers are asked from the addresses that were there before"),
+            Err(error) => warn!("{error}; probes keep the former source addresses"),
         }
         let links = &self.links;
         self.refused.retain(|(link, _), _| link.is_none_or(|link| links.contains_key(&link)));
@@ -238,7 +238,7 @@ impl Wires {
                 let what = place.0.map_or("packets".into(), |link| format!("frames of {link}"));
                 self.refused.insert(place, format!("{what}: {error}").into());
                 let wait = RETRY.as_secs();
-                warn!("peers cannot be asked whether pods reach them, again in {wait} s: {}", Why(&error));
+                warn!("cannot probe peers, retrying in {wait} s: {}", Why(&error));
                 None
             }
         }

@@ -32,7 +32,9 @@ impl Reconciler {
             }
             Err(error) => {
                 let (path, why) = (path.display().to_string().into(), error.to_string().into());
-                let loss = "a later run and twill uninstall may not know what this one leaves".into();
+                let loss =
+                    "a later run and twill uninstall may not find everything that this run leaves behind"
+                        .into();
                 Some(Note::Unwritable { path, why, loss })
             }
         }

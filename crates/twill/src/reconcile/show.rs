@@ -22,7 +22,7 @@ impl Reconciler {
             return;
         }
         if let Some(Choice { manager, reason }) = &choice {
-            info!("traffic rules are kept by {manager}: {reason}");
+            info!("traffic rules are managed by {manager}: {reason}");
         }
         let told = choice.as_ref().map(|choice| format!("{} ({})", choice.manager, choice.reason));
         self.board.send_modify(|report| Arc::make_mut(report).firewall = told);

@@ -169,7 +169,7 @@ mod tests {
             "ADDRESS    SUBNET         BACKEND  PATH         HEALTH       LATENCY  LOSS   MTU   AGE    REASON"
         );
         assert!(lines[3].starts_with(
-            "192.0.2.3  10.244.3.0/24  host-gw  direct       silent       0.21 ms  1.5 %  1450  3 min  nothing"
+            "192.0.2.3  10.244.3.0/24  host-gw  direct       silent       0.21 ms  1.5 %  1450  3 min  192.0.2.3 answers"
         ));
         assert!(lines[4].starts_with(
             "192.0.2.5  10.244.5.0/24  host-gw  unreachable  unreachable  -        -      -     -      it is not on"

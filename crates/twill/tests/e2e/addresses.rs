@@ -41,7 +41,7 @@ fn renewal(config: &str, vips: &str) {
     node.ns.run(&add);
     lab::holds_for("at home", HELD, || is_at(&lab, node, "192.168.100.11"));
     cluster::reach_each_other(&pods);
-    assert!(!daemons[0].log().contains("uplink is eth0 192.168.100.1"), "{}", daemons[0].log());
+    assert!(!daemons[0].log().contains("uplink is now eth0 192.168.100.1"), "{}", daemons[0].log());
     // The address stays away: another one has to take its place, until it is back.
     node.ns.run("ip address del 192.168.100.11/24 dev eth0");
     node.ns.run(&format!(

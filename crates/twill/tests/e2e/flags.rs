@@ -153,7 +153,7 @@ fn the_backend_asked_for_is_in_force_without_the_store_too() {
         daemon.wait_ready();
         assert_eq!(backend(node), "host-gw (command line)");
         let log = daemon.log();
-        assert!(log.contains("as the last run remembered it"), "{log}");
+        assert!(log.contains("from the leases cache"), "{log}");
     });
 }
 

@@ -134,7 +134,7 @@ fn an_address_that_a_second_machine_takes_later() {
             let line = |log: &str| {
                 log.lines().any(|line| {
                     [&owner.mac, &thief.mac].iter().all(|mac| line.contains(*mac))
-                        && line.contains(&format!("say that they have {ip}"))
+                        && line.contains(&format!("answer for {ip}"))
                 })
             };
             lab::wait_for("it is said", AT_ONCE, || line(&daemons[0].log()));
@@ -167,6 +167,6 @@ fn a_peer_with_another_nic_is_no_duplicate() {
         assert!(is_direct(node, &peer));
         found(node, &peer, "healthy", SOON);
         let log = daemons[0].log();
-        assert!(!log.contains("say that they have"), "{log}");
+        assert!(!log.contains("answer for"), "{log}");
     });
 }

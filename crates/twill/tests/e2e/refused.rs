@@ -62,7 +62,7 @@ fn an_uplink_too_narrow_for_ipv6_leaves_ipv4_alone_and_says_so() {
         assert!(!env.contains("IPV6") && env.contains("FLANNEL_MTU=1230\n"), "{env}");
         assert!(!has_device(node, "flannel-v6.1"));
         let log = daemons[0].log();
-        assert!(!log.contains("retrying less often") && !log.contains("not in order"), "{log}");
+        assert!(!log.contains("retrying less often") && !log.contains("this node has a fault"), "{log}");
         let vtep: std::net::Ipv4Addr = lab.node(2).subnet().split('/').next().unwrap().parse().unwrap();
         lab::wait_for("IPv4 through the tunnel", SOON, || node.ping(vtep).is_some());
         lab.nodes().iter().for_each(|node| _ = node.ns.run("ip link set eth0 mtu 1350"));
@@ -131,7 +131,12 @@ fn a_process_on_our_port_is_not_taken_for_a_device() {
         let node = lab.node(1);
         let socket = node.ns.within(|| UdpSocket::bind("0.0.0.0:8472").unwrap());
         let daemon = node.start(FLAGS);
-        not_ready_because(node, &daemon, "no device here has UDP port 8472: a process has it");
+        not_ready_because(
+            node,
+            &daemon,
+            "UDP port 8472 is in use, but not by a device of this network namespace: a \
+                                          process has it",
+        );
         drop(socket);
         daemon.wait_ready();
     });
@@ -151,11 +156,11 @@ fn a_low_limit_of_open_files_is_told_as_such() {
             lab::until(Duration::from_secs(3), || (!daemon.is_alive()).then_some(()));
             let log = daemon.log().split_off(before.min(daemon.log().len()));
             assert!(!log.contains("another daemon of this node keeps"), "{limit}: {log}");
-            let told = log.contains("may open no more files")
+            let told = log.contains("has reached its limit of open files")
                 || node.get("/readyz").is_some_and(|it| it.status == 200);
             assert!(told, "{limit}: {log}");
             for line in log.lines().filter(|line| line.contains("os error 24")) {
-                assert!(line.contains("raise its limit"), "{limit}: {line}");
+                assert!(line.contains("raise it, in systemd with LimitNOFILE="), "{limit}: {line}");
             }
             daemon.kill9();
         }

@@ -107,7 +107,7 @@ fn status_is_shown_again_and_again_until_nobody_wants_it() {
         wait_for_line(&mut lines, "1 peer: ");
         wait_for_line(&mut lines, "1 peer: ");
         drop(daemons);
-        wait_for_line(&mut lines, "twill: asking the daemon");
+        wait_for_line(&mut lines, "twill: cannot reach the daemon");
         let _daemons = lab.start_all(FLAGS);
         wait_for_line(&mut lines, "1 peer: ");
         node.ns.run(&format!("kill -INT {}", child.id()));

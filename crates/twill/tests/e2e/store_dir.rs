@@ -222,8 +222,8 @@ fn an_old_copy_is_put_right_by_those_who_live() {
             leases.iter().all(|(name, lease)| now.get(name) == Some(lease))
         });
         for (daemon, said) in [
-            (&daemons[0], format!("our lease {one} was gone and is taken again")),
-            (&daemons[1], format!("our lease {two} did not say what we announce")),
+            (&daemons[0], format!("our lease {one} had disappeared from the store; wrote it again")),
+            (&daemons[1], format!("our lease {two} differed from what this node announces")),
         ] {
             lab::wait_for(&said, SOON, || daemon.log().contains(&said));
         }

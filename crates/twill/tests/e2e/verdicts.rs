@@ -69,9 +69,9 @@ pub(crate) fn found(node: &Node, subnet: &str, name: &str, limit: Duration) -> D
 /// Words of each finding for the person who has to act.
 const WORDS: [(&str, &str); 13] = [
     ("next hop silent", "it is down, or not on this layer-2 segment, or"),
-    ("silent", "nothing that"),
-    ("echo lost", "still answers ARP (or neighbour discovery) and no echo any more"),
-    ("flapping", "are answered now and then and lost in between"),
+    ("silent", "answers no probe: the node or its network is down"),
+    ("echo lost", "still answers ARP (or neighbour discovery) but no longer echoes"),
+    ("flapping", "were lost, and the others were answered"),
     ("refused", "sends an ICMP error for packets between our pods and those of"),
     ("tunnel lost", "Open UDP 8472 in both directions"),
     ("pod addresses lost", "turn off the check of source and destination"),
