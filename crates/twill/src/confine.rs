@@ -303,6 +303,22 @@ mod tests {
 
     use super::*;
 
+    /// docs/reference/files.md lists the files and directories that a confined daemon may read.
+    #[test]
+    fn the_documents_list_every_readable_place_and_no_other() {
+        let text = include_str!("../../../docs/reference/files.md");
+        let (_, section) = text.split_once("\n## What the daemon may access\n").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        for (name, places) in
+            [("programs", &READABLE[..]), ("names", &NAMES[..]), ("certificates", &CERTIFICATES[..])]
+        {
+            let row = section.lines().find(|line| line.starts_with(&format!("- **{name}**: "))).unwrap();
+            let listed: Vec<&str> = row.split('`').skip(1).step_by(2).collect();
+            assert_eq!(listed, places, "{name}");
+        }
+        assert!(section.contains(&format!("; `{}` |", kernel::SYSCTLS)), "{section}");
+    }
+
     /// Runs `body` confined. Both restrictions cover one thread, which is the whole of a process that has started no
     /// other.
     fn confined<T: Send + 'static>(dir: &Path, body: impl FnOnce() -> T + Send + 'static) -> T {

@@ -223,3 +223,25 @@ fn listen<M: Send + 'static>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    /// ARCHITECTURE.md lists the threads that the daemon starts, and the main thread.
+    #[test]
+    fn the_documents_list_every_thread_and_no_other() {
+        let text = include_str!("../../../ARCHITECTURE.md");
+        let (_, section) = text.split_once("\n## Threads\n").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        let cells = section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" |").next());
+        let listed: BTreeSet<&str> =
+            cells.flat_map(|cell| cell.trim_end_matches('`').split("`, `")).collect();
+        let source = [include_str!("daemon.rs"), include_str!("probe.rs")];
+        let source = source.map(|text| text.split("#[cfg(test)]").next().unwrap());
+        let starts = ["spawn(\"", ".name(\""].into_iter();
+        let started = starts.flat_map(|start| source.iter().flat_map(move |text| text.split(start).skip(1)));
+        let started: BTreeSet<&str> = started.map(|rest| rest.split('"').next().unwrap()).collect();
+        assert_eq!(listed, started);
+    }
+}

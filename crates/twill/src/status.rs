@@ -208,4 +208,46 @@ mod tests {
         assert_eq!(page(&heard, true), page(&told, true));
         assert!(!String::from_utf8(json).unwrap().contains("paths"), "that is for the daemon alone");
     }
+
+    /// Status of a real daemon, with all parts.
+    fn whole() -> Report {
+        serde_json::from_str(include_str!("../../../fuzz/corpus/answer/status")).unwrap()
+    }
+
+    /// Returns the block of a document in that language which begins with `start`.
+    fn block<'a>(document: &'a str, language: &str, start: &str) -> &'a str {
+        let mut blocks = document.split(&format!("\n```{language}\n")[..]).skip(1);
+        blocks.find(|block| block.starts_with(start)).unwrap().split("\n```").next().unwrap()
+    }
+
+    /// README.md and docs/reference/status.md show the lines and columns of a page.
+    #[test]
+    fn samples_of_the_page_have_its_lines_and_columns() {
+        let shape = |page: &str| -> Vec<String> {
+            let lines = page.lines().take_while(|line| !line.is_empty()).map(|line| line.split(' ').next());
+            let head = page.lines().find(|line| line.starts_with("ADDRESS")).unwrap().split_whitespace();
+            lines.flatten().chain(head).map(str::to_owned).collect()
+        };
+        let page = page(&whole(), false);
+        for document in
+            [include_str!("../../../README.md"), include_str!("../../../docs/reference/status.md")]
+        {
+            assert_eq!(shape(block(document, "text", "state ")), shape(&page));
+        }
+    }
+
+    /// docs/reference/status.md shows the fields of the JSON.
+    #[test]
+    fn the_sample_of_the_json_has_its_fields() {
+        let keys = |value: &serde_json::Value| -> BTreeSet<String> {
+            value.as_object().unwrap().keys().cloned().collect()
+        };
+        let sample = block(include_str!("../../../docs/reference/status.md"), "json", "{\"format\"");
+        let sample: serde_json::Value = serde_json::from_str(&sample.replace("{...}", "{}")).unwrap();
+        let real = serde_json::to_value(whole()).unwrap();
+        for place in ["", "/node", "/peers/0", "/peers/0/tunnel", "/peers/0/health", "/last_change"] {
+            let [sample, real] = [&sample, &real].map(|status| keys(status.pointer(place).unwrap()));
+            assert_eq!(sample, real, "{place}");
+        }
+    }
 }
