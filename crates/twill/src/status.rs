@@ -216,7 +216,8 @@ mod tests {
 
     /// Returns the block of a document in that language which begins with `start`.
     fn block<'a>(document: &'a str, language: &str, start: &str) -> &'a str {
-        let mut blocks = document.split(&format!("\n```{language}\n")[..]).skip(1);
+        let fence = format!("\n```{language}\n");
+        let mut blocks = document.split(fence.as_str()).skip(1);
         blocks.find(|block| block.starts_with(start)).unwrap().split("\n```").next().unwrap()
     }
 

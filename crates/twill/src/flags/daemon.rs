@@ -352,7 +352,7 @@ impl Flags {
             return Err(format!("--subnet-lease-renew-margin is {margin}: it must be 1 to 1439 minutes"));
         }
         if self.store.as_os_str().is_empty() && self.kube.subnet_mgr {
-            return Err("--kube-subnet-mgr: this version does not know Kubernetes; leases are in etcd, or in --store DIR".into());
+            return Err("--kube-subnet-mgr: this version does not support Kubernetes; leases are in etcd, or in --store DIR".into());
         }
         if self.store.as_os_str().is_empty() {
             self.etcd.check()?;
