@@ -712,7 +712,7 @@ mod tests {
             assert_eq!(flags.store, Path::new("/s"));
             let said = flags.ignored.join("");
             assert_eq!(
-                said.contains(&format!("after --store, {words} of them")),
+                said.contains(&format!("{words} arguments after --store,")),
                 words > 0,
                 "{line}: {said}"
             );
