@@ -232,7 +232,7 @@ fn a_full_disk_is_named_with_what_to_do() {
         disk.fill();
         let daemon = node.start(FLAGS);
         daemon.wait_ready();
-        let words = "No space left on device (os error 28); no room or no inodes are left there";
+        let words = "No space left on device (os error 28); no space or no inodes are left there";
         lab::wait_for("the cache's loss is told", SOON, || node.twill(&["status"]).contains(words));
         disk.free();
         lab::wait_for("it is over", Duration::from_secs(60), || !node.twill(&["status"]).contains(words));
