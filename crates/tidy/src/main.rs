@@ -1,7 +1,7 @@
 //! Checks the source tree against the rules of ARCHITECTURE.md. The rules are about first paragraphs, the first words of
-//! comments and texts, left-overs, links of documents, references to flannel's contract, imports between modules, and
-//! dependencies. File sizes are only reported. The compiler and clippy check functions, arguments, unwrap and unsafe;
-//! this program does not repeat them. `cargo run -p tidy -- graph [DIR]` prints the figures of the imports between
+//! comments and texts, names of types, left-overs, links of documents, references to flannel's contract, imports between
+//! modules, and dependencies. File sizes are only reported. The compiler and clippy check functions, arguments, unwrap and
+//! unsafe; this program does not repeat them. `cargo run -p tidy -- graph [DIR]` prints the figures of the imports between
 //! modules, of this tree or of the one in DIR.
 
 mod dependencies;
@@ -11,6 +11,7 @@ mod links;
 mod openers;
 mod references;
 mod sources;
+mod types;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use crate::types::Types;
 use crate::{openers, references};
 
 /// Maximum number of code lines in a file that is not reported. Blank lines, comments and tests do not count.
@@ -32,6 +33,7 @@ pub(crate) fn findings(root: &Path) -> anyhow::Result<Findings> {
     collect(&root.join("crates"), &mut files)?;
     let documents = references::documents(root)?;
     let (mut faults, mut report, mut product) = (Vec::new(), Vec::new(), 0);
+    let mut types = Types::default();
     for path in files {
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let name = path.strip_prefix(root.join("crates")).unwrap_or(&path).display().to_string();
@@ -56,6 +58,7 @@ pub(crate) fn findings(root: &Path) -> anyhow::Result<Findings> {
             let product_crate =
                 PRODUCT_CRATES.iter().find(|product| name.starts_with(&format!("{product}/")));
             let code = code(&text);
+            faults.extend(types.add(&name, &code));
             if product_crate.is_some_and(|product| *product != "kernel") {
                 for word in KERNEL_ONLY.iter().filter(|word| code.iter().any(|line| line.contains(**word))) {
                     faults.push(format!("{name} uses {word}, which is kernel's alone"));
