@@ -1,7 +1,7 @@
 //! Follows the uplink while pods run, since its name and its addresses may change. The previous uplink stays in force
 //! until a usable one appears. `uplink` decides which interface is the right one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -35,8 +35,17 @@ pub struct Follower {
     away: Option<Duration>,
     /// Suitability of the addresses in force.
     classes: Vec<Class>,
-    /// Time until which each address of the node counts as new. `None` before the first look.
-    settled: Option<BTreeMap<IpAddr, Duration>>,
+    /// Addresses of the node. `None` before the first look.
+    known: Option<BTreeMap<IpAddr, Known>>,
+}
+
+/// Address that the node has, or had a moment ago.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// Time until which the address counts as new.
+    new_until: Duration,
+    /// Time of the first look at which the address was gone.
+    gone: Option<Duration>,
 }
 
 impl Follower {
@@ -54,8 +63,8 @@ impl Follower {
         now: Duration,
         choose: impl FnOnce(&[IpAddr]) -> Option<Choice>,
     ) -> Followed {
-        self.note_news(underlay, now);
         let current = addresses(uplink);
+        self.note_news(&current, underlay, now);
         let present = underlay.link(uplink.link).is_some();
         if present && all_there(&current, underlay, |facts| facts.serves(uplink.link)) {
             self.away = None;
@@ -90,15 +99,20 @@ impl Follower {
         Followed::Moved(choice)
     }
 
-    fn note_news(&mut self, underlay: &Underlay, now: Duration) {
-        let known = self.settled.take();
-        let since = |address: IpAddr| match &known {
-            // An address that is there at the first look may always have been there.
-            None => now,
-            Some(known) => known.get(&address).copied().unwrap_or(now + SETTLED),
-        };
-        let all = underlay.addresses.iter().map(|facts| facts.address.addr());
-        self.settled = Some(all.map(|address| (address, since(address))).collect());
+    /// Notes the addresses that are there. One that was there beside ours and went with it is remembered for a while: with
+    /// a primary address the kernel removes the secondary ones, which a DHCP client's script may put back before ours.
+    fn note_news(&mut self, current: &[IpAddr], underlay: &Underlay, now: Duration) {
+        // An address that is there at the first look may always have been there.
+        let newest = if self.known.is_some() { now + SETTLED } else { now };
+        let known = self.known.get_or_insert_default();
+        let present: BTreeSet<IpAddr> = underlay.addresses.iter().map(|facts| facts.address.addr()).collect();
+        for address in &present {
+            known.entry(*address).or_insert(Known { new_until: newest, gone: None }).gone = None;
+        }
+        known.retain(|address, known| {
+            present.contains(address)
+                || (now < *known.gone.get_or_insert(now) + SETTLED && !current.contains(address))
+        });
     }
 
     /// Returns our own addresses, then the new ones, which may be meant to replace ours.
@@ -110,7 +124,7 @@ impl Follower {
     }
 
     fn is_new(&self, address: IpAddr, now: Duration) -> bool {
-        self.settled.as_ref().and_then(|all| all.get(&address)).is_some_and(|until| now < *until)
+        self.known.as_ref().and_then(|all| all.get(&address)).is_some_and(|known| now < known.new_until)
     }
 
     /// Returns true if there is any evidence that something may be better than the present uplink.
@@ -298,6 +312,10 @@ mod tests {
         // An address of the same network is treated alike, though only its earlier presence tells it apart.
         let beside = ("eth0 192.0.2.11/24, eth0 192.0.2.100/24", "eth0 192.0.2.100/24");
         story(OWN, &[], &[(0, beside.0, OWN), (20, beside.1, "lost"), (22, beside.0, OWN)]);
+        // The kernel removes secondary addresses with the primary one, and they may come back before it.
+        let renewal =
+            [(0, beside.0, OWN), (20, "eth0 -", "lost"), (21, beside.1, "lost"), (22, beside.0, OWN)];
+        story(OWN, &[], &renewal);
     }
 
     #[test]
