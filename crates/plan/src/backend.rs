@@ -129,10 +129,7 @@ impl Backend {
     /// Returns the devices that this node itself needs. Devices for peers of other VNIs come on top.
     pub fn devices(&self, config: &Config) -> Vec<LinkName> {
         match self {
-            Self::Vxlan(options) => {
-                let families = Family::ALL.into_iter().filter(|family| config.network(*family).is_some());
-                families.map(|family| options.device_name(family)).collect()
-            }
+            Self::Vxlan(options) => config.families().map(|family| options.device_name(family)).collect(),
             Self::HostGw | Self::Alloc => Vec::new(),
         }
     }

@@ -16,12 +16,8 @@ const BRIDGE: [(Family, &str); 2] = [
 
 /// Returns the sysctl paths that these checks read.
 pub(crate) fn paths(config: &Config) -> impl Iterator<Item = Box<str>> {
-    let neighbours = families(config).map(most_neighbours);
+    let neighbours = config.families().map(most_neighbours);
     bridge(config).map(Into::into).chain(neighbours)
-}
-
-fn families(config: &Config) -> impl Iterator<Item = Family> {
-    Family::ALL.into_iter().filter(|family| config.network(*family).is_some())
 }
 
 /// Returns the sysctl for the maximum number of neighbours in the kernel, in all network namespaces. Permanent neighbours
@@ -40,7 +36,7 @@ fn bridge(config: &Config) -> impl Iterator<Item = &'static str> {
 /// Returns a warning for everything that is in the way of the desired rules and routes.
 pub(crate) fn environment(config: &Config, seen: &Underlay, wanted: &State, peers: &[PeerPath]) -> Vec<Note> {
     let mut faults = bridge_netfilter(config, seen, !wanted.iptables.is_empty());
-    faults.extend(families(config).filter_map(|family| crowded(family, seen, peers)));
+    faults.extend(config.families().filter_map(|family| crowded(family, seen, peers)));
     faults.extend(seen.firewall.firewalld.as_ref().and_then(|firewalld| refused(config, firewalld)));
     faults.into_iter().map(Note::Node).collect()
 }
@@ -72,9 +68,8 @@ fn crowded(family: Family, seen: &Underlay, peers: &[PeerPath]) -> Option<NodeFa
 /// Returns a fault if firewalld runs and may refuse VXLAN to our port or packets of pods: it was not configured to accept
 /// them.
 fn refused(config: &Config, told: &Firewalld) -> Option<NodeFault> {
-    let networks = Family::ALL.into_iter().filter_map(|family| config.network(family));
-    let networks: Vec<IpNet> =
-        networks.filter(|network| !told.sources.iter().any(|source| source.contains(network))).collect();
+    let is_told = |network: &IpNet| told.sources.iter().any(|source| source.contains(network));
+    let networks: Vec<IpNet> = config.networks().filter(|network| !is_told(network)).collect();
     let port = config.backend.port().filter(|port| !told.ports.contains(port));
     (port.is_some() || !networks.is_empty()).then(|| NodeFault::Firewalld { port, networks: networks.into() })
 }

@@ -198,7 +198,7 @@ fn suits_better(is: &[Class], was: &[Class]) -> bool {
 }
 
 fn addresses(uplink: &Uplink) -> Vec<IpAddr> {
-    Family::ALL.into_iter().filter_map(|family| uplink.address(family)).collect()
+    uplink.addresses().collect()
 }
 
 fn facts_of(address: IpAddr, underlay: &Underlay) -> Option<&AddressFacts> {

@@ -88,12 +88,36 @@ fn main_table() -> u32 {
 }
 
 impl Config {
+    /// Returns a config without networks and options, with routes in the main table.
+    pub fn new(backend: Backend) -> Self {
+        Self {
+            ipv4: None,
+            ipv6: None,
+            leasable: Vec::new(),
+            backend,
+            table: main_table(),
+            firewall: firewall::Options::default(),
+            sysctls: Sysctls::default(),
+            blackhole: false,
+        }
+    }
+
     /// Returns the cluster's pod network of the family.
     pub fn network(&self, family: Family) -> Option<IpNet> {
         match family {
             Family::Ipv4 => self.ipv4.map(IpNet::V4),
             Family::Ipv6 => self.ipv6.map(IpNet::V6),
         }
+    }
+
+    /// Iterates over the families that are on.
+    pub fn families(&self) -> impl Iterator<Item = Family> {
+        Family::ALL.into_iter().filter(|family| self.network(*family).is_some())
+    }
+
+    /// Iterates over the cluster's pod networks, at most one per family.
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> {
+        Family::ALL.into_iter().filter_map(|family| self.network(family))
     }
 
     /// Returns true if this daemon has traffic rules to keep.
@@ -148,6 +172,13 @@ pub struct Node {
     /// MAC of `flannel-v6.<VNI>`, whatever the VNI.
     #[serde(default)]
     pub vtep_v6: Option<Mac>,
+}
+
+impl Node {
+    /// Returns a node without MACs for tunnels.
+    pub fn new(uplink: Uplink, subnet: Subnet) -> Self {
+        Self { uplink, subnet, vtep: None, vtep_v6: None }
+    }
 }
 
 /// Other daemons of this node, and what they hold that exists once per node.
@@ -242,6 +273,11 @@ impl Uplink {
             Family::Ipv6 => self.public_ipv6.map(IpAddr::V6),
         };
         public.or(self.address(family))
+    }
+
+    /// Iterates over our underlay addresses, at most one per family.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        Family::ALL.into_iter().filter_map(|family| self.address(family))
     }
 
     /// Returns our underlay address of the family.

@@ -30,6 +30,11 @@ impl Subnet {
         }
     }
 
+    /// Iterates over the subnets of all families.
+    pub fn nets(self) -> impl Iterator<Item = IpNet> {
+        [self.ipv4.map(IpNet::V4), self.ipv6.map(IpNet::V6)].into_iter().flatten()
+    }
+
     /// Parses a key's last part: `10.244.34.0-24`, `10.12.13.0-24&fd00:12:13::-56`; IPv6 alone is `0.0.0.0-0&…`. Upper
     /// case letters are an error, and so is a key without any subnet.
     pub fn parse(key: &str) -> Result<Self, String> {

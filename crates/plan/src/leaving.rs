@@ -74,19 +74,9 @@ mod tests {
         Owned {
             links: ["flannel.1", "flannel.42"].map(|name| name.parse().unwrap()).into(),
             vnis: vec![1, 42],
-            uplink: "eth0".parse().unwrap(),
             networks: vec!["10.244.0.0/16".parse().unwrap()],
-            pods: Vec::new(),
-            own_subnets: Vec::new(),
-            former_networks: Vec::new(),
-            former_writer: Default::default(),
-            table: MAIN_TABLE,
-            former_tables: Vec::new(),
             firewall: true,
-            passages: Vec::new(),
-            faulty: Vec::new(),
-            sysctls: Vec::new(),
-            sweep: Sweep::NotYet,
+            ..Owned::new("eth0".parse().unwrap(), MAIN_TABLE)
         }
     }
 

@@ -44,7 +44,7 @@ pub use leaving::{hand_over, uninstall};
 pub use mac::Mac;
 pub use name::LinkName;
 pub use op::{Object, Op, Setting, Verb};
-pub use situation::{Memory, PeerHealth, Plan, Situation, plan, scope};
+pub use situation::{Memory, PeerHealth, Plan, Situation, plan, plan_at_start, scope};
 pub use state::{Kind, State};
 pub use sysctls::forwarding;
 pub use table::{Row, Table};

@@ -9,8 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, vxlan};
 use crate::fields::Fields;
-use crate::input::{Config, Family, Sysctls};
-use crate::state::MAIN_TABLE;
+use crate::input::{Config, Family};
 use crate::subnet_alloc::Pool;
 use crate::text::printed;
 
@@ -88,11 +87,7 @@ impl NetConf {
             ipv6: ipv6
                 .and_then(|network| if let IpNet::V6(network) = network { Some(network) } else { None }),
             leasable: [self.ipv4, self.ipv6].into_iter().flatten().map(|pool| pool.range()).collect(),
-            backend: self.backend.clone(),
-            table: MAIN_TABLE,
-            firewall: Default::default(),
-            sysctls: Sysctls::default(),
-            blackhole: false,
+            ..Config::new(self.backend.clone())
         }
     }
 

@@ -67,6 +67,27 @@ pub enum Sweep {
 }
 
 impl Owned {
+    /// Returns bounds that hold nothing yet, for routes in `table` through `uplink`.
+    pub fn new(uplink: LinkName, table: u32) -> Self {
+        Self {
+            links: Vec::new(),
+            vnis: Vec::new(),
+            uplink,
+            networks: Vec::new(),
+            pods: Vec::new(),
+            own_subnets: Vec::new(),
+            former_networks: Vec::new(),
+            former_writer: Writer::default(),
+            table,
+            former_tables: Vec::new(),
+            firewall: false,
+            passages: Vec::new(),
+            faulty: Vec::new(),
+            sysctls: Vec::new(),
+            sweep: Sweep::NotYet,
+        }
+    }
+
     /// Returns true if the destination lies in one of our networks.
     pub fn in_network(&self, destination: &IpNet) -> bool {
         self.networks.iter().any(|network| network.contains(destination))

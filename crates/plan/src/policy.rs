@@ -161,13 +161,7 @@ mod tests {
         let facts = |name: &str, kind: &str| LinkFacts {
             name: link(name),
             kind: kind.into(),
-            mac: Default::default(),
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            lower: None,
-            master: None,
-            local: None,
+            ..LinkFacts::default()
         };
         let address = |name: &str, address: &str| AddressFacts {
             link: link(name),

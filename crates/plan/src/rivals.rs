@@ -129,7 +129,7 @@ impl Rivals {
         let mut before = std::mem::take(&mut self.known);
         let own_vni = config.backend.vni();
         let mut groups = Vec::new();
-        for family in Family::ALL.into_iter().filter(|family| config.network(*family).is_some()) {
+        for family in config.families() {
             for group in conflicts(leases, family, own_vni) {
                 let mut keys = Vec::with_capacity(group.len());
                 for lease in group {

@@ -2,6 +2,7 @@
 //! there. The reconcile loop, `twill diff --offline` and the golden tests use these two calls and no other part of the plan.
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,23 @@ pub struct Situation<'a> {
     pub observed: &'a State,
     pub underlay: &'a Underlay,
     pub memory: &'a Memory,
+}
+
+/// Empty inputs of a daemon that has just started.
+static NOTHING: LazyLock<(PeerHealth, OtherDaemons, State, Memory)> = LazyLock::new(Default::default);
+
+impl<'a> Situation<'a> {
+    /// Returns the situation at the first start on a node that holds nothing of ours and has no other daemon.
+    pub fn at_start(
+        config: &'a Config,
+        node: &'a Node,
+        leases: &'a Leases,
+        scope: &'a Owned,
+        underlay: &'a Underlay,
+    ) -> Self {
+        let (health, others, observed, memory) = &*NOTHING;
+        Self { config, node, leases, health, others, scope, observed, underlay, memory }
+    }
 }
 
 /// Knowledge about the peers that comes from probes.
@@ -114,6 +132,13 @@ pub fn scope(
     let mut owned = bounds(config, node, leases, others, &memory.former);
     name_faulty(&mut owned, faulty);
     owned
+}
+
+/// Computes the plan of the first start on a node that holds nothing of ours.
+pub fn plan_at_start(config: &Config, node: &Node, leases: &Leases, underlay: &Underlay) -> Plan {
+    let (_, others, _, memory) = &*NOTHING;
+    let scope = scope(config, node, leases, others, memory, std::iter::empty());
+    plan(&Situation::at_start(config, node, leases, &scope, underlay))
 }
 
 /// Computes the plan for this node. It never fails: a broken or dangerous lease becomes a warning and is left out.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::input::{Config, Family};
+use crate::input::Config;
 use crate::lease::Subnet;
 
 /// Content of the subnet file.
@@ -63,7 +63,7 @@ pub fn previous_subnet(text: &str) -> Option<Subnet> {
         ipv4: value::<Ipv4Net>(text, "FLANNEL_SUBNET").map(|net| net.trunc()),
         ipv6: value::<Ipv6Net>(text, "FLANNEL_IPV6_SUBNET").map(|net| net.trunc()),
     };
-    Family::ALL.into_iter().any(|family| subnet.of(family).is_some()).then_some(subnet)
+    subnet.nets().next().is_some().then_some(subnet)
 }
 
 /// Returns the pod networks that an existing file names.
@@ -89,14 +89,9 @@ mod tests {
     fn the_text_is_flannels_to_the_byte_and_reads_back() {
         let subnet = Subnet::parse("10.5.72.0-24&fd00:5:72::-64").unwrap();
         let config = Config {
-            leasable: Vec::new(),
             ipv4: Some("10.5.0.0/16".parse().unwrap()),
             ipv6: Some("fd00:5::/32".parse().unwrap()),
-            backend: crate::backend::Backend::HostGw,
-            table: 254,
-            firewall: Default::default(),
-            sysctls: Default::default(),
-            blackhole: false,
+            ..Config::new(crate::backend::Backend::HostGw)
         };
         let text = SubnetEnv::new(&config, &subnet, 1450, true).to_string();
         let expected = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_IPV6_NETWORK=fd00:5::/32\n\

@@ -228,15 +228,7 @@ mod tests {
         let row = |(path, value): &(&str, &str)| Sysctl { path: (*path).into(), value: (*value).into() };
         let kept = NEEDED.iter().filter(|(path, _)| others.iter().all(|(other, _)| other != path));
         let sysctls = kept.chain(others).filter(|(_, value)| !value.is_empty()).map(row).collect();
-        let link = LinkFacts {
-            name: "eth0".parse().unwrap(),
-            kind: "".into(),
-            mac: Default::default(),
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            ..LinkFacts::default()
-        };
+        let link = LinkFacts { name: "eth0".parse().unwrap(), ..LinkFacts::default() };
         Underlay { links: vec![link], sysctls, ..Underlay::default() }
     }
 

@@ -44,19 +44,12 @@ mod tests {
         Owned {
             links: vec!["flannel.1".parse().unwrap()],
             vnis: vec![1],
-            uplink: "eth0".parse().unwrap(),
             networks: vec!["10.244.0.0/16".parse().unwrap()],
-            pods: Vec::new(),
-            own_subnets: Vec::new(),
             former_networks: vec!["10.99.0.0/16".parse().unwrap()],
             former_writer: Writer::Flannel,
-            table: MAIN_TABLE,
-            former_tables: Vec::new(),
             firewall: true,
-            passages: Vec::new(),
-            faulty: Vec::new(),
-            sysctls: Vec::new(),
             sweep: Sweep::LeftOvers,
+            ..Owned::new("eth0".parse().unwrap(), MAIN_TABLE)
         }
     }
 

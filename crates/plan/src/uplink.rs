@@ -177,8 +177,7 @@ pub fn choose(config: &Config, underlay: &Underlay, ask: &Ask) -> Result<Choice,
 /// Returns the families without a default route in the main table. The kernel must be asked for their path.
 pub fn without_default(config: &Config, underlay: &Underlay) -> Vec<Family> {
     let lookup = Lookup { config, underlay, ask: &Ask::default() };
-    let on = Family::ALL.into_iter().filter(|family| config.network(*family).is_some());
-    on.filter(|family| lookup.default_route(*family).is_none()).collect()
+    config.families().filter(|family| lookup.default_route(*family).is_none()).collect()
 }
 
 /// Returns true if an address in use is one that a node has only until it has a better one. Such an address is

@@ -116,11 +116,9 @@ pub(crate) fn bounds(
     others: &OtherDaemons,
     former: &Former,
 ) -> Owned {
-    let families = Family::ALL.into_iter().filter(|&family| config.network(family).is_some());
-    let families: Vec<Family> = families.collect();
     let vnis = vnis(config, leases, others);
     let devices =
-        vnis.iter().flat_map(|&vni| families.iter().map(move |&family| vxlan::device_name(family, vni)));
+        vnis.iter().flat_map(|&vni| config.families().map(move |family| vxlan::device_name(family, vni)));
     let mut links: Vec<LinkName> = devices.chain(former.links.iter().copied()).collect();
     links.sort_unstable();
     links.dedup();
@@ -130,18 +128,15 @@ pub(crate) fn bounds(
         sysctls: sysctls::paths(config, node.uplink.link, &links),
         links,
         vnis,
-        uplink: node.uplink.link,
-        networks: Family::ALL.into_iter().filter_map(|family| config.network(family)).collect(),
+        networks: config.networks().collect(),
         pods: config.all_pods(),
         own_subnets: own_subnets(config, node, former),
         former_networks: former_networks(config, former),
         former_writer: former.writer,
-        table: config.table,
         former_tables: former_tables(config, former),
         firewall: others.firewall.is_us(),
         passages: passages::passages(config, node, &subnets),
-        faulty: Vec::new(),
-        sweep: Sweep::NotYet,
+        ..Owned::new(node.uplink.link, config.table)
     }
 }
 
@@ -168,8 +163,7 @@ fn former_tables(config: &Config, former: &Former) -> Vec<u32> {
 }
 
 fn own_subnets(config: &Config, node: &Node, former: &Former) -> Vec<IpNet> {
-    let families = Family::ALL.into_iter().filter(|&family| config.network(family).is_some());
-    let own = families.filter_map(|family| node.subnet.of(family));
+    let own = config.families().filter_map(|family| node.subnet.of(family));
     own.chain(former.subnets.iter().copied()).collect()
 }
 
@@ -222,20 +216,8 @@ pub(crate) fn wanted(situation: &Situation<'_>) -> Wanted {
 /// Returns the desired state of a node on which nothing of ours is yet.
 #[cfg(test)]
 pub(crate) fn at_first(config: &Config, node: &Node, leases: &Leases, underlay: &Underlay) -> Wanted {
-    let (health, others, memory) = <(_, _, crate::Memory)>::default();
-    let scope = bounds(config, node, leases, &others, &memory.former);
-    let observed = State::default();
-    wanted(&Situation {
-        config,
-        node,
-        leases,
-        health: &health,
-        others: &others,
-        scope: &scope,
-        observed: &observed,
-        underlay,
-        memory: &memory,
-    })
+    let scope = bounds(config, node, leases, &OtherDaemons::default(), &Former::default());
+    wanted(&Situation::at_start(config, node, leases, &scope, underlay))
 }
 
 struct Draft<'a> {
@@ -309,7 +291,7 @@ impl<'a> Draft<'a> {
         if link.is_some_and(|link| !link.carrier) {
             self.note_node(NodeFault::UplinkWithoutCarrier(uplink));
         }
-        for family in Family::ALL.into_iter().filter(|&family| self.config.network(family).is_some()) {
+        for family in self.config.families() {
             if let Some(fault) = self.lacks(family) {
                 self.waiting.push(family);
                 let only_segment = matches!(fault, NodeFault::UplinkWithoutRoute { .. });
@@ -426,8 +408,7 @@ impl<'a> Draft<'a> {
     /// Returns a fault if the uplink's packets are too small for a tunnel of the family.
     fn too_narrow(&self, options: &vxlan::Options, family: Family) -> Option<NodeFault> {
         let vxlan::Narrow { outer, inner, needs } = options.narrow(family, &self.node.uplink)?;
-        let others = Family::ALL.into_iter().filter(|&other| self.config.network(other).is_some());
-        let alone = others.into_iter().find(|&other| options.narrow(other, &self.node.uplink).is_none());
+        let alone = self.config.families().find(|other| options.narrow(*other, &self.node.uplink).is_none());
         Some(NodeFault::TooNarrow { uplink: self.node.uplink.link, family, outer, inner, needs, alone })
     }
 
@@ -437,7 +418,7 @@ impl<'a> Draft<'a> {
     }
 
     fn own_devices(&mut self) {
-        for family in Family::ALL.into_iter().filter(|&family| self.config.network(family).is_some()) {
+        for family in self.config.families() {
             let Some(subnet) = self.node.subnet.of(family) else {
                 self.note_node(NodeFault::NotLeased(family));
                 continue;

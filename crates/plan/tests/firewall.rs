@@ -12,7 +12,7 @@ use plan::input::{Config, Family, Leases, LinkFacts, Node, Underlay, Uplink};
 use plan::lease::Lease;
 use plan::note::{NodeFault, Note};
 use plan::owned::{Owned, Sweep};
-use plan::{Op, Plan, Situation, State};
+use plan::{Op, Plan};
 
 /// Dual-stack node with subnets as in the recordings.
 #[derive(Clone)]
@@ -46,15 +46,12 @@ impl Case {
     }
 
     fn plan(&self) -> Plan {
+        let options = vxlan::Options { source_filter: self.filter, ..Default::default() };
         let config = Config {
-            leasable: Vec::new(),
             ipv4: Some("10.244.0.0/16".parse().unwrap()),
             ipv6: Some("fd00:244::/48".parse().unwrap()),
-            backend: Backend::Vxlan(vxlan::Options { source_filter: self.filter, ..Default::default() }),
-            table: 254,
             firewall: self.options,
-            sysctls: Default::default(),
-            blackhole: false,
+            ..Config::new(Backend::Vxlan(options))
         };
         let node = Node {
             uplink: self.uplink.clone(),
@@ -62,29 +59,9 @@ impl Case {
             vtep: Some("42:00:00:00:00:01".parse().unwrap()),
             vtep_v6: Some("42:00:00:00:06:01".parse().unwrap()),
         };
-        let uplink = LinkFacts {
-            name: self.uplink.link,
-            kind: "veth".into(),
-            mac: Default::default(),
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            ..LinkFacts::default()
-        };
+        let uplink = LinkFacts { name: self.uplink.link, kind: "veth".into(), ..LinkFacts::default() };
         let underlay = Underlay { links: vec![uplink], firewall: self.facts.clone(), ..Underlay::default() };
-        let (health, others, memory) = Default::default();
-        let scope = plan::scope(&config, &node, &self.leases, &others, &memory, std::iter::empty());
-        plan::plan(&Situation {
-            config: &config,
-            node: &node,
-            leases: &self.leases,
-            health: &health,
-            others: &others,
-            scope: &scope,
-            observed: &State::default(),
-            underlay: &underlay,
-            memory: &memory,
-        })
+        plan::plan_at_start(&config, &node, &self.leases, &underlay)
     }
 
     fn manager(&self) -> Option<Manager> {

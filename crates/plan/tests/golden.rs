@@ -94,15 +94,11 @@ fn outputs(case: &Path) -> [(&'static str, String); 3] {
     let (leases, unreadable) = leases(read(case, "leases.json"));
     let scope = plan::scope(&config, &node, &leases, &others, &memory, std::iter::empty());
     let plan = plan::plan(&Situation {
-        config: &config,
-        node: &node,
-        leases: &leases,
         health: &health,
         others: &others,
-        scope: &scope,
         observed: &observed,
-        underlay: &underlay,
         memory: &memory,
+        ..Situation::at_start(&config, &node, &leases, &scope, &underlay)
     });
     assert_eq!(plan.contradiction, None, "{}", case.display());
     let mut notes = [plan.notes, unreadable].concat();

@@ -18,7 +18,7 @@ use plan::state::{
 };
 use plan::subnet_env::{SubnetEnv, previous_subnet};
 use plan::uplink::{self, Ask};
-use plan::{LinkName, Mac, Object, Plan, Situation, Verb};
+use plan::{LinkName, Mac, Object, Plan, Verb};
 use serde_json::Value;
 
 /// `rtm_protocol` of flannel's routes: `boot`.
@@ -127,19 +127,7 @@ impl Recorded {
             // flannel has no source filter.
             options.source_filter = SourceFilter::Off;
         }
-        let (health, others, memory) = Default::default();
-        let scope = plan::scope(&config, &self.node, &leases, &others, &memory, std::iter::empty());
-        plan::plan(&Situation {
-            config: &config,
-            node: &self.node,
-            leases: &leases,
-            health: &health,
-            others: &others,
-            scope: &scope,
-            observed: &State::default(),
-            underlay: &self.underlay,
-            memory: &memory,
-        })
+        plan::plan_at_start(&config, &self.node, &leases, &self.underlay)
     }
 
     /// Compares everything. `beyond` are the subnets that flannel omits without a message.
@@ -419,8 +407,7 @@ fn neighbours(place: &Path, links: &[LinkName]) -> plan::Table<Neighbour> {
 struct RecordedRoute(Family, Value);
 
 fn routes(place: &Path, config: &Config) -> Vec<RecordedRoute> {
-    let families = Family::ALL.into_iter().filter(|family| config.network(*family).is_some());
-    let routes = families.flat_map(|family| {
+    let routes = config.families().flat_map(|family| {
         let file = if family == Family::Ipv4 { "route4.json" } else { "route6.json" };
         read(place, file).into_iter().map(move |route| RecordedRoute(family, route))
     });

@@ -73,12 +73,7 @@ fn config(families: &str, backend: Backend) -> Config {
     Config {
         ipv4: families.contains('4').then(|| "10.244.0.0/16".parse().unwrap()),
         ipv6: families.contains('6').then(|| "fd00:244::/48".parse().unwrap()),
-        leasable: Vec::new(),
-        backend,
-        table: 254,
-        firewall: Default::default(),
-        sysctls: Default::default(),
-        blackhole: false,
+        ..Config::new(backend)
     }
 }
 

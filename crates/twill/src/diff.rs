@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context, bail};
 use kernel::Kernel;
-use plan::input::{Family, Leases, OtherDaemons};
+use plan::input::{Leases, OtherDaemons};
 use plan::lease::Lease;
-use plan::{Memory, Op, PeerHealth, Situation, Verb};
+use plan::{Memory, Op, Situation, Verb};
 use serde::{Deserialize, Serialize};
 
 use crate::flags::{Asked, DiffFlags, Flags};
@@ -83,26 +83,16 @@ fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
     let networks = subnet_file::networks(&flags.subnet_file);
     let node = place.node(&own);
     let memory = Memory::of(place.former(&own, footprint.as_ref(), &networks));
-    if Family::ALL
-        .into_iter()
-        .all(|family| own.subnet.of(family).is_none() || config.network(family).is_none())
-    {
+    if config.families().all(|family| own.subnet.of(family).is_none()) {
         bail!("our lease {} is of no family that is configured: the daemon would take another", own.subnet);
     }
     let leases = Leases::Listed(leases);
-    let (health, others) = (PeerHealth::default(), OtherDaemons::default());
-    let scope = plan::scope(&config, &node, &leases, &others, &memory, std::iter::empty());
+    let scope = plan::scope(&config, &node, &leases, &OtherDaemons::default(), &memory, std::iter::empty());
     let seen = kernel.dump(&scope).context("reading the kernel")?;
     let plan = plan::plan(&Situation {
-        config: &config,
-        node: &node,
-        leases: &leases,
-        health: &health,
-        others: &others,
-        scope: &scope,
         observed: &seen.state,
-        underlay: &seen.underlay,
         memory: &memory,
+        ..Situation::at_start(&config, &node, &leases, &scope, &seen.underlay)
     });
     Ok(plan.ops)
 }

@@ -99,20 +99,11 @@ impl Footprint {
     pub(crate) fn owned(&self) -> Owned {
         Owned {
             links: self.devices.clone(),
-            vnis: Vec::new(),
-            uplink: self.uplink,
             networks: self.networks.clone(),
-            pods: Vec::new(),
-            own_subnets: Vec::new(),
-            former_networks: Vec::new(),
-            former_writer: Default::default(),
-            table: self.tables.first().copied().unwrap_or(MAIN_TABLE),
             former_tables: self.tables.iter().skip(1).copied().collect(),
             firewall: self.firewall,
-            passages: Vec::new(),
-            faulty: Vec::new(),
-            sysctls: Vec::new(),
             sweep: Sweep::LeftOvers,
+            ..Owned::new(self.uplink, self.tables.first().copied().unwrap_or(MAIN_TABLE))
         }
     }
 }

@@ -12,7 +12,7 @@ use plan::backend::vxlan;
 use plan::belief::History;
 use plan::follow::HOLD;
 use plan::input::{Config, Family, Former, Leases, Node, Underlay, Uplink, Writer};
-use plan::lease::Lease;
+use plan::lease::{Lease, Subnet};
 use plan::netconf::NetConf;
 use plan::state::MAIN_TABLE;
 use plan::subnet_alloc::Asker;
@@ -172,7 +172,7 @@ impl Place {
     /// Returns true if the uplink has several addresses and nothing on the node shows which one is its own.
     fn is_ambiguous(&self, home: &[IpAddr]) -> bool {
         let Uplink { link, .. } = self.choice.uplink;
-        Family::ALL.into_iter().filter_map(|family| self.choice.uplink.address(family)).any(|chosen| {
+        self.choice.uplink.addresses().any(|chosen| {
             let is_local = self.underlay.links.iter().any(|link| link.local == Some(chosen));
             let others = self.underlay.addresses.iter().filter(|facts| {
                 let address = facts.address.addr();
@@ -242,8 +242,7 @@ impl Place {
             subnets.flat_map(|subnet| vxlan::left_devices(&self.underlay, &subnet)).collect();
         let mut networks = networks.to_vec();
         let previous = self.asker.previous.into_iter();
-        let subnets = previous.flat_map(|subnet| Family::ALL.into_iter().filter_map(move |of| subnet.of(of)));
-        let subnets = subnets.collect();
+        let subnets = previous.flat_map(Subnet::nets).collect();
         // flannel uses only the main table.
         let mut tables = vec![MAIN_TABLE];
         if let Some(footprint) = footprint {

@@ -23,7 +23,7 @@ use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
 use kernel::{AbstractName, abstract_names};
 use plan::backend::Backend;
-use plan::input::{Config, Family, FirewallKeeper};
+use plan::input::{Config, FirewallKeeper};
 use tracing::warn;
 
 use crate::errno::{self, Why, is_shortage};
@@ -180,8 +180,7 @@ impl Locks {
     /// Takes the locks for the networks and the VNI of a config. Locks of an earlier VNI stay until `keep_vnis`. Returns
     /// an error that names the owner if another daemon has one.
     pub(crate) fn take_config(&mut self, config: &Config) -> anyhow::Result<()> {
-        let networks = Family::ALL.into_iter().filter_map(|family| config.network(family));
-        for network in networks.map(Locked::Network) {
+        for network in config.networks().map(Locked::Network) {
             let key = "--etcd-prefix (or --store) with another Network in its network config";
             self.take(network).map_err(|refused| refused.advising(network, key))?;
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ipnet::IpNet;
 use plan::backend::Backend;
 use plan::backend::vxlan::DEFAULT_PORT;
-use plan::input::{Family, Node, Uplink};
+use plan::input::{Node, Uplink};
 use plan::lease::{Announced, Lease, Vtep};
 use plan::netconf::NetConf;
 use plan::note::StoreFault;
@@ -250,10 +250,7 @@ impl OwnLease {
         self.hear(now);
         let macs = [node.vtep.unwrap_or_default(), node.vtep_v6.unwrap_or_default()];
         let is_peer = |subnet: IpNet| admitted.binary_search_by_key(&subnet, |peer| peer.subnet).is_ok();
-        let peers = listed.iter().filter(|lease| {
-            let subnets = Family::ALL.into_iter().filter_map(|family| lease.subnet.of(family));
-            subnets.into_iter().any(is_peer) && !self.asker.owns(lease)
-        });
+        let peers = listed.iter().filter(|lease| lease.subnet.nets().any(is_peer) && !self.asker.owns(lease));
         let config = self.conf.config();
         let announced = config.backend.announced(&config, macs, &peers.collect::<Vec<_>>());
         let wrong = match self.wrong(listed, node, &announced, now) {
@@ -441,12 +438,7 @@ mod tests {
 
     fn node(lease: &Lease, address: [u8; 4]) -> Node {
         let link: LinkName = "eth0".parse().unwrap();
-        Node {
-            uplink: Uplink { ipv4: Some(address.into()), ..Uplink::new(link, 1500) },
-            subnet: lease.subnet,
-            vtep: None,
-            vtep_v6: None,
-        }
+        Node::new(Uplink { ipv4: Some(address.into()), ..Uplink::new(link, 1500) }, lease.subnet)
     }
 
     /// Calls `keep` until no request is under way, while the store lists only `listed`.

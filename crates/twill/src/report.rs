@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use plan::PeerPath;
 use plan::backend::vxlan::Direct;
 use plan::firewall::Stranger;
-use plan::input::{Config, Family, Node};
+use plan::input::{Config, Node};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -138,12 +138,11 @@ pub(crate) fn wait_for(board: &Board, what: &str) {
 
 impl NodeReport {
     pub(crate) fn new(config: &Config, node: &Node, uplink_reason: String, backend_source: String) -> Self {
-        let networks = Family::ALL.into_iter().filter_map(|family| config.network(family));
         Self {
             backend: config.backend.name().into(),
             direct: config.backend.direct(),
             backend_source,
-            networks: networks.map(|network| network.to_string()).collect(),
+            networks: config.networks().map(|network| network.to_string()).collect(),
             mtu: config.backend.pod_mtu(&node.uplink),
             identity: node.clone(),
             uplink_reason,

@@ -10,7 +10,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context, bail};
 use plan::firewall::Stranger;
-use plan::input::Family;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client;
@@ -96,8 +95,7 @@ fn page(report: &Report, colour: bool) -> String {
     let mut line = |name: &str, value: &str| _ = writeln!(page, "{name:<9} {value}");
     line("state", &state);
     if let Some(node) = &report.node {
-        let subnets = Family::ALL.into_iter().filter_map(|family| node.identity.subnet.of(family));
-        let subnets: Vec<String> = subnets.map(|subnet| subnet.to_string()).collect();
+        let subnets: Vec<String> = node.identity.subnet.nets().map(|subnet| subnet.to_string()).collect();
         let uplink = &node.identity.uplink;
         let addresses: Vec<String> =
             [uplink.ipv4.map(|ip| ip.to_string()), uplink.ipv6.map(|ip| ip.to_string())]

@@ -6,7 +6,7 @@ use kernel::{Kernel, Outcome, Seen};
 use plan::input::{Config, Leases, Node, Underlay};
 use plan::owned::{Owned, PROTOCOL, Sweep};
 use plan::state::{Link, LinkKind, MAIN_TABLE, Route, RoutePath, Vxlan};
-use plan::{LinkName, Mac, Object, Op, Situation, State, Verb};
+use plan::{LinkName, Mac, Object, Op, State, Verb};
 use serde_json::Value;
 
 pub(crate) const OUR_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 1]);
@@ -64,39 +64,17 @@ pub(crate) fn owned() -> Owned {
     Owned {
         links: vec![name("flannel.1"), name("flannel-v6.1")],
         vnis: vec![1],
-        uplink: name("eth0"),
         networks: networks(),
         pods: networks().into_iter().map(Into::into).collect(),
-        own_subnets: vec![],
-        former_networks: vec![],
-        former_writer: Default::default(),
-        table: MAIN_TABLE,
-        former_tables: vec![],
-        firewall: false,
-        passages: vec![],
-        faulty: vec![],
         sysctls: vec!["net/ipv6/conf/flannel.1/accept_ra".into(), "net/no/such/file".into()],
         sweep: Sweep::LeftOvers,
+        ..Owned::new(name("eth0"), MAIN_TABLE)
     }
 }
 
 /// Returns the desired state of a node on which nothing of ours is yet.
 pub(crate) fn desired(config: &Config, node: &Node, leases: &Leases, underlay: &Underlay) -> State {
-    let (health, others, memory) = Default::default();
-    let scope = plan::scope(config, node, leases, &others, &memory, std::iter::empty());
-    let observed = State::default();
-    plan::plan(&Situation {
-        config,
-        node,
-        leases,
-        health: &health,
-        others: &others,
-        scope: &scope,
-        observed: &observed,
-        underlay,
-        memory: &memory,
-    })
-    .desired
+    plan::plan_at_start(config, node, leases, underlay).desired
 }
 
 pub(crate) fn name(text: &str) -> LinkName {

@@ -233,7 +233,7 @@ impl Options {
         if self.direct_mtu {
             return self.outer_mtu(uplink);
         }
-        let families = || Family::ALL.into_iter().filter(|&family| uplink.address(family).is_some());
+        let families = || uplink.addresses().map(Family::of);
         let wide = families().filter(|family| self.narrow(*family, uplink).is_none());
         let smallest = wide.map(|family| self.device_mtu(family, uplink)).min();
         let smallest = smallest.or_else(|| families().map(|family| self.device_mtu(family, uplink)).min());

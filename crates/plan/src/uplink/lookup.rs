@@ -49,7 +49,7 @@ impl<'a> Lookup<'a> {
             return Err(format!("{family} is off in the network config"));
         }
         let asked = (flag.to_owned(), address);
-        let public = self.ask.public(Family::Ipv6).filter(|_| self.families().count() == 2);
+        let public = self.ask.public(Family::Ipv6).filter(|_| self.config.families().count() == 2);
         let fixed = match (family, public) {
             (Family::Ipv4, Some(public)) => vec![asked, public],
             (Family::Ipv6, Some(public)) => vec![public],
@@ -83,7 +83,7 @@ impl<'a> Lookup<'a> {
         let matches = |text: &str| regex.is_match(text.as_bytes());
         for link in &self.underlay.links {
             let of = |family| self.usable(link.name, family).into_iter().find(|ip| matches(&ip.to_string()));
-            let fixed: Option<Vec<IpAddr>> = self.families().map(of).collect();
+            let fixed: Option<Vec<IpAddr>> = self.config.families().map(of).collect();
             if let Some(fixed) = fixed {
                 let texts: Vec<String> = fixed.iter().map(ToString::to_string).collect();
                 return Ok(Found { link, fixed, why: format!("{flag} matches {}", texts.join(" and ")) });
@@ -109,7 +109,7 @@ impl<'a> Lookup<'a> {
 
     /// Finds the interface of the default route. In dual stack both families must agree.
     fn by_default_route(&self) -> Result<Found<'a>, String> {
-        let exits: Result<Vec<_>, String> = self.families().map(|family| self.exit(family)).collect();
+        let exits: Result<Vec<_>, String> = self.config.families().map(|family| self.exit(family)).collect();
         let exits = exits?;
         if let [v4, v6] = exits[..]
             && v4 != v6
@@ -176,7 +176,7 @@ impl<'a> Lookup<'a> {
         }
         let mut uplink = Uplink::new(name, mtu::to(self.underlay, name, std::iter::empty()));
         let mut best = Vec::new();
-        for family in self.families() {
+        for family in self.config.families() {
             let address = match fixed.iter().find(|address| Family::of(**address) == family) {
                 Some(address) => self.check(*address, name)?,
                 None => {
@@ -273,10 +273,6 @@ impl<'a> Lookup<'a> {
             return "none has a usable address".into();
         }
         format!("those with addresses are: {}", links.join(", "))
-    }
-
-    fn families(&self) -> impl Iterator<Item = Family> {
-        Family::ALL.into_iter().filter(|family| self.config.network(*family).is_some())
     }
 
     fn link(&self, name: LinkName) -> Result<&'a LinkFacts, String> {

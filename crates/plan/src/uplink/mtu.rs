@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::LinkName;
 use crate::direct::Longest;
-use crate::input::{Config, Family, Leases, LinkFacts, RouteFacts, Underlay};
+use crate::input::{Config, Leases, LinkFacts, RouteFacts, Underlay};
 use crate::wanted::is_host_address;
 
 /// MTU in bytes of a node whose uplink is no wire and that has no route to anywhere yet. It is Ethernet's MTU.
@@ -27,11 +27,8 @@ const WITH_PORTS: [&str; 3] = ["bond", "bridge", "team"];
 /// Returns the smallest MTU in bytes on this node's side of the paths to the peers, for traffic of `uplink`.
 pub fn mtu(config: &Config, leases: &Leases, underlay: &Underlay, uplink: LinkName) -> u32 {
     let of_node = |address: &IpAddr| is_host_address(*address) && config.pods_at(*address).is_none();
-    let on = |family: &Family| config.network(*family).is_some();
-    let peers = leases
-        .known()
-        .iter()
-        .flat_map(|lease| Family::ALL.into_iter().filter(on).filter_map(|family| lease.public(family)));
+    let peers =
+        leases.known().iter().flat_map(|lease| config.families().filter_map(|family| lease.public(family)));
     to(underlay, uplink, peers.filter(of_node))
 }
 

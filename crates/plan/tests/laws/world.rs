@@ -178,12 +178,10 @@ fn config(tape: &mut Tape) -> Config {
     Config {
         ipv4: ipv4.then(|| net4([10, 244, 0, 0], 16)),
         ipv6: ipv6.then(|| net6(pod6(0, 0), 48)),
-        leasable: Vec::new(),
-        backend,
         table: tape.pick(&[254, 254, 254, 100]),
         firewall: rules::options(tape),
-        sysctls: Default::default(),
         blackhole: tape.once_in(3),
+        ..Config::new(backend)
     }
 }
 
@@ -196,13 +194,9 @@ fn node(tape: &mut Tape) -> (Node, OtherDaemons, Memory) {
     let others = OtherDaemons { vnis: Vec::new(), firewall };
     let node = Node {
         uplink: Uplink {
-            link: name("eth0"),
-            mtu: tape.pick(&[1500, 9000]),
             ipv4: Some([192, 0, 2, 1].into()),
             ipv6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
-            public_ip: None,
-            public_ipv6: None,
-            node_ips: Vec::new(),
+            ..Uplink::new(name("eth0"), tape.pick(&[1500, 9000]))
         },
         subnet: Subnet { ipv4: leased4.then_some(ipv4), ipv6: leased6.then_some(ipv6) },
         vtep: Some(OWN_MAC),

@@ -104,7 +104,7 @@ impl Post {
         let Some(uplink) = self.node.as_ref().map(|node| node.uplink.clone()) else { return };
         let link = self.wires.link(uplink.link).filter(|link| link.resolves);
         let Some(mac) = link.and_then(|link| link.mac) else { return };
-        for target in Family::ALL.into_iter().filter_map(|family| uplink.address(family)) {
+        for target in uplink.addresses() {
             let (kind, question) = match target {
                 IpAddr::V4(ip) => (EtherType::Arp, frame::arp_request(mac, Ipv4Addr::UNSPECIFIED, ip)),
                 IpAddr::V6(ip) => {

@@ -20,12 +20,7 @@ fn path(path: Path) -> PeerPath {
 }
 
 fn targets(uplink: &str) -> Targets {
-    let node = Node {
-        uplink: Uplink::new(uplink.parse().unwrap(), 1500),
-        subnet: Subnet { ipv4: None, ipv6: None },
-        vtep: None,
-        vtep_v6: None,
-    };
+    let node = Node::new(Uplink::new(uplink.parse().unwrap(), 1500), Subnet::default());
     let peers = Arc::new(vec![path(Path::Direct)]);
     Targets { node: Some(node), mac: None, peers, suspect: false, links: 0, mtu: 1500, diverted: Vec::new() }
 }

@@ -39,13 +39,8 @@ fn two_nodes() -> Lab {
 }
 
 fn node(lab: &Lab) -> Node {
-    let subnet = "10.244.1.0/24".parse().unwrap();
-    Node {
-        uplink: Uplink { ipv4: Some(lab.node(1).ip), ..Uplink::new(name("eth0"), 1500) },
-        subnet: Subnet { ipv4: Some(subnet), ipv6: None },
-        vtep: None,
-        vtep_v6: None,
-    }
+    let uplink = Uplink { ipv4: Some(lab.node(1).ip), ..Uplink::new(name("eth0"), 1500) };
+    Node::new(uplink, Subnet { ipv4: Some("10.244.1.0/24".parse().unwrap()), ipv6: None })
 }
 
 fn peer(lab: &Lab) -> PeerPath {
