@@ -3,6 +3,7 @@
 //! likely emptied. The same holds if the store's history does not continue. The peers are then kept until the grace
 //! period is over, whether they vanish at once or one by one. Time is a parameter, not read.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -36,46 +37,51 @@ impl History {
 /// Peers that were listed within the grace period.
 #[derive(Clone, Debug, Default)]
 pub struct Belief {
-    /// Peers by subnet.
-    known: Vec<Known>,
+    /// Our own subnet, whose lease is no peer's.
+    own: Subnet,
+    /// Last list of the store.
+    last: Option<Arc<[Lease]>>,
+    /// Peers in the store's last list, by subnet.
+    listed: Arc<[Lease]>,
+    /// Peers that are missing from that list.
+    missing: Vec<Missing>,
+    /// Leases that were believed last. They are the listed ones themselves unless a missing one is believed.
+    believed: Arc<[Lease]>,
     history: Option<History>,
     /// Time at which the store was last found to be another one, and its history before that.
     broken: Option<(Instant, History)>,
 }
 
+/// Peer whose lease is missing from the list.
 #[derive(Clone, Debug)]
-struct Known {
-    lease: Lease,
-    missing: Option<Missing>,
-}
-
-impl Known {
-    fn subnet(&self) -> Subnet {
-        self.lease.subnet
-    }
-}
-
-fn listed(leases: impl IntoIterator<Item = Lease>) -> Vec<Known> {
-    let mut known: Vec<_> = leases.into_iter().map(|lease| Known { lease, missing: None }).collect();
-    // Of two entries for one subnet the same one must always count.
-    known.sort_unstable_by(|one, other| (one.subnet(), &one.lease).cmp(&(other.subnet(), &other.lease)));
-    known.dedup_by_key(|known| known.subnet());
-    known
-}
-
-/// Absence of a lease from the list.
-#[derive(Clone, Copy, Debug)]
 struct Missing {
+    lease: Lease,
     since: Instant,
     /// True if too many leases were missing with it, so that it is kept until the grace period is over.
     kept: bool,
 }
 
+impl Missing {
+    /// Returns the time at which the lease is given up.
+    fn due(&self, grace: Duration) -> Instant {
+        self.since + if self.kept { grace } else { LINGER.min(grace) }
+    }
+}
+
+/// Returns the leases of other nodes by subnet, one for each.
+fn peers(leases: &[Lease], own: Subnet) -> Arc<[Lease]> {
+    let mut peers: Vec<&Lease> = leases.iter().filter(|lease| lease.subnet != own).collect();
+    // Of two entries for one subnet the same one must always count.
+    peers.sort_unstable_by(|one, other| (one.subnet, one).cmp(&(other.subnet, other)));
+    peers.dedup_by_key(|lease| lease.subnet);
+    peers.into_iter().cloned().collect()
+}
+
 /// Leases to go by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Weighed {
-    /// Believed leases, in no particular order.
-    pub leases: Vec<Lease>,
+    /// Believed leases without our own, in no particular order. It is the same list as before if none has changed.
+    pub leases: Arc<[Lease]>,
     /// Number of these leases that the store does not list, but is not believed to have lost.
     pub missing: usize,
     /// Time at which the first unlisted lease is given up.
@@ -83,14 +89,15 @@ pub struct Weighed {
 }
 
 impl Belief {
-    /// Returns a guard that starts with the peers that an earlier run believed, and the store's history that it knew.
-    pub fn expecting(peers: impl IntoIterator<Item = Lease>, history: Option<History>) -> Self {
-        Self { known: listed(peers), history, broken: None }
+    /// Returns a guard that starts with the leases that an earlier run believed, and the store's history that it knew. `own`
+    /// is our own subnet.
+    pub fn expecting(remembered: &[Lease], own: Subnet, history: Option<History>) -> Self {
+        Self { own, listed: peers(remembered, own), history, ..Self::default() }
     }
 
     /// Returns the number of peers that were listed last, with the missing ones that are not given up yet.
     pub fn peers(&self) -> usize {
-        self.known.len()
+        self.listed.len() + self.missing.len()
     }
 
     /// Returns the history that a later run may expect. For a suspect store this is the history before the break.
@@ -98,10 +105,11 @@ impl Belief {
         self.broken.map(|(_, before)| before).or(self.history)
     }
 
-    /// Takes a complete list of leases without our own, and returns the leases to go by.
+    /// Takes a complete list of leases, and returns the leases to go by. Copies leases only if the list is a new one, or if
+    /// another set of missing leases is believed than before.
     pub fn weigh(
         &mut self,
-        heard: Vec<Lease>,
+        list: &Arc<[Lease]>,
         history: Option<History>,
         now: Instant,
         grace: Duration,
@@ -113,44 +121,45 @@ impl Belief {
         }
         self.history = history.or(self.history);
         self.broken = self.broken.filter(|(at, _)| now.duration_since(*at) < grace);
-        let before = std::mem::replace(&mut self.known, listed(heard));
-        let listed = self.known.len();
-        let mut rest = 0..listed;
-        for before in before {
-            while self.known[rest.clone()].first().is_some_and(|known| known.subnet() < before.subnet()) {
-                rest.start += 1;
-            }
-            if self.known[rest.clone()].first().is_some_and(|known| known.subnet() == before.subnet()) {
-                continue;
-            }
-            let missing = before.missing.unwrap_or(Missing { since: now, kept: false });
-            if now.duration_since(missing.since) < grace {
-                // The holder of the subnet according to the store has the better right to it.
-                let lease = Lease { born: u64::MAX, ..before.lease };
-                self.known.push(Known { lease, missing: Some(missing) });
-            }
+        if self.last.as_ref().is_none_or(|last| !Arc::ptr_eq(last, list)) {
+            self.take(list, now);
         }
-        self.known.sort_unstable_by_key(Known::subnet);
-        let most = (self.known.len() - listed) * 2 > self.known.len();
-        let doubt = self.broken.is_some() || (self.known.len() >= FEW && most);
-        self.sift(doubt, now, grace)
+        self.missing.retain(|missing| now.duration_since(missing.since) < grace);
+        let most = self.missing.len() * 2 > self.peers();
+        let doubt = self.broken.is_some() || (self.peers() >= FEW && most);
+        self.missing.iter_mut().for_each(|missing| missing.kept |= doubt);
+        self.sift(now, grace)
     }
 
-    fn sift(&mut self, doubt: bool, now: Instant, grace: Duration) -> Weighed {
-        let mut weighed = Weighed { leases: Vec::with_capacity(self.known.len()), missing: 0, due: None };
-        for known in &mut self.known {
-            if let Some(missing) = &mut known.missing {
-                missing.kept |= doubt;
-                let due = missing.since + if missing.kept { grace } else { LINGER.min(grace) };
-                if due <= now {
-                    continue;
-                }
-                weighed.missing += usize::from(missing.kept);
-                weighed.due = Some(weighed.due.map_or(due, |other| other.min(due)));
-            }
-            weighed.leases.push(known.lease.clone());
-        }
-        weighed
+    /// Takes a new list, and notes which peers are missing from it.
+    fn take(&mut self, list: &Arc<[Lease]>, now: Instant) {
+        let before = std::mem::replace(&mut self.listed, peers(list, self.own));
+        self.last = Some(list.clone());
+        let listed = &self.listed;
+        let is_missing =
+            |lease: &Lease| listed.binary_search_by_key(&lease.subnet, |listed| listed.subnet).is_err();
+        self.missing.retain(|missing| is_missing(&missing.lease));
+        let gone = before.iter().filter(|lease| is_missing(lease));
+        // The holder of the subnet according to the store has the better right to it.
+        let gone = gone.map(|lease| Lease { born: u64::MAX, ..lease.clone() });
+        self.missing.extend(gone.map(|lease| Missing { lease, since: now, kept: false }));
+    }
+
+    /// Returns the listed leases, and the missing ones that are not given up yet.
+    fn sift(&mut self, now: Instant, grace: Duration) -> Weighed {
+        let held = || self.missing.iter().filter(|missing| missing.due(grace) > now);
+        let all = || self.listed.iter().chain(held().map(|missing| &missing.lease));
+        let leases = if held().next().is_none() {
+            self.listed.clone()
+        } else if all().eq(self.believed.iter()) {
+            self.believed.clone()
+        } else {
+            all().cloned().collect()
+        };
+        let missing = held().filter(|missing| missing.kept).count();
+        let due = held().map(|missing| missing.due(grace)).min();
+        self.believed = leases.clone();
+        Weighed { leases, missing, due }
     }
 }
 
@@ -161,7 +170,7 @@ mod tests {
 
     const GRACE: Duration = Duration::from_secs(300);
 
-    fn leases(range: std::ops::Range<u8>) -> Vec<Lease> {
+    fn leases(range: std::ops::Range<u8>) -> Arc<[Lease]> {
         let lease = |host: u8| Lease {
             born: 1,
             written: 1,
@@ -173,29 +182,29 @@ mod tests {
         range.map(lease).collect()
     }
 
-    fn after(first: u8, then: Vec<Lease>) -> (Belief, Weighed, Instant) {
+    fn after(first: u8, then: &Arc<[Lease]>) -> (Belief, Weighed, Instant) {
         let (mut belief, now) = (Belief::default(), Instant::now());
-        assert_eq!(belief.weigh(leases(1..1 + first), None, now, GRACE).missing, 0);
+        assert_eq!(belief.weigh(&leases(1..1 + first), None, now, GRACE).missing, 0);
         let weighed = belief.weigh(then, None, now, GRACE);
         (belief, weighed, now)
     }
 
     #[test]
     fn an_emptied_store_is_not_believed_until_the_grace_is_over() {
-        let (mut belief, weighed, now) = after(8, Vec::new());
+        let (mut belief, weighed, now) = after(8, &leases(0..0));
         assert_eq!((weighed.leases.len(), weighed.missing, weighed.due), (8, 8, Some(now + GRACE)));
-        let nearly = belief.weigh(Vec::new(), None, now + GRACE - Duration::from_secs(1), GRACE);
+        let nearly = belief.weigh(&leases(0..0), None, now + GRACE - Duration::from_secs(1), GRACE);
         assert_eq!(nearly.leases.len(), 8);
-        let over = belief.weigh(Vec::new(), None, now + GRACE, GRACE);
+        let over = belief.weigh(&leases(0..0), None, now + GRACE, GRACE);
         assert_eq!((over.leases.len(), over.missing, over.due), (0, 0, None));
     }
 
     #[test]
     fn those_that_come_back_are_no_longer_missing() {
-        let (mut belief, _, now) = after(8, Vec::new());
-        let some = belief.weigh(leases(1..6), None, now + Duration::from_secs(9), GRACE);
+        let (mut belief, _, now) = after(8, &leases(0..0));
+        let some = belief.weigh(&leases(1..6), None, now + Duration::from_secs(9), GRACE);
         assert_eq!((some.leases.len(), some.missing), (8, 3));
-        let all = belief.weigh(leases(1..9), None, now + Duration::from_secs(10), GRACE);
+        let all = belief.weigh(&leases(1..9), None, now + Duration::from_secs(10), GRACE);
         assert_eq!((all.missing, all.leases), (0, leases(1..9)));
     }
 
@@ -203,34 +212,34 @@ mod tests {
     fn a_store_that_is_emptied_one_by_one_is_not_believed_either() {
         let (mut belief, mut now) = (Belief::default(), Instant::now());
         for left in (1..=9).rev() {
-            belief.weigh(leases(1..left), None, now, GRACE);
+            belief.weigh(&leases(1..left), None, now, GRACE);
             now += Duration::from_millis(300);
         }
-        let weighed = belief.weigh(Vec::new(), None, now, GRACE);
+        let weighed = belief.weigh(&leases(0..0), None, now, GRACE);
         assert_eq!((weighed.leases.len(), weighed.missing), (8, 8));
     }
 
     #[test]
     fn a_cluster_may_shrink_by_half_and_a_small_one_as_it_likes() {
         for (first, then, left, missing) in
-            [(8, leases(1..5), 4, 0), (3, Vec::new(), 0, 0), (4, leases(1..2), 4, 3)]
+            [(8, leases(1..5), 4, 0), (3, leases(0..0), 0, 0), (4, leases(1..2), 4, 3)]
         {
-            let (mut belief, weighed, now) = after(first, then.clone());
+            let (mut belief, weighed, now) = after(first, &then);
             assert_eq!(
                 (weighed.leases.len(), weighed.missing),
                 (usize::from(first), missing),
                 "for a moment"
             );
-            let weighed = belief.weigh(then, None, now + LINGER, GRACE);
+            let weighed = belief.weigh(&then, None, now + LINGER, GRACE);
             assert_eq!((weighed.leases.len(), weighed.missing), (left, missing));
         }
     }
 
     #[test]
     fn a_peer_that_takes_its_lease_again_at_once_was_never_gone() {
-        let (mut belief, gone, now) = after(2, leases(1..2));
+        let (mut belief, gone, now) = after(2, &leases(1..2));
         assert_eq!((gone.leases.len(), gone.missing, gone.due), (2, 0, Some(now + LINGER)));
-        let back = belief.weigh(leases(1..3), None, now + LINGER / 2, GRACE);
+        let back = belief.weigh(&leases(1..3), None, now + LINGER / 2, GRACE);
         assert_eq!((back.leases, back.due), (leases(1..3), None));
     }
 
@@ -238,15 +247,34 @@ mod tests {
     fn a_store_that_is_another_or_goes_back_is_not_believed_however_few_there_are() {
         let at = |cluster, revision, breaks| Some(History { cluster, revision, breaks });
         for (then, kept) in [(at(1, 9, 0), 0), (at(1, 8, 0), 1), (at(2, 10, 0), 1), (at(1, 10, 1), 1)] {
-            let (mut belief, now) = (Belief::expecting(leases(1..2), at(1, 9, 0)), Instant::now());
-            let weighed = belief.weigh(Vec::new(), then, now, GRACE);
+            let (mut belief, now) =
+                (Belief::expecting(&leases(1..2), Subnet::default(), at(1, 9, 0)), Instant::now());
+            let weighed = belief.weigh(&leases(0..0), then, now, GRACE);
             assert_eq!((weighed.leases.len(), weighed.missing), (1, kept), "{then:?}");
             // Leases that vanish later than the rest are suspect, too.
-            belief.weigh(leases(2..3), then, now + LINGER, GRACE);
-            let weighed = belief.weigh(Vec::new(), then, now + LINGER * 2, GRACE);
+            belief.weigh(&leases(2..3), then, now + LINGER, GRACE);
+            let weighed = belief.weigh(&leases(0..0), then, now + LINGER * 2, GRACE);
             assert_eq!(weighed.missing, kept * 2, "{then:?}");
-            let weighed = belief.weigh(Vec::new(), then, now + GRACE + LINGER * 2, GRACE);
+            let weighed = belief.weigh(&leases(0..0), then, now + GRACE + LINGER * 2, GRACE);
             assert_eq!((weighed.leases.len(), weighed.missing), (0, 0), "{then:?}");
         }
+    }
+
+    #[test]
+    fn an_unchanged_list_is_not_copied() {
+        let own = Subnet::parse("10.3.1.0-24").unwrap();
+        let (mut belief, now) = (Belief::expecting(&leases(1..6), own, None), Instant::now());
+        let (all, some) = (leases(1..6), leases(1..4));
+        let first = belief.weigh(&all, None, now, GRACE).leases;
+        assert_eq!(first, leases(2..6));
+        assert!(Arc::ptr_eq(&first, &belief.weigh(&all, None, now + LINGER, GRACE).leases));
+        // While missing leases are believed, they are in a list of their own, which lasts until one is given up.
+        let held = belief.weigh(&some, None, now + LINGER, GRACE).leases;
+        assert_eq!(held.len(), 4);
+        let later = now + LINGER + LINGER / 2;
+        assert!(Arc::ptr_eq(&held, &belief.weigh(&some, None, later, GRACE).leases));
+        let last = belief.weigh(&some, None, now + LINGER * 2, GRACE).leases;
+        assert_eq!(last, leases(2..4));
+        assert!(Arc::ptr_eq(&last, &belief.weigh(&some, None, now + LINGER * 3, GRACE).leases));
     }
 }

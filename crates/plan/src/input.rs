@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -295,9 +296,9 @@ pub enum Leases {
     #[default]
     Unknown,
     /// Last list that an earlier run received. It is good enough to reach peers, but not to call anything a left-over.
-    Remembered(Vec<Lease>),
+    Remembered(Arc<[Lease]>),
     /// All leases of the cluster, our own included, in any order.
-    Listed(Vec<Lease>),
+    Listed(Arc<[Lease]>),
 }
 
 impl Leases {

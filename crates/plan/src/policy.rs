@@ -177,7 +177,7 @@ mod tests {
             addresses: vec![address("eth0", "192.0.2.1/24"), address("cni0", "10.244.1.1/24")],
             ..Underlay::default()
         };
-        let wanted = at_first(&config, &node, &Leases::Listed(vec![lease]), &underlay);
+        let wanted = at_first(&config, &node, &Leases::Listed([lease].into()), &underlay);
         Scene { config, wanted, underlay }
     }
 

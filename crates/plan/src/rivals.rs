@@ -391,7 +391,7 @@ mod tests {
             let healths: Vec<Health> = self.believed.filter(|_| self.probed).map(told).into_iter().collect();
             let seen = self.seen();
             let evidence = Evidence { healths: &healths, seen: &seen, uplink: uplink(), probed: self.probed };
-            let leases = Leases::Listed(self.leases.clone());
+            let leases = Leases::Listed(self.leases.as_slice().into());
             let now = self.start + Duration::from_secs(self.second);
             let contenders = self.rivals.weigh(&config(), &leases, evidence, now);
             let standing = |lease: &Lease| {

@@ -41,7 +41,7 @@ impl Case {
             facts: Facts::default(),
             subnet: "10.244.3.0-24&fd00:244:0:3::-64",
             uplink,
-            leases: Leases::Listed(vec![peer]),
+            leases: Leases::Listed([peer].into()),
         }
     }
 
@@ -299,7 +299,7 @@ fn what_pods_send_is_looked_at_whatever_is_known_of_peers() {
     let rules = |verdict| {
         vec![format!("{matches} update @strangers {{ ip saddr counter }}"), format!("{matches} {verdict}")]
     };
-    for leases in [Leases::Unknown, Leases::Remembered(vec![]), case(SourceFilter::Drop).leases] {
+    for leases in [Leases::Unknown, Leases::Remembered(Vec::new().into()), case(SourceFilter::Drop).leases] {
         let with = |filter| pod_rules(&Case { leases: leases.clone(), ..case(filter) }.plan());
         assert_eq!(with(SourceFilter::Drop), rules("counter drop"));
         assert_eq!(with(SourceFilter::Count), rules("counter"));
@@ -320,7 +320,7 @@ fn ports_of_peers_are_looked_at_as_far_as_they_are_theirs_alone() {
     let ports = |leases: Vec<Lease>| {
         let case = Case {
             filter: SourceFilter::Drop,
-            leases: Leases::Listed(leases),
+            leases: Leases::Listed(leases.into()),
             ..Case::new(Options::default())
         };
         let rules = pod_rules(&case.plan());

@@ -122,7 +122,7 @@ fn leases(entries: Option<Entries>) -> (Leases, Vec<Note>) {
             Err(why) => notes.push(Note::Entry { key: key.into(), why: why.into() }),
         }
     }
-    (Leases::Listed(leases), notes)
+    (Leases::Listed(leases.into()), notes)
 }
 
 fn lines<T: ToString>(items: &[T]) -> String {

@@ -2,6 +2,8 @@
 //! built class by class, so that no law has to ask `owned` what is ours. golden.rs compares complete plans.
 #![expect(clippy::unwrap_used, reason = "generators are helpers of tests: a bad literal shall stop the test")]
 
+use std::sync::Arc;
+
 use plan::backend::{Backend, vxlan};
 use plan::lease::Lease;
 use plan::netconf::NetConf;
@@ -163,7 +165,7 @@ proptest! {
         let mut world = world::world(&mut tape);
         let plan = world.plan();
         if let Leases::Remembered(leases) | Leases::Listed(leases) = &mut world.leases {
-            tape.shuffle(leases);
+            tape.shuffle(Arc::make_mut(leases));
         }
         let again = world.plan();
         prop_assert_eq!(plan, again);
@@ -232,7 +234,7 @@ proptest! {
         let mut tape = Tape::new(&bytes);
         let world = world::world(&mut tape);
         let leases = world::good_leases(&mut tape, &world.config);
-        let listed = plan::input::Leases::Listed(leases.clone());
+        let listed = plan::input::Leases::Listed(leases.as_slice().into());
         let plan = world.plan_with(&listed);
         let ours = if let Backend::Vxlan(options) = &world.config.backend { options.port } else { 8472 };
         for entry in &plan.desired.fdb {
@@ -280,7 +282,7 @@ proptest! {
         let mut leases = world::good_leases(&mut tape, &world.config);
         let health = PeerHealth { contenders: world::answering(leases.iter()), ..world.health };
         let world = World { health, ..world };
-        let plan_for = |leases: &[Lease]| world.plan_with(&Leases::Listed(leases.to_vec()));
+        let plan_for = |leases: &[Lease]| world.plan_with(&Leases::Listed(leases.into()));
         let without = plan_for(&leases);
         leases.push(world::hostile_lease(&mut tape, &world.config, &leases));
         tape.shuffle(&mut leases);
@@ -303,7 +305,7 @@ proptest! {
         }
         leases.push(texts::any_lease(&mut tape));
         let world = world::world(&mut tape);
-        let leases = Leases::Listed(leases);
+        let leases = Leases::Listed(leases.into());
         let plan = world.plan_with(&leases);
         prop_assert_eq!(plan.contradiction, None);
         shown.extend(plan.notes.iter().map(ToString::to_string));

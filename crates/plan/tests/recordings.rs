@@ -121,7 +121,7 @@ impl Recorded {
     }
 
     fn plan(&self) -> Plan {
-        let leases = Leases::Listed(self.leases.clone());
+        let leases = Leases::Listed(self.leases.as_slice().into());
         let mut config = self.conf.config();
         if let Backend::Vxlan(options) = &mut config.backend {
             // flannel has no source filter.

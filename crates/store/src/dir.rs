@@ -78,7 +78,7 @@ impl Dir {
     /// Reads all leases once.
     ///
     /// Returns an error if the directory cannot be read.
-    pub fn leases(&self) -> Result<Vec<Lease>, StoreError> {
+    pub fn leases(&self) -> Result<Arc<[Lease]>, StoreError> {
         let mut listing = Listing::new(self.subnets());
         listing.refresh().map_err(|error| StoreError::new(self.subnets().display(), error))?;
         Ok(listing.leases())

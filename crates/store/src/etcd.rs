@@ -154,10 +154,10 @@ impl Etcd {
     /// Reads all leases once.
     ///
     /// Returns an error if no server answers.
-    pub async fn leases(&self) -> Result<Vec<Lease>, StoreError> {
+    pub async fn leases(&self) -> Result<Arc<[Lease]>, StoreError> {
         let mut session = self.session().await?;
         let listed = session.list(&self.options, None).await;
-        Ok(self.keep_if_well(&session, listed)?.leases())
+        self.keep_if_well(&session, listed).map(|mut listing| listing.leases())
     }
 
     /// Reads the network config.
@@ -468,14 +468,16 @@ async fn at(when: Option<Instant>) {
 }
 
 /// Publishes the listing in the view, if it differs.
-fn tell(listing: &Listing, until: Option<SystemTime>, view: &watch::Sender<View>) {
+fn tell(listing: &mut Listing, until: Option<SystemTime>, view: &watch::Sender<View>) {
     if view.borrow().lost.is_some() {
         info!("store is back");
     }
     let new = View { own_until: until, ..listing.view() };
     view.send_if_modified(|view| {
         let differs = *view != new;
-        *view = new;
+        if differs {
+            *view = new;
+        }
         differs
     });
 }

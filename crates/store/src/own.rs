@@ -1,6 +1,7 @@
 //! Our own lease: the request of a node, and the choice of the lease to write. Each store does the exclusive write itself.
 
 use std::fmt;
+use std::sync::Arc;
 
 use plan::lease::{Announced, Lease, Subnet};
 use plan::netconf::NetConf;
@@ -16,7 +17,7 @@ pub struct Claim {
     /// Subnets that are acceptable.
     pub choice: Choice,
     /// Leases that the store last listed, for a running node.
-    pub listed: Vec<Lease>,
+    pub listed: Arc<[Lease]>,
 }
 
 /// Function that returns the backend data to announce. Its arguments are the lease that we hold already, since a VTEP's MAC

@@ -44,7 +44,7 @@ impl Store {
     /// Reads all leases once.
     ///
     /// Returns an error if the store cannot be reached.
-    pub async fn leases(&self) -> Result<Vec<Lease>, StoreError> {
+    pub async fn leases(&self) -> Result<Arc<[Lease]>, StoreError> {
         match self {
             Self::Dir(dir) => dir.leases(),
             #[cfg(feature = "etcd")]

@@ -42,7 +42,7 @@ fn acquire_saying(
 fn claim(root: &Path, host: u8, choice: Choice, announce: Box<Announce>) -> Result<Lease, String> {
     let conf = Dir::new(root).net_conf().unwrap();
     let asker = Asker { public_ip: Some([192, 0, 2, host].into()), ..Asker::default() };
-    let claim = Claim { conf, asker, announce, choice, listed: Vec::new() };
+    let claim = Claim { conf, asker, announce, choice, listed: [].into() };
     Dir::new(root).acquire(&claim).map_err(|error| error.to_string())
 }
 

@@ -3,6 +3,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use plan::Mac;
@@ -13,7 +14,7 @@ use plan::lease::{Lease, Subnet};
 use plan::netconf::NetConf;
 use plan::note::Note;
 use serde::de::IgnoredAny;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use tracing::warn;
 
 use crate::files::{self, Readers};
@@ -23,15 +24,15 @@ const FORMAT: u32 = 1;
 /// Minimum time between two writes, so that frequent changes do not wear out the disk.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// State that one run leaves for the next.
+/// State that one run leaves for the next, with the leases as they are read ([`Listed`]) or written ([`Entries`]).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Remembered {
+pub(crate) struct Remembered<L = Listed> {
     /// MAC of the uplink; on a node with a copied disk it differs.
     pub(crate) uplink_mac: Mac,
     pub(crate) conf: NetConf,
     /// This node's pod subnets.
     pub(crate) subnet: Subnet,
-    leases: Vec<Kept>,
+    leases: L,
     /// Position of the store in its own history; `None` for a directory.
     #[serde(default)]
     pub(crate) history: Option<History>,
@@ -40,11 +41,21 @@ pub(crate) struct Remembered {
     until: Option<u64>,
 }
 
-/// Lease that is written and read entry by entry. Ten thousand of them are thus never in memory in two forms. `None`
-/// stands for an entry that this version cannot read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Entry", into = "Entry")]
+/// Leases that are read entry by entry, so that ten thousand of them are never in memory in two forms. An entry that this
+/// version cannot read is left out.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "Vec<Kept>")]
+pub(crate) struct Listed(Arc<[Lease]>);
+
+#[derive(Deserialize)]
+#[serde(from = "Entry")]
 struct Kept(Option<Lease>);
+
+/// Leases that are written entry by entry, without a copy of the list.
+pub(crate) struct Entries<'a> {
+    pub(crate) others: &'a [Lease],
+    pub(crate) own: &'a Lease,
+}
 
 /// Lease as the store's key and value: `{"key":"10.244.31.0-24","value":"{\"PublicIP\":...}","born":17,"written":17}`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,27 +81,21 @@ struct Sealed<T> {
     remembered: T,
 }
 
-impl Remembered {
-    pub(crate) fn new<'a>(
+impl<'a> Remembered<Entries<'a>> {
+    pub(crate) fn new(
         uplink_mac: Mac,
         conf: &NetConf,
-        subnet: Subnet,
-        leases: impl Iterator<Item = &'a Lease>,
+        leases: Entries<'a>,
         history: Option<History>,
         until: Option<SystemTime>,
     ) -> Self {
         let until =
             until.and_then(|until| until.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs());
-        Self {
-            uplink_mac,
-            conf: conf.clone(),
-            subnet,
-            leases: leases.map(|lease| Kept(Some(lease.clone()))).collect(),
-            history,
-            until,
-        }
+        Self { uplink_mac, conf: conf.clone(), subnet: leases.own.subnet, leases, history, until }
     }
+}
 
+impl Remembered {
     /// Returns the same state with the backend type of `--backend-type`, if that is given.
     pub(crate) fn imposing(self, backend: Option<&Backend>) -> Self {
         Self { conf: self.conf.imposing(backend), ..self }
@@ -98,16 +103,18 @@ impl Remembered {
 
     /// Returns the remembered leases that this version can read.
     pub(crate) fn leases(&self) -> Leases {
-        Leases::Remembered(self.leases.iter().filter_map(|kept| kept.0.clone()).collect())
+        Leases::Remembered(self.leases.0.clone())
     }
 
     /// Returns our own remembered lease.
     pub(crate) fn own(&self) -> Option<Lease> {
-        self.leases
-            .iter()
-            .filter_map(|kept| kept.0.as_ref())
-            .find(|lease| lease.subnet == self.subnet)
-            .cloned()
+        self.leases.0.iter().find(|lease| lease.subnet == self.subnet).cloned()
+    }
+}
+
+impl From<Vec<Kept>> for Listed {
+    fn from(kept: Vec<Kept>) -> Self {
+        Self(kept.into_iter().filter_map(|Kept(lease)| lease).collect())
     }
 }
 
@@ -118,11 +125,16 @@ impl From<Entry> for Kept {
     }
 }
 
-impl From<Kept> for Entry {
-    fn from(Kept(lease): Kept) -> Self {
-        let Some(lease) = lease else { return Self::default() };
+impl From<&Lease> for Entry {
+    fn from(lease: &Lease) -> Self {
         let (key, value) = (lease.subnet.to_string(), lease.to_json());
         Self { key, value, born: lease.born, written: lease.written }
+    }
+}
+
+impl Serialize for Entries<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.others.iter().chain([self.own]).map(Entry::from))
     }
 }
 
@@ -195,7 +207,11 @@ impl Cache {
 
     /// Writes the cache if it is out of date, at most once per [`PAUSE`]. Returns the time of the next attempt, if one is
     /// due.
-    pub(crate) fn keep(&mut self, now: Instant, remembered: impl FnOnce() -> Remembered) -> Option<Instant> {
+    pub(crate) fn keep<'a>(
+        &mut self,
+        now: Instant,
+        remembered: impl FnOnce() -> Remembered<Entries<'a>>,
+    ) -> Option<Instant> {
         let path = self.path.as_ref().filter(|_| self.stale)?;
         if let Some(due) = self.written.map(|at| at + PAUSE).filter(|due| *due > now) {
             return Some(due);
@@ -233,14 +249,17 @@ mod tests {
 
     use super::*;
 
-    fn remembered() -> Remembered {
+    fn lease() -> Lease {
+        let value = br#"{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"host-gw"}"#;
+        Lease::parse("10.3.7.0-24", value, 5).unwrap()
+    }
+
+    fn remembered(own: &Lease) -> Remembered<Entries<'_>> {
         let conf =
             NetConf::parse(br#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#).unwrap();
-        let value = br#"{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"host-gw"}"#;
-        let lease = Lease::parse("10.3.7.0-24", value, 5).unwrap();
         let history = History { cluster: 7, revision: 9, breaks: 0 };
         let (mac, until) = (Mac([2, 0, 0, 0, 0, 1]), SystemTime::now() + PAUSE);
-        Remembered::new(mac, &conf, lease.subnet, [&lease].into_iter(), Some(history), Some(until))
+        Remembered::new(mac, &conf, Entries { others: &[], own }, Some(history), Some(until))
     }
 
     fn cache(dir: &Path, store: &str) -> Cache {
@@ -252,11 +271,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut kept = cache(dir.path(), "here");
         assert_eq!(kept.read(), None);
-        assert_eq!(kept.keep(Instant::now(), remembered), None);
+        let own = lease();
+        let Remembered { uplink_mac, conf, subnet, history, until, .. } = remembered(&own);
+        assert_eq!(kept.keep(Instant::now(), || remembered(&own)), None);
         assert!(dir.path().join("run-flannel-subnet.env.leases").exists());
-        assert_eq!(kept.read(), Some(remembered()));
-        assert_eq!(remembered().own().map(|lease| lease.born), Some(5));
-        assert!(matches!(remembered().leases(), Leases::Remembered(leases) if leases.len() == 1));
+        let leases = Listed([own.clone()].into());
+        let back = kept.read().unwrap();
+        assert_eq!(back, Remembered { uplink_mac, conf, subnet, leases, history, until: back.until });
+        assert!(until <= back.until);
+        assert_eq!(back.own(), Some(own));
         assert_eq!(cache(dir.path(), "elsewhere").read(), None);
         assert_eq!(Cache { node: "another".into(), ..cache(dir.path(), "here") }.read(), None);
         let path = kept.path.clone().unwrap();
@@ -270,15 +293,15 @@ mod tests {
     #[test]
     fn changes_in_quick_succession_are_written_once_and_none_is_lost() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut kept, now) = (cache(dir.path(), "here"), Instant::now());
-        kept.keep(now, remembered);
+        let (mut kept, now, own) = (cache(dir.path(), "here"), Instant::now(), lease());
+        kept.keep(now, || remembered(&own));
         let later = now + Duration::from_secs(1);
         kept.outdate();
         assert_eq!(kept.keep(later, || unreachable!("too soon")), Some(now + PAUSE));
         let mut asked = false;
         let ask = || {
             asked = true;
-            remembered()
+            remembered(&own)
         };
         assert_eq!(kept.keep(now + PAUSE, ask), None);
         assert!(asked);
@@ -290,11 +313,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let blocked = dir.path().join("file");
         fs::write(&blocked, "").unwrap();
-        let (mut kept, now) = (cache(&blocked, "here"), Instant::now());
-        assert_eq!(kept.keep(now, remembered), Some(now + PAUSE));
+        let (mut kept, now, own) = (cache(&blocked, "here"), Instant::now(), lease());
+        assert_eq!(kept.keep(now, || remembered(&own)), Some(now + PAUSE));
         assert!(kept.note().unwrap().to_string().contains("--cache-dir"));
         fs::remove_file(&blocked).unwrap();
-        assert_eq!(kept.keep(now + PAUSE, remembered), None);
+        assert_eq!(kept.keep(now + PAUSE, || remembered(&own)), None);
         assert_eq!(kept.note(), None);
     }
 }

@@ -2,6 +2,7 @@
 //! and the store choose its subnet.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
@@ -56,7 +57,7 @@ impl Source {
     }
 
     /// Reads the leases from the store. Blocks until it answers or fails.
-    pub(crate) fn leases(&self) -> Result<Vec<Lease>, StoreError> {
+    pub(crate) fn leases(&self) -> Result<Arc<[Lease]>, StoreError> {
         self.tasks.block_on(self.store.leases())
     }
 
@@ -202,11 +203,11 @@ impl OwnLease {
             let others: Vec<&Lease> = others.iter().filter(fits).copied().collect();
             config.backend.announced(&config, macs(held), &others)
         };
-        let claim = self.claim(Box::new(announce), Choice::Any { dice }, Vec::new());
+        let claim = self.claim(Box::new(announce), Choice::Any { dice }, [].into());
         self.source.tasks.block_on(self.source.store.acquire(claim))
     }
 
-    fn claim(&self, announce: Box<Announce>, choice: Choice, listed: Vec<Lease>) -> Claim {
+    fn claim(&self, announce: Box<Announce>, choice: Choice, listed: Arc<[Lease]>) -> Claim {
         let (conf, asker) = (self.conf.clone(), self.asker.clone());
         Claim { conf, asker, announce, choice, listed }
     }
@@ -242,7 +243,7 @@ impl OwnLease {
     /// are the peers, sorted by subnet; leases of nodes that are not admitted do not count.
     pub(crate) fn keep(
         &mut self,
-        listed: &[Lease],
+        listed: &Arc<[Lease]>,
         node: &Node,
         admitted: &[PeerPath],
         now: Instant,
@@ -279,7 +280,7 @@ impl OwnLease {
                 _ => Choice::Only(node.subnet),
             };
             let announce = move |_: Option<&Lease>, _: &[&Lease]| announced.clone();
-            let claim = self.claim(Box::new(announce), choice, listed.to_vec());
+            let claim = self.claim(Box::new(announce), choice, listed.clone());
             self.asked = Some(Asked { answer: self.source.ask(claim), wrong });
         }
         self.kept(now)
@@ -442,7 +443,7 @@ mod tests {
     }
 
     /// Calls `keep` until no request is under way, while the store lists only `listed`.
-    fn kept(own: &mut OwnLease, listed: &[Lease], node: &Node) -> Kept {
+    fn kept(own: &mut OwnLease, listed: &Arc<[Lease]>, node: &Node) -> Kept {
         loop {
             let kept = own.keep(listed, node, &[], Instant::now());
             if own.asked.is_none() {
@@ -488,7 +489,7 @@ mod tests {
         let fault = own.keep(&stale, &node, &[], Instant::now()).fault;
         assert!(matches!(fault, Some(StoreFault::OwnLeaseContested { .. })), "{fault:?}");
         // A younger entry did not overwrite ours: the subnet was free and belongs to that node now.
-        let younger = [Lease { born: stale[0].born + 1, ..stale[0].clone() }];
+        let younger = [Lease { born: stale[0].born + 1, ..stale[0].clone() }].into();
         let fault = own.keep(&younger, &node, &[], Instant::now()).fault;
         assert!(matches!(fault, Some(StoreFault::OwnLeaseTaken { .. })), "{fault:?}");
         drop(stop);

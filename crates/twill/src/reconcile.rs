@@ -105,8 +105,7 @@ impl Memory {
         node: &Node,
         former: Former,
     ) -> Self {
-        let others = remembered.known().iter().filter(|lease| lease.subnet != node.subnet);
-        let belief = Belief::expecting(others.cloned(), history);
+        let belief = Belief::expecting(remembered.known(), node.subnet, history);
         Self { belief, plan: plan::Memory::of(former), ..Self::default() }
     }
 
@@ -317,13 +316,9 @@ impl Reconciler {
         if let Some(Err(fault)) = conf.map(|conf| self.reconfigure(conf, follow, peers)) {
             heard.notes.push(Note::Store(fault));
         }
-        if view.leases == Leases::Unknown {
-            return heard;
-        }
-        let ours = self.node.subnet;
-        let others = view.leases.known().iter().filter(|lease| lease.subnet != ours).cloned().collect();
+        let (Leases::Listed(list) | Leases::Remembered(list)) = &view.leases else { return heard };
         let Weighed { leases, missing, due } =
-            self.memory.belief.weigh(others, view.history, now, self.flags.shrink_grace);
+            self.memory.belief.weigh(list, view.history, now, self.flags.shrink_grace);
         if missing > 0 {
             heard.notes.push(Note::Store(StoreFault::PeersMissing));
         }

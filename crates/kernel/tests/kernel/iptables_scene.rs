@@ -28,7 +28,7 @@ pub(crate) fn wanted(variant: Variant) -> State {
     let iptables = Family::ALL.map(facts).into();
     let facts = Facts { iptables, usual: Some(variant), ..Facts::default() };
     let underlay = Underlay { firewall: facts, ..serde_json::from_value(json!({})).unwrap() };
-    let wanted = rules(scene::desired(&config, &node, &Leases::Listed(Vec::new()), &underlay));
+    let wanted = rules(scene::desired(&config, &node, &Leases::Listed(Vec::new().into()), &underlay));
     assert_eq!(wanted.iptables.len(), 8, "two chains and two jumps in two families");
     wanted
 }

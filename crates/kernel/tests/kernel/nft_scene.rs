@@ -48,10 +48,11 @@ pub(crate) fn wanted(wish: Wish) -> State {
         });
         Lease::parse(key, value.to_string().as_bytes(), 1).unwrap()
     };
-    let leases = Leases::Listed(vec![
+    let peers = [
         peer("10.244.2.0-24&fd00:244:0:2::-64", "192.0.2.2", "2001:db8::2", "02:00:00:00:00:02"),
         peer("10.244.3.0-24&fd00:244:0:3::-64", "192.0.2.3", "2001:db8::3", "02:00:00:00:00:03"),
-    ]);
+    ];
+    let leases = Leases::Listed(peers.into());
     let underlay: Underlay = serde_json::from_value(json!({
         "links": [{"name": "eth0", "kind": "veth", "mtu": 1500, "up": true, "carrier": true}],
         "addresses": [

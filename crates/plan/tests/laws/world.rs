@@ -135,8 +135,8 @@ pub(crate) fn world(tape: &mut Tape) -> World {
     ]);
     let leases = match tape.below(8) {
         0 => Leases::Unknown,
-        1 => Leases::Remembered(leases(tape, &config, &node)),
-        _ => Leases::Listed(leases(tape, &config, &node)),
+        1 => Leases::Remembered(leases(tape, &config, &node).into()),
+        _ => Leases::Listed(leases(tape, &config, &node).into()),
     };
     let devices = devices(&config, &memory.former, &leases);
     let current = devices.iter().copied().filter(|device| !memory.former.links.contains(device));

@@ -4,6 +4,7 @@ use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use plan::input::Leases;
 use plan::lease::Lease;
@@ -19,6 +20,8 @@ pub(super) struct Listing {
     entries: Vec<Entry>,
     /// True if the leases or warnings have changed since `take_changed`.
     changed: bool,
+    /// Leases of `entries` as they were given out last; `None` if they may have changed since.
+    shared: Option<Arc<[Lease]>>,
 }
 
 #[derive(Debug)]
@@ -81,7 +84,7 @@ impl Entry {
 
 impl Listing {
     pub(super) fn new(subnets: PathBuf) -> Self {
-        Self { subnets, entries: Vec::new(), changed: true }
+        Self { subnets, entries: Vec::new(), changed: true, shared: None }
     }
 
     /// Checks every file, and reads new and changed ones.
@@ -97,7 +100,9 @@ impl Listing {
         names.sort_unstable();
         let known = self.entries.len();
         self.entries.retain(|entry| names.binary_search_by(|name| name.as_str().cmp(&entry.name)).is_ok());
-        self.changed |= self.entries.len() != known;
+        if self.entries.len() != known {
+            self.change();
+        }
         names.iter().try_for_each(|name| self.look_at(name))
     }
 
@@ -114,7 +119,7 @@ impl Listing {
                 fs::metadata(&self.subnets)?;
                 if let Ok(at) = at {
                     self.entries.remove(at);
-                    self.changed = true;
+                    self.change();
                 }
                 return Ok(());
             }
@@ -125,8 +130,9 @@ impl Listing {
             return Ok(());
         }
         let entry = Entry::read(name, &path, &metadata, before);
-        self.changed |=
-            before.is_none_or(|before| (&before.lease, &before.note) != (&entry.lease, &entry.note));
+        if before.is_none_or(|before| (&before.lease, &before.note) != (&entry.lease, &entry.note)) {
+            self.change();
+        }
         match at {
             Ok(at) => self.entries[at] = entry,
             Err(at) => self.entries.insert(at, entry),
@@ -134,18 +140,25 @@ impl Listing {
         Ok(())
     }
 
+    fn change(&mut self) {
+        (self.changed, self.shared) = (true, None);
+    }
+
     /// Returns true if anything has changed since the last call.
     pub(super) fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
 
-    pub(super) fn leases(&self) -> Vec<Lease> {
-        self.entries.iter().filter_map(|entry| entry.lease.clone()).collect()
+    /// Returns the leases, by file name. It is the same list until one changes.
+    pub(super) fn leases(&mut self) -> Arc<[Lease]> {
+        let leases = self.entries.iter().filter_map(|entry| entry.lease.clone());
+        self.shared.get_or_insert_with(|| leases.collect()).clone()
     }
 
-    pub(super) fn view(&self) -> View {
+    pub(super) fn view(&mut self) -> View {
+        let leases = Leases::Listed(self.leases());
         let notes = self.entries.iter().filter_map(|entry| entry.note.as_deref().cloned());
-        View { leases: Leases::Listed(self.leases()), notes: notes.collect(), ..View::default() }
+        View { leases, notes: notes.collect(), ..View::default() }
     }
 }
 
@@ -170,5 +183,23 @@ mod tests {
         fs::remove_file(subnets.join(name)).unwrap();
         listing.look_at(name).unwrap();
         assert_eq!((listing.leases().len(), listing.take_changed()), (0, true));
+    }
+
+    #[test]
+    fn the_list_is_shared_until_a_lease_changes() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |name: &str| {
+            let lease = r#"{"PublicIP":"192.0.2.9","BackendType":"host-gw"}"#;
+            fs::write(root.path().join(name), lease).unwrap();
+        };
+        write("10.3.7.0-24");
+        let mut listing = Listing::new(root.path().to_owned());
+        listing.refresh().unwrap();
+        let first = listing.leases();
+        listing.refresh().unwrap();
+        assert!(Arc::ptr_eq(&first, &listing.leases()));
+        write("10.3.8.0-24");
+        listing.refresh().unwrap();
+        assert_eq!((first.len(), listing.leases().len()), (1, 2));
     }
 }

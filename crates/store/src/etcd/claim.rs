@@ -35,8 +35,8 @@ pub(super) async fn take(
         let (listing, leases) = match &claim.choice {
             // A lease that was won is checked once more: a lease of another key may overlap it, and the older one stays.
             Choice::Any { .. } => {
-                let listing = session.list(options, Some(scope.clone())).await?;
-                let mut leases = listing.leases();
+                let mut listing = session.list(options, Some(scope.clone())).await?;
+                let mut leases = listing.leases().to_vec();
                 leases.extend(listing.unreadable().filter(|subnet| claim.spares(subnet)).map(Lease::unknown));
                 (listing, leases)
             }
@@ -76,7 +76,7 @@ async fn fresh(
         listing.put(kv, true, &session.keys, options);
     }
     let others = known.iter().filter(|lease| lease.subnet.to_string() != key).cloned();
-    let leases = others.chain(listing.leases()).collect();
+    let leases = others.chain(listing.leases().iter().cloned()).collect();
     Ok((listing, leases))
 }
 

@@ -1,7 +1,9 @@
 //! etcd's leases in memory: read as one list, then updated by events. An entry that is not a lease gives a warning and does not
 //! affect any other entry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 
 use etcd_client::{Event, EventType, KeyValue};
 use plan::backend::Backend;
@@ -52,6 +54,8 @@ pub(super) struct Listing {
     /// Definition of a lease; without one, every entry in the form of a lease is kept.
     scope: Option<Scope>,
     entries: BTreeMap<Box<str>, Entry>,
+    /// Leases of `entries` as they were given out last; `None` if an entry has changed since.
+    shared: Option<Arc<[Lease]>>,
     /// Number of entries with another length than the config's.
     cousins: usize,
     /// True if leases were left out because there were too many.
@@ -120,8 +124,10 @@ impl Listing {
         self.entry(key).map(|entry| entry.lease_id)
     }
 
-    pub(super) fn leases(&self) -> Vec<Lease> {
-        self.entries.values().filter_map(|entry| entry.told.as_ref().ok()).cloned().collect()
+    /// Returns the leases, by key. It is the same list until an entry changes.
+    pub(super) fn leases(&mut self) -> Arc<[Lease]> {
+        let leases = self.entries.values().filter_map(|entry| entry.told.as_ref().ok());
+        self.shared.get_or_insert_with(|| leases.cloned().collect()).clone()
     }
 
     /// Returns the subnets whose lease cannot be parsed; they are in use all the same.
@@ -200,6 +206,7 @@ impl Listing {
                 let entry = Entry { mod_revision: kv.mod_revision(), lease_id: kv.lease(), told, is_cousin };
                 let changed = before.is_none_or(|before| self.is_news(&before, &entry));
                 self.entries.insert(key.into(), entry);
+                self.shared = None;
                 return changed || said != self.said_of_junk();
             }
             Err(why) => self.add_junk(key, told.err().unwrap_or(why)),
@@ -220,6 +227,7 @@ impl Listing {
     fn forget(&mut self, key: &str, is_new: bool) -> Option<Entry> {
         if let Some(entry) = self.entries.remove(key) {
             self.cousins -= usize::from(entry.is_cousin);
+            self.shared = None;
             return Some(entry);
         }
         if !is_new && self.junk.remove(key).is_none() {
@@ -242,7 +250,8 @@ impl Listing {
             || others().any(|other| other.subnet != is.subnet && rivals::conflict(other, is))
     }
 
-    pub(super) fn view(&self) -> View {
+    pub(super) fn view(&mut self) -> View {
+        let leases = Leases::Listed(self.leases());
         let unreadable =
             self.entries.iter().filter_map(|(key, entry)| Some((key, entry.told.as_ref().err()?)));
         let mut unreadable = unreadable.chain(&self.junk);
@@ -253,7 +262,7 @@ impl Listing {
         notes.extend((more > 0).then(|| Note::MoreEntries { at_least: roughly(more) }));
         let conf = self.conf.as_ref().map_or_else(|| Err(self.no_conf.clone()), |(_, conf)| conf.clone());
         View {
-            leases: Leases::Listed(self.leases()),
+            leases,
             conf: Some(conf),
             notes,
             lost: None,

@@ -170,7 +170,7 @@ fn run(dir: &Path, url: &str, args: &[String]) -> Child {
 fn claim(host: u8, choice: Choice) -> Claim {
     let asker = Asker { public_ip: Some([192, 0, 2, host].into()), ..Asker::default() };
     let conf = plan::netconf::NetConf::parse(CONFIG.as_bytes()).unwrap();
-    Claim { conf, asker, announce: Box::new(|_, _| Announced::HostGw), choice, listed: Vec::new() }
+    Claim { conf, asker, announce: Box::new(|_, _| Announced::HostGw), choice, listed: [].into() }
 }
 
 async fn acquire(etcd: &Etcd, host: u8, dice: u64) -> Lease {

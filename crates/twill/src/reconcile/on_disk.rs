@@ -12,7 +12,7 @@ use store::View;
 use tracing::info;
 
 use super::Reconciler;
-use crate::cache::Remembered;
+use crate::cache::{Entries, Remembered};
 use crate::files::{self, Readers};
 use crate::footprint::Footprint;
 
@@ -44,10 +44,9 @@ impl Reconciler {
     pub(super) fn remember(&mut self, view: &View, leases: &Leases, uplink_mac: Mac) -> Option<Instant> {
         let Leases::Listed(others) = leases else { return None };
         let own = self.own_lease.lease().filter(|_| view.lost.is_none())?;
-        let (conf, leases) = (self.own_lease.conf(), others.iter().chain([own]));
+        let (conf, leases) = (self.own_lease.conf(), Entries { others, own });
         let (history, until) = (self.memory.belief.history(), view.own_until);
-        self.cache
-            .keep(Instant::now(), || Remembered::new(uplink_mac, conf, own.subnet, leases, history, until))
+        self.cache.keep(Instant::now(), || Remembered::new(uplink_mac, conf, leases, history, until))
     }
 
     /// Writes the subnet file if its text has changed. The error names the file and the reason.
