@@ -49,6 +49,9 @@ pub(super) struct Listing {
     pub(super) revision: i64,
     /// True if that change may have parts that were not received yet. The watch then starts at that change again.
     is_partial: bool,
+    /// Hashes of the keys that changed with that revision. The watch may report these changes again.
+    applied: HashSet<u64>,
+    hashes: RandomState,
     /// Number of times that the store's history did not continue the previous one.
     pub(super) breaks: u32,
     /// Definition of a lease; without one, every entry in the form of a lease is kept.
@@ -146,7 +149,14 @@ impl Listing {
     /// Applies an event of the watch. Returns true if it changes anything; a renewal does not.
     pub(super) fn heed(&mut self, event: &Event, keys: &Keys, options: &EtcdOptions) -> bool {
         let Some(kv) = event.kv() else { return false };
+        if kv.mod_revision() > self.revision {
+            self.applied.clear();
+        }
         (self.revision, self.is_partial) = (self.revision.max(kv.mod_revision()), true);
+        // A second time the change would be counted again, if its key is not one that is kept by name.
+        if !self.applied.insert(self.hashes.hash_one(kv.key())) {
+            return false;
+        }
         match (event.event_type(), keys.name(kv.key())) {
             (_, None) => false,
             (EventType::Put, Some(_)) => self.put(kv, kv.version() <= 1, keys, options),

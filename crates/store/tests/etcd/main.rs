@@ -429,6 +429,43 @@ fn a_watch_goes_on_where_it_was_and_reads_all_anew_where_it_cannot() {
     });
 }
 
+/// A watch that resumes receives the changes of the last revision again. They are not counted twice.
+#[test]
+fn a_watch_that_goes_on_counts_no_entry_again() {
+    let mut server = Server::start();
+    block_on(async {
+        let etcd = server.etcd();
+        let more = |view: &View| {
+            let count = |note: &Note| {
+                if let Note::MoreEntries { at_least } = note { Some(*at_least) } else { None }
+            };
+            view.notes.iter().find_map(count)
+        };
+        (1..=51).for_each(|number| server.put(&format!("junk{number}"), "x"));
+        server.put("10.3.1.0-24", LEASE);
+        let mut view = watched(&etcd);
+        until(&mut view, "50 names and another one", |view| more(view) == Some(1)).await;
+        for leases in [1, 0] {
+            if leases == 1 {
+                server.put("junk52", "x");
+            } else {
+                server.ctl(&["del", "/coreos.com/network/subnets/10.3.1.0-24"]);
+            }
+            let is_applied = |view: &View| more(view) == Some(2) && view.leases.known().len() == leases;
+            until(&mut view, "the change", is_applied).await;
+            server.kill();
+            until(&mut view, "lost", |view| view.lost.is_some()).await;
+            server.restart();
+            server.put("10.3.2.0-24", LEASE);
+            let is_later = |view: &View| view.leases.known().len() == leases + 1;
+            let later = until(&mut view, "a later change", is_later).await;
+            assert_eq!(more(&later), Some(2));
+            server.ctl(&["del", "/coreos.com/network/subnets/10.3.2.0-24"]);
+        }
+        assert_eq!(etcd.pulse().lists(), 1);
+    });
+}
+
 #[test]
 fn a_server_that_is_dead_is_passed_over_and_one_that_is_mute_is_told() {
     let server = Server::start();
