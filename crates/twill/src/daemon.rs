@@ -30,7 +30,7 @@ use crate::locks::Locks;
 use crate::metrics::Metrics;
 use crate::own_lease::Source;
 use crate::reconcile::{Memory, Reconciler};
-use crate::report::{self, NodeReport};
+use crate::report;
 use crate::trigger::{self, Bell, Cause};
 use crate::{confine, http, logging, notify, probe, questions, readiness};
 
@@ -69,9 +69,6 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
         identity::establish(flags, &source, &mut kernel, &mut locks, &cache, &board)?;
     let backend_source = flags.backend_source(own_lease.conf());
     info!("our subnet is {}, backend {} ({backend_source})", node.subnet, config.backend);
-    board.send_modify(|report| {
-        Arc::make_mut(report).node = Some(NodeReport::new(&config, &node, uplink_reason, backend_source));
-    });
     report::wait_for(&board, "the first list of leases");
 
     let memory = Memory::expecting(&remembered, history, &node, former).of_home(home);
@@ -87,6 +84,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
         filter,
         config,
         node,
+        uplink_reason,
         own_lease,
         locks,
         view,

@@ -11,19 +11,20 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use ipnet::IpNet;
 use kernel::{Filter, Kernel, Outcome, Seen};
 use plan::backend::vxlan::Direct;
 use plan::belief::{Belief, History, Weighed};
 use plan::firewall;
 use plan::follow::{Followed, Follower};
-use plan::input::{Config, FirewallKeeper, Former, Leases, Node, OtherDaemons, Underlay};
+use plan::input::{Config, FirewallKeeper, Former, Leases, LinkFacts, Node, OtherDaemons, Underlay};
 use plan::netconf::NetConf;
 use plan::note::{NodeFault, Note, StoreFault};
 use plan::owned::Owned;
 use plan::rivals::{Evidence, Rivals};
 use plan::text::printed;
 use plan::uplink::Choice;
-use plan::{PeerHealth, PeerPath, Plan, Situation};
+use plan::{Mac, PeerHealth, PeerPath, Plan, Situation};
 use store::View;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
@@ -45,6 +46,7 @@ use crate::round::Round;
 use crate::trigger::{Cause, Causes, Trigger};
 use departed::Departed;
 use fault::{own_fault, rules_fault};
+use publish::in_force;
 
 /// Time until the kernel is read again after a failed read.
 const BLIND_RETRY: Duration = Duration::from_secs(1);
@@ -61,6 +63,8 @@ pub(crate) struct Reconciler {
     pub(crate) filter: Filter,
     pub(crate) config: Config,
     pub(crate) node: Node,
+    /// Reason for the choice of the uplink.
+    pub(crate) uplink_reason: String,
     pub(crate) own_lease: OwnLease,
     pub(crate) locks: Locks,
     pub(crate) view: watch::Receiver<View>,
@@ -94,6 +98,14 @@ pub(crate) struct Memory {
     follower: Follower,
     /// Time of the first pass, from which the follower counts.
     begun: Option<Instant>,
+    /// Peers with the paths that the last pass left in force, by subnet.
+    peers: Arc<Vec<PeerPath>>,
+    /// Number of passes that were caused by a change of a link.
+    link_changes: u64,
+    /// Number of passes that were published.
+    passes: u64,
+    /// True once this node was ready.
+    was_ready: bool,
 }
 
 impl Memory {
@@ -120,6 +132,7 @@ impl Reconciler {
     pub(crate) fn run(mut self, mut trigger: Trigger) -> ! {
         // The first pass serves every cause that was rung before it.
         trigger.forget();
+        self.show();
         self.show_healths();
         let mut causes = Causes::from([Cause::Start]);
         loop {
@@ -131,30 +144,23 @@ impl Reconciler {
     /// Runs one pass. Returns the time at which the next one is due without a cause, if there is such a time.
     fn round(&mut self, causes: Causes) -> Option<Instant> {
         let begun = Instant::now();
-        if self.view.has_changed().unwrap_or(false) {
-            self.cache.outdate();
-        }
-        let view = self.view.borrow_and_update().clone();
+        let view = self.take_view();
         let asked = causes.contains(&Cause::Hangup);
-        let Heard { leases, notes, mut due } = self.hear(&view, asked, begun);
-        if causes.iter().any(Cause::is_about_rules) {
-            self.kernel.forget_firewall();
-        }
+        let Heard { leases, notes, due: leases_due } = self.hear(&view, asked, begun);
         let scope = self.scope(&leases);
-        let seen = match self.look(&scope) {
+        let seen = match self.look(&scope, &causes) {
             Ok(seen) => seen,
             Err(error) => return Some(self.blind(&error)),
         };
-        match self.follow_uplink(&seen.underlay, &leases) {
+        let uplink_due = match self.follow_uplink(&seen.underlay, &leases) {
             // The state was read for the old uplink.
             Uplinks::Another => return Some(begun),
-            Uplinks::Same => {}
-            Uplinks::Lost => due = due.into_iter().chain([begun + UPLINK_RETRY]).min(),
-        }
+            Uplinks::Same => None,
+            Uplinks::Lost => Some(begun + UPLINK_RETRY),
+        };
         let mut plan = self.plan(&leases, &scope, &seen, begun);
         if let Some(first) = &plan.contradiction {
-            error!("the plan contradicts itself and is not applied, please report this: {first}");
-            self.set_fault(Some(format!("the plan contradicts itself: {first}")));
+            self.refuse(first);
             return None;
         }
         self.memory.departed.excuse(&mut plan, begun);
@@ -162,37 +168,37 @@ impl Reconciler {
         plan.notes.extend(self.notes_on_probes());
         plan.notes.extend(self.leave_footprint(&plan.owned));
         self.answers.give(&plan.ops);
-        let uplink = seen.underlay.link(self.node.uplink.link);
-        let suspect = !uplink.is_some_and(|link| link.up && link.carrier);
-        let uplink = uplink.map(|link| link.mac);
+        let uplink = Carrier::of(seen.underlay.link(self.node.uplink.link));
         drop(seen);
-        let diverted = std::mem::take(&mut plan.diverted);
-        let (mut round, retry) = self.apply(plan, causes, begun);
+        let Applied { mut round, peers, diverted, due: ops_due } = self.apply(plan, causes, begun);
         // The lease is kept after the ops are applied, so that it announces only devices that exist.
-        let Kept { fault, due: again } = self.keep_lease(&view, &round.peers);
+        let Kept { fault, due: lease_due } = self.keep_lease(&view, &peers);
         round.notes.extend(fault.map(Note::Store));
-        due = due.into_iter().chain(again).min();
-        let remember = uplink.and_then(|mac| self.remember(&view, &leases, mac));
+        let cache_due = uplink.mac.and_then(|mac| self.remember(&view, &leases, mac));
         round.notes.extend(self.cache.note());
-        // Warnings about this node come first, so that many about peers and store entries cannot hide them.
-        round.notes.sort_by_key(|note| match note {
-            Note::Peer { .. } => 1,
-            Note::Entry { .. } | Note::Stale { .. } => 2,
-            _ => 0,
-        });
+        round.sort_notes();
         self.tell(&round);
-        self.tell_probes(&mut round, uplink, suspect, diverted);
-        let programmed = leases != Leases::Unknown;
-        let fault = own_fault(&round, &self.config.backend.devices(&self.config)).or_else(|| {
-            let unwritten = programmed.then(|| self.write_subnet_file().err()).flatten()?;
-            due = due.into_iter().chain([begun + FILE_RETRY]).min();
-            Some(unwritten)
-        });
-        self.set_fault(fault.or_else(|| rules_fault(&round)));
-        self.metrics.count(&round);
-        self.metrics.show_store_lost(view.lost.is_some());
-        self.publish(&round, view.lost, programmed);
-        due.into_iter().chain(retry).chain(remember).chain(self.memory.rivals.due()).min()
+        self.send_targets(&round.causes, &peers, uplink, diverted);
+        let is_programmed = leases != Leases::Unknown;
+        let own = own_fault(&round, &self.config.backend.devices(&self.config));
+        let unwritten = if is_programmed && own.is_none() { self.write_subnet_file().err() } else { None };
+        let file_due = unwritten.as_ref().map(|_| begun + FILE_RETRY);
+        self.set_fault(own.or(unwritten).or_else(|| rules_fault(&round)));
+        self.count(&round, &peers, view.lost.is_some());
+        self.publish(&round, peers, view.lost, is_programmed);
+        let rivals_due = self.memory.rivals.due();
+        [leases_due, uplink_due, ops_due, lease_due, cache_due, file_due, rivals_due]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Returns the store's current state. A new one makes the cache out of date.
+    fn take_view(&mut self) -> View {
+        if self.view.has_changed().unwrap_or(false) {
+            self.cache.outdate();
+        }
+        self.view.borrow_and_update().clone()
     }
 
     /// Adopts the uplink's current name, addresses and MTU.
@@ -211,18 +217,17 @@ impl Reconciler {
         if uplink == self.node.uplink {
             return Uplinks::Same;
         }
-        let mut reason = None;
         if let Followed::Moved(Choice { reason: why, .. }) = followed {
             let addresses = [uplink.ipv4.map(IpAddr::V4), uplink.ipv6.map(IpAddr::V6)];
             let addresses: Vec<_> = addresses.iter().flatten().map(IpAddr::to_string).collect();
             info!("uplink is now {} {}: {why}", uplink.link, addresses.join(", "));
             self.own_lease.move_to(&uplink);
-            reason = Some(why);
+            self.uplink_reason = why;
         } else {
             info!("uplink {} now has MTU {}", uplink.link, uplink.mtu);
         }
         self.node.uplink = uplink;
-        self.show(reason);
+        self.show();
         Uplinks::Another
     }
 
@@ -350,13 +355,16 @@ impl Reconciler {
         self.own_lease.follow(&conf);
         self.config = self.flags.config(&conf);
         info!("the network config has changed, backend is {}", self.config.backend);
-        self.show(None);
+        self.show();
         Ok(())
     }
 
-    /// Reads the kernel. If the monitor's filter does not cover everything that concerns us, it is widened and the kernel
-    /// is read again.
-    fn look(&mut self, scope: &Owned) -> Result<Seen, kernel::Error> {
+    /// Reads the kernel, and the traffic rules again if a cause concerns them. If the monitor's filter does not cover
+    /// everything that concerns us, it is widened and the kernel is read again.
+    fn look(&mut self, scope: &Owned, causes: &Causes) -> Result<Seen, kernel::Error> {
+        if causes.iter().any(Cause::is_about_rules) {
+            self.kernel.forget_firewall();
+        }
         loop {
             let seen = self.kernel.dump(scope)?;
             if self.memory.interest.as_ref() == Some(&seen.interest) {
@@ -367,6 +375,12 @@ impl Reconciler {
         }
     }
 
+    /// Reports a plan that is not applied because of a contradiction in it.
+    fn refuse(&mut self, contradiction: &str) {
+        error!("the plan contradicts itself and is not applied, please report this: {contradiction}");
+        self.set_fault(Some(format!("the plan contradicts itself: {contradiction}")));
+    }
+
     fn blind(&mut self, error: &kernel::Error) -> Instant {
         let trouble =
             Trouble::new("blind", format_args!("the kernel cannot be read, nothing is changed: {error}"));
@@ -375,9 +389,10 @@ impl Reconciler {
         Instant::now() + BLIND_RETRY
     }
 
-    fn apply(&mut self, plan: Plan, causes: Causes, begun: Instant) -> (Round, Option<Instant>) {
+    /// Applies the plan's ops, and returns the outcome.
+    fn apply(&mut self, plan: Plan, causes: Causes, begun: Instant) -> Applied {
         let sweeps = plan.sweeps();
-        let Plan { mut ops, peers, notes, firewall, memory, .. } = plan;
+        let Plan { mut ops, peers, notes, firewall, diverted, memory, .. } = plan;
         self.memory.plan = memory;
         ops.retain(|op| !self.memory.plan.refuses(op));
         let Admitted { ops, held, due } = self.memory.backoff.admit(ops, begun);
@@ -402,7 +417,9 @@ impl Reconciler {
         if sweeps && failed.is_empty() && held.is_empty() {
             self.memory.plan.is_swept();
         }
-        (Round { causes, ops, failed, held, notes, peers, took: begun.elapsed() }, due)
+        let round = Round { causes, ops, failed, held, notes, took: begun.elapsed() };
+        let peers = Arc::new(in_force(peers, &round, &self.memory.peers, self.config.table));
+        Applied { round, peers, diverted, due }
     }
 
     /// Logs changes and new warnings. An idle pass logs nothing, nor does one whose ops were all refused again.
@@ -461,6 +478,33 @@ enum Uplinks {
     Same,
     Another,
     Lost,
+}
+
+/// State of the uplink's interface at the time of a pass.
+#[derive(Clone, Copy)]
+struct Carrier {
+    /// MAC of the interface; `None` if it is missing.
+    mac: Option<Mac>,
+    /// True if the interface cannot carry anything. A lost probe then says nothing about peers.
+    is_suspect: bool,
+}
+
+impl Carrier {
+    fn of(link: Option<&LinkFacts>) -> Self {
+        let is_suspect = !link.is_some_and(|link| link.up && link.carrier);
+        Self { mac: link.map(|link| link.mac), is_suspect }
+    }
+}
+
+/// Outcome of a plan.
+struct Applied {
+    round: Round,
+    /// Peers with the paths that are in force, by subnet.
+    peers: Arc<Vec<PeerPath>>,
+    /// Subnets of peers whose packets a policy rule or route of this node diverts.
+    diverted: Vec<IpNet>,
+    /// Time at which a refused or delayed op is tried again.
+    due: Option<Instant>,
 }
 
 /// Leases and warnings from the store, as far as they are believed.

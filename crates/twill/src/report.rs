@@ -164,13 +164,6 @@ impl LastChange {
 }
 
 impl Report {
-    /// Puts the config and the uplink into the report. Without a reason, the reason given before stays.
-    pub(crate) fn show(&mut self, config: &Config, node: &Node, reason: Option<String>, source: String) {
-        let before = || self.node.take().map(|node| node.uplink_reason).unwrap_or_default();
-        let reason = reason.unwrap_or_else(before);
-        self.node = Some(NodeReport::new(config, node, reason, source));
-    }
-
     /// Sets the fault of this node's own part, and its beginning.
     pub(crate) fn set_fault(&mut self, fault: Option<(String, Instant)>) {
         (self.fault, self.fault_since) = fault.unzip();

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use plan::{Object, Op, PeerPath};
+use plan::note::Note;
+use plan::{Object, Op};
 
 use crate::backoff::Held;
 use crate::trigger::Causes;
@@ -17,12 +18,20 @@ pub(crate) struct Round {
     pub(crate) failed: Vec<(Op, kernel::Error)>,
     /// Ops that were delayed because they keep coming back.
     pub(crate) held: Vec<Held>,
-    pub(crate) notes: Vec<plan::note::Note>,
-    pub(crate) peers: Vec<PeerPath>,
+    pub(crate) notes: Vec<Note>,
     pub(crate) took: Duration,
 }
 
 impl Round {
+    /// Puts warnings about this node first, so that many about peers and store entries cannot hide them.
+    pub(crate) fn sort_notes(&mut self) {
+        self.notes.sort_by_key(|note| match note {
+            Note::Peer { .. } => 1,
+            Note::Entry { .. } | Note::Stale { .. } => 2,
+            _ => 0,
+        });
+    }
+
     /// Formats the log line: causes, counts, duration and the first three ops. Ops that overwrite a sysctl are always
     /// listed, because the old value is recorded nowhere else.
     pub(crate) fn line(&self) -> String {

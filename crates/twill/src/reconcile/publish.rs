@@ -8,15 +8,15 @@ use std::time::Instant;
 use ipnet::IpNet;
 use kernel::Kind;
 use plan::text::printed;
-use plan::{Mac, Object, Op, Path, PeerPath};
+use plan::{Object, Op, Path, PeerPath};
 use tracing::info;
 
-use super::Reconciler;
+use super::{Carrier, Reconciler};
 use crate::backoff::Held;
 use crate::probe::Targets;
 use crate::report::{LastChange, peers, warnings};
 use crate::round::Round;
-use crate::trigger::Cause;
+use crate::trigger::{Cause, Causes};
 
 /// Maximum number of delayed ops in a report.
 const SHOWN: usize = 1000;
@@ -29,20 +29,23 @@ impl Reconciler {
     }
 
     /// Sends the prober its targets if they have changed, and wakes it.
-    pub(super) fn tell_probes(
-        &self,
-        round: &mut Round,
-        mac: Option<Mac>,
-        suspect: bool,
+    pub(super) fn send_targets(
+        &mut self,
+        causes: &Causes,
+        peers: &Arc<Vec<PeerPath>>,
+        uplink: Carrier,
         diverted: Vec<IpNet>,
     ) {
-        let mtu = self.config.backend.pod_mtu(&self.node.uplink);
-        let (told, links) = {
-            let told = self.probes.targets.borrow();
-            (told.peers.clone(), told.links + u64::from(round.causes.contains(&Cause::Kernel(Kind::Link))))
+        self.memory.link_changes += u64::from(causes.contains(&Cause::Kernel(Kind::Link)));
+        let targets = Targets {
+            node: Some(self.node.clone()),
+            mac: uplink.mac,
+            peers: peers.clone(),
+            suspect: uplink.is_suspect,
+            links: self.memory.link_changes,
+            mtu: self.config.backend.pod_mtu(&self.node.uplink),
+            diverted,
         };
-        let peers = Arc::new(as_they_stand(round, &told, self.config.table));
-        let targets = Targets { node: Some(self.node.clone()), mac, peers, suspect, links, mtu, diverted };
         let changed = self.probes.targets.send_if_modified(|known| {
             let changed = *known != targets;
             if changed {
@@ -56,17 +59,36 @@ impl Reconciler {
         }
     }
 
-    /// Updates the report and the metrics of peers after a pass. `programmed` is true if the leases were known.
-    pub(super) fn publish(&mut self, round: &Round, store_lost: Option<String>, programmed: bool) {
-        let paths = self.probes.targets.borrow().peers.clone();
-        let switches = peers::switches(&self.board.borrow().paths, &paths);
-        self.metrics.show_peers(&paths, &self.probes.healths.borrow().clone(), switches);
+    /// Updates the metrics after a pass.
+    pub(super) fn count(&mut self, round: &Round, peers: &[PeerPath], is_store_lost: bool) {
+        self.metrics.count(round);
+        self.metrics.show_store_lost(is_store_lost);
+        let switches = peers::switches(&self.memory.peers, peers);
+        self.metrics.show_peers(peers, &self.probes.healths.borrow().clone(), switches);
+    }
+
+    /// Updates the report after a pass, and remembers the peers for the next one. `is_programmed` is true if the leases were
+    /// known.
+    pub(super) fn publish(
+        &mut self,
+        round: &Round,
+        peers: Arc<Vec<PeerPath>>,
+        store_lost: Option<String>,
+        is_programmed: bool,
+    ) {
+        let memory = &mut self.memory;
+        memory.passes += 1;
+        let is_ready = is_programmed && memory.fault.is_none();
+        if is_ready && !std::mem::replace(&mut memory.was_ready, true) {
+            info!("ready: {} peers", peers.len());
+        }
+        memory.peers = peers.clone();
         self.board.send_modify(|report| {
             let report = Arc::make_mut(report);
-            report.passes += 1;
+            report.passes = memory.passes;
             report.last_look = Some(Instant::now());
-            if programmed && report.fault.is_none() && report.waiting_for.take().is_some() {
-                info!("ready: {} peers", paths.len());
+            if is_ready {
+                report.waiting_for = None;
             }
             if !round.ops.is_empty() {
                 report.last_change = Some(LastChange::of(round));
@@ -74,7 +96,7 @@ impl Reconciler {
             report.store_lost = store_lost.map(printed);
             report.warnings = warnings::told(&round.notes);
             report.delayed = first(&round.held);
-            report.paths = paths;
+            report.paths = peers;
         });
     }
 }
@@ -86,9 +108,14 @@ fn first(all: &[Held]) -> Vec<String> {
     all.iter().take(SHOWN).map(printed).chain(more).collect()
 }
 
-/// Returns the peers with the paths that are in force. A peer whose route could not be set keeps its former path, or
-/// `Waiting` if it had none. Replies by the former path prove nothing about the planned one.
-fn as_they_stand(round: &mut Round, told: &[PeerPath], table: u32) -> Vec<PeerPath> {
+/// Returns the peers of a plan with the paths that are in force after it. A peer whose route could not be set keeps its path
+/// of the `last` pass, or is `Waiting` if it had none. Replies by the former path prove nothing about the planned one.
+pub(super) fn in_force(
+    mut planned: Vec<PeerPath>,
+    round: &Round,
+    last: &[PeerPath],
+    table: u32,
+) -> Vec<PeerPath> {
     let undone = round.failed.iter().map(|(op, _)| op).chain(round.held.iter().map(|held| &held.op));
     let undone: BTreeSet<_> = undone
         .filter_map(|Op { object, .. }| match object {
@@ -97,14 +124,13 @@ fn as_they_stand(round: &mut Round, told: &[PeerPath], table: u32) -> Vec<PeerPa
         })
         .collect();
     let before = |peer: &PeerPath| {
-        let at = told.binary_search_by_key(&peer.subnet, |told| told.subnet).ok()?;
-        told.get(at).filter(|told| told.public_ip == peer.public_ip).map(|told| told.path)
+        let at = last.binary_search_by_key(&peer.subnet, |last| last.subnet).ok()?;
+        last.get(at).filter(|last| last.public_ip == peer.public_ip).map(|last| last.path)
     };
-    let mut peers = std::mem::take(&mut round.peers);
-    for peer in peers.iter_mut().filter(|peer| undone.contains(&peer.subnet)) {
+    for peer in planned.iter_mut().filter(|peer| undone.contains(&peer.subnet)) {
         peer.path = before(peer).unwrap_or(Path::Waiting);
     }
-    peers
+    planned
 }
 
 #[cfg(test)]
@@ -116,7 +142,6 @@ mod tests {
 
     use super::*;
     use crate::report::peers::tests::peer;
-    use crate::trigger::Causes;
 
     #[test]
     fn the_prober_hears_of_no_way_that_could_not_be_set() {
@@ -126,18 +151,18 @@ mod tests {
             let route = Route { table, destination, path, protocol: 84, metric: 0, unknown: None };
             Held { op: Op { verb: Verb::Replace, object: Object::Route(route) }, times: 9, refusal: None }
         };
-        let mut round = Round {
+        let round = Round {
             causes: Causes::new(),
             ops: Vec::new(),
             failed: Vec::new(),
             held: vec![held(2, 500), held(3, 254), held(4, 254), held(5, 254)],
             notes: Vec::new(),
-            peers: (2..=6).map(|number| peer(number, Path::Direct)).collect(),
             took: Duration::ZERO,
         };
         let moved = PeerPath { public_ip: [192, 0, 2, 99].into(), ..peer(4, Path::Vxlan) };
-        let told = [peer(2, Path::Vxlan), peer(3, Path::Vxlan), moved, peer(6, Path::Vxlan)];
-        let paths: Vec<_> = as_they_stand(&mut round, &told, 254).into_iter().map(|peer| peer.path).collect();
+        let planned = (2..=6).map(|number| peer(number, Path::Direct)).collect();
+        let last = [peer(2, Path::Vxlan), peer(3, Path::Vxlan), moved, peer(6, Path::Vxlan)];
+        let paths: Vec<_> = in_force(planned, &round, &last, 254).into_iter().map(|peer| peer.path).collect();
         assert_eq!(paths, [Path::Direct, Path::Vxlan, Path::Waiting, Path::Waiting, Path::Direct]);
     }
 }

@@ -6,13 +6,14 @@ use plan::firewall::{Choice, Summary};
 use tracing::info;
 
 use super::Reconciler;
+use crate::report::NodeReport;
 
 impl Reconciler {
-    /// Puts the config and the uplink into the report. Without `reason`, the reason given before stays.
-    pub(super) fn show(&self, reason: Option<String>) {
-        let (config, node) = (&self.config, &self.node);
+    /// Puts the config and the uplink into the report.
+    pub(super) fn show(&self) {
         let source = self.flags.backend_source(self.own_lease.conf());
-        self.board.send_modify(|report| Arc::make_mut(report).show(config, node, reason, source));
+        let node = NodeReport::new(&self.config, &self.node, self.uplink_reason.clone(), source);
+        self.board.send_modify(|report| Arc::make_mut(report).node = Some(node));
     }
 
     /// Reports the manager of the traffic rules, and logs it if it has changed.
