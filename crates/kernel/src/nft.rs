@@ -13,6 +13,7 @@ mod watch;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -55,8 +56,36 @@ pub(crate) struct Nft {
     pub(crate) met: passage::Met,
     /// Dormant tables, whose rules the kernel ignores: protocol family and name.
     dormant: Vec<(u8, Box<str>)>,
-    /// File of the tool that was checked last, and what it lacks.
-    tool: Option<(PathBuf, Option<Box<str>>)>,
+    /// Tool that was checked last.
+    tool: Option<Tool>,
+}
+
+/// File of `nft`, as it was checked.
+struct Tool {
+    file: PathBuf,
+    /// Inode, change time (seconds and nanoseconds) and size, by which another version under the same name is detected.
+    stamp: (u64, i64, i64, u64),
+    /// Reason for which it cannot be used.
+    lack: Option<Box<str>>,
+}
+
+impl Tool {
+    /// Returns the tool in `file`, which is asked for its version by `version` unless it is the known one.
+    fn check(
+        known: Option<Self>,
+        file: PathBuf,
+        version: impl FnOnce() -> Result<String, Cause>,
+    ) -> Result<Self, Box<str>> {
+        let found = std::fs::metadata(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+        let stamp = (found.ino(), found.ctime(), found.ctime_nsec(), found.size());
+        match known.filter(|known| (&known.file, known.stamp) == (&file, stamp)) {
+            Some(known) => Ok(known),
+            None => {
+                let lack = lacks(&version().map_err(|cause| cause.to_string())?);
+                Ok(Self { file, stamp, lack })
+            }
+        }
+    }
 }
 
 impl Nft {
@@ -190,19 +219,15 @@ impl Nft {
         question(netlink)
     }
 
-    /// Checks the tool, once for each file.
+    /// Checks the tool, once for each version of its file.
     fn check_tool(&mut self) -> Result<(), Box<str>> {
         let Some(file) = command::find(NFT) else {
             return Err("there is no nft in PATH: install nftables".into());
         };
-        if self.tool.as_ref().is_none_or(|(known, _)| *known != file) {
-            let said = command::run(NFT, &["-V"], "").map_err(|cause| cause.to_string())?;
-            self.tool = Some((file, lacks(&said)));
-        }
-        match &self.tool {
-            Some((_, Some(lack))) => Err(lack.clone()),
-            _ => Ok(()),
-        }
+        let tool = Tool::check(self.tool.take(), file, || command::run(NFT, &["-V"], ""))?;
+        let lack = tool.lack.clone();
+        self.tool = Some(tool);
+        lack.map_or(Ok(()), Err)
     }
 
     /// Adds advice to the error of a refused transaction.
@@ -355,6 +380,21 @@ mod tests {
         assert_eq!(lack("what?"), old("0.0.0"));
         assert!(lack(&say("1.0.6", "no")).unwrap().starts_with("nft was built without JSON"));
         assert!(lack("nftables v1.0.6 (x)").unwrap().starts_with("nft was built without JSON"));
+    }
+
+    #[test]
+    fn another_version_under_the_same_name_is_asked_again() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join(NFT);
+        let says = |version: &str| Ok(format!("nftables v{version}\n  json:\t\tyes\n"));
+        std::fs::write(&file, "old").unwrap();
+        let old = Tool::check(None, file.clone(), || says("1.0.0")).unwrap();
+        assert!(old.lack.is_some());
+        let old = Tool::check(Some(old), file.clone(), || unreachable!("it is known")).unwrap();
+        std::fs::write(place.path().join("new"), "newer").unwrap();
+        std::fs::rename(place.path().join("new"), &file).unwrap();
+        let new = Tool::check(Some(old), file, || says("1.0.6")).unwrap();
+        assert_eq!(new.lack, None);
     }
 
     #[test]
