@@ -9,6 +9,7 @@ pub mod belief;
 mod check;
 mod diff;
 mod direct;
+pub mod env_file;
 mod environment;
 pub mod fault;
 mod fields;

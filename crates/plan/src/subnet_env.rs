@@ -5,6 +5,7 @@ use std::fmt;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::env_file;
 use crate::input::Config;
 use crate::lease::Subnet;
 
@@ -73,12 +74,10 @@ pub fn networks(text: &str) -> Vec<IpNet> {
     [ipv4, ipv6].into_iter().flatten().map(|network| network.trunc()).collect()
 }
 
-/// Returns the value of a key as a shell would: quotes, `export` and comment lines are allowed, and the last line of a
-/// name counts.
+/// Returns the value of a key as a shell would: the last line of a name counts.
 fn value<T: std::str::FromStr>(text: &str, key: &str) -> Option<T> {
-    let lines = text.lines().filter_map(|line| line.trim().trim_start_matches("export ").split_once('='));
-    let mut values = lines.filter(|(name, _)| name.trim() == key).map(|(_, value)| value.trim());
-    values.next_back()?.trim_matches(['"', '\'']).parse().ok()
+    let lines = env_file::parse(text).filter_map(|line| line.said.ok());
+    lines.filter(|(name, _)| name == key).last()?.1.parse().ok()
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use ipnet::IpNet;
 use kernel::Kernel;
+use plan::env_file;
 
-use crate::env_file;
 use crate::files::{self, Readers};
 use crate::flags::DockerOptsFlags;
 

@@ -9,8 +9,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use lexopt::{Arg, Parser, ValueExt};
+use plan::env_file;
 
-use crate::env_file;
 pub(crate) use daemon::Flags;
 pub(crate) use value::LogFormat;
 

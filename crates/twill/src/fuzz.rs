@@ -2,9 +2,10 @@
 
 use std::sync::LazyLock;
 
+use plan::env_file;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::{cache, diff, env_file, flags, footprint, http, locks, probe, status};
+use crate::{cache, diff, flags, footprint, http, locks, probe, status};
 
 /// Maximum length of a request and of an answer, bytes.
 const ROOM: usize = 1 << 20;

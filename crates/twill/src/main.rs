@@ -7,7 +7,6 @@ mod confine;
 mod daemon;
 mod diff;
 mod docker_opts;
-mod env_file;
 mod errno;
 mod files;
 mod flags;

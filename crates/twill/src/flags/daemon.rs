@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use plan::backend::Backend;
+use plan::env_file;
 use plan::firewall;
 use plan::input::{Config, Sysctls};
 use plan::netconf::NetConf;
@@ -21,7 +22,6 @@ use super::help::help;
 use super::table::{self, Flag, GROUPS, PREFIX};
 use super::value::{LogFormat, Secret};
 use super::{Command, options_file_of, socket_of};
-use crate::env_file;
 use crate::probe::Pace;
 
 /// Options of the daemon, by flannel's names.

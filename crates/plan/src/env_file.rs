@@ -3,23 +3,23 @@
 
 /// Line that is neither blank nor a comment.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Line {
+pub struct Line {
     /// Line number, counted from 1.
-    pub(crate) number: usize,
+    pub number: usize,
     /// Name and value, or the reason why the line cannot be read. The reason never quotes the line, which may hold a
     /// secret.
-    pub(crate) said: Result<(String, String), &'static str>,
+    pub said: Result<(String, String), &'static str>,
 }
 
 /// Returns every line except blank ones and comments, in file order.
-pub(crate) fn parse(text: &str) -> impl Iterator<Item = Line> {
+pub fn parse(text: &str) -> impl Iterator<Item = Line> {
     let lines = text.lines().map(str::trim).enumerate();
     let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
     lines.map(|(at, line)| Line { number: at + 1, said: assignment(line) })
 }
 
 /// Returns true if `name` can be the name of a variable: ASCII letters, digits and `_`, no digit first.
-pub(crate) fn is_name(name: &str) -> bool {
+pub fn is_name(name: &str) -> bool {
     !name.starts_with(|c: char| c.is_ascii_digit())
         && !name.is_empty()
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
