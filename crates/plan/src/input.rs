@@ -229,7 +229,7 @@ pub struct Former {
     pub firewall: bool,
 }
 
-/// Writer of the routes that an earlier daemon left.
+/// Daemon that may have written objects of the kernel, such as the routes that an earlier daemon left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Writer {

@@ -1,8 +1,9 @@
 //! Computes the ops that take twill off a node: everything, or only what flannel would not have written, so that flannel
 //! can take over where twill stops. Both are ordinary diffs, which name only what is ours.
 
+use crate::input::Writer;
 use crate::owned::{Owned, Sweep};
-use crate::state::{EachKind, Kind, MAIN_TABLE, Nexthop, Route, RoutePath, Rule, State};
+use crate::state::{EachKind, Kind, MAIN_TABLE, Route, RoutePath, State};
 use crate::{LinkName, Object, Op, Table, diff};
 
 /// Returns the ops that remove everything that is ours.
@@ -36,12 +37,11 @@ pub fn hand_over(seen: &State, owned: &Owned, own: &[LinkName]) -> Vec<Op> {
     State::each_kind(&mut left);
     let routes = seen.routes.iter().map(plain).filter(stays).map(in_main).collect();
     let nft_chains = seen.nft_chains.iter().filter(|row| !row.chain.is_filter()).cloned().collect();
-    let nft_elements = Table::default();
-    let left = State { routes, nft_chains, nft_elements, ..left.left };
+    let left = State { routes, nft_chains, ..left.left };
     diff(&left, seen, &Owned { sweep: Sweep::LeftOvers, ..owned.clone() })
 }
 
-/// Collects the rows that stay: all but rows of a link that is deleted, and kinds that flannel does not use.
+/// Collects the rows that stay: all but rows of a link that is deleted, and rows of ours that flannel does not write.
 struct Kept<'a, G> {
     seen: &'a State,
     owned: &'a Owned,
@@ -55,10 +55,9 @@ impl<G: Fn(LinkName) -> bool> EachKind for Kept<'_, G> {
         table: fn(&State) -> &Table<K>,
         table_mut: fn(&mut State) -> &mut Table<K>,
     ) {
-        let is_ours_alone = [Nexthop::NAME, Rule::NAME].contains(&K::NAME);
         let stays = |row: &&K| {
             let with_link = row.link().is_some_and(self.goes);
-            !(with_link || is_ours_alone && row.is_ours(self.owned, self.seen))
+            !(with_link || K::WRITER == Writer::Twill && row.is_ours(self.owned, self.seen))
         };
         *table_mut(&mut self.left) = table(self.seen).iter().filter(stays).cloned().collect();
     }

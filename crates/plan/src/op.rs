@@ -8,8 +8,7 @@ use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
-use crate::firewall::{IptablesChain, NftChain, NftElement, NftTable};
-use crate::state::{Address, FdbEntry, Kind, Link, Neighbour, Nexthop, Rank, Route, Rule, Sysctl};
+use crate::state::{Address, Kind, Link, Rank, Sysctl};
 use crate::{LinkName, Row, for_each_kind, sysctls};
 
 /// Kind of change to an object.
@@ -25,6 +24,13 @@ pub enum Verb {
     Replace,
     /// Deletes the object for good. Where a key may have several rows, the whole row names the one to delete.
     Delete,
+}
+
+impl Verb {
+    /// Returns true if the object does not exist afterwards.
+    pub fn deletes(self) -> bool {
+        matches!(self, Self::Recreate | Self::Delete)
+    }
 }
 
 macro_rules! object {

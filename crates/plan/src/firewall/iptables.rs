@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::rule::{Match, Net, Rule, Verdict};
 use crate::Row;
 use crate::input::Family;
-use crate::state::{Aside, Unknown};
+use crate::owned::Owned;
+use crate::state::{Aside, Kind, Rank, State, Unknown};
 
 /// Variant of iptables: on top of nftables, or with tables of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -123,6 +124,15 @@ impl Row for IptablesChain {
 
     fn key(&self) -> (Variant, Family, IptablesTable, &str) {
         (self.variant, self.family, self.table, &self.chain)
+    }
+}
+
+impl Kind for IptablesChain {
+    const NAME: &'static str = "iptables";
+    const RANK: Rank = Rank { put: 6, delete: 19 };
+
+    fn is_ours(&self, owned: &Owned, _: &State) -> bool {
+        owned.firewall
     }
 }
 

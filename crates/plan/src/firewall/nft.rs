@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::rule::Rule;
 use crate::Row;
-use crate::input::Family;
-use crate::state::{Aside, Unknown};
+use crate::input::{Family, Writer};
+use crate::owned::Owned;
+use crate::state::{Aside, Goes, Kind, Losses, Rank, State, Unknown};
 
 impl Family {
     /// Returns the family's name in nftables, which is also its protocol keyword in rules.
@@ -144,6 +145,41 @@ impl Row for NftElement {
 
     fn key(&self) -> IpAddr {
         self.address
+    }
+}
+
+impl Kind for NftTable {
+    const NAME: &'static str = "nft";
+    const RANK: Rank = Rank { put: 6, delete: 20 };
+
+    /// Claims the table unless another program has put a chain into it.
+    fn is_ours(&self, owned: &Owned, seen: &State) -> bool {
+        let mut chains = seen.nft_chains.iter().filter(|chain| chain.family == self.family);
+        owned.firewall && chains.all(|chain| chain.is_ours(owned, seen))
+    }
+}
+
+impl Kind for NftChain {
+    const NAME: &'static str = "nft";
+    const RANK: Rank = Rank { put: 6, delete: 19 };
+
+    fn is_ours(&self, owned: &Owned, _: &State) -> bool {
+        owned.firewall && !matches!(self.chain, NftChainName::Other(_))
+    }
+}
+
+impl Kind for NftElement {
+    const NAME: &'static str = "nft";
+    const RANK: Rank = Rank { put: 6, delete: 16 };
+    const WRITER: Writer = Writer::Twill;
+
+    /// Returns [`Goes::Last`] if the chain that uses the set disappears.
+    fn goes(&self, losses: &Losses) -> Goes {
+        if losses.unfiltered.contains(&Family::of(self.address)) { Goes::Last } else { Goes::Never }
+    }
+
+    fn is_ours(&self, owned: &Owned, _: &State) -> bool {
+        owned.firewall
     }
 }
 
