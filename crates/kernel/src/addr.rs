@@ -5,9 +5,16 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use libc::{IFA_ADDRESS, IFA_LOCAL};
 use plan::input::AddressFacts;
+use plan::owned::Owned;
 use plan::state::Address;
+use plan::{Kind, LinkName, Verb};
 
-use crate::link::Devices;
+use crate::devices::Devices;
+use crate::error::{Cause, Error};
+use crate::filter::{News, OwnWrites, by_index};
+use crate::kind::{NetlinkKind, Step, Writable};
+use crate::reading::{FoundAddress, Reading};
+use crate::socket::Netlink;
 use crate::wire::{Message, Odd, Part, family_of};
 
 const IFA_RT_PRIORITY: u16 = 9;
@@ -22,20 +29,64 @@ const ODD_FLAGS: [(u32, &str); 6] = [
     (libc::IFA_F_NOPREFIXROUTE, "noprefixroute"),
 ];
 
-/// An address as read: the index of its link, which orders the list, the facts, and its unexpected properties.
-pub(crate) struct Seen {
-    pub(crate) index: u32,
-    pub(crate) facts: AddressFacts,
-    /// Address with the prefix length that it was added with. For an address with a peer, that is the peer's prefix
-    /// length.
-    address: IpNet,
-    odd: Odd,
+impl NetlinkKind for Address {
+    const NEWS: Option<News> = Some(News {
+        name: Self::NAME,
+        groups: &[libc::RTNLGRP_IPV4_IFADDR, libc::RTNLGRP_IPV6_IFADDR],
+        types: [libc::RTM_NEWADDR, libc::RTM_DELADDR],
+        own_writes: OwnWrites::Reported,
+        selection: Some(|interest| by_index(interest.devices())),
+    });
+
+    /// Picks the addresses of our links, which were read before.
+    fn read(reading: &mut Reading<'_>, owned: &Owned) -> Result<Vec<Self>, Error> {
+        let ours = reading.addresses.iter().filter(|found| owned.links.contains(&found.facts.link));
+        Ok(ours.map(FoundAddress::row).collect())
+    }
 }
 
-impl Seen {
-    pub(crate) fn row(&self) -> Address {
-        Address { link: self.facts.link, address: self.address, unknown: self.odd.to_unknown() }
+impl Writable for Address {
+    fn stands_alone(&self, verb: Verb) -> bool {
+        verb == Verb::Replace
     }
+
+    fn step<'a>(&'a self, verb: Verb, devices: &'a Devices) -> Result<Step<'a>, LinkName> {
+        let index = devices.need(self.link)?;
+        Ok(match verb {
+            Verb::Add => Step::Send(add(self, index)),
+            Verb::Replace => Step::alone(move |netlink| replace(netlink, self, index, devices)),
+            Verb::Recreate | Verb::Delete => Step::Send(delete(self, index)),
+        })
+    }
+
+    fn advice(&self, _: Verb, errno: i32, _: &Devices) -> Option<String> {
+        let link = self.link;
+        let refused = self.address.addr().is_ipv6() && [libc::EACCES, libc::EINVAL].contains(&errno);
+        refused.then(|| {
+            format!(
+                "; IPv6 is off on {link}, or its MTU is below 1280: check sysctl net.ipv6.conf.{link}.disable_ipv6 and \
+                 ip link show {link}"
+            )
+        })
+    }
+}
+
+/// Replaces an address. In place, the kernel changes lifetimes and little else. A device's routes go with its last
+/// address. So the address is deleted only if it still differs from the desired one.
+fn replace(netlink: &mut Netlink, row: &Address, index: u32, devices: &Devices) -> Result<(), Cause> {
+    netlink.ask_each([add(row, index)])?;
+    let now = read(netlink, devices).map_err(|error| error.cause)?;
+    if now.iter().any(|found| found.row() == *row) {
+        return Ok(());
+    }
+    netlink.ask_each([delete(row, index), add(row, index)])
+}
+
+/// Reads all addresses, in the order of their devices. Fails if the dump fails or changes during each reading.
+pub(crate) fn read(netlink: &mut Netlink, devices: &Devices) -> Result<Vec<FoundAddress>, Error> {
+    let mut all = netlink.rows("read the addresses", dump_request(), |part| decode(part, devices))?;
+    all.sort_by_key(|found| found.index);
+    Ok(all)
 }
 
 pub(crate) fn dump_request() -> Message {
@@ -43,7 +94,7 @@ pub(crate) fn dump_request() -> Message {
 }
 
 /// Decodes an address. Returns `None` if its device appeared after the devices were read.
-pub(crate) fn decode(part: Part<'_>, devices: &Devices) -> Option<Seen> {
+pub(crate) fn decode(part: Part<'_>, devices: &Devices) -> Option<FoundAddress> {
     let (prefix, scope, index) = (part.body.u8(1), part.body.u8(3), part.body.u32(4));
     let (mut local, mut peer, mut flags) = (None, None, u32::from(part.body.u8(2)));
     let mut odd = Odd::default();
@@ -84,7 +135,7 @@ pub(crate) fn decode(part: Part<'_>, devices: &Devices) -> Option<Seen> {
         tentative: flags & libc::IFA_F_TENTATIVE != 0,
         duplicate: flags & libc::IFA_F_DADFAILED != 0,
     };
-    Some(Seen { index, facts, address: row, odd })
+    Some(FoundAddress { index, facts, address: row, odd })
 }
 
 /// Returns the scope of an address that was added without one.
@@ -96,7 +147,7 @@ fn usual_scope(address: IpAddr) -> u8 {
     }
 }
 
-pub(crate) fn add(row: &Address, index: u32) -> Message {
+fn add(row: &Address, index: u32) -> Message {
     message(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, row, index)
 }
 
@@ -105,7 +156,7 @@ pub(crate) fn none_to_add() -> Message {
     Message::new(libc::RTM_NEWADDR, 0, &[&[libc::AF_INET as u8, 0, 0, 0], &[0; 4]])
 }
 
-pub(crate) fn delete(row: &Address, index: u32) -> Message {
+fn delete(row: &Address, index: u32) -> Message {
     message(libc::RTM_DELADDR, 0, row, index)
 }
 

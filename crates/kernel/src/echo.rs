@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use plan::state::FdbEntry;
 use plan::{Object, Op, Verb};
 
+use crate::devices::Devices;
 use crate::fdb;
-use crate::link::Devices;
 use crate::neigh;
 use crate::wire::Part;
 

@@ -4,11 +4,17 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use libc::{NDA_DST, NDA_LLADDR, NDA_PORT};
+use plan::owned::Owned;
 use plan::state::FdbEntry;
-use plan::{LinkName, Mac};
+use plan::{LinkName, Mac, Verb};
 
+use crate::devices::Devices;
+use crate::error::Error;
+use crate::filter::News;
+use crate::kind::{NetlinkKind, Step, Writable};
 use crate::neigh;
-use crate::wire::{Message, Odd, Part};
+use crate::reading::Reading;
+use crate::wire::{Odd, Part};
 
 pub(crate) const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
 
@@ -18,6 +24,34 @@ const NTF_OFFLOADED: u8 = 0x20;
 /// `NDA_DST`.
 const DETOURS: [(u16, &str); 4] =
     [(libc::NDA_VNI, "vni"), (libc::NDA_IFINDEX, "via"), (11, "src_vni"), (13, "nhid")];
+
+impl NetlinkKind for FdbEntry {
+    /// `RTNLGRP_NEIGH` reports neighbours of all families, with `AF_BRIDGE`: the FDB.
+    const NEWS: Option<News> = None;
+
+    fn read(reading: &mut Reading<'_>, owned: &Owned) -> Result<Vec<Self>, Error> {
+        let mut tunnels = reading.devices.indexes(&owned.links);
+        tunnels.retain(|(name, _)| reading.devices.vxlan(*name).is_some());
+        neigh::entries(reading.netlink, "read the FDB", AF_BRIDGE, &tunnels, decode)
+    }
+}
+
+impl Writable for FdbEntry {
+    fn step(&self, verb: Verb, devices: &Devices) -> Result<Step<'_>, LinkName> {
+        let mut message = neigh::request(verb, AF_BRIDGE, devices.need(self.link)?, libc::NTF_SELF);
+        message.put(NDA_LLADDR, &self.mac.0);
+        // Without a destination the kernel deletes all entries of the MAC. An entry of another shape cannot be named
+        // otherwise.
+        if self.unknown.is_none() {
+            message.ip(NDA_DST, self.remote);
+            // A deletion with a wrong port, or with a missing one, does nothing, and the kernel reports no error.
+            if let Some(port) = self.port {
+                message.put(NDA_PORT, &port.to_be_bytes());
+            }
+        }
+        Ok(Step::Send(message))
+    }
+}
 
 /// Decodes an entry; every entry is a row.
 pub(crate) fn decode(part: Part<'_>, link: LinkName) -> Option<FdbEntry> {
@@ -47,27 +81,4 @@ pub(crate) fn decode(part: Part<'_>, link: LinkName) -> Option<FdbEntry> {
         Ipv4Addr::UNSPECIFIED.into()
     });
     Some(FdbEntry { link, mac, remote, port, unknown: odd.to_unknown() })
-}
-
-pub(crate) fn add(row: &FdbEntry, index: u32) -> Message {
-    message(libc::RTM_NEWNEIGH, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, row, index)
-}
-
-pub(crate) fn delete(row: &FdbEntry, index: u32) -> Message {
-    message(libc::RTM_DELNEIGH, 0, row, index)
-}
-
-fn message(kind: u16, flags: libc::c_int, row: &FdbEntry, index: u32) -> Message {
-    let mut message = neigh::message(kind, flags, AF_BRIDGE, index, libc::NTF_SELF);
-    message.put(NDA_LLADDR, &row.mac.0);
-    // Without a destination the kernel deletes all entries of the MAC. An entry of another shape cannot be named
-    // otherwise.
-    if row.unknown.is_none() {
-        message.ip(NDA_DST, row.remote);
-        // A deletion with a wrong port, or with a missing one, does nothing, and the kernel reports no error.
-        if let Some(port) = row.port {
-            message.put(NDA_PORT, &port.to_be_bytes());
-        }
-    }
-    message
 }

@@ -9,8 +9,8 @@ use plan::firewall::{Facts, IptablesChain, Manager, Packet, Variant};
 use plan::input::Family;
 use plan::{Object, Op, State};
 
+use crate::devices::Devices;
 use crate::error::Cause;
-use crate::link::Devices;
 use crate::nft::{self, Nft};
 use crate::{Kernel, iptables};
 

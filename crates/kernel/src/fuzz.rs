@@ -5,11 +5,11 @@ use plan::firewall::Packet;
 use plan::input::Family;
 use plan::owned::Owned;
 
-use crate::link::Devices;
-use crate::nexthop::Objects;
+use crate::devices::Devices;
+use crate::reading::Objects;
 use crate::route::{Bounds, Routes};
 use crate::wire::parts;
-use crate::{addr, fdb, iptables, link, names, neigh, nexthop, nft, packet, route, rule, watch, way};
+use crate::{addr, devices, fdb, iptables, names, neigh, nexthop, nft, packet, route, rule, watch, way};
 
 /// Bounds of a node with one IPv4 network.
 const OWNED: &str = r#"{"links": ["flannel.1"], "uplink": "eth0", "networks": ["10.244.0.0/16"], "table": 254,
@@ -19,7 +19,7 @@ const OWNED: &str = r#"{"links": ["flannel.1"], "uplink": "eth0", "networks": ["
 pub fn netlink(datagram: &[u8]) {
     let owned: Owned = serde_json::from_str(OWNED).unwrap_or_else(|error| panic!("{error}"));
     let (flannel, networks) = (owned.links[0], &*owned.networks);
-    let devices = Devices::new(parts(datagram).filter_map(link::decode).collect());
+    let devices = Devices::new(parts(datagram).filter_map(devices::decode).collect());
     let mut objects = Objects::default();
     parts(datagram).for_each(|part| objects.collect(part, &devices));
     let pods = [networks[0].into()];

@@ -1,12 +1,13 @@
 //! The interface to Linux: reads the objects that may be ours, carries out ops, and reports changes. All calls block.
 //!
 //! This crate takes no decisions: an `if` that depends on a lease belongs in another crate. Each kind of object has one
-//! file, which reads its rows from the kernel and writes them. The modules `wire` and `socket` below them know no kind
-//! of object.
+//! file, which reads its rows from the kernel, writes them, and says which notifications matter. `dump`, `apply` and
+//! `watch` are loops over the kinds (`kind`). The modules `wire` and `socket` below them know no kind of object.
 
 mod addr;
 mod apply;
 mod command;
+mod devices;
 mod dump;
 mod echo;
 mod error;
@@ -16,12 +17,14 @@ mod firewall;
 #[cfg(fuzzing)]
 pub mod fuzz;
 mod iptables;
+mod kind;
 mod link;
 mod names;
 mod neigh;
 mod nexthop;
 mod nft;
 pub mod packet;
+mod reading;
 mod route;
 mod rule;
 mod socket;
@@ -32,17 +35,17 @@ mod watch;
 mod way;
 mod wire;
 
-pub use apply::Outcome;
 pub use dump::Seen;
 pub use error::{Cause, Error, remedy};
 pub use filter::Interest;
 pub use iptables::LegacyWatch;
+pub use kind::Outcome;
 pub use names::{AbstractName, abstract_names};
 pub use nft::FirewallWatch;
 pub use route::Lookup;
 pub use sysctl::SYSCTLS;
 pub use tools::{tool_dirs, xtables_lock};
-pub use watch::{Event, Filter, Kind, Watch};
+pub use watch::{Change, Event, Filter, Watch};
 
 /// Address families of the sockets that this crate opens (socket(2)).
 pub const SOCKET_FAMILIES: [i32; 2] = [libc::AF_NETLINK, libc::AF_PACKET];
@@ -52,8 +55,6 @@ pub struct Kernel {
     netlink: socket::Netlink,
     firewall: firewall::Firewall,
     echoes: echo::Echoes,
-    /// Largest number of rows of one kind that was ever read; room for that many is reserved.
-    rows: usize,
 }
 
 /// Oldest supported Linux version; it has strict dumps, next hop objects and their monitor group.
@@ -71,7 +72,6 @@ impl Kernel {
             netlink: socket::Netlink::open()?,
             firewall: Default::default(),
             echoes: Default::default(),
-            rows: 0,
         })
     }
 

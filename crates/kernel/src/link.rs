@@ -1,225 +1,157 @@
-//! Network devices: all of them as facts, the ones with our names as rows. Also the messages that create, change and
-//! delete ours, and the attributes that an unmodified vxlan device has. Differences are only named, not judged.
+//! Links: the rows of the devices with our names, and the messages that create, change and delete ours.
 
-use std::collections::HashMap;
-
-use libc::{IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MTU};
-use plan::input::LinkFacts;
+use libc::{
+    BPF_IND, BPF_W, IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MTU,
+};
+use plan::owned::Owned;
 use plan::state::{Link, LinkKind, Vxlan};
-use plan::{LinkName, Mac};
+use plan::{Kind, LinkName, Verb};
+use socket2::SockFilter;
 
-use crate::wire::{Attribute, Message, Odd, Part};
+use crate::devices::{
+    self, Devices, IFLA_VXLAN_GBP, IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL,
+    IFLA_VXLAN_LOCAL6, IFLA_VXLAN_PORT, IFLA_VXLAN_TOS, IFLA_VXLAN_TTL,
+};
+use crate::error::{Cause, Error};
+use crate::filter::{ACCEPT, Interest, News, OwnWrites, REFUSE, by_index, equal, find, load};
+use crate::kind::{NetlinkKind, Outcome, Step, Writable};
+use crate::reading::Reading;
+use crate::socket::Netlink;
+use crate::wire::{HEADER, Message, Part};
 
-const IFLA_VXLAN_ID: u16 = 1;
-const IFLA_VXLAN_GROUP: u16 = 2;
-const IFLA_VXLAN_LINK: u16 = 3;
-const IFLA_VXLAN_LOCAL: u16 = 4;
-const IFLA_VXLAN_TTL: u16 = 5;
-const IFLA_VXLAN_TOS: u16 = 6;
-const IFLA_VXLAN_LEARNING: u16 = 7;
-const IFLA_VXLAN_PORT: u16 = 15;
-const IFLA_VXLAN_GROUP6: u16 = 16;
-const IFLA_VXLAN_LOCAL6: u16 = 17;
-const IFLA_VXLAN_GBP: u16 = 23;
+/// Offset of the attributes behind `ifinfomsg`.
+const ATTRIBUTES: u32 = HEADER as u32 + 16;
 
-/// Further attributes of a vxlan device, with their names and defaults (`vxlan_nl2conf`). An attribute that is not
-/// listed is newer than this list; it is ignored, as if it had its default.
-const VXLAN_DEFAULTS: [(u16, &str, &[u8]); 22] = [
-    (IFLA_VXLAN_TTL, "ttl", &[0]),
-    (IFLA_VXLAN_TOS, "tos", &[0]),
-    (8, "ageing", &300_u32.to_ne_bytes()),
-    (9, "maxaddr", &[0; 4]),
-    (10, "srcport", &[0; 4]),
-    (11, "proxy", &[0]),
-    (12, "rsc", &[0]),
-    (13, "l2miss", &[0]),
-    (14, "l3miss", &[0]),
-    (18, "udpcsum", &[1]),
-    (19, "udp6zerocsumtx", &[0]),
-    (20, "udp6zerocsumrx", &[0]),
-    (21, "remcsumtx", &[0]),
-    (22, "remcsumrx", &[0]),
-    (24, "remcsum-nopartial", &[0]),
-    (25, "external", &[0]),
-    (26, "flowlabel", &[0; 4]),
-    (27, "gpe", &[0]),
-    (28, "ttl inherit", &[0]),
-    (29, "df", &[0]),
-    (30, "vnifilter", &[0]),
-    (31, "localbypass", &[1]),
-];
+/// Advice for a kernel that cannot create a vxlan device, the only kind of device that we create.
+const NO_VXLAN: &str = "; this kernel has no vxlan: run modprobe vxlan, install the kernel's package of modules, or use \
+                        the backend host-gw, which needs no module";
 
-/// A device as read.
-pub(crate) struct Device {
-    index: u32,
-    facts: LinkFacts,
-    /// Index of the device below; 0 if there is none.
-    lower: u32,
-    /// Index of the bridge or bond that this device is a port of; 0 if there is none.
-    master: u32,
-    vxlan: Option<Box<Tunnel>>,
+impl NetlinkKind for Link {
+    const NEWS: Option<News> = Some(News {
+        name: Self::NAME,
+        groups: &[libc::RTNLGRP_LINK],
+        types: [libc::RTM_NEWLINK, libc::RTM_DELLINK],
+        own_writes: OwnWrites::Reported,
+        selection: Some(selection),
+    });
+
+    /// Picks the devices with our names, which were read before.
+    fn read(reading: &mut Reading<'_>, owned: &Owned) -> Result<Vec<Self>, Error> {
+        Ok(owned.links.iter().filter_map(|name| reading.devices.row(*name)).collect())
+    }
 }
 
-/// The vxlan attributes of a device; the uplink is still an index.
-struct Tunnel {
-    row: Vxlan,
-    uplink: u32,
-    odd: Odd,
-}
-
-/// All devices of the node, by index and by name.
-#[derive(Default)]
-pub(crate) struct Devices {
-    by_index: Vec<Device>,
-    indexes: HashMap<LinkName, u32>,
-}
-
-impl Devices {
-    pub(crate) fn new(mut devices: Vec<Device>) -> Self {
-        devices.sort_unstable_by_key(|device| device.index);
-        let indexes = devices.iter().map(|device| (device.facts.name, device.index)).collect();
-        Self { by_index: devices, indexes }
+impl Writable for Link {
+    fn stands_alone(&self, _: Verb) -> bool {
+        true
     }
 
-    pub(crate) fn index(&self, name: LinkName) -> Option<u32> {
-        self.indexes.get(&name).copied()
-    }
-
-    /// Returns the existing ones of these devices, with their indexes.
-    pub(crate) fn indexes(&self, names: &[LinkName]) -> Vec<(LinkName, u32)> {
-        names.iter().filter_map(|name| Some((*name, self.index(*name)?))).collect()
-    }
-
-    /// Returns the vxlan devices with that UDP port.
-    pub(crate) fn with_port(&self, port: u16) -> impl Iterator<Item = LinkName> {
-        let has = move |device: &&Device| device.vxlan.as_ref().is_some_and(|tunnel| tunnel.row.port == port);
-        self.by_index.iter().filter(has).map(|device| device.facts.name)
-    }
-
-    pub(crate) fn is_vxlan(&self, name: LinkName) -> bool {
-        self.get(name).is_some_and(|device| device.vxlan.is_some())
-    }
-
-    pub(crate) fn is_bridge(&self, name: LinkName) -> bool {
-        self.get(name).is_some_and(|device| &*device.facts.kind == "bridge")
-    }
-
-    pub(crate) fn name(&self, index: u32) -> Option<LinkName> {
-        let at = self.by_index.binary_search_by_key(&index, |device| device.index).ok()?;
-        Some(self.by_index[at].facts.name)
-    }
-
-    /// Returns the device of that name as a row.
-    pub(crate) fn row(&self, name: LinkName) -> Option<Link> {
-        let Device { facts, vxlan, .. } = self.get(name)?;
-        let (kind, unknown) = match vxlan {
-            Some(tunnel) => {
-                let uplink = self.name(tunnel.uplink);
-                (LinkKind::Vxlan(Vxlan { uplink, ..tunnel.row.clone() }), tunnel.odd.to_unknown())
+    fn step(&self, verb: Verb, devices: &Devices) -> Result<Step<'_>, LinkName> {
+        Ok(match verb {
+            Verb::Add => Step::Send(add(self, devices)?),
+            Verb::Replace => {
+                let messages = replace(self, devices)?;
+                Step::alone(|netlink| netlink.ask_each(messages))
             }
-            None => (LinkKind::Other(facts.kind.clone()), None),
-        };
-        Some(Link { name, kind, mac: facts.mac, mtu: facts.mtu, up: facts.up, unknown })
+            Verb::Recreate | Verb::Delete => Step::Send(delete(self.name)),
+        })
     }
 
-    fn get(&self, name: LinkName) -> Option<&Device> {
-        let index = self.index(name)?;
-        let at = self.by_index.binary_search_by_key(&index, |device| device.index).ok()?;
-        self.by_index.get(at)
+    /// Compares a device that was to be created with the existing one. Without one, a device of another name has its VNI
+    /// and port.
+    fn refused(&self, _: Verb, cause: Cause, netlink: &mut Netlink, _: &Devices) -> Result<Outcome, Cause> {
+        if cause.errno() != Some(libc::EEXIST) {
+            return Err(cause);
+        }
+        match devices::read(netlink).map_err(|error| error.cause)?.row(self.name) {
+            None => Err(cause),
+            Some(there) if there == (Link { up: there.up, ..self.clone() }) => Ok(Outcome::Already),
+            Some(there) => Err(Cause::Differs(there.to_string().into())),
+        }
     }
 
-    pub(crate) fn into_facts(self) -> Vec<LinkFacts> {
-        let related: Vec<_> =
-            self.by_index.iter().map(|device| (self.name(device.lower), self.name(device.master))).collect();
-        let with = |(device, (lower, master)): (Device, _)| {
-            let local = device.vxlan.map(|tunnel| tunnel.row.local).filter(|local| !local.is_unspecified());
-            LinkFacts { lower, master, local, ..device.facts }
-        };
-        self.by_index.into_iter().zip(related).map(with).collect()
+    fn advice(&self, verb: Verb, errno: i32, devices: &Devices) -> Option<String> {
+        match (&self.kind, errno) {
+            (_, libc::EOPNOTSUPP) if verb == Verb::Add => Some(NO_VXLAN.into()),
+            (LinkKind::Vxlan(vxlan), libc::EADDRINUSE | libc::EEXIST) => {
+                Some(in_the_way(self.name, vxlan, errno, devices))
+            }
+            _ => None,
+        }
     }
 }
 
-pub(crate) fn dump_request() -> Message {
-    let mut message = Message::new(libc::RTM_GETLINK, libc::NLM_F_DUMP, &[&[0; 16]]);
-    message.u32(libc::IFLA_EXT_MASK, libc::RTEXT_FILTER_SKIP_STATS as u32);
-    message
+/// Administrative state of the link of that name.
+impl Writable for LinkName {
+    fn stands_alone(&self, _: Verb) -> bool {
+        true
+    }
+
+    fn step(&self, verb: Verb, _: &Devices) -> Result<Step<'_>, LinkName> {
+        Ok(Step::Send(set_up(*self, !verb.deletes())))
+    }
+
+    fn advice(&self, _: Verb, errno: i32, devices: &Devices) -> Option<String> {
+        let vxlan = devices.vxlan(*self).filter(|_| errno == libc::EADDRINUSE)?;
+        Some(in_the_way(*self, vxlan, errno, devices))
+    }
 }
 
-/// Returns the name in a link message of a dump or of the monitor.
-pub(crate) fn name(part: Part<'_>) -> Option<LinkName> {
+/// Names the device or process that has the UDP port of a vxlan device.
+fn in_the_way(name: LinkName, ours: &Vxlan, errno: i32, devices: &Devices) -> String {
+    let port = ours.port;
+    let others: Vec<LinkName> = devices.with_port(port).filter(|other| *other != name).collect();
+    // `EEXIST` concerns the VNI, too: a device that shares only the port may stay.
+    let same_vni = |other: &LinkName| devices.vxlan(*other).is_some_and(|it| it.vni == ours.vni);
+    let same: Vec<LinkName> = others.iter().copied().filter(same_vni).collect();
+    let blamed = if errno == libc::EEXIST && !same.is_empty() { same } else { others };
+    let Some(first) = blamed.first() else {
+        return format!(
+            "; UDP port {port} is in use, but not by a device of this network namespace: a process has it (ss -uanp \
+             'sport = {port}' names it), or a vxlan device in another network namespace. Stop or remove it, or choose \
+             another Port in the network config"
+        );
+    };
+    let names = blamed.iter().map(LinkName::as_str).collect::<Vec<_>>().join(", ");
+    format!(
+        "; the vxlan device {names} has UDP port {port} already: remove it if nothing needs it (ip link del {first}), or \
+         choose another Port or VNI in the network config"
+    )
+}
+
+/// Returns the name of the link that a notification is about, if it is about a link.
+pub(crate) fn named_in(part: Part<'_>) -> Option<LinkName> {
+    if ![libc::RTM_NEWLINK, libc::RTM_DELLINK].contains(&part.kind) {
+        return None;
+    }
     part.body.attributes(16).find(|attribute| attribute.kind == IFLA_IFNAME)?.text().parse().ok()
 }
 
-/// Decodes a device. Returns `None` if its name cannot be parsed; it has neither a row nor a route of ours.
-pub(crate) fn decode(part: Part<'_>) -> Option<Device> {
-    let (index, flags) = (part.body.u32(4), part.body.u32(8));
-    let (mut name, mut mac, mut mtu, mut info, mut foreign) = (None, Mac::default(), 0, None, false);
-    let (mut lower, mut master) = (0, 0);
-    for attribute in part.body.attributes(16) {
-        match attribute.kind {
-            IFLA_IFNAME => name = attribute.text().parse().ok(),
-            IFLA_ADDRESS => mac = attribute.mac().unwrap_or_default(),
-            IFLA_MTU => mtu = attribute.u32(),
-            IFLA_LINKINFO => info = Some(attribute),
-            libc::IFLA_LINK_NETNSID => foreign = true,
-            libc::IFLA_LINK => lower = attribute.u32(),
-            libc::IFLA_MASTER => master = attribute.u32(),
-            _ => {}
-        }
-    }
-    let part_of_info = |kind| info.and_then(|info| info.nested().find(|part| part.kind == kind));
-    let kind = part_of_info(IFLA_INFO_KIND).map_or("", Attribute::text);
-    let data = part_of_info(IFLA_INFO_DATA).filter(|_| kind == "vxlan");
-    let facts = LinkFacts {
-        name: name?,
-        kind: kind.into(),
-        mac,
-        mtu,
-        up: flags & libc::IFF_UP as u32 != 0,
-        carrier: flags & libc::IFF_LOWER_UP as u32 != 0,
-        lower: None,
-        master: None,
-        local: None,
-    };
-    // The index belongs to a device in another network namespace.
-    let lower = if foreign { 0 } else { lower };
-    let mut vxlan = data.map(|data| Box::new(tunnel(data, foreign)));
-    if let Some(tunnel) = vxlan.as_mut().filter(|_| master != 0) {
-        tunnel.odd.note("has a master");
-    }
-    if let Some(tunnel) = vxlan.as_mut().filter(|_| flags & libc::IFF_NOARP as u32 != 0) {
-        tunnel.odd.note("arp off");
-    }
-    Some(Device { index, facts, lower, master, vxlan })
+/// Accepts the messages about our links and the uplink, by index or by name: a device that was created again has an index
+/// that is not known yet.
+fn selection(interest: &Interest) -> Vec<SockFilter> {
+    let mut body = by_index(interest.devices());
+    body.pop();
+    body.extend(by_name(&interest.names));
+    body
 }
 
-/// Decodes the vxlan attributes. `foreign` is true if the uplink's index belongs to another network namespace.
-fn tunnel(data: Attribute<'_>, foreign: bool) -> Tunnel {
-    let local = std::net::Ipv4Addr::UNSPECIFIED.into();
-    let mut row = Vxlan { vni: 0, local, uplink: None, port: 0, learning: false, gbp: false };
-    let (mut uplink, mut odd) = (0, Odd::default());
-    for attribute in data.nested() {
-        match attribute.kind {
-            IFLA_VXLAN_ID => row.vni = attribute.u32(),
-            IFLA_VXLAN_LINK if !foreign => uplink = attribute.u32(),
-            IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => row.local = attribute.ip().unwrap_or(local),
-            IFLA_VXLAN_LEARNING => row.learning = attribute.u8() != 0,
-            IFLA_VXLAN_PORT => row.port = attribute.port(),
-            IFLA_VXLAN_GBP => row.gbp = true,
-            IFLA_VXLAN_GROUP | IFLA_VXLAN_GROUP6 => match attribute.ip() {
-                Some(group) if !group.is_unspecified() => odd.note(format_args!("remote {group}")),
-                _ => {}
-            },
-            _ => unlike_default(attribute).into_iter().for_each(|name| odd.note(name)),
+/// Compares the name word by word, with its closing NUL and the padding behind it.
+fn by_name(names: &[LinkName]) -> Vec<SockFilter> {
+    let mut body = Vec::from(find(ATTRIBUTES, IFLA_IFNAME));
+    for name in names {
+        let mut bytes = [name.as_str().as_bytes(), b"\0"].concat();
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        let words = bytes.len() / 4;
+        for (place, word) in bytes.chunks_exact(4).enumerate() {
+            let rest = 2 * (words - place - 1) + 1;
+            body.push(load(BPF_W | BPF_IND, 4 + 4 * place as u32));
+            body.push(equal(word.iter().fold(0, |all, byte| all << 8 | u32::from(*byte)), 0, rest as u8));
         }
+        body.push(ACCEPT);
     }
-    Tunnel { row, uplink, odd }
-}
-
-fn unlike_default(attribute: Attribute<'_>) -> Option<&'static str> {
-    let (_, name, default) = VXLAN_DEFAULTS.iter().find(|(kind, ..)| *kind == attribute.kind)?;
-    // A flag has no value: its presence means yes.
-    (attribute.value.0 != *default).then_some(name)
+    body.push(REFUSE);
+    body
 }
 
 /// Creates the device as flannel does (flannel-compat 6.1), down. Fails with the uplink's name if that device does not
@@ -230,7 +162,7 @@ pub(crate) fn add(link: &Link, devices: &Devices) -> Result<Message, LinkName> {
     message.u32(IFLA_MTU, link.mtu).u32(libc::IFLA_TXQLEN, 0);
     match &link.kind {
         LinkKind::Vxlan(vxlan) => {
-            let uplink = vxlan.uplink.map(|name| devices.index(name).ok_or(name)).transpose()?;
+            let uplink = vxlan.uplink.map(|name| devices.need(name)).transpose()?;
             message.nest(IFLA_LINKINFO, |info| {
                 info.text(IFLA_INFO_KIND, "vxlan").nest(IFLA_INFO_DATA, |data| {
                     in_place(data, vxlan).u32(IFLA_VXLAN_ID, vxlan.vni);

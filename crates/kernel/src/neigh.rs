@@ -3,9 +3,16 @@
 use std::net::IpAddr;
 
 use libc::{NDA_DST, NDA_LLADDR};
+use plan::owned::Owned;
 use plan::state::Neighbour;
-use plan::{LinkName, Mac};
+use plan::{Kind, LinkName, Mac, Verb};
 
+use crate::devices::Devices;
+use crate::error::Error;
+use crate::filter::{News, OwnWrites, by_index};
+use crate::kind::{NetlinkKind, Step, Writable};
+use crate::reading::{Reading, append};
+use crate::socket::Netlink;
 use crate::wire::{Message, Odd, Part, family_of};
 
 const NDA_FLAGS_EXT: u16 = 15;
@@ -22,8 +29,56 @@ const STATES: [(u16, &str); 7] = [
     (libc::NUD_NOARP, "noarp"),
 ];
 
-/// Starts a message about neighbours of a device: `struct ndmsg`, without attributes.
-pub(crate) fn message(kind: u16, flags: libc::c_int, family: u8, index: u32, ntf: u8) -> Message {
+impl NetlinkKind for Neighbour {
+    const NEWS: Option<News> = Some(News {
+        name: Self::NAME,
+        // Neighbours of all families, with AF_BRIDGE: the FDB.
+        groups: &[libc::RTNLGRP_NEIGH],
+        types: [libc::RTM_NEWNEIGH, libc::RTM_DELNEIGH],
+        own_writes: OwnWrites::Dropped,
+        selection: Some(|interest| by_index(interest.links.iter().copied())),
+    });
+
+    fn read(reading: &mut Reading<'_>, owned: &Owned) -> Result<Vec<Self>, Error> {
+        let links = reading.devices.indexes(&owned.links);
+        entries(reading.netlink, "read the neighbours", libc::AF_UNSPEC as u8, &links, decode)
+    }
+}
+
+impl Writable for Neighbour {
+    fn step(&self, verb: Verb, devices: &Devices) -> Result<Step<'_>, LinkName> {
+        let mut message = request(verb, family_of(self.address), devices.need(self.link)?, 0);
+        message.ip(NDA_DST, self.address);
+        if !verb.deletes() {
+            message.put(NDA_LLADDR, &self.mac.0);
+        }
+        Ok(Step::Send(message))
+    }
+}
+
+/// Reads neighbours or FDB entries, one device at a time: foreign ones may be very many.
+pub(crate) fn entries<T>(
+    netlink: &mut Netlink,
+    what: &'static str,
+    family: u8,
+    links: &[(LinkName, u32)],
+    decode: fn(Part<'_>, LinkName) -> Option<T>,
+) -> Result<Vec<T>, Error> {
+    let mut all = Vec::new();
+    for &(name, of_it) in links {
+        let decode = |part: Part<'_>| decode(part, name).filter(|_| index(part) == of_it);
+        append(&mut all, netlink.rows(what, dump_request(family, of_it), decode)?);
+    }
+    Ok(all)
+}
+
+/// Starts the request of an op on a neighbour or FDB entry of a device: `struct ndmsg`, without attributes.
+pub(crate) fn request(verb: Verb, family: u8, index: u32, ntf: u8) -> Message {
+    let (kind, flags) = if verb.deletes() {
+        (libc::RTM_DELNEIGH, 0)
+    } else {
+        (libc::RTM_NEWNEIGH, libc::NLM_F_CREATE | libc::NLM_F_REPLACE)
+    };
     let [low, high] = libc::NUD_PERMANENT.to_ne_bytes();
     Message::new(kind, flags, &[&[family, 0, 0, 0], &index.to_ne_bytes(), &[low, high, ntf, 0]])
 }
@@ -103,17 +158,4 @@ fn address_and_mac(part: Part<'_>) -> (Option<IpAddr>, Option<Mac>) {
         }
     }
     (address, mac)
-}
-
-pub(crate) fn add(row: &Neighbour, index: u32) -> Message {
-    let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-    let mut message = message(libc::RTM_NEWNEIGH, flags, family_of(row.address), index, 0);
-    message.ip(NDA_DST, row.address).put(NDA_LLADDR, &row.mac.0);
-    message
-}
-
-pub(crate) fn delete(row: &Neighbour, index: u32) -> Message {
-    let mut message = message(libc::RTM_DELNEIGH, 0, family_of(row.address), index, 0);
-    message.ip(NDA_DST, row.address);
-    message
 }

@@ -1,18 +1,21 @@
 //! Next hop objects (Linux 5.3) with ids of ours. Groups and other shapes that we do not create go into `unknown`.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use plan::LinkName;
 use plan::input::NextHop;
-use plan::owned::NEXTHOPS;
+use plan::owned::{NEXTHOPS, Owned};
 use plan::state::Nexthop;
+use plan::{Kind, LinkName, Verb};
 
-use crate::link::Devices;
+use crate::devices::Devices;
+use crate::error::Error;
+use crate::filter::{News, OwnWrites};
+use crate::kind::{NetlinkKind, Step, Writable};
+use crate::reading::{Objects, Reading};
 use crate::wire::{Body, Message, Odd, Part, family_of};
 
-pub(crate) const RTM_NEWNEXTHOP: u16 = 104;
-pub(crate) const RTM_DELNEXTHOP: u16 = 105;
+const RTM_NEWNEXTHOP: u16 = 104;
+const RTM_DELNEXTHOP: u16 = 105;
 const RTM_GETNEXTHOP: u16 = 106;
 
 const NHA_ID: u16 = 1;
@@ -25,15 +28,43 @@ const NHA_FDB: u16 = 11;
 const RTNH_F_DEAD: u32 = 1;
 const RTNH_F_ONLINK: u32 = 4;
 
-pub(crate) fn dump_request() -> Message {
-    Message::new(RTM_GETNEXTHOP, libc::NLM_F_DUMP, &[&[0; 8]])
+impl NetlinkKind for Nexthop {
+    const NEWS: Option<News> = Some(News {
+        name: Self::NAME,
+        groups: &[libc::RTNLGRP_NEXTHOP],
+        types: [RTM_NEWNEXTHOP, RTM_DELNEXTHOP],
+        own_writes: OwnWrites::Dropped,
+        selection: None,
+    });
+
+    fn read(reading: &mut Reading<'_>, _: &Owned) -> Result<Vec<Self>, Error> {
+        read(reading)
+    }
 }
 
-/// Next hop objects of others, which routes of the underlay may use.
-#[derive(Debug, Default)]
-pub(crate) struct Objects {
-    single: BTreeMap<u32, NextHop>,
-    groups: BTreeMap<u32, Vec<u32>>,
+impl Writable for Nexthop {
+    fn step(&self, verb: Verb, devices: &Devices) -> Result<Step<'_>, LinkName> {
+        Ok(Step::Send(if verb.deletes() { delete(self.id) } else { add(self, devices.need(self.link)?) }))
+    }
+}
+
+/// Reads the next hop objects: returns ours, and leaves those of others in `reading`.
+pub(crate) fn read(reading: &mut Reading<'_>) -> Result<Vec<Nexthop>, Error> {
+    let Reading { netlink, devices, objects, .. } = reading;
+    let (ours, others) = netlink.rows_and(
+        "read the next hops",
+        dump_request(),
+        |(ours, others): &mut (Vec<_>, Objects), part| {
+            ours.extend(decode(part, devices));
+            others.collect(part, devices);
+        },
+    )?;
+    *objects = others;
+    Ok(ours)
+}
+
+fn dump_request() -> Message {
+    Message::new(RTM_GETNEXTHOP, libc::NLM_F_DUMP, &[&[0; 8]])
 }
 
 impl Objects {
@@ -60,13 +91,6 @@ impl Objects {
             Some(members) => _ = self.groups.insert(id, members),
             None => _ = self.single.insert(id, hop),
         }
-    }
-
-    /// Returns the next hops of an object or of a group's members; empty for an unknown object.
-    pub(crate) fn hops(&self, id: u32) -> Vec<NextHop> {
-        let one = [id];
-        let members = self.groups.get(&id).map_or(&one[..], |members| &members[..]);
-        members.iter().filter_map(|member| self.single.get(member).copied()).collect()
     }
 }
 
@@ -107,7 +131,7 @@ fn no_link() -> LinkName {
     "?".parse().expect("one character")
 }
 
-pub(crate) fn add(row: &Nexthop, index: u32) -> Message {
+fn add(row: &Nexthop, index: u32) -> Message {
     let flags = if row.onlink { RTNH_F_ONLINK } else { 0 };
     let header = [family_of(row.gateway), 0, row.protocol, 0];
     let replace = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
@@ -117,7 +141,7 @@ pub(crate) fn add(row: &Nexthop, index: u32) -> Message {
 }
 
 /// Deletes an object. The kernel deletes the routes through it, too.
-pub(crate) fn delete(id: u32) -> Message {
+fn delete(id: u32) -> Message {
     let mut message = Message::new(RTM_DELNEXTHOP, 0, &[&[0; 8]]);
     message.u32(NHA_ID, id);
     message

@@ -5,15 +5,21 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use libc::{RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PRIORITY, RTA_TABLE};
-use plan::LinkName;
+use libc::{BPF_ABS, BPF_B, BPF_IND, BPF_W, RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PRIORITY, RTA_TABLE};
 use plan::input::{NextHop, RouteDetails, RouteFacts};
-use plan::state::{Route, RoutePath, WORST_METRIC};
+use plan::owned::Owned;
+use plan::state::{MAIN_TABLE, Route, RoutePath, WORST_METRIC};
 use plan::subnet_alloc::Range;
+use plan::{Kind, LinkName, Verb};
+use socket2::SockFilter;
 
-use crate::link::Devices;
-use crate::nexthop::Objects;
-use crate::wire::{Attribute, Body, Message, Odd, Part, family_of};
+use crate::devices::Devices;
+use crate::error::{Cause, Error};
+use crate::filter::{Interest, News, OwnWrites, REFUSE, accept_if, find, load};
+use crate::kind::{NetlinkKind, Outcome, Step, Writable};
+use crate::reading::{Objects, Reading, append};
+use crate::socket::Netlink;
+use crate::wire::{Attribute, Body, FAMILIES, HEADER, Message, Odd, Part, family_of};
 
 const RTA_VIA: u16 = 18;
 const RTA_PREF: u16 = 20;
@@ -34,12 +40,92 @@ const IPV6_METRIC: u32 = 1024;
 /// Index of the loopback device in every network namespace; IPv6 attaches blackhole and unreachable routes to it.
 const LOOPBACK: u32 = 1;
 
-/// Routes that a dump yields: our rows, and facts about the underlay.
-#[derive(Default)]
-pub(crate) struct Routes {
-    pub(crate) rows: Vec<Route>,
-    pub(crate) underlay: Vec<RouteFacts>,
+/// Offset of the table in `rtmsg`.
+const TABLE: u32 = HEADER as u32 + 4;
+/// Offset of the attributes behind `rtmsg`.
+const ATTRIBUTES: u32 = HEADER as u32 + 12;
+
+impl NetlinkKind for Route {
+    const NEWS: Option<News> = Some(News {
+        name: Self::NAME,
+        groups: &[libc::RTNLGRP_IPV4_ROUTE, libc::RTNLGRP_IPV6_ROUTE],
+        types: [libc::RTM_NEWROUTE, libc::RTM_DELROUTE],
+        own_writes: OwnWrites::Dropped,
+        selection: Some(selection),
+    });
+
+    fn read(reading: &mut Reading<'_>, owned: &Owned) -> Result<Vec<Self>, Error> {
+        let networks: Vec<IpNet> = owned.all_networks().copied().collect();
+        let tables: Vec<u32> = owned.all_tables().collect();
+        read(reading, &owned.pods, &networks, &tables)
+    }
 }
+
+impl Writable for Route {
+    fn step(&self, verb: Verb, devices: &Devices) -> Result<Step<'_>, LinkName> {
+        Ok(Step::Send(if verb.deletes() { delete(self, devices)? } else { add(self, devices)? }))
+    }
+
+    /// Tries a route that was refused as invalid once more, in two steps.
+    fn refused(
+        &self,
+        verb: Verb,
+        cause: Cause,
+        netlink: &mut Netlink,
+        devices: &Devices,
+    ) -> Result<Outcome, Cause> {
+        let again = cause.errno() == Some(libc::EINVAL) && !verb.deletes();
+        match again.then(|| add_in_steps(self, devices)).flatten() {
+            Some(steps) => netlink.ask_each(steps).map(|()| Outcome::Done),
+            None => Err(cause),
+        }
+    }
+}
+
+/// Reads the routes. Rows come from `tables`, inside the networks. Facts, which are left in `reading`, always come from
+/// the main table, without routes to pods.
+pub(crate) fn read(
+    reading: &mut Reading<'_>,
+    pods: &[Range],
+    networks: &[IpNet],
+    tables: &[u32],
+) -> Result<Vec<Route>, Error> {
+    let Reading { netlink, devices, objects, routes, .. } = reading;
+    let mut rows = Vec::new();
+    let others = tables.iter().copied().filter(|table| *table != MAIN_TABLE);
+    let all: Vec<u32> = std::iter::once(MAIN_TABLE).chain(others).collect();
+    for family in FAMILIES {
+        for &table in &all {
+            let inside = if tables.contains(&table) { networks } else { &[] };
+            let outside = (table == MAIN_TABLE).then_some(pods);
+            let bounds = Bounds { family, table, inside, outside, devices, objects };
+            let (found, mut facts) =
+                netlink.rows_and("read the routes", bounds.dump_request(), |all, part| {
+                    bounds.collect(all, part);
+                })?;
+            append(&mut rows, found);
+            routes.append(&mut facts);
+        }
+    }
+    Ok(rows)
+}
+
+/// Accepts the messages about our tables.
+fn selection(interest: &Interest) -> Vec<SockFilter> {
+    let mut body = vec![load(BPF_B | BPF_ABS, TABLE)];
+    let (short, long): (Vec<u32>, Vec<u32>) = interest.tables.iter().partition(|table| **table < 256);
+    short.iter().for_each(|table| body.extend(accept_if(*table)));
+    if !long.is_empty() {
+        body.extend(find(ATTRIBUTES, RTA_TABLE));
+        body.push(load(BPF_W | BPF_IND, 4));
+        long.iter().for_each(|table| body.extend(accept_if(table.to_be())));
+    }
+    body.push(REFUSE);
+    body
+}
+
+/// Rows, and facts about the underlay.
+pub(crate) type Routes = (Vec<Route>, Vec<RouteFacts>);
 
 /// Selection of routes from the dump of one table of one family.
 pub(crate) struct Bounds<'a> {
@@ -56,13 +142,13 @@ pub(crate) struct Bounds<'a> {
 }
 
 impl Bounds<'_> {
-    pub(crate) fn dump_request(&self) -> Message {
+    fn dump_request(&self) -> Message {
         let mut message = Message::new(libc::RTM_GETROUTE, libc::NLM_F_DUMP, &[&[self.family], &[0; 11]]);
         message.u32(RTA_TABLE, self.table);
         message
     }
 
-    pub(crate) fn collect(&self, all: &mut Routes, part: Part<'_>) {
+    pub(crate) fn collect(&self, (rows, facts): &mut Routes, part: Part<'_>) {
         let body = part.body;
         // If a family is switched off, the kernel answers with the routes of other families.
         if body.u8(0) != self.family || body.u32(8) & libc::RTM_F_CLONED != 0 {
@@ -70,11 +156,11 @@ impl Bounds<'_> {
         }
         let Some(destination) = destination(body) else { return };
         if self.inside.iter().any(|network| network.contains(&destination)) {
-            all.rows.extend(self.row(body, destination));
+            rows.extend(self.row(body, destination));
         }
         let to_pods = |pods: &[Range]| pods.iter().any(|range| range.covers(&destination));
         if self.outside.is_some_and(|pods| !to_pods(pods)) && body.u8(7) == libc::RTN_UNICAST {
-            all.underlay.push(self.facts(body, destination));
+            facts.push(self.facts(body, destination));
         }
     }
 
@@ -233,7 +319,7 @@ fn via(attribute: Attribute<'_>) -> Option<IpAddr> {
     Attribute { kind: RTA_GATEWAY, value: address }.ip()
 }
 
-pub(crate) fn add(row: &Route, devices: &Devices) -> Result<Message, LinkName> {
+fn add(row: &Route, devices: &Devices) -> Result<Message, LinkName> {
     message(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, row, devices)
 }
 
@@ -241,7 +327,7 @@ pub(crate) fn add(row: &Route, devices: &Devices) -> Result<Message, LinkName> {
 /// onlink gateway while the main table leads to it through another device. So the first message leads the destination
 /// to the device alone, the second one to the gateway. Unlike after a deletion, no packet takes the default route
 /// meanwhile. Returns `None` for all other routes.
-pub(crate) fn add_in_steps(row: &Route, devices: &Devices) -> Option<[Message; 2]> {
+fn add_in_steps(row: &Route, devices: &Devices) -> Option<[Message; 2]> {
     let RoutePath::Via { gateway, link, onlink: true } = row.path else { return None };
     let first = Route { path: RoutePath::Link(link), ..row.clone() };
     let needed = gateway.is_ipv6() && row.destination.contains(&gateway);
@@ -250,7 +336,7 @@ pub(crate) fn add_in_steps(row: &Route, devices: &Devices) -> Option<[Message; 2
 
 /// Returns the message that deletes exactly that route, even if several have its key. The exception: the kernel does
 /// not distinguish an IPv6 route through a next hop object from a plain one.
-pub(crate) fn delete(row: &Route, devices: &Devices) -> Result<Message, LinkName> {
+fn delete(row: &Route, devices: &Devices) -> Result<Message, LinkName> {
     let mut message = message(libc::RTM_DELROUTE, 0, row, devices)?;
     if row.destination.addr().is_ipv6() {
         if row.metric == 0 {
@@ -285,9 +371,9 @@ fn message(kind: u16, flags: libc::c_int, row: &Route, devices: &Devices) -> Res
     }
     match row.path {
         RoutePath::Via { gateway, link, .. } => {
-            message.ip(RTA_GATEWAY, gateway).u32(RTA_OIF, devices.index(link).ok_or(link)?);
+            message.ip(RTA_GATEWAY, gateway).u32(RTA_OIF, devices.need(link)?);
         }
-        RoutePath::Link(link) => _ = message.u32(RTA_OIF, devices.index(link).ok_or(link)?),
+        RoutePath::Link(link) => _ = message.u32(RTA_OIF, devices.need(link)?),
         RoutePath::Nexthop(id) => _ = message.u32(RTA_NH_ID, id),
         RoutePath::Unreachable | RoutePath::Blackhole | RoutePath::Other => {}
     }

@@ -3,8 +3,15 @@
 use ipnet::IpNet;
 use plan::owned::{Owned, PROTOCOL};
 use plan::state::Rule;
+use plan::{Kind, LinkName, Verb};
 
-use crate::wire::{Message, Odd, Part, family_of};
+use crate::devices::Devices;
+use crate::error::{Cause, Error};
+use crate::filter::{News, OwnWrites};
+use crate::kind::{NetlinkKind, Outcome, Step, Writable};
+use crate::reading::Reading;
+use crate::socket::Netlink;
+use crate::wire::{FAMILIES, Message, Odd, Part, family_of};
 
 const FRA_DST: u16 = 1;
 const FRA_PRIORITY: u16 = 6;
@@ -31,7 +38,48 @@ const ODD_ATTRIBUTES: [(u16, &str); 13] = [
     (24, "dport"),
 ];
 
-pub(crate) fn dump_request(family: u8) -> Message {
+impl NetlinkKind for Rule {
+    const NEWS: Option<News> = Some(News {
+        name: Self::NAME,
+        groups: &[libc::RTNLGRP_IPV4_RULE, libc::RTNLGRP_IPV6_RULE],
+        types: [libc::RTM_NEWRULE, libc::RTM_DELRULE],
+        own_writes: OwnWrites::Reported,
+        selection: None,
+    });
+
+    fn read(reading: &mut Reading<'_>, owned: &Owned) -> Result<Vec<Self>, Error> {
+        let mut all = Vec::new();
+        for family in FAMILIES {
+            let decode = |part: Part<'_>| decode(part, family, owned);
+            all.append(&mut reading.netlink.rows("read the rules", dump_request(family), decode)?);
+        }
+        Ok(all)
+    }
+}
+
+impl Writable for Rule {
+    fn stands_alone(&self, verb: Verb) -> bool {
+        verb == Verb::Replace
+    }
+
+    fn step(&self, verb: Verb, _: &Devices) -> Result<Step<'_>, LinkName> {
+        Ok(match verb {
+            Verb::Add => Step::Send(add(self)),
+            // The kernel replaces no rule. If none exists yet, only the result of the second request matters.
+            Verb::Replace => Step::alone(|netlink| {
+                let _ = netlink.ask_each([clear(self)]);
+                netlink.ask_each([add(self)])
+            }),
+            Verb::Recreate | Verb::Delete => Step::Send(delete(self)),
+        })
+    }
+
+    fn refused(&self, _: Verb, cause: Cause, _: &mut Netlink, _: &Devices) -> Result<Outcome, Cause> {
+        if cause.errno() == Some(libc::EEXIST) { Ok(Outcome::Already) } else { Err(cause) }
+    }
+}
+
+fn dump_request(family: u8) -> Message {
     Message::new(libc::RTM_GETRULE, libc::NLM_F_DUMP, &[&[family], &[0; 11]])
 }
 
@@ -68,19 +116,19 @@ pub(crate) fn decode(part: Part<'_>, family: u8, owned: &Owned) -> Option<Rule> 
     (ours && inside).then(|| Rule { priority, to, table, protocol, unknown: odd.to_unknown() })
 }
 
-pub(crate) fn add(row: &Rule) -> Message {
+fn add(row: &Rule) -> Message {
     message(libc::RTM_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_EXCL, row)
 }
 
 /// Deletes whatever rule has this destination and priority.
-pub(crate) fn clear(row: &Rule) -> Message {
+fn clear(row: &Rule) -> Message {
     let (address, prefix) = (row.to.addr(), row.to.prefix_len());
     let mut message = Message::new(libc::RTM_DELRULE, 0, &[&[family_of(address), prefix], &[0; 10]]);
     message.ip(FRA_DST, address).u32(FRA_PRIORITY, row.priority);
     message
 }
 
-pub(crate) fn delete(row: &Rule) -> Message {
+fn delete(row: &Rule) -> Message {
     message(libc::RTM_DELRULE, 0, row)
 }
 

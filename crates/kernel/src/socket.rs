@@ -32,6 +32,8 @@ pub(crate) struct Netlink {
     pub(crate) port: u32,
     datagram: Vec<u8>,
     sequence: u32,
+    /// Largest number of rows that a dump has yielded; room for that many is reserved.
+    most: usize,
 }
 
 /// Meaning of one message of an answer.
@@ -71,7 +73,39 @@ impl Netlink {
             Ok((socket, port))
         };
         let (socket, port) = open().map_err(|error: io::Error| Cause::from(&error))?;
-        Ok(Self { socket, port, datagram: Vec::with_capacity(DATAGRAM), sequence: 0 })
+        Ok(Self { socket, port, datagram: Vec::with_capacity(DATAGRAM), sequence: 0, most: 0 })
+    }
+
+    /// Reads a dump into a list. A missing table, device, family or kind of object yields no rows. Fails if the dump fails
+    /// or changes during each reading; `what` names the reading in the error, such as `read the rules`.
+    pub(crate) fn rows<T>(
+        &mut self,
+        what: &'static str,
+        request: Message,
+        decode: impl Fn(Part<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        self.rows_and(what, request, |all: &mut (Vec<T>, ()), part| all.0.extend(decode(part)))
+            .map(|all| all.0)
+    }
+
+    /// Reads a dump as [`Self::rows`] does, into a list and something beside it.
+    pub(crate) fn rows_and<T, B: Default>(
+        &mut self,
+        what: &'static str,
+        request: Message,
+        mut each: impl FnMut(&mut (Vec<T>, B), Part<'_>),
+    ) -> Result<(Vec<T>, B), Error> {
+        let most = self.most;
+        let dump = self.dump(request, |all: &mut (Vec<T>, B), part| {
+            // Growing a list costs more than reserved pages that stay untouched.
+            if all.0.capacity() == 0 {
+                all.0.reserve(most);
+            }
+            each(all, part);
+        });
+        let all = present(dump).map_err(|cause| Error::new(what, cause))?;
+        self.most = most.max(all.0.len());
+        Ok(all)
     }
 
     /// Reads a whole dump into `A`, and again while the kernel reports that the data changed meanwhile. Fails with
@@ -238,6 +272,17 @@ fn until_whole<A>(mut read: impl FnMut() -> Result<Option<A>, Cause>) -> Result<
     Err(Cause::Torn)
 }
 
+/// Turns the error for a missing table, device, family or kind of object into an empty result.
+fn present<A: Default>(dump: Result<A, Cause>) -> Result<A, Cause> {
+    match dump {
+        Err(Cause::Refused {
+            errno: libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP | libc::EAFNOSUPPORT,
+            ..
+        }) => Ok(A::default()),
+        other => other,
+    }
+}
+
 fn ends(part: Part<'_>) -> bool {
     matches!(i32::from(part.kind), libc::NLMSG_DONE | libc::NLMSG_ERROR)
 }
@@ -358,7 +403,7 @@ mod tests {
     #[test]
     fn a_late_answer_to_a_request_given_up_is_passed_over() {
         let mut netlink = Netlink::open().unwrap();
-        let mut request = crate::link::dump_request();
+        let mut request = crate::addr::dump_request();
         send(&netlink.socket, request.seal(1, true)).unwrap();
         netlink.sequence = 1;
         let mut lookup = crate::route::lookup_request([127, 0, 0, 1].into());

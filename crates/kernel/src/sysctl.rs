@@ -5,9 +5,11 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use plan::state::Sysctl;
+use plan::{LinkName, Verb};
 
+use crate::devices::Devices;
 use crate::error::Cause;
-use crate::link::Devices;
+use crate::kind::{Step, Writable};
 use crate::wire::Message;
 
 /// Directory of all sysctls that are written.
@@ -29,7 +31,25 @@ pub(crate) fn read(path: &str) -> Option<Sysctl> {
     Some(Sysctl { path: path.into(), value: value.trim().into() })
 }
 
-pub(crate) fn write(row: &Sysctl) -> Result<(), Cause> {
+/// A sysctl is written whatever the verb: it cannot be absent.
+impl Writable for Sysctl {
+    fn stands_alone(&self, _: Verb) -> bool {
+        true
+    }
+
+    /// Writes the file. If it is read-only, as in containers, netlink sets some settings of a device.
+    fn step<'a>(&'a self, _: Verb, devices: &'a Devices) -> Result<Step<'a>, LinkName> {
+        Ok(Step::alone(move |netlink| match write(self) {
+            Err(cause) if cause.is_denial() => match message(self, devices) {
+                Some(message) => netlink.ask_each([message]),
+                None => Err(cause),
+            },
+            other => other,
+        }))
+    }
+}
+
+fn write(row: &Sysctl) -> Result<(), Cause> {
     // `fs::write` would try to create the file.
     let file = fs::File::options().write(true).open(file(&row.path));
     file.and_then(|mut file| file.write_all(row.value.as_bytes())).map_err(|error| Cause::from(&error))
@@ -37,7 +57,7 @@ pub(crate) fn write(row: &Sysctl) -> Result<(), Cause> {
 
 /// Returns a message that writes the sysctl by netlink. `None` unless it is `rp_filter` or `forwarding` of IPv4 for an
 /// existing device. Netlink only shows the settings of IPv6.
-pub(crate) fn message(row: &Sysctl, devices: &Devices) -> Option<Message> {
+fn message(row: &Sysctl, devices: &Devices) -> Option<Message> {
     let (device, setting) = row.path.strip_prefix("net/ipv4/conf/")?.rsplit_once('/')?;
     let setting = match setting {
         "rp_filter" => IPV4_DEVCONF_RP_FILTER,

@@ -12,52 +12,36 @@ use socket2::SockRef;
 use crate::Kernel;
 use crate::echo::Echoes;
 use crate::error::{Cause, Error};
-use crate::filter::Interest;
+use crate::filter::{Interest, News};
 use crate::socket::{RECEIVE_BUFFER, receive};
 use crate::wire::{Part, parts};
-use crate::{link, nexthop};
-
-const GROUPS: [u32; 9] = [
-    libc::RTNLGRP_LINK,
-    libc::RTNLGRP_IPV4_IFADDR,
-    libc::RTNLGRP_IPV6_IFADDR,
-    libc::RTNLGRP_IPV4_ROUTE,
-    libc::RTNLGRP_IPV6_ROUTE,
-    // Neighbours of all families, with AF_BRIDGE: the FDB.
-    libc::RTNLGRP_NEIGH,
-    libc::RTNLGRP_IPV4_RULE,
-    libc::RTNLGRP_IPV6_RULE,
-    libc::RTNLGRP_NEXTHOP,
-];
+use crate::{kind, link};
 
 /// Size in bytes of the buffer for one datagram; larger than any single notification.
 const DATAGRAM: usize = 32 * 1024;
 
-/// Kind of object that changed.
+/// Subject of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    Link,
-    Address,
-    Route,
-    /// A neighbour or an FDB entry.
-    Neighbour,
-    Nexthop,
-    Rule,
-    /// A traffic rule of nftables or iptables.
+pub enum Change {
+    /// Objects of the kind with this name, such as `route`. FDB entries count as neighbours.
+    Object(&'static str),
+    /// Traffic rules of nftables or iptables.
     Firewall,
     /// Lost notifications: there were more than the socket could hold.
     Overrun,
 }
 
-impl fmt::Display for Kind {
+impl Change {
+    /// Returns the change of objects of that kind.
+    pub const fn of<K: plan::Kind>() -> Self {
+        Self::Object(K::NAME)
+    }
+}
+
+impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Link => "link",
-            Self::Address => "address",
-            Self::Route => "route",
-            Self::Neighbour => "neighbour",
-            Self::Nexthop => "nexthop",
-            Self::Rule => "rule",
+            Self::Object(name) => name,
             Self::Firewall => "firewall",
             Self::Overrun => "overrun",
         })
@@ -67,7 +51,7 @@ impl fmt::Display for Kind {
 /// A change in the kernel: a hint to read again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
-    pub kind: Kind,
+    pub change: Change,
     /// Name of the device, for a link event.
     pub link: Option<LinkName>,
 }
@@ -95,7 +79,7 @@ impl Watch {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         SockRef::from(&socket).set_recv_buffer_size(bytes)?;
-        GROUPS.iter().try_for_each(|group| socket.add_membership(*group))?;
+        kind::news().flat_map(|news| news.groups).try_for_each(|group| socket.add_membership(*group))?;
         Ok(Self { socket: Arc::new(socket), datagram: Vec::with_capacity(DATAGRAM), echoes })
     }
 
@@ -111,7 +95,7 @@ impl Watch {
             match receive(&self.socket, &mut self.datagram) {
                 Ok(()) => {}
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                    return Ok(Event { kind: Kind::Overrun, link: None });
+                    return Ok(Event { change: Change::Overrun, link: None });
                 }
                 Err(error) => return Err(Error::new("wait for changes", Cause::from(&error))),
             }
@@ -126,20 +110,13 @@ impl Watch {
 impl Filter {
     /// Replaces the filter in one step. Fails if the kernel refuses the program.
     pub fn set(&self, interest: &Interest) -> Result<(), Error> {
-        let attached = SockRef::from(&*self.0).attach_filter(&interest.program());
+        let news: Vec<News> = kind::news().collect();
+        let attached = SockRef::from(&*self.0).attach_filter(&interest.program(&news));
         attached.map_err(|error| Error::new("set the filter of the monitor socket", Cause::from(&error)))
     }
 }
 
 pub(crate) fn event(part: Part<'_>) -> Option<Event> {
-    let kind = match part.kind {
-        libc::RTM_NEWLINK | libc::RTM_DELLINK => Kind::Link,
-        libc::RTM_NEWADDR | libc::RTM_DELADDR => Kind::Address,
-        libc::RTM_NEWROUTE | libc::RTM_DELROUTE => Kind::Route,
-        libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => Kind::Neighbour,
-        nexthop::RTM_NEWNEXTHOP | nexthop::RTM_DELNEXTHOP => Kind::Nexthop,
-        libc::RTM_NEWRULE | libc::RTM_DELRULE => Kind::Rule,
-        _ => return None,
-    };
-    Some(Event { kind, link: if kind == Kind::Link { link::name(part) } else { None } })
+    let news = kind::news().find(|news| news.types.contains(&part.kind))?;
+    Some(Event { change: Change::Object(news.name), link: link::named_in(part) })
 }

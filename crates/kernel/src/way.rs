@@ -6,11 +6,10 @@ use ipnet::IpNet;
 use plan::firewall::Packet;
 use plan::input::{Way, WayAnswer};
 
-use crate::dump::FAMILIES;
+use crate::devices::Devices;
 use crate::error::Cause;
-use crate::link::Devices;
 use crate::socket::Netlink;
-use crate::wire::{Attribute, Message, Part, family_of};
+use crate::wire::{Attribute, FAMILIES, Message, Part, family_of};
 
 const RTM_F_LOOKUP_TABLE: u32 = 0x1000;
 const RTM_F_FIB_MATCH: u32 = 0x2000;

@@ -14,6 +14,9 @@ pub(crate) const HEADER: usize = 16;
 
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
+/// Both IP families, as message headers carry them.
+pub(crate) const FAMILIES: [u8; 2] = [libc::AF_INET as u8, libc::AF_INET6 as u8];
+
 /// Returns the address family as message headers carry it: `AF_INET` or `AF_INET6`.
 pub(crate) const fn family_of(address: IpAddr) -> u8 {
     (if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }) as u8

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use kernel::{FirewallWatch, Kernel, Kind, LegacyWatch, Watch};
+use kernel::{Change, FirewallWatch, Kernel, LegacyWatch, Watch};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use store::View;
@@ -78,7 +78,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     let monitor = Watch::open(&kernel).context("opening the kernel's monitor")?;
     let filter = monitor.filter();
     hear_of_rules(&kernel, flags, &bell)?;
-    spawn("monitor", listen(monitor, |monitor| monitor.wait().map(|event| event.kind), &bell))?;
+    spawn("monitor", listen(monitor, |monitor| monitor.wait().map(|event| event.change), &bell))?;
     Reconciler {
         kernel,
         filter,
@@ -129,13 +129,13 @@ fn check_open_files() -> anyhow::Result<()> {
 /// iptables-legacy have to be polled.
 fn hear_of_rules(kernel: &Kernel, flags: &Flags, bell: &Bell) -> anyhow::Result<()> {
     match FirewallWatch::open(kernel) {
-        Ok(rules) => spawn("rules", listen(rules, |rules| rules.wait().map(|()| Kind::Firewall), bell))?,
+        Ok(rules) => spawn("rules", listen(rules, |rules| rules.wait().map(|()| Change::Firewall), bell))?,
         // A kernel without nf_tables has no such rules.
         Err(error) => debug!("{error}"),
     }
     let wait = |rules: &mut LegacyWatch| {
         rules.wait();
-        Ok(Kind::Firewall)
+        Ok(Change::Firewall)
     };
     spawn("legacy rules", listen(LegacyWatch::new(flags.rules.iptables_resync), wait, bell))
 }
@@ -206,18 +206,18 @@ async fn ring_on_change(mut view: watch::Receiver<View>, bell: Bell) {
 /// an overrun after 1 s.
 fn listen<M: Send + 'static>(
     mut monitor: M,
-    wait: fn(&mut M) -> Result<Kind, kernel::Error>,
+    wait: fn(&mut M) -> Result<Change, kernel::Error>,
     bell: &Bell,
 ) -> impl FnOnce() + Send + use<M> {
     let bell = bell.clone();
     move || {
         loop {
-            let kind = wait(&mut monitor).unwrap_or_else(|error| {
+            let change = wait(&mut monitor).unwrap_or_else(|error| {
                 error!("cannot receive events of the kernel, reconciling every second instead: {error}");
                 thread::sleep(Duration::from_secs(1));
-                Kind::Overrun
+                Change::Overrun
             });
-            bell.ring(Cause::Kernel(kind));
+            bell.ring(Cause::Kernel(change));
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use kernel::Kind;
+use kernel::Change;
 
 use crate::notify;
 
@@ -28,7 +28,7 @@ pub(crate) enum Cause {
     /// The store reported a change, or answered a request for our lease.
     Leases,
     /// The kernel changed, or more changed than the monitor could receive.
-    Kernel(Kind),
+    Kernel(Change),
     /// The health of a peer has changed, or whether probes can be sent.
     Verdicts,
     /// A delayed op or check is due.
@@ -44,7 +44,7 @@ pub(crate) enum Cause {
 impl Cause {
     /// Returns true if the traffic rules may have changed since they were last read.
     pub(crate) fn is_about_rules(&self) -> bool {
-        matches!(self, Self::Start | Self::Hangup | Self::Kernel(Kind::Firewall | Kind::Overrun))
+        matches!(self, Self::Start | Self::Hangup | Self::Kernel(Change::Firewall | Change::Overrun))
     }
 }
 
@@ -53,7 +53,7 @@ impl fmt::Display for Cause {
         match self {
             Self::Start => f.write_str("start"),
             Self::Leases => f.write_str("leases"),
-            Self::Kernel(kind) => kind.fmt(f),
+            Self::Kernel(change) => change.fmt(f),
             Self::Verdicts => f.write_str("health"),
             Self::Retry => f.write_str("retry"),
             Self::Asked => f.write_str("twill diff"),
@@ -130,7 +130,7 @@ impl Trigger {
             }
         }
         if self.rules.swap(false, Ordering::AcqRel) {
-            causes.insert(Cause::Kernel(Kind::Firewall));
+            causes.insert(Cause::Kernel(Change::Firewall));
         }
         self.next_look = Instant::now() + self.period;
         causes
@@ -153,15 +153,17 @@ impl Trigger {
 
 #[cfg(test)]
 mod tests {
+    use plan::state::{Neighbour, Route};
+
     use super::*;
 
     #[test]
     fn causes_in_quick_succession_make_one_round() {
         let (bell, mut trigger) = channel();
-        bell.ring(Cause::Kernel(Kind::Route));
+        bell.ring(Cause::Kernel(Change::of::<Route>()));
         bell.ring(Cause::Leases);
-        bell.ring(Cause::Kernel(Kind::Route));
-        assert_eq!(trigger.wait(None), Causes::from([Cause::Leases, Cause::Kernel(Kind::Route)]));
+        bell.ring(Cause::Kernel(Change::of::<Route>()));
+        assert_eq!(trigger.wait(None), Causes::from([Cause::Leases, Cause::Kernel(Change::of::<Route>())]));
     }
 
     #[test]
@@ -171,7 +173,7 @@ mod tests {
         let stopped = stop.clone();
         let unrest = std::thread::spawn(move || {
             while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
-                bell.ring(Cause::Kernel(Kind::Neighbour));
+                bell.ring(Cause::Kernel(Change::of::<Neighbour>()));
                 std::thread::yield_now();
             }
         });

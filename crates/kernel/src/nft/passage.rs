@@ -13,8 +13,8 @@ use super::netlink::{self, number};
 use super::program::{self, BRIDGE, Byte, FORWARD, Found, INET, INGRESS, NETDEV, PREROUTING, View};
 use super::{NFT, Nft};
 use crate::command;
+use crate::devices::Devices;
 use crate::error::Cause;
-use crate::link::Devices;
 use crate::socket::Netlink;
 use crate::walk::{Chains, Fate, Truth, Verdict, Walk, walk};
 

@@ -4,9 +4,9 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kernel::{Event, Filter, Kernel, Kind, Watch};
+use kernel::{Change, Event, Filter, Kernel, Watch};
 use lab::Timing::{Free, Timed};
-use plan::state::Link;
+use plan::state::{Address, Link, Neighbour, Nexthop, Route, Rule};
 
 use crate::scene::*;
 
@@ -41,12 +41,12 @@ fn ear(kernel: &mut Kernel) -> Ear {
 }
 
 impl Ear {
-    /// Asserts that `line` causes an event of that kind, about that device if there is one.
+    /// Asserts that `line` causes an event about that change, and about that device if one is given.
     #[track_caller]
-    fn hears(&self, kind: Kind, link: Option<&str>, line: &str) {
+    fn hears(&self, change: Change, link: Option<&str>, line: &str) {
         self.quiet();
         sh(line);
-        let event = Event { kind, link: link.map(name) };
+        let event = Event { change, link: link.map(name) };
         let heard = lab::until(SOON, || self.events.try_iter().any(|heard| heard == event).then_some(()));
         assert!(heard.is_some(), "`{line}` brought no {event:?}");
         while self.events.recv_timeout(Duration::from_millis(100)).is_ok() {}
@@ -65,26 +65,34 @@ fn what_is_ours_wakes() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let ear = ear(&mut kernel);
-        ear.hears(Kind::Link, Some("flannel.1"), "ip link set flannel.1 mtu 1400");
-        ear.hears(Kind::Link, Some("eth0"), "ip link set eth0 mtu 1499");
-        ear.hears(Kind::Address, None, "ip addr add 10.244.1.0/32 dev flannel.1");
-        ear.hears(Kind::Address, None, "ip addr add fd00:10:244:1::/128 dev flannel.1");
-        ear.hears(Kind::Address, None, "ip addr add 192.0.2.5/24 dev eth0");
+        ear.hears(Change::of::<Link>(), Some("flannel.1"), "ip link set flannel.1 mtu 1400");
+        ear.hears(Change::of::<Link>(), Some("eth0"), "ip link set eth0 mtu 1499");
+        ear.hears(Change::of::<Address>(), None, "ip addr add 10.244.1.0/32 dev flannel.1");
+        ear.hears(Change::of::<Address>(), None, "ip addr add fd00:10:244:1::/128 dev flannel.1");
+        ear.hears(Change::of::<Address>(), None, "ip addr add 192.0.2.5/24 dev eth0");
         ear.hears(
-            Kind::Neighbour,
+            Change::of::<Neighbour>(),
             None,
             "ip neigh add 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent",
         );
-        ear.hears(Kind::Neighbour, None, "ip neigh del 10.244.2.0 dev flannel.1");
-        ear.hears(Kind::Neighbour, None, "bridge fdb add 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2");
-        ear.hears(Kind::Neighbour, None, "bridge fdb del 02:00:00:00:00:02 dev flannel.1");
-        ear.hears(Kind::Route, None, "ip route add 10.244.2.0/24 via 192.0.2.2");
-        ear.hears(Kind::Route, None, "ip route del 10.244.2.0/24");
-        ear.hears(Kind::Route, None, "ip -6 route add fd00:10:244:2::/64 via 2001:db8::2");
-        ear.hears(Kind::Nexthop, None, "ip nexthop add id 5 via 192.0.2.5 dev eth0");
-        ear.hears(Kind::Rule, None, "ip rule add to 10.244.0.0/16 lookup 7777");
-        ear.hears(Kind::Rule, None, "ip -6 rule add to fd00:10:244::/48 lookup 7777");
-        ear.hears(Kind::Link, Some("moved"), "ip link set flannel.1 down; ip link set flannel.1 name moved");
+        ear.hears(Change::of::<Neighbour>(), None, "ip neigh del 10.244.2.0 dev flannel.1");
+        ear.hears(
+            Change::of::<Neighbour>(),
+            None,
+            "bridge fdb add 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.2",
+        );
+        ear.hears(Change::of::<Neighbour>(), None, "bridge fdb del 02:00:00:00:00:02 dev flannel.1");
+        ear.hears(Change::of::<Route>(), None, "ip route add 10.244.2.0/24 via 192.0.2.2");
+        ear.hears(Change::of::<Route>(), None, "ip route del 10.244.2.0/24");
+        ear.hears(Change::of::<Route>(), None, "ip -6 route add fd00:10:244:2::/64 via 2001:db8::2");
+        ear.hears(Change::of::<Nexthop>(), None, "ip nexthop add id 5 via 192.0.2.5 dev eth0");
+        ear.hears(Change::of::<Rule>(), None, "ip rule add to 10.244.0.0/16 lookup 7777");
+        ear.hears(Change::of::<Rule>(), None, "ip -6 rule add to fd00:10:244::/48 lookup 7777");
+        ear.hears(
+            Change::of::<Link>(),
+            Some("moved"),
+            "ip link set flannel.1 down; ip link set flannel.1 name moved",
+        );
     });
 }
 
@@ -117,8 +125,12 @@ fn what_we_write_ourselves_wakes_nobody() {
             applies(&mut kernel, &[replace(fdb(remote))]);
             ear.quiet();
         }
-        ear.hears(Kind::Neighbour, None, "bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.4");
-        ear.hears(Kind::Neighbour, None, "bridge fdb del 02:00:00:00:00:02 dev flannel.1");
+        ear.hears(
+            Change::of::<Neighbour>(),
+            None,
+            "bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 192.0.2.4",
+        );
+        ear.hears(Change::of::<Neighbour>(), None, "bridge fdb del 02:00:00:00:00:02 dev flannel.1");
         for row in [route.clone(), six] {
             applies(&mut kernel, &[add(row.clone())]);
             ear.quiet();
@@ -126,11 +138,15 @@ fn what_we_write_ourselves_wakes_nobody() {
             ear.quiet();
         }
         applies(&mut kernel, &[add(route)]);
-        ear.hears(Kind::Route, None, "ip route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink");
+        ear.hears(
+            Change::of::<Route>(),
+            None,
+            "ip route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink",
+        );
         ear.quiet();
         let smaller = Link { mtu: 1400, ..flannel() };
         applies(&mut kernel, &[replace(link(smaller))]);
-        assert_eq!(ear.events.recv_timeout(SOON).unwrap().kind, Kind::Link);
+        assert_eq!(ear.events.recv_timeout(SOON).unwrap().change, Change::of::<Link>());
     });
 }
 
@@ -146,8 +162,12 @@ fn what_is_not_ours_wakes_nobody() {
             ip route add 10.244.2.0/24 via 192.0.2.2 table 7777; ip route add 10.244.2.0/24 via 192.0.2.2 table 200
             ip link del flannel.10; ip link del br0");
         // Routes that vanished with the devices were in foreign tables, except for those of the main table.
-        let woken: Vec<_> =
-            ear.events.try_iter().map(|event| event.kind).filter(|kind| *kind != Kind::Route).collect();
+        let woken: Vec<_> = ear
+            .events
+            .try_iter()
+            .map(|event| event.change)
+            .filter(|change| *change != Change::of::<Route>())
+            .collect();
         assert_eq!(woken, []);
     });
 }
@@ -159,19 +179,23 @@ fn a_filter_is_replaced_while_the_watch_waits() {
         let ear = ear(&mut kernel);
         // The new device has an index that the filter does not know, so its name decides.
         let made = "ip link del flannel.1; ip link add flannel.1 type vxlan id 1 dev eth0 local 192.0.2.1 dstport 8472";
-        ear.hears(Kind::Link, Some("flannel.1"), made);
+        ear.hears(Change::of::<Link>(), Some("flannel.1"), made);
         sh("ip neigh add 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent");
         ear.quiet();
         ear.filter.set(&seen(&mut kernel).interest).unwrap();
-        ear.hears(Kind::Neighbour, None, "ip neigh del 10.244.2.0 dev flannel.1");
+        ear.hears(Change::of::<Neighbour>(), None, "ip neigh del 10.244.2.0 dev flannel.1");
 
         sh("ip route add 10.244.3.0/24 via 192.0.2.3 table 7777");
         ear.quiet();
         let long = plan::owned::Owned { table: 7777, ..owned() };
         ear.filter.set(&kernel.dump(&long).unwrap().interest).unwrap();
-        ear.hears(Kind::Route, None, "ip route del 10.244.3.0/24 via 192.0.2.3 table 7777");
-        ear.hears(Kind::Route, None, "ip -6 route add fd00:10:244:2::/64 via 2001:db8::2 table 7777");
-        ear.hears(Kind::Route, None, "ip route add 198.51.100.0/24 via 192.0.2.3");
+        ear.hears(Change::of::<Route>(), None, "ip route del 10.244.3.0/24 via 192.0.2.3 table 7777");
+        ear.hears(
+            Change::of::<Route>(),
+            None,
+            "ip -6 route add fd00:10:244:2::/64 via 2001:db8::2 table 7777",
+        );
+        ear.hears(Change::of::<Route>(), None, "ip route add 198.51.100.0/24 via 192.0.2.3");
         sh(
             "ip route add 10.244.3.0/24 via 192.0.2.3 table 7778; ip route add 10.244.3.0/24 via 192.0.2.3 table 200",
         );
@@ -204,7 +228,7 @@ fn a_storm_of_foreign_neighbours_costs_nothing() {
         ear.quiet();
         assert!(cost < Duration::from_millis(3), "of {took:?}");
         ear.hears(
-            Kind::Neighbour,
+            Change::of::<Neighbour>(),
             None,
             "ip neigh add 10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent",
         );
@@ -228,7 +252,7 @@ fn an_overrun_is_told() {
             })
             .collect();
         ip_batch(&lines);
-        assert_eq!(watch.wait().unwrap(), Event { kind: Kind::Overrun, link: None });
-        while watch.wait().unwrap().kind != Kind::Neighbour {}
+        assert_eq!(watch.wait().unwrap(), Event { change: Change::Overrun, link: None });
+        while watch.wait().unwrap().change != Change::of::<Neighbour>() {}
     });
 }

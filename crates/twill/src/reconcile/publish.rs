@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
-use kernel::Kind;
+use kernel::Change;
+use plan::state::Link;
 use plan::text::printed;
 use plan::{Object, Op, Path, PeerPath};
 use tracing::info;
@@ -36,7 +37,7 @@ impl Reconciler {
         uplink: Carrier,
         diverted: Vec<IpNet>,
     ) {
-        self.memory.link_changes += u64::from(causes.contains(&Cause::Kernel(Kind::Link)));
+        self.memory.link_changes += u64::from(causes.contains(&Cause::Kernel(Change::of::<Link>())));
         let targets = Targets {
             node: Some(self.node.clone()),
             mac: uplink.mac,
