@@ -515,6 +515,13 @@ impl<'a> Draft<'a> {
         self.fdb.sort_unstable();
         self.fdb.dedup();
         let nexthops = nexthops::lead(self.config.ipv4, has_nexthops(observed), &mut self.routes);
+        let traffic_rules = State {
+            nft_tables: firewall.tables.into(),
+            nft_chains: firewall.chains.into(),
+            nft_elements: firewall.elements.into(),
+            iptables: firewall.iptables.into(),
+            ..State::default()
+        };
         let state = State {
             nexthops: nexthops.into(),
             sysctls: self.sysctls.into(),
@@ -524,10 +531,7 @@ impl<'a> Draft<'a> {
             neighbours: self.neighbours.into(),
             routes: self.routes.into(),
             rules: rules(self.config, self.node).collect(),
-            nft_tables: firewall.tables.into(),
-            nft_chains: firewall.chains.into(),
-            nft_elements: firewall.elements.into(),
-            iptables: firewall.iptables.into(),
+            ..traffic_rules
         };
         let subnets: Vec<_> = self.peers.iter().map(|peer| peer.subnet).collect();
         self.owned.passages = passages::passages(self.config, self.node, &subnets);

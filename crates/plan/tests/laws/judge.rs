@@ -9,7 +9,7 @@ use plan::lease::Lease;
 use plan::netconf::NetConf;
 use plan::state::{LinkKind, Route, RoutePath};
 use plan::subnet_alloc::{Asker, Choice, Origin};
-use plan::{LinkName, Object, Op, Row, Setting, State, Table, Verb};
+use plan::{LinkName, Object, Op, Row, Setting, State, Table, Verb, for_each_kind};
 use proptest::prelude::*;
 
 use super::scene::{Fate, Scene};
@@ -93,21 +93,15 @@ fn rows_like(state: &State, object: &Object) -> [usize; 2] {
         let same_key = rows.iter().filter(|have| have.cmp_key(row).is_eq());
         [same_key.clone().count(), same_key.filter(|have| *have == row).count()]
     }
-    match object {
-        Object::Sysctl(Setting { row, .. }) => count(&state.sysctls, row),
-        Object::Link(row) => count(&state.links, row),
-        Object::LinkUp(name) => [state.links.iter().filter(|link| link.name == *name).count(); 2],
-        Object::Address(row) => count(&state.addresses, row),
-        Object::Fdb(row) => count(&state.fdb, row),
-        Object::Neighbour(row) => count(&state.neighbours, row),
-        Object::Nexthop(row) => count(&state.nexthops, row),
-        Object::Route(row) => count(&state.routes, row),
-        Object::Rule(row) => count(&state.rules, row),
-        Object::NftTable(row) => count(&state.nft_tables, row),
-        Object::NftChain(row) => count(&state.nft_chains, row),
-        Object::NftElement(row) => count(&state.nft_elements, row),
-        Object::Iptables(row) => count(&state.iptables, row),
+    macro_rules! counts {
+        ($($table:ident: $variant:ident($payload:ty) of $row:ty,)*) => {
+            match object {
+                $(Object::$variant(row) => count::<$row>(&state.$table, row),)*
+                Object::LinkUp(name) => [state.links.iter().filter(|link| link.name == *name).count(); 2],
+            }
+        };
     }
+    for_each_kind!(counts)
 }
 
 /// Returns true if an op deletes a desired row that exists once.

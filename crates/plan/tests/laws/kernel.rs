@@ -1,80 +1,37 @@
 //! A model of the kernel: the effect of each op on the rows, and the ops that are refused. It was written from the manuals and
 //! from trials on a real kernel, never from the code under test. Rows have the kernel's own order, which a `State` lacks.
 
-use plan::firewall::{IptablesChain, NftChain, NftChainName, NftElement, NftTable};
+use plan::firewall::{NftChain, NftChainName, NftTable};
 use plan::input::Family;
-use plan::state::{
-    Address, FdbEntry, Link, LinkKind, Neighbour, Nexthop, Route, RoutePath, Rule, State, Sysctl,
-};
-use plan::{LinkName, Object, Op, Row, Setting, Table, Verb};
+use plan::state::{Link, LinkKind, RoutePath, State, Sysctl};
+use plan::{LinkName, Object, Op, Row, Setting, Verb, for_each_kind};
 
-/// Rows of every kind, in the kernel's order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Rows {
-    pub(crate) sysctls: Vec<Sysctl>,
-    pub(crate) links: Vec<Link>,
-    pub(crate) addresses: Vec<Address>,
-    pub(crate) fdb: Vec<FdbEntry>,
-    pub(crate) neighbours: Vec<Neighbour>,
-    pub(crate) nexthops: Vec<Nexthop>,
-    pub(crate) routes: Vec<Route>,
-    pub(crate) rules: Vec<Rule>,
-    pub(crate) nft_tables: Vec<NftTable>,
-    pub(crate) nft_chains: Vec<NftChain>,
-    pub(crate) nft_elements: Vec<NftElement>,
-    pub(crate) iptables: Vec<IptablesChain>,
+macro_rules! rows {
+    ($($table:ident: $variant:ident($payload:ty) of $row:ty,)*) => {
+        /// Rows of every kind, in the kernel's order.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub(crate) struct Rows {
+            $(pub(crate) $table: Vec<$row>,)*
+        }
+
+        impl Rows {
+            pub(crate) fn state(&self) -> State {
+                State { $($table: self.$table.iter().cloned().collect(),)* }
+            }
+
+            pub(crate) fn of(state: &State) -> Self {
+                Self { $($table: state.$table.to_vec(),)* }
+            }
+
+            pub(crate) fn extend(&mut self, other: &Self) {
+                $(self.$table.extend_from_slice(&other.$table);)*
+            }
+        }
+    };
 }
+for_each_kind!(rows);
 
 impl Rows {
-    pub(crate) fn state(&self) -> State {
-        State {
-            sysctls: table(&self.sysctls),
-            links: table(&self.links),
-            addresses: table(&self.addresses),
-            fdb: table(&self.fdb),
-            neighbours: table(&self.neighbours),
-            nexthops: table(&self.nexthops),
-            routes: table(&self.routes),
-            rules: table(&self.rules),
-            nft_tables: table(&self.nft_tables),
-            nft_chains: table(&self.nft_chains),
-            nft_elements: table(&self.nft_elements),
-            iptables: table(&self.iptables),
-        }
-    }
-
-    pub(crate) fn of(state: &State) -> Self {
-        Self {
-            sysctls: state.sysctls.to_vec(),
-            links: state.links.to_vec(),
-            addresses: state.addresses.to_vec(),
-            fdb: state.fdb.to_vec(),
-            neighbours: state.neighbours.to_vec(),
-            nexthops: state.nexthops.to_vec(),
-            routes: state.routes.to_vec(),
-            rules: state.rules.to_vec(),
-            nft_tables: state.nft_tables.to_vec(),
-            nft_chains: state.nft_chains.to_vec(),
-            nft_elements: state.nft_elements.to_vec(),
-            iptables: state.iptables.to_vec(),
-        }
-    }
-
-    pub(crate) fn extend(&mut self, other: &Self) {
-        self.sysctls.extend_from_slice(&other.sysctls);
-        self.links.extend_from_slice(&other.links);
-        self.addresses.extend_from_slice(&other.addresses);
-        self.fdb.extend_from_slice(&other.fdb);
-        self.neighbours.extend_from_slice(&other.neighbours);
-        self.nexthops.extend_from_slice(&other.nexthops);
-        self.routes.extend_from_slice(&other.routes);
-        self.rules.extend_from_slice(&other.rules);
-        self.nft_tables.extend_from_slice(&other.nft_tables);
-        self.nft_chains.extend_from_slice(&other.nft_chains);
-        self.nft_elements.extend_from_slice(&other.nft_elements);
-        self.iptables.extend_from_slice(&other.iptables);
-    }
-
     pub(crate) fn link(&self, name: LinkName) -> Option<&Link> {
         self.links.iter().find(|link| link.name == name)
     }
@@ -98,10 +55,6 @@ impl Rows {
     pub(crate) fn flush_neighbours(&mut self, name: LinkName) {
         self.neighbours.retain(|row| row.link != name);
     }
-}
-
-fn table<T: Row>(rows: &[T]) -> Table<T> {
-    rows.iter().cloned().collect()
 }
 
 /// Returns the path of the only sysctl that flannel sets for a device.
