@@ -3,6 +3,7 @@
 
 pub mod alloc;
 pub mod host_gw;
+mod tunnel;
 pub mod vxlan;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use crate::fields::Fields;
 use crate::input::{Config, Family, Underlay, Uplink};
 use crate::lease::{Announced, Lease, Vtep};
 use crate::{LinkName, Mac};
+pub use tunnel::TunnelKind;
 use vxlan::Direct;
 
 /// Backend with its options (flannel-compat 2.3).
@@ -24,6 +26,11 @@ pub enum Backend {
     Vxlan(vxlan::Options),
     HostGw,
     Alloc,
+}
+
+/// Returns the name of the backend by which a peer with that tunnel is reached; without a tunnel it is host-gw.
+pub fn name_of(tunnel: Option<TunnelKind>) -> &'static str {
+    tunnel.map_or(Backend::HostGw.name(), TunnelKind::label)
 }
 
 /// Parses a type's name in any case; the backend has default options. The error lists the names.

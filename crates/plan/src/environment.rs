@@ -78,7 +78,7 @@ fn refused(config: &Config, told: &Firewalld) -> Option<NodeFault> {
 mod tests {
     use super::*;
     use crate::Path;
-    use crate::backend::Backend;
+    use crate::backend::{Backend, TunnelKind};
     use crate::netconf::NetConf;
     use crate::state::Sysctl;
 
@@ -136,8 +136,12 @@ mod tests {
             (0..count).map(peer).collect()
         };
         let told = |peers: &[PeerPath]| told(&environment(&config(), &underlay, &State::default(), peers));
-        assert_eq!(told(&peers(Path::Vxlan, false, 5000)), [""; 0], "the router is their only next hop");
-        for path in [Path::Direct, Path::Vxlan] {
+        assert_eq!(
+            told(&peers(Path::Tunnel(TunnelKind::Vxlan), false, 5000)),
+            [""; 0],
+            "the router is their only next hop"
+        );
+        for path in [Path::Direct, Path::Tunnel(TunnelKind::Vxlan)] {
             assert_eq!(told(&peers(path, true, 819)), [""; 0]);
             let near = &told(&peers(path, true, 820))[0];
             assert!(near.ends_with("Run: sysctl -w net/ipv4/neigh/default/gc_thresh3=2048"), "{near}");

@@ -10,6 +10,7 @@ mod verdict {
 
 use std::time::Duration;
 
+use plan::backend::TunnelKind;
 use plan::verdict::{Answer, Finding, Judge, Local, Probe, Sample, Way};
 use plan::{Path, PeerPath};
 use proptest::prelude::*;
@@ -93,13 +94,21 @@ fn each_fault_of_a_direct_path_is_found_within_three_seconds_and_the_way_left() 
             let (_, found_name) =
                 found(Sim::new(peer(1, Path::Direct, false)), phase, link(), limit(name, phase));
             assert_eq!(found_name, name, "host-gw, {phase}");
-            let (mut world, found_name) =
-                found(Sim::new(peer(1, Path::Vxlan, true)), phase, link(), limit(name, phase));
+            let (mut world, found_name) = found(
+                Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true)),
+                phase,
+                link(),
+                limit(name, phase),
+            );
             assert_eq!(found_name, name, "auto, {phase}");
             if name != "large packets lost" {
                 assert_eq!(world.way(0), Some(Way::Tunnel), "{name}");
                 world.run(SECOND);
-                assert_eq!((world.sims[0].peer.path, world.sims[0].switches), (Path::Vxlan, 2), "{name}");
+                assert_eq!(
+                    (world.sims[0].peer.path, world.sims[0].switches),
+                    (Path::Tunnel(TunnelKind::Vxlan), 2),
+                    "{name}"
+                );
             }
             if name == "refused" {
                 world.run(SECOND * 20);
@@ -114,7 +123,7 @@ fn a_near_peer_that_is_lost_is_known_within_2_42_seconds() {
     // In the second range a closer look is lost just before.
     for phase in (0..8000).step_by(50).chain((12_000..12_300).step_by(10)) {
         for by_evidence in [true, false] {
-            found(Sim::new(peer(1, Path::Vxlan, by_evidence)), phase, nothing(), NEAR);
+            found(Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), by_evidence)), phase, nothing(), NEAR);
         }
     }
 }
@@ -132,7 +141,7 @@ fn each_fault_of_a_tunnel_is_found_within_three_seconds() {
     for (name, on_link, link) in cases {
         // The phases cover all other probes of a healthy tunnel.
         for phase in (0..4000).step_by(93) {
-            let mut sim = Sim::new(peer(1, Path::Vxlan, false));
+            let mut sim = Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), false));
             sim.peer.on_link = on_link;
             let sim = Sim::new(sim.peer);
             assert_eq!(found(sim, phase, link(), limit(name, phase)).1, name, "{phase}");
@@ -143,7 +152,7 @@ fn each_fault_of_a_tunnel_is_found_within_three_seconds() {
 #[test]
 fn the_largest_size_is_found_to_a_few_bytes() {
     for mtu in [576, 900, 1280, 1379, 1400, 1442] {
-        let (world, _) = found(Sim::new(peer(1, Path::Vxlan, false)), 0, big(mtu), SOON);
+        let (world, _) = found(Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), false)), 0, big(mtu), SOON);
         let Finding::LostAbove { mtu: found } = world.finding(0) else { panic!("{:?}", world.finding(0)) };
         assert!(found <= mtu && mtu - found < 5, "{mtu}: {found}");
         assert_eq!(world.sims[0].judge.health().mtu, Some(found));
@@ -194,7 +203,8 @@ fn tunnel_packets_in_fragments_are_told_with_the_size_that_stays_whole() {
         Probe::NodeSized(size) if size > 1400 => None,
         _ => Some(came(probe)),
     });
-    let (world, name) = found(Sim::new(peer(1, Path::Vxlan, false)), 0, whole, SECOND * 10);
+    let (world, name) =
+        found(Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), false)), 0, whole, SECOND * 10);
     let Finding::Fragmented { mtu } = world.finding(0) else { panic!("{name}") };
     assert!((1395..=1400).contains(&mtu), "{mtu}");
     for phase in (0..4000).step_by(93) {
@@ -202,7 +212,7 @@ fn tunnel_packets_in_fragments_are_told_with_the_size_that_stays_whole() {
             Probe::NodeSized(size) if size > 1400 => Some(Answer::TooBig { mtu: 1400 }),
             _ => Some(came(probe)),
         });
-        let (world, _) = found(Sim::new(peer(1, Path::Vxlan, false)), phase, told, SOON);
+        let (world, _) = found(Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), false)), phase, told, SOON);
         assert_eq!(world.finding(0), Finding::Fragmented { mtu: 1400 });
     }
 }
@@ -216,15 +226,16 @@ fn a_checksum_fault_takes_several_pairs_and_silence_is_none() {
         })
     };
     for phase in (0..4000).step_by(93) {
-        let sim = Sim::new(peer(1, Path::Vxlan, false));
+        let sim = Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), false));
         assert_eq!(found(sim, phase, pairs(false, true), SECOND * 10).1, "checksum fault", "{phase}");
     }
-    let (mut world, _) = found(Sim::new(peer(1, Path::Vxlan, false)), 0, pairs(false, true), SECOND * 10);
+    let (mut world, _) =
+        found(Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), false)), 0, pairs(false, true), SECOND * 10);
     world.sims[0].link = pairs(true, true);
     world.run(SECOND * 4);
     assert_eq!(world.finding(0), Finding::Healthy);
     for link in [pairs(false, false), only(|probe| probe != Probe::Checksum)] {
-        let mut sim = Sim::new(peer(1, Path::Vxlan, false));
+        let mut sim = Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), false));
         sim.link = link;
         let mut world = World::new(vec![sim], 1);
         world.run(SECOND * 120);
@@ -292,7 +303,7 @@ fn what_cannot_be_asked_or_was_never_answered_is_no_fault() {
         assert_eq!(world.finding(0).name(), "next hop silent");
     }
     // In the next case, ICMP is filtered from the start.
-    let mut sim = Sim::new(peer(1, Path::Vxlan, true));
+    let mut sim = Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true));
     sim.link = only(|probe| matches!(probe, Probe::NextHop));
     let mut world = World::new(vec![sim], 1);
     world.run(SECOND * 60);
@@ -302,12 +313,12 @@ fn what_cannot_be_asked_or_was_never_answered_is_no_fault() {
 
 #[test]
 fn a_new_peer_goes_direct_when_it_is_proven_and_not_where_pod_addresses_are_dropped() {
-    let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], 1);
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true))], 1);
     world.run(Duration::from_millis(1800));
     assert_eq!(world.way(0), None, "it is proven over about a second");
     world.run(SECOND * 2);
     assert_eq!((world.way(0), world.sims[0].peer.path), (Some(Way::Direct), Path::Direct));
-    let mut sim = Sim::new(peer(1, Path::Vxlan, true));
+    let mut sim = Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true));
     sim.link = Box::new(|probe, _, _| (probe != Probe::Direct).then(|| came(probe)));
     let mut world = World::new(vec![sim], 1);
     world.run(SECOND * 4);
@@ -328,7 +339,7 @@ fn what_stands_at_the_start_is_kept() {
             _ => Some(came(probe)),
         })
     };
-    let mut sim = Sim::new(peer(1, Path::Vxlan, true));
+    let mut sim = Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true));
     sim.link = noarp();
     let mut world = World::new(vec![sim], 1);
     world.run(SECOND * 5);
@@ -343,7 +354,8 @@ fn what_stands_at_the_start_is_kept() {
 fn the_direct_way_is_taken_again_after_thirty_seconds_of_health_and_not_earlier() {
     for phase in (0..1000).step_by(171) {
         let cut = Box::new(|probe, used, _| (!on_segment(probe, used)).then(|| came(probe)));
-        let (mut world, _) = found(Sim::new(peer(1, Path::Vxlan, true)), phase, cut, SOON);
+        let (mut world, _) =
+            found(Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true)), phase, cut, SOON);
         world.run(SECOND * 20);
         assert_eq!(world.sims[0].switches, 2);
         world.sims[0].link = only(|_| true);
@@ -356,7 +368,7 @@ fn the_direct_way_is_taken_again_after_thirty_seconds_of_health_and_not_earlier(
 
 #[test]
 fn health_counts_from_when_the_way_was_left() {
-    let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], 1);
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true))], 1);
     world.run(SECOND * 100);
     world.sims[0].link = Box::new(|probe, used, _| (!on_segment(probe, used)).then(|| came(probe)));
     world.run_while(SOON, |world| world.way(0) == Some(Way::Direct));
@@ -374,13 +386,17 @@ fn health_counts_from_when_the_way_was_left() {
 fn who_answers_no_echo_directly_is_told_so_as_long_as_it_lasts() {
     let filtered = || -> Link {
         Box::new(|probe, used, _| {
-            let passes = probe == Probe::NextHop || (used == Path::Vxlan && path(probe));
+            let passes = probe == Probe::NextHop || (used == Path::Tunnel(TunnelKind::Vxlan) && path(probe));
             passes.then(|| came(probe))
         })
     };
     for phase in (0..1000).step_by(93) {
-        let (mut world, name) =
-            found(Sim::new(peer(1, Path::Vxlan, true)), phase, filtered(), limit("echo lost", phase));
+        let (mut world, name) = found(
+            Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true)),
+            phase,
+            filtered(),
+            limit("echo lost", phase),
+        );
         assert_eq!(name, "echo lost", "{phase}");
         world.run(SECOND * 60);
         assert_eq!((world.finding(0).name(), world.way(0)), ("echo lost", Some(Way::Tunnel)), "{phase}");
@@ -394,10 +410,15 @@ fn who_answers_no_echo_directly_is_told_so_as_long_as_it_lasts() {
 fn why_the_direct_way_was_left_is_no_reason_any_more_where_the_node_itself_is_heard() {
     for phase in (0..1000).step_by(93) {
         let filtered: Link = Box::new(|probe, used, _| {
-            (probe == Probe::NextHop || (used == Path::Vxlan && path(probe))).then(|| came(probe))
+            (probe == Probe::NextHop || (used == Path::Tunnel(TunnelKind::Vxlan) && path(probe)))
+                .then(|| came(probe))
         });
-        let (mut world, name) =
-            found(Sim::new(peer(1, Path::Vxlan, true)), phase, filtered, limit("echo lost", phase));
+        let (mut world, name) = found(
+            Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true)),
+            phase,
+            filtered,
+            limit("echo lost", phase),
+        );
         assert_eq!(name, "echo lost", "{phase}");
         world.run(SECOND * 20);
         world.sims[0].link = Box::new(|probe, used, _| (!on_segment(probe, used)).then(|| came(probe)));
@@ -419,7 +440,7 @@ fn one_that_flaps_is_left_once() {
     for ((up, down), latency) in periods.flat_map(|period| [(period, 1), (period, 250)]) {
         for phase in (0..up + down).step_by(149) {
             let about = format!("{up}/{down} ms, {latency} ms away, phase {phase}");
-            let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], phase);
+            let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true))], phase);
             world.latency = (Duration::from_millis(latency), Duration::from_millis(latency + 5));
             world.run(SECOND * 10 + Duration::from_millis(phase));
             assert_eq!(world.sims[0].switches, 1);
@@ -440,7 +461,8 @@ fn one_that_flaps_is_left_once() {
 
 #[test]
 fn one_that_loses_half_is_left() {
-    let mut world = World::new((1..=20).map(|n| Sim::new(peer(n, Path::Vxlan, true))).collect(), 5);
+    let mut world =
+        World::new((1..=20).map(|n| Sim::new(peer(n, Path::Tunnel(TunnelKind::Vxlan), true))).collect(), 5);
     world.run(SECOND * 10);
     // The loss applies to probes and to replies, so half of the replies are missing.
     world.loss = 0.293;
@@ -452,8 +474,11 @@ fn one_that_loses_half_is_left() {
 
 #[test]
 fn loss_by_chance_is_no_alarm() {
-    for (seed, path, evidence) in [(7, Path::Direct, false), (8, Path::Vxlan, true), (9, Path::Vxlan, false)]
-    {
+    for (seed, path, evidence) in [
+        (7, Path::Direct, false),
+        (8, Path::Tunnel(TunnelKind::Vxlan), true),
+        (9, Path::Tunnel(TunnelKind::Vxlan), false),
+    ] {
         let sims = (1..=30).map(|n| Sim::new(peer(n, path, evidence)));
         let mut world = World::new(sims.collect(), seed);
         world.loss = 0.02;
@@ -471,7 +496,10 @@ fn loss_by_chance_is_no_alarm() {
 #[test]
 fn where_most_are_silent_at_once_we_are_the_suspect_and_ways_stay() {
     for total in [4, 30] {
-        let mut world = World::new((1..=total).map(|n| Sim::new(peer(n, Path::Vxlan, true))).collect(), 3);
+        let mut world = World::new(
+            (1..=total).map(|n| Sim::new(peer(n, Path::Tunnel(TunnelKind::Vxlan), true))).collect(),
+            3,
+        );
         world.run(SECOND * 10);
         let dead = usize::from(total) * 3 / 4;
         world.sims.iter_mut().take(dead).for_each(|sim| sim.link = nothing());
@@ -493,7 +521,10 @@ fn where_most_are_silent_at_once_we_are_the_suspect_and_ways_stay() {
 #[test]
 fn that_others_are_silent_excuses_none_that_answers() {
     for phase in (0..1000).step_by(93) {
-        let mut world = World::new((1..=3).map(|n| Sim::new(peer(n, Path::Vxlan, true))).collect(), 3);
+        let mut world = World::new(
+            (1..=3).map(|n| Sim::new(peer(n, Path::Tunnel(TunnelKind::Vxlan), true))).collect(),
+            3,
+        );
         world.run(SECOND * 10 + Duration::from_millis(phase));
         world.sims[0].link = nothing();
         world.sims[1].link = nothing();
@@ -526,7 +557,7 @@ fn a_refusal_counts_while_it_is_said() {
     world.run(SECOND * 15);
     assert_eq!(world.finding(0).name(), "next hop silent");
     // Second case: the refusal came on another path.
-    let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], 1);
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true))], 1);
     world.run(SECOND * 20);
     world.sims[0].link = Box::new(|probe, way, _| match probe {
         Probe::Direct => refused(),
@@ -543,7 +574,7 @@ fn a_refusal_counts_while_it_is_said() {
     world.run(SECOND * 15);
     assert_eq!(world.finding(0).name(), "tunnel lost");
     // Third case: the peer has never been direct.
-    let mut sim = Sim::new(peer(1, Path::Vxlan, true));
+    let mut sim = Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true));
     sim.link = Box::new(|probe, _, _| if probe == Probe::Direct { refused() } else { Some(came(probe)) });
     let mut world = World::new(vec![sim], 1);
     world.run(SECOND * 20);
@@ -552,7 +583,7 @@ fn a_refusal_counts_while_it_is_said() {
 
 #[test]
 fn what_is_worse_is_told_at_once_where_something_was_wrong_already() {
-    let mut sim = Sim::new(peer(1, Path::Vxlan, true));
+    let mut sim = Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true));
     sim.link = only(|probe| probe != Probe::Direct);
     let mut world = World::new(vec![sim], 1);
     world.run(SECOND * 30);
@@ -564,7 +595,7 @@ fn what_is_worse_is_told_at_once_where_something_was_wrong_already() {
 
 #[test]
 fn a_smaller_size_is_told_soon() {
-    let (mut world, _) = found(Sim::new(peer(1, Path::Vxlan, false)), 0, big(1400), SOON);
+    let (mut world, _) = found(Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), false)), 0, big(1400), SOON);
     world.sims[0].link = big(1300);
     world.run(SECOND * 75);
     let Finding::LostAbove { mtu } = world.finding(0) else { panic!("{:?}", world.finding(0)) };
@@ -575,8 +606,10 @@ fn a_smaller_size_is_told_soon() {
 /// its uplink, for example.
 #[test]
 fn a_way_that_works_until_it_is_used_is_taken_ever_more_seldom() {
-    let mut sim = Sim::new(peer(1, Path::Vxlan, true));
-    sim.link = Box::new(|probe, way, _| (way == Path::Vxlan || !path(probe)).then(|| came(probe)));
+    let mut sim = Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true));
+    sim.link = Box::new(|probe, way, _| {
+        (way == Path::Tunnel(TunnelKind::Vxlan) || !path(probe)).then(|| came(probe))
+    });
     let mut world = World::new(vec![sim], 1);
     world.run(SECOND * 600);
     assert!(world.sims[0].switches <= 10, "{}", world.sims[0].switches);
@@ -615,10 +648,10 @@ fn a_second_address_of_a_machine_hides_no_other_reason() {
 
 #[test]
 fn off_the_segment_for_a_moment_is_no_health() {
-    let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], 3);
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true))], 3);
     let flicker = |world: &mut World| {
         let sim = &mut world.sims[0];
-        let path = Path::Vxlan;
+        let path = Path::Tunnel(TunnelKind::Vxlan);
         for on_link in [false, true] {
             sim.peer = plan::PeerPath { on_link, path, ..peer(1, path, on_link) };
             sim.judge.follow(sim.peer.clone(), verdict::world::local(), world.now);
@@ -641,7 +674,7 @@ fn off_the_segment_for_a_moment_is_no_health() {
 
 #[test]
 fn a_next_hop_that_answers_every_other_time_is_enough() {
-    for (path, evidence) in [(Path::Vxlan, true), (Path::Direct, false)] {
+    for (path, evidence) in [(Path::Tunnel(TunnelKind::Vxlan), true), (Path::Direct, false)] {
         let mut world = World::new(vec![Sim::new(peer(1, path, evidence))], 3);
         world.run(SECOND * 10);
         let count = std::cell::Cell::new(0);
@@ -684,7 +717,7 @@ fn a_detail_that_is_another_each_time_is_no_news() {
 
 #[test]
 fn a_peer_that_does_not_know_us_yet_has_time() {
-    let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], 3);
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true))], 3);
     world.sims[0].link = only(|probe| !path(probe) && probe != Probe::Direct);
     world.run(SECOND * 10);
     assert!(world.sims[0].asked[0].0 >= SECOND, "nor is it asked at once");
@@ -695,7 +728,7 @@ fn a_peer_that_does_not_know_us_yet_has_time() {
 
 #[test]
 fn datagrams_lost_one_by_one_are_no_checksum_fault() {
-    let sims = (1..=30).map(|n| Sim::new(peer(n, Path::Vxlan, false)));
+    let sims = (1..=30).map(|n| Sim::new(peer(n, Path::Tunnel(TunnelKind::Vxlan), false)));
     let mut world = World::new(sims.collect(), 5);
     world.loss = 0.05;
     world.run(SECOND * 900);
@@ -706,7 +739,7 @@ fn datagrams_lost_one_by_one_are_no_checksum_fault() {
 
 #[test]
 fn our_own_uplink_down_withdraws_nothing() {
-    let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], 3);
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true))], 3);
     world.run(SECOND * 10);
     world.sims[0].link = nothing();
     world.uplink_down = true;
@@ -719,7 +752,8 @@ fn our_own_uplink_down_withdraws_nothing() {
 
 #[test]
 fn long_dead_peers_do_not_make_us_the_suspect() {
-    let mut sims: Vec<Sim> = (1..=9).map(|n| Sim::new(peer(n, Path::Vxlan, true))).collect();
+    let mut sims: Vec<Sim> =
+        (1..=9).map(|n| Sim::new(peer(n, Path::Tunnel(TunnelKind::Vxlan), true))).collect();
     sims.iter_mut().skip(5).for_each(|sim| sim.link = nothing());
     let mut world = World::new(sims, 3);
     world.run(SECOND * 20);
@@ -732,7 +766,7 @@ fn long_dead_peers_do_not_make_us_the_suspect() {
 
 #[test]
 fn a_slow_pace_is_kept_and_a_quick_answer_found_all_the_same() {
-    let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, false))], 1);
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), false))], 1);
     world.pace = SECOND * 60;
     world.run(SECOND * 600);
     let asked = world.sims[0].asked.len();
@@ -748,7 +782,7 @@ fn a_slow_pace_is_kept_and_a_quick_answer_found_all_the_same() {
 #[test]
 fn one_that_something_may_have_happened_to_is_asked_by_then_if_not_twice_in_a_second() {
     let local = Local { uplink: "eth0".parse().unwrap(), mtu: 1500 };
-    let mut judge = Judge::new(peer(1, Path::Vxlan, false), local, Duration::ZERO);
+    let mut judge = Judge::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), false), local, Duration::ZERO);
     let asked = SECOND * 70;
     for sent in [SECOND, SECOND + Duration::from_millis(150), asked, asked + Duration::from_millis(150)] {
         for probe in judge.ask(sent, SECOND * 60) {
@@ -773,7 +807,7 @@ fn thousands_that_are_met_at_once_are_asked_one_after_the_other() {
         let [_, _, high, low] = n.to_be_bytes();
         let path = PeerPath {
             subnet: format!("10.{high}.{low}.0/24").parse().unwrap(),
-            ..peer(1, Path::Vxlan, false)
+            ..peer(1, Path::Tunnel(TunnelKind::Vxlan), false)
         };
         let mut judge = Judge::new(path, local, Duration::ZERO);
         while judge.next() < SECOND * 300 {
@@ -798,7 +832,7 @@ fn what_was_lost_on_another_way_is_not_held_against_this_one() {
     world.run(SECOND * 10);
     let now = world.now;
     let judge = &mut world.sims[0].judge;
-    judge.follow(peer(1, Path::Vxlan, true), verdict::world::local(), now);
+    judge.follow(peer(1, Path::Tunnel(TunnelKind::Vxlan), true), verdict::world::local(), now);
     for n in (1..=20).rev() {
         let sent = now - Duration::from_millis(n * 40);
         judge.hear(Sample { probe: Probe::Path, sent, answer: Answer::Lost });
@@ -819,7 +853,7 @@ fn what_was_lost_on_another_way_is_not_held_against_this_one() {
 
 #[test]
 fn latency_and_mtu_are_of_the_way_in_use() {
-    let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], 1);
+    let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true))], 1);
     world.run(SECOND * 10);
     let health = world.sims[0].judge.health();
     assert_eq!((health.latency, health.loss, health.mtu), (Some(LATENCY), 0, Some(1450)));
@@ -876,14 +910,14 @@ proptest! {
             peer.tunnel.iter_mut().for_each(|tunnel| tunnel.mtu = u32::MAX);
             peer
         };
-        let mut judge = Judge::new(peer(Path::Vxlan), local, Duration::ZERO);
+        let mut judge = Judge::new(peer(Path::Tunnel(TunnelKind::Vxlan)), local, Duration::ZERO);
         let (mut now, mut asked) = (Duration::ZERO, Vec::new());
         for (wait, probe, answer, ago, (follow, suspect, direct)) in steps {
             now += Duration::from_millis(wait);
             judge.hear(Sample { probe, sent: now.saturating_sub(Duration::from_millis(ago)), answer });
             judge.decide(now, suspect);
             if follow {
-                judge.follow(peer(if direct { Path::Direct } else { Path::Vxlan }), local, now);
+                judge.follow(peer(if direct { Path::Direct } else { Path::Tunnel(TunnelKind::Vxlan) }), local, now);
             }
             let probes = judge.ask(now, Duration::from_secs(pace));
             prop_assert!(judge.next() > now, "{:?} {:?}", judge.next(), now);

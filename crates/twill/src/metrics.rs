@@ -165,16 +165,11 @@ impl Metrics {
     }
 
     /// Shows the peers by path and by health, and the first [`FAULTS`] faulty ones. `switches` counts those that have
-    /// just switched to direct, and to the tunnel.
-    pub(crate) fn show_peers(&self, peers: &[PeerPath], healths: &[Health], switches: [u64; 2]) {
-        for (path, name) in [
-            (Path::Vxlan, "vxlan"),
-            (Path::Direct, "direct"),
-            (Path::Unreachable, "unreachable"),
-            (Path::Waiting, "waiting"),
-        ] {
+    /// just switched between direct and a tunnel, by the path that they have now.
+    pub(crate) fn show_peers(&self, peers: &[PeerPath], healths: &[Health], switches: &[(Path, u64)]) {
+        for path in Path::all() {
             let count = peers.iter().filter(|peer| peer.path == path).count();
-            self.peers.get_or_create(&ByPath { path: name }).set(count as i64);
+            self.peers.get_or_create(&ByPath { path: path.label() }).set(count as i64);
         }
         let always = [Finding::Healthy, Finding::Unverified];
         let mut counts = HashMap::from(always.map(|finding| (ByFinding { finding: finding.name() }, 0)));
@@ -190,8 +185,8 @@ impl Metrics {
         }
         self.peer_faults.count(faults);
         self.findings.set(counts);
-        for (to, count) in ["direct", "vxlan"].into_iter().zip(switches) {
-            self.switches.get_or_create(&ByWay { to }).inc_by(count);
+        for (path, count) in switches {
+            self.switches.get_or_create(&ByWay { to: path.label() }).inc_by(*count);
         }
     }
 
@@ -207,7 +202,7 @@ fn catch_up(counter: &Counter, count: u64) {
 
 #[cfg(test)]
 mod tests {
-    use plan::Path::Vxlan;
+    use plan::backend::TunnelKind;
 
     use super::*;
     use crate::report::peers::tests::{health, peer};
@@ -219,9 +214,10 @@ mod tests {
         // The first `healthy` of sixty peers are healthy.
         let shown = |healthy: u8| -> Vec<u8> {
             let finding = |number| if number <= healthy { Finding::Healthy } else { silent };
-            let peers: Vec<_> = (1..=60).map(|number| peer(number, Vxlan)).collect();
+            let peers: Vec<_> =
+                (1..=60).map(|number| peer(number, Path::Tunnel(TunnelKind::Vxlan))).collect();
             let healths: Vec<_> = (1..=60).map(|number| health(number, finding(number))).collect();
-            metrics.show_peers(&peers, &healths, [0, 0]);
+            metrics.show_peers(&peers, &healths, &[]);
             let text = metrics.text();
             let series = |number| {
                 let by = format!(r#"node="192.0.2.{number}",subnet="10.244.{number}.0/24",finding="silent""#);

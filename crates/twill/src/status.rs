@@ -169,6 +169,7 @@ pub(crate) fn fuzz(json: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use plan::backend::TunnelKind;
     use plan::verdict::Finding;
     use plan::{Path, PeerPath};
 
@@ -191,7 +192,7 @@ mod tests {
         let reason = Finding::Silent { node: [192, 0, 2, 3].into() };
         let known = format!("peer 10.244.3.0/24: silent: {reason}");
         let other = "peer 10.244.9.0/24: its subnet lies outside our network";
-        let report = report(&[peer(3, Path::Vxlan)], &[&known, other]);
+        let report = report(&[peer(3, Path::Tunnel(TunnelKind::Vxlan))], &[&known, other]);
         let page = page(&report, false);
         assert_eq!(page.matches("10.244.3.0/24").count(), 1, "{page}");
         assert!(page.contains(&format!("\nwarnings:\n  {other}\n")), "{page}");
@@ -200,7 +201,10 @@ mod tests {
 
     #[test]
     fn what_the_daemon_tells_is_what_is_shown() {
-        let told = report(&[peer(2, Path::Direct), peer(3, Path::Vxlan)], &["uplink eth0 is down"]);
+        let told = report(
+            &[peer(2, Path::Direct), peer(3, Path::Tunnel(TunnelKind::Vxlan))],
+            &["uplink eth0 is down"],
+        );
         let json = serde_json::to_vec(&told).unwrap();
         let heard: Report = serde_json::from_slice(&json).unwrap();
         assert_eq!(page(&heard, true), page(&told, true));

@@ -244,7 +244,8 @@ fn ports_of<'a>(device: &'a Vxlan, peers: &'a [PeerPath]) -> impl Iterator<Item 
     let mut theirs: BTreeMap<u16, usize> = BTreeMap::new();
     let tunnels = peers.iter().filter_map(|peer| peer.tunnel);
     let tunnels = tunnels.filter(|tunnel| vni_of(tunnel.link) == Some(device.vni));
-    for port in tunnels.map(|tunnel| tunnel.port).filter(|port| *port != device.port && *port >= UNPRIVILEGED)
+    for port in
+        tunnels.filter_map(|tunnel| tunnel.port).filter(|port| *port != device.port && *port >= UNPRIVILEGED)
     {
         *theirs.entry(port).or_default() += 1;
     }

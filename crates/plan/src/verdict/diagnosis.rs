@@ -21,7 +21,7 @@ impl Judge {
         match self.peer.path {
             Path::Unreachable => return Some(Finding::Unverified),
             Path::Waiting => return None,
-            Path::Direct | Path::Vxlan => {}
+            Path::Direct | Path::Tunnel(_) => {}
         }
         if tracks.path.is_down() {
             let rises = tracks.path.is_rising() && !tracks.path.flaps();
@@ -113,9 +113,10 @@ impl Judge {
         match (direct, alive(&rare.node), next_hop) {
             (true, _, false) if resolves => self.next_hop_silent(),
             (true, true, _) => self.pod_addresses_lost(),
-            (false, true, _) => {
-                Finding::TunnelLost { node, port: self.peer.tunnel.map_or(0, |tunnel| tunnel.port) }
-            }
+            (false, true, _) => Finding::TunnelLost {
+                node,
+                port: self.peer.tunnel.and_then(|tunnel| tunnel.port).unwrap_or(0),
+            },
             (_, false, true) if self.reach.is_reached() => Finding::EchoLost { node },
             (_, false, true) => Finding::NoEcho,
             (_, false, false) if resolves => self.next_hop_silent(),

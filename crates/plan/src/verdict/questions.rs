@@ -195,7 +195,7 @@ impl Judge {
 
     /// Returns true if a peer that goes by tunnel gets direct probes as well.
     fn asks_direct(&self) -> bool {
-        self.peer.by_evidence && self.peer.path == Path::Vxlan && self.peer.on_link
+        self.peer.by_evidence && self.peer.path.is_tunnel() && self.peer.on_link
     }
 
     /// Returns the probes of a regular turn.
@@ -235,7 +235,7 @@ impl Judge {
     /// Returns true if the peer is reached by tunnel and its echoes are answered.
     fn is_tunnel_well(&self) -> bool {
         let path = &self.tracks.path;
-        self.peer.path == Path::Vxlan && !path.is_down() && !path.is_open()
+        self.peer.path.is_tunnel() && !path.is_down() && !path.is_open()
     }
 
     /// Returns true if pairs of datagrams went wrong, but too few for a fault.
@@ -365,7 +365,7 @@ impl Judge {
     /// Returns the size in bytes of the largest packets between pods, or `None` above 65,535.
     pub(super) fn full_size(&self) -> Option<u16> {
         let mtu = match (self.peer.path, self.peer.tunnel) {
-            (Path::Vxlan, Some(tunnel)) => tunnel.mtu.min(self.local.mtu),
+            (Path::Tunnel(_), Some(tunnel)) => tunnel.mtu.min(self.local.mtu),
             _ => self.local.mtu,
         };
         u16::try_from(mtu).ok()
@@ -373,7 +373,7 @@ impl Judge {
 
     /// Returns the size in bytes of the largest tunnel packets, or `None` without a tunnel in use.
     pub(super) fn outer_size(&self) -> Option<u16> {
-        let tunnel = self.peer.tunnel.filter(|_| self.peer.path == Path::Vxlan)?;
+        let tunnel = self.peer.tunnel.filter(|_| self.peer.path.is_tunnel())?;
         let overhead = if self.peer.public_ip.is_ipv6() { OVERHEAD.1 } else { OVERHEAD.0 };
         u16::try_from(tunnel.mtu.min(self.local.mtu).saturating_add(overhead)).ok()
     }

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::admitted::Admitted;
 use super::{Draft, Path, PeerPath, Tunnel};
 use crate::backend::vxlan::{self, Direct, Endpoint};
-use crate::backend::{Backend, host_gw};
+use crate::backend::{Backend, TunnelKind, host_gw};
 use crate::direct;
 use crate::input::Family;
 use crate::lease::{Announced, Lease, Vtep};
@@ -86,7 +86,7 @@ impl Draft<'_> {
             on_link && vtep.is_some_and(|vtep| self.options_for(vtep).direct == Direct::Verified);
         self.peers.push(PeerPath { subnet, public_ip, path, on_link, tunnel, by_evidence });
         // A peer that is unreachable or waits has a warning of its own.
-        if let (Path::Vxlan | Path::Direct, Some(finding)) = (path, self.ways.fault(subnet, public_ip)) {
+        if let (Path::Tunnel(_) | Path::Direct, Some(finding)) = (path, self.ways.fault(subnet, public_ip)) {
             self.note_peer(subnet, PeerFault::Probed(finding));
         }
         Ok(())
@@ -96,9 +96,10 @@ impl Draft<'_> {
     fn tunnel_to(&self, family: Family, vtep: Vtep) -> Tunnel {
         let options = self.options_for(vtep);
         Tunnel {
+            kind: TunnelKind::Vxlan,
             link: options.device_name(family),
-            mac: vtep.mac,
-            port: vtep.port.unwrap_or(options.port),
+            mac: Some(vtep.mac),
+            port: Some(vtep.port.unwrap_or(options.port)),
             mtu: options.device_mtu(family, &self.node.uplink),
         }
     }
@@ -174,6 +175,6 @@ impl Draft<'_> {
         self.neighbours.push(neighbour);
         self.fdb.push(fdb);
         self.routes.push(route);
-        Path::Vxlan
+        Path::Tunnel(TunnelKind::Vxlan)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use plan::backend::TunnelKind;
 use plan::verdict::Probe;
 use plan::{Path, PeerPath};
 
@@ -22,7 +23,7 @@ fn lossy(peer: fn(u8) -> PeerPath, count: u8, loss: f64, seed: u64) -> World {
 fn large_packets_lost_now_and_then_leave_the_direct_way_alone_and_are_told() {
     let mut unlucky = 0;
     for seed in 1..=40_u64 {
-        let mut world = World::new(vec![Sim::new(peer(1, Path::Vxlan, true))], seed);
+        let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true))], seed);
         world.run(SECOND * 20);
         world.sims[0].link = Box::new(move |probe, _, sent| {
             let mixed = (sent.as_millis() as u64 ^ seed << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use plan::backend::TunnelKind;
 use plan::verdict::{Answer, Finding, Judge, Local, PATIENCE, Probe, Sample, Way, suspect};
 use plan::{Mac, Path, PeerPath, Tunnel};
 
@@ -55,9 +56,10 @@ pub(crate) fn peer(n: u8, path: Path, by_evidence: bool) -> PeerPath {
         path,
         on_link: true,
         tunnel: Some(Tunnel {
+            kind: TunnelKind::Vxlan,
             link: "flannel.1".parse().unwrap(),
-            mac: Mac([2, 0, 0, 0, 1, n]),
-            port: 8472,
+            mac: Some(Mac([2, 0, 0, 0, 1, n])),
+            port: Some(8472),
             mtu: 1450,
         }),
         by_evidence,
@@ -153,7 +155,7 @@ impl Sim {
     fn plan(&mut self, now: Duration) {
         let path = match self.judge.health().verdict.way {
             Some(Way::Direct) => Path::Direct,
-            Some(Way::Tunnel) => Path::Vxlan,
+            Some(Way::Tunnel) => Path::Tunnel(TunnelKind::Vxlan),
             None => self.peer.path,
         };
         if path == self.peer.path {

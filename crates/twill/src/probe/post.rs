@@ -242,7 +242,10 @@ impl Post {
         let ends = Ends { from: from.ok_or(Answer::Impossible)?, to: to.ok_or(Answer::Impossible)? };
         let way = match (peer.path, peer.tunnel) {
             (Path::Direct, _) => self.direct_way(peer)?,
-            (Path::Vxlan, Some(tunnel)) => Some(Way { link: tunnel.link, mac: tunnel.mac }),
+            // A device without MACs ignores the one in the frame.
+            (Path::Tunnel(_), Some(tunnel)) => {
+                Some(Way { link: tunnel.link, mac: tunnel.mac.unwrap_or_default() })
+            }
             _ => return Err(Answer::Impossible),
         };
         // The judge compares it with echoes that the kernel routes.
@@ -332,7 +335,7 @@ impl Post {
 
     fn mtu_of_link(&self, Question { peer, probe }: Question) -> u16 {
         let uplink = self.node.as_ref().map_or(0, |node| node.uplink.mtu);
-        let tunnel = peer.tunnel.filter(|_| peer.path == Path::Vxlan && matches!(probe, Probe::PathSized(_)));
+        let tunnel = peer.tunnel.filter(|_| peer.path.is_tunnel() && matches!(probe, Probe::PathSized(_)));
         tunnel.map_or(uplink, |tunnel| tunnel.mtu).try_into().unwrap_or(u16::MAX)
     }
 

@@ -65,7 +65,7 @@ impl Reconciler {
         self.metrics.count(round);
         self.metrics.show_store_lost(is_store_lost);
         let switches = peers::switches(&self.memory.peers, peers);
-        self.metrics.show_peers(peers, &self.probes.healths.borrow().clone(), switches);
+        self.metrics.show_peers(peers, &self.probes.healths.borrow().clone(), &switches);
     }
 
     /// Updates the report after a pass, and remembers the peers for the next one. `is_programmed` is true if the leases were
@@ -139,6 +139,7 @@ mod tests {
     use std::time::Duration;
 
     use plan::Verb;
+    use plan::backend::TunnelKind;
     use plan::state::{Route, RoutePath};
 
     use super::*;
@@ -160,10 +161,10 @@ mod tests {
             notes: Vec::new(),
             took: Duration::ZERO,
         };
-        let moved = PeerPath { public_ip: [192, 0, 2, 99].into(), ..peer(4, Path::Vxlan) };
+        let moved = PeerPath { public_ip: [192, 0, 2, 99].into(), ..peer(4, Path::Tunnel(TunnelKind::Vxlan)) };
         let planned = (2..=6).map(|number| peer(number, Path::Direct)).collect();
-        let last = [peer(2, Path::Vxlan), peer(3, Path::Vxlan), moved, peer(6, Path::Vxlan)];
+        let last = [peer(2, Path::Tunnel(TunnelKind::Vxlan)), peer(3, Path::Tunnel(TunnelKind::Vxlan)), moved, peer(6, Path::Tunnel(TunnelKind::Vxlan))];
         let paths: Vec<_> = in_force(planned, &round, &last, 254).into_iter().map(|peer| peer.path).collect();
-        assert_eq!(paths, [Path::Direct, Path::Vxlan, Path::Waiting, Path::Waiting, Path::Direct]);
+        assert_eq!(paths, [Path::Direct, Path::Tunnel(TunnelKind::Vxlan), Path::Waiting, Path::Waiting, Path::Direct]);
     }
 }

@@ -86,20 +86,25 @@ fn verdict(peer: &PeerPath, health: Option<&Health>, now: Duration) -> PeerVerdi
     }
 }
 
-/// Counts the peers with a path by evidence that have switched since `before`: to direct, and to the tunnel.
-pub(crate) fn switches(before: &[PeerPath], now: &[PeerPath]) -> [u64; 2] {
-    let to = |path: Path, from: Path| {
+/// Counts the peers with a path by evidence that have switched since `before` between direct and a tunnel, by the path that
+/// they have now.
+pub(crate) fn switches(before: &[PeerPath], now: &[PeerPath]) -> Vec<(Path, u64)> {
+    let is_switch = |then: Path, now: Path| {
+        (then == Path::Direct && now.is_tunnel()) || (then.is_tunnel() && now == Path::Direct)
+    };
+    let to = |path: Path| {
         let has_switched = |peer: &&PeerPath| {
             let at = || before.binary_search_by_key(&peer.subnet, |peer| peer.subnet);
-            peer.by_evidence && peer.path == path && at().is_ok_and(|at| before[at].path == from)
+            peer.by_evidence && peer.path == path && at().is_ok_and(|at| is_switch(before[at].path, path))
         };
-        now.iter().filter(has_switched).count() as u64
+        (path, now.iter().filter(has_switched).count() as u64)
     };
-    [to(Path::Direct, Path::Vxlan), to(Path::Vxlan, Path::Direct)]
+    Path::all().filter(|path| path.is_tunnel() || *path == Path::Direct).map(to).collect()
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use plan::backend::TunnelKind;
     use plan::verdict::Verdict;
 
     use super::*;
@@ -118,7 +123,7 @@ pub(crate) mod tests {
 
     /// Health of the peer with that number.
     pub(crate) fn health(number: u8, finding: Finding) -> Health {
-        let PeerPath { subnet, public_ip: node, .. } = peer(number, Path::Vxlan);
+        let PeerPath { subnet, public_ip: node, .. } = peer(number, Path::Tunnel(TunnelKind::Vxlan));
         Health {
             verdict: Verdict {
                 subnet,
@@ -138,7 +143,12 @@ pub(crate) mod tests {
     #[test]
     fn each_peer_is_told_with_what_is_known_of_it() {
         let silent = Finding::Silent { node: [192, 0, 2, 3].into() };
-        let peers = [(2, Path::Direct), (3, Path::Vxlan), (4, Path::Vxlan), (5, Path::Unreachable)];
+        let peers = [
+            (2, Path::Direct),
+            (3, Path::Tunnel(TunnelKind::Vxlan)),
+            (4, Path::Tunnel(TunnelKind::Vxlan)),
+            (5, Path::Unreachable),
+        ];
         let peers = peers.map(|(number, path)| peer(number, path));
         let healths = [health(2, Finding::Healthy), health(3, silent), health(5, silent), health(9, silent)];
         let told = told(&peers, &healths, Duration::from_secs(75));
@@ -159,18 +169,22 @@ pub(crate) mod tests {
     #[test]
     fn a_peer_of_an_earlier_version_is_read() {
         let text = r#"{"subnet":"10.244.2.0/24","public_ip":"192.0.2.2","path":"vxlan"}"#;
-        assert_eq!(serde_json::from_str::<PeerReport>(text).unwrap().peer.path, Path::Vxlan);
+        assert_eq!(
+            serde_json::from_str::<PeerReport>(text).unwrap().peer.path,
+            Path::Tunnel(TunnelKind::Vxlan)
+        );
     }
 
     #[test]
     fn a_switch_is_another_way_of_the_same_peer() {
-        use Path::{Direct, Vxlan, Waiting};
+        use Path::{Direct, Waiting};
+        const VXLAN: Path = Path::Tunnel(TunnelKind::Vxlan);
         let of = |paths: &[(u8, Path)]| -> Vec<PeerPath> {
             paths.iter().map(|(number, path)| peer(*number, *path)).collect()
         };
-        let before = of(&[(2, Direct), (3, Vxlan), (4, Vxlan), (5, Vxlan), (6, Waiting)]);
-        let now = of(&[(2, Vxlan), (3, Direct), (4, Direct), (5, Vxlan), (6, Vxlan), (7, Direct)]);
-        assert_eq!(switches(&before, &now), [2, 1]);
-        assert_eq!(switches(&now, &now), [0, 0]);
+        let before = of(&[(2, Direct), (3, VXLAN), (4, VXLAN), (5, VXLAN), (6, Waiting)]);
+        let now = of(&[(2, VXLAN), (3, Direct), (4, Direct), (5, VXLAN), (6, VXLAN), (7, Direct)]);
+        assert_eq!(switches(&before, &now), [(VXLAN, 1), (Direct, 2)]);
+        assert_eq!(switches(&now, &now), [(VXLAN, 0), (Direct, 0)]);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use anstyle::{AnsiColor, Style};
-use plan::Path;
+use plan::backend;
 
 use crate::report::PeerReport;
 
@@ -73,8 +73,8 @@ fn row(told: &PeerReport) -> [Cell; 10] {
     [
         peer.public_ip.to_string().into(),
         peer.subnet.to_string().into(),
-        String::from(if peer.tunnel.is_some() { "vxlan" } else { "host-gw" }).into(),
-        String::from(path(peer.path)).into(),
+        String::from(backend::name_of(peer.tunnel.map(|tunnel| tunnel.kind))).into(),
+        String::from(peer.path.label()).into(),
         Cell { text: health.finding.clone(), style: shade.on_default() },
         or_nothing(health.latency_microseconds.map(latency)),
         or_nothing(health.loss_per_mille.map(loss)),
@@ -94,7 +94,7 @@ fn summary(peers: &[PeerReport]) -> String {
     let (mut findings, mut paths) = (BTreeMap::new(), BTreeMap::new());
     for told in peers {
         *findings.entry(&*told.health.finding).or_insert(0) += 1;
-        *paths.entry(path(told.peer.path)).or_insert(0) += 1;
+        *paths.entry(told.peer.path.label()).or_insert(0) += 1;
     }
     let count = peers.len();
     let word = if count == 1 { "peer" } else { "peers" };
@@ -106,15 +106,6 @@ fn counts(counts: BTreeMap<&str, usize>) -> String {
     let mut counts: Vec<(&str, usize)> = counts.into_iter().collect();
     counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
     counts.into_iter().map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
-}
-
-fn path(path: Path) -> &'static str {
-    match path {
-        Path::Vxlan => "vxlan",
-        Path::Direct => "direct",
-        Path::Unreachable => "unreachable",
-        Path::Waiting => "waiting",
-    }
 }
 
 fn latency(microseconds: u64) -> String {
@@ -146,6 +137,8 @@ pub(super) fn age(seconds: u64) -> String {
 mod tests {
     use std::time::Duration;
 
+    use plan::Path;
+    use plan::backend::TunnelKind;
     use plan::verdict::Finding;
 
     use super::*;
@@ -153,7 +146,12 @@ mod tests {
     use crate::report::peers::told;
 
     fn peers() -> Vec<PeerReport> {
-        let peers = [(2, Path::Direct), (3, Path::Direct), (4, Path::Vxlan), (5, Path::Unreachable)];
+        let peers = [
+            (2, Path::Direct),
+            (3, Path::Direct),
+            (4, Path::Tunnel(TunnelKind::Vxlan)),
+            (5, Path::Unreachable),
+        ];
         let silent = Finding::Silent { node: [192, 0, 2, 3].into() };
         let healths = [health(2, Finding::Healthy), health(3, silent), health(4, Finding::Healthy)];
         told(&peers.map(|(number, path)| peer(number, path)), &healths, Duration::from_secs(200))

@@ -1,5 +1,6 @@
 //! Decisions of the loop, tested without any peer.
 
+use plan::backend::TunnelKind;
 use plan::input::{Node, Uplink};
 use plan::lease::Subnet;
 
@@ -57,9 +58,9 @@ fn a_way_that_was_chosen_by_evidence_is_always_watched() {
         Peer::new(Shared::from(peer), local.clone(), Duration::ZERO).is_asked_on(pace, later)
     };
     assert!(asked(path(Path::Direct), Pace::OnChange));
-    assert!(!asked(path(Path::Vxlan), Pace::OnChange));
+    assert!(!asked(path(Path::Tunnel(TunnelKind::Vxlan)), Pace::OnChange));
     assert!(!asked(PeerPath { by_evidence: false, ..path(Path::Direct) }, Pace::OnChange));
-    assert!(asked(path(Path::Vxlan), Pace::Periodic));
+    assert!(asked(path(Path::Tunnel(TunnelKind::Vxlan)), Pace::Periodic));
 }
 
 #[test]
@@ -84,7 +85,12 @@ fn thousands_are_not_asked_at_once_when_a_link_changes() {
     let peers = (0..count).map(|n| {
         let [high, low] = n.to_be_bytes();
         let subnet = format!("10.{high}.{low}.0/24").parse().unwrap();
-        PeerPath { subnet, public_ip: [192, 168, high, low].into(), by_evidence: false, ..path(Path::Vxlan) }
+        PeerPath {
+            subnet,
+            public_ip: [192, 168, high, low].into(),
+            by_evidence: false,
+            ..path(Path::Tunnel(TunnelKind::Vxlan))
+        }
     });
     all.targets.send_modify(|targets| targets.peers = Arc::new(peers.collect()));
     all.asker.follow();
@@ -121,7 +127,8 @@ fn once_nobody_asks_nothing_is_known() {
 
 #[test]
 fn few_subnets_are_asked_about_behind_one_address() {
-    let mut peers: Vec<PeerPath> = (1..=100).map(|number| peer(number, Path::Vxlan)).collect();
+    let mut peers: Vec<PeerPath> =
+        (1..=100).map(|number| peer(number, Path::Tunnel(TunnelKind::Vxlan))).collect();
     peers.iter_mut().skip(10).for_each(|peer| peer.public_ip = [192, 0, 2, 200].into());
     let known = Arc::new(peers);
     let mut asked = known.clone();

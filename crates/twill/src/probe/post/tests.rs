@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use lab::{Lab, Timing, Topology};
 use plan::Tunnel;
+use plan::backend::TunnelKind;
 use plan::input::Uplink;
 use plan::lease::Subnet;
 use plan::verdict::PATIENCE;
@@ -47,9 +48,15 @@ fn peer(lab: &Lab) -> PeerPath {
     PeerPath {
         subnet: "10.244.2.0/24".parse().unwrap(),
         public_ip: lab.node(2).ip.into(),
-        path: Path::Vxlan,
+        path: Path::Tunnel(TunnelKind::Vxlan),
         on_link: true,
-        tunnel: Some(Tunnel { link: name("flannel.1"), mac: FAR.parse().unwrap(), port: 8472, mtu: 1450 }),
+        tunnel: Some(Tunnel {
+            kind: TunnelKind::Vxlan,
+            link: name("flannel.1"),
+            mac: FAR.parse().ok(),
+            port: Some(8472),
+            mtu: 1450,
+        }),
         by_evidence: true,
     }
 }

@@ -65,7 +65,7 @@ proptest! {
         let peer = PeerPath {
             subnet: "10.244.2.0/24".parse().unwrap(),
             public_ip: [192, 0, 2, 2].into(),
-            path: Path::Vxlan,
+            path: Path::Tunnel(TunnelKind::Vxlan),
             on_link: true,
             tunnel: None,
             by_evidence: true,
