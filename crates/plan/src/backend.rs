@@ -1,7 +1,6 @@
 //! Backends, as pure functions from this node and a peer to kernel objects. The loop, retries, repair, the order of ops
 //! and watching exist once, elsewhere.
 
-pub mod alloc;
 pub mod host_gw;
 mod tunnel;
 pub mod vxlan;
@@ -13,11 +12,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::fields::Fields;
-use crate::input::{Config, Family, Underlay, Uplink};
-use crate::lease::{Announced, Lease, Vtep};
+use crate::firewall::SourceFilter;
+use crate::input::{Family, Underlay, Uplink};
 use crate::{LinkName, Mac};
-pub use tunnel::TunnelKind;
-use vxlan::Direct;
+pub use tunnel::{Direct, TunnelId, TunnelKind, left_devices, standing};
+pub(crate) use tunnel::{Encapsulation, End, Endpoint, Narrow, family_of_device, least_mtu, may_be_ours};
+use vxlan::Vtep;
 
 /// Backend with its options (flannel-compat 2.3).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,8 +25,19 @@ use vxlan::Direct;
 pub enum Backend {
     Vxlan(vxlan::Options),
     HostGw,
+    /// Lease and nothing else: the administrator provides the paths to other nodes' pods (flannel-compat 6.7).
     Alloc,
 }
+
+/// Backend of a config that names none. (flannel's code takes udp, its documents say vxlan: flannel-faults 68.)
+impl Default for Backend {
+    fn default() -> Self {
+        Self::Vxlan(vxlan::Options::default())
+    }
+}
+
+/// Types that a config, a flag or an annotation may name.
+const TYPES: &str = "vxlan, auto, host-gw, alloc";
 
 /// Returns the name of the backend by which a peer with that tunnel is reached; without a tunnel it is host-gw.
 pub fn name_of(tunnel: Option<TunnelKind>) -> &'static str {
@@ -39,11 +50,11 @@ impl FromStr for Backend {
 
     fn from_str(name: &str) -> Result<Self, String> {
         match name.to_ascii_lowercase().as_str() {
-            "vxlan" => Ok(Self::Vxlan(vxlan::Options::default())),
+            "vxlan" => Ok(Self::default()),
             "auto" => Ok(Self::Vxlan(vxlan::Options { direct: Direct::Verified, ..Default::default() })),
             "host-gw" => Ok(Self::HostGw),
             "alloc" => Ok(Self::Alloc),
-            _ => Err("none of the backends twill has: vxlan, auto, host-gw, alloc".into()),
+            _ => Err(format!("none of the backends twill has: {TYPES}")),
         }
     }
 }
@@ -56,8 +67,8 @@ impl fmt::Display for Backend {
 }
 
 impl Backend {
-    /// Reads the `Backend` object of a network config; `None` means vxlan. (flannel's code takes udp, its documents say
-    /// vxlan: flannel-faults 68.) A backend that is `imposed` replaces an object of another type, even an invalid one.
+    /// Reads the `Backend` object of a network config; `None` means the default. A backend that is `imposed` replaces an
+    /// object of another type, even an invalid one.
     pub fn parse(value: Option<&RawValue>, imposed: Option<&Self>) -> Result<Self, String> {
         let fields = value.map(Fields::of).transpose();
         let named = fields.as_ref().map_err(Clone::clone).and_then(|fields| Self::named(fields.as_ref()));
@@ -89,10 +100,10 @@ impl Backend {
 
     /// Returns the backend of the object's type, with default options.
     fn named(fields: Option<&Fields>) -> Result<Self, String> {
-        let Some(fields) = fields else { return Ok(Self::Vxlan(vxlan::Options::default())) };
+        let Some(fields) = fields else { return Ok(Self::default()) };
         match fields.get::<String>("Type")?.filter(|name| !name.is_empty()) {
             Some(name) => name.parse().map_err(|error| format!("key \"Type\": {name:?} is {error}")),
-            None => Err("key \"Type\" is missing: write one of vxlan, auto, host-gw, alloc".into()),
+            None => Err(format!("key \"Type\" is missing: write one of {TYPES}")),
         }
     }
 
@@ -105,9 +116,44 @@ impl Backend {
         }
     }
 
+    /// Returns the tunnel that this node offers; `None` without one.
+    pub(crate) fn tunnel(&self) -> Option<Encapsulation> {
+        match self {
+            Self::Vxlan(options) => Some(options.encapsulation()),
+            Self::HostGw | Self::Alloc => None,
+        }
+    }
+
+    /// Returns the number of our tunnel, of which one daemon of this node can have the devices.
+    pub fn tunnel_id(&self) -> Option<TunnelId> {
+        self.tunnel().map(|tunnel| tunnel.id)
+    }
+
     /// Returns which peers on the uplink's segment are reached without a tunnel though they announce one.
     pub fn direct(&self) -> Direct {
-        if let Self::Vxlan(options) = self { options.direct } else { Direct::Never }
+        self.tunnel().map_or(Direct::Never, |tunnel| tunnel.direct)
+    }
+
+    /// Returns true if this backend reaches peers at all.
+    pub fn reaches_peers(&self) -> bool {
+        *self != Self::Alloc
+    }
+
+    /// Returns true if peers that announce this backend are reached without a tunnel or not at all.
+    pub(crate) fn is_direct_only(&self) -> bool {
+        *self == Self::HostGw
+    }
+
+    /// Returns true if a peer that announces this backend may be reached without a tunnel.
+    pub(crate) fn may_be_direct(&self) -> bool {
+        self.is_direct_only() || self.direct() != Direct::Never
+    }
+
+    /// Returns the treatment of tunnel packets from unknown senders. Peers that announce a tunnel get a device even on a
+    /// host-gw node.
+    pub(crate) fn source_filter(&self) -> SourceFilter {
+        let without_tunnel = if self.reaches_peers() { SourceFilter::default() } else { SourceFilter::Off };
+        self.tunnel().map_or(without_tunnel, |tunnel| tunnel.source_filter)
     }
 
     /// Checks that the backend can work with that uplink. The error says what to do.
@@ -115,42 +161,41 @@ impl Backend {
         if *self == Self::HostGw { host_gw::check(uplink) } else { Ok(()) }
     }
 
+    /// Checks that the devices' names are no longer than the kernel allows. The error names the key.
+    pub(crate) fn check_device_names(&self, ipv6: bool) -> Result<(), String> {
+        let Some(TunnelId { kind, number }) = self.tunnel_id() else { return Ok(()) };
+        let (key, most) = (kind.number(), kind.largest(ipv6));
+        if number <= most {
+            return Ok(());
+        }
+        Err(format!(
+            "key {key:?}: a device name with {number} has more than 15 characters: use at most {most}"
+        ))
+    }
+
     /// Returns the MTU of pods in bytes, which `FLANNEL_MTU` names.
     pub fn pod_mtu(&self, uplink: &Uplink) -> u32 {
-        match self {
-            Self::Vxlan(options) => options.pod_mtu(uplink),
-            Self::HostGw | Self::Alloc => uplink.mtu,
-        }
+        self.tunnel().map_or(uplink.mtu, |tunnel| tunnel.pod_mtu(uplink))
     }
 
-    /// Returns the UDP port to which peers send; `None` without VXLAN.
+    /// Returns the UDP port to which peers send; `None` without a tunnel over UDP.
     pub fn port(&self) -> Option<u16> {
-        if let Self::Vxlan(options) = self { Some(options.port) } else { None }
+        self.tunnel()?.port
     }
 
-    /// Returns the VNI that a peer means if its lease names none: ours, or flannel's default if we have none.
-    pub fn vni(&self) -> u32 {
-        if let Self::Vxlan(options) = self { options.vni } else { vxlan::DEFAULT_VNI }
+    /// Returns the devices that this node itself needs. Devices for peers of other numbers come on top.
+    pub fn devices(&self, families: impl Iterator<Item = Family>) -> Vec<LinkName> {
+        let Some(tunnel) = self.tunnel() else { return Vec::new() };
+        families.map(|family| tunnel.device_name(family)).collect()
     }
 
-    /// Returns the devices that this node itself needs. Devices for peers of other VNIs come on top.
-    pub fn devices(&self, config: &Config) -> Vec<LinkName> {
-        match self {
-            Self::Vxlan(options) => config.families().map(|family| options.device_name(family)).collect(),
-            Self::HostGw | Self::Alloc => Vec::new(),
-        }
-    }
-
-    /// Returns the MACs of our VTEPs, one per family. It is the device's MAC, else the one in our lease, else the drawn
-    /// one. So neither a restart, nor a reboot, nor the loss of the device changes it.
-    pub fn macs(&self, held: Option<&Lease>, underlay: &Underlay, drawn: [Mac; 2]) -> [Mac; 2] {
-        let leased = held.map_or([None; 2], |lease| lease.announced.macs());
+    /// Returns the MACs of our tunnel's devices, one per family. It is the device's MAC, else the one in the lease that we
+    /// hold, else the drawn one. So neither a restart, nor a reboot, nor the loss of the device changes it.
+    pub fn macs(&self, held: Option<&Announced>, underlay: &Underlay, drawn: [Mac; 2]) -> [Mac; 2] {
+        let leased = held.map_or([None; 2], Announced::macs);
         let device = |family| {
-            let Self::Vxlan(options) = self else { return None };
-            underlay
-                .link(options.device_name(family))
-                .filter(|link| &*link.kind == "vxlan")
-                .map(|link| link.mac)
+            let link = underlay.link(self.tunnel_id()?.device(family));
+            link.filter(|link| may_be_ours(link)).map(|link| link.mac)
         };
         let mac = |family, leased: Option<Mac>, drawn| {
             device(family).or(leased).filter(|mac| mac.is_unicast()).unwrap_or(drawn)
@@ -159,16 +204,130 @@ impl Backend {
     }
 
     /// Returns the backend data for this node's lease, given all other leases of the store.
-    pub fn announced(&self, config: &Config, macs: [Mac; 2], others: &[&Lease]) -> Announced {
+    pub fn announced<'a>(
+        &self,
+        families: impl Iterator<Item = Family>,
+        macs: [Mac; 2],
+        others: impl Iterator<Item = &'a Announced> + Clone,
+    ) -> Announced {
         match self {
-            Self::HostGw => host_gw::announced(),
-            Self::Alloc => alloc::announced(),
+            Self::HostGw => Announced::HostGw,
+            Self::Alloc => Announced::Nothing,
             Self::Vxlan(options) => {
-                let vni = Some(options.vni).filter(|&vni| vni != 0);
-                let port = options.announced_port(others);
-                let vtep = |family, mac| config.network(family).map(|_| Vtep { vni, port, mac });
-                Announced::Vxlan { ipv4: vtep(Family::Ipv4, macs[0]), ipv6: vtep(Family::Ipv6, macs[1]) }
+                let others = others.flat_map(Announced::vteps);
+                let mut vteps = [None; 2];
+                for family in families {
+                    let at = family as usize;
+                    vteps[at] = Some(options.vtep(macs[at], others.clone()));
+                }
+                Announced::Vxlan { ipv4: vteps[0], ipv6: vteps[1] }
             }
         }
+    }
+
+    /// Returns the backend by which a peer is reached: the one that it announces, with our options. `None` if this node
+    /// has no use for it.
+    pub(crate) fn towards(&self, peer: &Announced, family: Family) -> Option<Self> {
+        match peer {
+            Announced::Vxlan { .. } => {
+                let vni = peer.end(family, self).map_or(self.vni(), |end| end.id.number);
+                let ours = if let Self::Vxlan(options) = self { *options } else { Default::default() };
+                Some(Self::Vxlan(vxlan::Options { vni, ..ours }))
+            }
+            Announced::HostGw => Some(Self::HostGw),
+            Announced::Nothing | Announced::Other(_) => None,
+        }
+    }
+
+    /// Returns the VNI that a peer means if its lease names none: ours, or flannel's default if we have none.
+    fn vni(&self) -> u32 {
+        if let Self::Vxlan(options) = self { options.vni } else { vxlan::DEFAULT_VNI }
+    }
+}
+
+/// Backend type of a lease, with its data.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Announced {
+    Vxlan {
+        ipv4: Option<Vtep>,
+        ipv6: Option<Vtep>,
+    },
+    HostGw,
+    /// No `BackendType`, as with alloc and udp.
+    Nothing,
+    /// Backend type for which this node has no use, by its name.
+    Other(Box<str>),
+}
+
+impl Announced {
+    /// Returns the variant of a `BackendType` in lower case, without data.
+    pub(crate) fn of_type(name: &str) -> Self {
+        match name {
+            "vxlan" => Self::Vxlan { ipv4: None, ipv6: None },
+            "host-gw" => Self::HostGw,
+            "" => Self::Nothing,
+            other => Self::Other(other.into()),
+        }
+    }
+
+    /// Returns `BackendType`; empty if none is written.
+    pub fn backend_type(&self) -> &str {
+        match self {
+            Self::Vxlan { .. } => "vxlan",
+            Self::HostGw => "host-gw",
+            Self::Nothing => "",
+            Self::Other(name) => name,
+        }
+    }
+
+    /// Reads the data of one family from that key of a lease. The error names the key.
+    pub(crate) fn read(&mut self, family: Family, lease: &Fields, key: &str) -> Result<(), String> {
+        let Self::Vxlan { ipv4, ipv6 } = self else { return Ok(()) };
+        let Some(data) = lease.raw(key) else { return Ok(()) };
+        let data = Fields::of(data).map_err(|error| format!("key {key:?}: {error}"))?;
+        let vtep = if family == Family::Ipv4 { ipv4 } else { ipv6 };
+        *vtep = Vtep::parse(&data).map_err(|error| format!("{key}: {error}"))?;
+        Ok(())
+    }
+
+    /// Returns the data of one family as flannel writes it; `None` if there is none.
+    pub(crate) fn data(&self, family: Family) -> Option<Box<RawValue>> {
+        serde_json::value::to_raw_value(&self.vtep(family)?).ok()
+    }
+
+    /// Returns the end of the peer's tunnel for a reader with the backend `own`; `None` if it announces none.
+    pub(crate) fn end(&self, family: Family, own: &Backend) -> Option<End> {
+        self.vtep(family).map(|vtep| vtep.end(own.vni()))
+    }
+
+    /// Returns the tunnels that a reader with the backend `own` needs for this lease, at most one per family.
+    pub fn tunnels(&self, own: &Backend) -> impl Iterator<Item = TunnelId> {
+        Family::ALL.into_iter().filter_map(|family| self.end(family, own)).map(|end| end.id)
+    }
+
+    /// Returns the MACs of the tunnel's devices, for IPv4 and for IPv6.
+    pub fn macs(&self) -> [Option<Mac>; 2] {
+        Family::ALL.map(|family| self.vtep(family).map(|vtep| vtep.mac))
+    }
+
+    /// Returns the same data with a default port named, or left out, as in `other`. Both forms mean the same.
+    pub fn spelled_as(&self, other: &Self) -> Self {
+        match (self, other.vteps().next()) {
+            (&Self::Vxlan { ipv4, ipv6 }, Some(other)) => {
+                let [ipv4, ipv6] = [ipv4, ipv6].map(|vtep| vtep.map(|vtep| vtep.spelled_as(other)));
+                Self::Vxlan { ipv4, ipv6 }
+            }
+            _ => self.clone(),
+        }
+    }
+
+    /// Returns the VTEPs, at most one per family.
+    pub fn vteps(&self) -> impl Iterator<Item = Vtep> + Clone + use<'_> {
+        Family::ALL.into_iter().filter_map(|family| self.vtep(family))
+    }
+
+    fn vtep(&self, family: Family) -> Option<Vtep> {
+        let Self::Vxlan { ipv4, ipv6 } = *self else { return None };
+        if family == Family::Ipv4 { ipv4 } else { ipv6 }
     }
 }

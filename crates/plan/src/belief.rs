@@ -166,7 +166,7 @@ impl Belief {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::Announced;
+    use crate::backend::Announced;
 
     const GRACE: Duration = Duration::from_secs(300);
 

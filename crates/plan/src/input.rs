@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, TunnelId};
 use crate::firewall;
 use crate::lease::{Lease, Subnet};
 use crate::state::Sysctl;
@@ -123,12 +123,7 @@ impl Config {
 
     /// Returns true if this daemon has traffic rules to keep.
     pub fn wants_rules(&self) -> bool {
-        let filters = match &self.backend {
-            Backend::Vxlan(options) => options.source_filter != firewall::SourceFilter::Off,
-            // Peers that announce vxlan get a device even on a host-gw node.
-            Backend::HostGw => true,
-            Backend::Alloc => false,
-        };
+        let filters = self.backend.source_filter() != firewall::SourceFilter::Off;
         self.firewall.masquerade || self.firewall.forward || filters
     }
 
@@ -186,8 +181,8 @@ impl Node {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OtherDaemons {
-    /// VNIs of their devices.
-    pub vnis: Vec<u32>,
+    /// Tunnels that they have the devices of.
+    pub tunnels: Vec<TunnelId>,
     /// Owner of the traffic rules: another daemon, or this one.
     pub firewall: FirewallKeeper,
 }

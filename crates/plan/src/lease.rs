@@ -6,10 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
+use crate::backend::Announced;
 use crate::fields::Fields;
 use crate::input::Family;
-use crate::{Mac, text};
+use crate::text;
 
 /// Pod subnets of one node, at most one per family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -76,75 +78,6 @@ impl fmt::Display for Subnet {
 /// Maximum length of a backend's name in bytes; flannel's longest has 11.
 const LONGEST_NAME: usize = 64;
 
-/// Backend data of a vxlan node for one family, such as `{"VNI":1,"Port":4789,"VtepMAC":"c6:d2:32:6f:8f:44"}`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Vtep {
-    /// VNI of the node's device. `None` means the reader's own VNI; flannel before 0.14 names none.
-    pub vni: Option<u32>,
-    /// UDP port on which the node listens; `None` if the lease does not name it. flannel's leases never do.
-    pub port: Option<u16>,
-    pub mac: Mac,
-}
-
-impl Vtep {
-    /// Returns the VNI to send to, for a reader whose own VNI is `own`.
-    pub fn vni_or(&self, own: u32) -> u32 {
-        self.vni.unwrap_or(own)
-    }
-}
-
-/// Backend type of a lease, with its data.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Announced {
-    Vxlan {
-        ipv4: Option<Vtep>,
-        ipv6: Option<Vtep>,
-    },
-    HostGw,
-    /// No `BackendType`, as with alloc and udp.
-    Nothing,
-    /// Backend type for which this node has no use, by its name.
-    Other(Box<str>),
-}
-
-impl Announced {
-    /// Returns the VNIs that the lease means, at most one per family. A VTEP without a VNI means `own`, the reader's VNI.
-    pub fn vnis(&self, own: u32) -> impl Iterator<Item = u32> {
-        self.vteps().map(move |vtep| vtep.vni_or(own))
-    }
-
-    /// Returns the VTEPs, at most one per family.
-    pub fn vteps(&self) -> impl Iterator<Item = Vtep> {
-        let vteps = if let Self::Vxlan { ipv4, ipv6 } = self { [*ipv4, *ipv6] } else { [None; 2] };
-        vteps.into_iter().flatten()
-    }
-
-    /// Returns the MACs of the VTEPs, for IPv4 and for IPv6.
-    pub fn macs(&self) -> [Option<Mac>; 2] {
-        let vteps = if let Self::Vxlan { ipv4, ipv6 } = self { [*ipv4, *ipv6] } else { [None; 2] };
-        vteps.map(|vtep| vtep.map(|vtep| vtep.mac))
-    }
-
-    /// Returns the VTEP of the family.
-    pub fn vtep(&self, family: Family) -> Option<Vtep> {
-        let Self::Vxlan { ipv4, ipv6 } = *self else { return None };
-        match family {
-            Family::Ipv4 => ipv4,
-            Family::Ipv6 => ipv6,
-        }
-    }
-
-    /// Returns `BackendType`; empty if none is written.
-    pub fn backend_type(&self) -> &str {
-        match self {
-            Self::Vxlan { .. } => "vxlan",
-            Self::HostGw => "host-gw",
-            Self::Nothing => "",
-            Self::Other(name) => name,
-        }
-    }
-}
-
 /// Lease of one node. Its key ends with `10.5.34.0-24`, and its value looks like this:
 ///
 /// ```json
@@ -208,86 +141,59 @@ impl Lease {
         let fields = Fields::parse(value)?;
         let backend_type: String = fields.get("BackendType")?.unwrap_or_default();
         let backend_type = backend_type.to_ascii_lowercase();
-        let halves = Family::ALL.map(|family| Half::read(&fields, family, backend_type == "vxlan"));
+        let mut announced = Announced::of_type(&backend_type);
+        let halves = Family::ALL.map(|family| {
+            let (address, data) = keys(family);
+            let public = public(&fields, family, address)?;
+            announced.read(family, &fields, data)?;
+            Ok::<_, String>(public)
+        });
         let named =
             || Family::ALL.into_iter().zip(&halves).filter(|(family, _)| subnet.of(*family).is_some());
         if named().all(|(_, half)| half.is_err()) {
             let error = named().find_map(|(_, half)| half.as_ref().err());
             return Err(error.cloned().unwrap_or_default());
         }
+        if backend_type.len() > LONGEST_NAME {
+            let len = backend_type.len();
+            return Err(format!("key \"BackendType\": {len} characters are too many for a backend name"));
+        }
         let [ipv4, ipv6] = halves.map(Result::unwrap_or_default);
-        let announced = match backend_type.as_str() {
-            "vxlan" => Announced::Vxlan { ipv4: ipv4.vtep, ipv6: ipv6.vtep },
-            "host-gw" => Announced::HostGw,
-            "" => Announced::Nothing,
-            other if other.len() > LONGEST_NAME => {
-                return Err(format!(
-                    "key \"BackendType\": {} characters are too many for a backend name",
-                    other.len()
-                ));
-            }
-            other => Announced::Other(other.into()),
-        };
-        let public_ip = ipv4.public.and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None });
-        let public_ipv6 = ipv6.public.and_then(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None });
+        let public_ip = ipv4.and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None });
+        let public_ipv6 = ipv6.and_then(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None });
         Ok(Self { born, written: born, subnet, public_ip, public_ipv6, announced })
     }
 
     /// Returns the value as flannel writes it: compact, fields in flannel's order, absent backend fields left out.
     pub fn to_json(&self) -> String {
-        let (mut data, mut data_v6) = (None, None);
-        if let Announced::Vxlan { ipv4, ipv6 } = self.announced {
-            (data, data_v6) = (ipv4.map(VtepJson::from), ipv6.map(VtepJson::from));
-        }
         let value = LeaseJson {
             public_ip: self.public_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
             public_ipv6: self.public_ipv6,
             backend_type: self.announced.backend_type(),
-            data,
-            data_v6,
+            data: self.announced.data(Family::Ipv4),
+            data_v6: self.announced.data(Family::Ipv6),
         };
         serde_json::to_string(&value).unwrap_or_default()
     }
 }
 
-/// Part of a lease that belongs to one family.
-#[derive(Default)]
-struct Half {
-    public: Option<IpAddr>,
-    vtep: Option<Vtep>,
-}
-
-impl Half {
-    fn read(fields: &Fields, family: Family, is_vxlan: bool) -> Result<Self, String> {
-        let (address, data) = match family {
-            Family::Ipv4 => ("PublicIP", "BackendData"),
-            Family::Ipv6 => ("PublicIPv6", "BackendV6Data"),
-        };
-        // Go reads `::ffff:192.0.2.1` as the IPv4 address in it.
-        let public: Option<IpAddr> = fields.parsed(address)?;
-        let public = public.map(|public| public.to_canonical()).filter(|public| !public.is_unspecified());
-        if let Some(other) = public.filter(|public| Family::of(*public) != family) {
-            return Err(format!("key {address:?}: {other} is no {family} address"));
-        }
-        let vtep = if is_vxlan { vtep(fields, data)? } else { None };
-        Ok(Self { public, vtep })
+/// Returns the keys of a family's address and of its backend data.
+fn keys(family: Family) -> (&'static str, &'static str) {
+    match family {
+        Family::Ipv4 => ("PublicIP", "BackendData"),
+        Family::Ipv6 => ("PublicIPv6", "BackendV6Data"),
     }
 }
 
-fn vtep(fields: &Fields, key: &str) -> Result<Option<Vtep>, String> {
-    let Some(data) = fields.raw(key) else { return Ok(None) };
-    let data = Fields::of(data).map_err(|error| format!("key {key:?}: {error}"))?;
-    let read = || -> Result<Option<Vtep>, String> {
-        // In Go a missing number, null and 0 are the same, and no flannel compares a peer's VNI.
-        let vni: Option<u32> = data.get("VNI")?.filter(|&vni| vni != 0);
-        if let Some(vni) = vni.filter(|&vni| vni >= 1 << 24) {
-            return Err(format!("key \"VNI\": {vni} does not fit in 24 bits"));
-        }
-        let port = data.get("Port")?.filter(|&port: &u16| port != 0);
-        let mac: Option<Mac> = data.parsed("VtepMAC")?;
-        Ok(mac.map(|mac| Vtep { vni, port, mac }))
-    };
-    read().map_err(|error| format!("{key}: {error}"))
+/// Reads the public address of a family; `None` if it is missing or unspecified.
+fn public(fields: &Fields, family: Family, key: &str) -> Result<Option<IpAddr>, String> {
+    // Go reads `::ffff:192.0.2.1` as the IPv4 address in it.
+    let public: Option<IpAddr> = fields.parsed(key)?;
+    let public = public.map(|public| public.to_canonical()).filter(|public| !public.is_unspecified());
+    match public.filter(|public| Family::of(*public) != family) {
+        Some(other) => Err(format!("key {key:?}: {other} is no {family} address")),
+        None => Ok(public),
+    }
 }
 
 #[derive(Serialize)]
@@ -299,32 +205,16 @@ struct LeaseJson<'a> {
     #[serde(rename = "BackendType", skip_serializing_if = "str::is_empty")]
     backend_type: &'a str,
     #[serde(rename = "BackendData", skip_serializing_if = "Option::is_none")]
-    data: Option<VtepJson>,
+    data: Option<Box<RawValue>>,
     #[serde(rename = "BackendV6Data", skip_serializing_if = "Option::is_none")]
-    data_v6: Option<VtepJson>,
-}
-
-#[derive(Serialize)]
-struct VtepJson {
-    #[serde(rename = "VNI", skip_serializing_if = "Option::is_none")]
-    vni: Option<u32>,
-    #[serde(rename = "Port", skip_serializing_if = "Option::is_none")]
-    port: Option<u16>,
-    /// MAC of the VTEP. It is the last key and the only text, so that flannel finds it again in its annotation
-    /// (flannel-compat 5.5).
-    #[serde(rename = "VtepMAC")]
-    mac: Mac,
-}
-
-impl From<Vtep> for VtepJson {
-    fn from(Vtep { vni, port, mac }: Vtep) -> Self {
-        Self { vni, port, mac }
-    }
+    data_v6: Option<Box<RawValue>>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Mac;
+    use crate::backend::vxlan::Vtep;
 
     #[test]
     fn values_survive_the_round_trip_byte_for_byte() {
@@ -495,7 +385,8 @@ mod tests {
                 r#"{{"BackendType":"vxlan","BackendData":{{"Port":{port},"VtepMAC":"0a:1b:2c:3d:4e:5f"}}}}"#
             );
             let lease = Lease::parse("10.5.34.0-24", value.as_bytes(), 0).unwrap();
-            assert_eq!(lease.announced.vteps().map(|vtep| vtep.port).collect::<Vec<_>>(), [None]);
+            let Announced::Vxlan { ipv4: Some(vtep), ipv6: None } = lease.announced else { panic!("{port}") };
+            assert_eq!(vtep.port, None);
         }
     }
 

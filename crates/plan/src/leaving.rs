@@ -72,7 +72,6 @@ mod tests {
     fn owned() -> Owned {
         Owned {
             links: ["flannel.1", "flannel.42"].map(|name| name.parse().unwrap()).into(),
-            vnis: vec![1, 42],
             networks: vec!["10.244.0.0/16".parse().unwrap()],
             firewall: true,
             ..Owned::new("eth0".parse().unwrap(), MAIN_TABLE)

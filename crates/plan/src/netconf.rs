@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Backend, vxlan};
+use crate::backend::Backend;
 use crate::fields::Fields;
 use crate::input::{Config, Family};
 use crate::subnet_alloc::Pool;
@@ -74,7 +74,7 @@ impl NetConf {
         let names_backend = backend.is_some();
         let backend =
             Backend::parse(backend, imposed).map_err(|error| format!("key \"Backend\": {error}"))?;
-        check_device_names(&backend, ipv6.is_some())?;
+        backend.check_device_names(ipv6.is_some())?;
         Ok(Self { ipv4, ipv6, nftables: fields.get("EnableNFTables")?, backend, names_backend })
     }
 
@@ -98,18 +98,6 @@ impl NetConf {
             Family::Ipv6 => self.ipv6.as_ref(),
         }
     }
-}
-
-fn check_device_names(backend: &Backend, ipv6: bool) -> Result<(), String> {
-    let Backend::Vxlan(options) = backend else { return Ok(()) };
-    let most = vxlan::largest_vni(ipv6);
-    if options.vni <= most {
-        return Ok(());
-    }
-    Err(format!(
-        "key \"VNI\": a device name with {} has more than 15 characters: use at most {most}",
-        options.vni
-    ))
 }
 
 fn ipv4_pool(fields: &Fields) -> Result<Pool, String> {
@@ -168,6 +156,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::{Direct, vxlan};
 
     fn parse(text: &str) -> Result<NetConf, String> {
         NetConf::parse(text.as_bytes()).map_err(|error| error.to_string())
@@ -195,7 +184,7 @@ mod tests {
             mtu: Some(1400),
             gbp: true,
             learning: false,
-            direct: vxlan::Direct::Verified,
+            direct: Direct::Verified,
             ..Default::default()
         };
         assert_eq!(conf.backend, Backend::Vxlan(options));
@@ -254,7 +243,7 @@ mod tests {
 
     #[test]
     fn direct_routing_is_verified_unless_it_is_not_to_be() {
-        use vxlan::Direct::{Never, OnLink, Verified};
+        use Direct::{Never, OnLink, Verified};
         let with = |backend: &str, imposed: Option<&str>| {
             let text = format!(r#"{{"Network":"10.3.0.0/16","Backend":{{{backend}}}}}"#);
             let imposed = imposed.map(|name| name.parse::<Backend>().unwrap());
@@ -317,17 +306,6 @@ mod tests {
         };
         assert_eq!([mtu(""), mtu(r#","MTU":1400"#)], [1450, 1350]);
         assert_eq!([mtu(r#","DirectMTU":true"#), mtu(r#","DirectMTU":true,"MTU":1400"#)], [1500, 1400]);
-    }
-
-    #[test]
-    fn what_an_earlier_version_wrote_of_direct_routing_is_understood() {
-        let options = |text: &str| serde_json::from_str::<vxlan::Options>(text).unwrap().direct;
-        assert_eq!(options(r#"{"direct_routing":true}"#), vxlan::Direct::Verified);
-        assert_eq!(options(r#"{"direct_routing":false}"#), vxlan::Direct::Never);
-        for direct in [vxlan::Direct::Never, vxlan::Direct::OnLink, vxlan::Direct::Verified] {
-            let written = serde_json::to_string(&direct).unwrap();
-            assert_eq!(serde_json::from_str::<vxlan::Direct>(&written).unwrap(), direct);
-        }
     }
 
     #[test]

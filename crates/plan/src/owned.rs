@@ -5,6 +5,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::LinkName;
+use crate::backend::TunnelId;
 use crate::firewall::Passage;
 use crate::input::{Family, Writer};
 use crate::subnet_alloc::Range;
@@ -16,9 +17,9 @@ pub use crate::marks::{NEXTHOPS, PROTOCOL};
 pub struct Owned {
     /// Names of our devices.
     pub links: Vec<LinkName>,
-    /// VNIs that may have a device of ours.
+    /// Tunnels that may have a device of ours.
     #[serde(default)]
-    pub vnis: Vec<u32>,
+    pub tunnels: Vec<TunnelId>,
     /// Device that carries traffic between nodes. It is never ours, but our routes may lead through it.
     pub uplink: LinkName,
     /// Pod networks of the cluster, at most one per family.
@@ -71,7 +72,7 @@ impl Owned {
     pub fn new(uplink: LinkName, table: u32) -> Self {
         Self {
             links: Vec::new(),
-            vnis: Vec::new(),
+            tunnels: Vec::new(),
             uplink,
             networks: Vec::new(),
             pods: Vec::new(),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::backend::{Backend, End, TunnelId};
 use crate::input::{Config, Family, Leases};
 use crate::lease::Lease;
 use crate::state::{RoutePath, State};
@@ -127,10 +128,9 @@ impl Rivals {
     /// Finds the conflicts, and forgets those that are over. A lease that was written again counts as a new one.
     fn follow(&mut self, config: &Config, leases: &[Lease], now: Instant) -> Vec<Vec<Key>> {
         let mut before = std::mem::take(&mut self.known);
-        let own_vni = config.backend.vni();
         let mut groups = Vec::new();
         for family in config.families() {
-            for group in conflicts(leases, family, own_vni) {
+            for group in conflicts(leases, family, &config.backend) {
                 let mut keys = Vec::with_capacity(group.len());
                 for lease in group {
                     let (Some(subnet), Some(public)) = (lease.subnet.of(family), lease.public(family)) else {
@@ -138,7 +138,7 @@ impl Rivals {
                     };
                     let (key, written) = ((subnet, public), lease.written);
                     keys.push(key);
-                    let vtep = lease.announced.vtep(family).map(|vtep| (vtep.mac, public));
+                    let vtep = lease.announced.macs()[family as usize].map(|mac| (mac, public));
                     let new = || Known { written, vtep, since: now, answers: None, silent: None };
                     let kept = before.remove(&key).filter(|known| known.written == written);
                     self.known.entry(key).or_insert_with(|| kept.unwrap_or_else(new));
@@ -235,24 +235,23 @@ impl Stands {
     }
 }
 
-/// FDB entry: its key in a VNI's device, and the address and port to which it sends.
+/// FDB entry: its key in a tunnel's device, and the address and port to which it sends.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Target {
-    vni: u32,
+    id: TunnelId,
     mac: Mac,
     address: Option<IpAddr>,
     port: Option<u16>,
 }
 
 impl Target {
-    fn of(lease: &Lease, family: Family, own_vni: u32) -> Option<Self> {
-        let vtep = lease.announced.vtep(family)?;
-        let (vni, address) = (vtep.vni_or(own_vni), lease.public(family));
-        Some(Self { vni, mac: vtep.mac, address, port: vtep.port })
+    fn of(lease: &Lease, family: Family, own: &Backend) -> Option<Self> {
+        let End { id, mac, port } = lease.announced.end(family, own)?;
+        Some(Self { id, mac: mac?, address: lease.public(family), port })
     }
 
     fn is_at_one_key(&self, other: &Self) -> bool {
-        (self.vni, self.mac) == (other.vni, other.mac)
+        (self.id, self.mac) == (other.id, other.mac)
     }
 }
 
@@ -261,15 +260,16 @@ pub fn conflict(one: &Lease, other: &Lease) -> bool {
     Family::ALL.into_iter().any(|family| {
         let overlap = one.subnet.of(family).zip(other.subnet.of(family));
         let overlap = overlap.is_some_and(|(one, other)| one.contains(&other) || other.contains(&one));
-        // VNIs are not compared: our own VNI is not at hand, and a lease that names none means it.
-        let ends = Target::of(one, family, 0).zip(Target::of(other, family, 0));
+        // Numbers are not compared: our own one is not at hand, and a lease that names none means it.
+        let [one_end, other_end] = [one, other].map(|lease| Target::of(lease, family, &Backend::default()));
+        let ends = one_end.zip(other_end);
         let remote = |target: Target| (target.address, target.port);
         overlap || ends.is_some_and(|(one, other)| one.mac == other.mac && remote(one) != remote(other))
     })
 }
 
 /// Returns groups of leases of which only one each can be believed.
-fn conflicts(leases: &[Lease], family: Family, own_vni: u32) -> Vec<Vec<&Lease>> {
+fn conflicts<'a>(leases: &'a [Lease], family: Family, own: &Backend) -> Vec<Vec<&'a Lease>> {
     let mut groups = Vec::new();
     let with_span = |lease| {
         let subnet: IpNet = Lease::subnet_of(lease, family)?;
@@ -290,7 +290,7 @@ fn conflicts(leases: &[Lease], family: Family, own_vni: u32) -> Vec<Vec<&Lease>>
         rest = others;
     }
     let mut ends: Vec<_> =
-        leases.iter().filter_map(|lease| Some((Target::of(lease, family, own_vni)?, lease))).collect();
+        leases.iter().filter_map(|lease| Some((Target::of(lease, family, own)?, lease))).collect();
     ends.sort_unstable_by_key(|(end, _)| *end);
     let runs = ends.chunk_by(|one, other| one.0.is_at_one_key(&other.0));
     let apart = runs.filter(|run| run.first().map(|one| one.0) != run.last().map(|one| one.0));
@@ -510,8 +510,9 @@ mod tests {
             let value = lease.to_json().replace("00:07", &format!("00:{last:02x}"));
             *lease = Lease::parse(&lease.subnet.to_string(), value.as_bytes(), 1).unwrap();
         };
-        let found =
-            |leases: &[Lease]| conflicts(leases, Family::Ipv4, 1).iter().map(Vec::len).collect::<Vec<_>>();
+        let found = |leases: &[Lease]| {
+            conflicts(leases, Family::Ipv4, &Backend::default()).iter().map(Vec::len).collect::<Vec<_>>()
+        };
         let mut one = lease(OLD, 1);
         let mut vni = lease(NEW, 1);
         assert_eq!(found(&[one.clone(), vni.clone()]), [2]);

@@ -451,7 +451,8 @@ pub fn overlap(one: &Subnet, other: &Subnet) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::{Announced, Vtep};
+    use crate::backend::Announced;
+    use crate::backend::vxlan::Vtep;
 
     fn conf(text: &str) -> NetConf {
         NetConf::parse(text.as_bytes()).unwrap()

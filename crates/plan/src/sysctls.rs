@@ -2,11 +2,9 @@
 //! if they could be read. The crate `kernel` writes them.
 
 use crate::LinkName;
-use crate::backend::Backend;
-use crate::backend::vxlan::Direct;
+use crate::backend::{Direct, family_of_device};
 use crate::environment;
 use crate::input::{Config, Family, Node, Underlay};
-use crate::marks::IPV4_DEVICE;
 use crate::note::NodeFault;
 use crate::state::{State, Sysctl};
 
@@ -29,7 +27,7 @@ pub(crate) fn paths(config: &Config, uplink: LinkName, links: &[LinkName]) -> Ve
         let ours = links.iter().filter(|link| !carries_ipv4(**link)).map(LinkName::as_str);
         paths.extend(["default"].into_iter().chain(ours).map(disable_ipv6));
     }
-    if config.backend != Backend::Alloc {
+    if config.backend.reaches_peers() {
         if config.ipv4.is_some() {
             paths.extend([FORWARD.into(), rp_filter("all"), rp_filter("default")]);
             paths.extend(
@@ -56,7 +54,7 @@ pub(crate) fn lacking(
     seen: &Underlay,
     devices: impl Iterator<Item = LinkName>,
 ) -> Vec<Sysctl> {
-    if config.backend == Backend::Alloc {
+    if !config.backend.reaches_peers() {
         return Vec::new();
     }
     let mut rows = Vec::new();
@@ -96,7 +94,7 @@ pub(crate) fn others_forwarding(
     seen: &Underlay,
     bridge: Option<LinkName>,
 ) -> Vec<Sysctl> {
-    if config.backend == Backend::Alloc || config.ipv4.is_none() || seen.sysctl(FORWARD) == Some("0") {
+    if !config.backend.reaches_peers() || config.ipv4.is_none() || seen.sysctl(FORWARD) == Some("0") {
         return Vec::new();
     }
     let links = [node.uplink.link].into_iter().chain(bridge);
@@ -186,7 +184,7 @@ fn rp_filter(whose: &str) -> Box<str> {
 }
 
 fn carries_ipv4(link: LinkName) -> bool {
-    link.as_str().starts_with(IPV4_DEVICE)
+    family_of_device(link) == Family::Ipv4
 }
 
 #[cfg(test)]

@@ -43,7 +43,6 @@ mod tests {
     fn owned() -> Owned {
         Owned {
             links: vec!["flannel.1".parse().unwrap()],
-            vnis: vec![1],
             networks: vec!["10.244.0.0/16".parse().unwrap()],
             former_networks: vec!["10.99.0.0/16".parse().unwrap()],
             former_writer: Writer::Flannel,

@@ -16,8 +16,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::backend::vxlan::{self, Direct, Endpoint};
-use crate::backend::{Backend, TunnelKind};
+use crate::backend::{Encapsulation, Endpoint, Narrow, TunnelId, TunnelKind, least_mtu, may_be_ours};
 use crate::direct::OnLink;
 use crate::firewall;
 use crate::input::{Config, Family, Former, Leases, Node, OtherDaemons, Sysctls, Underlay, Uplink};
@@ -131,21 +130,24 @@ impl TryFrom<Box<str>> for Path {
 /// Priority of our policy rules: before the main table's 32766, and behind rules that others put first.
 const RULE_PRIORITY: u32 = 5000;
 
-/// Maximum number of VNIs other than ours that get devices, for peers that announce them.
-const OTHER_VNIS: usize = 3;
+/// Maximum number of tunnels other than ours that get devices, for peers that announce them.
+const OTHER_TUNNELS: usize = 3;
 
-/// Returns the VNIs that need a device here: ours, and those by which peers are reached. VNIs of peers that another
-/// daemon of this node uses are left out.
-fn vnis(config: &Config, leases: &Leases, others: &OtherDaemons) -> Vec<u32> {
-    let ours = if let Backend::Vxlan(options) = &config.backend { Some(options.vni) } else { None };
+/// Returns the tunnels that need a device here: ours, and those by which peers are reached. Tunnels of peers that another
+/// daemon of this node has are left out.
+fn tunnels(config: &Config, leases: &Leases, others: &OtherDaemons) -> Vec<TunnelId> {
+    let ours = config.backend.tunnel_id();
     let mut theirs = BTreeSet::new();
-    if config.backend != Backend::Alloc {
-        theirs.extend(leases.known().iter().flat_map(|lease| lease.announced.vnis(config.backend.vni())));
+    if config.backend.reaches_peers() {
+        theirs.extend(leases.known().iter().flat_map(|lease| lease.announced.tunnels(&config.backend)));
     }
-    let most = vxlan::largest_vni(config.ipv6.is_some());
-    let usable = |vni: &u32| Some(*vni) != ours && *vni <= most && !others.vnis.contains(vni);
-    let theirs = theirs.into_iter().filter(usable);
-    ours.into_iter().chain(theirs.take(OTHER_VNIS)).collect()
+    let is_usable = |id: &TunnelId| {
+        Some(*id) != ours
+            && id.number <= id.kind.largest(config.ipv6.is_some())
+            && !others.tunnels.contains(id)
+    };
+    let theirs = theirs.into_iter().filter(is_usable);
+    ours.into_iter().chain(theirs.take(OTHER_TUNNELS)).collect()
 }
 
 /// Returns the bounds of the objects that may be ours, within which the kernel is also read.
@@ -156,9 +158,8 @@ pub(crate) fn bounds(
     others: &OtherDaemons,
     former: &Former,
 ) -> Owned {
-    let vnis = vnis(config, leases, others);
-    let devices =
-        vnis.iter().flat_map(|&vni| config.families().map(move |family| vxlan::device_name(family, vni)));
+    let tunnels = tunnels(config, leases, others);
+    let devices = tunnels.iter().flat_map(|id| config.families().map(move |family| id.device(family)));
     let mut links: Vec<LinkName> = devices.chain(former.links.iter().copied()).collect();
     links.sort_unstable();
     links.dedup();
@@ -167,7 +168,7 @@ pub(crate) fn bounds(
     Owned {
         sysctls: sysctls::paths(config, node.uplink.link, &links),
         links,
-        vnis,
+        tunnels,
         networks: config.networks().collect(),
         pods: config.all_pods(),
         own_subnets: own_subnets(config, node, former),
@@ -226,8 +227,8 @@ fn former_networks(config: &Config, former: &Former) -> Vec<IpNet> {
 /// Returns the config without a family that our tunnel cannot carry over the uplink, provided that another family is
 /// left.
 pub fn carried(config: &Config, uplink: &Uplink) -> Config {
-    let Backend::Vxlan(options) = &config.backend else { return config.clone() };
-    let wide = |family| config.network(family).is_some() && options.narrow(family, uplink).is_none();
+    let Some(tunnel) = config.backend.tunnel() else { return config.clone() };
+    let wide = |family| config.network(family).is_some() && tunnel.narrow(family, uplink).is_none();
     let [ipv4, ipv6] = Family::ALL.map(wide);
     if !(ipv4 || ipv6) {
         return config.clone();
@@ -244,7 +245,7 @@ pub(crate) fn wanted(situation: &Situation<'_>) -> Wanted {
         draft.owned.sweep = Sweep::LeftOvers;
     }
     let order: Vec<&Lease> = leases.known().iter().filter(|lease| !draft.is_ours(lease)).collect();
-    let families = Family::ALL.into_iter().filter(|_| config.backend != Backend::Alloc);
+    let families = Family::ALL.into_iter().filter(|_| config.backend.reaches_peers());
     for family in families {
         if draft.enabled(family) {
             draft.peers_of(family, order.clone());
@@ -381,7 +382,7 @@ impl<'a> Draft<'a> {
         let faults = self.underlay.addresses.iter().filter_map(|facts| {
             let (link, address) = (facts.link, facts.address);
             let is_ours = link == self.node.uplink.link
-                || vxlan::vni_of(link).is_some()
+                || TunnelId::of_device(link).is_some()
                 || self.own_subnet_contains(address)
                 || facts.is_of_host_alone();
             let pods = self.config.pods_within(&address).filter(|_| !is_ours)?;
@@ -407,11 +408,7 @@ impl<'a> Draft<'a> {
         };
         // An address for a single host never had a route of its own, and a tunnel needs none.
         let has_segment = !own.is_of_host_alone();
-        let needs_it = match &self.config.backend {
-            Backend::Vxlan(options) => options.direct != Direct::Never,
-            Backend::HostGw => true,
-            Backend::Alloc => false,
-        };
+        let needs_it = self.config.backend.may_be_direct();
         (needs_it && has_segment && !self.on_link.reaches(address)).then(|| NodeFault::UplinkWithoutRoute {
             uplink,
             address,
@@ -421,13 +418,13 @@ impl<'a> Draft<'a> {
 
     /// Returns the peers that are cut off without direct paths.
     fn without_direct_paths(&self) -> Extent {
-        let has_tunnel = !self.config.backend.devices(self.config).is_empty();
+        let has_tunnel = self.config.backend.tunnel_id().is_some();
         if has_tunnel { Extent::SomePeers } else { Extent::AllPeers }
     }
 
     /// Returns the peers that are cut off without that device.
     fn without(&self, device: LinkName) -> Extent {
-        let is_own = self.config.backend.devices(self.config).contains(&device);
+        let is_own = self.config.backend.devices(self.config.families()).contains(&device);
         if is_own { Extent::AllPeers } else { Extent::SomePeers }
     }
 
@@ -446,9 +443,9 @@ impl<'a> Draft<'a> {
     }
 
     /// Returns a fault if the uplink's packets are too small for a tunnel of the family.
-    fn too_narrow(&self, options: &vxlan::Options, family: Family) -> Option<NodeFault> {
-        let vxlan::Narrow { outer, inner, needs } = options.narrow(family, &self.node.uplink)?;
-        let alone = self.config.families().find(|other| options.narrow(*other, &self.node.uplink).is_none());
+    fn too_narrow(&self, tunnel: &Encapsulation, family: Family) -> Option<NodeFault> {
+        let Narrow { outer, inner, needs } = tunnel.narrow(family, &self.node.uplink)?;
+        let alone = self.config.families().find(|other| tunnel.narrow(*other, &self.node.uplink).is_none());
         Some(NodeFault::TooNarrow { uplink: self.node.uplink.link, family, outer, inner, needs, alone })
     }
 
@@ -458,6 +455,7 @@ impl<'a> Draft<'a> {
     }
 
     fn own_devices(&mut self) {
+        let tunnel = self.config.backend.tunnel();
         for family in self.config.families() {
             let Some(subnet) = self.node.subnet.of(family) else {
                 self.note_node(NodeFault::NotLeased(family));
@@ -466,15 +464,15 @@ impl<'a> Draft<'a> {
             if self.config.blackhole {
                 self.routes.push(blackhole(subnet));
             }
-            if let Backend::Vxlan(options) = self.config.backend {
-                self.device(&options, family);
+            if let Some(tunnel) = &tunnel {
+                self.device(tunnel, family);
             }
         }
     }
 
-    /// Plans the device for the VNI and the family, once. Returns false if there can be no such device at present.
-    fn device(&mut self, options: &vxlan::Options, family: Family) -> bool {
-        let name = options.device_name(family);
+    /// Plans the device for the tunnel and the family, once. Returns false if there can be no such device at present.
+    fn device(&mut self, tunnel: &Encapsulation, family: Family) -> bool {
+        let name = tunnel.device_name(family);
         if self.links.iter().any(|link| link.name == name) {
             return true;
         }
@@ -488,18 +486,20 @@ impl<'a> Draft<'a> {
         if self.underlay.link(self.node.uplink.link).is_none() {
             return false;
         }
-        if let Some(fault) = self.too_narrow(options, family) {
+        if let Some(fault) = self.too_narrow(tunnel, family) {
             if !self.notes.contains(&Note::Node(fault.clone())) {
                 self.note_node(fault);
             }
             return false;
         }
         let Some(end) = self.own_end(family) else { return false };
-        let (link, address, sysctls) = options.device(&end, self.node);
+        let (link, address) = tunnel.device(&end, &self.node.uplink);
         self.sysctls.extend(sysctls::ipv6_on(name, self.underlay));
+        // With a smaller MTU the device has no IPv6, and no sysctls for it.
+        let has_ipv6 = link.mtu >= least_mtu(Family::Ipv6);
+        self.sysctls.extend(has_ipv6.then(|| sysctls::no_advertisements(name)));
         self.links.push(link);
         self.addresses.push(address);
-        self.sysctls.extend(sysctls);
         true
     }
 
@@ -514,7 +514,7 @@ impl<'a> Draft<'a> {
 
     /// Returns the kind of a device that has our name and is not ours.
     fn foreign_kind(&self, name: LinkName) -> Option<Box<str>> {
-        let link = self.underlay.link(name).filter(|link| &*link.kind != "vxlan")?;
+        let link = self.underlay.link(name).filter(|link| !may_be_ours(link))?;
         Some(if link.kind.is_empty() { "hardware".into() } else { link.kind.clone() })
     }
 

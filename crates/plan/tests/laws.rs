@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use plan::backend::{Backend, vxlan};
+use plan::backend::{Backend, Direct, vxlan};
 use plan::lease::Lease;
 use plan::netconf::NetConf;
 use plan::note::Note;
@@ -210,7 +210,7 @@ proptest! {
         let plan = world.plan();
         let mut observed = plan.desired.clone();
         // A waiting peer keeps the direct route in the kernel, or the one that was proven and thus is there.
-        let verified = world.config.backend.direct() == vxlan::Direct::Verified;
+        let verified = world.config.backend.direct() == Direct::Verified;
         let link = world.node.uplink.link;
         let proven = world.health.verdicts.iter();
         let proven = proven.filter(|it| verified && (it.way, it.uplink) == (Some(Way::Direct), link));
@@ -255,8 +255,9 @@ proptest! {
         let ports: Vec<u16> = leases.iter().map(|_| tape.pick(&[8472, 8472, 8472, 4789, 9999])).collect();
         let announce = |leases: &mut [Lease], at: usize| {
             let backend = Backend::Vxlan(vxlan::Options { port: ports[at], ..Default::default() });
-            let others: Vec<&Lease> = leases.iter().filter(|lease| lease.subnet != leases[at].subnet).collect();
-            leases[at].announced = backend.announced(&world.config, [world::OWN_MAC; 2], &others);
+            let others = leases.iter().filter(|lease| lease.subnet != leases[at].subnet);
+            let others = others.map(|lease| &lease.announced);
+            leases[at].announced = backend.announced(world.config.families(), [world::OWN_MAC; 2], others);
         };
         let mut settled = Vec::new();
         for _ in 0..3 {

@@ -201,16 +201,16 @@ impl Recorded {
         let drawn = [Mac([0x02, 0, 0, 0, 0, 1]), Mac([0x02, 0, 0, 0, 0, 2])];
         let bare = Underlay { links: Vec::new(), ..self.underlay.clone() };
         let config = self.conf.config();
-        let others: Vec<&Lease> = self.leases.iter().filter(|lease| **lease != self.own).collect();
+        let others = self.leases.iter().filter(|lease| **lease != self.own).map(|lease| &lease.announced);
         let (key, recorded) =
             self.entries.iter().find(|(key, _)| *key == self.own.subnet.to_string()).unwrap();
         let expected = match self.case {
             "vxlan-options" => recorded.replace(r#"{"VNI":42,"#, r#"{"VNI":42,"Port":4789,"#),
             _ => recorded.clone(),
         };
-        for (held, underlay) in [(None, &self.underlay), (Some(&self.own), &bare)] {
+        for (held, underlay) in [(None, &self.underlay), (Some(&self.own.announced), &bare)] {
             let macs = self.conf.backend.macs(held, underlay, drawn);
-            let announced = self.conf.backend.announced(&config, macs, &others);
+            let announced = self.conf.backend.announced(config.families(), macs, others.clone());
             let uplink = &self.node.uplink;
             let lease = Lease {
                 born: 0,

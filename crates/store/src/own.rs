@@ -3,7 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use plan::lease::{Announced, Lease, Subnet};
+use plan::backend::Announced;
+use plan::lease::{Lease, Subnet};
 use plan::netconf::NetConf;
 use plan::subnet_alloc::{self, Asker, Origin};
 

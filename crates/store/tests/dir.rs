@@ -11,8 +11,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use inotify::{EventMask, Inotify, WatchMask};
+use plan::backend::Announced;
 use plan::input::Leases;
-use plan::lease::{Announced, Lease};
+use plan::lease::Lease;
 use plan::note::Note;
 use plan::subnet_alloc::Asker;
 use store::{Announce, Choice, Claim, Dir, View};

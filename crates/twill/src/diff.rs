@@ -76,9 +76,9 @@ fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
     let place = Place::find(flags, &config, &mut kernel, &[])?;
     let own = leases.iter().find(|lease| place.asker.owns(lease));
     let own = own.context("the store has no lease of this node: the daemon would take one first")?;
-    let macs = config.backend.macs(Some(own), &place.underlay, place.drawn());
-    let others: Vec<&Lease> = leases.iter().filter(|lease| !place.asker.owns(lease)).collect();
-    let own = Lease { announced: config.backend.announced(&config, macs, &others), ..own.clone() };
+    let macs = config.backend.macs(Some(&own.announced), &place.underlay, place.drawn());
+    let others = leases.iter().filter(|lease| !place.asker.owns(lease)).map(|lease| &lease.announced);
+    let own = Lease { announced: config.backend.announced(config.families(), macs, others), ..own.clone() };
     let footprint = Footprint::read(&Footprint::path(&flags.subnet_file));
     let networks = subnet_file::networks(&flags.subnet_file);
     let node = place.node(&own);

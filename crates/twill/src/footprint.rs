@@ -59,7 +59,7 @@ impl Footprint {
             tables: owned.all_tables().collect(),
             networks: owned.all_networks().copied().collect(),
             devices: owned.links.clone(),
-            announced_devices: config.backend.devices(config),
+            announced_devices: config.backend.devices(config.families()),
             firewall: owned.firewall,
             socket: socket.to_owned(),
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use kernel::Kernel;
 use plan::Mac;
-use plan::backend::vxlan;
+use plan::backend::{self, Announced, TunnelId};
 use plan::belief::History;
 use plan::follow::HOLD;
 use plan::input::{Config, Family, Former, Leases, Node, Underlay, Uplink, Writer};
@@ -120,12 +120,12 @@ impl Place {
         known: &[IpAddr],
     ) -> anyhow::Result<Self> {
         let underlay = kernel.underlay(&config.all_pods()).context("reading this node's interfaces")?;
-        let devices = config.backend.devices(config);
+        let devices = config.backend.devices(config.families());
         let standing = devices.iter().filter_map(|name| underlay.link(*name)?.local);
         let remembered = standing.chain(known.iter().copied()).collect();
         let choice = choose_uplink(flags, config, &underlay, kernel, remembered)?;
         let previous = subnet_file::previous(&flags.subnet_file);
-        let asker = Asker { previous, vteps: vxlan::standing(&underlay), ..Asker::at(&choice.uplink) };
+        let asker = Asker { previous, vteps: backend::standing(&underlay), ..Asker::at(&choice.uplink) };
         let drawn = [Mac::local_unicast(draw()?), Mac::local_unicast(draw()?)];
         Ok(Self { underlay, choice, asker, drawn })
     }
@@ -201,8 +201,8 @@ impl Place {
         let footprint = Footprint::read(&Footprint::path(&flags.subnet_file));
         let networks = subnet_file::networks(&flags.subnet_file);
         let mut former = self.former(lease, footprint.as_ref(), &networks);
-        // A daemon that has locked the VNI has made the device its own.
-        former.links.retain(|link| vxlan::vni_of(*link).is_none_or(|vni| !locks.is_others_vni(vni)));
+        // A daemon that has locked the tunnel has made the device its own.
+        former.links.retain(|link| TunnelId::of_device(*link).is_none_or(|id| !locks.is_others_tunnel(id)));
         let config = flags.config(own_lease.conf());
         let node = self.node(lease);
         let (uplink_reason, history, home) = (self.choice.reason, None, Vec::new());
@@ -212,7 +212,7 @@ impl Place {
     /// Returns the function that gives the MACs of the VTEPs: existing ones, else drawn ones.
     fn macs(&self, config: &Config) -> impl Macs + use<> {
         let (backend, underlay, drawn) = (config.backend.clone(), self.underlay.clone(), self.drawn);
-        move |held: Option<&Lease>| backend.macs(held, &underlay, drawn)
+        move |held: Option<&Announced>| backend.macs(held, &underlay, drawn)
     }
 
     /// Returns the random MACs (IPv4, IPv6) for VTEPs that have none yet.
@@ -239,7 +239,7 @@ impl Place {
     ) -> Former {
         let subnets = [Some(lease.subnet), self.asker.previous].into_iter().flatten();
         let mut links: Vec<_> =
-            subnets.flat_map(|subnet| vxlan::left_devices(&self.underlay, &subnet)).collect();
+            subnets.flat_map(|subnet| backend::left_devices(&self.underlay, &subnet)).collect();
         let mut networks = networks.to_vec();
         let previous = self.asker.previous.into_iter();
         let subnets = previous.flat_map(Subnet::nets).collect();

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
 use kernel::{AbstractName, abstract_names};
-use plan::backend::Backend;
+use plan::backend::TunnelId;
 use plan::input::{Config, FirewallKeeper};
 use tracing::warn;
 
@@ -62,7 +62,8 @@ struct Held {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Locked {
     Network(IpNet),
-    Vni(u32),
+    /// Devices of a tunnel.
+    Tunnel(TunnelId),
     /// flannel's tables and chains, which exist once.
     Firewall,
 }
@@ -81,7 +82,7 @@ impl fmt::Display for Locked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Network(network) => write!(f, "network {network}"),
-            Self::Vni(vni) => write!(f, "VNI {vni}"),
+            Self::Tunnel(id) => write!(f, "{id}"),
             Self::Firewall => f.write_str("traffic rules"),
         }
     }
@@ -93,9 +94,8 @@ impl FromStr for Locked {
     fn from_str(text: &str) -> Result<Self, ()> {
         match text.split_once(' ').ok_or(())? {
             ("network", network) => network.parse().map(Self::Network).map_err(drop),
-            ("VNI", vni) => vni.parse().map(Self::Vni).map_err(drop),
             ("traffic", "rules") => Ok(Self::Firewall),
-            _ => Err(()),
+            _ => text.parse().map(Self::Tunnel).map_err(drop),
         }
     }
 }
@@ -177,33 +177,30 @@ impl Locks {
         self.statements.extend(bind(what).ok().map(|(_, socket)| socket));
     }
 
-    /// Takes the locks for the networks and the VNI of a config. Locks of an earlier VNI stay until `keep_vnis`. Returns
-    /// an error that names the owner if another daemon has one.
+    /// Takes the locks for the networks and the tunnel of a config. Locks of an earlier tunnel stay until `keep_tunnels`.
+    /// Returns an error that names the owner if another daemon has one.
     pub(crate) fn take_config(&mut self, config: &Config) -> anyhow::Result<()> {
         for network in config.networks().map(Locked::Network) {
             let key = "--etcd-prefix (or --store) with another Network in its network config";
             self.take(network).map_err(|refused| refused.advising(network, key))?;
         }
-        match &config.backend {
-            Backend::Vxlan(options) => {
-                let (vni, key) = (Locked::Vni(options.vni), "VNI in the Backend of its network config");
-                self.take(vni).map_err(|refused| refused.advising(vni, key))
-            }
-            _ => Ok(()),
-        }
+        let Some(id) = config.backend.tunnel_id() else { return Ok(()) };
+        let key = format!("{} in the Backend of its network config", id.kind.number());
+        let tunnel = Locked::Tunnel(id);
+        self.take(tunnel).map_err(|refused| refused.advising(tunnel, &key))
     }
 
-    /// Holds the locks of exactly these VNIs. Returns those that another daemon has.
-    pub(crate) fn keep_vnis(&mut self, vnis: &[u32]) -> Vec<u32> {
-        let is_gone = |what: Locked| matches!(what, Locked::Vni(vni) if !vnis.contains(&vni));
+    /// Holds the locks of exactly these tunnels. Returns those that another daemon has.
+    pub(crate) fn keep_tunnels(&mut self, tunnels: &[TunnelId]) -> Vec<TunnelId> {
+        let is_gone = |what: Locked| matches!(what, Locked::Tunnel(id) if !tunnels.contains(&id));
         self.held.retain(|held| !is_gone(held.what));
         let is_others = |taken| match taken {
             Ok(()) => false,
             Err(Refused::Other(..)) => true,
-            // An I/O error names no other daemon as owner of the VNI, so no peer is lost for want of a lock.
+            // An I/O error names no other daemon as owner of the tunnel, so no peer is lost for want of a lock.
             Err(Refused::Failed(error)) => !error.root_cause().is::<io::Error>(),
         };
-        vnis.iter().copied().filter(|vni| is_others(self.take(Locked::Vni(*vni)))).collect()
+        tunnels.iter().copied().filter(|id| is_others(self.take(Locked::Tunnel(*id)))).collect()
     }
 
     /// Takes the lock for flannel's tables and chains, which exist once. Returns the daemon that has it.
@@ -215,9 +212,10 @@ impl Locks {
         }
     }
 
-    /// Returns true if another daemon has that VNI.
-    pub(crate) fn is_others_vni(&mut self, vni: u32) -> bool {
-        !self.holds(Locked::Vni(vni)) && self.other(Locked::Vni(vni)).is_ok_and(|other| other.is_some())
+    /// Returns true if another daemon has that tunnel.
+    pub(crate) fn is_others_tunnel(&mut self, id: TunnelId) -> bool {
+        let tunnel = Locked::Tunnel(id);
+        !self.holds(tunnel) && self.other(tunnel).is_ok_and(|other| other.is_some())
     }
 
     fn holds(&self, what: Locked) -> bool {
@@ -499,7 +497,8 @@ mod tests {
 
     #[test]
     fn of_many_at_once_one_has_it_and_the_next_one_once_it_is_gone() {
-        let what = Locked::Vni(0x00ff_0000 | std::process::id() & 0xffff);
+        let number = 0x00ff_0000 | std::process::id() & 0xffff;
+        let what = Locked::Tunnel(TunnelId { kind: plan::backend::TunnelKind::Vxlan, number });
         let all: Vec<_> = (0..8).map(|_| thread::spawn(move || taken(what))).collect();
         let all: Vec<Locks> = all.into_iter().filter_map(|thread| thread.join().unwrap()).collect();
         assert!(all.len() <= 1, "{} of them have it", all.len());

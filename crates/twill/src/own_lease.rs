@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
-use plan::backend::Backend;
-use plan::backend::vxlan::DEFAULT_PORT;
+use plan::backend::Announced;
 use plan::input::{Node, Uplink};
-use plan::lease::{Announced, Lease, Vtep};
+use plan::lease::Lease;
 use plan::netconf::NetConf;
 use plan::note::StoreFault;
 use plan::subnet_alloc::{self, Asker};
@@ -201,7 +200,8 @@ impl OwnLease {
         let announce = move |held: Option<&Lease>, others: &[&Lease]| {
             let fits = |lease: &&&Lease| subnet_alloc::fits(&conf, &lease.subnet);
             let others: Vec<&Lease> = others.iter().filter(fits).copied().collect();
-            config.backend.announced(&config, macs(held), &others)
+            let macs = macs(held.map(|held| &held.announced));
+            config.backend.announced(config.families(), macs, others.iter().map(|lease| &lease.announced))
         };
         let claim = self.claim(Box::new(announce), Choice::Any { dice }, [].into());
         self.source.tasks.block_on(self.source.store.acquire(claim))
@@ -231,8 +231,7 @@ impl OwnLease {
                 return Err(StoreFault::ConfigRefused { what: key.into() });
             }
         }
-        let is_alloc = |conf: &NetConf| matches!(conf.backend, Backend::Alloc);
-        if peers > 0 && is_alloc(&self.conf) != is_alloc(conf) {
+        if peers > 0 && self.conf.backend.reaches_peers() != conf.backend.reaches_peers() {
             return Err(StoreFault::ConfigRefused { what: "Backend Type from or to alloc".into() });
         }
         Ok(self.conf != *conf)
@@ -253,7 +252,8 @@ impl OwnLease {
         let is_peer = |subnet: IpNet| admitted.binary_search_by_key(&subnet, |peer| peer.subnet).is_ok();
         let peers = listed.iter().filter(|lease| lease.subnet.nets().any(is_peer) && !self.asker.owns(lease));
         let config = self.conf.config();
-        let announced = config.backend.announced(&config, macs, &peers.collect::<Vec<_>>());
+        let peers = peers.map(|lease| &lease.announced);
+        let announced = config.backend.announced(config.families(), macs, peers);
         let wrong = match self.wrong(listed, node, &announced, now) {
             Ok(kept) => {
                 (self.refused, self.attempts) = (None, 0);
@@ -320,7 +320,7 @@ impl OwnLease {
                 Ok(Kept { due: written.map(|at| at + echo), ..self.kept(now) })
             }
             None => Err(Wrong::Gone),
-            Some(lease) if self.says(lease, &with_port_of(announced, lease)) => match self.ported {
+            Some(lease) if self.says(lease, &announced.spelled_as(&lease.announced)) => match self.ported {
                 Some(at) if now - at < PORT_PAUSE => {
                     Ok(Kept { due: Some(at + PORT_PAUSE), ..self.kept(now) })
                 }
@@ -401,21 +401,6 @@ fn holds(conf: &NetConf, other: &Lease, standing: Option<&Lease>, node: &Node) -
             && standing.is_none_or(|own| other.born < own.born))
 }
 
-/// Returns `announced` with its default port named, or left out, as in `lease`. Both forms mean the same.
-fn with_port_of(announced: &Announced, lease: &Lease) -> Announced {
-    let default = |port: Option<u16>| port.unwrap_or(DEFAULT_PORT) == DEFAULT_PORT;
-    let ports: Vec<Option<u16>> = lease.announced.vteps().map(|vtep| vtep.port).collect();
-    match (announced, ports.first()) {
-        (Announced::Vxlan { ipv4, ipv6 }, Some(&port)) if default(port) => {
-            let named = |vtep: Option<Vtep>| {
-                vtep.map(|vtep| if default(vtep.port) { Vtep { port, ..vtep } } else { vtep })
-            };
-            Announced::Vxlan { ipv4: named(*ipv4), ipv6: named(*ipv6) }
-        }
-        _ => announced.clone(),
-    }
-}
-
 /// Describes another daemon's lease by its VTEP MAC, else by its backend.
 fn words(lease: &Lease) -> String {
     match lease.announced.macs().into_iter().flatten().next() {
@@ -424,9 +409,9 @@ fn words(lease: &Lease) -> String {
     }
 }
 
-/// Function that gives the MACs to announce (IPv4, IPv6) for the lease that we hold.
-pub(crate) trait Macs: Fn(Option<&Lease>) -> [Mac; 2] + Send + Sync + 'static {}
-impl<F: Fn(Option<&Lease>) -> [Mac; 2] + Send + Sync + 'static> Macs for F {}
+/// Function that gives the MACs to announce (IPv4, IPv6) for the data of the lease that we hold.
+pub(crate) trait Macs: Fn(Option<&Announced>) -> [Mac; 2] + Send + Sync + 'static {}
+impl<F: Fn(Option<&Announced>) -> [Mac; 2] + Send + Sync + 'static> Macs for F {}
 
 #[cfg(test)]
 mod tests {
@@ -470,7 +455,7 @@ mod tests {
         let conf = source.net_conf().unwrap();
         let asker = Asker { public_ip: Some([192, 0, 2, 12].into()), ..Asker::default() };
         let own = OwnLease::new(source, conf, asker);
-        let lease = own.take(|_: Option<&Lease>| [Mac::default(); 2], 7).unwrap();
+        let lease = own.take(|_: Option<&Announced>| [Mac::default(); 2], 7).unwrap();
         let (mut own, first) = own.holding(lease);
         let list = || dir.leases().unwrap();
         let stale = list();

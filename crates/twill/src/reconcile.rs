@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use kernel::{Filter, Kernel, Outcome, Seen};
-use plan::backend::vxlan::Direct;
+use plan::backend::Direct;
 use plan::belief::{Belief, History, Weighed};
 use plan::firewall;
 use plan::follow::{Followed, Follower};
@@ -180,7 +180,7 @@ impl Reconciler {
         self.tell(&round);
         self.send_targets(&round.causes, &peers, uplink, diverted);
         let is_programmed = leases != Leases::Unknown;
-        let own = own_fault(&round, &self.config.backend.devices(&self.config));
+        let own = own_fault(&round, &self.config.backend.devices(self.config.families()));
         let unwritten = if is_programmed && own.is_none() { self.write_subnet_file().err() } else { None };
         let file_due = unwritten.as_ref().map(|_| begun + FILE_RETRY);
         self.set_fault(own.or(unwritten).or_else(|| rules_fault(&round)));
@@ -231,7 +231,7 @@ impl Reconciler {
         Uplinks::Another
     }
 
-    /// Returns the bounds within which the kernel is read, and locks the VNIs of our devices.
+    /// Returns the bounds within which the kernel is read, and locks the tunnels of our devices.
     fn scope(&mut self, leases: &Leases) -> Owned {
         let Self { config, node, memory, locks, probes, .. } = self;
         let healths = probes.healths.borrow().clone();
@@ -243,10 +243,10 @@ impl Reconciler {
         if *leases == Leases::Unknown {
             return scope(&memory.others);
         }
-        let alone = OtherDaemons { vnis: Vec::new(), ..memory.others.clone() };
+        let alone = OtherDaemons { tunnels: Vec::new(), ..memory.others.clone() };
         let all = scope(&alone);
-        let others = OtherDaemons { vnis: locks.keep_vnis(&all.vnis), ..alone };
-        let scope = if others.vnis.is_empty() { all } else { scope(&others) };
+        let others = OtherDaemons { tunnels: locks.keep_tunnels(&all.tunnels), ..alone };
+        let scope = if others.tunnels.is_empty() { all } else { scope(&others) };
         memory.others = others;
         scope
     }

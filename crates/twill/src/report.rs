@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use plan::PeerPath;
-use plan::backend::vxlan::Direct;
+use plan::backend::Direct;
 use plan::firewall::Stranger;
 use plan::input::{Config, Node};
 use serde::{Deserialize, Serialize};

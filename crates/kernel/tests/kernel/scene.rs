@@ -63,7 +63,6 @@ fn networks() -> Vec<ipnet::IpNet> {
 pub(crate) fn owned() -> Owned {
     Owned {
         links: vec![name("flannel.1"), name("flannel-v6.1")],
-        vnis: vec![1],
         networks: networks(),
         pods: networks().into_iter().map(Into::into).collect(),
         sysctls: vec!["net/ipv6/conf/flannel.1/accept_ra".into(), "net/no/such/file".into()],

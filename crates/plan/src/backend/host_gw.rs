@@ -8,14 +8,8 @@ use ipnet::IpNet;
 
 use crate::LinkName;
 use crate::input::{Family, Uplink};
-use crate::lease::Announced;
 use crate::owned::PROTOCOL;
 use crate::state::{Route, RoutePath};
-
-/// Returns the backend data of a host-gw node's lease.
-pub fn announced() -> Announced {
-    Announced::HostGw
-}
 
 /// Checks that the announced address is the uplink's own, since peers use it as next hop. The error names the flag to
 /// change.

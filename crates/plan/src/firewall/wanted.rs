@@ -13,8 +13,7 @@ use super::nft::{NftChain, NftChainName, NftElement, NftTable};
 use super::rule::{Match, Net, Rule, Verdict};
 use super::{Choice, Facts, Fault, Manager, Packet, SourceFilter, Stranger, Summary};
 use crate::PeerPath;
-use crate::backend::Backend;
-use crate::backend::vxlan::vni_of;
+use crate::backend::TunnelId;
 use crate::input::{Config, Family, FirewallKeeper, Leases, Node};
 use crate::state::{Link, LinkKind, Vxlan};
 use crate::wanted::UNPRIVILEGED;
@@ -153,7 +152,7 @@ impl Firewall {
         let family = Family::of(network.addr());
         let obstacles = what.facts.obstacles.iter();
         let uplink = what.node.uplink.link;
-        let direct = what.config.backend == Backend::HostGw
+        let direct = what.config.backend.is_direct_only()
             || what.peers.iter().any(|peer| peer.path == crate::Path::Direct);
         // An obstacle on the uplink refuses nothing if all peers are reached by tunnel.
         let in_use = |packet: &Packet| direct || ![packet.inbound, packet.outbound].contains(&uplink);
@@ -186,11 +185,8 @@ impl Firewall {
 
     /// Plans the source filter for the devices whose outer packets are of the family.
     fn filter_sources(&mut self, what: &Rules<'_>, family: Family) {
-        let filter = match &what.config.backend {
-            Backend::Vxlan(options) => options.source_filter,
-            _ => SourceFilter::default(),
-        };
-        let devices: Vec<&Vxlan> = what.links.iter().filter_map(vxlan_of(family)).collect();
+        let filter = what.config.backend.source_filter();
+        let devices: Vec<(TunnelId, &Vxlan)> = what.links.iter().filter_map(vxlan_of(family)).collect();
         if filter == SourceFilter::Off || devices.is_empty() || what.facts.no_nft.is_some() {
             return;
         }
@@ -199,7 +195,9 @@ impl Firewall {
             let verdict = if filter == SourceFilter::Drop { Verdict::Drop } else { Verdict::Count };
             let rules = devices
                 .iter()
-                .flat_map(|device| ports_of(device, what.peers).map(move |port| (device.vni, port)))
+                .flat_map(|&(id, device)| {
+                    ports_of(id, device, what.peers).map(move |port| (device.vni, port))
+                })
                 .flat_map(|(vni, port)| sent_by_pods(network, vni, port, &verdict));
             self.chain(family, NftChainName::VxlanPods, rules.collect());
         }
@@ -212,7 +210,7 @@ impl Firewall {
             return;
         }
         let rules =
-            devices.iter().flat_map(|device| strangers(device, family, verdict(filter, what, family)));
+            devices.iter().flat_map(|(_, device)| strangers(device, family, verdict(filter, what, family)));
         self.chain(family, NftChainName::Vxlan, rules.collect());
         let addresses = what.peers.iter().map(|peer| peer.public_ip);
         let mut addresses: Vec<IpAddr> = addresses.filter(|address| Family::of(*address) == family).collect();
@@ -222,9 +220,11 @@ impl Firewall {
     }
 }
 
-fn vxlan_of(family: Family) -> impl Fn(&Link) -> Option<&Vxlan> {
+fn vxlan_of(family: Family) -> impl Fn(&Link) -> Option<(TunnelId, &Vxlan)> {
     move |link| match &link.kind {
-        LinkKind::Vxlan(vxlan) if Family::of(vxlan.local) == family => Some(vxlan),
+        LinkKind::Vxlan(vxlan) if Family::of(vxlan.local) == family => {
+            Some((TunnelId::of_device(link.name)?, vxlan))
+        }
         _ => None,
     }
 }
@@ -240,10 +240,10 @@ fn verdict(filter: SourceFilter, what: &Rules<'_>, family: Family) -> Verdict {
 
 /// Returns the ports on which other nodes may receive a tunnel's packets. They are our own port, and the ports that most
 /// of the peers behind that device announce. Well-known ports are left out, so that no lease can block another service.
-fn ports_of<'a>(device: &'a Vxlan, peers: &'a [PeerPath]) -> impl Iterator<Item = u16> + 'a {
+fn ports_of<'a>(id: TunnelId, device: &'a Vxlan, peers: &'a [PeerPath]) -> impl Iterator<Item = u16> + 'a {
     let mut theirs: BTreeMap<u16, usize> = BTreeMap::new();
     let tunnels = peers.iter().filter_map(|peer| peer.tunnel);
-    let tunnels = tunnels.filter(|tunnel| vni_of(tunnel.link) == Some(device.vni));
+    let tunnels = tunnels.filter(|tunnel| TunnelId::of_device(tunnel.link) == Some(id));
     for port in
         tunnels.filter_map(|tunnel| tunnel.port).filter(|port| *port != device.port && *port >= UNPRIVILEGED)
     {

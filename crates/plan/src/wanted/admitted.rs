@@ -8,21 +8,25 @@ use ipnet::IpNet;
 
 use super::Draft;
 use crate::Mac;
+use crate::backend::{Backend, Encapsulation, End, TunnelId};
 use crate::input::Family;
-use crate::lease::{Lease, Vtep};
+use crate::lease::Lease;
 use crate::note::PeerFault;
 use crate::subnet_alloc::{self, number};
 
 /// Destination of an FDB entry: underlay address and UDP port.
-pub(super) type Remote = (IpAddr, u16);
+pub(super) type Remote = (IpAddr, Option<u16>);
+
+/// Key and value of an FDB entry: tunnel and MAC address, and the destination.
+pub(super) type FdbEnd = ((TunnelId, Mac), Remote);
 
 /// Admitted leases of one family, by which conflicts of the next lease are found. An index exists only if two leases may
 /// conflict, which is rare.
 pub(super) struct Admitted {
     /// Subnets by first address, with the last address; `None` if no two overlap.
     spans: Option<BTreeMap<u128, (u128, IpNet)>>,
-    /// VTEPs by VNI and MAC address, since an FDB has one entry per MAC address; `None` if no two are equal.
-    macs: Option<BTreeMap<(u32, Mac), (IpNet, Remote)>>,
+    /// Tunnel ends by tunnel and MAC address, since an FDB has one entry per MAC address; `None` if no two are equal.
+    macs: Option<BTreeMap<(TunnelId, Mac), (IpNet, Remote)>>,
     /// Index of nodes and subnets together; present only if some node's address lies in the pod network.
     mixed: Option<Mixed>,
 }
@@ -34,7 +38,7 @@ impl Admitted {
         family: Family,
         own: Option<IpNet>,
         network: Option<IpNet>,
-        own_vni: u32,
+        backend: &Backend,
     ) -> Self {
         let subnets = leases.iter().filter_map(|lease| lease.subnet.of(family));
         let span = |subnet: IpNet| (number(subnet.network()), number(subnet.broadcast()));
@@ -42,8 +46,8 @@ impl Admitted {
         spans.sort_unstable();
         let in_network = |ip: IpAddr| network.is_some_and(|network| network.contains(&ip));
         let is_mixed = leases.iter().any(|lease| lease.public(family).is_some_and(in_network));
-        let vteps = leases.iter().filter_map(|lease| lease.announced.vtep(family));
-        let mut macs: Vec<_> = vteps.map(|vtep| (vtep.vni_or(own_vni), vtep.mac)).collect();
+        let ends = leases.iter().filter_map(|lease| lease.announced.end(family, backend));
+        let mut macs: Vec<_> = ends.filter_map(|end| Some((end.id, end.mac?))).collect();
         macs.sort_unstable();
         Self {
             spans: spans.windows(2).any(|pair| pair[1].0 <= pair[0].1).then(BTreeMap::new),
@@ -54,7 +58,7 @@ impl Admitted {
     }
 
     /// Adds an admitted peer, with key and value of its FDB entry.
-    pub(super) fn insert(&mut self, subnet: IpNet, node: IpAddr, vtep: Option<((u32, Mac), Remote)>) {
+    pub(super) fn insert(&mut self, subnet: IpNet, node: IpAddr, end: Option<FdbEnd>) {
         if let Some(mixed) = &mut self.mixed {
             mixed.subnets.insert(number(subnet.network()), number(subnet.broadcast()));
             mixed.nodes.insert(number(node), node);
@@ -63,7 +67,7 @@ impl Admitted {
             spans.insert(number(subnet.network()), (number(subnet.broadcast()), subnet));
         }
         if let Some(macs) = &mut self.macs {
-            macs.extend(vtep.map(|(key, remote)| (key, (subnet, remote))));
+            macs.extend(end.map(|(key, remote)| (key, (subnet, remote))));
         }
     }
 
@@ -141,38 +145,38 @@ impl Draft<'_> {
         Ok(public_ip)
     }
 
-    /// Returns the peer's VTEP if it can be used beside ours and those of the admitted peers, else the fault.
-    pub(super) fn vtep_of(
+    /// Returns key and value of the FDB entry for the end of a peer's tunnel; `None` if the tunnel needs none. The fault says
+    /// why the end cannot be used beside ours and those of the admitted peers.
+    pub(super) fn admit_end(
         &self,
         family: Family,
         public_ip: IpAddr,
-        lease: &Lease,
+        tunnel: &Encapsulation,
+        end: End,
         admitted: &Admitted,
-    ) -> Result<Vtep, PeerFault> {
+    ) -> Result<Option<FdbEnd>, PeerFault> {
+        if !self.owned.tunnels.contains(&end.id) {
+            return Err(PeerFault::UnusableVni(end.id.number));
+        }
+        // A lease must not make all nodes send to a well-known port.
+        if let Some(port) = end.port.filter(|port| *port < UNPRIVILEGED && Some(*port) != tunnel.port) {
+            return Err(PeerFault::BadPort(port));
+        }
+        let Some(mac) = end.mac else { return Ok(None) };
         let ours = match family {
             Family::Ipv4 => self.node.vtep,
             Family::Ipv6 => self.node.vtep_v6,
         };
-        let vtep = lease.announced.vtep(family).ok_or(PeerFault::NoVtep(family))?;
-        let vni = vtep.vni_or(self.config.backend.vni());
-        if !self.owned.vnis.contains(&vni) {
-            return Err(PeerFault::UnusableVni(vni));
+        if !mac.is_unicast() {
+            return Err(PeerFault::BadVtepMac(mac));
         }
-        // A lease must not make all nodes send to a well-known port.
-        let own_port = self.options_for(vtep).port;
-        if let Some(port) = vtep.port.filter(|port| *port < UNPRIVILEGED && *port != own_port) {
-            return Err(PeerFault::BadPort(port));
+        if ours == Some(mac) {
+            return Err(PeerFault::OurVtepMac(mac));
         }
-        if !vtep.mac.is_unicast() {
-            return Err(PeerFault::BadVtepMac(vtep.mac));
-        }
-        if ours == Some(vtep.mac) {
-            return Err(PeerFault::OurVtepMac(vtep.mac));
-        }
-        let (key, remote) = self.end_of(public_ip, vtep);
+        let (key, remote) = ((end.id, mac), (public_ip, end.port.or(tunnel.port)));
         match admitted.macs.as_ref().and_then(|macs| macs.get(&key)) {
-            Some(&(with, other)) if other != remote => Err(PeerFault::SharedVtepMac { mac: vtep.mac, with }),
-            _ => Ok(vtep),
+            Some(&(with, other)) if other != remote => Err(PeerFault::SharedVtepMac { mac, with }),
+            _ => Ok(Some((key, remote))),
         }
     }
 
@@ -185,12 +189,6 @@ impl Draft<'_> {
         let of_uplink = self.underlay.addresses.iter().filter(|facts| facts.link == self.node.uplink.link);
         let mut networks = of_uplink.map(|facts| facts.address.trunc());
         networks.find(|network| network.contains(&subnet) || subnet.contains(network))
-    }
-
-    /// Returns key and value of the FDB entry for a VTEP: VNI and MAC address, and the destination.
-    pub(super) fn end_of(&self, public_ip: IpAddr, vtep: Vtep) -> ((u32, Mac), Remote) {
-        let options = self.options_for(vtep);
-        ((options.vni, vtep.mac), (public_ip, vtep.port.unwrap_or(options.port)))
     }
 
     /// Returns true if this is the network or broadcast address of a segment of ours.

@@ -3,8 +3,6 @@
 use ipnet::IpNet;
 
 use crate::LinkName;
-use crate::backend::Backend;
-use crate::backend::vxlan::{self, Direct};
 use crate::firewall::Passage;
 use crate::input::{Config, Family, Node};
 use crate::owned::Owned;
@@ -31,16 +29,10 @@ pub(super) fn passages(config: &Config, node: &Node, subnets: &[IpNet]) -> Vec<P
 }
 
 /// Returns the devices that lead to peers.
-fn links(config: &Config, node: &Node, family: Family) -> Vec<LinkName> {
-    let uplink = node.uplink.link;
-    match &config.backend {
-        Backend::Vxlan(options) => {
-            let direct = (options.direct != Direct::Never).then_some(uplink);
-            [vxlan::device_name(family, options.vni)].into_iter().chain(direct).collect()
-        }
-        Backend::HostGw => vec![uplink],
-        Backend::Alloc => Vec::new(),
-    }
+fn links(config: &Config, node: &Node, family: Family) -> impl Iterator<Item = LinkName> {
+    let tunnel = config.backend.tunnel_id().map(|id| id.device(family));
+    let uplink = config.backend.may_be_direct().then_some(node.uplink.link);
+    tunnel.into_iter().chain(uplink)
 }
 
 /// Returns the first subnet of the network that is not ours.

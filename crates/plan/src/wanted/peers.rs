@@ -8,11 +8,10 @@ use ipnet::IpNet;
 
 use super::admitted::Admitted;
 use super::{Draft, Path, PeerPath, Tunnel};
-use crate::backend::vxlan::{self, Direct, Endpoint};
-use crate::backend::{Backend, TunnelKind, host_gw};
+use crate::backend::{Direct, Encapsulation, End, Endpoint, host_gw};
 use crate::direct;
 use crate::input::Family;
-use crate::lease::{Announced, Lease, Vtep};
+use crate::lease::Lease;
 use crate::note::{NodeFault, PeerFault};
 use crate::rivals::Standing;
 use crate::verdict::Way;
@@ -20,9 +19,8 @@ use crate::verdict::Way;
 impl Draft<'_> {
     /// Adds the rows of all peers of one family. `order` is the list of their leases.
     pub(super) fn peers_of(&mut self, family: Family, mut order: Vec<&Lease>) {
-        let own_vni = self.config.backend.vni();
         let (own, network) = (self.node.subnet.of(family), self.config.network(family));
-        let admitted = Admitted::none_of(&order, family, own, network, own_vni);
+        let admitted = Admitted::none_of(&order, family, own, network, &self.config.backend);
         let (mut admitted, before) = (admitted, self.peers.len());
         order.sort_unstable_by(|one, other| self.before(family, one, other));
         for lease in order {
@@ -50,7 +48,7 @@ impl Draft<'_> {
     fn doubt_uplink(&mut self, family: Family, before: usize) {
         let paths = || self.peers[before..].iter();
         let far = paths().find(|peer| peer.path == Path::Unreachable).map(|peer| peer.public_ip);
-        if let (Backend::HostGw, Some(far)) = (&self.config.backend, far)
+        if let Some(far) = far.filter(|_| self.config.backend.is_direct_only())
             && !paths().any(|peer| peer.path == Path::Direct)
         {
             let peer_on = direct::segment_of(self.underlay, far).map(|link| (far, link));
@@ -67,23 +65,28 @@ impl Draft<'_> {
         admitted: &mut Admitted,
     ) -> Result<(), PeerFault> {
         let public_ip = self.admit(family, lease, subnet, admitted)?;
-        let (path, vtep) = match &lease.announced {
-            Announced::HostGw => (self.reach_directly(family, subnet, public_ip), None),
-            Announced::Vxlan { .. } => {
-                let vtep = self.vtep_of(family, public_ip, lease, admitted)?;
-                (self.reach_by_vxlan(family, subnet, public_ip, vtep), Some(vtep))
+        let ours = &self.config.backend;
+        let Some(backend) = ours.towards(&lease.announced, family) else {
+            let theirs = lease.announced.backend_type().into();
+            return Err(PeerFault::OtherBackend { theirs, ours: ours.name().into() });
+        };
+        let on_link = self.on_link.reaches(public_ip);
+        let by_evidence = on_link && backend.direct() == Direct::Verified;
+        let (path, tunnel) = match backend.tunnel() {
+            None => {
+                admitted.insert(subnet, public_ip, None);
+                (self.reach_directly(family, subnet, public_ip), None)
             }
-            Announced::Nothing | Announced::Other(_) => {
-                let theirs = lease.announced.backend_type().into();
-                return Err(PeerFault::OtherBackend { theirs, ours: self.config.backend.name().into() });
+            Some(tunnel) => {
+                let end = lease.announced.end(family, ours).ok_or(PeerFault::NoVtep(family))?;
+                let fdb = self.admit_end(family, public_ip, &tunnel, end, admitted)?;
+                admitted.insert(subnet, public_ip, fdb);
+                let mac = end.mac.unwrap_or_default();
+                let peer = Endpoint { subnet, local: public_ip, mac };
+                let path = self.reach_by_tunnel(family, &tunnel, &peer, end.port);
+                (path, Some(self.tunnel_to(family, &tunnel, end)))
             }
         };
-        let end = vtep.map(|vtep| self.end_of(public_ip, vtep));
-        admitted.insert(subnet, public_ip, end);
-        let on_link = self.on_link.reaches(public_ip);
-        let tunnel = vtep.map(|vtep| self.tunnel_to(family, vtep));
-        let by_evidence =
-            on_link && vtep.is_some_and(|vtep| self.options_for(vtep).direct == Direct::Verified);
         self.peers.push(PeerPath { subnet, public_ip, path, on_link, tunnel, by_evidence });
         // A peer that is unreachable or waits has a warning of its own.
         if let (Path::Tunnel(_) | Path::Direct, Some(finding)) = (path, self.ways.fault(subnet, public_ip)) {
@@ -93,23 +96,13 @@ impl Draft<'_> {
     }
 
     /// Returns the tunnel to a peer: our device, and the peer's MAC address and port.
-    fn tunnel_to(&self, family: Family, vtep: Vtep) -> Tunnel {
-        let options = self.options_for(vtep);
+    fn tunnel_to(&self, family: Family, tunnel: &Encapsulation, end: End) -> Tunnel {
         Tunnel {
-            kind: TunnelKind::Vxlan,
-            link: options.device_name(family),
-            mac: Some(vtep.mac),
-            port: Some(vtep.port.unwrap_or(options.port)),
-            mtu: options.device_mtu(family, &self.node.uplink),
-        }
-    }
-
-    /// Returns the VXLAN options for a peer: ours with its VNI, or the defaults without a VXLAN backend of our own.
-    pub(super) fn options_for(&self, vtep: Vtep) -> vxlan::Options {
-        let vni = vtep.vni_or(self.config.backend.vni());
-        match self.config.backend {
-            Backend::Vxlan(options) => vxlan::Options { vni, ..options },
-            _ => vxlan::Options { vni, ..Default::default() },
+            kind: tunnel.id.kind,
+            link: tunnel.device_name(family),
+            mac: end.mac,
+            port: end.port.or(tunnel.port),
+            mtu: tunnel.device_mtu(family, &self.node.uplink),
         }
     }
 
@@ -158,23 +151,28 @@ impl Draft<'_> {
         may && self.on_link.reaches(public_ip)
     }
 
-    /// Adds the rows of a peer with a VTEP: direct if possible and allowed, else by tunnel.
-    fn reach_by_vxlan(&mut self, family: Family, subnet: IpNet, public_ip: IpAddr, vtep: Vtep) -> Path {
-        let options = self.options_for(vtep);
-        if self.waits(options.direct, family, subnet, public_ip) {
+    /// Adds the rows of a peer with a tunnel: direct if possible and allowed, else by tunnel.
+    fn reach_by_tunnel(
+        &mut self,
+        family: Family,
+        tunnel: &Encapsulation,
+        peer: &Endpoint,
+        port: Option<u16>,
+    ) -> Path {
+        let (subnet, public_ip) = (peer.subnet, peer.local);
+        if self.waits(tunnel.direct, family, subnet, public_ip) {
             return Path::Waiting;
         }
-        if self.goes_direct(options.direct, subnet, public_ip) {
+        if self.goes_direct(tunnel.direct, subnet, public_ip) {
             return self.reach_directly(family, subnet, public_ip);
         }
-        if !self.device(&options, family) {
+        if !self.device(tunnel, family) {
             return Path::Waiting;
         }
-        let peer = Endpoint { subnet, local: public_ip, mac: vtep.mac };
-        let (neighbour, fdb, route) = options.peer(&peer, vtep.port, self.config.table);
-        self.neighbours.push(neighbour);
-        self.fdb.push(fdb);
-        self.routes.push(route);
-        Path::Tunnel(TunnelKind::Vxlan)
+        let rows = tunnel.peer(peer, port, self.config.table);
+        self.neighbours.extend(rows.neighbour);
+        self.fdb.extend(rows.fdb);
+        self.routes.push(rows.route);
+        Path::Tunnel(tunnel.id.kind)
     }
 }

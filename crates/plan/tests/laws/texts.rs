@@ -5,7 +5,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use plan::Mac;
-use plan::lease::{Announced, Lease, Subnet, Vtep};
+use plan::backend::Announced;
+use plan::backend::vxlan::Vtep;
+use plan::lease::{Lease, Subnet};
 
 use super::tape::Tape;
 

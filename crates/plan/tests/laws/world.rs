@@ -4,14 +4,14 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use plan::backend::Backend;
-use plan::backend::vxlan::{self, Direct};
+use plan::backend::vxlan::{self, Vtep};
+use plan::backend::{Announced, Backend, Direct};
 use plan::firewall::SourceFilter;
 use plan::input::{
     AddressFacts, Config, Family, FirewallKeeper, Former, Leases, LinkFacts, Node, OtherDaemons, RouteFacts,
     Underlay, Uplink, Writer,
 };
-use plan::lease::{Announced, Lease, Subnet, Vtep};
+use plan::lease::{Lease, Subnet};
 use plan::rivals::{Contender, Standing};
 use plan::state::{Route, RoutePath};
 use plan::verdict::{Finding, Verdict, Way};
@@ -191,7 +191,7 @@ fn node(tape: &mut Tape) -> (Node, OtherDaemons, Memory) {
         tape.pick(&[(true, true), (true, true), (true, true), (true, false), (false, true)]);
     let keeper = || FirewallKeeper::Other("pid 812".into());
     let firewall = if tape.once_in(16) { keeper() } else { FirewallKeeper::Us };
-    let others = OtherDaemons { vnis: Vec::new(), firewall };
+    let others = OtherDaemons { tunnels: Vec::new(), firewall };
     let node = Node {
         uplink: Uplink {
             ipv4: Some([192, 0, 2, 1].into()),
@@ -220,7 +220,7 @@ fn devices(config: &Config, former: &Former, leases: &Leases) -> Vec<LinkName> {
         leases
             .known()
             .iter()
-            .any(|lease| lease.announced.vnis(config.backend.vni()).any(|theirs| theirs == vni))
+            .any(|lease| lease.announced.tunnels(&config.backend).any(|theirs| theirs.number == vni))
     };
     let mut vnis = Vec::new();
     if let Backend::Vxlan(options) = &config.backend {
@@ -520,7 +520,8 @@ fn set_vteps(lease: &mut Lease, other_vni: Option<u32>, mac: Mac) {
 /// Gives the lease the MAC addresses of a valid lease, as a cloned machine has. If there is none, the MAC address is invalid.
 fn share_mac(tape: &mut Tape, lease: &mut Lease, good: &[Lease]) {
     lease.born = 9;
-    let with_vteps = |lease: &&Lease| lease.subnet.ipv6.is_some() && lease.announced.vteps().count() == 2;
+    let with_vteps =
+        |lease: &&Lease| lease.subnet.ipv6.is_some() && lease.announced.macs().iter().all(Option::is_some);
     let of_both: Vec<&Lease> = good.iter().filter(with_vteps).collect();
     if of_both.is_empty() {
         set_vteps(lease, None, Mac::default());

@@ -15,7 +15,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use plan::lease::{Announced, Lease};
+use plan::backend::Announced;
+use plan::lease::Lease;
 use plan::note::Note;
 use plan::subnet_alloc::Asker;
 use store::{Choice, Claim, Etcd, EtcdOptions, View};

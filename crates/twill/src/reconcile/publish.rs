@@ -161,10 +161,19 @@ mod tests {
             notes: Vec::new(),
             took: Duration::ZERO,
         };
-        let moved = PeerPath { public_ip: [192, 0, 2, 99].into(), ..peer(4, Path::Tunnel(TunnelKind::Vxlan)) };
+        let moved =
+            PeerPath { public_ip: [192, 0, 2, 99].into(), ..peer(4, Path::Tunnel(TunnelKind::Vxlan)) };
         let planned = (2..=6).map(|number| peer(number, Path::Direct)).collect();
-        let last = [peer(2, Path::Tunnel(TunnelKind::Vxlan)), peer(3, Path::Tunnel(TunnelKind::Vxlan)), moved, peer(6, Path::Tunnel(TunnelKind::Vxlan))];
+        let last = [
+            peer(2, Path::Tunnel(TunnelKind::Vxlan)),
+            peer(3, Path::Tunnel(TunnelKind::Vxlan)),
+            moved,
+            peer(6, Path::Tunnel(TunnelKind::Vxlan)),
+        ];
         let paths: Vec<_> = in_force(planned, &round, &last, 254).into_iter().map(|peer| peer.path).collect();
-        assert_eq!(paths, [Path::Direct, Path::Tunnel(TunnelKind::Vxlan), Path::Waiting, Path::Waiting, Path::Direct]);
+        assert_eq!(
+            paths,
+            [Path::Direct, Path::Tunnel(TunnelKind::Vxlan), Path::Waiting, Path::Waiting, Path::Direct]
+        );
     }
 }
