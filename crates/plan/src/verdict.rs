@@ -3,29 +3,30 @@
 //!
 //! Times are durations since the daemon's start.
 
-mod diagnosis;
+mod choice;
+mod diagnose;
 mod evidence;
 mod finding;
+mod history;
 mod judge;
-mod ladder;
-mod questions;
-mod rare;
-mod suspicion;
+mod mtu_search;
+mod reported;
+mod schedule;
+mod self_suspect;
+mod time;
 mod track;
 
 use std::net::IpAddr;
-use std::ops::Deref;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{LinkName, Mac, PeerPath};
+use crate::{LinkName, Mac};
 
 pub use finding::Finding;
 pub use judge::{Judge, Local, PATIENCE};
-pub use suspicion::suspect;
+pub use self_suspect::suspect;
 
 /// A probe that a peer's kernel answers by itself; no program of ours has to run there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,31 +85,6 @@ pub struct Sample {
 pub enum Way {
     Direct,
     Tunnel,
-}
-
-/// Path of one peer in a list that all judges share; each judge stores only an index.
-#[derive(Clone, Debug)]
-pub struct Shared(Arc<Vec<PeerPath>>, u32);
-
-impl Shared {
-    /// Returns one entry per peer, in the order of the list.
-    pub fn all(peers: &Arc<Vec<PeerPath>>) -> impl Iterator<Item = Self> {
-        (0..).zip(peers.iter()).map(|(at, _)| Self(peers.clone(), at))
-    }
-}
-
-impl From<PeerPath> for Shared {
-    fn from(peer: PeerPath) -> Self {
-        Self(Arc::new(vec![peer]), 0)
-    }
-}
-
-impl Deref for Shared {
-    type Target = PeerPath;
-
-    fn deref(&self) -> &PeerPath {
-        &self.0[self.1 as usize]
-    }
 }
 
 /// Health of one peer, as far as the evidence goes. Sample:

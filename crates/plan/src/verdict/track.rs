@@ -1,27 +1,11 @@
-//! History of one kind of probe to one peer: runs, a window of recent results, and whether the probe is failing. Its size is
-//! bounded, however many results come and in whatever order. `diagnosis` decides what a failure means.
+//! Results of one kind of probe to one peer: runs, a window of recent results, and whether the probe is failing. Their size is
+//! bounded, however many results come and in whatever order. `diagnose` decides what a failure means.
 
 use std::net::IpAddr;
-use std::num::NonZeroU16;
 use std::time::Duration;
 
-use super::{Answer, PATIENCE, Sample};
-
-/// A time in milliseconds in six bytes, with room for `None`: the size matters with thousands of peers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Moment(NonZeroU16, u16, u16);
-
-impl Moment {
-    pub(super) fn of(time: Duration) -> Self {
-        let millis = time.as_millis();
-        Self(NonZeroU16::MIN.saturating_add((millis >> 32) as u16), (millis >> 16) as u16, millis as u16)
-    }
-
-    pub(super) fn time(self) -> Duration {
-        let high = u64::from(self.0.get() - 1) << 32;
-        Duration::from_millis(high | u64::from(self.1) << 16 | u64::from(self.2))
-    }
-}
+use super::time::Time;
+use super::{Answer, PATIENCE};
 
 /// Number of losses in a row after which the probe counts as failing.
 pub(super) const RUN: u8 = 5;
@@ -37,9 +21,9 @@ const WINDOW_BITS: u32 = (1 << WINDOW) - 1;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Track {
     /// Time at which the newest answered probe was sent.
-    answered: Option<Moment>,
+    answered: Option<Time>,
     /// Time at which the first probe of the current run of replies was sent.
-    row_from: Option<Moment>,
+    row_from: Option<Time>,
     /// Length of the current run of replies.
     row: u8,
     /// True if the last probe could not be sent.
@@ -51,11 +35,11 @@ pub(super) struct Track {
 #[derive(Clone, Debug, Default)]
 struct Losses {
     /// Time at which the newest lost probe was sent.
-    last: Option<Moment>,
+    last: Option<Time>,
     /// Time at which the first probe of the current run of losses was sent.
-    run_from: Option<Moment>,
+    run_from: Option<Time>,
     /// Time at which the first probe was sent of the run that started the failure.
-    trouble: Option<Moment>,
+    trouble: Option<Time>,
     /// Results of the last probes, the newest in the lowest bit; 1 is a loss.
     window: u32,
     /// MTU in bytes that was reported on the path during this run of losses.
@@ -71,44 +55,43 @@ struct Losses {
 }
 
 impl Track {
-    /// History without any results.
+    /// Track without any results.
     pub(super) const NEW: Self =
         Self { answered: None, row_from: None, row: 0, impossible: false, losses: None };
 
     /// Adds the result of a regular probe.
-    pub(super) fn hear(&mut self, sample: &Sample) {
-        self.hear_in(sample, 1);
+    pub(super) fn hear(&mut self, sent: Time, answer: Answer) {
+        self.hear_in(sent, answer, 1);
     }
 
     /// Adds the result of a quick probe, which was sent because another probe was late. Its reply takes no place in the window.
     /// On a flapping path quick probes are repeated until one is answered, which would hide the losses.
-    pub(super) fn hear_quick(&mut self, sample: &Sample) {
-        self.hear_in(sample, 0);
+    pub(super) fn hear_quick(&mut self, sent: Time, answer: Answer) {
+        self.hear_in(sent, answer, 0);
     }
 
     /// Adds a result. A reply takes `places` places in the window, a loss always one.
-    fn hear_in(&mut self, sample: &Sample, places: u32) {
-        match sample.answer {
+    fn hear_in(&mut self, sent: Time, answer: Answer, places: u32) {
+        match answer {
             Answer::Impossible => *self = Self { impossible: true, ..Self::default() },
             Answer::Came { .. } | Answer::Is { .. } | Answer::Checksums { .. } => {
-                self.answer(sample.sent, places);
+                self.answer(sent, places);
             }
-            Answer::Lost => self.lose(sample.sent),
+            Answer::Lost => self.lose(sent),
             Answer::Refused { by } => {
-                self.lose(sample.sent);
+                self.lose(sent);
                 self.losses.get_or_insert_default().refused = Some((by, 0));
             }
             Answer::TooBig { mtu } => {
-                self.lose(sample.sent);
+                self.lose(sent);
                 self.losses.get_or_insert_default().too_big = Some(mtu);
             }
         }
     }
 
-    fn answer(&mut self, sent: Duration, places: u32) {
+    fn answer(&mut self, sent: Time, places: u32) {
         let lost = self.losses.as_ref().and_then(|losses| losses.last);
-        let stale = lost.is_some_and(|lost| lost.time() > sent + PATIENCE);
-        let sent = Moment::of(sent);
+        let stale = lost.is_some_and(|lost| lost > sent + PATIENCE);
         if stale || self.answered.is_some_and(|answered| answered >= sent) {
             return;
         }
@@ -129,8 +112,7 @@ impl Track {
         }
     }
 
-    fn lose(&mut self, sent: Duration) {
-        let sent = Moment::of(sent);
+    fn lose(&mut self, sent: Time) {
         let known = self.losses.as_ref().and_then(|losses| losses.last);
         if known.is_some_and(|lost| lost >= sent) || self.answered == Some(sent) {
             return;
@@ -202,13 +184,13 @@ impl Track {
     }
 
     /// Returns the time at which the first probe of the current run of losses was sent.
-    pub(super) fn run_from(&self) -> Option<Moment> {
+    pub(super) fn run_from(&self) -> Option<Time> {
         self.losses.as_ref().filter(|losses| losses.run > 0)?.run_from
     }
 
-    /// Returns the time at which the first probe of the failing run was sent; zero if flapping alone is the failure.
-    pub(super) fn trouble(&self) -> Duration {
-        self.losses.as_ref().and_then(|losses| losses.trouble).map_or(Duration::ZERO, Moment::time)
+    /// Returns the time at which the first probe of the failing run was sent; `None` if flapping alone is the failure.
+    pub(super) fn trouble(&self) -> Option<Time> {
+        self.losses.as_ref()?.trouble
     }
 
     /// Returns the MTU in bytes that was reported on the path during this run of losses.
@@ -221,9 +203,9 @@ impl Track {
         Some(self.losses.as_ref()?.refused?.0)
     }
 
-    /// Returns true if a probe that was sent at this time or later has been answered.
-    pub(super) fn heard_since(&self, time: Duration) -> bool {
-        self.answered.is_some_and(|answered| answered >= Moment::of(time))
+    /// Returns true if a probe that was sent at this time or later has been answered; with `None`, if any was answered.
+    pub(super) fn heard_since(&self, time: impl Into<Option<Time>>) -> bool {
+        self.answered.is_some() && self.answered >= time.into()
     }
 
     /// Returns true if at least the last [`ROW`] probes were answered.
@@ -234,7 +216,7 @@ impl Track {
     /// Returns how long all probes have been answered, if they are at least [`ROW`].
     pub(super) fn steady_for(&self) -> Option<Duration> {
         let answered = self.answered.filter(|_| self.is_steady())?;
-        Some(answered.time().saturating_sub(self.row_from?.time()))
+        Some(answered - self.row_from?)
     }
 
     /// Starts a new run of replies.
@@ -244,10 +226,10 @@ impl Track {
 
     /// Takes the newest loss out of the window, since the size of that probe may explain it. A later large probe, sent at
     /// `sent`, was lost, too. There is no effect if a loss since then is counted, or if no probe since then was answered.
-    pub(super) fn excuse(&mut self, sent: Duration) {
+    pub(super) fn excuse(&mut self, sent: Time) {
         let heard = self.heard_since(sent);
         let Some(losses) = self.losses.as_mut().filter(|_| heard) else { return };
-        if losses.last < Some(Moment::of(sent)) {
+        if losses.last < Some(sent) {
             losses.window &= losses.window.saturating_sub(1);
         }
     }
@@ -258,39 +240,16 @@ impl Track {
     }
 }
 
-/// Results of the last 63 regular echoes, the newest in the lowest bit; 1 is a loss. A marker bit stands above the oldest result.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct History(u64);
-
-impl Default for History {
-    fn default() -> Self {
-        Self(1)
-    }
-}
-
-impl History {
-    pub(super) fn add(&mut self, lost: bool) {
-        let full = self.0 & (1 << 63);
-        self.0 = (self.0 << 1) | u64::from(lost) | full;
-    }
-
-    pub(super) fn per_mille(self) -> u16 {
-        let (lost, count) = (self.0.count_ones() - 1, 63 - self.0.leading_zeros());
-        u16::try_from(lost * 1000 / count.max(1)).unwrap_or(1000)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Probe;
 
     /// Returns the track of probes a second apart; `x` is a loss, every other character a reply.
     fn heard(what: &str) -> Track {
         let mut track = Track::default();
         for (second, letter) in (0..).zip(what.chars()) {
             let answer = if letter == 'x' { Answer::Lost } else { Answer::Came { after: Duration::ZERO } };
-            track.hear(&Sample { probe: Probe::Path, sent: Duration::from_secs(second), answer });
+            track.hear(Duration::from_secs(second).into(), answer);
         }
         track
     }
@@ -311,17 +270,5 @@ mod tests {
         let down = heard("x.x.x.x.x.x.x.x.x.x");
         assert!(down.is_down() && down.flaps());
         assert!(!heard("x..x..x..x..x..x..x..x..x..x").is_down());
-    }
-
-    #[test]
-    fn history_is_of_the_last_sixty_three() {
-        let mut history = History::default();
-        assert_eq!(history.per_mille(), 0);
-        history.add(true);
-        assert_eq!(history.per_mille(), 1000);
-        (0..62).for_each(|_| history.add(false));
-        assert_eq!(history.per_mille(), 15, "one of them all");
-        history.add(true);
-        assert_eq!(history.per_mille(), 15, "the first one has gone");
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use plan::verdict::{Answer, Health, Judge, Local, Probe, Shared, suspect};
+use plan::verdict::{Answer, Health, Judge, Local, Probe, suspect};
 use plan::{LinkName, Path, PeerPath};
 use rustix::event::{PollFd, PollFlags, poll};
 use tokio::sync::watch;
@@ -199,9 +199,8 @@ impl Asker {
         let known = state.peers.len();
         state.peers.reserve_exact(peers.len() - known);
         if let Some(node) = &node {
-            let local = Arc::new(Local { uplink: node.uplink.link, mtu });
-            for path in Shared::all(&peers) {
-                let local = local.clone();
+            let local = Local { uplink: node.uplink.link, mtu };
+            for path in peers.iter().cloned() {
                 match state.peers[..known].binary_search_by_key(&path.subnet, Peer::subnet) {
                     Ok(at) => state.peers[at].follow(path, local, now),
                     Err(_) => state.peers.push(Peer::new(path, local, now)),
@@ -419,13 +418,13 @@ fn tell(before: &Health, after: &Health) {
 }
 
 impl Peer {
-    fn new(path: Shared, local: Arc<Local>, now: Duration) -> Self {
+    fn new(path: PeerPath, local: Local, now: Duration) -> Self {
         let judge = Judge::new(path, local, now);
         Self { due: tick(judge.next()), judge, news: now, waiting: None, searches: 0 }
     }
 
-    fn follow(&mut self, path: Shared, local: Arc<Local>, now: Duration) {
-        if *self.judge.peer() != *path {
+    fn follow(&mut self, path: PeerPath, local: Local, now: Duration) {
+        if *self.judge.peer() != path {
             self.news = now;
         }
         self.judge.follow(path, local, now);

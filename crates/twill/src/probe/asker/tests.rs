@@ -53,10 +53,8 @@ fn new() -> Loop {
 #[test]
 fn a_way_that_was_chosen_by_evidence_is_always_watched() {
     let later = Duration::from_secs(3600);
-    let local = Arc::new(Local { uplink: "eth0".parse().unwrap(), mtu: 1500 });
-    let asked = |peer: PeerPath, pace| {
-        Peer::new(Shared::from(peer), local.clone(), Duration::ZERO).is_asked_on(pace, later)
-    };
+    let local = Local { uplink: "eth0".parse().unwrap(), mtu: 1500 };
+    let asked = |peer: PeerPath, pace| Peer::new(peer, local, Duration::ZERO).is_asked_on(pace, later);
     assert!(asked(path(Path::Direct), Pace::OnChange));
     assert!(!asked(path(Path::Tunnel(TunnelKind::Vxlan)), Pace::OnChange));
     assert!(!asked(PeerPath { by_evidence: false, ..path(Path::Direct) }, Pace::OnChange));

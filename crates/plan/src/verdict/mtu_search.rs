@@ -5,6 +5,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::time::Time;
+
 /// Number of sizes in one rung.
 const SIZES: u16 = 12;
 /// Maximum number of rungs in one search.
@@ -15,6 +17,7 @@ const FINE: u16 = 3;
 const WAIT: Duration = Duration::from_millis(250);
 /// Time after the start of a search at which it is repeated, if it is still needed.
 const AGAIN: Duration = Duration::from_secs(60);
+
 /// Returns the smallest size in bytes that is searched. It is 576 for IPv4, the smallest MTU still in use, and 1280 for
 /// IPv6, the minimum MTU of RFC 8200.
 pub(super) fn least(address: IpAddr) -> u16 {
@@ -23,7 +26,7 @@ pub(super) fn least(address: IpAddr) -> u16 {
 
 /// State of one search. Sizes are those of IP packets, in bytes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ladder {
+pub(super) struct MtuSearch {
     /// Size that is known not to arrive.
     full: u16,
     /// Largest size that arrived; at first the smallest that is searched.
@@ -31,18 +34,18 @@ pub(super) struct Ladder {
     /// Distance between the sizes of the last rung.
     step: u16,
     /// Time at which the search started.
-    begun: Duration,
+    begun: Time,
     /// Time of the next rung, or the end of the last one.
-    next: Duration,
+    next: Time,
     /// Time between two rungs.
     wait: Duration,
     /// Number of rungs sent so far.
     rungs: u8,
 }
 
-impl Ladder {
+impl MtuSearch {
     /// Starts a search below `full`, a size that does not arrive at `to`. `latency` is the latency of an echo to there.
-    pub(super) fn new(full: u16, to: IpAddr, latency: Duration, now: Duration) -> Self {
+    pub(super) fn new(full: u16, to: IpAddr, latency: Duration, now: Time) -> Self {
         let low = least(to).min(full.saturating_sub(1));
         Self {
             full,
@@ -56,21 +59,22 @@ impl Ladder {
     }
 
     /// Returns the time of the next rung, or `None` if the search needs no more rungs.
-    pub(super) fn next(&self) -> Option<Duration> {
+    pub(super) fn next(&self) -> Option<Time> {
         (self.rungs < RUNGS && self.step > FINE && self.low + 1 < self.high()).then_some(self.next)
     }
 
-    /// Returns true if all rungs were sent and had their time for replies.
-    pub(super) fn is_done(&self, now: Duration) -> bool {
-        self.next().is_none() && now >= self.next
+    /// Returns the largest size in bytes that arrived, once all rungs were sent and had their time for replies.
+    pub(super) fn result(&self, now: Time) -> Option<u16> {
+        (self.next().is_none() && now >= self.next).then_some(self.low)
     }
 
-    pub(super) fn is_old(&self, now: Duration) -> bool {
+    /// Returns true if the search has to be repeated.
+    pub(super) fn is_old(&self, now: Time) -> bool {
         now >= self.begun + AGAIN
     }
 
     /// Starts the next rung and returns its sizes.
-    pub(super) fn climb(&mut self, now: Duration) -> Vec<u16> {
+    pub(super) fn climb(&mut self, now: Time) -> Vec<u16> {
         self.next = now + self.wait;
         let high = self.high();
         self.step = (high - self.low).div_ceil(SIZES + 1).max(1);
@@ -88,11 +92,6 @@ impl Ladder {
             self.low = size;
         }
     }
-
-    /// Returns the largest size that has arrived so far.
-    pub(super) fn low(&self) -> u16 {
-        self.low
-    }
 }
 
 #[cfg(test)]
@@ -106,21 +105,22 @@ mod tests {
 
     #[test]
     fn few_rungs_find_the_size_to_a_few_bytes() {
+        let start = Time::from(Duration::ZERO);
         for (full, to) in [(1450, V4), (8950, V4), (1430, V6), (577, V4), (9000, V4)] {
             for mtu in [1281, 1350, 1400, 1449, 576] {
-                let mut ladder = Ladder::new(full, to, Duration::ZERO, Duration::ZERO);
-                let (mut asked, mut now) = (0, Duration::ZERO);
-                while let Some(next) = ladder.next() {
+                let mut search = MtuSearch::new(full, to, Duration::ZERO, start);
+                let (mut asked, mut now) = (0, start);
+                while let Some(next) = search.next() {
                     assert!(next >= now);
                     now = next;
-                    let sizes = ladder.climb(now);
+                    let sizes = search.climb(now);
                     asked += sizes.len();
-                    sizes.into_iter().filter(|&size| size <= mtu).for_each(|size| ladder.arrived(size));
+                    sizes.into_iter().filter(|&size| size <= mtu).for_each(|size| search.arrived(size));
                 }
                 assert!(asked <= 48, "{asked}");
                 if (least(to)..full).contains(&mtu) {
-                    let off = mtu - ladder.low();
-                    assert!(off <= 3 + full / 10_000, "{full} {mtu}: {ladder:?}");
+                    let off = mtu - search.low;
+                    assert!(off <= 3 + full / 10_000, "{full} {mtu}: {search:?}");
                 }
             }
         }
@@ -128,17 +128,18 @@ mod tests {
 
     #[test]
     fn one_lost_by_chance_does_not_spoil_the_search() {
-        let mut ladder = Ladder::new(1450, V4, Duration::ZERO, Duration::ZERO);
+        let start = Time::from(Duration::ZERO);
+        let mut search = MtuSearch::new(1450, V4, Duration::ZERO, start);
         for rung in 0.. {
-            if ladder.next().is_none() {
+            if search.next().is_none() {
                 break;
             }
-            let sizes = ladder.climb(Duration::ZERO);
+            let sizes = search.climb(start);
             let arrive = sizes.into_iter().filter(|&size| size <= 1400);
             // The largest size that would arrive is lost in the first rung.
             let lost = if rung == 0 { arrive.clone().next_back() } else { None };
-            arrive.filter(|&size| Some(size) != lost).for_each(|size| ladder.arrived(size));
+            arrive.filter(|&size| Some(size) != lost).for_each(|size| search.arrived(size));
         }
-        assert!(ladder.low() >= 1395, "{ladder:?}");
+        assert!(search.low >= 1395, "{search:?}");
     }
 }

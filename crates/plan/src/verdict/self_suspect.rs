@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::Judge;
-use super::track::{Moment, Track};
+use super::time::Time;
+use super::track::Track;
 
 /// Time without any reply after which a probed peer counts as silent.
 const MUTE: Duration = Duration::from_millis(500);
@@ -16,8 +17,9 @@ const SUSPICION: Duration = Duration::from_secs(600);
 /// probably the one that is cut off. Peers that were found silent before, or that never answered, do not count. The cost is
 /// O(N); one call per pass with new samples, or every 250 ms, is enough.
 pub fn suspect<'a>(judges: impl IntoIterator<Item = &'a Judge>, now: Duration) -> bool {
+    let now = Time::from(now);
     let (mut mute, mut answering) = (0_usize, 0_usize);
-    for answers in judges.into_iter().filter_map(|judge| judge.silence.answers(now)) {
+    for answers in judges.into_iter().filter_map(|judge| judge.silence.answers(judge.schedule.last(), now)) {
         *if answers { &mut answering } else { &mut mute } += 1;
     }
     mute >= 2 && mute > answering
@@ -27,38 +29,35 @@ pub fn suspect<'a>(judges: impl IntoIterator<Item = &'a Judge>, now: Duration) -
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Silence {
     /// Time at which the newest answered probe was sent.
-    heard: Option<Moment>,
-    /// Time at which the last probe was sent.
-    asked: Option<Moment>,
+    heard: Option<Time>,
     /// Time at which the first probe since the last reply was sent.
-    since: Option<Moment>,
+    since: Option<Time>,
     /// True if the silence is the peer's own fault: it was found while most peers answered.
     settled: bool,
 }
 
 impl Silence {
     /// Records that a probe is sent.
-    pub(super) fn ask(&mut self, now: Duration) {
-        let now = Moment::of(now);
-        self.asked = Some(now);
+    pub(super) fn ask(&mut self, now: Time) {
         self.since.get_or_insert(now);
     }
 
     /// Records a reply to a probe that was sent at `sent`.
-    pub(super) fn hear(&mut self, sent: Duration) {
-        self.heard = self.heard.max(Some(Moment::of(sent)));
+    pub(super) fn hear(&mut self, sent: Time) {
+        self.heard = self.heard.max(Some(sent));
         (self.since, self.settled) = (None, false);
     }
 
     /// Attributes a silence to the peer if it comes with a fault; called only while this node is not suspect.
-    pub(super) fn settle(&mut self, now: Duration, fault: bool) {
+    pub(super) fn settle(&mut self, now: Time, fault: bool) {
         self.settled |= fault && self.is_mute(now);
     }
 
-    /// Returns whether a recent probe was answered, or `None` if the peer allows no conclusion about this node.
-    fn answers(&self, now: Duration) -> Option<bool> {
-        let Self { heard, asked, settled, .. } = *self;
-        let lately = |time: Option<Moment>| time.is_some_and(|time| now <= time.time() + LATELY);
+    /// Returns whether a recent probe was answered, or `None` if the peer allows no conclusion about this node. `asked` is the
+    /// time of the last probe.
+    fn answers(&self, asked: Option<Time>, now: Time) -> Option<bool> {
+        let Self { heard, settled, .. } = *self;
+        let lately = |time: Option<Time>| time.is_some_and(|time| now <= time + LATELY);
         if self.is_mute(now) {
             (!settled && lately(asked)).then_some(false)
         } else {
@@ -66,14 +65,14 @@ impl Silence {
         }
     }
 
-    fn is_mute(&self, now: Duration) -> bool {
+    fn is_mute(&self, now: Time) -> bool {
         let Self { heard, since, .. } = *self;
-        let since = since.filter(|_| heard.is_some()).map(Moment::time);
+        let since = since.filter(|_| heard.is_some());
         since.is_some_and(|since| now >= since + MUTE && now < since + SUSPICION)
     }
 
-    /// Returns true if no probe of any kind was answered during the track's current run of losses.
-    pub(super) fn is_total(&self, track: &Track) -> bool {
-        track.run_from().is_some_and(|from| self.heard < Some(from))
+    /// Returns the time at which the track's current run of losses began, if no probe of any kind was answered since.
+    pub(super) fn total_since(&self, track: &Track) -> Option<Time> {
+        track.run_from().filter(|from| self.heard < Some(*from))
     }
 }

@@ -1,0 +1,106 @@
+//! Choice between the direct path and the tunnel, where probes decide it. A direct path that fails is left at once, and taken
+//! again only after it was healthy for long.
+
+use std::time::Duration;
+
+use super::history::History;
+use super::self_suspect::Silence;
+use super::time::Time;
+use super::track::Track;
+use super::{Finding, Way};
+use crate::Path;
+
+/// Time without a loss that proves the direct path for the first time. Later proofs take much longer ([`Choice::health`]).
+const PROOF: Duration = Duration::from_millis(900);
+/// Time without a loss that proves a direct path again after it was left.
+const HEALTH: Duration = Duration::from_secs(30);
+/// Maximum of that time after several relapses.
+const LONGEST_HEALTH: Duration = Duration::from_secs(600);
+/// Maximum number of relapses that are counted; each doubles [`HEALTH`].
+const MOST_RELAPSES: u8 = 5;
+
+/// The chosen path, and the evidence against the direct one.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Choice {
+    /// Path that the evidence favours; `None` without evidence.
+    pub(super) way: Option<Way>,
+    /// Reason for which the direct path was left, until it is proven again.
+    pub(super) left: Option<Box<Finding>>,
+    /// Results of [`Probe::NextHop`](super::Probe::NextHop), without the losses that are this node's own fault.
+    pub(super) next_hop: Track,
+    /// Echoes along the direct path, without the losses that are this node's own fault.
+    pub(super) path: Track,
+    /// Last time at which losses were forgiven because this node was the suspect. Samples sent before are ignored.
+    excused: Option<Time>,
+    /// Time at which the direct path was last taken again.
+    taken: Option<Time>,
+    /// Number of times in a row that the direct path was lost soon after it was taken again.
+    relapses: u8,
+}
+
+impl Choice {
+    /// Starts from nothing, but for the reason for which the direct path was left: the peer may have been off the segment for a
+    /// moment only.
+    pub(super) fn restart(&mut self) {
+        *self = Self { left: self.left.take(), ..Self::default() };
+    }
+
+    /// Returns true if the result of a probe sent at `sent` counts.
+    pub(super) fn counts(&self, sent: Time) -> bool {
+        self.excused.is_none_or(|excused| sent > excused)
+    }
+
+    /// Chooses a path, given the one in use. Returns true if the direct path was left, because of `finding`.
+    pub(super) fn decide(&mut self, used: Path, history: &History, finding: Finding, now: Time) -> bool {
+        let stands = used == Path::Direct;
+        let way = if self.way == Some(Way::Direct) || (self.way.is_none() && stands) {
+            match self.next_hop.is_gone() || self.path.is_down() {
+                true => Some(Way::Tunnel),
+                false if stands && history.path.is_steady() => Some(Way::Direct),
+                false => self.way,
+            }
+        } else if self.is_proven(history) {
+            Some(Way::Direct)
+        } else {
+            self.way
+        };
+        if way == self.way {
+            return false;
+        }
+        let left = way == Some(Way::Tunnel);
+        if left {
+            let soon = |taken: Time| now < taken + 2 * self.health();
+            self.relapses =
+                if self.taken.is_some_and(soon) { (self.relapses + 1).min(MOST_RELAPSES) } else { 0 };
+        } else if self.left.is_some() {
+            self.taken = Some(now);
+        }
+        (self.next_hop, self.path, self.way) = (Track::default(), Track::default(), way);
+        self.left = left.then(|| Box::new(finding));
+        left
+    }
+
+    /// Returns true if next hop and direct echoes were answered, without any loss, for the required time.
+    fn is_proven(&self, history: &History) -> bool {
+        let details = history.details();
+        let needed = if self.left.is_some() { self.health() } else { PROOF };
+        let long = |track: &Track| track.steady_for().is_some_and(|steady| steady >= needed);
+        long(&details.direct) && (details.next_hop.impossible || long(&details.next_hop))
+    }
+
+    /// Returns how long a path that was left must stay without a loss. Each relapse doubles the time, since a path may work
+    /// only until pods use it.
+    fn health(&self) -> Duration {
+        (HEALTH * (1 << self.relapses)).min(LONGEST_HEALTH)
+    }
+
+    /// Forgives the losses of a peer that answers nothing, while this node is the suspect. A peer that answers some probe keeps
+    /// them.
+    pub(super) fn excuse(&mut self, silence: &Silence, now: Time) {
+        if [&self.path, &self.next_hop].into_iter().any(|track| silence.total_since(track).is_some()) {
+            self.excused = Some(now);
+            self.next_hop.forgive();
+            self.path.forgive();
+        }
+    }
+}
