@@ -191,7 +191,7 @@ mod tests {
         Note::Node(NodeFault::UplinkAmongPods { .. }) =>
             node(NodeFault::UplinkAmongPods { uplink: link(), address: net(), pods: "a".into() }), "nodes and pods may get one address";
         Note::Node(NodeFault::InterfaceAmongPods { .. }) =>
-            node(NodeFault::InterfaceAmongPods { link: link(), address: net(), pods: "a".into() }), "what is on that network is out of reach";
+            node(NodeFault::InterfaceAmongPods { link: link(), address: net(), pods: "a".into() }), "that network is out of reach";
         Note::Node(NodeFault::ForeignDevice { .. }) =>
             node(NodeFault::ForeignDevice { name: link(), kind: "bridge".into(), extent: Extent::AllPeers }), "device, not vxlan";
         Note::Node(NodeFault::NotLeased(_)) => node(NodeFault::NotLeased(Family::Ipv6)), "that family is off";
@@ -230,7 +230,7 @@ mod tests {
             node(NodeFault::Firewalld { port: Some(8472), networks: [net()].into() }), "firewalld runs here";
         Note::Node(NodeFault::NeighboursLimited { .. }) =>
             node(NodeFault::NeighboursLimited { path: "a/b".into(), limit: 1024, enough: 4096 }), "neighbours at most";
-        Note::Node(NodeFault::NothingVerified) => node(NodeFault::NothingVerified), "but --probe=off asks nobody";
+        Note::Node(NodeFault::NothingVerified) => node(NodeFault::NothingVerified), "but --probe=off sends no probes";
         Note::Node(NodeFault::NoProbeSocket { .. }) =>
             node(NodeFault::NoProbeSocket { why: "no".into() }), "but this daemon cannot open a socket to probe peers";
         Note::Node(NodeFault::Diverted(_)) => node(NodeFault::Diverted(Box::new(Diversion {
@@ -297,12 +297,12 @@ mod tests {
         Note::Store(StoreFault::OwnLeaseGone { .. }) =>
             Note::Store(StoreFault::OwnLeaseGone { why: "a".into() }), "our lease is gone and cannot be taken again";
         Note::Store(StoreFault::OwnLeaseStale { .. }) =>
-            Note::Store(StoreFault::OwnLeaseStale { why: "a".into() }), "our lease does not say what we announce and cannot";
-        Note::Store(StoreFault::OwnLeaseOver) => Note::Store(StoreFault::OwnLeaseOver), "our lease is over";
+            Note::Store(StoreFault::OwnLeaseStale { why: "a".into() }), "our lease differs from what this node announces and cannot";
+        Note::Store(StoreFault::OwnLeaseOver) => Note::Store(StoreFault::OwnLeaseOver), "our lease has expired";
         Note::Store(StoreFault::OwnLeaseTaken { .. }) =>
             Note::Store(StoreFault::OwnLeaseTaken { subnet: "a".into(), holder: "b".into() }), "holds our lease";
         Note::Store(StoreFault::OwnLeaseContested { .. }) =>
-            Note::Store(StoreFault::OwnLeaseContested { subnet: "a".into(), theirs: "b".into() }), "somebody else writes our lease";
+            Note::Store(StoreFault::OwnLeaseContested { subnet: "a".into(), theirs: "b".into() }), "is overwritten by another writer";
         Note::Store(StoreFault::ConfigUnusable { .. }) =>
             Note::Store(StoreFault::ConfigUnusable { why: "a".into() }), "the last good network config stays in force";
         Note::Store(StoreFault::ConfigRefused { .. }) =>

@@ -184,7 +184,7 @@ impl NodeFault {
             Self::UplinkWithoutCarrier(link) => Words::new(format!(
                 "uplink {link} has no carrier, so nothing leaves this node; its routes stay"
             ))
-            .remedy("Look at its cable or switch"),
+            .remedy("Check its cable and the switch"),
             Self::UplinkWithoutFamily { uplink, family } => Words::new(format!(
                 "uplink {uplink} has no {family} address, but {family} is configured; nothing is withdrawn"
             )),
@@ -245,8 +245,8 @@ fn uplink_among_pods(uplink: LinkName, address: &IpNet, pods: &str) -> Words {
 
 fn interface_among_pods(link: LinkName, address: &IpNet, pods: &str) -> Words {
     Words::new(format!(
-        "{link} has {address}, and pods' subnets are leased from {pods}: what is on that network is out of reach once pods \
-         get its addresses"
+        "{link} has {address}, and pods' subnets are leased from {pods}: once pods get its addresses, that network is \
+         out of reach"
     ))
     .remedy(
         "Set SubnetMin and SubnetMax in the network config so that they leave it out, or choose another Network",
@@ -282,7 +282,7 @@ fn too_narrow(
          {left}"
     ))
     .remedy(format!(
-        "Raise the MTU of {uplink}, and MTU in the network config if it is there, to {needs} or more"
+        "Raise the MTU of {uplink}, and MTU in the network config if it is set, to {needs} or more"
     ))
 }
 
@@ -309,7 +309,7 @@ fn harm(path: &str, value: &str) -> &'static str {
         (Some("forwarding"), _) => "without it this node forwards no IPv6 packet of its pods",
         (Some("disable_ipv6"), _) => "without it the kernel refuses IPv6 addresses and routes on this device",
         (Some("rp_filter"), _) => {
-            "without it packets of pods are dropped where a peer's two directions take different ways"
+            "without it packets of pods are dropped where the two directions to a peer take different paths"
         }
         (Some("accept_ra"), "2") => {
             "set it before forwarding is switched on, or the node loses its default route if that is from a router \
@@ -339,7 +339,7 @@ fn firewalld(port: Option<u16>, networks: &[IpNet]) -> Words {
         .iter()
         .map(|network| format!("firewall-cmd --permanent --zone=trusted --add-source={network}; "));
     let commands: String = port.into_iter().chain(networks).collect();
-    Words::new("firewalld runs here and refuses what it was not told to let through")
+    Words::new("firewalld runs here and refuses everything that it does not allow explicitly")
         .remedy(format!("Run: {commands}firewall-cmd --reload"))
 }
 
@@ -353,16 +353,16 @@ fn neighbours_limited(path: &str, limit: usize, enough: usize) -> Words {
 
 fn nothing_verified() -> Words {
     Words::new(
-        "direct routing is to be verified, but --probe=off asks nobody: peers that are direct by now stay so though their \
-         path may fail, and all others stay on the tunnel",
+        "direct routing is to be verified, but --probe=off sends no probes: peers that are direct now stay direct even \
+         if their path fails, and all others stay on the tunnel",
     )
     .remedy("Leave --probe out, or write \"VerifyDirect\": false into the network config")
 }
 
 fn no_probe_socket(why: &str) -> Words {
     Words::new(format!(
-        "direct routing is to be verified, but this daemon cannot open a socket to probe peers: {why}. Peers that are direct \
-         by now stay so, and all others stay on the tunnel"
+        "direct routing is to be verified, but this daemon cannot open a socket to probe peers: {why}. Peers that are \
+         direct now stay direct, and all others stay on the tunnel"
     ))
     .remedy(
         "Allow AF_PACKET (in systemd by RestrictAddressFamilies=) and CAP_NET_RAW, or write \"VerifyDirect\": false into the \

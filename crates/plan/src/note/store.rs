@@ -58,29 +58,29 @@ impl StoreFault {
     pub fn words(&self) -> Words {
         match self {
             Self::PeersMissing => Words::new(
-                "it has lost more than half of the peers at once, or some together with its history, which is not believed \
-                 yet; they are kept until --shrink-grace is over. Was it emptied or restored?",
+                "it has lost more than half of the peers at once, or some together with its history; they are kept until \
+                 --shrink-grace is over. Was it emptied or restored?",
             ),
             Self::OwnLeaseGone { why } => Words::new(format!(
                 "our lease is gone and cannot be taken again: {why}. Pods keep their addresses meanwhile"
             )),
             Self::OwnLeaseStale { why } => Words::new(format!(
-                "our lease does not say what we announce and cannot be written: {why}. Until it is, other nodes may not \
-                 reach this one's pods"
+                "our lease differs from what this node announces and cannot be written: {why}. Until it is, other nodes \
+                 may not reach this one's pods"
             )),
             Self::OwnLeaseOver => Words::new(
-                "our lease is over, since the store was not there to renew it; another node may get our subnet before this one \
-                 is heard",
+                "our lease has expired, because the store was not there to renew it; another node may get our subnet \
+                 first",
             )
             .remedy("Bring the store back"),
             Self::OwnLeaseTaken { subnet, holder } => Words::new(format!(
-                "{holder} holds our lease {subnet} now, so other nodes send there what is for the pods of this one. It is not \
-                 fought over"
+                "{holder} holds our lease {subnet} now, so other nodes send packets for the pods of this node there. \
+                 This node does not take the lease back"
             ))
-            .remedy("Move the pods away, and start the daemon anew without its subnet file"),
+            .remedy("Move the pods away, remove the subnet file and restart the daemon"),
             Self::OwnLeaseContested { subnet, theirs } => Words::new(format!(
-                "somebody else writes our lease {subnet}, last with {theirs}: another node announces our address too, or \
-                 another daemon runs here"
+                "our lease {subnet} is overwritten by another writer, last with {theirs}: another node announces our \
+                 address too, or another daemon runs here"
             ))
             .remedy("Give each node an address of its own with --iface or --public-ip"),
             Self::ConfigUnusable { why } => {

@@ -146,12 +146,12 @@ fn a_lease_that_ends_while_etcd_is_away_is_said() {
         let ping = PingStream::start(&pods[0].ns, pods[1].ip());
         // etcd is killed, because a regular stop would give it time to end the lease.
         etcd.kill9();
-        lab::wait_for("it is said", SOON * 2, || node.twill(&["status"]).contains("our lease is over"));
+        lab::wait_for("it is said", SOON * 2, || node.twill(&["status"]).contains("our lease has expired"));
         assert_eq!(node.get("/readyz").unwrap().status, 200, "the data plane stands");
         etcd.start();
         lab::wait_for("all is well", SOON * 2, || {
             let status = node.twill(&["status"]);
-            !status.contains("our lease is over")
+            !status.contains("our lease has expired")
                 && !status.contains("lost")
                 && of_node(etcd, &node.ip.to_string()).0 == key
         });

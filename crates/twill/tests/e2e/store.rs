@@ -181,7 +181,8 @@ fn our_lease_in_other_hands_is_taken_back_and_said() {
         let own = lease_name(&node.subnet());
         let lease = lab.store.leases()[&own].clone();
         lab.store.put_lease(&own, &lease.replace(&node.ip.to_string(), "192.168.100.99"));
-        let said = format!("somebody else writes our lease {own}, last with address 192.168.100.99");
+        let said =
+            format!("our lease {own} is overwritten by another writer, last with address 192.168.100.99");
         lab::wait_for("it is said", SOON, || node.twill(&["status"]).contains(&said));
         lab::wait_for("it is ours again", SOON, || lab.store.leases()[&own] == lease);
         assert_eq!(node.get("/readyz").unwrap().status, 200);

@@ -251,7 +251,7 @@ fn a_full_disk_is_said_and_our_lease_put_right_once_there_is_room() {
         let path = lab.store.path().join("subnets").join(&own);
         fs::write(&path, lease.replace(r#""VNI":1"#, r#""VNI":5"#)).unwrap();
         let said = format!(
-            "our lease does not say what we announce and cannot be written: {}: No space left on device",
+            "our lease differs from what this node announces and cannot be written: {}: No space left on device",
             path.display()
         );
         lab::wait_for("it is said", SOON, || running.status().contains(&said));

@@ -365,7 +365,7 @@ fn a_lease_that_somebody_else_writes_too_is_told() {
         second.wait_ready();
         assert_eq!(node.subnet(), twin.subnet());
         let note = format!(
-            "somebody else writes our lease {}, last with VTEP MAC {theirs}",
+            "our lease {} is overwritten by another writer, last with VTEP MAC {theirs}",
             lease_name(&node.subnet())
         );
         lab::wait_for("it is told", SOON * 2, || node.twill(&["status"]).contains(&note));

@@ -72,7 +72,10 @@ fn a_lease_that_is_overwritten_is_taken_back_and_the_node_stays_ready() {
                 assert_eq!(node.get("/readyz").unwrap().status, 200);
             }
             let status = node.twill(&["status"]);
-            assert!(status.contains(&format!("somebody else writes our lease {own}")), "{status}");
+            assert!(
+                status.contains(&format!("our lease {own} is overwritten by another writer")),
+                "{status}"
+            );
             lab::wait_for("it comes back all the same", SOON * 3, || lab.store.leases()[&own] == lease);
             watch.is_quick(lab.node(1));
             watch.end();
