@@ -13,6 +13,7 @@ use std::future::Future;
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use plan::backend::Announced;
@@ -141,8 +142,14 @@ impl Drop for Server {
     }
 }
 
+/// Returns a port of nobody, once. It is below the ports that the kernel gives to clients and to listeners of port 0, so that
+/// nobody takes it before the server does.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = std::process::id() as u16;
+    let mut all =
+        std::iter::repeat_with(|| 10_000 + first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000);
+    all.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
 fn signal(child: &Child, name: &str) {
