@@ -11,7 +11,7 @@ mod verdict {
 use std::time::Duration;
 
 use plan::backend::TunnelKind;
-use plan::verdict::{Answer, Finding, Judge, Local, Probe, Sample, Way};
+use plan::verdict::{Answer, Finding, Judge, Local, PATIENCE, Probe, Sample, Way};
 use plan::{Path, PeerPath};
 use proptest::prelude::*;
 use verdict::world::{LATENCY, Link, Sim, World, big, came, peer, refused, too_big};
@@ -159,6 +159,24 @@ fn the_largest_size_is_found_to_a_few_bytes() {
     }
     let (world, _) = found(Sim::new(peer(1, Path::Direct, false)), 0, too_big(1400), SOON);
     assert_eq!(world.finding(0), Finding::LostAbove { mtu: 1400 });
+}
+
+/// A node without a pod has no address to ask from.
+#[test]
+fn large_packets_that_are_lost_from_the_first_pod_on_are_found_as_soon() {
+    let mut sim = Sim::new(peer(1, Path::Direct, false));
+    sim.link = Box::new(|probe, _, _| match probe {
+        Probe::Path | Probe::PathSized(_) => Some(Answer::Impossible),
+        _ => Some(came(probe)),
+    });
+    let mut world = World::new(vec![sim], 1);
+    world.run(SECOND * 5);
+    assert_eq!(world.finding(0).name(), "unverified");
+    world.sims[0].link = big(1399);
+    world.run_while(SOON, |world| world.finding(0).name() == "unverified");
+    // A second until the next regular probe, four quick ones, and the time in which the last one may be answered.
+    world.run(SECOND + SECOND * 6 / 10 + PATIENCE + SECOND / 10);
+    assert_eq!(world.finding(0).name(), "large packets lost");
 }
 
 #[test]

@@ -172,6 +172,8 @@ impl Evidence {
         }
         let hear = if regular { Track::hear } else { Track::hear_quick };
         hear(&mut history.path, sent, answer);
+        // Large echoes have the same ends, so they become possible with the small ones.
+        history.full.impossible &= history.path.impossible;
         if history.path.is_down() && !history.full.is_down() {
             // The size was not the reason for which large echoes were lost.
             history.full.forgive();
