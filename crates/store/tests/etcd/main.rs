@@ -181,8 +181,15 @@ fn claim(host: u8, choice: Choice) -> Claim {
     Claim { conf, asker, announce: Box::new(|_, _| Announced::HostGw), choice, listed: [].into() }
 }
 
+/// Acquires a lease. A server of a busy machine may answer late, and a daemon tries again.
 async fn acquire(etcd: &Etcd, host: u8, dice: u64) -> Lease {
-    etcd.acquire(&claim(host, Choice::Any { dice })).await.unwrap()
+    let end = Instant::now() + SOON;
+    loop {
+        match etcd.acquire(&claim(host, Choice::Any { dice })).await {
+            Ok(lease) => return lease,
+            Err(error) => assert!(Instant::now() < end, "{error}"),
+        }
+    }
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
