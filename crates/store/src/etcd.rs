@@ -1,5 +1,8 @@
-//! Leases in etcd, with flannel's keys and values (flannel-compat 4). It uses one server at a time, with a short timeout. The
-//! last known leases stay in force while no server answers. `plan::belief` decides if a list is plausible.
+//! Leases in etcd, with flannel's keys and values (flannel-compat 4). The last known leases stay in force while no server
+//! answers. `plan::belief` decides if a list is plausible.
+//!
+//! One server is used at a time, with a short timeout, not a balanced channel. flannel's default list names a port on which
+//! nothing listens, and a balancer would hide which server refused what. A session is one connection.
 
 mod claim;
 mod der;

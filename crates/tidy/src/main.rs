@@ -1,8 +1,12 @@
-//! Checks the source tree against the rules of ARCHITECTURE.md. The rules are about first paragraphs, the first words of
-//! comments and texts, names of types, left-overs, links of documents, references to flannel's contract, imports between
-//! modules, and dependencies. File sizes are only reported. The compiler and clippy check functions, arguments, unwrap and
-//! unsafe; this program does not repeat them. `cargo run -p tidy -- graph [DIR]` prints the figures of the imports between
-//! modules, of this tree or of the one in DIR.
+//! Checks the source tree against the rules of ARCHITECTURE.md and CONTRIBUTING.md.
+//!
+//! - Text: first paragraphs, first words of comments and messages, names of types, left-overs.
+//! - Documents: links, and references to flannel's contract.
+//! - Structure: imports between modules, and dependencies.
+//!
+//! File sizes are only reported. The compiler and clippy check functions, arguments, unwrap and unsafe; this program does
+//! not repeat them. `cargo run -p tidy -- graph [DIR]` prints figures of the imports between modules. Without DIR they are
+//! those of this tree.
 
 mod dependencies;
 mod imports;
