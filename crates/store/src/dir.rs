@@ -195,9 +195,9 @@ impl Dir {
                 // No event reports that another directory takes the name of a parent directory.
                 Err(_) => true,
                 Ok(event) => {
-                    let mut another = heed(listing, event).map_err(lost)?;
+                    let mut another = apply_event(listing, event).map_err(lost)?;
                     while let Some(event) = events.next().now_or_never() {
-                        another |= heed(listing, event).map_err(lost)?;
+                        another |= apply_event(listing, event).map_err(lost)?;
                     }
                     another
                 }
@@ -246,7 +246,7 @@ type Happened = Option<io::Result<Event<std::ffi::OsString>>>;
 
 /// Reads the file that an event names, or all files if it names none. Returns true if the watched directory may no longer be
 /// the one of that name.
-fn heed(listing: &mut Listing, event: Happened) -> io::Result<bool> {
+fn apply_event(listing: &mut Listing, event: Happened) -> io::Result<bool> {
     let Some(event) = event.transpose()? else { return Ok(true) };
     if event.mask.intersects(EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::IGNORED) {
         return Ok(true);

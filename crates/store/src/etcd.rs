@@ -41,7 +41,7 @@ const QUIET: Duration = Duration::from_millis(20);
 const SILENCE: Duration = Duration::from_secs(3);
 /// Time without a message after which a watch is restarted although its server answers. etcd sends a progress notification
 /// every 10 minutes by default.
-const DEAF: Duration = Duration::from_secs(25 * 60);
+const WATCH_SILENCE: Duration = Duration::from_secs(25 * 60);
 /// Time between two checks that this node still has the source address of the connection.
 const SOURCE: Duration = Duration::from_millis(250);
 
@@ -229,7 +229,7 @@ impl Etcd {
         pace: &mut Pace,
     ) -> Result<Infallible, End> {
         let session = self.session().await?;
-        let end = self.hear(session.clone(), listing, view, renewal, pace).await;
+        let end = self.run_watch(session.clone(), listing, view, renewal, pace).await;
         end.inspect_err(|end| match end {
             End::Again(_) => {}
             End::Moved => self.leave(&session, false),
@@ -238,7 +238,7 @@ impl Etcd {
     }
 
     /// Runs the watch on a connection, with renewals, health checks and publications, until it ends.
-    async fn hear(
+    async fn run_watch(
         &self,
         mut session: Session,
         listing: &mut Listing,
@@ -266,10 +266,10 @@ impl Etcd {
                         }
                     })?;
                     self.pulse.beat();
-                    if self.heed(&response, listing, &session)? {
+                    if self.apply(&response, listing, &session)? {
                         publish.get_or_insert(Instant::now() + QUIET);
                     }
-                    if silence.hear() {
+                    if silence.message() {
                         pace.reset();
                         publish = Some(Instant::now());
                     }
@@ -283,7 +283,7 @@ impl Etcd {
                 },
                 () = at(publish) => {
                     publish = None;
-                    tell(listing, renewal.until, view);
+                    publish_view(listing, renewal.until, view);
                 }
                 () = at(renewal.due) => {
                     renewal.renew(&mut session, self.options.renew_margin).await;
@@ -308,7 +308,7 @@ impl Etcd {
     }
 
     /// Applies a message of the watch. Returns true if it changes anything.
-    fn heed(&self, response: &WatchResponse, listing: &mut Listing, session: &Session) -> Result<bool, End> {
+    fn apply(&self, response: &WatchResponse, listing: &mut Listing, session: &Session) -> Result<bool, End> {
         if response.canceled() {
             // The list has to be read again in any case.
             listing.cluster = 0;
@@ -316,7 +316,7 @@ impl Etcd {
         }
         let mut changed = false;
         for event in response.events() {
-            changed |= listing.heed(event, &self.keys, &self.options);
+            changed |= listing.apply(event, &self.keys, &self.options);
         }
         if listing.has_room_again() {
             listing.cluster = 0;
@@ -433,7 +433,7 @@ impl Silence {
     }
 
     /// Records a message of the watch. Returns true for the first one.
-    fn hear(&mut self) -> bool {
+    fn message(&mut self) -> bool {
         (self.watch, self.server, self.asked) = (Instant::now(), Instant::now(), None);
         !std::mem::replace(&mut self.is_settled, true)
     }
@@ -455,7 +455,7 @@ impl Silence {
         self.asked = None;
         answer.map_err(|refusal| self.session.fault(refusal.why))?;
         self.server = Instant::now();
-        if self.watch.elapsed() > DEAF {
+        if self.watch.elapsed() > WATCH_SILENCE {
             return Err(End::Again("it has sent nothing for too long"));
         }
         Ok(())
@@ -471,7 +471,7 @@ async fn at(when: Option<Instant>) {
 }
 
 /// Publishes the listing in the view, if it differs.
-fn tell(listing: &mut Listing, until: Option<SystemTime>, view: &watch::Sender<View>) {
+fn publish_view(listing: &mut Listing, until: Option<SystemTime>, view: &watch::Sender<View>) {
     if view.borrow().lost.is_some() {
         info!("store is back");
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// Time of the last message from a store, and counts since the start of the process.
 #[derive(Debug, Default)]
 pub struct Pulse {
-    heard: Mutex<Option<Instant>>,
+    last_message: Mutex<Option<Instant>>,
     restarts: AtomicU64,
     lists: AtomicU64,
 }
@@ -16,7 +16,7 @@ pub struct Pulse {
 impl Pulse {
     /// Returns the time since the store last answered or sent an event; `None` before the first.
     pub fn age(&self) -> Option<Duration> {
-        self.heard.lock().ok()?.map(|at| at.elapsed())
+        self.last_message.lock().ok()?.map(|at| at.elapsed())
     }
 
     /// Returns the number of times that a watch was restarted.
@@ -31,8 +31,8 @@ impl Pulse {
 
     /// Records that the store has answered or sent an event.
     pub(crate) fn beat(&self) {
-        if let Ok(mut heard) = self.heard.lock() {
-            *heard = Some(Instant::now());
+        if let Ok(mut last_message) = self.last_message.lock() {
+            *last_message = Some(Instant::now());
         }
     }
 

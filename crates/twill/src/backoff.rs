@@ -70,7 +70,7 @@ impl fmt::Display for Held {
 
 impl Backoff {
     /// Records the outcome of ops: `refused` lists the ops that failed, each with its error.
-    pub(crate) fn hear<E: fmt::Display>(&mut self, ops: &[Op], refused: &[(Op, E)]) {
+    pub(crate) fn record<E: fmt::Display>(&mut self, ops: &[Op], refused: &[(Op, E)]) {
         for op in ops {
             self.refusals.remove(&op.object.identity());
         }
@@ -207,14 +207,14 @@ mod tests {
         let words = held(&mut backoff);
         assert!(words.contains("does another program manage it?), retrying less often: ~ route"), "{words}");
         for error in ["~ route 10.0.0.0/24: no", "~ route 10.0.0.0/24: not yet"] {
-            backoff.hear(&[op("10.0.0.0/24")], &[(op("10.0.0.0/24"), error)]);
+            backoff.record(&[op("10.0.0.0/24")], &[(op("10.0.0.0/24"), error)]);
             let words = held(&mut backoff);
             assert!(
                 words.starts_with("refused ") && words.ends_with(&format!("retrying less often: {error}")),
                 "{words}"
             );
         }
-        backoff.hear::<String>(&[op("10.0.0.0/24")], &[]);
+        backoff.record::<String>(&[op("10.0.0.0/24")], &[]);
         assert!(held(&mut backoff).contains("does another program manage it?"));
     }
 

@@ -395,7 +395,7 @@ mod tests {
     #[test]
     fn what_is_named_is_executed_and_may_do_no_more_than_we() {
         let [cat, echo] = ["/bin/cat", "/bin/echo"].map(|file| Path::new(file).canonicalize().unwrap());
-        let (told, other) = std::thread::spawn(move || {
+        let (output, other) = std::thread::spawn(move || {
             let read = READABLE.map(PathBuf::from).to_vec();
             let _open = restrict(&Allowed { tools: vec![cat.clone()], read, ..Allowed::default() }).unwrap();
             keep_needed().unwrap();
@@ -403,10 +403,10 @@ mod tests {
         })
         .join()
         .unwrap();
-        let told = String::from_utf8(told.unwrap().stdout).unwrap();
-        let held = told.lines().find_map(|line| line.strip_prefix("CapPrm:")).unwrap();
+        let output = String::from_utf8(output.unwrap().stdout).unwrap();
+        let held = output.lines().find_map(|line| line.strip_prefix("CapPrm:")).unwrap();
         let held = u64::from_str_radix(held.trim(), 16).unwrap();
-        assert_eq!(held & !KEPT.bits(), 0, "{told}");
+        assert_eq!(held & !KEPT.bits(), 0, "{output}");
         assert!(other.is_err());
     }
 

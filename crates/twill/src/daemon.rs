@@ -52,7 +52,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     let (questions, answers) = questions::channel(bell.clone());
     let servers = runtime.block_on(http::bind(flags, &metrics, &board, questions))?;
     locks.state_healthz(flags.healthz_port);
-    let signals = runtime.block_on(async { Signals::hear() }).context("cannot handle signals")?;
+    let signals = runtime.block_on(async { Signals::register() }).context("cannot handle signals")?;
     let _confined = confine::confine(flags);
     let tasks = runtime.handle().clone();
     tasks.spawn(readiness::follow(board.subscribe()));
@@ -77,7 +77,7 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     tasks.spawn(ring_on_change(view.clone(), bell.clone()));
     let monitor = Watch::open(&kernel).context("opening the kernel's monitor")?;
     let filter = monitor.filter();
-    hear_of_rules(&kernel, flags, &bell)?;
+    watch_rules(&kernel, flags, &bell)?;
     spawn("monitor", listen(monitor, |monitor| monitor.wait().map(|event| event.change), &bell))?;
     Reconciler {
         kernel,
@@ -127,7 +127,7 @@ fn check_open_files() -> anyhow::Result<()> {
 
 /// Starts the threads that watch the traffic rules. nftables, and with it iptables-nft, sends events; the rules of
 /// iptables-legacy have to be polled.
-fn hear_of_rules(kernel: &Kernel, flags: &Flags, bell: &Bell) -> anyhow::Result<()> {
+fn watch_rules(kernel: &Kernel, flags: &Flags, bell: &Bell) -> anyhow::Result<()> {
     match FirewallWatch::open(kernel) {
         Ok(rules) => spawn("rules", listen(rules, |rules| rules.wait().map(|()| Change::Firewall), bell))?,
         // A kernel without nf_tables has no such rules.
@@ -156,7 +156,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn hear() -> std::io::Result<Self> {
+    fn register() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,

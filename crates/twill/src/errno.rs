@@ -66,14 +66,14 @@ mod tests {
 
     #[test]
     fn an_error_is_told_with_what_to_do_and_another_one_as_it_is() {
-        let told = |errno: Errno| Why(&errno.into()).to_string();
+        let text = |errno: Errno| Why(&errno.into()).to_string();
         assert!(
-            told(Errno::MFILE)
+            text(Errno::MFILE)
                 .starts_with("Too many open files (os error 24); this daemon has reached its limit")
         );
-        assert!(told(Errno::NOSPC).contains("df -i"));
-        assert!(told(Errno::ROFS).contains("read-only: mount it writable"));
-        assert_eq!(told(Errno::NAMETOOLONG), "File name too long (os error 36)");
+        assert!(text(Errno::NOSPC).contains("df -i"));
+        assert!(text(Errno::ROFS).contains("read-only: mount it writable"));
+        assert_eq!(text(Errno::NAMETOOLONG), "File name too long (os error 36)");
         assert_eq!(Why(&io::Error::other("no")).to_string(), "no");
         assert!(is_shortage(&Errno::NFILE.into()) && !is_shortage(&Errno::ACCESS.into()));
     }

@@ -277,7 +277,7 @@ impl Answers {
             }
             (Side::Local, "/status") => {
                 let report = self.board.borrow().clone();
-                let json = serde_json::to_string(&report.told()).unwrap_or_default();
+                let json = serde_json::to_string(&report.current()).unwrap_or_default();
                 answer(StatusCode::OK, "application/json", json)
             }
             (Side::Local, "/diff") => match self.questions.diff().await {

@@ -12,7 +12,7 @@ use tracing_subscriber::fmt::format::debug_fn;
 
 use crate::flags::LogFormat;
 use limit::Limited;
-pub(crate) use limit::{OWN, tell_left_out};
+pub(crate) use limit::{OWN, log_left_out};
 
 /// Sets up logging. Must be called once, before anything is logged.
 pub(crate) fn init(verbosity: i64, format: LogFormat) {

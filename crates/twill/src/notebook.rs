@@ -45,7 +45,7 @@ impl Trouble {
 #[derive(Default)]
 pub(crate) struct Notebook {
     current: BTreeSet<Trouble>,
-    said: BTreeMap<String, Said>,
+    logged: BTreeMap<String, Logged>,
     /// Times of the lines of each kind within [`REPEAT`].
     kinds: BTreeMap<Box<str>, Vec<Instant>>,
     /// Number of lines omitted since that number was last logged.
@@ -55,10 +55,10 @@ pub(crate) struct Notebook {
 }
 
 /// Text that was logged.
-struct Said {
+struct Logged {
     at: Instant,
     /// Number of repetitions since then that got no line.
-    unsaid: u32,
+    omitted: u32,
 }
 
 /// Line for the log.
@@ -79,7 +79,7 @@ impl Notebook {
         let new: Vec<Trouble> = notes.difference(&self.current).cloned().chain(mishaps).collect();
         let mut lines = Vec::new();
         for trouble in new {
-            if lines.len() < LINES || self.said.contains_key(&trouble.text) {
+            if lines.len() < LINES || self.logged.contains_key(&trouble.text) {
                 lines.extend(self.say(trouble, now));
             } else {
                 self.unshown += 1;
@@ -91,7 +91,7 @@ impl Notebook {
             self.rest = Some(now);
         }
         let is_calm =
-            |note: &&Trouble| self.said.get(note.text.as_str()).is_some_and(|said| said.unsaid == 0);
+            |note: &&Trouble| self.logged.get(note.text.as_str()).is_some_and(|logged| logged.omitted == 0);
         let over: Vec<Trouble> =
             self.current.difference(&notes).filter(is_calm).take(LINES).cloned().collect();
         lines.extend(
@@ -107,27 +107,29 @@ impl Notebook {
 
     /// Returns the line for a failure that has just happened, if one is due.
     pub(crate) fn say(&mut self, Trouble { text, kind }: Trouble, now: Instant) -> Option<Line> {
-        if let Some(said) = self.said.get_mut(&text).filter(|said| now.duration_since(said.at) < REPEAT) {
-            said.unsaid += 1;
+        if let Some(logged) =
+            self.logged.get_mut(&text).filter(|logged| now.duration_since(logged.at) < REPEAT)
+        {
+            logged.omitted += 1;
             return None;
         }
         if !self.has_room(&kind, OF_A_KIND, now) {
             self.unshown += 1;
             return None;
         }
-        let again = self.said.get(&text).map_or(0, |said| said.unsaid);
+        let again = self.logged.get(&text).map_or(0, |logged| logged.omitted);
         let count = if again > 0 { format!(" (and {again} times before)") } else { String::new() };
         let line = Line::Warn(format!("{text}{count}"));
-        if self.said.len() >= TEXTS {
-            let oldest = self.said.iter().min_by_key(|(_, said)| said.at).map(|(text, _)| text.clone());
-            oldest.map(|oldest| self.said.remove(&oldest));
+        if self.logged.len() >= TEXTS {
+            let oldest = self.logged.iter().min_by_key(|(_, logged)| logged.at).map(|(text, _)| text.clone());
+            oldest.map(|oldest| self.logged.remove(&oldest));
         }
-        self.said.insert(text, Said { at: now, unsaid: 0 });
+        self.logged.insert(text, Logged { at: now, omitted: 0 });
         Some(line)
     }
 
     /// Returns true, and counts the line, if one more pass that changed something may be logged.
-    pub(crate) fn tells_change(&mut self, now: Instant) -> bool {
+    pub(crate) fn may_log_change(&mut self, now: Instant) -> bool {
         self.has_room("changes", CHANGES, now)
     }
 
@@ -142,8 +144,8 @@ impl Notebook {
 
     fn forget(&mut self, notes: &BTreeSet<Trouble>, now: Instant) {
         let current: BTreeSet<&str> = notes.iter().map(|note| &*note.text).collect();
-        self.said
-            .retain(|text, said| current.contains(text.as_str()) || now.duration_since(said.at) < REPEAT);
+        self.logged
+            .retain(|text, logged| current.contains(text.as_str()) || now.duration_since(logged.at) < REPEAT);
         self.kinds.retain(|_, times| times.last().is_some_and(|at| now.duration_since(*at) < REPEAT));
     }
 }
@@ -222,7 +224,7 @@ mod tests {
             lines.extend(notebook.turn(junk.collect(), [], now));
         }
         assert!(lines.len() <= OF_A_KIND + 10, "{}", lines.len());
-        assert!(notebook.said.len() <= TEXTS);
+        assert!(notebook.logged.len() <= TEXTS);
         let now = begun + Duration::from_secs(60);
         let other = notebook.turn(notes(&["eth0"]), [], now);
         assert!(other.contains(&Line::Warn("uplink eth0 is down".into())), "{:?}", texts(&other));

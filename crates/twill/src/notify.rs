@@ -27,13 +27,13 @@ pub(crate) fn patience() -> Option<Duration> {
 pub(crate) fn alive() {
     if let Some(limit) = patience() {
         // A lost message is made good by the next one.
-        let _ = tell(&format!("WATCHDOG=1\nEXTEND_TIMEOUT_USEC={}", limit.as_micros()));
+        let _ = send(&format!("WATCHDOG=1\nEXTEND_TIMEOUT_USEC={}", limit.as_micros()));
     }
 }
 
 /// Reports to the service manager that the daemon stops.
 pub(crate) fn stopping() {
-    let _ = tell("STOPPING=1\nSTATUS=stopping; routes and devices stay as they are");
+    let _ = send("STOPPING=1\nSTATUS=stopping; routes and devices stay as they are");
 }
 
 /// Connects to the service manager for the life of the process. After `confine` this process can reach no abstract unix
@@ -49,7 +49,7 @@ pub(crate) fn connect() {
 
 /// Sends a message such as `READY=1\nSTATUS=ready, 3 peers`. Does nothing without a service manager. Fails if the socket
 /// does.
-pub(crate) fn tell(what: &str) -> io::Result<()> {
+pub(crate) fn send(what: &str) -> io::Result<()> {
     let Some(name) = socket() else { return Ok(()) };
     if MANAGER.get().is_some_and(|manager| manager.send(what.as_bytes()).is_ok()) {
         return Ok(());

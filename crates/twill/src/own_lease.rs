@@ -62,10 +62,10 @@ impl Source {
 
     /// Requests our lease in the background.
     fn ask(&self, claim: Claim) -> oneshot::Receiver<Result<Lease, StoreError>> {
-        let (told, answer) = oneshot::channel();
+        let (sender, answer) = oneshot::channel();
         let Self { store, bell, .. } = self.clone();
         self.tasks.spawn(async move {
-            let _ = told.send(store.acquire(claim).await);
+            let _ = sender.send(store.acquire(claim).await);
             bell.ring(Cause::Leases);
         });
         answer
@@ -247,7 +247,7 @@ impl OwnLease {
         admitted: &[PeerPath],
         now: Instant,
     ) -> Kept {
-        self.hear(now);
+        self.take_answer(now);
         let macs = [node.vtep.unwrap_or_default(), node.vtep_v6.unwrap_or_default()];
         let is_peer = |subnet: IpNet| admitted.binary_search_by_key(&subnet, |peer| peer.subnet).is_ok();
         let peers = listed.iter().filter(|lease| lease.subnet.nets().any(is_peer) && !self.asker.owns(lease));
@@ -345,7 +345,7 @@ impl OwnLease {
     }
 
     /// Takes the answer to the request, if it has arrived.
-    fn hear(&mut self, now: Instant) {
+    fn take_answer(&mut self, now: Instant) {
         let Some(asked) = &mut self.asked else { return };
         match asked.answer.try_recv() {
             Err(TryRecvError::Empty) => return,

@@ -84,8 +84,8 @@ pub(crate) struct Probes {
 /// Starts the prober, unless it is off. Each change of a finding or of a way rings the bell. Returns an error if the
 /// thread cannot be started.
 pub(crate) fn start(pace: Pace, bell: &Bell) -> anyhow::Result<Probes> {
-    let (targets, heard) = watch::channel(Targets::default());
-    let (tell, healths) = watch::channel(Healths::default());
+    let (targets, received) = watch::channel(Targets::default());
+    let (health_sender, healths) = watch::channel(Healths::default());
     let (complain, complaints) = watch::channel(Complaints::default());
     let (wake, woken) = UnixStream::pair().context("waking thread probes")?;
     wake.set_nonblocking(true)?;
@@ -95,7 +95,8 @@ pub(crate) fn start(pace: Pace, bell: &Bell) -> anyhow::Result<Probes> {
         getrandom::fill(&mut dice).map_err(|error| anyhow!("drawing random numbers: {error}"))?;
         let dice = [[dice[0], dice[1]], [dice[2], dice[3]]].map(u16::from_ne_bytes);
         let bell = bell.clone();
-        let body = move || Asker::new(pace, bell, heard, woken, tell, complain, Post::new(dice)).run();
+        let body =
+            move || Asker::new(pace, bell, received, woken, health_sender, complain, Post::new(dice)).run();
         thread::Builder::new().name("probes".into()).spawn(body).context("starting thread probes")?;
     }
     Ok(Probes { targets, wake, healths, complaints })

@@ -28,7 +28,7 @@ pub(crate) async fn follow(mut board: watch::Receiver<Arc<Report>>) {
         let line = format!("STATUS={}", status.replace('\n', " "));
         let news = if first { format!("READY=1\n{line}") } else { line };
         if first || status != said {
-            match notify::tell(&news) {
+            match notify::send(&news) {
                 Ok(()) => (said, ready) = (status, ready || first),
                 Err(error) if !complained => {
                     warn!("cannot report the state of this node to systemd: {error}");

@@ -35,7 +35,7 @@ use crate::flags::Flags;
 use crate::footprint::Footprint;
 use crate::identity::choose_uplink;
 use crate::locks::Locks;
-use crate::logging::tell_left_out;
+use crate::logging::log_left_out;
 use crate::metrics::Metrics;
 use crate::notebook::{Line, Notebook, Trouble};
 use crate::own_lease::{Kept, OwnLease};
@@ -146,7 +146,7 @@ impl Reconciler {
         let begun = Instant::now();
         let view = self.take_view();
         let asked = causes.contains(&Cause::Hangup);
-        let Heard { leases, notes, due: leases_due } = self.hear(&view, asked, begun);
+        let Believed { leases, notes, due: leases_due } = self.believe(&view, asked, begun);
         let scope = self.scope(&leases);
         let seen = match self.look(&scope, &causes) {
             Ok(seen) => seen,
@@ -177,7 +177,7 @@ impl Reconciler {
         let cache_due = uplink.mac.and_then(|mac| self.remember(&view, &leases, mac));
         round.notes.extend(self.cache.note());
         round.sort_notes();
-        self.tell(&round);
+        self.log_pass(&round);
         self.send_targets(&round.causes, &peers, uplink, diverted);
         let is_programmed = leases != Leases::Unknown;
         let own = own_fault(&round, &self.config.backend.devices(self.config.families()));
@@ -298,7 +298,7 @@ impl Reconciler {
 
     /// Decides which leases and which network config count. `asked` (SIGHUP) reads the config again even if changes are
     /// not followed.
-    fn hear(&mut self, view: &View, asked: bool, now: Instant) -> Heard {
+    fn believe(&mut self, view: &View, asked: bool, now: Instant) -> Believed {
         // A daemon that wants no rules takes none from another daemon, but removes those that were its own.
         let former = &mut self.memory.plan.former;
         former.firewall |= self.config.wants_rules();
@@ -306,7 +306,7 @@ impl Reconciler {
             Some(keeper) => keeper,
             None => FirewallKeeper::Nobody,
         };
-        let mut heard = Heard { leases: Leases::Unknown, notes: view.notes.clone(), due: None };
+        let mut believed = Believed { leases: Leases::Unknown, notes: view.notes.clone(), due: None };
         let follow = self.flags.config_reload || asked;
         let conf = if asked && !self.flags.config_reload {
             self.own_lease
@@ -319,22 +319,22 @@ impl Reconciler {
         let listed = view.leases.known().iter().filter(|lease| lease.subnet != self.node.subnet).count();
         let peers = listed.max(self.memory.belief.peers());
         if let Some(Err(fault)) = conf.map(|conf| self.reconfigure(conf, follow, peers)) {
-            heard.notes.push(Note::Store(fault));
+            believed.notes.push(Note::Store(fault));
         }
-        let (Leases::Listed(list) | Leases::Remembered(list)) = &view.leases else { return heard };
+        let (Leases::Listed(list) | Leases::Remembered(list)) = &view.leases else { return believed };
         let Weighed { leases, missing, due } =
             self.memory.belief.weigh(list, view.history, now, self.flags.shrink_grace);
         if missing > 0 {
-            heard.notes.push(Note::Store(StoreFault::PeersMissing));
+            believed.notes.push(Note::Store(StoreFault::PeersMissing));
         }
-        heard.due = due;
-        heard.leases = match view.leases {
+        believed.due = due;
+        believed.leases = match view.leases {
             Leases::Listed(_) => Leases::Listed(leases),
             Leases::Remembered(_) if view.lost.is_some() => Leases::Remembered(leases),
             // The store may still answer, so the remembered leases do not count yet.
-            _ => return heard,
+            _ => return believed,
         };
-        heard
+        believed
     }
 
     /// Adopts a changed network config as far as it may change under running pods. Otherwise the last good one stays, and
@@ -409,7 +409,7 @@ impl Reconciler {
                 failed.push((op.clone(), error));
             }
         }
-        self.memory.backoff.hear(&ops, &failed);
+        self.memory.backoff.record(&ops, &failed);
         // A failed op is tried again even if no cause comes.
         let again = (!failed.is_empty()).then_some(begun + FAILED_RETRY);
         let due = due.into_iter().chain(again).min();
@@ -423,9 +423,9 @@ impl Reconciler {
     }
 
     /// Logs changes and new warnings. An idle pass logs nothing, nor does one whose ops were all refused again.
-    fn tell(&mut self, round: &Round) {
+    fn log_pass(&mut self, round: &Round) {
         let now = Instant::now();
-        if round.ops.len() > round.failed.len() && self.memory.notebook.tells_change(now) {
+        if round.ops.len() > round.failed.len() && self.memory.notebook.may_log_change(now) {
             info!("{}", round.line());
         }
         let failed = round.failed.iter().map(|(_, error)| Trouble::new("refused", error));
@@ -445,7 +445,7 @@ impl Reconciler {
         });
         let notes = Trouble::all(&round.notes);
         log(self.memory.notebook.turn(notes, failed.chain(held), now));
-        tell_left_out();
+        log_left_out();
     }
 
     fn set_fault(&mut self, fault: Option<String>) {
@@ -508,7 +508,7 @@ struct Applied {
 }
 
 /// Leases and warnings from the store, as far as they are believed.
-struct Heard {
+struct Believed {
     leases: Leases,
     notes: Vec<Note>,
     /// Time at which they must be judged again even without news from the store.

@@ -188,11 +188,11 @@ impl Report {
     }
 
     /// Returns the report with the readiness and the peers of this moment.
-    pub(crate) fn told(&self) -> Self {
+    pub(crate) fn current(&self) -> Self {
         let healths = self.healths.as_ref();
         let (known, now) = healths
             .map_or_else(Default::default, |(healths, since)| (healths.borrow().clone(), since.elapsed()));
-        let peers = peers::told(&self.paths, &known, now);
+        let peers = peers::reported(&self.paths, &known, now);
         Self { not_ready: self.readiness().err(), peers, ..self.clone() }
     }
 }

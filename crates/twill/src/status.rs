@@ -139,9 +139,9 @@ fn stranger(stranger: &Stranger) -> String {
 
 /// Returns the warnings that the table of peers does not show.
 fn warnings(report: &Report) -> Vec<String> {
-    let in_table = |told: &PeerReport| {
-        let reason = told.health.reason.as_ref()?;
-        Some(format!("peer {}: {}: {reason}", told.peer.subnet, told.health.finding))
+    let in_table = |reported: &PeerReport| {
+        let reason = reported.health.reason.as_ref()?;
+        Some(format!("peer {}: {}: {reason}", reported.peer.subnet, reported.health.finding))
     };
     let in_table: BTreeSet<String> = report.peers.iter().filter_map(in_table).collect();
     report.warnings.iter().map(ToString::to_string).filter(|text| !in_table.contains(text)).collect()
@@ -175,13 +175,13 @@ mod tests {
 
     use super::*;
     use crate::report::board;
+    use crate::report::peers::reported;
     use crate::report::peers::tests::{health, peer};
-    use crate::report::peers::told;
     use crate::report::warnings::tests::warning;
 
     fn report(peers: &[PeerPath], warnings: &[&str]) -> Report {
         let healths = [health(3, Finding::Silent { node: [192, 0, 2, 3].into() })];
-        let peers = told(peers, &healths, Duration::from_secs(20));
+        let peers = reported(peers, &healths, Duration::from_secs(20));
         let warnings = warnings.iter().copied().map(warning).collect();
         Report { peers, warnings, ..Report::clone(&board().borrow()) }
     }
@@ -201,13 +201,13 @@ mod tests {
 
     #[test]
     fn what_the_daemon_tells_is_what_is_shown() {
-        let told = report(
+        let reported = report(
             &[peer(2, Path::Direct), peer(3, Path::Tunnel(TunnelKind::Vxlan))],
             &["uplink eth0 is down"],
         );
-        let json = serde_json::to_vec(&told).unwrap();
-        let heard: Report = serde_json::from_slice(&json).unwrap();
-        assert_eq!(page(&heard, true), page(&told, true));
+        let json = serde_json::to_vec(&reported).unwrap();
+        let parsed: Report = serde_json::from_slice(&json).unwrap();
+        assert_eq!(page(&parsed, true), page(&reported, true));
         assert!(!String::from_utf8(json).unwrap().contains("paths"), "that is for the daemon alone");
     }
 

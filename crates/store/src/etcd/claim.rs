@@ -49,7 +49,7 @@ pub(super) async fn take(
         let value = settled.lease.to_json();
         let standing = listing.entry(&key);
         let is_said =
-            standing.is_some_and(|entry| matches!(&entry.told, Ok(lease) if lease.to_json() == value));
+            standing.is_some_and(|entry| matches!(&entry.parsed, Ok(lease) if lease.to_json() == value));
         if is_said && settled.stale.is_empty() {
             info!(subnet = %settled.lease.subnet, origin = ?settled.origin, "our lease is in the store");
             let listed = matches!(claim.choice, Choice::Any { .. });

@@ -79,7 +79,7 @@ pub(super) struct Entry {
     /// Id of the etcd lease; 0 for none, so that the entry never ends.
     pub(super) lease_id: i64,
     /// Lease, or the reason for which it cannot be parsed.
-    pub(super) told: Result<Lease, Box<str>>,
+    pub(super) parsed: Result<Lease, Box<str>>,
     /// True if the subnet has another length than the config's.
     is_cousin: bool,
 }
@@ -129,13 +129,13 @@ impl Listing {
 
     /// Returns the leases, by key. It is the same list until an entry changes.
     pub(super) fn leases(&mut self) -> Arc<[Lease]> {
-        let leases = self.entries.values().filter_map(|entry| entry.told.as_ref().ok());
+        let leases = self.entries.values().filter_map(|entry| entry.parsed.as_ref().ok());
         self.shared.get_or_insert_with(|| leases.cloned().collect()).clone()
     }
 
     /// Returns the subnets whose lease cannot be parsed; they are in use all the same.
     pub(super) fn unreadable(&self) -> impl Iterator<Item = Subnet> {
-        let unreadable = self.entries.iter().filter(|(_, entry)| entry.told.is_err());
+        let unreadable = self.entries.iter().filter(|(_, entry)| entry.parsed.is_err());
         unreadable.filter_map(|(key, _)| Subnet::parse(key).ok())
     }
 
@@ -147,7 +147,7 @@ impl Listing {
     }
 
     /// Applies an event of the watch. Returns true if it changes anything; a renewal does not.
-    pub(super) fn heed(&mut self, event: &Event, keys: &Keys, options: &EtcdOptions) -> bool {
+    pub(super) fn apply(&mut self, event: &Event, keys: &Keys, options: &EtcdOptions) -> bool {
         let Some(kv) = event.kv() else { return false };
         if kv.mod_revision() > self.revision {
             self.applied.clear();
@@ -162,8 +162,8 @@ impl Listing {
             (EventType::Put, Some(_)) => self.put(kv, kv.version() <= 1, keys, options),
             (EventType::Delete, Some(Name::Config)) => self.conf.take().is_some(),
             (EventType::Delete, Some(Name::Subnet(key))) => {
-                let before = self.said_of_junk();
-                self.forget(key, false).is_some() || before != self.said_of_junk()
+                let before = self.junk_counts();
+                self.forget(key, false).is_some() || before != self.junk_counts()
             }
         }
     }
@@ -197,13 +197,19 @@ impl Listing {
         }
     }
 
-    fn put_subnet(&mut self, key: &str, kv: &KeyValue, is_new: bool, told: Result<Lease, Box<str>>) -> bool {
-        let said = self.said_of_junk();
+    fn put_subnet(
+        &mut self,
+        key: &str,
+        kv: &KeyValue,
+        is_new: bool,
+        parsed: Result<Lease, Box<str>>,
+    ) -> bool {
+        let counts = self.junk_counts();
         let before = self.forget(key, is_new);
         let kinship = match (Subnet::parse(key), &self.scope) {
             (Err(why), _) => Err(why.into()),
             (Ok(_), None) => Ok(Kinship::Own),
-            (Ok(subnet), Some(scope)) => scope.kinship(&subnet, told.as_ref().ok()).map_err(Into::into),
+            (Ok(subnet), Some(scope)) => scope.kinship(&subnet, parsed.as_ref().ok()).map_err(Into::into),
         };
         match kinship {
             Ok(kinship) if self.is_full(kinship) => {
@@ -213,15 +219,16 @@ impl Listing {
             Ok(kinship) => {
                 let is_cousin = kinship == Kinship::Other;
                 self.cousins += usize::from(is_cousin);
-                let entry = Entry { mod_revision: kv.mod_revision(), lease_id: kv.lease(), told, is_cousin };
+                let entry =
+                    Entry { mod_revision: kv.mod_revision(), lease_id: kv.lease(), parsed, is_cousin };
                 let changed = before.is_none_or(|before| self.is_news(&before, &entry));
                 self.entries.insert(key.into(), entry);
                 self.shared = None;
-                return changed || said != self.said_of_junk();
+                return changed || counts != self.junk_counts();
             }
-            Err(why) => self.add_junk(key, told.err().unwrap_or(why)),
+            Err(why) => self.add_junk(key, parsed.err().unwrap_or(why)),
         }
-        before.is_some() || said != self.said_of_junk()
+        before.is_some() || counts != self.junk_counts()
     }
 
     /// Adds an entry that is not a lease.
@@ -247,15 +254,15 @@ impl Listing {
     }
 
     /// Returns the reported numbers of invalid entries, to detect a change of the report.
-    fn said_of_junk(&self) -> (usize, u64) {
+    fn junk_counts(&self) -> (usize, u64) {
         (self.junk.len(), roughly(self.more_junk))
     }
 
     /// Returns true if an entry differs from the one before. A renewal counts only if the lease is in conflict with another
     /// one, since it is a sign of life then.
     fn is_news(&self, before: &Entry, entry: &Entry) -> bool {
-        let (Ok(was), Ok(is)) = (&before.told, &entry.told) else { return before.told != entry.told };
-        let others = || self.entries.values().filter_map(|other| other.told.as_ref().ok());
+        let (Ok(was), Ok(is)) = (&before.parsed, &entry.parsed) else { return before.parsed != entry.parsed };
+        let others = || self.entries.values().filter_map(|other| other.parsed.as_ref().ok());
         !was.says_the_same(is)
             || others().any(|other| other.subnet != is.subnet && rivals::conflict(other, is))
     }
@@ -263,7 +270,7 @@ impl Listing {
     pub(super) fn view(&mut self) -> View {
         let leases = Leases::Listed(self.leases());
         let unreadable =
-            self.entries.iter().filter_map(|(key, entry)| Some((key, entry.told.as_ref().err()?)));
+            self.entries.iter().filter_map(|(key, entry)| Some((key, entry.parsed.as_ref().err()?)));
         let mut unreadable = unreadable.chain(&self.junk);
         let named = unreadable.by_ref().take(MOST_NAMED);
         let mut notes: Vec<_> =

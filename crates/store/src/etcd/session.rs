@@ -141,7 +141,7 @@ impl Session {
     async fn connect(index: usize, keys: &Keys, options: &EtcdOptions) -> Result<Self, Refusal> {
         let endpoint = options.endpoints[index].clone();
         let dialed = timeout(ANSWER, dial::dial(&endpoint, options)).await;
-        let (channel, line) = dialed.map_err(|_| Refusal::silence(ANSWER))?.map_err(Refusal::said)?;
+        let (channel, line) = dialed.map_err(|_| Refusal::silence(ANSWER))?.map_err(Refusal::new)?;
         let connect = |connect| within(LOGIN, Client::from_channel(channel.clone(), Some(connect)));
         let plain = ConnectOptions::new().with_require_leader(true);
         let client = if options.has_user() {
@@ -375,12 +375,12 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    fn said(why: String) -> Self {
+    fn new(why: String) -> Self {
         Self { why, hangs: false, is_too_large: false }
     }
 
     fn silence(patience: Duration) -> Self {
-        Self { hangs: true, ..Self::said(silence(patience)) }
+        Self { hangs: true, ..Self::new(silence(patience)) }
     }
 }
 
@@ -389,7 +389,7 @@ async fn within<T>(limit: Duration, request: impl Future<Output = Result<T, Erro
     match timeout(limit, request).await {
         Ok(answer) => answer.map_err(|error| Refusal {
             is_too_large: words::is_too_large(&error),
-            ..Refusal::said(words::why(&error))
+            ..Refusal::new(words::why(&error))
         }),
         Err(_) => Err(Refusal::silence(limit)),
     }

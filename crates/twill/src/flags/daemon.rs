@@ -165,7 +165,7 @@ impl fmt::Display for Source {
 }
 
 /// Setting in the environment or the options file.
-struct Said {
+struct Setting {
     /// Place of the setting, for the person who has to correct it.
     place: String,
     variable: String,
@@ -256,10 +256,10 @@ impl Flags {
 
     /// Takes the settings of a source, except flags that a source of higher rank has set. The last of several lines
     /// counts.
-    fn take(&mut self, source: Source, said: Vec<Said>) {
-        let said: BTreeMap<String, Said> =
+    fn take(&mut self, source: Source, said: Vec<Setting>) {
+        let said: BTreeMap<String, Setting> =
             said.into_iter().map(|said| (said.variable.clone(), said)).collect();
-        for Said { place, variable, value } in said.into_values().filter(|said| !said.value.is_empty()) {
+        for Setting { place, variable, value } in said.into_values().filter(|said| !said.value.is_empty()) {
             let Some(flag) = table::flags().find(|flag| flag.variable() == variable) else {
                 self.ignored.push(format!("{place}: there is no such option"));
                 continue;
@@ -275,7 +275,7 @@ impl Flags {
         }
     }
 
-    fn read_options_file(&mut self) -> Vec<Said> {
+    fn read_options_file(&mut self) -> Vec<Setting> {
         if self.options_file.as_os_str().is_empty() {
             return Vec::new();
         }
@@ -292,14 +292,18 @@ impl Flags {
     }
 
     /// Returns the options that a text of an options file gives. Lines that give none are reported as ignored.
-    fn options_in(&mut self, text: &str) -> Vec<Said> {
+    fn options_in(&mut self, text: &str) -> Vec<Setting> {
         let path = self.options_file.display();
         let mut all = Vec::new();
         for line in env_file::parse(text) {
             let place = format!("{path}:{}", line.number);
             match line.said {
                 Ok((variable, value)) => {
-                    all.push(Said { place: format!("{place}: {variable}"), variable, value: value.into() });
+                    all.push(Setting {
+                        place: format!("{place}: {variable}"),
+                        variable,
+                        value: value.into(),
+                    });
                 }
                 Err(why) => self.ignored.push(format!("{place}: {why}")),
             }
@@ -412,10 +416,10 @@ impl Flags {
 }
 
 /// Returns the settings in the environment: all variables that begin with [`PREFIX`].
-fn environment(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<Said> {
+fn environment(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<Setting> {
     let named = variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
     let ours = named.filter(|(name, _)| name.starts_with(PREFIX));
-    ours.map(|(variable, value)| Said { place: format!("environment: {variable}"), variable, value })
+    ours.map(|(variable, value)| Setting { place: format!("environment: {variable}"), variable, value })
         .collect()
 }
 
@@ -518,7 +522,7 @@ mod tests {
     const LISTS: [&str; 2] = ["iface", "iface-regex"];
 
     /// Parses these arguments, this environment, and an options file with these lines.
-    fn told(args: &[&str], environment: &[(&str, &str)], file: &str) -> Result<Flags, String> {
+    fn parsed(args: &[&str], environment: &[(&str, &str)], file: &str) -> Result<Flags, String> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("options.env");
         fs::write(&path, file).unwrap();
@@ -534,7 +538,7 @@ mod tests {
     }
 
     fn asked(args: &[&str]) -> Flags {
-        told(args, &[], "").unwrap_or_else(|error| panic!("{args:?}: {error}"))
+        parsed(args, &[], "").unwrap_or_else(|error| panic!("{args:?}: {error}"))
     }
 
     fn find(name: &str) -> &'static Flag {
@@ -640,7 +644,7 @@ mod tests {
                     let flags = asked(&[&bare, "false"]);
                     assert_eq!((value(&flags, name), flags.ignored.len()), ("true".into(), 1), "{bare}");
                 } else if !is_switch(name) {
-                    assert!(told(&[&bare], &[], "").is_err_and(|error| error.contains(name)), "{bare}");
+                    assert!(parsed(&[&bare], &[], "").is_err_and(|error| error.contains(name)), "{bare}");
                 }
             }
             let twice = asked(&[&format!("-{name}={one}"), &format!("--{name}={two}")]);
@@ -660,13 +664,13 @@ mod tests {
             let (nothing, empty) = ([(&*variable, "")], format!("{variable}=\n"));
             let other_file = format!("export {variable}='{three}' # other\n");
             for (flags, expected, source) in [
-                (told(&[], &nothing, &empty), &*default(name), None),
-                (told(&[], &by_environment, ""), *two, Some(Source::Environment)),
-                (told(&[], &nothing, &by_file), *two, Some(Source::OptionsFile)),
-                (told(&[], &[], &format!("{other_file}{by_file}")), *two, Some(Source::OptionsFile)),
-                (told(&[], &by_environment, &other_file), *two, Some(Source::Environment)),
-                (told(&args, &by_environment, &other_file), *one, Some(Source::CommandLine)),
-                (told(&args, &[], &by_file), *one, Some(Source::CommandLine)),
+                (parsed(&[], &nothing, &empty), &*default(name), None),
+                (parsed(&[], &by_environment, ""), *two, Some(Source::Environment)),
+                (parsed(&[], &nothing, &by_file), *two, Some(Source::OptionsFile)),
+                (parsed(&[], &[], &format!("{other_file}{by_file}")), *two, Some(Source::OptionsFile)),
+                (parsed(&[], &by_environment, &other_file), *two, Some(Source::Environment)),
+                (parsed(&args, &by_environment, &other_file), *one, Some(Source::CommandLine)),
+                (parsed(&args, &[], &by_file), *one, Some(Source::CommandLine)),
             ] {
                 let flags = flags.unwrap();
                 let got = (&*value(&flags, name), flags.sources.get(name).copied());
@@ -680,7 +684,7 @@ mod tests {
     fn a_bad_value_ends_the_command_line_and_is_left_out_elsewhere() {
         for (name, one, _, bad) in VALUES {
             let Some(bad) = bad else { continue };
-            let error = told(&[&format!("--{name}={bad}")], &[], "").unwrap_err();
+            let error = parsed(&[&format!("--{name}={bad}")], &[], "").unwrap_err();
             assert!(error.starts_with(&format!("--{name}: ")), "{error}");
             assert!(error.ends_with("\ntwill daemon --help lists the flags"), "{error}");
             if bad.is_empty() || *name == "version" {
@@ -688,14 +692,14 @@ mod tests {
             }
             let variable = find(name).variable();
             let file = format!("# nothing\n{variable}={bad}\n");
-            let flags = told(&[], &[(&variable, bad)], &file).unwrap();
+            let flags = parsed(&[], &[(&variable, bad)], &file).unwrap();
             assert_eq!(value(&flags, name), default(name), "{name}");
             assert_eq!(flags.sources.get(name), None);
             let [environment, line] = &flags.ignored[..] else { panic!("{:?}", flags.ignored) };
             assert!(environment.starts_with(&format!("environment: {variable}: ")), "{environment}");
             assert!(line.contains(&format!("/options.env:2: {variable}: ")), "{line}");
             // A setting that is ignored does not hide a valid one below it.
-            let flags = told(&[], &[(&variable, bad)], &format!("{variable}={one}")).unwrap();
+            let flags = parsed(&[], &[(&variable, bad)], &format!("{variable}={one}")).unwrap();
             assert_eq!(value(&flags, name), *one, "{name}");
         }
     }
@@ -720,14 +724,14 @@ mod tests {
         }
         assert_eq!(asked(&["", "--bogus"]).ignored.len(), 1);
         for line in ["---v=1", "--=1", "-=1", "--bogus", "-bogus=1", "--v", "--IFACE=eth0"] {
-            assert!(told(&[line], &[], "").unwrap_err().contains("--help"), "{line}");
+            assert!(parsed(&[line], &[], "").unwrap_err().contains("--help"), "{line}");
         }
         for line in ["-h", "--h", "-help", "--help"] {
-            assert_eq!(told(&["--iface=eth0", line], &[], "").unwrap_err(), "help");
+            assert_eq!(parsed(&["--iface=eth0", line], &[], "").unwrap_err(), "help");
         }
-        assert_eq!(told(&["--version", "--v=1"], &[], "").unwrap_err(), "version");
-        assert!(told(&["--version", "--bogus"], &[], "").unwrap_err().contains("bogus"));
-        assert!(told(&["--version=F"], &[("FLANNELD_VERSION", "true")], "").is_ok());
+        assert_eq!(parsed(&["--version", "--v=1"], &[], "").unwrap_err(), "version");
+        assert!(parsed(&["--version", "--bogus"], &[], "").unwrap_err().contains("bogus"));
+        assert!(parsed(&["--version=F"], &[("FLANNELD_VERSION", "true")], "").is_ok());
     }
 
     #[test]
@@ -762,7 +766,8 @@ mod tests {
     #[test]
     fn a_variable_that_is_no_option_is_said_unless_it_is_somebody_elses() {
         use std::os::unix::ffi::OsStringExt;
-        let flags = told(&[], &[("FLANNELD_BACKENDTYPE", "hunter2"), ("HOME", "/"), ("FLANNEL_V", "1")], "");
+        let flags =
+            parsed(&[], &[("FLANNELD_BACKENDTYPE", "hunter2"), ("HOME", "/"), ("FLANNEL_V", "1")], "");
         assert_eq!(flags.unwrap().ignored, ["environment: FLANNELD_BACKENDTYPE: there is no such option"]);
         let binary = OsString::from_vec(vec![0xff]);
         let variables = [("FLANNELD_IFACE".into(), binary.clone()), (binary, "x".into())];
@@ -800,7 +805,7 @@ mod tests {
         );
         for (name, one, two, _) in values().filter(|(name, ..)| *name != "version") {
             for value in [one, two].into_iter().filter(|value| **value != default(name)) {
-                let flags = told(&[], &[(&find(name).variable(), *value)], "").unwrap();
+                let flags = parsed(&[], &[(&find(name).variable(), *value)], "").unwrap();
                 let text = flags.changed();
                 let shown = format!("{name}={} (environment)", self::value(&flags, name));
                 assert!(text.split(", ").any(|part| part == shown), "{shown}: {text}");
@@ -860,8 +865,8 @@ mod tests {
         let by_line = format!("{}=hunter2\n", find("etcd-password").variable());
         for flags in [
             asked(&["--etcd-password=hunter2"]),
-            told(&[], &[("FLANNELD_ETCD_PASSWORD", "hunter2")], "").unwrap(),
-            told(&[], &[], &by_line).unwrap(),
+            parsed(&[], &[("FLANNELD_ETCD_PASSWORD", "hunter2")], "").unwrap(),
+            parsed(&[], &[], &by_line).unwrap(),
         ] {
             let place = flags.store().identity();
             let all = format!(
@@ -885,7 +890,7 @@ mod tests {
         for flag in GROUPS.iter().filter(lacking).flat_map(|group| group.flags) {
             let (_, one, two, _) = VALUES.iter().find(|(name, ..)| *name == flag.name).unwrap();
             let wish = if is_switch(flag.name) { "true" } else { one };
-            let said = told(&["--store=/s"], &[(&flag.variable(), wish)], "").unwrap().unmet();
+            let said = parsed(&["--store=/s"], &[(&flag.variable(), wish)], "").unwrap().unmet();
             assert!(
                 said.len() == 1 && said[0].starts_with(&format!("--{} (environment): ", flag.name)),
                 "{said:?}"
@@ -927,10 +932,10 @@ mod tests {
         let variable = [("FLANNELD_BACKEND_TYPE", "alloc")];
         for (flags, expected) in [
             (asked(&["--backend-type=HOST-GW"]), "command line"),
-            (told(&[], &variable, "FLANNELD_BACKEND_TYPE=vxlan").unwrap(), "environment"),
-            (told(&[], &[], "FLANNELD_BACKEND_TYPE=vxlan").unwrap(), "options.env"),
+            (parsed(&[], &variable, "FLANNELD_BACKEND_TYPE=vxlan").unwrap(), "environment"),
+            (parsed(&[], &[], "FLANNELD_BACKEND_TYPE=vxlan").unwrap(), "options.env"),
             (asked(&[]), "network config"),
-            (told(&["--backend-type="], &variable, "").unwrap(), "network config"),
+            (parsed(&["--backend-type="], &variable, "").unwrap(), "network config"),
         ] {
             assert_eq!(flags.backend_source(&named), expected);
         }

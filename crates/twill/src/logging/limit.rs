@@ -83,7 +83,7 @@ fn with_bucket<T>(act: impl FnOnce(&mut Bucket, Instant) -> T) -> T {
 }
 
 /// Logs the number of omitted lines, if there are any and a notice is due.
-pub(crate) fn tell_left_out() {
+pub(crate) fn log_left_out() {
     if let Some(count) = with_bucket(Bucket::notice) {
         tracing::warn!(
             target: OWN,

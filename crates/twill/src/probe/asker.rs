@@ -79,7 +79,7 @@ struct State {
     /// Times between regular probes: for peers whose traffic goes or may go direct, and for all others.
     paces: Paces,
     /// Time at which the last of the peers is probed that a change of a link may have affected.
-    stirred: Duration,
+    all_probed: Duration,
     links: u64,
     uplink: Option<LinkName>,
     uplink_down: bool,
@@ -121,7 +121,7 @@ impl Asker {
             peers: Vec::new(),
             due: BTreeSet::new(),
             paces: [USUAL; 2],
-            stirred: Duration::ZERO,
+            all_probed: Duration::ZERO,
             links: 0,
             uplink: None,
             uplink_down: false,
@@ -219,7 +219,7 @@ impl Asker {
         let slower = (PERIOD - USUAL) * direct.saturating_sub(DIRECT_PEERS) / (MANY - DIRECT_PEERS);
         state.paces = [USUAL + slower, USUAL.max(PERIOD * others / MANY)];
         if state.links != links && !suspect {
-            state.stir(now);
+            state.probe_all(now);
         }
         state.links = links;
         self.post.follow(node.as_ref(), &peers, now);
@@ -234,7 +234,7 @@ impl Asker {
         let (now, open) = (self.state.begun.elapsed(), self.post.open());
         self.post.look_if_due(now);
         self.post.check_own(now);
-        for subnet in self.post.doubted() {
+        for subnet in self.post.changed_next_hops() {
             if let Some(at) = at(&self.state.peers, subnet) {
                 // Neighbour events are few at a time, and need not wait behind peers that a changed link has scheduled.
                 self.state.hasten(at, now, now);
@@ -245,8 +245,8 @@ impl Asker {
         self.post.ask_all(|subnet| at(peers, subnet).map(|at| peers[at].judge.peer()), now);
         // Receiving comes last, so that an immediate answer needs no wake-up of its own.
         let now = begun.elapsed();
-        news.extend(self.post.hear(now));
-        let changed = self.state.hear(news, now);
+        news.extend(self.post.receive(now));
+        let changed = self.state.record(news, now);
         // A single wake-up serves many answers.
         self.gathers = ![0, open].contains(&self.post.open());
         self.publish(changed, now);
@@ -285,10 +285,10 @@ impl Asker {
             (state.numbers, state.published) = (false, now);
         }
         let (refused, rival) = (self.post.refused(), self.post.rival());
-        let other = self.complaints.send_if_modified(|told| {
-            let other = (told.refused.as_deref(), told.rival) != (refused, rival);
+        let other = self.complaints.send_if_modified(|known| {
+            let other = (known.refused.as_deref(), known.rival) != (refused, rival);
             if other {
-                *told = Complaints { refused: refused.map(Into::into), rival };
+                *known = Complaints { refused: refused.map(Into::into), rival };
             }
             other
         });
@@ -309,12 +309,12 @@ impl Drop for Asker {
 impl State {
     /// Schedules a probe of every peer, since something may have happened to all. They are spread to at most
     /// [`DIRECT_PEERS`] a second.
-    fn stir(&mut self, now: Duration) {
-        self.stirred = self.stirred.max(now);
+    fn probe_all(&mut self, now: Duration) {
+        self.all_probed = self.all_probed.max(now);
         for at in 0..self.peers.len() {
-            let by = self.stirred;
+            let by = self.all_probed;
             if self.peers[at].judge.next() > by {
-                self.stirred += USUAL / DIRECT_PEERS;
+                self.all_probed += USUAL / DIRECT_PEERS;
             }
             self.hasten(at, by, now);
         }
@@ -331,12 +331,12 @@ impl State {
     }
 
     /// Hands the samples to the judges. Returns true if a verdict has changed.
-    fn hear(&mut self, news: Vec<News>, now: Duration) -> bool {
+    fn record(&mut self, news: Vec<News>, now: Duration) -> bool {
         let mut touched = Vec::new();
         for (subnet, sample) in news {
             let Some(at) = at(&self.peers, subnet) else { continue };
             self.lost |= matches!(sample.answer, Answer::Lost | Answer::Refused { .. });
-            self.peers[at].hear(sample.probe, sample.answer);
+            self.peers[at].record(sample.probe, sample.answer);
             self.peers[at].judge.hear(sample);
             touched.push(at);
         }
@@ -364,7 +364,7 @@ impl State {
             let after = peer.judge.health();
             if before.verdict != after.verdict {
                 (changed, peer.news) = (true, now);
-                tell(&before, &after);
+                log_change(&before, &after);
             }
             // The answer may bring the next probe forward or put it off. Peers that are not probed any more are not in
             // `due`.
@@ -404,7 +404,7 @@ fn at(peers: &[Peer], subnet: IpNet) -> Option<usize> {
     peers.binary_search_by_key(&subnet, Peer::subnet).ok()
 }
 
-fn tell(before: &Health, after: &Health) {
+fn log_change(before: &Health, after: &Health) {
     let (was, is) = (&before.verdict, &after.verdict);
     debug!(
         "{}: {} {:?}, was {} {:?}: {}",
@@ -479,7 +479,7 @@ impl Peer {
         }
     }
 
-    fn hear(&mut self, probe: Probe, answer: Answer) {
+    fn record(&mut self, probe: Probe, answer: Answer) {
         let is_path = matches!(probe, Probe::Path | Probe::PathSized(_));
         match answer {
             Answer::Came { .. } if is_path => (self.waiting, self.searches) = (None, 0),

@@ -49,7 +49,7 @@ pub(super) struct Number {
 
 /// Answer, as far as it can be understood without knowing the probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(super) enum Reply {
     Echo {
         from: IpAddr,
         id: u16,
@@ -219,7 +219,7 @@ fn fold(mut sum: u64) -> u16 {
 }
 
 /// Reads a frame behind its Ethernet header; `None` if it is no answer.
-pub(super) fn read_frame(kind: EtherType, source: Option<Mac>, bytes: &[u8]) -> Option<Heard> {
+pub(super) fn read_frame(kind: EtherType, source: Option<Mac>, bytes: &[u8]) -> Option<Reply> {
     match kind {
         EtherType::Arp => read_arp(bytes),
         EtherType::Ipv4 | EtherType::Ipv6 => read_packet(source, bytes),
@@ -227,16 +227,16 @@ pub(super) fn read_frame(kind: EtherType, source: Option<Mac>, bytes: &[u8]) -> 
 }
 
 /// Reads an ARP reply for Ethernet and IPv4.
-fn read_arp(bytes: &[u8]) -> Option<Heard> {
+fn read_arp(bytes: &[u8]) -> Option<Reply> {
     let bytes = bytes.get(..ARP)?;
     let mac = Mac(array(bytes, 8)?);
     let is_reply = bytes[..8] == [0, 1, 8, 0, 6, 4, 0, 2];
     let ip = Ipv4Addr::from(array::<4>(bytes, 14)?).into();
-    (is_reply && mac.is_unicast()).then_some(Heard::Neighbour { ip, mac })
+    (is_reply && mac.is_unicast()).then_some(Reply::Neighbour { ip, mac })
 }
 
 /// Reads an IP packet; `source` is the MAC that it came from. A packet with a wrong checksum is ignored.
-pub(super) fn read_packet(source: Option<Mac>, bytes: &[u8]) -> Option<Heard> {
+pub(super) fn read_packet(source: Option<Mac>, bytes: &[u8]) -> Option<Reply> {
     let Ip { ends, protocol, ttl, payload } = Ip::read(bytes)?;
     // A fuzzer cannot guess a checksum.
     let whole = checksum(payload, ends, protocol) == 0 || cfg!(fuzzing);
@@ -280,15 +280,15 @@ impl<'a> Ip<'a> {
 }
 
 /// Reads a neighbour advertisement. It need not name its MAC if it answers a unicast; then `source` counts.
-fn read_advertisement(source: Option<Mac>, icmp: &[u8]) -> Option<Heard> {
+fn read_advertisement(source: Option<Mac>, icmp: &[u8]) -> Option<Reply> {
     let ip = Ipv6Addr::from(array::<16>(icmp, 8)?).into();
     let named = icmp.get(24..32).filter(|option| option[..2] == [2, 1]).and_then(|option| array(option, 2));
     let mac = named.map(Mac).or(source).filter(|mac| mac.is_unicast())?;
-    Some(Heard::Neighbour { ip, mac })
+    Some(Reply::Neighbour { ip, mac })
 }
 
 /// Reads ICMP of the sender's family. The caller must have verified the checksum.
-pub(super) fn read_icmp(from: IpAddr, icmp: &[u8]) -> Option<Heard> {
+pub(super) fn read_icmp(from: IpAddr, icmp: &[u8]) -> Option<Reply> {
     let (kind, code) = (*icmp.first()?, *icmp.get(1)?);
     let (is_reply, too_big, port) = match from {
         IpAddr::V4(_) => (kind == 0, (kind, code) == (3, 4), (kind, code) == (3, 3)),
@@ -296,7 +296,7 @@ pub(super) fn read_icmp(from: IpAddr, icmp: &[u8]) -> Option<Heard> {
     };
     if is_reply {
         let number = Number { sequence: u16_at(icmp, 6)?, cookie: cookie(icmp)? };
-        return Some(Heard::Echo { from, id: u16_at(icmp, 4)?, number });
+        return Some(Reply::Echo { from, id: u16_at(icmp, 4)?, number });
     }
     let is_error = if from.is_ipv4() { matches!(kind, 3 | 11) } else { matches!(kind, 1..=3) };
     let quoted = quoted(icmp.get(HEADER..).filter(|_| is_error)?)?;
@@ -308,7 +308,7 @@ pub(super) fn read_icmp(from: IpAddr, icmp: &[u8]) -> Option<Heard> {
     if too_big && mtu < least {
         return None;
     }
-    Some(Heard::Error { by: from, mtu: too_big.then_some(mtu), port, quoted })
+    Some(Reply::Error { by: from, mtu: too_big.then_some(mtu), port, quoted })
 }
 
 /// Reads the beginning of our packet that an error quotes. The sender may have cut it anywhere.

@@ -20,7 +20,7 @@ const GAP: Duration = Duration::from_millis(101);
 const CONTESTS: u8 = 3;
 /// Number of unanswered unicast requests after which a neighbour counts as ignoring unicasts. Each must be followed by an
 /// answer to a request to all machines.
-const DEAF: u8 = 4;
+const IGNORED: u8 = 4;
 /// Number of answers after which such a neighbour is asked by unicast again.
 const AGAIN: u8 = 30;
 /// Number of unanswered requests in a row after which a neighbour that had answered counts as silent.
@@ -35,7 +35,7 @@ const OF_A_NODE: usize = 4;
 const PROMPT: usize = 3;
 /// Maximum number of addresses with two MACs that are logged between two reads of the kernel's neighbours. A router that
 /// answers for every address is a single fault.
-const TELL: u8 = 5;
+const MOST_LOGGED: u8 = 5;
 
 /// Knowledge about one address.
 #[derive(Clone, Copy, Debug)]
@@ -48,10 +48,10 @@ struct Known {
     /// True if an administrator has set the entry: the neighbour need not answer.
     is_static: bool,
     /// True if the last request got no answer, or answers from two machines.
-    doubtful: bool,
-    /// Number of unicast requests lost since one was answered, up to [`DEAF`].
-    deaf: u8,
-    /// Number of answers since `deaf` reached [`DEAF`], up to [`AGAIN`].
+    is_unsure: bool,
+    /// Number of unicast requests lost since one was answered, up to [`IGNORED`].
+    ignored: u8,
+    /// Number of answers since `ignored` reached [`IGNORED`], up to [`AGAIN`].
     answers: u8,
     /// Number of times that two machines have answered.
     contests: u8,
@@ -60,31 +60,31 @@ struct Known {
 impl Known {
     fn new(mac: Mac) -> Self {
         let (other, believed) = (None, None);
-        Self { mac, other, believed, is_static: false, doubtful: false, deaf: 0, answers: 0, contests: 0 }
+        Self { mac, other, believed, is_static: false, is_unsure: false, ignored: 0, answers: 0, contests: 0 }
     }
 
     /// Records an answer to any request. `is_first` is false for a further answer to the same request.
-    fn hear(&mut self, mac: Mac, is_first: bool) {
-        if self.deaf == DEAF {
+    fn answered(&mut self, mac: Mac, is_first: bool) {
+        if self.ignored == IGNORED {
             self.answers += 1;
             if self.answers == AGAIN {
-                (self.deaf, self.answers) = (DEAF - 1, 0);
+                (self.ignored, self.answers) = (IGNORED - 1, 0);
             }
-        } else if !self.doubtful {
-            self.deaf = 0;
+        } else if !self.is_unsure {
+            self.ignored = 0;
         }
         self.contests = self.contests.saturating_add(u8::from(!is_first));
         if self.mac != mac && (!is_first || self.other == Some(mac)) {
             self.other = Some(self.mac);
         }
-        (self.mac, self.doubtful) = (mac, !is_first && self.contests <= CONTESTS);
+        (self.mac, self.is_unsure) = (mac, !is_first && self.contests <= CONTESTS);
     }
 
     fn lost(&mut self) {
-        if !self.doubtful && self.deaf < DEAF {
-            self.deaf += 1;
+        if !self.is_unsure && self.ignored < IGNORED {
+            self.ignored += 1;
         }
-        self.doubtful = true;
+        self.is_unsure = true;
     }
 }
 
@@ -114,7 +114,7 @@ pub(super) struct NextHops {
     /// Earliest time of the next request to all machines.
     next: Duration,
     /// Number of addresses with two MACs that were logged since the last read.
-    told: u8,
+    logged: u8,
 }
 
 impl NextHops {
@@ -125,7 +125,7 @@ impl NextHops {
         self.missed.retain(|ip, _| wanted.contains(ip));
         self.waiting.retain(|peer| peers.contains_key(peer));
         self.in_line.retain(|peer| peers.contains_key(peer));
-        self.told = 0;
+        self.logged = 0;
         self.owners.clear();
         self.owners.extend(neighbours.iter().map(|it| (it.mac, it.ip)));
         self.owners.extend(self.known.iter().map(|(ip, known)| (known.mac, *ip)));
@@ -162,7 +162,7 @@ impl NextHops {
 
     /// Returns the MAC to ask by unicast; `None` if all machines must be asked.
     pub(super) fn certain(&self, ip: IpAddr) -> Option<Mac> {
-        self.known.get(&ip).filter(|known| !known.doubtful && known.deaf < DEAF).map(|known| known.mac)
+        self.known.get(&ip).filter(|known| !known.is_unsure && known.ignored < IGNORED).map(|known| known.mac)
     }
 
     /// Returns true if any request is without an answer.
@@ -177,22 +177,22 @@ impl NextHops {
 
     /// Records an answer, the first or a further one to the same request. Returns another address of the same family that
     /// this MAC has answered for.
-    pub(super) fn heard(&mut self, ip: IpAddr, mac: Mac, is_first: bool) -> Option<IpAddr> {
+    pub(super) fn record_answer(&mut self, ip: IpAddr, mac: Mac, is_first: bool) -> Option<IpAddr> {
         self.missed.remove(&ip);
         let known = self.known.entry(ip).or_insert(Known::new(mac));
         if known.mac != mac {
             self.owners.remove(&(known.mac, ip));
         }
         let one = known.mac;
-        known.hear(mac, is_first);
+        known.answered(mac, is_first);
         // The kernel has received the answer, too. It keeps the first of several ARP answers, and the last neighbour
         // advertisement.
         if is_first || ip.is_ipv6() {
             known.believed = Some(mac);
         }
         // Two machines may both answer once for an address that moves.
-        if !is_first && known.contests == 2 && self.told < TELL {
-            self.told += 1;
+        if !is_first && known.contests == 2 && self.logged < MOST_LOGGED {
+            self.logged += 1;
             warn!(
                 "both {one} and {mac} answer for {ip}: two machines with one address, or two NICs of one machine"
             );
@@ -208,7 +208,7 @@ impl NextHops {
 
     /// Takes a neighbour event: the kernel's requests got no answer (`None`), or it has another MAC. Returns true if all
     /// machines are to be asked about the address.
-    pub(super) fn doubt(&mut self, ip: IpAddr, mac: Option<Mac>) -> bool {
+    pub(super) fn neighbour_event(&mut self, ip: IpAddr, mac: Option<Mac>) -> bool {
         self.known.get_mut(&ip).into_iter().for_each(|known| known.believed = mac);
         if self.waiting.len() >= PROMPT {
             return false;
@@ -218,13 +218,13 @@ impl NextHops {
         match (known, mac) {
             // All machines are asked about a doubtful address already, however often its MAC changes.
             (Some(known), Some(mac))
-                if !known.doubtful && ![Some(known.mac), known.other].contains(&Some(mac)) =>
+                if !known.is_unsure && ![Some(known.mac), known.other].contains(&Some(mac)) =>
             {
-                known.doubtful = true;
+                known.is_unsure = true;
                 true
             }
             (Some(known), None) if !is_silent => {
-                known.doubtful = true;
+                known.is_unsure = true;
                 self.missed.insert(ip, SILENT);
                 true
             }
@@ -316,10 +316,10 @@ mod tests {
         let known = neighbours.map(|(ip, mac)| packet::Known { ip, mac, is_static: false });
         hops.follow(&peers(3), &known);
         assert_eq!(hops.certain(ip(2)), Some(mac(2)), "the kernel knows it");
-        assert_eq!(hops.heard(ip(1), mac(1), true), None);
-        assert_eq!(hops.heard(ip(3), mac(9), true), Some(ip(9)), "as for the router");
-        assert_eq!(hops.heard(ip(3), mac(3), true), None, "it has moved");
-        assert_eq!(hops.heard(ip(1), mac(9), true), Some(ip(9)));
+        assert_eq!(hops.record_answer(ip(1), mac(1), true), None);
+        assert_eq!(hops.record_answer(ip(3), mac(9), true), Some(ip(9)), "as for the router");
+        assert_eq!(hops.record_answer(ip(3), mac(3), true), None, "it has moved");
+        assert_eq!(hops.record_answer(ip(1), mac(9), true), Some(ip(9)));
     }
 
     #[test]
@@ -327,12 +327,12 @@ mod tests {
         let mut hops = NextHops::default();
         hops.follow(&peers(2), &[]);
         assert_eq!(hops.certain(ip(1)), None);
-        hops.heard(ip(1), mac(1), true);
+        hops.record_answer(ip(1), mac(1), true);
         assert_eq!(hops.certain(ip(1)), Some(mac(1)));
         hops.lost(ip(1));
         assert_eq!((hops.certain(ip(1)), hops.mac(ip(1))), (None, Some(mac(1))));
-        hops.heard(ip(1), mac(1), true);
-        hops.heard(ip(1), mac(2), false);
+        hops.record_answer(ip(1), mac(1), true);
+        hops.record_answer(ip(1), mac(2), false);
         assert_eq!(hops.certain(ip(1)), None);
     }
 
@@ -340,15 +340,15 @@ mod tests {
     fn of_two_macs_the_one_that_the_kernel_believes_is_meant() {
         let mut hops = NextHops::default();
         hops.follow(&peers(1), &[]);
-        let mut heard = |last, is_first| {
-            hops.heard(ip(1), mac(last), is_first);
+        let mut record_answer = |last, is_first| {
+            hops.record_answer(ip(1), mac(last), is_first);
             hops.mac(ip(1))
         };
-        assert_eq!(heard(1, true), Some(mac(1)));
-        assert_eq!(heard(2, false), Some(mac(1)), "the first one of two");
-        assert_eq!(heard(2, true), Some(mac(2)));
+        assert_eq!(record_answer(1, true), Some(mac(1)));
+        assert_eq!(record_answer(2, false), Some(mac(1)), "the first one of two");
+        assert_eq!(record_answer(2, true), Some(mac(2)));
         let mut believes = |mac| {
-            hops.doubt(ip(1), mac);
+            hops.neighbour_event(ip(1), mac);
             hops.mac(ip(1))
         };
         assert_eq!(believes(Some(mac(1))), Some(mac(1)));
@@ -360,22 +360,22 @@ mod tests {
     fn who_answers_only_when_all_are_asked_is_seldom_asked_alone() {
         let mut hops = NextHops::default();
         hops.follow(&peers(1), &[]);
-        hops.heard(ip(1), mac(1), true);
+        hops.record_answer(ip(1), mac(1), true);
         let mut lost = 0;
         for _ in 0..1000 {
             if hops.certain(ip(1)).is_some() {
                 hops.lost(ip(1));
                 lost += 1;
             } else {
-                hops.heard(ip(1), mac(1), true);
+                hops.record_answer(ip(1), mac(1), true);
             }
         }
         assert!((30..40).contains(&lost), "{lost}");
         // The neighbour answers unicasts from now on.
-        (0..=AGAIN).for_each(|_| assert_eq!(hops.heard(ip(1), mac(1), true), None));
+        (0..=AGAIN).for_each(|_| assert_eq!(hops.record_answer(ip(1), mac(1), true), None));
         for _ in 0..100 {
             assert!(hops.certain(ip(1)).is_some());
-            hops.heard(ip(1), mac(1), true);
+            hops.record_answer(ip(1), mac(1), true);
         }
     }
 
@@ -384,21 +384,21 @@ mod tests {
         let mut hops = NextHops::default();
         let peers = peers(30);
         hops.follow(&peers, &[]);
-        (1..=30).for_each(|n| assert_eq!(hops.heard(ip(n), mac(n), true), None));
-        let mut doubts = |n: u8, mac: Option<Mac>| {
-            let asks = hops.doubt(ip(n), mac);
+        (1..=30).for_each(|n| assert_eq!(hops.record_answer(ip(n), mac(n), true), None));
+        let mut events = |n: u8, mac: Option<Mac>| {
+            let asks = hops.neighbour_event(ip(n), mac);
             if asks {
                 hops.ask_all(*peers.keys().find(|peer| peers[*peer] == ip(n)).unwrap());
             }
             (asks, hops.reach(ip(n)))
         };
-        assert_eq!(doubts(9, Some(mac(9))), (false, Reach::Known), "as it was");
-        assert_eq!(doubts(1, Some(mac(99))), (true, Reach::Known));
-        assert_eq!(doubts(1, Some(mac(98))), (false, Reach::Known), "it is asked about already");
-        assert_eq!(doubts(2, None), (true, Reach::Silent));
-        assert_eq!(doubts(2, None), (false, Reach::Silent), "that is no news");
-        assert_eq!(doubts(3, None), (true, Reach::Silent));
-        (4..=30).for_each(|n| assert_eq!(doubts(n, None), (false, Reach::Known), "{n}"));
+        assert_eq!(events(9, Some(mac(9))), (false, Reach::Known), "as it was");
+        assert_eq!(events(1, Some(mac(99))), (true, Reach::Known));
+        assert_eq!(events(1, Some(mac(98))), (false, Reach::Known), "it is asked about already");
+        assert_eq!(events(2, None), (true, Reach::Silent));
+        assert_eq!(events(2, None), (false, Reach::Silent), "that is no news");
+        assert_eq!(events(3, None), (true, Reach::Silent));
+        (4..=30).for_each(|n| assert_eq!(events(n, None), (false, Reach::Known), "{n}"));
     }
 
     #[test]
@@ -409,7 +409,7 @@ mod tests {
         assert_eq!([hops.reach(ip(1)), hops.reach(ip(2))], [Reach::Unknown, Reach::Known]);
         hops.lost(ip(1));
         assert_eq!(hops.reach(ip(1)), Reach::Silent);
-        hops.heard(ip(1), mac(1), true);
+        hops.record_answer(ip(1), mac(1), true);
         hops.lost(ip(1));
         assert_eq!(hops.reach(ip(1)), Reach::Known, "one may get lost");
         hops.lost(ip(1));

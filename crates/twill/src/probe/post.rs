@@ -13,7 +13,7 @@ use plan::verdict::{Answer, Probe, Sample};
 use plan::{LinkName, Mac, Path, PeerPath};
 use tracing::debug;
 
-use super::frame::{self, Ends, Heard, Number, Quoted};
+use super::frame::{self, Ends, Number, Quoted, Reply};
 use super::next_hops::{NextHops, Reach};
 use super::own_address::{OwnAddresses, Rival};
 use super::sent::{Outstanding, Sent, State};
@@ -362,10 +362,10 @@ impl Post {
 
     /// Returns the peers whose next hop has failed or changed in the kernel's table. Queues a request to all machines
     /// about each.
-    pub(super) fn doubted(&mut self) -> Vec<IpNet> {
+    pub(super) fn changed_next_hops(&mut self) -> Vec<IpNet> {
         let mut peers = Vec::new();
-        for (ip, mac) in self.wires.doubted() {
-            if self.next_hops.doubt(ip, mac) {
+        for (ip, mac) in self.wires.neighbour_events() {
+            if self.next_hops.neighbour_event(ip, mac) {
                 let about = self.peers.iter().filter(|peer| peer.on_link && peer.public_ip == ip);
                 about.for_each(|peer| {
                     self.next_hops.ask_all(peer.subnet);
@@ -378,11 +378,11 @@ impl Post {
 
     /// Returns samples of what has come in, then of probes that have expired. No probe expires while packets are still
     /// waiting.
-    pub(super) fn hear(&mut self, now: Duration) -> Vec<News> {
+    pub(super) fn receive(&mut self, now: Duration) -> Vec<News> {
         let mut news = Vec::new();
-        let (all, whole) = self.wires.heard(self.uplink().ok());
-        for (heard, age) in all {
-            news.extend(self.understand(heard, now.saturating_sub(age)));
+        let (all, whole) = self.wires.receive(self.uplink().ok());
+        for (received, age) in all {
+            news.extend(self.understand(received, now.saturating_sub(age)));
         }
         if !whole {
             return news;
@@ -391,7 +391,7 @@ impl Post {
             if sent.probe == Probe::NextHop && answer == Some(Answer::Lost) {
                 self.next_hops.lost(sent.target);
             }
-            news.extend(answer.map(|answer| told(&sent, answer)));
+            news.extend(answer.map(|answer| news_of(&sent, answer)));
         }
         news
     }
@@ -404,27 +404,27 @@ impl Post {
         }
     }
 
-    fn understand(&mut self, heard: Heard, now: Duration) -> Option<News> {
-        match heard {
-            Heard::Echo { from, id, number } if id == self.marks.echo => {
+    fn understand(&mut self, received: Reply, now: Duration) -> Option<News> {
+        match received {
+            Reply::Echo { from, id, number } if id == self.marks.echo => {
                 let sent = self.sent.echoed(from, number)?;
                 if by_kernel(sent.probe) && self.next_hops.misses_any() {
                     self.reached(sent.peer);
                 }
-                Some(told(&sent, Answer::Came { after: now.saturating_sub(sent.at) }))
+                Some(news_of(&sent, Answer::Came { after: now.saturating_sub(sent.at) }))
             }
-            Heard::Neighbour { ip, mac } if self.address(ip) == Some(ip) => {
+            Reply::Neighbour { ip, mac } if self.address(ip) == Some(ip) => {
                 if !self.wires.macs().any(|own| own == mac) && !self.next_hops.is_proxy(mac) {
                     self.own.claimed(ip, mac, now);
                 }
                 None
             }
-            Heard::Neighbour { ip, mac } => {
+            Reply::Neighbour { ip, mac } => {
                 let (sent, count) = self.sent.claimed(ip, mac)?;
-                let also = self.next_hops.heard(ip, mac, count == 1);
-                Some(told(&sent, Answer::Is { mac, also }))
+                let also = self.next_hops.record_answer(ip, mac, count == 1);
+                Some(news_of(&sent, Answer::Is { mac, also }))
             }
-            Heard::Error { by, mtu, quoted: Quoted::Echo { to, id, sequence, cookie }, .. }
+            Reply::Error { by, mtu, quoted: Quoted::Echo { to, id, sequence, cookie }, .. }
                 if id == self.marks.echo =>
             {
                 // An error that this node itself sends about a packet that it cannot deliver means no more than a loss.
@@ -437,14 +437,14 @@ impl Post {
                     return None;
                 };
                 let sent = self.sent.echoed(to, Number { sequence, cookie })?;
-                Some(told(&sent, answer))
+                Some(news_of(&sent, answer))
             }
-            Heard::Error { by, port: true, quoted: Quoted::Datagram { to, from_port, length }, .. }
+            Reply::Error { by, port: true, quoted: Quoted::Datagram { to, from_port, length }, .. }
                 if by == to =>
             {
                 let is_complete = usize::from(length) == UDP_HEADER + COMPLETE.len();
                 let sent = self.sent.bounced(to, from_port, is_complete)?;
-                Some(told(&sent, Answer::Checksums { offloaded: true, complete: true }))
+                Some(news_of(&sent, Answer::Checksums { offloaded: true, complete: true }))
             }
             _ => None,
         }
@@ -468,7 +468,7 @@ struct Way {
 /// `Err` is the answer that is known without sending.
 type Known = Result<(), Answer>;
 
-fn told(sent: &Sent, answer: Answer) -> News {
+fn news_of(sent: &Sent, answer: Answer) -> News {
     (sent.peer, Sample { probe: sent.probe, sent: sent.at, answer })
 }
 

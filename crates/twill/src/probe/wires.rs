@@ -12,7 +12,7 @@ use plan::input::Family;
 use plan::{LinkName, Mac};
 use tracing::{debug, warn};
 
-use super::frame::{self, Ends, Heard};
+use super::frame::{self, Ends, Reply};
 use crate::errno::Why;
 
 /// Time until a socket that could not be opened is tried again.
@@ -52,9 +52,9 @@ pub(super) struct Wires {
     /// Sockets for packets by the kernel's routes, IPv4 and IPv6.
     raw: [Option<Raw>; 2],
     /// Socket for the kernel's neighbour events (entry failed, or MAC set), with the index of its device.
-    doubts: Option<(usize, Socket)>,
+    neighbour_socket: Option<(usize, Socket)>,
     /// Sockets on single links.
-    ears: Vec<Ear>,
+    on_links: Vec<LinkSocket>,
     /// Earliest time to open a socket again that could not be opened.
     retry: BTreeMap<Place, Duration>,
     /// Sockets that could not be opened when last tried, with the error.
@@ -69,7 +69,7 @@ struct Raw {
 }
 
 /// Socket on one link.
-struct Ear {
+struct LinkSocket {
     link: LinkName,
     kind: EtherType,
     index: usize,
@@ -81,9 +81,9 @@ struct Ear {
 impl Wires {
     pub(super) fn new(marks: Marks) -> Self {
         let (links, retry, look) = (BTreeMap::new(), BTreeMap::new(), Duration::ZERO);
-        let (raw, doubts, buffer) = ([None, None], None, vec![0; PACKET]);
+        let (raw, neighbour_socket, buffer) = ([None, None], None, vec![0; PACKET]);
         let refused = BTreeMap::new();
-        Self { marks, links, look, raw, doubts, ears: Vec::new(), retry, refused, buffer }
+        Self { marks, links, look, raw, neighbour_socket, on_links: Vec::new(), retry, refused, buffer }
     }
 
     /// Returns the device of that name, as last read.
@@ -120,10 +120,10 @@ impl Wires {
         }
         let links = &self.links;
         self.refused.retain(|(link, _), _| link.is_none_or(|link| links.contains_key(&link)));
-        self.ears.retain(|ear| {
-            let at = links.get(&ear.link).map(|link| (link.index(), link.mac));
-            let is_there = at == Some((ear.index, ear.mac));
-            is_there && now < ear.used + UNUSED
+        self.on_links.retain(|link_socket| {
+            let at = links.get(&link_socket.link).map(|link| (link.index(), link.mac));
+            let is_there = at == Some((link_socket.index, link_socket.mac));
+            is_there && now < link_socket.used + UNUSED
         });
     }
 
@@ -135,7 +135,7 @@ impl Wires {
     /// Subscribes to the kernel's neighbour events on that device; `None` ends the subscription.
     pub(super) fn watch(&mut self, link: Option<&Interface>) {
         let index = link.map(Interface::index);
-        if self.doubts.as_ref().map(|(index, _)| *index) == index {
+        if self.neighbour_socket.as_ref().map(|(index, _)| *index) == index {
             return;
         }
         let open = |link: &Interface| {
@@ -144,14 +144,14 @@ impl Wires {
                 Socket::doubts(link).inspect_err(|error| debug!("the prober: {error}")).ok()?,
             ))
         };
-        self.doubts = link.and_then(open);
+        self.neighbour_socket = link.and_then(open);
     }
 
     /// Returns the neighbours of all events received, with the MAC that the kernel has now. `None` means that its requests
     /// got no answer.
-    pub(super) fn doubted(&mut self) -> Vec<(IpAddr, Option<Mac>)> {
+    pub(super) fn neighbour_events(&mut self) -> Vec<(IpAddr, Option<Mac>)> {
         let (mut all, buffer) = (Vec::new(), &mut self.buffer);
-        if let Some((_, socket)) = &self.doubts {
+        if let Some((_, socket)) = &self.neighbour_socket {
             drain(socket, buffer, |datagram, _| all.extend(doubt(datagram)));
         }
         all
@@ -187,10 +187,10 @@ impl Wires {
         packet: &[u8],
         now: Duration,
     ) -> Sending {
-        let Some(ear) = self.ear(link, kind, now) else { return Sending::Unable };
-        let sent = match ear.mac {
-            Some(own) => ear.socket.send(&frame::ethernet(to, own, kind, packet)),
-            None => ear.socket.send(packet),
+        let Some(link_socket) = self.link_socket(link, kind, now) else { return Sending::Unable };
+        let sent = match link_socket.mac {
+            Some(own) => link_socket.socket.send(&frame::ethernet(to, own, kind, packet)),
+            None => link_socket.socket.send(packet),
         };
         let sending = sending(sent);
         if sending == Sending::Failed {
@@ -201,13 +201,15 @@ impl Wires {
 
     /// Opens the socket on that link for that kind of frame. Returns false if it cannot.
     pub(super) fn listen(&mut self, link: LinkName, kind: EtherType, now: Duration) -> bool {
-        self.ear(link, kind, now).is_some()
+        self.link_socket(link, kind, now).is_some()
     }
 
-    fn ear(&mut self, link: LinkName, kind: EtherType, now: Duration) -> Option<&Ear> {
-        if let Some(place) = self.ears.iter().position(|ear| (ear.link, ear.kind) == (link, kind)) {
-            self.ears[place].used = now;
-            return self.ears.get(place);
+    fn link_socket(&mut self, link: LinkName, kind: EtherType, now: Duration) -> Option<&LinkSocket> {
+        if let Some(place) =
+            self.on_links.iter().position(|link_socket| (link_socket.link, link_socket.kind) == (link, kind))
+        {
+            self.on_links[place].used = now;
+            return self.on_links.get(place);
         }
         let Some(interface) = self.links.get(&link).cloned() else {
             self.look_soon(now);
@@ -215,8 +217,15 @@ impl Wires {
         };
         let marks = self.marks;
         let socket = self.open((Some(link), kind), now, || Socket::frames(&interface, kind, marks))?;
-        self.ears.push(Ear { link, kind, mac: interface.mac, index: interface.index(), socket, used: now });
-        self.ears.last()
+        self.on_links.push(LinkSocket {
+            link,
+            kind,
+            mac: interface.mac,
+            index: interface.index(),
+            socket,
+            used: now,
+        });
+        self.on_links.last()
     }
 
     fn open<T>(&mut self, place: Place, now: Duration, open: impl FnOnce() -> io::Result<T>) -> Option<T> {
@@ -247,33 +256,33 @@ impl Wires {
     /// Returns the sockets that receive.
     pub(super) fn sockets(&self) -> impl Iterator<Item = &Socket> {
         let raw = self.raw.iter().flatten().map(|raw| &raw.answers);
-        let doubts = self.doubts.iter().map(|(_, socket)| socket);
-        raw.chain(self.ears.iter().map(|ear| &ear.socket)).chain(doubts)
+        let neighbour_socket = self.neighbour_socket.iter().map(|(_, socket)| socket);
+        raw.chain(self.on_links.iter().map(|link_socket| &link_socket.socket)).chain(neighbour_socket)
     }
 
     /// Returns what was received, each with its age, and true if nothing more is waiting. Answers about neighbours count
     /// only if they come from the uplink.
-    pub(super) fn heard(&mut self, uplink: Option<LinkName>) -> (Vec<(Heard, Duration)>, bool) {
+    pub(super) fn receive(&mut self, uplink: Option<LinkName>) -> (Vec<(Reply, Duration)>, bool) {
         let (mut all, mut whole, buffer) = (Vec::new(), true, &mut self.buffer);
         for (raw, family) in self.raw.iter().zip(Family::ALL) {
             let Some(raw) = raw else { continue };
             whole &= drain(&raw.answers, buffer, |packet, it| {
-                let heard = match family {
+                let reply = match family {
                     Family::Ipv4 => frame::read_packet(None, packet),
                     Family::Ipv6 => it.from.and_then(|from| frame::read_icmp(from, packet)),
                 };
-                all.extend(heard.map(|heard| (heard, it.age)));
+                all.extend(reply.map(|reply| (reply, it.age)));
             });
         }
-        for ear in &self.ears {
-            whole &= drain(&ear.socket, buffer, |packet, it| {
-                let header = if ear.mac.is_some() { frame::ETHERNET } else { 0 };
+        for link_socket in &self.on_links {
+            whole &= drain(&link_socket.socket, buffer, |packet, it| {
+                let header = if link_socket.mac.is_some() { frame::ETHERNET } else { 0 };
                 let source = packet.get(6..12).and_then(|mac| mac.try_into().ok()).map(Mac);
                 let inner = packet.get(header..).unwrap_or_default();
-                let heard = frame::read_frame(ear.kind, source.filter(|_| header > 0), inner);
-                let foreign = Some(ear.link) != uplink;
-                let heard = heard.filter(|heard| !(foreign && matches!(heard, Heard::Neighbour { .. })));
-                all.extend(heard.map(|heard| (heard, it.age)));
+                let reply = frame::read_frame(link_socket.kind, source.filter(|_| header > 0), inner);
+                let foreign = Some(link_socket.link) != uplink;
+                let reply = reply.filter(|reply| !(foreign && matches!(reply, Reply::Neighbour { .. })));
+                all.extend(reply.map(|reply| (reply, it.age)));
             });
         }
         (all, whole)

@@ -36,10 +36,10 @@ impl Departed {
             }
         }
         plan.firewall.strangers.retain(|stranger| !self.excuses(stranger, now));
-        let told = &plan.firewall.strangers;
+        let strangers = &plan.firewall.strangers;
         plan.notes.retain(|note| match note {
             Note::Node(NodeFault::Firewall(Fault::Stranger(address))) => {
-                told.iter().any(|stranger| stranger.address == *address)
+                strangers.iter().any(|stranger| stranger.address == *address)
             }
             _ => true,
         });

@@ -95,7 +95,7 @@ impl Reconciler {
                 report.last_change = Some(LastChange::of(round));
             }
             report.store_lost = store_lost.map(printed);
-            report.warnings = warnings::told(&round.notes);
+            report.warnings = warnings::reported(&round.notes);
             report.delayed = first(&round.held);
             report.paths = peers;
         });

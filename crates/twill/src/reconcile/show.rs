@@ -25,8 +25,8 @@ impl Reconciler {
         if let Some(Choice { manager, reason }) = &choice {
             info!("traffic rules are managed by {manager}: {reason}");
         }
-        let told = choice.as_ref().map(|choice| format!("{} ({})", choice.manager, choice.reason));
-        self.board.send_modify(|report| Arc::make_mut(report).firewall = told);
+        let text = choice.as_ref().map(|choice| format!("{} ({})", choice.manager, choice.reason));
+        self.board.send_modify(|report| Arc::make_mut(report).firewall = text);
         self.memory.firewall = choice;
     }
 }

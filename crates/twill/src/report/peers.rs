@@ -51,12 +51,12 @@ pub(crate) fn health_of<'a>(healths: &'a [Health], peer: &PeerPath) -> Option<&'
 }
 
 /// Returns the reports of the peers; `now` is the time since the prober's start.
-pub(crate) fn told(peers: &[PeerPath], healths: &[Health], now: Duration) -> Vec<PeerReport> {
-    let told = |peer: &PeerPath| {
+pub(crate) fn reported(peers: &[PeerPath], healths: &[Health], now: Duration) -> Vec<PeerReport> {
+    let reported = |peer: &PeerPath| {
         let health = health_of(healths, peer);
         PeerReport { peer: peer.clone(), health: verdict(peer, health, now) }
     };
-    peers.iter().map(told).collect()
+    peers.iter().map(reported).collect()
 }
 
 fn verdict(peer: &PeerPath, health: Option<&Health>, now: Duration) -> PeerVerdict {
@@ -151,19 +151,19 @@ pub(crate) mod tests {
         ];
         let peers = peers.map(|(number, path)| peer(number, path));
         let healths = [health(2, Finding::Healthy), health(3, silent), health(5, silent), health(9, silent)];
-        let told = told(&peers, &healths, Duration::from_secs(75));
-        let words: Vec<_> = told.iter().map(|peer| (&*peer.health.finding, peer.health.fault)).collect();
+        let reported = reported(&peers, &healths, Duration::from_secs(75));
+        let words: Vec<_> = reported.iter().map(|peer| (&*peer.health.finding, peer.health.fault)).collect();
         assert_eq!(
             words,
             [("healthy", false), ("silent", true), ("unverified", false), ("unreachable", true)]
         );
-        assert_eq!(told[0].health.reason, None);
-        assert_eq!(told[1].health.reason, Some(silent.to_string()));
-        assert_eq!(told[1].health.age_seconds, Some(65));
-        assert_eq!(told[2].health, PeerVerdict { finding: "unverified".into(), ..Default::default() });
-        let json = serde_json::to_value(&told[0]).unwrap();
+        assert_eq!(reported[0].health.reason, None);
+        assert_eq!(reported[1].health.reason, Some(silent.to_string()));
+        assert_eq!(reported[1].health.age_seconds, Some(65));
+        assert_eq!(reported[2].health, PeerVerdict { finding: "unverified".into(), ..Default::default() });
+        let json = serde_json::to_value(&reported[0]).unwrap();
         assert_eq!((&json["path"], &json["health"]["latency_microseconds"]), (&"direct".into(), &210.into()));
-        assert_eq!(serde_json::from_value::<PeerReport>(json).unwrap(), told[0]);
+        assert_eq!(serde_json::from_value::<PeerReport>(json).unwrap(), reported[0]);
     }
 
     #[test]

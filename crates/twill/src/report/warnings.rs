@@ -41,7 +41,7 @@ impl Warning {
 }
 
 /// Reports the first [`SHOWN`] notes, with a last warning that counts the others.
-pub(crate) fn told(notes: &[Note]) -> Vec<Warning> {
+pub(crate) fn reported(notes: &[Note]) -> Vec<Warning> {
     let more = notes.len().saturating_sub(SHOWN);
     let more = (more > 0).then(|| Warning {
         reason: "more".into(),
@@ -66,14 +66,14 @@ pub(crate) mod tests {
     #[test]
     fn severity_problem_and_remedy_are_fields_of_their_own() {
         let down = Note::Node(NodeFault::UplinkDown("eth0".parse().unwrap()));
-        let told = told(&vec![down.clone(); SHOWN + 7]);
-        assert_eq!(told[0].to_string(), down.to_string());
-        assert_eq!(told[SHOWN..], [Warning { reason: "more".into(), ..warning("and 7 more") }]);
-        let json = serde_json::to_value(&told[0]).unwrap();
+        let reported = reported(&vec![down.clone(); SHOWN + 7]);
+        assert_eq!(reported[0].to_string(), down.to_string());
+        assert_eq!(reported[SHOWN..], [Warning { reason: "more".into(), ..warning("and 7 more") }]);
+        let json = serde_json::to_value(&reported[0]).unwrap();
         let sample = r#"{"reason":"node-uplink-down","severity":"blocking","problem":"uplink eth0 is down; routes through it wait",
             "remedy":"Try: ip link set eth0 up"}"#;
         assert_eq!(json, serde_json::from_str::<serde_json::Value>(sample).unwrap());
-        assert_eq!(serde_json::from_value::<Warning>(json).unwrap(), told[0]);
+        assert_eq!(serde_json::from_value::<Warning>(json).unwrap(), reported[0]);
         let without = serde_json::to_value(warning("store")).unwrap();
         assert_eq!(without["remedy"], serde_json::Value::Null);
     }

@@ -62,8 +62,8 @@ pub(super) fn page(peers: &[PeerReport], colour: bool) -> String {
     page
 }
 
-fn row(told: &PeerReport) -> [Cell; 10] {
-    let (peer, health) = (&told.peer, &told.health);
+fn row(reported: &PeerReport) -> [Cell; 10] {
+    let (peer, health) = (&reported.peer, &reported.health);
     let shade = match (health.fault, &*health.finding) {
         (true, _) => AnsiColor::Red,
         (_, "healthy") => AnsiColor::Green,
@@ -92,9 +92,9 @@ fn proven(name: &str) -> &'static str {
 /// Counts the peers by finding and by path: `5 peers: 4 healthy, 1 next hop silent; 3 direct, 2 vxlan`.
 fn summary(peers: &[PeerReport]) -> String {
     let (mut findings, mut paths) = (BTreeMap::new(), BTreeMap::new());
-    for told in peers {
-        *findings.entry(&*told.health.finding).or_insert(0) += 1;
-        *paths.entry(told.peer.path.label()).or_insert(0) += 1;
+    for reported in peers {
+        *findings.entry(&*reported.health.finding).or_insert(0) += 1;
+        *paths.entry(reported.peer.path.label()).or_insert(0) += 1;
     }
     let count = peers.len();
     let word = if count == 1 { "peer" } else { "peers" };
@@ -142,8 +142,8 @@ mod tests {
     use plan::verdict::Finding;
 
     use super::*;
+    use crate::report::peers::reported;
     use crate::report::peers::tests::{health, peer};
-    use crate::report::peers::told;
 
     fn peers() -> Vec<PeerReport> {
         let peers = [
@@ -154,7 +154,7 @@ mod tests {
         ];
         let silent = Finding::Silent { node: [192, 0, 2, 3].into() };
         let healths = [health(2, Finding::Healthy), health(3, silent), health(4, Finding::Healthy)];
-        told(&peers.map(|(number, path)| peer(number, path)), &healths, Duration::from_secs(200))
+        reported(&peers.map(|(number, path)| peer(number, path)), &healths, Duration::from_secs(200))
     }
 
     #[test]

@@ -34,16 +34,16 @@ struct Loop {
 }
 
 fn new() -> Loop {
-    let (targets, heard) = watch::channel(targets("none0"));
-    let (tell, healths) = watch::channel(Healths::default());
+    let (targets, received) = watch::channel(targets("none0"));
+    let (health_sender, healths) = watch::channel(Healths::default());
     let (_wake, woken) = UnixStream::pair().unwrap();
     let bell = crate::trigger::channel().0;
     let asker = Asker::new(
         Pace::OnChange,
         bell,
-        heard,
+        received,
         woken,
-        tell,
+        health_sender,
         watch::channel(Complaints::default()).0,
         Post::new([1, 2]),
     );
@@ -101,7 +101,7 @@ fn thousands_are_not_asked_at_once_when_a_link_changes() {
         }
     }
     for _ in 0..3 {
-        state.stir(Duration::from_secs(72));
+        state.probe_all(Duration::from_secs(72));
     }
     let mut seconds = [0; 140];
     state.due.iter().for_each(|(due, _)| seconds[(*due * TICK_MS / 1000) as usize] += 1);

@@ -43,7 +43,7 @@ fn an_echo_is_as_large_as_it_should_be_and_comes_back() {
             let request = echo(ends, 7, NUMBER, size);
             assert_eq!(request.len(), usize::from(size));
             assert_eq!(read_packet(None, &request), None, "a question is no answer");
-            let expected = Heard::Echo { from: ends.to, id: 7, number: NUMBER };
+            let expected = Reply::Echo { from: ends.to, id: 7, number: NUMBER };
             assert_eq!(read_packet(None, &reply(ends, &request)), Some(expected));
         }
     }
@@ -132,12 +132,12 @@ fn errors_say_what_they_are_about() {
         let about = echo(ends, 7, NUMBER, 1450);
         let header = if ends.to.is_ipv4() { IPV4 } else { IPV6 };
         // A router may quote as little as this.
-        let told = error(by, head, &about[..header + HEADER]);
+        let bytes_of = error(by, head, &about[..header + HEADER]);
         let quoted = |cookie| Quoted::Echo { to: ends.to, id: 7, sequence: 9, cookie };
-        let heard = |cookie| Some(Heard::Error { by: by.from, mtu, port: false, quoted: quoted(cookie) });
-        assert_eq!(read_packet(None, &told), heard(None));
+        let received = |cookie| Some(Reply::Error { by: by.from, mtu, port: false, quoted: quoted(cookie) });
+        assert_eq!(read_packet(None, &bytes_of), received(None));
         let more = error(by, head, &about[..header + 2 * HEADER]);
-        assert_eq!(read_packet(None, &more), heard(Some(NUMBER.cookie)));
+        assert_eq!(read_packet(None, &more), received(Some(NUMBER.cookie)));
         let cut = error(by, head, &about[..header + HEADER - 1]);
         assert_eq!(read_packet(None, &cut), None);
     }
@@ -147,13 +147,13 @@ fn errors_say_what_they_are_about() {
 fn no_link_carries_less_than_the_least() {
     let by = [ends("192.0.2.9", "10.244.1.0"), ends("fd00:9::9", "fd00:1::")];
     for (ends, by, kind, least) in [(both()[0], by[0], [3, 4], 576_u16), (both()[1], by[1], [2, 0], 1280)] {
-        let heard = |mtu: u16| {
+        let received = |mtu: u16| {
             let [high, low] = mtu.to_be_bytes();
-            let told = error(by, [kind[0], kind[1], 0, 0, 0, 0, high, low], &echo(ends, 7, NUMBER, 1450));
-            read_packet(None, &told)
+            let bytes_of = error(by, [kind[0], kind[1], 0, 0, 0, 0, high, low], &echo(ends, 7, NUMBER, 1450));
+            read_packet(None, &bytes_of)
         };
-        assert!(matches!(heard(least), Some(Heard::Error { mtu: Some(mtu), .. }) if mtu == least));
-        assert_eq!((heard(0), heard(least - 1)), (None, None));
+        assert!(matches!(received(least), Some(Reply::Error { mtu: Some(mtu), .. }) if mtu == least));
+        assert_eq!((received(0), received(least - 1)), (None, None));
     }
 }
 
@@ -162,10 +162,10 @@ fn a_closed_port_is_told_with_the_length_of_what_came() {
     for (ends, head) in both().into_iter().zip([[3, 3], [1, 4]]) {
         let about = datagram(ends, 4000, 33434, &[0; 9]);
         let back = Ends { from: ends.to, to: ends.from };
-        let told = error(back, [head[0], head[1], 0, 0, 0, 0, 0, 0], &about);
+        let bytes_of = error(back, [head[0], head[1], 0, 0, 0, 0, 0, 0], &about);
         let quoted = Quoted::Datagram { to: ends.to, from_port: 4000, length: 17 };
-        let expected = Heard::Error { by: ends.to, mtu: None, port: true, quoted };
-        assert_eq!(read_packet(None, &told), Some(expected));
+        let expected = Reply::Error { by: ends.to, mtu: None, port: true, quoted };
+        assert_eq!(read_packet(None, &bytes_of), Some(expected));
     }
 }
 
@@ -187,7 +187,7 @@ fn arp_is_asked_with_our_own_address_and_only_replies_are_heard() {
     assert_eq!(read_arp(&request), None);
     let mut reply = arp_request(OTHER, target, own);
     reply[7] = 2;
-    let expected = Some(Heard::Neighbour { ip: target.into(), mac: OTHER });
+    let expected = Some(Reply::Neighbour { ip: target.into(), mac: OTHER });
     assert_eq!(read_frame(EtherType::Arp, Some(OTHER), &[&reply[..], &[0; 18]].concat()), expected);
     (0..ARP).for_each(|length| assert_eq!(read_arp(&reply[..length]), None));
     reply[8] = 1;
@@ -210,9 +210,9 @@ fn neighbours_are_solicited_and_believed_from_the_segment_alone() {
         packet(back, ICMPV6, ttl, &icmp)
     };
     let named = [&[2, 1][..], &OTHER.0].concat();
-    let heard = |mac| Some(Heard::Neighbour { ip: target.into(), mac });
-    assert_eq!(read_packet(Some(MAC), &advert(255, &named)), heard(OTHER));
-    assert_eq!(read_packet(Some(MAC), &advert(255, &[])), heard(MAC), "it comes from there");
+    let received = |mac| Some(Reply::Neighbour { ip: target.into(), mac });
+    assert_eq!(read_packet(Some(MAC), &advert(255, &named)), received(OTHER));
+    assert_eq!(read_packet(Some(MAC), &advert(255, &[])), received(MAC), "it comes from there");
     assert_eq!(read_packet(None, &advert(255, &[])), None);
     assert_eq!(read_packet(Some(MAC), &advert(254, &named)), None, "it was forwarded");
 }

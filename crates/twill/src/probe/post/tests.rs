@@ -81,7 +81,7 @@ impl Inquiry {
         while self.begun.elapsed() < until {
             let (now, peer) = (self.begun.elapsed(), self.peer.clone());
             self.post.ask_all(|_| Some(&peer), now);
-            let news = self.post.hear(now);
+            let news = self.post.receive(now);
             answers.extend(news.into_iter().filter(|(_, it)| it.probe == probe).map(|(_, it)| it.answer));
             // A second machine may answer a next-hop request, too.
             if !answers.is_empty() && probe != Probe::NextHop {
@@ -204,15 +204,15 @@ fn two_machines_with_one_address_are_two_answers() {
         let (second, third) = (lab.node(2), lab.node(3));
         third.ns.run(&format!("ip addr add {}/24 dev eth0", second.ip));
         inquire(&lab, |ask| {
-            let mut heard = ask.of(Probe::NextHop);
-            heard.sort_by_key(|it| format!("{it:?}"));
+            let mut received = ask.of(Probe::NextHop);
+            received.sort_by_key(|it| format!("{it:?}"));
             let mut macs = [&second.mac, &third.mac].map(|it| mac(it));
             macs.sort();
-            let heard: Vec<_> = heard
+            let received: Vec<_> = received
                 .iter()
                 .map(|it| if let Answer::Is { mac, .. } = it { *mac } else { panic!("{it:?}") })
                 .collect();
-            assert_eq!(heard, macs);
+            assert_eq!(received, macs);
             // A unicast request would get one answer.
             assert_eq!(ask.of(Probe::NextHop).len(), 2, "all are asked again");
         });
@@ -414,7 +414,7 @@ fn who_is_whose_neighbour_is_not_heard_on_the_tunnel() {
             let now = ask.begun.elapsed();
             ask.post.ask_all(|_| Some(&ask.peer), now);
             lab.node(1).ns.run("ping -c 1 -W 5 fd00:9::2");
-            let answers: Vec<_> = ask.post.hear(now).into_iter().map(|(_, it)| it.answer).collect();
+            let answers: Vec<_> = ask.post.receive(now).into_iter().map(|(_, it)| it.answer).collect();
             assert_eq!(answers, []);
         });
     });

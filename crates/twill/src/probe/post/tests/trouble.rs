@@ -25,8 +25,8 @@ fn nothing_is_lost_while_there_may_be_answers_to_hear() {
             // By then the answer to the probe has come in, too.
             lab.node(1).ns.run(&format!("ping -n -c 1 {}", lab.node(2).ip));
             let late = now + 2 * PATIENCE;
-            assert_eq!(ask.post.hear(late), []);
-            let answers: Vec<_> = ask.post.hear(late).into_iter().map(|(_, it)| it.answer).collect();
+            assert_eq!(ask.post.receive(late), []);
+            let answers: Vec<_> = ask.post.receive(late).into_iter().map(|(_, it)| it.answer).collect();
             assert!(matches!(answers[..], [Answer::Came { .. }]), "{answers:?}");
         });
     });
@@ -81,9 +81,9 @@ proptest! {
             let mut icmp = bytes.clone();
             icmp.iter_mut().take(1).for_each(|first| *first = [0, 1, 2, 3, 11, 129][usize::from(*first % 6)]);
             let from = if kind == EtherType::Ipv4 { peer.public_ip } else { peer.subnet.addr() };
-            let heard = [frame::read_frame(kind, None, &bytes), frame::read_icmp(from, &icmp)];
-            for heard in heard.into_iter().flatten() {
-                prop_assert_eq!(post.understand(heard, PATIENCE * 2), None);
+            let received = [frame::read_frame(kind, None, &bytes), frame::read_icmp(from, &icmp)];
+            for received in received.into_iter().flatten() {
+                prop_assert_eq!(post.understand(received, PATIENCE * 2), None);
             }
         }
     }
