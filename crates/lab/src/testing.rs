@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_timed_test_waits_for_all_others_and_they_for_it() {
+    fn a_timed_test_runs_alone() {
         let (first, second) = (Turn::take(Timing::Free), Turn::take(Timing::Free));
         let (tell, told) = mpsc::channel();
         let wait = |timing: Timing| {
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_control_has_it_measured_again_and_alone() {
+    fn a_late_control_repeats_the_measurement_alone() {
         let (ended, timings, told) = measured(vec![starved("first"), starved("second"), Ok(())]);
         assert_eq!(ended, Ok(()));
         assert_eq!(timings, [Timing::Free, Timing::Timed, Timing::Timed]);

@@ -325,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_of_inotify_is_not_told_as_a_full_disk() {
+    fn a_limit_of_inotify_is_not_reported_as_a_full_disk() {
         for (errno, words) in [
             (
                 libc::ENOSPC,

@@ -62,7 +62,7 @@ fn many_at_once_get_a_subnet_each() {
 }
 
 #[test]
-fn what_is_announced_may_depend_on_our_lease_and_on_all_others() {
+fn the_announcement_may_depend_on_our_lease_and_on_other_leases() {
     let root = tempfile::tempdir().unwrap();
     store(root.path());
     let mut leases: Vec<Lease> = (1..=3).map(|host| acquire(root.path(), host, 5).unwrap()).collect();
@@ -77,7 +77,7 @@ fn what_is_announced_may_depend_on_our_lease_and_on_all_others() {
 }
 
 #[test]
-fn nodes_that_run_wait_a_moment_for_each_other_but_not_for_ever() {
+fn running_nodes_wait_a_limited_time_for_each_other() {
     let root = tempfile::tempdir().unwrap();
     store(root.path());
     let leases: Vec<Lease> = (1..=4).map(|host| acquire(root.path(), host, 5).unwrap()).collect();
@@ -211,7 +211,7 @@ fn listed(view: &View) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn changes_are_heard_and_a_lost_directory_keeps_the_last_leases() {
+async fn changes_are_reported_and_a_lost_directory_keeps_the_last_leases() {
     let root = tempfile::tempdir().unwrap();
     let (sender, mut view) = watch::channel(View::default());
     tokio::spawn(store(root.path()).watch(sender));
@@ -304,7 +304,7 @@ fn a_file_in_place_of_the_directory_is_named() {
 }
 
 #[test]
-fn what_is_no_lease_file_is_neither_followed_nor_swallowed() {
+fn a_file_that_is_no_lease_is_not_followed_and_gets_a_warning() {
     let root = tempfile::tempdir().unwrap();
     store(root.path());
     let subnets = root.path().join("subnets");

@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_looked_at_in_the_tables_of_texts_alone() {
+    fn only_the_tables_of_texts_are_checked() {
         let line = "flag(\"iface\", \"NAME\", \"\", \"where the uplink is\")";
         assert_eq!(fragments("twill/src/flags/table.rs", line).len(), 1);
         assert!(fragments("twill/src/flags/table.rs", &line.replace("where", "name of")).is_empty());

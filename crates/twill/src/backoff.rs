@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_keeps_coming_back_waits_and_ever_longer() {
+    fn only_ops_that_keep_coming_back_wait_ever_longer() {
         let (mut backoff, mut now, mut last) = (Backoff::default(), Instant::now(), Duration::ZERO);
         for _ in 0..FREE {
             assert_eq!(backoff.admit(vec![op("10.0.0.0/24")], now).ops.len(), 1);
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_off_carries_the_last_refusal_and_a_doubt_only_where_there_is_none() {
+    fn a_delayed_op_carries_the_last_refusal_if_there_is_one() {
         let (mut backoff, now) = (Backoff::default(), Instant::now());
         let held = |backoff: &mut Backoff| {
             let held = (0..20).flat_map(|_| backoff.admit(vec![op("10.0.0.0/24")], now).held).last();
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn rest_is_forgiven() {
+    fn an_op_that_was_not_needed_for_a_while_counts_as_new() {
         let (mut backoff, now) = (Backoff::default(), Instant::now());
         for _ in 0..20 {
             backoff.admit(vec![op("10.0.0.0/24")], now);
@@ -232,7 +232,7 @@ mod tests {
 
     /// Ops whose desired value alternates are never delayed. Ops that make the same value again are.
     #[test]
-    fn what_is_wanted_otherwise_each_time_never_waits() {
+    fn an_op_with_a_new_desired_value_never_waits() {
         let mut backoff = Backoff::default();
         let mut now = Instant::now();
         let gone = || Op { verb: Verb::Delete, ..op("10.0.0.0/24") };

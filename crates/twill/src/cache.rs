@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_comes_back_for_the_same_node_and_store_alone() {
+    fn the_cache_is_used_by_the_same_node_and_store_alone() {
         let dir = tempfile::tempdir().unwrap();
         let mut kept = cache(dir.path(), "here");
         assert_eq!(kept.read(), None);
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_said_and_tried_again() {
+    fn a_failed_write_is_reported_and_retried() {
         let dir = tempfile::tempdir().unwrap();
         let blocked = dir.path().join("file");
         fs::write(&blocked, "").unwrap();

@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_read_but_what_is_named() {
+    fn only_the_named_files_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let [named, renewed, other] =
             ["named", "renewed", "other"].map(|name| dir.path().join(name).join("key"));
@@ -366,7 +366,7 @@ mod tests {
     /// A confined process neither signals another process nor reaches it by an abstract address. Both have the same user,
     /// so that only Landlock can refuse it.
     #[test]
-    fn nobody_outside_is_signalled_or_reached_by_an_abstract_address() {
+    fn no_process_outside_is_signalled_or_reached_by_an_abstract_address() {
         use std::os::linux::net::SocketAddrExt;
         use std::os::unix::net::{SocketAddr, UnixDatagram};
         let mut other = Command::new("sleep").arg("60").spawn().unwrap();
@@ -386,14 +386,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_executed_but_what_is_named() {
+    fn only_the_named_programs_are_executed() {
         let dir = tempfile::tempdir().unwrap();
         let ran = confined(dir.path(), || Command::new("/bin/true").status());
         assert!(ran.is_err());
     }
 
     #[test]
-    fn what_is_named_is_executed_and_may_do_no_more_than_we() {
+    fn a_named_program_has_no_more_rights_than_the_daemon() {
         let [cat, echo] = ["/bin/cat", "/bin/echo"].map(|file| Path::new(file).canonicalize().unwrap());
         let (output, other) = std::thread::spawn(move || {
             let read = READABLE.map(PathBuf::from).to_vec();
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn no_capability_is_left_but_those_over_the_network() {
+    fn only_the_capabilities_over_the_network_are_left() {
         let dir = tempfile::tempdir().unwrap();
         let sets = confined(dir.path(), || capabilities(None).unwrap());
         assert!(KEPT.contains(sets.permitted), "{sets:?}");

@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_is_told_with_what_to_do_and_another_one_as_it_is() {
+    fn a_known_error_has_a_remedy_and_an_unknown_one_stays_as_it_is() {
         let text = |errno: Errno| Why(&errno.into()).to_string();
         assert!(
             text(Errno::MFILE)

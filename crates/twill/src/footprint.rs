@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_comes_back_as_it_was_and_another_format_is_no_footprint() {
+    fn a_footprint_is_read_as_it_was_written_and_another_format_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let path = Footprint::path(&dir.path().join("subnet.env"));
         assert!(path.ends_with(".subnet.env.footprint"));

@@ -347,7 +347,7 @@ mod tests {
     use crate::report::warnings::tests::warning;
 
     #[test]
-    fn the_first_line_is_the_verdict_and_a_thousand_notes_are_fifty_lines() {
+    fn the_first_line_is_the_readiness_and_at_most_fifty_warnings_follow() {
         let warnings = (0..1000).map(|number| warning(format!("peer {number}: silent"))).collect();
         let lost = Some("refused".to_owned());
         let report = Report { warnings, store_lost: lost, ..Report::clone(&board().borrow()) };

@@ -458,7 +458,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_is_read_as_it_was_written_and_nothing_else_is_one() {
+    fn only_addresses_in_the_form_of_a_lock_are_parsed() {
         for what in ["network 10.244.0.0/16", "network fd00:1::/48", "VNI 1", "traffic rules"] {
             assert_eq!(what.parse::<Locked>().unwrap().to_string(), what);
             let name = format!("twill pid 4711 of 12 has {what} #0000000000000007");
@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_conflict_by_their_addresses_and_everything_else_by_name() {
+    fn networks_conflict_by_addresses_and_all_other_locks_by_name() {
         let conflict = |one: &str, other: &str| {
             let [one, other] = [one, other].map(|text| text.parse::<Locked>().unwrap());
             assert_eq!(one.conflicts(other), other.conflicts(one));
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_at_once_one_has_it_and_the_next_one_once_it_is_gone() {
+    fn of_many_daemons_one_gets_the_lock_and_the_next_one_after_its_end() {
         let number = 0x00ff_0000 | std::process::id() & 0xffff;
         let what = Locked::Tunnel(TunnelId { kind: plan::backend::TunnelKind::Vxlan, number });
         let all: Vec<_> = (0..8).map(|_| thread::spawn(move || taken(what))).collect();

@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_note_is_said_when_it_comes_and_when_it_goes() {
+    fn a_warning_is_logged_when_it_begins_and_when_it_ends() {
         let (mut notebook, now) = (Notebook::default(), Instant::now());
         assert!(
             matches!(&notebook.turn(notes(&["eth0"]), [], now)[..], [Line::Warn(text)] if text.contains("eth0"))
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_flaps_is_counted_and_not_repeated_within_a_minute() {
+    fn a_flapping_warning_is_counted_and_logged_once_a_minute() {
         let (mut notebook, mut now, mut lines) = (Notebook::default(), Instant::now(), Vec::new());
         for _ in 0..100 {
             lines.extend(notebook.turn(notes(&["eth0"]), [], now));
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mishap_has_no_end_and_is_said_once_a_minute() {
+    fn a_failure_is_logged_once_a_minute_without_an_end() {
         let (mut notebook, mut now, mut lines) = (Notebook::default(), Instant::now(), Vec::new());
         for _ in 0..121 {
             lines.extend(notebook.turn(BTreeSet::new(), [Trouble::new("mishap", "refused")], now));
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn ever_new_words_of_one_kind_neither_flood_the_log_nor_memory_nor_hide_another_kind() {
+    fn new_texts_of_one_kind_fill_neither_log_nor_memory_and_hide_no_other_kind() {
         let (mut notebook, begun) = (Notebook::default(), Instant::now());
         let mut lines = Vec::new();
         for turn in 0..600_u32 {
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lasts_is_not_said_again_however_much_comes_and_goes() {
+    fn a_lasting_warning_is_logged_once_whatever_comes_and_goes() {
         let (mut notebook, begun) = (Notebook::default(), Instant::now());
         assert_eq!(notebook.turn(notes(&["eth0"]), [], begun).len(), 1);
         for turn in 1..=100_u32 {

@@ -441,7 +441,7 @@ mod tests {
     /// Earlier leases of ours count as ours until the store lists the latest one, then as another node's. host-gw has no
     /// MAC that would distinguish the nodes.
     #[test]
-    fn what_we_wrote_before_is_nobody_elses_until_the_store_tells_of_what_we_wrote_since() {
+    fn our_former_leases_are_ours_until_the_store_lists_the_latest_one() {
         let place = tempfile::tempdir().unwrap();
         std::fs::write(place.path().join("config"), CONFIG).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -188,7 +188,7 @@ mod tests {
 
     /// A fault of a peer in the table is not repeated below it; all other warnings are listed there.
     #[test]
-    fn each_thing_that_is_wrong_is_said_once() {
+    fn each_fault_is_shown_once() {
         let reason = Finding::Silent { node: [192, 0, 2, 3].into() };
         let known = format!("peer 10.244.3.0/24: silent: {reason}");
         let other = "peer 10.244.9.0/24: its subnet lies outside our network";
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_daemon_tells_is_what_is_shown() {
+    fn the_page_from_json_equals_the_page_of_the_report() {
         let reported = report(
             &[peer(2, Path::Direct), peer(3, Path::Tunnel(TunnelKind::Vxlan))],
             &["uplink eth0 is down"],

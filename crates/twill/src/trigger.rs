@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn causes_in_quick_succession_make_one_round() {
+    fn causes_in_quick_succession_make_one_pass() {
         let (bell, mut trigger) = channel();
         bell.ring(Cause::Kernel(Change::of::<Route>()));
         bell.ring(Cause::Leases);
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn unrest_without_end_does_not_put_a_round_off_for_ever() {
+    fn endless_causes_do_not_delay_a_pass_for_ever() {
         let (bell, mut trigger) = channel();
         let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let stopped = stop.clone();
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_off_comes_due() {
+    fn a_retry_comes_due() {
         let (_bell, mut trigger) = channel();
         assert_eq!(trigger.wait(Some(Instant::now() + QUIET)), Causes::from([Cause::Retry]));
     }

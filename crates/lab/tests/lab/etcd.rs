@@ -48,7 +48,7 @@ fn the_store_is_etcd_and_both_segments_reach_it() {
 }
 
 #[test]
-fn the_daemon_is_told_of_etcd_in_place_of_a_directory() {
+fn the_daemon_gets_the_flags_of_etcd_instead_of_a_directory() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(1).etcd(EtcdSetup::http()).twill("/bin/echo").build();
         let mut daemon = lab.node(1).start(&["--iface=eth0"]);
@@ -61,7 +61,7 @@ fn the_daemon_is_told_of_etcd_in_place_of_a_directory() {
 }
 
 #[test]
-fn a_key_and_its_lease_are_told_in_full() {
+fn a_key_and_its_lease_are_returned_in_full() {
     lab::test(Timing::Free, || {
         let lab = with(EtcdSetup::http());
         let etcd = lab.etcd();

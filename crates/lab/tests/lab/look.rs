@@ -11,7 +11,7 @@ pub(crate) const VXLAN: &str = "ip link add flannel.1 address 02:00:00:00:99:01 
      ip route replace 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink";
 
 #[test]
-fn views_are_equal_though_the_device_is_another() {
+fn views_are_equal_though_the_device_was_recreated() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(2).build();
         let ns = &lab.node(1).ns;
@@ -65,7 +65,7 @@ fn views_differ_by_each_thing_that_matters() {
 }
 
 #[test]
-fn monitors_hear_a_change_and_silence() {
+fn monitors_report_a_change_and_nothing_without_one() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(2).build();
         let ns = &lab.node(1).ns;

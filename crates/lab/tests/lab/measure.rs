@@ -67,7 +67,7 @@ fn a_repair_is_timed() {
 }
 
 #[test]
-fn no_repair_is_told_with_the_difference() {
+fn a_missing_repair_is_reported_with_the_difference() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(2).build();
         let node = lab.node(1);
@@ -84,7 +84,7 @@ fn no_repair_is_told_with_the_difference() {
 }
 
 #[test]
-fn a_harm_that_does_nothing_is_no_measure() {
+fn a_harm_that_changes_nothing_is_an_error() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(1).build();
         let node = lab.node(1);

@@ -19,7 +19,7 @@ fn masquerade(lab: &Lab) {
 }
 
 #[test]
-fn a_witness_tells_each_client_its_address_in_both_families() {
+fn a_witness_sends_each_client_its_address_in_both_families() {
     lab::test(Timing::Free, || {
         let lab = Topology::routed(1, 1).outside().build();
         let witness = Witness::start(lab.outside());
@@ -44,7 +44,7 @@ fn a_witness_tells_each_client_its_address_in_both_families() {
 }
 
 #[test]
-fn the_outside_has_no_way_back_to_pods_but_hears_them() {
+fn the_outside_host_receives_packets_of_pods_and_has_no_route_to_them() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(1).outside().build();
         let witness = Witness::start(lab.outside());
@@ -64,7 +64,7 @@ fn the_outside_has_no_way_back_to_pods_but_hears_them() {
 }
 
 #[test]
-fn a_forged_packet_reaches_who_is_behind_the_tunnel_device() {
+fn a_forged_packet_reaches_a_pod_through_the_tunnel_device() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(1).outside().build();
         let node = lab.node(1);
@@ -98,7 +98,7 @@ fn a_forged_packet_reaches_who_is_behind_the_tunnel_device() {
 }
 
 #[test]
-fn a_connection_lasts_and_tells_that_it_was_cut() {
+fn a_connection_lasts_and_reports_that_it_was_cut() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(1).outside().build();
         let witness = Witness::start(lab.outside());
@@ -124,7 +124,7 @@ fn a_connection_lasts_and_tells_that_it_was_cut() {
 }
 
 #[test]
-fn both_iptables_show_what_they_were_told_and_drop() {
+fn both_iptables_show_their_rules_and_drop() {
     lab::test(Timing::Free, || {
         for variant in Iptables::BOTH {
             let lab = Topology::routed(1, 1).outside().build();

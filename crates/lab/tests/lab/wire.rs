@@ -12,7 +12,7 @@ fn echo(from: &Node, to: &Node, options: &str) -> bool {
 }
 
 #[test]
-fn the_switch_drops_what_it_is_told_and_only_that() {
+fn the_switch_drops_the_given_frames_alone() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(3).build();
         let [one, two, three] = [1, 2, 3].map(|k| lab.node(k));
@@ -59,7 +59,7 @@ fn plain_nodes(announce: Announce) -> Lab {
 }
 
 #[test]
-fn plain_nodes_carry_pods_by_either_way_and_spoilt_checksums_are_lost() {
+fn plain_nodes_carry_pods_by_either_path_and_lose_spoilt_checksums() {
     lab::test(Timing::Free, || {
         for announce in [Announce::Vxlan, Announce::HostGw] {
             let lab = plain_nodes(announce);

@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_a_limit_and_begin_anew() {
+    fn pauses_grow_to_a_limit_and_start_again() {
         let mut pace = Pace::default();
         for _ in 0..3 {
             let pauses: Vec<_> = (0..20).map(|_| pace.next()).collect();

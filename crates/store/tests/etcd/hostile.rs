@@ -232,7 +232,7 @@ fn tens_of_thousands_of_junk_keys_cost_no_memory() {
 
 /// Leases of another `SubnetLen` belong to nodes that have not changed yet.
 #[test]
-fn leases_of_another_subnet_len_are_peers_and_what_no_node_has_takes_nothing() {
+fn leases_of_another_subnet_len_are_peers_and_impossible_ones_take_nothing() {
     let server = Server::start();
     block_on(async {
         let etcd = server.etcd();

@@ -213,7 +213,7 @@ fn watched(etcd: &Etcd) -> watch::Receiver<View> {
 }
 
 #[test]
-fn a_lease_is_flannels_and_one_that_stands_is_not_written_again() {
+fn a_lease_has_flannels_form_and_is_not_written_again() {
     let server = Server::start();
     block_on(async {
         let lease = acquire(&server.etcd(), 1, 0).await;
@@ -287,7 +287,7 @@ fn a_lease_that_does_not_fit_moves_in_one_step_with_its_time() {
 }
 
 #[test]
-fn what_cannot_be_read_is_a_note_and_somebodys_all_the_same() {
+fn an_unreadable_lease_is_a_warning_and_keeps_its_subnet() {
     let server = Server::start();
     block_on(async {
         let etcd = server.etcd();
@@ -317,7 +317,7 @@ fn what_cannot_be_read_is_a_note_and_somebodys_all_the_same() {
 
 /// An invalid entry takes no other node's subnet, even if its key covers the whole network.
 #[test]
-fn nonsense_costs_nobody_his_lease_and_is_not_taken_for_an_older_one() {
+fn an_invalid_entry_takes_no_lease_and_does_not_count_as_older() {
     let server = Server::start();
     block_on(async {
         server.put("10.3.0.0-16", "nonsense");
@@ -394,7 +394,7 @@ fn a_list_of_many_pages_is_complete() {
 }
 
 #[test]
-fn a_watch_goes_on_where_it_was_and_reads_all_anew_where_it_cannot() {
+fn a_watch_resumes_at_its_revision_or_reads_the_list_again() {
     let mut server = Server::start();
     block_on(async {
         let etcd = server.etcd();
@@ -446,7 +446,7 @@ fn a_watch_goes_on_where_it_was_and_reads_all_anew_where_it_cannot() {
 
 /// A watch that resumes receives the changes of the last revision again. They are not counted twice.
 #[test]
-fn a_watch_that_goes_on_counts_no_entry_again() {
+fn a_resumed_watch_counts_no_entry_twice() {
     let mut server = Server::start();
     block_on(async {
         let etcd = server.etcd();
@@ -482,7 +482,7 @@ fn a_watch_that_goes_on_counts_no_entry_again() {
 }
 
 #[test]
-fn a_server_that_is_dead_is_passed_over_and_one_that_is_mute_is_told() {
+fn a_dead_server_is_passed_over_and_a_mute_one_is_reported() {
     let server = Server::start();
     block_on(async {
         let mute = TcpListener::bind("127.0.0.1:0").unwrap();

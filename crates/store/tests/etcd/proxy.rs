@@ -64,7 +64,7 @@ fn a_proxy_that_answers_no_progress_request_is_alive() {
 }
 
 #[test]
-fn a_mute_server_is_noticed_also_behind_a_proxy() {
+fn a_mute_server_behind_a_proxy_is_noticed() {
     let server = Server::start();
     let proxy = Proxy::before(&server);
     block_on(async {
@@ -94,7 +94,7 @@ fn a_mute_server_is_noticed_also_behind_a_proxy() {
 }
 
 #[test]
-fn an_etcd_that_restarts_behind_a_proxy_is_heard_again() {
+fn an_etcd_that_restarts_behind_a_proxy_is_used_again() {
     let mut server = Server::start();
     let proxy = Proxy::before(&server);
     block_on(async {

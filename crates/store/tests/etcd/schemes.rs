@@ -26,7 +26,7 @@ fn has_hint(server: &Server, endpoint: &str, hint: &str) {
 }
 
 #[test]
-fn a_scheme_that_is_not_the_server_s_is_told() {
+fn a_wrong_scheme_is_reported() {
     let tls = Server::start_in(tempfile::tempdir().unwrap(), "https", &["--auto-tls"]);
     has_hint(&tls, &tls.url().replace("https:", "http:"), "write https:// in --etcd-endpoints");
     // An endpoint without a scheme means http.
@@ -38,7 +38,7 @@ fn a_scheme_that_is_not_the_server_s_is_told() {
 
 /// A server that is not etcd is reported with its address.
 #[test]
-fn another_server_on_the_port_is_no_etcd() {
+fn a_server_that_is_not_etcd_is_reported() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -55,7 +55,7 @@ fn another_server_on_the_port_is_no_etcd() {
 }
 
 #[test]
-fn a_config_that_is_not_there_is_told_with_how_it_may_have_been_written() {
+fn a_missing_config_is_reported_with_a_hint() {
     let server = Server::start();
     server.ctl(&["del", "/coreos.com/network/config"]);
     let error = refusal(&server, server.url());
@@ -64,7 +64,7 @@ fn a_config_that_is_not_there_is_told_with_how_it_may_have_been_written() {
 }
 
 #[test]
-fn a_user_is_not_needed_where_etcd_knows_none() {
+fn a_user_is_ignored_by_an_etcd_without_authentication() {
     let server = Server::start();
     let mut options = server.options(vec![server.url()]);
     (options.username, options.password) = ("u".into(), "p".into());
@@ -76,7 +76,7 @@ fn a_user_is_not_needed_where_etcd_knows_none() {
 }
 
 #[test]
-fn an_etcd_that_is_full_is_told_with_what_to_do() {
+fn a_full_etcd_is_reported_with_a_remedy() {
     let server = Server::start_with(&["--quota-backend-bytes=2000000"]);
     let large = "x".repeat(100_000);
     for n in 0..40 {

@@ -218,7 +218,7 @@ fn client_certificates_that_go_uses_are_used() {
 }
 
 #[test]
-fn what_is_refused_is_told_with_what_to_do() {
+fn refused_certificates_are_reported_with_a_remedy() {
     all(&[
         refused(
             "no subjectAltName",
@@ -278,7 +278,7 @@ fn what_is_refused_is_told_with_what_to_do() {
 }
 
 #[test]
-fn what_is_wrong_with_the_client_s_certificate_is_told() {
+fn a_wrong_client_certificate_is_reported() {
     let make = |client: &'static str| -> &'static str { format!("{SERVER}{client}").leak() };
     let with = |what, words, client| mutual(refused(what, words, make(client)));
     all(&[

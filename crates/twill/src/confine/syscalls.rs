@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_but_the_end_of_a_tool_is_signalled() {
+    fn only_sigkill_is_sent() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let pid = Pid::from_child(&child);
         let sent = restricted(move || {

@@ -564,7 +564,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_by_name_are_told_from_addresses() {
+    fn servers_given_by_name_are_recognised() {
         let names = |endpoints: &str| Etcd { endpoints: endpoints.into(), ..Etcd::default() }.names_hosts();
         assert!(!names("http://127.0.0.1:4001,https://[fd00::1]:2379/,10.0.0.1,http://[::1]"));
         for name in ["http://etcd:2379", "10.0.0.1,etcd-1.example", "https://10.0.0.1.example/"] {
@@ -581,7 +581,7 @@ mod tests {
     }
 
     #[test]
-    fn flannels_flags_are_there_with_flannels_defaults_and_so_says_the_help() {
+    fn flannels_flags_have_flannels_defaults_also_in_the_help() {
         let (flags, help) = (asked(&[]), help("flanneld"));
         let words: Vec<&str> = help.split_whitespace().collect();
         for (name, default) in FLANNEL {
@@ -705,7 +705,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_end_at_the_first_word_that_is_none_and_what_follows_is_counted() {
+    fn flags_end_at_the_first_other_word_and_the_rest_is_counted() {
         for (line, words) in [
             ("--store=/s stop --bogus", 2),
             ("--store=/s -- --bogus", 1),
@@ -735,7 +735,7 @@ mod tests {
     }
 
     #[test]
-    fn the_options_file_is_where_it_is_said_to_be_and_may_be_missing() {
+    fn the_options_file_is_read_from_its_flag_and_may_be_missing() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
         fs::write(path("there"), "FLANNELD_V=3\nFLANNELD_BOGUS=1\nhunter2\nSHELL=hunter2\n").unwrap();
@@ -764,7 +764,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_that_is_no_option_is_said_unless_it_is_somebody_elses() {
+    fn an_unknown_variable_is_reported_if_it_has_our_prefix() {
         use std::os::unix::ffi::OsStringExt;
         let flags =
             parsed(&[], &[("FLANNELD_BACKENDTYPE", "hunter2"), ("HOME", "/"), ("FLANNEL_V", "1")], "");
@@ -781,7 +781,7 @@ mod tests {
 
     /// The first line of the log lists exactly the flags that differ from their defaults.
     #[test]
-    fn what_is_changed_is_what_has_not_its_default_with_its_source() {
+    fn the_changed_flags_are_listed_with_their_sources() {
         let untouched = |args: &[&str]| {
             let args: Vec<String> = [&["--options-file=/run/flannel/options.env"], args]
                 .concat()
@@ -881,7 +881,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_in_vain_is_said_a_line_each() {
+    fn flags_without_effect_are_reported_a_line_each() {
         assert_eq!(asked(&["--store=/s", "--v=4", "--iface=eth0"]).unmet(), Vec::<String>::new());
         let etcd = asked(&["--etcd-prefix=/a"]);
         assert_eq!(etcd.unmet(), Vec::<String>::new());
@@ -904,7 +904,7 @@ mod tests {
     }
 
     #[test]
-    fn options_that_cannot_be_together_are_said() {
+    fn contradicting_options_are_reported() {
         for (args, word) in [
             (&["--store=/s"][..], None),
             (&["--store=/s", "--etcd-prefix=/x"], None),
@@ -926,7 +926,7 @@ mod tests {
     }
 
     #[test]
-    fn who_chose_the_backend_is_known() {
+    fn the_source_of_the_backend_is_known() {
         let named = NetConf::parse(br#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#).unwrap();
         let silent = NetConf::parse(br#"{"Network":"10.3.0.0/16"}"#).unwrap();
         let variable = [("FLANNELD_BACKEND_TYPE", "alloc")];

@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_is_less_than_none_is_none() {
+    fn a_negative_port_means_none() {
         let mut port = 7_u16;
         assert!(port.set("65536").is_err() && port == 7);
         assert!(port.set("-1").is_ok() && port == 0);
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_grows_by_all_that_is_not_empty() {
+    fn a_list_grows_by_every_text_that_is_not_empty() {
         let mut list: Vec<String> = Vec::new();
         ["b", "", "a"].iter().for_each(|text| list.set(text).unwrap());
         assert_eq!((list.show(), list.len()), ("b a".into(), 2));

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_flood_from_one_address_costs_no_other_its_turn() {
+    async fn a_flood_from_one_address_keeps_no_other_client_out() {
         let places = Places::new(8);
         let flood: Vec<_> = (0..1000).filter_map(|_| take(&places, ip("192.0.2.1"), false)).collect();
         assert_eq!(flood.len(), A_SECOND as usize);

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_usual_passes_whole() {
+    fn usual_lines_pass_unshortened() {
         assert_eq!(pass(Level::INFO, 200, 2, 600).1, 1200);
     }
 
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_as_long_as_it_may_be_in_each_format() {
+    fn a_line_is_shortened_in_each_format() {
         let text = format!("2026-01-01T00:00:00Z  WARN store entry: {}\n", "x".repeat(60_000));
         let line = cut(&text, LogFormat::Text).unwrap();
         assert!(line.chars().count() <= LINE + 1 && line.ends_with(" more)\n"), "{line}");

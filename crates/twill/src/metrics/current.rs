@@ -55,7 +55,7 @@ mod tests {
     use prometheus_client::registry::Registry;
 
     #[test]
-    fn what_stays_is_set_in_place_and_what_is_over_goes() {
+    fn a_lasting_gauge_is_set_in_place_and_an_old_one_removed() {
         let (current, mut registry) = (Current::default(), Registry::default());
         registry.register("notes", "Notes", current.family());
         let by = |reason| vec![("reason", reason)];

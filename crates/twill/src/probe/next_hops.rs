@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn all_are_asked_at_most_ten_times_a_second_and_each_in_its_turn() {
+    fn all_machines_are_asked_at_most_ten_times_a_second_in_turn() {
         let mut hops = NextHops::default();
         let (peers, mut asked) = (peers(30), Vec::new());
         hops.follow(&peers, &[]);
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mac_that_answers_for_others_is_told() {
+    fn a_mac_that_answers_for_several_addresses_is_reported() {
         let mut hops = NextHops::default();
         let link_local = "fe80::1".parse().unwrap();
         let neighbours = [(ip(9), mac(9)), (link_local, mac(1)), (ip(2), mac(2))];
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_silent_or_not_alone_is_not_asked_alone() {
+    fn a_silent_or_doubled_neighbour_gets_no_unicast_request() {
         let mut hops = NextHops::default();
         hops.follow(&peers(2), &[]);
         assert_eq!(hops.certain(ip(1)), None);
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_macs_the_one_that_the_kernel_believes_is_meant() {
+    fn of_two_macs_the_kernels_one_is_used() {
         let mut hops = NextHops::default();
         hops.follow(&peers(1), &[]);
         let mut record_answer = |last, is_first| {
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn who_answers_only_when_all_are_asked_is_seldom_asked_alone() {
+    fn a_neighbour_that_ignores_unicasts_seldom_gets_one() {
         let mut hops = NextHops::default();
         hops.follow(&peers(1), &[]);
         hops.record_answer(ip(1), mac(1), true);
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn whom_the_kernel_doubts_is_asked_about_if_that_is_soon() {
+    fn a_neighbour_event_queues_a_request_while_the_queue_is_short() {
         let mut hops = NextHops::default();
         let peers = peers(30);
         hops.follow(&peers, &[]);
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_goes_by_the_kernel_to_whom_nobody_answers_for() {
+    fn no_probe_is_routed_to_a_silent_next_hop() {
         let mut hops = NextHops::default();
         let fixed = packet::Known { ip: ip(2), mac: mac(2), is_static: true };
         hops.follow(&peers(2), &[fixed]);

@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_believed_once_and_from_the_one_who_was_asked() {
+    fn an_answer_counts_once_and_from_its_target_alone() {
         let mut all = Outstanding::new(u16::MAX);
         let [one, other] = [sent(Probe::Path, 0), sent(Probe::Node, 0)].map(|it| all.add(it).unwrap());
         assert_eq!([one.sequence, other.sequence], [u16::MAX, 0]);
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_anybody_may_say_counts_if_no_answer_comes() {
+    fn a_report_of_another_machine_counts_if_no_answer_comes() {
         let mut all = Outstanding::new(0);
         let [one, other] = [sent(Probe::Path, 0), sent(Probe::Path, 0)].map(|it| all.add(it).unwrap());
         let refused = Answer::Refused { by: ip("192.0.2.9") };
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn datagrams_are_told_of_when_both_are_back_or_time_is_over() {
+    fn datagrams_are_reported_when_both_are_back_or_time_is_over() {
         let mut all = Outstanding::new(0);
         all.add(sent(Probe::Checksum, 0));
         assert!(all.bounced(ip("10.244.2.0"), 8, true).is_none(), "not from our port");

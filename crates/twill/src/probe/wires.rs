@@ -327,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_opened_keeps_nothing_else_closed() {
+    fn a_socket_that_cannot_be_opened_blocks_no_other() {
         let mut wires = Wires::new(Marks { echo: 1, port: 2 });
         let [one, other] = [EtherType::Ipv4, EtherType::Ipv6].map(|kind| (None, kind));
         let refused = || Err::<(), _>(io::ErrorKind::PermissionDenied.into());

@@ -146,7 +146,7 @@ mod tests {
     use crate::report::peers::tests::peer;
 
     #[test]
-    fn the_prober_hears_of_no_way_that_could_not_be_set() {
+    fn the_prober_gets_no_path_that_could_not_be_set() {
         let held = |number: u8, table| {
             let destination = peer(number, Path::Direct).subnet;
             let path = RoutePath::Unreachable;

@@ -141,7 +141,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn each_peer_is_told_with_what_is_known_of_it() {
+    fn each_peer_is_reported_with_its_health() {
         let silent = Finding::Silent { node: [192, 0, 2, 3].into() };
         let peers = [
             (2, Path::Direct),
@@ -176,7 +176,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_switch_is_another_way_of_the_same_peer() {
+    fn a_switch_is_a_new_path_of_the_same_peer() {
         use Path::{Direct, Waiting};
         const VXLAN: Path = Path::Tunnel(TunnelKind::Vxlan);
         let of = |paths: &[(u8, Path)]| -> Vec<PeerPath> {

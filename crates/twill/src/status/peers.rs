@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_aligned_and_begins_with_what_is_wrong() {
+    fn the_table_is_aligned_and_begins_with_faulty_peers() {
         let page = page(&peers(), false);
         let lines: Vec<&str> = page.lines().collect();
         assert_eq!(lines[1], "4 peers: 2 healthy, 1 silent, 1 unreachable; 2 direct, 1 unreachable, 1 vxlan");

@@ -77,7 +77,7 @@ fn flapping(span: Duration) {
 }
 
 #[test]
-fn a_way_that_flaps_is_left_once() {
+fn a_flapping_path_is_left_once() {
     lab::test_within(soaking(LONG_FLAP) + DEADLINE, Timing::Free, || flapping(FLAP.max(soaking(LONG_FLAP))));
 }
 

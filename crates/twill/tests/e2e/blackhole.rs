@@ -38,7 +38,7 @@ fn leaks(node: &Node, address: &str) -> bool {
 }
 
 #[test]
-fn what_is_for_nobody_is_dropped_and_a_bridge_that_comes_later_goes_before() {
+fn packets_for_missing_pods_are_dropped_and_a_later_bridge_has_precedence() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
         // Each node has the other as its router, which sends such packets back.
@@ -69,7 +69,7 @@ fn what_is_for_nobody_is_dropped_and_a_bridge_that_comes_later_goes_before() {
 }
 
 #[test]
-fn without_the_flag_it_goes() {
+fn without_the_flag_the_route_goes() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), HOST_GW);
         let daemons = lab.start_all(FLAGS);
@@ -94,7 +94,7 @@ fn lose_the_subnet(lab: &Lab, node: &Node) -> String {
 }
 
 #[test]
-fn another_subnet_has_the_old_one_open_for_its_next_holder() {
+fn after_a_change_of_the_subnet_the_old_one_is_not_dropped() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), HOST_GW);
         let node = lab.node(1);
@@ -114,7 +114,7 @@ fn another_subnet_has_the_old_one_open_for_its_next_holder() {
 }
 
 #[test]
-fn flannels_goes_and_one_that_is_not_known_to_be_is_told() {
+fn flannels_route_goes_and_one_of_unknown_origin_is_reported() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
         let node = lab.node(1);
@@ -168,7 +168,7 @@ fn uninstall_and_hand_over_take_it() {
 /// The rule for our table is looked up before the main table, which has the bridge's route. Therefore the blackhole route is in
 /// the main table.
 #[test]
-fn beside_a_table_of_our_own_it_is_in_the_main_one() {
+fn with_a_table_of_our_own_the_route_is_in_the_main_table() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         lab.node(1).ns.run(&format!("ip route replace default via {}", lab.node(2).ip));

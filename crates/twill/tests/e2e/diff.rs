@@ -17,7 +17,7 @@ fn diff(lab: &lab::Lab, node: &Node, args: &[&str]) -> (Option<i32>, Vec<String>
 }
 
 #[test]
-fn offline_it_shows_what_a_daemon_would_do_and_does_none_of_it() {
+fn offline_diff_shows_the_ops_of_a_daemon_and_applies_none() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(3), VXLAN_DUAL);
         let mut daemons = lab.start_all(cluster::FLAGS);
@@ -62,7 +62,7 @@ fn offline_it_shows_what_a_daemon_would_do_and_does_none_of_it() {
 }
 
 #[test]
-fn offline_a_node_without_a_lease_is_told_so_and_gets_none() {
+fn offline_diff_reports_a_missing_lease_and_acquires_none() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
         let (code, lines, error) = diff(&lab, lab.node(1), &["--offline"]);
@@ -72,7 +72,7 @@ fn offline_a_node_without_a_lease_is_told_so_and_gets_none() {
 }
 
 #[test]
-fn the_daemon_says_what_it_could_not_do() {
+fn the_daemon_lists_refused_ops() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let node = lab.node(1);
@@ -95,7 +95,7 @@ fn the_daemon_says_what_it_could_not_do() {
 
 /// Without a network config there is no difference to show.
 #[test]
-fn a_daemon_that_waits_says_for_what() {
+fn a_waiting_daemon_names_its_reason() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(1).twill(env!("CARGO_BIN_EXE_twill")).build();
         let node = lab.node(1);

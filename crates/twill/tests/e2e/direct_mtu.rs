@@ -40,7 +40,7 @@ fn sent(from: &Pod, to: &Pod) -> usize {
 }
 
 #[test]
-fn pods_have_the_uplinks_mtu_and_hear_what_the_tunnel_takes() {
+fn pods_have_the_uplinks_mtu_and_learn_the_tunnels() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::routed(2, 1), CONFIG);
         let (_daemons, pods) = cluster::start(&lab);

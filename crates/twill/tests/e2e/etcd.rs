@@ -99,7 +99,7 @@ fn ipv6_alone_has_leases_of_its_own() {
 
 /// flannel's renewal puts the same value with another etcd lease; ours writes nothing at all.
 #[test]
-fn a_renewal_that_changes_nothing_is_no_write_to_any_kernel() {
+fn a_renewal_without_a_change_writes_to_no_kernel() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http(), VXLAN);
         let (_daemons, pods) = cluster::start(&lab);
@@ -133,7 +133,7 @@ fn a_renewal_that_changes_nothing_is_no_write_to_any_kernel() {
 
 /// The lease ends while etcd is away and it cannot be renewed; then it comes back with the same subnet.
 #[test]
-fn a_lease_that_ends_while_etcd_is_away_is_said() {
+fn a_lease_that_ends_while_etcd_is_away_is_reported() {
     lab::test(Timing::Free, || {
         let lab = lab(2, EtcdSetup::http(), VXLAN);
         let (_daemons, pods) = cluster::start(&lab);

@@ -171,7 +171,7 @@ fn restored_as_it_was_before_a_node_joined() {
 
 /// The history that would tell node 1 about the leaver is gone by then.
 #[test]
-fn compacted_while_a_node_cannot_hear_it() {
+fn compacted_while_a_node_is_not_watching() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
         let (mut daemons, pods) = start(&lab);

@@ -34,7 +34,7 @@ fn becomes(node: &Node, manager: &str, reason: &str) {
 }
 
 #[test]
-fn the_config_says_who_and_a_switch_leaves_nothing_of_the_other() {
+fn the_config_selects_the_tool_and_a_switch_leaves_no_old_rule() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), &Manager::Nft.config("vxlan"));
         let _daemons = lab.start_all(MASQ);
@@ -52,7 +52,7 @@ fn the_config_says_who_and_a_switch_leaves_nothing_of_the_other() {
 }
 
 #[test]
-fn a_switch_between_two_runs_leaves_nothing_of_the_other() {
+fn a_switch_between_two_runs_leaves_no_old_rule() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), &Manager::Nft.config("host-gw"));
         let node = lab.node(1);
@@ -69,7 +69,7 @@ fn a_switch_between_two_runs_leaves_nothing_of_the_other() {
 }
 
 #[test]
-fn if_nothing_is_said_it_is_who_can_undo_what_others_refuse() {
+fn without_a_choice_the_tool_that_can_undo_a_refusal_is_used() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), &Manager::Auto.config("vxlan"));
         let node = lab.node(1);
@@ -95,7 +95,7 @@ fn if_nothing_is_said_it_is_who_can_undo_what_others_refuse() {
 
 /// Only one family refuses: the rules of both go to the program that can undo it.
 #[test]
-fn what_one_family_refuses_decides_for_both() {
+fn a_refusal_of_one_family_decides_for_both() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), &Manager::Auto.config("vxlan"));
         let node = lab.node(1);
@@ -111,7 +111,7 @@ fn what_one_family_refuses_decides_for_both() {
 }
 
 #[test]
-fn told_to_use_nftables_where_iptables_refuses_both_accept_and_it_is_said() {
+fn with_nftables_chosen_and_iptables_refusing_both_have_accept_rules() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), &Manager::Nft.config("vxlan"));
         let node = lab.node(1);

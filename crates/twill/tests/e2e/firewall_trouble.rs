@@ -107,7 +107,7 @@ fn without_an_iptables_binary_nftables_has_the_rules() {
 }
 
 #[test]
-fn with_neither_of_them_it_is_said() {
+fn without_both_tools_a_warning_says_so() {
     lab::test(Timing::Free, || {
         let path = path_with(&[], None);
         let lab = cluster::lab(Topology::flat(1), &Manager::Auto.config("vxlan"));
@@ -124,7 +124,7 @@ fn with_neither_of_them_it_is_said() {
 
 /// Masquerading was not requested, and nothing refuses pods' packets: the network works without rules.
 #[test]
-fn with_neither_of_them_nor_a_need_the_network_stands() {
+fn without_both_tools_and_without_need_the_network_works() {
     lab::test(Timing::Free, || {
         let path = path_with(&[], None);
         let lab = cluster::lab(Topology::flat(2), &Manager::Auto.config("vxlan"));
@@ -197,7 +197,7 @@ fn a_lock_that_is_held_for_15_s_is_waited_for() {
 }
 
 #[test]
-fn somebody_elses_chain_in_our_table_stays_and_is_told() {
+fn a_foreign_chain_in_our_table_stays_and_is_reported() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1).outside(), &Manager::Nft.config("vxlan"));
         let (node, _witness) = (lab.node(1), Witness::start(lab.outside()));
@@ -224,7 +224,7 @@ fn somebody_elses_chain_in_our_table_stays_and_is_told() {
 
 /// A running program owns the table, so that nobody else may touch it.
 #[test]
-fn a_table_of_our_name_that_belongs_to_a_program_is_told_until_it_is_gone() {
+fn a_foreign_table_of_our_name_is_reported_until_it_is_gone() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), &Manager::Nft.config("vxlan"));
         let node = lab.node(1);

@@ -47,7 +47,7 @@ fn called_as_flanneld_it_is_the_daemon() {
 }
 
 #[test]
-fn the_exit_code_says_whether_the_words_were_wrong_or_the_start() {
+fn exit_codes_distinguish_wrong_arguments_from_a_failed_start() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
         let node = lab.node(1);
@@ -85,7 +85,7 @@ fn the_exit_code_says_whether_the_words_were_wrong_or_the_start() {
 
 /// Three nodes get their backend from a different source each, and the fourth follows the config.
 #[test]
-fn who_is_asked_first_decides_the_backend_and_status_names_him() {
+fn the_first_source_decides_the_backend_and_status_names_it() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(4), VXLAN);
         let variable = "FLANNELD_BACKEND_TYPE";
@@ -140,7 +140,7 @@ fn follows_the_config(lab: &Lab, backends: &dyn Fn() -> Vec<String>, told: &[&st
 }
 
 #[test]
-fn the_backend_asked_for_is_in_force_without_the_store_too() {
+fn the_backend_of_the_flag_is_in_force_without_the_store_too() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (mut daemons, _pods) = cluster::start(&lab);
@@ -159,7 +159,7 @@ fn the_backend_asked_for_is_in_force_without_the_store_too() {
 
 /// A node's log begins with the settings that differ from the defaults.
 #[test]
-fn the_first_log_line_lists_what_is_no_default_and_at_debug_the_next_one_lists_all() {
+fn the_first_log_line_lists_changed_flags_and_at_debug_the_next_one_all() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (short, long) = (lab.node(1).start(FLAGS), lab.node(2).start(&[FLAGS, &["-v=1"]].concat()));
@@ -205,7 +205,7 @@ fn a_password_is_in_no_log_and_no_report() {
 }
 
 #[test]
-fn the_log_is_as_long_and_as_strict_as_it_was_asked_to_be() {
+fn the_log_has_the_requested_verbosity_and_format() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(3), VXLAN);
         let vmodule = "--vmodule=kube=2";
@@ -236,7 +236,7 @@ fn the_log_is_as_long_and_as_strict_as_it_was_asked_to_be() {
 }
 
 #[test]
-fn docker_is_told_what_the_subnet_file_says() {
+fn docker_opts_come_from_the_subnet_file() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (_daemons, _pods) = cluster::start(&lab);

@@ -10,7 +10,7 @@ const SPAN: Duration = Duration::from_secs(10);
 
 /// 10,000 neighbour changes a second on a foreign device wake nobody and cost less than 3 % of a core.
 #[test]
-fn a_storm_of_foreign_neighbours_goes_unheard() {
+fn a_storm_of_foreign_neighbours_wakes_nobody() {
     lab::test(Timing::Timed, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (daemons, _pods) = cluster::start(&lab);
@@ -28,7 +28,7 @@ fn a_storm_of_foreign_neighbours_goes_unheard() {
 }
 
 #[test]
-fn what_is_not_ours_survives_the_start() {
+fn foreign_objects_survive_the_start() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let node = lab.node(1);

@@ -120,7 +120,7 @@ fn places(node: &Node, variant: Iptables, rule: &str) -> Vec<(Option<usize>, Opt
 }
 
 #[test]
-fn the_jump_is_the_last_rule_but_for_one_that_refuses_everything() {
+fn the_jump_is_the_last_rule_or_ahead_of_one_that_refuses_everything() {
     lab::test(Timing::Free, || {
         for variant in Iptables::BOTH {
             let lab = cluster::lab(Topology::flat(1), &Manager::Iptables.config("vxlan"));
@@ -149,7 +149,7 @@ fn without_forward_rules(lab: &Lab) -> bool {
 }
 
 #[test]
-fn switched_off_no_forward_rule_is_left_and_what_others_refuse_is_refused() {
+fn switched_off_no_forward_rule_is_left_and_refusals_hold() {
     lab::test(Timing::Free, || {
         for manager in Manager::ALL {
             let lab = cluster::lab(Topology::flat(2), &manager.config("vxlan"));

@@ -146,7 +146,7 @@ const BEYOND_US: [(&str, &[&str]); 10] = [
 ];
 
 #[test]
-fn what_no_accept_of_ours_undoes_is_named_with_the_command() {
+fn a_refusal_beyond_our_accept_rules_is_named_with_the_command() {
     lab::test(Timing::Free, || {
         for (line, words) in BEYOND_US {
             let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
@@ -192,7 +192,7 @@ const OF_OTHERS: [&str; 8] = [
 ];
 
 #[test]
-fn what_refuses_only_others_is_not_mentioned() {
+fn a_refusal_of_other_traffic_is_not_mentioned() {
     lab::test(Timing::Free, || {
         for line in OF_OTHERS {
             let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
@@ -227,7 +227,7 @@ const BORN_OFF: &str = "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwa
     sysctl -qw net.ipv4.conf.default.forwarding=0 net.ipv6.conf.default.forwarding=0";
 
 #[test]
-fn devices_that_are_born_without_forwarding_get_it() {
+fn devices_created_without_forwarding_get_it() {
     lab::test(Timing::Free, || {
         for config in [VXLAN_DUAL.to_owned(), Manager::Auto.config("host-gw")] {
             let lab = cluster::lab(Topology::flat(2), &config);

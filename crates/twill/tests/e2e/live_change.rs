@@ -216,7 +216,7 @@ fn node_by_node_old_and_new_reach_each_other() {
 
 /// Running pods keep their MTU and learn the new limit from the node; new pods get the new MTU.
 #[test]
-fn a_smaller_mtu_is_told_to_running_pods() {
+fn running_pods_learn_a_smaller_mtu() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (_daemons, pods) = cluster::start(&lab);
@@ -236,7 +236,7 @@ fn a_smaller_mtu_is_told_to_running_pods() {
 }
 
 #[test]
-fn another_network_under_running_pods_is_refused_and_said() {
+fn another_network_under_running_pods_is_refused_and_reported() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (_daemons, pods) = cluster::start(&lab);

@@ -279,7 +279,7 @@ fn a_service_of_iptables_works_with_our_rules_in_nft() {
 /// Other software that marks a packet as kube-proxy does, by one bit among others, masquerades it itself: here to a second
 /// address.
 #[test]
-fn what_is_marked_is_left_to_who_marked_it() {
+fn marked_packets_are_left_to_the_software_that_marked_them() {
     lab::test(Timing::Free, || {
         for manager in Manager::BOTH {
             let lab = cluster::lab(Topology::flat(1).outside(), &manager.config("vxlan"));

@@ -61,7 +61,7 @@ fn a_vni_of_null_or_zero_means_ours_too() {
 
 /// Broken fields of the other family and unknown fields do no harm.
 #[test]
-fn what_is_of_no_use_here_does_no_harm() {
+fn unused_fields_do_no_harm() {
     lab::test(Timing::Free, || {
         with_an_old_flannel(VXLAN, |mac| {
             format!(

@@ -41,7 +41,7 @@ fn plant_silent_peers(lab: &Lab, backend: &str, count: usize) {
 }
 
 #[test]
-fn peers_are_asked_the_way_that_pods_packets_go() {
+fn peers_are_probed_along_the_path_of_pods_packets() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let _daemons = lab.start_all(FLAGS);
@@ -55,7 +55,7 @@ fn peers_are_asked_the_way_that_pods_packets_go() {
 }
 
 #[test]
-fn both_families_are_asked() {
+fn both_families_are_probed() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
         let _daemons = lab.start_all(FLAGS);
@@ -69,7 +69,7 @@ fn both_families_are_asked() {
 }
 
 #[test]
-fn a_next_hop_is_asked_alone_once_it_is_known() {
+fn a_known_next_hop_gets_unicast_requests() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), HOST_GW);
         let _daemons = lab.start_all(FLAGS);
@@ -91,17 +91,17 @@ fn a_next_hop_is_asked_alone_once_it_is_known() {
 }
 
 #[test]
-fn a_silent_segment_hears_ten_broadcasts_a_second_at_most() {
-    lab::test(Timing::Timed, || hears_ten_at_most(HOST_GW, "host-gw"));
+fn a_silent_segment_gets_ten_broadcasts_a_second_at_most() {
+    lab::test(Timing::Timed, || gets_ten_at_most(HOST_GW, "host-gw"));
 }
 
 /// With tunnels the kernel has addresses to ask from, and would look for next hops of its own accord.
 #[test]
-fn nor_more_where_there_are_tunnels() {
-    lab::test(Timing::Timed, || hears_ten_at_most(VXLAN, "vxlan"));
+fn with_tunnels_a_silent_segment_gets_ten_broadcasts_a_second_too() {
+    lab::test(Timing::Timed, || gets_ten_at_most(VXLAN, "vxlan"));
 }
 
-fn hears_ten_at_most(config: &str, backend: &str) {
+fn gets_ten_at_most(config: &str, backend: &str) {
     let lab = cluster::lab(Topology::flat(1), config);
     let _daemon = lab.node(1).start(FLAGS);
     plant_silent_peers(&lab, backend, 30);
@@ -121,7 +121,7 @@ fn hears_ten_at_most(config: &str, backend: &str) {
 
 /// Otherwise the prober would put the old MAC into the caches of all peers, each second.
 #[test]
-fn the_old_mac_of_the_uplink_is_told_nobody() {
+fn the_old_mac_of_the_uplink_is_not_announced() {
     lab::test(Timing::Timed, || {
         let lab = cluster::lab(Topology::flat(2), HOST_GW);
         let _daemons = lab.start_all(FLAGS);
@@ -142,7 +142,7 @@ fn the_old_mac_of_the_uplink_is_told_nobody() {
 
 /// From the daemons' start on, the wire carries only our own echo and its answer.
 #[test]
-fn probe_off_asks_nobody() {
+fn with_probe_off_no_probe_is_sent() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), DIRECT);
         // Without these entries the kernels would ask for each other, too.

@@ -89,7 +89,7 @@ fn with_the_store() {
 
 /// The cache on a disk that was copied to another machine is not used, nor is a file of another format.
 #[test]
-fn what_another_machine_or_version_remembers_is_not_used() {
+fn the_cache_of_another_machine_or_version_is_not_used() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (mut daemons, _, _pods) = reboot_without_store(&lab);

@@ -144,7 +144,7 @@ fn a_process_on_our_port_is_not_taken_for_a_device() {
 
 /// The limit is reported as such, whatever its value.
 #[test]
-fn a_low_limit_of_open_files_is_told_as_such() {
+fn a_low_limit_of_open_files_is_reported_as_such() {
     lab::test_within(Duration::from_secs(300), Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), &VXLAN.replace(r#""Backend""#, r#""x":1,"Backend""#));
         let node = lab.node(1);
@@ -223,7 +223,7 @@ fn a_subnet_file_in_a_directory_that_is_read_only_is_written_in_place() {
 }
 
 #[test]
-fn a_full_disk_is_named_with_what_to_do() {
+fn a_full_disk_is_named_with_the_remedy() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
         let node = lab.node(1);

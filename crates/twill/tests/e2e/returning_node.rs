@@ -104,13 +104,13 @@ fn a_node_with_another_address_and_subnet_takes_the_place_of_its_old_lease() {
 }
 
 #[test]
-fn the_same_in_etcd() {
+fn a_returning_node_takes_its_place_in_etcd_too() {
     lab::test(Timing::Free, || comes_back(Topology::flat(2).etcd(EtcdSetup::http())));
 }
 
 /// The lease that was written last is used, as after a reboot of this node, or without probes.
 #[test]
-fn where_nobody_is_known_the_newest_lease_counts() {
+fn without_evidence_the_newest_lease_counts() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (node, flannel) = (lab.node(1), lab.node(2));
@@ -170,7 +170,7 @@ fn a_node_that_answers_keeps_its_place_whoever_writes() {
 
 /// The node that was believed is dead: the other lease gets its turn, and its node is found to answer.
 #[test]
-fn a_subnet_around_another_ones_is_believed_once_that_node_is_dead() {
+fn a_subnet_around_another_one_counts_once_that_node_is_dead() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (node, flannel) = (lab.node(1), lab.node(2));

@@ -112,7 +112,7 @@ fn rule_and_table_are_repaired() {
 }
 
 #[test]
-fn back_in_the_main_table_nothing_of_the_other_is_left() {
+fn back_in_the_main_table_no_rule_or_route_of_the_old_table_is_left() {
     lab::test(Timing::Free, || {
         let (lab, _) = start(VXLAN_DUAL);
         let (daemons, pods) = reached(&lab);

@@ -140,7 +140,7 @@ fn with_three_flags_alone_both_networks_work_and_the_same_file_twice_is_refused(
 }
 
 #[test]
-fn with_the_same_file_network_vni_port_or_socket_it_is_refused_and_told_by_whom() {
+fn with_the_same_file_network_vni_port_or_socket_it_is_refused_and_the_owner_named() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
         let daemons = lab.start_all(cluster::FLAGS);
@@ -179,7 +179,7 @@ fn with_the_same_file_network_vni_port_or_socket_it_is_refused_and_told_by_whom(
 
 /// A DaemonSet's daemon has a process id of its own pid namespace, which means nothing in this one.
 #[test]
-fn a_daemon_of_another_pid_namespace_is_told_as_such() {
+fn a_daemon_of_another_pid_namespace_is_named_as_such() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
         let contained = ["unshare", "--pid", "--fork", "--kill-child=KILL"];
@@ -217,7 +217,7 @@ fn names_of_others_that_are_no_text_do_no_harm() {
 }
 
 #[test]
-fn with_others_both_work_and_neither_touches_the_other() {
+fn with_different_settings_both_work_and_leave_each_other_alone() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (mut daemons, pods) = cluster::start(&lab);

@@ -95,7 +95,7 @@ fn is(node: &Node, path: &str, status: u16) -> bool {
 }
 
 #[test]
-fn ready_is_told_once_and_how_things_are_whenever_it_changes() {
+fn readiness_is_reported_once_and_the_status_at_each_change() {
     lab::test(Timing::Free, || {
         let lab = bare(2);
         let node = lab.node(1);
@@ -125,7 +125,7 @@ fn ready_is_told_once_and_how_things_are_whenever_it_changes() {
 
 /// The test holds the store's lock, which makes the reconcile thread hang while everything else goes on.
 #[test]
-fn the_watchdog_hears_of_rounds_and_of_nothing_else() {
+fn the_watchdog_message_depends_on_reconcile_passes_alone() {
     lab::test(Timing::Timed, || {
         let lab = bare(1);
         let node = lab.node(1);
@@ -298,7 +298,7 @@ fn status_says_that_no_frame_can_be_sent() {
 
 /// If nothing that it needs belongs to root alone, neither the daemon nor its tools need root.
 #[test]
-fn another_user_than_root_will_do() {
+fn the_daemon_runs_as_another_user_than_root() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), &traffic::Manager::Nft.config("vxlan"));
         let node = lab.node(1);
@@ -333,7 +333,7 @@ fn no_thread_keeps_a_right_that_it_does_not_need() {
 
 /// The unit file starts the daemon without the right to give up rights, and with none to warn about.
 #[test]
-fn one_that_was_given_little_is_content() {
+fn a_daemon_with_few_rights_warns_of_nothing() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
         let under =
@@ -348,7 +348,7 @@ fn one_that_was_given_little_is_content() {
 /// The daemon may write only in the directories that existed at its start. A new directory in place of the cache is out of its
 /// reach, though root could write there without further rights. It says so, with the remedy.
 #[test]
-fn it_writes_nowhere_but_in_its_own_directories() {
+fn the_daemon_writes_only_in_its_own_directories() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let node = lab.node(1);

@@ -104,7 +104,7 @@ fn forged(manager: Manager, filter: &str, arrive: usize) {
 }
 
 #[test]
-fn forged_packets_come_in_unseen_when_it_is_off() {
+fn forged_packets_pass_uncounted_when_the_filter_is_off() {
     lab::test(Timing::Free, || forged(Manager::Nft, "off", 2));
 }
 
@@ -114,7 +114,7 @@ fn forged_packets_are_counted_and_named() {
 }
 
 #[test]
-fn they_are_counted_and_named_if_nothing_is_said_of_it() {
+fn forged_packets_are_counted_and_named_by_default() {
     lab::test(Timing::Free, || forged(Manager::Auto, "", 2));
 }
 

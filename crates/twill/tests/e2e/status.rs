@@ -8,7 +8,7 @@ use lab::{Node, Timing, Topology};
 use crate::cluster::{self, FLAGS, SOON, VXLAN};
 
 #[test]
-fn before_there_is_a_config_the_node_waits_and_says_for_what() {
+fn without_a_config_the_node_waits_and_names_it() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(1).twill(env!("CARGO_BIN_EXE_twill")).build();
         let node = lab.node(1);
@@ -98,7 +98,7 @@ fn wait_for_line(lines: &mut Lines<BufReader<ChildStdout>>, start: &str) {
 
 /// It prints page after page, also while the daemon is away. It ends with Ctrl-C or with its reader, and neither is a failure.
 #[test]
-fn status_is_shown_again_and_again_until_nobody_wants_it() {
+fn status_is_repeated_until_its_reader_ends() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let node = lab.node(1);

@@ -54,7 +54,7 @@ fn a_lease_removed_while_the_daemon_was_down_is_swept() {
 }
 
 #[test]
-fn losing_the_store_freezes_the_node_and_never_empties_it() {
+fn a_lost_store_freezes_the_node_and_empties_nothing() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (_daemons, pods) = cluster::start(&lab);
@@ -173,7 +173,7 @@ fn a_store_emptied_one_by_one_costs_no_packet_either() {
 
 /// Our entry in the store names another node's address: a subnet cannot be taken in that way.
 #[test]
-fn our_lease_in_other_hands_is_taken_back_and_said() {
+fn our_lease_with_another_address_is_taken_back_and_reported() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (_daemons, _pods) = cluster::start(&lab);

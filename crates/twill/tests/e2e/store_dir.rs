@@ -19,7 +19,7 @@ fn set_mode(path: &Path, mode: u32) {
 
 /// At the start there is no earlier state: the node waits, and goes on with the first look that finds what it needs.
 #[test]
-fn a_start_waits_for_it_and_says_what_is_in_its_place() {
+fn a_start_waits_for_the_directory_and_names_the_obstacle() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
         let (node, root) = (lab.node(1), lab.store.path());
@@ -50,7 +50,7 @@ fn a_start_waits_for_it_and_says_what_is_in_its_place() {
 }
 
 #[test]
-fn a_start_without_the_right_to_read_it_says_so() {
+fn a_start_without_the_right_to_read_the_directory_reports_it() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
         let (node, root) = (lab.node(1), lab.store.path());
@@ -131,7 +131,7 @@ impl<'lab> Running<'lab> {
 }
 
 #[test]
-fn a_running_node_stands_whatever_is_put_in_its_place() {
+fn a_running_node_keeps_its_network_whatever_replaces_the_directory() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let running = Running::start(&lab);
@@ -161,7 +161,7 @@ fn a_running_node_stands_whatever_is_put_in_its_place() {
 
 /// A directory that cannot be searched, and a lease that cannot be read, do not count as missing leases.
 #[test]
-fn a_running_node_stands_when_it_may_not_read_it() {
+fn a_running_node_keeps_its_network_when_it_may_not_read_the_directory() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let running = Running::start(&lab);
@@ -196,7 +196,7 @@ const GONE: &str = r#"{"PublicIP":"192.168.100.77","PublicIPv6":null,"BackendTyp
 
 /// The copy is older than our lease: ours is missing, a peer's has another MAC, and a node in it is long gone.
 #[test]
-fn an_old_copy_is_put_right_by_those_who_live() {
+fn an_old_copy_is_corrected_by_the_running_nodes() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(3), VXLAN);
         let (daemons, pods) = cluster::start(&lab);
@@ -236,7 +236,7 @@ fn an_old_copy_is_put_right_by_those_who_live() {
 }
 
 #[test]
-fn a_full_disk_is_said_and_our_lease_put_right_once_there_is_room() {
+fn a_full_disk_is_reported_and_our_lease_corrected_once_there_is_room() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(2).twill(env!("CARGO_BIN_EXE_twill")).build();
         let disk = Disk::mount(lab.store.path());

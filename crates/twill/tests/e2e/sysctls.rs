@@ -49,7 +49,7 @@ fn lab() -> Lab {
 }
 
 #[test]
-fn what_is_too_low_is_raised_with_the_old_value_in_the_log() {
+fn a_value_that_is_too_low_is_raised_and_the_old_one_logged() {
     lab::test(Timing::Free, || {
         let lab = lab();
         let node = lab.node(1);
@@ -93,7 +93,7 @@ fn what_is_too_low_is_raised_with_the_old_value_in_the_log() {
 }
 
 #[test]
-fn what_is_high_enough_is_left_and_nothing_is_put_back() {
+fn a_value_that_is_high_enough_is_left_and_none_is_put_back() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
         let node = lab.node(1);
@@ -122,7 +122,7 @@ fn run_commands(node: &Node, status: &str) {
 }
 
 #[test]
-fn told_to_leave_them_it_says_the_commands_and_nothing_more() {
+fn with_set_sysctls_false_only_the_commands_are_reported() {
     lab::test(Timing::Free, || {
         let lab = lab();
         let node = lab.node(1);
@@ -151,7 +151,7 @@ fn told_to_leave_them_it_says_the_commands_and_nothing_more() {
 }
 
 #[test]
-fn a_read_only_proc_is_told_once_and_the_node_is_ready() {
+fn a_read_only_proc_is_reported_once_and_the_node_is_ready() {
     lab::test(Timing::Free, || {
         let lab = lab();
         let node = lab.node(1);

@@ -217,7 +217,7 @@ fn another_network_gets_another_subnet_and_the_old_one_is_swept() {
 }
 
 #[test]
-fn half_a_subnet_file_is_written_anew() {
+fn half_a_subnet_file_is_rewritten() {
     lab::test(Timing::Free, || {
         let half = |text: &str| text[..text.find("FLANNEL_SUBNET=10.244.").unwrap() + 20].to_owned();
         let lab = take_over_into(cluster::VXLAN, half);

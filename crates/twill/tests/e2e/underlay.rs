@@ -125,7 +125,7 @@ fn a_node_among_the_pods_is_refused_with_address_interface_and_range() {
 
 /// The node stays ready, since its pods work as long as no node has that subnet.
 #[test]
-fn another_interfaces_network_among_the_pods_is_told() {
+fn another_interfaces_network_among_the_pods_is_reported() {
     lab::test(Timing::Free, || {
         let lab = inside(&shared("vxlan"));
         let node = lab.node(1);
@@ -239,7 +239,7 @@ fn the_second_card_of_two_on_one_segment_by_auto() {
 }
 
 #[test]
-fn a_direct_way_that_waits_keeps_no_tunnel_waiting() {
+fn a_waiting_direct_path_delays_no_tunnel() {
     lab::test(Timing::Free, || {
         for backend in [r#""auto""#, r#""vxlan","DirectRouting":true,"VerifyDirect":false"#] {
             let lab = two_cards(&VXLAN.replace(r#""vxlan""#, backend));
@@ -421,7 +421,7 @@ fn a_bridge_and_the_card_below_it() {
 
 /// Only packets can show where policy routing leads past the main table.
 #[test]
-fn a_full_size_packet_that_the_kernel_does_not_send_is_told() {
+fn a_full_size_packet_that_the_kernel_does_not_send_is_reported() {
     lab::test_within(Duration::from_secs(120), Timing::Free, || {
         let lab = two_cards(VXLAN);
         let node = lab.node(1);

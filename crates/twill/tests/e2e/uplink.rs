@@ -118,7 +118,7 @@ fn is_refused(lab: &Lab, flags: &[&str], code: i32, why: &str) {
 }
 
 #[test]
-fn what_finds_nothing_is_told_with_every_attempt() {
+fn a_failed_choice_is_reported_with_every_attempt() {
     lab::test(Timing::Free, || {
         let flags = [
             "--iface=eth9",
@@ -144,7 +144,7 @@ fn what_finds_nothing_is_told_with_every_attempt() {
 
 /// Choices that crash flannel are errors: flannel-faults 83 and 85.
 #[test]
-fn what_crashes_flannel_is_an_error() {
+fn choices_that_crash_flannel_are_errors() {
     lab::test(Timing::Free, || {
         for (config, flags, code, why) in [
             (
@@ -238,7 +238,7 @@ fn an_address_that_is_not_ours_is_announced_and_not_sent_from() {
 }
 
 #[test]
-fn host_gw_whose_uplink_no_peer_is_on_is_told() {
+fn host_gw_without_a_peer_on_its_uplink_is_reported() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), HOST_GW);
         let (node, peer) = (lab.node(1), lab.node(2));
@@ -270,7 +270,7 @@ fn host_gw_whose_uplink_no_peer_is_on_is_told() {
 }
 
 #[test]
-fn an_address_that_is_not_the_nodes_internal_ip_is_told_once() {
+fn an_address_that_is_not_the_nodes_internal_ip_is_reported_once() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN_DUAL);
         let node = lab.node(1);
@@ -350,7 +350,7 @@ fn an_address_that_another_nodes_lease_announces_is_refused_at_the_start() {
 
 /// A machine that has never run here takes the lease for its own, and both write it in turn.
 #[test]
-fn a_lease_that_somebody_else_writes_too_is_told() {
+fn a_lease_with_a_second_writer_is_reported() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (node, twin) = (lab.node(1), lab.node(2));

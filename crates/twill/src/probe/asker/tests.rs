@@ -51,7 +51,7 @@ fn new() -> Loop {
 }
 
 #[test]
-fn a_way_that_was_chosen_by_evidence_is_always_watched() {
+fn a_path_chosen_by_evidence_is_always_probed() {
     let later = Duration::from_secs(3600);
     let local = Local { uplink: "eth0".parse().unwrap(), mtu: 1500 };
     let asked = |peer: PeerPath, pace| Peer::new(peer, local, Duration::ZERO).is_asked_on(pace, later);
@@ -62,7 +62,7 @@ fn a_way_that_was_chosen_by_evidence_is_always_watched() {
 }
 
 #[test]
-fn what_is_known_of_another_uplink_is_not_told() {
+fn health_found_along_a_former_uplink_is_withdrawn() {
     let mut all = new();
     all.asker.follow();
     all.asker.publish(true, Duration::ZERO);
@@ -77,7 +77,7 @@ fn what_is_known_of_another_uplink_is_not_told() {
 
 /// Changes of a link spread the probes of thousands of peers, however often they come.
 #[test]
-fn thousands_are_not_asked_at_once_when_a_link_changes() {
+fn probes_of_thousands_are_spread_after_a_change_of_a_link() {
     let mut all = new();
     let count = 5000_u16;
     let peers = (0..count).map(|n| {
@@ -114,7 +114,7 @@ fn thousands_are_not_asked_at_once_when_a_link_changes() {
 }
 
 #[test]
-fn once_nobody_asks_nothing_is_known() {
+fn no_health_is_known_once_the_prober_has_ended() {
     let mut all = new();
     all.asker.follow();
     all.asker.publish(true, Duration::ZERO);
@@ -124,7 +124,7 @@ fn once_nobody_asks_nothing_is_known() {
 }
 
 #[test]
-fn few_subnets_are_asked_about_behind_one_address() {
+fn few_subnets_are_probed_behind_one_address() {
     let mut peers: Vec<PeerPath> =
         (1..=100).map(|number| peer(number, Path::Tunnel(TunnelKind::Vxlan))).collect();
     peers.iter_mut().skip(10).for_each(|peer| peer.public_ip = [192, 0, 2, 200].into());

@@ -57,7 +57,7 @@ fn an_ipv4_header_is_whole_and_forbids_fragments() {
 }
 
 #[test]
-fn of_what_is_cut_or_damaged_nothing_is_believed() {
+fn cut_or_damaged_packets_are_ignored() {
     for ends in both() {
         let whole = reply(ends, &echo(ends, 7, NUMBER, 64));
         for length in 0..whole.len() {
@@ -119,7 +119,7 @@ proptest! {
 }
 
 #[test]
-fn errors_say_what_they_are_about() {
+fn an_error_leads_to_the_packet_that_it_quotes() {
     let [v4, v6] = both();
     let by = [ends("192.0.2.9", "10.244.1.0"), ends("fd00:9::9", "fd00:1::")];
     for (ends, by, head, mtu) in [
@@ -144,7 +144,7 @@ fn errors_say_what_they_are_about() {
 }
 
 #[test]
-fn no_link_carries_less_than_the_least() {
+fn an_mtu_below_the_least_possible_one_is_ignored() {
     let by = [ends("192.0.2.9", "10.244.1.0"), ends("fd00:9::9", "fd00:1::")];
     for (ends, by, kind, least) in [(both()[0], by[0], [3, 4], 576_u16), (both()[1], by[1], [2, 0], 1280)] {
         let received = |mtu: u16| {
@@ -158,7 +158,7 @@ fn no_link_carries_less_than_the_least() {
 }
 
 #[test]
-fn a_closed_port_is_told_with_the_length_of_what_came() {
+fn a_closed_port_is_reported_with_the_length_of_the_datagram() {
     for (ends, head) in both().into_iter().zip([[3, 3], [1, 4]]) {
         let about = datagram(ends, 4000, 33434, &[0; 9]);
         let back = Ends { from: ends.to, to: ends.from };
@@ -180,7 +180,7 @@ fn a_datagrams_checksum_is_right() {
 }
 
 #[test]
-fn arp_is_asked_with_our_own_address_and_only_replies_are_heard() {
+fn an_arp_request_has_our_address_and_only_replies_are_read() {
     let [own, target] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
     let request = arp_request(MAC, own, target);
     assert_eq!((&request[8..14], &request[14..18]), (&MAC.0[..], &own.octets()[..]));
@@ -195,7 +195,7 @@ fn arp_is_asked_with_our_own_address_and_only_replies_are_heard() {
 }
 
 #[test]
-fn neighbours_are_solicited_and_believed_from_the_segment_alone() {
+fn neighbour_advertisements_count_from_the_segment_alone() {
     let Ends { from: IpAddr::V6(own), to: IpAddr::V6(target) } = ends("fd00::1", "fd00::12:3456") else {
         panic!("IPv6")
     };

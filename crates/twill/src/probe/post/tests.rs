@@ -112,7 +112,7 @@ fn mac(text: &str) -> Mac {
 }
 
 #[test]
-fn every_question_to_a_healthy_peer_is_answered() {
+fn every_probe_to_a_healthy_peer_is_answered() {
     lab::test(Timing::Free, || {
         let lab = two_nodes();
         let next_hop = mac(&lab.node(2).mac);
@@ -136,7 +136,7 @@ fn every_question_to_a_healthy_peer_is_answered() {
 }
 
 #[test]
-fn direct_goes_past_the_tunnel_and_is_heard_past_the_rules() {
+fn a_direct_echo_bypasses_the_tunnel_and_the_rules() {
     lab::test(Timing::Free, || {
         let lab = two_nodes();
         lab.node(1).ns.run(
@@ -156,7 +156,7 @@ fn direct_goes_past_the_tunnel_and_is_heard_past_the_rules() {
 }
 
 #[test]
-fn each_loss_is_seen_by_the_question_that_it_concerns() {
+fn each_loss_is_seen_by_the_matching_probe() {
     lab::test(Timing::Free, || {
         let lab = two_nodes();
         let far = &lab.node(2).ns;
@@ -183,7 +183,7 @@ fn each_loss_is_seen_by_the_question_that_it_concerns() {
 }
 
 #[test]
-fn what_is_too_large_is_told_with_the_size_that_fits() {
+fn a_packet_that_is_too_large_is_reported_with_the_size_that_fits() {
     lab::test(Timing::Free, || {
         let lab = two_nodes();
         inquire(&lab, |ask| {
@@ -220,7 +220,7 @@ fn two_machines_with_one_address_are_two_answers() {
 }
 
 #[test]
-fn what_cannot_be_asked_is_said_and_asked_once_it_can() {
+fn an_impossible_probe_is_reported_and_sent_once_it_is_possible() {
     lab::test(Timing::Free, || {
         let lab = two_nodes();
         lab.node(1).ns.run("ip addr del 10.244.1.0/32 dev flannel.1");
@@ -248,7 +248,7 @@ fn what_cannot_be_asked_is_said_and_asked_once_it_can() {
 }
 
 #[test]
-fn a_device_that_is_made_anew_is_heard_again() {
+fn answers_arrive_again_after_a_device_was_recreated() {
     lab::test(Timing::Free, || {
         let lab = two_nodes();
         inquire(&lab, |ask| {
@@ -269,7 +269,7 @@ fn a_device_that_is_made_anew_is_heard_again() {
 }
 
 #[test]
-fn ipv6_is_asked_the_same_questions() {
+fn ipv6_gets_the_same_probes() {
     lab::test(Timing::Free, || {
         let lab = two_nodes();
         for (own, peer, mac, theirs) in [(1, 2, NEAR, FAR), (2, 1, FAR, NEAR)] {
@@ -318,7 +318,7 @@ fn ipv6_is_asked_the_same_questions() {
 }
 
 #[test]
-fn what_this_node_refuses_itself_is_lost() {
+fn a_refusal_by_this_node_itself_is_a_loss() {
     lab::test(Timing::Free, || {
         let lab = two_nodes();
         lab.node(1).ns.run(
@@ -334,7 +334,7 @@ fn what_this_node_refuses_itself_is_lost() {
 }
 
 #[test]
-fn who_refuses_is_told() {
+fn the_machine_that_refuses_is_reported() {
     lab::test(Timing::Free, || {
         let lab = two_nodes();
         lab.node(2).ns.run(
@@ -350,7 +350,7 @@ fn who_refuses_is_told() {
 }
 
 #[test]
-fn a_neighbour_that_somebody_has_set_need_not_answer() {
+fn a_neighbour_set_by_hand_need_not_answer() {
     lab::test(Timing::Free, || {
         let lab = two_nodes();
         let (near, far) = (lab.node(1), lab.node(2));
@@ -368,7 +368,7 @@ fn a_neighbour_that_somebody_has_set_need_not_answer() {
 }
 
 #[test]
-fn who_is_silent_makes_the_kernel_ask_nobody() {
+fn a_silent_peer_makes_the_kernel_send_no_requests() {
     lab::test(Timing::Free, || {
         let lab = two_nodes();
         lab.node(2).ns.run("ip link set eth0 down");
@@ -392,7 +392,7 @@ fn who_is_silent_makes_the_kernel_ask_nobody() {
 }
 
 #[test]
-fn who_is_whose_neighbour_is_not_heard_on_the_tunnel() {
+fn answers_about_neighbours_are_ignored_on_the_tunnel() {
     lab::test(Timing::Free, || {
         let lab = two_nodes();
         for (own, peer) in [(1, 2), (2, 1)] {

@@ -211,7 +211,7 @@ fn mend(lab: &Lab) {
 /// address, rejected packets of pods, a strict reverse path filter. On the wire: lost large packets, pod addresses, ARP and
 /// neighbour discovery, or echoes. One peer is down, and a hidden router between the nodes loses its routes to the pods.
 #[test]
-fn each_is_told_and_left_in_time_and_taken_again_when_it_is_healthy() {
+fn each_fault_is_found_and_its_path_left_and_taken_again_in_time() {
     lab::test(Timing::Timed, || {
         let lab = cluster::lab(Topology::routed(11, 2).outside(), AUTO_DUAL);
         one_segment(&lab);

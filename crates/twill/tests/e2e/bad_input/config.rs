@@ -33,7 +33,7 @@ const BROKEN: [(&str, &str); 7] = [
 ];
 
 #[test]
-fn at_the_start_it_is_waited_for_said_once_and_enough_to_correct_it() {
+fn at_the_start_a_broken_config_is_reported_once_and_waited_for() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(1).twill(env!("CARGO_BIN_EXE_twill")).build();
         let node = lab.node(1);

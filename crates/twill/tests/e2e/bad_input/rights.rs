@@ -5,7 +5,7 @@ use lab::{Timing, Topology, View};
 use crate::cluster::{self, FLAGS, VXLAN};
 
 #[test]
-fn without_the_capability_it_ends_and_names_it() {
+fn without_the_capability_the_daemon_ends_and_names_it() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
         let node = lab.node(1);

@@ -6,7 +6,7 @@ use crate::cluster::{self, FLAGS, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL};
 
 /// A fault that a restart cannot correct ends the daemon before it requests a lease or touches the kernel.
 #[test]
-fn that_cannot_be_chosen_ends_the_start_with_a_list_of_what_is_there() {
+fn without_an_acceptable_uplink_the_start_ends_with_a_list_of_interfaces() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
         let node = lab.node(1);

@@ -8,7 +8,7 @@ use super::{NAMED, SUBNETS, Vigil, calm, lab, named, nothing, start};
 use crate::cluster::{self, FLAGS, SOON, lease_name};
 
 #[test]
-fn a_daemon_with_a_wrong_password_waits_and_says_so() {
+fn a_daemon_with_a_wrong_password_waits_and_reports_it() {
     lab::test(Timing::Free, || {
         let lab = lab(2, EtcdSetup::http().with_auth());
         let (etcd, node) = (lab.etcd(), lab.node(1));

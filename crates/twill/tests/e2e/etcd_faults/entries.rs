@@ -12,7 +12,7 @@ use crate::cluster::{FLAGS, SOON, lease_name};
 const BACK: Duration = Duration::from_secs(2);
 
 #[test]
-fn nonsense_beside_the_leases_is_named_and_costs_nothing() {
+fn garbage_beside_the_leases_is_named_and_does_no_harm() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
         let (mut daemons, pods) = start(&lab);
@@ -39,7 +39,7 @@ fn nonsense_beside_the_leases_is_named_and_costs_nothing() {
 }
 
 #[test]
-fn nonsense_in_place_of_a_lease_is_written_over() {
+fn garbage_in_place_of_a_lease_is_overwritten() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
         let (mut daemons, pods) = start(&lab);
@@ -77,7 +77,7 @@ fn a_lease_that_is_deleted_is_taken_again_at_once() {
 
 /// The conflict is reported and not fought over: the other node may have pods in the subnet, too.
 #[test]
-fn a_lease_that_another_node_has_taken_is_said() {
+fn a_lease_that_another_node_has_taken_is_reported() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
         let (mut daemons, pods) = start(&lab);

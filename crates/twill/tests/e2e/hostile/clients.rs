@@ -82,7 +82,7 @@ fn idle_connections_of_a_local_user_keep_nobody_from_an_answer() {
 
 /// A client that sends nothing is disconnected within two seconds, on the port and on the socket.
 #[test]
-fn who_says_nothing_is_sent_away_soon() {
+fn a_silent_client_is_disconnected_soon() {
     lab::test(Timing::Timed, || {
         use std::io::{Read, Write};
         let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);

@@ -89,7 +89,7 @@ fn ever_new_words_in_a_log_of_json() {
 
 /// The leases exist before the daemon starts, and stay.
 #[test]
-fn sixty_that_stand_are_told_in_a_short_page() {
+fn sixty_lasting_warnings_fit_a_short_page() {
     lab::test(Timing::Timed, || {
         let lab = cluster::lab(Topology::flat(3), VXLAN);
         let (mut daemons, pods) = cluster::start(&lab);

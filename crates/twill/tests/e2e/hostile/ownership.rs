@@ -38,12 +38,12 @@ fn ports(key: &str, most: i64) {
 
 /// Three nodes write their leases once each, not once for each of the attacker's writes.
 #[test]
-fn a_port_that_comes_and_goes_is_worth_one_write_a_minute() {
+fn a_port_that_comes_and_goes_causes_one_write_a_minute() {
     lab::test(Timing::Timed, || ports("10.244.5.0-24", 3));
 }
 
 #[test]
-fn a_port_of_nobody_who_is_admitted_is_worth_none() {
+fn a_port_of_a_peer_that_is_not_admitted_causes_no_write() {
     lab::test(Timing::Timed, || ports("10.99.5.0-24", 0));
 }
 

@@ -83,27 +83,27 @@ fn attacked(manager: Manager, backend: &str, filter: &str, arrive: usize) {
 }
 
 #[test]
-fn what_a_masqueraded_pod_forges_is_dropped() {
+fn forged_packets_of_a_masqueraded_pod_are_dropped() {
     lab::test(Timing::Free, || attacked(Manager::Nft, "vxlan", "drop", 0));
 }
 
 #[test]
-fn it_is_dropped_beside_rules_of_iptables() {
+fn forged_packets_of_a_pod_are_dropped_beside_rules_of_iptables() {
     lab::test(Timing::Free, || attacked(Manager::Iptables, "vxlan", "drop", 0));
 }
 
 #[test]
-fn it_is_dropped_where_the_way_may_be_direct() {
+fn forged_packets_of_a_pod_are_dropped_where_paths_may_be_direct() {
     lab::test(Timing::Free, || attacked(Manager::Auto, "auto", "drop", 0));
 }
 
 #[test]
-fn it_is_counted_with_the_pods_address() {
+fn forged_packets_of_a_pod_are_counted_with_its_address() {
     lab::test(Timing::Free, || attacked(Manager::Nft, "vxlan", "count", 2));
 }
 
 #[test]
-fn it_is_not_looked_at_when_that_is_off() {
+fn forged_packets_of_a_pod_pass_when_the_filter_is_off() {
     lab::test(Timing::Free, || attacked(Manager::Nft, "vxlan", "off", 2));
 }
 

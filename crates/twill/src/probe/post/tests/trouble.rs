@@ -7,7 +7,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::*;
 
 #[test]
-fn nothing_is_lost_while_there_may_be_answers_to_hear() {
+fn no_probe_expires_while_answers_are_waiting() {
     lab::test(Timing::Free, || {
         let lab = two_nodes();
         inquire(&lab, |ask| {
@@ -61,7 +61,7 @@ proptest! {
 
     /// Arbitrary packets answer none of the probes that wait, and cause no panic.
     #[test]
-    fn what_nobody_was_asked_is_no_answer(all in vec((any::<u8>(), vec(any::<u8>(), 0..120)), 1..20)) {
+    fn arbitrary_packets_answer_no_probe(all in vec((any::<u8>(), vec(any::<u8>(), 0..120)), 1..20)) {
         let peer = PeerPath {
             subnet: "10.244.2.0/24".parse().unwrap(),
             public_ip: [192, 0, 2, 2].into(),
