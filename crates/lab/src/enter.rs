@@ -107,7 +107,7 @@ fn exit_code(status: ExitStatus) -> i32 {
 pub fn command() -> Result<Command, String> {
     check_tools()?;
     let mut flags = allowed_flags()?;
-    let exe = std::env::current_exe().map_err(|e| format!("where is my own executable? {e}"))?;
+    let exe = std::env::current_exe().map_err(|e| format!("cannot find this program's file: {e}"))?;
     let mut command = Command::new("setpriv");
     let own_user = flags.contains(&OWN_USER[0]);
     let parent = process::id().to_string();

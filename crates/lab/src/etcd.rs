@@ -172,7 +172,7 @@ impl Etcd {
         self.signal(Signal::SIGTERM);
         let mut process = self.process();
         let ended = || process.child.as_mut()?.try_wait().ok().flatten();
-        assert!(until(DOWN, ended).is_some(), "etcd runs on; its log:\n{}", self.log());
+        assert!(until(DOWN, ended).is_some(), "etcd still runs; its log:\n{}", self.log());
         process.child = None;
     }
 

@@ -106,7 +106,7 @@ impl Harm {
     }
 
     /// Returns true if the kernel's monitors report the harm.
-    pub(crate) fn is_heard(&self) -> bool {
+    pub(crate) fn is_reported(&self) -> bool {
         !matches!(self, Self::DaemonKilled { .. })
     }
 }

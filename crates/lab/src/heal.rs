@@ -35,7 +35,7 @@ pub fn try_heal(
         (as_before && ping()).then(|| start.elapsed())
     });
     let what = format!("{}: `{}`", node.name, harm.command(node));
-    if harm.is_heard() && monitors.events().is_empty() {
+    if harm.is_reported() && monitors.events().is_empty() {
         return Err(format!("{what} changed nothing"));
     }
     healed.ok_or_else(|| {

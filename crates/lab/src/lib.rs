@@ -64,4 +64,4 @@ pub use topology::{Lab, OUTSIDE, OUTSIDE6, Topology};
 pub use traffic::{Traffic, TrafficReport};
 pub use wait::{holds_for, patient, until, wait_for};
 pub use wire::{Filter, Relay};
-pub use witness::{Heard, Protocol, Witness, knock, seen_source, seen_source_of};
+pub use witness::{Protocol, Received, Witness, knock, seen_source, seen_source_of};

@@ -59,7 +59,7 @@ impl Lines {
         let waited = self.shared.1.wait_timeout_while(lines, patient(limit), missing);
         let found = !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out();
         if !found {
-            missed(format!("a line: waited {:.1} s in vain", patient(limit).as_secs_f64()), start);
+            missed(format!("a line did not appear within {:.1} s", patient(limit).as_secs_f64()), start);
         }
         found
     }

@@ -18,7 +18,7 @@ const REPEAT: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct Monitors {
     ns: Ns,
-    heard: Vec<(&'static str, Lines)>,
+    monitors: Vec<(&'static str, Lines)>,
     from: Vec<usize>,
 }
 
@@ -30,7 +30,7 @@ impl Monitors {
             command.args(args);
             (program, Lines::start(command))
         };
-        let mut monitors = Self { ns: ns.clone(), heard: PROGRAMS.map(start).into(), from: vec![0; 3] };
+        let mut monitors = Self { ns: ns.clone(), monitors: PROGRAMS.map(start).into(), from: vec![0; 3] };
         monitors.from = monitors.sync();
         monitors
     }
@@ -40,21 +40,21 @@ impl Monitors {
     fn sync(&self) -> Vec<usize> {
         static NTH: AtomicU16 = AtomicU16::new(0);
         let marker = Marker(NTH.fetch_add(1, Ordering::Relaxed));
-        let told = |(program, lines): &(&str, Lines)| {
+        let reported = |(program, lines): &(&str, Lines)| {
             lines.all().iter().rposition(|line| marker.ends_with(program, &line.text))
         };
         let all = until(ANSWER, || {
             self.ns.run(&marker.command());
-            until(REPEAT, || self.heard.iter().map(told).collect::<Option<Vec<_>>>())
+            until(REPEAT, || self.monitors.iter().map(reported).collect::<Option<Vec<_>>>())
         });
-        let all = all.unwrap_or_else(|| panic!("{}: a monitor is deaf", self.ns.name()));
+        let all = all.unwrap_or_else(|| panic!("{}: a monitor receives no events", self.ns.name()));
         all.into_iter().map(|position| position + 1).collect()
     }
 
     /// Returns each event's program and line since the start or the last [`Self::forget`], without the lab's own markers.
     pub fn events(&self) -> Vec<(&'static str, Line)> {
         self.sync();
-        let since = self.heard.iter().zip(&self.from).flat_map(|((program, lines), from)| {
+        let since = self.monitors.iter().zip(&self.from).flat_map(|((program, lines), from)| {
             lines.all().into_iter().skip(*from).map(|line| (*program, line))
         });
         since.filter(|(_, line)| !Marker::is_any(&line.text)).collect()

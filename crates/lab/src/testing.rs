@@ -84,7 +84,7 @@ enum Failure {
 fn measure(
     timing: Timing,
     mut once: impl FnMut(Timing) -> Result<(), Failure>,
-    mut tell: impl FnMut(&str),
+    mut report: impl FnMut(&str),
 ) -> Result<(), String> {
     let mut all = Vec::new();
     loop {
@@ -101,7 +101,7 @@ fn measure(
                          the output of the last one:\n{output}"
                     ));
                 }
-                tell(&figures);
+                report(&figures);
             }
         }
     }
@@ -185,7 +185,7 @@ fn run_again(path: &str, deadline: Duration) -> Result<(), Failure> {
         }
         Some(status) if status.code() == Some(STARVED) => {
             let figures = output.lines().rev().find_map(|line| line.strip_prefix(STARVED_LINE));
-            Err(Failure::Starved(figures.unwrap_or("it does not say what was late").to_owned(), output))
+            Err(Failure::Starved(figures.unwrap_or("it does not name the late limit").to_owned(), output))
         }
         Some(status) if !status.success() => {
             Err(Failure::Real(format!("failed in the lab; its output:\n{output}")))
@@ -208,13 +208,13 @@ fn captured(mut command: Command, deadline: Duration) -> Result<(String, Option<
     let mut child = command.spawn().map_err(|e| format!("cannot start setpriv: {e}"))?;
     // The command owns our copies of the pipe's writing end; the pipe ends with the lab only once they are closed.
     drop(command);
-    let (tell, told) = mpsc::channel();
+    let (report, reports) = mpsc::channel();
     thread::spawn(move || {
-        BufReader::new(reader).split(b'\n').map_while(Result::ok).try_for_each(|line| tell.send(line))
+        BufReader::new(reader).split(b'\n').map_while(Result::ok).try_for_each(|line| report.send(line))
     });
     let mut output = String::new();
     loop {
-        match told.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        match reports.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok(line) => output.push_str(&(String::from_utf8_lossy(&line) + "\n")),
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
@@ -268,21 +268,21 @@ mod tests {
     #[test]
     fn a_timed_test_runs_alone() {
         let (first, second) = (Turn::take(Timing::Free), Turn::take(Timing::Free));
-        let (tell, told) = mpsc::channel();
+        let (report, reports) = mpsc::channel();
         let wait = |timing: Timing| {
-            let tell = tell.clone();
-            thread::spawn(move || tell.send((timing, Turn::take(timing))));
+            let report = report.clone();
+            thread::spawn(move || report.send((timing, Turn::take(timing))));
         };
-        let blocked = |told: &mpsc::Receiver<_>| told.recv_timeout(Duration::from_millis(100)).is_err();
+        let blocked = |reports: &mpsc::Receiver<_>| reports.recv_timeout(Duration::from_millis(100)).is_err();
         wait(Timing::Timed);
-        assert!(blocked(&told), "two free tests are running");
+        assert!(blocked(&reports), "two free tests are running");
         drop((first, second));
-        let (timing, timed) = told.recv_timeout(DEADLINE).expect("its turn");
+        let (timing, timed) = reports.recv_timeout(DEADLINE).expect("its turn");
         assert_eq!(timing, Timing::Timed);
         wait(Timing::Free);
-        assert!(blocked(&told), "a timed test is running");
+        assert!(blocked(&reports), "a timed test is running");
         drop(timed);
-        assert_eq!(told.recv_timeout(DEADLINE).expect("its turn").0, Timing::Free);
+        assert_eq!(reports.recv_timeout(DEADLINE).expect("its turn").0, Timing::Free);
     }
 
     fn starved(figures: &str) -> Result<(), Failure> {
@@ -291,36 +291,37 @@ mod tests {
 
     /// Runs [`measure`] with these results. Returns its result, the timings that it asked for, and the figures that it reported.
     fn measured(results: Vec<Result<(), Failure>>) -> (Result<(), String>, Vec<Timing>, Vec<String>) {
-        let (mut results, mut timings, mut told) = (results.into_iter(), Vec::new(), Vec::new());
+        let (mut results, mut timings, mut reports) = (results.into_iter(), Vec::new(), Vec::new());
         let once = |timing| {
             timings.push(timing);
             results.next().expect("no more measurements than that")
         };
-        let ended = measure(Timing::Free, once, |figures| told.push(figures.to_owned()));
-        (ended, timings, told)
+        let ended = measure(Timing::Free, once, |figures| reports.push(figures.to_owned()));
+        (ended, timings, reports)
     }
 
     #[test]
     fn a_late_control_repeats_the_measurement_alone() {
-        let (ended, timings, told) = measured(vec![starved("first"), starved("second"), Ok(())]);
+        let (ended, timings, reports) = measured(vec![starved("first"), starved("second"), Ok(())]);
         assert_eq!(ended, Ok(()));
         assert_eq!(timings, [Timing::Free, Timing::Timed, Timing::Timed]);
-        assert_eq!(told, ["first", "second"]);
+        assert_eq!(reports, ["first", "second"]);
     }
 
     #[test]
     fn a_control_that_is_late_three_times_fails_with_all_figures() {
-        let (ended, timings, told) = measured(vec![starved("first"), starved("second"), starved("third")]);
+        let (ended, timings, reports) = measured(vec![starved("first"), starved("second"), starved("third")]);
         let why = ended.expect_err("three times starved");
         assert!(["first", "second", "third", "its output"].iter().all(|part| why.contains(part)), "{why}");
-        assert_eq!((timings.len(), told.len()), (MEASUREMENTS, MEASUREMENTS - 1));
+        assert_eq!((timings.len(), reports.len()), (MEASUREMENTS, MEASUREMENTS - 1));
     }
 
     #[test]
     fn a_control_on_time_fails_at_once() {
-        let (ended, timings, told) = measured(vec![Err(Failure::Real("too slow".into()))]);
-        assert_eq!((ended, timings.len(), told.len()), (Err("too slow".into()), 1, 0));
-        let (ended, timings, told) = measured(vec![starved("first"), Err(Failure::Real("too slow".into()))]);
-        assert_eq!((ended, timings.len(), told.len()), (Err("too slow".into()), 2, 1));
+        let (ended, timings, reports) = measured(vec![Err(Failure::Real("too slow".into()))]);
+        assert_eq!((ended, timings.len(), reports.len()), (Err("too slow".into()), 1, 0));
+        let (ended, timings, reports) =
+            measured(vec![starved("first"), Err(Failure::Real("too slow".into()))]);
+        assert_eq!((ended, timings.len(), reports.len()), (Err("too slow".into()), 2, 1));
     }
 }

@@ -36,7 +36,7 @@ fn until_found<T>(what: &str, limit: Duration, look: impl FnMut() -> Option<T>) 
     let start = Instant::now();
     let found = within(patient(limit), look);
     if found.is_none() {
-        missed(format!("{what}: waited {:.1} s in vain", patient(limit).as_secs_f64()), start);
+        missed(format!("{what}: not true within {:.1} s", patient(limit).as_secs_f64()), start);
     }
     found
 }
@@ -57,7 +57,7 @@ fn within<T>(span: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
 /// Panics with `what` unless `condition` becomes true within `limit`.
 pub fn wait_for(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
     if until_found(what, limit, || condition().then_some(())).is_none() {
-        panic!("waited {:.1} s in vain: {what}", patient(limit).as_secs_f64());
+        panic!("not true within {:.1} s: {what}", patient(limit).as_secs_f64());
     }
 }
 

@@ -27,20 +27,20 @@ pub enum Protocol {
 
 /// A received datagram, or an accepted connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Heard {
+pub struct Received {
     pub protocol: Protocol,
     pub source: SocketAddr,
     /// Text of the datagram; empty for a connection.
     pub said: String,
 }
 
-type Log = Arc<Mutex<Vec<Heard>>>;
+type Log = Arc<Mutex<Vec<Received>>>;
 
 /// A running server on port [`Witness::port`] of every address that its namespace has when it starts. On a TCP connection it
 /// sends the client's address in a line, such as `192.168.100.11:4567`, and then echoes every byte.
 #[derive(Debug)]
 pub struct Witness {
-    heard: Log,
+    received: Log,
     over: Arc<AtomicBool>,
 }
 
@@ -56,14 +56,14 @@ impl Witness {
         });
         let (udp, tcp) = (udp.expect("one witness per namespace"), tcp.expect("one witness per namespace"));
         tcp.set_nonblocking(true).expect("a socket option");
-        let witness = Self { heard: Log::default(), over: Arc::default() };
+        let witness = Self { received: Log::default(), over: Arc::default() };
         for socket in udp {
             socket.set_read_timeout(Some(LOOK)).expect("a socket option");
-            let (heard, over) = (Arc::clone(&witness.heard), Arc::clone(&witness.over));
-            thread::spawn(move || answer_datagrams(&socket, &heard, &over));
+            let (received, over) = (Arc::clone(&witness.received), Arc::clone(&witness.over));
+            thread::spawn(move || answer_datagrams(&socket, &received, &over));
         }
-        let (heard, over) = (Arc::clone(&witness.heard), Arc::clone(&witness.over));
-        thread::spawn(move || accept(&tcp, &heard, &over));
+        let (received, over) = (Arc::clone(&witness.received), Arc::clone(&witness.over));
+        thread::spawn(move || accept(&tcp, &received, &over));
         witness
     }
 
@@ -73,13 +73,16 @@ impl Witness {
     }
 
     /// Returns everything received so far, the oldest first.
-    pub fn heard(&self) -> Vec<Heard> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn received(&self) -> Vec<Received> {
+        self.received.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Returns the number of received datagrams with exactly this text.
     pub fn count(&self, said: &str) -> usize {
-        self.heard().iter().filter(|heard| heard.protocol == Protocol::Udp && heard.said == said).count()
+        self.received()
+            .iter()
+            .filter(|received| received.protocol == Protocol::Udp && received.said == said)
+            .count()
     }
 }
 
@@ -101,26 +104,26 @@ fn plain(source: SocketAddr) -> SocketAddr {
     SocketAddr::new(source.ip().to_canonical(), source.port())
 }
 
-fn note(heard: &Log, protocol: Protocol, source: SocketAddr, said: String) {
-    heard.lock().unwrap_or_else(PoisonError::into_inner).push(Heard { protocol, source, said });
+fn note(received: &Log, protocol: Protocol, source: SocketAddr, said: String) {
+    received.lock().unwrap_or_else(PoisonError::into_inner).push(Received { protocol, source, said });
 }
 
-fn answer_datagrams(socket: &UdpSocket, heard: &Log, over: &AtomicBool) {
+fn answer_datagrams(socket: &UdpSocket, received: &Log, over: &AtomicBool) {
     let mut buffer = [0; 2048];
     while !over.load(Ordering::Relaxed) {
         let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
         let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        note(heard, Protocol::Udp, plain(from), said);
+        note(received, Protocol::Udp, plain(from), said);
         // A client without a return route receives nothing, as in a real network.
         let _ = socket.send_to(format!("{}\n", plain(from)).as_bytes(), from);
     }
 }
 
-fn accept(listener: &TcpListener, heard: &Log, over: &Arc<AtomicBool>) {
+fn accept(listener: &TcpListener, received: &Log, over: &Arc<AtomicBool>) {
     while !over.load(Ordering::Relaxed) {
         match listener.accept() {
             Ok((stream, from)) => {
-                note(heard, Protocol::Tcp, plain(from), String::new());
+                note(received, Protocol::Tcp, plain(from), String::new());
                 let over = Arc::clone(over);
                 thread::spawn(move || echo(stream, plain(from), &over));
             }

@@ -28,10 +28,12 @@ fn a_witness_sends_each_client_its_address_in_both_families() {
                 for protocol in [Protocol::Udp, Protocol::Tcp] {
                     let seen = seen_source(&node.ns, protocol, to).expect("an answer");
                     assert_eq!(seen.ip(), own, "{protocol:?}");
-                    let heard = witness.heard();
+                    let received = witness.received();
                     assert!(
-                        heard.iter().any(|heard| (heard.protocol, heard.source) == (protocol, seen)),
-                        "{heard:?}"
+                        received
+                            .iter()
+                            .any(|received| (received.protocol, received.source) == (protocol, seen)),
+                        "{received:?}"
                     );
                 }
                 assert_eq!(seen_source_of(&node.ns, (own, 4567).into(), to), Some((own, 4567).into()));
@@ -54,7 +56,11 @@ fn the_outside_host_receives_packets_of_pods_and_has_no_route_to_them() {
             ["10.244.1.2:4567", "[fd00:244:0:1::2]:4567"].map(|pod| pod.parse().expect("an address"));
         for (own, to) in pods.into_iter().zip(OUTSIDES) {
             assert_eq!(seen_source_of(&node.ns, own, to), None);
-            assert!(witness.heard().iter().any(|heard| heard.source == own), "{:?}", witness.heard());
+            assert!(
+                witness.received().iter().any(|received| received.source == own),
+                "{:?}",
+                witness.received()
+            );
         }
         masquerade(&lab);
         let own = SocketAddr::from((pods[0].ip(), 4568));
@@ -93,7 +99,7 @@ fn a_forged_packet_reaches_a_pod_through_the_tunnel_device() {
                 assert_eq!(witness.count(&said), expected, "{said}");
             }
         }
-        assert!(witness.heard().iter().all(|heard| [ends[0].0, ends[1].0].contains(&heard.source)));
+        assert!(witness.received().iter().all(|received| [ends[0].0, ends[1].0].contains(&received.source)));
     });
 }
 
@@ -162,7 +168,7 @@ fn a_one_to_one_nat_gives_another_address_both_ways() {
             assert_eq!(seen(&node.ns, to), Some(public));
             assert_eq!(seen(lab.outside(), public), Some(to));
         }
-        let heard = [&outside, &inner].map(|witness| witness.heard().len());
-        assert!(heard.iter().all(|count| *count >= 2), "{heard:?}");
+        let received = [&outside, &inner].map(|witness| witness.received().len());
+        assert!(received.iter().all(|count| *count >= 2), "{received:?}");
     });
 }

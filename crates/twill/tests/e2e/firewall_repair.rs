@@ -233,10 +233,11 @@ fn connections_survive(manager: Manager, backend: &str, flush: &str) {
         let flushed = Instant::now();
         for (to, own) in OUTSIDES.into_iter().zip(of_node(node)) {
             lab::wait_for(&format!("flush {nth}: new ones to {to} are masqueraded again"), SOON, || {
-                let before = world.heard().len();
+                let before = world.received().len();
                 lab::knock(&pods[0].ns, to);
-                lab::until(SECOND, || world.heard().get(before).map(|heard| heard.source.ip() == own))
-                    == Some(true)
+                lab::until(SECOND, || {
+                    world.received().get(before).map(|received| received.source.ip() == own)
+                }) == Some(true)
             });
         }
         let took = flushed.elapsed();
@@ -252,8 +253,9 @@ fn connections_survive(manager: Manager, backend: &str, flush: &str) {
         assert!(report.cut.is_none(), "{to}: {report:?}");
         lab::in_time(&format!("{to}: the longest gap"), report.longest_gap, SECOND);
     }
-    let naked = world.heard().iter().filter(|heard| of_pod(&pods[0]).contains(&heard.source.ip())).count();
-    println!("{manager:?} {backend}: {naked} of {} were seen as the pod itself", world.heard().len());
+    let naked =
+        world.received().iter().filter(|received| of_pod(&pods[0]).contains(&received.source.ip())).count();
+    println!("{manager:?} {backend}: {naked} of {} were seen as the pod itself", world.received().len());
 }
 
 #[test]

@@ -3,7 +3,9 @@
 
 use std::net::IpAddr;
 
-use lab::{Capture, Heard, Node, Ns, Pod, Protocol, Timing, Topology, Witness, seen_source, seen_source_of};
+use lab::{
+    Capture, Node, Ns, Pod, Protocol, Received, Timing, Topology, Witness, seen_source, seen_source_of,
+};
 
 use crate::cluster::{self, FLAGS, SOON};
 use crate::traffic::{MASQ, Manager, NETWORKS, OUTSIDES, is_by, of_node, of_pod, of_tunnel, rules, socket};
@@ -114,11 +116,12 @@ fn source_ports_are_random_unless_that_is_disabled() {
 
 /// Returns true if a datagram to each family's outside arrives there with the pod's own address.
 fn arrives_as_itself(pod: &Pod, witness: &Witness, port: u16) -> bool {
-    let heard =
-        |source: IpAddr| witness.heard().iter().any(|heard: &Heard| heard.source == socket(source, port));
+    let received = |source: IpAddr| {
+        witness.received().iter().any(|received: &Received| received.source == socket(source, port))
+    };
     of_pod(pod).into_iter().zip(OUTSIDES).all(|(own, to)| {
         let answer = seen_source_of(&pod.ns, socket(own, port), to);
-        answer.is_none() && lab::until(SOON, || heard(own).then_some(())).is_some()
+        answer.is_none() && lab::until(SOON, || received(own).then_some(())).is_some()
     })
 }
 
@@ -138,7 +141,7 @@ fn switched_off_no_rule_is_left_and_pods_are_seen_as_themselves() {
             node.start(FLAGS).wait_ready();
             let with = ["POSTROUTING", "POSTRTG", "postrtg", "masq"];
             lab::wait_for("all of them go", SOON, || !with.iter().any(|word| rules(&node.ns).contains(word)));
-            assert!(arrives_as_itself(&pod, &witness, 4001), "{manager:?}: {:?}", witness.heard());
+            assert!(arrives_as_itself(&pod, &witness, 4001), "{manager:?}: {:?}", witness.received());
         }
     });
 }

@@ -37,13 +37,13 @@ impl Backend {
     pub(crate) fn idea(self) -> &'static str {
         match self {
             Self::Vxlan => {
-                "each packet to another node travels inside UDP: route, neighbour (VTEP's MAC), FDB (node's address)"
+                "each packet to another node travels in UDP: route, neighbour (VTEP's MAC), FDB (node's address)"
             }
             Self::HostGw => {
-                "each packet goes bare to the other node, which is the next hop: nothing but a route"
+                "each packet goes plain to the peer's node as its next hop: only a route is needed"
             }
-            Self::Direct => "bare to nodes on the same segment, inside UDP to the others",
-            Self::Auto => "bare to the nodes to which that is proven to work, inside UDP to the others",
+            Self::Direct => "plain to nodes on the same segment, in UDP to all others",
+            Self::Auto => "plain to nodes where that is proven to work, in UDP to all others",
         }
     }
 

@@ -130,7 +130,7 @@ fn ping_all(act: &mut Act, lab: &Lab, pods: &[Pod]) {
         rows.push(row.try_into().unwrap_or_else(|_| unreachable!("four nodes")));
     }
     println!(
-        "each pod pings each other (round trip; rows ping columns): {} of {} pairs",
+        "each pod pings all others (round-trip time; rows ping columns): {} of {} pairs",
         act.reached, act.pairs
     );
     println!("{}", table::<5>(["", "pod1", "pod2", "pod3", "pod4"], rows));
@@ -173,7 +173,7 @@ fn explain_host_gw(act: &mut Act, lab: &Lab) {
 }
 
 fn break_things(act: &mut Act, lab: &Lab, pods: &[Pod]) {
-    println!("harm to node1, and the time until all reads as before and each pod answers again:");
+    println!("harm to node1, and the time until its state is as before and each pod answers again:");
     let node = lab.node(1);
     let reached: Vec<_> =
         lab.nodes().iter().zip(pods).filter(|(to, _)| act.backend.reaches(node, to)).collect();
@@ -221,10 +221,10 @@ fn summary(acts: &[Act], start: Instant) {
         true => paint(GOOD, "All as it should be; host-gw's missing pairs are those to and from node4."),
         false => paint(BAD, "Something did not happen as it should: see above."),
     };
-    println!("{verdict}\n\nNothing is left of it. Now you:");
+    println!("{verdict}\n\nThe lab is removed. Try it yourself:");
     let say = |command: &str, what: &str| println!("    {}{what}", paint(TYPED, &format!("{command:32}")));
-    say("make lab", "the same again");
-    say("target/debug/twill-lab shell", "this network, kept up for you to break");
+    say("make lab", "runs this again");
+    say("target/debug/twill-lab shell", "builds such a network for you to break");
 }
 
 fn ms(time: Duration) -> String {

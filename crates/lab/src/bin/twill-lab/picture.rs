@@ -31,7 +31,7 @@ fn shown(text: &str) -> Vec<&str> {
     let (mut lines, mut is_shown) = (Vec::new(), true);
     for line in text.lines() {
         let plain: String = spans(line).into_iter().map(|span| span.text).collect();
-        if ["━━ host-gw", "━━ auto", "Nothing is left of it"].iter().any(|start| plain.starts_with(start))
+        if ["━━ host-gw", "━━ auto", "The lab is removed"].iter().any(|start| plain.starts_with(start))
         {
             is_shown = false;
         }
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn sections_of_other_backends_are_left_out() {
-        let text = "head\n━━ vxlan ━━\na\n━━ host-gw ━━\nb\n━━ auto ━━\nc\nARP between\nd\n━━ summary ━━\ne\nNothing is left of it\nf";
+        let text = "head\n━━ vxlan ━━\na\n━━ host-gw ━━\nb\n━━ auto ━━\nc\nARP between\nd\n━━ summary ━━\ne\nThe lab is removed\nf";
         assert_eq!(shown(text), ["head", "━━ vxlan ━━", "a", "", "ARP between", "d", "━━ summary ━━", "e"]);
     }
 }

@@ -23,7 +23,7 @@ pub(crate) fn run(backend: Backend) -> ExitCode {
     }
     println!("{}", paint(TITLE, &format!("━━ {} ━━", backend.title())));
     println!("{}", drawing(&lab));
-    tell(&lab, &pods);
+    print_help(&lab, &pods);
     let shell = std::env::var_os("SHELL").unwrap_or_else(|| "bash".into());
     let path = std::env::var("PATH").unwrap_or_default();
     let ended = Command::new(&shell).env("PATH", format!("{}:{path}", doors.display())).status();
@@ -57,17 +57,19 @@ fn make_doors(lab: &Lab, pods: &[Pod], dir: &Path) -> std::io::Result<()> {
     pods.iter().try_for_each(|pod| door(&pod.name, &format!("ip netns exec {} \"$@\"", pod.name)))
 }
 
-fn tell(lab: &Lab, pods: &[Pod]) {
+fn print_help(lab: &Lab, pods: &[Pod]) {
     for (node, pod) in lab.nodes().iter().zip(pods) {
         println!("    {} {:15} -> {} {}", node.name, node.ip.to_string(), pod.name, pod.ip());
     }
     let say = |command: &str, what: &str| println!("    {}{what}", paint(TYPED, &format!("{command:44}")));
-    println!("\nStep inside (a command's name is its place: node1..node4, pod1..pod4, router by ip netns):");
+    println!(
+        "\nCommands named node1 to node4 and pod1 to pod4 run their arguments there (the router: ip netns exec router):"
+    );
     say("node1", "a shell on node1; or: ip netns exec node1 bash");
     say(&format!("pod1 ping {}", pods[3].ip()), "from pod to pod");
-    say("node1 twill status", "what the daemon thinks");
-    say("node1 ip route", "what it made");
-    println!("Break it, and look again:");
+    say("node1 twill status", "the state of its daemon");
+    say("node1 ip route", "the routes that it made");
+    println!("Break something, and look again:");
     say(&format!("node1 ip route delete {}", lab.node(2).subnet()), "");
     say("node1 ip link delete flannel.1", "(vxlan)");
     say("node1 ip monitor route", "in another shell, to watch the repair");
@@ -80,7 +82,7 @@ fn tell(lab: &Lab, pods: &[Pod]) {
         let way = format!("nsenter {} -t $(pgrep -P {door}) bash", namespaces());
         println!("From another terminal: {}", paint(TYPED, &way));
     }
-    println!("{}\n", paint(QUIET, "Leave with exit or Ctrl-D: everything goes, daemons and namespaces."));
+    println!("{}\n", paint(QUIET, "Leave with exit or Ctrl-D; daemons and namespaces are removed."));
 }
 
 /// Returns nsenter's options for the user of this lab: root may enter all namespaces, others only those that the lab's user

@@ -33,9 +33,10 @@ pub(super) fn run(lab: &Lab, node: &Node, daemon: &Daemon<'_>, case: &Case) -> R
         let begun = Instant::now();
         lab.store.put_lease(&name, &json);
         for sign in signs(case, peer, *place) {
-            let heard = ears.hear(&sign, LIMIT);
-            let heard = heard.ok_or_else(|| format!("no monitor tells of {sign}after a change of {name}"))?;
-            lags.push(heard.saturating_duration_since(begun));
+            let reported = ears.wait_for(&sign, LIMIT);
+            let reported =
+                reported.ok_or_else(|| format!("no monitor reports {sign}after a change of {name}"))?;
+            lags.push(reported.saturating_duration_since(begun));
         }
         merge(&mut lags, case);
     }

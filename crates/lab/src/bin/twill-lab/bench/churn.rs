@@ -43,7 +43,7 @@ struct Outcome {
     joins: Vec<Duration>,
     leaves: Vec<Duration>,
     /// Number of changes that no monitor ever reported.
-    unheard: usize,
+    unreported: usize,
     pings: PingReport,
 }
 
@@ -86,7 +86,7 @@ fn once(case: &Case) -> Result<Outcome, String> {
     let done = disturb(&lab.store, case);
     let took = begun.elapsed();
     let last = done.last().map_or(Peer(0), |(_, peer, _)| *peer);
-    ears.hear(&format!("Deleted {}/24 ", last.subnet()), LAST);
+    ears.wait_for(&format!("Deleted {}/24 ", last.subnet()), LAST);
     rest(daemon.pid(), IDLE, LIMIT);
     let cpu = Usage::of(daemon.pid()).since(before).total();
     let (joins, leaves) =
@@ -96,7 +96,7 @@ fn once(case: &Case) -> Result<Outcome, String> {
         took,
         cpu,
         resident: memory(daemon.pid()).0,
-        unheard: done.len() - joins.len() - leaves.len(),
+        unreported: done.len() - joins.len() - leaves.len(),
         joins,
         leaves,
         pings: pings.stop(),
@@ -129,14 +129,14 @@ fn disturb(store: &Store, case: &Case) -> Done {
 }
 
 /// Returns the time of each change until the kernel reported its route. Changes that were never reported are left out.
-fn lags(done: &Done, change: Change, heard: &[Line]) -> Vec<Duration> {
-    let first = heard.iter().rev().filter_map(|line| Some((route(&line.text, change)?, line.at)));
+fn lags(done: &Done, change: Change, lines: &[Line]) -> Vec<Duration> {
+    let first = lines.iter().rev().filter_map(|line| Some((route(&line.text, change)?, line.at)));
     let first: BTreeMap<_, _> = first.collect();
     let wanted = done.iter().filter(|(kind, ..)| *kind == change);
     wanted
         .filter_map(|(_, peer, at)| {
-            let heard = first.get(format!("{}/24", peer.subnet()).as_str())?;
-            Some(heard.saturating_duration_since(*at))
+            let lines = first.get(format!("{}/24", peer.subnet()).as_str())?;
+            Some(lines.saturating_duration_since(*at))
         })
         .collect()
 }
@@ -160,7 +160,7 @@ const HEAD: [&str; 9] = [
     "MiB",
     "join ms (p99)",
     "leave ms (p99)",
-    "unheard",
+    "unreported",
 ];
 
 fn row(case: &Case, outcome: &Outcome) -> [String; 9] {
@@ -182,7 +182,7 @@ fn row(case: &Case, outcome: &Outcome) -> [String; 9] {
         mib(outcome.resident),
         lag(&outcome.joins),
         lag(&outcome.leaves),
-        outcome.unheard.to_string(),
+        outcome.unreported.to_string(),
     ]
 }
 
@@ -209,6 +209,6 @@ fn line(case: &Case, outcome: &Outcome) -> serde_json::Value {
         "join_p99_s": join_worst,
         "leave_median_s": leave,
         "leave_p99_s": leave_worst,
-        "unheard": outcome.unheard,
+        "unheard": outcome.unreported,
     })
 }

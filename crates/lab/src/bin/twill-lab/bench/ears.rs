@@ -25,21 +25,21 @@ impl Ears {
             bridge: start("bridge", &["-o", "monitor", "fdb"]),
         };
         let (route, mac) = ("192.0.2.0/24", "02:00:00:fe:fe:fe");
-        let heard = until(ANSWER, || {
+        let ready = until(ANSWER, || {
             node.ns.run(&format!(
                 "ip route add {route} dev lo; ip route del {route} dev lo; \
                  bridge fdb add {mac} dev eth0; bridge fdb del {mac} dev eth0"
             ));
-            let told = |lines: &Lines, what: &str| lines.wait_for(REPEAT, |line| line.contains(what));
-            (told(&ears.ip, route) && told(&ears.bridge, mac)).then_some(())
+            let found = |lines: &Lines, what: &str| lines.wait_for(REPEAT, |line| line.contains(what));
+            (found(&ears.ip, route) && found(&ears.bridge, mac)).then_some(())
         });
-        heard.map(|()| ears).ok_or_else(|| format!("{}: a monitor is deaf", node.name))
+        ready.map(|()| ears).ok_or_else(|| format!("{}: a monitor receives no events", node.name))
     }
 
     /// Returns the time when one of them reported `what`; waits up to `limit`.
-    pub(super) fn hear(&self, what: &str, limit: Duration) -> Option<Instant> {
-        let told = |lines: &Lines| Some(lines.all().iter().find(|line| line.text.contains(what))?.at);
-        until(limit, || told(&self.ip).or_else(|| told(&self.bridge)))
+    pub(super) fn wait_for(&self, what: &str, limit: Duration) -> Option<Instant> {
+        let found = |lines: &Lines| Some(lines.all().iter().find(|line| line.text.contains(what))?.at);
+        until(limit, || found(&self.ip).or_else(|| found(&self.bridge)))
     }
 
     /// Returns all lines about routes and next hops.

@@ -167,9 +167,9 @@ mod tests {
             ("10.1.0.0 lladdr 0a:00:00:00:00:00 PERMANENT", "10.1.0.0 lladdr 0a:00:00:00:00:00"),
             ("0a:00:00:00:00:00 dst 172.17.0.0 self permanent", "0a:00:00:00:00:00 dst 172.17.0.0"),
         ];
-        for (line, told) in cases {
+        for (line, expected) in cases {
             let (key, value) = essence(line).expect("a row");
-            assert_eq!(format!("{key} {value}"), told);
+            assert_eq!(format!("{key} {value}"), expected);
         }
         assert_eq!(essence("172.16.0.0/12 dev eth0 scope link"), None);
     }

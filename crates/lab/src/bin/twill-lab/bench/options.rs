@@ -6,20 +6,20 @@ use lexopt::Arg::{Long, Value};
 use lexopt::{Parser, ValueExt as _};
 
 pub(crate) const HELP: &str = "\
-twill-lab bench: measures a daemon among thousands of peers that are leases only; docs/benchmarks.md says what is told.
+twill-lab bench: measures a daemon among thousands of peers that are leases only; docs/benchmarks.md explains the results.
 
-Usage: twill-lab bench scale [OPTION...]   from its start until the kernel holds all, then single changes
+Usage: twill-lab bench scale [OPTION...]   from its start until the kernel holds all peers, then single changes
        twill-lab bench churn [OPTION...]   nodes that come and go, and restarts
-       twill-lab bench probe [OPTION...]   peers that answer: what it costs to ask them, and `twill status`
+       twill-lab bench probe [OPTION...]   peers that answer: the cost of probing them, and `twill status`
 
-         --peers 1000,5000        how many (scale: 1000,5000,10000,20000,50000; churn: 5000, restarts 10000; probe: 5000)
-         --store dir,etcd         where the leases are (scale: both; churn: dir)
+         --peers 1000,5000        numbers of peers (scale: 1000,5000,10000,20000,50000; churn: 5000, restarts 10000; probe: 5000)
+         --store dir,etcd         stores of the leases (scale: both; churn: dir)
          --backend vxlan,host-gw  (both)
          --families ipv4,dual     (scale: both; churn: ipv4)
-         --runs N                 runs of each, of which the middle values are told (scale: 3), or restarts (churn: 5)
+         --runs N                 runs of each, of which the medians are shown (scale: 3), or restarts (churn: 5)
          --keys TEXT              more keys of the config's Backend, such as '\"VxlanSourceFilter\":\"off\"'
-         --against 'CMD ARG...'   after twill another daemon with flannel's flags (store: etcd unless given)
-         --json FILE              a line of JSON for each run, behind what is there";
+         --against 'CMD ARG...'   then measure another daemon with flannel's flags (store: etcd unless given)
+         --json FILE              append a line of JSON for each run";
 
 /// Maximum number of peers. A Go flanneld supports no more, and the bench would run out of subnets and addresses.
 const MOST: u32 = 60_000;
@@ -120,7 +120,7 @@ impl Options {
             Some(Value(name)) if name == "churn" => What::Churn,
             Some(Value(name)) if name == "probe" => What::Probe,
             Some(other) => return Err(other.unexpected()),
-            None => return Err("bench what, scale, churn or probe?".into()),
+            None => return Err("bench needs a part: scale, churn or probe".into()),
         };
         let mut options = Self::usual(what);
         let mut stores = None;

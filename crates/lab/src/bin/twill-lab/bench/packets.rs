@@ -31,10 +31,10 @@ pub(super) fn run(lab: &Lab, case: &Case) -> Result<Packets, String> {
     let (from, to) = (&lab.node(1).ns, &lab.node(2).ns);
     // Node 2 has the addresses of all next hops and all pods.
     to.batch("route add local 172.17.0.0/16 dev lo\nroute add local 10.0.0.0/8 dev lo\n");
-    let (listening, heard) = mpsc::channel();
+    let (listening, listens) = mpsc::channel();
     let peers = case.peers;
     let receiver = to.thread(move || receive(peers, &listening));
-    heard.recv().map_err(|_| "node 2 cannot listen".to_owned())?;
+    listens.recv().map_err(|_| "node 2 cannot listen".to_owned())?;
     let refused = from.within(|| send(peers)).map_err(|e| format!("sending a packet to each peer: {e}"))?;
     let arrived = receiver.join().map_err(|_| "node 2 stopped listening".to_owned())?;
     let arrived = arrived.map_err(|e| format!("listening on node 2: {e}"))?;

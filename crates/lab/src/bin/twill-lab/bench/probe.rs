@@ -43,7 +43,7 @@ struct Outcome {
     resident: u64,
     looks: Vec<Duration>,
     /// Time until each silent peer is reported, since it fell silent.
-    told: Vec<Duration>,
+    found: Vec<Duration>,
 }
 
 pub(super) fn run(options: &Options, report: &mut Report) -> Result<(), String> {
@@ -96,7 +96,7 @@ fn once(case: &Case) -> Result<Outcome, String> {
         asked: received(others, device)? - asked,
         resident: memory(pid).0,
         looks: (0..LOOKS).map(|_| look(node)).collect(),
-        told: silence(node, case)?,
+        found: silence(node, case)?,
     })
 }
 
@@ -108,21 +108,21 @@ fn silence(node: &Node, case: &Case) -> Result<Vec<Duration>, String> {
     let subnets = list(|peer| format!("{}/24", peer.subnet()));
     let before = faults(node)?;
     if before > 0 {
-        return Err(format!("{before} peers that answer are told as faults"));
+        return Err(format!("{before} peers that answer are reported as faults"));
     }
     let _cut = Filter::drops(&[
         &format!("ip daddr {{ {hosts}, {subnets} }}"),
         &format!("arp operation request arp daddr ip {{ {hosts} }}"),
     ]);
-    let (begun, mut told) = (Instant::now(), Vec::new());
+    let (begun, mut found) = (Instant::now(), Vec::new());
     let all = until(2 * LIMIT, || {
         let faults = faults(node).unwrap_or_default();
         let now = begun.elapsed();
-        told.resize(faults.max(told.len()), now);
+        found.resize(faults.max(found.len()), now);
         sleep(LOOK);
-        (told.len() >= silent.len()).then_some(())
+        (found.len() >= silent.len()).then_some(())
     });
-    all.map(|()| told).ok_or_else(|| format!("not all of {SILENT} silent peers are told as faults"))
+    all.map(|()| found).ok_or_else(|| format!("not all of {SILENT} silent peers are reported as faults"))
 }
 
 /// Returns the number of peers that `twill status` reports as faults.
@@ -161,7 +161,7 @@ const HEAD: [&str; 8] = [
     "prober CPU %",
     "all CPU %",
     "packets/s",
-    "told s (worst)",
+    "found s (worst)",
     "MiB",
     "status ms (worst)",
 ];
@@ -170,14 +170,14 @@ fn row(case: &Case, outcome: &Outcome) -> [String; 8] {
     let share = |time: Duration| format!("{:.2}", time.as_secs_f64() / outcome.span.as_secs_f64() * 100.0);
     let worst = |times: &[Duration]| times.iter().max().copied().unwrap_or_default();
     let middle = |times: &[Duration]| quantiles(times).unwrap_or_default().0;
-    let (looks, told) = (&outcome.looks, &outcome.told);
+    let (looks, found) = (&outcome.looks, &outcome.found);
     [
         case.backend.name().into(),
         case.peers.to_string(),
         share(outcome.prober),
         share(outcome.all),
         format!("{:.0}", outcome.asked as f64 / outcome.span.as_secs_f64()),
-        format!("{:.1} ({:.1})", middle(told).as_secs_f64(), worst(told).as_secs_f64()),
+        format!("{:.1} ({:.1})", middle(found).as_secs_f64(), worst(found).as_secs_f64()),
         mib(outcome.resident),
         format!("{} ({})", ms(middle(looks)), ms(worst(looks))),
     ]
@@ -192,7 +192,7 @@ fn line(case: &Case, outcome: &Outcome) -> Value {
         "prober_cpu_s": outcome.prober.as_secs_f64(),
         "cpu_s": outcome.all.as_secs_f64(),
         "packets": outcome.asked,
-        "told_s": outcome.told.iter().map(Duration::as_secs_f64).collect::<Vec<_>>(),
+        "told_s": outcome.found.iter().map(Duration::as_secs_f64).collect::<Vec<_>>(),
         "rss_bytes": outcome.resident,
         "status_median_s": quantiles(&outcome.looks).unwrap_or_default().0.as_secs_f64(),
     })

@@ -51,7 +51,7 @@ pub(super) fn run(options: &Options, report: &mut Report) -> Result<(), String> 
                     who.name(),
                     title(&case),
                     options.runs,
-                    told(&run)
+                    summary(&run)
                 );
                 report.line(&line(&case, &who, number, &run))?;
                 runs.push(run);
@@ -94,7 +94,7 @@ fn measure(lab: &Lab, daemon: &Daemon<'_>, case: &Case, begun: Instant) -> Resul
     Ok(Run { held: held.at - begun, look: held.look, cpu, resident, peak, changes, packets, yardstick })
 }
 
-fn told(run: &Run) -> String {
+fn summary(run: &Run) -> String {
     let (median, _) = quantiles(&run.changes.lags).unwrap_or_default();
     format!("{} s, CPU {} s, a change {} ms", seconds(run.held), seconds(run.cpu.total()), ms(median))
 }
