@@ -74,12 +74,12 @@ fn monitors_report_a_change_and_nothing_without_one() {
         ns.run(VXLAN);
         ns.run("nft add table ip twill");
         let lines = monitors.lines_of_ours();
-        let heard =
+        let received =
             |start: &str, text: &str| lines.iter().any(|line| line.starts_with(start) && line.contains(text));
-        assert!(heard("ip: ", "[LINK]"), "{lines:#?}");
-        assert!(heard("ip: ", "[ROUTE]10.244.2.0/24"), "{lines:#?}");
-        assert!(heard("bridge: ", "02:00:00:00:99:02"), "{lines:#?}");
-        assert!(heard("nft: ", "add table ip twill"), "{lines:#?}");
+        assert!(received("ip: ", "[LINK]"), "{lines:#?}");
+        assert!(received("ip: ", "[ROUTE]10.244.2.0/24"), "{lines:#?}");
+        assert!(received("bridge: ", "02:00:00:00:99:02"), "{lines:#?}");
+        assert!(received("nft: ", "add table ip twill"), "{lines:#?}");
         monitors.forget();
         ns.run("ip route add 203.0.113.0/24 dev eth0");
         assert_eq!(monitors.lines_of_ours(), Vec::<String>::new());

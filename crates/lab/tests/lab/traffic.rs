@@ -39,7 +39,7 @@ fn a_witness_sends_each_client_its_address_in_both_families() {
                 assert_eq!(seen_source_of(&node.ns, (own, 4567).into(), to), Some((own, 4567).into()));
                 let before = witness.count("knock");
                 lab::knock(&node.ns, to);
-                lab::wait_for("the knock is heard", SOON, || witness.count("knock") == before + 1);
+                lab::wait_for("the knock is received", SOON, || witness.count("knock") == before + 1);
             }
         }
     });

@@ -76,7 +76,7 @@ fn a_server_that_refuses_the_list_is_left_for_the_next_one() {
             }
             assert!(answers.iter().any(Result::is_ok), "{answers:?}");
             let mut view = watched(&Etcd::new(options.clone()));
-            until(&mut view, "it is heard", |view| view.conf.is_some()).await;
+            until(&mut view, "the store answers", |view| view.conf.is_some()).await;
         }
     });
 }
@@ -137,10 +137,10 @@ fn megabytes_of_junk_are_read_in_small_pages() {
         assert_eq!(etcd.leases().await.unwrap().len(), 2);
         let lease = etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await.unwrap();
         let mut view = watched(&etcd);
-        let told = until(&mut view, "three leases", |view| view.leases.known().len() == 3).await;
+        let reported = until(&mut view, "three leases", |view| view.leases.known().len() == 3).await;
         for key in ["10.3.145.0-24", "10.3.150.0-24", "nonsense"] {
             let note =
-                told.notes.iter().find(|note| matches!(note, Note::Entry { key: k, .. } if **k == *key));
+                reported.notes.iter().find(|note| matches!(note, Note::Entry { key: k, .. } if **k == *key));
             assert!(note.unwrap().to_string().contains("bytes"), "{note:?}");
         }
         // Large values arrive during the watch, and one replaces our own lease.
@@ -247,7 +247,7 @@ fn leases_of_another_subnet_len_are_peers_and_impossible_ones_take_nothing() {
         assert_eq!(lease.subnet.to_string(), "10.3.130.0-24");
         etcd.hold(&lease.subnet, &conf);
         let mut view = watched(&etcd);
-        let told = until(&mut view, "ours and two others", |view| view.leases.known().len() == 3).await;
-        assert_eq!(told.notes.len(), 3, "{:?}", told.notes);
+        let reported = until(&mut view, "ours and two others", |view| view.leases.known().len() == 3).await;
+        assert_eq!(reported.notes.len(), 3, "{:?}", reported.notes);
     });
 }

@@ -298,9 +298,9 @@ fn an_unreadable_lease_is_a_warning_and_keeps_its_subnet() {
         for (key, value) in [("10.3.2.0-24", "{half"), ("x&y", "{}"), ("10.3.3.0-24", &huge)] {
             server.put(key, value);
         }
-        let told = until(&mut view, "three notes", |view| view.notes.len() == 3).await;
-        assert!(told.notes.iter().all(|note| matches!(note, Note::Entry { .. })));
-        assert_eq!(told.leases.known().len(), 1, "the good one stays");
+        let reported = until(&mut view, "three notes", |view| view.notes.len() == 3).await;
+        assert!(reported.notes.iter().all(|note| matches!(note, Note::Entry { .. })));
+        assert_eq!(reported.leases.known().len(), 1, "the good one stays");
         // Foreign keys beside ours are ignored.
         server.ctl(&["put", "/coreos.com/network/other", "x"]);
         server.ctl(&["put", "/coreos.com/network/subnetsx", "x"]);
@@ -327,9 +327,10 @@ fn an_invalid_entry_takes_no_lease_and_does_not_count_as_older() {
         server.put("10.3.9.0-24&fd00:0:0:1:0::-64", LEASE);
         assert_eq!(acquire(&server.etcd(), 1, 5).await.subnet, lease.subnet);
         let mut view = watched(&server.etcd());
-        let told = until(&mut view, "three notes", |view| view.notes.len() == 3).await;
+        let reported = until(&mut view, "three notes", |view| view.notes.len() == 3).await;
         assert!(
-            told.notes
+            reported
+                .notes
                 .iter()
                 .any(|note| note.to_string().contains("another spelling of 10.3.9.0-24&fd00:0:0:1::-64"))
         );
@@ -422,16 +423,17 @@ fn a_watch_resumes_at_its_revision_or_reads_the_list_again() {
         server.kill();
         server.port = own;
         server.restart();
-        let told = until(&mut view, "what happened meanwhile", |view| view.lost.is_none()).await;
-        let told = if told.leases.known().iter().any(|lease| lease.subnet.to_string() == "10.3.1.0-24") {
-            until(&mut view, "the re-read list", |view| {
-                view.leases.known().iter().all(|lease| lease.subnet.to_string() != "10.3.1.0-24")
-            })
-            .await
-        } else {
-            told
-        };
-        assert_eq!(told.leases.known().len(), 2);
+        let reported = until(&mut view, "what happened meanwhile", |view| view.lost.is_none()).await;
+        let reported =
+            if reported.leases.known().iter().any(|lease| lease.subnet.to_string() == "10.3.1.0-24") {
+                until(&mut view, "the re-read list", |view| {
+                    view.leases.known().iter().all(|lease| lease.subnet.to_string() != "10.3.1.0-24")
+                })
+                .await
+            } else {
+                reported
+            };
+        assert_eq!(reported.leases.known().len(), 2);
         assert_eq!(etcd.pulse().lists(), 2);
         // A new, empty etcd starts at the same address.
         server.kill();
@@ -440,7 +442,7 @@ fn a_watch_resumes_at_its_revision_or_reads_the_list_again() {
         let emptied =
             until(&mut view, "emptied", |view| view.lost.is_none() && view.leases.known().is_empty()).await;
         assert!(emptied.conf.unwrap().unwrap_err().contains("no key /coreos.com/network/config"));
-        assert!(emptied.history.unwrap().revision < told.history.unwrap().revision);
+        assert!(emptied.history.unwrap().revision < reported.history.unwrap().revision);
     });
 }
 

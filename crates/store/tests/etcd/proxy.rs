@@ -71,7 +71,7 @@ fn a_mute_server_behind_a_proxy_is_noticed() {
         let (direct, by_proxy) = (server.etcd(), server.etcd_of(vec![proxy.url()]));
         let mut views = [watched(&direct), watched(&by_proxy)];
         for view in &mut views {
-            until(view, "it is heard", |view| view.conf.is_some()).await;
+            until(view, "the store answers", |view| view.conf.is_some()).await;
         }
         server.signal("STOP");
         let begun = Instant::now();
@@ -100,12 +100,15 @@ fn an_etcd_that_restarts_behind_a_proxy_is_used_again() {
     block_on(async {
         let etcd = server.etcd_of(vec![proxy.url()]);
         let mut view = watched(&etcd);
-        until(&mut view, "it is heard", |view| view.conf.is_some()).await;
+        until(&mut view, "the store answers", |view| view.conf.is_some()).await;
         server.kill();
         until(&mut view, "lost", |view| view.lost.is_some()).await;
         server.restart();
         server.put("10.3.1.0-24", LEASE);
-        until(&mut view, "heard again", |view| view.lost.is_none() && view.leases.known().len() == 1).await;
+        until(&mut view, "the store answers again", |view| {
+            view.lost.is_none() && view.leases.known().len() == 1
+        })
+        .await;
         server.put("10.3.2.0-24", LEASE);
         until(&mut view, "and further", |view| view.leases.known().len() == 2).await;
     });

@@ -8,7 +8,7 @@ use lab::plain::Announce;
 use lab::{Capture, Filter, Lab, Monitors, PingStream, Timing, Topology, View};
 
 use crate::cluster::{self, FLAGS, SOON};
-use crate::verdicts::{AT_ONCE, AUTO, PROVEN, finding, found, goes, is_direct, plain, soaking, told};
+use crate::verdicts::{AT_ONCE, AUTO, PROVEN, finding, found, goes, is_direct, plain, reported, soaking};
 
 const POD_ADDRESSES: &str = "ip saddr 10.244.0.0/16";
 const POD_ADDRESSES6: &str = "ip6 saddr fd00:244::/48";
@@ -70,9 +70,9 @@ fn flapping(span: Duration) {
         lab::until(Duration::from_secs(2), || (start.elapsed() >= next).then_some(()));
         true
     });
-    let told = monitors.lines_about(&[&peer]);
+    let reported = monitors.lines_about(&[&peer]);
     let routes: Vec<_> =
-        told.iter().filter(|line| line.contains(" dev ") && !line.contains("cni0")).collect();
+        reported.iter().filter(|line| line.contains(" dev ") && !line.contains("cni0")).collect();
     assert!(routes.len() == 1 && routes[0].contains("dev flannel.1"), "{routes:#?}");
 }
 
@@ -94,7 +94,7 @@ fn three_of_four_peers_dead_and_the_store_away() {
         std::fs::rename(lab.store.path(), &away).unwrap();
         (3..=5).for_each(|k| lab.node(k).unplug());
         let lost = || node.twill(&["status"]).contains("lost, the last known leases stay in force: ");
-        lab::wait_for("the store is told as lost", SOON, lost);
+        lab::wait_for("the store is reported as lost", SOON, lost);
         for k in 3..=5 {
             found(node, &lab.node(k).subnet(), "next hop silent", SOON);
         }
@@ -124,9 +124,9 @@ fn our_own_uplink_down_withdraws_nothing() {
         let peers = [lab.node(2).subnet(), lab.node(3).subnet()];
         let monitors = Monitors::start(&node.ns);
         let tunnelled = || {
-            let mut told = monitors.lines_about(&peers.each_ref().map(String::as_str));
-            told.retain(|line| line.contains("dev flannel.1"));
-            told
+            let mut reported = monitors.lines_about(&peers.each_ref().map(String::as_str));
+            reported.retain(|line| line.contains("dev flannel.1"));
+            reported
         };
         node.unplug();
         lab::holds_for("no route is touched", 2 * AT_ONCE, || peers.iter().all(|peer| is_direct(node, peer)));
@@ -171,7 +171,7 @@ fn an_uplink_without_arp() {
         let _cut = Filter::between("node1", "node2", POD_ADDRESSES);
         goes(node, &peer, "flannel.1", AT_ONCE);
         found(node, &peer, "pod addresses lost", SOON);
-        told(node, &daemons[0], &peer, "pod addresses lost");
+        reported(node, &daemons[0], &peer, "pod addresses lost");
         assert!(pods[0].reaches(pods[1].ip(), SOON).is_some());
         let report = ping.stop();
         lab::in_time("the longest gap", report.longest_gap, AT_ONCE + Duration::from_millis(200));

@@ -135,8 +135,8 @@ fn flannels_route_goes_and_one_of_unknown_origin_is_reported() {
         assert!(dead.ips().all(|ip| node.ping(ip).is_some()));
         assert_eq!(blackholes(node), [format!("blackhole {other}")]);
         let status = node.twill(&["status"]);
-        let told = format!("If nothing needs it: ip route del blackhole {other}");
-        assert!(status.contains(&told), "{status}");
+        let reported = format!("If nothing needs it: ip route del blackhole {other}");
+        assert!(status.contains(&reported), "{status}");
         // With the flag our own route replaces it.
         daemon.kill9();
         node.ns.run(&format!("ip route del blackhole {other}; ip -6 route add blackhole {own6} metric 1024"));

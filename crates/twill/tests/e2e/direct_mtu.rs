@@ -58,8 +58,9 @@ fn pods_have_the_uplinks_mtu_and_learn_the_tunnels() {
         pod.ns.run("ip route flush cache");
         let (passed, said) = ping(pod, far, "-M do", UPLINK);
         let gateway = node.subnet().replace(".0/24", ".1");
-        let told = said.contains(&format!("From {gateway} ")) && said.contains(&format!("mtu = {TUNNEL}"));
-        assert!(!passed && told, "{said}");
+        let reported =
+            said.contains(&format!("From {gateway} ")) && said.contains(&format!("mtu = {TUNNEL}"));
+        assert!(!passed && reported, "{said}");
         let learnt = pod.ns.run(&format!("ip route get {}", far.ip()));
         assert!(learnt.contains(&format!("mtu {TUNNEL} ")), "{learnt}");
         // The first packet fits, and the pod fragments the second. The node fragments the third, as for a pod that never learnt

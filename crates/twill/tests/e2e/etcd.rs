@@ -174,7 +174,7 @@ fn a_dead_endpoint_is_passed_over() {
             !lab.node(1).twill(&["status"]).contains("lost")
         });
         assert!(lab.etcd().ttl(of_node(lab.etcd(), &lab.node(1).ip.to_string()).1.lease).is_some());
-        lab::wait_for("it is heard", SOON, || {
+        lab::wait_for("the store answers", SOON, || {
             lab.node(1).get("/metrics").unwrap().body.contains("twill_store_lists_total")
         });
     });

@@ -32,7 +32,7 @@ fn monitor(node: &Node, program: &str, args: &[&str]) -> Lines {
 }
 
 /// Returns the time at which a monitor reported a line with all these words.
-fn told(lines: &Lines, words: &[&str]) -> Instant {
+fn reported(lines: &Lines, words: &[&str]) -> Instant {
     let is = |line: &str| words.iter().all(|word| line.contains(word));
     assert!(lines.wait_for(SOON, is), "{words:?} in {:?}", lines.all());
     lines.all().iter().find(|line| is(&line.text)).unwrap().at
@@ -50,12 +50,12 @@ fn a_peer_among_5000_changes_one_element_within_20_ms() {
         let _daemons = lab.start_all(FLAGS);
         lab::wait_for("all are in the set", SOON, || peers(node) == PEERS as usize);
         let (nft, routes) = (monitor(node, "nft", &["monitor"]), monitor(node, "ip", &["monitor", "route"]));
-        let hears = || {
+        let both_report = || {
             node.ns.run("nft 'add table ip test; delete table ip test'; ip route add 192.0.2.0/24 dev lo; ip route del 192.0.2.0/24 dev lo");
             nft.wait_for(Duration::from_millis(100), |line| line.contains("ip test"))
                 && routes.wait_for(Duration::from_millis(100), |line| line.contains("192.0.2.0/24"))
         };
-        lab::wait_for("both monitors hear", SOON, hears);
+        lab::wait_for("both monitors report events", SOON, both_report);
         let (name, json) = lease(PEERS);
         let subnet = name.replace("-24", "/24");
         let mut figures = String::new();
@@ -64,8 +64,8 @@ fn a_peer_among_5000_changes_one_element_within_20_ms() {
                 "add element" => lab.store.put_lease(&name, &json),
                 _ => lab.store.remove_lease(&name),
             }
-            let set = told(&nft, &[event, "vteps", "100.64.20.1"]);
-            let way = told(&routes, &[&subnet, route]);
+            let set = reported(&nft, &[event, "vteps", "100.64.20.1"]);
+            let way = reported(&routes, &[&subnet, route]);
             let apart = set.max(way) - set.min(way);
             let _ = writeln!(figures, "{event}: {apart:?} from the route");
             lab::in_time(&figures, apart, LIMIT);

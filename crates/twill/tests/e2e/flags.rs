@@ -106,8 +106,8 @@ fn the_first_source_decides_the_backend_and_status_names_it() {
         ];
         daemons.iter().for_each(Daemon::wait_ready);
         let backends = || lab.nodes().iter().map(backend).collect::<Vec<_>>();
-        let told = ["host-gw (options.env)", "host-gw (environment)", "host-gw (command line)"];
-        assert_eq!(backends(), [&told[..], &["vxlan (network config)"]].concat());
+        let reported = ["host-gw (options.env)", "host-gw (environment)", "host-gw (command line)"];
+        assert_eq!(backends(), [&reported[..], &["vxlan (network config)"]].concat());
         let leases = lab.store.leases();
         assert_eq!(leases.values().filter(|lease| lease.contains(r#""BackendType":"host-gw""#)).count(), 3);
         let log = daemons[0].log();
@@ -117,19 +117,19 @@ fn the_first_source_decides_the_backend_and_status_names_it() {
             "{log}"
         );
         cluster::reach_each_other(&lab.pods());
-        follows_the_config(&lab, &backends, &told);
+        follows_the_config(&lab, &backends, &reported);
     });
 }
 
 /// The config may name anything: a node with a backend of its own keeps it, and a node without one follows.
-fn follows_the_config(lab: &Lab, backends: &dyn Fn() -> Vec<String>, told: &[&str]) {
+fn follows_the_config(lab: &Lab, backends: &dyn Fn() -> Vec<String>, reported: &[&str]) {
     for (config, fourth) in [
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#, "vxlan (network config)"),
         (r#"{"Network":"10.244.0.0/16"}"#, "vxlan (default)"),
         (HOST_GW, "host-gw (network config)"),
     ] {
         lab.store.config(config);
-        let expected = [told, &[fourth]].concat();
+        let expected = [reported, &[fourth]].concat();
         lab::wait_for(config, SOON, || backends() == expected);
     }
     // A type that twill does not have does not matter to nodes that do not use it.
@@ -262,6 +262,6 @@ fn docker_opts_come_from_the_subnet_file() {
         assert!(code == Some(1) && stderr.contains(&lab.node(2).subnet()), "{stderr}");
         let missing = output(&mut node.twill_command(&["docker-opts", "-f", "/run/flannel/none"]));
         assert!(missing.0 == Some(1) && missing.2.contains("/run/flannel/none"), "{missing:?}");
-        assert_eq!(fs::read_to_string(&out).unwrap(), written, "nothing is written in vain");
+        assert_eq!(fs::read_to_string(&out).unwrap(), written, "nothing is written again");
     });
 }

@@ -9,7 +9,9 @@ use lab::{Capture, Daemon, Lab, Node, Timing, Topology};
 
 use crate::cluster::{self, FLAGS, SOON, VXLAN};
 use crate::paths::settled;
-use crate::verdicts::{AT_ONCE, AUTO, AUTO_DUAL, PROVEN, TOLD, finding, found, goes, is_direct, plain, told};
+use crate::verdicts::{
+    AT_ONCE, AUTO, AUTO_DUAL, PROVEN, REPORTED, finding, found, goes, is_direct, plain, reported,
+};
 
 const LARGE: &str = r#"{"Network":"10.240.0.0/12","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","Backend":{"Type":"vxlan"}}"#;
 /// Number of peers with no node behind them: each one is probed every 24 s, and no sooner than after half of that.
@@ -71,8 +73,8 @@ fn a_next_hop_that_the_kernel_gives_up_and_a_link_that_comes_back() {
         (0..2).for_each(|_| one.next(SELDOM));
         lab.node(2).unplug();
         gives_up(node, lab.node(2));
-        found(node, &of[1], "next hop silent", TOLD);
-        told(node, &daemon, &of[1], "next hop silent");
+        found(node, &of[1], "next hop silent", REPORTED);
+        reported(node, &daemon, &of[1], "next hop silent");
         other.next(SELDOM);
         node.unplug();
         let carrier = || !node.ns.run("ip link show eth0").contains("NO-CARRIER");
@@ -103,7 +105,7 @@ fn on_change_asks_again_when_something_has_changed() {
         assert_eq!(finding(node, &peer).as_deref(), Some("healthy"));
         other.unplug();
         gives_up(node, other);
-        found(node, &peer, "next hop silent", TOLD);
+        found(node, &peer, "next hop silent", REPORTED);
         other.plug();
         found(node, &peer, "healthy", SOON);
     });

@@ -229,8 +229,8 @@ fn running_pods_learn_a_smaller_mtu() {
                 pods[0].ns.output(&format!("ping -n -c 1 -W 2 -M do -s {} {}", size - 28, pods[1].ip()));
             String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
         };
-        let told = ping(1450);
-        assert!(told.contains("mtu = 1350") || told.contains("mtu=1350"), "{told}");
+        let reported = ping(1450);
+        assert!(reported.contains("mtu = 1350") || reported.contains("mtu=1350"), "{reported}");
         assert!(ping(1350).contains(" 0% packet loss"));
     });
 }

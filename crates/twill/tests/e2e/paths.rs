@@ -12,7 +12,7 @@ use lab::plain::Announce;
 use lab::{Daemon, Lab, Node, PingStream, Pod, until};
 
 use crate::cluster::{FLAGS, SOON};
-use crate::verdicts::{AT_ONCE, findings, found, plain, told};
+use crate::verdicts::{AT_ONCE, findings, found, plain, reported};
 
 /// Maximum time until a peer is healthy again. It also applies to faults that a new peer is not blamed for at once.
 const IN_TIME: Duration = Duration::from_secs(25);
@@ -124,10 +124,10 @@ fn talking(pings: PingStream) -> PingStream {
 }
 
 /// Asserts that each fault is found in time, and reported.
-fn all_told(lab: &Lab, daemon: &Daemon, faults: &[Fault]) {
+fn all_reported(lab: &Lab, daemon: &Daemon, faults: &[Fault]) {
     all_found(lab, faults);
     for fault in faults {
-        told(lab.node(1), daemon, fault.subnet, fault.name);
+        reported(lab.node(1), daemon, fault.subnet, fault.name);
     }
 }
 
@@ -156,7 +156,7 @@ fn all_found(lab: &Lab, faults: &[Fault]) {
 }
 
 /// Waits until all these peers are healthy again.
-fn all_mended<'a>(lab: &Lab, subnets: impl IntoIterator<Item = &'a String>) {
+fn all_healthy_again<'a>(lab: &Lab, subnets: impl IntoIterator<Item = &'a String>) {
     let start = Instant::now();
     for subnet in subnets {
         found(lab.node(1), subnet, "healthy", IN_TIME);

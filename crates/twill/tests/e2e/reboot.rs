@@ -50,7 +50,7 @@ fn comes_up_without_the_store(config: &str) {
     assert!(status.contains("lost, the last known leases stay in force"), "{status}");
     let asked = cluster::ops_asked(node);
     fs::rename(away(&lab), lab.store.path()).unwrap();
-    lab::wait_for("the store is heard again", SOON, || !node.twill(&["status"]).contains("lost"));
+    lab::wait_for("the store answers again", SOON, || !node.twill(&["status"]).contains("lost"));
     assert_eq!(before.diff(&View::of(&node.ns)), "");
     assert_eq!(cluster::ops_asked(node), asked, "all of it was right");
 }

@@ -156,9 +156,9 @@ fn a_low_limit_of_open_files_is_reported_as_such() {
             lab::until(Duration::from_secs(3), || (!daemon.is_alive()).then_some(()));
             let log = daemon.log().split_off(before.min(daemon.log().len()));
             assert!(!log.contains("another daemon of this node keeps"), "{limit}: {log}");
-            let told = log.contains("has reached its limit of open files")
+            let reported = log.contains("has reached its limit of open files")
                 || node.get("/readyz").is_some_and(|it| it.status == 200);
-            assert!(told, "{limit}: {log}");
+            assert!(reported, "{limit}: {log}");
             for line in log.lines().filter(|line| line.contains("os error 24")) {
                 assert!(line.contains("raise it, in systemd with LimitNOFILE="), "{limit}: {line}");
             }
@@ -214,7 +214,7 @@ fn a_subnet_file_in_a_directory_that_is_read_only_is_written_in_place() {
         lab::wait_for("it is written", SOON, || {
             fs::read_to_string(&outside).unwrap().ends_with("FLANNEL_IPMASQ=false\n")
         });
-        lab::wait_for("the footprint's loss is told", SOON, || {
+        lab::wait_for("the footprint's loss is reported", SOON, || {
             let log = daemon.log();
             log.contains(".subnet.env.footprint cannot be written: Read-only file system (os error 30); it is mounted read-only")
         });
@@ -233,7 +233,7 @@ fn a_full_disk_is_named_with_the_remedy() {
         let daemon = node.start(FLAGS);
         daemon.wait_ready();
         let words = "No space left on device (os error 28); no space or no inodes are left there";
-        lab::wait_for("the cache's loss is told", SOON, || node.twill(&["status"]).contains(words));
+        lab::wait_for("the cache's loss is reported", SOON, || node.twill(&["status"]).contains(words));
         disk.free();
         lab::wait_for("it is over", Duration::from_secs(60), || !node.twill(&["status"]).contains(words));
     });

@@ -23,7 +23,7 @@ const SECOND: Duration = Duration::from_secs(1);
 struct Manager {
     socket: UnixDatagram,
     name: String,
-    heard: Vec<(Instant, String)>,
+    received: Vec<(Instant, String)>,
 }
 
 impl Manager {
@@ -41,7 +41,7 @@ impl Manager {
 
     fn on(socket: UnixDatagram, name: String) -> Self {
         socket.set_nonblocking(true).unwrap();
-        Self { socket, name, heard: Vec::new() }
+        Self { socket, name, received: Vec::new() }
     }
 
     fn start<'lab>(&self, node: &'lab Node, args: &[&str]) -> Daemon<'lab> {
@@ -51,38 +51,38 @@ impl Manager {
     }
 
     /// Returns the time of each received line that begins with `line`.
-    fn heard(&mut self, line: &str) -> Vec<Instant> {
+    fn received(&mut self, line: &str) -> Vec<Instant> {
         let mut datagram = [0; 4096];
         while let Ok(length) = self.socket.recv(&mut datagram) {
             let text = str::from_utf8(&datagram[..length]).unwrap();
             let now = Instant::now();
-            self.heard.extend(text.lines().map(|line| (now, line.to_owned())));
+            self.received.extend(text.lines().map(|line| (now, line.to_owned())));
         }
-        self.heard.iter().filter(|(_, heard)| heard.starts_with(line)).map(|(at, _)| *at).collect()
+        self.received.iter().filter(|(_, received)| received.starts_with(line)).map(|(at, _)| *at).collect()
     }
 
     fn wait_for(&mut self, line: &str) {
-        lab::wait_for(line, SOON, || !self.heard(line).is_empty());
+        lab::wait_for(line, SOON, || !self.received(line).is_empty());
     }
 
     /// Returns the last STATUS line.
     fn status(&mut self) -> &str {
-        self.heard("");
-        let mut said = self.heard.iter().rev().filter_map(|(_, line)| line.strip_prefix("STATUS="));
+        self.received("");
+        let mut said = self.received.iter().rev().filter_map(|(_, line)| line.strip_prefix("STATUS="));
         said.next().unwrap_or_default()
     }
 
     /// Asserts four signs of life, the first one after this call, each in time.
-    fn is_told_in_time(&mut self, why: &str) {
-        let before = self.heard("WATCHDOG=1").len();
-        lab::wait_for(why, 5 * LIMIT, || self.heard("WATCHDOG=1").len() >= before + 4);
-        let signs = &self.heard("WATCHDOG=1")[before..];
+    fn is_alive_in_time(&mut self, why: &str) {
+        let before = self.received("WATCHDOG=1").len();
+        lab::wait_for(why, 5 * LIMIT, || self.received("WATCHDOG=1").len() >= before + 4);
+        let signs = &self.received("WATCHDOG=1")[before..];
         assert!(signs.windows(2).all(|pair| pair[1] - pair[0] < LIMIT), "{why}: {signs:?}");
     }
 
-    fn hears_nothing(&mut self, why: &str) {
-        let before = self.heard("WATCHDOG=1").len();
-        lab::holds_for(why, LIMIT, || self.heard("WATCHDOG=1").len() == before);
+    fn gets_nothing(&mut self, why: &str) {
+        let before = self.received("WATCHDOG=1").len();
+        lab::holds_for(why, LIMIT, || self.received("WATCHDOG=1").len() == before);
     }
 }
 
@@ -103,7 +103,7 @@ fn readiness_is_reported_once_and_the_status_at_each_change() {
         let mut daemon = manager.start(node, cluster::FLAGS);
         manager.wait_for("STATUS=waiting for the network config: ");
         lab::holds_for("not ready without a config", 2 * SECOND, || {
-            manager.heard("READY=1").is_empty() && is(node, "/readyz", 503)
+            manager.received("READY=1").is_empty() && is(node, "/readyz", 503)
         });
         lab.store.config(VXLAN);
         manager.wait_for("READY=1");
@@ -116,10 +116,10 @@ fn readiness_is_reported_once_and_the_status_at_each_change() {
         assert!(is(node, "/readyz", 503));
         Harm::UplinkUp.apply(node);
         lab::wait_for("ready again", SOON, || manager.status() == "ready, 1 peers");
-        assert!(manager.heard("STOPPING=1").is_empty());
+        assert!(manager.received("STOPPING=1").is_empty());
         assert!(daemon.terminate().success());
         manager.wait_for("STOPPING=1");
-        assert_eq!(manager.heard("READY=1").len(), 1);
+        assert_eq!(manager.received("READY=1").len(), 1);
     });
 }
 
@@ -131,22 +131,22 @@ fn the_watchdog_message_depends_on_reconcile_passes_alone() {
         let node = lab.node(1);
         let mut manager = Manager::on_a_path();
         let daemon = manager.start(node, cluster::FLAGS);
-        manager.is_told_in_time("it waits for the config");
+        manager.is_alive_in_time("it waits for the config");
         let turn = File::create(lab.store.path().join(".lock")).unwrap();
         turn.lock().unwrap();
         lab.store.config(VXLAN);
         lab::wait_for("it waits for its turn", SOON, || {
-            manager.heard("WATCHDOG=1").last().is_some_and(|last| last.elapsed() > LIMIT)
+            manager.received("WATCHDOG=1").last().is_some_and(|last| last.elapsed() > LIMIT)
         });
-        manager.hears_nothing("the thread of rounds hangs");
+        manager.gets_nothing("the thread of rounds hangs");
         assert!(is(node, "/healthz", 200), "and no other does");
         turn.unlock().unwrap();
         manager.wait_for("READY=1");
-        manager.is_told_in_time("there is nothing to do");
+        manager.is_alive_in_time("there is nothing to do");
         node.ns.run(&format!("kill -STOP {}", daemon.pid()));
-        manager.hears_nothing("the process is stopped");
+        manager.gets_nothing("the process is stopped");
         node.ns.run(&format!("kill -CONT {}", daemon.pid()));
-        manager.is_told_in_time("it goes on");
+        manager.is_alive_in_time("it goes on");
     });
 }
 
@@ -165,9 +165,9 @@ fn sigterm_ends_it_at_once() {
             let took = begun.elapsed();
             assert!(success, "{state}");
             lab::in_time(&format!("stopping while {state}"), took, SECOND);
-            assert_eq!(manager.heard("STOPPING=1").len(), 1);
+            assert_eq!(manager.received("STOPPING=1").len(), 1);
             assert_eq!(before.diff(&View::of(&node.ns)), "");
-            manager.heard.clear();
+            manager.received.clear();
         };
         ends("waiting for the network config");
         lab.store.config(VXLAN);
@@ -205,7 +205,7 @@ fn sighup_follows_the_config_once_where_changes_are_not_followed() {
         // The answer of the store to a new request counts, not its earlier reports.
         let (subnets, away) = (lab.store.path().join("subnets"), lab.store.path().join("away"));
         fs::rename(&subnets, &away).unwrap();
-        lab::wait_for("nothing is told any more", SOON, || node.twill(&["status"]).contains("lost"));
+        lab::wait_for("the store is lost", SOON, || node.twill(&["status"]).contains("lost"));
         lab.store.config(VNI_8);
         hangup(&daemon);
         lab::wait_for("the newest VNI", SOON, || devices().contains(" flannel.8: "));

@@ -22,7 +22,7 @@ fn without_a_config_the_node_waits_and_names_it() {
         assert_eq!(
             node.get("/status").unwrap().status,
             404,
-            "the port tells no more than health and metrics"
+            "the port answers with health and metrics alone"
         );
         lab.store.config(VXLAN);
         daemon.wait_ready();

@@ -67,13 +67,13 @@ fn a_value_that_is_too_low_is_raised_and_the_old_one_logged() {
         let log = daemons[0].log();
         let at = |line: &str| log.find(line).unwrap_or_else(|| panic!("{line}: {log}"));
         at("~ sysctl net/ipv4/ip_forward = 1 (was 0)");
-        let (hears, forwards) = (
+        let (has_route, forwards) = (
             at("~ sysctl net/ipv6/conf/eth0/accept_ra = 2 (was 1)"),
             at("~ sysctl net/ipv6/conf/all/forwarding = 1 (was 0)"),
         );
-        assert!(hears < forwards, "{log}");
+        assert!(has_route < forwards, "{log}");
         node.ns.run("ip -6 route del default proto ra");
-        lab::wait_for("a router is heard as before", SOON, || {
+        lab::wait_for("a router is used as before", SOON, || {
             lab::advertise(&lab.node(2).ns, "eth0");
             advertised(node).contains("dev eth0")
         });
@@ -160,14 +160,14 @@ fn a_read_only_proc_is_reported_once_and_the_node_is_ready() {
         let daemon = node.start_under(&["unshare", "--mount", "sh", "-c", read_only, "sh"], cluster::FLAGS);
         daemon.wait_ready();
         assert_eq!(values(node), ["0", "0", "1", "2"], "rp_filter has another way");
-        let told = ["ip_forward=1", "all/forwarding=1", "eth0/accept_ra=2", "flannel.1/accept_ra=0"];
+        let reported = ["ip_forward=1", "all/forwarding=1", "eth0/accept_ra=2", "flannel.1/accept_ra=0"];
         let status = || node.twill(&["status"]);
-        lab::wait_for("all are said", SOON, || told.iter().all(|command| status().contains(command)));
+        lab::wait_for("all are reported", SOON, || reported.iter().all(|command| status().contains(command)));
         let status = status();
-        for command in told {
+        for command in reported {
             let words = format!(
                 "cannot be written. Run: sysctl -w net/ipv{}",
-                if command == told[0] { 4 } else { 6 }
+                if command == reported[0] { 4 } else { 6 }
             );
             let line = status.lines().find(|line| line.contains(command));
             assert!(line.is_some_and(|line| line.contains(&words)), "{command}: {status}");

@@ -52,8 +52,8 @@ fn is_refused(lab: &Lab, flags: &[&str], words: &[&str]) {
     let mut daemon = node.start(flags);
     assert_eq!(daemon.wait_exit().code(), Some(1), "{}", daemon.log());
     let log = daemon.log();
-    let told = log.lines().rfind(|line| line.starts_with("twill: ")).unwrap_or_default();
-    assert!(words.iter().all(|words| told.contains(words)), "{told}");
+    let reported = log.lines().rfind(|line| line.starts_with("twill: ")).unwrap_or_default();
+    assert!(words.iter().all(|words| reported.contains(words)), "{reported}");
     assert_eq!(before.diff(&View::of(&node.ns)), "");
     assert!(lab.store.leases().is_empty() && node.subnet_env().is_none());
 }
@@ -135,9 +135,10 @@ fn another_interfaces_network_among_the_pods_is_reported() {
         );
         let (_daemons, _pods) = start(&lab, &[]);
         let status = status(node);
-        let told = "docker0 has 10.98.0.1/16, and pods' subnets are leased from 10.10.0.0 to 10.99.15.255";
+        let reported =
+            "docker0 has 10.98.0.1/16, and pods' subnets are leased from 10.10.0.0 to 10.99.15.255";
         assert!(
-            status.contains(told) && !status.contains("d0 has") && !status.contains("cni0 has"),
+            status.contains(reported) && !status.contains("d0 has") && !status.contains("cni0 has"),
             "{status}"
         );
         assert_eq!(node.get("/readyz").unwrap().status, 200);
@@ -430,7 +431,7 @@ fn a_full_size_packet_that_the_kernel_does_not_send_is_reported() {
              ip rule add pref 100 to 192.168.100.12 lookup 100",
         );
         let (_daemons, _pods) = start(&lab, &["--iface=eth0"]);
-        let told = |status: &str| status.contains("fragmented") || status.contains("large packets lost");
-        lab::wait_for("it is told", SOON * 3, || told(&status(node)));
+        let reported = |status: &str| status.contains("fragmented") || status.contains("large packets lost");
+        lab::wait_for("it is reported", SOON * 3, || reported(&status(node)));
     });
 }

@@ -111,8 +111,8 @@ fn is_refused(lab: &Lab, flags: &[&str], code: i32, why: &str) {
     let mut daemon = node.start(flags);
     assert_eq!(daemon.wait_exit().code(), Some(code), "{}", daemon.log());
     let log = daemon.log();
-    let told = log.lines().rfind(|line| line.starts_with("twill: ")).unwrap_or_default();
-    assert!(told.contains(why), "{flags:?}: {log}");
+    let reported = log.lines().rfind(|line| line.starts_with("twill: ")).unwrap_or_default();
+    assert!(reported.contains(why), "{flags:?}: {log}");
     assert_eq!(before.diff(&View::of(&node.ns)), "");
     assert!(lab.store.leases().is_empty() && node.subnet_env().is_none());
 }
@@ -250,15 +250,15 @@ fn host_gw_without_a_peer_on_its_uplink_is_reported() {
         let (daemon, mut other) = (node.start(&[]), peer.start(&["--iface=eth1"]));
         daemon.wait_ready();
         other.wait_ready();
-        let told = |node: &Node, uplink: &str, on: &str| {
+        let reported = |node: &Node, uplink: &str, on: &str| {
             let note = format!(
                 "no peer is on the layer-2 segment of {uplink}, so host-gw reaches none by IPv4: is it the wrong interface? \
                  Name another with --iface ({on}), or use auto or vxlan"
             );
             lab::wait_for(&note, SOON, || node.twill(&["status"]).contains(&note));
         };
-        told(node, "eth0", "192.168.56.12 is on the segment of eth1");
-        told(peer, "eth1", "192.168.100.11 is on the segment of eth0");
+        reported(node, "eth0", "192.168.56.12 is on the segment of eth1");
+        reported(peer, "eth1", "192.168.100.11 is on the segment of eth0");
         lab::holds_for("it is ready", TROUBLE, || node.get("/readyz").unwrap().status == 200);
         other.terminate();
         drop(other);
@@ -276,7 +276,7 @@ fn an_address_that_is_not_the_nodes_internal_ip_is_reported_once() {
         let node = lab.node(1);
         node.ns.run("ip link add eth1 type veth peer name eth2; ip link set eth1 up; ip link set eth2 up");
         node.ns.run("ip address add 192.168.56.11/24 dev eth1; ip address add fd00:56::11/64 dev eth1 nodad");
-        let told = |flags: &[&str], notes: &[&str]| {
+        let reported = |flags: &[&str], notes: &[&str]| {
             let daemon = node.start(flags);
             daemon.wait_ready();
             let known = "Kubernetes knows this node by";
@@ -296,13 +296,13 @@ fn an_address_that_is_not_the_nodes_internal_ip_is_reported_once() {
             ["192.168.56.11", "fd00:56::11"].map(|ip| format!("Kubernetes knows this node by {ip}, but "));
         let v4 = format!("{v4}{} of eth0 is chosen: {remedy} (192.168.56.11 is on eth1)", own[0]);
         let v6 = format!("{v6}{} of eth0 is chosen: {remedy} (fd00:56::11 is on eth1)", own[1]);
-        told(&["--node-ip=192.168.56.11"], &[&v4]);
-        told(&["--iface=eth0", "--node-ip=192.168.56.11,fd00:56::11"], &[&v4, &v6]);
-        told(&[&format!("--node-ip={}", own.join(","))], &[]);
-        told(&["--iface=eth1", "--node-ip=192.168.56.11,fd00:56::11"], &[]);
+        reported(&["--node-ip=192.168.56.11"], &[&v4]);
+        reported(&["--iface=eth0", "--node-ip=192.168.56.11,fd00:56::11"], &[&v4, &v6]);
+        reported(&[&format!("--node-ip={}", own.join(","))], &[]);
+        reported(&["--iface=eth1", "--node-ip=192.168.56.11,fd00:56::11"], &[]);
         // Behind a translation, Kubernetes may know the outer address.
-        told(&["--iface=eth0", &format!("--public-ip={OUTSIDE}"), &format!("--node-ip={OUTSIDE}")], &[]);
-        told(&["--iface=eth0"], &[]);
+        reported(&["--iface=eth0", &format!("--public-ip={OUTSIDE}"), &format!("--node-ip={OUTSIDE}")], &[]);
+        reported(&["--iface=eth0"], &[]);
     });
 }
 
@@ -368,7 +368,7 @@ fn a_lease_with_a_second_writer_is_reported() {
             "our lease {} is overwritten by another writer, last with VTEP MAC {theirs}",
             lease_name(&node.subnet())
         );
-        lab::wait_for("it is told", SOON * 2, || node.twill(&["status"]).contains(&note));
+        lab::wait_for("it is reported", SOON * 2, || node.twill(&["status"]).contains(&note));
         assert_eq!(node.get("/readyz").unwrap().status, 200, "its own part stands");
     });
 }

@@ -17,7 +17,7 @@ pub(crate) const AUTO_DUAL: &str = r#"{"Network":"10.244.0.0/16","SubnetMin":"10
 /// Maximum time from the first lost packet to the finding, and to the change of the path.
 pub(crate) const AT_ONCE: Duration = Duration::from_secs(3);
 /// Maximum time to the finding if only the daemon sends: its first lost packet comes within a second.
-pub(crate) const TOLD: Duration = Duration::from_secs(4);
+pub(crate) const REPORTED: Duration = Duration::from_secs(4);
 /// Maximum time until a direct path is proven, by three answers in a row.
 pub(crate) const PROVEN: Duration = Duration::from_secs(10);
 /// Time without any loss before a path that was withdrawn is taken again.
@@ -84,7 +84,7 @@ const WORDS: [(&str, &str); 13] = [
 ];
 
 /// Asserts that the finding and its words are everywhere, once in the log, and that the node stays ready.
-pub(crate) fn told(node: &Node, daemon: &Daemon, subnet: &str, name: &str) {
+pub(crate) fn reported(node: &Node, daemon: &Daemon, subnet: &str, name: &str) {
     let about = format!("peer {subnet}: {name}: ");
     // The finding is reported at once, the note by the reconcile pass that it triggers.
     let text = |warning: &Value| {

@@ -10,7 +10,7 @@ use super::{POD_ADDRESSES, POD_ADDRESSES6, QUIET, all_direct};
 use crate::cluster::{self, FLAGS, SOON};
 use crate::paths::one_segment;
 use crate::verdicts::{
-    AT_ONCE, AUTO, AUTO_DUAL, HEALTH, PROVEN, findings, found, goes, is_direct, plain, told,
+    AT_ONCE, AUTO, AUTO_DUAL, HEALTH, PROVEN, findings, found, goes, is_direct, plain, reported,
 };
 
 const TUNNELS: [&str; 2] = ["flannel.1", "flannel-v6.1"];
@@ -91,7 +91,7 @@ enum Left {
 
 impl Harmed<'_> {
     /// Asserts that everything is found and done in time, counted from the harm.
-    fn is_told(&self, start: Instant) {
+    fn is_reported(&self, start: Instant) {
         let Self { node, daemon, peers } = self;
         let mut waiting: Vec<_> = peers.iter().collect();
         let all = lab::until(AT_ONCE, || {
@@ -109,7 +109,7 @@ impl Harmed<'_> {
         assert!(all.is_some(), "{waiting:?}: {}", node.twill(&["status"]));
         lab::in_time("all of it", start.elapsed(), AT_ONCE + SLACK);
         for (subnet, name, _) in peers {
-            told(node, daemon, subnet, name);
+            reported(node, daemon, subnet, name);
         }
     }
 
@@ -238,7 +238,7 @@ fn each_fault_is_found_and_its_path_left_and_taken_again_in_time() {
         let cuts = harm(&lab);
         let peers = REASONS.iter().flat_map(|&(k, name, left, _)| of(k).map(move |of| (of, name, left)));
         let harmed = Harmed { node: own, daemon: &daemons[0], peers: peers.collect() };
-        harmed.is_told(start);
+        harmed.is_reported(start);
         [4, 6].into_iter().for_each(|k| assert!(is_direct(own, &lab.node(k).subnet6())));
         found(own, &lab.node(6).subnet(), "pod addresses lost", SOON);
         drop(cuts);
@@ -268,7 +268,7 @@ fn a_router_that_answers_for_others() {
         let (daemons, pods) = cluster::start(&lab);
         let (own, peer) = (lab.node(1), lab.node(2).subnet());
         found(own, &peer, "proxy ARP", SOON);
-        told(own, &daemons[0], &peer, "proxy ARP");
+        reported(own, &daemons[0], &peer, "proxy ARP");
         let ping = PingStream::start(&pods[0].ns, pods[1].ip());
         lab::holds_for("it goes by tunnel", QUIET, || !is_direct(own, &peer));
         far_pods(&lab, &[1, 2, 3], "add");
@@ -312,7 +312,7 @@ fn reverse_path_filters_of_either_side() {
             lab::wait_for(&format!("node {k}"), PROVEN, || direct(lab.node(k)) == [true, false, true]);
         }
         found(lab.node(1), &plains[1], "pod addresses lost", SOON);
-        told(lab.node(1), &daemons[0], &plains[1], "pod addresses lost");
+        reported(lab.node(1), &daemons[0], &plains[1], "pod addresses lost");
         assert!(lab.node(1).twill(&["status"]).contains("rp_filter 1"));
         lab::holds_for("a strict filter keeps it on the tunnel", QUIET, || {
             !is_direct(lab.node(1), &plains[1])

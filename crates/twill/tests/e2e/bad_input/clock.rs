@@ -41,7 +41,9 @@ fn files_from_1910_to_2600_move_nobody_and_the_older_lease_stays() {
             // Once this lease is reported, everything before it was read, too.
             let marker = format!("10.244.{}.7", good_year + bad_year.abs());
             lab.store.put_lease(&format!("{marker}-24"), lease);
-            lab::wait_for("heard", SOON, || node.twill(&["status"]).contains(&format!("peer {marker}/24")));
+            lab::wait_for("the lease is read", SOON, || {
+                node.twill(&["status"]).contains(&format!("peer {marker}/24"))
+            });
             assert!(said(&bad_subnet));
             assert_eq!(before.diff(&View::of(&node.ns)), "");
         }

@@ -101,7 +101,7 @@ fn sixty_lasting_warnings_fit_a_short_page() {
         daemons[0].restart();
         daemons[0].wait_ready();
         let watch = Watch::begin("standing", lab.node(1), &daemons[0], Some((&pods[0], &pods[2])));
-        lab::wait_for("it is told", SOON, || lab.node(1).get("/readyz").unwrap().body.contains("more"));
+        lab::wait_for("it is reported", SOON, || lab.node(1).get("/readyz").unwrap().body.contains("more"));
         // Sixteen simultaneous requests share one page.
         lab.node(1).ns.within(|| {
             std::thread::scope(|scope| {

@@ -113,7 +113,7 @@ fn no_lease_makes_a_node_send_to_another_service_or_to_no_host() {
         let filter =
             "(udp and (port 53 or port 123 or port 1023)) or host 169.254.169.254 or host 192.168.100.255";
         let wire = Capture::start(&node.ns, "eth0", &[filter]);
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         let mut plant = |third: u8, address: &str, address6: &str, port: u16, words: &'static str| {
             let mac = format!("02:00:00:00:88:{third:02x}");
             let (subnet4, subnet6) = (format!("10.244.{third}.0"), format!("fd00:244:0:{third:x}::"));
@@ -125,7 +125,7 @@ fn no_lease_makes_a_node_send_to_another_service_or_to_no_host() {
             // The parser takes it for the IPv4 address in it, so the lease has none of IPv6.
             let is_mapped = address6.starts_with("::ffff:");
             let words6 = if is_mapped { "names no public IPv6 address" } else { words };
-            told.extend([(subnet4, words), (subnet6, words6)]);
+            reported.extend([(subnet4, words), (subnet6, words6)]);
         };
         let host = lab.node(2).ip.to_string();
         let host6 = lab.node(2).ip6.to_string();
@@ -143,13 +143,13 @@ fn no_lease_makes_a_node_send_to_another_service_or_to_no_host() {
         for (nth, (four, six)) in addresses.into_iter().enumerate() {
             plant(nth as u8 + 10, four, six, 8472, "which no node can have");
         }
-        for (subnet, words) in &told {
+        for (subnet, words) in &reported {
             lab::wait_for(&format!("{subnet} is left out: {words}"), SOON, || {
                 let status = node.twill(&["status"]);
                 status.lines().any(|line| line.contains(&format!("peer {subnet}/")) && line.contains(words))
             });
         }
-        for (to, _) in &told {
+        for (to, _) in &reported {
             let first = if to.contains(':') { format!("{to}5") } else { to.replace(".0", ".5") };
             let _ = pods[0].ns.output(&format!("ping -n -c 1 -W 0.2 {first}"));
         }

@@ -4,8 +4,8 @@ use lab::plain::Announce;
 use lab::{Filter, Lab, Lines, PingStream, Timing, Topology};
 
 use super::{
-    CALM, Fault, IN_TIME, Net, all_found, all_mended, all_told, healthy, killed, nodes, pings, settled,
-    talking,
+    CALM, Fault, IN_TIME, Net, all_found, all_healthy_again, all_reported, healthy, killed, nodes, pings,
+    settled, talking,
 };
 use crate::cluster::{self, HOST_GW, HOST_GW_IPV6};
 use crate::verdicts::{finding, findings};
@@ -51,7 +51,7 @@ fn bare(net: Net) {
     lab.node(5).unplug();
     lab.node(8).ns.run(&format!("ip route del {}", of[0]));
     let claims = second_machine(&lab, net);
-    all_told(&lab, &daemons[0], &faults);
+    all_reported(&lab, &daemons[0], &faults);
     lab::holds_for("no other reason is found", 2 * CALM, || {
         for fault in &faults {
             assert_eq!(
@@ -70,7 +70,7 @@ fn bare(net: Net) {
     lab.outside().run("ip link set eth0 down");
     let via = if net == Net::V4 { node.ip.to_string() } else { node.ip6.to_string() };
     lab.node(8).ns.run(&format!("ip route add {} via {via} dev eth0", of[0]));
-    all_mended(&lab, [1, 2, 3, 4, 6, 7, 8].map(|k| &of[k]));
+    all_healthy_again(&lab, [1, 2, 3, 4, 6, 7, 8].map(|k| &of[k]));
 }
 
 /// Gives a second machine the address of node 9, which it announces to all again and again. Both machines answer requests for the
@@ -101,7 +101,7 @@ fn of_a_router_that_answers_for_others() {
         let (daemon, of) = settled(&lab, Announce::HostGw);
         let pods = lab.pods();
         let never = [1, 2].map(|k| Fault::from_now(&of[k], "proxy ARP", IN_TIME));
-        all_told(&lab, &daemon, &never);
+        all_reported(&lab, &daemon, &never);
         // A router with routes to the pods does no harm.
         let routes = |what: &str| {
             for (subnet, node) in of.iter().zip(lab.nodes()) {
@@ -109,7 +109,7 @@ fn of_a_router_that_answers_for_others() {
             }
         };
         routes("add");
-        all_mended(&lab, &of[1..]);
+        all_healthy_again(&lab, &of[1..]);
         lab::holds_for("no other reason is found", CALM, || {
             findings(lab.node(1)).iter().all(|(_, name)| name == "healthy")
         });
@@ -117,7 +117,7 @@ fn of_a_router_that_answers_for_others() {
         routes("del");
         all_found(&lab, &faults);
         routes("add");
-        all_mended(&lab, &of[1..]);
+        all_healthy_again(&lab, &of[1..]);
     });
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lab::plain::Announce;
 use lab::{Filter, Lab, PingStream, Pod, Relay, Talk, Timing, Topology, Witness};
 
-use super::{CALM, Fault, Net, all_mended, all_told, healthy, killed, nodes, pings, talking};
+use super::{CALM, Fault, Net, all_healthy_again, all_reported, healthy, killed, nodes, pings, talking};
 use crate::cluster::{self, SOON, VXLAN, VXLAN_IPV6};
 use crate::verdicts::{AT_ONCE, finding, found};
 
@@ -54,7 +54,7 @@ fn tunnels(net: Net) {
         lines.for_each(|entry| _ = lab.node(3).ns.run(&format!("bridge fdb {what} {entry} dev {device}")));
     };
     entries("del");
-    all_told(&lab, &daemons[0], &quick);
+    all_reported(&lab, &daemons[0], &quick);
     let _witness = Witness::start(&pods[7].ns);
     let talk = Talk::start(&pods[0].ns, pods[7].ip());
     lab::wait_for("pods talk", SOON, || talk.bytes() > 0);
@@ -67,7 +67,7 @@ fn tunnels(net: Net) {
     };
     lab.router().run(&format!("ip route replace {} mtu lock 1400", net.far()));
     let came = talk.bytes();
-    all_told(&lab, &daemons[0], &[checksum, small]);
+    all_reported(&lab, &daemons[0], &[checksum, small]);
     assert_eq!(talk.bytes(), came, "the link leaves the packets of pods alone");
     let status = lab.node(1).twill(&["status"]);
     for fault in quick {
@@ -86,7 +86,7 @@ fn tunnels(net: Net) {
     lab.router().run(&format!("ip route replace {}", net.far()));
     // The kernel keeps what it has learnt of the path for ten minutes.
     [1, 11].into_iter().for_each(|k| _ = lab.node(k).ns.run("ip -6 route flush cache"));
-    all_mended(&lab, [1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12].map(|k| &of[k]));
+    all_healthy_again(&lab, [1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12].map(|k| &of[k]));
 }
 
 /// Returns the faults that pods notice at once.

@@ -206,8 +206,8 @@ mod tests {
         let part = options("scale --peers 100,200 --store dir --backend vxlan --families ipv4,dual");
         let part = part.expect("a part");
         let cases = part.cases(&[1]);
-        let told: Vec<_> = cases.iter().map(|case| (case.families.name(), case.peers)).collect();
-        assert_eq!(told, [("ipv4", 100), ("ipv4", 200), ("dual", 100), ("dual", 200)]);
+        let reported: Vec<_> = cases.iter().map(|case| (case.families.name(), case.peers)).collect();
+        assert_eq!(reported, [("ipv4", 100), ("ipv4", 200), ("dual", 100), ("dual", 200)]);
     }
 
     #[test]
