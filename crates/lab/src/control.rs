@@ -1,6 +1,7 @@
-//! The control of every measurement: a thread of the lab that sleeps 10 ms at a time and records how late it wakes up. It does
-//! not depend on twill. A limit missed while the control was on time is the product's failure. A limit missed while the control
-//! was late proves nothing: the machine was starved, and the test is measured again. No limit is raised here.
+//! The control of every measurement. A thread of the lab sleeps 10 ms at a time and records how late it wakes up. It
+//! does not depend on twill. A limit missed while the control was on time is the product's failure. A limit missed
+//! while the control was late proves nothing: the machine was starved, and the test is measured again. No limit is
+//! raised here.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -13,11 +14,11 @@ use crate::wait::patient;
 const TICK: Duration = Duration::from_millis(10);
 /// Lateness of one wake-up that is ignored: the timers of an idle virtual machine are as late.
 const SLACK: Duration = Duration::from_millis(1);
-/// Shortest window that is judged. A shorter one has too few wake-ups to tell a starved machine from a lucky moment. Besides, a
-/// program may wait because of something that it measured some seconds before.
+/// Shortest window that is judged. In a shorter one, a few wake-ups could miss a starved machine. Besides, a program
+/// may wait because of a result that is some seconds old.
 const SHORTEST: Duration = Duration::from_secs(5);
-/// Lateness in thousandths of the window from which the machine counts as starved. Measured over 5 s on two cores: an idle machine
-/// has 1 to 4; two processes per core that burn CPU make it 40 to 190.
+/// Lateness in thousandths of the window from which the machine counts as starved. Over 5 s, an idle machine of two
+/// cores has 1 to 4. Two busy processes per core make it 40 to 190.
 const STARVED: u32 = 10;
 
 /// Lateness of the control in a window of time.
@@ -144,8 +145,8 @@ fn excused(misses: &[Miss]) -> Option<String> {
     Some(format!("{}; {}", starved.what.replace('\n', " "), starved.control))
 }
 
-/// Returns true if something that is over took less time than its limit. Every claim about time is made here or by [`in_time`]:
-/// if it fails on a starved machine, the whole test is measured again.
+/// Returns true if something that is over took less time than its limit. Every claim about time is made here or by
+/// [`in_time`]. If it fails on a starved machine, the test is measured again.
 pub fn is_in_time(what: &str, took: Duration, limit: Duration) -> bool {
     let limit = patient(limit);
     if took >= limit {

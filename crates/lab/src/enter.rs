@@ -70,8 +70,8 @@ pub fn other_user() -> u32 {
     OTHER
 }
 
-/// Runs `work` on this thread with the file system user id of [`other_user`]: files and sockets that it makes belong to that
-/// user.
+/// Runs `work` on this thread with the file system user id of [`other_user`]. Its new files and sockets belong to
+/// that user.
 pub fn as_other_user<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let user = other_user();
     let own = nix::unistd::setfsuid(user.into());
@@ -183,8 +183,8 @@ fn remedy() -> &'static str {
     }
 }
 
-/// Prepares the lab, once: a /run for `ip netns`, a /dev/shm, the work directory, and switches without traffic of their own.
-/// Names in /dev/shm often contain the process id, which labs have in common.
+/// Prepares the lab, once: /run for `ip netns`, /dev/shm, the work directory, and switches without traffic of their
+/// own. Names in /dev/shm often contain the process id, which labs have in common.
 pub(crate) fn settle() -> Result<(), String> {
     static DONE: OnceLock<Result<(), String>> = OnceLock::new();
     DONE.get_or_init(|| {
@@ -213,7 +213,7 @@ pub(crate) fn settle() -> Result<(), String> {
 mod tests {
     use super::TOOLS;
 
-    /// `make lab` and `make test` install the package of each tool that the lab needs, even if it is often there already.
+    /// `make lab` and `make test` install the package of each tool that the lab needs.
     #[test]
     fn the_makefile_names_every_package_of_the_lab() {
         let makefile = include_str!("../../../Makefile");

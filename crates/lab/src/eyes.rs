@@ -67,7 +67,7 @@ impl Row {
     }
 }
 
-/// Fields that tell a row from others of its kind.
+/// Fields that identify a row among all of its kind.
 const NAMES: [&str; 7] = ["ifname", "local", "dst", "mac", "table", "metric", "priority"];
 
 impl Row {
@@ -114,9 +114,8 @@ pub struct View {
 }
 
 impl View {
-    /// Reads the namespace once no address is tentative any more. Even without duplicate address detection an address is
-    /// tentative for a moment, and such a state would never be seen again. Takes 0.5 s if an address stays tentative, because its
-    /// link is down.
+    /// Reads the namespace once no address is tentative any more. Even without duplicate address detection an address
+    /// is tentative for a moment. Takes 0.5 s if an address stays tentative, because its link is down.
     pub fn of(ns: &Ns) -> Self {
         let settled = || Some(Self::now(ns)).filter(|view| !view.rows.iter().any(Row::is_tentative));
         until(SETTLED, settled).unwrap_or_else(|| Self::now(ns))

@@ -1,4 +1,4 @@
-//! Runs a program and reads its output line by line as it appears; the common part of capture, monitors and ping.
+//! Runs a program and reads its output line by line as it appears. Capture, monitors and ping use it.
 
 use std::io::{BufRead, BufReader, pipe};
 use std::process::{Child, ChildStdin, Command};

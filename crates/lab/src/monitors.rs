@@ -1,4 +1,5 @@
-//! Runs `ip monitor`, `bridge monitor` and `nft monitor` on one node: proof of writes to the kernel, and of their absence.
+//! Runs `ip monitor`, `bridge monitor` and `nft monitor` on one node. They prove writes to the kernel, and their
+//! absence.
 
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A named network namespace and ways to work in it: a command line, a batch for ip, a thread, a sysctl.
+//! A named network namespace. Command lines, batches for ip, threads and sysctls work in it.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};

@@ -1,4 +1,5 @@
-//! A pod: a namespace with a cable to the node's bridge `cni0`, as flannel's CNI plugin would make it from subnet.env.
+//! A pod: a namespace with a cable to the node's bridge `cni0`. It is made from subnet.env, as by flannel's CNI
+//! plugin.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -10,8 +10,8 @@ use nix::sys::socket::{
 
 use crate::ns::Ns;
 
-/// Router advertisement (RFC 4861, 4.2): type, code, checksum (set by the kernel), hop limit, flags, lifetime in seconds,
-/// reachable time, retransmission timer.
+/// Router advertisement (RFC 4861, 4.2). Its fields: type, code, checksum (set by the kernel), hop limit, flags,
+/// lifetime in seconds, reachable time, retransmission timer.
 const ADVERTISEMENT: [u8; 16] = [134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// Hop limit of the packet; receivers ignore a smaller one, with which it could have crossed a router.

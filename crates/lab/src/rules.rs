@@ -1,4 +1,4 @@
-//! The packet filter of a namespace as other programs use it: iptables of both variants, nft, and a router's 1:1 NAT. It reads
+//! The packet filter of a namespace as other programs use it: both variants of iptables, nft, and 1:1 NAT. It reads
 //! and sets with those tools only.
 
 use std::net::IpAddr;
@@ -49,7 +49,7 @@ pub fn nft_ruleset(ns: &Ns) -> String {
     ns.run("nft list ruleset")
 }
 
-/// Sets up a 1:1 NAT in `router`: the host at `inside` behind it appears at `outside` to everybody on the side of `device`.
+/// Sets up a 1:1 NAT in `router`. On the side of `device`, the host at `inside` appears at `outside`.
 pub fn nat_one_to_one(router: &Ns, device: &str, inside: IpAddr, outside: IpAddr) {
     let (family, length) = if inside.is_ipv4() { ("ip", 32) } else { ("ip6", 128) };
     router.run(&format!(

@@ -206,7 +206,8 @@ fn captured(mut command: Command, deadline: Duration) -> Result<(String, Option<
     let (reader, writer) = io::pipe().map_err(|e| e.to_string())?;
     command.stdout(writer.try_clone().map_err(|e| e.to_string())?).stderr(writer);
     let mut child = command.spawn().map_err(|e| format!("cannot start setpriv: {e}"))?;
-    // The command owns our copies of the pipe's writing end; the pipe ends with the lab only once they are closed.
+    // The command owns our copies of the pipe's writing end. Until they are closed, the pipe does not end with the
+    // lab.
     drop(command);
     let (report, reports) = mpsc::channel();
     thread::spawn(move || {

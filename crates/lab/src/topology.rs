@@ -209,11 +209,11 @@ impl Lab {
         self.nodes.iter().for_each(|node| node.ns.wait_up(&["eth0"]));
     }
 
-    /// Returns the `ip -batch` lines that make the switches in the lab's root namespace, and a cable from each to its hosts. A
-    /// port is named after its host.
+    /// Returns the `ip -batch` lines for the switches in the lab's root namespace, and for the cables to their hosts.
+    /// A port is named after its host.
     fn switch_lines(&self) -> String {
         let mut lines = String::new();
-        // Older kernels (6.12) require a requested index to be free here, too: the hosts' 2 and 3 must not be taken.
+        // Older kernels (6.12) require a requested index to be free here, too. The hosts' 2 and 3 must not be taken.
         for (index, segment) in (90..).zip(self.segments()) {
             let _ = writeln!(lines, "link add seg{segment} index {index} type bridge mcast_snooping 0");
             let _ = writeln!(lines, "link set seg{segment} up");
@@ -244,8 +244,8 @@ impl Lab {
     }
 }
 
-/// Returns the `ip -batch` lines for the outside host. It has a route to the other segment only: a default route might lead to
-/// the pods.
+/// Returns the `ip -batch` lines for the outside host. Its only route leads to segment B, since a default route might
+/// lead to the pods.
 fn outside_lines() -> String {
     format!(
         "link set lo up\nlink set eth0 up\naddress add {OUTSIDE}/24 dev eth0\naddress add {OUTSIDE6}/64 dev eth0\n\

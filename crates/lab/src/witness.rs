@@ -1,5 +1,5 @@
-//! A test server that tells each client the address from which it sees it, and a client for that server. It serves UDP and TCP
-//! over IPv4 and IPv6, and records what it receives.
+//! A test server that sends each client the address from which it sees it, and a client for that server. It serves
+//! UDP and TCP over IPv4 and IPv6, and records what it receives.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -146,7 +146,8 @@ fn echo(mut stream: TcpStream, from: SocketAddr, over: &AtomicBool) {
     }
 }
 
-/// Returns the address from which the witness at `to` sees a client in `from`; `None` without an answer within a second.
+/// Returns the address from which the witness at `to` sees a client in `from`. `None` means no answer within a
+/// second.
 pub fn seen_source(from: &Ns, protocol: Protocol, to: IpAddr) -> Option<SocketAddr> {
     from.within(|| match protocol {
         Protocol::Udp => ask_by_datagram(unspecified(to), to),

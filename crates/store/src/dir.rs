@@ -1,5 +1,5 @@
-//! Leases in a directory of this machine, without a server: `config` and `subnets/<key>`, the same tree and JSON as in etcd.
-//! Sample: `subnets/10.3.7.0-24` with the content `{"PublicIP":"192.0.2.9","BackendType":"host-gw"}`.
+//! Leases in a directory of this machine: `config` and `subnets/<key>`, with the tree and JSON of etcd. Sample:
+//! `subnets/10.3.7.0-24` with the content `{"PublicIP":"192.0.2.9","BackendType":"host-gw"}`.
 //!
 //! NFS is not supported: the store relies on flock, atomic rename and inotify.
 
@@ -96,14 +96,13 @@ impl Dir {
             .map_err(|error| StoreError::new(path.display(), error))
     }
 
-    /// Writes our lease, unless it stands there already as it should. It holds the directory's lock, writes a temporary file
-    /// and renames it, so that a kill at any moment leaves no partial lease.
+    /// Writes our lease, unless it stands there already as it should. It holds the directory's lock, writes a
+    /// temporary file and renames it. A kill at any moment leaves no partial lease.
     ///
     /// Returns an error if the directory cannot be read or written, or if no acceptable subnet is available.
     pub fn acquire(&self, claim: &Claim) -> Result<Lease, StoreError> {
         let subnets = self.subnets();
-        // The directory itself is never created: a missing one, such as a mount that is late, must not be mistaken for a new
-        // store.
+        // The directory itself is never created. A missing one may be a late mount, not a new store.
         match fs::create_dir(&subnets) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => {
                 return Err(StoreError::new(subnets.display(), error));
@@ -141,7 +140,7 @@ impl Dir {
     }
 
     /// Takes the lock of the directory. A node without a lease waits as long as necessary. A running node waits for
-    /// [`PATIENCE`] only: many nodes may have to write at once, and it would get no notice of the last write.
+    /// [`PATIENCE`]. Many nodes may have to write at once, and no event would follow the last write.
     fn lock(&self, choice: &Choice) -> Result<File, StoreError> {
         let path = self.root.join(".lock");
         // The target of a symbolic link is not our lock file.
@@ -276,8 +275,8 @@ fn is_no_file(error: &io::Error) -> bool {
         || matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ELOOP | libc::ENXIO))
 }
 
-/// Returns a regular file's content, of at most [`LARGEST`] bytes. A symbolic link, pipe or device of that name is an error: it
-/// is neither followed nor read nor waited for.
+/// Returns a regular file's content, of at most [`LARGEST`] bytes. A symbolic link, pipe or device of that name is an
+/// error.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     read_with(UNFOLLOWED, path)
 }

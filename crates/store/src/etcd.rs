@@ -72,7 +72,7 @@ pub struct EtcdOptions {
 }
 
 impl EtcdOptions {
-    /// Returns true if there is a user and a password. As with flannel, one without the other is ignored.
+    /// Returns true if there is a user and a password. A user or password alone is ignored, as in flannel.
     fn has_user(&self) -> bool {
         !(self.username.is_empty() || self.password.is_empty())
     }
@@ -175,8 +175,8 @@ impl Etcd {
             .map_err(|why| StoreError::new(&session.endpoint, why))
     }
 
-    /// Writes our lease, unless it stands there already as it should. It uses compare-and-swap: if two nodes want the same
-    /// subnet, one gets it and the other chooses again.
+    /// Writes our lease, unless it stands there already as it should. It uses compare-and-swap: if two nodes want the
+    /// same subnet, the second one chooses again.
     ///
     /// Returns an error if no server answers or no acceptable subnet is available.
     pub async fn acquire(&self, claim: &Claim) -> Result<Lease, StoreError> {
@@ -189,7 +189,7 @@ impl Etcd {
         Ok(lease)
     }
 
-    /// Records that the lease of this subnet is ours to renew, and that the networks of this config define which entries are
+    /// Records that the lease of this subnet is ours to renew. The networks of this config define which entries are
     /// leases.
     pub fn hold(&self, subnet: &Subnet, conf: &NetConf) {
         let mut shared = self.lock();
@@ -438,9 +438,9 @@ impl Silence {
         !std::mem::replace(&mut self.is_settled, true)
     }
 
-    /// Waits until the server has been silent for [`SILENCE`], then probes it with a read of one key. Every etcd and every
-    /// proxy forwards that; no proxy answers a progress request on the watch itself, and some end by it. The future may be
-    /// dropped and the method called again.
+    /// Waits until the server has been silent for [`SILENCE`], then probes it with a read of one key. Every etcd and
+    /// every proxy forwards that. No proxy answers a progress request on the watch, and some end by it. The future
+    /// may be dropped and the method called again.
     async fn pass(&mut self) -> Result<(), End> {
         if !self.is_settled {
             sleep_until(self.server + ANSWER).await;

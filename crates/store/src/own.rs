@@ -21,8 +21,8 @@ pub struct Claim {
     pub listed: Arc<[Lease]>,
 }
 
-/// Function that returns the backend data to announce. Its arguments are the lease that we hold already, since a VTEP's MAC
-/// address there outlives a reboot, and all other leases.
+/// Function that returns the backend data to announce. Its arguments are the lease that we hold already, and all
+/// other leases. A VTEP's MAC address in our lease outlives a reboot.
 pub type Announce = dyn Fn(Option<&Lease>, &[&Lease]) -> Announced + Send + Sync;
 
 /// Subnets that are acceptable for our lease.

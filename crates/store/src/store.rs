@@ -63,7 +63,8 @@ impl Store {
         }
     }
 
-    /// Returns the current network config if the store can be read without delay, else `None`; the view then has the last one.
+    /// Returns the current network config if the store can be read without delay. With `None`, the view has the last
+    /// one.
     pub fn net_conf_at_hand(&self) -> Option<Result<NetConf, StoreError>> {
         match self {
             Self::Dir(dir) => Some(dir.net_conf()),
@@ -72,7 +73,7 @@ impl Store {
         }
     }
 
-    /// Records that the lease of this subnet is ours, and that the networks of this config define which entries are leases.
+    /// Records that the lease of this subnet is ours. The networks of this config define which entries are leases.
     pub fn hold(&self, subnet: &Subnet, conf: &NetConf) {
         match self {
             // A directory's leases do not end.

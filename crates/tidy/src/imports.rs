@@ -112,8 +112,8 @@ impl Names<'_> {
     }
 }
 
-/// Returns the paths of a file in its order: each leaf of each `use` item, and each path in code that may lead to a
-/// module of the crate.
+/// Returns the paths of a file in their order: each leaf of each `use` item, and each path in code. Paths that cannot
+/// lead to a module of the crate are left out.
 fn paths<'a>(source: &'a Source, tokens: &[Token<'a>]) -> Vec<Path<'a>> {
     let mut found = Vec::new();
     let (mut at, mut depth) = (0, 0);

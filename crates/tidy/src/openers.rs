@@ -1,5 +1,5 @@
-//! Finds doc comments and user-facing strings that open with a fragment: a sentence that begins with "Of" or "Those" does not
-//! name its subject.
+//! Finds doc comments and user-facing strings that open with a fragment. A sentence that begins with "Of" or "Those"
+//! does not name its subject.
 
 /// Words that no doc comment and no user-facing text begins with.
 const FORBIDDEN: [&str; 15] = [
@@ -19,8 +19,8 @@ const STRINGS: [&str; 8] = [
     "twill/src/metrics.rs",
 ];
 
-/// Returns one line for each doc comment of the file, and for each string of a table of texts, that opens with a fragment.
-/// `name` is the file's path below `crates/`.
+/// Returns one line for each doc comment and each user-facing string of the file that opens with a fragment. `name`
+/// is the file's path below `crates/`.
 pub(crate) fn fragments(name: &str, text: &str) -> Vec<String> {
     let mut faults = Vec::new();
     let mut above = "";

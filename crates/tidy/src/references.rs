@@ -1,5 +1,5 @@
-//! Checks that each reference to flannel's contract, such as `flannel-compat 6.1`, leads to a section or row that exists
-//! in `docs/flannel/`.
+//! Checks each reference to flannel's contract, such as `flannel-compat 6.1`. It must lead to a section or row in
+//! `docs/flannel/`.
 
 use std::collections::BTreeSet;
 use std::fs;

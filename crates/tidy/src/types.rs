@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// Names that types of the crate `plan` still share: parts of the module's name tell them apart. The list only gets
-/// shorter.
+/// Names that types of the crate `plan` still share: their modules distinguish them. The list only gets shorter.
 const SHARED: [&str; 5] = ["Choice", "Options", "Rule", "Verdict", "Way"];
 /// Keywords that define a type.
 const KEYWORDS: [&str; 4] = ["struct", "enum", "trait", "type"];

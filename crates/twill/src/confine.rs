@@ -83,8 +83,8 @@ const CERTIFICATES: [&str; 5] = [
 ];
 /// Rights to read a directory and the files in it.
 const READ: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir});
-/// Right to execute in the directories of `PATH`, which hold the tools for traffic rules, and in those of the loader. It
-/// is granted by directory, since an upgrade replaces the files.
+/// Right to execute in the directories of the loader and of `PATH`, which hold the tools for traffic rules. It is
+/// granted by directory, since an upgrade replaces the files.
 const EXECUTE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{Execute});
 /// Directories of the dynamic loader.
 const LOADERS: [&str; 4] = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"];

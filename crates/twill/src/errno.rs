@@ -5,8 +5,8 @@ use std::io;
 
 use rustix::io::Errno;
 
-/// Displays an I/O error with its remedy, if one is known:
-/// `Read-only file system (os error 30); it is mounted read-only: mount it writable, or name another place`.
+/// Displays an I/O error with its remedy, if one is known. Sample: `Read-only file system (os error 30); it is
+/// mounted read-only: mount it writable, or name another place`.
 pub(crate) struct Why<'a>(pub(crate) &'a io::Error);
 
 impl fmt::Display for Why<'_> {

@@ -297,7 +297,8 @@ impl Answers {
     }
 }
 
-/// Returns the text: the verdict in the first line, then a lost store and the warnings. Peers never change the verdict.
+/// Returns the text: the readiness in the first line, then a lost store and the warnings. Peers never change the
+/// readiness.
 fn readyz_body(verdict: &str, report: &Report) -> String {
     /// Maximum number of warnings in the answer.
     const LINES: usize = 50;

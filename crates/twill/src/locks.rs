@@ -1,11 +1,11 @@
 //! Locks that keep two daemons of one node from fighting. A subnet file, a VNI, a network and the traffic rules have one
 //! daemon each. Daemons with other VNIs, networks and files run side by side.
 //!
-//! Kernel objects are locked by an abstract unix address. It belongs to the same network namespace as the objects, and it
-//! vanishes with its owner, however that ends. The address names its owner, so that a daemon that is refused can name it,
-//! too: `twill pid 812 of 4026531836 has VNI 1 #90c2f1d35a77e801`. Any user of the node can bind such an address. An
-//! address counts only if its socket belongs to root or to our own user. It ends with a random number, so that nobody can
-//! bind it first.
+//! Kernel objects are locked by an abstract unix address. It belongs to the same network namespace as the objects,
+//! and it vanishes with its owner, however that ends. The address names its owner, and so does the message of a
+//! daemon that is refused. Sample: `twill pid 812 of 4026531836 has VNI 1 #90c2f1d35a77e801`. Any user of the node
+//! can bind such an address. An address counts only if its socket belongs to root or to our own user. It ends with a
+//! random number, so that nobody can bind it first.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -114,7 +114,7 @@ impl From<anyhow::Error> for Refused {
 }
 
 impl Refused {
-    /// Makes an error that names the owner; `key` is the flag or config key to change in one of the daemons.
+    /// Makes an error that names the owner. `key` is the flag or config key to change in one of the daemons.
     fn advising(self, wanted: Locked, key: &str) -> anyhow::Error {
         match self {
             Self::Other(rival, other) if other == wanted => {
@@ -155,7 +155,7 @@ impl Locks {
         }
         self.file = Some(match place {
             LockFile::Beside(mut file) => {
-                // On a full disk the file is locked all the same, but the next daemon then reads no pid in it.
+                // On a full disk the file is still locked, but the next daemon reads no pid in it.
                 let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", Process::ours()));
                 file
             }
@@ -197,7 +197,7 @@ impl Locks {
         let is_others = |taken| match taken {
             Ok(()) => false,
             Err(Refused::Other(..)) => true,
-            // An I/O error names no other daemon as owner of the tunnel, so no peer is lost for want of a lock.
+            // After an I/O error no daemon is known to own the tunnel, so no peer is left out.
             Err(Refused::Failed(error)) => !error.root_cause().is::<io::Error>(),
         };
         tunnels.iter().copied().filter(|id| is_others(self.take(Locked::Tunnel(*id)))).collect()
@@ -238,8 +238,8 @@ impl Locks {
         Err(Refused::Failed(anyhow!("other daemons try to take {what} at the same time")))
     }
 
-    /// Binds an address and looks for others only then, so that at least one of two daemons sees the other. In a conflict
-    /// both give way for random times. Returns true if the lock is ours.
+    /// Binds an address first and looks for conflicts then, so that at least one of two daemons sees the conflict. In
+    /// a conflict both give way for random times. Returns true if the lock is ours.
     fn bind(&mut self, what: Locked) -> anyhow::Result<bool> {
         let (name, socket) = bind(&what.to_string()).with_context(|| format!("locking {what}"))?;
         self.held.push(Held { what, name, _socket: socket });

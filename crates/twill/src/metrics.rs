@@ -1,5 +1,5 @@
-//! Counters and gauges under OpenMetrics names. The reconcile loop updates them; values about the store are read when
-//! somebody asks for the text.
+//! Counters and gauges under OpenMetrics names. The reconcile loop updates them; values about the store are read for
+//! each scrape.
 
 mod current;
 
@@ -164,8 +164,8 @@ impl Metrics {
         self.warnings.count(round.notes.iter().map(|note| ByReason { reason: note.reason() }));
     }
 
-    /// Shows the peers by path and by health, and the first [`FAULTS`] faulty ones. `switches` counts those that have
-    /// just switched between direct and a tunnel, by the path that they have now.
+    /// Shows the peers by path and by health, and the first [`FAULTS`] faulty ones. `switches` counts peers that have
+    /// just switched between direct and a tunnel, by their present path.
     pub(crate) fn show_peers(&self, peers: &[PeerPath], healths: &[Health], switches: &[(Path, u64)]) {
         for path in Path::all() {
             let count = peers.iter().filter(|peer| peer.path == path).count();

@@ -1,6 +1,6 @@
 //! Selects the warnings that get a log line: new ones, and those that are over. Each text is logged at most once a
 //! minute; repetitions are counted and reported with its next line. Each kind of warning has a limited share of a
-//! minute's lines, so that it cannot hide the other kinds.
+//! minute's lines. So no kind hides another.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! Prober: a thread of its own that sends the probes that each peer's judge wants. The judge receives the outcome.
-//! `plan::verdict` decides what to ask and what the answers mean.
+//! `plan::verdict` chooses the probes and judges the replies.
 //!
-//! A panic ends the whole daemon, here as elsewhere: what is in the kernel stays. The next start knows no verdict, which
-//! changes nothing. No packet may cause a panic, whoever sends it.
+//! A panic ends the whole daemon, as in every thread: the kernel objects stay. The next start knows no health, which
+//! changes nothing. No packet of any sender may cause a panic.
 
 mod asker;
 mod frame;
@@ -75,13 +75,13 @@ pub(crate) enum Pace {
 /// Ends of the channels that belong to the reconcile loop.
 pub(crate) struct Probes {
     pub(crate) targets: watch::Sender<Targets>,
-    /// Socket for wake-ups: a byte tells the prober that the targets have changed.
+    /// Socket for wake-ups: a byte means that the targets have changed.
     pub(crate) wake: UnixStream,
     pub(crate) healths: watch::Receiver<Healths>,
     pub(crate) complaints: watch::Receiver<Complaints>,
 }
 
-/// Starts the prober, unless it is off. Each change of a finding or of a way rings the bell. Returns an error if the
+/// Starts the prober, unless it is off. Each change of a finding or of a path rings the bell. Returns an error if the
 /// thread cannot be started.
 pub(crate) fn start(pace: Pace, bell: &Bell) -> anyhow::Result<Probes> {
     let (targets, received) = watch::channel(Targets::default());

@@ -257,7 +257,7 @@ impl Reconciler {
         let (uplink, probed) = (self.node.uplink.link, self.flags.probe != Pace::Off);
         let evidence = Evidence { healths: &healths, seen: &seen.state, uplink, probed };
         let contenders = self.memory.rivals.weigh(&self.config, leases, evidence, now);
-        // A verdict without a way and without a fault has no effect, so it is left out.
+        // Health without a path and without a fault has no effect, so it is left out.
         let verdicts = healths.iter().map(|health| &health.verdict);
         let verdicts = verdicts.filter(|verdict| verdict.way.is_some() || verdict.finding.is_fault());
         let health = PeerHealth { verdicts: verdicts.cloned().collect(), contenders };

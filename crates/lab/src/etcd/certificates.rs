@@ -8,7 +8,8 @@ use std::process::Command;
 use super::{ADDRESS, ADDRESS6};
 
 const PAST: &str = "20200101000000Z";
-/// End of an expired certificate: in the past, but after `PAST`, because an end before the start is malformed, not expired.
+/// End of an expired certificate: in the past, but after `PAST`. A certificate that ends before its start is
+/// malformed.
 const EXPIRED: &str = "20200201000000Z";
 const FUTURE: &str = "20990101000000Z";
 

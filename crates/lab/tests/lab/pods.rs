@@ -1,4 +1,4 @@
-//! Daemons, pods and traffic between them; a shell script stands in for the daemon, and a route is set by hand.
+//! Daemons, pods and traffic between them. A shell script stands in for the daemon, and a route is set by hand.
 
 use std::fs;
 use std::io::{Read, Write};

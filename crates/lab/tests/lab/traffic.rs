@@ -1,5 +1,5 @@
-//! The lab's traffic tools work as tests expect, without a daemon: outside host, witness, forged packet, long-lived connection,
-//! and foreign packet filter rules.
+//! The lab's traffic tools work as tests expect, without a daemon. They are outside host, witness, forged packet,
+//! long-lived connection and foreign packet filter rules.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

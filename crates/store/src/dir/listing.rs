@@ -57,7 +57,7 @@ impl Entry {
     /// Reads the file. If it cannot be read at present, its previous lease stays, with a warning.
     fn read(name: &str, path: &Path, metadata: &Metadata, before: Option<&Self>) -> Self {
         let stamp = stamp(metadata);
-        // The age stays that of the first read: a rewrite or a jump of the clock does not make it another lease.
+        // The age stays that of the first read. A rewrite or a jump of the clock does not make a new lease.
         let born = before.map_or_else(|| age(metadata), |entry| entry.born);
         let key: Box<str> = name.into();
         let entry = |stamp, lease, note: Option<Note>| Self {

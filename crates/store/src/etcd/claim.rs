@@ -14,7 +14,7 @@ use super::session::{Name, Session, Swap};
 use crate::own::{Choice, Claim, Settled};
 use crate::view::StoreError;
 
-/// Maximum number of attempts until our lease is confirmed. Each node that wins a race no longer disturbs the others.
+/// Maximum number of attempts until our lease is confirmed. A node that has won a race takes part in no further one.
 const ATTEMPTS: usize = 30;
 /// Maximum number of old leases of ours that one transaction deletes; etcd allows 128 operations.
 const MOVED: usize = 100;
@@ -33,7 +33,7 @@ pub(super) async fn take(
             sleep(jittered(PAUSE)).await;
         }
         let (listing, leases) = match &claim.choice {
-            // A lease that was won is checked once more: a lease of another key may overlap it, and the older one stays.
+            // A new lease is checked once more. A lease of another key may overlap it, and the older one stays.
             Choice::Any { .. } => {
                 let mut listing = session.list(options, Some(scope.clone())).await?;
                 let mut leases = listing.leases().to_vec();

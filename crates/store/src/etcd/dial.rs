@@ -78,8 +78,7 @@ pub(super) async fn dial(endpoint: &str, options: &EtcdOptions) -> Result<(Chann
     Ok((Channel::Tonic(channel), Arc::new(Line { socket, source })))
 }
 
-/// Adds advice to the error `why` if another connection shows that the server speaks the other protocol or refuses our
-/// certificate.
+/// Adds advice to the error `why`. A second connection finds out if the protocol is wrong or our certificate refused.
 pub(super) async fn diagnose(endpoint: &str, options: &EtcdOptions, why: String) -> String {
     let Ok((uri, is_tls)) = parse(endpoint) else { return why };
     if is_tls && let Ok(Some(alert)) = timeout(DIAGNOSIS, alert(&uri, options)).await {
@@ -111,7 +110,7 @@ async fn alert(uri: &Uri, options: &EtcdOptions) -> Option<String> {
     }
 }
 
-/// Returns the first bytes of the reply to a harmless request in the other protocol.
+/// Returns the first bytes of the reply to a harmless request, by TLS or by plain HTTP.
 async fn answer(uri: &Uri, is_tls: bool) -> Option<[u8; 5]> {
     let mut tcp = connect(uri).await.ok()?;
     if is_tls {

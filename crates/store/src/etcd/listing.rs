@@ -258,8 +258,8 @@ impl Listing {
         (self.junk.len(), roughly(self.more_junk))
     }
 
-    /// Returns true if an entry differs from the one before. A renewal counts only if the lease is in conflict with another
-    /// one, since it is a sign of life then.
+    /// Returns true if an entry differs from the one before. A renewal counts only in a conflict of two leases, where
+    /// it is a sign of life.
     fn is_news(&self, before: &Entry, entry: &Entry) -> bool {
         let (Ok(was), Ok(is)) = (&before.parsed, &entry.parsed) else { return before.parsed != entry.parsed };
         let others = || self.entries.values().filter_map(|other| other.parsed.as_ref().ok());
@@ -289,7 +289,7 @@ impl Listing {
     }
 }
 
-/// Rounds a count down to its first digit, so that the report does not change with each entry: 149,950 gives 100,000.
+/// Rounds a count down to its first digit: 149,950 gives 100,000. So the report does not change with each entry.
 fn roughly(count: u64) -> u64 {
     let unit = 10_u64.pow(count.checked_ilog10().unwrap_or_default());
     count / unit * unit

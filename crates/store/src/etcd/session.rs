@@ -29,7 +29,7 @@ const LARGEST_ANSWER: usize = 4 << 20;
 const A_YEAR: Duration = Duration::from_secs(365 * 86400);
 /// Maximum number of bytes of a key that is reported.
 const LONGEST_KEY: usize = 100;
-/// TTL of a lease in seconds, as with flannel (flannel-compat 4.4).
+/// TTL of a lease in seconds, as in flannel (flannel-compat 4.4).
 const TTL: i64 = 86400;
 
 /// Keys of the config and of the leases, e.g. `/coreos.com/network/config` and `/coreos.com/network/subnets/10.3.7.0-24`.
@@ -47,7 +47,7 @@ pub(super) enum Name<'a> {
 }
 
 impl Keys {
-    /// Creates the keys below a prefix. Doubled and trailing slashes are ignored, as with flannel (flannel-compat 4.2).
+    /// Creates the keys below a prefix. Doubled and trailing slashes are ignored, as in flannel (flannel-compat 4.2).
     pub(super) fn new(prefix: &str) -> Self {
         let parts = prefix.split('/').filter(|part| !part.is_empty() && *part != ".");
         let path: String = parts.map(|part| format!("/{part}")).collect();
@@ -148,7 +148,7 @@ impl Session {
             let user = plain.clone().with_user(&options.username, &options.password);
             // Password hashes are slow by design, and after a restart all nodes log in at once.
             match connect(user.with_auto_token_refresh(true)).await {
-                // Without authentication etcd admits everybody, as with Go's client.
+                // An etcd without authentication admits everybody. Go's client ignores this error, too.
                 Err(refusal) if refusal.why.contains("authentication is not enabled") => {
                     connect(plain).await?
                 }
@@ -177,8 +177,8 @@ impl Session {
         self.line.cut();
     }
 
-    /// Probes the server with the smallest possible read. A reply shows that the server and most of its cluster work, since not
-    /// even a proxy answers this read by itself.
+    /// Probes the server with the smallest possible read. A reply shows that the server and most of its cluster work.
+    /// No proxy answers this read by itself.
     pub(super) async fn is_there(&self) -> Result<(), Refusal> {
         let count = GetOptions::new().with_count_only();
         within(ANSWER, self.client.kv_client().get(self.keys.config(), Some(count))).await.map(drop)

@@ -1,5 +1,6 @@
-//! TLS to etcd: the client's certificate, and the check of the server's. The rules are those of Go, in which flannel and
-//! etcdctl are written. Cryptography and certificate paths are left to the libraries.
+//! TLS to etcd: the client's certificate, and the check of the server's. The rules are those of Go, in which flannel
+//! and etcdctl are written. Cryptography and certificate paths are left to the libraries: aws-lc-rs, since ring lacks
+//! P-521, and webpki.
 
 use std::fmt;
 use std::io;
@@ -121,8 +122,8 @@ fn identity(certfile: &Path, keyfile: &Path, provider: &CryptoProvider) -> Resul
     Ok(identity)
 }
 
-/// Verifier that accepts what webpki accepts, and two more kinds of certificates, as Go does. One is a certificate that is byte
-/// for byte among the trusted ones. The other is a certificate with `CA:TRUE` that one of the trusted ones signed.
+/// Verifier that accepts what webpki accepts, and two more kinds of certificates, as Go does. The first kind is byte
+/// for byte among the trusted ones. The second kind has `CA:TRUE` and was signed by a trusted one.
 struct Verifier {
     webpki: Arc<WebPkiServerVerifier>,
     trusted: Vec<CertificateDer<'static>>,

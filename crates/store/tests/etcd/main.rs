@@ -1,4 +1,4 @@
-//! Tests of leases in a real etcd, checked with etcdctl: the written keys, the watch, and events that are not a loss.
+//! Tests of leases in a real etcd, checked with etcdctl: written keys, the watch, and harmless events.
 
 #![cfg(feature = "etcd")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
@@ -142,8 +142,8 @@ impl Drop for Server {
     }
 }
 
-/// Returns a port of nobody, once. It is below the ports that the kernel gives to clients and to listeners of port 0, so that
-/// nobody takes it before the server does.
+/// Returns a port that nobody uses, each one once. It is below the ports that the kernel gives to clients and to
+/// listeners of port 0.
 fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = std::process::id() as u16;

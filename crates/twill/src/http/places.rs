@@ -54,9 +54,9 @@ impl Places {
         Arc::new(Self { most, held: Mutex::default() })
     }
 
-    /// Takes a place for the task that `spawn` starts. If all places are taken, the connection that has been idle longest
-    /// is closed: one of the address with most idle connections. Nothing is started if no connection is idle, or if
-    /// `source` has opened too many within a second.
+    /// Takes a place for the task that `spawn` starts. If all places are taken, the longest idle connection of the
+    /// address with most idle ones is closed. Nothing is started if no connection is idle, or if `source` has opened
+    /// too many within a second.
     pub(super) fn take(
         self: &Arc<Self>,
         source: Option<IpAddr>,

@@ -276,7 +276,7 @@ impl Asker {
         news
     }
 
-    /// Publishes changed verdicts at once, and changed numbers now and then.
+    /// Publishes changed health at once, and changed numbers every few seconds.
     fn publish(&mut self, changed: bool, now: Duration) {
         let state = &mut self.state;
         if changed || (state.numbers && now + LATE >= state.published + NUMBERS) {
@@ -330,7 +330,7 @@ impl State {
         self.due.insert((peer.due, at));
     }
 
-    /// Hands the samples to the judges. Returns true if a verdict has changed.
+    /// Hands the samples to the judges. Returns true if a peer's health has changed.
     fn record(&mut self, news: Vec<News>, now: Duration) -> bool {
         let mut touched = Vec::new();
         for (subnet, sample) in news {

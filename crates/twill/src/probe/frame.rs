@@ -116,8 +116,9 @@ pub(super) fn arp_request(mac: Mac, own: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> 
     [&head[..], &mac.0, &own.octets(), &[0; 6], &target.octets()].concat()
 }
 
-/// Makes a neighbour solicitation for `target`: to the address itself, or to the group of those that might have it. Without
-/// an own address, `::`, it has no option with our MAC, and is answered to all nodes (RFC 4861 section 4.3 and 7.2.4).
+/// Makes a neighbour solicitation for `target`: to the address itself, or to the multicast group of that address.
+/// With the own address `::` it has no option with our MAC, and the reply goes to all nodes. See RFC 4861 section 4.3
+/// and 7.2.4.
 pub(super) fn solicitation(mac: Mac, own: Ipv6Addr, target: Ipv6Addr, unicast: bool) -> Vec<u8> {
     let to = if unicast { target } else { solicited_node(target) };
     let ends = Ends { from: own.into(), to: to.into() };
@@ -129,7 +130,7 @@ pub(super) fn solicitation(mac: Mac, own: Ipv6Addr, target: Ipv6Addr, unicast: b
     packet(ends, ICMPV6, FROM_SEGMENT, &icmp)
 }
 
-/// Returns the MAC for requests to all machines that might have the address.
+/// Returns the MAC for requests to all machines that may have the address.
 pub(super) fn group_of(target: IpAddr) -> Mac {
     match target {
         IpAddr::V4(_) => BROADCAST,

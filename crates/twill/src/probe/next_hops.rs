@@ -95,7 +95,7 @@ pub(super) enum Reach {
     Known,
     /// The kernel would ask all machines of the segment for the MAC.
     Unknown,
-    /// The kernel would ask all machines again and again, in vain: our own requests got no answer.
+    /// The kernel would ask all machines without success, since our own requests got no answer.
     Silent,
 }
 
@@ -216,7 +216,7 @@ impl NextHops {
         let is_silent = self.reach(ip) == Reach::Silent;
         let known = self.known.get_mut(&ip).filter(|known| !known.is_static);
         match (known, mac) {
-            // All machines are asked about a doubtful address already, however often its MAC changes.
+            // All machines are asked about an uncertain address already, however often its MAC changes.
             (Some(known), Some(mac))
                 if !known.is_unsure && ![Some(known.mac), known.other].contains(&Some(mac)) =>
             {

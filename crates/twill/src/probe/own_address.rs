@@ -1,5 +1,5 @@
-//! Watch for a second machine on the segment that has one of this node's own addresses. It asks as RFC 5227 section 2.1
-//! does, without an address of the sender, so that no cache takes a wrong entry from the question. Sends nothing itself.
+//! Watch for a second machine on the segment that has one of this node's own addresses. Its requests have no address
+//! of the sender (RFC 5227 section 2.1), so they spoil no cache. Sends nothing itself.
 
 use std::net::IpAddr;
 use std::time::Duration;

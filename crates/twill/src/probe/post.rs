@@ -213,9 +213,9 @@ impl Post {
         }
     }
 
-    /// Returns true if the kernel may route a packet to that peer. To find the next hop first, it would ask all machines
-    /// of the segment, perhaps in vain. We ask them instead, in the peer's turn, and return false until then. The error
-    /// `Lost` means that no machine has answered.
+    /// Returns true if the kernel may route a packet to that peer. To find an unknown next hop, the kernel would ask
+    /// all machines of the segment again and again. We ask them instead, in the peer's turn, and return false until
+    /// then. The error `Lost` means that no machine has answered.
     fn is_routed(&mut self, peer: &PeerPath, now: Duration) -> Result<bool, Answer> {
         let Ok(uplink) = self.uplink() else { return Ok(true) };
         let resolves = self.wires.link(uplink).is_some_and(|link| link.resolves);

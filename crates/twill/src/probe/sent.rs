@@ -45,7 +45,7 @@ pub(super) enum State {
     },
 }
 
-/// Probes, numbered one after the other from a random start, so that an answer's number leads to its probe.
+/// Probes, numbered in sequence from a random start. An answer's number leads to its probe.
 #[derive(Debug)]
 pub(super) struct Outstanding {
     /// Sequence number of the oldest probe.

@@ -1,6 +1,5 @@
-//! Sockets that probes leave by and answers come in by. They are opened on first use. They are closed when they are not
-//! needed any more, since a socket on a link inspects every packet of that link. A socket that cannot be opened is logged
-//! and retried later.
+//! Sockets that probes leave by and answers come in by. They are opened on first use. Unused ones are closed, since a
+//! socket on a link inspects every packet of that link. A socket that cannot be opened is logged and retried later.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -1,5 +1,5 @@
-//! Packets from peers that are gone. The kernel counts every VXLAN packet whose sender is not a peer at that moment: a
-//! node that joins sends some before its lease reaches us, and a peer that moves to another address has some on the
+//! Packets from peers that are gone. The kernel counts every VXLAN packet whose sender is not a peer at that moment.
+//! A node that joins sends some before its lease reaches us. A peer that moves to another address has some on the
 //! wire. When the peer leaves, its old address would be reported for them. Only packets that come later are reported.
 
 use std::collections::BTreeMap;

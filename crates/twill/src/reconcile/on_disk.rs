@@ -1,5 +1,5 @@
-//! Files that a pass writes: the footprint, before any object is made, the subnet file for the CNI plugin, and the
-//! leases cache for the next run.
+//! Files that a pass writes: footprint, subnet file and leases cache. The footprint is written before any object is
+//! made.
 
 use std::time::Instant;
 

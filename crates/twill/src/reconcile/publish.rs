@@ -109,8 +109,8 @@ fn first(all: &[Held]) -> Vec<String> {
     all.iter().take(SHOWN).map(printed).chain(more).collect()
 }
 
-/// Returns the peers of a plan with the paths that are in force after it. A peer whose route could not be set keeps its path
-/// of the `last` pass, or is `Waiting` if it had none. Replies by the former path prove nothing about the planned one.
+/// Returns the peers of a plan with the paths that are in force after it. A peer whose route could not be set keeps
+/// its path of the `last` pass, or else is `Waiting`. Replies by the former path prove nothing about the planned one.
 pub(super) fn in_force(
     mut planned: Vec<PeerPath>,
     round: &Round,

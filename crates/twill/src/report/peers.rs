@@ -86,8 +86,7 @@ fn verdict(peer: &PeerPath, health: Option<&Health>, now: Duration) -> PeerVerdi
     }
 }
 
-/// Counts the peers with a path by evidence that have switched since `before` between direct and a tunnel, by the path that
-/// they have now.
+/// Counts the peers that probes have switched between direct and a tunnel since `before`, by their present path.
 pub(crate) fn switches(before: &[PeerPath], now: &[PeerPath]) -> Vec<(Path, u64)> {
     let is_switch = |then: Path, now: Path| {
         (then == Path::Direct && now.is_tunnel()) || (then.is_tunnel() && now == Path::Direct)

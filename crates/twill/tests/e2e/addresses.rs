@@ -1,5 +1,5 @@
-//! Several addresses on the uplink: the node keeps its own one beside virtual ones, across a renewal, a restart and a reboot. It
-//! leaves a deprecated address for a preferred one.
+//! Several addresses on the uplink. The node keeps its own one beside virtual ones, across a renewal, a restart and a
+//! reboot. It leaves a deprecated address for a preferred one.
 
 use std::fs;
 use std::time::Duration;
@@ -110,7 +110,7 @@ fn a_virtual_address_that_stands_first_at_boot() {
     });
 }
 
-/// The lease in the store tells which of its addresses is the node's own.
+/// The lease in the store shows which of its addresses is the node's own.
 #[test]
 fn a_virtual_address_that_stands_first_at_boot_without_a_cache() {
     lab::test_within(Duration::from_secs(120), Timing::Free, || boot(VXLAN, 24, false));

@@ -25,7 +25,8 @@ fn all_direct(lab: &Lab, nodes: &[usize]) {
     }
 }
 
-/// No packet is lost, a peer behind a router stays on the tunnel, and a restarted daemon without verdicts writes nothing.
+/// No packet is lost, and a peer behind a router stays on the tunnel. A restarted daemon, which knows no health yet,
+/// writes nothing.
 #[test]
 fn the_segment_goes_direct_and_a_restart_leaves_it() {
     lab::test(Timing::Free, || {
@@ -81,7 +82,7 @@ fn a_flapping_path_is_left_once() {
     lab::test_within(soaking(LONG_FLAP) + DEADLINE, Timing::Free, || flapping(FLAP.max(soaking(LONG_FLAP))));
 }
 
-/// With most peers silent, node 1 itself is the suspect: even without a store it withdraws nothing, and it stays ready.
+/// With most peers silent, node 1 itself is the suspect. Even without a store it withdraws nothing and stays ready.
 #[test]
 fn three_of_four_peers_dead_and_the_store_away() {
     lab::test(Timing::Free, || {
@@ -143,7 +144,7 @@ fn our_own_uplink_down_withdraws_nothing() {
     });
 }
 
-/// Neighbours are set by hand, and no next hop answers ARP: a direct path is judged by whether its packets come back.
+/// Neighbours are set by hand, and no next hop answers ARP. Only lost packets end a direct path.
 #[test]
 fn an_uplink_without_arp() {
     lab::test(Timing::Timed, || {

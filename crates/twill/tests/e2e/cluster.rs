@@ -85,9 +85,9 @@ pub(crate) fn lease_name(subnet: &str) -> String {
     subnet.replace('/', "-")
 }
 
-/// Returns the number of changes that the node's daemon has requested from the kernel since it started. It is no proof by itself,
-/// but the kernel's monitors do not report a write that changes nothing. A pass counts its changes after it has made them, so the
-/// daemon is asked something first that the next pass answers.
+/// Returns the number of changes that the node's daemon has requested from the kernel since it started. It is no
+/// proof by itself, but the kernel's monitors do not report a write that changes nothing. A pass counts its changes
+/// after it has made them. So this waits for the answer of another pass first.
 pub(crate) fn ops_asked(node: &Node) -> f64 {
     node.twill_output(&["diff"]);
     let metrics = node.get("/metrics").unwrap().body;

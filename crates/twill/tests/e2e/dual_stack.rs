@@ -1,5 +1,5 @@
-//! Both families side by side: each pod has two addresses and reaches every other pod by both. A fault of one family's lease or
-//! address leaves the other one alone.
+//! Both families side by side: each pod has two addresses and reaches every other pod by both. A fault of one
+//! family's lease or address does not affect the second family.
 
 use std::time::{Duration, Instant};
 
@@ -163,7 +163,7 @@ fn a_peer_with_one_family_is_used_for_that_family() {
     });
 }
 
-/// Gives a peer another MAC for one family; nothing is written on this node's device of the other one.
+/// Gives a peer another MAC for one family; nothing is written on this node's device of the second family.
 fn follows_a_new_mac(device: &str, other: &str) {
     let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
     let (mut daemons, pods) = cluster::start(&lab);

@@ -1,4 +1,4 @@
-//! Leases in a real etcd, read back with etcdctl: flannel's keys, values and times, over every way to reach a server.
+//! Leases in a real etcd, read back with etcdctl: flannel's keys, values and times, by each kind of connection.
 
 use std::time::Duration;
 

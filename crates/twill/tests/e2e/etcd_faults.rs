@@ -72,8 +72,7 @@ impl<'lab> Vigil<'lab> {
         Self { nodes: lab.nodes(), monitors, ping }
     }
 
-    /// Asserts that every daemon lives, no packet is lost, and no write to our objects was reported, except lines that `may`
-    /// accepts.
+    /// Asserts that every daemon lives, no packet is lost, and monitors report only writes that `may` accepts.
     fn end(self, daemons: &mut [Daemon], may: impl Fn(&str) -> bool) {
         for daemon in daemons {
             assert!(daemon.is_alive(), "a daemon has ended:\n{}", daemon.log());
@@ -169,7 +168,7 @@ fn restored_as_it_was_before_a_node_joined() {
     });
 }
 
-/// The history that would tell node 1 about the leaver is gone by then.
+/// The history that would show node 1 the deletion is gone by then.
 #[test]
 fn compacted_while_a_node_is_not_watching() {
     lab::test(Timing::Free, || {

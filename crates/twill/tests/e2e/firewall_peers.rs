@@ -38,8 +38,8 @@ fn reported(lines: &Lines, words: &[&str]) -> Instant {
     lines.all().iter().find(|line| is(&line.text)).unwrap().at
 }
 
-/// A peer's route comes and goes in the same reconcile pass, so the time between both is the set's own. Two monitors are too
-/// close to tell which of them was first.
+/// A peer's route comes and goes in the same reconcile pass, so the time between both is the set's own. Two monitors
+/// are too close to show which event was first.
 #[test]
 fn a_peer_among_5000_changes_one_element_within_20_ms() {
     lab::test(Timing::Timed, || {

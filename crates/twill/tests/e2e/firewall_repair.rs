@@ -1,4 +1,4 @@
-//! Harms to the traffic rules are repaired within a second, as they were and in their order: in nftables and both iptables.
+//! Harms to the traffic rules are repaired within a second, in nftables and both iptables, in the same order.
 //! Existing connections survive.
 
 use std::collections::BTreeMap;
@@ -51,7 +51,7 @@ fn rules_of(node: &Node, chain: &str) -> Vec<(String, String)> {
     rules.map(|(text, handle)| (text.to_owned(), handle.to_owned())).collect()
 }
 
-/// Number of harms before a restart of the daemon: more repairs within a minute would look like a conflict and be delayed.
+/// Number of harms before a restart of the daemon. More repairs within a minute would be delayed as a conflict.
 const HARMS_AT_ONCE: usize = 6;
 
 /// Harms a node and measures the time of each repair.

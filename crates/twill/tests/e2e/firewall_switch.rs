@@ -1,5 +1,5 @@
-//! Choice of the program that enforces the rules: as the config says, or the only one that the node's other rules allow. A switch
-//! leaves nothing of the other program, and neither does a takeover from flannel, which has the same rules.
+//! Choice of the program that enforces the rules, by the config or by the node's other rules. Neither a switch nor a
+//! takeover from flannel leaves rules of the former program.
 
 use std::time::Duration;
 
@@ -227,7 +227,7 @@ fn the_rules_of_iptables_are_those_of_the_recording() {
     });
 }
 
-/// Takes flannel's rules over from one program into the other, and asserts that nothing stays.
+/// Takes flannel's rules over from one program into `manager`, and asserts that no old rule stays.
 fn taken_over(case: &'static str, manager: Manager, who: &str) {
     let recording = Recording::of(case);
     let config = recording.config().replace(r#""EnableNFTables":true,"#, "");

@@ -222,7 +222,7 @@ fn a_foreign_chain_in_our_table_stays_and_is_reported() {
     });
 }
 
-/// A running program owns the table, so that nobody else may touch it.
+/// A running program owns the table, so that no second one may touch it.
 #[test]
 fn a_foreign_table_of_our_name_is_reported_until_it_is_gone() {
     lab::test(Timing::Free, || {

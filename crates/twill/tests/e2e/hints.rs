@@ -1,5 +1,5 @@
-//! Kernel events make the prober ask at once: a next hop that failed or has a new MAC, and a link that comes back. There are so
-//! many peers here that no other probe would come for a long time.
+//! Kernel events trigger probes at once: a next hop that failed or has a new MAC, a returning link. With this number
+//! of peers, no regular probe would come for a long time.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::verdicts::{
 };
 
 const LARGE: &str = r#"{"Network":"10.240.0.0/12","SubnetMin":"10.244.20.0","SubnetMax":"10.244.239.0","Backend":{"Type":"vxlan"}}"#;
-/// Number of peers with no node behind them: each one is probed every 24 s, and no sooner than after half of that.
+/// Number of peers with no node behind them. Each is probed every 12 to 24 s.
 const NOBODIES: usize = 2000;
 const SELDOM: Duration = Duration::from_secs(30);
 /// Time after which `--probe=on-change` probes nobody any more.
@@ -111,8 +111,8 @@ fn on_change_asks_again_when_something_has_changed() {
     });
 }
 
-/// A second machine takes a peer's address when everybody knows the peer's MAC, and talks: kernels believe the last one that
-/// talked.
+/// A second machine takes a peer's address when all nodes know the peer's MAC. Kernels believe the machine that sent
+/// last.
 #[test]
 fn an_address_that_a_second_machine_takes_later() {
     lab::test(Timing::Timed, || {

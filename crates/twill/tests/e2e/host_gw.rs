@@ -48,7 +48,7 @@ fn a_peer_behind_a_router_is_unreachable_and_everyone_says_so() {
         }
         let metrics = node.get("/metrics").unwrap().body;
         assert!(metrics.contains("twill_peers{path=\"unreachable\"} 1"), "{metrics}");
-        // The fault is reported once, with peer, address, interface and remedy (mission, row 9), however often it is found.
+        // The fault is reported once, with peer, address, interface and remedy, however often it is found.
         for round in 0..5 {
             node.ns.run(&format!("ip route del {}", lab.node(2).subnet()));
             let back = || node.ns.run("ip route").contains(&lab.node(2).subnet());

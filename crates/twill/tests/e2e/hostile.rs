@@ -1,5 +1,5 @@
-//! Attacks by a writer of one key, the owner of one pod, or a local user. Each is held to the limits of SECURITY.md: memory,
-//! bytes and lines of log, repairs, packets of healthy peers, answers to the node itself.
+//! Attacks by a writer of one key, the owner of one pod, or a local user. SECURITY.md gives the limits: memory, log,
+//! repairs, packets of healthy peers and answers to the node.
 
 mod clients;
 mod leases;
@@ -103,7 +103,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Asserts that the node is as quick as ever: in an answer to itself, and in the repair of a deleted route.
+    /// Asserts that the node is quick: in an answer to itself, and in the repair of a deleted route.
     fn is_quick(&self, peer: &Node) {
         let answer = (0..3).map(|_| self.answer("/healthz")).min().unwrap();
         assert!(answer < lab::patient(ANSWER), "/healthz took {answer:?}");

@@ -1,5 +1,5 @@
-//! Changes of backend, VNI, port or MTU while pods talk: on all nodes at once, and node by node in a mixed cluster. Nothing of
-//! the old settings stays.
+//! Changes of backend, VNI, port or MTU while pods talk, on all nodes at once and node by node. Nothing of the old
+//! settings stays.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ struct Expected {
     /// The only vxlan device, with its port; `None` without one.
     device: Option<(&'static str, u16)>,
     mtu: u32,
-    /// Device of the routes to the other nodes, which are all on one segment.
+    /// Device of the routes to the peers, which are all on one segment.
     through: &'static str,
     /// Maximum time for which the pods may be cut off from each other; `None` allows no lost packet.
     outage: Option<Duration>,

@@ -1,5 +1,6 @@
-//! Whole behaviour: real daemons on a real kernel in namespaces of their own, observed from outside. All tests are one binary;
-//! the modules have the names of the same things in the other layers. No test relies on what twill says of its own work.
+//! Whole behaviour: real daemons on a real kernel in namespaces of their own, observed from outside. All tests are
+//! one binary; the modules have the names of the product's modules. No test relies on what twill says of its own
+//! work.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 

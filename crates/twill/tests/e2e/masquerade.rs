@@ -1,4 +1,4 @@
-//! Source addresses, shown by real packets: pods see each other's own addresses, and the rest of the world sees the node's. All
+//! Source addresses, shown by real packets. Pods see each other's own addresses, and the outside sees the node's. All
 //! managers and backends are covered.
 
 use std::net::IpAddr;
@@ -279,7 +279,7 @@ fn a_service_of_iptables_works_with_our_rules_in_nft() {
     lab::test(Timing::Free, || service_answers(Manager::Nft, Manager::Iptables));
 }
 
-/// Other software that marks a packet as kube-proxy does, by one bit among others, masquerades it itself: here to a second
+/// Software that marks a packet as kube-proxy does, by one bit, masquerades the packet itself. Here it uses a second
 /// address.
 #[test]
 fn marked_packets_are_left_to_the_software_that_marked_them() {

@@ -33,8 +33,8 @@ struct Host<'lab> {
 }
 
 impl<'lab> Host<'lab> {
-    /// Runs a line of the page: systemctl as systemd would, anything else in a shell of the node, whose output it returns. It
-    /// fills in the node's options file and cache directory, which the page cannot know.
+    /// Runs a line of the page: systemctl as systemd would, any other command in a shell of the node. Returns the
+    /// output. It fills in the node's options file and cache directory, which the page cannot know.
     fn run(&mut self, line: &str) -> String {
         match line {
             "systemctl disable --now flanneld" => self.stop_flanneld(),
@@ -132,7 +132,7 @@ fn routes_of_peers(lab: &Lab, node: &Node) -> usize {
     peers.filter(|peer| routes.contains(&format!("{} via", peer.subnet()))).count()
 }
 
-/// Follows the page until twill runs on one node; the other nodes run either.
+/// Follows the page until twill runs on one node; all other nodes run either daemon.
 fn there(lab: &Lab, host: &mut Host, before: &Before) {
     for line in page("Before") {
         let said = host.run(line);

@@ -152,7 +152,7 @@ fn is_at_rest(node: &Node) -> bool {
     rounds() == before
 }
 
-/// Deletes one object of each kind of one peer in a crowd, one after the other. The crowd has that family only.
+/// Deletes one object of each kind of one peer in a crowd, one at a time. The crowd has that family only.
 fn each_comes_back(config: &str, family: Family, kinds: &[[&str; 2]]) {
     let (alone, shape) = match family {
         Family::Ipv4 => ("", Shape { plain6: 0, ..Shape::objects(CROWD) }),
@@ -180,7 +180,7 @@ fn each_comes_back(config: &str, family: Family, kinds: &[[&str; 2]]) {
         || kinds.iter().map(|[row, _]| node.ns.run(&format!("{} || true", of_it(row)))).collect::<String>();
     let before = rows();
     for [_, harm] in kinds {
-        // A dump in progress may see one half of a change and not the other, which needs a second pass.
+        // A dump in progress may see one half of a change only, which needs a second pass.
         lab::wait_for("no round is under way", SOON, || is_at_rest(node));
         node.ns.run(&of_it(harm));
         let begun = Instant::now();

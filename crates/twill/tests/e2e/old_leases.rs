@@ -59,7 +59,7 @@ fn a_vni_of_null_or_zero_means_ours_too() {
     });
 }
 
-/// Broken fields of the other family and unknown fields do no harm.
+/// Broken fields of a family that is off, and unknown fields, do no harm.
 #[test]
 fn unused_fields_do_no_harm() {
     lab::test(Timing::Free, || {

@@ -1,5 +1,4 @@
-//! Foreign policy rules, tables and routes that divert pods' packets: the node that has them names them, and no peer is blamed
-//! for them.
+//! Foreign policy rules, tables and routes that divert pods' packets. Their node names them, and no peer is blamed.
 
 use lab::{Lab, Node, Pod, Timing, Topology};
 

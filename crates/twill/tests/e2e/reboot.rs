@@ -1,5 +1,4 @@
-//! A node that comes up again with an empty kernel and an empty /run: with the store, without it, and with a store that was
-//! emptied meanwhile.
+//! A node that comes up again with an empty kernel and an empty /run. The store is there, away, or was emptied.
 
 use std::fs;
 use std::time::Duration;
@@ -87,7 +86,7 @@ fn with_the_store() {
     });
 }
 
-/// The cache on a disk that was copied to another machine is not used, nor is a file of another format.
+/// A cache that was copied to another machine is not used, nor is a file of another format.
 #[test]
 fn the_cache_of_another_machine_or_version_is_not_used() {
     lab::test(Timing::Free, || {

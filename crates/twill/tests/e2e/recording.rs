@@ -155,8 +155,8 @@ fn route(lines: &mut String, row: &Value) {
     };
 }
 
-/// Returns the pod network's rows as text, without intended differences: our route protocol, and the name of the main table,
-/// which ip shows only in a list of all tables.
+/// Returns the pod network's rows as text, without intended differences. These are our route protocol and the name of
+/// the main table. The latter is only in a list of all tables.
 pub(crate) fn objects(view: &View) -> Vec<String> {
     let plain = |row: &Row| {
         let mut row = row.clone();

@@ -1,5 +1,5 @@
-//! Refusals by the kernel or the disk are reported with reason and remedy, in the log, in `twill status` and in `/readyz`. Where
-//! twill can act on them, it does.
+//! Log, `twill status` and `/readyz` show refusals by the kernel or the disk, with reason and remedy. Where twill can
+//! act on them, it does.
 
 use std::fs;
 use std::net::UdpSocket;

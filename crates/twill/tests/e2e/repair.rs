@@ -1,5 +1,5 @@
-//! Every harm to an object of ours is undone in less than a second, as seen from outside: ip and bridge show the same as before,
-//! and a ping between pods passes. Each test runs alone, since it has a time limit.
+//! Every harm to an object of ours is undone in less than a second. Then ip and bridge show the same as before, and a
+//! ping between pods passes. Each test runs alone, since it has a time limit.
 
 use std::time::{Duration, Instant};
 

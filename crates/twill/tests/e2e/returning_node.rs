@@ -168,7 +168,7 @@ fn a_node_that_answers_keeps_its_place_whoever_writes() {
     });
 }
 
-/// The node that was believed is dead: the other lease gets its turn, and its node is found to answer.
+/// The node that was believed is dead. The second lease gets its turn, and its node is found to answer.
 #[test]
 fn a_subnet_around_another_one_counts_once_that_node_is_dead() {
     lab::test(Timing::Free, || {

@@ -1,5 +1,5 @@
-//! Two daemons on one node. A daemon that would conflict is refused, with the name of the other one. Otherwise both run side by
-//! side, with the three flags that flannel needs for it.
+//! Two daemons on one node. A daemon that would conflict is refused, and the message names the owner. Otherwise both
+//! run side by side, with the three flags that flannel needs for it.
 
 use std::fs::{self, File};
 use std::os::linux::net::SocketAddrExt;

@@ -1,5 +1,4 @@
-//! The daemon as a service: its messages to the service manager, its stop, its reaction to SIGHUP, and the rights that it gives
-//! up.
+//! The daemon as a service: messages to the service manager, stop, SIGHUP, and the rights that it gives up.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -345,8 +344,8 @@ fn a_daemon_with_few_rights_warns_of_nothing() {
     });
 }
 
-/// The daemon may write only in the directories that existed at its start. A new directory in place of the cache is out of its
-/// reach, though root could write there without further rights. It says so, with the remedy.
+/// The daemon may write only in the directories that existed at its start. A new directory in place of the cache is
+/// out of its reach, even for root. It says so, with the remedy.
 #[test]
 fn the_daemon_writes_only_in_its_own_directories() {
     lab::test(Timing::Free, || {

@@ -119,8 +119,8 @@ fn status_is_repeated_until_its_reader_ends() {
     });
 }
 
-/// A foreign device has our VNI and port. The node is not ready from the start, says why, and writes no subnet file; once the
-/// device is gone it is ready.
+/// A foreign device has our VNI and port. The node is not ready from the start, gives the reason, and writes no
+/// subnet file. Once the device is gone it is ready.
 #[test]
 fn a_device_that_cannot_be_made_keeps_the_node_from_being_ready() {
     lab::test(Timing::Free, || {

@@ -1,5 +1,5 @@
-//! The steady state writes nothing: not when idle, not while peers are probed, and not while connections come and neighbours
-//! expire. It costs next to nothing.
+//! The steady state writes nothing, whether idle, probing, or under connections and expiring neighbours. It costs
+//! next to nothing.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -16,7 +16,7 @@ const WINDOW: Duration = Duration::from_secs(2);
 /// Maximum number of wakeups per second of a daemon that probes nobody, on average. A thread checks every 2 s for legacy
 /// iptables, and a periodic pass wakes several.
 const WAKEUPS_A_SECOND: u64 = 1;
-/// Maximum number of wakeups per second of a daemon that probes its one peer every second: probe, reply, and at times three more.
+/// Maximum number of wakeups per second of a daemon that probes one peer: probe, reply, at times three more.
 const WAKEUPS_A_SECOND_ASKING: u64 = 4;
 
 #[derive(Clone, Copy, PartialEq)]

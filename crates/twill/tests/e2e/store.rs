@@ -82,7 +82,7 @@ fn a_lost_store_freezes_the_node_and_empties_nothing() {
 fn killed_daemons_leave_one_whole_lease_each() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(3), VXLAN);
-        // The kill comes later as long as there is no lease yet, and sooner once there is: close to that moment.
+        // The kill comes later as long as there is no lease yet, and sooner once there is one.
         let (mut before, mut after, mut delay) = (0, 0, Duration::ZERO);
         let around = || {
             let node = lab.node(1);
@@ -121,7 +121,7 @@ fn an_emptied_store_costs_no_packet() {
         let (mut daemons, node) = (lab.start_all(flags), lab.node(1));
         let pods = lab.pods();
         assert!(pods[0].reaches(pods[1].ip(), SOON).is_some());
-        // The daemons of the other nodes are down: only nodes 1 and 2 write their leases again.
+        // Daemons run on nodes 1 and 2 alone, so only these write their leases again.
         daemons.iter_mut().skip(2).for_each(lab::Daemon::kill9);
         let before = lab.store.leases();
         let ping = PingStream::start(&pods[0].ns, pods[1].ip());
@@ -146,7 +146,7 @@ fn an_emptied_store_costs_no_packet() {
     });
 }
 
-/// The leases vanish one by one, as with `rm` on a busy machine: the guard counts what vanished within a window.
+/// The leases vanish one by one, as by `rm` on a busy machine. The guard counts the losses within a window.
 #[test]
 fn a_store_emptied_one_by_one_costs_no_packet_either() {
     lab::test(Timing::Free, || {

@@ -17,7 +17,7 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
-/// At the start there is no earlier state: the node waits, and goes on with the first look that finds what it needs.
+/// At the start there is no earlier state. The node waits until the directory has what it needs.
 #[test]
 fn a_start_waits_for_the_directory_and_names_the_obstacle() {
     lab::test(Timing::Free, || {
@@ -194,7 +194,7 @@ fn a_running_node_keeps_its_network_when_it_may_not_read_the_directory() {
 
 const GONE: &str = r#"{"PublicIP":"192.168.100.77","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0a:00:00:00:00:77"}}"#;
 
-/// The copy is older than our lease: ours is missing, a peer's has another MAC, and a node in it is long gone.
+/// The copy is older than our lease. Ours is missing, a peer's has another MAC, and a node in it is long gone.
 #[test]
 fn an_old_copy_is_corrected_by_the_running_nodes() {
     lab::test(Timing::Free, || {
@@ -242,7 +242,7 @@ fn a_full_disk_is_reported_and_our_lease_corrected_once_there_is_room() {
         let disk = Disk::mount(lab.store.path());
         lab.store.config(VXLAN);
         let mut running = Running::start(&lab);
-        // The other node would follow the wrong contents of our lease meanwhile.
+        // Node 2 would follow the wrong contents of our lease.
         running.daemons[1].kill9();
         let node = lab.node(1);
         let own = lease_name(&node.subnet());

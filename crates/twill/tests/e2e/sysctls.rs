@@ -67,11 +67,11 @@ fn a_value_that_is_too_low_is_raised_and_the_old_one_logged() {
         let log = daemons[0].log();
         let at = |line: &str| log.find(line).unwrap_or_else(|| panic!("{line}: {log}"));
         at("~ sysctl net/ipv4/ip_forward = 1 (was 0)");
-        let (has_route, forwards) = (
+        let (accepts, forwards) = (
             at("~ sysctl net/ipv6/conf/eth0/accept_ra = 2 (was 1)"),
             at("~ sysctl net/ipv6/conf/all/forwarding = 1 (was 0)"),
         );
-        assert!(has_route < forwards, "{log}");
+        assert!(accepts < forwards, "{log}");
         node.ns.run("ip -6 route del default proto ra");
         lab::wait_for("a router is used as before", SOON, || {
             lab::advertise(&lab.node(2).ns, "eth0");

@@ -29,7 +29,8 @@ fn rules_of_others(node: &Node) -> String {
     lines.map(|line| line.split(" [").next().unwrap_or_default().to_owned() + "\n").collect()
 }
 
-/// Returns the state that a takeover must preserve, except stale objects; the indexes show that each device is the very same one.
+/// Returns the state that a takeover must preserve, except stale objects. Equal indexes prove that a device was not
+/// recreated.
 pub(crate) fn look(node: &Node) -> Before {
     let devices = node.ns.run("ip -o link show type vxlan");
     let indexes = devices
@@ -174,7 +175,8 @@ fn masqueraded_by_nftables_alone(node: &Node) {
     assert!(rules.matches("masquerade fully-random").count() == 4 && !rules.contains("FLANNEL"), "{rules}");
 }
 
-/// Takes over into another backend, VNI or network than flannel's, with its old subnet file: no manual step (mission, row 16).
+/// Takes over into another backend, VNI or network than flannel's, with its old subnet file. No manual step is
+/// needed.
 fn take_over_into(config: &str, subnet_env: impl Fn(&str) -> String) -> Lab {
     let recording = Recording::of("vxlan");
     let lab = cluster::lab(Topology::flat(3), config);

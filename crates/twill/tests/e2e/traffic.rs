@@ -1,5 +1,4 @@
-//! Common helpers for tests of the traffic rules: configs of each manager, addresses of each family, and flannel's part of a
-//! node's rules, as nft and iptables show it.
+//! Common helpers for tests of the traffic rules: configs of each manager, addresses of each family, a node's rules.
 
 use std::net::{IpAddr, SocketAddr};
 

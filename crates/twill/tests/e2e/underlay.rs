@@ -1,5 +1,5 @@
-//! Realistic networks between nodes: nodes inside the pod network, two cards on one segment, default routes of every shape, an
-//! address without a wire.
+//! Realistic networks between nodes: nodes inside the pod network, two cards, default routes of every shape, an
+//! address on lo.
 
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ fn nodes_inside_the_pods_network_by_vxlan_with_every_rule() {
         let config = shared("vxlan").replace(r#""vxlan""#, r#""vxlan","VxlanSourceFilter":"drop""#);
         let lab = inside(&config);
         let (_daemons, pods) = start(&lab, &["--ip-masq"]);
-        // A node and a pod of the other node reach each other.
+        // A node and a pod of its peer reach each other.
         assert!(lab.node(1).ping(pods[1].ip()).is_some());
         lab::wait_for("a pod reaches the other node", SOON, || pods[0].ping([10, 132, 0, 12]).is_some());
         for node in lab.nodes() {
@@ -150,7 +150,7 @@ fn leases_that_would_take_the_nodes_network_are_left_out() {
     lab::test(Timing::Free, || {
         let lab = inside(&shared("host-gw"));
         let lease = |ip: &str| format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"host-gw"}}"#);
-        // The leases: the nodes' own segment, a node with a pod's address, and a node inside a lease outside the present range.
+        // Three leases: the nodes' own segment, a node with a pod's address, a node inside a lease out of range.
         lab.store.put_lease("10.132.0.0-20", &lease("10.132.0.77"));
         lab.store.put_lease("10.200.0.0-20", &lease("10.132.0.78"));
         // The second subnet contains the node of an older lease.
@@ -335,7 +335,7 @@ fn a_default_route_through_two_cards_says_which() {
     });
 }
 
-/// Builds two nodes with their addresses on lo; two cards lead to the other node and to the default route.
+/// Builds two nodes with their addresses on lo; two cards lead to the peer and to the default route.
 fn on_no_wire(config: &str, mtus: [u32; 2]) -> Lab {
     let lab = cluster::lab(Topology::flat(2), config);
     for node in lab.nodes() {

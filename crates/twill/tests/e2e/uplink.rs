@@ -1,5 +1,5 @@
-//! Interface and addresses that the flags find on a node with several, the announced addresses, and choices that cannot be right:
-//! refused at the start, or reported.
+//! Choice of interface and addresses by flags, on a node with several. Choices that cannot be right are refused or
+//! reported.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ const OUTSIDE6: &str = "2001:db8:7::7";
 /// Time within which a fault of the node itself turns its readiness off.
 const TROUBLE: Duration = Duration::from_secs(6);
 
-/// Builds a node with two more cards, a second default route with precedence, and an address of its own on lo.
+/// Builds a node with two more cards, a second default route with precedence, and an address on lo.
 fn many_cards(config: &str) -> Lab {
     let lab = cluster::lab(Topology::flat(1), config);
     let gateway = lab.node(1).gateway();

@@ -1,5 +1,5 @@
-//! Change from an earlier version to this one and back on running nodes: no packet is lost, and the second daemon finds nothing
-//! to write. `make upgrade` builds the earlier daemon and runs these tests, which need the repository's history.
+//! Change from an earlier version to this one and back on running nodes. No packet is lost, and nothing is written.
+//! `make upgrade` builds the earlier daemon and runs these tests, which need the repository's history.
 
 #![expect(clippy::panic, reason = "a test fails by panicking")]
 

@@ -85,8 +85,8 @@ fn print_help(lab: &Lab, pods: &[Pod]) {
     println!("{}\n", paint(QUIET, "Leave with exit or Ctrl-D; daemons and namespaces are removed."));
 }
 
-/// Returns nsenter's options for the user of this lab: root may enter all namespaces, others only those that the lab's user
-/// namespace owns.
+/// Returns nsenter's options for the user of this lab. Root may enter all namespaces, other users only those that the
+/// lab's user namespace owns.
 fn namespaces() -> &'static str {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     if map.split_whitespace().nth(1) == Some("0") { "-a" } else { "-U --preserve-credentials -m -n -p" }

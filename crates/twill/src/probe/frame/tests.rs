@@ -18,7 +18,7 @@ fn both() -> [Ends; 2] {
     [ends("10.244.1.0", "10.244.2.0"), ends("fd00:1::", "fd00:2::")]
 }
 
-/// Returns the reply of the other side to an echo request.
+/// Returns a peer's reply to an echo request.
 fn reply(ends: Ends, request: &[u8]) -> Vec<u8> {
     let (header, kind, protocol) = if ends.to.is_ipv4() { (IPV4, 0, ICMP) } else { (IPV6, 129, ICMPV6) };
     let mut icmp = request[header..].to_vec();

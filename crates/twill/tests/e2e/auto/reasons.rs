@@ -1,5 +1,5 @@
-//! Each reason for leaving a direct path: finding and tunnel come within the limit, and the path returns after it was healthy for
-//! long enough. Peers whose own kernel is harmed have no daemon any more, which would repair it.
+//! Each reason for leaving a direct path. Finding and tunnel come within the limit, and the path returns after some
+//! time without a loss. Peers whose own kernel is harmed have no daemon any more, which would repair it.
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ fn ended(pings: Vec<PingStream>) -> Vec<PingReport> {
     pings.into_iter().map(PingStream::stop).collect()
 }
 
-/// Returns for each tunnel of a node, IPv4 first: device, subnet, address and MAC of the VTEP, and the node's own address.
+/// Returns the tunnels of a node, IPv4 first: device, subnet, address and MAC of the VTEP, node's address.
 fn vteps(node: &Node) -> impl Iterator<Item = (&'static str, String, String, String, String)> {
     let underlay = [node.ip.to_string(), node.ip6.to_string()];
     TUNNELS.into_iter().zip(subnets(node)).zip(underlay).map(|((device, subnet), ip)| {
@@ -165,7 +165,7 @@ fn strict(node: &Node, how: &str) {
     node.ns.sysctl(&[("net.ipv4.conf.eth0.rp_filter", how)]);
 }
 
-/// Adds or deletes the router's routes to the pods of the other segment.
+/// Adds or deletes the router's routes to the pods of segment B.
 fn far_pods(lab: &Lab, far: &[usize], how: &str) {
     let to = |&k: &usize| format!("ip route {how} {} via {}\n", lab.node(k).subnet(), lab.node(k).ip);
     lab.router().run(&far.iter().map(to).collect::<String>());
@@ -207,9 +207,10 @@ fn mend(lab: &Lab) {
     far_pods(lab, &FAR, "add");
 }
 
-/// All faults happen at the same time, in both families. On peers: a lost route or FDB entry for us, a second machine with the
-/// address, rejected packets of pods, a strict reverse path filter. On the wire: lost large packets, pod addresses, ARP and
-/// neighbour discovery, or echoes. One peer is down, and a hidden router between the nodes loses its routes to the pods.
+/// All faults happen at the same time, in both families. On peers: a lost route or FDB entry for us, a second
+/// machine, rejected pod packets, a strict `rp_filter`. On the wire: lost large packets, pod addresses, ARP and
+/// neighbour discovery, or echoes. One peer is down, and a hidden router between the nodes loses its routes to the
+/// pods.
 #[test]
 fn each_fault_is_found_and_its_path_left_and_taken_again_in_time() {
     lab::test(Timing::Timed, || {

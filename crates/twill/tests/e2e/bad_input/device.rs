@@ -1,4 +1,5 @@
-//! A foreign device under our name: it is not touched, the message names it with the remedy, and once it is gone all is well.
+//! A foreign device under our name is not touched. A warning names it with the remedy, and once it is gone the node
+//! is ready.
 
 use std::time::Duration;
 

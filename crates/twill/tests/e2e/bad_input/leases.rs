@@ -1,4 +1,5 @@
-//! Leases that no honest node writes, all at once: each is named with its reason and left out, and no other peer suffers.
+//! Leases that no honest node writes, all at once. Each is named with its reason and left out, and no other peer
+//! suffers.
 
 use std::time::Duration;
 

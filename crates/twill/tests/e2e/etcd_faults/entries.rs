@@ -1,5 +1,4 @@
-//! Changes that others make to single keys: garbage beside our leases and in their place, and a lease that is deleted, taken or
-//! reserved.
+//! Foreign changes of single keys: garbage beside or in place of our leases, and deleted, taken or reserved leases.
 
 use std::time::Duration;
 
@@ -75,7 +74,7 @@ fn a_lease_that_is_deleted_is_taken_again_at_once() {
     });
 }
 
-/// The conflict is reported and not fought over: the other node may have pods in the subnet, too.
+/// The conflict is reported and not fought over, since both nodes may have pods in the subnet.
 #[test]
 fn a_lease_that_another_node_has_taken_is_reported() {
     lab::test(Timing::Free, || {
@@ -98,7 +97,7 @@ fn a_lease_that_another_node_has_taken_is_reported() {
             etcd.leases().get(&own).is_some_and(|entry| entry.value.contains(&node.ip.to_string()))
         });
         calm(lab.nodes());
-        // The other nodes followed the lease.
+        // Nodes 2 and 3 followed the lease.
         let subnet = node.subnet().replace(".0/24", ".");
         vigil.end(&mut daemons, |line| {
             line.contains(&subnet) || additions(line) || line.contains("192.168.100.")

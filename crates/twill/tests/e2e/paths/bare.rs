@@ -92,7 +92,8 @@ fn second_machine(lab: &Lab, net: Net) -> Lines {
     Lines::start(command)
 }
 
-/// Two segments look like one, since a router answers ARP for the other side. The router cannot carry pods' packets.
+/// Two segments look like one, since a router answers ARP on each for the addresses of both. The router cannot carry
+/// pods' packets.
 #[test]
 fn of_a_router_that_answers_for_others() {
     lab::test(Timing::Timed, || {
@@ -121,7 +122,7 @@ fn of_a_router_that_answers_for_others() {
     });
 }
 
-/// Makes both of the router's segments look like one to the nodes: the router answers ARP for the other side.
+/// Makes both segments look like one to the nodes: the router answers ARP on each for the addresses of both.
 pub(crate) fn one_segment(lab: &Lab) {
     for node in lab.nodes() {
         node.ns.run(&format!("ip addr del {0}/24 dev eth0; ip addr add {0}/16 dev eth0", node.ip));

@@ -45,7 +45,8 @@ pub(super) fn run(lab: &Lab, node: &Node, daemon: &Daemon<'_>, case: &Case) -> R
     Ok(Changes { lags, cpu: spent / (2 * JOINS) })
 }
 
-/// Returns what a monitor reports last: the route of a new peer, or the new address of a moved one; for each family.
+/// Returns the last line that a monitor reports, for each family. It is the route of a new peer, or the new address
+/// of a moved one.
 fn signs(case: &Case, peer: Peer, place: Place) -> Vec<String> {
     let (one, other) = match (place, case.backend) {
         (Place::First, _) => (format!("{}/24 ", peer.subnet()), format!("{}/64 ", peer.subnet6())),

@@ -1,4 +1,5 @@
-//! `bench churn`, the first part: for 30 s a hundred nodes a second join or leave, while a peer that stays is pinged.
+//! `bench churn`, the first part: a hundred nodes a second join or leave for 30 s. Meanwhile a peer that stays is
+//! pinged.
 
 use std::collections::BTreeMap;
 use std::thread::sleep;
@@ -23,7 +24,7 @@ const SPAN: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_millis(10);
 const LIMIT: Duration = Duration::from_secs(120);
 const IDLE: Duration = Duration::from_millis(300);
-/// Maximum time for the last change: a removed lease is kept for 2 s, then the deletion of its route must be reported.
+/// Maximum time for the last change. A removed lease is kept for 2 s before its route is deleted.
 const LAST: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,5 @@
-//! Runs `ip monitor` and `bridge monitor` on one node: the time of a kernel change is the time when its line was read.
+//! Runs `ip monitor` and `bridge monitor` on one node. The time of a kernel change is the time when its line was
+//! read.
 
 use std::time::{Duration, Instant};
 

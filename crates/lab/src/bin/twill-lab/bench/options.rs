@@ -139,7 +139,7 @@ impl Options {
             }
         }
         if stores.is_none() && !options.against.is_empty() {
-            // The other daemon supports no other store.
+            // The second daemon supports etcd only.
             stores = Some(vec![StoreKind::Etcd]);
         }
         options.stores = stores.unwrap_or(options.stores);

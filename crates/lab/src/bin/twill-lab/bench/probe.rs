@@ -26,8 +26,9 @@ const LOOKS: usize = 20;
 /// Number of peers that fall silent, from across the list.
 const SILENT: u32 = 20;
 const LOOK: Duration = Duration::from_millis(500);
-/// Commands that make node 2 every peer: it has the peers' addresses, pod subnets and MACs, and answers without rate limits. The
-/// local table needs a rule of its own: otherwise the kernel merges it with the main table, whose routes to peers are longer.
+/// Commands that give node 2 the addresses, pod subnets and MACs of all peers, and lift its rate limits. The local
+/// table needs a rule of its own. Otherwise the kernel merges it with the main table, which has longer routes to the
+/// peers.
 const EVERYBODY: &str = "ip rule add priority 1 lookup local; \
     ip route add local 172.17.0.0/16 dev lo; ip route add local 10.0.0.0/10 dev lo; \
     sysctl -qw net.ipv4.icmp_ratelimit=0 net.ipv4.conf.all.arp_ignore=2; ip link set eth0 promisc on; \

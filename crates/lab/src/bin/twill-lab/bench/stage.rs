@@ -1,4 +1,4 @@
-//! Nodes of the bench: node 1 runs the daemon, node 2 is where every peer's address leads, node 3 takes the yardstick. Their
+//! Nodes of the bench: node 1 runs the daemon, node 2 has every peer's address, node 3 takes the yardstick. Their
 //! uplinks are on one segment wide enough for all.
 
 use std::path::PathBuf;
@@ -37,7 +37,7 @@ pub(super) fn build(case: &Case, nodes: usize) -> Lab {
     lab
 }
 
-/// Builds two nodes; node 1 reaches every peer's address through node 2, so it has one neighbour for any number of peers.
+/// Builds two nodes. Node 1 reaches every peer through node 2, so it has one neighbour for any number of peers.
 pub(super) fn build_routed(case: &Case) -> Lab {
     let lab = Topology::flat(2).build();
     lab.node(1).ns.run(&format!("ip route add 172.16.0.0/12 via {}", lab.node(2).ip));

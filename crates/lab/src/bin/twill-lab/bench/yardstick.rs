@@ -15,7 +15,7 @@ use super::peers::{Peer, Place};
 pub(super) struct Yardstick {
     /// Time of `ip` and `bridge`.
     pub(super) objects: Duration,
-    /// Time of the traffic rules, sets included; `None` if the kernel refuses so many at once.
+    /// Time of the traffic rules, sets included; `None` if the kernel refuses that many at once.
     pub(super) rules: Option<Duration>,
     /// Number of peers that the daemon's own traffic rules name.
     pub(super) named: usize,
