@@ -1,4 +1,4 @@
-//! Loop of the prober: sends each peer the probes that its judge wants, when they are due. It hands the answers to the
+//! Loop of the prober: sends each peer the probes that its judge wants, when they are due. It hands the replies to the
 //! judge, and publishes the peers' health.
 
 use std::collections::{BTreeSet, HashMap};
@@ -61,7 +61,7 @@ pub(super) struct Asker {
     pub(super) healths: watch::Sender<Healths>,
     complaints: watch::Sender<Complaints>,
     pub(super) post: Post,
-    /// True if more answers are about to come in.
+    /// True if more replies are about to come in.
     gathers: bool,
     state: State,
 }
@@ -243,11 +243,11 @@ impl Asker {
         let mut news = self.ask(now);
         let State { peers, begun, .. } = &self.state;
         self.post.ask_all(|subnet| at(peers, subnet).map(|at| peers[at].judge.peer()), now);
-        // Receiving comes last, so that an immediate answer needs no wake-up of its own.
+        // Receiving comes last, so that an immediate reply needs no wake-up of its own.
         let now = begun.elapsed();
         news.extend(self.post.receive(now));
         let changed = self.state.record(news, now);
-        // A single wake-up serves many answers.
+        // A single wake-up serves many replies.
         self.gathers = ![0, open].contains(&self.post.open());
         self.publish(changed, now);
     }
@@ -366,7 +366,7 @@ impl State {
                 (changed, peer.news) = (true, now);
                 log_change(&before, &after);
             }
-            // The answer may bring the next probe forward or put it off. Peers that are not probed any more are not in
+            // The reply may bring the next probe forward or put it off. Peers that are not probed any more are not in
             // `due`.
             let due = peer.next(&self.paces, now);
             if self.due.remove(&(peer.due, at)) || due < peer.due {
@@ -462,7 +462,7 @@ impl Peer {
         path.path == Path::Direct || (path.by_evidence && path.on_link)
     }
 
-    /// Records the probe. Returns true if all machines of the segment may be asked for the next hop.
+    /// Records the probe. Returns true if all machines of the segment may get a request for the next hop.
     fn is_unsure(&mut self, probe: Probe, now: Duration) -> bool {
         match probe {
             Probe::Path | Probe::PathSized(_) => {

@@ -1,4 +1,4 @@
-//! Bytes of probes and of answers: ARP, neighbour discovery, echoes and datagrams, in IP packets and frames. Pure.
+//! Bytes of probes and of replies: ARP, neighbour discovery, echoes and datagrams, in IP packets and frames. Pure.
 //! Anybody may have sent the bytes that are read, so a packet that is not whole counts for nothing.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -219,7 +219,7 @@ fn fold(mut sum: u64) -> u16 {
     !(sum as u16)
 }
 
-/// Reads a frame behind its Ethernet header; `None` if it is no answer.
+/// Reads a frame behind its Ethernet header; `None` if it is no reply.
 pub(super) fn read_frame(kind: EtherType, source: Option<Mac>, bytes: &[u8]) -> Option<Reply> {
     match kind {
         EtherType::Arp => read_arp(bytes),
@@ -280,7 +280,7 @@ impl<'a> Ip<'a> {
     }
 }
 
-/// Reads a neighbour advertisement. It need not name its MAC if it answers a unicast; then `source` counts.
+/// Reads a neighbour advertisement. It need not name its MAC if it replies to a unicast; then `source` counts.
 fn read_advertisement(source: Option<Mac>, icmp: &[u8]) -> Option<Reply> {
     let ip = Ipv6Addr::from(array::<16>(icmp, 8)?).into();
     let named = icmp.get(24..32).filter(|option| option[..2] == [2, 1]).and_then(|option| array(option, 2));

@@ -1,4 +1,4 @@
-//! Neighbours on the uplink: the MAC that answers for each address, and the peers about which all machines are asked.
+//! Neighbours on the uplink: the MAC that replies for each address, and the peers about which all machines are asked.
 //! Requests to all machines of the segment (ARP broadcasts, or solicitations to a multicast group) are rare. Each peer
 //! gets its turn. Sends nothing.
 
@@ -15,15 +15,15 @@ use tracing::warn;
 /// Minimum time between two requests to all machines: at most 10 of them a second.
 const GAP: Duration = Duration::from_millis(101);
 
-/// Number of times that all machines are asked again because two have answered. A machine with two cards on the segment
-/// always answers twice.
+/// Number of times that all machines are asked again because two have replied. A machine with two cards on the segment
+/// always replies twice.
 const CONTESTS: u8 = 3;
 /// Number of unanswered unicast requests after which a neighbour counts as ignoring unicasts. Each must be followed by an
-/// answer to a request to all machines.
+/// reply to a request to all machines.
 const IGNORED: u8 = 4;
-/// Number of answers after which such a neighbour is asked by unicast again.
+/// Number of replies after which such a neighbour is asked by unicast again.
 const AGAIN: u8 = 30;
-/// Number of unanswered requests in a row after which a neighbour that had answered counts as silent.
+/// Number of unanswered requests in a row after which a neighbour that had replied counts as silent.
 const SILENT: u8 = 2;
 
 /// Maximum number of peers' addresses that one node has: its own and a virtual one, of each family.
@@ -34,26 +34,26 @@ const OF_A_NODE: usize = 4;
 /// kernel's table makes every entry fail.
 const PROMPT: usize = 3;
 /// Maximum number of addresses with two MACs that are logged between two reads of the kernel's neighbours. A router that
-/// answers for every address is a single fault.
+/// replies for every address is a single fault.
 const MOST_LOGGED: u8 = 5;
 
 /// Knowledge about one address.
 #[derive(Clone, Copy, Debug)]
 struct Known {
     mac: Mac,
-    /// MAC of a second machine that has answered, too.
+    /// MAC of a second machine that has replied, too.
     other: Option<Mac>,
     /// MAC that the kernel sends to, as far as it is known.
     believed: Option<Mac>,
-    /// True if an administrator has set the entry: the neighbour need not answer.
+    /// True if an administrator has set the entry: the neighbour need not reply.
     is_static: bool,
-    /// True if the last request got no answer, or answers from two machines.
+    /// True if the last request got no reply, or replies from two machines.
     is_unsure: bool,
-    /// Number of unicast requests lost since one was answered, up to [`IGNORED`].
+    /// Number of unicast requests lost since one got a reply, up to [`IGNORED`].
     ignored: u8,
-    /// Number of answers since `ignored` reached [`IGNORED`], up to [`AGAIN`].
+    /// Number of replies since `ignored` reached [`IGNORED`], up to [`AGAIN`].
     answers: u8,
-    /// Number of times that two machines have answered.
+    /// Number of times that two machines have replied.
     contests: u8,
 }
 
@@ -63,7 +63,7 @@ impl Known {
         Self { mac, other, believed, is_static: false, is_unsure: false, ignored: 0, answers: 0, contests: 0 }
     }
 
-    /// Records an answer to any request. `is_first` is false for a further answer to the same request.
+    /// Records a reply to any request. `is_first` is false for a further reply to the same request.
     fn answered(&mut self, mac: Mac, is_first: bool) {
         if self.ignored == IGNORED {
             self.answers += 1;
@@ -95,7 +95,7 @@ pub(super) enum Reach {
     Known,
     /// The kernel would ask all machines of the segment for the MAC.
     Unknown,
-    /// The kernel would ask all machines without success, since our own requests got no answer.
+    /// The kernel would ask all machines without success, since our own requests got no reply.
     Silent,
 }
 
@@ -105,7 +105,7 @@ pub(super) struct NextHops {
     known: HashMap<IpAddr, Known>,
     /// Number of unanswered requests in a row.
     missed: HashMap<IpAddr, u8>,
-    /// Addresses that each MAC has answered for.
+    /// Addresses that each MAC has replied for.
     owners: BTreeSet<(Mac, IpAddr)>,
     /// Queue of peers for which all machines are to be asked.
     waiting: VecDeque<IpNet>,
@@ -154,7 +154,7 @@ impl NextHops {
         }
     }
 
-    /// Returns the MAC that answered last. If two machines answer, it is the one that pods' packets go to.
+    /// Returns the MAC that replied last. If two machines reply, it is the one that pods' packets go to.
     pub(super) fn mac(&self, ip: IpAddr) -> Option<Mac> {
         let known = self.known.get(&ip)?;
         Some(known.other.filter(|other| known.believed == Some(*other)).unwrap_or(known.mac))
@@ -165,18 +165,18 @@ impl NextHops {
         self.known.get(&ip).filter(|known| !known.is_unsure && known.ignored < IGNORED).map(|known| known.mac)
     }
 
-    /// Returns true if any request is without an answer.
+    /// Returns true if any request is without a reply.
     pub(super) fn misses_any(&self) -> bool {
         !self.missed.is_empty()
     }
 
-    /// Records that a packet by the kernel's routes was answered from there.
+    /// Records that a packet by the kernel's routes got a reply from there.
     pub(super) fn reached(&mut self, ip: IpAddr) {
         self.missed.remove(&ip);
     }
 
-    /// Records an answer, the first or a further one to the same request. Returns another address of the same family that
-    /// this MAC has answered for.
+    /// Records a reply, the first or a further one to the same request. Returns another address of the same family that
+    /// this MAC has replied for.
     pub(super) fn record_answer(&mut self, ip: IpAddr, mac: Mac, is_first: bool) -> Option<IpAddr> {
         self.missed.remove(&ip);
         let known = self.known.entry(ip).or_insert(Known::new(mac));
@@ -185,12 +185,12 @@ impl NextHops {
         }
         let one = known.mac;
         known.answered(mac, is_first);
-        // The kernel has received the answer, too. It keeps the first of several ARP answers, and the last neighbour
+        // The kernel has received the reply, too. It keeps the first of several ARP replies, and the last neighbour
         // advertisement.
         if is_first || ip.is_ipv6() {
             known.believed = Some(mac);
         }
-        // Two machines may both answer once for an address that moves.
+        // Two machines may both reply once for an address that moves.
         if !is_first && known.contests == 2 && self.logged < MOST_LOGGED {
             self.logged += 1;
             warn!(
@@ -206,7 +206,7 @@ impl NextHops {
             .find(|it| *it != ip)
     }
 
-    /// Takes a neighbour event: the kernel's requests got no answer (`None`), or it has another MAC. Returns true if all
+    /// Takes a neighbour event: the kernel's requests got no reply (`None`), or it has another MAC. Returns true if all
     /// machines are to be asked about the address.
     pub(super) fn neighbour_event(&mut self, ip: IpAddr, mac: Option<Mac>) -> bool {
         self.known.get_mut(&ip).into_iter().for_each(|known| known.believed = mac);
@@ -232,14 +232,14 @@ impl NextHops {
         }
     }
 
-    /// Returns true if this MAC answers for many addresses, as a switch or router does that answers for all machines.
+    /// Returns true if this MAC replies for many addresses, as a switch or router does that replies for all machines.
     pub(super) fn is_proxy(&self, mac: Mac) -> bool {
         let from = (mac, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let others = self.owners.range(from..).take_while(|(owner, _)| *owner == mac);
         others.filter(|(_, ip)| !is_link_local(*ip)).count() > OF_A_NODE
     }
 
-    /// Records that the neighbour did not answer.
+    /// Records that the neighbour did not reply.
     pub(super) fn lost(&mut self, ip: IpAddr) {
         let missed = self.missed.entry(ip).or_default();
         *missed = missed.saturating_add(1);
@@ -371,7 +371,7 @@ mod tests {
             }
         }
         assert!((30..40).contains(&lost), "{lost}");
-        // The neighbour answers unicasts from now on.
+        // The neighbour replies to unicasts from now on.
         (0..=AGAIN).for_each(|_| assert_eq!(hops.record_answer(ip(1), mac(1), true), None));
         for _ in 0..100 {
             assert!(hops.certain(ip(1)).is_some());

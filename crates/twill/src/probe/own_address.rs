@@ -15,7 +15,7 @@ const WATCHING: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rival {
     pub(crate) address: IpAddr,
-    /// MAC that answers for the address beside ours.
+    /// MAC that replies for the address beside ours.
     pub(crate) mac: Mac,
 }
 
@@ -25,7 +25,7 @@ pub(super) struct OwnAddresses {
     /// Time of the next check.
     due: Duration,
     rival: Option<Rival>,
-    /// True if a second machine has answered since the last check began.
+    /// True if a second machine has replied since the last check began.
     answered: bool,
 }
 
@@ -35,7 +35,7 @@ impl OwnAddresses {
         self.due
     }
 
-    /// Returns the second machine, if one has answered the last check or the one before.
+    /// Returns the second machine, if one has replied to the last check or the one before.
     pub(super) fn rival(&self) -> Option<Rival> {
         self.rival
     }

@@ -34,7 +34,7 @@ const UDP_HEADER: usize = 8;
 /// Sample of a probe, with the subnet of the peer.
 pub(super) type News = (IpNet, Sample);
 
-/// Sender of the probes, and receiver of the answers.
+/// Sender of the probes, and receiver of the replies.
 pub(super) struct Post {
     marks: Marks,
     node: Option<Node>,
@@ -49,7 +49,7 @@ pub(super) struct Post {
 }
 
 impl Post {
-    /// `dice` are random numbers by which answers are recognized. A host that does not see our packets cannot guess them.
+    /// `dice` are random numbers by which replies are recognized. A host that does not see our packets cannot guess them.
     pub(super) fn new(dice: [u16; 2]) -> Self {
         let marks = Marks { echo: dice[0], port: CLOSED_PORT };
         let kernel = Kernel::open().inspect_err(|error| debug!("the prober: {error}")).ok();
@@ -120,8 +120,8 @@ impl Post {
         self.own.rival()
     }
 
-    /// Sends a probe. Returns a sample if the answer is known without sending. `unsure` means that nothing has come back
-    /// lately: all machines of the segment may be asked for the next hop.
+    /// Sends a probe. Returns a sample if the reply is known without sending. `unsure` means that nothing has come back
+    /// lately: all machines of the segment may get a request for the next hop.
     pub(super) fn ask(
         &mut self,
         peer: &PeerPath,
@@ -215,7 +215,7 @@ impl Post {
 
     /// Returns true if the kernel may route a packet to that peer. To find an unknown next hop, the kernel would ask
     /// all machines of the segment again and again. We ask them instead, in the peer's turn, and return false until
-    /// then. The error `Lost` means that no machine has answered.
+    /// then. The error `Lost` means that no machine has replied.
     fn is_routed(&mut self, peer: &PeerPath, now: Duration) -> Result<bool, Answer> {
         let Ok(uplink) = self.uplink() else { return Ok(true) };
         let resolves = self.wires.link(uplink).is_some_and(|link| link.resolves);
@@ -261,7 +261,7 @@ impl Post {
         self.send_framed(Question { peer, probe: Probe::Direct }, ends, way, now)
     }
 
-    /// Returns the way through the uplink to the peer's next hop; `None` until a machine has answered for it.
+    /// Returns the way through the uplink to the peer's next hop; `None` until a machine has replied for it.
     fn direct_way(&self, peer: &PeerPath) -> Result<Option<Way>, Answer> {
         let uplink = self.uplink()?;
         let link = self.wires.link(uplink).ok_or(Answer::Impossible)?;
@@ -299,7 +299,7 @@ impl Post {
         Ok(())
     }
 
-    /// Records a probe that is about to be sent; `None` if too many wait for an answer.
+    /// Records a probe that is about to be sent; `None` if too many wait for a reply.
     fn note(&mut self, asked: Question, target: IpAddr, state: State, at: Duration) -> Option<Number> {
         self.sent.add(Sent { peer: asked.peer.subnet, probe: asked.probe, target, at, state })
     }
@@ -344,12 +344,12 @@ impl Post {
         self.wires.refused()
     }
 
-    /// Returns the sockets that answers come in by.
+    /// Returns the sockets that replies come in by.
     pub(super) fn sockets(&self) -> impl Iterator<Item = &Socket> {
         self.wires.sockets()
     }
 
-    /// Returns the number of probes that wait for an answer.
+    /// Returns the number of probes that wait for a reply.
     pub(super) fn open(&self) -> usize {
         self.sent.open()
     }
@@ -465,7 +465,7 @@ struct Way {
     mac: Mac,
 }
 
-/// `Err` is the answer that is known without sending.
+/// `Err` is the reply that is known without sending.
 type Known = Result<(), Answer>;
 
 fn news_of(sent: &Sent, answer: Answer) -> News {

@@ -1,4 +1,4 @@
-//! Probes that wait for an answer. An answer must match one of them, or it is dropped. It needs the right sequence number
+//! Probes that wait for a reply. A reply must match one of them, or it is dropped. It needs the right sequence number
 //! and the right sender, and must not be late. The number of probes is limited. Sends nothing.
 
 use std::collections::{HashMap, VecDeque};
@@ -22,7 +22,7 @@ const CLAIMS: usize = 4;
 pub(super) struct Sent {
     pub(super) peer: IpNet,
     pub(super) probe: Probe,
-    /// Address that has to answer.
+    /// Address that has to reply.
     pub(super) target: IpAddr,
     pub(super) at: Duration,
     pub(super) state: State,
@@ -32,7 +32,7 @@ pub(super) struct Sent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum State {
     Open,
-    /// A machine that may not have seen the probe reports what became of it. The report counts if no answer comes.
+    /// A machine that may not have seen the probe reports what became of it. The report counts if no reply comes.
     Hinted(Answer),
     Done,
     /// MACs that claim to be the next hop.
@@ -45,14 +45,14 @@ pub(super) enum State {
     },
 }
 
-/// Probes, numbered in sequence from a random start. An answer's number leads to its probe.
+/// Probes, numbered in sequence from a random start. A reply's number leads to its probe.
 #[derive(Debug)]
 pub(super) struct Outstanding {
     /// Sequence number of the oldest probe.
     first: u16,
     /// Probes in the order in which they were sent.
     all: VecDeque<Sent>,
-    /// Number of probes without an answer.
+    /// Number of probes without a reply.
     open: usize,
     /// Sequence number of the last next-hop request for each address.
     next_hops: HashMap<IpAddr, u16>,
@@ -96,7 +96,7 @@ impl Outstanding {
         self.all.get_mut(usize::from(sequence.wrapping_sub(self.first)))
     }
 
-    /// Returns the echo to `target` that has no answer yet. Datagrams are never open in this sense.
+    /// Returns the echo to `target` that has no reply yet. Datagrams are never open in this sense.
     fn echo(&mut self, target: IpAddr, sequence: u16) -> Option<&mut Sent> {
         let sent = self.at(sequence).filter(|sent| sent.target == target && sent.probe != Probe::NextHop)?;
         matches!(sent.state, State::Open | State::Hinted(_)).then_some(sent)
@@ -119,7 +119,7 @@ impl Outstanding {
         }
     }
 
-    /// Ends a probe that can give no further answer, for example because it did not leave this node.
+    /// Ends a probe that can give no further reply, for example because it did not leave this node.
     pub(super) fn discard(&mut self, sequence: u16) {
         if let Some(sent) = self.at(sequence).filter(|sent| sent.state != State::Done) {
             sent.state = State::Done;
@@ -163,7 +163,7 @@ impl Outstanding {
         Some(found)
     }
 
-    /// Removes the oldest probe if it is done or too old. Returns it with the answer that is left to report.
+    /// Removes the oldest probe if it is done or too old. Returns it with the reply that is left to report.
     pub(super) fn expire(&mut self, now: Duration) -> Option<(Sent, Option<Answer>)> {
         let oldest = self.all.front()?;
         let over = oldest.at + PATIENCE <= now;
@@ -192,7 +192,7 @@ impl Outstanding {
         Some((sent, answer))
     }
 
-    /// Returns the number of probes that wait for an answer.
+    /// Returns the number of probes that wait for a reply.
     pub(super) fn open(&self) -> usize {
         self.open
     }

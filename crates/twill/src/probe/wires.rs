@@ -1,4 +1,4 @@
-//! Sockets that probes leave by and answers come in by. They are opened on first use. Unused ones are closed, since a
+//! Sockets that probes leave by and replies come in by. They are opened on first use. Unused ones are closed, since a
 //! socket on a link inspects every packet of that link. A socket that cannot be opened is logged and retried later.
 
 use std::collections::BTreeMap;
@@ -147,7 +147,7 @@ impl Wires {
     }
 
     /// Returns the neighbours of all events received, with the MAC that the kernel has now. `None` means that its requests
-    /// got no answer.
+    /// got no reply.
     pub(super) fn neighbour_events(&mut self) -> Vec<(IpAddr, Option<Mac>)> {
         let (mut all, buffer) = (Vec::new(), &mut self.buffer);
         if let Some((_, socket)) = &self.neighbour_socket {

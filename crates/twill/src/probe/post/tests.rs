@@ -83,7 +83,7 @@ impl Inquiry {
             self.post.ask_all(|_| Some(&peer), now);
             let news = self.post.receive(now);
             answers.extend(news.into_iter().filter(|(_, it)| it.probe == probe).map(|(_, it)| it.answer));
-            // A second machine may answer a next-hop request, too.
+            // A second machine may reply to a next-hop request, too.
             if !answers.is_empty() && probe != Probe::NextHop {
                 break;
             }
@@ -213,7 +213,7 @@ fn two_machines_with_one_address_are_two_answers() {
                 .map(|it| if let Answer::Is { mac, .. } = it { *mac } else { panic!("{it:?}") })
                 .collect();
             assert_eq!(received, macs);
-            // A unicast request would get one answer.
+            // A unicast request would get one reply.
             assert_eq!(ask.of(Probe::NextHop).len(), 2, "all are asked again");
         });
     });

@@ -22,7 +22,7 @@ fn no_probe_expires_while_answers_are_waiting() {
             (0..=wires::AT_ONCE).for_each(|_| sender.send_to(&flood, own).unwrap());
             let now = ask.begun.elapsed();
             assert_eq!(ask.post.ask(&ask.peer, Probe::Node, false, now), None);
-            // By then the answer to the probe has come in, too.
+            // By then the reply to the probe has come in, too.
             lab.node(1).ns.run(&format!("ping -n -c 1 {}", lab.node(2).ip));
             let late = now + 2 * PATIENCE;
             assert_eq!(ask.post.receive(late), []);
@@ -59,7 +59,7 @@ fn a_socket_that_could_not_be_opened_is_opened_later() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
 
-    /// Arbitrary packets answer none of the probes that wait, and cause no panic.
+    /// Arbitrary packets are replies to none of the probes that wait, and cause no panic.
     #[test]
     fn arbitrary_packets_answer_no_probe(all in vec((any::<u8>(), vec(any::<u8>(), 0..120)), 1..20)) {
         let peer = PeerPath {
