@@ -175,7 +175,7 @@ impl Cache {
             Err(error) if error.kind() == ErrorKind::NotFound => return None,
             Err(error) => Err(error.to_string()),
         };
-        sealed.inspect_err(|why| warn!("{} is ignored: {why}", path.display())).ok()
+        sealed.inspect_err(|why| warn!("ignoring {}: {why}", path.display())).ok()
     }
 
     fn unseal(&self, text: &[u8]) -> Result<Remembered, String> {

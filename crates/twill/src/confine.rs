@@ -193,7 +193,7 @@ fn writable(flags: &Flags) -> Vec<PathBuf> {
     for dir in &dirs {
         if let Err(error) = fs::create_dir_all(dir) {
             warn!(
-                "{} cannot be created, so nothing is written there before the next start: {error}",
+                "cannot create {}, so nothing is written there before the next start: {error}",
                 dir.display()
             );
         }
@@ -231,7 +231,7 @@ fn around_store(store: &Path) -> Option<PathBuf> {
     let dir = around.into_iter().chain([store.as_path()]).find(|dir| dir.is_dir());
     if dir.is_none() {
         warn!(
-            "{} does not exist, so nothing is read or written there before the next start",
+            "there is no directory {}, so nothing is read or written there before the next start",
             store.display()
         );
     }
@@ -289,7 +289,7 @@ fn restrict(allowed: &Allowed) -> anyhow::Result<Vec<PathFd>> {
     }
     // The log macro does not evaluate its arguments if nobody reads the line, so the call stands outside.
     let status = rules.restrict_self()?.ruleset;
-    debug!("Landlock: {status:?}");
+    debug!("Landlock restricts access to files: {status:?}");
     Ok(open)
 }
 

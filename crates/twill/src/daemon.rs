@@ -131,7 +131,7 @@ fn watch_rules(kernel: &Kernel, flags: &Flags, bell: &Bell) -> anyhow::Result<()
     match FirewallWatch::open(kernel) {
         Ok(rules) => spawn("rules", listen(rules, |rules| rules.wait().map(|()| Change::Firewall), bell))?,
         // A kernel without nf_tables has no such rules.
-        Err(error) => debug!("{error}"),
+        Err(error) => debug!("cannot watch nftables: {error}"),
     }
     let wait = |rules: &mut LegacyWatch| {
         rules.wait();

@@ -407,7 +407,7 @@ fn at(peers: &[Peer], subnet: IpNet) -> Option<usize> {
 fn log_change(before: &Health, after: &Health) {
     let (was, is) = (&before.verdict, &after.verdict);
     debug!(
-        "{}: {} {:?}, was {} {:?}: {}",
+        "health of {}: {} (path {:?}), was {} (path {:?}): {}",
         is.subnet,
         is.finding.name(),
         is.way,

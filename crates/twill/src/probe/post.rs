@@ -52,7 +52,8 @@ impl Post {
     /// `dice` are random numbers by which replies are recognized. A host that does not see our packets cannot guess them.
     pub(super) fn new(dice: [u16; 2]) -> Self {
         let marks = Marks { echo: dice[0], port: CLOSED_PORT };
-        let kernel = Kernel::open().inspect_err(|error| debug!("the prober: {error}")).ok();
+        let kernel =
+            Kernel::open().inspect_err(|error| debug!("cannot open netlink for probes: {error}")).ok();
         Self {
             marks,
             node: None,
@@ -89,7 +90,10 @@ impl Post {
         let uplink = self.wires.link(node.uplink.link).filter(|_| !segment.is_empty()).cloned();
         self.wires.watch(uplink.as_ref().filter(|link| link.resolves));
         let read = |kernel: &mut Kernel| {
-            kernel.neighbours(uplink.as_ref()?).inspect_err(|error| debug!("{error}")).ok()
+            kernel
+                .neighbours(uplink.as_ref()?)
+                .inspect_err(|error| debug!("cannot read neighbours for probes: {error}"))
+                .ok()
         };
         let neighbours = self.kernel.as_mut().and_then(read).unwrap_or_default();
         self.next_hops.follow(&segment, &neighbours);

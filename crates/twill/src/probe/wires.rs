@@ -115,7 +115,7 @@ impl Wires {
         self.look = now + LOOK;
         match interfaces() {
             Ok(links) => self.links = links,
-            Err(error) => warn!("{error}; probes keep the former source addresses"),
+            Err(error) => warn!("cannot read addresses, probes keep the former source addresses: {error}"),
         }
         let links = &self.links;
         self.refused.retain(|(link, _), _| link.is_none_or(|link| links.contains_key(&link)));
@@ -140,7 +140,9 @@ impl Wires {
         let open = |link: &Interface| {
             Some((
                 link.index(),
-                Socket::doubts(link).inspect_err(|error| debug!("the prober: {error}")).ok()?,
+                Socket::doubts(link)
+                    .inspect_err(|error| debug!("cannot watch neighbours for probes: {error}"))
+                    .ok()?,
             ))
         };
         self.neighbour_socket = link.and_then(open);
