@@ -162,7 +162,7 @@ impl Dir {
             self.pulse.count_restart();
             let why = error.to_string();
             if view.borrow().lost.as_ref() != Some(&why) {
-                warn!("store is lost, the last known leases stay in force: {why}");
+                warn!("store is lost; the last known leases stay in force: {why}");
                 view.send_modify(|view| view.lost = Some(why));
             }
             tokio::time::sleep(RETRY).await;

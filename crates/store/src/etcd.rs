@@ -211,7 +211,7 @@ impl Etcd {
                 End::Lost(error) => {
                     let why = error.to_string();
                     if view.borrow().lost.as_ref() != Some(&why) {
-                        warn!("store is lost, the last known leases stay in force: {why}");
+                        warn!("store is lost; the last known leases stay in force: {why}");
                         view.send_modify(|view| view.lost = Some(why));
                     }
                     sleep(pace.next()).await;

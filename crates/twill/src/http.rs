@@ -304,7 +304,7 @@ fn readyz_body(verdict: &str, report: &Report) -> String {
     const LINES: usize = 50;
     let mut body = format!("{verdict}\n");
     if let Some(lost) = &report.store_lost {
-        let _ = writeln!(body, "store is lost, the last known leases stay in force: {lost}");
+        let _ = writeln!(body, "store is lost; the last known leases stay in force: {lost}");
     }
     let mut shown = 0;
     for warning in report.warnings.iter().take(LINES) {

@@ -377,13 +377,13 @@ impl Reconciler {
 
     /// Reports a plan that is not applied because of a contradiction in it.
     fn refuse(&mut self, contradiction: &str) {
-        error!("the plan contradicts itself and is not applied, please report this: {contradiction}");
+        error!("the plan contradicts itself and is not applied; please report this: {contradiction}");
         self.set_fault(Some(format!("the plan contradicts itself: {contradiction}")));
     }
 
     fn blind(&mut self, error: &kernel::Error) -> Instant {
         let trouble =
-            Trouble::new("blind", format_args!("the kernel cannot be read, nothing is changed: {error}"));
+            Trouble::new("blind", format_args!("the kernel cannot be read; nothing is changed: {error}"));
         log(self.memory.notebook.say(trouble, Instant::now()));
         self.set_fault(Some(format!("the kernel cannot be read: {error}")));
         Instant::now() + BLIND_RETRY

@@ -110,7 +110,7 @@ fn page(report: &Report, colour: bool) -> String {
     }
     let store = match &report.store_lost {
         Some(lost) => {
-            paint(AnsiColor::Red.on_default(), &format!("lost, the last known leases stay in force: {lost}"))
+            paint(AnsiColor::Red.on_default(), &format!("lost; the last known leases stay in force: {lost}"))
         }
         None => "in sync".into(),
     };

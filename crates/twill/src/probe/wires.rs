@@ -115,7 +115,7 @@ impl Wires {
         self.look = now + LOOK;
         match interfaces() {
             Ok(links) => self.links = links,
-            Err(error) => warn!("cannot read addresses, probes keep the former source addresses: {error}"),
+            Err(error) => warn!("cannot read addresses; probes keep the former source addresses: {error}"),
         }
         let links = &self.links;
         self.refused.retain(|(link, _), _| link.is_none_or(|link| links.contains_key(&link)));

@@ -94,7 +94,7 @@ fn three_of_four_peers_dead_and_the_store_away() {
         let away = lab.store.path().with_extension("away");
         std::fs::rename(lab.store.path(), &away).unwrap();
         (3..=5).for_each(|k| lab.node(k).unplug());
-        let lost = || node.twill(&["status"]).contains("lost, the last known leases stay in force: ");
+        let lost = || node.twill(&["status"]).contains("lost; the last known leases stay in force: ");
         lab::wait_for("the store is reported as lost", SOON, lost);
         for k in 3..=5 {
             found(node, &lab.node(k).subnet(), "next hop silent", SOON);

@@ -105,7 +105,7 @@ fn killed_and_started_again() {
         let (etcd, leases) = (lab.etcd(), lab.etcd().leases());
         let vigil = Vigil::begin(&lab, &pods);
         etcd.kill9();
-        named(lab.nodes(), "lost, the last known leases stay in force: etcd: http://192.168.100.5:2379: ");
+        named(lab.nodes(), "lost; the last known leases stay in force: etcd: http://192.168.100.5:2379: ");
         lab::holds_for("it is said all the while", WHILE, || says(lab.nodes(), "store     lost"));
         etcd.start();
         calm(lab.nodes());

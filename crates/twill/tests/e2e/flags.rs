@@ -121,7 +121,7 @@ fn the_first_source_decides_the_backend_and_status_names_it() {
     });
 }
 
-/// Whatever the config names, a node with a backend of its own keeps it, and a node without one follows.
+/// A node with a backend of its own keeps it whatever the config names; a node without one follows.
 fn follows_the_config(lab: &Lab, backends: &dyn Fn() -> Vec<String>, reported: &[&str]) {
     for (config, fourth) in [
         (r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#, "vxlan (network config)"),

@@ -46,7 +46,7 @@ fn comes_up_without_the_store(config: &str) {
     cluster::reach_each_other(&pods);
     assert_eq!(before.diff(&View::of(&node.ns)), "", "the same subnet, MAC and peers");
     let status = node.twill(&["status"]);
-    assert!(status.contains("lost, the last known leases stay in force"), "{status}");
+    assert!(status.contains("lost; the last known leases stay in force"), "{status}");
     let asked = cluster::ops_asked(node);
     fs::rename(away(&lab), lab.store.path()).unwrap();
     lab::wait_for("the store answers again", SOON, || !node.twill(&["status"]).contains("lost"));

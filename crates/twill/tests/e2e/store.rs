@@ -63,7 +63,7 @@ fn a_lost_store_freezes_the_node_and_empties_nothing() {
         let (subnets, away) = (lab.store.path().join("subnets"), lab.store.path().join("away"));
         std::fs::rename(&subnets, &away).unwrap();
         lab::wait_for("status says so", SOON, || {
-            node.twill(&["status"]).contains("lost, the last known leases stay")
+            node.twill(&["status"]).contains("lost; the last known leases stay")
         });
         assert_eq!(node.get("/readyz").unwrap().status, 200, "the data plane stands");
         // A frozen node still repairs what is ours.

@@ -98,7 +98,7 @@ impl<'lab> Running<'lab> {
 
     /// Asserts that a harm to the store is reported in these words, once, and changes nothing. `undo` is all that it takes.
     fn frozen(&self, harm: impl FnOnce(), said: &str, undo: impl FnOnce()) {
-        let said = format!("lost, the last known leases stay in force: {said}");
+        let said = format!("lost; the last known leases stay in force: {said}");
         let times =
             || self.daemons[0].log().lines().filter(|line| line.contains("WARN store is lost")).count();
         let (before, node) = (times(), self.lab.node(1));

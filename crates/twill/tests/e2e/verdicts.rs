@@ -83,7 +83,7 @@ const WORDS: [(&str, &str); 13] = [
     ("checksum fault", "checksum offload of the tunnel's inner packets is broken"),
 ];
 
-/// Asserts that the finding and its words are everywhere, once in the log, and that the node stays ready.
+/// Asserts that status, `/readyz`, metrics and the log show the finding, the log once, and that the node stays ready.
 pub(crate) fn reported(node: &Node, daemon: &Daemon, subnet: &str, name: &str) {
     let about = format!("peer {subnet}: {name}: ");
     // The finding is reported at once, the note by the reconcile pass that it triggers.
