@@ -76,24 +76,24 @@ struct Ready(Mutex<Option<Page>>);
 /// Answer to `/readyz`, with the report that it was made from.
 struct Page {
     of: Arc<Report>,
-    verdict: Result<(), String>,
+    readiness: Result<(), String>,
     body: Bytes,
 }
 
 impl Ready {
     fn answer(&self, report: &Arc<Report>) -> Response<Full<Bytes>> {
-        let verdict = report.readiness();
+        let readiness = report.readiness();
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = last.as_ref().filter(|page| Arc::ptr_eq(&page.of, report) && page.verdict == verdict);
+        let known = last.as_ref().filter(|page| Arc::ptr_eq(&page.of, report) && page.readiness == readiness);
         let body = known.map(|page| page.body.clone()).unwrap_or_else(|| {
-            let first = match &verdict {
+            let first = match &readiness {
                 Ok(()) => "twill is ready".into(),
                 Err(why) => format!("not ready: {}", printed(why)),
             };
             Bytes::from(readyz_body(&first, report))
         });
-        let status = if verdict.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        *last = Some(Page { of: report.clone(), verdict, body: body.clone() });
+        let status = if readiness.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        *last = Some(Page { of: report.clone(), readiness, body: body.clone() });
         answer(status, TEXT, body)
     }
 }
@@ -299,10 +299,10 @@ impl Answers {
 
 /// Returns the text: the readiness in the first line, then a lost store and the warnings. Peers never change the
 /// readiness.
-fn readyz_body(verdict: &str, report: &Report) -> String {
+fn readyz_body(readiness: &str, report: &Report) -> String {
     /// Maximum number of warnings in the answer.
     const LINES: usize = 50;
-    let mut body = format!("{verdict}\n");
+    let mut body = format!("{readiness}\n");
     if let Some(lost) = &report.store_lost {
         let _ = writeln!(body, "store is lost; the last known leases stay in force: {lost}");
     }

@@ -18,9 +18,9 @@ pub(crate) async fn follow(mut board: watch::Receiver<Arc<Report>>) {
     let (mut said, mut ready, mut complained) = (String::new(), false, false);
     while notify::socket().is_some() {
         let report = board.borrow_and_update().clone();
-        let verdict = report.readiness();
-        let first = !ready && verdict.is_ok();
-        let status = match verdict {
+        let readiness = report.readiness();
+        let first = !ready && readiness.is_ok();
+        let status = match readiness {
             Ok(()) => format!("ready, {} peers", report.paths.len()),
             Err(why) if report.waiting_for.is_some() => why,
             Err(why) => format!("not ready: {why}"),

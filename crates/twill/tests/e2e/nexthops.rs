@@ -143,13 +143,13 @@ const IPV6_TUNNEL: [[&str; 2]; 2] = [
 ];
 
 fn is_at_rest(node: &Node) -> bool {
-    let rounds = || {
+    let passes = || {
         let metrics = node.get("/metrics").unwrap().body;
         metrics.lines().find(|line| line.starts_with("twill_passes_total")).map(str::to_owned)
     };
-    let before = rounds();
+    let before = passes();
     std::thread::sleep(Duration::from_millis(300));
-    rounds() == before
+    passes() == before
 }
 
 /// Deletes one object of each kind of one peer in a crowd, one at a time. The crowd has that family only.
@@ -181,7 +181,7 @@ fn each_comes_back(config: &str, family: Family, kinds: &[[&str; 2]]) {
     let before = rows();
     for [_, harm] in kinds {
         // A dump in progress may see one half of a change only, which needs a second pass.
-        lab::wait_for("no round is under way", SOON, || is_at_rest(node));
+        lab::wait_for("no pass is under way", SOON, || is_at_rest(node));
         node.ns.run(&of_it(harm));
         let begun = Instant::now();
         lab::wait_for(&format!("all is as before `{harm}`"), SOON, || rows() == before);

@@ -137,7 +137,7 @@ fn the_watchdog_message_depends_on_reconcile_passes_alone() {
         lab::wait_for("it waits for its turn", SOON, || {
             manager.received("WATCHDOG=1").last().is_some_and(|last| last.elapsed() > LIMIT)
         });
-        manager.gets_nothing("the thread of rounds hangs");
+        manager.gets_nothing("the reconcile thread hangs");
         assert!(is(node, "/healthz", 200), "and no other does");
         turn.unlock().unwrap();
         manager.wait_for("READY=1");
