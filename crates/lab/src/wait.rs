@@ -1,6 +1,6 @@
-//! Waits for a condition with a deadline. The lab waits in no other way and never sleeps for a fixed time. On a slow
-//! machine, such as an emulated one, `LAB_PATIENCE=10` in the environment makes every limit ten times as long. It
-//! applies to each wait, each test, and each claim that something is quick. It does not apply to a span in which
+//! Waits for a condition with a deadline. The lab waits in no other way: sleeps only set the pace of traffic. On a
+//! slow machine, such as an emulated one, `LAB_PATIENCE=10` in the environment makes every limit ten times as long.
+//! It applies to each wait, each test, and each claim that something is quick. It does not apply to a span in which
 //! something must stay true, nor to ping's wait for one echo.
 
 use std::thread::sleep;
