@@ -136,8 +136,8 @@ fn lags(done: &Done, change: Change, lines: &[Line]) -> Vec<Duration> {
     let wanted = done.iter().filter(|(kind, ..)| *kind == change);
     wanted
         .filter_map(|(_, peer, at)| {
-            let lines = first.get(format!("{}/24", peer.subnet()).as_str())?;
-            Some(lines.saturating_duration_since(*at))
+            let reported = first.get(format!("{}/24", peer.subnet()).as_str())?;
+            Some(reported.saturating_duration_since(*at))
         })
         .collect()
 }
