@@ -9,21 +9,29 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
 
 use crate::locks;
 
 /// Maximum time to connect to the daemon and to receive its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Returns the body of the daemon's answer to `GET path`. Errors are those of [`fetch`].
+pub(crate) fn get(socket: &Path, path: &str) -> anyhow::Result<Bytes> {
+    runtime()?.block_on(fetch(socket, path))
+}
+
+/// Returns a runtime for the requests of one command.
+pub(crate) fn runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
 /// Returns the body of the daemon's answer to `GET path`. Returns an error if the daemon cannot be reached, does not
 /// answer within [`PATIENCE`], or answers with an error status.
-pub(crate) fn get(socket: &Path, path: &str) -> anyhow::Result<Bytes> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = async { tokio::time::timeout(PATIENCE, ask(socket, path)).await };
+pub(crate) async fn fetch(socket: &Path, path: &str) -> anyhow::Result<Bytes> {
     let shown = socket.display();
-    let answer =
-        runtime.block_on(answer).with_context(|| format!("the daemon does not answer on {shown}"))?;
-    answer.with_context(|| {
+    let answer = tokio::time::timeout(PATIENCE, ask(socket, path)).await;
+    answer.with_context(|| format!("the daemon does not answer on {shown}"))?.with_context(|| {
         let running = locks::subnet_files();
         let hint = if running.is_empty() {
             "is twill daemon running here, and are you root?".into()

@@ -26,7 +26,7 @@ pub(crate) fn run(flags: &StatusFlags) -> anyhow::Result<()> {
     if flags.watch {
         return watch(flags);
     }
-    match print(&text(flags)?) {
+    match print(&client::runtime()?.block_on(text(flags))?) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         printed => printed.context("printing"),
     }
@@ -35,24 +35,23 @@ pub(crate) fn run(flags: &StatusFlags) -> anyhow::Result<()> {
 /// Prints pages until ctrl-c, or until nobody reads the output. An unreachable daemon gives an error page, since it may
 /// come back.
 fn watch(flags: &StatusFlags) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut interrupts = {
-        let _context = runtime.enter();
-        signal(SignalKind::interrupt()).context("cannot handle ctrl-c")?
-    };
     let clear = if std::io::stdout().is_terminal() { CLEAR } else { "" };
-    loop {
-        let page = text(flags).unwrap_or_else(|error| format!("twill: {error:#}\n"));
-        match print(&format!("{clear}{page}")) {
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
-            printed => printed.context("printing")?,
+    client::runtime()?.block_on(async {
+        let mut interrupts = signal(SignalKind::interrupt()).context("cannot handle ctrl-c")?;
+        loop {
+            let page = tokio::select! {
+                page = text(flags) => page.unwrap_or_else(|error| format!("twill: {error:#}\n")),
+                _ = interrupts.recv() => return Ok(()),
+            };
+            match print(&format!("{clear}{page}")) {
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+                printed => printed.context("printing")?,
+            }
+            if tokio::time::timeout(PERIOD, interrupts.recv()).await.is_ok() {
+                return Ok(());
+            }
         }
-        // An interrupt during the request is received here.
-        let interrupted = async { tokio::time::timeout(PERIOD, interrupts.recv()).await };
-        if runtime.block_on(interrupted).is_ok() {
-            return Ok(());
-        }
-    }
+    })
 }
 
 fn print(text: &str) -> std::io::Result<()> {
@@ -62,8 +61,8 @@ fn print(text: &str) -> std::io::Result<()> {
 }
 
 /// Returns the page, or the daemon's JSON. Returns an error if the daemon does not answer or uses another format.
-fn text(flags: &StatusFlags) -> anyhow::Result<String> {
-    let json = client::get(&flags.socket, "/status")?;
+async fn text(flags: &StatusFlags) -> anyhow::Result<String> {
+    let json = client::fetch(&flags.socket, "/status").await?;
     if flags.json {
         return Ok(format!("{}\n", String::from_utf8_lossy(&json)));
     }

@@ -1,7 +1,9 @@
 //! Output for people and probes: `twill status`, /healthz and /readyz.
 
 use std::io::{BufRead, BufReader, Lines};
+use std::os::unix::net::UnixListener;
 use std::process::{Child, ChildStdout, Stdio};
+use std::time::{Duration, Instant};
 
 use lab::{Node, Timing, Topology};
 
@@ -116,6 +118,24 @@ fn status_is_repeated_until_its_reader_ends() {
         wait_for_line(&mut lines, "1 peer: ");
         drop(lines);
         assert!(child.wait().unwrap().success(), "a pipe that is closed");
+    });
+}
+
+/// A daemon that accepts the connection and never answers does not keep the command from ending with Ctrl-C.
+#[test]
+fn ctrl_c_ends_a_watch_of_a_mute_daemon_at_once() {
+    lab::test(Timing::Free, || {
+        let lab = Topology::flat(1).twill(env!("CARGO_BIN_EXE_twill")).build();
+        let node = lab.node(1);
+        let socket = node.cache_dir().join("mute.sock");
+        let daemon = UnixListener::bind(&socket).unwrap();
+        let socket = socket.display().to_string();
+        let mut watch = node.twill_command(&["status", "--watch", "--socket", &socket]).spawn().unwrap();
+        let _request = daemon.accept().unwrap();
+        node.ns.run(&format!("kill -INT {}", watch.id()));
+        let began = Instant::now();
+        assert!(watch.wait().unwrap().success());
+        assert!(began.elapsed() < Duration::from_secs(5), "it waited for the daemon: {:?}", began.elapsed());
     });
 }
 
