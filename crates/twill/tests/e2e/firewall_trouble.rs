@@ -244,5 +244,6 @@ fn a_foreign_table_of_our_name_is_reported_until_it_is_gone() {
         lab::wait_for("ours are there", Duration::from_secs(35), || {
             tables(&node.ns).contains("10.244.0.0/16 accept") && lines(&node.ns, Iptables::Nft).is_empty()
         });
+        lab::wait_for("the warning is over", SOON, || !says(&node.twill(&["status"])));
     });
 }

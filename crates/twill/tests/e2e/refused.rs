@@ -232,7 +232,8 @@ fn a_full_disk_is_named_with_the_remedy() {
         disk.fill();
         let daemon = node.start(FLAGS);
         daemon.wait_ready();
-        let words = "No space left on device (os error 28); no space or no inodes are left there";
+        let words = "No space left on device (os error 28); no space or no inodes are left there: check df and df -i, \
+                     and free some";
         lab::wait_for("the cache's loss is reported", SOON, || node.twill(&["status"]).contains(words));
         disk.free();
         lab::wait_for("it is over", Duration::from_secs(60), || !node.twill(&["status"]).contains(words));

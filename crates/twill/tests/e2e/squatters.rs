@@ -89,6 +89,8 @@ fn a_filter_that_drops_is_kept_though_another_user_has_every_address_of_the_form
         daemon.wait_ready();
         let pods = lab.pods();
         cluster::reach_each_other(&pods);
+        let filter = node.ns.run("nft list chain ip flannel-ipv4 vxlan");
+        assert!(filter.contains(" drop"), "{filter}");
     });
 }
 

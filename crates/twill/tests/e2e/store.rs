@@ -91,6 +91,11 @@ fn killed_daemons_leave_one_whole_lease_each() {
             lab::until(SOON, || (Instant::now() >= killed_at).then_some(()));
             daemon.kill9();
             let leases = lab.store.leases();
+            let is_whole = |json: &String| {
+                let lease: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
+                lease["PublicIP"] == node.ip.to_string() && lease["BackendData"]["VtepMAC"].is_string()
+            };
+            assert!(leases.values().all(is_whole), "{leases:?}");
             leases.keys().for_each(|name| lab.store.remove_lease(name));
             if leases.is_empty() {
                 before += 1;
@@ -152,7 +157,10 @@ fn a_store_emptied_one_by_one_costs_no_packet_either() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(6), VXLAN);
         let (mut daemons, node) = (lab.start_all(cluster::FLAGS), lab.node(1));
+        let pods = lab.pods();
+        assert!(pods[0].reaches(pods[1].ip(), SOON).is_some());
         daemons.iter_mut().skip(1).for_each(lab::Daemon::kill9);
+        let ping = PingStream::start(&pods[0].ns, pods[1].ip());
         let (own, all) = (lease_name(&node.subnet()), lab.store.leases());
         for name in all.keys().filter(|name| **name != own) {
             lab.store.remove_lease(name);
@@ -168,6 +176,8 @@ fn a_store_emptied_one_by_one_costs_no_packet_either() {
             lab.nodes()[1..].iter().all(|peer| routes.contains(&peer.subnet())),
             "all are kept: {routes}"
         );
+        let report = ping.stop();
+        assert_eq!(report.lost, 0, "{report:?}");
     });
 }
 
