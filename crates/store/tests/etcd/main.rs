@@ -183,12 +183,19 @@ fn claim(host: u8, choice: Choice) -> Claim {
 
 /// Acquires a lease. A server of a busy machine may answer late, and a daemon tries again.
 async fn acquire(etcd: &Etcd, host: u8, dice: u64) -> Lease {
+    acquire_again(etcd, host, dice).await.0
+}
+
+/// Returns with the lease how often the request failed before.
+async fn acquire_again(etcd: &Etcd, host: u8, dice: u64) -> (Lease, usize) {
     let end = Instant::now() + SOON;
+    let mut failures = 0;
     loop {
         match etcd.acquire(&claim(host, Choice::Any { dice })).await {
-            Ok(lease) => return lease,
+            Ok(lease) => return (lease, failures),
             Err(error) => assert!(Instant::now() < end, "{error}"),
         }
+        failures += 1;
     }
 }
 
@@ -236,16 +243,24 @@ fn many_at_once_get_a_subnet_each() {
         // All nodes have the same random number, so that they want the same subnets.
         let asks = (1..=50).map(|host| {
             let etcd = server.etcd();
-            tokio::spawn(async move { acquire(&etcd, host, 7).await.subnet.to_string() })
+            tokio::spawn(async move { acquire_again(&etcd, host, 7).await })
         });
-        let mut subnets = BTreeSet::new();
+        let (mut subnets, mut failures) = (BTreeSet::new(), 0);
         for ask in asks.collect::<Vec<_>>() {
-            subnets.insert(ask.await.unwrap());
+            let (lease, failed) = ask.await.unwrap();
+            subnets.insert(lease.subnet.to_string());
+            failures += failed;
         }
         assert_eq!(subnets.len(), 50);
         assert_eq!(subnets, server.keys().into_iter().collect());
         let leases = server.ctl(&["lease", "list"]);
-        assert!(leases.starts_with("found 50 leases"), "those of lost races are given back: {leases}");
+        let count = leases.split_whitespace().nth(1).and_then(|count| count.parse::<usize>().ok()).unwrap();
+        // A lease whose grant was not answered in time is unknown to its node, and ends by itself.
+        let most = 50 + failures;
+        assert!(
+            (50..=most).contains(&count),
+            "those of lost races are given back, {failures} failed: {leases}"
+        );
     });
 }
 
