@@ -7,8 +7,9 @@ use plan::{Object, Op};
 
 use crate::devices::{self, Devices};
 use crate::error::{Cause, Error};
+use crate::firewall;
+use crate::handle::Kernel;
 use crate::kind::{self, Outcome, Step};
-use crate::{Kernel, firewall};
 
 impl Kernel {
     /// Carries out the ops and returns one outcome for each, in the same order.

@@ -13,9 +13,11 @@ use plan::subnet_alloc::Range;
 
 use crate::error::{Cause, Error};
 use crate::filter::Interest;
+use crate::handle::Kernel;
 use crate::reading::{FoundAddress, Objects, Reading};
+use crate::route::{self, Lookup};
 use crate::socket::Netlink;
-use crate::{Kernel, Lookup, addr, devices, kind, nexthop, route, sysctl, way};
+use crate::{addr, devices, kind, nexthop, sysctl, way};
 
 /// Result of one reading of the kernel.
 #[derive(Clone, Debug)]

@@ -2,7 +2,6 @@
 //! reported. This module knows no rule.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use plan::firewall::{Facts, IptablesChain, Manager, Packet, Variant};
@@ -10,9 +9,9 @@ use plan::input::Family;
 use plan::{Object, Op, State};
 
 use crate::devices::Devices;
-use crate::error::Cause;
-use crate::nft::{self, Nft};
-use crate::{Kernel, iptables};
+use crate::error::{Cause, Error};
+use crate::iptables;
+use crate::nft::{self, FirewallWatch, Nft};
 
 /// The last reading of the traffic rules, and access to nftables.
 #[derive(Default)]
@@ -44,13 +43,6 @@ fn indexes(packet: &Packet, devices: &Devices) -> [Option<u32>; 2] {
 const AGAIN: Duration = Duration::from_secs(10);
 /// Time for which nftables is not tried again after it has refused our rules several times.
 const REFUSED: Duration = Duration::from_secs(60);
-
-impl Kernel {
-    /// Marks the last reading of the traffic rules as outdated; the next dump reads them again.
-    pub fn forget_firewall(&mut self) {
-        self.firewall.fresh = false;
-    }
-}
 
 impl Firewall {
     /// Adds the rows of our rules to `state`, and returns the facts. `packets` are packets of pods; rules of others are
@@ -146,14 +138,14 @@ impl Firewall {
         done.map(|_| ())
     }
 
-    /// Returns the chains and sets that packets of pods meet.
-    pub(crate) fn met(&self) -> nft::Met {
-        self.nft.met.clone()
+    /// Marks the last reading as outdated.
+    pub(crate) fn forget(&mut self) {
+        self.fresh = false;
     }
 
-    /// Returns the netlink port of the socket that changes elements without a tool.
-    pub(crate) fn nft_port(&self) -> Arc<AtomicU32> {
-        Arc::clone(&self.nft.port)
+    /// Opens the monitor socket of nf_tables. Fails if the kernel has no nf_tables.
+    pub(crate) fn watch(&self) -> Result<FirewallWatch, Error> {
+        FirewallWatch::open(Arc::clone(&self.nft.port), self.nft.met.clone())
     }
 }
 

@@ -27,7 +27,7 @@ use crate::error::Cause;
 use crate::socket::Netlink;
 use sets::{SetName, Shape};
 
-pub(crate) use passage::{Met, Native, quotable};
+pub(crate) use passage::{Native, quotable};
 pub use watch::FirewallWatch;
 
 const NFT: &str = "nft";

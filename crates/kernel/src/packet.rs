@@ -23,6 +23,7 @@ use rustix::net::sockopt::{
 use socket2::{Domain, Protocol, Type};
 
 use crate::error::{Cause, Error};
+use crate::handle::Kernel;
 use crate::neigh;
 use crate::wire::parts;
 
@@ -241,7 +242,7 @@ fn domain(family: Family) -> Domain {
     }
 }
 
-impl crate::Kernel {
+impl Kernel {
     /// Returns the neighbours on a link whose MAC is known, without those that have the link's own MAC. Fails if the
     /// dump fails.
     pub fn neighbours(&mut self, link: &Interface) -> Result<Vec<Known>, Error> {

@@ -9,10 +9,10 @@ use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use plan::LinkName;
 use socket2::SockRef;
 
-use crate::Kernel;
 use crate::echo::Echoes;
 use crate::error::{Cause, Error};
 use crate::filter::{Interest, News};
+use crate::handle::Kernel;
 use crate::socket::{RECEIVE_BUFFER, receive};
 use crate::wire::{Part, parts};
 use crate::{kind, link};

@@ -16,7 +16,7 @@ use crate::sources;
 /// Crates whose figures are printed.
 const CRATES: [&str; 4] = ["plan", "kernel", "store", "twill"];
 /// Crates whose modules are checked.
-const CHECKED: [&str; 2] = ["store", "twill"];
+const CHECKED: [&str; 3] = ["kernel", "store", "twill"];
 
 /// Imports between the units of one crate. A unit is a top-level module with its children, or the root.
 struct Graph {

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use kernel::{Change, FirewallWatch, Kernel, LegacyWatch, Watch};
+use kernel::{Change, Kernel, LegacyWatch, Watch};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use store::View;
@@ -128,7 +128,7 @@ fn check_open_files() -> anyhow::Result<()> {
 /// Starts the threads that watch the traffic rules. nftables, and with it iptables-nft, sends events; the rules of
 /// iptables-legacy have to be polled.
 fn watch_rules(kernel: &Kernel, flags: &Flags, bell: &Bell) -> anyhow::Result<()> {
-    match FirewallWatch::open(kernel) {
+    match kernel.watch_firewall() {
         Ok(rules) => spawn("rules", listen(rules, |rules| rules.wait().map(|()| Change::Firewall), bell))?,
         // A kernel without nf_tables has no such rules.
         Err(error) => debug!("cannot watch nftables: {error}"),

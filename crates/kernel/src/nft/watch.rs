@@ -13,7 +13,6 @@ use socket2::SockRef;
 
 use super::netlink::{SUBSYSTEM, TABLE, attributes, number};
 use super::passage::Met;
-use crate::Kernel;
 use crate::error::{Cause, Error};
 use crate::socket::{RECEIVE_BUFFER, receive};
 use crate::wire::{Attribute, Part, parts};
@@ -38,7 +37,7 @@ pub struct FirewallWatch {
 
 impl FirewallWatch {
     /// Opens the monitor socket. Fails if the kernel has no nf_tables.
-    pub fn open(kernel: &Kernel) -> Result<Self, Error> {
+    pub(crate) fn open(own_port: Arc<AtomicU32>, met: Met) -> Result<Self, Error> {
         let open = || {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
             socket.bind_auto()?;
@@ -49,12 +48,7 @@ impl FirewallWatch {
         let socket = open().map_err(|error: io::Error| {
             Error::new("open the monitor socket of nf_tables", Cause::from(&error))
         })?;
-        Ok(Self {
-            socket,
-            datagram: Vec::with_capacity(DATAGRAM),
-            own_port: kernel.firewall.nft_port(),
-            met: kernel.firewall.met(),
-        })
+        Ok(Self { socket, datagram: Vec::with_capacity(DATAGRAM), own_port, met })
     }
 
     /// Waits for the next change, without a time limit. An overrun of the socket counts as one change. Fails if the
@@ -71,9 +65,7 @@ impl FirewallWatch {
             }
         }
     }
-}
 
-impl FirewallWatch {
     fn is_news(&self) -> bool {
         let own_port = self.own_port.load(Ordering::Acquire);
         let met = self.met.lock().unwrap_or_else(PoisonError::into_inner);

@@ -4,7 +4,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kernel::{FirewallWatch, Kernel};
+use kernel::Kernel;
 use lab::Timing::Free;
 use plan::firewall::SourceFilter;
 
@@ -23,7 +23,7 @@ impl Ear {
     }
 
     fn beside(kernel: &Kernel) -> Self {
-        let mut watch = FirewallWatch::open(kernel).unwrap();
+        let mut watch = kernel.watch_firewall().unwrap();
         let (tell, told) = mpsc::channel();
         thread::spawn(move || while watch.wait().is_ok() && tell.send(Instant::now()).is_ok() {});
         Self(told)

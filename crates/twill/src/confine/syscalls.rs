@@ -362,7 +362,7 @@ mod tests {
         kernel::packet::Socket::doubts(link).unwrap();
         let kernel = kernel::Kernel::open().unwrap();
         kernel::Watch::open(&kernel).unwrap();
-        kernel::FirewallWatch::open(&kernel).unwrap();
+        kernel.watch_firewall().unwrap();
         kernel::abstract_names("twill ").unwrap();
         for address in ["127.0.0.1:0", "[::]:0"] {
             UdpSocket::bind(address).unwrap();
