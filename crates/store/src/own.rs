@@ -78,9 +78,14 @@ impl Claim {
     /// Chooses our lease, given the leases that the store holds now.
     pub(crate) fn settle(&self, leases: &[Lease]) -> Result<Settled, Unsettled> {
         let dice = if let Choice::Any { dice } = self.choice { dice } else { 0 };
-        let ours = if let Choice::Back(subnet) = self.choice { Some(subnet) } else { None };
-        let known: Vec<Lease> = leases.iter().filter(|lease| Some(lease.subnet) != ours).cloned().collect();
-        let leases = if ours.is_some() { &known } else { leases };
+        let known: Vec<Lease>;
+        let leases = match self.choice {
+            Choice::Back(ours) => {
+                known = leases.iter().filter(|lease| lease.subnet != ours).cloned().collect();
+                &known
+            }
+            Choice::Any { .. } | Choice::Only(_) => leases,
+        };
         let choice = subnet_alloc::choose(&self.conf, leases, &self.asker, dice)?;
         if let Choice::Only(subnet) | Choice::Back(subnet) = self.choice
             && choice.subnet != subnet

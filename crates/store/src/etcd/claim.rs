@@ -1,6 +1,7 @@
 //! Acquisition of our lease in etcd. The node chooses from what is stored, and writes only if that is unchanged. The loser of
 //! such a race chooses again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use plan::lease::Lease;
@@ -36,8 +37,12 @@ pub(super) async fn take(
             // A new lease is checked once more. A lease of another key may overlap it, and the older one stays.
             Choice::Any { .. } => {
                 let mut listing = session.list(options, Some(scope.clone())).await?;
-                let mut leases = listing.leases().to_vec();
-                leases.extend(listing.unreadable().filter(|subnet| claim.spares(subnet)).map(Lease::unknown));
+                let mut leases = listing.leases();
+                let spared = listing.unreadable().filter(|subnet| claim.spares(subnet)).map(Lease::unknown);
+                let spared: Vec<Lease> = spared.collect();
+                if !spared.is_empty() {
+                    leases = leases.iter().cloned().chain(spared).collect();
+                }
                 (listing, leases)
             }
             Choice::Only(subnet) | Choice::Back(subnet) => {
@@ -68,7 +73,7 @@ async fn fresh(
     options: &EtcdOptions,
     key: &str,
     known: &[Lease],
-) -> Result<(Listing, Vec<Lease>), StoreError> {
+) -> Result<(Listing, Arc<[Lease]>), StoreError> {
     let ((cluster, revision), entry) = session.get(Name::Subnet(key)).await?;
     let mut listing = Listing::new(&session.keys, None);
     (listing.cluster, listing.revision) = (cluster, revision);
