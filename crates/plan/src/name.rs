@@ -1,6 +1,7 @@
 //! Name of a network interface, in sixteen bytes and without an allocation: ten thousand rows carry one each.
 
 use std::fmt;
+use std::io::Write;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -16,15 +17,12 @@ pub struct LinkName {
 impl LinkName {
     /// Returns the name made of a prefix and a number. It does not allocate, since every row of every peer needs a name.
     pub(crate) fn numbered(prefix: &str, number: u32) -> Self {
-        let mut name = Self::truncated(prefix);
-        let digits = number.checked_ilog10().unwrap_or(0);
-        for place in (0..=digits).rev() {
-            if let Some(byte) = name.bytes.get_mut(usize::from(name.len)) {
-                *byte = b'0' + (number / 10_u32.pow(place) % 10) as u8;
-                name.len += 1;
-            }
-        }
-        name
+        let mut bytes = [0; 15];
+        let mut rest = &mut bytes[..];
+        // A longer name is cut off.
+        let _ = write!(rest, "{prefix}{number}");
+        let len = 15 - rest.len() as u8;
+        Self { bytes, len }
     }
 
     /// Returns the text as a name, cut off after 15 bytes. The characters are not checked.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use plan::{Object, Op, Verb};
 
 /// Number of times that an op is tried without delay.
-const FREE: u16 = 8;
+const FREE: u32 = 8;
 /// Shortest delay of an op; it doubles with each further attempt.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// Longest delay of an op.
@@ -17,10 +17,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// Time after which an op that was not needed counts as new.
 const FORGET: Duration = Duration::from_secs(60);
 
-/// Memory of recent ops, by a hash of their object, so that thirty thousand of them stay small.
+/// Memory of recent ops, by a hash of their object.
 #[derive(Default)]
 pub(crate) struct Backoff {
-    begun: Option<Instant>,
+    /// Sorted list. The nodes of a tree, left among those of a pass, would keep half of the heap from being given back.
     recent: Vec<Entry>,
     /// Times at which ops that came too often may run again, by object.
     due: BTreeMap<u64, Instant>,
@@ -31,11 +31,10 @@ pub(crate) struct Backoff {
 /// Recent object, with the number of attempts on it.
 struct Entry {
     identity: u64,
-    /// Seconds since `Backoff::begun`.
-    last: u32,
-    times: u16,
-    /// Part of a hash of the desired value.
-    wanted: u16,
+    last: Instant,
+    times: u32,
+    /// Hash of the desired value.
+    wanted: u64,
 }
 
 /// Ops, sorted into those that may run and those that wait.
@@ -115,15 +114,13 @@ impl Backoff {
         admitted
     }
 
-    fn remember(&mut self, objects: &[(u64, u16)], now: Instant) {
-        let seconds = now.duration_since(*self.begun.get_or_insert(now)).as_secs() as u32;
-        let is_recent = |entry: &Entry| u64::from(seconds.saturating_sub(entry.last)) < FORGET.as_secs();
-        self.recent.retain(is_recent);
+    fn remember(&mut self, objects: &[(u64, u64)], now: Instant) {
+        self.recent.retain(|entry| now.duration_since(entry.last) < FORGET);
         let known = self.recent.len();
         for &(identity, wanted) in objects {
-            let new = Entry { identity, last: seconds, times: 0, wanted };
+            let new = Entry { identity, last: now, times: 0, wanted };
             match self.recent[..known].binary_search_by_key(&identity, |entry| entry.identity) {
-                Ok(at) if self.recent[at].wanted == wanted => self.recent[at].last = seconds,
+                Ok(at) if self.recent[at].wanted == wanted => self.recent[at].last = now,
                 Ok(at) => {
                     self.recent[at] = new;
                     self.due.remove(&identity);
@@ -145,11 +142,11 @@ impl Backoff {
         let at = self.recent.binary_search_by_key(&identity, |entry| entry.identity).ok()?;
         let entry = &mut self.recent[at];
         if let Some(due) = self.due.get(&identity).filter(|due| **due > now) {
-            return Some((entry.times.into(), *due));
+            return Some((entry.times, *due));
         }
         entry.times = entry.times.saturating_add(1);
         if let Some(excess) = entry.times.checked_sub(FREE) {
-            let wait = (FIRST_WAIT * 2u32.saturating_pow(excess.into())).min(LONGEST_WAIT);
+            let wait = (FIRST_WAIT * 2u32.saturating_pow(excess)).min(LONGEST_WAIT);
             self.due.insert(identity, now + wait);
         }
         None
@@ -157,14 +154,14 @@ impl Backoff {
 }
 
 /// Hash of the value that the op sets, without the old value; 0 if it sets none.
-fn wanted(op: &Op) -> u16 {
+fn wanted(op: &Op) -> u64 {
     let mut hasher = DefaultHasher::new();
     match (op.verb, &op.object) {
         (Verb::Delete | Verb::Recreate, _) => return 0,
         (_, Object::Sysctl(setting)) => setting.row.hash(&mut hasher),
         (_, object) => object.hash(&mut hasher),
     }
-    hasher.finish() as u16
+    hasher.finish()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Makes glibc return large freed allocations to the kernel. By default glibc raises its mmap threshold after the first
-//! large free and keeps such memory from then on. Ten thousand peers then cost twice the memory for good. glibc reads its
-//! settings before `main`, so the process re-executes itself once, under the same pid.
+//! large free and keeps such memory from then on. A daemon among 10,000 peers then had 33 MB for good; with these settings
+//! it had 18 MB. glibc reads its settings before `main`, so the process re-executes itself once, under the same pid.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
