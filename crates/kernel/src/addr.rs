@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use libc::{IFA_ADDRESS, IFA_LOCAL};
-use plan::input::AddressFacts;
 use plan::owned::Owned;
 use plan::state::Address;
+use plan::underlay::AddressFacts;
 use plan::{Kind, LinkName, Verb};
 
 use crate::devices::Devices;

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 
 use libc::{IFLA_ADDRESS, IFLA_IFNAME, IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO, IFLA_MTU};
-use plan::input::LinkFacts;
 use plan::state::{Link, LinkKind, Vxlan};
+use plan::underlay::LinkFacts;
 use plan::{LinkName, Mac};
 
 use crate::error::Error;

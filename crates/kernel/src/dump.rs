@@ -3,13 +3,12 @@
 
 use std::net::IpAddr;
 
-use plan::State;
 use plan::firewall::{Facts, Packet, Passage};
-use plan::forwarding;
-use plan::input::{Underlay, Way};
 use plan::owned::Owned;
+use plan::range::Range;
 use plan::state::Sysctl;
-use plan::subnet_alloc::Range;
+use plan::underlay::{Underlay, Way};
+use plan::{State, forwarding};
 
 use crate::error::{Cause, Error};
 use crate::filter::Interest;

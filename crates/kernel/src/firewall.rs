@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use plan::firewall::{Facts, IptablesChain, Manager, Packet, Variant};
-use plan::input::Family;
-use plan::{Object, Op, State};
+use plan::{Family, Object, Op, State};
 
 use crate::devices::Devices;
 use crate::error::{Cause, Error};

@@ -1,8 +1,8 @@
 //! Entry points into the parsers for `make fuzz`: netlink messages, and what the tools for traffic rules print. Compiled with
 //! `cfg(fuzzing)` alone.
 
+use plan::Family;
 use plan::firewall::Packet;
-use plan::input::Family;
 use plan::owned::Owned;
 
 use crate::devices::Devices;

@@ -11,8 +11,7 @@ mod watch;
 use plan::firewall::{
     Facts, IptablesChain, IptablesFacts, IptablesTable, Manager, Obstacle, Packet, Variant, is_ours,
 };
-use plan::input::Family;
-use plan::{Object, Op, Verb};
+use plan::{Family, Object, Op, Verb};
 
 use crate::error::Cause;
 use crate::nft::Nft;

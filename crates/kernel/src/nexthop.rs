@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use plan::input::NextHop;
 use plan::owned::{NEXTHOPS, Owned};
 use plan::state::Nexthop;
+use plan::underlay::NextHop;
 use plan::{Kind, LinkName, Verb};
 
 use crate::devices::Devices;

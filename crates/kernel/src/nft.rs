@@ -19,8 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use plan::firewall::{Facts, NftChain, NftChainName, NftElement, NftTable, Stranger};
-use plan::input::Family;
-use plan::{Object, Op, Verb};
+use plan::{Family, Object, Op, Verb};
 
 use crate::command;
 use crate::error::Cause;

@@ -15,8 +15,7 @@ use nix::sys::socket::{
     ControlMessageOwned, LinkAddr, MsgFlags, NetlinkAddr, SockaddrStorage, bind, recvmsg, setsockopt, sockopt,
 };
 use nix::sys::time::TimeSpec;
-use plan::input::Family;
-use plan::{LinkName, Mac};
+use plan::{Family, LinkName, Mac};
 use rustix::net::sockopt::{
     Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
 };

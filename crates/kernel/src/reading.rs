@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use plan::input::{AddressFacts, NextHop, RouteFacts};
 use plan::state::Address;
+use plan::underlay::{AddressFacts, NextHop, RouteFacts};
 
 use crate::devices::Devices;
 use crate::socket::Netlink;

@@ -6,10 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use libc::{BPF_ABS, BPF_B, BPF_IND, BPF_W, RTA_DST, RTA_GATEWAY, RTA_OIF, RTA_PRIORITY, RTA_TABLE};
-use plan::input::{NextHop, RouteDetails, RouteFacts};
 use plan::owned::Owned;
+use plan::range::Range;
 use plan::state::{MAIN_TABLE, Route, RoutePath, WORST_METRIC};
-use plan::subnet_alloc::Range;
+use plan::underlay::{NextHop, RouteDetails, RouteFacts};
 use plan::{Kind, LinkName, Verb};
 use socket2::SockFilter;
 

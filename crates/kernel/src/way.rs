@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use plan::firewall::Packet;
-use plan::input::{Way, WayAnswer};
+use plan::underlay::{Way, WayAnswer};
 
 use crate::devices::Devices;
 use crate::error::Cause;

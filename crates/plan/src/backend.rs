@@ -11,9 +11,11 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::family::Family;
 use crate::fields::Fields;
 use crate::firewall::SourceFilter;
-use crate::input::{Family, Underlay, Uplink};
+use crate::node::Uplink;
+use crate::underlay::Underlay;
 use crate::{LinkName, Mac};
 pub use tunnel::{Direct, TunnelId, TunnelKind, left_devices, standing};
 pub(crate) use tunnel::{Encapsulation, End, Endpoint, Narrow, family_of_device, least_mtu, may_be_ours};

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::lease::{Lease, Subnet};
+use crate::lease::Lease;
+use crate::subnet::Subnet;
 
 /// Minimum number of peers for which a list without most of them is not believed.
 const FEW: usize = 4;

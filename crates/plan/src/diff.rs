@@ -2,8 +2,8 @@
 //! union of both sides once per kind, so it finds left-overs under keys that nothing desires. [`Kind::is_ours`] decides
 //! which of them may be deleted.
 
+use crate::family::Family;
 use crate::firewall::NftChainName;
-use crate::input::Family;
 use crate::owned::{Owned, Sweep};
 use crate::state::{EachKind, Goes, Kind, Link, LinkKind, Losses, State, Sysctl};
 use crate::{Object, Op, Setting, Table, Verb};

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::LinkName;
-use crate::input::{RouteFacts, Underlay};
+use crate::underlay::{RouteFacts, Underlay};
 
 /// Value of each route, ready for longest-prefix matches.
 pub(crate) struct Longest<T> {
@@ -73,7 +73,7 @@ pub(crate) fn segment_of(underlay: &Underlay, address: IpAddr) -> Option<LinkNam
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::input::RouteFacts;
+    use crate::underlay::RouteFacts;
 
     #[test]
     fn the_longest_prefix_decides() {

@@ -15,7 +15,7 @@ use std::fmt;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::input::Family;
+use crate::family::Family;
 
 pub use fault::Fault;
 pub use iptables::{IptablesChain, IptablesTable, Variant, comment_of, is_ours};

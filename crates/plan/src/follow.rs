@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::input::{AddressFacts, Family, Underlay, Uplink};
+use crate::family::Family;
+use crate::node::Uplink;
+use crate::underlay::{AddressFacts, Underlay};
 use crate::uplink::{Choice, Class};
 
 /// Time to wait for a lost address before another one that was there beside it takes its place. A DHCP client that renews
@@ -172,7 +174,7 @@ impl Follower {
     fn takes_its_place(&self, choice: &Choice, uplink: &Uplink, underlay: &Underlay) -> bool {
         let is_step_down = |family| {
             let [was, is] = [uplink, &choice.uplink].map(|uplink| uplink.address(family));
-            let of_link = |address: Option<IpAddr>| address.is_some_and(crate::uplink::is_link_local);
+            let of_link = |address: Option<IpAddr>| address.is_some_and(crate::ip_address::is_link_local);
             of_link(is) && !of_link(was)
         };
         let chosen = addresses(&choice.uplink);
@@ -219,7 +221,7 @@ fn all_there(addresses: &[IpAddr], underlay: &Underlay, fits: impl Fn(&AddressFa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::input::LinkFacts;
+    use crate::underlay::LinkFacts;
 
     /// Returns an underlay of links with their addresses, such as `eth0 192.0.2.1/24, eth1 -`. Marks behind an address:
     /// `!` deprecated, `x` on another machine too, `?` temporary.

@@ -1,8 +1,7 @@
 //! Computes the ops that take twill off a node: everything, or only what flannel would not have written, so that flannel
 //! can take over where twill stops. Both are ordinary diffs, which name only what is ours.
 
-use crate::input::Writer;
-use crate::owned::{Owned, Sweep};
+use crate::owned::{Owned, Sweep, Writer};
 use crate::state::{EachKind, Kind, MAIN_TABLE, Route, RoutePath, State};
 use crate::{LinkName, Object, Op, Table, diff};
 

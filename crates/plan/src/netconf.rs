@@ -8,9 +8,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
+use crate::config::Config;
+use crate::family::Family;
 use crate::fields::Fields;
-use crate::input::{Config, Family};
-use crate::subnet_alloc::Pool;
+use crate::pool::Pool;
 use crate::text::printed;
 
 /// Network config, valid and with every default filled in. [`NetConf::parse`] reads it from flannel's JSON.
@@ -298,9 +299,9 @@ mod tests {
     fn pods_have_the_tunnels_mtu_or_on_demand_the_uplinks() {
         let mtu = |backend: &str| {
             let text = format!(r#"{{"Network":"10.3.0.0/16","Backend":{{"Type":"auto"{backend}}}}}"#);
-            let uplink = crate::input::Uplink {
+            let uplink = crate::node::Uplink {
                 ipv4: Some([192, 0, 2, 1].into()),
-                ..crate::input::Uplink::new("eth0".parse().unwrap(), 1500)
+                ..crate::node::Uplink::new("eth0".parse().unwrap(), 1500)
             };
             parse(&text).unwrap().backend.pod_mtu(&uplink)
         };

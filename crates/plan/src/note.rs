@@ -151,8 +151,8 @@ mod tests {
 
     use super::*;
     use crate::Mac;
+    use crate::family::Family;
     use crate::firewall::{Fault, Variant};
-    use crate::input::Family;
     use crate::state::{MAIN_TABLE, RoutePath};
     use crate::verdict::Finding;
 

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::LinkName;
 use crate::backend::TunnelId;
+use crate::family::Family;
 use crate::firewall::Passage;
-use crate::input::{Family, Writer};
-use crate::subnet_alloc::Range;
+use crate::range::Range;
 
 pub use crate::marks::{NEXTHOPS, PROTOCOL};
 
@@ -55,6 +55,17 @@ pub struct Owned {
     pub sysctls: Vec<Box<str>>,
     /// Permission to delete left-overs.
     pub sweep: Sweep,
+}
+
+/// Daemon that may have written objects of the kernel, such as the routes that an earlier daemon left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Writer {
+    /// Twill alone: its routes carry our protocol number.
+    #[default]
+    Twill,
+    /// Twill or flannel, whose routes carry no protocol number of their own.
+    Flannel,
 }
 
 /// Permission to delete left-overs, which needs the complete list of peers.

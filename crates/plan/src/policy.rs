@@ -7,9 +7,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::LinkName;
-use crate::input::{AddressFacts, Config, Family, Underlay, Way, WayAnswer};
+use crate::config::Config;
+use crate::family::Family;
 use crate::note::{Diversion, NodeFault, Note};
 use crate::state::{MAIN_TABLE, Route, RoutePath, State};
+use crate::underlay::{AddressFacts, Underlay, Way, WayAnswer};
 use crate::wanted::Wanted;
 
 /// Maximum number of diversions that are reported at once: one rule diverts the packets to all peers.
@@ -132,9 +134,10 @@ fn forwards(link: LinkName, underlay: &Underlay) -> bool {
 mod tests {
     use super::*;
     use crate::firewall::Packet;
-    use crate::input::{Leases, LinkFacts, Node};
-    use crate::lease::Lease;
+    use crate::lease::{Lease, Leases};
     use crate::netconf::NetConf;
+    use crate::node::Node;
+    use crate::underlay::LinkFacts;
     use crate::wanted::at_first;
 
     fn link(name: &str) -> LinkName {

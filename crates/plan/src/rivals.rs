@@ -11,10 +11,11 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, End, TunnelId};
-use crate::input::{Config, Family, Leases};
-use crate::lease::Lease;
+use crate::config::Config;
+use crate::family::Family;
+use crate::ip_address::number;
+use crate::lease::{Lease, Leases};
 use crate::state::{RoutePath, State};
-use crate::subnet_alloc::number;
 use crate::verdict::Health;
 use crate::{LinkName, Mac};
 

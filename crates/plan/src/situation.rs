@@ -8,17 +8,21 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::check::check;
-use crate::firewall;
-use crate::input::{Config, Former, Leases, Node, OtherDaemons, Underlay};
+use crate::config::Config;
+use crate::former::Former;
+use crate::lease::Leases;
+use crate::node::Node;
 use crate::note::{NodeFault, Note};
 use crate::op::{Object, Op, Setting};
+use crate::other_daemons::OtherDaemons;
 use crate::owned::{Owned, Sweep};
 use crate::policy::{Diversions, diversions};
 use crate::rivals::Contender;
 use crate::state::State;
+use crate::underlay::Underlay;
 use crate::verdict::Verdict;
 use crate::wanted::{PeerPath, Wanted, bounds, name_faulty, wanted};
-use crate::{diff, environment, sysctls, unclaimed};
+use crate::{diff, environment, firewall, sysctls, unclaimed};
 
 /// Inputs of a plan: everything that it depends on.
 #[derive(Clone, Copy, Debug)]

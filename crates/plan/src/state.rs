@@ -18,8 +18,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::input::{Family, Writer};
-use crate::owned::Owned;
+use crate::family::Family;
+use crate::owned::{Owned, Writer};
 use crate::{LinkName, Object, Row, Table};
 
 pub use address::Address;

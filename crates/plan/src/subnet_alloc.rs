@@ -1,221 +1,17 @@
 //! Chooses the subnet that a node leases: its own again if possible, else a free one drawn evenly (flannel-compat 2.2,
 //! 4.5). The caller supplies the random number; `store` takes the lease.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 
-use crate::Mac;
-use crate::input::{Family, Uplink};
-use crate::lease::{Lease, Subnet};
+use crate::family::Family;
+use crate::lease::Lease;
+use crate::mac::Mac;
 use crate::netconf::NetConf;
-
-/// Subnets of one family that may be leased.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Bounds", into = "Bounds")]
-pub struct Pool {
-    pub network: IpNet,
-    /// Prefix length of a subnet.
-    pub len: u8,
-    /// Network addresses of the first and of the last subnet, as numbers.
-    first: u128,
-    last: u128,
-}
-
-/// Pool in the terms of a network config: `{"network":"10.3.0.0/16","len":24,"min":"10.3.1.0","max":"10.3.255.0"}`.
-#[derive(Serialize, Deserialize)]
-struct Bounds {
-    network: IpNet,
-    len: u8,
-    min: IpAddr,
-    max: IpAddr,
-}
-
-impl From<Pool> for Bounds {
-    fn from(pool: Pool) -> Self {
-        let [min, max] = [pool.nth(0), pool.nth(pool.count() - 1)].map(|subnet| subnet.addr());
-        Self { network: pool.network, len: pool.len, min, max }
-    }
-}
-
-impl TryFrom<Bounds> for Pool {
-    type Error = String;
-
-    fn try_from(Bounds { network, len, min, max }: Bounds) -> Result<Self, String> {
-        if len == 0 || len > network.max_prefix_len() || len < network.prefix_len() {
-            return Err(format!("/{len} is no part of {network}"));
-        }
-        Self::new(network, len, Some(min), Some(max))
-    }
-}
-
-/// Addresses of one family from the first to the last, such as 10.244.1.0 to 10.244.255.255.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Range {
-    pub first: IpAddr,
-    pub last: IpAddr,
-}
-
-impl Range {
-    /// Returns true if the address lies in the range.
-    pub fn contains(&self, address: IpAddr) -> bool {
-        self.overlaps(&address.into())
-    }
-
-    /// Returns true if the network and the range share an address.
-    pub fn overlaps(&self, network: &IpNet) -> bool {
-        network.addr().is_ipv4() == self.first.is_ipv4()
-            && number(network.network()) <= number(self.last)
-            && number(self.first) <= number(network.broadcast())
-    }
-
-    /// Returns true if every address of the network lies in the range.
-    pub fn covers(&self, network: &IpNet) -> bool {
-        network.addr().is_ipv4() == self.first.is_ipv4()
-            && number(self.first) <= number(network.network())
-            && number(network.broadcast()) <= number(self.last)
-    }
-}
-
-impl From<IpNet> for Range {
-    fn from(network: IpNet) -> Self {
-        Self { first: network.network(), last: network.broadcast() }
-    }
-}
-
-impl fmt::Display for Range {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} to {}", self.first, self.last)
-    }
-}
-
-/// Returns the address as a number, for arithmetic within one family.
-pub(crate) fn number(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => u128::from(u32::from(address)),
-        IpAddr::V6(address) => address.into(),
-    }
-}
-
-impl Pool {
-    /// Returns a pool. Without bounds it leaves out only the network's first subnet, as flannel does. The error says
-    /// which bound is wrong.
-    pub fn new(network: IpNet, len: u8, min: Option<IpAddr>, max: Option<IpAddr>) -> Result<Self, String> {
-        let size = 1 << (network.max_prefix_len() - len);
-        let bound = |address: IpAddr| match number(address) {
-            _ if !network.contains(&address) => Err(format!("{address} is outside {network}")),
-            value if value % size != 0 => Err(format!("{address} is not the first address of a /{len}")),
-            value => Ok(value),
-        };
-        let first = min.map_or_else(|| Ok(number(network.network()) + size), bound)?;
-        let last = max.map_or_else(|| Ok(number(network.broadcast()) - (size - 1)), bound)?;
-        if first > last {
-            return Err("the last subnet comes before the first".into());
-        }
-        Ok(Self { network, len, first, last })
-    }
-
-    fn size(&self) -> u128 {
-        1 << (self.network.max_prefix_len() - self.len)
-    }
-
-    /// Returns the number of subnets in the pool.
-    pub fn count(&self) -> u128 {
-        (self.last - self.first) / self.size() + 1
-    }
-
-    fn nth(&self, index: u128) -> IpNet {
-        let start = self.first + index * self.size();
-        let address = match self.network {
-            IpNet::V4(_) => IpAddr::V4(Ipv4Addr::from(start as u32)),
-            IpNet::V6(_) => IpAddr::V6(Ipv6Addr::from(start)),
-        };
-        IpNet::new_assert(address, self.len)
-    }
-
-    /// Returns the addresses that pods may have: from the first subnet's first address to the last subnet's last one.
-    pub fn range(&self) -> Range {
-        Range { first: self.nth(0).network(), last: self.nth(self.count() - 1).broadcast() }
-    }
-
-    /// Returns true if this subnet may be leased from the pool.
-    pub fn holds(&self, subnet: &IpNet) -> bool {
-        let start = number(subnet.network());
-        subnet.addr() == subnet.network()
-            && subnet.prefix_len() == self.len
-            && self.network.contains(subnet)
-            && (self.first..=self.last).contains(&start)
-    }
-
-    /// Returns the free subnet that `dice` selects; every free one is equally likely. Returns `None` if all are taken.
-    /// The time is linear in the leases but for the sort, since candidates are not tried one by one.
-    fn draw(&self, taken: impl Iterator<Item = IpNet>, dice: u64) -> Option<IpNet> {
-        let mut spans: Vec<(u128, u128)> = taken.filter_map(|subnet| self.span(&subnet)).collect();
-        spans.sort_unstable();
-        let mut gaps = Vec::new();
-        let mut next = 0;
-        for (from, to) in spans {
-            if from > next {
-                gaps.push((next, from - next));
-            }
-            next = next.max(to + 1);
-        }
-        if next < self.count() {
-            gaps.push((next, self.count() - next));
-        }
-        let free: u128 = gaps.iter().map(|(_, length)| length).sum();
-        let mut left = u128::from(dice).checked_rem(free)?;
-        for (start, length) in gaps {
-            if left < length {
-                return Some(self.nth(start + left));
-            }
-            left -= length;
-        }
-        None
-    }
-
-    /// Returns why no network config of this network leases that subnet, whatever its `SubnetLen`.
-    fn refuses(&self, subnet: &IpNet) -> Option<Refusal> {
-        if subnet.addr() != subnet.network() {
-            return Some(Refusal::Misaligned);
-        }
-        if !self.network.contains(subnet) {
-            return Some(Refusal::Outside);
-        }
-        let lengths = lengths(&self.network);
-        (subnet.prefix_len() != self.len && !lengths.contains(&subnet.prefix_len()))
-            .then_some(Refusal::Length)
-    }
-
-    /// Returns the first and last index of the pool's subnets that overlap the given one.
-    fn span(&self, subnet: &IpNet) -> Option<(u128, u128)> {
-        let (start, end) = (number(subnet.network()), number(subnet.broadcast()));
-        let same_family = subnet.max_prefix_len() == self.network.max_prefix_len();
-        if !same_family || end < self.first || start > self.last + (self.size() - 1) {
-            return None;
-        }
-        let index = |value: u128| (value.clamp(self.first, self.last) - self.first) / self.size();
-        Some((index(start), index(end)))
-    }
-}
-
-/// Returns the prefix lengths that subnets of a network may have. flannel leases at least four subnets, of at least four
-/// addresses each.
-pub(crate) fn lengths(network: &IpNet) -> RangeInclusive<u8> {
-    network.prefix_len() + 2..=network.max_prefix_len() - 2
-}
-
-/// Reason why a subnet is no lease of a network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Refusal {
-    Misaligned,
-    Outside,
-    Length,
-}
+use crate::node::Uplink;
+use crate::pool::{Pool, Refusal};
+use crate::subnet::Subnet;
 
 /// Relation of a lease's subnet to a network config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -254,13 +50,6 @@ pub fn credible(conf: &NetConf, subnet: &Subnet) -> Subnet {
     Subnet {
         ipv4: subnet.ipv4.filter(|net| is_credible(Family::Ipv4, IpNet::V4(*net))),
         ipv6: subnet.ipv6.filter(|net| is_credible(Family::Ipv6, IpNet::V6(*net))),
-    }
-}
-
-impl fmt::Display for Pool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (first, last) = (self.nth(0), self.nth(self.count() - 1));
-        write!(f, "{}, subnets /{} from {} to {}", self.network, self.len, first.addr(), last.addr())
     }
 }
 

@@ -5,9 +5,9 @@ use std::fmt;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::config::Config;
 use crate::env_file;
-use crate::input::Config;
-use crate::lease::Subnet;
+use crate::subnet::Subnet;
 
 /// Content of the subnet file.
 ///

@@ -1,12 +1,14 @@
 //! Sysctls that a pod network needs. The node's own sysctls are planned only if necessary, only to raise them, and only
 //! if they could be read. The crate `kernel` writes them.
 
-use crate::LinkName;
 use crate::backend::{Direct, family_of_device};
-use crate::environment;
-use crate::input::{Config, Family, Node, Underlay};
+use crate::config::Config;
+use crate::family::Family;
+use crate::node::Node;
 use crate::note::NodeFault;
 use crate::state::{State, Sysctl};
+use crate::underlay::Underlay;
+use crate::{LinkName, environment};
 
 const FORWARD: &str = "net/ipv4/ip_forward";
 const FORWARD_IPV6: &str = "net/ipv6/conf/all/forwarding";
@@ -190,9 +192,11 @@ fn carries_ipv4(link: LinkName) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Sysctls;
     use crate::diff;
-    use crate::input::{Leases, LinkFacts, Sysctls};
+    use crate::lease::Leases;
     use crate::netconf::NetConf;
+    use crate::underlay::LinkFacts;
     use crate::wanted::{Wanted, at_first};
 
     const NEEDED: [(&str, &str); 8] = [

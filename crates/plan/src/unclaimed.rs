@@ -3,9 +3,9 @@
 
 use crate::State;
 use crate::firewall::{NftChainName, NftTable};
-use crate::input::Underlay;
 use crate::note::{Note, Unclaimed};
 use crate::owned::Owned;
+use crate::underlay::Underlay;
 
 /// Start of the name of every flannel device; its backend's own suffix follows.
 const FLANNEL: &str = "flannel";
@@ -36,9 +36,9 @@ pub fn unclaimed(wanted: &State, seen: &State, owned: &Owned, underlay: &Underla
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::input::{AddressFacts, Writer};
-    use crate::owned::Sweep;
+    use crate::owned::{Sweep, Writer};
     use crate::state::{MAIN_TABLE, Route, RoutePath};
+    use crate::underlay::AddressFacts;
 
     fn owned() -> Owned {
         Owned {

@@ -9,13 +9,16 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::LinkName;
-use crate::input::{AddressFacts, Config, Family, Underlay, Uplink};
-use crate::subnet_alloc::Range;
-use crate::wanted::is_host_address;
+use crate::config::Config;
+use crate::family::Family;
+use crate::ip_address::is_host_address;
+use crate::node::Uplink;
+use crate::range::Range;
+use crate::underlay::{AddressFacts, Underlay};
 use lookup::Lookup;
 pub use mtu::{mtu, wires};
 pub(crate) use rank::Class;
-pub use rank::{is_link_local, leased};
+pub use rank::leased;
 
 /// Flags and other evidence by which the uplink is chosen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -7,7 +7,7 @@ mod passages;
 mod peers;
 mod ways;
 
-pub(crate) use admitted::{UNPRIVILEGED, is_host_address};
+pub(crate) use admitted::UNPRIVILEGED;
 pub(crate) use passages::name_faulty;
 
 use std::collections::BTreeSet;
@@ -17,11 +17,14 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Encapsulation, Endpoint, Narrow, TunnelId, TunnelKind, least_mtu, may_be_ours};
+use crate::config::{Config, Sysctls};
 use crate::direct::OnLink;
-use crate::firewall;
-use crate::input::{Config, Family, Former, Leases, Node, OtherDaemons, Sysctls, Underlay, Uplink};
-use crate::lease::Lease;
+use crate::family::Family;
+use crate::former::Former;
+use crate::lease::{Lease, Leases};
+use crate::node::{Node, Uplink};
 use crate::note::{Extent, NodeFault, Note, PeerFault};
+use crate::other_daemons::OtherDaemons;
 use crate::owned::{Owned, PROTOCOL, Sweep};
 use crate::rivals::Contender;
 use crate::situation::Situation;
@@ -29,8 +32,8 @@ use crate::standing::{has_nexthops, standing};
 use crate::state::{
     Address, FdbEntry, Link, MAIN_TABLE, Neighbour, Route, RoutePath, Rule, State, Sysctl, WORST_METRIC,
 };
-use crate::sysctls;
-use crate::{LinkName, Mac};
+use crate::underlay::Underlay;
+use crate::{LinkName, Mac, firewall, sysctls};
 use ways::Ways;
 
 /// Desired state, the bounds of what may be deleted on the way to it, and the warnings.

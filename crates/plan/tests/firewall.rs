@@ -4,15 +4,17 @@
 use std::path::PathBuf;
 
 use plan::backend::{Backend, vxlan};
+use plan::config::Config;
 use plan::firewall::{
     Facts, Fault, IptablesChain, IptablesFacts, IptablesTable, Manager, NftChainName, Options, SourceFilter,
     Stranger, Variant, Verdict,
 };
-use plan::input::{Config, Family, Leases, LinkFacts, Node, Underlay, Uplink};
-use plan::lease::Lease;
+use plan::lease::{Lease, Leases};
+use plan::node::{Node, Uplink};
 use plan::note::{NodeFault, Note};
 use plan::owned::{Owned, Sweep};
-use plan::{Op, Plan};
+use plan::underlay::{LinkFacts, Underlay};
+use plan::{Family, Op, Plan};
 
 /// Dual-stack node with subnets as in the recordings.
 #[derive(Clone)]
@@ -55,7 +57,7 @@ impl Case {
         };
         let node = Node {
             uplink: self.uplink.clone(),
-            subnet: plan::lease::Subnet::parse(self.subnet).unwrap(),
+            subnet: plan::subnet::Subnet::parse(self.subnet).unwrap(),
             vtep: Some("42:00:00:00:00:01".parse().unwrap()),
             vtep_v6: Some("42:00:00:00:06:01".parse().unwrap()),
         };

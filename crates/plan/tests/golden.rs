@@ -9,9 +9,12 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use plan::input::{Config, Leases, Node, OtherDaemons, Underlay};
-use plan::lease::Lease;
+use plan::config::Config;
+use plan::lease::{Lease, Leases};
+use plan::node::Node;
 use plan::note::Note;
+use plan::other_daemons::OtherDaemons;
+use plan::underlay::Underlay;
 use plan::{Memory, PeerHealth, Situation, State};
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};

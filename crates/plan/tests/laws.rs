@@ -35,7 +35,7 @@ use laws::scene::{Fate, Scene};
 use laws::tape::{self, Tape};
 use laws::texts;
 use laws::world::{self, World};
-use plan::input::Leases;
+use plan::lease::Leases;
 use plan::verdict::{Finding, Verdict, Way};
 
 fn config() -> ProptestConfig {
@@ -234,7 +234,7 @@ proptest! {
         let mut tape = Tape::new(&bytes);
         let world = world::world(&mut tape);
         let leases = world::good_leases(&mut tape, &world.config);
-        let listed = plan::input::Leases::Listed(leases.as_slice().into());
+        let listed = plan::lease::Leases::Listed(leases.as_slice().into());
         let plan = world.plan_with(&listed);
         let ours = if let Backend::Vxlan(options) = &world.config.backend { options.port } else { 8472 };
         for entry in &plan.desired.fdb {

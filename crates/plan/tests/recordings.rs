@@ -8,17 +8,19 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use plan::backend::Backend;
+use plan::config::Config;
 use plan::firewall::SourceFilter;
-use plan::input::{AddressFacts, Config, Family, Leases, LinkFacts, Node, RouteFacts, Underlay};
-use plan::lease::Lease;
+use plan::lease::{Lease, Leases};
 use plan::netconf::NetConf;
+use plan::node::Node;
 use plan::note::{NodeFault, Note, PeerFault};
 use plan::state::{
     Address, FdbEntry, Link, LinkKind, MAIN_TABLE, Neighbour, Route, RoutePath, State, Sysctl, Vxlan,
 };
 use plan::subnet_env::{SubnetEnv, previous_subnet};
+use plan::underlay::{AddressFacts, LinkFacts, RouteFacts, Underlay};
 use plan::uplink::{self, Ask};
-use plan::{LinkName, Mac, Object, Plan, Verb};
+use plan::{Family, LinkName, Mac, Object, Plan, Verb};
 use serde_json::Value;
 
 /// `rtm_protocol` of flannel's routes: `boot`.

@@ -5,8 +5,10 @@
 
 use std::net::IpAddr;
 
+use plan::Family;
 use plan::backend::Backend;
-use plan::input::{AddressFacts, Config, Family, LinkFacts, NextHop, RouteDetails, RouteFacts, Underlay};
+use plan::config::Config;
+use plan::underlay::{AddressFacts, LinkFacts, NextHop, RouteDetails, RouteFacts, Underlay};
 use plan::uplink::{Ask, Choice, Reach, Way, choose};
 
 /// Interfaces in the kernel's order: name, MTU, addresses. `!` is deprecated, `~` has a lifetime, `?` is temporary.

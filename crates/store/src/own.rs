@@ -4,8 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use plan::backend::Announced;
-use plan::lease::{Lease, Subnet};
+use plan::lease::Lease;
 use plan::netconf::NetConf;
+use plan::subnet::Subnet;
 use plan::subnet_alloc::{self, Asker, Origin};
 
 use crate::view::StoreError;

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use plan::lease::{Lease, Subnet};
+use plan::lease::Lease;
 use plan::netconf::NetConf;
+use plan::subnet::Subnet;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 

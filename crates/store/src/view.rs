@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 use plan::belief::History;
-use plan::input::Leases;
+use plan::lease::Leases;
 use plan::netconf::NetConf;
 use plan::note::Note;
 use plan::text::printed;

@@ -12,8 +12,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use inotify::{EventMask, Inotify, WatchMask};
 use plan::backend::Announced;
-use plan::input::Leases;
-use plan::lease::Lease;
+use plan::lease::{Lease, Leases};
 use plan::note::Note;
 use plan::subnet_alloc::Asker;
 use store::{Announce, Choice, Claim, Dir, View};

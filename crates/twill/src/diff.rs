@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context, bail};
 use kernel::Kernel;
-use plan::input::{Leases, OtherDaemons};
-use plan::lease::Lease;
+use plan::lease::{Lease, Leases};
+use plan::other_daemons::OtherDaemons;
 use plan::{Memory, Op, Situation, Verb};
 use serde::{Deserialize, Serialize};
 

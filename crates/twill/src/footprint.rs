@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use plan::LinkName;
-use plan::input::Config;
+use plan::config::Config;
 use plan::owned::{Owned, Sweep};
 use plan::state::MAIN_TABLE;
 use serde::{Deserialize, Serialize};

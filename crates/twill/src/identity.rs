@@ -7,16 +7,22 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use kernel::Kernel;
-use plan::Mac;
 use plan::backend::{self, Announced, TunnelId};
 use plan::belief::History;
+use plan::config::Config;
 use plan::follow::HOLD;
-use plan::input::{Config, Family, Former, Leases, Node, Underlay, Uplink, Writer};
-use plan::lease::{Lease, Subnet};
+use plan::former::Former;
+use plan::ip_address::is_link_local;
+use plan::lease::{Lease, Leases};
 use plan::netconf::NetConf;
+use plan::node::{Node, Uplink};
+use plan::owned::Writer;
 use plan::state::MAIN_TABLE;
+use plan::subnet::Subnet;
 use plan::subnet_alloc::Asker;
+use plan::underlay::Underlay;
 use plan::uplink::{self, Ask, Reach, Way};
+use plan::{Family, Mac};
 use tracing::{info, warn};
 
 use crate::cache::{Cache, Remembered};
@@ -176,7 +182,7 @@ impl Place {
             let is_local = self.underlay.links.iter().any(|link| link.local == Some(chosen));
             let others = self.underlay.addresses.iter().filter(|facts| {
                 let address = facts.address.addr();
-                let lasting = Family::of(address) == Family::of(chosen) && !uplink::is_link_local(address);
+                let lasting = Family::of(address) == Family::of(chosen) && !is_link_local(address);
                 facts.link == link && lasting && address != chosen
             });
             !home.contains(&chosen) && !is_local && others.count() > 0

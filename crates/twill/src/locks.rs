@@ -23,7 +23,8 @@ use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
 use kernel::{AbstractName, abstract_names};
 use plan::backend::TunnelId;
-use plan::input::{Config, FirewallKeeper};
+use plan::config::Config;
+use plan::other_daemons::FirewallKeeper;
 use tracing::warn;
 
 use crate::errno::{self, Why, is_shortage};

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use plan::backend::Announced;
-use plan::input::{Node, Uplink};
 use plan::lease::Lease;
 use plan::netconf::NetConf;
+use plan::node::{Node, Uplink};
 use plan::note::StoreFault;
 use plan::subnet_alloc::{self, Asker};
 use plan::{Mac, PeerPath};

@@ -18,7 +18,7 @@ use std::thread;
 
 use anyhow::{Context, anyhow};
 use ipnet::IpNet;
-use plan::input::Node;
+use plan::node::Node;
 use plan::verdict::Health;
 use plan::{Mac, PeerPath};
 use tokio::sync::watch;

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use plan::PeerPath;
 use plan::backend::Direct;
+use plan::config::Config;
 use plan::firewall::Stranger;
-use plan::input::{Config, Node};
+use plan::node::Node;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 

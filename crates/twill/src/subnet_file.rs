@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ipnet::IpNet;
-use plan::lease::Subnet;
+use plan::subnet::Subnet;
 use plan::subnet_env;
 
 use crate::files;

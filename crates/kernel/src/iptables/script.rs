@@ -77,8 +77,8 @@ fn add(lines: &mut String, line: std::fmt::Arguments<'_>) {
 
 #[cfg(test)]
 mod tests {
+    use plan::Family;
     use plan::firewall::Variant;
-    use plan::input::Family;
 
     use super::*;
 

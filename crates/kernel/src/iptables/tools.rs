@@ -4,8 +4,8 @@
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 
+use plan::Family;
 use plan::firewall::{IptablesTable, Variant};
-use plan::input::Family;
 
 use super::listing::Listing;
 use crate::error::Cause;

@@ -4,8 +4,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use plan::Family;
 use plan::firewall::Variant;
-use plan::input::Family;
 
 use super::listing::Listing;
 use super::tools::{Tools, loaded};

@@ -2,8 +2,8 @@
 //! The small differences between nft 1.0.1 and later versions are all understood.
 
 use ipnet::IpNet;
+use plan::Family;
 use plan::firewall::{Match, Net, NftChain, NftChainName, Rule, Verdict};
-use plan::input::Family;
 use serde_json::Value;
 
 /// Returns the chains of flannel's table with their rules. The error says what cannot be read.

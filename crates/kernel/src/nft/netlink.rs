@@ -4,9 +4,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use plan::Verb;
 use plan::firewall::Stranger;
-use plan::input::Family;
+use plan::{Family, Verb};
 
 use super::sets::SetName;
 use crate::error::Cause;

@@ -4,9 +4,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use plan::LinkName;
 use plan::firewall::{IptablesTable, Manager, Obstacle, Packet};
-use plan::input::Family;
+use plan::{Family, LinkName};
 
 use super::chains::{self, Base, Rule};
 use super::netlink::{self, number};

@@ -5,8 +5,7 @@
 use std::fmt::{self, Write};
 
 use plan::firewall::{NftChain, NftChainName, NftElement, NftTable};
-use plan::input::Family;
-use plan::{Object, Op, Verb};
+use plan::{Family, Object, Op, Verb};
 
 use super::Rows;
 use super::sets::{SetName, Shape};

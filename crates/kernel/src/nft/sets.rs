@@ -1,6 +1,6 @@
 //! The two sets of the source filter: their definitions, and the comparison with existing sets of their names.
 
-use plan::input::Family;
+use plan::Family;
 
 use super::netlink::Set;
 

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
+use plan::Family;
 use plan::firewall::IptablesTable;
-use plan::input::Family;
 use socket2::SockRef;
 
 use super::netlink::{SUBSYSTEM, TABLE, attributes, number};

@@ -1,7 +1,7 @@
 //! Filters for packets that may be replies to ours, as classic BPF. Any other packet wakes no thread.
 
 use libc::{BPF_ABS, BPF_B, BPF_H, BPF_IMM, BPF_IND, BPF_LDX, BPF_MSH, BPF_W};
-use plan::input::Family;
+use plan::Family;
 use socket2::SockFilter;
 
 use super::EtherType;

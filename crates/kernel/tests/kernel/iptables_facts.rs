@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use kernel::Kernel;
 use lab::Timing::{Free, Timed};
+use plan::Family;
 use plan::firewall::{Facts, IptablesFacts, Variant};
-use plan::input::Family;
 
 use crate::iptables_scene::*;
 use crate::scene::sh;

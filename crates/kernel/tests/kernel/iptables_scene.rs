@@ -1,10 +1,13 @@
 //! A node whose traffic rules `plan` assigns to iptables, and helpers for reconcile passes.
 
 use kernel::{Kernel, Outcome};
+use plan::config::Config;
 use plan::firewall::{Facts, IptablesFacts, Variant};
-use plan::input::{Config, Family, Leases, Node, Underlay};
+use plan::lease::Leases;
+use plan::node::Node;
 use plan::owned::{Owned, Sweep};
-use plan::{Op, State};
+use plan::underlay::Underlay;
+use plan::{Family, Op, State};
 use serde_json::json;
 
 use crate::scene::{self, sh};

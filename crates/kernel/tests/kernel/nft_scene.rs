@@ -3,10 +3,12 @@
 use std::net::IpAddr;
 
 use kernel::{Kernel, Outcome};
+use plan::config::Config;
 use plan::firewall::{Facts, NftElement, SourceFilter};
-use plan::input::{Config, Leases, Node, Underlay};
-use plan::lease::Lease;
+use plan::lease::{Lease, Leases};
+use plan::node::Node;
 use plan::owned::{Owned, Sweep};
+use plan::underlay::Underlay;
 use plan::{Op, State};
 use serde_json::json;
 

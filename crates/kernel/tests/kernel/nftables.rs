@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use kernel::Outcome;
 use lab::Timing::{Free, Timed};
 use plan::firewall::{Match, Net, NftChain, NftChainName, Rule, SourceFilter, Stranger, Verdict};
-use plan::input::Family;
-use plan::{Object, State, Table};
+use plan::{Family, Object, State, Table};
 
 use crate::nft_scene::*;
 use crate::scene::*;

@@ -7,8 +7,7 @@ use std::time::Duration;
 use kernel::Kernel;
 use kernel::packet::{EtherType, Interface, Known, Marks, Socket, doubt, interfaces};
 use lab::Timing::Free;
-use plan::Mac;
-use plan::input::Family;
+use plan::{Family, Mac};
 
 use crate::scene::*;
 

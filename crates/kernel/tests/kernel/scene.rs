@@ -3,9 +3,12 @@
 use std::process::Command;
 
 use kernel::{Kernel, Outcome, Seen};
-use plan::input::{Config, Leases, Node, Underlay};
+use plan::config::Config;
+use plan::lease::Leases;
+use plan::node::Node;
 use plan::owned::{Owned, PROTOCOL, Sweep};
 use plan::state::{Link, LinkKind, MAIN_TABLE, Route, RoutePath, Vxlan};
+use plan::underlay::Underlay;
 use plan::{LinkName, Mac, Object, Op, State, Verb};
 use serde_json::Value;
 

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use lab::Timing::{Free, Timed};
-use plan::input::{AddressFacts, LinkFacts, NextHop, RouteDetails, RouteFacts, Underlay};
-use plan::subnet_alloc::Range;
+use plan::range::Range;
+use plan::underlay::{AddressFacts, LinkFacts, NextHop, RouteDetails, RouteFacts, Underlay};
 
 use crate::scene::*;
 

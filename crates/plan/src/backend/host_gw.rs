@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::LinkName;
-use crate::input::{Family, Uplink};
+use crate::family::Family;
+use crate::node::Uplink;
 use crate::owned::PROTOCOL;
 use crate::state::{Route, RoutePath};
 

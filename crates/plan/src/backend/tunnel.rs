@@ -8,10 +8,12 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::vxlan;
+use crate::family::Family;
 use crate::firewall::SourceFilter;
-use crate::input::{AddressFacts, Family, LinkFacts, Underlay, Uplink};
-use crate::lease::Subnet;
+use crate::node::Uplink;
 use crate::state::{Address, FdbEntry, Link, LinkKind, Neighbour, Route};
+use crate::subnet::Subnet;
+use crate::underlay::{AddressFacts, LinkFacts, Underlay};
 use crate::{LinkName, Mac};
 
 /// Kind of a tunnel. Users see its label, such as `vxlan`, in status, metrics and JSON.

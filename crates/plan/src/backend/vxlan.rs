@@ -7,9 +7,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::{Deserialize, Serialize};
 
 use super::tunnel::{Direct, Encapsulation, End, Endpoint, PeerRows, Properties, TunnelId, TunnelKind};
+use crate::family::Family;
 use crate::fields::Fields;
 use crate::firewall::SourceFilter;
-use crate::input::Family;
 use crate::marks::{IPV4_DEVICE, IPV6_DEVICE, PROTOCOL};
 use crate::state::{FdbEntry, LinkKind, Neighbour, Route, RoutePath, Vxlan};
 use crate::{LinkName, Mac};

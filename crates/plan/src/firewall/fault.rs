@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::Variant;
+use crate::family::Family;
 use crate::fault::{Severity, Words};
-use crate::input::Family;
 
 /// Fault of the traffic rules, or a finding that they made.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rule::{Match, Net, Rule, Verdict};
 use crate::Row;
-use crate::input::Family;
+use crate::family::Family;
 use crate::owned::Owned;
 use crate::state::{Aside, Kind, Rank, State, Unknown};
 

@@ -8,27 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::rule::Rule;
 use crate::Row;
-use crate::input::{Family, Writer};
-use crate::owned::Owned;
+use crate::family::Family;
+use crate::owned::{Owned, Writer};
 use crate::state::{Aside, Goes, Kind, Losses, Rank, State, Unknown};
-
-impl Family {
-    /// Returns the family's name in nftables, which is also its protocol keyword in rules.
-    pub fn nft(self) -> &'static str {
-        match self {
-            Self::Ipv4 => "ip",
-            Self::Ipv6 => "ip6",
-        }
-    }
-
-    /// Returns the name of flannel's table of the family, without the family: `flannel-ipv4` or `flannel-ipv6`.
-    pub fn nft_table(self) -> &'static str {
-        match self {
-            Self::Ipv4 => "flannel-ipv4",
-            Self::Ipv6 => "flannel-ipv6",
-        }
-    }
-}
 
 /// flannel's table of one family, such as `ip flannel-ipv4`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

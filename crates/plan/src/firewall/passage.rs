@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Fault, Manager, Variant};
 use crate::LinkName;
-use crate::input::{AddressFacts, Family};
+use crate::family::Family;
+use crate::underlay::AddressFacts;
 
 /// Name of the pods' bridge while there is none: flannel's CNI plugin uses this name.
 const BRIDGE: &str = "cni0";

@@ -29,7 +29,7 @@ pub enum Match {
     /// VNI in the VXLAN header, three bytes (RFC 7348, section 5).
     Vni(u32),
     /// True if the source is not in the set of the peers' VTEPs of that family.
-    NoPeer(crate::input::Family),
+    NoPeer(crate::family::Family),
 }
 
 /// Network, or all addresses outside it.
@@ -51,7 +51,7 @@ pub enum Verdict {
         fully_random: bool,
     },
     /// Records the source in the set of unknown senders, with a counter, and continues with the next rule.
-    Remember(crate::input::Family),
+    Remember(crate::family::Family),
     /// Counts the packet and continues with the next rule.
     Count,
     /// Counts and drops the packet.
@@ -85,7 +85,7 @@ impl fmt::Display for Match {
 
 impl Net {
     fn protocol(&self) -> &'static str {
-        crate::input::Family::of(self.net.addr()).nft()
+        crate::family::Family::of(self.net.addr()).nft()
     }
 }
 

@@ -14,7 +14,11 @@ use super::rule::{Match, Net, Rule, Verdict};
 use super::{Choice, Facts, Fault, Manager, Packet, SourceFilter, Stranger, Summary};
 use crate::PeerPath;
 use crate::backend::TunnelId;
-use crate::input::{Config, Family, FirewallKeeper, Leases, Node};
+use crate::config::Config;
+use crate::family::Family;
+use crate::lease::Leases;
+use crate::node::Node;
+use crate::other_daemons::FirewallKeeper;
 use crate::state::{Link, LinkKind, Vxlan};
 use crate::wanted::UNPRIVILEGED;
 

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::family::Family;
 use crate::fault::{Severity, Words};
 use crate::firewall::Fault;
-use crate::input::Family;
 use crate::state::MAIN_TABLE;
 use crate::{LinkName, Mac};
 

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::family::Family;
 use crate::fault::Words;
-use crate::input::Family;
 use crate::verdict::Finding;
 use crate::{LinkName, Mac};
 

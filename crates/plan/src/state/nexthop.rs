@@ -6,9 +6,8 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::{Aside, Kind, Rank, State, Unknown};
-use crate::input::Writer;
 use crate::marks::{NEXTHOPS, PROTOCOL};
-use crate::owned::Owned;
+use crate::owned::{Owned, Writer};
 use crate::{LinkName, Row};
 
 /// Next hop object (`ip nexthop`).

@@ -7,9 +7,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{Aside, Goes, Kind, Losses, Rank, State, Unknown};
-use crate::input::Writer;
 use crate::marks::{FLANNELS_PROTOCOL, NEXTHOPS, PROTOCOL};
-use crate::owned::Owned;
+use crate::owned::{Owned, Writer};
 use crate::{LinkName, Row};
 
 /// Number of the main routing table (rtnetlink(7), `RT_TABLE_MAIN`).

@@ -7,9 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Aside, Kind, Rank, State, Unknown};
 use crate::Row;
-use crate::input::Writer;
 use crate::marks::PROTOCOL;
-use crate::owned::Owned;
+use crate::owned::{Owned, Writer};
 
 /// Policy rule that sends traffic for `to` to `table`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

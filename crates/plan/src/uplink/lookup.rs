@@ -6,9 +6,13 @@ use std::net::IpAddr;
 
 use regex::bytes::{Regex, RegexBuilder};
 
-use super::{Ask, Attempt, By, Reach, among_pods, is_link_local, mtu, rank};
+use super::{Ask, Attempt, By, Reach, among_pods, mtu, rank};
 use crate::LinkName;
-use crate::input::{AddressFacts, Config, Family, LinkFacts, RouteFacts, Underlay, Uplink};
+use crate::config::Config;
+use crate::family::Family;
+use crate::ip_address::is_link_local;
+use crate::node::Uplink;
+use crate::underlay::{AddressFacts, LinkFacts, RouteFacts, Underlay};
 
 pub(super) struct Lookup<'a> {
     pub(super) config: &'a Config,

@@ -5,9 +5,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::LinkName;
+use crate::config::Config;
 use crate::direct::Longest;
-use crate::input::{Config, Leases, LinkFacts, RouteFacts, Underlay};
-use crate::wanted::is_host_address;
+use crate::ip_address::is_host_address;
+use crate::lease::Leases;
+use crate::underlay::{LinkFacts, RouteFacts, Underlay};
 
 /// MTU in bytes of a node whose uplink is no wire and that has no route to anywhere yet. It is Ethernet's MTU.
 const ETHERNET: u32 = 1500;
@@ -106,7 +108,7 @@ fn of_link(underlay: &Underlay, name: LinkName, depth: u8) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::input::{NextHop, RouteDetails};
+    use crate::underlay::{NextHop, RouteDetails};
 
     /// Returns a device: `eth0 9000`, `lo 65536`, `br0/bridge 1500`, `eth0>br0 1500` (a port), `vlan7:eth0 1500` (on top
     /// of `eth0`).

@@ -3,8 +3,11 @@
 
 use std::net::IpAddr;
 
-use crate::input::{AddressFacts, Family, Underlay};
-use crate::lease::{Lease, Subnet};
+use crate::family::Family;
+use crate::ip_address::is_link_local;
+use crate::lease::Lease;
+use crate::subnet::Subnet;
+use crate::underlay::{AddressFacts, Underlay};
 
 /// Suitability of an address for a node, whatever its place in the list: the smaller, the better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,12 +62,4 @@ pub fn leased(leases: &[Lease], underlay: &Underlay, previous: Option<Subnet>) -
         .collect();
     all.sort();
     all.into_iter().map(|(_, address)| address).collect()
-}
-
-/// Returns true for 169.254.0.0/16 and fe80::/10.
-pub fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    }
 }

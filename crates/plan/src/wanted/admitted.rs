@@ -7,12 +7,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Draft;
-use crate::Mac;
 use crate::backend::{Backend, Encapsulation, End, TunnelId};
-use crate::input::Family;
+use crate::family::Family;
+use crate::ip_address::{is_host_address, number};
 use crate::lease::Lease;
 use crate::note::PeerFault;
-use crate::subnet_alloc::{self, number};
+use crate::{Mac, pool};
 
 /// Destination of an FDB entry: underlay address and UDP port.
 pub(super) type Remote = (IpAddr, Option<u16>);
@@ -115,7 +115,7 @@ impl Draft<'_> {
         if !self.owned.in_network(&subnet) {
             return Err(PeerFault::OutsideNetwork);
         }
-        let lengths = self.config.network(family).map(|network| subnet_alloc::lengths(&network));
+        let lengths = self.config.network(family).map(|network| pool::lengths(&network));
         if lengths.is_some_and(|lengths| !lengths.contains(&subnet.prefix_len())) {
             return Err(PeerFault::BadLength);
         }
@@ -214,18 +214,6 @@ pub(super) fn is_peer_address(address: IpAddr, ours: Option<IpAddr>) -> bool {
     };
     is_host_address(address)
         && (!is_link_local(address) || (address.is_ipv4() && ours.is_some_and(is_link_local)))
-}
-
-/// Returns true if a node can have this address on its uplink.
-pub(crate) fn is_host_address(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => {
-            let of_no_host =
-                v4.is_unspecified() || v4.is_loopback() || v4.is_multicast() || v4.is_broadcast();
-            !of_no_host && v4.octets()[0] != 0
-        }
-        IpAddr::V6(v6) => !(v6.is_unspecified() || v6.is_loopback() || v6.is_multicast()),
-    }
 }
 
 #[cfg(test)]

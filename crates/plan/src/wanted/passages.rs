@@ -3,8 +3,10 @@
 use ipnet::IpNet;
 
 use crate::LinkName;
+use crate::config::Config;
+use crate::family::Family;
 use crate::firewall::Passage;
-use crate::input::{Config, Family, Node};
+use crate::node::Node;
 use crate::owned::Owned;
 
 /// Maximum number of peers per family in the sample: a rule that refuses pods mostly refuses those of all nodes.

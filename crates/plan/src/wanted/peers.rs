@@ -10,7 +10,7 @@ use super::admitted::Admitted;
 use super::{Draft, Path, PeerPath, Tunnel};
 use crate::backend::{Direct, Encapsulation, End, Endpoint, host_gw};
 use crate::direct;
-use crate::input::Family;
+use crate::family::Family;
 use crate::lease::Lease;
 use crate::note::{NodeFault, PeerFault};
 use crate::rivals::Standing;

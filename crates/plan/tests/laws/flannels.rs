@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use plan::input::Writer;
+use plan::owned::Writer;
 use plan::state::{Address, Route, RoutePath};
 
 use super::left_over::{is_v6, nobodys};

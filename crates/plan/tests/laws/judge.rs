@@ -4,12 +4,11 @@
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
-use plan::input::Family;
 use plan::lease::Lease;
 use plan::netconf::NetConf;
 use plan::state::{LinkKind, Route, RoutePath};
 use plan::subnet_alloc::{Asker, Choice, Origin};
-use plan::{LinkName, Object, Op, Row, Setting, State, Table, Verb, for_each_kind};
+use plan::{Family, LinkName, Object, Op, Row, Setting, State, Table, Verb, for_each_kind};
 use proptest::prelude::*;
 
 use super::scene::{Fate, Scene};

@@ -2,9 +2,8 @@
 //! from trials on a real kernel, never from the code under test. Rows have the kernel's own order, which a `State` lacks.
 
 use plan::firewall::{NftChain, NftChainName, NftTable};
-use plan::input::Family;
 use plan::state::{Link, LinkKind, RoutePath, State, Sysctl};
-use plan::{LinkName, Object, Op, Row, Setting, Verb, for_each_kind};
+use plan::{Family, LinkName, Object, Op, Row, Setting, Verb, for_each_kind};
 
 macro_rules! rows {
     ($($table:ident: $variant:ident($payload:ty) of $row:ty,)*) => {

@@ -1,11 +1,10 @@
 //! Firewall rules: the options, the available tools, and the rules that exist before.
 
-use plan::Row;
 use plan::firewall::{
     Facts, IptablesChain, IptablesFacts, IptablesTable, NftChain, NftChainName, NftElement, NftTable,
     Options, Rule, Variant, Verdict,
 };
-use plan::input::Family;
+use plan::{Family, Row};
 
 use super::half::unknown;
 use super::scene::Scene;

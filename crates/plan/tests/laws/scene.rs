@@ -2,7 +2,7 @@
 //! Each row's class is known by construction and never asked of the code under test.
 
 use plan::backend::Backend;
-use plan::input::Leases;
+use plan::lease::Leases;
 use plan::owned::Owned;
 use plan::state::{Link, LinkKind, Nexthop, RoutePath, Rule, State, Sysctl, Vxlan};
 use plan::{LinkName, Mac, Row, Table};

@@ -7,7 +7,8 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use plan::Mac;
 use plan::backend::Announced;
 use plan::backend::vxlan::Vtep;
-use plan::lease::{Lease, Subnet};
+use plan::lease::Lease;
+use plan::subnet::Subnet;
 
 use super::tape::Tape;
 

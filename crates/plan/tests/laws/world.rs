@@ -6,16 +6,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use plan::backend::vxlan::{self, Vtep};
 use plan::backend::{Announced, Backend, Direct};
+use plan::config::Config;
 use plan::firewall::SourceFilter;
-use plan::input::{
-    AddressFacts, Config, Family, FirewallKeeper, Former, Leases, LinkFacts, Node, OtherDaemons, RouteFacts,
-    Underlay, Uplink, Writer,
-};
-use plan::lease::{Lease, Subnet};
+use plan::former::Former;
+use plan::lease::{Lease, Leases};
+use plan::node::{Node, Uplink};
+use plan::other_daemons::{FirewallKeeper, OtherDaemons};
+use plan::owned::Writer;
 use plan::rivals::{Contender, Standing};
 use plan::state::{Route, RoutePath};
+use plan::subnet::Subnet;
+use plan::underlay::{AddressFacts, LinkFacts, RouteFacts, Underlay};
 use plan::verdict::{Finding, Verdict, Way};
-use plan::{LinkName, Mac, Memory, PeerHealth, Plan, Situation, State};
+use plan::{Family, LinkName, Mac, Memory, PeerHealth, Plan, Situation, State};
 
 use super::left_over;
 use super::rules;

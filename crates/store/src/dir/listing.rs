@@ -6,8 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use plan::input::Leases;
-use plan::lease::Lease;
+use plan::lease::{Lease, Leases};
 use plan::note::Note;
 
 use super::{HIDDEN, is_no_file, read};

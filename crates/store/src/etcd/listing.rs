@@ -8,12 +8,13 @@ use std::sync::Arc;
 use etcd_client::{Event, EventType, KeyValue};
 use plan::backend::Backend;
 use plan::belief::History;
-use plan::input::{Family, Leases};
-use plan::lease::{Lease, Subnet};
+use plan::lease::{Lease, Leases};
 use plan::netconf::NetConf;
 use plan::note::Note;
-use plan::rivals;
-use plan::subnet_alloc::{self, Asker, Kinship, Pool};
+use plan::pool::Pool;
+use plan::subnet::Subnet;
+use plan::subnet_alloc::{self, Asker, Kinship};
+use plan::{Family, rivals};
 
 use super::EtcdOptions;
 use super::session::{Keys, Name};

@@ -353,7 +353,7 @@ mod tests {
         let marks = kernel::packet::Marks { echo: 1, port: 2 };
         let links = kernel::packet::interfaces().unwrap();
         let link = links.values().next().expect("the lab has a loopback device");
-        for family in plan::input::Family::ALL {
+        for family in plan::Family::ALL {
             kernel::packet::Socket::sender(family).unwrap();
             kernel::packet::Socket::answers(family, marks).unwrap();
             kernel::packet::Socket::frames(link, kernel::packet::EtherType::of(family), marks).unwrap();

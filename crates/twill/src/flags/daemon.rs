@@ -12,10 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use plan::backend::Backend;
-use plan::env_file;
-use plan::firewall;
-use plan::input::{Config, Sysctls};
+use plan::config::{Config, Sysctls};
 use plan::netconf::NetConf;
+use plan::{env_file, firewall};
 use store::{Dir, Store};
 
 use super::help::help;

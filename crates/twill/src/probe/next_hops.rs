@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use kernel::packet;
-use plan::Mac;
-use plan::input::Family;
+use plan::{Family, Mac};
 use tracing::warn;
 
 /// Minimum time between two requests to all machines: at most 10 of them a second.

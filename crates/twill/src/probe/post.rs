@@ -8,9 +8,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use kernel::Kernel;
 use kernel::packet::{EtherType, Marks, Socket};
-use plan::input::{Family, Node};
+use plan::node::Node;
 use plan::verdict::{Answer, Probe, Sample};
-use plan::{LinkName, Mac, Path, PeerPath};
+use plan::{Family, LinkName, Mac, Path, PeerPath};
 use tracing::debug;
 
 use super::frame::{self, Ends, Number, Quoted, Reply};

@@ -7,8 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use kernel::packet::{EtherType, Interface, Marks, Received, Socket, doubt, interfaces};
-use plan::input::Family;
-use plan::{LinkName, Mac};
+use plan::{Family, LinkName, Mac};
 use tracing::{debug, warn};
 
 use super::frame::{self, Ends, Reply};

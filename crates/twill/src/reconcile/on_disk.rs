@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use plan::Mac;
-use plan::input::Leases;
+use plan::lease::Leases;
 use plan::note::Note;
 use plan::owned::Owned;
 use plan::subnet_env::SubnetEnv;

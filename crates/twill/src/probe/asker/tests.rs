@@ -1,8 +1,8 @@
 //! Decisions of the loop, tested without any peer.
 
 use plan::backend::TunnelKind;
-use plan::input::{Node, Uplink};
-use plan::lease::Subnet;
+use plan::node::{Node, Uplink};
+use plan::subnet::Subnet;
 
 use plan::verdict::Sample;
 

@@ -6,8 +6,8 @@ use std::time::Instant;
 use lab::{Lab, Timing, Topology};
 use plan::Tunnel;
 use plan::backend::TunnelKind;
-use plan::input::Uplink;
-use plan::lease::Subnet;
+use plan::node::Uplink;
+use plan::subnet::Subnet;
 use plan::verdict::PATIENCE;
 
 use super::*;
