@@ -3,11 +3,11 @@
 
 use std::net::IpAddr;
 
-use plan::firewall::{Facts, Packet, Passage};
 use plan::owned::Owned;
+use plan::passage::{Packet, Passage};
 use plan::range::Range;
 use plan::state::Sysctl;
-use plan::underlay::{Underlay, Way};
+use plan::underlay::{FirewallFacts, Underlay, Way, pods_bridge};
 use plan::{State, forwarding};
 
 use crate::error::{Cause, Error};
@@ -41,7 +41,7 @@ impl Kernel {
         let firewall = if owned.firewall {
             self.firewall.read(&mut state, packets, &reading.devices)
         } else {
-            Facts::default()
+            FirewallFacts::default()
         };
         let ways = ways(&mut reading, owned);
         let interest = Interest::new(owned, &reading.devices, reading.netlink.port);
@@ -100,7 +100,7 @@ fn ways(reading: &mut Reading<'_>, owned: &Owned) -> Vec<Way> {
 /// Returns the packets of the passages, one for each direction.
 fn packets(owned: &Owned, passages: &[Passage], addresses: &[FoundAddress]) -> Vec<Packet> {
     let known: Vec<_> = addresses.iter().map(|found| found.facts.clone()).collect();
-    passages.iter().flat_map(|way| way.packets(way.bridge(&known, &owned.links))).collect()
+    passages.iter().flat_map(|way| way.packets(pods_bridge(way, &known, &owned.links))).collect()
 }
 
 fn underlay(reading: Reading<'_>) -> Underlay {
@@ -108,7 +108,7 @@ fn underlay(reading: Reading<'_>) -> Underlay {
         links: reading.devices.into_facts(),
         addresses: reading.addresses.into_iter().map(|found| found.facts).collect(),
         routes: reading.routes,
-        firewall: Facts::default(),
+        firewall: FirewallFacts::default(),
         sysctls: Vec::new(),
         ways: Vec::new(),
     }

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use plan::firewall::{Facts, IptablesChain, Manager, Packet, Variant};
+use plan::passage::Packet;
+use plan::state::{IptablesChain, Variant};
+use plan::underlay::{FirewallFacts, Manager};
 use plan::{Family, Object, Op, State};
 
 use crate::devices::Devices;
@@ -26,7 +28,7 @@ pub(crate) struct Firewall {
 struct Reading {
     nft: nft::Rows,
     iptables: Vec<IptablesChain>,
-    facts: Facts,
+    facts: FirewallFacts,
     packets: Vec<Indexed>,
     at: Option<Instant>,
 }
@@ -46,14 +48,19 @@ const REFUSED: Duration = Duration::from_secs(60);
 impl Firewall {
     /// Adds the rows of our rules to `state`, and returns the facts. `packets` are packets of pods; rules of others are
     /// judged by what they do with them.
-    pub(crate) fn read(&mut self, state: &mut State, packets: Vec<Packet>, devices: &Devices) -> Facts {
+    pub(crate) fn read(
+        &mut self,
+        state: &mut State,
+        packets: Vec<Packet>,
+        devices: &Devices,
+    ) -> FirewallFacts {
         // No event reports that what failed would succeed now.
         let failed = self.seen.facts.no_nft.is_some() || !self.seen.facts.unread.is_empty();
         let packets: Vec<Indexed> =
             packets.into_iter().map(|packet| (packet, indexes(&packet, devices))).collect();
         let same = self.seen.packets == packets;
         if !self.fresh || !same || (failed && self.seen.at.is_none_or(|at| at.elapsed() >= AGAIN)) {
-            let mut facts = Facts::default();
+            let mut facts = FirewallFacts::default();
             let nft = self.read_nft(&mut facts);
             let only: Vec<Packet> = packets.iter().map(|(packet, _)| *packet).collect();
             let before = (&*self.seen.iptables, &self.seen.facts);
@@ -68,14 +75,14 @@ impl Firewall {
         state.nft_chains = nft.chains.into();
         state.nft_elements = nft.elements.into();
         state.iptables = iptables.into();
-        Facts { strangers, ..facts }
+        FirewallFacts { strangers, ..facts }
     }
 
     /// Adds the rules of others in nftables that refuse the packets. If they cannot be read, the last known ones are
     /// kept.
     fn look_in_the_way(
         &mut self,
-        facts: &mut Facts,
+        facts: &mut FirewallFacts,
         packets: &[Packet],
         covered: &[(Family, Box<str>)],
         devices: &Devices,
@@ -97,7 +104,7 @@ impl Firewall {
         }
     }
 
-    fn read_nft(&mut self, facts: &mut Facts) -> nft::Rows {
+    fn read_nft(&mut self, facts: &mut FirewallFacts) -> nft::Rows {
         let rows = self.nft.read(facts);
         if let Some(Refused { since, why, .. }) = self.refused.as_ref().filter(|refused| refused.is_lasting())
         {
@@ -120,7 +127,7 @@ impl Firewall {
             return done;
         }
         if !was_fresh {
-            let mut facts = Facts::default();
+            let mut facts = FirewallFacts::default();
             self.seen.nft = self.nft.read(&mut facts);
             // A table that cannot be read is not gone.
             if let Some(text) = facts.no_nft {

@@ -2,8 +2,8 @@
 //! `cfg(fuzzing)` alone.
 
 use plan::Family;
-use plan::firewall::Packet;
 use plan::owned::Owned;
+use plan::passage::Packet;
 
 use crate::devices::Devices;
 use crate::reading::Objects;

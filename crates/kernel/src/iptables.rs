@@ -8,9 +8,10 @@ mod script;
 mod tools;
 mod watch;
 
-use plan::firewall::{
-    Facts, IptablesChain, IptablesFacts, IptablesTable, Manager, Obstacle, Packet, Variant, is_ours,
-};
+use plan::passage::Packet;
+use plan::state::iptables::is_ours;
+use plan::state::{IptablesChain, IptablesTable, Variant};
+use plan::underlay::{FirewallFacts, IptablesFacts, Manager, Obstacle};
 use plan::{Family, Object, Op, Verb};
 
 use crate::error::Cause;
@@ -25,10 +26,10 @@ pub use watch::LegacyWatch;
 /// Reads our rows, and adds the facts that only iptables can tell: `iptables`, `usual`, `unread` and `obstacles`.
 /// `facts.tables` must name the tables of nftables. `before` is the last reading: it stands in for what cannot be read.
 pub(crate) fn read(
-    facts: &mut Facts,
+    facts: &mut FirewallFacts,
     nft: &mut Nft,
     packets: &[Packet],
-    before: (&[IptablesChain], &Facts),
+    before: (&[IptablesChain], &FirewallFacts),
 ) -> Seen {
     facts.usual = tools::plain(Family::Ipv4);
     facts.unread.extend(tools::not_to_be_read());
@@ -119,7 +120,7 @@ fn change(op: &Op) -> Option<Change<'_>> {
 }
 
 /// Returns true if there is a table that may hold our rules. Without nft the tables are unknown, so the result is true.
-fn may_hold(tools: &Tools, facts: &Facts) -> bool {
+fn may_hold(tools: &Tools, facts: &FirewallFacts) -> bool {
     let family = match tools.family {
         Family::Ipv4 => "ip",
         Family::Ipv6 => "ip6",

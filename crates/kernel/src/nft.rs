@@ -18,7 +18,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use plan::firewall::{Facts, NftChain, NftChainName, NftElement, NftTable, Stranger};
+use plan::state::{NftChain, NftChainName, NftElement, NftTable};
+use plan::underlay::{FirewallFacts, Stranger};
 use plan::{Family, Object, Op, Verb};
 
 use crate::command;
@@ -90,7 +91,7 @@ impl Tool {
 impl Nft {
     /// Reads our rows, and sets the facts that only nftables can tell: `no_nft`, `tables` and `firewalld`. If reading
     /// fails, nftables counts as unusable, not as empty.
-    pub(crate) fn read(&mut self, facts: &mut Facts) -> Rows {
+    pub(crate) fn read(&mut self, facts: &mut FirewallFacts) -> Rows {
         // A table may vanish after the list of tables was read.
         match self.look(facts).or_else(|_| self.look(facts)) {
             Ok(rows) => rows,
@@ -149,7 +150,7 @@ impl Nft {
         done.map(|_| ()).map_err(|cause| self.advise(cause))
     }
 
-    fn look(&mut self, facts: &mut Facts) -> Result<Rows, Box<str>> {
+    fn look(&mut self, facts: &mut FirewallFacts) -> Result<Rows, Box<str>> {
         let tables = self.ask(netlink::tables).map_err(|cause| no_nf_tables(&cause))?;
         facts.tables = tables.iter().map(|table| table.to_string().into()).collect();
         self.dormant = tables.iter().filter(|table| table.is_dormant()).map(netlink::Table::key).collect();
@@ -346,7 +347,7 @@ fn lacks(said: &str) -> Option<Box<str>> {
 }
 
 #[cfg(fuzzing)]
-pub(crate) fn fuzz_messages(datagram: &[u8], packets: &[plan::firewall::Packet]) {
+pub(crate) fn fuzz_messages(datagram: &[u8], packets: &[plan::passage::Packet]) {
     crate::wire::parts(datagram).for_each(netlink::fuzz);
     watch::fuzz(datagram);
     passage::fuzz(datagram, packets);

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use plan::firewall::Packet;
+use plan::passage::Packet;
 use plan::underlay::{Way, WayAnswer};
 
 use crate::devices::Devices;

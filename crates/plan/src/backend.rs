@@ -13,11 +13,10 @@ use serde_json::value::RawValue;
 
 use crate::family::Family;
 use crate::fields::Fields;
-use crate::firewall::SourceFilter;
 use crate::node::Uplink;
 use crate::underlay::Underlay;
 use crate::{LinkName, Mac};
-pub use tunnel::{Direct, TunnelId, TunnelKind, left_devices, standing};
+pub use tunnel::{Direct, SourceFilter, TunnelId, TunnelKind, left_devices, standing};
 pub(crate) use tunnel::{Encapsulation, End, Endpoint, Narrow, family_of_device, least_mtu, may_be_ours};
 use vxlan::Vtep;
 

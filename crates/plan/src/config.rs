@@ -5,9 +5,8 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, SourceFilter};
 use crate::family::Family;
-use crate::firewall;
 use crate::range::Range;
 use crate::state::MAIN_TABLE;
 
@@ -34,7 +33,7 @@ pub struct Config {
     #[serde(default = "main_table")]
     pub table: u32,
     #[serde(default)]
-    pub firewall: firewall::Options,
+    pub firewall: FirewallOptions,
     #[serde(default)]
     pub sysctls: Sysctls,
     /// True if packets for our own pods that no pod accepts are dropped. Without it they follow the default route.
@@ -54,6 +53,20 @@ pub enum Sysctls {
     Tell,
 }
 
+/// Options for traffic rules, from flags and the network config.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FirewallOptions {
+    /// `EnableNFTables`; `None` if the config does not have the key.
+    pub nftables: Option<bool>,
+    /// `--ip-masq`
+    pub masquerade: bool,
+    /// `--iptables-forward-rules`
+    pub forward: bool,
+    /// True if masquerading draws source ports fully at random: `--ip-masq-fully-random-disable` is not given.
+    pub fully_random: bool,
+}
+
 fn main_table() -> u32 {
     MAIN_TABLE
 }
@@ -67,7 +80,7 @@ impl Config {
             leasable: Vec::new(),
             backend,
             table: main_table(),
-            firewall: firewall::Options::default(),
+            firewall: FirewallOptions::default(),
             sysctls: Sysctls::default(),
             blackhole: false,
         }
@@ -93,7 +106,7 @@ impl Config {
 
     /// Returns true if this daemon has traffic rules to keep.
     pub fn wants_rules(&self) -> bool {
-        let filters = self.backend.source_filter() != firewall::SourceFilter::Off;
+        let filters = self.backend.source_filter() != SourceFilter::Off;
         self.firewall.masquerade || self.firewall.forward || filters
     }
 

@@ -3,9 +3,8 @@
 //! which of them may be deleted.
 
 use crate::family::Family;
-use crate::firewall::NftChainName;
 use crate::owned::{Owned, Sweep};
-use crate::state::{EachKind, Goes, Kind, Link, LinkKind, Losses, State, Sysctl};
+use crate::state::{EachKind, Goes, Kind, Link, LinkKind, Losses, NftChainName, State, Sysctl};
 use crate::{Object, Op, Setting, Table, Verb};
 
 /// Returns the ops in the order in which they are to be applied; empty if nothing has to change.

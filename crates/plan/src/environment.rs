@@ -5,9 +5,8 @@ use ipnet::IpNet;
 
 use crate::config::Config;
 use crate::family::Family;
-use crate::firewall::Firewalld;
 use crate::note::{NodeFault, Note};
-use crate::underlay::Underlay;
+use crate::underlay::{Firewalld, Underlay};
 use crate::{PeerPath, State};
 
 /// Sysctls of the module br_netfilter; they do not exist without it.

@@ -30,6 +30,7 @@ pub mod note;
 mod op;
 pub mod other_daemons;
 pub mod owned;
+pub mod passage;
 mod policy;
 pub mod pool;
 pub mod range;

@@ -1,6 +1,7 @@
 //! Warnings that come with a plan: each has one fault, its subject, and what to do about it, in plain words. Notes are
 //! values; the daemon decides who sees them, where and how often.
 
+mod firewall;
 mod node;
 mod peer;
 mod store;
@@ -13,8 +14,8 @@ use serde_json::Value;
 
 use crate::LinkName;
 use crate::fault::{Severity, Words};
-use crate::firewall::NftTable;
-use crate::state::Route;
+use crate::state::{NftTable, Route};
+pub use firewall::FirewallFault;
 pub use node::{Diversion, Extent, NodeFault};
 pub use peer::PeerFault;
 pub use store::StoreFault;
@@ -152,8 +153,7 @@ mod tests {
     use super::*;
     use crate::Mac;
     use crate::family::Family;
-    use crate::firewall::{Fault, Variant};
-    use crate::state::{MAIN_TABLE, RoutePath};
+    use crate::state::{MAIN_TABLE, RoutePath, Variant};
     use crate::verdict::Finding;
 
     /// Makes a note of each kind, with the words by which docs/reference/messages.md lists it. A kind without a
@@ -204,23 +204,23 @@ mod tests {
             node(NodeFault::NotInternalIp { uplink: link(), address: ip(), node_ip: ip(), on: Some(link()) }), "Kubernetes knows this node by";
         Note::Node(NodeFault::SysctlRefused { .. }) =>
             node(NodeFault::SysctlRefused { path: "a/b".into(), value: "0".into() }), "cannot be written. Run: sysctl";
-        Note::Node(NodeFault::Firewall(Fault::NftUnusable { .. })) =>
-            firewall(Fault::NftUnusable { why: "no".into() }), "so iptables has the traffic rules and VXLAN is not filtered";
-        Note::Node(NodeFault::Firewall(Fault::IptablesMissing)) => firewall(Fault::IptablesMissing), "there is no iptables on this node";
-        Note::Node(NodeFault::Firewall(Fault::Nothing)) => firewall(Fault::Nothing), "so nothing is accepted that others drop";
-        Note::Node(NodeFault::Firewall(Fault::NoMasquerade)) => firewall(Fault::NoMasquerade), "so nothing is masqueraded";
-        Note::Node(NodeFault::Firewall(Fault::Foreign { .. })) => firewall(Fault::Foreign { keeper: "another daemon of this node".into() }), "keeps the traffic rules, so this one makes none";
-        Note::Node(NodeFault::Firewall(Fault::Unlocked(_))) => firewall(Fault::Unlocked("no".into())), "because they cannot be locked";
-        Note::Node(NodeFault::Firewall(Fault::ForwardRefused { .. })) =>
-            firewall(Fault::ForwardRefused { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "so the accept rules are there too";
-        Note::Node(NodeFault::Firewall(Fault::PodsRefused { .. })) => firewall(Fault::PodsRefused {
+        Note::Node(NodeFault::Firewall(FirewallFault::NftUnusable { .. })) =>
+            firewall(FirewallFault::NftUnusable { why: "no".into() }), "so iptables has the traffic rules and VXLAN is not filtered";
+        Note::Node(NodeFault::Firewall(FirewallFault::IptablesMissing)) => firewall(FirewallFault::IptablesMissing), "there is no iptables on this node";
+        Note::Node(NodeFault::Firewall(FirewallFault::Nothing)) => firewall(FirewallFault::Nothing), "so nothing is accepted that others drop";
+        Note::Node(NodeFault::Firewall(FirewallFault::NoMasquerade)) => firewall(FirewallFault::NoMasquerade), "so nothing is masqueraded";
+        Note::Node(NodeFault::Firewall(FirewallFault::Foreign { .. })) => firewall(FirewallFault::Foreign { keeper: "another daemon of this node".into() }), "keeps the traffic rules, so this one makes none";
+        Note::Node(NodeFault::Firewall(FirewallFault::Unlocked(_))) => firewall(FirewallFault::Unlocked("no".into())), "because they cannot be locked";
+        Note::Node(NodeFault::Firewall(FirewallFault::ForwardRefused { .. })) =>
+            firewall(FirewallFault::ForwardRefused { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "so the accept rules are there too";
+        Note::Node(NodeFault::Firewall(FirewallFault::PodsRefused { .. })) => firewall(FirewallFault::PodsRefused {
             place: "chain a".into(), what: "policy drop".into(), from: ip(), to: ip(), remedy: "b".into()
         }), "Accept the pods' network ahead of it";
-        Note::Node(NodeFault::Firewall(Fault::ForwardOff { .. })) =>
-            firewall(Fault::ForwardOff { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "accepts nothing ahead of it";
-        Note::Node(NodeFault::Firewall(Fault::Unread(_))) => firewall(Fault::Unread("no".into())), "may go unseen";
-        Note::Node(NodeFault::Firewall(Fault::Stranger(_))) => firewall(Fault::Stranger(ip())), "sends us VXLAN packets and no peer has that address";
-        Note::Node(NodeFault::Firewall(Fault::PodSender(_))) => firewall(Fault::PodSender(ip())), "sends VXLAN packets with our VNI";
+        Note::Node(NodeFault::Firewall(FirewallFault::ForwardOff { .. })) =>
+            firewall(FirewallFault::ForwardOff { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "accepts nothing ahead of it";
+        Note::Node(NodeFault::Firewall(FirewallFault::Unread(_))) => firewall(FirewallFault::Unread("no".into())), "may go unseen";
+        Note::Node(NodeFault::Firewall(FirewallFault::Stranger(_))) => firewall(FirewallFault::Stranger(ip())), "sends us VXLAN packets and no peer has that address";
+        Note::Node(NodeFault::Firewall(FirewallFault::PodSender(_))) => firewall(FirewallFault::PodSender(ip())), "sends VXLAN packets with our VNI";
         Note::Node(NodeFault::SysctlUnset { .. }) =>
             node(NodeFault::SysctlUnset { path: "a/b".into(), value: "1".into(), is: "0".into() }), "and --set-sysctls=false leaves it so";
         Note::Node(NodeFault::BridgeNetfilterMissing) => node(NodeFault::BridgeNetfilterMissing), "br_netfilter is not loaded";
@@ -319,7 +319,7 @@ mod tests {
         Note::Node(fault)
     }
 
-    fn firewall(fault: Fault) -> Note {
+    fn firewall(fault: FirewallFault) -> Note {
         node(NodeFault::Firewall(fault))
     }
 

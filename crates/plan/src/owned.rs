@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::LinkName;
 use crate::backend::TunnelId;
 use crate::family::Family;
-use crate::firewall::Passage;
+use crate::passage::Passage;
 use crate::range::Range;
 
 pub use crate::marks::{NEXTHOPS, PROTOCOL};

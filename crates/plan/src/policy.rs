@@ -133,10 +133,10 @@ fn forwards(link: LinkName, underlay: &Underlay) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::firewall::Packet;
     use crate::lease::{Lease, Leases};
     use crate::netconf::NetConf;
     use crate::node::Node;
+    use crate::passage::Packet;
     use crate::underlay::LinkFacts;
     use crate::wanted::at_first;
 

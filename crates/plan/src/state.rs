@@ -6,12 +6,15 @@
 
 mod address;
 mod fdb;
+pub mod iptables;
 mod link;
 mod neighbour;
 mod nexthop;
+mod nft;
 mod route;
 mod rule;
 mod sysctl;
+mod traffic_rule;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,12 +27,15 @@ use crate::{LinkName, Object, Row, Table};
 
 pub use address::Address;
 pub use fdb::FdbEntry;
+pub use iptables::{IptablesChain, IptablesTable, Variant};
 pub use link::{Link, LinkKind, Vxlan};
 pub use neighbour::Neighbour;
 pub use nexthop::Nexthop;
+pub use nft::{NftChain, NftChainName, NftElement, NftTable};
 pub use route::{MAIN_TABLE, Route, RoutePath, WORST_METRIC};
 pub use rule::Rule;
 pub use sysctl::Sysctl;
+pub use traffic_rule::{Match, Net, RuleVerdict, TrafficRule};
 
 /// Text of what was read and not understood; `None` in every desired row.
 pub type Unknown = Option<Box<str>>;
@@ -115,10 +121,10 @@ macro_rules! for_each_kind {
             $then
             [sysctls: Sysctl($crate::Setting) of $crate::state::Sysctl,]
             [
-                nft_tables: NftTable($crate::firewall::NftTable) of $crate::firewall::NftTable,
-                nft_chains: NftChain($crate::firewall::NftChain) of $crate::firewall::NftChain,
-                nft_elements: NftElement($crate::firewall::NftElement) of $crate::firewall::NftElement,
-                iptables: Iptables($crate::firewall::IptablesChain) of $crate::firewall::IptablesChain,
+                nft_tables: NftTable($crate::state::NftTable) of $crate::state::NftTable,
+                nft_chains: NftChain($crate::state::NftChain) of $crate::state::NftChain,
+                nft_elements: NftElement($crate::state::NftElement) of $crate::state::NftElement,
+                iptables: Iptables($crate::state::IptablesChain) of $crate::state::IptablesChain,
             ]
         }
     };

@@ -2,9 +2,9 @@
 //! command that removes them, and never touched (ARCHITECTURE.md, invariant 6).
 
 use crate::State;
-use crate::firewall::{NftChainName, NftTable};
 use crate::note::{Note, Unclaimed};
 use crate::owned::Owned;
+use crate::state::{NftChainName, NftTable};
 use crate::underlay::Underlay;
 
 /// Start of the name of every flannel device; its backend's own suffix follows.

@@ -1,14 +1,20 @@
 //! Underlay as the kernel reports it: devices, addresses, routes, and facts about traffic rules and sysctls.
 
+mod firewall;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::firewall;
 use crate::mac::Mac;
 use crate::name::LinkName;
+use crate::passage::{Packet, Passage};
 use crate::state::Sysctl;
+pub use firewall::{FirewallFacts, Firewalld, IptablesFacts, Manager, Obstacle, Stranger};
+
+/// Name of the pods' bridge while there is none: flannel's CNI plugin uses this name.
+const BRIDGE: &str = "cni0";
 
 /// State of the network below the pods, as the kernel reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +27,7 @@ pub struct Underlay {
     /// Unicast routes of the main table that do not lead to pods, in the kernel's order.
     pub routes: Vec<RouteFacts>,
     /// Facts about the traffic rules that our pods' traffic passes.
-    pub firewall: firewall::Facts,
+    pub firewall: FirewallFacts,
     /// Values of the paths in [`Owned::sysctls`](crate::owned::Owned::sysctls) that exist, and `forwarding` of the
     /// devices by which pods' packets come in.
     pub sysctls: Vec<Sysctl>,
@@ -33,7 +39,7 @@ pub struct Underlay {
 /// Routing decision of the kernel for a sample packet of pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Way {
-    pub packet: firewall::Packet,
+    pub packet: Packet,
     pub answer: WayAnswer,
     /// Policy rule that leads there, as ip-rule(8) shows it; `None` for a rule that every node has.
     pub rule: Option<Box<str>>,
@@ -200,5 +206,44 @@ impl RouteFacts {
     /// Returns true for a default route.
     pub fn is_default(&self) -> bool {
         self.destination.prefix_len() == 0
+    }
+}
+
+/// Returns the device of this node's pods: the one with an address inside their subnet that is not ours.
+pub fn pods_bridge(passage: &Passage, addresses: &[AddressFacts], ours: &[LinkName]) -> LinkName {
+    let holds =
+        |facts: &&AddressFacts| passage.own.contains(&facts.address.addr()) && !ours.contains(&facts.link);
+    let usual = || BRIDGE.parse().unwrap_or(passage.link);
+    addresses.iter().find(holds).map_or_else(usual, |facts| facts.link)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_bridge_is_the_device_with_an_address_in_the_subnet_that_is_not_ours() {
+        let link: LinkName = "flannel.1".parse().unwrap();
+        let passage = Passage { own: net("10.244.1.0/24"), peer: net("10.244.2.0/24"), link };
+        let facts = |link: &str, address: &str| AddressFacts {
+            link: link.parse().unwrap(),
+            address: net(address),
+            permanent: true,
+            temporary: false,
+            deprecated: false,
+            duplicate: false,
+            tentative: false,
+        };
+        let all = [
+            facts("flannel.1", "10.244.1.0/32"),
+            facts("eth0", "192.0.2.1/24"),
+            facts("br9", "10.244.1.1/24"),
+        ];
+        assert_eq!(pods_bridge(&passage, &all, &[link]).as_str(), "br9");
+        assert_eq!(pods_bridge(&passage, &[], &[link]).as_str(), "cni0");
     }
 }

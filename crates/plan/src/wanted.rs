@@ -32,7 +32,7 @@ use crate::standing::{has_nexthops, standing};
 use crate::state::{
     Address, FdbEntry, Link, MAIN_TABLE, Neighbour, Route, RoutePath, Rule, State, Sysctl, WORST_METRIC,
 };
-use crate::underlay::Underlay;
+use crate::underlay::{Underlay, pods_bridge};
 use crate::{LinkName, Mac, firewall, sysctls};
 use ways::Ways;
 
@@ -526,7 +526,7 @@ impl<'a> Draft<'a> {
         let devices: Vec<LinkName> = self.links.iter().map(|link| link.name).collect();
         self.sysctls.extend(sysctls::own_forwarding(self.config, self.underlay, &devices));
         let passage = self.owned.passages.iter().find(|passage| passage.own.addr().is_ipv4());
-        let bridge = passage.map(|passage| passage.bridge(&self.underlay.addresses, &self.owned.links));
+        let bridge = passage.map(|passage| pods_bridge(passage, &self.underlay.addresses, &self.owned.links));
         let mut lacking = sysctls::lacking(self.config, self.node, self.underlay, devices.into_iter());
         lacking.extend(sysctls::others_forwarding(self.config, self.node, self.underlay, bridge));
         match self.config.sysctls {

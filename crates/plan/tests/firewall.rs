@@ -3,32 +3,29 @@
 
 use std::path::PathBuf;
 
-use plan::backend::{Backend, vxlan};
-use plan::config::Config;
-use plan::firewall::{
-    Facts, Fault, IptablesChain, IptablesFacts, IptablesTable, Manager, NftChainName, Options, SourceFilter,
-    Stranger, Variant, Verdict,
-};
+use plan::backend::{Backend, SourceFilter, vxlan};
+use plan::config::{Config, FirewallOptions};
 use plan::lease::{Lease, Leases};
 use plan::node::{Node, Uplink};
-use plan::note::{NodeFault, Note};
+use plan::note::{FirewallFault, NodeFault, Note};
 use plan::owned::{Owned, Sweep};
-use plan::underlay::{LinkFacts, Underlay};
+use plan::state::{IptablesChain, IptablesTable, NftChainName, RuleVerdict, Variant};
+use plan::underlay::{FirewallFacts, IptablesFacts, LinkFacts, Manager, Stranger, Underlay};
 use plan::{Family, Op, Plan};
 
 /// Dual-stack node with subnets as in the recordings.
 #[derive(Clone)]
 struct Case {
-    options: Options,
+    options: FirewallOptions,
     filter: SourceFilter,
-    facts: Facts,
+    facts: FirewallFacts,
     subnet: &'static str,
     uplink: Uplink,
     leases: Leases,
 }
 
 impl Case {
-    fn new(options: Options) -> Self {
+    fn new(options: FirewallOptions) -> Self {
         let uplink = Uplink {
             ipv4: Some([192, 168, 100, 11].into()),
             ipv6: Some("fd00:100::11".parse().unwrap()),
@@ -40,7 +37,7 @@ impl Case {
         Self {
             options,
             filter: SourceFilter::Off,
-            facts: Facts::default(),
+            facts: FirewallFacts::default(),
             subnet: "10.244.3.0-24&fd00:244:0:3::-64",
             uplink,
             leases: Leases::Listed([peer].into()),
@@ -72,9 +69,10 @@ impl Case {
 }
 
 /// Firewall options of flannel in the recordings.
-const ALL: Options = Options { nftables: None, masquerade: true, forward: true, fully_random: true };
+const ALL: FirewallOptions =
+    FirewallOptions { nftables: None, masquerade: true, forward: true, fully_random: true };
 
-fn faults(plan: &Plan) -> Vec<&Fault> {
+fn faults(plan: &Plan) -> Vec<&FirewallFault> {
     let fault = |note| match note {
         &Note::Node(NodeFault::Firewall(ref fault)) => Some(fault),
         _ => None,
@@ -86,9 +84,9 @@ fn iptables(variant: Variant) -> Vec<IptablesFacts> {
     Family::ALL.map(|family| IptablesFacts { variant, family, in_use: false, refuses: None }).into()
 }
 
-fn both() -> Facts {
+fn both() -> FirewallFacts {
     let all = [iptables(Variant::Nft), iptables(Variant::Legacy)].concat();
-    Facts { iptables: all, usual: Some(Variant::Nft), ..Facts::default() }
+    FirewallFacts { iptables: all, usual: Some(Variant::Nft), ..FirewallFacts::default() }
 }
 
 fn recorded(case: &str, file: &str) -> String {
@@ -114,7 +112,7 @@ fn as_saved(rows: &[IptablesChain], family: Family) -> Vec<String> {
 
 #[test]
 fn iptables_has_flannels_rules_to_the_byte() {
-    let options = Options { nftables: Some(false), ..ALL };
+    let options = FirewallOptions { nftables: Some(false), ..ALL };
     let texts = ["iptables-save.txt", "ip6tables-save.txt"].map(|file| recorded("masq-iptables-dual", file));
     // flannel chose node 1's subnet at random.
     let subnet = saved(&texts[1])
@@ -173,7 +171,7 @@ fn nftables_has_flannels_rules_but_for_two_that_were_wrong() {
 #[test]
 fn the_config_is_asked_first_then_what_iptables_does() {
     let (nft, legacy) = (Manager::Iptables(Variant::Nft), Manager::Iptables(Variant::Legacy));
-    let with = |change: &dyn Fn(&mut Facts)| {
+    let with = |change: &dyn Fn(&mut FirewallFacts)| {
         let mut facts = both();
         change(&mut facts);
         facts
@@ -183,8 +181,8 @@ fn the_config_is_asked_first_then_what_iptables_does() {
     let in_use = with(&|facts| facts.iptables[2].in_use = true);
     let old = with(&|facts| facts.usual = Some(Variant::Legacy));
     let no_nft = with(&|facts| facts.no_nft = Some("there is no nft".into()));
-    let bare = Facts::default();
-    let nothing = Facts { no_nft: Some("there is no nft".into()), ..Facts::default() };
+    let bare = FirewallFacts::default();
+    let nothing = FirewallFacts { no_nft: Some("there is no nft".into()), ..FirewallFacts::default() };
     let manager = Some;
     for (facts, auto, told_nft, told_iptables) in [
         (both(), manager(Manager::Nftables), manager(Manager::Nftables), manager(nft)),
@@ -197,7 +195,7 @@ fn the_config_is_asked_first_then_what_iptables_does() {
         (nothing, None, None, None),
     ] {
         for (nftables, expected) in [(None, auto), (Some(true), told_nft), (Some(false), told_iptables)] {
-            let case = Case { facts: facts.clone(), ..Case::new(Options { nftables, ..ALL }) };
+            let case = Case { facts: facts.clone(), ..Case::new(FirewallOptions { nftables, ..ALL }) };
             assert_eq!(case.manager(), expected, "{nftables:?} {facts:?}");
         }
     }
@@ -205,17 +203,20 @@ fn the_config_is_asked_first_then_what_iptables_does() {
 
 #[test]
 fn what_cannot_be_is_said() {
-    let told = |nftables, facts| Case { facts, ..Case::new(Options { nftables, ..ALL }) };
-    let nothing = Facts { no_nft: Some("no".into()), ..Facts::default() };
-    assert_eq!(faults(&told(None, nothing).plan()), [&Fault::NoMasquerade]);
-    let nothing = Facts { no_nft: Some("no".into()), ..Facts::default() };
-    let forward = Options { masquerade: false, ..ALL };
-    assert_eq!(faults(&Case { facts: nothing, ..Case::new(forward) }.plan()), [&Fault::Nothing]);
-    assert_eq!(faults(&told(Some(false), Facts::default()).plan()), [&Fault::IptablesMissing]);
-    let no_nft = Facts { no_nft: Some("no".into()), ..both() };
-    assert_eq!(faults(&told(None, no_nft).plan()), [&Fault::NftUnusable { why: "no".into() }]);
-    let none = Options { nftables: None, ..Options::default() };
-    let nothing = Facts { no_nft: Some("no".into()), ..Facts::default() };
+    let told = |nftables, facts| Case { facts, ..Case::new(FirewallOptions { nftables, ..ALL }) };
+    let nothing = FirewallFacts { no_nft: Some("no".into()), ..FirewallFacts::default() };
+    assert_eq!(faults(&told(None, nothing).plan()), [&FirewallFault::NoMasquerade]);
+    let nothing = FirewallFacts { no_nft: Some("no".into()), ..FirewallFacts::default() };
+    let forward = FirewallOptions { masquerade: false, ..ALL };
+    assert_eq!(faults(&Case { facts: nothing, ..Case::new(forward) }.plan()), [&FirewallFault::Nothing]);
+    assert_eq!(
+        faults(&told(Some(false), FirewallFacts::default()).plan()),
+        [&FirewallFault::IptablesMissing]
+    );
+    let no_nft = FirewallFacts { no_nft: Some("no".into()), ..both() };
+    assert_eq!(faults(&told(None, no_nft).plan()), [&FirewallFault::NftUnusable { why: "no".into() }]);
+    let none = FirewallOptions { nftables: None, ..FirewallOptions::default() };
+    let nothing = FirewallFacts { no_nft: Some("no".into()), ..FirewallFacts::default() };
     let plan = Case { facts: nothing, ..Case::new(none) }.plan();
     assert!(faults(&plan).is_empty() && plan.firewall.choice.is_none(), "nothing was asked for");
 }
@@ -224,10 +225,10 @@ fn what_cannot_be_is_said() {
 fn accepts_go_wherever_others_refuse() {
     let mut facts = both();
     facts.iptables[0].refuses = Some("policy DROP".into());
-    let case = Case { facts, ..Case::new(Options { nftables: Some(true), ..ALL }) };
+    let case = Case { facts, ..Case::new(FirewallOptions { nftables: Some(true), ..ALL }) };
     let plan = case.plan();
     let what = "policy DROP".into();
-    let fault = Fault::ForwardRefused { variant: Variant::Nft, family: Family::Ipv4, what };
+    let fault = FirewallFault::ForwardRefused { variant: Variant::Nft, family: Family::Ipv4, what };
     assert_eq!(faults(&plan), [&fault]);
     let chains: Vec<_> =
         plan.desired.iptables.iter().map(|row| (row.variant, row.family, &*row.chain)).collect();
@@ -237,26 +238,26 @@ fn accepts_go_wherever_others_refuse() {
 
 #[test]
 fn what_is_not_asked_for_is_not_there() {
-    let rows = |options: Options| {
+    let rows = |options: FirewallOptions| {
         let facts = both();
         let plan = Case { facts, ..Case::new(options) }.plan();
         let nft: Vec<_> = plan.desired.nft_chains.iter().map(|row| row.chain.to_string()).collect();
         let iptables: Vec<_> = plan.desired.iptables.iter().map(|row| row.chain.to_string()).collect();
         [nft, iptables].concat()
     };
-    assert_eq!(rows(Options { masquerade: false, ..ALL }), ["forward", "forward"]);
-    assert_eq!(rows(Options { forward: false, ..ALL }), ["postrtg", "postrtg"]);
-    assert!(rows(Options::default()).is_empty());
-    let told = Options { nftables: Some(false), masquerade: false, ..ALL };
+    assert_eq!(rows(FirewallOptions { masquerade: false, ..ALL }), ["forward", "forward"]);
+    assert_eq!(rows(FirewallOptions { forward: false, ..ALL }), ["postrtg", "postrtg"]);
+    assert!(rows(FirewallOptions::default()).is_empty());
+    let told = FirewallOptions { nftables: Some(false), masquerade: false, ..ALL };
     assert_eq!(rows(told), ["FLANNEL-FWD", "FORWARD", "FLANNEL-FWD", "FORWARD"]);
-    let ports = Case::new(Options { fully_random: false, ..ALL }).plan();
+    let ports = Case::new(FirewallOptions { fully_random: false, ..ALL }).plan();
     let said = ports.desired.nft_chains.iter().map(ToString::to_string).collect::<String>();
     assert!(said.contains("masquerade;") && !said.contains("fully-random"), "{said}");
 }
 
 #[test]
 fn sources_are_dropped_only_where_that_is_certain() {
-    let case = |filter| Case { filter, ..Case::new(Options::default()) };
+    let case = |filter| Case { filter, ..Case::new(FirewallOptions::default()) };
     let verdict_of = |case: &Case| {
         let plan = case.plan();
         let chain = plan.desired.nft_chains.iter().find(|row| row.chain == NftChainName::Vxlan);
@@ -264,17 +265,17 @@ fn sources_are_dropped_only_where_that_is_certain() {
     };
     let verdict = |case: &Case| verdict_of(case).flatten();
     assert_eq!(verdict(&case(SourceFilter::Off)), None);
-    assert_eq!(verdict(&case(SourceFilter::Count)), Some(Verdict::Count));
+    assert_eq!(verdict(&case(SourceFilter::Count)), Some(RuleVerdict::Count));
     let drop = case(SourceFilter::Drop);
-    assert_eq!(verdict(&drop), Some(Verdict::Drop));
+    assert_eq!(verdict(&drop), Some(RuleVerdict::Drop));
     let Leases::Listed(leases) = drop.leases.clone() else { unreachable!() };
     let old = Case { leases: Leases::Remembered(leases), ..drop.clone() };
-    assert_eq!(verdict(&old), Some(Verdict::Count));
+    assert_eq!(verdict(&old), Some(RuleVerdict::Count));
     let unheard = |filter| verdict_of(&Case { leases: Leases::Unknown, ..case(filter) });
     assert_eq!((unheard(SourceFilter::Count), unheard(SourceFilter::Drop)), (None, Some(None)));
     let translated = Uplink { public_ip: Some([203, 0, 113, 1].into()), ..drop.uplink.clone() };
-    assert_eq!(verdict(&Case { uplink: translated, ..drop.clone() }), Some(Verdict::Count));
-    let no_nft = Facts { no_nft: Some("no".into()), ..Facts::default() };
+    assert_eq!(verdict(&Case { uplink: translated, ..drop.clone() }), Some(RuleVerdict::Count));
+    let no_nft = FirewallFacts { no_nft: Some("no".into()), ..FirewallFacts::default() };
     assert_eq!(verdict(&Case { facts: no_nft, ..drop.clone() }), None);
     let plan = drop.plan();
     let chain = plan.desired.nft_chains.iter().find(|row| row.chain == NftChainName::Vxlan).unwrap();
@@ -296,7 +297,7 @@ fn pod_rules(plan: &Plan) -> Vec<String> {
 
 #[test]
 fn what_pods_send_is_looked_at_whatever_is_known_of_peers() {
-    let case = |filter| Case { filter, ..Case::new(Options::default()) };
+    let case = |filter| Case { filter, ..Case::new(FirewallOptions::default()) };
     let matches = "ip saddr 10.244.0.0/16 udp dport 8472 @th,96,24 0x1";
     let rules = |verdict| {
         vec![format!("{matches} update @strangers {{ ip saddr counter }}"), format!("{matches} {verdict}")]
@@ -323,7 +324,7 @@ fn ports_of_peers_are_looked_at_as_far_as_they_are_theirs_alone() {
         let case = Case {
             filter: SourceFilter::Drop,
             leases: Leases::Listed(leases.into()),
-            ..Case::new(Options::default())
+            ..Case::new(FirewallOptions::default())
         };
         let rules = pod_rules(&case.plan());
         let port = |rule: &String| rule.split("dport ").nth(1)?.split(' ').next()?.parse::<u16>().ok();
@@ -341,9 +342,9 @@ fn ports_of_peers_are_looked_at_as_far_as_they_are_theirs_alone() {
 #[test]
 fn a_pod_among_the_strangers_is_called_one() {
     let pod = "10.244.3.7".parse().unwrap();
-    let facts = Facts { strangers: vec![Stranger { address: pod, packets: 3 }], ..both() };
-    let plan = Case { facts, filter: SourceFilter::Count, ..Case::new(Options::default()) }.plan();
-    assert_eq!(faults(&plan), [&Fault::PodSender(pod)]);
+    let facts = FirewallFacts { strangers: vec![Stranger { address: pod, packets: 3 }], ..both() };
+    let plan = Case { facts, filter: SourceFilter::Count, ..Case::new(FirewallOptions::default()) }.plan();
+    assert_eq!(faults(&plan), [&FirewallFault::PodSender(pod)]);
 }
 
 #[test]
@@ -354,18 +355,18 @@ fn strangers_are_named() {
         let few = (0..count).map(|at| Stranger { address: [198, 51, 100, at].into(), packets: 1 });
         few.chain([address, peer].map(|address| Stranger { address, packets: 3 })).collect::<Vec<_>>()
     };
-    let facts = Facts { strangers: strangers(0), ..both() };
-    let plan = Case { facts, filter: SourceFilter::Count, ..Case::new(Options::default()) }.plan();
-    assert_eq!(faults(&plan), [&Fault::Stranger(address)]);
+    let facts = FirewallFacts { strangers: strangers(0), ..both() };
+    let plan = Case { facts, filter: SourceFilter::Count, ..Case::new(FirewallOptions::default()) }.plan();
+    assert_eq!(faults(&plan), [&FirewallFault::Stranger(address)]);
     assert_eq!(plan.firewall.strangers, [Stranger { address, packets: 3 }]);
-    let facts = Facts { strangers: strangers(200), ..both() };
-    let named = Case { facts, ..Case::new(Options::default()) }.plan().firewall.strangers;
+    let facts = FirewallFacts { strangers: strangers(200), ..both() };
+    let named = Case { facts, ..Case::new(FirewallOptions::default()) }.plan().firewall.strangers;
     assert_eq!((named.len(), named[0].address), (16, address), "the loudest first");
 }
 
 #[test]
 fn what_others_say_of_our_chains_makes_no_rule_ours() {
-    let ours = |rule| plan::firewall::is_ours(IptablesTable::Filter, rule);
+    let ours = |rule| plan::state::iptables::is_ours(IptablesTable::Filter, rule);
     assert!(
         ours("-m comment --comment \"flanneld forward\" -j FLANNEL-FWD") && ours("-i eth0 -g FLANNEL-FWD")
     );

@@ -7,9 +7,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use plan::backend::Backend;
+use plan::backend::{Backend, SourceFilter};
 use plan::config::Config;
-use plan::firewall::SourceFilter;
 use plan::lease::{Lease, Leases};
 use plan::netconf::NetConf;
 use plan::node::Node;

@@ -15,7 +15,7 @@ const STRINGS: [&str; 8] = [
     "plan/src/note/peer.rs",
     "plan/src/note/store.rs",
     "plan/src/verdict/finding.rs",
-    "plan/src/firewall/fault.rs",
+    "plan/src/note/firewall.rs",
     "twill/src/metrics.rs",
 ];
 

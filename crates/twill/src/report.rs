@@ -10,8 +10,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use plan::PeerPath;
 use plan::backend::Direct;
 use plan::config::Config;
-use plan::firewall::Stranger;
 use plan::node::Node;
+use plan::underlay::Stranger;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 

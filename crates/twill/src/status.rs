@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context, bail};
-use plan::firewall::Stranger;
+use plan::underlay::Stranger;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client;

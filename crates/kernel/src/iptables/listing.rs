@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use plan::firewall::{IptablesTable, is_ours};
+use plan::state::IptablesTable;
+use plan::state::iptables::is_ours;
 
 use super::refusal::{Rules, refusal, target};
 use crate::nft::{Native, quotable};

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use plan::LinkName;
-use plan::firewall::{IptablesTable, Packet, is_ours};
+use plan::passage::Packet;
+use plan::state::IptablesTable;
+use plan::state::iptables::is_ours;
 
 use crate::walk::{Chains, Fate, Truth, Verdict, Walk, walk};
 

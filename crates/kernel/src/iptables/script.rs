@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use plan::firewall::{IptablesChain, IptablesTable, is_ours};
+use plan::state::iptables::is_ours;
+use plan::state::{IptablesChain, IptablesTable};
 
 use super::listing::{Listing, Table};
 
@@ -78,7 +79,7 @@ fn add(lines: &mut String, line: std::fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use plan::Family;
-    use plan::firewall::Variant;
+    use plan::state::Variant;
 
     use super::*;
 

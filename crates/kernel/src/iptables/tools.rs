@@ -5,7 +5,7 @@ use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 
 use plan::Family;
-use plan::firewall::{IptablesTable, Variant};
+use plan::state::{IptablesTable, Variant};
 
 use super::listing::Listing;
 use crate::error::Cause;

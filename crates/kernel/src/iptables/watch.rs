@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use plan::Family;
-use plan::firewall::Variant;
+use plan::state::Variant;
 
 use super::listing::Listing;
 use super::tools::{Tools, loaded};

@@ -1,7 +1,7 @@
 //! Reads from firewalld's own table which traffic it accepts: enough to tell if it was configured for us.
 
 use ipnet::IpNet;
-use plan::firewall::Firewalld;
+use plan::underlay::Firewalld;
 
 use crate::command;
 

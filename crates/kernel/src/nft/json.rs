@@ -3,7 +3,7 @@
 
 use ipnet::IpNet;
 use plan::Family;
-use plan::firewall::{Match, Net, NftChain, NftChainName, Rule, Verdict};
+use plan::state::{Match, Net, NftChain, NftChainName, RuleVerdict, TrafficRule};
 use serde_json::Value;
 
 /// Returns the chains of flannel's table with their rules. The error says what cannot be read.
@@ -35,31 +35,34 @@ fn unlike(chain: &Value, name: &NftChainName) -> Option<String> {
     (has != name.hook() || policy != "accept").then(|| format!("{has} policy {policy}"))
 }
 
-fn rule_of(expressions: &Value) -> Rule {
-    let foreign = || Rule { matches: [].into(), verdict: Verdict::Other(expressions.to_string().into()) };
+fn rule_of(expressions: &Value) -> TrafficRule {
+    let foreign =
+        || TrafficRule { matches: [].into(), verdict: RuleVerdict::Other(expressions.to_string().into()) };
     ours(expressions).unwrap_or_else(foreign)
 }
 
-fn ours(expressions: &Value) -> Option<Rule> {
+fn ours(expressions: &Value) -> Option<TrafficRule> {
     let all = expressions.as_array()?;
     let conditions = all.iter().take_while(|expression| expression.get("match").is_some()).count();
     let (conditions, rest) = all.split_at(conditions);
     let matches =
         conditions.iter().map(|expression| condition(&expression["match"])).collect::<Option<_>>()?;
-    Some(Rule { matches, verdict: verdict(rest)? })
+    Some(TrafficRule { matches, verdict: verdict(rest)? })
 }
 
-fn verdict(statements: &[Value]) -> Option<Verdict> {
+fn verdict(statements: &[Value]) -> Option<RuleVerdict> {
     let names = statements.iter().map(|statement| statement.as_object()?.iter().next());
     let names: Vec<(&str, &Value)> =
         names.map(|name| name.map(|(name, value)| (name.as_str(), value))).collect::<Option<_>>()?;
     match names[..] {
-        [("return", _)] => Some(Verdict::Return),
-        [("accept", _)] => Some(Verdict::Accept),
-        [("masquerade", how)] => fully_random(how).map(|fully_random| Verdict::Masquerade { fully_random }),
-        [("set", what)] => remember(what).map(Verdict::Remember),
-        [("counter", own)] if !own.is_string() => Some(Verdict::Count),
-        [("counter", own), ("drop", _)] if !own.is_string() => Some(Verdict::Drop),
+        [("return", _)] => Some(RuleVerdict::Return),
+        [("accept", _)] => Some(RuleVerdict::Accept),
+        [("masquerade", how)] => {
+            fully_random(how).map(|fully_random| RuleVerdict::Masquerade { fully_random })
+        }
+        [("set", what)] => remember(what).map(RuleVerdict::Remember),
+        [("counter", own)] if !own.is_string() => Some(RuleVerdict::Count),
+        [("counter", own), ("drop", _)] if !own.is_string() => Some(RuleVerdict::Drop),
         _ => None,
     }
 }
@@ -224,7 +227,7 @@ mod tests {
     fn read(expressions: &str) -> Option<String> {
         let expressions: Value = serde_json::from_str(&format!("[{expressions}]")).unwrap();
         let rule = rule_of(&expressions);
-        (!matches!(rule.verdict, Verdict::Other(_))).then(|| rule.to_string())
+        (!matches!(rule.verdict, RuleVerdict::Other(_))).then(|| rule.to_string())
     }
 
     #[test]

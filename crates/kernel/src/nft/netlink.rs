@@ -4,7 +4,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use plan::firewall::Stranger;
+use plan::underlay::Stranger;
 use plan::{Family, Verb};
 
 use super::sets::SetName;

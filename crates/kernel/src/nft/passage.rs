@@ -4,7 +4,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use plan::firewall::{IptablesTable, Manager, Obstacle, Packet};
+use plan::passage::Packet;
+use plan::state::IptablesTable;
+use plan::underlay::{Manager, Obstacle};
 use plan::{Family, LinkName};
 
 use super::chains::{self, Base, Rule};

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use plan::LinkName;
-use plan::firewall::Packet;
+use plan::passage::Packet;
 
 use super::chains::{Base, Element, Step};
 use crate::walk::{Truth, Verdict};

@@ -4,7 +4,7 @@
 
 use std::fmt::{self, Write};
 
-use plan::firewall::{NftChain, NftChainName, NftElement, NftTable};
+use plan::state::{NftChain, NftChainName, NftElement, NftTable};
 use plan::{Family, Object, Op, Verb};
 
 use super::Rows;

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use plan::Family;
-use plan::firewall::IptablesTable;
+use plan::state::IptablesTable;
 use socket2::SockRef;
 
 use super::netlink::{SUBSYSTEM, TABLE, attributes, number};

@@ -4,7 +4,7 @@
 use kernel::Kernel;
 use lab::Timing::Free;
 use plan::State;
-use plan::firewall::Variant;
+use plan::state::Variant;
 
 use crate::iptables_scene::*;
 use crate::scene::sh;

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 use kernel::Kernel;
 use lab::Timing::{Free, Timed};
 use plan::Family;
-use plan::firewall::{Facts, IptablesFacts, Variant};
+use plan::state::Variant;
+use plan::underlay::{FirewallFacts, IptablesFacts};
 
 use crate::iptables_scene::*;
 use crate::scene::sh;
 
-fn all_facts() -> Facts {
+fn all_facts() -> FirewallFacts {
     look(&mut Kernel::open().unwrap()).1
 }
 
@@ -91,7 +92,7 @@ fn looking_makes_no_table_and_runs_nothing_where_there_is_none() {
 fn the_programs_that_are_there_are_told_by_variant() {
     lab::test(Free, || {
         let told = || {
-            let Facts { iptables, usual, .. } = all_facts();
+            let FirewallFacts { iptables, usual, .. } = all_facts();
             (iptables.into_iter().map(|facts| (facts.variant, facts.family)).collect::<Vec<_>>(), usual)
         };
         let of = |variant| Family::ALL.map(|family| (variant, family));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use kernel::{Kernel, Outcome};
 use lab::Timing::Free;
 use plan::State;
-use plan::firewall::Variant;
+use plan::state::Variant;
 
 use crate::iptables_scene::*;
 use crate::scene::{complaint, sh};

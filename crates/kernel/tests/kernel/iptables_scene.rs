@@ -2,11 +2,11 @@
 
 use kernel::{Kernel, Outcome};
 use plan::config::Config;
-use plan::firewall::{Facts, IptablesFacts, Variant};
 use plan::lease::Leases;
 use plan::node::Node;
 use plan::owned::{Owned, Sweep};
-use plan::underlay::Underlay;
+use plan::state::Variant;
+use plan::underlay::{FirewallFacts, IptablesFacts, Underlay};
 use plan::{Family, Op, State};
 use serde_json::json;
 
@@ -29,7 +29,7 @@ pub(crate) fn wanted(variant: Variant) -> State {
     .unwrap();
     let facts = |family| IptablesFacts { variant, family, in_use: false, refuses: None };
     let iptables = Family::ALL.map(facts).into();
-    let facts = Facts { iptables, usual: Some(variant), ..Facts::default() };
+    let facts = FirewallFacts { iptables, usual: Some(variant), ..FirewallFacts::default() };
     let underlay = Underlay { firewall: facts, ..serde_json::from_value(json!({})).unwrap() };
     let wanted = rules(scene::desired(&config, &node, &Leases::Listed(Vec::new().into()), &underlay));
     assert_eq!(wanted.iptables.len(), 8, "two chains and two jumps in two families");
@@ -53,7 +53,7 @@ pub(crate) fn bounds() -> Owned {
 }
 
 /// Reads the rules again.
-pub(crate) fn look(kernel: &mut Kernel) -> (State, Facts) {
+pub(crate) fn look(kernel: &mut Kernel) -> (State, FirewallFacts) {
     kernel.forget_firewall();
     let seen = kernel.dump(&bounds()).unwrap();
     (rules(seen.state), seen.underlay.firewall)

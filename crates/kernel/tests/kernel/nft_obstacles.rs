@@ -3,8 +3,9 @@
 
 use kernel::Kernel;
 use lab::Timing::Free;
-use plan::firewall::{Manager, Obstacle, Passage};
 use plan::owned::Owned;
+use plan::passage::Passage;
+use plan::underlay::{Manager, Obstacle};
 
 use crate::scene::*;
 

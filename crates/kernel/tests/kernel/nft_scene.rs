@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 
 use kernel::{Kernel, Outcome};
+use plan::backend::SourceFilter;
 use plan::config::Config;
-use plan::firewall::{Facts, NftElement, SourceFilter};
 use plan::lease::{Lease, Leases};
 use plan::node::Node;
 use plan::owned::{Owned, Sweep};
-use plan::underlay::Underlay;
+use plan::state::NftElement;
+use plan::underlay::{FirewallFacts, Underlay};
 use plan::{Op, State};
 use serde_json::json;
 
@@ -77,13 +78,13 @@ pub(crate) fn bounds() -> Owned {
 }
 
 /// Reads the rules again.
-pub(crate) fn look(kernel: &mut Kernel) -> (State, Facts) {
+pub(crate) fn look(kernel: &mut Kernel) -> (State, FirewallFacts) {
     kernel.forget_firewall();
     look_again(kernel)
 }
 
 /// Reads the kernel, with the last reading of the rules still valid.
-pub(crate) fn look_again(kernel: &mut Kernel) -> (State, Facts) {
+pub(crate) fn look_again(kernel: &mut Kernel) -> (State, FirewallFacts) {
     let seen = kernel.dump(&bounds()).unwrap();
     (rules(seen.state), seen.underlay.firewall)
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use kernel::Kernel;
 use lab::Timing::Free;
-use plan::firewall::SourceFilter;
+use plan::backend::SourceFilter;
 
 use crate::nft_scene::*;
 use crate::nftables::{forge, storm};

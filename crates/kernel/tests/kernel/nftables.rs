@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use kernel::Outcome;
 use lab::Timing::{Free, Timed};
-use plan::firewall::{Match, Net, NftChain, NftChainName, Rule, SourceFilter, Stranger, Verdict};
+use plan::backend::SourceFilter;
+use plan::state::{Match, Net, NftChain, NftChainName, RuleVerdict, TrafficRule};
+use plan::underlay::Stranger;
 use plan::{Family, Object, State, Table};
 
 use crate::nft_scene::*;
@@ -39,7 +41,7 @@ fn every_chain_is_read_as_it_was_written() {
 }
 
 /// Returns every condition and verdict, also those that `plan` does not use now.
-fn all_shapes(family: Family) -> Vec<Rule> {
+fn all_shapes(family: Family) -> Vec<TrafficRule> {
     let nets = match family {
         Family::Ipv4 => ["10.0.0.0/8", "10.1.2.3/32", "10.128.0.0/9", "10.1.2.2/31"],
         Family::Ipv6 => ["fd00::/8", "fd00::1/128", "fd00:244::/49", "fd00:244::2/127"],
@@ -57,10 +59,17 @@ fn all_shapes(family: Family) -> Vec<Rule> {
         conditions.push(vec![Match::UdpPort(port), Match::Vni(vni), Match::NoPeer(family)]);
     }
     conditions.push(vec![Match::NoPeer(family), Match::Source(net(nets[0], true))]);
-    let verdicts =
-        [Verdict::Return, Verdict::Accept, Verdict::Count, Verdict::Drop, Verdict::Remember(family)];
+    let verdicts = [
+        RuleVerdict::Return,
+        RuleVerdict::Accept,
+        RuleVerdict::Count,
+        RuleVerdict::Drop,
+        RuleVerdict::Remember(family),
+    ];
     let rules = conditions.iter().flat_map(|matches| {
-        verdicts.iter().map(|verdict| Rule { matches: matches.clone().into(), verdict: verdict.clone() })
+        verdicts
+            .iter()
+            .map(|verdict| TrafficRule { matches: matches.clone().into(), verdict: verdict.clone() })
     });
     rules.collect()
 }
@@ -69,20 +78,24 @@ fn all_shapes(family: Family) -> Vec<Rule> {
 fn every_shape_of_a_rule_is_read_as_it_was_written() {
     lab::test(Free, || {
         let mut kernel = kernel::Kernel::open().unwrap();
-        let chain =
-            |family, chain, rules: Vec<Rule>| NftChain { family, chain, rules: rules.into(), unknown: None };
+        let chain = |family, chain, rules: Vec<TrafficRule>| NftChain {
+            family,
+            chain,
+            rules: rules.into(),
+            unknown: None,
+        };
         let mut chains = Vec::new();
         for family in Family::ALL {
             chains.push(chain(family, NftChainName::Vxlan, all_shapes(family)));
-            let masquerade = [true, false].map(|fully_random| Rule {
+            let masquerade = [true, false].map(|fully_random| TrafficRule {
                 matches: [].into(),
-                verdict: Verdict::Masquerade { fully_random },
+                verdict: RuleVerdict::Masquerade { fully_random },
             });
             chains.push(chain(family, NftChainName::Postrouting, masquerade.into()));
             chains.push(chain(family, NftChainName::Forward, vec![]));
             chains.push(chain(family, NftChainName::VxlanPods, all_shapes(family)));
         }
-        let tables = Family::ALL.map(|family| plan::firewall::NftTable { family });
+        let tables = Family::ALL.map(|family| plan::state::NftTable { family });
         let wanted =
             State { nft_tables: tables.into_iter().collect(), nft_chains: chains.into(), ..State::default() };
         round(&mut kernel, &wanted);

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use super::vxlan;
 use crate::family::Family;
-use crate::firewall::SourceFilter;
 use crate::node::Uplink;
 use crate::state::{Address, FdbEntry, Link, LinkKind, Neighbour, Route};
 use crate::subnet::Subnet;
@@ -201,6 +200,17 @@ impl Direct {
             Self::Verified => ", direct where verified",
         }
     }
+}
+
+/// `VxlanSourceFilter`: treatment of VXLAN packets from an address that no peer has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceFilter {
+    Off,
+    /// Counts the packets and reports their senders.
+    #[default]
+    Count,
+    Drop,
 }
 
 /// End of the tunnel for one family, ours or a peer's.

@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::tunnel::{Direct, Encapsulation, End, Endpoint, PeerRows, Properties, TunnelId, TunnelKind};
+use super::tunnel::{
+    Direct, Encapsulation, End, Endpoint, PeerRows, Properties, SourceFilter, TunnelId, TunnelKind,
+};
 use crate::family::Family;
 use crate::fields::Fields;
-use crate::firewall::SourceFilter;
 use crate::marks::{IPV4_DEVICE, IPV6_DEVICE, PROTOCOL};
 use crate::state::{FdbEntry, LinkKind, Neighbour, Route, RoutePath, Vxlan};
 use crate::{LinkName, Mac};

@@ -1,9 +1,13 @@
 //! Chooses the tool that enforces the rules. The network config decides. Without it nftables is used, unless iptables
 //! refuses packets or iptables-legacy is in use: an accept rule in our own tables does not undo a drop in another table.
 
-use super::{Choice, Facts, Fault, IptablesFacts, Manager, Options, Variant};
+use super::Choice;
+use crate::config::FirewallOptions;
+use crate::note::FirewallFault;
+use crate::state::Variant;
+use crate::underlay::{FirewallFacts, IptablesFacts, Manager};
 
-impl Facts {
+impl FirewallFacts {
     fn has(&self, variant: Variant) -> bool {
         self.iptables.iter().any(|facts| facts.variant == variant)
     }
@@ -28,15 +32,18 @@ impl Facts {
 }
 
 /// Chooses the tool. The choice is `None` if no tool can enforce rules.
-pub(super) fn choose(options: &Options, facts: &Facts) -> (Option<Choice>, Vec<Fault>) {
+pub(super) fn choose(
+    options: &FirewallOptions,
+    facts: &FirewallFacts,
+) -> (Option<Choice>, Vec<FirewallFault>) {
     let (choice, mut faults) = chosen(options.nftables, facts);
     if choice.is_none() {
-        faults.push(if options.masquerade { Fault::NoMasquerade } else { Fault::Nothing });
+        faults.push(if options.masquerade { FirewallFault::NoMasquerade } else { FirewallFault::Nothing });
     }
     (choice, faults)
 }
 
-fn chosen(nftables: Option<bool>, facts: &Facts) -> (Option<Choice>, Vec<Fault>) {
+fn chosen(nftables: Option<bool>, facts: &FirewallFacts) -> (Option<Choice>, Vec<FirewallFault>) {
     let (manager, reason) = match nftables {
         Some(true) => (Manager::Nftables, "EnableNFTables is true".into()),
         Some(false) => return iptables("EnableNFTables is false".into(), facts),
@@ -47,13 +54,13 @@ fn chosen(nftables: Option<bool>, facts: &Facts) -> (Option<Choice>, Vec<Fault>)
         (None, Manager::Nftables) => (Some(Choice { manager, reason: reason.into() }), Vec::new()),
         (Some(why), Manager::Nftables) => {
             let (choice, mut faults) = iptables(format!("nftables cannot be used: {why}"), facts);
-            faults.extend(choice.is_some().then(|| Fault::NftUnusable { why: why.clone() }));
+            faults.extend(choice.is_some().then(|| FirewallFault::NftUnusable { why: why.clone() }));
             (choice, faults)
         }
     }
 }
 
-fn by_facts(facts: &Facts) -> (Manager, String) {
+fn by_facts(facts: &FirewallFacts) -> (Manager, String) {
     if let Some((IptablesFacts { variant, family, .. }, what)) = facts.refusing() {
         let reason =
             format!("the {family} FORWARD chain of {variant} has {what}, which nftables cannot undo");
@@ -71,13 +78,13 @@ fn by_facts(facts: &Facts) -> (Manager, String) {
 }
 
 /// Chooses iptables of the variant in use, or nftables if there is no iptables.
-fn iptables(reason: String, facts: &Facts) -> (Option<Choice>, Vec<Fault>) {
+fn iptables(reason: String, facts: &FirewallFacts) -> (Option<Choice>, Vec<FirewallFault>) {
     let chosen = |manager, reason: String| Some(Choice { manager, reason: reason.into() });
     match (facts.variant(), &facts.no_nft) {
         (Some(variant), _) => (chosen(Manager::Iptables(variant), reason), Vec::new()),
         (None, None) => {
             let reason = format!("{reason}, but there is no iptables here");
-            (chosen(Manager::Nftables, reason), vec![Fault::IptablesMissing])
+            (chosen(Manager::Nftables, reason), vec![FirewallFault::IptablesMissing])
         }
         (None, Some(_)) => (None, Vec::new()),
     }

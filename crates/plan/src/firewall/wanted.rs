@@ -8,18 +8,22 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::choice::choose;
-use super::iptables::{IptablesChain, IptablesTable, Variant};
-use super::nft::{NftChain, NftChainName, NftElement, NftTable};
-use super::rule::{Match, Net, Rule, Verdict};
-use super::{Choice, Facts, Fault, Manager, Packet, SourceFilter, Stranger, Summary};
+use super::obstacle::fault;
+use super::{Choice, Summary};
 use crate::PeerPath;
-use crate::backend::TunnelId;
+use crate::backend::{SourceFilter, TunnelId};
 use crate::config::Config;
 use crate::family::Family;
 use crate::lease::Leases;
 use crate::node::Node;
+use crate::note::FirewallFault;
 use crate::other_daemons::FirewallKeeper;
-use crate::state::{Link, LinkKind, Vxlan};
+use crate::passage::Packet;
+use crate::state::{
+    IptablesChain, IptablesTable, Link, LinkKind, Match, Net, NftChain, NftChainName, NftElement, NftTable,
+    RuleVerdict, TrafficRule, Variant, Vxlan,
+};
+use crate::underlay::{FirewallFacts, Manager, Stranger};
 use crate::wanted::UNPRIVILEGED;
 
 /// Maximum number of unknown senders that are reported: a sender that forges one address can forge a thousand.
@@ -38,7 +42,7 @@ pub(crate) struct Rules<'a> {
     pub(crate) leases: &'a Leases,
     /// Owner of the traffic rules.
     pub(crate) keeper: &'a FirewallKeeper,
-    pub(crate) facts: &'a Facts,
+    pub(crate) facts: &'a FirewallFacts,
     /// Paths of the peers that are not left out.
     pub(crate) peers: &'a [PeerPath],
     /// Our devices.
@@ -53,7 +57,7 @@ pub(crate) struct Firewall {
     pub(crate) elements: Vec<NftElement>,
     pub(crate) iptables: Vec<IptablesChain>,
     pub(crate) summary: Summary,
-    pub(crate) faults: Vec<Fault>,
+    pub(crate) faults: Vec<FirewallFault>,
 }
 
 /// Plans the traffic rules of all families.
@@ -62,11 +66,11 @@ pub(crate) fn rules(what: &Rules<'_>) -> Firewall {
     match what.keeper {
         FirewallKeeper::Us => {}
         FirewallKeeper::Other(keeper) if what.config.wants_rules() => {
-            firewall.faults.push(Fault::Foreign { keeper: keeper.clone() });
+            firewall.faults.push(FirewallFault::Foreign { keeper: keeper.clone() });
             return firewall;
         }
         FirewallKeeper::Unknown(why) if what.config.wants_rules() => {
-            firewall.faults.push(Fault::Unlocked(why.clone()));
+            firewall.faults.push(FirewallFault::Unlocked(why.clone()));
             return firewall;
         }
         FirewallKeeper::Nobody | FirewallKeeper::Other(_) | FirewallKeeper::Unknown(_) => return firewall,
@@ -74,7 +78,7 @@ pub(crate) fn rules(what: &Rules<'_>) -> Firewall {
     let options = &what.config.firewall;
     if options.masquerade || options.forward {
         (firewall.summary.choice, firewall.faults) = choose(options, what.facts);
-        firewall.faults.extend(what.facts.unread.iter().cloned().map(Fault::Unread));
+        firewall.faults.extend(what.facts.unread.iter().cloned().map(FirewallFault::Unread));
     }
     for family in Family::ALL {
         if let (Some(network), Some(pods)) = (what.config.network(family), what.node.subnet.of(family)) {
@@ -88,9 +92,9 @@ pub(crate) fn rules(what: &Rules<'_>) -> Firewall {
     let named = firewall.summary.strangers.iter().map(|Stranger { address, .. }| {
         let network = what.config.network(Family::of(*address));
         if network.is_some_and(|network| network.contains(address)) {
-            Fault::PodSender(*address)
+            FirewallFault::PodSender(*address)
         } else {
-            Fault::Stranger(*address)
+            FirewallFault::Stranger(*address)
         }
     });
     firewall.faults.extend(named);
@@ -143,7 +147,7 @@ impl Firewall {
             if manager == Manager::Nftables
                 && let Some(what) = &refuses
             {
-                self.faults.push(Fault::ForwardRefused { variant, family, what: what.clone() });
+                self.faults.push(FirewallFault::ForwardRefused { variant, family, what: what.clone() });
             }
             if manager == Manager::Iptables(variant) || refuses.is_some() {
                 self.iptables(variant, family, IptablesTable::Filter, &rules);
@@ -162,23 +166,27 @@ impl Firewall {
         let in_use = |packet: &Packet| direct || ![packet.inbound, packet.outbound].contains(&uplink);
         let obstacles = obstacles
             .filter(|obstacle| Family::of(obstacle.packet.source) == family && in_use(&obstacle.packet));
-        self.faults.extend(obstacles.map(|obstacle| obstacle.fault(network)));
+        self.faults.extend(obstacles.map(|obstacle| fault(obstacle, network)));
         if what.config.firewall.forward {
             return;
         }
         let refusing = what.facts.iptables.iter().filter(|facts| facts.family == family);
         let refusing = refusing.filter_map(|facts| Some((facts.variant, facts.refuses.clone()?)));
-        self.faults.extend(refusing.map(|(variant, what)| Fault::ForwardOff { variant, family, what }));
+        self.faults.extend(refusing.map(|(variant, what)| FirewallFault::ForwardOff {
+            variant,
+            family,
+            what,
+        }));
     }
 
-    fn chain(&mut self, family: Family, chain: NftChainName, rules: Vec<Rule>) {
+    fn chain(&mut self, family: Family, chain: NftChainName, rules: Vec<TrafficRule>) {
         if !self.tables.iter().any(|table| table.family == family) {
             self.tables.push(NftTable { family });
         }
         self.chains.push(NftChain { family, chain, rules: rules.into(), unknown: None });
     }
 
-    fn iptables(&mut self, variant: Variant, family: Family, table: IptablesTable, rules: &[Rule]) {
+    fn iptables(&mut self, variant: Variant, family: Family, table: IptablesTable, rules: &[TrafficRule]) {
         let own = rules.iter().filter_map(|rule| rule.iptables(table)).collect();
         let jump = [table.jump().into_boxed_str()];
         for (chain, rules) in [(table.chain(), own), (table.hook(), jump.into())] {
@@ -196,7 +204,7 @@ impl Firewall {
         }
         if let Some(network) = what.config.network(family) {
             // Our own pods are never peers, so this rule does not depend on the list of peers.
-            let verdict = if filter == SourceFilter::Drop { Verdict::Drop } else { Verdict::Count };
+            let verdict = if filter == SourceFilter::Drop { RuleVerdict::Drop } else { RuleVerdict::Count };
             let rules = devices
                 .iter()
                 .flat_map(|&(id, device)| {
@@ -235,11 +243,11 @@ fn vxlan_of(family: Family) -> impl Fn(&Link) -> Option<(TunnelId, &Vxlan)> {
 
 /// Returns whether to drop or to count packets from unknown senders. They are only counted while the list of peers may be
 /// old. The same holds if our own address is translated on the way, since peers' addresses may then be, too.
-fn verdict(filter: SourceFilter, what: &Rules<'_>, family: Family) -> Verdict {
+fn verdict(filter: SourceFilter, what: &Rules<'_>, family: Family) -> RuleVerdict {
     let uplink = &what.node.uplink;
     let is_certain =
         matches!(what.leases, Leases::Listed(_)) && uplink.public(family) == uplink.address(family);
-    if filter == SourceFilter::Drop && is_certain { Verdict::Drop } else { Verdict::Count }
+    if filter == SourceFilter::Drop && is_certain { RuleVerdict::Drop } else { RuleVerdict::Count }
 }
 
 /// Returns the ports on which other nodes may receive a tunnel's packets. They are our own port, and the ports that most
@@ -260,39 +268,44 @@ fn ports_of<'a>(id: TunnelId, device: &'a Vxlan, peers: &'a [PeerPath]) -> impl 
 
 /// Returns the rules for VXLAN packets that pods send into the pod network through another node. Such a packet would
 /// leave with this node's address, as a peer's packet does.
-fn sent_by_pods(network: IpNet, vni: u32, port: u16, verdict: &Verdict) -> [Rule; 2] {
+fn sent_by_pods(network: IpNet, vni: u32, port: u16, verdict: &RuleVerdict) -> [TrafficRule; 2] {
     let matches: Box<[Match]> = [from(network), Match::UdpPort(port), Match::Vni(vni)].into();
     let family = Family::of(network.addr());
     [
-        Rule { matches: matches.clone(), verdict: Verdict::Remember(family) },
-        Rule { matches, verdict: verdict.clone() },
+        TrafficRule { matches: matches.clone(), verdict: RuleVerdict::Remember(family) },
+        TrafficRule { matches, verdict: verdict.clone() },
     ]
 }
 
 /// Returns the rules for packets from unknown senders. The rule that records the sender comes first and alone: if the set
 /// is full, the rule that would add to it ends there.
-fn strangers(device: &Vxlan, family: Family, verdict: Verdict) -> [Rule; 2] {
+fn strangers(device: &Vxlan, family: Family, verdict: RuleVerdict) -> [TrafficRule; 2] {
     let matches: Box<[Match]> =
         [Match::UdpPort(device.port), Match::Vni(device.vni), Match::NoPeer(family)].into();
-    [Rule { matches: matches.clone(), verdict: Verdict::Remember(family) }, Rule { matches, verdict }]
+    [
+        TrafficRule { matches: matches.clone(), verdict: RuleVerdict::Remember(family) },
+        TrafficRule { matches, verdict },
+    ]
 }
 
-fn masquerade(network: IpNet, pods: IpNet, fully_random: bool) -> Vec<Rule> {
-    let masquerade = Verdict::Masquerade { fully_random };
-    let rule =
-        |matches: [Match; 2], verdict: &Verdict| Rule { matches: matches.into(), verdict: verdict.clone() };
+fn masquerade(network: IpNet, pods: IpNet, fully_random: bool) -> Vec<TrafficRule> {
+    let masquerade = RuleVerdict::Masquerade { fully_random };
+    let rule = |matches: [Match; 2], verdict: &RuleVerdict| TrafficRule {
+        matches: matches.into(),
+        verdict: verdict.clone(),
+    };
     vec![
-        Rule { matches: [MASQUERADED_BY_KUBE_PROXY].into(), verdict: Verdict::Return },
-        rule([from(pods), to(network)], &Verdict::Return),
-        rule([from(network), to(pods)], &Verdict::Return),
-        rule([from_without(network), to(pods)], &Verdict::Return),
+        TrafficRule { matches: [MASQUERADED_BY_KUBE_PROXY].into(), verdict: RuleVerdict::Return },
+        rule([from(pods), to(network)], &RuleVerdict::Return),
+        rule([from(network), to(pods)], &RuleVerdict::Return),
+        rule([from_without(network), to(pods)], &RuleVerdict::Return),
         rule([from(network), to_without(multicast(network))], &masquerade),
         rule([from_without(network), to(network)], &masquerade),
     ]
 }
 
-fn forward(network: IpNet) -> Vec<Rule> {
-    let accept = |condition| Rule { matches: [condition].into(), verdict: Verdict::Accept };
+fn forward(network: IpNet) -> Vec<TrafficRule> {
+    let accept = |condition| TrafficRule { matches: [condition].into(), verdict: RuleVerdict::Accept };
     vec![accept(from(network)), accept(to(network))]
 }
 

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::FirewallFault;
 use crate::family::Family;
 use crate::fault::{Severity, Words};
-use crate::firewall::Fault;
 use crate::state::MAIN_TABLE;
 use crate::{LinkName, Mac};
 
@@ -76,7 +76,7 @@ pub enum NodeFault {
         path: Box<str>,
         value: Box<str>,
     },
-    Firewall(Fault),
+    Firewall(FirewallFault),
     SysctlUnset {
         path: Box<str>,
         value: Box<str>,

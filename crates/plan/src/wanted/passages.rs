@@ -5,9 +5,9 @@ use ipnet::IpNet;
 use crate::LinkName;
 use crate::config::Config;
 use crate::family::Family;
-use crate::firewall::Passage;
 use crate::node::Node;
 use crate::owned::Owned;
+use crate::passage::Passage;
 
 /// Maximum number of peers per family in the sample: a rule that refuses pods mostly refuses those of all nodes.
 const PEERS: usize = 8;

@@ -1,8 +1,7 @@
 //! A model of the kernel: the effect of each op on the rows, and the ops that are refused. It was written from the manuals and
 //! from trials on a real kernel, never from the code under test. Rows have the kernel's own order, which a `State` lacks.
 
-use plan::firewall::{NftChain, NftChainName, NftTable};
-use plan::state::{Link, LinkKind, RoutePath, State, Sysctl};
+use plan::state::{Link, LinkKind, NftChain, NftChainName, NftTable, RoutePath, State, Sysctl};
 use plan::{Family, LinkName, Object, Op, Row, Setting, Verb, for_each_kind};
 
 macro_rules! rows {

@@ -1,9 +1,11 @@
 //! Firewall rules: the options, the available tools, and the rules that exist before.
 
-use plan::firewall::{
-    Facts, IptablesChain, IptablesFacts, IptablesTable, NftChain, NftChainName, NftElement, NftTable,
-    Options, Rule, Variant, Verdict,
+use plan::config::FirewallOptions;
+use plan::state::{
+    IptablesChain, IptablesTable, NftChain, NftChainName, NftElement, NftTable, RuleVerdict, TrafficRule,
+    Variant,
 };
+use plan::underlay::{FirewallFacts, IptablesFacts};
 use plan::{Family, Row};
 
 use super::half::unknown;
@@ -11,8 +13,8 @@ use super::scene::Scene;
 use super::tape::Tape;
 use super::world::{World, v4};
 
-pub(crate) fn options(tape: &mut Tape) -> Options {
-    Options {
+pub(crate) fn options(tape: &mut Tape) -> FirewallOptions {
+    FirewallOptions {
         nftables: tape.pick(&[None, None, Some(true), Some(false)]),
         masquerade: tape.once_in(2),
         forward: !tape.once_in(3),
@@ -20,11 +22,11 @@ pub(crate) fn options(tape: &mut Tape) -> Options {
     }
 }
 
-pub(crate) fn facts(tape: &mut Tape) -> Facts {
-    let mut facts = Facts {
+pub(crate) fn facts(tape: &mut Tape) -> FirewallFacts {
+    let mut facts = FirewallFacts {
         no_nft: tape.once_in(6).then(|| "not installed".into()),
         usual: tape.pick(&[None, Some(Variant::Nft), Some(Variant::Legacy)]),
-        ..Facts::default()
+        ..FirewallFacts::default()
     };
     for variant in Variant::ALL {
         if tape.once_in(4) {
@@ -94,7 +96,7 @@ fn harmed(tape: &mut Tape, mut row: NftChain) -> NftChain {
     match tape.below(4) {
         0 => row.rules = row.rules.iter().skip(1).cloned().collect(),
         1 => {
-            let theirs = Rule { matches: [].into(), verdict: Verdict::Other("drop".into()) };
+            let theirs = TrafficRule { matches: [].into(), verdict: RuleVerdict::Other("drop".into()) };
             row.rules = row.rules.iter().cloned().chain([theirs]).collect();
         }
         2 => row.unknown = unknown("another hook"),

@@ -5,9 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use plan::backend::vxlan::{self, Vtep};
-use plan::backend::{Announced, Backend, Direct};
+use plan::backend::{Announced, Backend, Direct, SourceFilter};
 use plan::config::Config;
-use plan::firewall::SourceFilter;
 use plan::former::Former;
 use plan::lease::{Lease, Leases};
 use plan::node::{Node, Uplink};

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use plan::backend::Backend;
-use plan::config::{Config, Sysctls};
+use plan::config::{Config, FirewallOptions, Sysctls};
+use plan::env_file;
 use plan::netconf::NetConf;
-use plan::{env_file, firewall};
 use store::{Dir, Store};
 
 use super::help::help;
@@ -393,7 +393,7 @@ impl Flags {
 
     /// Returns the input of plans: that network config with our own options.
     pub(crate) fn config(&self, conf: &NetConf) -> Config {
-        let firewall = firewall::Options {
+        let firewall = FirewallOptions {
             nftables: conf.nftables,
             masquerade: self.ip_masq,
             forward: self.rules.iptables_forward_rules,

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use plan::firewall::{Fault, Stranger};
-use plan::note::{NodeFault, Note};
+use plan::note::{FirewallFault, NodeFault, Note};
+use plan::underlay::Stranger;
 use plan::{Object, Plan, Verb};
 
 /// Time for packets that a peer sent before it left: a busy machine forwards them late.
@@ -38,7 +38,7 @@ impl Departed {
         plan.firewall.strangers.retain(|stranger| !self.excuses(stranger, now));
         let strangers = &plan.firewall.strangers;
         plan.notes.retain(|note| match note {
-            Note::Node(NodeFault::Firewall(Fault::Stranger(address))) => {
+            Note::Node(NodeFault::Firewall(FirewallFault::Stranger(address))) => {
                 strangers.iter().any(|stranger| stranger.address == *address)
             }
             _ => true,

@@ -5,11 +5,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::rule::{Match, Net, Rule, Verdict};
+use super::{Aside, Kind, Match, Net, Rank, RuleVerdict, State, TrafficRule, Unknown};
 use crate::Row;
 use crate::family::Family;
 use crate::owned::Owned;
-use crate::state::{Aside, Kind, Rank, State, Unknown};
 
 /// Variant of iptables: on top of nftables, or with tables of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -146,10 +145,10 @@ impl fmt::Display for IptablesChain {
     }
 }
 
-impl Rule {
+impl TrafficRule {
     /// Returns the rule as iptables-save(8) prints it: addresses, mark, comment, target. Returns `None` for a rule that
     /// only nftables can have.
-    pub(super) fn iptables(&self, table: IptablesTable) -> Option<Box<str>> {
+    pub(crate) fn iptables(&self, table: IptablesTable) -> Option<Box<str>> {
         let mut words = String::new();
         for condition in &self.matches {
             words += &match condition {
@@ -160,11 +159,13 @@ impl Rule {
             };
         }
         let target = match &self.verdict {
-            Verdict::Return => "-j RETURN",
-            Verdict::Accept => "-j ACCEPT",
-            Verdict::Masquerade { fully_random: true } => "-j MASQUERADE --random-fully",
-            Verdict::Masquerade { fully_random: false } => "-j MASQUERADE",
-            Verdict::Drop | Verdict::Count | Verdict::Remember(_) | Verdict::Other(_) => return None,
+            RuleVerdict::Return => "-j RETURN",
+            RuleVerdict::Accept => "-j ACCEPT",
+            RuleVerdict::Masquerade { fully_random: true } => "-j MASQUERADE --random-fully",
+            RuleVerdict::Masquerade { fully_random: false } => "-j MASQUERADE",
+            RuleVerdict::Drop | RuleVerdict::Count | RuleVerdict::Remember(_) | RuleVerdict::Other(_) => {
+                return None;
+            }
         };
         Some(format!("{words}{} {target}", comment(table)).into())
     }

@@ -5,12 +5,14 @@ use std::fmt;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::family::Family;
+
 /// Rule: conditions that must all hold, and the verdict on the packet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Rule {
+pub struct TrafficRule {
     pub matches: Box<[Match]>,
-    pub verdict: Verdict,
+    pub verdict: RuleVerdict,
 }
 
 /// Condition on a packet.
@@ -29,7 +31,7 @@ pub enum Match {
     /// VNI in the VXLAN header, three bytes (RFC 7348, section 5).
     Vni(u32),
     /// True if the source is not in the set of the peers' VTEPs of that family.
-    NoPeer(crate::family::Family),
+    NoPeer(Family),
 }
 
 /// Network, or all addresses outside it.
@@ -44,14 +46,14 @@ pub struct Net {
 /// Verdict on the packet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verdict {
+pub enum RuleVerdict {
     Return,
     Accept,
     Masquerade {
         fully_random: bool,
     },
     /// Records the source in the set of unknown senders, with a counter, and continues with the next rule.
-    Remember(crate::family::Family),
+    Remember(Family),
     /// Counts the packet and continues with the next rule.
     Count,
     /// Counts and drops the packet.
@@ -60,7 +62,7 @@ pub enum Verdict {
     Other(Box<str>),
 }
 
-impl fmt::Display for Rule {
+impl fmt::Display for TrafficRule {
     /// Prints the rule as nft(8) does: `udp dport 8472 @th,96,24 0x1 ip saddr != @vteps counter`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for condition in &self.matches {
@@ -85,7 +87,7 @@ impl fmt::Display for Match {
 
 impl Net {
     fn protocol(&self) -> &'static str {
-        crate::family::Family::of(self.net.addr()).nft()
+        Family::of(self.net.addr()).nft()
     }
 }
 
@@ -95,7 +97,7 @@ impl fmt::Display for Net {
     }
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for RuleVerdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Return => f.write_str("return"),

@@ -4,14 +4,14 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Variant;
 use crate::family::Family;
 use crate::fault::{Severity, Words};
+use crate::state::Variant;
 
 /// Fault of the traffic rules, or a finding that they made.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Fault {
+pub enum FirewallFault {
     NftUnusable {
         why: Box<str>,
     },
@@ -54,7 +54,7 @@ pub enum Fault {
     PodSender(IpAddr),
 }
 
-impl Fault {
+impl FirewallFault {
     /// Returns the effect on readiness. Every fault decides it here.
     pub fn severity(&self) -> Severity {
         match self {

@@ -6,11 +6,10 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::rule::Rule;
+use super::{Aside, Goes, Kind, Losses, Rank, State, TrafficRule, Unknown};
 use crate::Row;
 use crate::family::Family;
 use crate::owned::{Owned, Writer};
-use crate::state::{Aside, Goes, Kind, Losses, Rank, State, Unknown};
 
 /// flannel's table of one family, such as `ip flannel-ipv4`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -25,7 +24,7 @@ pub struct NftTable {
 pub struct NftChain {
     pub family: Family,
     pub chain: NftChainName,
-    pub rules: Box<[Rule]>,
+    pub rules: Box<[TrafficRule]>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unknown: Unknown,
 }

@@ -1,0 +1,74 @@
+//! Sample traffic of pods, by which traffic rules and routes of other programs are judged.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::name::LinkName;
+
+/// Traffic between the pods of this node and the pods of one peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Passage {
+    pub own: IpNet,
+    pub peer: IpNet,
+    /// Device that leads to the peer.
+    pub link: LinkName,
+}
+
+/// First packet of a connection between pods, on its way through this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Packet {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    /// Device by which it comes in.
+    pub inbound: LinkName,
+    /// Device by which it leaves.
+    pub outbound: LinkName,
+}
+
+impl Passage {
+    /// Returns one packet for each direction.
+    pub fn packets(&self, bridge: LinkName) -> [Packet; 2] {
+        let (own, peer) = (pod(self.own), pod(self.peer));
+        [
+            Packet { source: own, destination: peer, inbound: bridge, outbound: self.link },
+            Packet { source: peer, destination: own, inbound: self.link, outbound: bridge },
+        ]
+    }
+}
+
+/// Returns the address of a pod subnet that is given to a pod last.
+fn pod(subnet: IpNet) -> IpAddr {
+    match subnet {
+        IpNet::V4(net) => {
+            (u32::from(net.broadcast()) - u32::from(net.prefix_len() < 31)).to_be_bytes().into()
+        }
+        IpNet::V6(net) => {
+            (u128::from(net.broadcast()) - u128::from(net.prefix_len() < 127)).to_be_bytes().into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn packets_go_both_ways_between_the_last_pods() {
+        let link: LinkName = "flannel.1".parse().unwrap();
+        let passage = Passage { own: net("10.244.1.0/24"), peer: net("10.244.2.0/24"), link };
+        let bridge: LinkName = "cni0".parse().unwrap();
+        let [out, back] = passage.packets(bridge);
+        assert_eq!((out.source, out.destination), ([10, 244, 1, 254].into(), [10, 244, 2, 254].into()));
+        assert_eq!((out.inbound, out.outbound, back.inbound), (bridge, link, link));
+        assert_eq!(pod(net("fd00::/64")), "fd00::ffff:ffff:ffff:fffe".parse::<IpAddr>().unwrap());
+        assert_eq!(pod(net("10.0.0.7/32")), IpAddr::from([10, 0, 0, 7]));
+    }
+}
