@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use plan::owned::{NEXTHOPS, Owned};
+use plan::marks::NEXTHOPS;
+use plan::owned::Owned;
 use plan::state::Nexthop;
 use plan::underlay::NextHop;
 use plan::{Kind, LinkName, Verb};

@@ -1,7 +1,8 @@
 //! Policy rules that send destinations inside our networks to a table. They are ours by protocol or by table.
 
 use ipnet::IpNet;
-use plan::owned::{Owned, PROTOCOL};
+use plan::marks::PROTOCOL;
+use plan::owned::Owned;
 use plan::state::Rule;
 use plan::{Kind, LinkName, Verb};
 

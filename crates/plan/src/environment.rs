@@ -79,9 +79,10 @@ fn refused(config: &Config, told: &Firewalld) -> Option<NodeFault> {
 mod tests {
     use super::*;
     use crate::Path;
-    use crate::backend::{Backend, TunnelKind};
+    use crate::backend::Backend;
     use crate::netconf::NetConf;
     use crate::state::Sysctl;
+    use crate::tunnel_id::TunnelKind;
 
     fn config() -> Config {
         let text = r#"{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10:244::/48", "Backend": {"Type": "vxlan"}}"#;

@@ -65,7 +65,7 @@ impl<G: Fn(LinkName) -> bool> EachKind for Kept<'_, G> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::owned::{NEXTHOPS, PROTOCOL};
+    use crate::marks::{NEXTHOPS, PROTOCOL};
     use crate::state::{Address, Link, LinkKind, Nexthop, Rule, Vxlan};
 
     fn owned() -> Owned {

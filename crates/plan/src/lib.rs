@@ -44,6 +44,7 @@ pub mod subnet_env;
 pub mod sysctls;
 mod table;
 pub mod text;
+mod tunnel_id;
 mod unclaimed;
 pub mod underlay;
 pub mod uplink;
@@ -60,5 +61,6 @@ pub use situation::{Memory, PeerHealth, Plan, Situation, plan, plan_at_start, sc
 pub use state::{Kind, State};
 pub use sysctls::forwarding;
 pub use table::{Row, Table};
+pub use tunnel_id::{TunnelId, TunnelKind};
 pub use unclaimed::unclaimed;
 pub use wanted::{Path, PeerPath, Tunnel, carried};

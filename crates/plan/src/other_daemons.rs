@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::TunnelId;
+use crate::tunnel_id::TunnelId;
 
 /// Other daemons of this node, and what they hold that exists once per node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,12 +5,10 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::LinkName;
-use crate::backend::TunnelId;
 use crate::family::Family;
 use crate::passage::Passage;
 use crate::range::Range;
-
-pub use crate::marks::{NEXTHOPS, PROTOCOL};
+use crate::tunnel_id::TunnelId;
 
 /// Bounds of the objects that may be ours. The kernel is read within the same bounds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

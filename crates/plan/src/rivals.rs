@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Backend, End, TunnelId};
+use crate::backend::{Backend, End};
 use crate::config::Config;
 use crate::family::Family;
 use crate::ip_address::number;
 use crate::lease::{Lease, Leases};
 use crate::state::{RoutePath, State};
+use crate::tunnel_id::TunnelId;
 use crate::verdict::Health;
 use crate::{LinkName, Mac};
 

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::LinkName;
-use crate::owned::{NEXTHOPS, PROTOCOL};
+use crate::marks::{NEXTHOPS, PROTOCOL};
 use crate::state::{RoutePath, State};
 
 /// Route through the uplink to a pod subnet.

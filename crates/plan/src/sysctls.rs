@@ -1,12 +1,13 @@
 //! Sysctls that a pod network needs. The node's own sysctls are planned only if necessary, only to raise them, and only
 //! if they could be read. The crate `kernel` writes them.
 
-use crate::backend::{Direct, family_of_device};
+use crate::backend::Direct;
 use crate::config::Config;
 use crate::family::Family;
 use crate::node::Node;
 use crate::note::NodeFault;
 use crate::state::{State, Sysctl};
+use crate::tunnel_id::family_of_device;
 use crate::underlay::Underlay;
 use crate::{LinkName, environment};
 

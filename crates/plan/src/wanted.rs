@@ -16,22 +16,24 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Encapsulation, Endpoint, Narrow, TunnelId, TunnelKind, least_mtu, may_be_ours};
+use crate::backend::{Encapsulation, Endpoint, Narrow, least_mtu, may_be_ours};
 use crate::config::{Config, Sysctls};
 use crate::direct::OnLink;
 use crate::family::Family;
 use crate::former::Former;
 use crate::lease::{Lease, Leases};
+use crate::marks::PROTOCOL;
 use crate::node::{Node, Uplink};
 use crate::note::{Extent, NodeFault, Note, PeerFault};
 use crate::other_daemons::OtherDaemons;
-use crate::owned::{Owned, PROTOCOL, Sweep};
+use crate::owned::{Owned, Sweep};
 use crate::rivals::Contender;
 use crate::situation::Situation;
 use crate::standing::{has_nexthops, standing};
 use crate::state::{
     Address, FdbEntry, Link, MAIN_TABLE, Neighbour, Route, RoutePath, Rule, State, Sysctl, WORST_METRIC,
 };
+use crate::tunnel_id::{TunnelId, TunnelKind};
 use crate::underlay::{Underlay, pods_bridge};
 use crate::{LinkName, Mac, firewall, sysctls};
 use ways::Ways;

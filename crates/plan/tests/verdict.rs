@@ -10,9 +10,8 @@ mod verdict {
 
 use std::time::Duration;
 
-use plan::backend::TunnelKind;
 use plan::verdict::{Answer, Finding, Judge, Local, PATIENCE, Probe, Sample, Way};
-use plan::{Path, PeerPath};
+use plan::{Path, PeerPath, TunnelKind};
 use proptest::prelude::*;
 use verdict::world::{LATENCY, Link, Sim, World, big, came, peer, refused, too_big};
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use kernel::Kernel;
-use plan::backend::{self, Announced, TunnelId};
+use plan::backend::{self, Announced};
 use plan::belief::History;
 use plan::config::Config;
 use plan::follow::HOLD;
@@ -22,7 +22,7 @@ use plan::subnet::Subnet;
 use plan::subnet_alloc::Asker;
 use plan::underlay::Underlay;
 use plan::uplink::{self, Ask, Reach, Way};
-use plan::{Family, Mac};
+use plan::{Family, Mac, TunnelId};
 use tracing::{info, warn};
 
 use crate::cache::{Cache, Remembered};

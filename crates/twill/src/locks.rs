@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
 use kernel::{AbstractName, abstract_names};
-use plan::backend::TunnelId;
+use plan::TunnelId;
 use plan::config::Config;
 use plan::other_daemons::FirewallKeeper;
 use tracing::warn;
@@ -499,7 +499,7 @@ mod tests {
     #[test]
     fn of_many_daemons_one_gets_the_lock_and_the_next_one_after_its_end() {
         let number = 0x00ff_0000 | std::process::id() & 0xffff;
-        let what = Locked::Tunnel(TunnelId { kind: plan::backend::TunnelKind::Vxlan, number });
+        let what = Locked::Tunnel(TunnelId { kind: plan::TunnelKind::Vxlan, number });
         let all: Vec<_> = (0..8).map(|_| thread::spawn(move || taken(what))).collect();
         let all: Vec<Locks> = all.into_iter().filter_map(|thread| thread.join().unwrap()).collect();
         assert!(all.len() <= 1, "{} of them have it", all.len());

@@ -202,7 +202,7 @@ fn catch_up(counter: &Counter, count: u64) {
 
 #[cfg(test)]
 mod tests {
-    use plan::backend::TunnelKind;
+    use plan::TunnelKind;
 
     use super::*;
     use crate::report::peers::tests::{health, peer};

@@ -168,9 +168,8 @@ pub(crate) fn fuzz(json: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use plan::backend::TunnelKind;
     use plan::verdict::Finding;
-    use plan::{Path, PeerPath};
+    use plan::{Path, PeerPath, TunnelKind};
 
     use super::*;
     use crate::report::board;

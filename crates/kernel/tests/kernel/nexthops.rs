@@ -2,7 +2,7 @@
 
 use kernel::Outcome;
 use lab::Timing::Free;
-use plan::owned::{NEXTHOPS, PROTOCOL};
+use plan::marks::{NEXTHOPS, PROTOCOL};
 use plan::state::{Nexthop, RoutePath};
 
 use crate::scene::*;

@@ -30,7 +30,7 @@ fn wanted() -> State {
         FdbEntry { link, mac, remote, port, unknown: None }
     };
     let neighbour = |link, text: &str| Neighbour { link, address: text.parse().unwrap(), mac, unknown: None };
-    let id = *plan::owned::NEXTHOPS.start();
+    let id = *plan::marks::NEXTHOPS.start();
     let nexthop = Nexthop {
         id,
         gateway: [10, 244, 4, 0].into(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kernel::Outcome;
 use lab::Timing::Free;
-use plan::owned::PROTOCOL;
+use plan::marks::PROTOCOL;
 use plan::state::{Route, RoutePath};
 
 use crate::scene::*;

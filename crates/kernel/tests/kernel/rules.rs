@@ -2,7 +2,8 @@
 
 use kernel::Outcome;
 use lab::Timing::Free;
-use plan::owned::{Owned, PROTOCOL};
+use plan::marks::PROTOCOL;
+use plan::owned::Owned;
 use plan::state::Rule;
 
 use crate::scene::*;

@@ -8,8 +8,8 @@ use ipnet::IpNet;
 
 use crate::LinkName;
 use crate::family::Family;
+use crate::marks::PROTOCOL;
 use crate::node::Uplink;
-use crate::owned::PROTOCOL;
 use crate::state::{Route, RoutePath};
 
 /// Checks that the announced address is the uplink's own, since peers use it as next hop. The error names the flag to

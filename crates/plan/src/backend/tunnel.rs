@@ -1,8 +1,6 @@
-//! Tunnels in general: their kinds, and what all kinds share. The file of a backend fills in the rest.
+//! Tunnels in general: what all kinds share. The file of a backend fills in the rest.
 
-use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -12,23 +10,12 @@ use crate::family::Family;
 use crate::node::Uplink;
 use crate::state::{Address, FdbEntry, Link, LinkKind, Neighbour, Route};
 use crate::subnet::Subnet;
+use crate::tunnel_id::{TunnelId, TunnelKind};
 use crate::underlay::{AddressFacts, LinkFacts, Underlay};
 use crate::{LinkName, Mac};
 
-/// Kind of a tunnel. Users see its label, such as `vxlan`, in status, metrics and JSON.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(into = "&'static str", try_from = "Box<str>")]
-pub enum TunnelKind {
-    Vxlan,
-}
-
 /// Properties of a kind of tunnel that no option changes.
 pub(super) struct Properties {
-    pub(super) label: &'static str,
-    /// Config key of the number that tells the tunnels of this kind apart.
-    pub(super) number: &'static str,
-    /// Prefixes of the devices' names, for IPv4 and for IPv6; the number follows.
-    pub(super) devices: [&'static str; 2],
     /// Kind of the devices in the kernel (`IFLA_INFO_KIND`).
     pub(super) link_kind: &'static str,
     /// Size of the outer headers in bytes, over IPv4 and over IPv6.
@@ -39,109 +26,10 @@ pub(super) struct Properties {
     pub(super) reach: fn(&Encapsulation, &Endpoint, Option<u16>, u32) -> PeerRows,
 }
 
-impl TunnelKind {
-    pub const ALL: [Self; 1] = [Self::Vxlan];
-
-    fn properties(self) -> &'static Properties {
-        match self {
-            Self::Vxlan => &vxlan::PROPERTIES,
-        }
+fn properties(kind: TunnelKind) -> &'static Properties {
+    match kind {
+        TunnelKind::Vxlan => &vxlan::PROPERTIES,
     }
-
-    /// Returns the name of the kind, which is also the name of its backend type.
-    pub fn label(self) -> &'static str {
-        self.properties().label
-    }
-
-    /// Returns the config key of the number that tells the tunnels of this kind apart.
-    pub fn number(self) -> &'static str {
-        self.properties().number
-    }
-
-    /// Returns the largest number whose device names fit in the 15 bytes of an interface name.
-    pub(crate) fn largest(self, ipv6: bool) -> u32 {
-        let [ipv4_device, ipv6_device] = self.properties().devices;
-        let longest = if ipv6 { ipv4_device.len().max(ipv6_device.len()) } else { ipv4_device.len() };
-        10_u32.saturating_pow(15_usize.saturating_sub(longest) as u32) - 1
-    }
-}
-
-impl From<TunnelKind> for &'static str {
-    fn from(kind: TunnelKind) -> Self {
-        kind.label()
-    }
-}
-
-impl TryFrom<Box<str>> for TunnelKind {
-    type Error = String;
-
-    fn try_from(label: Box<str>) -> Result<Self, String> {
-        let kind = Self::ALL.into_iter().find(|kind| kind.label() == &*label);
-        kind.ok_or_else(|| format!("{label:?} is no kind of tunnel"))
-    }
-}
-
-/// Tunnel of this node, as text `VNI 1`. It has a device per family, which one daemon of the node can have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub struct TunnelId {
-    pub kind: TunnelKind,
-    pub number: u32,
-}
-
-impl TunnelId {
-    /// Returns the name of the device of the family.
-    pub fn device(self, family: Family) -> LinkName {
-        LinkName::numbered(self.kind.properties().devices[family as usize], self.number)
-    }
-
-    /// Returns the tunnel of a device by its name, if the name has the form of ours.
-    pub fn of_device(name: LinkName) -> Option<Self> {
-        let number = |prefix: &str| name.as_str().strip_prefix(prefix)?.parse().ok();
-        let of_kind = |kind: TunnelKind| {
-            let number = kind.properties().devices.into_iter().find_map(number)?;
-            Some(Self { kind, number })
-        };
-        TunnelKind::ALL.into_iter().find_map(of_kind)
-    }
-}
-
-impl fmt::Display for TunnelId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.kind.number(), self.number)
-    }
-}
-
-impl FromStr for TunnelId {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let of_kind = |kind: TunnelKind| {
-            let number = text.strip_prefix(kind.number())?.strip_prefix(' ')?.parse().ok()?;
-            Some(Self { kind, number })
-        };
-        TunnelKind::ALL.into_iter().find_map(of_kind).ok_or_else(|| format!("{text:?} is no tunnel"))
-    }
-}
-
-impl From<TunnelId> for String {
-    fn from(id: TunnelId) -> Self {
-        id.to_string()
-    }
-}
-
-impl TryFrom<String> for TunnelId {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-/// Returns the family that a device of ours carries, by its name.
-pub(crate) fn family_of_device(name: LinkName) -> Family {
-    let carries_ipv4 = |kind: TunnelKind| name.as_str().starts_with(kind.properties().devices[0]);
-    if TunnelKind::ALL.into_iter().any(carries_ipv4) { Family::Ipv4 } else { Family::Ipv6 }
 }
 
 /// Returns true if a device with one of our names may be ours, by its kind.
@@ -153,7 +41,7 @@ pub(crate) fn may_be_ours(link: &LinkFacts) -> bool {
 }
 
 fn is_of_kind(link: &LinkFacts, kind: TunnelKind) -> bool {
-    *link.kind == *kind.properties().link_kind
+    *link.kind == *properties(kind).link_kind
 }
 
 /// Returns the addresses of tunnel devices that exist here with a name like ours, whichever program made them, each with
@@ -293,7 +181,7 @@ impl Encapsulation {
     }
 
     fn overhead(&self, family: Family) -> u32 {
-        self.id.kind.properties().overhead[family as usize]
+        properties(self.id.kind).overhead[family as usize]
     }
 
     /// Returns the MTU of outer packets in bytes. The kernel silently reduces what exceeds the uplink's MTU.
@@ -316,7 +204,7 @@ impl Encapsulation {
     pub(crate) fn device(&self, end: &Endpoint, uplink: &Uplink) -> (Link, Address) {
         let family = Family::of(end.local);
         let name = self.device_name(family);
-        let kind = (self.id.kind.properties().placed)(self, end.local, uplink.link);
+        let kind = (properties(self.id.kind).placed)(self, end.local, uplink.link);
         let mtu = self.device_mtu(family, uplink);
         let address = Address { link: name, address: IpNet::from(end.subnet.network()), unknown: None };
         (Link { name, kind, mac: end.mac, mtu, up: true, unknown: None }, address)
@@ -324,6 +212,6 @@ impl Encapsulation {
 
     /// Returns the rows that make a peer's subnet reachable. A peer that names no port is assumed to use ours.
     pub(crate) fn peer(&self, peer: &Endpoint, port: Option<u16>, table: u32) -> PeerRows {
-        (self.id.kind.properties().reach)(self, peer, port, table)
+        (properties(self.id.kind).reach)(self, peer, port, table)
     }
 }

@@ -6,13 +6,12 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::tunnel::{
-    Direct, Encapsulation, End, Endpoint, PeerRows, Properties, SourceFilter, TunnelId, TunnelKind,
-};
+use super::tunnel::{Direct, Encapsulation, End, Endpoint, PeerRows, Properties, SourceFilter};
 use crate::family::Family;
 use crate::fields::Fields;
-use crate::marks::{IPV4_DEVICE, IPV6_DEVICE, PROTOCOL};
+use crate::marks::PROTOCOL;
 use crate::state::{FdbEntry, LinkKind, Neighbour, Route, RoutePath, Vxlan};
+use crate::tunnel_id::{TunnelId, TunnelKind};
 use crate::{LinkName, Mac};
 
 /// UDP port of a network config that names none. It is the kernel's default, which flannel gets by sending no port.
@@ -23,15 +22,8 @@ pub const DEFAULT_VNI: u32 = 1;
 
 /// Properties of the tunnel. The overhead is that of outer Ethernet, IP, UDP and VXLAN headers. flannel takes 50 bytes for
 /// IPv6, too (flannel-faults 44).
-pub(super) const PROPERTIES: Properties = Properties {
-    label: "vxlan",
-    number: "VNI",
-    devices: [IPV4_DEVICE, IPV6_DEVICE],
-    link_kind: "vxlan",
-    overhead: [50, 70],
-    placed,
-    reach,
-};
+pub(super) const PROPERTIES: Properties =
+    Properties { link_kind: "vxlan", overhead: [50, 70], placed, reach };
 
 fn placed(tunnel: &Encapsulation, local: IpAddr, uplink: LinkName) -> LinkKind {
     match &tunnel.attributes {

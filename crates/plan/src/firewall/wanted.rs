@@ -11,7 +11,7 @@ use super::choice::choose;
 use super::obstacle::fault;
 use super::{Choice, Summary};
 use crate::PeerPath;
-use crate::backend::{SourceFilter, TunnelId};
+use crate::backend::SourceFilter;
 use crate::config::Config;
 use crate::family::Family;
 use crate::lease::Leases;
@@ -23,6 +23,7 @@ use crate::state::{
     IptablesChain, IptablesTable, Link, LinkKind, Match, Net, NftChain, NftChainName, NftElement, NftTable,
     RuleVerdict, TrafficRule, Variant, Vxlan,
 };
+use crate::tunnel_id::TunnelId;
 use crate::underlay::{FirewallFacts, Manager, Stranger};
 use crate::wanted::UNPRIVILEGED;
 

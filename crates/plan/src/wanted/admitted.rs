@@ -7,11 +7,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Draft;
-use crate::backend::{Backend, Encapsulation, End, TunnelId};
+use crate::backend::{Backend, Encapsulation, End};
 use crate::family::Family;
 use crate::ip_address::{is_host_address, number};
 use crate::lease::Lease;
 use crate::note::PeerFault;
+use crate::tunnel_id::TunnelId;
 use crate::{Mac, pool};
 
 /// Destination of an FDB entry: underlay address and UDP port.

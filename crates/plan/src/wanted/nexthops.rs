@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::owned::{NEXTHOPS, PROTOCOL};
+use crate::marks::{NEXTHOPS, PROTOCOL};
 use crate::state::{Nexthop, Route, RoutePath};
 
 /// Number of routes above which objects are used.

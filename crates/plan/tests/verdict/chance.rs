@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use plan::backend::TunnelKind;
 use plan::verdict::Probe;
-use plan::{Path, PeerPath};
+use plan::{Path, PeerPath, TunnelKind};
 
 use super::world::{Sim, World, came, peer};
 

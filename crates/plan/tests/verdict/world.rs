@@ -3,9 +3,8 @@
 
 use std::time::Duration;
 
-use plan::backend::TunnelKind;
 use plan::verdict::{Answer, Finding, Judge, Local, PATIENCE, Probe, Sample, Way, suspect};
-use plan::{Mac, Path, PeerPath, Tunnel};
+use plan::{Mac, Path, PeerPath, Tunnel, TunnelKind};
 
 /// Result of a probe that is sent at this time with this path in use; `None` is a loss.
 pub(crate) type Link = Box<dyn Fn(Probe, Path, Duration) -> Option<Answer>>;

@@ -138,9 +138,8 @@ pub(super) fn in_force(
 mod tests {
     use std::time::Duration;
 
-    use plan::Verb;
-    use plan::backend::TunnelKind;
     use plan::state::{Route, RoutePath};
+    use plan::{TunnelKind, Verb};
 
     use super::*;
     use crate::report::peers::tests::peer;

@@ -103,7 +103,7 @@ pub(crate) fn switches(before: &[PeerPath], now: &[PeerPath]) -> Vec<(Path, u64)
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use plan::backend::TunnelKind;
+    use plan::TunnelKind;
     use plan::verdict::Verdict;
 
     use super::*;

@@ -137,9 +137,8 @@ pub(super) fn age(seconds: u64) -> String {
 mod tests {
     use std::time::Duration;
 
-    use plan::Path;
-    use plan::backend::TunnelKind;
     use plan::verdict::Finding;
+    use plan::{Path, TunnelKind};
 
     use super::*;
     use crate::report::peers::reported;

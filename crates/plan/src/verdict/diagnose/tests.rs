@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use Probe::{Checksum, Direct, NextHop, Node, NodeSized, PathSized, There};
 
 use super::*;
-use crate::backend::TunnelKind;
+use crate::tunnel_id::TunnelKind;
 use crate::verdict::mtu_search::MtuSearch;
 use crate::verdict::{Answer, Local, Probe};
 use crate::{LinkName, Mac, PeerPath, Tunnel};

@@ -1,6 +1,6 @@
 //! Decisions of the loop, tested without any peer.
 
-use plan::backend::TunnelKind;
+use plan::TunnelKind;
 use plan::node::{Node, Uplink};
 use plan::subnet::Subnet;
 

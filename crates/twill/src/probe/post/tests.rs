@@ -4,11 +4,10 @@
 use std::time::Instant;
 
 use lab::{Lab, Timing, Topology};
-use plan::Tunnel;
-use plan::backend::TunnelKind;
 use plan::node::Uplink;
 use plan::subnet::Subnet;
 use plan::verdict::PATIENCE;
+use plan::{Tunnel, TunnelKind};
 
 use super::*;
 
