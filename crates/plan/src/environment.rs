@@ -3,11 +3,12 @@
 
 use ipnet::IpNet;
 
+use crate::State;
 use crate::config::Config;
 use crate::family::Family;
 use crate::note::{NodeFault, Note};
+use crate::peer::PeerPath;
 use crate::underlay::{Firewalld, Underlay};
-use crate::{PeerPath, State};
 
 /// Sysctls of the module br_netfilter; they do not exist without it.
 const BRIDGE: [(Family, &str); 2] = [
@@ -78,9 +79,9 @@ fn refused(config: &Config, told: &Firewalld) -> Option<NodeFault> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Path;
     use crate::backend::Backend;
     use crate::netconf::NetConf;
+    use crate::peer::Path;
     use crate::state::Sysctl;
     use crate::tunnel_id::TunnelKind;
 

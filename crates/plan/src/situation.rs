@@ -16,12 +16,13 @@ use crate::note::{NodeFault, Note};
 use crate::op::{Object, Op, Setting};
 use crate::other_daemons::OtherDaemons;
 use crate::owned::{Owned, Sweep};
+use crate::peer::PeerPath;
 use crate::policy::{Diversions, diversions};
 use crate::rivals::Contender;
 use crate::state::State;
 use crate::underlay::Underlay;
 use crate::verdict::Verdict;
-use crate::wanted::{PeerPath, Wanted, bounds, name_faulty, wanted};
+use crate::wanted::{Wanted, bounds, name_faulty, wanted};
 use crate::{diff, environment, firewall, sysctls, unclaimed};
 
 /// Inputs of a plan: everything that it depends on.

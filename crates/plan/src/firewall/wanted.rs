@@ -10,7 +10,6 @@ use ipnet::IpNet;
 use super::choice::choose;
 use super::obstacle::fault;
 use super::{Choice, Summary};
-use crate::PeerPath;
 use crate::backend::SourceFilter;
 use crate::config::Config;
 use crate::family::Family;
@@ -19,13 +18,13 @@ use crate::node::Node;
 use crate::note::FirewallFault;
 use crate::other_daemons::FirewallKeeper;
 use crate::passage::Packet;
+use crate::peer::{Path, PeerPath, UNPRIVILEGED};
 use crate::state::{
     IptablesChain, IptablesTable, Link, LinkKind, Match, Net, NftChain, NftChainName, NftElement, NftTable,
     RuleVerdict, TrafficRule, Variant, Vxlan,
 };
 use crate::tunnel_id::TunnelId;
 use crate::underlay::{FirewallFacts, Manager, Stranger};
-use crate::wanted::UNPRIVILEGED;
 
 /// Maximum number of unknown senders that are reported: a sender that forges one address can forge a thousand.
 const NAMED: usize = 16;
@@ -161,8 +160,8 @@ impl Firewall {
         let family = Family::of(network.addr());
         let obstacles = what.facts.obstacles.iter();
         let uplink = what.node.uplink.link;
-        let direct = what.config.backend.is_direct_only()
-            || what.peers.iter().any(|peer| peer.path == crate::Path::Direct);
+        let direct =
+            what.config.backend.is_direct_only() || what.peers.iter().any(|peer| peer.path == Path::Direct);
         // An obstacle on the uplink refuses nothing if all peers are reached by tunnel.
         let in_use = |packet: &Packet| direct || ![packet.inbound, packet.outbound].contains(&uplink);
         let obstacles = obstacles

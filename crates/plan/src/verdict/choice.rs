@@ -8,7 +8,7 @@ use super::self_suspect::Silence;
 use super::time::Time;
 use super::track::Track;
 use super::{Finding, Way};
-use crate::Path;
+use crate::peer::Path;
 
 /// Time without a loss that proves the direct path for the first time. Later proofs take much longer ([`Choice::health`]).
 const PROOF: Duration = Duration::from_millis(900);

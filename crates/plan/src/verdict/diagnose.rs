@@ -7,7 +7,7 @@ use super::evidence::Evidence;
 use super::time::Time;
 use super::track::Track;
 use super::{Finding, Way};
-use crate::Path;
+use crate::peer::Path;
 
 /// Time without a loss after which the direct path counts as healthy again, if it was left because of a fault.
 const CALM: Duration = Duration::from_secs(10);

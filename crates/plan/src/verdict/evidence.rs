@@ -8,7 +8,7 @@ use super::mtu_search::{MtuSearch, least};
 use super::time::Time;
 use super::track::Track;
 use super::{Answer, Finding, Local, Probe, Way};
-use crate::{Path, PeerPath};
+use crate::peer::{Path, PeerPath};
 
 /// Overhead of VXLAN in bytes for an outer header of IPv4 and of IPv6: IP, UDP, VXLAN and inner Ethernet headers.
 const OVERHEAD: (u32, u32) = (50, 70);

@@ -10,7 +10,8 @@ use super::schedule::{BACK, Kind, Schedule};
 use super::self_suspect::Silence;
 use super::time::Time;
 use super::{Answer, Finding, Health, Probe, Sample, Verdict};
-use crate::{LinkName, PeerPath};
+use crate::LinkName;
+use crate::peer::PeerPath;
 
 /// Time after which a probe without a reply is lost.
 pub const PATIENCE: Duration = Duration::from_millis(800);

@@ -11,7 +11,7 @@ use super::history::PAIRS_APART;
 use super::time::Time;
 use super::track::Track;
 use super::{PATIENCE, Probe, Way};
-use crate::Path;
+use crate::peer::Path;
 
 /// Time after which a reply is late; also the time between two quick probes.
 const LATE: Duration = Duration::from_millis(150);

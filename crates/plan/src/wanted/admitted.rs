@@ -12,6 +12,7 @@ use crate::family::Family;
 use crate::ip_address::{is_host_address, number};
 use crate::lease::Lease;
 use crate::note::PeerFault;
+use crate::peer::UNPRIVILEGED;
 use crate::tunnel_id::TunnelId;
 use crate::{Mac, pool};
 
@@ -202,9 +203,6 @@ impl Draft<'_> {
         })
     }
 }
-
-/// First UDP port that is not well-known.
-pub(crate) const UNPRIVILEGED: u16 = 1024;
 
 /// Returns true if packets for a peer's pods may be sent to this address, which must be that of a node. An IPv4 link-local
 /// address is accepted only if our own address is link-local, too.

@@ -6,13 +6,14 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::Draft;
 use super::admitted::Admitted;
-use super::{Draft, Path, PeerPath, Tunnel};
 use crate::backend::{Direct, Encapsulation, End, Endpoint, host_gw};
 use crate::direct;
 use crate::family::Family;
 use crate::lease::Lease;
 use crate::note::{NodeFault, PeerFault};
+use crate::peer::{Path, PeerPath, Tunnel};
 use crate::rivals::Standing;
 use crate::verdict::Way;
 
