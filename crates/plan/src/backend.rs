@@ -13,10 +13,11 @@ use serde_json::value::RawValue;
 
 use crate::family::Family;
 use crate::fields::Fields;
+use crate::mac::Mac;
+use crate::name::LinkName;
 use crate::node::Uplink;
 use crate::tunnel_id::{TunnelId, TunnelKind};
 use crate::underlay::Underlay;
-use crate::{LinkName, Mac};
 pub use tunnel::{Direct, SourceFilter, left_devices, standing};
 pub(crate) use tunnel::{Encapsulation, End, Endpoint, Narrow, least_mtu, may_be_ours};
 use vxlan::Vtep;

@@ -1,9 +1,11 @@
 //! Rejects a plan that contradicts itself, before it reaches the kernel. It finds faults of twill itself: `wanted` has
 //! already left out faulty leases.
 
+use crate::each_kind::EachKind;
+use crate::op::Object;
 use crate::owned::Owned;
-use crate::state::{EachKind, Kind, LinkKind, RoutePath, State};
-use crate::{Object, Table};
+use crate::state::{Kind, LinkKind, RoutePath, State};
+use crate::table::Table;
 
 /// Returns one line for each contradiction; the list is empty for a plan that may be applied.
 pub(crate) fn check(state: &State, owned: &Owned) -> Vec<String> {

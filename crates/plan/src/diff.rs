@@ -2,10 +2,12 @@
 //! union of both sides once per kind, so it finds left-overs under keys that nothing desires. [`Kind::is_ours`] decides
 //! which of them may be deleted.
 
+use crate::each_kind::EachKind;
 use crate::family::Family;
+use crate::op::{Object, Op, Verb};
 use crate::owned::{Owned, Sweep};
-use crate::state::{EachKind, Goes, Kind, Link, LinkKind, Losses, NftChainName, State, Sysctl};
-use crate::{Object, Op, Setting, Table, Verb};
+use crate::state::{Goes, Kind, Link, LinkKind, Losses, NftChainName, Setting, State, Sysctl};
+use crate::table::Table;
 
 /// Returns the ops in the order in which they are to be applied; empty if nothing has to change.
 pub fn diff(wanted: &State, seen: &State, owned: &Owned) -> Vec<Op> {

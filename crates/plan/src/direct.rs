@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::LinkName;
+use crate::name::LinkName;
 use crate::underlay::{RouteFacts, Underlay};
 
 /// Value of each route, ready for longest-prefix matches.

@@ -3,11 +3,11 @@
 
 use ipnet::IpNet;
 
-use crate::State;
 use crate::config::Config;
 use crate::family::Family;
 use crate::note::{NodeFault, Note};
 use crate::peer::PeerPath;
+use crate::state::State;
 use crate::underlay::{Firewalld, Underlay};
 
 /// Sysctls of the module br_netfilter; they do not exist without it.

@@ -173,8 +173,8 @@ struct LeaseJson<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Mac;
     use crate::backend::vxlan::Vtep;
+    use crate::mac::Mac;
 
     #[test]
     fn values_survive_the_round_trip_byte_for_byte() {

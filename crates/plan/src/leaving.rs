@@ -1,9 +1,13 @@
 //! Computes the ops that take twill off a node: everything, or only what flannel would not have written, so that flannel
 //! can take over where twill stops. Both are ordinary diffs, which name only what is ours.
 
+use crate::diff::diff;
+use crate::each_kind::EachKind;
+use crate::name::LinkName;
+use crate::op::{Object, Op};
 use crate::owned::{Owned, Sweep, Writer};
-use crate::state::{EachKind, Kind, MAIN_TABLE, Route, RoutePath, State};
-use crate::{LinkName, Object, Op, Table, diff};
+use crate::state::{Kind, MAIN_TABLE, Route, RoutePath, State};
+use crate::table::Table;
 
 /// Returns the ops that remove everything that is ours.
 pub fn uninstall(seen: &State, owned: &Owned) -> Vec<Op> {

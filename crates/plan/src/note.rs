@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::LinkName;
 use crate::fault::{Severity, Words};
+use crate::name::LinkName;
 use crate::state::{NftTable, Route};
 pub use firewall::FirewallFault;
 pub use node::{Diversion, Extent, NodeFault};
@@ -151,8 +151,8 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::Mac;
     use crate::family::Family;
+    use crate::mac::Mac;
     use crate::state::{MAIN_TABLE, RoutePath, Variant};
     use crate::verdict::Finding;
 

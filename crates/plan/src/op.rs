@@ -4,12 +4,13 @@
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Address, Kind, Link, Rank, Sysctl};
-use crate::{LinkName, Row, for_each_kind, sysctls};
+use crate::for_each_kind;
+use crate::name::LinkName;
+use crate::state::{Address, Kind, Link, Rank, Setting};
+use crate::table::Row;
 
 /// Kind of change to an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -93,37 +94,6 @@ macro_rules! object {
 }
 for_each_kind!(object);
 
-/// Sysctl to be written, such as `{"path":"net/ipv4/ip_forward","value":"1","was":"0"}`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Setting {
-    #[serde(flatten)]
-    pub row: Sysctl,
-    /// Value that is replaced; `None` if none was read, or if its device is created again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub was: Option<Box<str>>,
-}
-
-impl From<Sysctl> for Setting {
-    fn from(row: Sysctl) -> Self {
-        Self { row, was: None }
-    }
-}
-
-impl Deref for Setting {
-    type Target = Sysctl;
-
-    fn deref(&self) -> &Sysctl {
-        &self.row
-    }
-}
-
-impl fmt::Display for Setting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.row.fmt(f)?;
-        self.was.iter().try_for_each(|was| write!(f, " (was {was})"))
-    }
-}
-
 /// Single change to the kernel. Ops are sorted by rank, then object, then verb, so that every run gives the same list.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Op {
@@ -140,7 +110,7 @@ impl Op {
             (Verb::Recreate, _) => 1,
             (Verb::Delete, object) => object.rank().delete,
             // Forwarding is turned on together with the addresses.
-            (_, Object::Sysctl(setting)) if sysctls::forwards(&setting.row) => Address::RANK.put,
+            (_, Object::Sysctl(setting)) if setting.row.forwards() => Address::RANK.put,
             (_, object) => object.rank().put,
         }
     }

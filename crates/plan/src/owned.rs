@@ -1,11 +1,11 @@
 //! Bounds of the objects on this node that may be twill's. Within them each kind decides which rows may be deleted
-//! ([`Kind::is_ours`](crate::Kind::is_ours)).
+//! ([`Kind::is_ours`](crate::state::Kind::is_ours)).
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::LinkName;
 use crate::family::Family;
+use crate::name::LinkName;
 use crate::passage::Passage;
 use crate::range::Range;
 use crate::tunnel_id::TunnelId;

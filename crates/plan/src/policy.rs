@@ -6,9 +6,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::LinkName;
 use crate::config::Config;
 use crate::family::Family;
+use crate::name::LinkName;
 use crate::note::{Diversion, NodeFault, Note};
 use crate::state::{MAIN_TABLE, Route, RoutePath, State};
 use crate::underlay::{AddressFacts, Underlay, Way, WayAnswer};

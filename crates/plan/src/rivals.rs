@@ -15,10 +15,11 @@ use crate::config::Config;
 use crate::family::Family;
 use crate::ip_address::number;
 use crate::lease::{Lease, Leases};
+use crate::mac::Mac;
+use crate::name::LinkName;
 use crate::state::{RoutePath, State};
 use crate::tunnel_id::TunnelId;
 use crate::verdict::Health;
-use crate::{LinkName, Mac};
 
 /// Maximum time for which a lease that the kernel uses is kept while its node has not been judged.
 const UNJUDGED: Duration = Duration::from_secs(60);

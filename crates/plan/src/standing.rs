@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::LinkName;
 use crate::marks::{NEXTHOPS, PROTOCOL};
+use crate::name::LinkName;
 use crate::state::{RoutePath, State};
 
 /// Route through the uplink to a pod subnet.

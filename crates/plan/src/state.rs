@@ -22,8 +22,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::family::Family;
+use crate::name::LinkName;
 use crate::owned::{Owned, Writer};
-use crate::{LinkName, Object, Row, Table};
+use crate::table::{Row, Table};
 
 pub use address::Address;
 pub use fdb::FdbEntry;
@@ -34,7 +35,8 @@ pub use nexthop::Nexthop;
 pub use nft::{NftChain, NftChainName, NftElement, NftTable};
 pub use route::{MAIN_TABLE, Route, RoutePath, WORST_METRIC};
 pub use rule::Rule;
-pub use sysctl::Sysctl;
+pub(crate) use sysctl::{FORWARD, FORWARD_IPV6};
+pub use sysctl::{Setting, Sysctl};
 pub use traffic_rule::{Match, Net, RuleVerdict, TrafficRule};
 
 /// Text of what was read and not understood; `None` in every desired row.
@@ -119,7 +121,7 @@ macro_rules! for_each_kind {
     ($then:ident) => {
         $crate::for_each_netlink_kind! {
             $then
-            [sysctls: Sysctl($crate::Setting) of $crate::state::Sysctl,]
+            [sysctls: Sysctl($crate::state::Setting) of $crate::state::Sysctl,]
             [
                 nft_tables: NftTable($crate::state::NftTable) of $crate::state::NftTable,
                 nft_chains: NftChain($crate::state::NftChain) of $crate::state::NftChain,
@@ -169,26 +171,9 @@ macro_rules! state {
                 pub $table: Table<$row>,
             )*
         }
-
-        impl State {
-            /// Calls `visitor` once for each kind, with the functions that find that kind's table in any state.
-            pub fn each_kind(visitor: &mut impl EachKind) {
-                $(visitor.kind(|state: &Self| &state.$table, |state: &mut Self| &mut state.$table);)*
-            }
-        }
     };
 }
 for_each_kind!(state);
-
-/// Visitor of the kinds of rows.
-pub trait EachKind {
-    /// Handles one kind; both functions find its table in a state.
-    fn kind<K: Kind + Into<Object>>(
-        &mut self,
-        table: fn(&State) -> &Table<K>,
-        table_mut: fn(&mut State) -> &mut Table<K>,
-    );
-}
 
 /// Displays what was not understood, in brackets behind the rest of the row.
 pub(crate) struct Aside<'a>(pub(crate) &'a Unknown);

@@ -3,16 +3,14 @@
 
 use crate::backend::Direct;
 use crate::config::Config;
+use crate::environment;
 use crate::family::Family;
+use crate::name::LinkName;
 use crate::node::Node;
 use crate::note::NodeFault;
-use crate::state::{State, Sysctl};
+use crate::state::{FORWARD, FORWARD_IPV6, State, Sysctl};
 use crate::tunnel_id::family_of_device;
 use crate::underlay::Underlay;
-use crate::{LinkName, environment};
-
-const FORWARD: &str = "net/ipv4/ip_forward";
-const FORWARD_IPV6: &str = "net/ipv6/conf/all/forwarding";
 
 /// Value of `rp_filter` that checks sources strictly.
 const STRICT: u8 = 1;
@@ -145,11 +143,6 @@ pub(crate) fn told(row: Sysctl, seen: &Underlay) -> Option<NodeFault> {
 pub(crate) fn is_missing(path: &str, value: &str, wanted: &State, seen: &State) -> bool {
     let has = |state: &State| state.sysctls.iter().any(|row| *row.path == *path && *row.value == *value);
     has(wanted) && !has(seen)
-}
-
-/// Returns true if the setting turns forwarding on.
-pub(crate) fn forwards(row: &Sysctl) -> bool {
-    [FORWARD, FORWARD_IPV6].contains(&&*row.path)
 }
 
 /// Returns the setting that keeps router advertisements from inside the tunnel from configuring the node (flannel-compat
@@ -443,6 +436,6 @@ mod tests {
             text.contains(r#"{"sysctl":{"path":"net/ipv4/ip_forward","value":"1","was":"0"}}"#),
             "{text}"
         );
-        assert_eq!(serde_json::from_str::<Vec<crate::Op>>(&text).unwrap(), steps);
+        assert_eq!(serde_json::from_str::<Vec<crate::op::Op>>(&text).unwrap(), steps);
     }
 }

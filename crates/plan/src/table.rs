@@ -1,4 +1,4 @@
-//! Sorted list of rows, the form of every part of a [`State`](crate::State): small in memory, walked once.
+//! Sorted list of rows, the form of every part of a [`State`](crate::state::State): small in memory, walked once.
 //!
 //! Several rows may have one key, because the kernel allows that (`ip route append`).
 

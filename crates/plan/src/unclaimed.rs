@@ -1,10 +1,9 @@
 //! Finds objects in our networks that look like flannel's but belong to no program known here. They are reported with the
 //! command that removes them, and never touched (ARCHITECTURE.md, invariant 6).
 
-use crate::State;
 use crate::note::{Note, Unclaimed};
 use crate::owned::Owned;
-use crate::state::{NftChainName, NftTable};
+use crate::state::{NftChainName, NftTable, State};
 use crate::underlay::Underlay;
 
 /// Start of the name of every flannel device; its backend's own suffix follows.

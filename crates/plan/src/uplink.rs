@@ -8,10 +8,10 @@ mod rank;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::LinkName;
 use crate::config::Config;
 use crate::family::Family;
 use crate::ip_address::is_host_address;
+use crate::name::LinkName;
 use crate::node::Uplink;
 use crate::range::Range;
 use crate::underlay::{AddressFacts, Underlay};

@@ -22,7 +22,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{LinkName, Mac};
+use crate::mac::Mac;
+use crate::name::LinkName;
 
 pub use finding::Finding;
 pub use judge::{Judge, Local, PATIENCE};

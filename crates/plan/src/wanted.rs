@@ -20,6 +20,7 @@ use crate::family::Family;
 use crate::former::Former;
 use crate::lease::{Lease, Leases};
 use crate::marks::PROTOCOL;
+use crate::name::LinkName;
 use crate::node::{Node, Uplink};
 use crate::note::{Extent, NodeFault, Note, PeerFault};
 use crate::other_daemons::OtherDaemons;
@@ -33,7 +34,7 @@ use crate::state::{
 };
 use crate::tunnel_id::TunnelId;
 use crate::underlay::{Underlay, pods_bridge};
-use crate::{LinkName, firewall, sysctls};
+use crate::{firewall, sysctls};
 use ways::Ways;
 
 /// Desired state, the bounds of what may be deleted on the way to it, and the warnings.

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::LinkName;
 use crate::family::Family;
 use crate::marks::PROTOCOL;
+use crate::name::LinkName;
 use crate::node::Uplink;
 use crate::state::{Route, RoutePath};
 

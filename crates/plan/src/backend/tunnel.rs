@@ -7,12 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::vxlan;
 use crate::family::Family;
+use crate::mac::Mac;
+use crate::name::LinkName;
 use crate::node::Uplink;
 use crate::state::{Address, FdbEntry, Link, LinkKind, Neighbour, Route};
 use crate::subnet::Subnet;
 use crate::tunnel_id::{TunnelId, TunnelKind};
 use crate::underlay::{AddressFacts, LinkFacts, Underlay};
-use crate::{LinkName, Mac};
 
 /// Properties of a kind of tunnel that no option changes.
 pub(super) struct Properties {

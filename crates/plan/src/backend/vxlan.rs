@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use super::tunnel::{Direct, Encapsulation, End, Endpoint, PeerRows, Properties, SourceFilter};
 use crate::family::Family;
 use crate::fields::Fields;
+use crate::mac::Mac;
 use crate::marks::PROTOCOL;
+use crate::name::LinkName;
 use crate::state::{FdbEntry, LinkKind, Neighbour, Route, RoutePath, Vxlan};
 use crate::tunnel_id::{TunnelId, TunnelKind};
-use crate::{LinkName, Mac};
 
 /// UDP port of a network config that names none. It is the kernel's default, which flannel gets by sending no port.
 pub const DEFAULT_PORT: u16 = 8472;

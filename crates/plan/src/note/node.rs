@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::FirewallFault;
 use crate::family::Family;
 use crate::fault::{Severity, Words};
+use crate::mac::Mac;
+use crate::name::LinkName;
 use crate::state::MAIN_TABLE;
-use crate::{LinkName, Mac};
 
 /// Fault of this node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::family::Family;
 use crate::fault::Words;
+use crate::mac::Mac;
+use crate::name::LinkName;
 use crate::verdict::Finding;
-use crate::{LinkName, Mac};
 
 /// Fault of a peer. All but the last two leave the peer out.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

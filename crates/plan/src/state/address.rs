@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Aside, Kind, Rank, State, Unknown};
 use crate::marks::IPV6_DEVICE;
+use crate::name::LinkName;
 use crate::owned::Owned;
-use crate::{LinkName, Row};
+use crate::table::Row;
 
 /// Address of one of our links.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -6,8 +6,10 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::{Aside, Kind, Rank, State, Unknown};
+use crate::mac::Mac;
+use crate::name::LinkName;
 use crate::owned::Owned;
-use crate::{LinkName, Mac, Row};
+use crate::table::Row;
 
 /// Permanent forwarding entry of a vxlan device (`bridge fdb … self permanent`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -6,9 +6,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{Aside, Kind, Match, Net, Rank, RuleVerdict, State, TrafficRule, Unknown};
-use crate::Row;
 use crate::family::Family;
 use crate::owned::Owned;
+use crate::table::Row;
 
 /// Variant of iptables: on top of nftables, or with tables of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

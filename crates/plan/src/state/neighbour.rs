@@ -6,8 +6,10 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::{Aside, Goes, Kind, Losses, Rank, State, Unknown};
+use crate::mac::Mac;
+use crate::name::LinkName;
 use crate::owned::Owned;
-use crate::{LinkName, Mac, Row};
+use crate::table::Row;
 
 /// Permanent neighbour (ARP or ND entry) on one of our links.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

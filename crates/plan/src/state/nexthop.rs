@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Aside, Kind, Rank, State, Unknown};
 use crate::marks::{NEXTHOPS, PROTOCOL};
+use crate::name::LinkName;
 use crate::owned::{Owned, Writer};
-use crate::{LinkName, Row};
+use crate::table::Row;
 
 /// Next hop object (`ip nexthop`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

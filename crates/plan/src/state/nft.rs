@@ -7,9 +7,9 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::{Aside, Goes, Kind, Losses, Rank, State, TrafficRule, Unknown};
-use crate::Row;
 use crate::family::Family;
 use crate::owned::{Owned, Writer};
+use crate::table::Row;
 
 /// flannel's table of one family, such as `ip flannel-ipv4`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

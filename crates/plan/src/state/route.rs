@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Aside, Goes, Kind, Losses, Rank, State, Unknown};
 use crate::marks::{FLANNELS_PROTOCOL, NEXTHOPS, PROTOCOL};
+use crate::name::LinkName;
 use crate::owned::{Owned, Writer};
-use crate::{LinkName, Row};
+use crate::table::Row;
 
 /// Number of the main routing table (rtnetlink(7), `RT_TABLE_MAIN`).
 pub const MAIN_TABLE: u32 = 254;

@@ -6,9 +6,9 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{Aside, Kind, Rank, State, Unknown};
-use crate::Row;
 use crate::marks::PROTOCOL;
 use crate::owned::{Owned, Writer};
+use crate::table::Row;
 
 /// Policy rule that sends traffic for `to` to `table`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use regex::bytes::{Regex, RegexBuilder};
 
 use super::{Ask, Attempt, By, Reach, among_pods, mtu, rank};
-use crate::LinkName;
 use crate::config::Config;
 use crate::family::Family;
 use crate::ip_address::is_link_local;
+use crate::name::LinkName;
 use crate::node::Uplink;
 use crate::underlay::{AddressFacts, LinkFacts, RouteFacts, Underlay};
 

@@ -4,11 +4,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::LinkName;
 use crate::config::Config;
 use crate::direct::Longest;
 use crate::ip_address::is_host_address;
 use crate::lease::Leases;
+use crate::name::LinkName;
 use crate::underlay::{LinkFacts, RouteFacts, Underlay};
 
 /// MTU in bytes of a node whose uplink is no wire and that has no route to anywhere yet. It is Ethernet's MTU.

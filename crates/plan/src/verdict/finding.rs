@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::Words;
-use crate::{LinkName, Mac};
+use crate::mac::Mac;
+use crate::name::LinkName;
 
 /// State of one peer as seen from this node. Samples of the serialized form:
 ///

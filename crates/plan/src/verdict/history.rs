@@ -8,7 +8,7 @@ use super::Answer;
 use super::mtu_search::MtuSearch;
 use super::time::Time;
 use super::track::Track;
-use crate::Mac;
+use crate::mac::Mac;
 
 /// Minimum time between two pairs of datagrams; closer pairs share the peer's rate limit of ICMP errors.
 pub(super) const PAIRS_APART: Duration = Duration::from_secs(2);

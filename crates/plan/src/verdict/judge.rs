@@ -10,7 +10,7 @@ use super::schedule::{BACK, Kind, Schedule};
 use super::self_suspect::Silence;
 use super::time::Time;
 use super::{Answer, Finding, Health, Probe, Sample, Verdict};
-use crate::LinkName;
+use crate::name::LinkName;
 use crate::peer::PeerPath;
 
 /// Time after which a probe without a reply is lost.

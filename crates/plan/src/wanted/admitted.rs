@@ -11,10 +11,11 @@ use crate::backend::{Backend, Encapsulation, End};
 use crate::family::Family;
 use crate::ip_address::{is_host_address, number};
 use crate::lease::Lease;
+use crate::mac::Mac;
 use crate::note::PeerFault;
 use crate::peer::UNPRIVILEGED;
+use crate::pool;
 use crate::tunnel_id::TunnelId;
-use crate::{Mac, pool};
 
 /// Destination of an FDB entry: underlay address and UDP port.
 pub(super) type Remote = (IpAddr, Option<u16>);

@@ -2,9 +2,9 @@
 
 use ipnet::IpNet;
 
-use crate::LinkName;
 use crate::config::Config;
 use crate::family::Family;
+use crate::name::LinkName;
 use crate::node::Node;
 use crate::owned::Owned;
 use crate::passage::Passage;

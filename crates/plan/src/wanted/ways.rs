@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::LinkName;
+use crate::name::LinkName;
 use crate::standing::DirectRoute;
 use crate::verdict::{Finding, Verdict, Way};
 

@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use Probe::{Checksum, Direct, NextHop, Node, NodeSized, PathSized, There};
 
 use super::*;
+use crate::mac::Mac;
+use crate::name::LinkName;
 use crate::peer::{PeerPath, Tunnel};
 use crate::tunnel_id::TunnelKind;
 use crate::verdict::mtu_search::MtuSearch;
 use crate::verdict::{Answer, Local, Probe};
-use crate::{LinkName, Mac};
 
 const NODE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 const ROUTER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 254));
