@@ -10,9 +10,9 @@ use crate::config::Config;
 use crate::family::Family;
 use crate::name::LinkName;
 use crate::note::{Diversion, NodeFault, Note};
+use crate::peer::PeerPath;
 use crate::state::{MAIN_TABLE, Route, RoutePath, State};
 use crate::underlay::{AddressFacts, Underlay, Way, WayAnswer};
-use crate::wanted::Wanted;
 
 /// Maximum number of diversions that are reported at once: one rule diverts the packets to all peers.
 const TOLD: usize = 4;
@@ -33,13 +33,19 @@ pub(crate) struct Diversions {
 }
 
 /// Finds the packets that this node sends elsewhere, though its routes are as desired.
-pub(crate) fn diversions(config: &Config, wanted: &Wanted, seen: &State, underlay: &Underlay) -> Diversions {
+pub(crate) fn diversions(
+    config: &Config,
+    wanted: &State,
+    peers: &[PeerPath],
+    seen: &State,
+    underlay: &Underlay,
+) -> Diversions {
     let mut by: BTreeSet<(Box<str>, Box<str>)> = BTreeSet::new();
     let mut all = Diversions::default();
     for way in &underlay.ways {
-        let Some(expected) = expected(way, config, &wanted.state, seen, underlay) else { continue };
+        let Some(expected) = expected(way, config, wanted, seen, underlay) else { continue };
         let Some(diversion) = diversion(way, expected, config, underlay) else { continue };
-        let peer = wanted.peers.iter().find(|peer| peer.subnet.contains(&way.packet.destination));
+        let peer = peers.iter().find(|peer| peer.subnet.contains(&way.packet.destination));
         all.subnets.extend(peer.map(|peer| peer.subnet).filter(|subnet| !all.subnets.contains(subnet)));
         if all.notes.len() < TOLD && by.insert((diversion.by.clone(), diversion.fate.clone())) {
             all.notes.push(Note::Node(NodeFault::Diverted(Box::new(diversion))));
@@ -138,7 +144,7 @@ mod tests {
     use crate::node::Node;
     use crate::passage::Packet;
     use crate::underlay::LinkFacts;
-    use crate::wanted::at_first;
+    use crate::wanted::{Wanted, at_first};
 
     fn link(name: &str) -> LinkName {
         name.parse().unwrap()
@@ -201,8 +207,9 @@ mod tests {
         };
         scene.underlay.ways = vec![Way { packet, answer, rule: rule.map(Into::into) }];
         let seen = scene.wanted.state.clone();
-        let found = diversions(&scene.config, &scene.wanted, &seen, &scene.underlay);
-        let empty = diversions(&scene.config, &scene.wanted, &State::default(), &scene.underlay);
+        let Scene { config, wanted, underlay } = &scene;
+        let found = diversions(config, &wanted.state, &wanted.peers, &seen, underlay);
+        let empty = diversions(config, &wanted.state, &wanted.peers, &State::default(), underlay);
         assert_eq!(empty, Diversions::default(), "our routes do not stand yet");
         found.notes.iter().map(ToString::to_string).collect()
     }
