@@ -7,7 +7,7 @@ use plan::owned::Owned;
 use plan::passage::{Packet, Passage};
 use plan::range::Range;
 use plan::state::Sysctl;
-use plan::underlay::{FirewallFacts, Underlay, Way, pods_bridge};
+use plan::underlay::{FirewallFacts, RouteLookup, Underlay, pods_bridge};
 use plan::{State, forwarding};
 
 use crate::error::{Cause, Error};
@@ -43,9 +43,9 @@ impl Kernel {
         } else {
             FirewallFacts::default()
         };
-        let ways = ways(&mut reading, owned);
+        let lookups = ways(&mut reading, owned);
         let interest = Interest::new(owned, &reading.devices, reading.netlink.port);
-        let underlay = Underlay { firewall, sysctls, ways, ..underlay(reading) };
+        let underlay = Underlay { firewall, sysctls, lookups, ..underlay(reading) };
         let interest = interest.and_links(plan::uplink::wires(&underlay, owned.uplink));
         Ok(Seen { state, underlay, interest })
     }
@@ -88,7 +88,7 @@ fn sysctls(owned: &Owned, packets: &[Packet]) -> Vec<Sysctl> {
 }
 
 /// Asks where the kernel sends packets of pods. On an error the list is empty: nothing is known.
-fn ways(reading: &mut Reading<'_>, owned: &Owned) -> Vec<Way> {
+fn ways(reading: &mut Reading<'_>, owned: &Owned) -> Vec<RouteLookup> {
     let mut asked = owned.passages.clone();
     asked.extend(owned.faulty.iter().copied());
     asked.sort_unstable();
@@ -110,6 +110,6 @@ fn underlay(reading: Reading<'_>) -> Underlay {
         routes: reading.routes,
         firewall: FirewallFacts::default(),
         sysctls: Vec::new(),
-        ways: Vec::new(),
+        lookups: Vec::new(),
     }
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use plan::passage::Packet;
-use plan::underlay::{Way, WayAnswer};
+use plan::underlay::{RouteAnswer, RouteLookup};
 
 use crate::devices::Devices;
 use crate::error::Cause;
@@ -36,14 +36,18 @@ struct Rule {
 }
 
 /// Returns where each packet goes, in their order. Packets whose inbound device does not exist are left out.
-pub(crate) fn ways(netlink: &mut Netlink, packets: &[Packet], devices: &Devices) -> Result<Vec<Way>, Cause> {
+pub(crate) fn ways(
+    netlink: &mut Netlink,
+    packets: &[Packet],
+    devices: &Devices,
+) -> Result<Vec<RouteLookup>, Cause> {
     let mut rules: Option<Vec<Rule>> = None;
     let mut all = Vec::new();
     for packet in packets {
         let Some(inbound) = devices.index(packet.inbound) else { continue };
         let answer = ask(netlink, packet, inbound, devices)?;
         let rule = match &answer {
-            WayAnswer::Via { link, .. } if *link == Some(packet.outbound) => None,
+            RouteAnswer::Via { link, .. } if *link == Some(packet.outbound) => None,
             _ => {
                 let rules = match &mut rules {
                     Some(rules) => rules,
@@ -52,12 +56,17 @@ pub(crate) fn ways(netlink: &mut Netlink, packets: &[Packet], devices: &Devices)
                 responsible(rules, packet, &answer)
             }
         };
-        all.push(Way { packet: *packet, answer, rule });
+        all.push(RouteLookup { packet: *packet, answer, rule });
     }
     Ok(all)
 }
 
-fn ask(netlink: &mut Netlink, packet: &Packet, inbound: u32, devices: &Devices) -> Result<WayAnswer, Cause> {
+fn ask(
+    netlink: &mut Netlink,
+    packet: &Packet,
+    inbound: u32,
+    devices: &Devices,
+) -> Result<RouteAnswer, Cause> {
     let mut found = (None, None, 0);
     let asked = netlink.ask(&mut request(packet, inbound, 0), |part| {
         let find = |kind| part.body.attributes(12).find(|attribute| attribute.kind == kind);
@@ -69,11 +78,11 @@ fn ask(netlink: &mut Netlink, packet: &Packet, inbound: u32, devices: &Devices) 
     });
     let (link, gateway, table) = match asked {
         Ok(_) => found,
-        Err(Cause::Refused { errno, .. }) if errno != libc::EPERM => return Ok(WayAnswer::Refused(errno)),
+        Err(Cause::Refused { errno, .. }) if errno != libc::EPERM => return Ok(RouteAnswer::Refused(errno)),
         Err(cause) => return Err(cause),
     };
     if link == Some(packet.outbound) {
-        return Ok(WayAnswer::Via { link, gateway, table, destination: None });
+        return Ok(RouteAnswer::Via { link, gateway, table, destination: None });
     }
     // A second request asks for the route itself: only its answer tells the prefix.
     let mut destination = None;
@@ -83,7 +92,7 @@ fn ask(netlink: &mut Netlink, packet: &Packet, inbound: u32, devices: &Devices) 
         let address = prefix.and_then(Attribute::ip).unwrap_or(any);
         destination = IpNet::new(address, part.body.u8(1)).ok();
     });
-    Ok(WayAnswer::Via { link, gateway, table, destination })
+    Ok(RouteAnswer::Via { link, gateway, table, destination })
 }
 
 fn request(packet: &Packet, inbound: u32, flags: u32) -> Message {
@@ -170,11 +179,11 @@ impl Rule {
 }
 
 /// Returns the first rule that leads to the answer; `None` if it is one that every node has.
-fn responsible(rules: &[Rule], packet: &Packet, answer: &WayAnswer) -> Option<Box<str>> {
+fn responsible(rules: &[Rule], packet: &Packet, answer: &RouteAnswer) -> Option<Box<str>> {
     const USUAL: [u32; 3] = [253, 254, 255];
     let leads = |rule: &&Rule| match answer {
-        WayAnswer::Via { table, .. } => rule.action == RULE_LOOKUP && rule.table == *table,
-        WayAnswer::Refused(_) => rule.action != RULE_LOOKUP || !USUAL.contains(&rule.table),
+        RouteAnswer::Via { table, .. } => rule.action == RULE_LOOKUP && rule.table == *table,
+        RouteAnswer::Refused(_) => rule.action != RULE_LOOKUP || !USUAL.contains(&rule.table),
     };
     let first = rules.iter().filter(|rule| rule.takes(packet)).find(leads)?;
     let usual = first.action == RULE_LOOKUP && USUAL.contains(&first.table);
@@ -184,8 +193,8 @@ fn responsible(rules: &[Rule], packet: &Packet, answer: &WayAnswer) -> Option<Bo
 #[cfg(fuzzing)]
 pub(crate) fn fuzz(part: Part<'_>, packet: &Packet) {
     let rules = [decode(part)];
-    let via = WayAnswer::Via { link: None, gateway: None, table: rules[0].table, destination: None };
-    for answer in [via, WayAnswer::Refused(libc::EACCES)] {
+    let via = RouteAnswer::Via { link: None, gateway: None, table: rules[0].table, destination: None };
+    for answer in [via, RouteAnswer::Refused(libc::EACCES)] {
         let _ = responsible(&rules, packet, &answer);
     }
 }

@@ -20,13 +20,13 @@ use crate::tunnel_id::{TunnelId, TunnelKind};
 use crate::underlay::Underlay;
 pub use tunnel::{Direct, SourceFilter, left_devices, standing};
 pub(crate) use tunnel::{Encapsulation, End, Endpoint, Narrow, least_mtu, may_be_ours};
-use vxlan::Vtep;
+use vxlan::{Vtep, VxlanOptions};
 
 /// Backend with its options (flannel-compat 2.3).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backend {
-    Vxlan(vxlan::Options),
+    Vxlan(VxlanOptions),
     HostGw,
     /// Lease and nothing else: the administrator provides the paths to other nodes' pods (flannel-compat 6.7).
     Alloc,
@@ -35,7 +35,7 @@ pub enum Backend {
 /// Backend of a config that names none. (flannel's code takes udp, its documents say vxlan: flannel-faults 68.)
 impl Default for Backend {
     fn default() -> Self {
-        Self::Vxlan(vxlan::Options::default())
+        Self::Vxlan(VxlanOptions::default())
     }
 }
 
@@ -54,7 +54,7 @@ impl FromStr for Backend {
     fn from_str(name: &str) -> Result<Self, String> {
         match name.to_ascii_lowercase().as_str() {
             "vxlan" => Ok(Self::default()),
-            "auto" => Ok(Self::Vxlan(vxlan::Options { direct: Direct::Verified, ..Default::default() })),
+            "auto" => Ok(Self::Vxlan(VxlanOptions { direct: Direct::Verified, ..Default::default() })),
             "host-gw" => Ok(Self::HostGw),
             "alloc" => Ok(Self::Alloc),
             _ => Err(format!("none of the backends twill has: {TYPES}")),
@@ -82,7 +82,7 @@ impl Backend {
         };
         let backend = match (backend, fields) {
             (Self::Vxlan(named), Ok(Some(fields))) => {
-                Self::Vxlan(vxlan::Options::parse(&fields, named.direct)?)
+                Self::Vxlan(VxlanOptions::parse(&fields, named.direct)?)
             }
             (backend, _) => backend,
         };
@@ -94,7 +94,7 @@ impl Backend {
     pub fn imposing(self, imposed: Option<&Self>) -> Self {
         match (self, imposed) {
             (Self::Vxlan(own), Some(Self::Vxlan(imposed))) => {
-                Self::Vxlan(vxlan::Options { direct: own.direct.max(imposed.direct), ..own })
+                Self::Vxlan(VxlanOptions { direct: own.direct.max(imposed.direct), ..own })
             }
             (own, Some(imposed)) if own.name() != imposed.name() => imposed.clone(),
             (own, _) => own,
@@ -235,7 +235,7 @@ impl Backend {
             Announced::Vxlan { .. } => {
                 let vni = peer.end(family, self).map_or(self.vni(), |end| end.id.number);
                 let ours = if let Self::Vxlan(options) = self { *options } else { Default::default() };
-                Some(Self::Vxlan(vxlan::Options { vni, ..ours }))
+                Some(Self::Vxlan(VxlanOptions { vni, ..ours }))
             }
             Announced::HostGw => Some(Self::HostGw),
             Announced::Nothing | Announced::Other(_) => None,

@@ -14,14 +14,14 @@ pub(crate) use wanted::{Rules, rules};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Tool in use; `None` if no rules are configured, or if no tool can enforce them.
-    pub choice: Option<Choice>,
+    pub choice: Option<ToolChoice>,
     /// Senders of VXLAN packets that are no peers.
     pub strangers: Vec<Stranger>,
 }
 
 /// Tool that enforces the rules, and the reason for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Choice {
+pub struct ToolChoice {
     pub manager: Manager,
     pub reason: Box<str>,
 }

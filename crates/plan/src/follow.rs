@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::family::Family;
 use crate::node::Uplink;
 use crate::underlay::{AddressFacts, Underlay};
-use crate::uplink::{Choice, Class};
+use crate::uplink::{Class, UplinkChoice};
 
 /// Time to wait for a lost address before another one that was there beside it takes its place. A DHCP client that renews
 /// its lease may take the address away for a second.
@@ -23,7 +23,7 @@ pub enum Followed {
     /// Unchanged uplink.
     Here,
     /// Uplink under another name, or with other addresses.
-    Moved(Choice),
+    Moved(UplinkChoice),
     /// Uplink that is gone, or without its addresses, while nothing takes its place yet.
     Lost,
 }
@@ -63,7 +63,7 @@ impl Follower {
         uplink: &Uplink,
         underlay: &Underlay,
         now: Duration,
-        choose: impl FnOnce(&[IpAddr]) -> Option<Choice>,
+        choose: impl FnOnce(&[IpAddr]) -> Option<UplinkChoice>,
     ) -> Followed {
         let current = addresses(uplink);
         self.note_news(&current, underlay, now);
@@ -82,7 +82,7 @@ impl Follower {
         {
             let reason = format!("it has the addresses of {}, which was the uplink before", uplink.link);
             let uplink = Uplink { link: link.name, mtu: link.mtu, ..uplink.clone() };
-            return Followed::Moved(Choice { uplink, reason, failures: Vec::new() });
+            return Followed::Moved(UplinkChoice { uplink, reason, failures: Vec::new() });
         }
         let away = *self.away.get_or_insert(now);
         let Some(choice) = choose(&self.successors(&current, underlay, now))
@@ -142,8 +142,8 @@ impl Follower {
         &mut self,
         uplink: &Uplink,
         underlay: &Underlay,
-        choose: impl FnOnce(&[IpAddr]) -> Option<Choice>,
-    ) -> Option<Choice> {
+        choose: impl FnOnce(&[IpAddr]) -> Option<UplinkChoice>,
+    ) -> Option<UplinkChoice> {
         let current = addresses(uplink);
         let mut remembered = self.home.clone();
         // Away from home, the present addresses are no evidence.
@@ -171,7 +171,7 @@ impl Follower {
 
     /// Returns true if the choice may replace the uplink. A link-local address never replaces a lasting one: a link that
     /// comes up has its link-local address first.
-    fn takes_its_place(&self, choice: &Choice, uplink: &Uplink, underlay: &Underlay) -> bool {
+    fn takes_its_place(&self, choice: &UplinkChoice, uplink: &Uplink, underlay: &Underlay) -> bool {
         let is_step_down = |family| {
             let [was, is] = [uplink, &choice.uplink].map(|uplink| uplink.address(family));
             let of_link = |address: Option<IpAddr>| address.is_some_and(crate::ip_address::is_link_local);
@@ -184,7 +184,7 @@ impl Follower {
     }
 
     /// Returns true if the chosen addresses are ours or new, and suit no less than ours did.
-    fn is_news(&self, choice: &Choice, current: &[IpAddr], underlay: &Underlay, now: Duration) -> bool {
+    fn is_news(&self, choice: &UplinkChoice, current: &[IpAddr], underlay: &Underlay, now: Duration) -> bool {
         let chosen = addresses(&choice.uplink);
         let is_new = |address: &IpAddr| current.contains(address) || self.is_new(*address, now);
         let classes = classes(&chosen, underlay);
@@ -261,7 +261,12 @@ mod tests {
     }
 
     /// Returns the choice of the real ranking with `--iface`.
-    fn chosen(link: &str, underlay: &Underlay, families: &str, remembered: &[IpAddr]) -> Option<Choice> {
+    fn chosen(
+        link: &str,
+        underlay: &Underlay,
+        families: &str,
+        remembered: &[IpAddr],
+    ) -> Option<UplinkChoice> {
         let mut text = r#"{"Network":"10.244.0.0/16","#.to_owned();
         if families.contains('6') {
             text += r#""EnableIPv6":true,"IPv6Network":"fd00:244::/48","#;

@@ -169,7 +169,7 @@ mod tests {
         let pool = conf.ipv4.unwrap();
         assert_eq!(pool.to_string(), "10.3.0.0/16, subnets /24 from 10.3.1.0 to 10.3.255.0");
         assert_eq!(conf.ipv6, None);
-        assert_eq!(conf.backend, Backend::Vxlan(vxlan::Options::default()));
+        assert_eq!(conf.backend, Backend::Vxlan(vxlan::VxlanOptions::default()));
         let conf = parse(r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48"}"#).unwrap();
         let pool = conf.ipv6.unwrap();
         assert_eq!(pool.to_string(), "fc00::/48, subnets /64 from fc00:0:0:1:: to fc00:0:0:ffff::");
@@ -179,7 +179,7 @@ mod tests {
     fn options_are_read_in_any_case() {
         let text = r#"{"Network":"10.244.0.0/16","SubnetLen":26,"subnetmin":"10.244.1.0","Backend":{"type":"VXLAN","vni":42,"Port":4789,"mtu":1400,"GBP":true,"directrouting":true}}"#;
         let conf = parse(text).unwrap();
-        let options = vxlan::Options {
+        let options = vxlan::VxlanOptions {
             vni: 42,
             port: 4789,
             mtu: Some(1400),

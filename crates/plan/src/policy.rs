@@ -12,7 +12,7 @@ use crate::name::LinkName;
 use crate::note::{Diversion, NodeFault, Note};
 use crate::peer::PeerPath;
 use crate::state::{MAIN_TABLE, Route, RoutePath, State};
-use crate::underlay::{AddressFacts, Underlay, Way, WayAnswer};
+use crate::underlay::{AddressFacts, RouteAnswer, RouteLookup, Underlay};
 
 /// Maximum number of diversions that are reported at once: one rule diverts the packets to all peers.
 const TOLD: usize = 4;
@@ -42,7 +42,7 @@ pub(crate) fn diversions(
 ) -> Diversions {
     let mut by: BTreeSet<(Box<str>, Box<str>)> = BTreeSet::new();
     let mut all = Diversions::default();
-    for way in &underlay.ways {
+    for way in &underlay.lookups {
         let Some(expected) = expected(way, config, wanted, seen, underlay) else { continue };
         let Some(diversion) = diversion(way, expected, config, underlay) else { continue };
         let peer = peers.iter().find(|peer| peer.subnet.contains(&way.packet.destination));
@@ -56,7 +56,7 @@ pub(crate) fn diversions(
 
 /// Returns the device by which the packet should leave, if everything that leads there is in place.
 fn expected(
-    way: &Way,
+    way: &RouteLookup,
     config: &Config,
     wanted: &State,
     seen: &State,
@@ -87,13 +87,18 @@ fn expected(
     (comes && underlay.addresses.iter().any(bridge)).then_some(packet.outbound)
 }
 
-fn diversion(way: &Way, expected: LinkName, config: &Config, underlay: &Underlay) -> Option<Diversion> {
+fn diversion(
+    way: &RouteLookup,
+    expected: LinkName,
+    config: &Config,
+    underlay: &Underlay,
+) -> Option<Diversion> {
     let packet = &way.packet;
     let rule = |what: &str| way.rule.as_ref().map(|rule| format!("policy rule `{rule}`{what}"));
     let (by, fate) = match &way.answer {
-        WayAnswer::Via { link, .. } if *link == Some(expected) => return None,
-        WayAnswer::Via { link: None, .. } => return None,
-        WayAnswer::Via { link, gateway, table, destination } => {
+        RouteAnswer::Via { link, .. } if *link == Some(expected) => return None,
+        RouteAnswer::Via { link: None, .. } => return None,
+        RouteAnswer::Via { link, gateway, table, destination } => {
             let prefix = destination.map_or_else(|| "a route".into(), |net| format!("the route to {net}"));
             let table = if *table == MAIN_TABLE { "the main table".into() } else { format!("table {table}") };
             let route = format!("{prefix} in {table}");
@@ -101,15 +106,15 @@ fn diversion(way: &Way, expected: LinkName, config: &Config, underlay: &Underlay
             let via = gateway.map(|gateway| format!(" by {gateway}")).unwrap_or_default();
             (rule(&format!(", with {route},")).unwrap_or(route), format!("leads them {through}{via}"))
         }
-        WayAnswer::Refused(_) if !forwards(packet.inbound, underlay) => return None,
-        WayAnswer::Refused(CROSS_DEVICE) => (
+        RouteAnswer::Refused(_) if !forwards(packet.inbound, underlay) => return None,
+        RouteAnswer::Refused(CROSS_DEVICE) => (
             rule("").unwrap_or_else(|| "the source check (rp_filter)".into()),
             format!(
                 "makes the kernel drop them on {}, since the way back leaves by another device",
                 packet.inbound
             ),
         ),
-        WayAnswer::Refused(errno) => {
+        RouteAnswer::Refused(errno) => {
             let fate = match *errno {
                 BLACKHOLE => "drops them",
                 PROHIBITED => "prohibits them",
@@ -195,7 +200,7 @@ mod tests {
 
     fn said(
         [source, destination, inbound, outbound]: [&str; 4],
-        answer: WayAnswer,
+        answer: RouteAnswer,
         rule: Option<&str>,
     ) -> Vec<String> {
         let mut scene = scene();
@@ -205,7 +210,7 @@ mod tests {
             inbound: link(inbound),
             outbound: link(outbound),
         };
-        scene.underlay.ways = vec![Way { packet, answer, rule: rule.map(Into::into) }];
+        scene.underlay.lookups = vec![RouteLookup { packet, answer, rule: rule.map(Into::into) }];
         let seen = scene.wanted.state.clone();
         let Scene { config, wanted, underlay } = &scene;
         let found = diversions(config, &wanted.state, &wanted.peers, &seen, underlay);
@@ -214,8 +219,8 @@ mod tests {
         found.notes.iter().map(ToString::to_string).collect()
     }
 
-    fn via(name: &str, table: u32) -> WayAnswer {
-        WayAnswer::Via {
+    fn via(name: &str, table: u32) -> RouteAnswer {
+        RouteAnswer::Via {
             link: Some(link(name)),
             gateway: None,
             table,
@@ -233,7 +238,7 @@ mod tests {
             [""; 0]
         );
         assert_eq!(
-            said(["10.244.2.254", "10.244.1.254", "eth0", "cni0"], WayAnswer::Refused(18), None),
+            said(["10.244.2.254", "10.244.1.254", "eth0", "cni0"], RouteAnswer::Refused(18), None),
             [""; 0]
         );
     }
@@ -257,9 +262,9 @@ mod tests {
         one(said(BACK, via("tun0", 52), rule), &["to 10.244.1.254 do not leave through cni0"]);
         one(said(OUT, via("tun0", 254), None), &["the route to 10.0.0.0/8 in the main table of this node"]);
         one(
-            said(OUT, WayAnswer::Refused(BLACKHOLE), Some("9: from all blackhole")),
+            said(OUT, RouteAnswer::Refused(BLACKHOLE), Some("9: from all blackhole")),
             &["`9: from all blackhole`", "drops them"],
         );
-        one(said(OUT, WayAnswer::Refused(113), None), &["VRF", "unreachable"]);
+        one(said(OUT, RouteAnswer::Refused(113), None), &["VRF", "unreachable"]);
     }
 }

@@ -55,7 +55,7 @@ pub fn credible(conf: &NetConf, subnet: &Subnet) -> Subnet {
 
 /// Subnets to lease, and what to do for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Choice {
+pub struct SubnetChoice {
     pub subnet: Subnet,
     /// Leases of ours to be deleted: they no longer fit the network config, or overlap an older lease.
     pub stale: Vec<Subnet>,
@@ -143,7 +143,12 @@ impl Asker {
 /// flannel may have written it there. So the machine takes the lease over with its MAC. Two such machines share a subnet
 /// as with flannel (flannel-faults 11): nothing in the store tells them apart. A node gets none, too, if its own lease
 /// has the address already.
-pub fn twin<'a>(conf: &NetConf, leases: &'a [Lease], asker: &Asker, chosen: &Choice) -> Option<&'a Lease> {
+pub fn twin<'a>(
+    conf: &NetConf,
+    leases: &'a [Lease],
+    asker: &Asker,
+    chosen: &SubnetChoice,
+) -> Option<&'a Lease> {
     let at_our_address = || leases.iter().filter(|lease| asker.is_at_our_address(lease));
     let is_known = |lease: &&Lease| lease.subnet == chosen.subnet && !asker.is_anothers(conf, lease);
     if at_our_address().any(|lease| is_known(&lease)) {
@@ -153,7 +158,7 @@ pub fn twin<'a>(conf: &NetConf, leases: &'a [Lease], asker: &Asker, chosen: &Cho
 }
 
 /// Chooses the subnets of a node. It is an error if the pool is used up.
-pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Result<Choice, String> {
+pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Result<SubnetChoice, String> {
     let credible = |lease: &Lease| match asker.owns(lease) {
         true => lease.clone(),
         false => Lease { subnet: credible(conf, &lease.subnet), ..lease.clone() },
@@ -173,12 +178,12 @@ pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Res
     let fitting = own.iter().position(|lease| fits(conf, &lease.subnet) && !usurped(lease));
     if let Some(at) = fitting {
         let subnet = own.remove(at).subnet;
-        return Ok(Choice { subnet, stale: Vec::new(), origin: Origin::Reused });
+        return Ok(SubnetChoice { subnet, stale: Vec::new(), origin: Origin::Reused });
     }
     let stale: Vec<Subnet> = own.iter().map(|lease| lease.subnet).collect();
     let others = || leases.iter().filter(|lease| !asker.owns(lease));
     if let Some(subnet) = asker.previous.filter(|subnet| fits(conf, subnet) && is_free(subnet, others())) {
-        return Ok(Choice { subnet, stale, origin: Origin::Previous });
+        return Ok(SubnetChoice { subnet, stale, origin: Origin::Previous });
     }
     let draw = |family: Family| match conf.pool(family) {
         None => Ok(None),
@@ -200,7 +205,7 @@ pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Res
             IpNet::V6(net) => subnet.ipv6 = Some(net),
         }
     }
-    Ok(Choice { subnet, stale, origin: Origin::Drawn })
+    Ok(SubnetChoice { subnet, stale, origin: Origin::Drawn })
 }
 
 fn out_of_subnets(pool: &Pool, taken: impl Iterator<Item = IpNet>) -> String {

@@ -33,21 +33,21 @@ pub struct Underlay {
     pub sysctls: Vec<Sysctl>,
     /// Paths on which the kernel sends sample packets of pods.
     #[serde(skip)]
-    pub ways: Vec<Way>,
+    pub lookups: Vec<RouteLookup>,
 }
 
 /// Routing decision of the kernel for a sample packet of pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Way {
+pub struct RouteLookup {
     pub packet: Packet,
-    pub answer: WayAnswer,
+    pub answer: RouteAnswer,
     /// Policy rule that leads there, as ip-rule(8) shows it; `None` for a rule that every node has.
     pub rule: Option<Box<str>>,
 }
 
 /// Result of a route lookup in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WayAnswer {
+pub enum RouteAnswer {
     Via {
         link: Option<LinkName>,
         gateway: Option<IpAddr>,

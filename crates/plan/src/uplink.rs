@@ -46,12 +46,12 @@ pub struct Ask {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reach {
     pub target: IpAddr,
-    pub way: Result<Way, String>,
+    pub exit: Result<Exit, String>,
 }
 
 /// Interface and source address by which the kernel reaches an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Way {
+pub struct Exit {
     pub link: Option<LinkName>,
     /// Source address that the kernel would choose.
     pub source: Option<IpAddr>,
@@ -59,7 +59,7 @@ pub struct Way {
 
 /// Chosen uplink with the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Choice {
+pub struct UplinkChoice {
     pub uplink: Uplink,
     /// Reason for this interface and these addresses.
     pub reason: String,
@@ -89,7 +89,7 @@ enum By<'a> {
     Name(&'a str),
     Address(IpAddr),
     Pattern(&'a str),
-    Way(&'a Reach),
+    Reach(&'a Reach),
     DefaultRoute,
 }
 
@@ -105,10 +105,10 @@ impl Ask {
             .patterns
             .iter()
             .map(|pattern| Attempt { flag: format!("--iface-regex {pattern}"), by: By::Pattern(pattern) });
-        let can_reach = self
-            .can_reach
-            .iter()
-            .map(|reach| Attempt { flag: format!("--iface-can-reach {}", reach.target), by: By::Way(reach) });
+        let can_reach = self.can_reach.iter().map(|reach| Attempt {
+            flag: format!("--iface-can-reach {}", reach.target),
+            by: By::Reach(reach),
+        });
         let mut all: Vec<_> = ifaces.chain(patterns).chain(can_reach).collect();
         if all.is_empty() {
             let public = Family::ALL.into_iter().find_map(|family| self.public(family));
@@ -150,7 +150,7 @@ impl Ask {
 
 /// Tries the criteria one after the other and returns the first interface that is found. The error says what contradicts
 /// the config, that nothing is found, or that the backend cannot use the interface.
-pub fn choose(config: &Config, underlay: &Underlay, ask: &Ask) -> Result<Choice, UplinkError> {
+pub fn choose(config: &Config, underlay: &Underlay, ask: &Ask) -> Result<UplinkChoice, UplinkError> {
     ask.check(config).map_err(UplinkError)?;
     let lookup = Lookup { config, underlay, ask };
     let mut failures = Vec::new();
@@ -167,7 +167,7 @@ pub fn choose(config: &Config, underlay: &Underlay, ask: &Ask) -> Result<Choice,
                         reason.push_str(&format!("; {flag} is announced in place of its own"));
                     }
                 }
-                return Ok(Choice { uplink, reason, failures });
+                return Ok(UplinkChoice { uplink, reason, failures });
             }
             Err(why) if attempt.flag.is_empty() => failures.push(why),
             Err(why) => failures.push(format!("{}: {why}", attempt.flag)),

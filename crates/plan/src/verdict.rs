@@ -83,7 +83,7 @@ pub struct Sample {
 /// Path to a peer that can be reached both directly and by tunnel; serialized as `"direct"` or `"tunnel"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Way {
+pub enum PreferredPath {
     Direct,
     Tunnel,
 }
@@ -105,7 +105,7 @@ pub struct Verdict {
     pub finding: Finding,
     /// Path that the evidence favours. Until there is evidence it is `None`, and the path in the kernel stays.
     #[serde(default)]
-    pub way: Option<Way>,
+    pub way: Option<PreferredPath>,
     /// True if the peer's pod subnet answers; `None` until there is evidence. While this node may be the one that is
     /// cut off, the previous value stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]

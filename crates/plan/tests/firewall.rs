@@ -45,7 +45,7 @@ impl Case {
     }
 
     fn plan(&self) -> Plan {
-        let options = vxlan::Options { source_filter: self.filter, ..Default::default() };
+        let options = vxlan::VxlanOptions { source_filter: self.filter, ..Default::default() };
         let config = Config {
             ipv4: Some("10.244.0.0/16".parse().unwrap()),
             ipv6: Some("fd00:244::/48".parse().unwrap()),

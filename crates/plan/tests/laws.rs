@@ -36,7 +36,7 @@ use laws::tape::{self, Tape};
 use laws::texts;
 use laws::world::{self, World};
 use plan::lease::Leases;
-use plan::verdict::{Finding, Verdict, Way};
+use plan::verdict::{Finding, PreferredPath, Verdict};
 
 fn config() -> ProptestConfig {
     ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() }
@@ -188,7 +188,7 @@ proptest! {
             node: world::v4([192, 0, 2, 7]),
             uplink: world.node.uplink.link,
             finding: Finding::Silent { node: world::v4([192, 0, 2, 7]) },
-            way: Some(Way::Direct),
+            way: Some(PreferredPath::Direct),
             answers: Some(false),
         });
         world.health.verdicts.extend(verdicts);
@@ -197,7 +197,7 @@ proptest! {
             node: peer.public_ip,
             uplink: "other0".parse().unwrap(),
             finding: Finding::Silent { node: peer.public_ip },
-            way: Some(if peer.path == plan::Path::Direct { Way::Tunnel } else { Way::Direct }),
+            way: Some(if peer.path == plan::Path::Direct { PreferredPath::Tunnel } else { PreferredPath::Direct }),
             answers: Some(false),
         });
         world.health.verdicts.extend(elsewhere);
@@ -213,7 +213,7 @@ proptest! {
         let verified = world.config.backend.direct() == Direct::Verified;
         let link = world.node.uplink.link;
         let proven = world.health.verdicts.iter();
-        let proven = proven.filter(|it| verified && (it.way, it.uplink) == (Some(Way::Direct), link));
+        let proven = proven.filter(|it| verified && (it.way, it.uplink) == (Some(PreferredPath::Direct), link));
         let proven = proven.map(|verdict| world::direct(verdict.subnet, verdict.node, world.config.table));
         let stood = world.observed.routes.iter().cloned().chain(proven).filter(|route| {
             let RoutePath::Via { gateway, .. } = route.path else { return false };
@@ -254,7 +254,7 @@ proptest! {
         let mut leases = world::good_leases(&mut tape, &world.config);
         let ports: Vec<u16> = leases.iter().map(|_| tape.pick(&[8472, 8472, 8472, 4789, 9999])).collect();
         let announce = |leases: &mut [Lease], at: usize| {
-            let backend = Backend::Vxlan(vxlan::Options { port: ports[at], ..Default::default() });
+            let backend = Backend::Vxlan(vxlan::VxlanOptions { port: ports[at], ..Default::default() });
             let others = leases.iter().filter(|lease| lease.subnet != leases[at].subnet);
             let others = others.map(|lease| &lease.announced);
             leases[at].announced = backend.announced(world.config.families(), [world::OWN_MAC; 2], others);

@@ -9,7 +9,7 @@ use plan::Family;
 use plan::backend::Backend;
 use plan::config::Config;
 use plan::underlay::{AddressFacts, LinkFacts, NextHop, RouteDetails, RouteFacts, Underlay};
-use plan::uplink::{Ask, Choice, Reach, Way, choose};
+use plan::uplink::{Ask, Exit, Reach, UplinkChoice, choose};
 
 /// Interfaces in the kernel's order: name, MTU, addresses. `!` is deprecated, `~` has a lifetime, `?` is temporary.
 const NODE: &str = "
@@ -82,11 +82,11 @@ fn config(families: &str, backend: Backend) -> Config {
 /// Parses `TARGET=LINK,SOURCE` for `--iface-can-reach`, or `TARGET=WHY` if the kernel has no route.
 fn reach(value: &str) -> Reach {
     let (target, answer) = value.split_once('=').unwrap();
-    let way = match answer.split_once(',') {
-        Some((link, source)) => Ok(Way { link: link.parse().ok(), source: source.parse().ok() }),
+    let exit = match answer.split_once(',') {
+        Some((link, source)) => Ok(Exit { link: link.parse().ok(), source: source.parse().ok() }),
         None => Err(answer.to_owned()),
     };
-    Reach { target: target.parse().unwrap(), way }
+    Reach { target: target.parse().unwrap(), exit }
 }
 
 fn ask(flags: &str) -> Ask {
@@ -105,13 +105,13 @@ fn ask(flags: &str) -> Ask {
     ask
 }
 
-fn answer(families: &str, flags: &str, defaults: &str) -> Result<Choice, String> {
+fn answer(families: &str, flags: &str, defaults: &str) -> Result<UplinkChoice, String> {
     let config = config(families, Backend::Vxlan(Default::default()));
     choose(&config, &underlay(defaults), &ask(flags)).map_err(|error| error.to_string())
 }
 
 /// Returns the interface and its addresses, and after `>` the addresses that are announced instead.
-fn summary(Choice { uplink, .. }: &Choice) -> String {
+fn summary(UplinkChoice { uplink, .. }: &UplinkChoice) -> String {
     let own = Family::ALL.map(|family| uplink.address(family));
     let public = Family::ALL.map(|family| uplink.public(family)).into_iter().zip(own);
     let public: Vec<IpAddr> =

@@ -10,7 +10,7 @@ mod verdict {
 
 use std::time::Duration;
 
-use plan::verdict::{Answer, Finding, Judge, Local, PATIENCE, Probe, Sample, Way};
+use plan::verdict::{Answer, Finding, Judge, Local, PATIENCE, PreferredPath, Probe, Sample};
 use plan::{Path, PeerPath, TunnelKind};
 use proptest::prelude::*;
 use verdict::world::{LATENCY, Link, Sim, World, big, came, peer, refused, too_big};
@@ -101,7 +101,7 @@ fn each_fault_of_a_direct_path_is_found_within_three_seconds_and_the_way_left() 
             );
             assert_eq!(found_name, name, "auto, {phase}");
             if name != "large packets lost" {
-                assert_eq!(world.way(0), Some(Way::Tunnel), "{name}");
+                assert_eq!(world.way(0), Some(PreferredPath::Tunnel), "{name}");
                 world.run(SECOND);
                 assert_eq!(
                     (world.sims[0].peer.path, world.sims[0].switches),
@@ -334,7 +334,7 @@ fn a_new_peer_goes_direct_when_it_is_proven_and_not_where_pod_addresses_are_drop
     world.run(Duration::from_millis(1800));
     assert_eq!(world.way(0), None, "it is proven over about a second");
     world.run(SECOND * 2);
-    assert_eq!((world.way(0), world.sims[0].peer.path), (Some(Way::Direct), Path::Direct));
+    assert_eq!((world.way(0), world.sims[0].peer.path), (Some(PreferredPath::Direct), Path::Direct));
     let mut sim = Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true));
     sim.link = Box::new(|probe, _, _| (probe != Probe::Direct).then(|| came(probe)));
     let mut world = World::new(vec![sim], 1);
@@ -360,11 +360,11 @@ fn what_stands_at_the_start_is_kept() {
     sim.link = noarp();
     let mut world = World::new(vec![sim], 1);
     world.run(SECOND * 5);
-    assert_eq!((world.way(0), world.finding(0)), (Some(Way::Direct), Finding::Healthy));
+    assert_eq!((world.way(0), world.finding(0)), (Some(PreferredPath::Direct), Finding::Healthy));
     world.sims[0].link =
         Box::new(|probe, _, _| matches!(probe, Probe::NextHop).then_some(Answer::Impossible));
     world.run(SOON);
-    assert_eq!((world.way(0), world.finding(0).name()), (Some(Way::Tunnel), "silent"));
+    assert_eq!((world.way(0), world.finding(0).name()), (Some(PreferredPath::Tunnel), "silent"));
 }
 
 #[test]
@@ -388,14 +388,14 @@ fn health_counts_from_when_the_way_was_left() {
     let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true))], 1);
     world.run(SECOND * 100);
     world.sims[0].link = Box::new(|probe, used, _| (!on_segment(probe, used)).then(|| came(probe)));
-    world.run_while(SOON, |world| world.way(0) == Some(Way::Direct));
-    assert_eq!(world.way(0), Some(Way::Tunnel));
+    world.run_while(SOON, |world| world.way(0) == Some(PreferredPath::Direct));
+    assert_eq!(world.way(0), Some(PreferredPath::Tunnel));
     // The fault ends at once, so that no echo along the path that was left is lost.
     world.sims[0].link = only(|_| true);
     world.run(SECOND * 29);
-    assert_eq!(world.way(0), Some(Way::Tunnel), "too early");
+    assert_eq!(world.way(0), Some(PreferredPath::Tunnel), "too early");
     world.run(SECOND * 4);
-    assert_eq!(world.way(0), Some(Way::Direct));
+    assert_eq!(world.way(0), Some(PreferredPath::Direct));
 }
 
 /// If echoes pass a filter only in the tunnel, "echo lost" stays the reason against the direct path.
@@ -416,10 +416,18 @@ fn who_answers_no_echo_directly_is_told_so_as_long_as_it_lasts() {
         );
         assert_eq!(name, "echo lost", "{phase}");
         world.run(SECOND * 60);
-        assert_eq!((world.finding(0).name(), world.way(0)), ("echo lost", Some(Way::Tunnel)), "{phase}");
+        assert_eq!(
+            (world.finding(0).name(), world.way(0)),
+            ("echo lost", Some(PreferredPath::Tunnel)),
+            "{phase}"
+        );
         world.sims[0].link = only(|_| true);
         world.run(SECOND * 35);
-        assert_eq!((world.finding(0).name(), world.way(0)), ("healthy", Some(Way::Direct)), "{phase}");
+        assert_eq!(
+            (world.finding(0).name(), world.way(0)),
+            ("healthy", Some(PreferredPath::Direct)),
+            "{phase}"
+        );
     }
 }
 
@@ -522,7 +530,7 @@ fn where_most_are_silent_at_once_we_are_the_suspect_and_ways_stay() {
         world.sims.iter_mut().take(dead).for_each(|sim| sim.link = nothing());
         world.run(SECOND * 15);
         for sim in &world.sims {
-            assert_eq!((sim.switches, sim.judge.health().verdict.way), (1, Some(Way::Direct)));
+            assert_eq!((sim.switches, sim.judge.health().verdict.way), (1, Some(PreferredPath::Direct)));
         }
         assert!(world.finding(0).is_fault(), "it is told nevertheless");
         world.sims.iter_mut().for_each(|sim| sim.link = only(|_| true));
@@ -546,18 +554,22 @@ fn that_others_are_silent_excuses_none_that_answers() {
         world.sims[0].link = nothing();
         world.sims[1].link = nothing();
         world.run(SECOND * 5);
-        assert_eq!((world.way(0), world.way(1)), (Some(Way::Direct), Some(Way::Direct)));
+        assert_eq!((world.way(0), world.way(1)), (Some(PreferredPath::Direct), Some(PreferredPath::Direct)));
         let cases: [fn(Probe) -> bool; 2] =
             [|probe| matches!(probe, Probe::NextHop | Probe::Node), |probe| matches!(probe, Probe::Node)];
         for (turn, answers) in cases.into_iter().enumerate() {
             world.sims[2].link = only(answers);
             world.run(NEAR);
             let ways = (world.way(2), world.way(0), world.way(1));
-            assert_eq!(ways, (Some(Way::Tunnel), Some(Way::Direct), Some(Way::Direct)), "{turn}");
+            assert_eq!(
+                ways,
+                (Some(PreferredPath::Tunnel), Some(PreferredPath::Direct), Some(PreferredPath::Direct)),
+                "{turn}"
+            );
             world.sims[2].link = only(|_| true);
             // A path that is lost again this soon must be healthy for twice as long.
             world.run(SECOND * [35, 65][turn]);
-            assert_eq!(world.way(2), Some(Way::Direct), "{turn}");
+            assert_eq!(world.way(2), Some(PreferredPath::Direct), "{turn}");
         }
     }
 }
@@ -636,12 +648,12 @@ fn a_way_that_works_until_it_is_used_is_taken_ever_more_seldom() {
     // After a repair the path is taken and kept, and the relapses are forgotten.
     world.sims[0].link = only(|_| true);
     world.run(SECOND * 2000);
-    assert_eq!(world.way(0), Some(Way::Direct));
+    assert_eq!(world.way(0), Some(PreferredPath::Direct));
     world.sims[0].link = nothing();
     world.run(SECOND * 5);
     world.sims[0].link = only(|_| true);
     world.run(SECOND * 35);
-    assert_eq!(world.way(0), Some(Way::Direct), "after thirty seconds, as at first");
+    assert_eq!(world.way(0), Some(PreferredPath::Direct), "after thirty seconds, as at first");
 }
 
 #[test]
@@ -677,7 +689,7 @@ fn off_the_segment_for_a_moment_is_no_health() {
     world.run(SECOND * 10);
     flicker(&mut world);
     world.run(SECOND * 4);
-    assert_eq!(world.way(0), Some(Way::Direct), "it was never left");
+    assert_eq!(world.way(0), Some(PreferredPath::Direct), "it was never left");
     world.sims[0].link = Box::new(|probe, used, _| (!on_segment(probe, used)).then(|| came(probe)));
     world.run(SECOND * 10);
     world.sims[0].link = only(|_| true);
@@ -686,7 +698,7 @@ fn off_the_segment_for_a_moment_is_no_health() {
     world.run(SECOND * 29);
     assert_eq!(world.way(0), None, "too early");
     world.run(SECOND * 4);
-    assert_eq!(world.way(0), Some(Way::Direct));
+    assert_eq!(world.way(0), Some(PreferredPath::Direct));
 }
 
 #[test]
@@ -794,7 +806,7 @@ fn long_dead_peers_do_not_make_us_the_suspect() {
     for n in 0..5 {
         world.sims[n].link = nothing();
         world.run(SECOND * 10);
-        assert_eq!(world.way(n), Some(Way::Tunnel), "{n}");
+        assert_eq!(world.way(n), Some(PreferredPath::Tunnel), "{n}");
     }
 }
 

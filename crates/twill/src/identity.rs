@@ -21,7 +21,7 @@ use plan::state::MAIN_TABLE;
 use plan::subnet::Subnet;
 use plan::subnet_alloc::Asker;
 use plan::underlay::Underlay;
-use plan::uplink::{self, Ask, Reach, Way};
+use plan::uplink::{self, Ask, Exit, Reach, UplinkChoice};
 use plan::{Family, Mac, TunnelId};
 use tracing::{info, warn};
 
@@ -62,7 +62,7 @@ pub(crate) struct Identity {
 /// This node's place in the underlay.
 pub(crate) struct Place {
     pub(crate) underlay: Underlay,
-    pub(crate) choice: uplink::Choice,
+    pub(crate) choice: UplinkChoice,
     pub(crate) asker: Asker,
     /// Random MACs (IPv4, IPv6) for VTEPs that have none yet.
     drawn: [Mac; 2],
@@ -275,7 +275,7 @@ pub(crate) fn choose_uplink(
     underlay: &Underlay,
     kernel: &mut Kernel,
     remembered: Vec<IpAddr>,
-) -> anyhow::Result<uplink::Choice> {
+) -> anyhow::Result<UplinkChoice> {
     let outward = uplink::without_default(config, underlay).into_iter().map(|family| FAR[family as usize]);
     let outward = outward.map(|target| reach(kernel, target)).collect();
     let ask = Ask { remembered, outward, ..ask(flags, kernel) };
@@ -305,7 +305,7 @@ fn joined(addresses: &[IpAddr]) -> String {
 
 fn reach(kernel: &mut Kernel, target: IpAddr) -> Reach {
     let found = kernel.route_to(target).map_err(|error| error.to_string());
-    Reach { target, way: found.map(|found| Way { link: found.route.link, source: found.source }) }
+    Reach { target, exit: found.map(|found| Exit { link: found.route.link, source: found.source }) }
 }
 
 fn ask(flags: &Flags, kernel: &mut Kernel) -> Ask {

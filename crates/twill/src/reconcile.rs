@@ -16,6 +16,7 @@ use kernel::{Filter, Kernel, Outcome, Seen};
 use plan::backend::Direct;
 use plan::belief::{Belief, History, Weighed};
 use plan::config::Config;
+use plan::firewall::ToolChoice;
 use plan::follow::{Followed, Follower};
 use plan::former::Former;
 use plan::lease::Leases;
@@ -27,8 +28,8 @@ use plan::owned::Owned;
 use plan::rivals::{Evidence, Rivals};
 use plan::text::printed;
 use plan::underlay::{LinkFacts, Underlay};
-use plan::uplink::Choice;
-use plan::{Mac, PeerHealth, PeerPath, Plan, Situation, firewall};
+use plan::uplink::UplinkChoice;
+use plan::{Mac, PeerHealth, PeerPath, Plan, Situation};
 use store::View;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
@@ -97,7 +98,7 @@ pub(crate) struct Memory {
     footprint: Option<Footprint>,
     departed: Departed,
     /// Manager of the traffic rules and the reason for it, as last logged.
-    firewall: Option<firewall::Choice>,
+    firewall: Option<ToolChoice>,
     /// Current uplink addresses and those that the node had before.
     follower: Follower,
     /// Time of the first pass, from which the follower counts.
@@ -221,7 +222,7 @@ impl Reconciler {
         if uplink == self.node.uplink {
             return Uplinks::Same;
         }
-        if let Followed::Moved(Choice { reason: why, .. }) = followed {
+        if let Followed::Moved(UplinkChoice { reason: why, .. }) = followed {
             let addresses = [uplink.ipv4.map(IpAddr::V4), uplink.ipv6.map(IpAddr::V6)];
             let addresses: Vec<_> = addresses.iter().flatten().map(IpAddr::to_string).collect();
             info!("uplink is now {} {}: {why}", uplink.link, addresses.join(", "));

@@ -48,7 +48,7 @@ fn reach(tunnel: &Encapsulation, peer: &Endpoint, port: Option<u16>, table: u32)
 /// Options of the `Backend` object (flannel-compat 2.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Options {
+pub struct VxlanOptions {
     pub vni: u32,
     pub port: u16,
     /// MTU of the outer packet in bytes; `None` means the uplink's.
@@ -61,7 +61,7 @@ pub struct Options {
     pub source_filter: SourceFilter,
 }
 
-impl Default for Options {
+impl Default for VxlanOptions {
     fn default() -> Self {
         Self {
             vni: DEFAULT_VNI,
@@ -107,7 +107,7 @@ fn direct(fields: &Fields, named: Direct) -> Result<Direct, String> {
     })
 }
 
-impl Options {
+impl VxlanOptions {
     /// Reads the `Backend` object; `named` is the direct routing of its type. A zero port or MTU means the default. The
     /// error names the key.
     pub fn parse(fields: &Fields, named: Direct) -> Result<Self, String> {

@@ -1,7 +1,7 @@
 //! Chooses the tool that enforces the rules. The network config decides. Without it nftables is used, unless iptables
 //! refuses packets or iptables-legacy is in use: an accept rule in our own tables does not undo a drop in another table.
 
-use super::Choice;
+use super::ToolChoice;
 use crate::config::FirewallOptions;
 use crate::note::FirewallFault;
 use crate::state::Variant;
@@ -35,7 +35,7 @@ impl FirewallFacts {
 pub(super) fn choose(
     options: &FirewallOptions,
     facts: &FirewallFacts,
-) -> (Option<Choice>, Vec<FirewallFault>) {
+) -> (Option<ToolChoice>, Vec<FirewallFault>) {
     let (choice, mut faults) = chosen(options.nftables, facts);
     if choice.is_none() {
         faults.push(if options.masquerade { FirewallFault::NoMasquerade } else { FirewallFault::Nothing });
@@ -43,7 +43,7 @@ pub(super) fn choose(
     (choice, faults)
 }
 
-fn chosen(nftables: Option<bool>, facts: &FirewallFacts) -> (Option<Choice>, Vec<FirewallFault>) {
+fn chosen(nftables: Option<bool>, facts: &FirewallFacts) -> (Option<ToolChoice>, Vec<FirewallFault>) {
     let (manager, reason) = match nftables {
         Some(true) => (Manager::Nftables, "EnableNFTables is true".into()),
         Some(false) => return iptables("EnableNFTables is false".into(), facts),
@@ -51,7 +51,7 @@ fn chosen(nftables: Option<bool>, facts: &FirewallFacts) -> (Option<Choice>, Vec
     };
     match (&facts.no_nft, manager) {
         (_, Manager::Iptables(_)) => iptables(reason, facts),
-        (None, Manager::Nftables) => (Some(Choice { manager, reason: reason.into() }), Vec::new()),
+        (None, Manager::Nftables) => (Some(ToolChoice { manager, reason: reason.into() }), Vec::new()),
         (Some(why), Manager::Nftables) => {
             let (choice, mut faults) = iptables(format!("nftables cannot be used: {why}"), facts);
             faults.extend(choice.is_some().then(|| FirewallFault::NftUnusable { why: why.clone() }));
@@ -78,8 +78,8 @@ fn by_facts(facts: &FirewallFacts) -> (Manager, String) {
 }
 
 /// Chooses iptables of the variant in use, or nftables if there is no iptables.
-fn iptables(reason: String, facts: &FirewallFacts) -> (Option<Choice>, Vec<FirewallFault>) {
-    let chosen = |manager, reason: String| Some(Choice { manager, reason: reason.into() });
+fn iptables(reason: String, facts: &FirewallFacts) -> (Option<ToolChoice>, Vec<FirewallFault>) {
+    let chosen = |manager, reason: String| Some(ToolChoice { manager, reason: reason.into() });
     match (facts.variant(), &facts.no_nft) {
         (Some(variant), _) => (chosen(Manager::Iptables(variant), reason), Vec::new()),
         (None, None) => {

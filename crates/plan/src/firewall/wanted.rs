@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::choice::choose;
 use super::obstacle::fault;
-use super::{Choice, Summary};
+use super::{Summary, ToolChoice};
 use crate::backend::SourceFilter;
 use crate::config::Config;
 use crate::family::Family;
@@ -116,7 +116,7 @@ fn loudest(what: &Rules<'_>) -> Vec<Stranger> {
 
 impl Firewall {
     fn masquerade(&mut self, what: &Rules<'_>, network: IpNet, pods: IpNet) {
-        let Some(Choice { manager, .. }) =
+        let Some(ToolChoice { manager, .. }) =
             self.summary.choice.as_ref().filter(|_| what.config.firewall.masquerade)
         else {
             return;
@@ -130,7 +130,7 @@ impl Firewall {
     }
 
     fn forward(&mut self, what: &Rules<'_>, network: IpNet) {
-        let Some(Choice { manager, .. }) =
+        let Some(ToolChoice { manager, .. }) =
             self.summary.choice.clone().filter(|_| what.config.firewall.forward)
         else {
             return;

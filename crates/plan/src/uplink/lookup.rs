@@ -35,7 +35,7 @@ impl<'a> Lookup<'a> {
             By::Name(name) => self.by_name(name, flag),
             By::Address(address) => self.by_address(address, flag),
             By::Pattern(pattern) => self.by_pattern(pattern, flag),
-            By::Way(reach) => self.by_way(reach, flag),
+            By::Reach(reach) => self.by_way(reach, flag),
             By::DefaultRoute => self.by_default_route(),
         };
         self.complete(found?)
@@ -102,11 +102,11 @@ impl<'a> Lookup<'a> {
         if self.underlay.addresses.iter().any(|facts| facts.address.addr() == reach.target) {
             return Err("it is this node's own address: name another node's, or a gateway's".into());
         }
-        let way = reach.way.as_ref().map_err(String::clone)?;
-        let link = self.link(way.link.ok_or("the kernel names no interface")?)?;
+        let exit = reach.exit.as_ref().map_err(String::clone)?;
+        let link = self.link(exit.link.ok_or("the kernel names no interface")?)?;
         Ok(Found {
             link,
-            fixed: way.source.into_iter().collect(),
+            fixed: exit.source.into_iter().collect(),
             why: format!("the kernel's route to {flag} leaves through it"),
         })
     }
@@ -131,7 +131,7 @@ impl<'a> Lookup<'a> {
         let Some(route) = self.default_route(family) else {
             // A policy rule may lead to another table.
             let ways = self.ask.outward.iter().filter(|reach| Family::of(reach.target) == family);
-            let link = ways.filter_map(|reach| reach.way.as_ref().ok()?.link).next();
+            let link = ways.filter_map(|reach| reach.exit.as_ref().ok()?.link).next();
             return link.ok_or_else(|| format!("there is no {family} default route"));
         };
         let mut links: Vec<LinkName> = route.hops().filter_map(|hop| hop.link).collect();

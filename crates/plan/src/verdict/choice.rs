@@ -7,7 +7,7 @@ use super::history::History;
 use super::self_suspect::Silence;
 use super::time::Time;
 use super::track::Track;
-use super::{Finding, Way};
+use super::{Finding, PreferredPath};
 use crate::peer::Path;
 
 /// Time without a loss that proves the direct path for the first time. Later proofs take much longer ([`Choice::health`]).
@@ -23,7 +23,7 @@ const MOST_RELAPSES: u8 = 5;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Choice {
     /// Path that the evidence favours; `None` without evidence.
-    pub(super) way: Option<Way>,
+    pub(super) way: Option<PreferredPath>,
     /// Reason for which the direct path was left, until it is proven again.
     pub(super) left: Option<Box<Finding>>,
     /// Results of [`Probe::NextHop`](super::Probe::NextHop), without the losses that are this node's own fault.
@@ -53,21 +53,21 @@ impl Choice {
     /// Chooses a path, given the one in use. Returns true if the direct path was left, because of `finding`.
     pub(super) fn decide(&mut self, used: Path, history: &History, finding: Finding, now: Time) -> bool {
         let stands = used == Path::Direct;
-        let way = if self.way == Some(Way::Direct) || (self.way.is_none() && stands) {
+        let way = if self.way == Some(PreferredPath::Direct) || (self.way.is_none() && stands) {
             match self.next_hop.is_gone() || self.path.is_down() {
-                true => Some(Way::Tunnel),
-                false if stands && history.path.is_steady() => Some(Way::Direct),
+                true => Some(PreferredPath::Tunnel),
+                false if stands && history.path.is_steady() => Some(PreferredPath::Direct),
                 false => self.way,
             }
         } else if self.is_proven(history) {
-            Some(Way::Direct)
+            Some(PreferredPath::Direct)
         } else {
             self.way
         };
         if way == self.way {
             return false;
         }
-        let left = way == Some(Way::Tunnel);
+        let left = way == Some(PreferredPath::Tunnel);
         if left {
             let soon = |taken: Time| now < taken + 2 * self.health();
             self.relapses =

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::evidence::Evidence;
 use super::time::Time;
 use super::track::Track;
-use super::{Finding, Way};
+use super::{Finding, PreferredPath};
 use crate::peer::Path;
 
 /// Time without a loss after which the direct path counts as healthy again, if it was left because of a fault.
@@ -133,7 +133,7 @@ fn lost(evidence: &Evidence) -> Finding {
 /// Returns the reason for which a peer is reached by tunnel only, although it should be direct.
 fn why_not_direct(evidence: &Evidence) -> Option<Finding> {
     let (peer, details, left) = (&evidence.peer, evidence.history.details(), evidence.left());
-    if !peer.by_evidence || peer.path == Path::Direct || evidence.way() == Some(Way::Direct) {
+    if !peer.by_evidence || peer.path == Path::Direct || evidence.way() == Some(PreferredPath::Direct) {
         return None;
     }
     if details.next_hop.is_gone() {

@@ -7,7 +7,7 @@ use super::history::History;
 use super::mtu_search::{MtuSearch, least};
 use super::time::Time;
 use super::track::Track;
-use super::{Answer, Finding, Local, Probe, Way};
+use super::{Answer, Finding, Local, PreferredPath, Probe};
 use crate::peer::{Path, PeerPath};
 
 /// Overhead of VXLAN in bytes for an outer header of IPv4 and of IPv6: IP, UDP, VXLAN and inner Ethernet headers.
@@ -41,7 +41,7 @@ impl Evidence {
     }
 
     /// Returns the path that the evidence favours.
-    pub(super) fn way(&self) -> Option<Way> {
+    pub(super) fn way(&self) -> Option<PreferredPath> {
         self.choice.as_ref()?.way
     }
 

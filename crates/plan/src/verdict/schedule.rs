@@ -10,7 +10,7 @@ use super::evidence::Evidence;
 use super::history::PAIRS_APART;
 use super::time::Time;
 use super::track::Track;
-use super::{PATIENCE, Probe, Way};
+use super::{PATIENCE, PreferredPath, Probe};
 use crate::peer::Path;
 
 /// Time after which a reply is late; also the time between two quick probes.
@@ -234,7 +234,7 @@ impl Schedule {
         }
         let is_open = is_probed && !history.path.impossible && !history.path.is_down();
         let full = full.filter(|_| is_open).map(Probe::PathSized);
-        let direct = peer.path == Path::Direct || evidence.way() == Some(Way::Direct);
+        let direct = peer.path == Path::Direct || evidence.way() == Some(PreferredPath::Direct);
         let search =
             full.is_some() && tick >= 2 && details.path_search.is_none() && history.full.too_big().is_none();
         let next_hop = (direct && next_hop).then_some(Probe::NextHop);
@@ -279,7 +279,10 @@ fn asks_direct(evidence: &Evidence) -> bool {
 fn is_proving(evidence: &Evidence) -> bool {
     let details = evidence.history.details();
     let lost = details.next_hop.is_gone() || details.direct.is_down() || details.direct.impossible;
-    asks_direct(evidence) && evidence.left().is_none() && evidence.way() != Some(Way::Direct) && !lost
+    asks_direct(evidence)
+        && evidence.left().is_none()
+        && evidence.way() != Some(PreferredPath::Direct)
+        && !lost
 }
 
 /// Returns true if the peer is reached by tunnel and its echoes are answered.

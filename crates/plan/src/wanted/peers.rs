@@ -15,7 +15,7 @@ use crate::lease::Lease;
 use crate::note::{NodeFault, PeerFault};
 use crate::peer::{Path, PeerPath, Tunnel};
 use crate::rivals::Standing;
-use crate::verdict::Way;
+use crate::verdict::PreferredPath;
 
 impl Draft<'_> {
     /// Adds the rows of all peers of one family. `order` is the list of their leases.
@@ -137,7 +137,7 @@ impl Draft<'_> {
             && match direct {
                 Direct::Never => false,
                 Direct::OnLink if only_segment => self.ways.stands(subnet, public_ip),
-                Direct::Verified if only_segment => self.ways.way(subnet, public_ip) == Way::Direct,
+                Direct::Verified if only_segment => self.ways.way(subnet, public_ip) == PreferredPath::Direct,
                 Direct::OnLink | Direct::Verified => true,
             }
     }
@@ -147,7 +147,7 @@ impl Draft<'_> {
         let may = match direct {
             Direct::Never => false,
             Direct::OnLink => true,
-            Direct::Verified => self.ways.way(subnet, public_ip) == Way::Direct,
+            Direct::Verified => self.ways.way(subnet, public_ip) == PreferredPath::Direct,
         };
         may && self.on_link.reaches(public_ip)
     }

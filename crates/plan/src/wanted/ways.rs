@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::name::LinkName;
 use crate::standing::DirectRoute;
-use crate::verdict::{Finding, Verdict, Way};
+use crate::verdict::{Finding, PreferredPath, Verdict};
 
 /// Verdicts and direct routes of the peers, sorted for lookup.
 pub(super) struct Ways<'a> {
@@ -29,9 +29,10 @@ impl<'a> Ways<'a> {
 
     /// Returns the path for a peer. Without evidence the path in the kernel stays; without a route there, the tunnel is the
     /// safe choice.
-    pub(super) fn way(&self, subnet: IpNet, public_ip: IpAddr) -> Way {
+    pub(super) fn way(&self, subnet: IpNet, public_ip: IpAddr) -> PreferredPath {
         let proven = self.verdict(subnet, public_ip).and_then(|verdict| verdict.way);
-        let stands = || if self.stands(subnet, public_ip) { Way::Direct } else { Way::Tunnel };
+        let stands =
+            || if self.stands(subnet, public_ip) { PreferredPath::Direct } else { PreferredPath::Tunnel };
         proven.unwrap_or_else(stands)
     }
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use plan::lease::Lease;
 use plan::netconf::NetConf;
 use plan::state::{LinkKind, Route, RoutePath};
-use plan::subnet_alloc::{Asker, Choice, Origin};
+use plan::subnet_alloc::{Asker, Origin, SubnetChoice};
 use plan::{Family, LinkName, Object, Op, Row, Setting, State, Table, Verb, for_each_kind};
 use proptest::prelude::*;
 
@@ -228,7 +228,7 @@ pub(crate) fn is_right_choice(
     conf: &NetConf,
     leases: &[Lease],
     me: &Asker,
-    choice: &Choice,
+    choice: &SubnetChoice,
 ) -> Result<(), TestCaseError> {
     let foreign = || leases.iter().filter(|lease| !me.owns(lease));
     for family in Family::ALL {

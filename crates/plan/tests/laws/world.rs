@@ -16,7 +16,7 @@ use plan::rivals::{Contender, Standing};
 use plan::state::{Route, RoutePath};
 use plan::subnet::Subnet;
 use plan::underlay::{AddressFacts, LinkFacts, RouteFacts, Underlay};
-use plan::verdict::{Finding, Verdict, Way};
+use plan::verdict::{Finding, PreferredPath, Verdict};
 use plan::{Family, LinkName, Mac, Memory, PeerHealth, Plan, Situation, State};
 
 use super::left_over;
@@ -164,7 +164,7 @@ pub(crate) fn world(tape: &mut Tape) -> World {
 }
 
 fn config(tape: &mut Tape) -> Config {
-    let options = vxlan::Options {
+    let options = vxlan::VxlanOptions {
         vni: tape.pick(&[1, 1, 42]),
         port: tape.pick(&[8472, 4789]),
         mtu: tape.pick(&[None, Some(1400)]),
@@ -270,7 +270,7 @@ fn underlay(tape: &mut Tape, uplink: UplinkIs, foreign_devices: &[LinkName]) -> 
         routes: routes(tape, uplink != UplinkIs::WithoutRoute),
         firewall: rules::facts(tape),
         sysctls: Vec::new(),
-        ways: Vec::new(),
+        lookups: Vec::new(),
     }
 }
 
@@ -286,7 +286,7 @@ fn verdicts(tape: &mut Tape) -> Vec<Verdict> {
         Finding::TunnelLost { node, port: 8472 },
         Finding::LostAbove { mtu: 1400 },
     ];
-    let ways = [None, Some(Way::Direct), Some(Way::Tunnel)];
+    let ways = [None, Some(PreferredPath::Direct), Some(PreferredPath::Tunnel)];
     let verdict = |tape: &mut Tape| Verdict {
         subnet: any_subnet(tape),
         node: v4([192, 0, 2, tape.below(8) as u8]),

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use plan::verdict::{Answer, Finding, Judge, Local, PATIENCE, Probe, Sample, Way, suspect};
+use plan::verdict::{Answer, Finding, Judge, Local, PATIENCE, PreferredPath, Probe, Sample, suspect};
 use plan::{Mac, Path, PeerPath, Tunnel, TunnelKind};
 
 /// Result of a probe that is sent at this time with this path in use; `None` is a loss.
@@ -153,8 +153,8 @@ impl Sim {
     /// Applies the judge's decision after the delay of a pass.
     fn plan(&mut self, now: Duration) {
         let path = match self.judge.health().verdict.way {
-            Some(Way::Direct) => Path::Direct,
-            Some(Way::Tunnel) => Path::Tunnel(TunnelKind::Vxlan),
+            Some(PreferredPath::Direct) => Path::Direct,
+            Some(PreferredPath::Tunnel) => Path::Tunnel(TunnelKind::Vxlan),
             None => self.peer.path,
         };
         if path == self.peer.path {
@@ -185,7 +185,7 @@ impl World {
         self.sims[n].judge.health().verdict.finding
     }
 
-    pub(crate) fn way(&self, n: usize) -> Option<Way> {
+    pub(crate) fn way(&self, n: usize) -> Option<PreferredPath> {
         self.sims[n].judge.health().verdict.way
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use plan::firewall::{Choice, Summary};
+use plan::firewall::{Summary, ToolChoice};
 use tracing::info;
 
 use super::Reconciler;
@@ -22,7 +22,7 @@ impl Reconciler {
         if choice == self.memory.firewall {
             return;
         }
-        if let Some(Choice { manager, reason }) = &choice {
+        if let Some(ToolChoice { manager, reason }) = &choice {
             info!("traffic rules are managed by {manager}: {reason}");
         }
         let text = choice.as_ref().map(|choice| format!("{} ({})", choice.manager, choice.reason));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use plan::verdict::{Finding, Health, Way};
+use plan::verdict::{Finding, Health, PreferredPath};
 use plan::{Path, PeerPath};
 use serde::{Deserialize, Serialize};
 
@@ -25,7 +25,7 @@ pub(crate) struct PeerVerdict {
     /// Observation, possible cause and remedy.
     pub(crate) reason: Option<String>,
     /// Path that the probes favour.
-    pub(crate) preferred_path: Option<Way>,
+    pub(crate) preferred_path: Option<PreferredPath>,
     pub(crate) age_seconds: Option<u64>,
     pub(crate) latency_microseconds: Option<u64>,
     pub(crate) loss_per_mille: Option<u16>,
@@ -129,7 +129,7 @@ pub(crate) mod tests {
                 node,
                 uplink: "eth0".parse().unwrap(),
                 finding,
-                way: Some(Way::Direct),
+                way: Some(PreferredPath::Direct),
                 answers: None,
             },
             since: Duration::from_secs(10),
