@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-/// Names that types of the crate `plan` still share: their modules distinguish them. The list only gets shorter.
-const SHARED: [&str; 5] = ["Choice", "Options", "Rule", "Verdict", "Way"];
 /// Keywords that define a type.
 const KEYWORDS: [&str; 4] = ["struct", "enum", "trait", "type"];
 
@@ -20,7 +18,7 @@ impl Types {
         for defined in code.iter().filter_map(|line| defined(line)) {
             let key = (krate.to_owned(), defined.to_owned());
             let first = self.0.entry(key).or_insert_with(|| name.to_owned());
-            if first != name && !(krate == "plan" && SHARED.contains(&defined)) {
+            if first != name {
                 faults.push(format!("{name} and {first} both define a public type {defined}: rename one"));
             }
         }
