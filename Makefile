@@ -82,13 +82,14 @@ bench-churn: toolchain packages-test bench-build
 bench-probe: toolchain packages-test bench-build
 	@TWILL_BIN=$(CURDIR)/target/release/twill target/debug/twill-lab bench probe $(BENCH)
 
-## Check formatting, lints, budgets, the unit file and licences.
+## Check formatting, lints, budgets, the unit file, planted panics and licences.
 check: toolchain packages-check
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --all-features --quiet -- -D warnings
 	cargo clippy --locked -p twill --no-default-features --quiet -- -D warnings
 	cargo run --locked --quiet -p tidy
 	@scripts/check-unit
+	@scripts/fuzz-planted check
 	@! command -v cargo-deny >/dev/null || cargo deny check licenses bans sources
 
 ## Write the expected files of the golden cases. Read the diff before you commit it.
