@@ -135,6 +135,7 @@ mod tests {
                 on_link,
                 tunnel: None,
                 by_evidence: false,
+                born: 0,
             };
             (0..count).map(peer).collect()
         };

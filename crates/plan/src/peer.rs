@@ -27,6 +27,9 @@ pub struct PeerPath {
     /// True if the peer is reached directly while probes prove that this works, and by tunnel otherwise.
     #[serde(default, rename = "path_by_probes")]
     pub by_evidence: bool,
+    /// Revision or file time at which the peer's lease was made, see [`Lease::born`](crate::lease::Lease::born).
+    #[serde(skip)]
+    pub born: u64,
 }
 
 /// Encapsulation of packets to a peer: `{"kind":"vxlan","link":"flannel.1","mac":"02:00:00:00:00:02","port":8472,"mtu":1450}`.

@@ -88,7 +88,7 @@ impl Draft<'_> {
                 (path, Some(self.tunnel_to(family, &tunnel, end)))
             }
         };
-        self.peers.push(PeerPath { subnet, public_ip, path, on_link, tunnel, by_evidence });
+        self.peers.push(PeerPath { subnet, public_ip, path, on_link, tunnel, by_evidence, born: lease.born });
         // A peer that is unreachable or waits has a warning of its own.
         if let (Path::Tunnel(_) | Path::Direct, Some(finding)) = (path, self.ways.fault(subnet, public_ip)) {
             self.note_peer(subnet, PeerFault::Probed(finding));

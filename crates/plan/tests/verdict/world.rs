@@ -62,6 +62,7 @@ pub(crate) fn peer(n: u8, path: Path, by_evidence: bool) -> PeerPath {
             mtu: 1450,
         }),
         by_evidence,
+        born: 0,
     }
 }
 

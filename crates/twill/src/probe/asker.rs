@@ -104,6 +104,8 @@ struct Peer {
     waiting: Option<Duration>,
     /// Number of requests to all machines since then.
     searches: u8,
+    /// True if an echo of its path has ever come back from its present address.
+    answered: bool,
 }
 
 impl Asker {
@@ -185,7 +187,7 @@ impl Asker {
         if node.is_none() {
             peers = Arc::default();
         }
-        few_of_each_address(&mut peers);
+        few_of_each_address(&mut peers, |peer| self.state.has_answered(peer));
         let state = &mut self.state;
         state.uplink_down = suspect;
         let uplink = node.as_ref().map(|node| node.uplink.link);
@@ -307,6 +309,12 @@ impl Drop for Asker {
 }
 
 impl State {
+    /// Returns true if the peer has answered from its present address.
+    fn has_answered(&self, peer: &PeerPath) -> bool {
+        let known = at(&self.peers, peer.subnet).map(|at| &self.peers[at]);
+        known.is_some_and(|known| known.answered && known.judge.peer().public_ip == peer.public_ip)
+    }
+
     /// Schedules a probe of every peer, since something may have happened to all. They are spread to at most
     /// [`DIRECT_PEERS`] a second.
     fn probe_all(&mut self, now: Duration) {
@@ -384,19 +392,23 @@ fn tick(time: Duration) -> u64 {
 }
 
 /// Leaves out peers whose node's address many others have, too. A writer of leases must not make all nodes probe a
-/// machine of his choice more often than that.
-fn few_of_each_address(peers: &mut Arc<Vec<PeerPath>>) {
+/// machine of his choice more often than that. Peers that have answered stay first, then those with the oldest leases:
+/// new leases with the address of a peer must not end its probes.
+fn few_of_each_address(peers: &mut Arc<Vec<PeerPath>>, has_answered: impl Fn(&PeerPath) -> bool) {
     let mut counts: HashMap<IpAddr, usize> = HashMap::new();
-    let mut is_asked = |peer: &PeerPath| {
-        let count = counts.entry(peer.public_ip).or_default();
-        *count += 1;
-        *count <= OF_ONE_ADDRESS
-    };
-    let asked: Vec<bool> = peers.iter().map(&mut is_asked).collect();
-    if asked.contains(&false) {
-        let mut asked = asked.into_iter();
-        Arc::make_mut(peers).retain(|_| asked.next().unwrap_or(true));
+    peers.iter().for_each(|peer| *counts.entry(peer.public_ip).or_default() += 1);
+    counts.retain(|_, count| *count > OF_ONE_ADDRESS);
+    if counts.is_empty() {
+        return;
     }
+    let crowded = peers.iter().filter(|peer| counts.contains_key(&peer.public_ip));
+    let mut order: Vec<_> =
+        crowded.map(|peer| (peer.public_ip, !has_answered(peer), peer.born, peer.subnet)).collect();
+    order.sort_unstable();
+    let nodes = order.chunk_by(|one, other| one.0 == other.0);
+    let left_out = nodes.flat_map(|subnets| subnets.iter().skip(OF_ONE_ADDRESS));
+    let left_out: BTreeSet<IpNet> = left_out.map(|(.., subnet)| *subnet).collect();
+    Arc::make_mut(peers).retain(|peer| !left_out.contains(&peer.subnet));
 }
 
 /// Returns the place of a peer.
@@ -420,13 +432,14 @@ fn log_change(before: &Health, after: &Health) {
 impl Peer {
     fn new(path: PeerPath, local: Local, now: Duration) -> Self {
         let judge = Judge::new(path, local, now);
-        Self { due: tick(judge.next()), judge, news: now, waiting: None, searches: 0 }
+        Self { due: tick(judge.next()), judge, news: now, waiting: None, searches: 0, answered: false }
     }
 
     fn follow(&mut self, path: PeerPath, local: Local, now: Duration) {
         if *self.judge.peer() != path {
             self.news = now;
         }
+        self.answered &= self.judge.peer().public_ip == path.public_ip;
         self.judge.follow(path, local, now);
         self.due = tick(self.judge.next());
     }
@@ -482,7 +495,9 @@ impl Peer {
     fn record(&mut self, probe: Probe, answer: Answer) {
         let is_path = matches!(probe, Probe::Path | Probe::PathSized(_));
         match answer {
-            Answer::Came { .. } if is_path => (self.waiting, self.searches) = (None, 0),
+            Answer::Came { .. } if is_path => {
+                (self.waiting, self.searches, self.answered) = (None, 0, true);
+            }
             Answer::Impossible if is_path => self.waiting = None,
             _ => {}
         }

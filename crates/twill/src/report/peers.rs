@@ -117,6 +117,7 @@ pub(crate) mod tests {
             on_link: true,
             tunnel: None,
             by_evidence: true,
+            born: 0,
         }
     }
 

@@ -43,6 +43,7 @@ fn peer(path: Path) -> PeerPath {
         on_link: true,
         tunnel: Some(tunnel),
         by_evidence: false,
+        born: 0,
     }
 }
 

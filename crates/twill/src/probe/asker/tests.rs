@@ -17,6 +17,7 @@ fn path(path: Path) -> PeerPath {
         on_link: true,
         tunnel: None,
         by_evidence: true,
+        born: 0,
     }
 }
 
@@ -132,11 +133,34 @@ fn few_subnets_are_probed_behind_one_address() {
     peers.iter_mut().skip(10).for_each(|peer| peer.public_ip = [192, 0, 2, 200].into());
     let known = Arc::new(peers);
     let mut asked = known.clone();
-    few_of_each_address(&mut asked);
+    few_of_each_address(&mut asked, |_| false);
     assert_eq!(asked[..10], known[..10]);
     assert_eq!(asked.len(), 10 + OF_ONE_ADDRESS);
     let mut usual = Arc::new(known[..10].to_vec());
     let before = Arc::as_ptr(&usual);
-    few_of_each_address(&mut usual);
+    few_of_each_address(&mut usual, |_| false);
     assert_eq!(Arc::as_ptr(&usual), before, "nothing is copied where nobody is left out");
+}
+
+/// The decoys' subnets come before the peer's.
+#[test]
+fn leases_with_a_peers_address_do_not_end_its_probes() {
+    for (born, answers) in [(1, false), (99, true)] {
+        let mut all = new();
+        let behind = |number: u8, born: u64| {
+            let public_ip = [192, 0, 2, 200].into();
+            PeerPath { public_ip, born, ..peer(number, Path::Tunnel(TunnelKind::Vxlan)) }
+        };
+        let real = behind(200, born);
+        all.targets.send_modify(|targets| targets.peers = Arc::new(vec![real.clone()]));
+        all.asker.follow();
+        if answers {
+            all.asker.state.peers[0].hear(Probe::Path, Answer::Came { after: TICK });
+        }
+        let peers = (1..=20).map(|number| behind(number, 50)).chain([real.clone()]).collect();
+        all.targets.send_modify(|targets| targets.peers = Arc::new(peers));
+        all.asker.follow();
+        assert_eq!(all.asker.state.peers.len(), OF_ONE_ADDRESS);
+        assert!(at(&all.asker.state.peers, real.subnet).is_some(), "born {born}, answers: {answers}");
+    }
 }

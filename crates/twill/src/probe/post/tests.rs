@@ -57,6 +57,7 @@ fn peer(lab: &Lab) -> PeerPath {
             mtu: 1450,
         }),
         by_evidence: true,
+        born: 0,
     }
 }
 

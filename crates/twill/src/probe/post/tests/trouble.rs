@@ -69,6 +69,7 @@ proptest! {
             on_link: true,
             tunnel: None,
             by_evidence: true,
+            born: 0,
         };
         let mut post = Post::new([0x1234, 0xfffe]);
         let ask = |post: &mut Post, probe, state| post.note(Question { peer: &peer, probe }, peer.public_ip, state, PATIENCE);
