@@ -9,7 +9,8 @@ mod ways;
 
 pub(crate) use passages::name_faulty;
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
@@ -54,20 +55,29 @@ const RULE_PRIORITY: u32 = 5000;
 const OTHER_TUNNELS: usize = 3;
 
 /// Returns the tunnels that need a device here: ours, and those by which peers are reached. Tunnels of peers that another
-/// daemon of this node has are left out.
-fn tunnels(config: &Config, leases: &Leases, others: &OtherDaemons) -> Vec<TunnelId> {
+/// daemon of this node has are left out. If there are too many, those stay that most leases announce, then those that have
+/// a device: a few leases with other numbers must not cut off the peers of an old one.
+fn tunnels(config: &Config, leases: &Leases, others: &OtherDaemons, former: &Former) -> Vec<TunnelId> {
     let ours = config.backend.tunnel_id();
-    let mut theirs = BTreeSet::new();
-    if config.backend.reaches_peers() {
-        theirs.extend(leases.known().iter().flat_map(|lease| lease.announced.tunnels(&config.backend)));
+    let mut counts: BTreeMap<TunnelId, usize> = BTreeMap::new();
+    let reaches_peers = config.backend.reaches_peers();
+    for lease in leases.known().iter().filter(|_| reaches_peers) {
+        let mut counted = None;
+        for id in lease.announced.tunnels(&config.backend) {
+            if counted.replace(id) != Some(id) {
+                *counts.entry(id).or_default() += 1;
+            }
+        }
     }
     let is_usable = |id: &TunnelId| {
         Some(*id) != ours
             && id.number <= id.kind.largest(config.ipv6.is_some())
             && !others.tunnels.contains(id)
     };
-    let theirs = theirs.into_iter().filter(is_usable);
-    ours.into_iter().chain(theirs.take(OTHER_TUNNELS)).collect()
+    let stands = |id: TunnelId| former.links.iter().any(|link| TunnelId::of_device(*link) == Some(id));
+    let mut theirs: Vec<TunnelId> = counts.keys().copied().filter(is_usable).collect();
+    theirs.sort_by_cached_key(|id| (Reverse(counts.get(id)), !stands(*id)));
+    ours.into_iter().chain(theirs.into_iter().take(OTHER_TUNNELS)).collect()
 }
 
 /// Returns the bounds of the objects that may be ours, within which the kernel is also read.
@@ -78,7 +88,7 @@ pub(crate) fn bounds(
     others: &OtherDaemons,
     former: &Former,
 ) -> Owned {
-    let tunnels = tunnels(config, leases, others);
+    let tunnels = tunnels(config, leases, others, former);
     let devices = tunnels.iter().flat_map(|id| config.families().map(move |family| id.device(family)));
     let mut links: Vec<LinkName> = devices.chain(former.links.iter().copied()).collect();
     links.sort_unstable();
@@ -496,5 +506,39 @@ impl<'a> Draft<'a> {
         let subnets: Vec<_> = self.peers.iter().map(|peer| peer.subnet).collect();
         self.owned.passages = passages::passages(self.config, self.node, &subnets);
         Wanted { state, owned: self.owned, peers: self.peers, notes: self.notes, firewall: firewall.summary }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+
+    /// Returns the lease of 10.244.`third`.0/24 with that VNI.
+    fn lease(third: u8, vni: u32) -> Lease {
+        let data = format!(r#"{{"VNI":{vni},"VtepMAC":"02:00:00:00:00:{third:02x}"}}"#);
+        let value = format!(r#"{{"PublicIP":"192.0.2.{third}","BackendType":"vxlan","BackendData":{data}}}"#);
+        Lease::parse(&format!("10.244.{third}.0-24"), value.as_bytes(), 1).unwrap()
+    }
+
+    #[test]
+    fn three_leases_do_not_take_the_devices_from_a_tunnel_of_many_peers() {
+        let numbers = |leases: &[(u8, u32)], standing: &[&str]| -> Vec<u32> {
+            let leases = leases.iter().map(|&(third, vni)| lease(third, vni)).collect();
+            let links = standing.iter().map(|name| name.parse().unwrap()).collect();
+            let former = Former { links, ..Former::default() };
+            let config = Config::new(Backend::default());
+            let all = tunnels(&config, &Leases::Listed(leases), &OtherDaemons::default(), &former);
+            all.iter().map(|id| id.number).collect()
+        };
+        let attack = [(1, 2), (2, 3), (3, 4)];
+        let many = [attack.as_slice(), &[(10, 42), (11, 42)]].concat();
+        assert_eq!(numbers(&many, &[]), [1, 42, 2, 3]);
+        assert_eq!(numbers(&many, &["flannel.2", "flannel.3", "flannel.4"]), [1, 42, 2, 3]);
+        // The last peer of an old VNI announces it no more often than the attacker's leases announce theirs.
+        let last = [attack.as_slice(), &[(10, 42)]].concat();
+        assert_eq!(numbers(&last, &["flannel.1", "flannel.42"]), [1, 42, 2, 3]);
+        // New numbers take no device from those that stand.
+        assert_eq!(numbers(&last, &["flannel.3", "flannel.4", "flannel.42"]), [1, 3, 4, 42]);
     }
 }
