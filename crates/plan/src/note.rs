@@ -205,7 +205,9 @@ mod tests {
         Note::Node(NodeFault::SysctlRefused { .. }) =>
             node(NodeFault::SysctlRefused { path: "a/b".into(), value: "0".into() }), "cannot be written. Run: sysctl";
         Note::Node(NodeFault::Firewall(FirewallFault::NftUnusable { .. })) =>
-            firewall(FirewallFault::NftUnusable { why: "no".into() }), "so iptables has the traffic rules and VXLAN is not filtered";
+            firewall(FirewallFault::NftUnusable { why: "no".into() }), "so iptables has the traffic rules";
+        Note::Node(NodeFault::Firewall(FirewallFault::Unfiltered { .. })) =>
+            firewall(FirewallFault::Unfiltered { why: "no".into() }), "so VXLAN packets from unknown senders are neither";
         Note::Node(NodeFault::Firewall(FirewallFault::IptablesMissing)) => firewall(FirewallFault::IptablesMissing), "there is no iptables on this node";
         Note::Node(NodeFault::Firewall(FirewallFault::Nothing)) => firewall(FirewallFault::Nothing), "so nothing is accepted that others drop";
         Note::Node(NodeFault::Firewall(FirewallFault::NoMasquerade)) => firewall(FirewallFault::NoMasquerade), "so nothing is masqueraded";

@@ -222,6 +222,23 @@ fn what_cannot_be_is_said() {
 }
 
 #[test]
+fn a_source_filter_without_nftables_is_a_warning_whatever_other_rules_there_are() {
+    let why = || "no".into();
+    let unfiltered = Fault::Unfiltered { why: why() };
+    for filter in [SourceFilter::Count, SourceFilter::Drop] {
+        let told = |options, facts: Facts| {
+            let facts = Facts { no_nft: Some(why()), ..facts };
+            faults(&Case { filter, facts, ..Case::new(options) }.plan())
+                .into_iter()
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(told(Options::default(), Facts::default()), [unfiltered.clone()]);
+        assert_eq!(told(ALL, both()), [Fault::NftUnusable { why: why() }, unfiltered.clone()]);
+    }
+}
+
+#[test]
 fn accepts_go_wherever_others_refuse() {
     let mut facts = both();
     facts.iptables[0].refuses = Some("policy DROP".into());

@@ -199,7 +199,14 @@ impl Firewall {
     fn filter_sources(&mut self, what: &Rules<'_>, family: Family) {
         let filter = what.config.backend.source_filter();
         let devices: Vec<(TunnelId, &Vxlan)> = what.links.iter().filter_map(vxlan_of(family)).collect();
-        if filter == SourceFilter::Off || devices.is_empty() || what.facts.no_nft.is_some() {
+        if filter == SourceFilter::Off || devices.is_empty() {
+            return;
+        }
+        if let Some(why) = &what.facts.no_nft {
+            let fault = Fault::Unfiltered { why: why.clone() };
+            if !self.faults.contains(&fault) {
+                self.faults.push(fault);
+            }
             return;
         }
         if let Some(network) = what.config.network(family) {

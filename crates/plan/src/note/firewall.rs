@@ -15,6 +15,10 @@ pub enum FirewallFault {
     NftUnusable {
         why: Box<str>,
     },
+    /// The source filter, which only nftables can enforce, does nothing.
+    Unfiltered {
+        why: Box<str>,
+    },
     IptablesMissing,
     /// Neither nftables nor iptables can be used.
     Nothing,
@@ -60,6 +64,7 @@ impl FirewallFault {
         match self {
             Self::NoMasquerade => Severity::Unready,
             Self::NftUnusable { .. }
+            | Self::Unfiltered { .. }
             | Self::IptablesMissing
             | Self::Nothing
             | Self::Foreign { .. }
@@ -76,9 +81,13 @@ impl FirewallFault {
     /// Returns the problem and the remedy.
     pub fn words(&self) -> Words {
         match self {
-            Self::NftUnusable { why } => Words::new(format!(
-                "nftables cannot be used ({why}), so iptables has the traffic rules and VXLAN is not filtered"
-            )),
+            Self::NftUnusable { why } => {
+                Words::new(format!("nftables cannot be used ({why}), so iptables has the traffic rules"))
+            }
+            Self::Unfiltered { why } => Words::new(format!(
+                "nftables cannot be used ({why}), so VXLAN packets from unknown senders are neither counted nor dropped"
+            ))
+            .remedy("Install nft, or set VxlanSourceFilter to off"),
             Self::IptablesMissing => {
                 Words::new("there is no iptables on this node, so nftables has the traffic rules")
                     .remedy("If another firewall here drops forwarded packets, install iptables")
