@@ -354,6 +354,11 @@ fn ports_of_peers_are_looked_at_as_far_as_they_are_theirs_alone() {
     flood.extend([lease(20, 4790), lease(21, 4790)]);
     let found = ports(flood);
     assert_eq!((found.len(), found[0], found[1]), (9, 8472, 4790));
+    // Smaller ports of younger leases do not push out the port of a lone peer.
+    let mut young: Vec<Lease> =
+        (50..60).map(|third| Lease { born: 2, ..lease(third, 1024 + third) }).collect();
+    young.push(lease(20, 4790));
+    assert_eq!(ports(young)[..2], [8472, 4790]);
 }
 
 #[test]

@@ -258,17 +258,18 @@ fn verdict(filter: SourceFilter, what: &Rules<'_>, family: Family) -> RuleVerdic
 }
 
 /// Returns the ports on which other nodes may receive a tunnel's packets. They are our own port, and the ports that most
-/// of the peers behind that device announce. Well-known ports are left out, so that no lease can block another service.
+/// of the peers behind that device announce; among equals, those of the oldest leases. Well-known ports are left out, so
+/// that no lease can block another service.
 fn ports_of<'a>(id: TunnelId, device: &'a Vxlan, peers: &'a [PeerPath]) -> impl Iterator<Item = u16> + 'a {
-    let mut theirs: BTreeMap<u16, usize> = BTreeMap::new();
-    let tunnels = peers.iter().filter_map(|peer| peer.tunnel);
-    let tunnels = tunnels.filter(|tunnel| TunnelId::of_device(tunnel.link) == Some(id));
-    for port in
-        tunnels.filter_map(|tunnel| tunnel.port).filter(|port| *port != device.port && *port >= UNPRIVILEGED)
-    {
-        *theirs.entry(port).or_default() += 1;
+    let mut theirs: BTreeMap<u16, (Reverse<usize>, u64)> = BTreeMap::new();
+    let tunnels = peers.iter().filter_map(|peer| Some((peer.tunnel?, peer.born)));
+    let tunnels = tunnels.filter(|(tunnel, _)| TunnelId::of_device(tunnel.link) == Some(id));
+    let ports = tunnels.filter_map(|(tunnel, born)| Some((tunnel.port?, born)));
+    for (port, born) in ports.filter(|(port, _)| *port != device.port && *port >= UNPRIVILEGED) {
+        let (Reverse(peers), oldest) = theirs.entry(port).or_insert((Reverse(0), born));
+        (*peers, *oldest) = (*peers + 1, born.min(*oldest));
     }
-    let mut theirs: Vec<_> = theirs.into_iter().map(|(port, peers)| (Reverse(peers), port)).collect();
+    let mut theirs: Vec<_> = theirs.into_iter().map(|(port, rank)| (rank, port)).collect();
     theirs.sort_unstable();
     std::iter::once(device.port).chain(theirs.into_iter().take(OTHER_PORTS).map(|(_, port)| port))
 }
