@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, SourceFilter};
 use crate::family::Family;
+use crate::node::Uplink;
 use crate::range::Range;
 use crate::state::MAIN_TABLE;
 
@@ -84,6 +85,18 @@ impl Config {
             sysctls: Sysctls::default(),
             blackhole: false,
         }
+    }
+
+    /// Returns the config without a family that our tunnel cannot carry over the uplink, provided that another family is
+    /// left.
+    pub fn carried(&self, uplink: &Uplink) -> Self {
+        let Some(tunnel) = self.backend.tunnel() else { return self.clone() };
+        let wide = |family| self.network(family).is_some() && tunnel.narrow(family, uplink).is_none();
+        let [ipv4, ipv6] = Family::ALL.map(wide);
+        if !(ipv4 || ipv6) {
+            return self.clone();
+        }
+        Self { ipv4: self.ipv4.filter(|_| ipv4), ipv6: self.ipv6.filter(|_| ipv6), ..self.clone() }
     }
 
     /// Returns the cluster's pod network of the family.

@@ -68,4 +68,3 @@ pub use sysctls::forwarding;
 pub use table::{Row, Table};
 pub use tunnel_id::{TunnelId, TunnelKind};
 pub use unclaimed::unclaimed;
-pub use wanted::carried;

@@ -154,18 +154,6 @@ fn former_networks(config: &Config, former: &Former) -> Vec<IpNet> {
     networks
 }
 
-/// Returns the config without a family that our tunnel cannot carry over the uplink, provided that another family is
-/// left.
-pub fn carried(config: &Config, uplink: &Uplink) -> Config {
-    let Some(tunnel) = config.backend.tunnel() else { return config.clone() };
-    let wide = |family| config.network(family).is_some() && tunnel.narrow(family, uplink).is_none();
-    let [ipv4, ipv6] = Family::ALL.map(wide);
-    if !(ipv4 || ipv6) {
-        return config.clone();
-    }
-    Config { ipv4: config.ipv4.filter(|_| ipv4), ipv6: config.ipv6.filter(|_| ipv6), ..config.clone() }
-}
-
 /// Computes the desired state of this node.
 pub(crate) fn wanted(situation: &Situation<'_>) -> Wanted {
     let Situation { config, leases, .. } = *situation;
@@ -368,7 +356,7 @@ impl<'a> Draft<'a> {
 
     /// Returns true if the family is configured, leased to us, and the uplink can carry it.
     fn enabled(&self, family: Family) -> bool {
-        carried(self.config, &self.node.uplink).network(family).is_some()
+        self.config.carried(&self.node.uplink).network(family).is_some()
             && self.node.subnet.of(family).is_some()
     }
 

@@ -157,7 +157,7 @@ impl Reconciler {
             Ok(seen) => seen,
             Err(error) => return Some(self.blind(&error)),
         };
-        let uplink_due = match self.follow_uplink(&seen.underlay, &leases) {
+        let uplink_due = match self.follow_uplink(&seen.underlay) {
             // The state was read for the old uplink.
             Uplinks::Another => return Some(begun),
             Uplinks::Same => None,
@@ -167,6 +167,9 @@ impl Reconciler {
         if let Some(first) = &plan.contradiction {
             self.refuse(first);
             return None;
+        }
+        if uplink_due.is_none() && self.follow_mtu(&leases, &plan.peers, &seen.underlay) {
+            return Some(begun);
         }
         self.memory.departed.excuse(&mut plan, begun);
         plan.notes.extend(notes);
@@ -206,34 +209,43 @@ impl Reconciler {
         self.view.borrow_and_update().clone()
     }
 
-    /// Adopts the uplink's current name, addresses and MTU.
-    fn follow_uplink(&mut self, underlay: &Underlay, leases: &Leases) -> Uplinks {
+    /// Adopts the uplink's current name and addresses.
+    fn follow_uplink(&mut self, underlay: &Underlay) -> Uplinks {
         let now = self.memory.begun.get_or_insert_with(Instant::now).elapsed();
         let (flags, config, kernel) = (&self.flags, &self.config, &mut self.kernel);
         let choose =
             |remembered: &[IpAddr]| choose_uplink(flags, config, underlay, kernel, remembered.to_vec()).ok();
         let followed = self.memory.follower.follow(&self.node.uplink, underlay, now, choose);
-        let mut uplink = match &followed {
+        let UplinkChoice { mut uplink, reason: why, .. } = match followed {
             Followed::Lost => return Uplinks::Lost,
-            Followed::Here => self.node.uplink.clone(),
-            Followed::Moved(choice) => choice.uplink.clone(),
+            Followed::Here => return Uplinks::Same,
+            Followed::Moved(choice) => choice,
         };
-        uplink.mtu = plan::uplink::mtu(config, leases, underlay, uplink.link);
+        uplink.mtu = self.node.uplink.mtu;
         if uplink == self.node.uplink {
             return Uplinks::Same;
         }
-        if let Followed::Moved(UplinkChoice { reason: why, .. }) = followed {
-            let addresses = [uplink.ipv4.map(IpAddr::V4), uplink.ipv6.map(IpAddr::V6)];
-            let addresses: Vec<_> = addresses.iter().flatten().map(IpAddr::to_string).collect();
-            info!("uplink is now {} {}: {why}", uplink.link, addresses.join(", "));
-            self.own_lease.move_to(&uplink);
-            self.uplink_reason = why;
-        } else {
-            info!("uplink {} now has MTU {}", uplink.link, uplink.mtu);
-        }
+        let addresses = [uplink.ipv4.map(IpAddr::V4), uplink.ipv6.map(IpAddr::V6)];
+        let addresses: Vec<_> = addresses.iter().flatten().map(IpAddr::to_string).collect();
+        info!("uplink is now {} {}: {why}", uplink.link, addresses.join(", "));
+        self.own_lease.move_to(&uplink);
+        self.uplink_reason = why;
         self.node.uplink = uplink;
         self.show();
         Uplinks::Another
+    }
+
+    /// Adopts the smallest MTU towards the peers of a plan. Returns true if it was another one until now; the plan is then
+    /// out of date.
+    fn follow_mtu(&mut self, leases: &Leases, peers: &[PeerPath], underlay: &Underlay) -> bool {
+        let mtu = plan::uplink::mtu(&self.config, leases, peers, &self.node.uplink, underlay);
+        if mtu == self.node.uplink.mtu {
+            return false;
+        }
+        self.node.uplink.mtu = mtu;
+        info!("uplink {} now has MTU {mtu}", self.node.uplink.link);
+        self.show();
+        true
     }
 
     /// Returns the bounds within which the kernel is read, and locks the tunnels of our devices.

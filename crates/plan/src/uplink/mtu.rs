@@ -6,9 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::config::Config;
 use crate::direct::Longest;
+use crate::family::Family;
 use crate::ip_address::is_host_address;
 use crate::lease::Leases;
 use crate::name::LinkName;
+use crate::node::Uplink;
+use crate::peer::PeerPath;
 use crate::underlay::{LinkFacts, RouteFacts, Underlay};
 
 /// MTU in bytes of a node whose uplink is no wire and that has no route to anywhere yet. It is Ethernet's MTU.
@@ -26,12 +29,22 @@ const NO_WIRES: [&str; 3] = ["dummy", "ifb", "vrf"];
 /// Kinds of devices that send packets through one of their ports.
 const WITH_PORTS: [&str; 3] = ["bond", "bridge", "team"];
 
-/// Returns the smallest MTU in bytes on this node's side of the paths to the peers, for traffic of `uplink`.
-pub fn mtu(config: &Config, leases: &Leases, underlay: &Underlay, uplink: LinkName) -> u32 {
+/// Returns the smallest MTU in bytes on this node's side of the paths to the admitted peers, for traffic of `uplink`. A
+/// family that the uplink is too small to carry has no admitted peers. All leases count for it, because without the one
+/// that made it too small the family would come back and go again in turn.
+pub fn mtu(
+    config: &Config,
+    leases: &Leases,
+    peers: &[PeerPath],
+    uplink: &Uplink,
+    underlay: &Underlay,
+) -> u32 {
     let of_node = |address: &IpAddr| is_host_address(*address) && config.pods_at(*address).is_none();
-    let peers =
-        leases.known().iter().flat_map(|lease| config.families().filter_map(|family| lease.public(family)));
-    to(underlay, uplink, peers.filter(of_node))
+    let carried = config.carried(uplink);
+    let is_off = |family: &Family| carried.network(*family).is_none();
+    let of_family = |family| leases.known().iter().filter_map(move |lease| lease.public(family));
+    let without_peers = config.families().filter(is_off).flat_map(of_family).filter(of_node);
+    to(underlay, uplink.link, peers.iter().map(|peer| peer.public_ip).chain(without_peers))
 }
 
 /// Returns the smallest MTU in bytes towards these underlay addresses. If the interface is no wire, paths to any address
@@ -108,6 +121,9 @@ fn of_link(underlay: &Underlay, name: LinkName, depth: u8) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Backend;
+    use crate::lease::Lease;
+    use crate::peer::Path;
     use crate::underlay::{NextHop, RouteDetails};
 
     /// Returns a device: `eth0 9000`, `lo 65536`, `br0/bridge 1500`, `eth0>br0 1500` (a port), `vlan7:eth0 1500` (on top
@@ -179,6 +195,37 @@ mod tests {
             let peers = peers.split_whitespace().map(|peer| peer.parse().unwrap());
             assert_eq!(to(&underlay, uplink.parse().unwrap(), peers), expected, "{underlay:?}");
         }
+    }
+
+    #[test]
+    fn a_lease_counts_only_if_its_peer_is_admitted_or_its_family_is_off() {
+        let routes = "0.0.0.0/0 eth0, 203.0.113.0/24 eth0 1400, ::/0 eth0, 2001:db8::/32 eth0 1300";
+        let routes = routes.split(", ").map(route).collect();
+        let underlay = Underlay { links: vec![link("eth0 1500")], routes, ..Underlay::default() };
+        let config = Config {
+            ipv4: Some("10.244.0.0/16".parse().unwrap()),
+            ipv6: Some("fd00:244::/48".parse().unwrap()),
+            ..Config::new(Backend::default())
+        };
+        let value = br#"{"PublicIP":"203.0.113.9","PublicIPv6":"2001:db8::9","BackendType":"host-gw"}"#;
+        let lease = Lease::parse("10.244.2.0-24&fd00:244:0:2::-64", value, 1).unwrap();
+        let leases = Leases::Listed([lease].into());
+        let peer = PeerPath {
+            subnet: "10.244.2.0/24".parse().unwrap(),
+            public_ip: [203, 0, 113, 9].into(),
+            path: Path::Direct,
+            on_link: true,
+            tunnel: None,
+            by_evidence: false,
+            born: 1,
+        };
+        let mtu = |now: u32, peers: &[PeerPath]| {
+            mtu(&config, &leases, peers, &Uplink::new("eth0".parse().unwrap(), now), &underlay)
+        };
+        assert_eq!(mtu(1500, &[]), 1500);
+        assert_eq!(mtu(1500, &[peer]), 1400);
+        // A tunnel for IPv6 needs 1350 bytes.
+        assert_eq!(mtu(1300, &[]), 1300);
     }
 
     #[test]

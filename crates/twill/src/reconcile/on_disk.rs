@@ -52,7 +52,7 @@ impl Reconciler {
     /// Writes the subnet file if its text has changed. The error names the file and the reason.
     pub(super) fn write_subnet_file(&self) -> Result<(), String> {
         let mtu = self.config.backend.pod_mtu(&self.node.uplink);
-        let config = plan::carried(&self.config, &self.node.uplink);
+        let config = self.config.carried(&self.node.uplink);
         let text = SubnetEnv::new(&config, &self.node.subnet, mtu, self.flags.ip_masq).to_string();
         let path = &self.flags.subnet_file;
         match files::write(path, &text, Readers::Everyone) {

@@ -399,6 +399,13 @@ fn routes_that_carry_less_than_their_interface_count() {
             node.ns.run(change);
             lab::wait_for(change, SOON, || has_mtu(node, mtu));
         }
+        // A lease that is not admitted has an address behind that route; then one that is.
+        let lease = r#"{"PublicIP":"192.168.100.99","BackendType":"host-gw"}"#;
+        lab.store.put_lease("10.99.0.0-24", lease);
+        lab::wait_for("it is named", SOON, || status(node).contains("10.99.0.0/24"));
+        assert!(has_mtu(node, 1450), "{}", node.ns.run("ip link"));
+        lab.store.put_lease("10.244.5.0-24", lease);
+        lab::wait_for("the MTU follows", SOON, || has_mtu(node, 1330));
     });
 }
 
