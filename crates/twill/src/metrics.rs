@@ -117,7 +117,7 @@ impl Metrics {
         registry.register("peers", "Peers by path", metrics.peers.clone());
         let help = "Peers by finding of the probes";
         registry.register("peers_by_finding", help, metrics.findings.family());
-        let help = "1 for each peer with a fault, the first 50";
+        let help = "1 for each peer with a fault, at most 50, those that have answered first";
         registry.register("peer_fault", help, metrics.peer_faults.family());
         let help = "Peers that probes have moved to the direct path or to the tunnel";
         registry.register("path_switches", help, metrics.switches.clone());
@@ -175,15 +175,19 @@ impl Metrics {
         let mut counts = HashMap::from(always.map(|finding| (ByFinding { finding: finding.name() }, 0)));
         let mut faults = Vec::new();
         for peer in peers {
-            let finding = health_of(healths, peer).map(|health| &health.verdict.finding);
-            let (finding, fault) = state(peer, finding);
+            let health = health_of(healths, peer);
+            let (finding, fault) = state(peer, health.map(|health| &health.verdict.finding));
             *counts.entry(ByFinding { finding }).or_default() += 1;
-            if fault && faults.len() < FAULTS {
-                let (node, subnet) = (peer.public_ip.to_string(), peer.subnet.to_string());
-                faults.push(ByPeer { node, subnet, finding });
+            if fault {
+                faults.push((health.is_none_or(|health| health.latency.is_none()), peer, finding));
             }
         }
-        self.peer_faults.count(faults);
+        // Leases that nobody stands behind must not hide the fault of a peer that has answered.
+        faults.sort_by_key(|(never_answered, ..)| *never_answered);
+        self.peer_faults.count(faults.into_iter().take(FAULTS).map(|(_, peer, finding)| {
+            let (node, subnet) = (peer.public_ip.to_string(), peer.subnet.to_string());
+            ByPeer { node, subnet, finding }
+        }));
         self.findings.set(counts);
         for (path, count) in switches {
             self.switches.get_or_create(&ByWay { to: path.label() }).inc_by(*count);
@@ -230,5 +234,21 @@ mod tests {
         assert_eq!(shown(3), (4..=53).collect::<Vec<_>>());
         assert_eq!(shown(58), [59, 60]);
         assert!(shown(60).is_empty());
+    }
+
+    #[test]
+    fn the_fault_of_a_peer_that_has_answered_is_shown_beside_any_number_of_others() {
+        let metrics = Metrics::new();
+        let silent = Finding::Silent { node: [192, 0, 2, 1].into() };
+        let peers: Vec<_> = (1..=60).map(|number| peer(number, Path::Tunnel(TunnelKind::Vxlan))).collect();
+        let health = |number| {
+            let health = health(number, silent);
+            Health { latency: health.latency.filter(|_| number == 60), ..health }
+        };
+        let healths: Vec<_> = (1..=60).map(health).collect();
+        metrics.show_peers(&peers, &healths, &[]);
+        let text = metrics.text();
+        assert_eq!(text.matches("twill_peer_fault{").count(), FAULTS, "{text}");
+        assert!(text.contains(r#"subnet="10.244.60.0/24""#), "{text}");
     }
 }

@@ -47,6 +47,7 @@ use crate::own_lease::{Kept, OwnLease};
 use crate::probe::{Complaints, Pace, Probes, Rival};
 use crate::questions::Answers;
 use crate::report::Board;
+use crate::report::peers::has_answered;
 use crate::round::Round;
 use crate::trigger::{Cause, Causes, Trigger};
 use departed::Departed;
@@ -184,7 +185,8 @@ impl Reconciler {
         round.notes.extend(fault.map(Note::Store));
         let cache_due = uplink.mac.and_then(|mac| self.remember(&view, &leases, mac));
         round.notes.extend(self.cache.note());
-        round.sort_notes();
+        let healths = self.probes.healths.borrow().clone();
+        round.sort_notes(|subnet| has_answered(&healths, subnet));
         self.log_pass(&round);
         self.send_targets(&round.causes, &peers, uplink, diverted);
         let is_programmed = leases != Leases::Unknown;

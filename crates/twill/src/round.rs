@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use ipnet::IpNet;
 use plan::note::Note;
 use plan::{Object, Op};
 
@@ -23,11 +24,13 @@ pub(crate) struct Round {
 }
 
 impl Round {
-    /// Puts warnings about this node first, so that many about peers and store entries cannot hide them.
-    pub(crate) fn sort_notes(&mut self) {
-        self.notes.sort_by_key(|note| match note {
-            Note::Peer { .. } => 1,
-            Note::Entry { .. } | Note::Stale { .. } => 2,
+    /// Puts warnings about this node first, then those about peers that have answered. Many about leases that nobody
+    /// stands behind, or about store entries, cannot hide them.
+    pub(crate) fn sort_notes(&mut self, has_answered: impl Fn(IpNet) -> bool) {
+        self.notes.sort_by_cached_key(|note| match note {
+            Note::Peer { subnet, .. } if has_answered(*subnet) => 1,
+            Note::Peer { .. } => 2,
+            Note::Entry { .. } | Note::Stale { .. } => 3,
             _ => 0,
         });
     }
@@ -55,4 +58,31 @@ impl Round {
 /// Joins the causes for people: `start, leases`.
 pub(crate) fn list(causes: &Causes) -> String {
     causes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use plan::note::{NodeFault, PeerFault};
+
+    use super::*;
+
+    #[test]
+    fn warnings_about_the_node_come_first_then_those_about_peers_that_have_answered() {
+        let peer = |number: u8| {
+            let subnet = format!("10.244.{number}.0/24").parse().unwrap();
+            Note::Peer { subnet, fault: PeerFault::BadLength }
+        };
+        let entry = || Note::Entry { key: "a".into(), why: "b".into() };
+        let node = || Note::Node(NodeFault::NothingVerified);
+        let mut round = Round {
+            causes: Causes::new(),
+            ops: Vec::new(),
+            failed: Vec::new(),
+            held: Vec::new(),
+            notes: vec![entry(), peer(1), peer(2), peer(9), node()],
+            took: Duration::ZERO,
+        };
+        round.sort_notes(|subnet| subnet == "10.244.9.0/24".parse().unwrap());
+        assert_eq!(round.notes, [node(), peer(9), peer(1), peer(2), entry()]);
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ipnet::IpNet;
 use plan::verdict::{Finding, Health, PreferredPath};
 use plan::{Path, PeerPath};
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,12 @@ pub(crate) fn state(peer: &PeerPath, finding: Option<&Finding>) -> (&'static str
 pub(crate) fn health_of<'a>(healths: &'a [Health], peer: &PeerPath) -> Option<&'a Health> {
     let at = healths.binary_search_by_key(&peer.subnet, |health| health.verdict.subnet).ok()?;
     healths.get(at).filter(|health| health.verdict.node == peer.public_ip)
+}
+
+/// Returns true if the peer of that subnet has answered an echo along its present path.
+pub(crate) fn has_answered(healths: &[Health], subnet: IpNet) -> bool {
+    let at = healths.binary_search_by_key(&subnet, |health| health.verdict.subnet);
+    at.is_ok_and(|at| healths[at].latency.is_some())
 }
 
 /// Returns the reports of the peers; `now` is the time since the prober's start.
