@@ -170,7 +170,7 @@ impl Cache {
     /// Returns the state that an earlier run of this node with this store wrote. An unusable file is logged and ignored.
     pub(crate) fn read(&self) -> Option<Remembered> {
         let path = self.path.as_ref()?;
-        let sealed = match files::read(path) {
+        let sealed = match files::read_own(path) {
             Ok(text) => self.unseal(&text),
             Err(error) if error.kind() == ErrorKind::NotFound => return None,
             Err(error) => Err(error.to_string()),

@@ -37,7 +37,30 @@ pub(crate) fn write(path: &Path, text: &str, readers: Readers) -> io::Result<boo
 
 /// Reads a regular file of at most 64 MiB. Any other file is an error.
 pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::options().read(true).custom_flags(FLAGS).open(path)?;
+    content(open(path)?)
+}
+
+/// Same as [`read`]. It is an error, too, if a user other than root, our own or the owner of the directory has made the
+/// file.
+pub(crate) fn read_own(path: &Path) -> io::Result<Vec<u8>> {
+    let file = open(path)?;
+    let owner = fs::metadata(dir_of(path))?.uid();
+    if !is_of(&file.metadata()?, &[owner, 0, rustix::process::geteuid().as_raw()]) {
+        let why = "it is no regular file of root or of this daemon's user";
+        return Err(io::Error::new(ErrorKind::InvalidData, why));
+    }
+    content(file)
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let file = File::options().read(true).custom_flags(FLAGS).open(path);
+    file.map_err(|error| match errno(&error) {
+        Some(Errno::LOOP) => io::Error::new(ErrorKind::InvalidData, "it is a symbolic link"),
+        _ => error,
+    })
+}
+
+fn content(file: File) -> io::Result<Vec<u8>> {
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         return Err(io::Error::new(ErrorKind::InvalidData, "not a regular file"));
@@ -52,7 +75,12 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
 
 /// Reads a regular UTF-8 file of at most 64 MiB. Any other file is an error.
 pub(crate) fn read_to_string(path: &Path) -> io::Result<String> {
-    String::from_utf8(read(path)?).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
+    text(read(path)?)
+}
+
+/// Returns the text of a UTF-8 file. Any other content is an error.
+pub(crate) fn text(content: Vec<u8>) -> io::Result<String> {
+    String::from_utf8(content).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
 }
 
 /// Opens the lock file, and creates it if it is missing. A foreign file in its place is removed first.
@@ -74,7 +102,11 @@ pub(crate) fn lock(path: &Path) -> io::Result<File> {
 
 /// Returns true if only root or our own user can have made the file.
 fn is_ours(file: &Metadata) -> bool {
-    file.is_file() && file.nlink() == 1 && [0, rustix::process::geteuid().as_raw()].contains(&file.uid())
+    is_of(file, &[0, rustix::process::geteuid().as_raw()])
+}
+
+fn is_of(file: &Metadata, users: &[u32]) -> bool {
+    file.is_file() && file.nlink() == 1 && users.contains(&file.uid())
 }
 
 fn written(path: &Path, text: &str, readers: Readers) -> io::Result<bool> {
@@ -220,7 +252,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pipe = dir.path().join("pipe");
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-        assert!(read(&pipe).is_err() && lock(&pipe).unwrap().metadata().unwrap().is_file());
+        assert!(read(&pipe).is_err() && read_own(&pipe).is_err());
+        assert!(lock(&pipe).unwrap().metadata().unwrap().is_file());
         let large = File::create(dir.path().join("large")).unwrap();
         large.set_len(LARGEST + 1).unwrap();
         assert!(read(&dir.path().join("large")).is_err());

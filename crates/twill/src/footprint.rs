@@ -68,7 +68,7 @@ impl Footprint {
     /// Reads the footprint of an earlier run. An unusable file is logged and counts as missing.
     pub(crate) fn read(path: &Path) -> Option<Self> {
         let unusable = |why: String| warn!("ignoring {}: {why}", path.display());
-        let text = match files::read(path) {
+        let text = match files::read_own(path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return None,
             Err(error) => {

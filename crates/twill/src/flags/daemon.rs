@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -21,6 +20,7 @@ use super::help::help;
 use super::table::{self, Flag, GROUPS, PREFIX};
 use super::value::{LogFormat, Secret};
 use super::{Command, options_file_of, socket_of};
+use crate::files;
 use crate::probe::Pace;
 
 /// Options of the daemon, by flannel's names.
@@ -279,7 +279,7 @@ impl Flags {
             return Vec::new();
         }
         let path = self.options_file.display();
-        let text = match fs::read_to_string(&self.options_file) {
+        let text = match files::read_own(&self.options_file).and_then(files::text) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Vec::new(),
             Err(error) => {
@@ -434,6 +434,7 @@ pub(super) fn fuzz(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::path::Path;
 
     /// Two values of each flag, as they are written and shown, and one that it rejects.
@@ -758,6 +759,9 @@ mod tests {
         );
         assert_eq!(with(&["--options-file=".into()], &path("there")).verbosity, 0);
         assert_eq!(with(&[], &path("missing")).ignored, Vec::<String>::new());
+        std::os::unix::fs::symlink(path("there"), path("link")).unwrap();
+        let linked = with(&[], &path("link"));
+        assert_eq!((linked.verbosity, linked.ignored.len()), (0, 1), "{:?}", linked.ignored);
         let unreadable = with(&[], dir.path().to_str().unwrap());
         assert!(unreadable.ignored[0].contains(dir.path().to_str().unwrap()), "{:?}", unreadable.ignored);
     }

@@ -185,3 +185,31 @@ fn another_users_files_are_replaced() {
         assert_eq!(files.each_ref().map(|file| of(file)), [(0, 0o644), (0, 0o600)]);
     });
 }
+
+/// Files of another user give the daemon neither flags nor left-overs nor leases.
+#[test]
+fn another_users_options_footprint_and_cache_are_not_read() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), VXLAN);
+        let node = lab.node(1);
+        let mut daemon = node.start(cluster::FLAGS);
+        daemon.wait_ready();
+        let options = node.run_dir().join("options.env");
+        fs::write(&options, "FLANNELD_BACKEND_TYPE=host-gw\n").unwrap();
+        let cache = node.cache_dir().join("run-flannel-subnet.env.leases");
+        lab::wait_for("the cache is written", SOON, || cache.exists());
+        daemon.kill9();
+        let files = [options, node.run_dir().join(".subnet.env.footprint"), cache];
+        files.iter().for_each(|file| chown(file, Some(other_user()), None).unwrap());
+        daemon.restart();
+        daemon.wait_ready();
+        let log = daemon.log();
+        for file in &files {
+            let name = file.file_name().unwrap().to_str().unwrap();
+            let said =
+                log.lines().any(|line| line.contains(name) && line.contains("it is no regular file of root"));
+            assert!(said, "{name}: {log}");
+        }
+        assert!(node.twill(&["status"]).contains("vxlan"));
+    });
+}
