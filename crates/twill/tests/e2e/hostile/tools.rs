@@ -16,6 +16,8 @@ fn a_tool_that_prints_without_end_costs_no_memory() {
         prints("nft", "exec yes 'Error: no' >&2", "nft: Error: no Error: no");
         let rule = "exec yes -- '-A FORWARD -j ACCEPT'";
         prints("iptables-nft-save", rule, "it printed more than 24 MiB and was stopped");
+        let no_text = "exec yes \"$(printf '\\377\\377\\377')\"";
+        prints("iptables-nft-save", no_text, "it printed more than 24 MiB and was stopped");
     });
 }
 
