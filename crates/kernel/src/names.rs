@@ -1,7 +1,8 @@
 //! Abstract unix addresses of this network namespace, and the users whose processes hold them (sock_diag(7)). This
 //! module binds no address.
 
-use std::fs;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 
 use crate::error::{Cause, Error};
 use crate::socket::Netlink;
@@ -28,21 +29,21 @@ pub struct AbstractName {
 /// Returns all abstract addresses that begin with `prefix`. Addresses that are not UTF-8 are left out. Without
 /// unix_diag the owners are missing. Fails if the kernel does not answer, or if the list changed during each reading.
 pub fn abstract_names(prefix: &str) -> Result<Vec<AbstractName>, Error> {
-    let mut all = match by_netlink() {
-        Ok(all) => all,
-        Err(Cause::Refused { .. }) => listed(),
-        Err(cause) => return Err(Error::new("list abstract unix addresses", cause)),
-    };
-    all.retain(|held| held.name.starts_with(prefix));
-    Ok(all)
+    match by_netlink(prefix) {
+        Err(Cause::Refused { .. }) => Ok(listed(prefix)),
+        all => all.map_err(|cause| Error::new("list abstract unix addresses", cause)),
+    }
 }
 
-fn by_netlink() -> Result<Vec<AbstractName>, Cause> {
+/// Reads the addresses with their owners. Other programs may hold hundreds of thousands, of which none is kept.
+fn by_netlink(prefix: &str) -> Result<Vec<AbstractName>, Cause> {
     let show = (UDIAG_SHOW_NAME | UDIAG_SHOW_UID).to_ne_bytes();
     let (family, every_state) = ([libc::AF_UNIX as u8, 0, 0, 0], u32::MAX.to_ne_bytes());
     let header: [&[u8]; 5] = [&family, &every_state, &[0; 4], &show, &[0; 8]];
     let request = Message::new(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, &header);
-    Netlink::sock_diag()?.dump(request, |all: &mut Vec<_>, part| all.extend(name_in(part)))
+    Netlink::sock_diag()?.dump(request, |all: &mut Vec<_>, part| {
+        all.extend(name_in(part).filter(|held| held.name.starts_with(prefix)));
+    })
 }
 
 /// Returns the address that one message of the answer names.
@@ -60,9 +61,11 @@ pub(crate) fn name_in(part: Part<'_>) -> Option<AbstractName> {
 
 /// Reads the addresses without their owners. A line of `/proc/net/unix` ends with the address, an `@` in place of the
 /// NUL byte.
-fn listed() -> Vec<AbstractName> {
-    let text = fs::read("/proc/thread-self/net/unix").unwrap_or_default();
-    listing(&String::from_utf8_lossy(&text))
+fn listed(prefix: &str) -> Vec<AbstractName> {
+    let lines = File::open("/proc/thread-self/net/unix").map(|file| BufReader::new(file).split(b'\n'));
+    let lines = lines.into_iter().flatten().map_while(Result::ok);
+    let names = lines.flat_map(|line| listing(&String::from_utf8_lossy(&line)));
+    names.filter(|held| held.name.starts_with(prefix)).collect()
 }
 
 /// The addresses in the text of `/proc/net/unix`.
@@ -73,6 +76,7 @@ pub(crate) fn listing(text: &str) -> Vec<AbstractName> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 
@@ -96,6 +100,17 @@ mod tests {
             ["one", "two words"].map(|name| AbstractName { name: format!("{prefix}{name}"), uid })
         };
         assert_eq!(sorted(abstract_names(&prefix).unwrap()), expected(Some(own)));
-        assert_eq!(sorted(listed()), expected(None));
+        assert_eq!(sorted(listed(&prefix)), expected(None));
+    }
+
+    #[test]
+    fn addresses_of_others_take_no_room() {
+        let names = (0..300).map(|number| format!("others of {} {number}", std::process::id()));
+        let addresses = names.map(|name| SocketAddr::from_abstract_name(name).unwrap());
+        let _others: Vec<_> = addresses.map(|address| UnixDatagram::bind_addr(&address).unwrap()).collect();
+        let prefix = format!("ours of {} ", std::process::id());
+        for ours in [abstract_names(&prefix).unwrap(), listed(&prefix)] {
+            assert!(ours.capacity() < 300, "{}", ours.capacity());
+        }
     }
 }
