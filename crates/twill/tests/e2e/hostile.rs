@@ -1,5 +1,6 @@
-//! Attacks by a writer of one key, the owner of one pod, or a local user. SECURITY.md gives the limits: memory, log,
-//! repairs, packets of healthy peers and answers to the node.
+//! Attacks by a writer of one key, the owner of one pod, or a local user. SECURITY.md gives the limits: memory, processor
+//! time, bytes and lines of log, repairs, packets of healthy peers, answers to the node, readiness of this node and of
+//! another one.
 
 mod clients;
 mod leases;
@@ -15,6 +16,8 @@ use lab::{Daemon, Node, PingStream, Pod};
 
 /// Maximum resident memory of a daemon at any moment.
 const MEMORY: u64 = 64 << 20;
+/// Maximum share of a core that a daemon uses during an attack. The tests run a build without optimization.
+const CPU: f64 = 0.5;
 /// Maximum number of bytes of log in a minute, and so of each shorter time.
 const LOG: usize = 100_000;
 /// Maximum number of lines of log in a minute.
@@ -103,11 +106,14 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Asserts that the node is quick: in an answer to itself, and in the repair of a deleted route.
+    /// Asserts that the node is quick: in an answer to itself, and in the repair of a deleted route. The node and the peer
+    /// must be ready.
     fn is_quick(&self, peer: &Node) {
         let answer = (0..3).map(|_| self.answer("/healthz")).min().unwrap();
         assert!(answer < lab::patient(ANSWER), "/healthz took {answer:?}");
-        assert_eq!(self.node.get("/readyz").map(|reply| reply.status), Some(200));
+        for node in [self.node, peer] {
+            assert_eq!(node.get("/readyz").map(|reply| reply.status), Some(200), "{}", node.name);
+        }
         if self.repairs.replace(self.repairs.get() + 1) >= REPAIRS {
             return;
         }
@@ -138,6 +144,7 @@ impl<'a> Watch<'a> {
         assert!(bytes < LOG * minutes && lines < LINES * minutes, "{bytes} bytes, {lines} lines");
         assert!(longest.is_none_or(|longest| longest < 700), "a line of {longest:?} characters");
         assert!(memory < MEMORY, "{} KiB at the peak", memory >> 10);
+        assert!(cpu < lab::patient(span.mul_f64(CPU)), "CPU {cpu:?} in {span:?}");
         let control = log.chars().find(|c| c.is_control() && *c != '\n');
         assert_eq!(control, None, "a control character in the log");
         if let Some(ping) = self.ping {
