@@ -224,17 +224,17 @@ fn what_cannot_be_is_said() {
 #[test]
 fn a_source_filter_without_nftables_is_a_warning_whatever_other_rules_there_are() {
     let why = || "no".into();
-    let unfiltered = Fault::Unfiltered { why: why() };
+    let unfiltered = || FirewallFault::Unfiltered { why: why() };
     for filter in [SourceFilter::Count, SourceFilter::Drop] {
-        let told = |options, facts: Facts| {
-            let facts = Facts { no_nft: Some(why()), ..facts };
+        let told = |options, facts: FirewallFacts| {
+            let facts = FirewallFacts { no_nft: Some(why()), ..facts };
             faults(&Case { filter, facts, ..Case::new(options) }.plan())
                 .into_iter()
                 .cloned()
                 .collect::<Vec<_>>()
         };
-        assert_eq!(told(Options::default(), Facts::default()), [unfiltered.clone()]);
-        assert_eq!(told(ALL, both()), [Fault::NftUnusable { why: why() }, unfiltered.clone()]);
+        assert_eq!(told(FirewallOptions::default(), FirewallFacts::default()), [unfiltered()]);
+        assert_eq!(told(ALL, both()), [FirewallFault::NftUnusable { why: why() }, unfiltered()]);
     }
 }
 

@@ -203,7 +203,7 @@ impl Firewall {
             return;
         }
         if let Some(why) = &what.facts.no_nft {
-            let fault = Fault::Unfiltered { why: why.clone() };
+            let fault = FirewallFault::Unfiltered { why: why.clone() };
             if !self.faults.contains(&fault) {
                 self.faults.push(fault);
             }

@@ -155,7 +155,7 @@ fn leases_with_a_peers_address_do_not_end_its_probes() {
         all.targets.send_modify(|targets| targets.peers = Arc::new(vec![real.clone()]));
         all.asker.follow();
         if answers {
-            all.asker.state.peers[0].hear(Probe::Path, Answer::Came { after: TICK });
+            all.asker.state.peers[0].record(Probe::Path, Answer::Came { after: TICK });
         }
         let peers = (1..=20).map(|number| behind(number, 50)).chain([real.clone()]).collect();
         all.targets.send_modify(|targets| targets.peers = Arc::new(peers));
