@@ -94,7 +94,7 @@ impl Asker {
 
     /// Returns true if the lease is this node's. A node is known by its public IPv4 address, or without one by its public
     /// IPv6 address. Under an address that it has lost, only the very lease that it wrote is its own: another node may
-    /// have the address by now.
+    /// have the address by now. Its lease stays its own if another writer overwrites it.
     pub fn owns(&self, lease: &Lease) -> bool {
         let place = |lease: &Lease| (lease.subnet, lease.public_ip, lease.public_ipv6);
         // The present holder of that address may have taken the lease over with it, as flannel does. Then the MAC
@@ -104,7 +104,20 @@ impl Asker {
             pairs.any(|(held, listed)| held.zip(listed).is_some_and(|(held, listed)| held != listed))
         };
         let is_held = |held: &Lease| place(held) == place(lease) && !other_mac(held);
-        self.is_at_our_address(lease) || self.held.as_ref().is_some_and(is_held)
+        self.is_at_our_address(lease) || self.held.as_ref().is_some_and(is_held) || self.is_overwritten(lease)
+    }
+
+    /// Returns true if another writer has put an address into our lease that is neither our present nor our former one.
+    /// An entry that is not younger than our last write is still the one that we wrote: a node that takes a free subnet
+    /// makes a younger entry. The holder of our former address may take our lease over with it, as flannel does.
+    pub fn is_overwritten(&self, lease: &Lease) -> bool {
+        let address = |lease: &Lease| (lease.public_ip.map(IpAddr::V4)).or(lease.public_ipv6.map(IpAddr::V6));
+        !self.is_at_our_address(lease)
+            && self.held.as_ref().is_some_and(|held| {
+                lease.subnet == held.subnet
+                    && (1..=held.written).contains(&lease.born)
+                    && address(lease) != address(held)
+            })
     }
 
     fn is_at_our_address(&self, lease: &Lease) -> bool {
@@ -289,6 +302,27 @@ mod tests {
         };
         let moved = Asker { held: Some(with(1)), ..moved };
         assert!(moved.owns(&with(1)) && moved.owns(&held) && !moved.owns(&with(2)));
+    }
+
+    #[test]
+    fn an_overwritten_lease_is_ours_and_a_younger_one_in_our_subnet_is_not() {
+        let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
+        let held = Lease { born: 5, written: 8, ..lease("10.3.7.0-24", [192, 0, 2, 1]) };
+        let asker = Asker { held: Some(held.clone()), ..asker(Some("10.3.7.0-24")) };
+        let theirs = |born, host| Lease { born, public_ip: Some([192, 0, 2, host].into()), ..held.clone() };
+        for (lease, is_ours) in [(theirs(5, 77), true), (theirs(8, 77), true), (theirs(9, 77), false)] {
+            let choice = choose(&conf, std::slice::from_ref(&lease), &asker, 0).unwrap();
+            assert_eq!((choice.subnet == held.subnet, asker.owns(&lease)), (is_ours, is_ours), "{lease:?}");
+        }
+        assert!(asker.is_overwritten(&theirs(5, 77)) && !asker.is_overwritten(&theirs(5, 1)));
+        // This node was at .9 before, and the next holder of that address has taken the lease over with another MAC.
+        let vtep = |last| Some(Vtep { vni: Some(1), port: None, mac: Mac([2, 0, 0, 0, 0, last]) });
+        let with = |lease: Lease, last| Lease {
+            announced: Announced::Vxlan { ipv4: vtep(last), ipv6: None },
+            ..lease
+        };
+        let moved = Asker { held: Some(with(theirs(5, 9), 1)), ..asker };
+        assert!(moved.owns(&with(theirs(5, 9), 1)) && !moved.owns(&with(theirs(5, 9), 2)));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use crate::own::{Choice, Claim};
 use crate::pulse::Pulse;
 use crate::view::{LARGEST, StoreError, View};
-use listing::Listing;
+use listing::{Listing, Own};
 
 /// Time between two reads of the whole directory, since the event queue of inotify may overflow.
 const RELIST: Duration = Duration::from_secs(30);
@@ -45,14 +45,21 @@ pub struct Dir {
     /// Backend that replaces the one in the config.
     backend: Option<Backend>,
     pulse: Arc<Pulse>,
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
     /// Listing that was read to take our lease at the start. The watch begins with it and reads only later changes.
-    read: Arc<Mutex<Option<Listing>>>,
+    read: Option<Listing>,
+    /// Our lease's file, as far as it is known.
+    own: Option<Own>,
 }
 
 impl Dir {
     /// Creates a store of this directory without accessing it.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), backend: None, pulse: Arc::default(), read: Arc::default() }
+        Self { root: root.into(), backend: None, pulse: Arc::default(), shared: Arc::default() }
     }
 
     /// Returns this store with a backend type that overrides the config's; `None` overrides nothing.
@@ -79,7 +86,7 @@ impl Dir {
     ///
     /// Returns an error if the directory cannot be read.
     pub fn leases(&self) -> Result<Arc<[Lease]>, StoreError> {
-        let mut listing = Listing::new(self.subnets());
+        let mut listing = Listing::new(self.subnets(), None);
         listing.refresh().map_err(|error| StoreError::new(self.subnets().display(), error))?;
         Ok(listing.leases())
     }
@@ -110,7 +117,7 @@ impl Dir {
             _ => {}
         }
         let _lock = self.lock(&claim.choice)?;
-        let mut listing = Listing::new(subnets.clone());
+        let mut listing = Listing::new(subnets.clone(), own(claim));
         listing.refresh().map_err(|error| StoreError::new(subnets.display(), error))?;
         let settled = claim.settle(&listing.leases()).map_err(|why| why.at(subnets.display()))?;
         let path = subnets.join(settled.lease.subnet.to_string());
@@ -128,15 +135,27 @@ impl Dir {
             rename(&subnets, old, &path).map_err(|error| StoreError::new(old.display(), error))?;
         }
         info!(subnet = %settled.lease.subnet, origin = ?settled.origin, "our lease is in the store");
+        let lease = settled.lease;
+        listing.look_at(&lease.subnet.to_string()).map_err(|error| StoreError::new(path.display(), error))?;
+        let lease = listing
+            .lease(&lease.subnet)
+            .filter(|there| there.says_the_same(&lease))
+            .cloned()
+            .unwrap_or(lease);
         if let Choice::Any { .. } = claim.choice {
-            *self.hand_over() = Some(listing);
+            self.shared().read = Some(listing);
         }
-        Ok(settled.lease)
+        Ok(lease)
     }
 
-    fn hand_over(&self) -> MutexGuard<'_, Option<Listing>> {
-        // A panic while the lock was held left a complete listing or none.
-        self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Records that this lease is ours.
+    pub fn hold(&self, lease: &Lease) {
+        self.shared().own = own_file(lease);
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        // A panic while the lock was held left complete values.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the lock of the directory. A node without a lease waits as long as necessary. A running node waits for
@@ -148,15 +167,18 @@ impl Dir {
         let file = open.map_err(|error| StoreError::new(path.display(), error))?;
         let locked = match choice {
             Choice::Any { .. } => file.lock(),
-            Choice::Only(_) | Choice::Back(_) => lock_soon(&file),
+            Choice::Only(_) => lock_soon(&file),
         };
         locked.map(|()| file).map_err(|error| StoreError::new(path.display(), error))
     }
 
     /// Keeps the view up to date and never returns. While the directory cannot be read, the view keeps the last good leases.
     pub async fn watch(self, view: watch::Sender<View>) {
-        let read = self.hand_over().take();
-        let mut listing = read.unwrap_or_else(|| Listing::new(self.subnets()));
+        let (read, own) = {
+            let mut shared = self.shared();
+            (shared.read.take(), shared.own.clone())
+        };
+        let mut listing = read.unwrap_or_else(|| Listing::new(self.subnets(), own));
         loop {
             let Err(error) = self.follow(&mut listing, &view).await;
             self.pulse.count_restart();
@@ -224,6 +246,22 @@ impl Dir {
         }
         inotify.into_event_stream([0; 4096]).map_err(|error| refused(&self.root, error))
     }
+}
+
+/// Returns our lease's file for the listing from which a claim is settled. While the daemon runs, the claim says whether
+/// the file was there.
+fn own(claim: &Claim) -> Option<Own> {
+    let was_there = |subnet| claim.listed.iter().any(|lease| lease.subnet == subnet);
+    let held = claim.asker.held.as_ref().filter(|held| match claim.choice {
+        Choice::Any { .. } => true,
+        Choice::Only(_) => was_there(held.subnet),
+    });
+    held.and_then(own_file)
+}
+
+/// Returns the name and age of a lease's file, if the age is known.
+fn own_file(lease: &Lease) -> Option<Own> {
+    (lease.born > 0).then(|| (lease.subnet.to_string().into(), lease.born))
 }
 
 /// Tries to take the lock for at most [`PATIENCE`].

@@ -33,8 +33,6 @@ pub enum Choice {
     Any { dice: u64 },
     /// Only this subnet, because pods have addresses from it.
     Only(Subnet),
-    /// Only this subnet, even if another node has written its own address into the lease.
-    Back(Subnet),
 }
 
 /// Lease to write for a [`Claim`].
@@ -79,16 +77,8 @@ impl Claim {
     /// Chooses our lease, given the leases that the store holds now.
     pub(crate) fn settle(&self, leases: &[Lease]) -> Result<Settled, Unsettled> {
         let dice = if let Choice::Any { dice } = self.choice { dice } else { 0 };
-        let known: Vec<Lease>;
-        let leases = match self.choice {
-            Choice::Back(ours) => {
-                known = leases.iter().filter(|lease| lease.subnet != ours).cloned().collect();
-                &known
-            }
-            Choice::Any { .. } | Choice::Only(_) => leases,
-        };
         let choice = subnet_alloc::choose(&self.conf, leases, &self.asker, dice)?;
-        if let Choice::Only(subnet) | Choice::Back(subnet) = self.choice
+        if let Choice::Only(subnet) = self.choice
             && choice.subnet != subnet
         {
             return Err(format!("{subnet} is another node's now").into());
@@ -105,9 +95,16 @@ impl Claim {
         }
         let (held, others): (Vec<_>, Vec<_>) = leases.iter().partition(|lease| self.asker.owns(lease));
         let held = held.into_iter().max_by_key(|lease| lease.subnet == choice.subnet);
-        let (born, announced) = (held.map_or(0, |lease| lease.born), (self.announce)(held, &others));
+        let (born, written) = held.map_or((0, 0), |lease| (lease.born, lease.written));
+        // The data of another writer is not this node's.
+        let known = if held.is_some_and(|lease| self.asker.is_overwritten(lease)) {
+            self.asker.held.as_ref()
+        } else {
+            held
+        };
+        let announced = (self.announce)(known, &others);
         let (public_ip, public_ipv6) = (self.asker.public_ip, self.asker.public_ipv6);
-        let lease = Lease { born, written: born, subnet: choice.subnet, public_ip, public_ipv6, announced };
+        let lease = Lease { born, written, subnet: choice.subnet, public_ip, public_ipv6, announced };
         Ok(Settled { lease, stale: choice.stale, origin: choice.origin })
     }
 }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use plan::lease::Lease;
 use plan::netconf::NetConf;
-use plan::subnet::Subnet;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
@@ -74,13 +73,15 @@ impl Store {
         }
     }
 
-    /// Records that the lease of this subnet is ours. The networks of this config define which entries are leases.
-    pub fn hold(&self, subnet: &Subnet, conf: &NetConf) {
+    /// Records that this lease is ours. The networks of this config define which entries are leases.
+    pub fn hold(&self, lease: &Lease, conf: &NetConf) {
         match self {
-            // A directory's leases do not end.
-            Self::Dir(_) => _ = (subnet, conf),
+            Self::Dir(dir) => {
+                let _ = conf;
+                dir.hold(lease);
+            }
             #[cfg(feature = "etcd")]
-            Self::Etcd(etcd) => etcd.hold(subnet, conf),
+            Self::Etcd(etcd) => etcd.hold(&lease.subnet, conf),
         }
     }
 

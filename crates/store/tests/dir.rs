@@ -239,6 +239,34 @@ async fn changes_are_reported_and_a_lost_directory_keeps_the_last_leases() {
     until(&mut view, "back", |view| view.lost.is_none() && listed(view) == 4).await;
 }
 
+/// A directory's leases have no end, and a file that is overwritten looks younger.
+#[test]
+fn a_lease_that_was_overwritten_while_its_node_was_down_is_its_own_again() {
+    let root = tempfile::tempdir().unwrap();
+    store(root.path());
+    let held = acquire(root.path(), 1, 3).unwrap();
+    let subnets = root.path().join("subnets");
+    let path = subnets.join(held.subnet.to_string());
+    let ours = fs::read_to_string(&path).unwrap();
+    for renamed in [false, true] {
+        let place = if renamed { subnets.join(".theirs") } else { path.clone() };
+        fs::write(&place, HOST_GW).unwrap();
+        fs::rename(&place, &path).unwrap();
+        let announce = |held: Option<&Lease>, _: &[&Lease]| {
+            assert_eq!(held.and_then(|lease| lease.public_ip), Some([192, 0, 2, 1].into()));
+            Announced::HostGw
+        };
+        let (public_ip, previous) = (held.public_ip, Some(held.subnet));
+        let asker = Asker { public_ip, previous, held: Some(held.clone()), ..Asker::default() };
+        let conf = Dir::new(root.path()).net_conf().unwrap();
+        let choice = Choice::Any { dice: 99 };
+        let claim = Claim { conf, asker, announce: Box::new(announce), choice, listed: [].into() };
+        let again = Dir::new(root.path()).acquire(&claim).unwrap();
+        assert_eq!((again.subnet, again.born), (held.subnet, held.born));
+        assert_eq!(fs::read_to_string(&path).unwrap(), ours);
+    }
+}
+
 /// Sets the modification time in seconds since 1970. Some file systems store a smaller range than others.
 fn set_time(path: &Path, seconds: i64) {
     let since = Duration::from_secs(seconds.unsigned_abs());

@@ -87,9 +87,6 @@ pub(crate) struct OwnLease {
     retaken: Option<(Instant, usize)>,
     /// Time at which our lease was last written only to add or remove the port.
     ported: Option<Instant>,
-    /// `born` of our entry when it was last listed. Overwriting an entry keeps its age; taking a free subnet makes a
-    /// younger one.
-    stood: Option<u64>,
     asked: Option<Asked>,
     /// Reason why the lease cannot be acquired, and the time of the next attempt.
     refused: Option<(StoreFault, Instant)>,
@@ -114,8 +111,6 @@ enum Wrong {
     Port,
     /// The lease of this node had been written by another daemon.
     Rival,
-    /// A foreign daemon had written its own address into our lease.
-    Hijacked,
 }
 
 impl Wrong {
@@ -157,7 +152,6 @@ impl OwnLease {
             contest: None,
             retaken: None,
             ported: None,
-            stood: None,
             asked: None,
             refused: None,
             attempts: 0,
@@ -188,9 +182,19 @@ impl OwnLease {
     /// Records that `lease` is ours, also in the store's client.
     pub(crate) fn holding(mut self, lease: Lease) -> (Self, Lease) {
         self.asker.previous = Some(lease.subnet);
-        self.asker.held = Some(lease.clone());
-        self.source.store.hold(&lease.subnet, &self.conf);
+        self.accept(lease.clone());
+        self.source.store.hold(&lease, &self.conf);
         (self, lease)
+    }
+
+    /// Replaces the lease that we hold, and returns the one before. A subnet that stays ours keeps its age, also if its
+    /// entry had to be made again.
+    fn accept(&mut self, lease: Lease) -> Option<Lease> {
+        let before = self.asker.held.take();
+        let known = before.as_ref().filter(|before| before.subnet == lease.subnet).map(|before| before.born);
+        let born = earlier(lease.born, known.unwrap_or_default());
+        self.asker.held = Some(Lease { born, written: lease.written.max(lease.born), ..lease });
+        before
     }
 
     /// Acquires a lease and blocks until the store answers. No peer is admitted yet, so all leases that fit the network
@@ -268,19 +272,15 @@ impl OwnLease {
         }
         if self.asked.is_none() {
             match wrong {
-                Wrong::Rival | Wrong::Hijacked => {
+                Wrong::Rival => {
                     let known = self.retaken.filter(|(at, _)| now - *at < PEACE);
                     self.retaken = Some((now, known.map_or(0, |(_, times)| times + 1)));
                 }
                 Wrong::Port => self.ported = Some(now),
                 Wrong::Gone | Wrong::Former => {}
             }
-            let choice = match wrong {
-                Wrong::Hijacked => Choice::Back(node.subnet),
-                _ => Choice::Only(node.subnet),
-            };
             let announce = move |_: Option<&Lease>, _: &[&Lease]| announced.clone();
-            let claim = self.claim(Box::new(announce), choice, listed.clone());
+            let claim = self.claim(Box::new(announce), Choice::Only(node.subnet), listed.clone());
             self.asked = Some(Asked { answer: self.source.ask(claim), wrong });
         }
         self.kept(now)
@@ -296,24 +296,27 @@ impl OwnLease {
     ) -> Result<Kept, Wrong> {
         // The store may report our write late, especially if the route to it changes with our address.
         let standing = listed.iter().find(|lease| lease.subnet == node.subnet);
-        if standing.zip(self.asker.held.as_ref()).is_some_and(|(standing, held)| held.says_the_same(standing))
+        if let (Some(standing), Some(held)) = (standing, &mut self.asker.held)
+            && held.says_the_same(standing)
         {
             self.former.clear();
+            held.born = earlier(held.born, standing.born);
+            held.written = standing.written.max(standing.born);
         }
         let mut others = listed.iter().filter(|lease| !self.asker.owns(lease) && !self.is_former(lease));
         if let Some(holder) = others.find(|other| holds(&self.conf, other, standing, node)) {
             let address = holder.public_ip.map(IpAddr::V4).or(holder.public_ipv6.map(IpAddr::V6));
             let address = address.map_or("somebody".into(), |address| address.to_string());
-            if holder.subnet == node.subnet && self.stood == Some(holder.born) {
-                return self.contested(format!("address {address}"), node, Wrong::Hijacked, now);
-            }
             let subnet = node.subnet.to_string().into();
             let fault = StoreFault::OwnLeaseTaken { subnet, holder: address.into() };
             return Ok(Kept { fault: Some(fault), due: Some(now + RETRY) });
         }
-        self.stood = standing.map(|lease| lease.born).or(self.stood);
         let written = self.written.as_ref().filter(|(what, _)| self.says(what, announced)).map(|(_, at)| *at);
-        let echo = if standing.is_none() { RETURN } else { ECHO };
+        let echo = match standing {
+            None => RETURN,
+            Some(_) if self.former.is_empty() => Duration::ZERO,
+            Some(_) => ECHO,
+        };
         match standing {
             Some(lease) if self.says(lease, announced) => Ok(self.kept(now)),
             _ if written.is_some_and(|at| now - at < echo) => {
@@ -327,12 +330,12 @@ impl OwnLease {
                 _ => Err(Wrong::Port),
             },
             Some(lease) if self.is_former(lease) => Err(Wrong::Former),
-            Some(lease) => self.contested(words(lease), node, Wrong::Rival, now),
+            Some(lease) => self.contested(self.words(lease), node, now),
         }
     }
 
     /// Handles a lease that another daemon has overwritten with `theirs`. It is written again after ever longer pauses.
-    fn contested(&mut self, theirs: String, node: &Node, wrong: Wrong, now: Instant) -> Result<Kept, Wrong> {
+    fn contested(&mut self, theirs: String, node: &Node, now: Instant) -> Result<Kept, Wrong> {
         let subnet = node.subnet.to_string().into();
         let fault = StoreFault::OwnLeaseContested { subnet, theirs: theirs.into() };
         self.contest = Some((fault, now + CONTEST));
@@ -340,7 +343,7 @@ impl OwnLease {
         let until = self.retaken.map(|(at, times)| at + pause(times)).filter(|until| now < *until);
         match until {
             Some(until) => Ok(Kept { due: Some(until), ..self.kept(now) }),
-            None => Err(wrong),
+            None => Err(Wrong::Rival),
         }
     }
 
@@ -353,7 +356,8 @@ impl OwnLease {
             Ok(Ok(lease)) => {
                 warn!("our lease {} {}", lease.subnet, asked.wrong.words());
                 self.written = Some((lease.clone(), now));
-                self.former.extend(self.asker.held.replace(lease));
+                let before = self.accept(lease);
+                self.former.extend(before);
                 (self.refused, self.attempts) = (None, 0);
             }
             Ok(Err(error)) => {
@@ -364,7 +368,7 @@ impl OwnLease {
                     StoreFault::OwnLeaseStale { why }
                 };
                 // A refused write took nothing back, so the next attempt need not wait for a pause.
-                if matches!(asked.wrong, Wrong::Rival | Wrong::Hijacked) {
+                if asked.wrong == Wrong::Rival {
                     self.retaken = None;
                 }
                 let pause = RETURN * 2_u32.pow(self.attempts.min(10));
@@ -387,6 +391,19 @@ impl OwnLease {
         self.asker.held.iter().chain(&self.former).any(|held| held.says_the_same(lease))
     }
 
+    /// Describes what another writer has put into our lease: its address, else its VTEP MAC, else its backend.
+    fn words(&self, lease: &Lease) -> String {
+        let Asker { public_ip, public_ipv6, .. } = self.asker;
+        let mac = lease.announced.macs().into_iter().flatten().next();
+        let ipv4 = lease.public_ip.filter(|_| lease.public_ip != public_ip).map(IpAddr::V4);
+        let ipv6 = lease.public_ipv6.filter(|_| lease.public_ipv6 != public_ipv6).map(IpAddr::V6);
+        match (ipv4.or(ipv6), mac) {
+            (Some(address), _) => format!("address {address}"),
+            (None, Some(mac)) => format!("VTEP MAC {mac}"),
+            (None, None) => format!("backend {:?}", lease.announced.backend_type()),
+        }
+    }
+
     /// Returns true if the lease holds exactly the addresses and data that we announce.
     fn says(&self, lease: &Lease, announced: &Announced) -> bool {
         let Asker { public_ip, public_ipv6, .. } = self.asker;
@@ -401,12 +418,9 @@ fn holds(conf: &NetConf, other: &Lease, standing: Option<&Lease>, node: &Node) -
             && standing.is_none_or(|own| other.born < own.born))
 }
 
-/// Describes another daemon's lease by its VTEP MAC, else by its backend.
-fn words(lease: &Lease) -> String {
-    match lease.announced.macs().into_iter().flatten().next() {
-        Some(mac) => format!("VTEP MAC {mac}"),
-        None => format!("backend {:?}", lease.announced.backend_type()),
-    }
+/// Returns the earlier of two ages of a lease; 0 is an unknown one.
+fn earlier(one: u64, other: u64) -> u64 {
+    [one, other].into_iter().filter(|born| *born > 0).min().unwrap_or_default()
 }
 
 /// Function that gives the MACs to announce (IPv4, IPv6) for the data of the lease that we hold.

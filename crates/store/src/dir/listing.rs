@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use plan::lease::{Lease, Leases};
 use plan::note::Note;
+use plan::subnet::Subnet;
 
 use super::{HIDDEN, is_no_file, read};
 use crate::view::View;
@@ -17,11 +18,16 @@ pub(super) struct Listing {
     subnets: PathBuf,
     /// Entries, sorted by name; a `BTreeMap` would take twice the memory.
     entries: Vec<Entry>,
+    /// Our lease's file, until a look at the directory misses it.
+    own: Option<Own>,
     /// True if the leases or warnings have changed since `take_changed`.
     changed: bool,
     /// Leases of `entries` as they were given out last; `None` if they may have changed since.
     shared: Option<Arc<[Lease]>>,
 }
+
+/// Name of our lease's file, and its age as an earlier look found it. A file that is overwritten looks younger.
+pub(super) type Own = (Box<str>, u64);
 
 #[derive(Debug)]
 struct Entry {
@@ -54,10 +60,10 @@ fn age(metadata: &Metadata) -> u64 {
 
 impl Entry {
     /// Reads the file. If it cannot be read at present, its previous lease stays, with a warning.
-    fn read(name: &str, path: &Path, metadata: &Metadata, before: Option<&Self>) -> Self {
+    fn read(name: &str, path: &Path, metadata: &Metadata, before: Option<&Self>, known: Option<u64>) -> Self {
         let stamp = stamp(metadata);
         // The age stays that of the first read. A rewrite or a jump of the clock does not make a new lease.
-        let born = before.map_or_else(|| age(metadata), |entry| entry.born);
+        let born = before.map(|entry| entry.born).or(known).unwrap_or_else(|| age(metadata));
         let key: Box<str> = name.into();
         let entry = |stamp, lease, note: Option<Note>| Self {
             name: name.into(),
@@ -82,8 +88,8 @@ impl Entry {
 }
 
 impl Listing {
-    pub(super) fn new(subnets: PathBuf) -> Self {
-        Self { subnets, entries: Vec::new(), changed: true, shared: None }
+    pub(super) fn new(subnets: PathBuf, own: Option<Own>) -> Self {
+        Self { subnets, entries: Vec::new(), own, changed: true, shared: None }
     }
 
     /// Checks every file, and reads new and changed ones.
@@ -98,7 +104,9 @@ impl Listing {
         }
         names.sort_unstable();
         let known = self.entries.len();
-        self.entries.retain(|entry| names.binary_search_by(|name| name.as_str().cmp(&entry.name)).is_ok());
+        let is_there = |there: &str| names.binary_search_by(|name| name.as_str().cmp(there)).is_ok();
+        self.entries.retain(|entry| is_there(&entry.name));
+        self.own = self.own.take().filter(|(own, _)| is_there(own));
         if self.entries.len() != known {
             self.change();
         }
@@ -120,6 +128,7 @@ impl Listing {
                     self.entries.remove(at);
                     self.change();
                 }
+                self.own = self.own.take().filter(|(own, _)| **own != *name);
                 return Ok(());
             }
             metadata => metadata?,
@@ -128,7 +137,8 @@ impl Listing {
         if before.is_some_and(|entry| entry.stamp == stamp(&metadata)) {
             return Ok(());
         }
-        let entry = Entry::read(name, &path, &metadata, before);
+        let own = self.own.as_ref().filter(|(own, _)| **own == *name);
+        let entry = Entry::read(name, &path, &metadata, before, own.map(|(_, born)| *born));
         if before.is_none_or(|before| (&before.lease, &before.note) != (&entry.lease, &entry.note)) {
             self.change();
         }
@@ -154,6 +164,11 @@ impl Listing {
         self.shared.get_or_insert_with(|| leases.collect()).clone()
     }
 
+    /// Returns the lease of a subnet.
+    pub(super) fn lease(&self, subnet: &Subnet) -> Option<&Lease> {
+        self.entries.iter().find_map(|entry| entry.lease.as_ref().filter(|lease| lease.subnet == *subnet))
+    }
+
     pub(super) fn view(&mut self) -> View {
         let leases = Leases::Listed(self.leases());
         let notes = self.entries.iter().filter_map(|entry| entry.note.as_deref().cloned());
@@ -172,7 +187,7 @@ mod tests {
         fs::create_dir(&subnets).unwrap();
         let (name, lease) = ("10.3.7.0-24", r#"{"PublicIP":"192.0.2.9","BackendType":"host-gw"}"#);
         fs::write(subnets.join(name), lease).unwrap();
-        let mut listing = Listing::new(subnets.clone());
+        let mut listing = Listing::new(subnets.clone(), None);
         listing.refresh().unwrap();
         assert!(listing.take_changed());
         fs::rename(&subnets, &away).unwrap();
@@ -184,6 +199,23 @@ mod tests {
         assert_eq!((listing.leases().len(), listing.take_changed()), (0, true));
     }
 
+    /// The age that an earlier run knew counts for the file that this run finds, and not for one that is made later.
+    #[test]
+    fn our_lease_has_the_age_that_an_earlier_run_knew_until_it_is_missing() {
+        let root = tempfile::tempdir().unwrap();
+        let (name, text) = ("10.3.7.0-24", r#"{"PublicIP":"192.0.2.9","BackendType":"host-gw"}"#);
+        let path = root.path().join(name);
+        fs::write(&path, text).unwrap();
+        let mut listing = Listing::new(root.path().to_owned(), Some((name.into(), 7)));
+        listing.refresh().unwrap();
+        assert_eq!(listing.leases()[0].born, 7);
+        fs::remove_file(&path).unwrap();
+        listing.look_at(name).unwrap();
+        fs::write(&path, text).unwrap();
+        listing.refresh().unwrap();
+        assert!(listing.leases()[0].born > 7);
+    }
+
     #[test]
     fn the_list_is_shared_until_a_lease_changes() {
         let root = tempfile::tempdir().unwrap();
@@ -192,7 +224,7 @@ mod tests {
             fs::write(root.path().join(name), lease).unwrap();
         };
         write("10.3.7.0-24");
-        let mut listing = Listing::new(root.path().to_owned());
+        let mut listing = Listing::new(root.path().to_owned(), None);
         listing.refresh().unwrap();
         let first = listing.leases();
         listing.refresh().unwrap();

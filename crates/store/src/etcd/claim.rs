@@ -45,7 +45,7 @@ pub(super) async fn take(
                 }
                 (listing, leases)
             }
-            Choice::Only(subnet) | Choice::Back(subnet) => {
+            Choice::Only(subnet) => {
                 fresh(session, options, &subnet.to_string(), &claim.listed).await?
             }
         };

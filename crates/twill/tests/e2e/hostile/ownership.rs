@@ -83,6 +83,37 @@ fn a_lease_that_is_overwritten_is_taken_back_and_the_node_stays_ready() {
     });
 }
 
+/// The attacker overwrites the lease while the daemon is down, and once it has left the lease alone for a while.
+#[test]
+fn a_restarted_node_takes_back_an_overwritten_lease() {
+    lab::test(Timing::Free, || {
+        for topology in [Topology::flat(2), Topology::flat(2).etcd(EtcdSetup::http())] {
+            let lab = cluster::lab(topology, VXLAN);
+            let (mut daemons, pods) = cluster::start(&lab);
+            let (node, subnet) = (lab.node(2), lab.node(2).subnet());
+            let own = lease_name(&subnet);
+            let lease = lab.store.leases()[&own].clone();
+            let theirs = lease.replace(&node.ip.to_string(), "192.168.100.77");
+            for is_down in [true, false] {
+                if is_down {
+                    daemons[1].kill9();
+                }
+                for _ in 0..10 {
+                    lab.store.put_lease(&own, &theirs);
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                daemons[1].restart();
+                daemons[1].wait_ready();
+                lab::wait_for("it is the node's again", SOON, || lab.store.leases()[&own] == lease);
+                assert_eq!((node.subnet(), lab.store.leases().len()), (subnet.clone(), 2), "{is_down}");
+                lab::wait_for("its pods are reached", SOON, || {
+                    pods[0].reaches(pods[1].ip(), Duration::from_secs(1)).is_some()
+                });
+            }
+        }
+    });
+}
+
 /// The attacker's lease has the node's own address and another MAC, so that peers' packets miss its device.
 #[test]
 fn a_lease_with_another_mac_comes_back_though_it_was_written_twice() {
