@@ -183,9 +183,14 @@ pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Res
     let is_held = |lease: &Lease| asker.held.as_ref().is_some_and(|held| held.subnet == lease.subnet);
     let is_previous = |lease: &Lease| asker.previous == Some(lease.subnet);
     own.sort_unstable_by_key(|lease| (!is_held(lease), !is_previous(lease), lease.born, lease.subnet));
-    // Of two leases that overlap the older one stays, so ours gives way to an older one.
+    // Of two leases that overlap the older one stays, so ours gives way to an older one. A lease that had to be written
+    // again is as old as before.
+    let age = |own: &Lease| match &asker.held {
+        Some(held) if held.subnet == own.subnet && held.born > 0 => held.born.min(own.born),
+        _ => own.born,
+    };
     let usurped = |own: &Lease| {
-        let mut older = leases.iter().filter(|other| !asker.owns(other) && other.born < own.born);
+        let mut older = leases.iter().filter(|other| !asker.owns(other) && other.born < age(own));
         older.any(|other| overlap(&own.subnet, &other.subnet))
     };
     let fitting = own.iter().position(|lease| fits(conf, &lease.subnet) && !usurped(lease));
@@ -423,9 +428,14 @@ mod tests {
             choose(&conf, &[ours.clone(), theirs.clone()], &asker(None), 0).unwrap().origin,
             Origin::Reused
         );
-        ours.born = 1;
-        let choice = choose(&conf, &[ours.clone(), theirs], &asker(None), 0).unwrap();
+        ours.born = 9;
+        let theirs = Lease { born: 5, ..theirs };
+        let choice = choose(&conf, &[ours.clone(), theirs.clone()], &asker(None), 0).unwrap();
         assert_eq!((choice.stale, choice.origin), (vec![ours.subnet], Origin::Drawn));
+        // Somebody has deleted our lease and written the other one, and we have written ours again.
+        let remembered = Asker { held: Some(Lease { born: 2, ..ours.clone() }), ..asker(None) };
+        let choice = choose(&conf, &[ours.clone(), theirs], &remembered, 0).unwrap();
+        assert_eq!((choice.subnet, choice.origin), (ours.subnet, Origin::Reused));
     }
 
     #[test]

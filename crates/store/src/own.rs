@@ -31,7 +31,7 @@ pub type Announce = dyn Fn(Option<&Lease>, &[&Lease]) -> Announced + Send + Sync
 pub enum Choice {
     /// Any subnet; `dice` is the random number that selects one of the free ones.
     Any { dice: u64 },
-    /// Only this subnet, because pods have addresses from it.
+    /// Only this subnet, because pods have addresses from it. Only a lease of the same subnet can keep us from it.
     Only(Subnet),
 }
 
@@ -77,7 +77,16 @@ impl Claim {
     /// Chooses our lease, given the leases that the store holds now.
     pub(crate) fn settle(&self, leases: &[Lease]) -> Result<Settled, Unsettled> {
         let dice = if let Choice::Any { dice } = self.choice { dice } else { 0 };
-        let choice = subnet_alloc::choose(&self.conf, leases, &self.asker, dice)?;
+        let same: Vec<Lease>;
+        let counted = match self.choice {
+            // A lease that only overlaps ours does not keep a running node from its subnet.
+            Choice::Only(subnet) => {
+                same = leases.iter().filter(|lease| lease.subnet == subnet).cloned().collect();
+                &same
+            }
+            Choice::Any { .. } => leases,
+        };
+        let choice = subnet_alloc::choose(&self.conf, counted, &self.asker, dice)?;
         if let Choice::Only(subnet) = self.choice
             && choice.subnet != subnet
         {

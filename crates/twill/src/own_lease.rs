@@ -303,8 +303,8 @@ impl OwnLease {
             held.born = earlier(held.born, standing.born);
             held.written = standing.written.max(standing.born);
         }
-        let mut others = listed.iter().filter(|lease| !self.asker.owns(lease) && !self.is_former(lease));
-        if let Some(holder) = others.find(|other| holds(&self.conf, other, standing, node)) {
+        // A lease that only overlaps ours takes nothing from a running node. Peers decide which of both they believe.
+        if let Some(holder) = standing.filter(|lease| !self.asker.owns(lease) && !self.is_former(lease)) {
             let address = holder.public_ip.map(IpAddr::V4).or(holder.public_ipv6.map(IpAddr::V6));
             let address = address.map_or("somebody".into(), |address| address.to_string());
             let subnet = node.subnet.to_string().into();
@@ -411,13 +411,6 @@ impl OwnLease {
     }
 }
 
-/// Returns true if another node holds our subnet or a part of it. The older of two overlapping leases stays.
-fn holds(conf: &NetConf, other: &Lease, standing: Option<&Lease>, node: &Node) -> bool {
-    other.subnet == node.subnet
-        || (subnet_alloc::overlap(&subnet_alloc::credible(conf, &other.subnet), &node.subnet)
-            && standing.is_none_or(|own| other.born < own.born))
-}
-
 /// Returns the earlier of two ages of a lease; 0 is an unknown one.
 fn earlier(one: u64, other: u64) -> u64 {
     [one, other].into_iter().filter(|born| *born > 0).min().unwrap_or_default()
@@ -429,6 +422,8 @@ impl<F: Fn(Option<&Announced>) -> [Mac; 2] + Send + Sync + 'static> Macs for F {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use plan::LinkName;
     use store::Dir;
 
@@ -452,10 +447,19 @@ mod tests {
         }
     }
 
-    /// Earlier leases of ours count as ours until the store lists the latest one, then as another node's. host-gw has no
-    /// MAC that would distinguish the nodes.
-    #[test]
-    fn our_former_leases_are_ours_until_the_store_lists_the_latest_one() {
+    fn list(root: &Path) -> Arc<[Lease]> {
+        Dir::new(root).leases().unwrap()
+    }
+
+    /// Writes these leases into the directory.
+    fn put(root: &Path, leases: &[Lease]) {
+        for lease in leases {
+            std::fs::write(root.join("subnets").join(lease.subnet.to_string()), lease.to_json()).unwrap();
+        }
+    }
+
+    /// Runs `test` with the lease that a directory has accepted from the node 192.0.2.12, and with that directory.
+    fn holding(test: impl FnOnce(OwnLease, Lease, &Path)) {
         let place = tempfile::tempdir().unwrap();
         std::fs::write(place.path().join("config"), CONFIG).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -464,34 +468,78 @@ mod tests {
         let (stop, stopped) = oneshot::channel::<()>();
         let talks = std::thread::spawn(move || runtime.block_on(stopped));
         let (bell, _trigger) = crate::trigger::channel();
-        let dir = Dir::new(place.path());
-        let source = Source { store: Store::Dir(dir.clone()), tasks, bell };
+        let source = Source { store: Store::Dir(Dir::new(place.path())), tasks, bell };
         let conf = source.net_conf().unwrap();
         let asker = Asker { public_ip: Some([192, 0, 2, 12].into()), ..Asker::default() };
         let own = OwnLease::new(source, conf, asker);
         let lease = own.take(|_: Option<&Announced>| [Mac::default(); 2], 7).unwrap();
-        let (mut own, first) = own.holding(lease);
-        let list = || dir.leases().unwrap();
-        let stale = list();
-        // The address changes twice, while the store still lists the first one.
-        for last in [52, 53] {
-            let node = node(&first, [192, 0, 2, last]);
-            own.move_to(&node.uplink);
-            let kept = kept(&mut own, &stale, &node);
-            assert_eq!(kept.fault, None, "{last}");
-            assert_eq!(list()[0].public_ip, Some([192, 0, 2, last].into()));
-            assert_eq!(own.keep(&stale, &node, &[], Instant::now()).fault, None, "{last}");
-        }
-        // Once the store has listed the last one, the first address belongs to another node.
-        let node = node(&first, [192, 0, 2, 53]);
-        assert_eq!(own.keep(&list(), &node, &[], Instant::now()).fault, None);
-        let fault = own.keep(&stale, &node, &[], Instant::now()).fault;
-        assert!(matches!(fault, Some(StoreFault::OwnLeaseContested { .. })), "{fault:?}");
-        // A younger entry did not overwrite ours: the subnet was free and belongs to that node now.
-        let younger = [Lease { born: stale[0].born + 1, ..stale[0].clone() }].into();
-        let fault = own.keep(&younger, &node, &[], Instant::now()).fault;
-        assert!(matches!(fault, Some(StoreFault::OwnLeaseTaken { .. })), "{fault:?}");
+        let (own, lease) = own.holding(lease);
+        test(own, lease, place.path());
         drop(stop);
         talks.join().unwrap().unwrap_err();
+    }
+
+    /// The store lists the other address before it has listed ours.
+    #[test]
+    fn a_lease_that_is_overwritten_at_once_is_taken_back() {
+        holding(|mut own, lease, root| {
+            let node = node(&lease, [192, 0, 2, 12]);
+            let theirs: Arc<[Lease]> =
+                [Lease { public_ip: Some([192, 0, 2, 77].into()), ..lease.clone() }].into();
+            put(root, &theirs);
+            let fault = kept(&mut own, &theirs, &node).fault;
+            assert!(matches!(fault, Some(StoreFault::OwnLeaseContested { .. })), "{fault:?}");
+            assert!(list(root)[0].says_the_same(&lease));
+        });
+    }
+
+    /// Somebody deletes our lease and writes leases that contain it or lie within it, some with an earlier time.
+    #[test]
+    fn no_lease_that_overlaps_ours_keeps_it_away() {
+        holding(|mut own, lease, root| {
+            let node = node(&lease, [192, 0, 2, 12]);
+            own.keep(&list(root), &node, &[], Instant::now());
+            let subnet = lease.subnet.ipv4.unwrap();
+            let subnets = [18, 23, 25].map(|len| ipnet::Ipv4Net::new(subnet.addr(), len).unwrap().trunc());
+            let others = subnets.into_iter().enumerate().map(|(nth, ipv4)| Lease {
+                born: [1, lease.born + 1, 1][nth],
+                subnet: plan::subnet::Subnet { ipv4: Some(ipv4), ipv6: None },
+                public_ip: Some([192, 0, 2, 77].into()),
+                ..lease.clone()
+            });
+            let others: Arc<[Lease]> = others.collect();
+            std::fs::remove_file(root.join("subnets").join(lease.subnet.to_string())).unwrap();
+            put(root, &others);
+            assert_eq!(kept(&mut own, &others, &node).fault, None);
+            assert!(list(root).iter().any(|there| there.says_the_same(&lease)));
+        });
+    }
+
+    /// Earlier leases of ours count as ours until the store lists the latest one, then as another node's. host-gw has no
+    /// MAC that would distinguish the nodes.
+    #[test]
+    fn our_former_leases_are_ours_until_the_store_lists_the_latest_one() {
+        holding(|mut own, first, root| {
+            let list = || list(root);
+            let stale = list();
+            // The address changes twice, while the store still lists the first one.
+            for last in [52, 53] {
+                let node = node(&first, [192, 0, 2, last]);
+                own.move_to(&node.uplink);
+                let kept = kept(&mut own, &stale, &node);
+                assert_eq!(kept.fault, None, "{last}");
+                assert_eq!(list()[0].public_ip, Some([192, 0, 2, last].into()));
+                assert_eq!(own.keep(&stale, &node, &[], Instant::now()).fault, None, "{last}");
+            }
+            // Once the store has listed the last one, the first address belongs to another node.
+            let node = node(&first, [192, 0, 2, 53]);
+            assert_eq!(own.keep(&list(), &node, &[], Instant::now()).fault, None);
+            let fault = own.keep(&stale, &node, &[], Instant::now()).fault;
+            assert!(matches!(fault, Some(StoreFault::OwnLeaseContested { .. })), "{fault:?}");
+            // A younger entry did not overwrite ours: the subnet was free and belongs to that node now.
+            let younger = [Lease { born: stale[0].born + 1, ..stale[0].clone() }].into();
+            let fault = own.keep(&younger, &node, &[], Instant::now()).fault;
+            assert!(matches!(fault, Some(StoreFault::OwnLeaseTaken { .. })), "{fault:?}");
+        });
     }
 }

@@ -114,6 +114,32 @@ fn a_restarted_node_takes_back_an_overwritten_lease() {
     });
 }
 
+/// The attacker writes leases that contain every subnet, then deletes the lease of a node.
+#[test]
+fn a_deleted_lease_comes_back_beside_leases_that_overlap_it() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2).etcd(EtcdSetup::http()), VXLAN);
+        let (mut daemons, pods) = cluster::start(&lab);
+        let (node, subnet) = (lab.node(2), lab.node(2).subnet());
+        let own = lease_name(&subnet);
+        let lease = lab.store.leases()[&own].clone();
+        for third in [0, 64, 128, 192] {
+            let wide = r#"{"PublicIP":"203.0.113.9","BackendType":"host-gw"}"#;
+            lab.store.put_lease(&format!("10.244.{third}.0-18"), wide);
+        }
+        lab.store.remove_lease(&own);
+        lab::wait_for("it is back", SOON, || lab.store.leases().get(&own) == Some(&lease));
+        lab::holds_for("the node is ready", Duration::from_secs(2), || {
+            node.get("/readyz").is_some_and(|reply| reply.status == 200)
+        });
+        cluster::reach_each_other(&pods);
+        // The new key is younger than the others, and the node has had the subnet for longer.
+        daemons[1].restart();
+        daemons[1].wait_ready();
+        assert_eq!((node.subnet(), lab.store.leases().get(&own)), (subnet, Some(&lease)));
+    });
+}
+
 /// The attacker's lease has the node's own address and another MAC, so that peers' packets miss its device.
 #[test]
 fn a_lease_with_another_mac_comes_back_though_it_was_written_twice() {
