@@ -5,9 +5,9 @@
 
 mod listing;
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, Metadata, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,6 +31,8 @@ const RELIST: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 /// Maximum time that a running node waits for the directory's lock: enough for a write or two.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// Maximum time that a node without a lease waits for the directory's lock: enough for the writes of many nodes.
+const LONG_PATIENCE: Duration = Duration::from_secs(5);
 /// Time between two attempts to take the lock.
 const POLL: Duration = Duration::from_millis(2);
 /// Open flags that follow no symbolic link and do not wait for a pipe's other end.
@@ -158,18 +160,17 @@ impl Dir {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the lock of the directory. A node without a lease waits as long as necessary. A running node waits for
-    /// [`PATIENCE`]. Many nodes may have to write at once, and no event would follow the last write.
+    /// Takes the lock of the directory. A node without a lease waits for [`LONG_PATIENCE`], then may go on with its leases
+    /// cache. A running node waits for [`PATIENCE`]. Many nodes may have to write at once, and no event would follow the
+    /// last write.
     fn lock(&self, choice: &Choice) -> Result<File, StoreError> {
         let path = self.root.join(".lock");
-        // The target of a symbolic link is not our lock file.
-        let open = File::options().write(true).create(true).custom_flags(UNFOLLOWED).open(&path);
-        let file = open.map_err(|error| StoreError::new(path.display(), error))?;
-        let locked = match choice {
-            Choice::Any { .. } => file.lock(),
-            Choice::Only(_) => lock_soon(&file),
+        let patience = match choice {
+            Choice::Any { .. } => LONG_PATIENCE,
+            Choice::Only(_) => PATIENCE,
         };
-        locked.map(|()| file).map_err(|error| StoreError::new(path.display(), error))
+        let locked = open_lock(&path).and_then(|file| lock_soon(&file, patience).map(|()| file));
+        locked.map_err(|error| StoreError::new(path.display(), error))
     }
 
     /// Keeps the view up to date and never returns. While the directory cannot be read, the view keeps the last good leases.
@@ -264,14 +265,41 @@ fn own_file(lease: &Lease) -> Option<Own> {
     (lease.born > 0).then(|| (lease.subnet.to_string().into(), lease.born))
 }
 
-/// Tries to take the lock for at most [`PATIENCE`].
-fn lock_soon(file: &File) -> io::Result<()> {
-    let end = Instant::now() + PATIENCE;
+/// Opens the lock file, and creates it if it is missing. A foreign file in its place is removed first. Other users may
+/// not even read it, since a process that can open a file can lock it.
+fn open_lock(path: &Path) -> io::Result<File> {
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_dir() && !is_ours(&there)) {
+        warn!("replacing {}, which is not the lock file of a daemon", path.display());
+        fs::remove_file(path)?;
+    }
+    let mut options = File::options();
+    let file = options.write(true).create(true).mode(0o600).custom_flags(UNFOLLOWED).open(path)?;
+    let metadata = file.metadata()?;
+    if !is_ours(&metadata) {
+        return Err(io::Error::other("it is no regular file of root or of this daemon's user"));
+    }
+    // An earlier version let everybody read it.
+    if metadata.mode() & 0o077 != 0 {
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
+}
+
+/// Returns true if only root or our own user can have made the file.
+fn is_ours(file: &Metadata) -> bool {
+    file.is_file() && file.nlink() == 1 && [0, rustix::process::geteuid().as_raw()].contains(&file.uid())
+}
+
+/// Tries to take the lock until the time is over.
+fn lock_soon(file: &File, patience: Duration) -> io::Result<()> {
+    let end = Instant::now() + patience;
     loop {
         match file.try_lock() {
             Err(TryLockError::WouldBlock) if Instant::now() < end => std::thread::sleep(POLL),
             Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::other("another daemon is taking its lease; retrying"));
+                return Err(io::Error::other(
+                    "another process holds this lock; retrying. If it stays locked, end the process that `fuser` names",
+                ));
             }
             Err(TryLockError::Error(error)) => return Err(error),
             Ok(()) => return Ok(()),

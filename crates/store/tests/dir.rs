@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -95,7 +95,35 @@ fn running_nodes_wait_a_limited_time_for_each_other() {
     lock.lock().unwrap();
     let error = claim(root.path(), 1, Choice::Only(leases[0].subnet), Box::new(|_, _| Announced::HostGw))
         .unwrap_err();
-    assert!(error.ends_with(".lock: another daemon is taking its lease; retrying"), "{error}");
+    assert!(error.contains(".lock: another process holds this lock; retrying"), "{error}");
+    // A start does not wait for ever either: it may go on with its leases cache.
+    let error = acquire(root.path(), 1, 5).unwrap_err();
+    assert!(error.contains(".lock: another process holds this lock; retrying"), "{error}");
+}
+
+#[test]
+fn nobody_else_can_open_the_lock_or_put_a_file_in_its_place() {
+    let root = tempfile::tempdir().unwrap();
+    store(root.path());
+    let (lock, victim) = (root.path().join(".lock"), root.path().join("victim"));
+    let mode = |path: &Path| fs::symlink_metadata(path).unwrap().mode();
+    acquire(root.path(), 1, 5).unwrap();
+    assert_eq!(mode(&lock), 0o100_600);
+    // An earlier version made it for everybody to read.
+    fs::set_permissions(&lock, fs::Permissions::from_mode(0o644)).unwrap();
+    acquire(root.path(), 1, 5).unwrap();
+    assert_eq!(mode(&lock), 0o100_600);
+    fs::write(&victim, "").unwrap();
+    fs::set_permissions(&victim, fs::Permissions::from_mode(0o644)).unwrap();
+    for symbolic in [true, false] {
+        fs::remove_file(&lock).unwrap();
+        match symbolic {
+            true => std::os::unix::fs::symlink(&victim, &lock).unwrap(),
+            false => fs::hard_link(&victim, &lock).unwrap(),
+        }
+        acquire(root.path(), 1, 5).unwrap();
+        assert_eq!((mode(&lock), mode(&victim)), (0o100_600, 0o100_644));
+    }
 }
 
 #[test]
