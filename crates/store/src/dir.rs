@@ -5,6 +5,7 @@
 
 mod listing;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, Metadata, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -18,8 +19,10 @@ use plan::backend::Backend;
 use plan::lease::Lease;
 use plan::netconf::NetConf;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
+use crate::bounds::Scope;
 use crate::own::{Choice, Claim};
 use crate::pulse::Pulse;
 use crate::view::{LARGEST, StoreError, View};
@@ -33,6 +36,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_millis(250);
 /// Maximum time that a node without a lease waits for the directory's lock: enough for the writes of many nodes.
 const LONG_PATIENCE: Duration = Duration::from_secs(5);
+/// Maximum number of events that are handled together.
+const BATCH: usize = 1024;
 /// Time between two attempts to take the lock.
 const POLL: Duration = Duration::from_millis(2);
 /// Open flags that follow no symbolic link and do not wait for a pipe's other end.
@@ -56,6 +61,8 @@ struct Shared {
     read: Option<Listing>,
     /// Our lease's file, as far as it is known.
     own: Option<Own>,
+    /// Definition of a lease. The networks of the config in force do not change while the daemon runs.
+    scope: Option<Scope>,
 }
 
 impl Dir {
@@ -88,7 +95,7 @@ impl Dir {
     ///
     /// Returns an error if the directory cannot be read.
     pub fn leases(&self) -> Result<Arc<[Lease]>, StoreError> {
-        let mut listing = Listing::new(self.subnets(), None);
+        let mut listing = Listing::new(self.subnets(), None, None);
         listing.refresh().map_err(|error| StoreError::new(self.subnets().display(), error))?;
         Ok(listing.leases())
     }
@@ -119,7 +126,7 @@ impl Dir {
             _ => {}
         }
         let _lock = self.lock(&claim.choice)?;
-        let mut listing = Listing::new(subnets.clone(), own(claim));
+        let mut listing = Listing::new(subnets.clone(), Some(claim.scope()), own(claim));
         listing.refresh().map_err(|error| StoreError::new(subnets.display(), error))?;
         let settled = claim.settle(&listing.leases()).map_err(|why| why.at(subnets.display()))?;
         let path = subnets.join(settled.lease.subnet.to_string());
@@ -150,9 +157,11 @@ impl Dir {
         Ok(lease)
     }
 
-    /// Records that this lease is ours.
-    pub fn hold(&self, lease: &Lease) {
-        self.shared().own = own_file(lease);
+    /// Records that this lease is ours, and that the networks of this config define which files are leases.
+    pub fn hold(&self, lease: &Lease, conf: &NetConf) {
+        let mut shared = self.shared();
+        shared.own = own_file(lease);
+        shared.scope = Some(Scope { own: Some(lease.subnet), ..Scope::of(conf) });
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -160,9 +169,9 @@ impl Dir {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the lock of the directory. A node without a lease waits for [`LONG_PATIENCE`], then may go on with its leases
-    /// cache. A running node waits for [`PATIENCE`]. Many nodes may have to write at once, and no event would follow the
-    /// last write.
+    /// Takes the lock of the directory. A node without a lease waits for [`LONG_PATIENCE`], then may go on with its
+    /// leases cache. A running node waits for [`PATIENCE`]. Many nodes may have to write at once, and no event would
+    /// follow the last write.
     fn lock(&self, choice: &Choice) -> Result<File, StoreError> {
         let path = self.root.join(".lock");
         let patience = match choice {
@@ -175,13 +184,9 @@ impl Dir {
 
     /// Keeps the view up to date and never returns. While the directory cannot be read, the view keeps the last good leases.
     pub async fn watch(self, view: watch::Sender<View>) {
-        let (read, own) = {
-            let mut shared = self.shared();
-            (shared.read.take(), shared.own.clone())
-        };
-        let mut listing = read.unwrap_or_else(|| Listing::new(self.subnets(), own));
+        let listing = Arc::new(Mutex::new(self.listing()));
         loop {
-            let Err(error) = self.follow(&mut listing, &view).await;
+            let Err(error) = self.follow(&listing, &view).await;
             self.pulse.count_restart();
             let why = error.to_string();
             if view.borrow().lost.as_ref() != Some(&why) {
@@ -192,42 +197,62 @@ impl Dir {
         }
     }
 
+    /// Returns the listing with which the watch begins.
+    fn listing(&self) -> Listing {
+        let mut shared = self.shared();
+        let (scope, own) = (shared.scope.clone(), shared.own.clone());
+        match shared.read.take() {
+            Some(mut read) => {
+                read.limit(scope);
+                read
+            }
+            None => Listing::new(self.subnets(), scope, own),
+        }
+    }
+
     /// Follows the directory until an error.
     async fn follow(
         &self,
-        listing: &mut Listing,
+        listing: &Arc<Mutex<Listing>>,
         view: &watch::Sender<View>,
     ) -> Result<std::convert::Infallible, StoreError> {
         let subnets = self.subnets();
         let lost = |error: io::Error| StoreError::new(subnets.display(), error);
         let mut events = self.events()?;
-        listing.refresh().map_err(lost)?;
-        self.pulse.count_list();
+        let mut news = News { all: true, ..News::default() };
         loop {
-            self.pulse.beat();
-            let conf = self.net_conf().map_err(|error| error.to_string());
-            if view.borrow().lost.is_some() {
-                info!("store is back");
-            }
-            let changed = listing.take_changed() | (view.borrow().conf.as_ref() != Some(&conf));
-            if changed || view.borrow().lost.is_some() {
-                view.send_replace(View { conf: Some(conf), ..listing.view() });
-            }
-            let another = match tokio::time::timeout(RELIST, events.next()).await {
-                // No event reports that another directory takes the name of a parent directory.
-                Err(_) => true,
-                Ok(event) => {
-                    let mut another = apply_event(listing, event).map_err(lost)?;
-                    while let Some(event) = events.next().now_or_never() {
-                        another |= apply_event(listing, event).map_err(lost)?;
-                    }
-                    another
-                }
-            };
-            if another {
+            if news.moved {
                 events = self.events()?;
-                listing.refresh().map_err(lost)?;
+            }
+            let (is_list, is_back) = (news.moved || news.all, view.borrow().lost.is_some());
+            let read = run_blocking(listing, move |listing| {
+                news.read(listing)?;
+                Ok((listing.take_changed() || is_back).then(|| listing.view()))
+            });
+            let new = read.await.map_err(lost)?;
+            if is_list {
                 self.pulse.count_list();
+            }
+            self.pulse.beat();
+            self.publish(new, view);
+            news = News::wait(&mut events).await.map_err(lost)?;
+        }
+    }
+
+    /// Publishes a new view, if there is one, with the config.
+    fn publish(&self, new: Option<View>, view: &watch::Sender<View>) {
+        let conf = Some(self.net_conf().map_err(|error| error.to_string()));
+        if view.borrow().lost.is_some() {
+            info!("store is back");
+        }
+        match new {
+            Some(new) => _ = view.send_replace(View { conf, ..new }),
+            None => {
+                view.send_if_modified(|view| {
+                    let differs = view.conf != conf;
+                    view.conf = conf;
+                    differs
+                });
             }
         }
     }
@@ -307,21 +332,73 @@ fn lock_soon(file: &File, patience: Duration) -> io::Result<()> {
     }
 }
 
-type Happened = Option<io::Result<Event<std::ffi::OsString>>>;
-
-/// Reads the file that an event names, or all files if it names none. Returns true if the watched directory may no longer be
-/// the one of that name.
-fn apply_event(listing: &mut Listing, event: Happened) -> io::Result<bool> {
-    let Some(event) = event.transpose()? else { return Ok(true) };
-    if event.mask.intersects(EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::IGNORED) {
-        return Ok(true);
-    }
-    match event.name.as_deref().and_then(|name| name.to_str()) {
-        Some(name) => listing.look_at(name)?,
-        None => listing.refresh()?,
-    }
-    Ok(false)
+/// Runs `work` on the listing where it may wait for the disk. The watch shares its thread with the servers.
+async fn run_blocking<T: Send + 'static>(
+    listing: &Arc<Mutex<Listing>>,
+    work: impl FnOnce(&mut Listing) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let listing = listing.clone();
+    // A panic while the lock was held left a listing that the next look corrects.
+    let work = move || work(&mut listing.lock().unwrap_or_else(PoisonError::into_inner));
+    spawn_blocking(work).await.map_err(io::Error::other)?
 }
+
+/// Changes of the directory that were not read yet.
+#[derive(Default)]
+struct News {
+    /// Names of files that may have changed.
+    names: BTreeSet<String>,
+    /// True if any file may have changed.
+    all: bool,
+    /// True if the watched directory may no longer be the one of that name.
+    moved: bool,
+}
+
+impl News {
+    /// Waits for events, and takes those that have arrived. No event reports that another directory takes the name of a
+    /// parent directory, so after [`RELIST`] that counts as possible.
+    async fn wait(events: &mut EventStream<[u8; 4096]>) -> io::Result<Self> {
+        let mut news = Self::default();
+        match tokio::time::timeout(RELIST, events.next()).await {
+            Err(_) => news.moved = true,
+            Ok(event) => {
+                news.add(event)?;
+                for _ in 0..BATCH {
+                    let Some(event) = events.next().now_or_never() else { break };
+                    news.add(event)?;
+                }
+            }
+        }
+        Ok(news)
+    }
+
+    fn add(&mut self, event: Happened) -> io::Result<()> {
+        let Some(event) = event.transpose()? else {
+            self.moved = true;
+            return Ok(());
+        };
+        if event.mask.intersects(EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::IGNORED) {
+            self.moved = true;
+        } else if let Some(name) = event.name {
+            // A name that is not UTF-8 is never a lease.
+            self.names.extend(name.into_string().ok());
+        } else {
+            self.all = true;
+        }
+        Ok(())
+    }
+
+    /// Reads what has changed into the listing.
+    fn read(&self, listing: &mut Listing) -> io::Result<()> {
+        if self.all || self.moved {
+            return listing.refresh();
+        }
+        self.names.iter().try_for_each(|name| listing.look_at(name))?;
+        if listing.has_room_again() { listing.refresh() } else { Ok(()) }
+    }
+}
+
+type Happened = Option<io::Result<Event<std::ffi::OsString>>>;
 
 /// Explains an error about a limit of inotify, which the kernel's own text does not mention.
 fn used_up(error: io::Error) -> io::Error {

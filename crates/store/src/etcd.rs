@@ -29,10 +29,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
+use crate::bounds::Scope;
 use crate::own::Claim;
 use crate::pulse::Pulse;
 use crate::view::{StoreError, View};
-use listing::{Listing, Scope};
+use listing::Listing;
 use pace::Pace;
 use session::{ANSWER, Keys, Name, Refusal, Session, Since, Stream};
 
@@ -195,7 +196,7 @@ impl Etcd {
     pub fn hold(&self, subnet: &Subnet, conf: &NetConf) {
         let mut shared = self.lock();
         (shared.own, shared.scope) =
-            (Some(subnet.to_string().into()), Some(Scope { conf: conf.clone(), owner: None }));
+            (Some(subnet.to_string().into()), Some(Scope { own: Some(*subnet), ..Scope::of(conf) }));
     }
 
     /// Keeps the view up to date and our lease renewed, and never returns. While no server answers, the view keeps the last

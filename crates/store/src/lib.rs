@@ -3,6 +3,7 @@
 //! The crate reports what the store holds; it neither validates nor plans. A store that cannot be reached is reported as lost,
 //! never as an empty list.
 
+mod bounds;
 mod dir;
 #[cfg(feature = "etcd")]
 mod etcd;

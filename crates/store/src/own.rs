@@ -9,6 +9,7 @@ use plan::netconf::NetConf;
 use plan::subnet::Subnet;
 use plan::subnet_alloc::{self, Asker, Origin};
 
+use crate::bounds::Scope;
 use crate::view::StoreError;
 
 /// Request of a node for a lease.
@@ -72,6 +73,13 @@ impl Claim {
     #[cfg(feature = "etcd")]
     pub(crate) fn spares(&self, subnet: &Subnet) -> bool {
         self.asker.previous != Some(*subnet) && subnet_alloc::fits(&self.conf, subnet)
+    }
+
+    /// Returns the definition of a lease for this request.
+    pub(crate) fn scope(&self) -> Scope {
+        let held = self.asker.held.as_ref().map(|held| held.subnet);
+        let own = held.or(self.asker.previous);
+        Scope { owner: Some(self.asker.clone()), own, ..Scope::of(&self.conf) }
     }
 
     /// Chooses our lease, given the leases that the store holds now.

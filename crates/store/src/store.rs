@@ -76,10 +76,7 @@ impl Store {
     /// Records that this lease is ours. The networks of this config define which entries are leases.
     pub fn hold(&self, lease: &Lease, conf: &NetConf) {
         match self {
-            Self::Dir(dir) => {
-                let _ = conf;
-                dir.hold(lease);
-            }
+            Self::Dir(dir) => dir.hold(lease, conf),
             #[cfg(feature = "etcd")]
             Self::Etcd(etcd) => etcd.hold(&lease.subnet, conf),
         }

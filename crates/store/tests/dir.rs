@@ -295,6 +295,36 @@ fn a_lease_that_was_overwritten_while_its_node_was_down_is_its_own_again() {
     }
 }
 
+/// Foreign files are counted by their names, and cost nothing more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn files_that_are_no_leases_are_named_up_to_fifty_and_counted_beyond() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = store(root.path());
+    let ours = acquire(root.path(), 1, 3).unwrap();
+    dir.hold(&ours, &dir.net_conf().unwrap());
+    let subnets = root.path().join("subnets");
+    let junk = (0..300).map(|n| format!("junk-{n:03}"));
+    // Junk in the form of leases: of another network, and more of another length than nodes that change it.
+    let strangers = (0..200).map(|n| format!("10.9.{n}.0-24"));
+    let cousins = (0..9000).map(|n| format!("10.3.{}.{}-30", n / 64, n % 64 * 4));
+    for name in junk.chain(strangers).chain(cousins) {
+        fs::write(subnets.join(name), HOST_GW).unwrap();
+    }
+    let (sender, mut view) = watch::channel(View::default());
+    tokio::spawn(dir.watch(sender));
+    let told = |view: &View| match &view.notes[..] {
+        [named @ .., Note::MoreEntries { at_least }] => (named.len(), *at_least),
+        named => (named.len(), 0),
+    };
+    // 1258 more, roughly.
+    until(&mut view, "those that may be leases, and ours", |view| listed(view) == 8193).await;
+    assert_eq!(told(&view.borrow()), (50, 1000));
+    assert!(view.borrow().leases.known().iter().any(|lease| lease.says_the_same(&ours)));
+    let Note::Entry { key, .. } = view.borrow().notes[0].clone() else { panic!("{view:?}") };
+    fs::remove_file(subnets.join(&*key)).unwrap();
+    until(&mut view, "one fewer is named", |view| told(view) == (49, 1000)).await;
+}
+
 /// Sets the modification time in seconds since 1970. Some file systems store a smaller range than others.
 fn set_time(path: &Path, seconds: i64) {
     let since = Duration::from_secs(seconds.unsigned_abs());

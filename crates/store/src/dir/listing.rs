@@ -1,5 +1,6 @@
 //! The directory's leases in memory, updated file by file: a change among ten thousand leases costs one read.
 
+use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
@@ -9,8 +10,10 @@ use std::sync::Arc;
 use plan::lease::{Lease, Leases};
 use plan::note::Note;
 use plan::subnet::Subnet;
+use plan::subnet_alloc::Kinship;
 
 use super::{HIDDEN, is_no_file, read};
+use crate::bounds::{self, Bounds, MOST_NAMED, Scope};
 use crate::view::View;
 
 #[derive(Debug)]
@@ -18,6 +21,7 @@ pub(super) struct Listing {
     subnets: PathBuf,
     /// Entries, sorted by name; a `BTreeMap` would take twice the memory.
     entries: Vec<Entry>,
+    bounds: Bounds,
     /// Our lease's file, until a look at the directory misses it.
     own: Option<Own>,
     /// True if the leases or warnings have changed since `take_changed`.
@@ -35,6 +39,7 @@ struct Entry {
     stamp: Stamp,
     /// Modification time of the file when it was first seen, as returned by [`age`].
     born: u64,
+    kinship: Kinship,
     /// Last lease that was read from the file.
     lease: Option<Lease>,
     /// Warning about the file's current content.
@@ -69,12 +74,13 @@ impl Entry {
             name: name.into(),
             stamp,
             born,
+            kinship: before.map_or(Kinship::Own, |entry| entry.kinship),
             lease,
             note: note.map(Box::new),
         };
-        match read(path).map(|content| Lease::parse(name, &content, born)) {
+        match read(path).map(|content| bounds::read(name, &content, born)) {
             Ok(Ok(lease)) => entry(stamp, Some(Lease { written: age(metadata), ..lease }), None),
-            Ok(Err(why)) => entry(stamp, None, Some(Note::Entry { key, why: why.into() })),
+            Ok(Err(why)) => entry(stamp, None, Some(Note::Entry { key, why })),
             Err(error) => {
                 let why = error.to_string().into();
                 let known = before.and_then(|entry| entry.lease.clone()).filter(|_| !is_no_file(&error));
@@ -88,29 +94,70 @@ impl Entry {
 }
 
 impl Listing {
-    pub(super) fn new(subnets: PathBuf, own: Option<Own>) -> Self {
-        Self { subnets, entries: Vec::new(), own, changed: true, shared: None }
+    pub(super) fn new(subnets: PathBuf, scope: Option<Scope>, own: Option<Own>) -> Self {
+        let (entries, bounds) = (Vec::new(), Bounds::new(scope));
+        Self { subnets, entries, bounds, own, changed: true, shared: None }
     }
 
-    /// Checks every file, and reads new and changed ones.
+    /// Checks every file that may be a lease, and reads new and changed ones. It judges other files by their names.
     ///
     /// Returns an error if the directory or a file cannot be examined.
     pub(super) fn refresh(&mut self) -> io::Result<()> {
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.subnets)? {
-            if let Some(name) = entry?.file_name().to_str() {
-                names.push(name.to_owned());
-            }
-        }
-        names.sort_unstable();
+        let names = self.names()?;
         let known = self.entries.len();
         let is_there = |there: &str| names.binary_search_by(|name| name.as_str().cmp(there)).is_ok();
-        self.entries.retain(|entry| is_there(&entry.name));
+        let Self { entries, bounds, .. } = self;
+        entries.retain(|entry| {
+            let stays = is_there(&entry.name);
+            if !stays {
+                bounds.release(entry.kinship);
+            }
+            stays
+        });
         self.own = self.own.take().filter(|(own, _)| is_there(own));
         if self.entries.len() != known {
             self.change();
         }
         names.iter().try_for_each(|name| self.look_at(name))
+    }
+
+    /// Returns the sorted names of all files that may be leases, and counts the others. Files that are named already stay
+    /// named, so that the report does not change with the order of the directory.
+    fn names(&mut self) -> io::Result<Vec<String>> {
+        let mut junk: BTreeMap<(bool, Box<str>), Box<str>> = BTreeMap::new();
+        let (mut names, mut more) = (Vec::new(), 0);
+        let mut counts = self.bounds.begin();
+        for file in fs::read_dir(&self.subnets)? {
+            let file = file?.file_name();
+            let Some(name) = file.to_str().filter(|name| !name.starts_with(HIDDEN)) else { continue };
+            let is_known = self.entries.binary_search_by(|entry| (*entry.name).cmp(name)).is_ok();
+            let expected = if is_known { Ok(()) } else { self.bounds.expect(name, &mut counts) };
+            let Err(why) = expected else {
+                names.push(name.to_owned());
+                continue;
+            };
+            junk.insert((!self.bounds.names(name), name.into()), why);
+            if junk.len() > MOST_NAMED {
+                junk.pop_last();
+                more += 1;
+            }
+        }
+        let junk = junk.into_iter().map(|((_, name), why)| (name, why)).collect();
+        if self.bounds.set_junk(junk, more) {
+            self.change();
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Sets the definition of a lease for all further looks.
+    pub(super) fn limit(&mut self, scope: Option<Scope>) {
+        self.bounds.set_scope(scope);
+    }
+
+    /// Returns true if leases were left out for lack of room and there is room again.
+    pub(super) fn has_room_again(&self) -> bool {
+        self.bounds.has_room_again()
     }
 
     /// Checks one file and reads it if it has changed. A file that cannot be examined is an error and stays in the listing.
@@ -125,7 +172,9 @@ impl Listing {
                 // A file is missing only if its directory exists; the directory may be moved away at this moment.
                 fs::metadata(&self.subnets)?;
                 if let Ok(at) = at {
-                    self.entries.remove(at);
+                    self.bounds.release(self.entries.remove(at).kinship);
+                    self.change();
+                } else if self.bounds.unname(name) {
                     self.change();
                 }
                 self.own = self.own.take().filter(|(own, _)| **own != *name);
@@ -137,16 +186,38 @@ impl Listing {
         if before.is_some_and(|entry| entry.stamp == stamp(&metadata)) {
             return Ok(());
         }
+        if before.is_none()
+            && let Err(why) = self.bounds.expect(name, &mut self.bounds.expected())
+        {
+            self.name_junk(name, why);
+            return Ok(());
+        }
         let own = self.own.as_ref().filter(|(own, _)| **own == *name);
         let entry = Entry::read(name, &path, &metadata, before, own.map(|(_, born)| *born));
-        if before.is_none_or(|before| (&before.lease, &before.note) != (&entry.lease, &entry.note)) {
-            self.change();
-        }
+        let is_news =
+            before.is_none_or(|before| (&before.lease, &before.note) != (&entry.lease, &entry.note));
         match at {
             Ok(at) => self.entries[at] = entry,
-            Err(at) => self.entries.insert(at, entry),
+            Err(at) => match self.bounds.admit(name, entry.lease.as_ref()) {
+                Ok(kinship) => self.entries.insert(at, Entry { kinship, ..entry }),
+                Err(why) => {
+                    self.name_junk(name, why);
+                    return Ok(());
+                }
+            },
+        }
+        if is_news {
+            self.change();
         }
         Ok(())
+    }
+
+    /// Names a file that is no lease, if there is room; the next look at all files counts it.
+    fn name_junk(&mut self, name: &str, why: Box<str>) {
+        if !self.bounds.names(name) && self.bounds.junk_counts().0 < MOST_NAMED {
+            self.bounds.add_junk(name, why);
+            self.change();
+        }
     }
 
     fn change(&mut self) {
@@ -171,8 +242,8 @@ impl Listing {
 
     pub(super) fn view(&mut self) -> View {
         let leases = Leases::Listed(self.leases());
-        let notes = self.entries.iter().filter_map(|entry| entry.note.as_deref().cloned());
-        View { leases, notes: notes.collect(), ..View::default() }
+        let notes = self.entries.iter().filter_map(|entry| entry.note.as_deref());
+        View { leases, notes: self.bounds.notes(notes, Note::clone), ..View::default() }
     }
 }
 
@@ -187,7 +258,7 @@ mod tests {
         fs::create_dir(&subnets).unwrap();
         let (name, lease) = ("10.3.7.0-24", r#"{"PublicIP":"192.0.2.9","BackendType":"host-gw"}"#);
         fs::write(subnets.join(name), lease).unwrap();
-        let mut listing = Listing::new(subnets.clone(), None);
+        let mut listing = Listing::new(subnets.clone(), None, None);
         listing.refresh().unwrap();
         assert!(listing.take_changed());
         fs::rename(&subnets, &away).unwrap();
@@ -206,7 +277,7 @@ mod tests {
         let (name, text) = ("10.3.7.0-24", r#"{"PublicIP":"192.0.2.9","BackendType":"host-gw"}"#);
         let path = root.path().join(name);
         fs::write(&path, text).unwrap();
-        let mut listing = Listing::new(root.path().to_owned(), Some((name.into(), 7)));
+        let mut listing = Listing::new(root.path().to_owned(), None, Some((name.into(), 7)));
         listing.refresh().unwrap();
         assert_eq!(listing.leases()[0].born, 7);
         fs::remove_file(&path).unwrap();
@@ -224,7 +295,7 @@ mod tests {
             fs::write(root.path().join(name), lease).unwrap();
         };
         write("10.3.7.0-24");
-        let mut listing = Listing::new(root.path().to_owned(), None);
+        let mut listing = Listing::new(root.path().to_owned(), None, None);
         listing.refresh().unwrap();
         let first = listing.leases();
         listing.refresh().unwrap();

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use tracing::{debug, info};
 
 use super::EtcdOptions;
-use super::listing::{Listing, Scope};
+use super::listing::Listing;
 use super::pace::jittered;
 use super::session::{Name, Session, Swap};
 use crate::own::{Choice, Claim, Settled};
@@ -28,7 +28,7 @@ pub(super) async fn take(
     options: &EtcdOptions,
     claim: &Claim,
 ) -> Result<(Lease, Option<Listing>), StoreError> {
-    let scope = Scope { conf: claim.conf.clone(), owner: Some(claim.asker.clone()) };
+    let scope = claim.scope();
     for attempt in 0..ATTEMPTS {
         if attempt > 1 {
             sleep(jittered(PAUSE)).await;
@@ -45,9 +45,7 @@ pub(super) async fn take(
                 }
                 (listing, leases)
             }
-            Choice::Only(subnet) => {
-                fresh(session, options, &subnet.to_string(), &claim.listed).await?
-            }
+            Choice::Only(subnet) => fresh(session, options, &subnet.to_string(), &claim.listed).await?,
         };
         let settled = claim.settle(&leases).map_err(|why| why.at(&session.endpoint))?;
         let key = settled.lease.subnet.to_string();

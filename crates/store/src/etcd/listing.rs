@@ -11,35 +11,14 @@ use plan::belief::History;
 use plan::lease::{Lease, Leases};
 use plan::netconf::NetConf;
 use plan::note::Note;
-use plan::pool::Pool;
+use plan::rivals;
 use plan::subnet::Subnet;
-use plan::subnet_alloc::{self, Asker, Kinship};
-use plan::{Family, rivals};
+use plan::subnet_alloc::Kinship;
 
 use super::EtcdOptions;
 use super::session::{Keys, Name};
-use crate::view::{LARGEST, View};
-
-/// Maximum number of leases with another length than the config's. A change of `SubnetLen` affects no more nodes than that.
-const MOST_COUSINS: usize = 8192;
-/// Maximum number of invalid entries that are named; further ones are only counted.
-const MOST_NAMED: usize = 50;
-
-/// Definition of a lease.
-#[derive(Clone, Debug)]
-pub(super) struct Scope {
-    /// Config whose networks the leases must be of.
-    pub(super) conf: NetConf,
-    /// Node whose leases count in any network, so that it can give them back.
-    pub(super) owner: Option<Asker>,
-}
-
-impl Scope {
-    fn kinship(&self, subnet: &Subnet, lease: Option<&Lease>) -> Result<Kinship, &'static str> {
-        let is_own = self.owner.as_ref().zip(lease).is_some_and(|(owner, lease)| owner.owns(lease));
-        subnet_alloc::kinship(&self.conf, subnet).or_else(|why| is_own.then_some(Kinship::Other).ok_or(why))
-    }
-}
+use crate::bounds::{self, Bounds, Scope};
+use crate::view::View;
 
 /// Content of etcd at a revision.
 #[derive(Debug, Default)]
@@ -55,19 +34,10 @@ pub(super) struct Listing {
     hashes: RandomState,
     /// Number of times that the store's history did not continue the previous one.
     pub(super) breaks: u32,
-    /// Definition of a lease; without one, every entry in the form of a lease is kept.
-    scope: Option<Scope>,
     entries: BTreeMap<Box<str>, Entry>,
     /// Leases of `entries` as they were given out last; `None` if an entry has changed since.
     shared: Option<Arc<[Lease]>>,
-    /// Number of entries with another length than the config's.
-    cousins: usize,
-    /// True if leases were left out because there were too many.
-    is_crowded: bool,
-    /// First entries that are not leases, with the reasons.
-    junk: BTreeMap<Box<str>, Box<str>>,
-    /// Number of further entries that are not leases.
-    more_junk: u64,
+    bounds: Bounds,
     /// Network config with its revision; `None` without a key.
     conf: Option<(i64, Result<NetConf, String>)>,
     /// Error text for a missing config.
@@ -81,15 +51,14 @@ pub(super) struct Entry {
     pub(super) lease_id: i64,
     /// Lease, or the reason for which it cannot be parsed.
     pub(super) parsed: Result<Lease, Box<str>>,
-    /// True if the subnet has another length than the config's.
-    is_cousin: bool,
+    kinship: Kinship,
 }
 
 impl Listing {
     /// Creates an empty listing, of no cluster yet.
     pub(super) fn new(keys: &Keys, scope: Option<Scope>) -> Self {
         let no_conf = net_conf(keys, None, None).err().unwrap_or_default();
-        Self { scope, no_conf, ..Self::default() }
+        Self { bounds: Bounds::new(scope), no_conf, ..Self::default() }
     }
 
     /// Returns the revision from which a watch continues.
@@ -99,24 +68,7 @@ impl Listing {
 
     /// Returns true if leases were left out for lack of room and there is room again.
     pub(super) fn has_room_again(&self) -> bool {
-        let own = self.entries.len() - self.cousins;
-        self.is_crowded && self.cousins <= MOST_COUSINS / 2 && own <= self.most_own() / 2
-    }
-
-    /// Returns the maximum number of leases with the config's own length. It is twice the number that can exist without an
-    /// overlap, and at least [`MOST_COUSINS`].
-    fn most_own(&self) -> usize {
-        let scope = self.scope.as_ref().map(|scope| &scope.conf);
-        let pools = scope.into_iter().flat_map(|conf| Family::ALL.map(|family| conf.pool(family)));
-        let most = pools.flatten().map(Pool::count).min().and_then(|most| usize::try_from(most).ok());
-        most.map_or(usize::MAX, |most| most.saturating_mul(2).max(MOST_COUSINS))
-    }
-
-    fn is_full(&self, kinship: Kinship) -> bool {
-        match kinship {
-            Kinship::Own => self.entries.len() - self.cousins >= self.most_own(),
-            Kinship::Other => self.cousins >= MOST_COUSINS,
-        }
+        self.bounds.has_room_again()
     }
 
     pub(super) fn entry(&self, key: &str) -> Option<&Entry> {
@@ -163,8 +115,8 @@ impl Listing {
             (EventType::Put, Some(_)) => self.put(kv, kv.version() <= 1, keys, options),
             (EventType::Delete, Some(Name::Config)) => self.conf.take().is_some(),
             (EventType::Delete, Some(Name::Subnet(key))) => {
-                let before = self.junk_counts();
-                self.forget(key, false).is_some() || before != self.junk_counts()
+                let before = self.bounds.junk_counts();
+                self.forget(key, false).is_some() || before != self.bounds.junk_counts()
             }
         }
     }
@@ -205,58 +157,32 @@ impl Listing {
         is_new: bool,
         parsed: Result<Lease, Box<str>>,
     ) -> bool {
-        let counts = self.junk_counts();
+        let counts = self.bounds.junk_counts();
         let before = self.forget(key, is_new);
-        let kinship = match (Subnet::parse(key), &self.scope) {
-            (Err(why), _) => Err(why.into()),
-            (Ok(_), None) => Ok(Kinship::Own),
-            (Ok(subnet), Some(scope)) => scope.kinship(&subnet, parsed.as_ref().ok()).map_err(Into::into),
-        };
-        match kinship {
-            Ok(kinship) if self.is_full(kinship) => {
-                self.is_crowded = true;
-                self.add_junk(key, "there are more leases than this network can have".into());
-            }
+        match self.bounds.admit(key, parsed.as_ref().ok()) {
             Ok(kinship) => {
-                let is_cousin = kinship == Kinship::Other;
-                self.cousins += usize::from(is_cousin);
-                let entry =
-                    Entry { mod_revision: kv.mod_revision(), lease_id: kv.lease(), parsed, is_cousin };
+                let entry = Entry { mod_revision: kv.mod_revision(), lease_id: kv.lease(), parsed, kinship };
                 let changed = before.is_none_or(|before| self.is_news(&before, &entry));
                 self.entries.insert(key.into(), entry);
                 self.shared = None;
-                return changed || counts != self.junk_counts();
+                return changed || counts != self.bounds.junk_counts();
             }
-            Err(why) => self.add_junk(key, parsed.err().unwrap_or(why)),
+            Err(why) => self.bounds.add_junk(key, parsed.err().unwrap_or(why)),
         }
-        before.is_some() || counts != self.junk_counts()
-    }
-
-    /// Adds an entry that is not a lease.
-    fn add_junk(&mut self, key: &str, why: Box<str>) {
-        if self.junk.len() < MOST_NAMED && !self.junk.contains_key(key) {
-            self.junk.insert(key.into(), why);
-        } else {
-            self.more_junk += 1;
-        }
+        before.is_some() || counts != self.bounds.junk_counts()
     }
 
     /// Removes an entry and returns it. An unknown one that is not new was counted among the further ones.
     fn forget(&mut self, key: &str, is_new: bool) -> Option<Entry> {
         if let Some(entry) = self.entries.remove(key) {
-            self.cousins -= usize::from(entry.is_cousin);
+            self.bounds.release(entry.kinship);
             self.shared = None;
             return Some(entry);
         }
-        if !is_new && self.junk.remove(key).is_none() {
-            self.more_junk = self.more_junk.saturating_sub(1);
+        if !is_new {
+            self.bounds.forget_junk(key);
         }
         None
-    }
-
-    /// Returns the reported numbers of invalid entries, to detect a change of the report.
-    fn junk_counts(&self) -> (usize, u64) {
-        (self.junk.len(), roughly(self.more_junk))
     }
 
     /// Returns true if an entry differs from the one before. A renewal counts only in a conflict of two leases, where
@@ -270,14 +196,12 @@ impl Listing {
 
     pub(super) fn view(&mut self) -> View {
         let leases = Leases::Listed(self.leases());
-        let unreadable =
-            self.entries.iter().filter_map(|(key, entry)| Some((key, entry.parsed.as_ref().err()?)));
-        let mut unreadable = unreadable.chain(&self.junk);
-        let named = unreadable.by_ref().take(MOST_NAMED);
-        let mut notes: Vec<_> =
-            named.map(|(key, why)| Note::Entry { key: key.clone(), why: why.clone() }).collect();
-        let more = self.more_junk + unreadable.count() as u64;
-        notes.extend((more > 0).then(|| Note::MoreEntries { at_least: roughly(more) }));
+        let unreadable = self.entries.iter().filter(|(_, entry)| entry.parsed.is_err());
+        let note = |(key, entry): (&_, &Entry)| Note::Entry {
+            key: Box::clone(key),
+            why: entry.parsed.as_ref().err().cloned().unwrap_or_default(),
+        };
+        let notes = self.bounds.notes(unreadable, note);
         let conf = self.conf.as_ref().map_or_else(|| Err(self.no_conf.clone()), |(_, conf)| conf.clone());
         View {
             leases,
@@ -290,23 +214,10 @@ impl Listing {
     }
 }
 
-/// Rounds a count down to its first digit: 149,950 gives 100,000. So the report does not change with each entry.
-fn roughly(count: u64) -> u64 {
-    let unit = 10_u64.pow(count.checked_ilog10().unwrap_or_default());
-    count / unit * unit
-}
-
 /// Parses a lease. Its age is that of its key, even after a rewrite.
 fn read(key: &str, kv: &KeyValue) -> Result<Lease, Box<str>> {
-    if kv.value().len() as u64 > LARGEST {
-        return Err(format!("{} bytes are more than any lease has", kv.value().len()).into());
-    }
-    let mut lease = Lease::parse(key, kv.value(), kv.create_revision().cast_unsigned())?;
-    lease.written = kv.mod_revision().cast_unsigned();
-    if lease.subnet.to_string() != key {
-        return Err(format!("its key is another spelling of {}: use that spelling", lease.subnet).into());
-    }
-    Ok(lease)
+    let lease = bounds::read(key, kv.value(), kv.create_revision().cast_unsigned())?;
+    Ok(Lease { written: kv.mod_revision().cast_unsigned(), ..lease })
 }
 
 /// Parses the network config from the value of its key.

@@ -11,8 +11,9 @@ use etcd_client::{
 use tokio::time::timeout;
 
 use super::dial::{self, Line};
-use super::listing::{Listing, Scope};
+use super::listing::Listing;
 use super::{EtcdOptions, words};
+use crate::bounds::Scope;
 use crate::view::StoreError;
 
 /// Timeout of a request.
