@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::lease::Lease;
+use crate::lease::{Lease, MOST_LEASES};
 use crate::subnet::Subnet;
 
 /// Minimum number of peers for which a list without most of them is not believed.
@@ -144,6 +144,8 @@ impl Belief {
         // The holder of the subnet according to the store has the better right to it.
         let gone = gone.map(|lease| Lease { born: u64::MAX, ..lease.clone() });
         self.missing.extend(gone.map(|lease| Missing { lease, since: now, kept: false }));
+        // Leases that are written and deleted again and again must not fill the memory.
+        self.missing.truncate(MOST_LEASES.saturating_sub(self.listed.len()));
     }
 
     /// Returns the listed leases, and the missing ones that are not given up yet.
@@ -166,6 +168,8 @@ impl Belief {
 
 #[cfg(test)]
 mod tests {
+    use ipnet::Ipv4Net;
+
     use super::*;
     use crate::backend::Announced;
 
@@ -259,6 +263,18 @@ mod tests {
             let weighed = belief.weigh(&leases(0..0), then, now + GRACE + LINGER * 2, GRACE);
             assert_eq!((weighed.leases.len(), weighed.missing), (0, 0), "{then:?}");
         }
+    }
+
+    #[test]
+    fn leases_that_come_and_go_do_not_pile_up() {
+        let (mut belief, now, lease) = (Belief::default(), Instant::now(), leases(1..2)[0].clone());
+        let network = |nth: u32, of: u32| Ipv4Net::new(((of << 24) | (nth << 8)).into(), 24).ok();
+        let lease = |ipv4| Lease { subnet: Subnet { ipv4, ipv6: None }, ..lease.clone() };
+        for of in 10..13 {
+            let list = (0..40_000).map(|nth| lease(network(nth, of))).collect();
+            belief.weigh(&list, None, now, GRACE);
+        }
+        assert_eq!(belief.peers(), MOST_LEASES);
     }
 
     #[test]

@@ -14,6 +14,9 @@ use crate::fields::Fields;
 use crate::subnet::Subnet;
 use crate::text;
 
+/// Maximum number of leases that are kept in memory, those of the largest network that was tried.
+pub const MOST_LEASES: usize = 60_000;
+
 /// Maximum length of a backend's name in bytes; flannel's longest has 11.
 const LONGEST_NAME: usize = 64;
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use plan::Family;
-use plan::lease::Lease;
+use plan::lease::{Lease, MOST_LEASES};
 use plan::netconf::NetConf;
 use plan::note::Note;
 use plan::pool::Pool;
@@ -160,21 +160,25 @@ impl Bounds {
         let scope = self.scope.as_ref().map(|scope| &scope.conf);
         let pools = scope.into_iter().flat_map(|conf| Family::ALL.map(|family| conf.pool(family)));
         let most = pools.flatten().map(Pool::count).min().and_then(|most| usize::try_from(most).ok());
-        most.map_or(usize::MAX, |most| most.saturating_mul(2).max(MOST_COUSINS))
+        most.map_or(MOST_LEASES, |most| most.saturating_mul(2).clamp(MOST_COUSINS, MOST_LEASES))
     }
 
     fn is_full(&self, kept: Kept, kinship: Kinship) -> bool {
-        match kinship {
+        let is_full = match kinship {
             Kinship::Own => kept.own >= self.most_own(),
             Kinship::Other => kept.cousins >= MOST_COUSINS,
-        }
+        };
+        is_full || kept.own + kept.cousins >= MOST_LEASES
     }
 
     /// Returns true if leases were left out for lack of room and there is room again.
     pub(crate) fn has_room_again(&self) -> bool {
         let has_room = |count: usize, most: usize| count <= most - most / 8;
         let Kept { own, cousins } = self.kept;
-        self.is_crowded && has_room(cousins, MOST_COUSINS) && has_room(own, self.most_own())
+        self.is_crowded
+            && has_room(cousins, MOST_COUSINS)
+            && has_room(own, self.most_own())
+            && has_room(own + cousins, MOST_LEASES)
     }
 
     /// Adds an entry that is not a lease.
@@ -234,7 +238,7 @@ impl Bounds {
 }
 
 /// Reason for which a lease is not kept.
-const CROWDED: &str = "there are more leases than this network can have";
+const CROWDED: &str = "there are more leases than this network can have, or than are kept";
 
 /// Rounds a count down to its first digit: 149,950 gives 100,000. So the report does not change with each entry.
 fn roughly(count: u64) -> u64 {
@@ -252,4 +256,27 @@ pub(crate) fn read(key: &str, value: &[u8], born: u64) -> Result<Lease, Box<str>
         return Err(format!("its key is another spelling of {}: use that spelling", lease.subnet).into());
     }
     Ok(lease)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_most_60_000_leases_are_kept_and_ours_always() {
+        let conf = br#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/48"}"#;
+        let conf = NetConf::parse(conf).unwrap();
+        let key = |n: usize| format!("0.0.0.0-0&fd00:0:0:{n:x}::-64");
+        let own = key(65_000);
+        let scope = Scope { own: Some(Subnet::parse(&own).unwrap()), ..Scope::of(&conf) };
+        for scope in [None, Some(scope)] {
+            let has_scope = scope.is_some();
+            let mut bounds = Bounds::new(scope);
+            let kept = (1..64_000).filter(|n| bounds.admit(&key(*n), None).is_ok()).count();
+            assert_eq!((kept, bounds.admit(&own, None).is_ok()), (MOST_LEASES, has_scope));
+            assert!(!bounds.has_room_again());
+            (0..=MOST_LEASES / 8).for_each(|_| bounds.release(Kinship::Own));
+            assert!(bounds.has_room_again());
+        }
+    }
 }

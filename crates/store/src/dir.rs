@@ -91,11 +91,11 @@ impl Dir {
         self.pulse.clone()
     }
 
-    /// Reads all leases once.
+    /// Reads all leases of the config's networks once.
     ///
     /// Returns an error if the directory cannot be read.
-    pub fn leases(&self) -> Result<Arc<[Lease]>, StoreError> {
-        let mut listing = Listing::new(self.subnets(), None, None);
+    pub fn leases(&self, conf: &NetConf) -> Result<Arc<[Lease]>, StoreError> {
+        let mut listing = Listing::new(self.subnets(), Some(Scope::of(conf)), None);
         listing.refresh().map_err(|error| StoreError::new(self.subnets().display(), error))?;
         Ok(listing.leases())
     }

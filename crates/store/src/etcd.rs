@@ -156,12 +156,12 @@ impl Etcd {
         self.pulse.clone()
     }
 
-    /// Reads all leases once.
+    /// Reads all leases of the config's networks once.
     ///
     /// Returns an error if no server answers.
-    pub async fn leases(&self) -> Result<Arc<[Lease]>, StoreError> {
+    pub async fn leases(&self, conf: &NetConf) -> Result<Arc<[Lease]>, StoreError> {
         let mut session = self.session().await?;
-        let listed = session.list(&self.options, None).await;
+        let listed = session.list(&self.options, Some(Scope::of(conf))).await;
         self.keep_if_well(&session, listed).map(|mut listing| listing.leases())
     }
 

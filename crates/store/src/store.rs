@@ -41,14 +41,14 @@ impl Store {
         }
     }
 
-    /// Reads all leases once.
+    /// Reads all leases of the config's networks once.
     ///
     /// Returns an error if the store cannot be reached.
-    pub async fn leases(&self) -> Result<Arc<[Lease]>, StoreError> {
+    pub async fn leases(&self, conf: &NetConf) -> Result<Arc<[Lease]>, StoreError> {
         match self {
-            Self::Dir(dir) => dir.leases(),
+            Self::Dir(dir) => dir.leases(conf),
             #[cfg(feature = "etcd")]
-            Self::Etcd(etcd) => etcd.leases().await,
+            Self::Etcd(etcd) => etcd.leases(conf).await,
         }
     }
 

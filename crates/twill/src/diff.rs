@@ -70,7 +70,7 @@ fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
     let store = flags.store();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let conf = runtime.block_on(store.net_conf())?;
-    let leases = runtime.block_on(store.leases())?;
+    let leases = runtime.block_on(store.leases(&conf))?;
     let config = flags.config(&conf);
     let mut kernel = Kernel::open().context("opening netlink")?;
     let place = Place::find(flags, &config, &mut kernel, &[])?;

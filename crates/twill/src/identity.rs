@@ -90,7 +90,7 @@ pub(crate) fn establish(
         let config = conf.config();
         locks.take_config(&config)?;
         let home = remembered.as_ref().map(|remembered| own_addresses(remembered, flags)).unwrap_or_default();
-        let mut place = Place::find_settled(flags, &config, kernel, &home, source)?;
+        let mut place = Place::find_settled(flags, &conf, kernel, &home, source)?;
         place.choice.failures.iter().for_each(|failure| warn!("uplink flag skipped: {failure}"));
         info!("uplink is {}: {}", place.choice.uplink.link, place.choice.reason);
         let remembered = remembered.as_ref().filter(|remembered| place.is_of(remembered, &conf));
@@ -141,24 +141,25 @@ impl Place {
     /// may.
     fn find_settled(
         flags: &Flags,
-        config: &Config,
+        conf: &NetConf,
         kernel: &mut Kernel,
         home: &[IpAddr],
         source: &Source,
     ) -> anyhow::Result<Self> {
+        let config = conf.config();
         let begun = Instant::now();
         let mut said = false;
         loop {
-            let place = Self::find(flags, config, kernel, home)?;
+            let place = Self::find(flags, &config, kernel, home)?;
             let is_home = home.is_empty() || home.iter().any(|address| place.has(*address));
             let is_makeshift = uplink::is_makeshift(&place.underlay, &place.choice.uplink);
             if is_home || !is_makeshift || begun.elapsed() >= HOLD {
                 if !place.is_ambiguous(home) {
                     return Ok(place);
                 }
-                let leases = source.leases().unwrap_or_default();
+                let leases = source.leases(conf).unwrap_or_default();
                 let leased = uplink::leased(&leases, &place.underlay, place.asker.previous);
-                return Self::find(flags, config, kernel, &[home, &leased].concat());
+                return Self::find(flags, &config, kernel, &[home, &leased].concat());
             }
             if !said {
                 let (home, hold) = (joined(home), HOLD.as_secs());

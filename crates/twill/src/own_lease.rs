@@ -55,9 +55,9 @@ impl Source {
         self.tasks.block_on(self.store.net_conf())
     }
 
-    /// Reads the leases from the store. Blocks until it answers or fails.
-    pub(crate) fn leases(&self) -> Result<Arc<[Lease]>, StoreError> {
-        self.tasks.block_on(self.store.leases())
+    /// Reads the leases of the config's networks from the store. Blocks until it answers or fails.
+    pub(crate) fn leases(&self, conf: &NetConf) -> Result<Arc<[Lease]>, StoreError> {
+        self.tasks.block_on(self.store.leases(conf))
     }
 
     /// Requests our lease in the background.
@@ -448,7 +448,7 @@ mod tests {
     }
 
     fn list(root: &Path) -> Arc<[Lease]> {
-        Dir::new(root).leases().unwrap()
+        Dir::new(root).leases(&NetConf::parse(CONFIG.as_bytes()).unwrap()).unwrap()
     }
 
     /// Writes these leases into the directory.

@@ -72,7 +72,7 @@ fn a_server_that_refuses_the_list_is_left_for_the_next_one() {
             let etcd = Etcd::new(options.clone());
             let mut answers = Vec::new();
             for _ in 0..2 {
-                answers.push(etcd.leases().await);
+                answers.push(etcd.leases(&crate::conf()).await);
             }
             assert!(answers.iter().any(Result::is_ok), "{answers:?}");
             let mut view = watched(&Etcd::new(options.clone()));
@@ -134,7 +134,7 @@ fn megabytes_of_junk_are_read_in_small_pages() {
         server.put_large("nonsense", 6_000_000).await;
         server.put("10.3.2.0-24", LEASE);
         let etcd = server.etcd();
-        assert_eq!(etcd.leases().await.unwrap().len(), 2);
+        assert_eq!(etcd.leases(&crate::conf()).await.unwrap().len(), 2);
         let lease = etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await.unwrap();
         let mut view = watched(&etcd);
         let reported = until(&mut view, "three leases", |view| view.leases.known().len() == 3).await;

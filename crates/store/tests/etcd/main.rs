@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use plan::backend::Announced;
 use plan::lease::Lease;
+use plan::netconf::NetConf;
 use plan::note::Note;
 use plan::subnet_alloc::Asker;
 use store::{Choice, Claim, Etcd, EtcdOptions, View};
@@ -175,9 +176,13 @@ fn run(dir: &Path, url: &str, args: &[String]) -> Child {
     command.spawn().unwrap()
 }
 
+fn conf() -> NetConf {
+    NetConf::parse(CONFIG.as_bytes()).unwrap()
+}
+
 fn claim(host: u8, choice: Choice) -> Claim {
     let asker = Asker { public_ip: Some([192, 0, 2, host].into()), ..Asker::default() };
-    let conf = plan::netconf::NetConf::parse(CONFIG.as_bytes()).unwrap();
+    let conf = conf();
     Claim { conf, asker, announce: Box::new(|_, _| Announced::HostGw), choice, listed: [].into() }
 }
 
@@ -403,7 +408,8 @@ fn a_list_of_many_pages_is_complete() {
                 .unwrap();
             assert!(txn.wait().unwrap().success());
         }
-        let leases = server.etcd().leases().await.unwrap();
+        let conf = NetConf::parse(br#"{"Network":"10.0.0.0/8"}"#).unwrap();
+        let leases = server.etcd().leases(&conf).await.unwrap();
         let subnets: BTreeSet<_> = leases.iter().map(|lease| lease.subnet).collect();
         assert_eq!((leases.len(), subnets.len()), (2300, 2300));
     });
@@ -506,8 +512,8 @@ fn a_dead_server_is_passed_over_and_a_mute_one_is_reported() {
         let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let [mute_url, dead_url] = [mute.local_addr().unwrap(), dead].map(|at| format!("http://{at}"));
         let etcd = server.etcd_of(vec![dead_url.clone(), mute_url.clone(), server.url()]);
-        assert_eq!(etcd.leases().await.unwrap().len(), 0);
-        let error = server.etcd_of(vec![dead_url, mute_url]).leases().await.unwrap_err().to_string();
+        assert_eq!(etcd.leases(&conf()).await.unwrap().len(), 0);
+        let error = server.etcd_of(vec![dead_url, mute_url]).leases(&conf()).await.unwrap_err().to_string();
         assert!(error.contains("Connection refused") && error.contains("no answer within 1.5 s"), "{error}");
     });
 }
@@ -524,7 +530,7 @@ fn a_lease_is_kept_alive_without_a_write() {
         let id = granted.split(' ').nth(1).unwrap().to_owned();
         // A node that starts from its cache holds its lease without acquiring it.
         let etcd = server.etcd();
-        etcd.hold(&lease.subnet, &plan::netconf::NetConf::parse(CONFIG.as_bytes()).unwrap());
+        etcd.hold(&lease.subnet, &conf());
         let mut view = watched(&etcd);
         until(&mut view, "our lease", |view| view.leases.known().len() == 1).await;
         server.ctl(&["put", "--lease", &id, &format!("/coreos.com/network/subnets/{key}"), &lease.to_json()]);

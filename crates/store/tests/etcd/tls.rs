@@ -86,12 +86,12 @@ impl Case {
             let etcd = Etcd::new(options);
             // A server that has just opened its port may not answer yet.
             for _ in 0..5 {
-                match etcd.leases().await {
+                match etcd.leases(&crate::conf()).await {
                     Err(error) if error.to_string().contains("no answer within") => {}
                     answer => return answer,
                 }
             }
-            etcd.leases().await
+            etcd.leases(&crate::conf()).await
         });
         match self.refused {
             None => assert_eq!(leases.map(|leases| leases.len()), Ok(0), "{}", self.what),
