@@ -15,7 +15,7 @@ use plan::uplink::{Ask, Exit, Reach, UplinkChoice, choose};
 const NODE: &str = "
     lo    65536  127.0.0.1/8 10.255.0.11/32 ::1/128
     eth0  1500   169.254.3.4/16 10.0.2.15/24 10.0.2.16/24 fe80::2/64 fd00:2::15/64
-    eth1  9000   192.168.56.9/24! 192.168.56.10/24~ 192.168.56.11/24 fd00:56::a/64~? fd00:56::b/64~ fd00:56::9/64! fd00:56::11/64
+    eth1  9000   192.168.56.9/24! 192.168.56.11/24~ 192.168.56.10/24 fd00:56::a/64~? fd00:56::b/64~ fd00:56::9/64! fd00:56::11/64
     eth2  1500   192.168.57.11/24
     eth3  1500   fd00:58::11/64
     eth4  1500   fd00:59::a/64~? fd00:59::b/64~ 192.168.59.11/24~
@@ -167,8 +167,9 @@ const FOUND: &str = r"
     3.2 e IPv6 | 6 |  | eth0 fd00:2::15
     3.2 e dual | 46 |  | eth0 10.0.2.15 fd00:2::15
     3.3 global before link-local | 4 | --iface eth0 | eth0 10.0.2.15
-    3.3 permanent, not deprecated | 46 | --iface eth1 | eth1 192.168.56.11 fd00:56::11
+    3.3 not deprecated | 46 | --iface eth1 | eth1 192.168.56.11 fd00:56::11
     3.3 lasting before temporary | 6 | --iface eth4 | eth4 fd00:59::b
+    3.3 deprecated is enough | 4 | --iface eth6 | eth6 192.168.61.9
     3.3 not permanent is enough | 4 | --iface eth4 | eth4 192.168.59.11
     3.3 link-local is enough | 46 | --iface eth5 | eth5 169.254.9.9 fe80::9
     3.4 public-ip not ours | 4 | --iface eth1 --public-ip 203.0.113.5 | eth1 192.168.56.11 > 203.0.113.5
@@ -191,15 +192,14 @@ const NOT_FOUND: &str = r"
     3.2 b | 4 | --iface this-name-is-far-too-long | there is no such interface
     3.2 c no regular expression | 4 | --iface-regex eth[ | --iface-regex eth[: it is no regular expression: unclosed character class; name one
     3.2 c dual, IPv4 matches alone | 46 | --iface-regex ^10\.0\.2\.15$ | it matches no usable address and no name
-    3.2 c a name without an address | 4 | --iface-regex ^eth3$ | eth3 has no usable IPv4 address
+    3.2 c a name without an address | 4 | --iface-regex ^eth3$ | eth3 has no usable IPv4 address; name one
     3.2 c a class is ASCII | 4 | --iface-regex ^wl\d$ | it matches no usable address and no name
     3.2 d no way | 4 | --iface-can-reach 203.0.113.1=unreachable | --iface-can-reach 203.0.113.1: unreachable
     3.2 d our own address | 4 | --iface-can-reach 10.0.2.15=lo,10.0.2.15 | this node's own address
     3.2 d a source of another interface | 4 | --iface-can-reach 203.0.113.1=eth1,10.0.2.15 | 10.0.2.15, which is no address of eth1
     3.3 none | 4 | --iface eth3 | eth3 has no usable IPv4 address
-    3.3 deprecated | 4 | --iface eth6 | eth6 has no usable IPv4 address
-    3.3 dual needs both | 46 | --iface eth2 | eth2 has no usable IPv6 address
-    3.3 loopback | 6 | --iface lo | lo has no usable IPv6 address
+    3.3 dual needs both | 46 | --iface eth2 | eth2 has no usable IPv6 address, not even a link-local one: is the interface down, or is sysctl net/ipv6/conf/eth2/disable_ipv6 1?
+    3.3 loopback | 6 | --iface lo | lo has no usable IPv6 address: ::1 is a loopback address
     3.4 MTU | 4 | --iface flat | flat has an MTU of 0
     3.4 public-ip in IPv6 only | 6 | --iface eth1 --public-ip 192.168.56.11 | --public-ip 192.168.56.11: IPv4 is off
     pods' network, by name | 4 | --iface cni0 | cni0 has 10.244.34.1/24, which is a pod's address: pods' subnets are leased from 10.244.0.0 to 10.244.255.255. Set SubnetMin and SubnetMax
@@ -229,6 +229,17 @@ fn what_is_not_found() {
             Err(error) => assert!(error.contains(words), "{section}: {error}"),
         }
     }
+}
+
+#[test]
+fn addresses_that_are_passed_over_are_named_with_the_reason() {
+    let mut all = underlay(DEFAULTS);
+    let eth3 = |facts: &&mut AddressFacts| facts.link.as_str() == "eth3";
+    all.addresses.iter_mut().find(eth3).unwrap().duplicate = true;
+    let found = choose(&config("6", Backend::Vxlan(Default::default())), &all, &ask("--iface eth3"));
+    let error = found.unwrap_err().to_string();
+    let words = "eth3 has no usable IPv6 address: fd00:58::11 is on another machine too (duplicate address detection)";
+    assert!(error.contains(words), "{error}");
 }
 
 #[test]
@@ -427,6 +438,10 @@ fn of_several_addresses_the_one_known_before_then_the_default_routes_then_one_wi
         ("", "::/0 eth0", "fd00:2::a/64! fd00:2::15/64~?", "fd00:2::15"),
         ("fd00:2::a", "::/0 eth0", "fd00:2::a/64! fd00:2::15/64~?", "fd00:2::15"),
         ("fd00:2::a", "::/0 eth0", "fd00:2::a/64! fe80::15/64", "fd00:2::a"),
+        ("", "::/0 eth0", "fe80::15/64 fd00:2::a/64!", "fd00:2::a"),
+        ("", "::/0 eth0", "fd00:2::a/64~ fd00:2::b/64", "fd00:2::b"),
+        ("", "0.0.0.0/0 eth0", "10.0.2.15/24! 169.254.3.4/16", "10.0.2.15"),
+        ("", "0.0.0.0/0 eth0", "10.0.2.15/24~ 10.0.2.100/24", "10.0.2.15"),
         ("", "::/0 eth0", "fd00:2::a/64x fd00:2::15/64?", "fd00:2::15"),
         ("", "::/0 eth0", "fd00:2::a/64* fd00:2::15/64?", "fd00:2::15"),
         ("fd00:2::a", "::/0 eth0", "fd00:2::15/64 fd00:2::a/64*", "fd00:2::a"),

@@ -215,7 +215,31 @@ impl<'a> Lookup<'a> {
             (Some(first), None) => Ok(*first),
             (Some(first), Some(_)) if is_lasting(first) => Ok(*first),
             (_, Some(why)) => Err(why),
-            (None, None) => Err(format!("{name} has no usable {family} address")),
+            (None, None) => {
+                Err(format!("{name} has no usable {family} address{}", self.passed_over(name, family)))
+            }
+        }
+    }
+
+    /// Returns the addresses of an interface that are not usable, each with the reason. They do not overlap the pods'. An
+    /// interface that is up has a link-local IPv6 address at least, unless IPv6 is off.
+    fn passed_over(&self, link: LinkName, family: Family) -> String {
+        let of_it = |facts: &&AddressFacts| facts.link == link && Family::of(facts.address.addr()) == family;
+        let why = |facts: &AddressFacts| match (facts.address.addr(), facts.duplicate) {
+            (address, true) => format!("{address} is on another machine too (duplicate address detection)"),
+            (address, false) if address.is_loopback() => format!("{address} is a loopback address"),
+            (address, false) => format!("{address} is no address of a host"),
+        };
+        let all: Vec<String> = self.underlay.addresses.iter().filter(of_it).map(why).collect();
+        match (family, &all[..]) {
+            (Family::Ipv4, []) => String::new(),
+            (Family::Ipv6, []) => {
+                format!(
+                    ", not even a link-local one: is the interface down, or is sysctl \
+                         net/ipv6/conf/{link}/disable_ipv6 1?"
+                )
+            }
+            _ => format!(": {}", all.join(", ")),
         }
     }
 
@@ -251,7 +275,6 @@ impl<'a> Lookup<'a> {
             facts.link == link
                 && Family::of(address) == family
                 && !facts.duplicate
-                && (!facts.deprecated || self.ask.remembered.contains(&address))
                 && !(address.is_loopback() || address.is_multicast() || address.is_unspecified())
                 && self.overlap(facts).is_none()
         };

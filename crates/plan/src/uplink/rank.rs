@@ -41,10 +41,9 @@ pub(super) fn of(facts: &AddressFacts, remembered: &[IpAddr], source: Option<IpA
     let Class { link_local, deprecated, of_host_alone, temporary } = Class::of(facts);
     let known = remembered.iter().position(|known| *known == address).unwrap_or(remembered.len());
     let is_source = source == Some(address);
-    (
-        (link_local, deprecated, known, facts.tentative),
-        (!is_source, of_host_alone, !facts.permanent, temporary),
-    )
+    // In IPv4 a lifetime says nothing against an address: a DHCP client's has one, and virtual addresses have none.
+    let expires = !facts.permanent && address.is_ipv6();
+    ((link_local, deprecated, known, facts.tentative), (!is_source, of_host_alone, expires, temporary))
 }
 
 /// Returns the addresses of this node that leases announce, most likely its own first. The order is: in the lease of the
