@@ -120,7 +120,7 @@ fn written(path: &Path, text: &str, readers: Readers) -> io::Result<bool> {
     }
     match replace(path, text, present.as_ref(), readers) {
         Err(error) if present.is_some() && is_about_place(&error) => {
-            overwrite(path, text).map_err(|_| error)?;
+            overwrite(path, text).map_err(|in_place| both(&error, in_place))?;
         }
         done => done?,
     }
@@ -132,6 +132,17 @@ fn written(path: &Path, text: &str, readers: Readers) -> io::Result<bool> {
 fn is_about_place(error: &io::Error) -> bool {
     let place = [Errno::BUSY, Errno::XDEV, Errno::ROFS, Errno::ACCESS, Errno::PERM];
     errno(error).is_some_and(|errno| place.contains(&errno))
+}
+
+/// Returns the error of a file that can be neither replaced nor written in place. Each of the two has its own reason.
+fn both(replacing: &io::Error, in_place: io::Error) -> io::Error {
+    match replacing.raw_os_error() == in_place.raw_os_error() {
+        true => in_place,
+        false => {
+            let words = format!("{}; nor can it be replaced: {replacing}", Why(&in_place));
+            io::Error::new(in_place.kind(), words)
+        }
+    }
 }
 
 /// Writes a new file beside it and renames that, so that no reader sees half of the text.
@@ -219,6 +230,16 @@ mod tests {
         fs::hard_link(&victim, &beside).unwrap();
         write(&path, "A=3\n", Readers::Everyone).unwrap();
         assert_eq!(fs::read_to_string(&victim).unwrap(), "A=1\n");
+    }
+
+    #[test]
+    fn a_file_that_can_be_neither_replaced_nor_written_in_place_is_told_with_both_reasons() {
+        let [busy, read_only] = [Errno::BUSY, Errno::ROFS].map(io::Error::from);
+        let text = both(&busy, read_only).to_string();
+        assert!(text.contains("it is mounted read-only: mount it writable"), "{text}");
+        assert!(text.ends_with("nor can it be replaced: Device or resource busy (os error 16)"), "{text}");
+        let same = both(&Errno::ROFS.into(), Errno::ROFS.into());
+        assert_eq!(errno(&same), Some(Errno::ROFS));
     }
 
     #[test]

@@ -194,6 +194,24 @@ fn a_subnet_file_that_is_a_mount_is_written_in_place() {
     });
 }
 
+/// The file can be neither replaced, as a mount point, nor written in place.
+#[test]
+fn a_subnet_file_that_is_a_read_only_mount_is_told_with_both_reasons() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), VXLAN);
+        let node = lab.node(1);
+        for name in ["subnet.env", "outside"] {
+            fs::write(node.run_dir().join(name), "").unwrap();
+        }
+        let mount = r#"mount --bind /run/flannel/outside /run/flannel/subnet.env &&
+                       mount -o remount,bind,ro /run/flannel/subnet.env && exec "$@""#;
+        let daemon = node.start_under(&["sh", "-c", mount, "sh"], FLAGS);
+        let words = "subnet.env cannot be written: Read-only file system (os error 30); it is mounted read-only: mount it \
+                     writable, or name another place; nor can it be replaced: Device or resource busy (os error 16)";
+        not_ready_because(node, &daemon, words);
+    });
+}
+
 /// The directory is read-only, so that no file can be made beside the subnet file.
 #[test]
 fn a_subnet_file_in_a_directory_that_is_read_only_is_written_in_place() {
