@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use plan::passage::Packet;
-use plan::underlay::{RouteAnswer, RouteLookup};
+use plan::underlay::{PolicyRule, RouteAnswer, RouteLookup};
 
 use crate::devices::Devices;
 use crate::error::Cause;
@@ -179,7 +179,7 @@ impl Rule {
 }
 
 /// Returns the first rule that leads to the answer; `None` if it is one that every node has.
-fn responsible(rules: &[Rule], packet: &Packet, answer: &RouteAnswer) -> Option<Box<str>> {
+fn responsible(rules: &[Rule], packet: &Packet, answer: &RouteAnswer) -> Option<PolicyRule> {
     const USUAL: [u32; 3] = [253, 254, 255];
     let leads = |rule: &&Rule| match answer {
         RouteAnswer::Via { table, .. } => rule.action == RULE_LOOKUP && rule.table == *table,
@@ -187,7 +187,7 @@ fn responsible(rules: &[Rule], packet: &Packet, answer: &RouteAnswer) -> Option<
     };
     let first = rules.iter().filter(|rule| rule.takes(packet)).find(leads)?;
     let usual = first.action == RULE_LOOKUP && USUAL.contains(&first.table);
-    (!usual).then(|| first.words())
+    (!usual).then(|| PolicyRule { priority: first.priority, words: first.words() })
 }
 
 #[cfg(fuzzing)]

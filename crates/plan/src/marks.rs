@@ -8,6 +8,9 @@ pub const PROTOCOL: u8 = 84;
 /// Protocol number (`rtm_protocol`) of flannel's routes: `boot`, the default of flannel's netlink library.
 pub(crate) const FLANNELS_PROTOCOL: u8 = 3;
 
+/// Priority of our policy rules: before the main table's 32766, and behind rules that others put first.
+pub(crate) const RULE_PRIORITY: u32 = 5000;
+
 /// Range of the ids of our next hop objects.
 pub const NEXTHOPS: RangeInclusive<u32> = 0x7477_0000..=0x747f_ffff;
 

@@ -16,7 +16,7 @@ use crate::fault::{Severity, Words};
 use crate::name::LinkName;
 use crate::state::{NftTable, Route};
 pub use firewall::FirewallFault;
-pub use node::{Diversion, Extent, NodeFault};
+pub use node::{Cure, Diversion, Extent, NodeFault};
 pub use peer::PeerFault;
 pub use store::StoreFault;
 
@@ -236,7 +236,8 @@ mod tests {
         Note::Node(NodeFault::NoProbeSocket { .. }) =>
             node(NodeFault::NoProbeSocket { why: "no".into() }), "but this daemon cannot open a socket to probe peers";
         Note::Node(NodeFault::Diverted(_)) => node(NodeFault::Diverted(Box::new(Diversion {
-            from: ip(), to: ip(), expected: link(), by: "a".into(), fate: "b".into(), network: net(), table: MAIN_TABLE
+            from: ip(), to: ip(), expected: link(), by: "a".into(), fate: "b".into(), cure: Cure::Rule, network: net(),
+            extent: Extent::AllPeers
         }))), "do not leave through";
         Note::Peer { fault: PeerFault::OutsideNetwork, .. } => peer(PeerFault::OutsideNetwork), "lies outside our network";
         Note::Peer { fault: PeerFault::BadLength, .. } => peer(PeerFault::BadLength), "no SubnetLen gives";

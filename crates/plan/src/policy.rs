@@ -1,15 +1,16 @@
 //! Finds policy rules and routes of this node that take packets of pods away from this daemon's routes. They are reported
 //! with the remedy, and never changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use crate::config::Config;
 use crate::family::Family;
+use crate::marks::RULE_PRIORITY;
 use crate::name::LinkName;
-use crate::note::{Diversion, NodeFault, Note};
+use crate::note::{Cure, Diversion, Extent, NodeFault, Note};
 use crate::peer::PeerPath;
 use crate::state::{MAIN_TABLE, Route, RoutePath, State};
 use crate::underlay::{AddressFacts, RouteAnswer, RouteLookup, Underlay};
@@ -41,17 +42,30 @@ pub(crate) fn diversions(
     underlay: &Underlay,
 ) -> Diversions {
     let mut by: BTreeSet<(Box<str>, Box<str>)> = BTreeSet::new();
-    let mut all = Diversions::default();
+    let (mut found, mut subnets): (Vec<Diversion>, Vec<IpNet>) = (Vec::new(), Vec::new());
+    // Subnets of the sampled peers; true for those of which any packet is diverted.
+    let mut sampled: BTreeMap<IpNet, bool> = BTreeMap::new();
     for way in &underlay.lookups {
         let Some(expected) = expected(way, config, wanted, seen, underlay) else { continue };
-        let Some(diversion) = diversion(way, expected, config, underlay) else { continue };
-        let peer = peers.iter().find(|peer| peer.subnet.contains(&way.packet.destination));
-        all.subnets.extend(peer.map(|peer| peer.subnet).filter(|subnet| !all.subnets.contains(subnet)));
-        if all.notes.len() < TOLD && by.insert((diversion.by.clone(), diversion.fate.clone())) {
-            all.notes.push(Note::Node(NodeFault::Diverted(Box::new(diversion))));
+        let diversion = diversion(way, expected, config, underlay);
+        let peer_of = |address: IpAddr| peers.iter().find(|peer| peer.subnet.contains(&address));
+        let to = peer_of(way.packet.destination);
+        if let Some(peer) = to.or_else(|| peer_of(way.packet.source)) {
+            *sampled.entry(peer.subnet).or_default() |= diversion.is_some();
+        }
+        let Some(diversion) = diversion else { continue };
+        subnets.extend(to.map(|peer| peer.subnet).filter(|subnet| !subnets.contains(subnet)));
+        if found.len() < TOLD && by.insert((diversion.by.clone(), diversion.fate.clone())) {
+            found.push(diversion);
         }
     }
-    all
+    let note = |diversion: Diversion| {
+        let family = Family::of(diversion.to);
+        let mut peers = sampled.iter().filter(|(subnet, _)| Family::of(subnet.addr()) == family);
+        let extent = if peers.all(|(_, diverted)| *diverted) { Extent::AllPeers } else { Extent::SomePeers };
+        Note::Node(NodeFault::Diverted(Box::new(Diversion { extent, ..diversion })))
+    };
+    Diversions { notes: found.into_iter().map(note).collect(), subnets }
 }
 
 /// Returns the device by which the packet should leave, if everything that leads there is in place.
@@ -94,7 +108,7 @@ fn diversion(
     underlay: &Underlay,
 ) -> Option<Diversion> {
     let packet = &way.packet;
-    let rule = |what: &str| way.rule.as_ref().map(|rule| format!("policy rule `{rule}`{what}"));
+    let rule = |what: &str| way.rule.as_ref().map(|rule| format!("policy rule `{}`{what}", rule.words));
     let (by, fate) = match &way.answer {
         RouteAnswer::Via { link, .. } if *link == Some(expected) => return None,
         RouteAnswer::Via { link: None, .. } => return None,
@@ -123,16 +137,29 @@ fn diversion(
             (rule("").unwrap_or_else(|| "a route or VRF of this node".into()), fate.into())
         }
     };
-    let network = config.network(Family::of(packet.destination))?;
     Some(Diversion {
         from: packet.source,
         to: packet.destination,
         expected,
         by: by.into(),
         fate: fate.into(),
-        network,
-        table: config.table,
+        cure: cure(way, config.table),
+        network: config.network(Family::of(packet.destination))?,
+        extent: Extent::AllPeers,
     })
+}
+
+/// Returns the remedy for a diversion. A routing table of our own is one only if its rule comes before the rule that
+/// diverts. A rule of the same priority as ours is older, so it comes first.
+fn cure(way: &RouteLookup, table: u32) -> Cure {
+    match (&way.answer, &way.rule) {
+        (RouteAnswer::Refused(CROSS_DEVICE), _) => Cure::LooseSource(way.packet.inbound),
+        _ if table != MAIN_TABLE => Cure::Rule,
+        (_, Some(rule)) if rule.priority > RULE_PRIORITY => Cure::OwnTable,
+        (_, Some(_)) => Cure::LaterPriority,
+        (RouteAnswer::Via { table: MAIN_TABLE, .. }, None) => Cure::OwnTable,
+        (_, None) => Cure::Rule,
+    }
 }
 
 /// Returns true if the device forwards packets that come in by it. If it does not, the kernel refuses every lookup for
@@ -144,18 +171,19 @@ fn forwards(link: LinkName, underlay: &Underlay) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::Severity;
     use crate::lease::{Lease, Leases};
     use crate::netconf::NetConf;
     use crate::node::Node;
     use crate::passage::Packet;
-    use crate::underlay::LinkFacts;
+    use crate::underlay::{LinkFacts, PolicyRule};
     use crate::wanted::{Wanted, at_first};
 
     fn link(name: &str) -> LinkName {
         name.parse().unwrap()
     }
 
-    /// Scene of a node with one peer, whose routes are as desired, and a bridge.
+    /// Scene of a node with two peers, whose routes are as desired, and a bridge.
     struct Scene {
         config: Config,
         wanted: Wanted,
@@ -170,8 +198,12 @@ mod tests {
                 "vtep": "02:00:00:00:00:01"}"#,
         )
         .unwrap();
-        let lease = r#"{"PublicIP": "192.0.2.2", "BackendType": "vxlan", "BackendData": {"VNI": 1, "VtepMAC": "02:00:00:00:00:02"}}"#;
-        let lease = Lease::parse("10.244.2.0-24", lease.as_bytes(), 0).unwrap();
+        let lease = |k: u8| {
+            let text = format!(
+                r#"{{"PublicIP": "192.0.2.{k}", "BackendType": "vxlan", "BackendData": {{"VNI": 1, "VtepMAC": "02:00:00:00:00:0{k}"}}}}"#
+            );
+            Lease::parse(&format!("10.244.{k}.0-24"), text.as_bytes(), 0).unwrap()
+        };
         let facts = |name: &str, kind: &str| LinkFacts {
             name: link(name),
             kind: kind.into(),
@@ -191,32 +223,43 @@ mod tests {
             addresses: vec![address("eth0", "192.0.2.1/24"), address("cni0", "10.244.1.1/24")],
             ..Underlay::default()
         };
-        let wanted = at_first(&config, &node, &Leases::Listed([lease].into()), &underlay);
+        let wanted = at_first(&config, &node, &Leases::Listed([lease(2), lease(3)].into()), &underlay);
         Scene { config, wanted, underlay }
     }
 
     const OUT: [&str; 4] = ["10.244.1.254", "10.244.2.254", "cni0", "flannel.1"];
     const BACK: [&str; 4] = ["10.244.2.254", "10.244.1.254", "flannel.1", "cni0"];
 
-    fn said(
+    fn lookup(
         [source, destination, inbound, outbound]: [&str; 4],
         answer: RouteAnswer,
         rule: Option<&str>,
-    ) -> Vec<String> {
-        let mut scene = scene();
+    ) -> RouteLookup {
         let packet = Packet {
             source: source.parse().unwrap(),
             destination: destination.parse().unwrap(),
             inbound: link(inbound),
             outbound: link(outbound),
         };
-        scene.underlay.lookups = vec![RouteLookup { packet, answer, rule: rule.map(Into::into) }];
+        let rule = rule.map(|words| PolicyRule {
+            priority: words.split(':').next().unwrap().parse().unwrap(),
+            words: words.into(),
+        });
+        RouteLookup { packet, answer, rule }
+    }
+
+    fn found(lookups: Vec<RouteLookup>) -> Diversions {
+        let mut scene = scene();
+        scene.underlay.lookups = lookups;
         let seen = scene.wanted.state.clone();
         let Scene { config, wanted, underlay } = &scene;
-        let found = diversions(config, &wanted.state, &wanted.peers, &seen, underlay);
         let empty = diversions(config, &wanted.state, &wanted.peers, &State::default(), underlay);
         assert_eq!(empty, Diversions::default(), "our routes do not stand yet");
-        found.notes.iter().map(ToString::to_string).collect()
+        diversions(config, &wanted.state, &wanted.peers, &seen, underlay)
+    }
+
+    fn said(ends: [&str; 4], answer: RouteAnswer, rule: Option<&str>) -> Vec<String> {
+        found(vec![lookup(ends, answer, rule)]).notes.iter().map(ToString::to_string).collect()
     }
 
     fn via(name: &str, table: u32) -> RouteAnswer {
@@ -265,6 +308,45 @@ mod tests {
             said(OUT, RouteAnswer::Refused(BLACKHOLE), Some("9: from all blackhole")),
             &["`9: from all blackhole`", "drops them"],
         );
-        one(said(OUT, RouteAnswer::Refused(113), None), &["VRF", "unreachable"]);
+        one(
+            said(OUT, RouteAnswer::Refused(113), None),
+            &["VRF", "unreachable", ". Take 10.244.0.0/16 out of"],
+        );
+    }
+
+    #[test]
+    fn the_cure_for_a_rule_that_comes_first_is_not_a_table_alone() {
+        let one = |answer, rule: Option<&str>| said(OUT, answer, rule).concat();
+        for priority in ["100", "5000"] {
+            let rule = format!("{priority}: from all lookup 52");
+            let text = one(via("tun0", 52), Some(&rule));
+            assert!(
+                text.contains("or give it a priority above 5000 and run the daemon with --route-table"),
+                "{text}"
+            );
+        }
+        let text = one(via("tun0", 52), Some("5001: from all lookup 52"));
+        assert!(text.contains("Run the daemon with --route-table=flannel"), "{text}");
+        let text = one(via("tun0", 10), None);
+        assert!(text.ends_with("Take 10.244.0.0/16 out of that rule or route"), "of a VRF: {text}");
+        let text = one(RouteAnswer::Refused(CROSS_DEVICE), None);
+        assert!(text.ends_with("Run: sysctl -w net/ipv4/conf/cni0/rp_filter=2"), "{text}");
+    }
+
+    #[test]
+    fn a_diversion_of_some_peers_is_a_warning_and_of_all_sampled_ones_a_fault_of_the_node() {
+        let other = ["10.244.1.254", "10.244.3.254", "cni0", "flannel.1"];
+        let rule = Some("5270: from all lookup 52");
+        let severity = |lookups: Vec<RouteLookup>| {
+            let Diversions { notes, .. } = found(lookups);
+            assert_eq!(notes.len(), 1, "{notes:?}");
+            notes[0].severity()
+        };
+        let diverted = |ends| lookup(ends, via("tun0", 52), rule);
+        let well = lookup(other, via("flannel.1", 254), None);
+        let back = lookup(BACK, via("cni0", 254), None);
+        assert_eq!(severity(vec![diverted(OUT), back.clone(), well.clone()]), Severity::Warning);
+        assert_eq!(severity(vec![diverted(BACK), well]), Severity::Warning);
+        assert_eq!(severity(vec![diverted(OUT), back, diverted(other)]), Severity::Blocking);
     }
 }

@@ -41,8 +41,16 @@ pub struct Underlay {
 pub struct RouteLookup {
     pub packet: Packet,
     pub answer: RouteAnswer,
-    /// Policy rule that leads there, as ip-rule(8) shows it; `None` for a rule that every node has.
-    pub rule: Option<Box<str>>,
+    /// Policy rule that leads there; `None` for a rule that every node has.
+    pub rule: Option<PolicyRule>,
+}
+
+/// Foreign policy rule, such as `5270: from all lookup 52`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyRule {
+    pub priority: u32,
+    /// Rule as ip-rule(8) shows it.
+    pub words: Box<str>,
 }
 
 /// Result of a route lookup in the kernel.

@@ -20,7 +20,7 @@ use crate::direct::OnLink;
 use crate::family::Family;
 use crate::former::Former;
 use crate::lease::{Lease, Leases};
-use crate::marks::PROTOCOL;
+use crate::marks::{PROTOCOL, RULE_PRIORITY};
 use crate::name::LinkName;
 use crate::node::{Node, Uplink};
 use crate::note::{Extent, NodeFault, Note, PeerFault};
@@ -47,9 +47,6 @@ pub(crate) struct Wanted {
     pub(crate) notes: Vec<Note>,
     pub(crate) firewall: firewall::Summary,
 }
-
-/// Priority of our policy rules: before the main table's 32766, and behind rules that others put first.
-const RULE_PRIORITY: u32 = 5000;
 
 /// Maximum number of tunnels other than ours that get devices, for peers that announce them.
 const OTHER_TUNNELS: usize = 3;

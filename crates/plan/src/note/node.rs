@@ -11,7 +11,6 @@ use crate::family::Family;
 use crate::fault::{Severity, Words};
 use crate::mac::Mac;
 use crate::name::LinkName;
-use crate::state::MAIN_TABLE;
 
 /// Fault of this node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -123,6 +122,15 @@ pub enum Extent {
     SomePeers,
 }
 
+impl Extent {
+    fn severity(self) -> Severity {
+        match self {
+            Self::AllPeers => Severity::Blocking,
+            Self::SomePeers => Severity::Warning,
+        }
+    }
+}
+
 /// Rule or route that diverts packets of pods, and the packets that it diverts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -135,8 +143,24 @@ pub struct Diversion {
     pub by: Box<str>,
     /// Effect on the packets, such as `drops them`.
     pub fate: Box<str>,
+    pub cure: Cure,
     pub network: IpNet,
-    pub table: u32,
+    /// Peers whose packets are diverted, among the peers of this family in the sample.
+    pub extent: Extent,
+}
+
+/// Remedy for a diversion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cure {
+    /// Routing table of our own, whose rule comes before the one that diverts.
+    OwnTable,
+    /// Later priority of the rule that diverts, and then a routing table of our own.
+    LaterPriority,
+    /// Loose source check on the device by which the packets come in.
+    LooseSource(LinkName),
+    /// Change of the rule or route that diverts.
+    Rule,
 }
 
 impl NodeFault {
@@ -150,12 +174,9 @@ impl NodeFault {
             | Self::UplinkWithoutAddress { .. }
             | Self::UplinkAmongPods { .. }
             | Self::NotLeased(_)
-            | Self::TooNarrow { alone: None, .. }
-            | Self::Diverted(_) => Severity::Blocking,
-            Self::UplinkWithoutRoute { extent, .. } | Self::ForeignDevice { extent, .. } => match extent {
-                Extent::AllPeers => Severity::Blocking,
-                Extent::SomePeers => Severity::Warning,
-            },
+            | Self::TooNarrow { alone: None, .. } => Severity::Blocking,
+            Self::UplinkWithoutRoute { extent, .. } | Self::ForeignDevice { extent, .. } => extent.severity(),
+            Self::Diverted(diversion) => diversion.extent.severity(),
             Self::Firewall(fault) => fault.severity(),
             // Any machine on the segment can bring it about.
             Self::AddressTaken { .. } => Severity::Warning,
@@ -379,15 +400,20 @@ fn address_taken(uplink: LinkName, address: IpAddr, mac: Mac) -> Words {
     .remedy("Take the address from one of the two")
 }
 
-fn diverted(Diversion { from, to, expected, by, fate, network, table }: &Diversion) -> Words {
+fn diverted(Diversion { from, to, expected, by, fate, cure, network, .. }: &Diversion) -> Words {
     let words = Words::new(format!(
         "packets of pods such as from {from} to {to} do not leave through {expected}: {by} of this node {fate}"
     ));
-    words.remedy(match *table {
-        MAIN_TABLE => format!(
+    words.remedy(match cure {
+        Cure::OwnTable => format!(
             "Run the daemon with --route-table=flannel, whose rule (priority 5000) comes first, or take {network} out of that \
              rule or route"
         ),
-        _ => format!("Take {network} out of that rule or route"),
+        Cure::LaterPriority => format!(
+            "Take {network} out of that rule, or give it a priority above 5000 and run the daemon with --route-table=flannel, \
+             whose rule (priority 5000) then comes first"
+        ),
+        Cure::LooseSource(link) => format!("Run: sysctl -w net/ipv4/conf/{link}/rp_filter=2"),
+        Cure::Rule => format!("Take {network} out of that rule or route"),
     })
 }
