@@ -93,7 +93,14 @@ fn ways(reading: &mut Reading<'_>, owned: &Owned) -> Vec<RouteLookup> {
     asked.extend(owned.faulty.iter().copied());
     asked.sort_unstable();
     asked.dedup();
-    let packets = packets(owned, &asked, &reading.addresses);
+    let mut packets = packets(owned, &asked, &reading.addresses);
+    if packets.iter().any(|packet| reading.devices.index(packet.inbound).is_none()) {
+        // Before the first pod there is no bridge. Then only this node itself sends from its pod subnet, if it has an
+        // address there.
+        let has =
+            |address: IpAddr| reading.addresses.iter().any(|found| found.facts.address.addr() == address);
+        packets.extend(asked.iter().map(Passage::local_packet).filter(|packet| has(packet.source)));
+    }
     way::ways(reading.netlink, &packets, &reading.devices).unwrap_or_default()
 }
 

@@ -35,7 +35,8 @@ struct Rule {
     table: u32,
 }
 
-/// Returns where each packet goes, in their order. Packets whose inbound device does not exist are left out.
+/// Returns where each packet goes, in their order. Packets whose inbound device does not exist are left out. For a packet
+/// that this node itself sends, the kernel is asked without an inbound device.
 pub(crate) fn ways(
     netlink: &mut Netlink,
     packets: &[Packet],
@@ -44,7 +45,10 @@ pub(crate) fn ways(
     let mut rules: Option<Vec<Rule>> = None;
     let mut all = Vec::new();
     for packet in packets {
-        let Some(inbound) = devices.index(packet.inbound) else { continue };
+        let inbound = devices.index(packet.inbound).filter(|_| !packet.is_local());
+        if inbound.is_none() && !packet.is_local() {
+            continue;
+        }
         let answer = ask(netlink, packet, inbound, devices)?;
         let rule = match &answer {
             RouteAnswer::Via { link, .. } if *link == Some(packet.outbound) => None,
@@ -64,7 +68,7 @@ pub(crate) fn ways(
 fn ask(
     netlink: &mut Netlink,
     packet: &Packet,
-    inbound: u32,
+    inbound: Option<u32>,
     devices: &Devices,
 ) -> Result<RouteAnswer, Cause> {
     let mut found = (None, None, 0);
@@ -95,14 +99,16 @@ fn ask(
     Ok(RouteAnswer::Via { link, gateway, table, destination })
 }
 
-fn request(packet: &Packet, inbound: u32, flags: u32) -> Message {
+fn request(packet: &Packet, inbound: Option<u32>, flags: u32) -> Message {
     let (family, bits) = (family_of(packet.destination), if packet.destination.is_ipv4() { 32 } else { 128 });
     // IPv6 always returns the table and does not accept this flag.
     let flags = if packet.destination.is_ipv4() { flags | RTM_F_LOOKUP_TABLE } else { flags };
     let mut message =
         Message::new(libc::RTM_GETROUTE, 0, &[&[family, bits, bits, 0, 0, 0, 0, 0], &flags.to_ne_bytes()]);
     message.ip(libc::RTA_DST, packet.destination).ip(libc::RTA_SRC, packet.source);
-    message.u32(libc::RTA_IIF, inbound);
+    if let Some(inbound) = inbound {
+        message.u32(libc::RTA_IIF, inbound);
+    }
     message
 }
 

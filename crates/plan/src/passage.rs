@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::name::LinkName;
 
+/// Device by which packets of the node itself come in.
+const LOOPBACK: &str = "lo";
+
 /// Traffic between the pods of this node and the pods of one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,10 +26,17 @@ pub struct Passage {
 pub struct Packet {
     pub source: IpAddr,
     pub destination: IpAddr,
-    /// Device by which it comes in.
+    /// Device by which it comes in; `lo` if this node itself sends it.
     pub inbound: LinkName,
     /// Device by which it leaves.
     pub outbound: LinkName,
+}
+
+impl Packet {
+    /// Returns true if this node itself sends the packet.
+    pub fn is_local(&self) -> bool {
+        self.inbound.as_str() == LOOPBACK
+    }
 }
 
 impl Passage {
@@ -37,6 +47,12 @@ impl Passage {
             Packet { source: own, destination: peer, inbound: bridge, outbound: self.link },
             Packet { source: peer, destination: own, inbound: self.link, outbound: bridge },
         ]
+    }
+
+    /// Returns the packet that this node itself sends from the first address of its pod subnet, as probes do.
+    pub fn local_packet(&self) -> Packet {
+        let inbound = LOOPBACK.parse().unwrap_or(self.link);
+        Packet { source: self.own.network(), destination: pod(self.peer), inbound, outbound: self.link }
     }
 }
 
@@ -68,6 +84,9 @@ mod tests {
         let [out, back] = passage.packets(bridge);
         assert_eq!((out.source, out.destination), ([10, 244, 1, 254].into(), [10, 244, 2, 254].into()));
         assert_eq!((out.inbound, out.outbound, back.inbound), (bridge, link, link));
+        let local = passage.local_packet();
+        assert_eq!((local.source, local.outbound), (IpAddr::from([10, 244, 1, 0]), link));
+        assert!(local.is_local() && !out.is_local() && local.destination == out.destination);
         assert_eq!(pod(net("fd00::/64")), "fd00::ffff:ffff:ffff:fffe".parse::<IpAddr>().unwrap());
         assert_eq!(pod(net("10.0.0.7/32")), IpAddr::from([10, 0, 0, 7]));
     }

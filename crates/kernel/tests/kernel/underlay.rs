@@ -3,8 +3,12 @@
 use std::time::{Duration, Instant};
 
 use lab::Timing::{Free, Timed};
+use plan::owned::Owned;
+use plan::passage::Passage;
 use plan::range::Range;
-use plan::underlay::{AddressFacts, LinkFacts, NextHop, RouteDetails, RouteFacts, Underlay};
+use plan::underlay::{
+    AddressFacts, LinkFacts, NextHop, RouteAnswer, RouteDetails, RouteFacts, RouteLookup, Underlay,
+};
 
 use crate::scene::*;
 
@@ -161,6 +165,33 @@ fn the_way_to_an_address() {
         assert_eq!(found.source, Some("2001:db8::1".parse().unwrap()));
         let error = kernel.route_to("203.0.113.1".parse().unwrap()).unwrap_err().to_string();
         assert_eq!(error, "look up the route to 203.0.113.1: Network is unreachable (os error 101)");
+    });
+}
+
+#[test]
+fn before_the_first_pod_the_kernel_is_asked_from_our_first_pod_address() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        sh("ip addr add 10.244.1.0/32 dev flannel.1
+            ip route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink
+            ip link add vpn0 type veth peer name vpn1; ip link set vpn0 up; ip link set vpn1 up
+            ip route add 10.0.0.0/8 dev vpn0 table 52");
+        let [own, peer] = ["10.244.1.0/24", "10.244.2.0/24"].map(|subnet| subnet.parse().unwrap());
+        let owned = Owned { passages: vec![Passage { own, peer, link: name("flannel.1") }], ..owned() };
+        let mut local = || {
+            let lookups = kernel.dump(&owned).unwrap().underlay.lookups;
+            lookups.into_iter().find(|lookup| lookup.packet.is_local())
+        };
+        let leaves_by = |lookup: &RouteLookup, device: &str| matches!(&lookup.answer, RouteAnswer::Via { link, .. } if *link == Some(name(device)));
+        let lookup = local().unwrap();
+        assert!(leaves_by(&lookup, "flannel.1") && lookup.rule.is_none(), "{lookup:?}");
+        sh("ip rule add pref 5270 lookup 52");
+        let lookup = local().unwrap();
+        assert!(leaves_by(&lookup, "vpn0"), "{lookup:?}");
+        let rule = lookup.rule.unwrap();
+        assert_eq!((rule.priority, &*rule.words), (5270, "5270: from all lookup 52"));
+        sh("ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0; ip link set cni0 up");
+        assert_eq!(local(), None, "packets of pods are asked for");
     });
 }
 

@@ -80,6 +80,22 @@ fn peers_are_not_blamed_for_a_rule_of_this_node() {
     });
 }
 
+/// The node has no bridge then, and the packets of its probes are diverted all the same.
+#[test]
+fn before_the_first_pod_the_rule_is_named_too() {
+    lab::test(Timing::Free, || {
+        let lab = lab_with_vpn();
+        lab.node(1).ns.run(DIVERSIONS[0].0);
+        let _daemons = [1, 2].map(|k| lab.node(k).start(FLAGS));
+        // The kernel is asked again after a change, or after 30 s.
+        lab::wait_for("the rule is named", SOON * 4, || {
+            let status = lab.node(1).twill(&["status"]);
+            status.lines().any(|line| line.contains("do not leave through") && line.contains(DIVERSIONS[0].1))
+        });
+        assert!(!lab.node(1).twill(&["status"]).contains("has lost its"), "a peer is blamed");
+    });
+}
+
 /// The remedy that the warning names also works for packets that come in for our own pods.
 #[test]
 fn a_table_of_its_own_is_looked_up_before_such_a_rule() {
