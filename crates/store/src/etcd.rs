@@ -47,6 +47,9 @@ const WATCH_SILENCE: Duration = Duration::from_secs(25 * 60);
 /// Time between two checks that this node still has the source address of the connection.
 const SOURCE: Duration = Duration::from_millis(250);
 
+/// Minimum time between two ended connections that are replaced without a report.
+const SWIFT: Duration = Duration::from_secs(1);
+
 /// Time until the next attempt after a failed renewal of our lease, whose TTL is much longer.
 const RENEW_RETRY: Duration = Duration::from_secs(20);
 
@@ -115,6 +118,8 @@ enum End {
     Moved,
     /// There is no fault; the watch is restarted.
     Again(&'static str),
+    /// The server or a proxy ended the watch. Servers that stop and load balancers do so, and the next connection works.
+    Ended(StoreError),
     /// The server failed or refused.
     Lost(StoreError),
 }
@@ -204,13 +209,19 @@ impl Etcd {
     pub async fn watch(self, view: watch::Sender<View>) {
         let mut listing = self.lock().seed.take().unwrap_or_default();
         let (mut renewal, mut pace) = (Renewal::default(), Pace::default());
+        let mut replaced: Option<Instant> = None;
         loop {
             let Err(end) = self.follow(&mut listing, &view, &mut renewal, &mut pace).await;
             self.pulse.count_restart();
             match end {
                 End::Moved => info!("the source address of the connection to etcd is gone; connecting again"),
                 End::Again(why) => debug!("restarting the watch: {why}"),
-                End::Lost(error) => {
+                End::Ended(error) if replaced.is_none_or(|at| at.elapsed() >= SWIFT) => {
+                    debug!("connecting again: {error}");
+                    replaced = Some(Instant::now());
+                    sleep(pace.next()).await;
+                }
+                End::Ended(error) | End::Lost(error) => {
                     let why = error.to_string();
                     if view.borrow().lost.as_ref() != Some(&why) {
                         warn!("store is lost; the last known leases stay in force: {why}");
@@ -235,7 +246,7 @@ impl Etcd {
         end.inspect_err(|end| match end {
             End::Again(_) => {}
             End::Moved => self.leave(&session, false),
-            End::Lost(_) => self.leave(&session, true),
+            End::Ended(_) | End::Lost(_) => self.leave(&session, true),
         })
     }
 
@@ -261,7 +272,7 @@ impl Etcd {
             tokio::select! {
                 message = stream.next() => {
                     let response = message.map_err(|error| match error {
-                        Some(error) => End::Lost(error),
+                        Some(error) => End::Ended(error),
                         None => {
                             listing.cluster = 0;
                             End::Again("an event is too large, so the list is read")

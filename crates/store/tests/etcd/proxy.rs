@@ -1,6 +1,8 @@
 //! Tests of the health check with etcd and with etcd's own grpc-proxy, both answering and silent.
 
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Child;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::{LEASE, SOON, Server, block_on, etcd_command, free_port, signal, until, watched};
@@ -39,6 +41,61 @@ impl Drop for Proxy {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A load balancer before a server, which ends its connections on demand.
+struct Balancer {
+    at: SocketAddr,
+    lines: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Balancer {
+    fn before(server: &Server) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (at, port) = (listener.local_addr().unwrap(), server.port);
+        let lines = Arc::<Mutex<Vec<TcpStream>>>::default();
+        let all = lines.clone();
+        std::thread::spawn(move || {
+            for near in listener.incoming().map_while(Result::ok) {
+                let Ok(far) = TcpStream::connect(("127.0.0.1", port)) else { continue };
+                for (from, to) in [(&near, &far), (&far, &near)] {
+                    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+                }
+                all.lock().unwrap().extend([near, far]);
+            }
+        });
+        Self { at, lines }
+    }
+
+    fn cut(&self) {
+        for line in self.lines.lock().unwrap().drain(..) {
+            let _ = line.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_ends_is_replaced_before_the_store_counts_as_lost() {
+    let server = Server::start();
+    let balancer = Balancer::before(&server);
+    block_on(async {
+        let etcd = server.etcd_of(vec![format!("http://{}", balancer.at)]);
+        server.put("10.3.1.0-24", LEASE);
+        let mut view = watched(&etcd);
+        until(&mut view, "the lease", |view| view.leases.known().len() == 1).await;
+        let mut reports = view.clone();
+        let lost = tokio::spawn(async move { reports.wait_for(|view| view.lost.is_some()).await.is_ok() });
+        for leases in 2..=4 {
+            // Connections that end more often than once a second are reported.
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            balancer.cut();
+            server.put(&format!("10.3.{leases}.0-24"), LEASE);
+            until(&mut view, "another lease", |view| view.leases.known().len() == leases).await;
+        }
+        assert!(!lost.is_finished() && view.borrow().lost.is_none());
+        assert_eq!((etcd.pulse().restarts(), etcd.pulse().lists()), (3, 1));
+    });
 }
 
 #[test]
