@@ -10,7 +10,7 @@ use etcd_client::{
 };
 use tokio::time::timeout;
 
-use super::dial::{self, Line};
+use super::dial::{self, Failure, Line, silence};
 use super::listing::Listing;
 use super::{EtcdOptions, words};
 use crate::bounds::Scope;
@@ -141,8 +141,9 @@ impl Session {
 
     async fn connect(index: usize, keys: &Keys, options: &EtcdOptions) -> Result<Self, Refusal> {
         let endpoint = options.endpoints[index].clone();
-        let dialed = timeout(ANSWER, dial::dial(&endpoint, options)).await;
-        let (channel, line) = dialed.map_err(|_| Refusal::silence(ANSWER))?.map_err(Refusal::new)?;
+        let dialed = dial::dial(&endpoint, options, ANSWER).await;
+        let (channel, line) =
+            dialed.map_err(|Failure { why, hangs }| Refusal { hangs, ..Refusal::new(why) })?;
         let connect = |connect| within(LOGIN, Client::from_channel(channel.clone(), Some(connect)));
         let plain = ConnectOptions::new().with_require_leader(true);
         let client = if options.has_user() {
@@ -394,10 +395,6 @@ async fn within<T>(limit: Duration, request: impl Future<Output = Result<T, Erro
         }),
         Err(_) => Err(Refusal::silence(limit)),
     }
-}
-
-fn silence(patience: Duration) -> String {
-    format!("no answer within {} s", patience.as_secs_f32())
 }
 
 #[cfg(test)]

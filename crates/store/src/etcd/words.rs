@@ -88,11 +88,6 @@ pub(super) fn transport(error: &tonic::transport::Error) -> String {
     innermost(&error.to_string(), error.source())
 }
 
-/// Returns the innermost reason of any other error.
-pub(super) fn deepest(error: &(dyn Reason + 'static)) -> String {
-    innermost(&error.to_string(), error.source())
-}
-
 fn innermost(text: &str, mut source: Option<&(dyn Reason + 'static)>) -> String {
     let mut text = text.to_owned();
     while let Some(inner) = source {

@@ -160,6 +160,33 @@ fn a_lease_that_ends_while_etcd_is_away_is_reported() {
     });
 }
 
+/// The resolver puts the address of nobody first, since it has more leading bits in common with the node's.
+#[test]
+fn a_host_name_whose_first_address_is_dead_leads_to_the_next_one() {
+    lab::test(Timing::Free, || {
+        let lab = lab(2, EtcdSetup::http(), VXLAN);
+        let endpoint = lab.etcd().endpoint();
+        let (_, live) = endpoint.split_once("://").unwrap();
+        let (live, port) = live.rsplit_once(':').unwrap();
+        let daemons: Vec<_> = lab
+            .nodes()
+            .iter()
+            .map(|node| {
+                let hosts = node.run_dir().join("hosts");
+                std::fs::write(&hosts, format!("192.168.100.10 etcd\n{live} etcd\n")).unwrap();
+                let line = format!("mount --bind {} /etc/hosts && exec \"$@\"", hosts.display());
+                let endpoints = format!("--etcd-endpoints=http://etcd:{port}");
+                node.start_under(
+                    &["unshare", "--mount", "sh", "-c", &line, "sh"],
+                    &["--iface=eth0", &endpoints],
+                )
+            })
+            .collect();
+        daemons.iter().for_each(lab::Daemon::wait_ready);
+        cluster::reach_each_other(&lab.pods());
+    });
+}
+
 /// Nothing listens at the first endpoint, as in flannel's own default list.
 #[test]
 fn a_dead_endpoint_is_passed_over() {
