@@ -8,6 +8,13 @@ const OCTET_STRING: u8 = 0x04;
 /// Tag of the extensions among the fields of a certificate.
 const EXTENSIONS: u8 = 0xa3;
 
+/// Tag of the version among the fields of a certificate, which may be absent.
+const VERSION: u8 = 0xa0;
+/// Place of the public key among the fields of a certificate, not counting the version.
+const PUBLIC_KEY: usize = 5;
+/// Begin of the object identifiers of RSA keys, 1.2.840.113549.1.1.
+const RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1];
+
 /// Object identifier of the basic constraints, 2.5.29.19.
 const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
 
@@ -18,6 +25,8 @@ pub(super) struct Certificate<'a> {
     /// Content of the signature's algorithm identifier.
     pub(super) algorithm: &'a [u8],
     pub(super) signature: &'a [u8],
+    /// Content of the public key, with its algorithm identifier; empty if there is none.
+    key: &'a [u8],
     /// Consecutive extensions.
     extensions: &'a [u8],
 }
@@ -34,7 +43,22 @@ impl<'a> Certificate<'a> {
             Some((_, wrapped)) => element(wrapped)?.1,
             None => &[],
         };
-        Some(Self { signed, algorithm, signature, extensions })
+        let key = elements(fields).filter(|(tag, _)| *tag != VERSION).nth(PUBLIC_KEY);
+        let key = key.map_or(&[][..], |(_, key)| key);
+        Some(Self { signed, algorithm, signature, key, extensions })
+    }
+
+    /// Returns the length of the public key's modulus in bits, if it is an RSA key.
+    pub(super) fn rsa_bits(&self) -> Option<usize> {
+        let mut parts = elements(self.key);
+        let (_, algorithm) = parts.next()?;
+        let (BIT_STRING, [0, key @ ..]) = parts.next()? else { return None };
+        let (_, identifier, _) = element(algorithm)?;
+        let (_, numbers, _) = element(key).filter(|_| identifier.starts_with(RSA))?;
+        let (_, modulus, _) = element(numbers)?;
+        let zeros = modulus.iter().take_while(|byte| **byte == 0).count();
+        let first = modulus.get(zeros)?;
+        Some((modulus.len() - zeros) * 8 - first.leading_zeros() as usize)
     }
 
     /// Returns true if the certificate may sign others (`CA:TRUE`).

@@ -20,7 +20,7 @@ use rustls::{
 use webpki::EndEntityCert;
 
 use super::EtcdOptions;
-use super::der;
+use super::{der, words};
 
 pub(super) const HTTP2: &[u8] = b"h2";
 
@@ -29,6 +29,8 @@ const EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x25];
 const NAME_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x1e];
 const ANY_PURPOSE: &[u8] = &[0x55, 0x1d, 0x25, 0];
 const SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
+/// Length of the shortest RSA key that the library verifies or signs with, in bits.
+const SHORTEST_RSA: usize = 2048;
 
 /// Returns the TLS config. Certificates and keys are read for each connection, since they may be renewed while the daemon runs.
 pub(super) fn config(options: &EtcdOptions) -> Result<Arc<ClientConfig>, String> {
@@ -113,7 +115,10 @@ fn identity(certfile: &Path, keyfile: &Path, provider: &CryptoProvider) -> Resul
         false => format!("{}: no private key can be read from it: {why}", keyfile.display()),
     };
     let key = PrivateKeyDer::from_pem_slice(&text).map_err(|error| unusable(&error))?;
-    let key = provider.key_provider.load_private_key(key).map_err(|error| unusable(&error))?;
+    let key = provider.key_provider.load_private_key(key).map_err(|error| match short_key(&chain[0]) {
+        Some(bits) => words::with_advice(format!("{} is {}", keyfile.display(), too_short(bits))),
+        None => unusable(&error),
+    })?;
     let identity = CertifiedKey::new(chain, key);
     if matches!(identity.keys_match(), Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch))) {
         let (certificate, key) = (certfile.display(), keyfile.display());
@@ -156,6 +161,21 @@ impl Verifier {
         named.map_err(|_| CertificateError::NotValidForName)
     }
 
+    /// Replaces an error about the issuer by the true reason, if the key of a trusted authority of that name is too short.
+    fn explained(&self, server: &CertificateDer<'_>, error: Error) -> Error {
+        let is_about_issuer = matches!(
+            error,
+            Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)
+        );
+        let Ok(certificate) = EndEntityCert::try_from(server) else { return error };
+        let is_issuer = |authority: &&CertificateDer<'static>| {
+            EndEntityCert::try_from(*authority)
+                .is_ok_and(|authority| authority.subject() == certificate.issuer())
+        };
+        let bits = self.trusted.iter().filter(is_issuer).find_map(short_key).filter(|_| is_about_issuer);
+        bits.map_or(error, |bits| other(format!("its CA has {}", too_short(bits))))
+    }
+
     /// Returns true if one of the trusted authorities signed the certificate. Authorities with name constraints do not count.
     fn is_signed(&self, server: &EndEntityCert<'_>, parts: &der::Certificate<'_>) -> bool {
         let algorithms = self.provider.signature_verification_algorithms.all;
@@ -188,14 +208,19 @@ impl ServerCertVerifier for Verifier {
             Err(refused) => refused,
             accepted => return accepted,
         };
-        // webpki checks the time first, so a certificate that is refused for its issuer is valid now.
+        // webpki checks the time first, so a certificate that is refused for anything else is valid now.
         match &refused {
+            Error::InvalidCertificate(why) if is_about_time_or_name(why) => return Err(refused),
             Error::InvalidCertificate(CertificateError::UnknownIssuer) => {}
             Error::InvalidCertificate(CertificateError::Other(why)) if is_authority_in_use(why) => {}
-            _ => return Err(refused),
+            _ if self.trusted.contains(server) => {}
+            _ => return Err(self.explained(server, refused)),
         }
-        self.judge(server, name).map_err(Error::InvalidCertificate)?;
-        Ok(ServerCertVerified::assertion())
+        match self.judge(server, name) {
+            Ok(()) => Ok(ServerCertVerified::assertion()),
+            Err(CertificateError::BadEncoding) => Err(refused),
+            Err(why) => Err(self.explained(server, Error::InvalidCertificate(why))),
+        }
     }
 
     fn verify_tls12_signature(
@@ -204,7 +229,8 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.webpki.verify_tls12_signature(message, certificate, signature)
+        let verified = self.webpki.verify_tls12_signature(message, certificate, signature);
+        verified.map_err(|error| of_short_key(certificate).unwrap_or(error))
     }
 
     fn verify_tls13_signature(
@@ -213,12 +239,45 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.webpki.verify_tls13_signature(message, certificate, signature)
+        let verified = self.webpki.verify_tls13_signature(message, certificate, signature);
+        verified.map_err(|error| of_short_key(certificate).unwrap_or(error))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.webpki.supported_verify_schemes()
     }
+}
+
+/// Returns the length of a certificate's RSA key in bits, if it is too short.
+fn short_key(certificate: &CertificateDer<'_>) -> Option<usize> {
+    der::Certificate::parse(certificate)?.rsa_bits().filter(|bits| *bits < SHORTEST_RSA)
+}
+
+fn too_short(bits: usize) -> String {
+    format!("an RSA key of {bits} bits")
+}
+
+/// Returns the error of a server whose RSA key is too short; `None` if it is not.
+fn of_short_key(certificate: &CertificateDer<'_>) -> Option<Error> {
+    short_key(certificate).map(|bits| other(format!("its certificate has {}", too_short(bits))))
+}
+
+/// Returns an error with this text, which [`refusal`] gives back.
+fn other(text: String) -> Error {
+    let text = Box::<dyn std::error::Error + Send + Sync>::from(text);
+    Error::InvalidCertificate(CertificateError::Other(OtherError(text.into())))
+}
+
+fn is_about_time_or_name(why: &CertificateError) -> bool {
+    matches!(
+        why,
+        CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. }
+            | CertificateError::NotValidForName
+            | CertificateError::NotValidForNameContext { .. }
+    )
 }
 
 /// Returns true if webpki refused a CA certificate that a server uses.

@@ -10,7 +10,7 @@ use tonic::Code;
 type Advice = &'static str;
 
 /// Parts of error texts, and the advice for each.
-const KNOWN: [(&str, Advice); 31] = [
+const KNOWN: [(&str, Advice); 32] = [
     ("user name is empty", "It wants a user: give --etcd-username and --etcd-password"),
     ("invalid user ID or password", "Correct --etcd-username and --etcd-password"),
     (
@@ -42,6 +42,7 @@ const KNOWN: [(&str, Advice); 31] = [
     ("InvalidPurpose", PURPOSE),
     ("extended key usage for", PURPOSE),
     ("UnsupportedSignatureAlgorithm", "Issue it with SHA-256 and a key of RSA 2048, P-256 or better"),
+    ("an RSA key of", "Make a key of RSA 2048, P-256 or better, and issue the certificate again"),
     ("BadSignature", "It was not signed by the CA of that name in --etcd-cafile: is that an older CA?"),
     ("CertificateRequired", "It wants a certificate: give --etcd-certfile and --etcd-keyfile"),
     ("BadCertificate", CLIENT),
