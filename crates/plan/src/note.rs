@@ -234,7 +234,7 @@ mod tests {
             node(NodeFault::NeighboursLimited { path: "a/b".into(), limit: 1024, enough: 4096 }), "neighbours at most";
         Note::Node(NodeFault::NothingVerified) => node(NodeFault::NothingVerified), "but --probe=off sends no probes";
         Note::Node(NodeFault::NoProbeSocket { .. }) =>
-            node(NodeFault::NoProbeSocket { why: "no".into() }), "but this daemon cannot open a socket to probe peers";
+            node(NodeFault::NoProbeSocket { why: "no".into(), direct: true }), "this daemon cannot open a socket to probe peers";
         Note::Node(NodeFault::Diverted(_)) => node(NodeFault::Diverted(Box::new(Diversion {
             from: ip(), to: ip(), expected: link(), by: "a".into(), fate: "b".into(), cure: Cure::Rule, network: net(),
             extent: Extent::AllPeers

@@ -19,6 +19,36 @@ impl fmt::Display for Why<'_> {
     }
 }
 
+/// Displays the error of a socket with its remedy, if one is known:
+/// `Permission denied (os error 13); a port below 1024 needs CAP_NET_BIND_SERVICE`.
+pub(crate) struct SocketWhy<'a>(pub(crate) &'a io::Error);
+
+impl fmt::Display for SocketWhy<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(error) = self;
+        match errno(error).map_or("", socket_remedy) {
+            "" => write!(f, "{error}"),
+            remedy => write!(f, "{error}; {remedy}"),
+        }
+    }
+}
+
+fn socket_remedy(errno: Errno) -> &'static str {
+    match errno {
+        Errno::PERM => {
+            "CAP_NET_RAW is needed: give it in systemd with AmbientCapabilities=CAP_NET_RAW, in Kubernetes with \
+             capabilities.add NET_RAW"
+        }
+        Errno::ACCESS => "a port below 1024 needs CAP_NET_BIND_SERVICE: choose a higher one, or give that",
+        Errno::ADDRNOTAVAIL => "this node has no such address",
+        Errno::ADDRINUSE => "another process has that port: ss -ltnp names it",
+        Errno::AFNOSUPPORT => {
+            "the kernel has no sockets of this kind, or the service may not use them (in systemd RestrictAddressFamilies=)"
+        }
+        other => kernel::remedy(other.raw_os_error()),
+    }
+}
+
 /// Returns the error number if the operating system reported the error.
 pub(crate) fn errno(error: &io::Error) -> Option<Errno> {
     error.raw_os_error().map(Errno::from_raw_os_error)
@@ -74,6 +104,15 @@ mod tests {
         assert!(text(Errno::NOSPC).contains("df -i"));
         assert!(text(Errno::ROFS).contains("read-only: mount it writable"));
         assert_eq!(text(Errno::NAMETOOLONG), "File name too long (os error 36)");
+        let of_socket = |errno: Errno| SocketWhy(&errno.into()).to_string();
+        assert!(
+            of_socket(Errno::PERM).starts_with("Operation not permitted (os error 1); CAP_NET_RAW is needed")
+        );
+        assert!(
+            of_socket(Errno::ACCESS).contains("(os error 13); a port below 1024 needs CAP_NET_BIND_SERVICE")
+        );
+        assert!(of_socket(Errno::ADDRNOTAVAIL).ends_with("; this node has no such address"));
+        assert!(of_socket(Errno::MFILE).contains("has reached its limit"));
         assert_eq!(Why(&io::Error::other("no")).to_string(), "no");
         assert!(is_shortage(&Errno::NFILE.into()) && !is_shortage(&Errno::ACCESS.into()));
     }

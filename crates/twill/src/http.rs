@@ -28,7 +28,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::warn;
 
 use crate::diff::{self, Difference};
-use crate::errno::Why;
+use crate::errno::{SocketWhy, Why};
 use crate::flags::Flags;
 use crate::locks;
 use crate::metrics::Metrics;
@@ -139,7 +139,7 @@ async fn bind_tcp(ip: &str, port: u16) -> anyhow::Result<TcpListener> {
         let rival = locks::rival_on_port(port).filter(|_| error.kind() == ErrorKind::AddrInUse);
         match rival {
             Some(rival) => anyhow!("{rival} listens there: give one of them another --healthz-port"),
-            None => error.into(),
+            None => anyhow!("{}", SocketWhy(&error)),
         }
     })
 }

@@ -293,12 +293,12 @@ impl Reconciler {
         })
     }
 
-    /// Returns warnings if no path can be verified although the backend needs that.
+    /// Returns warnings if no path can be verified.
     fn notes_on_probes(&mut self) -> impl Iterator<Item = Note> + use<> {
         let verified = self.config.backend.direct() == Direct::Verified;
         let off = (verified && self.flags.probe == Pace::Off).then_some(NodeFault::NothingVerified);
         let Complaints { refused, rival } = self.probes.complaints.borrow_and_update().clone();
-        let refused = refused.filter(|_| verified).map(|why| NodeFault::NoProbeSocket { why });
+        let refused = refused.map(|why| NodeFault::NoProbeSocket { why, direct: verified });
         let uplink = self.node.uplink.link;
         let taken = rival.map(|Rival { address, mac }| NodeFault::AddressTaken { uplink, address, mac });
         [off, refused, taken].into_iter().flatten().map(Note::Node)

@@ -98,9 +98,10 @@ pub enum NodeFault {
     },
     /// Direct routing is to be verified, but probes are off.
     NothingVerified,
-    /// Direct routing is to be verified, but this process may open no socket for probes.
+    /// This process may open no socket for probes. `direct` is true if direct routing is to be verified.
     NoProbeSocket {
         why: Box<str>,
+        direct: bool,
     },
     /// A second machine on the uplink's segment has an address of this node.
     AddressTaken {
@@ -242,7 +243,7 @@ impl NodeFault {
             Self::Firewalld { port, networks } => firewalld(*port, networks),
             Self::NeighboursLimited { path, limit, enough } => neighbours_limited(path, *limit, *enough),
             Self::NothingVerified => nothing_verified(),
-            Self::NoProbeSocket { why } => no_probe_socket(why),
+            Self::NoProbeSocket { why, direct } => no_probe_socket(why, *direct),
             Self::AddressTaken { uplink, address, mac } => address_taken(*uplink, *address, *mac),
             Self::Diverted(diversion) => diverted(diversion),
         }
@@ -381,15 +382,18 @@ fn nothing_verified() -> Words {
     .remedy("Leave --probe out, or write \"VerifyDirect\": false into the network config")
 }
 
-fn no_probe_socket(why: &str) -> Words {
-    Words::new(format!(
-        "direct routing is to be verified, but this daemon cannot open a socket to probe peers: {why}. Peers that are \
-         direct now stay direct, and all others stay on the tunnel"
+fn no_probe_socket(why: &str, direct: bool) -> Words {
+    let (effect, choice) = match direct {
+        true => (
+            "peers that are direct now stay direct, and all others stay on the tunnel",
+            ", or write \"VerifyDirect\": false into the network config",
+        ),
+        false => ("no fault of a path to a peer is found", ""),
+    };
+    Words::new(format!("this daemon cannot open a socket to probe peers: {why}; {effect}")).remedy(format!(
+        "Allow AF_PACKET (in systemd by RestrictAddressFamilies=) and CAP_NET_RAW (in Kubernetes with capabilities.add NET_RAW)\
+         {choice}"
     ))
-    .remedy(
-        "Allow AF_PACKET (in systemd by RestrictAddressFamilies=) and CAP_NET_RAW, or write \"VerifyDirect\": false into the \
-         network config",
-    )
 }
 
 fn address_taken(uplink: LinkName, address: IpAddr, mac: Mac) -> Words {

@@ -11,7 +11,7 @@ use plan::{Family, LinkName, Mac};
 use tracing::{debug, warn};
 
 use super::frame::{self, Ends, Reply};
-use crate::errno::Why;
+use crate::errno::SocketWhy;
 
 /// Time until a socket that could not be opened is tried again.
 const RETRY: Duration = Duration::from_secs(30);
@@ -247,7 +247,7 @@ impl Wires {
                 let what = place.0.map_or("packets".into(), |link| format!("frames of {link}"));
                 self.refused.insert(place, format!("{what}: {error}").into());
                 let wait = RETRY.as_secs();
-                warn!("cannot probe peers, retrying in {wait} s: {}", Why(&error));
+                warn!("cannot probe peers, retrying in {wait} s: {}", SocketWhy(&error));
                 None
             }
         }

@@ -283,15 +283,35 @@ fn the_unit_allows_each_kind_of_socket_that_the_daemon_uses() {
 #[test]
 fn status_says_that_no_frame_can_be_sent() {
     lab::test(Timing::Free, || {
-        let lab = cluster::lab(Topology::flat(2), cluster::DIRECT);
-        let node = lab.node(1);
-        let daemon = node.start_under(&["setpriv", "--bounding-set=-net_raw"], cluster::FLAGS);
-        let _peer = lab.node(2).start(cluster::FLAGS);
-        daemon.wait_ready();
-        let words = "but this daemon cannot open a socket to probe peers";
-        lab::wait_for("status says it", 2 * SOON, || node.twill(&["status"]).contains(words));
-        assert!(is(node, "/readyz", 200), "pods work all the same");
-        assert!(!lab.node(2).twill(&["status"]).contains(words), "the other one can");
+        for config in [cluster::DIRECT, VXLAN] {
+            let lab = cluster::lab(Topology::flat(2), config);
+            let node = lab.node(1);
+            let daemon = node.start_under(&["setpriv", "--bounding-set=-net_raw"], cluster::FLAGS);
+            let _peer = lab.node(2).start(cluster::FLAGS);
+            daemon.wait_ready();
+            let words = "this daemon cannot open a socket to probe peers";
+            lab::wait_for("status says it", 2 * SOON, || node.twill(&["status"]).contains(words));
+            assert!(is(node, "/readyz", 200), "pods work all the same");
+            assert!(!lab.node(2).twill(&["status"]).contains(words), "the other one can");
+            assert!(daemon.log().contains("(os error 1); CAP_NET_RAW is needed"), "{}", daemon.log());
+        }
+    });
+}
+
+#[test]
+fn a_health_port_that_cannot_be_bound_is_reported_with_the_reason() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(1), VXLAN);
+        let under = ["setpriv", "--bounding-set=-net_bind_service"];
+        for (flag, words) in [
+            ("--healthz-port=80", "(os error 13); a port below 1024 needs CAP_NET_BIND_SERVICE"),
+            ("--healthz-ip=192.0.2.77", "(os error 99); this node has no such address"),
+        ] {
+            let mut daemon = lab.node(1).start_under(&under, &["--iface=eth0", flag]);
+            assert_eq!(daemon.wait_exit().code(), Some(1), "{}", daemon.log());
+            let log = daemon.log();
+            assert!(log.lines().last().is_some_and(|line| line.contains(words)), "{log}");
+        }
     });
 }
 
