@@ -203,7 +203,7 @@ mod tests {
         Note::Node(NodeFault::NotInternalIp { .. }) =>
             node(NodeFault::NotInternalIp { uplink: link(), address: ip(), node_ip: ip(), on: Some(link()) }), "Kubernetes knows this node by";
         Note::Node(NodeFault::SysctlRefused { .. }) =>
-            node(NodeFault::SysctlRefused { path: "a/b".into(), value: "0".into() }), "cannot be written. Run: sysctl";
+            node(NodeFault::SysctlRefused { path: "a/b".into(), value: "0".into(), why: "no".into() }), "the kernel refuses sysctl";
         Note::Node(NodeFault::Firewall(FirewallFault::NftUnusable { .. })) =>
             firewall(FirewallFault::NftUnusable { why: "no".into() }), "so iptables has the traffic rules";
         Note::Node(NodeFault::Firewall(FirewallFault::Unfiltered { .. })) =>
@@ -413,6 +413,19 @@ mod tests {
             ]
         );
         assert_eq!(of(Severity::Unready), ["firewall-no-masquerade"]);
+    }
+
+    #[test]
+    fn a_node_that_forwards_nothing_is_not_ready() {
+        let [value, why] = ["1", "no"].map(Box::<str>::from);
+        for (path, severity) in
+            [("net/ipv4/ip_forward", Severity::Unready), ("net/ipv6/conf/eth0/accept_ra", Severity::Warning)]
+        {
+            let (value, why, path) = (value.clone(), why.clone(), Box::<str>::from(path));
+            let unset = NodeFault::SysctlUnset { path: path.clone(), value: value.clone(), is: "0".into() };
+            assert_eq!(unset.severity(), severity, "{path}");
+            assert_eq!(NodeFault::SysctlRefused { path, value, why }.severity(), severity);
+        }
     }
 
     #[test]

@@ -96,7 +96,7 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
 /// Returns true if the fault still holds. An administrator may have set the sysctl meanwhile.
 fn is_in_force(fault: &NodeFault, desired: &State, observed: &State) -> bool {
     match fault {
-        NodeFault::SysctlRefused { path, value } => sysctls::is_missing(path, value, desired, observed),
+        NodeFault::SysctlRefused { path, value, .. } => sysctls::is_missing(path, value, desired, observed),
         _ => true,
     }
 }

@@ -14,7 +14,7 @@ use crate::op::{Object, Op};
 use crate::other_daemons::OtherDaemons;
 use crate::owned::Owned;
 use crate::rivals::Contender;
-use crate::state::{Setting, State};
+use crate::state::{Setting, State, Sysctl};
 use crate::underlay::Underlay;
 use crate::verdict::Verdict;
 
@@ -79,14 +79,22 @@ impl Memory {
         Self { former, refused: BTreeSet::new() }
     }
 
-    /// Notes that the kernel refuses this op for good, if it is a sysctl.
-    pub fn refuse(&mut self, op: &Op) {
-        self.refused.extend(refused_sysctl(op));
+    /// Notes that the kernel refuses this op for good, for this reason, if it is a sysctl.
+    pub fn refuse(&mut self, op: &Op, why: &str) {
+        self.refused.extend(sysctl(op).map(|row| NodeFault::SysctlRefused {
+            path: row.path.clone(),
+            value: row.value.clone(),
+            why: why.into(),
+        }));
     }
 
     /// Returns true if the kernel has refused this op for good.
     pub fn refuses(&self, op: &Op) -> bool {
-        refused_sysctl(op).is_some_and(|fault| self.refused.contains(&fault))
+        let refuses = |row: &Sysctl| {
+            let is_same = |fault: &NodeFault| matches!(fault, NodeFault::SysctlRefused { path, value, .. } if (path, value) == (&row.path, &row.value));
+            self.refused.iter().any(is_same)
+        };
+        sysctl(op).is_some_and(refuses)
     }
 
     /// Notes that a plan that deletes left-overs was applied without a failure: whatever appears later is not flannel's.
@@ -96,12 +104,10 @@ impl Memory {
     }
 }
 
-/// Returns the fault that a refused op causes, if the op writes a sysctl.
-fn refused_sysctl(op: &Op) -> Option<NodeFault> {
+/// Returns the sysctl that the op writes, if it writes one.
+fn sysctl(op: &Op) -> Option<&Sysctl> {
     match &op.object {
-        Object::Sysctl(Setting { row, .. }) => {
-            Some(NodeFault::SysctlRefused { path: row.path.clone(), value: row.value.clone() })
-        }
+        Object::Sysctl(Setting { row, .. }) => Some(row),
         _ => None,
     }
 }

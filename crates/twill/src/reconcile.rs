@@ -420,7 +420,7 @@ impl Reconciler {
         for (op, outcome) in ops.iter().zip(outcomes) {
             if let Outcome::Failed(error) = outcome {
                 if error.is_denial() {
-                    self.memory.plan.refuse(op);
+                    self.memory.plan.refuse(op, &error.cause.to_string());
                 }
                 if error.is_busy() {
                     self.memory.backoff.forgive(op);

@@ -72,9 +72,11 @@ pub enum NodeFault {
         node_ip: IpAddr,
         on: Option<LinkName>,
     },
+    /// The kernel does not let us write this value, with its reason, such as `Read-only file system (os error 30)`.
     SysctlRefused {
         path: Box<str>,
         value: Box<str>,
+        why: Box<str>,
     },
     Firewall(FirewallFault),
     SysctlUnset {
@@ -179,6 +181,12 @@ impl NodeFault {
             Self::UplinkWithoutRoute { extent, .. } | Self::ForeignDevice { extent, .. } => extent.severity(),
             Self::Diverted(diversion) => diversion.extent.severity(),
             Self::Firewall(fault) => fault.severity(),
+            // No pod reaches another node then.
+            Self::SysctlRefused { path, .. } | Self::SysctlUnset { path, .. }
+                if path.ends_with("/ip_forward") =>
+            {
+                Severity::Unready
+            }
             // Any machine on the segment can bring it about.
             Self::AddressTaken { .. } => Severity::Warning,
             Self::InterfaceAmongPods { .. }
@@ -230,8 +238,9 @@ impl NodeFault {
             Self::NotInternalIp { uplink, address, node_ip, on } => {
                 not_internal_ip(*uplink, *address, *node_ip, *on)
             }
-            Self::SysctlRefused { path, value } => {
-                Words::new(format!("sysctl {path} cannot be written")).remedy(set(path, value))
+            Self::SysctlRefused { path, value, why } => {
+                Words::new(format!("the kernel refuses sysctl {path} = {value}: {why}"))
+                    .remedy(set(path, value))
             }
             Self::Firewall(fault) => fault.words(),
             Self::SysctlUnset { path, value, is } => {

@@ -6,7 +6,7 @@ use plan::{LinkName, Object, Op, Verb};
 
 use crate::round::Round;
 
-/// Returns the first fault of this node's own part except the traffic rules. Faults of peers never count.
+/// Returns the first fault of this node's own part except traffic rules and forwarding. Faults of peers never count.
 pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
     let own = |op: &Op| match &op.object {
         Object::Link(link) => devices.contains(&link.name),
@@ -17,7 +17,7 @@ pub(super) fn own_fault(round: &Round, devices: &[LinkName]) -> Option<String> {
     undone(round, own).or_else(|| noted(round, Severity::Blocking))
 }
 
-/// Returns the first fault of the traffic rules that pods need. Pods can be attached all the same.
+/// Returns the first fault of traffic rules or forwarding that pods need. Pods can be attached all the same.
 pub(super) fn rules_fault(round: &Round) -> Option<String> {
     // A left-over rule that cannot be deleted harms no pod.
     let needed = |op: &Op| match &op.object {
