@@ -94,7 +94,8 @@ impl Asker {
 
     /// Returns true if the lease is this node's. A node is known by its public IPv4 address, or without one by its public
     /// IPv6 address. Under an address that it has lost, only the very lease that it wrote is its own: another node may
-    /// have the address by now. Its lease stays its own if another writer overwrites it.
+    /// have the address by now. Its lease stays its own if another writer overwrites it. A VTEP device that exists here
+    /// with the lease's subnet and MAC shows that it wrote it.
     pub fn owns(&self, lease: &Lease) -> bool {
         let place = |lease: &Lease| (lease.subnet, lease.public_ip, lease.public_ipv6);
         // The present holder of that address may have taken the lease over with it, as flannel does. Then the MAC
@@ -104,7 +105,10 @@ impl Asker {
             pairs.any(|(held, listed)| held.zip(listed).is_some_and(|(held, listed)| held != listed))
         };
         let is_held = |held: &Lease| place(held) == place(lease) && !other_mac(held);
-        self.is_at_our_address(lease) || self.held.as_ref().is_some_and(is_held) || self.is_overwritten(lease)
+        self.is_at_our_address(lease)
+            || self.held.as_ref().is_some_and(is_held)
+            || self.is_overwritten(lease)
+            || self.has_vtep_of(lease)
     }
 
     /// Returns true if another writer has put an address into our lease that is neither our present nor our former one.
@@ -118,6 +122,15 @@ impl Asker {
                     && (1..=held.written).contains(&lease.born)
                     && address(lease) != address(held)
             })
+    }
+
+    /// Returns true if a VTEP device has the first address of the lease's subnet and the lease's MAC.
+    fn has_vtep_of(&self, lease: &Lease) -> bool {
+        let mut parts = Family::ALL.into_iter().zip(lease.announced.macs());
+        parts.any(|(family, mac)| {
+            let vtep = lease.subnet.of(family).map(|subnet| subnet.network()).zip(mac);
+            vtep.is_some_and(|vtep| self.vteps.contains(&vtep))
+        })
     }
 
     fn is_at_our_address(&self, lease: &Lease) -> bool {
@@ -328,6 +341,26 @@ mod tests {
         };
         let moved = Asker { held: Some(with(theirs(5, 9), 1)), ..asker };
         assert!(moved.owns(&with(theirs(5, 9), 1)) && !moved.owns(&with(theirs(5, 9), 2)));
+    }
+
+    #[test]
+    fn a_node_without_memory_knows_its_lease_by_the_subnet_and_the_mac_of_its_vtep() {
+        let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
+        let mac = |last: u8| Mac([2, 0, 0, 0, 0, last]);
+        let vtep = Vtep { vni: Some(1), port: None, mac: mac(9) };
+        let announced = Announced::Vxlan { ipv4: Some(vtep), ipv6: None };
+        let left = Lease { announced, ..lease("10.3.9.0-24", [192, 0, 2, 11]) };
+        for (vtep, origin) in [
+            (("10.3.9.0", 9), Origin::Reused),
+            // Another machine has taken the lease over, or the device is of another subnet.
+            (("10.3.9.0", 8), Origin::Drawn),
+            (("10.3.8.0", 9), Origin::Drawn),
+        ] {
+            let vteps = vec![(vtep.0.parse().unwrap(), mac(vtep.1))];
+            let moved = Asker { vteps, ..asker(Some("10.3.9.0-24")) };
+            let choice = choose(&conf, std::slice::from_ref(&left), &moved, 0).unwrap();
+            assert_eq!(choice.origin, origin, "{vtep:?}");
+        }
     }
 
     #[test]

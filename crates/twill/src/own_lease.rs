@@ -183,6 +183,8 @@ impl OwnLease {
     pub(crate) fn holding(mut self, lease: Lease) -> (Self, Lease) {
         self.asker.previous = Some(lease.subnet);
         self.accept(lease.clone());
+        // From now on the lease that we hold is better evidence.
+        self.asker.vteps.clear();
         self.source.store.hold(&lease, &self.conf);
         (self, lease)
     }

@@ -191,6 +191,33 @@ fn our_own_former_address_holds_no_lease() {
     });
 }
 
+/// The VTEP device shows which lease is the node's, though the cache is gone and the address is another one.
+#[test]
+fn a_node_without_a_cache_knows_its_lease_by_its_vtep_device() {
+    lab::test_within(Duration::from_secs(120), Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let node = lab.node(1);
+        let (mut daemons, pods) = cluster::start(&lab);
+        let subnet = node.subnet();
+        daemons[0].kill9();
+        fs::remove_dir_all(node.cache_dir()).unwrap();
+        node.ns.run(&format!(
+            "ip address del 192.168.100.11/24 dev eth0; ip address add 192.168.100.77/24 dev eth0
+             ip route replace default via {}",
+            node.gateway()
+        ));
+        daemons[0].restart();
+        daemons[0].wait_ready();
+        lab::wait_for("the lease has the new address", SOON, || is_at(&lab, node, "192.168.100.77"));
+        assert_eq!((node.subnet(), lab.store.leases().len()), (subnet, 2));
+        cluster::reach_each_other(&pods);
+        for node in lab.nodes() {
+            let status = node.twill(&["status"]);
+            assert!(!status.contains("is ours too") && !status.contains("left out"), "{status}");
+        }
+    });
+}
+
 /// A second machine has the node's address before the daemon starts, and later gives it up. A second card of the node that
 /// answers for the first one's address is no second machine.
 #[test]
