@@ -83,6 +83,9 @@ pub struct Asker {
     pub held: Option<Lease>,
     /// VTEP devices that exist here: the address of each, which is its subnet's first, and its MAC.
     pub vteps: Vec<(IpAddr, Mac)>,
+    /// True if no other machine of the uplink's segment answers for our address, so that a lease of another node with
+    /// that address is a dead one.
+    pub alone: bool,
 }
 
 impl Asker {
@@ -133,6 +136,11 @@ impl Asker {
         })
     }
 
+    /// Returns true if the lease is this node's and not that of another machine which had our address before.
+    pub fn wrote(&self, conf: &NetConf, lease: &Lease) -> bool {
+        self.owns(lease) && !self.is_anothers(conf, lease)
+    }
+
     fn is_at_our_address(&self, lease: &Lease) -> bool {
         match self.public_ip {
             Some(address) => lease.public_ip == Some(address),
@@ -168,7 +176,7 @@ impl Asker {
 /// the lease under its address may be its own. It may have written that lease before a reboot or a new installation, or
 /// flannel may have written it there. So the machine takes the lease over with its MAC. Two such machines share a subnet
 /// as with flannel (flannel-faults 11): nothing in the store tells them apart. A node gets none, too, if its own lease
-/// has the address already.
+/// has the address already, or if no other machine answers for the address.
 pub fn twin<'a>(
     conf: &NetConf,
     leases: &'a [Lease],
@@ -177,7 +185,7 @@ pub fn twin<'a>(
 ) -> Option<&'a Lease> {
     let at_our_address = || leases.iter().filter(|lease| asker.is_at_our_address(lease));
     let is_known = |lease: &&Lease| lease.subnet == chosen.subnet && !asker.is_anothers(conf, lease);
-    if at_our_address().any(|lease| is_known(&lease)) {
+    if asker.alone || at_our_address().any(|lease| is_known(&lease)) {
         return None;
     }
     at_our_address().find(|lease| asker.is_anothers(conf, lease))
@@ -185,12 +193,13 @@ pub fn twin<'a>(
 
 /// Chooses the subnets of a node. It is an error if the pool is used up.
 pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Result<SubnetChoice, String> {
-    let credible = |lease: &Lease| match asker.owns(lease) {
+    let owns = |lease: &Lease| asker.wrote(conf, lease);
+    let credible = |lease: &Lease| match owns(lease) {
         true => lease.clone(),
         false => Lease { subnet: credible(conf, &lease.subnet), ..lease.clone() },
     };
     let leases: Vec<Lease> = leases.iter().map(credible).collect();
-    let mut own: Vec<&Lease> = leases.iter().filter(|lease| asker.owns(lease)).collect();
+    let mut own: Vec<&Lease> = leases.iter().filter(|lease| owns(lease)).collect();
     // Pods run in the subnet that we hold, or in the one of the subnet file. An earlier holder of our address may have
     // left another lease, and a later one may have written one; both matter less.
     let is_held = |lease: &Lease| asker.held.as_ref().is_some_and(|held| held.subnet == lease.subnet);
@@ -203,7 +212,7 @@ pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Res
         _ => own.born,
     };
     let usurped = |own: &Lease| {
-        let mut older = leases.iter().filter(|other| !asker.owns(other) && other.born < age(own));
+        let mut older = leases.iter().filter(|other| !owns(other) && other.born < age(own));
         older.any(|other| overlap(&own.subnet, &other.subnet))
     };
     let fitting = own.iter().position(|lease| fits(conf, &lease.subnet) && !usurped(lease));
@@ -212,7 +221,7 @@ pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Res
         return Ok(SubnetChoice { subnet, stale: Vec::new(), origin: Origin::Reused });
     }
     let stale: Vec<Subnet> = own.iter().map(|lease| lease.subnet).collect();
-    let others = || leases.iter().filter(|lease| !asker.owns(lease));
+    let others = || leases.iter().filter(|lease| !owns(lease));
     if let Some(subnet) = asker.previous.filter(|subnet| fits(conf, subnet) && is_free(subnet, others())) {
         return Ok(SubnetChoice { subnet, stale, origin: Origin::Previous });
     }
@@ -424,6 +433,28 @@ mod tests {
             let choice = choose(&conf, &leases, asker, 0).unwrap();
             let found = twin(&conf, &leases, asker, &choice).map(|lease| lease.subnet);
             assert_eq!(found, expected.then_some(theirs.subnet), "{case}");
+        }
+    }
+
+    #[test]
+    fn a_node_takes_no_dead_lease_with_its_new_address_in_place_of_its_own() {
+        let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
+        let vxlan = |key: &str, address: u8, last: u8| {
+            let vtep = Vtep { vni: Some(1), port: None, mac: Mac([2, 0, 0, 0, 0, last]) };
+            let announced = Announced::Vxlan { ipv4: Some(vtep), ipv6: None };
+            Lease { announced, ..lease(key, [192, 0, 2, address]) }
+        };
+        let (dead, own) = (vxlan("10.3.7.0-24", 1, 7), vxlan("10.3.9.0-24", 9, 9));
+        let moved = Asker { held: Some(own.clone()), alone: true, ..asker(Some("10.3.9.0-24")) };
+        assert!(moved.owns(&dead) && !moved.wrote(&conf, &dead) && moved.wrote(&conf, &own));
+        for (leases, origin) in
+            [(vec![dead.clone(), own.clone()], Origin::Reused), (vec![dead.clone()], Origin::Previous)]
+        {
+            let choice = choose(&conf, &leases, &moved, 0).unwrap();
+            assert_eq!(twin(&conf, &leases, &moved, &choice), None);
+            let unsure = Asker { alone: false, ..moved.clone() };
+            assert_eq!(twin(&conf, &leases, &unsure, &choice), Some(&dead));
+            assert_eq!((choice.subnet, choice.stale, choice.origin), (own.subnet, vec![], origin));
         }
     }
 

@@ -105,12 +105,13 @@ impl Claim {
         {
             return Err(Unsettled::Refused(format!(
                 "lease {} announces our address, and neither its subnet nor its VTEP MAC was ever this node's: another node \
-                 has that address too. Choose one of this node's own with --iface or --public-ip, or delete that lease if \
+                 may have that address. Choose one of this node's own with --iface or --public-ip, or delete that lease if \
                  it is left over",
                 twin.subnet
             )));
         }
-        let (held, others): (Vec<_>, Vec<_>) = leases.iter().partition(|lease| self.asker.owns(lease));
+        let (held, others): (Vec<_>, Vec<_>) =
+            leases.iter().partition(|lease| self.asker.wrote(&self.conf, lease));
         let held = held.into_iter().max_by_key(|lease| lease.subnet == choice.subnet);
         let (born, written) = held.map_or((0, 0), |lease| (lease.born, lease.written));
         // The data of another writer is not this node's.

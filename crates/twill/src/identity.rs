@@ -1,6 +1,7 @@
 //! Establishes at start who this node is: network config in force, uplink and lease. It waits for the store as long as it
 //! takes, or continues with the state that the last run remembered. It changes nothing in the kernel.
 
+use std::cell::Cell;
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ use plan::subnet_alloc::Asker;
 use plan::underlay::Underlay;
 use plan::uplink::{self, Ask, Exit, Reach, UplinkChoice};
 use plan::{Family, Mac, TunnelId};
+use store::StoreError;
 use tracing::{info, warn};
 
 use crate::cache::{Cache, Remembered};
@@ -30,8 +32,9 @@ use crate::flags::Flags;
 use crate::footprint::Footprint;
 use crate::locks::Locks;
 use crate::own_lease::{Macs, OwnLease, Source};
+use crate::probe::Holder;
 use crate::report::{self, Board};
-use crate::{notify, subnet_file};
+use crate::{notify, probe, subnet_file};
 
 /// Distant addresses, one per family. If the main table has no default route, the kernel is asked for its route to them.
 /// Nothing is sent.
@@ -97,14 +100,19 @@ pub(crate) fn establish(
         let history = remembered.and_then(|remembered| remembered.history);
         place.asker.held = remembered.and_then(Remembered::own);
         let own_lease = OwnLease::new(source.clone(), conf, place.asker.clone());
+        let is_refused = Cell::new(false);
         let take = || match source.net_conf() {
             Ok(now) if now != *own_lease.conf() => Ok(None),
-            _ => match own_lease.take(place.macs(&config), dice) {
-                Err(refused) if refused.is_refusal() => Ok(Some(Err(refused))),
-                taken => taken.map(|lease| Some(Ok(lease))),
-            },
+            _ => {
+                let taken = place.take(&own_lease, &config, dice);
+                is_refused.set(taken.as_ref().is_err_and(StoreError::is_refusal));
+                taken.map(Some)
+            }
         };
-        let own = || remembered?.own().filter(|lease| place.asker.owns(lease)).map(|lease| Some(Ok(lease)));
+        let own = || {
+            let lease = remembered?.own().filter(|lease| place.asker.owns(lease) && !is_refused.get())?;
+            Some(Some(Ok(lease)))
+        };
         if let Some(lease) = until_done(board, begun, "a lease", take, own) {
             let lease = lease?;
             let remembered = remembered.map_or(Leases::Unknown, Remembered::leases);
@@ -194,6 +202,46 @@ impl Place {
     fn is_of(&self, remembered: &Remembered, conf: &NetConf) -> bool {
         let Remembered { uplink_mac, conf: then, .. } = remembered;
         *uplink_mac == self.uplink_mac() && (&then.ipv4, &then.ipv6) == (&conf.ipv4, &conf.ipv6)
+    }
+
+    /// Takes our lease. A lease of another node with our address is a dead one if no machine of the segment answers for the
+    /// address. Returns the inner error if one does. The outer error is a reason to try again; it is a refusal if the
+    /// segment cannot be asked.
+    fn take(
+        &self,
+        own_lease: &OwnLease,
+        config: &Config,
+        dice: u64,
+    ) -> Result<Result<Lease, StoreError>, StoreError> {
+        let refused = match own_lease.take(self.macs(config), dice, false) {
+            Err(refused) if refused.is_refusal() => refused,
+            taken => return taken.map(Ok),
+        };
+        let Some(address) = self.choice.uplink.addresses().next() else { return Err(refused) };
+        match self.holder(address) {
+            Holder::Unknown => Err(refused),
+            Holder::Machine(mac) => {
+                warn!("a machine with MAC {mac} answers for our address {address}");
+                Ok(Err(refused))
+            }
+            Holder::Nobody => {
+                warn!("no other machine answers for {address}, so a lease counts as left over: {refused}");
+                own_lease.take(self.macs(config), dice, true).map(Ok)
+            }
+        }
+    }
+
+    /// Asks the uplink's segment for another machine with our address. Only an address that we announce and that has a
+    /// segment can be asked for, and silence means nothing without a carrier.
+    fn holder(&self, address: IpAddr) -> Holder {
+        let Uplink { link, .. } = self.choice.uplink;
+        let is_up = self.underlay.link(link).is_some_and(|facts| facts.up && facts.carrier);
+        let is_announced = self.choice.uplink.public(Family::of(address)) == Some(address);
+        let has_segment =
+            self.underlay.addresses.iter().any(|facts| {
+                facts.link == link && facts.address.addr() == address && !facts.is_of_host_alone()
+            });
+        if is_up && is_announced && has_segment { probe::holder(link, address) } else { Holder::Unknown }
     }
 
     /// Returns this node's identity with the lease that it holds.

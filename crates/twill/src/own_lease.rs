@@ -200,8 +200,8 @@ impl OwnLease {
     }
 
     /// Acquires a lease and blocks until the store answers. No peer is admitted yet, so all leases that fit the network
-    /// count.
-    pub(crate) fn take(&self, macs: impl Macs, dice: u64) -> Result<Lease, StoreError> {
+    /// count. `alone` is true if no other machine of the segment answers for our address.
+    pub(crate) fn take(&self, macs: impl Macs, dice: u64, alone: bool) -> Result<Lease, StoreError> {
         let (conf, config) = (self.conf.clone(), self.conf.config());
         let announce = move |held: Option<&Lease>, others: &[&Lease]| {
             let fits = |lease: &&&Lease| subnet_alloc::fits(&conf, &lease.subnet);
@@ -209,7 +209,8 @@ impl OwnLease {
             let macs = macs(held.map(|held| &held.announced));
             config.backend.announced(config.families(), macs, others.iter().map(|lease| &lease.announced))
         };
-        let claim = self.claim(Box::new(announce), Choice::Any { dice }, [].into());
+        let mut claim = self.claim(Box::new(announce), Choice::Any { dice }, [].into());
+        claim.asker.alone = alone;
         self.source.tasks.block_on(self.source.store.acquire(claim))
     }
 
@@ -474,7 +475,7 @@ mod tests {
         let conf = source.net_conf().unwrap();
         let asker = Asker { public_ip: Some([192, 0, 2, 12].into()), ..Asker::default() };
         let own = OwnLease::new(source, conf, asker);
-        let lease = own.take(|_: Option<&Announced>| [Mac::default(); 2], 7).unwrap();
+        let lease = own.take(|_: Option<&Announced>| [Mac::default(); 2], 7, false).unwrap();
         let (own, lease) = own.holding(lease);
         test(own, lease, place.path());
         drop(stop);

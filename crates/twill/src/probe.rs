@@ -25,7 +25,7 @@ use tokio::sync::watch;
 
 use crate::trigger::Bell;
 use asker::Asker;
-pub(crate) use own_address::Rival;
+pub(crate) use own_address::{Holder, Rival, holder};
 use post::Post;
 
 #[cfg(fuzzing)]

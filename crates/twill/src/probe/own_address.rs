@@ -1,15 +1,80 @@
 //! Watch for a second machine on the segment that has one of this node's own addresses. Its requests have no address
-//! of the sender (RFC 5227 section 2.1), so they spoil no cache. Sends nothing itself.
+//! of the sender (RFC 5227 section 2.1), so they spoil no cache.
 
-use std::net::IpAddr;
-use std::time::Duration;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
-use plan::Mac;
+use kernel::packet::{EtherType, Interface, Marks, Socket, interfaces};
+use plan::{LinkName, Mac};
+
+use super::frame::{self, Reply};
 
 /// Time between two checks. Each costs one request to all machines of the segment.
 const PERIOD: Duration = Duration::from_secs(60);
 /// Time between two checks while a second machine is known, so that its end is seen soon.
 const WATCHING: Duration = Duration::from_secs(10);
+
+/// Number of requests that are sent before the lease is taken.
+const REQUESTS: usize = 3;
+/// Time between two of these requests.
+const AGAIN: Duration = Duration::from_millis(300);
+/// Time between two looks for a reply.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Result of asking the segment for other machines that have an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// No other machine has replied.
+    Nobody,
+    /// The machine with this MAC has the address, too.
+    Machine(Mac),
+    /// The segment cannot be asked.
+    Unknown,
+}
+
+/// Asks all machines of the link's segment for an address of this node, before the probes begin. Blocks for a second.
+pub(crate) fn holder(link: LinkName, address: IpAddr) -> Holder {
+    let links = interfaces().unwrap_or_default();
+    let Some(interface) = links.get(&link).filter(|link| link.resolves) else { return Holder::Unknown };
+    // Another card of this node may answer as well.
+    let is_ours = |mac: Mac| links.values().any(|link| link.mac == Some(mac));
+    ask(interface, address, is_ours).unwrap_or(Holder::Unknown)
+}
+
+/// Asks for the address. Returns `None` if nothing can be sent.
+fn ask(link: &Interface, address: IpAddr, is_ours: impl Fn(Mac) -> bool) -> Option<Holder> {
+    let own = link.mac?;
+    let (kind, content) = request(own, address);
+    let socket = Socket::frames(link, kind, Marks { echo: 0, port: 0 }).ok()?;
+    let (request, mut buffer) = (frame::ethernet(frame::group_of(address), own, kind, &content), [0; 2048]);
+    for _ in 0..REQUESTS {
+        socket.send(&request).ok()?;
+        let asked = Instant::now();
+        while asked.elapsed() < AGAIN {
+            let Some(received) = socket.receive(&mut buffer) else {
+                std::thread::sleep(LOOK);
+                continue;
+            };
+            let packet = &buffer[..received.length.min(buffer.len())];
+            let source = packet.get(6..12).and_then(|mac| mac.try_into().ok()).map(Mac);
+            match frame::read_frame(kind, source, packet.get(frame::ETHERNET..).unwrap_or_default()) {
+                Some(Reply::Neighbour { ip, mac }) if ip == address && !is_ours(mac) => {
+                    return Some(Holder::Machine(mac));
+                }
+                _ => {}
+            }
+        }
+    }
+    Some(Holder::Nobody)
+}
+
+/// Makes the request for another machine with this address, without an address of the sender.
+pub(super) fn request(mac: Mac, target: IpAddr) -> (EtherType, Vec<u8>) {
+    match target {
+        IpAddr::V4(ip) => (EtherType::Arp, frame::arp_request(mac, Ipv4Addr::UNSPECIFIED, ip)),
+        IpAddr::V6(ip) => (EtherType::Ipv6, frame::solicitation(mac, Ipv6Addr::UNSPECIFIED, ip, false)),
+    }
+}
 
 /// Second machine with an address of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

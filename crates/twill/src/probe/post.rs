@@ -15,7 +15,7 @@ use tracing::debug;
 
 use super::frame::{self, Ends, Number, Quoted, Reply};
 use super::next_hops::{NextHops, Reach};
-use super::own_address::{OwnAddresses, Rival};
+use super::own_address::{self, OwnAddresses, Rival};
 use super::sent::{Outstanding, Sent, State};
 use super::wires::{self, Sending, Wires};
 
@@ -109,13 +109,8 @@ impl Post {
         let link = self.wires.link(uplink.link).filter(|link| link.resolves);
         let Some(mac) = link.and_then(|link| link.mac) else { return };
         for target in uplink.addresses() {
-            let (kind, question) = match target {
-                IpAddr::V4(ip) => (EtherType::Arp, frame::arp_request(mac, Ipv4Addr::UNSPECIFIED, ip)),
-                IpAddr::V6(ip) => {
-                    (EtherType::Ipv6, frame::solicitation(mac, Ipv6Addr::UNSPECIFIED, ip, false))
-                }
-            };
-            self.wires.frame(uplink.link, kind, frame::group_of(target), &question, now);
+            let (kind, request) = own_address::request(mac, target);
+            self.wires.frame(uplink.link, kind, frame::group_of(target), &request, now);
         }
     }
 

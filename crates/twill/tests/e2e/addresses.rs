@@ -218,6 +218,68 @@ fn a_node_without_a_cache_knows_its_lease_by_its_vtep_device() {
     });
 }
 
+/// Stops the daemon and gives the node another address while it is down.
+fn moves_while_down(node: &Node, daemon: &mut lab::Daemon<'_>, old: &str, new: &str) {
+    daemon.kill9();
+    node.ns.run(&format!(
+        "ip address del {old}/24 dev eth0; ip address add {new}/24 dev eth0; ip route replace default via {}",
+        node.gateway()
+    ));
+}
+
+/// The lease of a node that is gone has the address that a DHCP server gives this node now. The first start comes while a machine
+/// still has that address.
+#[test]
+fn a_dead_lease_with_our_new_address_does_not_end_the_start_and_a_living_machine_does() {
+    lab::test_within(Duration::from_secs(120), Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(3), VXLAN);
+        let (node, gone) = (lab.node(1), lab.node(2));
+        let (mut daemons, pods) = cluster::start(&lab);
+        let subnet = node.subnet();
+        daemons[1].kill9();
+        moves_while_down(node, &mut daemons[0], "192.168.100.11", "192.168.100.12");
+        daemons[0].restart();
+        assert_eq!(daemons[0].wait_exit().code(), Some(1), "{}", daemons[0].log());
+        let words = format!("a machine with MAC {} answers for our address 192.168.100.12", gone.mac);
+        assert!(daemons[0].log().contains(&words), "{}", daemons[0].log());
+        gone.ns.run("ip address del 192.168.100.12/24 dev eth0");
+        daemons[0].restart();
+        daemons[0].wait_ready();
+        assert!(is_at(&lab, node, "192.168.100.12"), "{}", lease(&lab, node));
+        assert_eq!((node.subnet(), lab.store.leases().len()), (subnet, 3), "the dead lease stays");
+        for (from, to) in [(0, 2), (2, 0)] {
+            assert!(
+                pods[from].reaches(pods[to].ip(), SOON * 3).is_some(),
+                "{}",
+                lab.node(3).twill(&["status"])
+            );
+        }
+    });
+}
+
+/// A DHCP server has lost its memory, and two nodes get each other's address.
+#[test]
+fn two_nodes_that_swap_their_addresses_while_down_keep_their_subnets() {
+    lab::test_within(Duration::from_secs(120), Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN);
+        let (mut daemons, pods) = cluster::start(&lab);
+        let subnets = [1, 2].map(|k| lab.node(k).subnet());
+        let addresses = ["192.168.100.11", "192.168.100.12"];
+        for (at, daemon) in daemons.iter_mut().enumerate() {
+            moves_while_down(lab.node(at + 1), daemon, addresses[at], addresses[1 - at]);
+        }
+        daemons.iter_mut().for_each(lab::Daemon::restart);
+        daemons.iter().for_each(lab::Daemon::wait_ready);
+        for (at, subnet) in subnets.iter().enumerate() {
+            let node = lab.node(at + 1);
+            lab::wait_for("the lease", SOON, || is_at(&lab, node, addresses[1 - at]));
+            assert_eq!(node.subnet(), *subnet);
+        }
+        assert_eq!(lab.store.leases().len(), 2);
+        cluster::reach_each_other(&pods);
+    });
+}
+
 /// A second machine has the node's address before the daemon starts, and later gives it up. A second card of the node that
 /// answers for the first one's address is no second machine.
 #[test]
