@@ -16,14 +16,14 @@ use plan::{Family, Object, Op, Verb};
 
 use crate::error::Cause;
 use crate::nft::Nft;
-use crate::walk::Fate;
+use crate::walk::{Mark, Outcome, UNMARKED};
 use listing::{Listing, PASSED, Table};
 use script::Change;
 use tools::Tools;
 
 pub use watch::LegacyWatch;
 
-/// Reads our rows, and adds the facts that only iptables can tell: `iptables`, `usual`, `unread` and `obstacles`.
+/// Reads our rows, and adds the facts that only iptables can tell: `iptables`, `usual`, `unread`, `obstacles`, `unclear`.
 /// `facts.tables` must name the tables of nftables. `before` is the last reading: it stands in for what cannot be read.
 pub(crate) fn read(
     facts: &mut FirewallFacts,
@@ -42,7 +42,9 @@ pub(crate) fn read(
         match said {
             Ok(listing) => {
                 facts.iptables.push(facts_of(&tools, &listing));
-                facts.obstacles.extend(obstacles(&tools, &listing, packets));
+                let (found, unclear) = obstacles(&tools, &listing, packets);
+                facts.obstacles.extend(found);
+                facts.unclear |= unclear;
                 if tools.variant == Variant::Nft {
                     covered.extend(listing.told().map(|table| (tools.family, table.name.clone())));
                 }
@@ -60,6 +62,7 @@ pub(crate) fn read(
                         && Family::of(obstacle.packet.source) == family
                 };
                 facts.obstacles.extend(before.1.obstacles.iter().filter(is_of).cloned());
+                facts.unclear |= before.1.unclear;
                 rows.extend(
                     before.0.iter().filter(|row| (row.variant, row.family) == (variant, family)).cloned(),
                 );
@@ -141,18 +144,23 @@ fn undoable(filter: &Table) -> Option<Box<str>> {
     policy.or_else(|| filter.refusal().map(|(_, words)| words))
 }
 
-/// Returns what refuses these packets, without what our accept rule undoes.
-fn obstacles(tools: &Tools, listing: &Listing, packets: &[Packet]) -> Vec<Obstacle> {
-    let mut all: Vec<Obstacle> = Vec::new();
-    for (table, chain) in listing.passed() {
-        for packet in packets.iter().filter(|packet| Family::of(packet.source) == tools.family) {
-            let Some(what) = refused(table, chain, packet) else { continue };
+/// Returns what refuses these packets or may refuse them, without what our accept rule undoes; and whether a packet met a
+/// rule that cannot be judged.
+fn obstacles(tools: &Tools, listing: &Listing, packets: &[Packet]) -> (Vec<Obstacle>, bool) {
+    let (mut all, mut unclear): (Vec<Obstacle>, bool) = (Vec::new(), false);
+    for packet in packets.iter().filter(|packet| Family::of(packet.source) == tools.family) {
+        let mut mark = UNMARKED;
+        for (table, chain) in listing.passed() {
+            let outcome = judged(table, chain, packet, &mut mark);
+            unclear |= outcome.unclear;
+            let Some((what, doubt)) = outcome.refusal else { continue };
             let obstacle = Obstacle {
                 manager: Manager::Iptables(tools.variant),
                 family: tools.family.nft().into(),
                 table: table.name.clone(),
                 chain: chain.into(),
                 what,
+                doubt,
                 packet: *packet,
             };
             let is_known = |known: &Obstacle| Obstacle { packet: *packet, ..known.clone() } == obstacle;
@@ -161,19 +169,16 @@ fn obstacles(tools: &Tools, listing: &Listing, packets: &[Packet]) -> Vec<Obstac
             }
         }
     }
-    all
+    (all, unclear)
 }
 
-fn refused(table: &Table, chain: &str, packet: &Packet) -> Option<Box<str>> {
-    let ours = (*table.name == *IptablesTable::Filter.to_string()).then(|| table.refusal()).flatten();
-    match refusal::refuses(&table.chains, chain, packet) {
-        Fate::Refused(words) if ours.is_some_and(|(_, undone)| is_same(&undone, chain, &words)) => None,
-        Fate::Refused(words) => Some(words),
-        Fate::Falls if *table.name != *IptablesTable::Filter.to_string() => {
-            table.policy(chain).map(|policy| format!("policy {policy}").into())
-        }
-        Fate::Falls | Fate::Passes | Fate::Unclear => None,
-    }
+fn judged(table: &Table, chain: &str, packet: &Packet, mark: &mut Mark) -> Outcome {
+    let (filter, hook) = (IptablesTable::Filter.to_string(), IptablesTable::Filter.hook());
+    let is_hook = *table.name == *filter && chain == hook;
+    let ours = is_hook.then(|| table.refusal()).flatten();
+    let policy = table.policy(chain).filter(|_| !is_hook).map(|policy| format!("policy {policy}"));
+    let undone = |words: &str| ours.as_ref().is_some_and(|(_, ours)| is_same(ours, chain, words));
+    refusal::refuses(&table.chains, (chain, policy.as_deref()), packet, mark, undone)
 }
 
 /// Returns true if `undone`, which refuses all packets, is the rule that refuses this one. `undone` lacks the chain's
@@ -214,7 +219,7 @@ pub(crate) fn fuzz_text(text: &str, packets: &[Packet]) {
         let _ = (undoable(there), before(table, there));
     }
     for (table, chain) in listing.passed() {
-        packets.iter().for_each(|packet| drop(refused(table, chain, packet)));
+        packets.iter().for_each(|packet| drop(judged(table, chain, packet, &mut Some(0))));
     }
     let _ = (listing.is_used(), listing.hidden_tables(), listing.chains().count());
     tools::fuzz(text);

@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use plan::underlay::Doubt;
+
 /// Maximum depth of jumps that is followed; the kernel's own limit.
 const DEEPEST: usize = 16;
 
@@ -11,12 +13,18 @@ const DEEPEST: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Truth {
     Always,
-    /// True for some of the packets, such as those of one protocol, port or rate.
-    Partly,
-    /// Dependent on data that is not known here, such as a mark.
+    /// Dependent on data that is not known here, such as an ipset.
     Unclear,
+    /// True for some of the packets at most, such as those of one port or rate.
+    Partly,
     Never,
 }
+
+/// Mark of a packet (`skb->mark`), which rules read and set; `None` if it is not known.
+pub(crate) type Mark = Option<u32>;
+
+/// Mark of a packet that no rule has seen.
+pub(crate) const UNMARKED: Mark = Some(0);
 
 /// Action of a rule on the packets that it matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,19 +42,21 @@ pub(crate) enum Verdict {
 
 /// Access to chains and their rules, as one kind of packet meets them.
 pub(crate) trait Chains {
-    type Rule;
+    type Rule: Clone;
     /// Reason why the chains cannot be read.
     type Error;
 
     fn rules(&mut self, chain: &str) -> Result<Arc<[Self::Rule]>, Self::Error>;
 
-    fn meet(&mut self, rule: &Self::Rule) -> Result<(Truth, Verdict), Self::Error>;
+    /// Returns to which degree the rule holds for a packet with that mark, its verdict then, and the mark that the packet
+    /// has then.
+    fn meet(&mut self, rule: &Self::Rule, mark: Mark) -> Result<(Truth, Verdict, Mark), Self::Error>;
 
     /// Returns a description of a rule of that chain.
     fn name(&self, chain: &str, rule: &Self::Rule) -> Box<str>;
 }
 
-/// Outcome of a walk for the packets.
+/// Fate of the packets in one chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// No rule decides.
@@ -57,34 +67,73 @@ pub(crate) enum Fate {
     Refused(Box<str>),
 }
 
-/// Walks through all rules of a chain.
-pub(crate) fn walk<C: Chains>(chains: &mut C, chain: &str) -> Result<Fate, C::Error> {
-    Walk::new(chains).chain(chain, 0)
+/// Outcome of a walk through a base chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// Description of what refuses the packets or may refuse them, and for the latter the reason for the doubt.
+    pub(crate) refusal: Option<(Box<str>, Option<Doubt>)>,
+    /// True if the packets met a rule that cannot be judged here.
+    pub(crate) unclear: bool,
 }
 
-/// A walk that remembers the fate of each chain: no chain is followed twice, however many rules lead to it.
+/// Walks through all rules of a base chain with that policy, unless the policy is to accept. `mark` is the packet's mark
+/// before and after. A refusal counts only if it is not `undone` by our rules.
+pub(crate) fn walk<C: Chains>(
+    chains: &mut C,
+    base: &str,
+    policy: Option<&str>,
+    mark: &mut Mark,
+    undone: impl Fn(&str) -> bool,
+) -> Result<Outcome, C::Error> {
+    let mut walk = Walk::new(chains, *mark);
+    let fate = walk.chain(base, 0)?;
+    let Walk { chains, mark: after, unless, perhaps, .. } = walk;
+    *mark = after;
+    let unclear = fate == Fate::Unclear || unless.is_some() || perhaps.is_some();
+    let refused: Option<Box<str>> = match fate {
+        Fate::Refused(words) => Some(words),
+        Fate::Falls => policy.map(Into::into),
+        Fate::Passes | Fate::Unclear => None,
+    };
+    let name = |(chain, rule): (Box<str>, C::Rule)| chains.name(&chain, &rule);
+    let refusal = match refused.filter(|words| !undone(words)) {
+        Some(words) => Some((words, unless.map(name).map(Doubt::Unless))),
+        None => perhaps.map(name).map(|words| (words, Some(Doubt::Condition))),
+    };
+    Ok(Outcome { refusal, unclear })
+}
+
+/// A walk that remembers the fate of each chain: no chain is followed twice with one mark, however many rules lead to it.
 pub(crate) struct Walk<'a, C: Chains> {
     pub(crate) chains: &'a mut C,
-    fates: HashMap<Box<str>, Fate>,
+    mark: Mark,
+    /// Fates by chain and mark, each with the mark that the packet has after the chain.
+    fates: HashMap<(Box<str>, Mark), (Fate, Mark)>,
+    /// First rule with an unclear condition that may keep the packets from what refuses them, and its chain.
+    unless: Option<(Box<str>, C::Rule)>,
+    /// First rule with an unclear condition that refuses the packets or leads to their refusal, and its chain.
+    perhaps: Option<(Box<str>, C::Rule)>,
 }
 
 impl<'a, C: Chains> Walk<'a, C> {
-    pub(crate) fn new(chains: &'a mut C) -> Self {
-        Self { chains, fates: HashMap::new() }
+    pub(crate) fn new(chains: &'a mut C, mark: Mark) -> Self {
+        Self { chains, mark, fates: HashMap::new(), unless: None, perhaps: None }
     }
 
-    /// Returns the outcome of one rule alone.
+    /// Returns the fate of the packets by one rule alone.
     pub(crate) fn rule(&mut self, chain: &str, rule: &C::Rule) -> Result<Fate, C::Error> {
         Ok(self.step(chain, rule, 0)?.unwrap_or(Fate::Falls))
     }
 
     /// Walks through all rules of a chain.
     fn chain(&mut self, chain: &str, depth: usize) -> Result<Fate, C::Error> {
-        if let Some(fate) = self.fates.get(chain) {
+        let key = (Box::from(chain), self.mark);
+        if let Some((fate, mark)) = self.fates.get(&key) {
+            self.mark = *mark;
             return Ok(fate.clone());
         }
         // The kernel refuses a chain that leads back to itself.
-        self.fates.insert(chain.into(), Fate::Unclear);
+        self.fates.insert(key.clone(), (Fate::Unclear, None));
         let mut fate = Fate::Falls;
         for rule in self.chains.rules(chain)?.iter() {
             if let Some(decided) = self.step(chain, rule, depth)? {
@@ -92,30 +141,67 @@ impl<'a, C: Chains> Walk<'a, C> {
                 break;
             }
         }
-        self.fates.insert(chain.into(), fate.clone());
+        self.fates.insert(key, (fate.clone(), self.mark));
         Ok(fate)
     }
 
     /// Applies one rule. Returns `None` if the next rule decides.
     fn step(&mut self, chain: &str, rule: &C::Rule, depth: usize) -> Result<Option<Fate>, C::Error> {
-        let (truth, verdict) = self.chains.meet(rule)?;
-        match (truth, verdict) {
-            (Truth::Never | Truth::Partly, _)
-            | (_, Verdict::Continue)
-            | (Truth::Unclear, Verdict::Refuse) => Ok(None),
-            (Truth::Unclear, _) | (Truth::Always, Verdict::Stop) => Ok(Some(Fate::Unclear)),
-            (Truth::Always, Verdict::Accept) => Ok(Some(Fate::Passes)),
-            (Truth::Always, Verdict::Refuse) => Ok(Some(Fate::Refused(self.chains.name(chain, rule)))),
-            (Truth::Always, Verdict::Return) => Ok(Some(Fate::Falls)),
-            (Truth::Always, Verdict::Jump(_) | Verdict::Goto(_)) if depth >= DEEPEST => {
-                Ok(Some(Fate::Unclear))
-            }
-            (Truth::Always, Verdict::Jump(next)) => {
-                let fate = self.chain(&next, depth + 1)?;
-                Ok((fate != Fate::Falls).then_some(fate))
-            }
-            (Truth::Always, Verdict::Goto(next)) => self.chain(&next, depth + 1).map(Some),
+        let (truth, verdict, mark) = self.chains.meet(rule, self.mark)?;
+        if truth == Truth::Never {
+            return Ok(None);
         }
+        let certain = truth == Truth::Always;
+        self.mark = Some(mark).filter(|mark| certain || *mark == self.mark).flatten();
+        match truth {
+            Truth::Always => self.follow(chain, rule, verdict, depth),
+            Truth::Unclear => self.suspect(chain, rule, verdict, depth).map(|()| None),
+            Truth::Partly | Truth::Never => Ok(None),
+        }
+    }
+
+    /// Applies the verdict of a rule that holds.
+    fn follow(
+        &mut self,
+        chain: &str,
+        rule: &C::Rule,
+        verdict: Verdict,
+        depth: usize,
+    ) -> Result<Option<Fate>, C::Error> {
+        Ok(match verdict {
+            Verdict::Continue => None,
+            Verdict::Stop => Some(Fate::Unclear),
+            Verdict::Accept => Some(Fate::Passes),
+            Verdict::Refuse => Some(Fate::Refused(self.chains.name(chain, rule))),
+            Verdict::Return => Some(Fate::Falls),
+            Verdict::Jump(_) | Verdict::Goto(_) if depth >= DEEPEST => Some(Fate::Unclear),
+            Verdict::Jump(next) => Some(self.chain(&next, depth + 1)?).filter(|fate| *fate != Fate::Falls),
+            Verdict::Goto(next) => Some(self.chain(&next, depth + 1)?),
+        })
+    }
+
+    /// Notes what a rule would do that may hold. The walk goes on behind it, as if it did not hold.
+    fn suspect(
+        &mut self,
+        chain: &str,
+        rule: &C::Rule,
+        verdict: Verdict,
+        depth: usize,
+    ) -> Result<(), C::Error> {
+        let before = self.mark;
+        let fate = match verdict {
+            // It gets its name if it is reported.
+            Verdict::Refuse => Some(Fate::Refused(Box::default())),
+            verdict => self.follow(chain, rule, verdict, depth)?,
+        };
+        self.mark = before.filter(|_| before == self.mark);
+        let first = match fate {
+            None => return Ok(()),
+            Some(Fate::Refused(_)) => &mut self.perhaps,
+            Some(Fate::Falls | Fate::Passes | Fate::Unclear) => &mut self.unless,
+        };
+        first.get_or_insert_with(|| (chain.into(), rule.clone()));
+        Ok(())
     }
 }
 

@@ -9,12 +9,14 @@ use plan::state::iptables::is_ours;
 use super::refusal::{Rules, refusal, target};
 use crate::nft::{Native, quotable};
 
-/// Built-in chains that forwarded packets pass, in the tables that may refuse them.
-pub(super) const PASSED: [(&str, &[&str]); 4] = [
-    ("raw", &["PREROUTING"]),
-    ("mangle", &["PREROUTING", "FORWARD", "POSTROUTING"]),
-    ("filter", &["FORWARD"]),
-    ("security", &["FORWARD"]),
+/// Built-in chains that forwarded packets pass, in this order, in the tables that may refuse them.
+pub(super) const PASSED: [(&str, &str); 6] = [
+    ("raw", "PREROUTING"),
+    ("mangle", "PREROUTING"),
+    ("mangle", "FORWARD"),
+    ("filter", "FORWARD"),
+    ("security", "FORWARD"),
+    ("mangle", "POSTROUTING"),
 ];
 
 /// All tables of one variant and family.
@@ -81,9 +83,10 @@ impl Listing {
         self.tables.iter().filter(|table| !self.hidden.contains(&table.name))
     }
 
-    /// Returns the built-in chains that forwarded packets pass, each with its table.
+    /// Returns the built-in chains that forwarded packets pass, in this order, each with its table.
     pub(super) fn passed(&self) -> impl Iterator<Item = (&Table, &'static str)> {
-        self.told().flat_map(|table| table.passed().iter().map(move |chain| (table, *chain)))
+        let table = |name: &str| self.told().find(|table| *table.name == *name);
+        PASSED.into_iter().filter_map(move |(name, chain)| Some((table(name)?, chain)))
     }
 
     /// Returns the chains that forwarded packets may reach, as pairs of table and chain.
@@ -160,8 +163,8 @@ impl Table {
 
 impl Table {
     /// Returns the built-in chains of this table that forwarded packets pass.
-    pub(super) fn passed(&self) -> &'static [&'static str] {
-        PASSED.iter().find(|(name, _)| **name == *self.name).map_or(&[], |(_, chains)| chains)
+    fn passed(&self) -> impl Iterator<Item = Box<str>> {
+        PASSED.iter().filter(|(name, _)| **name == *self.name).map(|(_, chain)| (*chain).into())
     }
 
     /// Returns the policy of a built-in chain, unless it is ACCEPT.
@@ -178,7 +181,7 @@ impl Table {
     /// Keeps only the chains that forwarded packets may reach.
     fn end(&mut self) {
         let mut all = std::mem::take(&mut self.reading);
-        let mut next: Vec<Box<str>> = self.passed().iter().map(|chain| (*chain).into()).collect();
+        let mut next: Vec<Box<str>> = self.passed().collect();
         let mut kept = BTreeSet::new();
         while let Some(chain) = next.pop() {
             let Some(rules) = all.get(&chain).filter(|_| !kept.contains(&chain)) else { continue };

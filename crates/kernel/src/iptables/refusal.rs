@@ -12,7 +12,7 @@ use plan::passage::Packet;
 use plan::state::IptablesTable;
 use plan::state::iptables::is_ours;
 
-use crate::walk::{Chains, Fate, Truth, Verdict, Walk, walk};
+use crate::walk::{Chains, Fate, Mark, Outcome, Truth, Verdict, Walk, walk};
 
 /// Modules whose conditions hold for a part of all packets.
 const OF_A_PART: [&str; 22] = [
@@ -39,6 +39,8 @@ const OF_A_PART: [&str; 22] = [
     "connlimit",
     "string",
 ];
+/// Modules that have no condition without an option.
+const SILENT: [&str; 5] = ["comment", "conntrack", "state", "addrtype", "mark"];
 /// Options whose value is any text.
 const FREE_TEXT: [&str; 2] = ["--comment", "--string"];
 /// Targets that hand the packet to a program, or change its path.
@@ -66,13 +68,13 @@ impl Chains for Meeting<'_> {
         Ok(self.chains.get(chain).cloned().unwrap_or_else(|| Arc::from([])))
     }
 
-    fn meet(&mut self, rule: &Box<str>) -> Result<(Truth, Verdict), Infallible> {
+    fn meet(&mut self, rule: &Box<str>, mark: Mark) -> Result<(Truth, Verdict, Mark), Infallible> {
         if self.table.is_some_and(|table| is_ours(table, rule)) {
-            return Ok((Truth::Never, Verdict::Continue));
+            return Ok((Truth::Never, Verdict::Continue, mark));
         }
-        let (truth, verdict) = meet(rule, self.packet, self.chains);
+        let (truth, verdict, mark) = meet(rule, self.packet, mark, self.chains);
         let lenient = truth == Truth::Unclear && self.packet.is_none();
-        Ok((if lenient { Truth::Partly } else { truth }, verdict))
+        Ok((if lenient { Truth::Partly } else { truth }, verdict, mark))
     }
 
     fn name(&self, chain: &str, rule: &Box<str>) -> Box<str> {
@@ -84,7 +86,7 @@ impl Chains for Meeting<'_> {
 /// all packets are refused behind it.
 pub(super) fn refusal(chains: &Rules, table: IptablesTable, chain: &str) -> Option<(usize, Box<str>)> {
     let mut meeting = Meeting { chains, packet: None, table: Some(table) };
-    let mut walk = Walk::new(&mut meeting);
+    let mut walk = Walk::new(&mut meeting, None);
     let rules = chains.get(chain)?.clone();
     for (place, rule) in rules.iter().enumerate() {
         let Ok(fate) = walk.rule(chain, rule);
@@ -100,10 +102,18 @@ pub(super) fn refusal(chains: &Rules, table: IptablesTable, chain: &str) -> Opti
     None
 }
 
-/// Returns the fate of that packet in `chain`. Our own rules count, too.
-pub(super) fn refuses(chains: &Rules, chain: &str, packet: &Packet) -> Fate {
-    let Ok(fate) = walk(&mut Meeting { chains, packet: Some(packet), table: None }, chain);
-    fate
+/// Returns what becomes of that packet in the built-in `chain` with that policy, unless the policy is to accept. Our own
+/// rules count, too. `mark` is the packet's mark before and after.
+pub(super) fn refuses(
+    chains: &Rules,
+    (chain, policy): (&str, Option<&str>),
+    packet: &Packet,
+    mark: &mut Mark,
+    undone: impl Fn(&str) -> bool,
+) -> Outcome {
+    let mut meeting = Meeting { chains, packet: Some(packet), table: None };
+    let Ok(outcome) = walk(&mut meeting, chain, policy, mark, undone);
+    outcome
 }
 
 /// Returns the target of a rule, for a jump or a goto.
@@ -119,7 +129,7 @@ pub(super) fn target(rule: &str) -> Option<&str> {
     None
 }
 
-fn meet(rule: &str, packet: Option<&Packet>, chains: &Rules) -> (Truth, Verdict) {
+fn meet(rule: &str, packet: Option<&Packet>, mark: Mark, chains: &Rules) -> (Truth, Verdict, Mark) {
     let words = words(rule);
     let (mut truth, mut not, mut module) = (Truth::Always, false, "");
     let mut words = words.iter().map(String::as_str).peekable();
@@ -130,7 +140,7 @@ fn meet(rule: &str, packet: Option<&Packet>, chains: &Rules) -> (Truth, Verdict)
         }
         if word == "-j" || word == "-g" {
             let name = words.next().unwrap_or_default();
-            return (truth, verdict(name, word == "-g", chains));
+            return (truth, verdict(name, word == "-g", chains), marked(name, words, mark));
         }
         // An option has all words up to the next option as values.
         let mut value = "";
@@ -143,15 +153,43 @@ fn meet(rule: &str, packet: Option<&Packet>, chains: &Rules) -> (Truth, Verdict)
         }
         if word == "-m" {
             module = value;
-            let silent = ["comment", "conntrack", "state", "addrtype"].contains(&module);
-            truth = truth.and(if silent { Truth::Always } else { of_module(module) });
+            truth = truth.and(if SILENT.contains(&module) { Truth::Always } else { of_module(module) });
         } else {
-            let holds = condition(word, value, module, packet);
+            let holds = match (module, word, mark) {
+                ("mark", "--mark", Some(mark)) => {
+                    masked(value).map_or(Truth::Unclear, |(value, mask)| Truth::of(mark & mask == value))
+                }
+                _ => condition(word, value, module, packet),
+            };
             truth = truth.and(if not { holds.not() } else { holds });
         }
         not = false;
     }
-    (truth, Verdict::Continue)
+    (truth, Verdict::Continue, mark)
+}
+
+/// Returns the mark of a packet after a target with these options. A connection that is new has no mark of its own.
+fn marked<'a>(target: &str, mut options: impl Iterator<Item = &'a str>, mark: Mark) -> Mark {
+    match (target, options.next()) {
+        ("MARK", Some("--set-xmark")) => {
+            let (value, mask) = masked(options.next()?)?;
+            if mask == u32::MAX { Some(value) } else { Some(mark? & !mask ^ value) }
+        }
+        ("CONNMARK", Some("--save-mark")) => mark,
+        ("CONNMARK", Some("--restore-mark")) => mark.filter(|mark| *mark == 0),
+        ("MARK" | "CONNMARK", _) => None,
+        _ => mark,
+    }
+}
+
+/// Decodes a mark with its mask, such as `0x4000/0x4000`.
+fn masked(text: &str) -> Option<(u32, u32)> {
+    let number = |text: &str| match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    };
+    let (value, mask) = text.split_once('/').unwrap_or((text, "0xffffffff"));
+    Some((number(value)?, number(mask)?))
 }
 
 fn of_module(module: &str) -> Truth {
@@ -220,6 +258,8 @@ fn words(rule: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use plan::underlay::Doubt;
+
     use super::*;
 
     #[test]
@@ -292,14 +332,9 @@ mod tests {
 
     #[test]
     fn what_refuses_a_packet_of_pods_is_found_and_what_refuses_others_is_not() {
-        let packet = Packet {
-            source: [10, 244, 2, 254].into(),
-            destination: [10, 244, 1, 254].into(),
-            inbound: "flannel.1".parse().unwrap(),
-            outbound: "cni0".parse().unwrap(),
-        };
-        let fate = |lines: &[&str]| refuses(&rules(lines), "FORWARD", &packet);
-        let refused = |rule: &str| Fate::Refused(format!("-A {rule}").into());
+        let refusal = |lines: &[&str]| outcome(lines).refusal;
+        let refused =
+            |rule: &str| -> Option<(Box<str>, Option<Doubt>)> { Some((format!("-A {rule}").into(), None)) };
         for rule in [
             "FORWARD -d 10.244.0.0/16 ! -i cni0 -j DROP",
             "FORWARD -i flannel+ -j REJECT --reject-with icmp-port-unreachable",
@@ -307,7 +342,7 @@ mod tests {
             "FORWARD -m comment --comment \"a -j b\" -j DROP",
             "FORWARD ! -o eth0 -m addrtype ! --dst-type LOCAL -j DROP",
         ] {
-            assert_eq!(fate(&[rule]), refused(rule), "{rule}");
+            assert_eq!(refusal(&[rule]), refused(rule), "{rule}");
         }
         for rule in [
             "FORWARD -d 172.17.0.2/32 ! -i docker0 -j DROP",
@@ -320,11 +355,76 @@ mod tests {
             "FORWARD -d 10.244.1.7/32 -j DROP",
             "FORWARD -m mark --mark 0x1/0x1 -j DROP",
         ] {
-            assert_eq!(fate(&[rule]), Fate::Falls, "{rule}");
+            assert_eq!(refusal(&[rule]), None, "{rule}");
         }
-        assert_eq!(fate(&["FORWARD -s 10.244.0.0/16 -j ACCEPT", "FORWARD -j DROP"]), Fate::Passes);
-        assert_eq!(fate(&["FORWARD -m mark --mark 0x1 -j ACCEPT", "FORWARD -j DROP"]), Fate::Unclear);
-        assert_eq!(fate(&["A -i flannel.1 -j DROP", "FORWARD -j A"]), refused("A -i flannel.1 -j DROP"));
+        assert_eq!(refusal(&["FORWARD -s 10.244.0.0/16 -j ACCEPT", "FORWARD -j DROP"]), None);
+        assert_eq!(refusal(&["A -i flannel.1 -j DROP", "FORWARD -j A"]), refused("A -i flannel.1 -j DROP"));
+    }
+
+    fn packet() -> Packet {
+        Packet {
+            source: [10, 244, 2, 254].into(),
+            destination: [10, 244, 1, 254].into(),
+            inbound: "flannel.1".parse().unwrap(),
+            outbound: "cni0".parse().unwrap(),
+        }
+    }
+
+    fn outcome(lines: &[&str]) -> Outcome {
+        refuses(&rules(lines), ("FORWARD", None), &packet(), &mut Some(0), |_| false)
+    }
+
+    const DROPS: &str = "FORWARD -d 10.244.0.0/16 ! -i cni0 -j DROP";
+
+    #[test]
+    fn a_rule_that_cannot_be_judged_does_not_hide_a_refusal_behind_it() {
+        for (earlier, hides) in [
+            ("FORWARD $ -j ACCEPT", "FORWARD $ -j ACCEPT"),
+            ("FORWARD $ -j A; A -j ACCEPT", "FORWARD $ -j A"),
+            ("FORWARD -j A; A $ -j RETURN; A -j LOG", "A $ -j RETURN"),
+            ("FORWARD $ -g A; A -j LOG", "FORWARD $ -g A"),
+        ] {
+            let [earlier, hides] = [earlier, hides].map(|text| text.replace('$', "-m set --match-set a src"));
+            let lines: Vec<&str> = earlier.split("; ").chain([DROPS]).collect();
+            let doubt = Doubt::Unless(format!("-A {hides}").into());
+            let outcome = outcome(&lines);
+            assert_eq!(outcome.refusal, Some((format!("-A {DROPS}").into(), Some(doubt))), "{earlier}");
+            assert!(outcome.unclear);
+        }
+        for earlier in [
+            "FORWARD -p tcp -m set --match-set a src -j ACCEPT",
+            "FORWARD -i eth9 -m set --match-set a src -j ACCEPT",
+            "FORWARD -m set --match-set a src -j LOG",
+            "FORWARD -m set --match-set a src -j EMPTY",
+        ] {
+            let outcome = outcome(&["EMPTY", earlier, DROPS]);
+            assert_eq!(outcome.refusal, Some((format!("-A {DROPS}").into(), None)), "{earlier}");
+        }
+    }
+
+    #[test]
+    fn a_packet_has_the_mark_that_rules_gave_it() {
+        let kube = "FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT";
+        let refused = |lines: &[&str]| {
+            let lines = [lines, &[kube, DROPS]].concat();
+            outcome(&lines).refusal.map(|(_, doubt)| doubt.is_none())
+        };
+        assert_eq!(refused(&[]), Some(true), "without a mark");
+        assert_eq!(refused(&["FORWARD -j MARK --set-xmark 0x0/0xf0000"]), Some(true), "cleared");
+        assert_eq!(refused(&["FORWARD -i eth9 -j MARK --set-xmark 0x4000/0x4000"]), Some(true), "others'");
+        assert_eq!(refused(&["FORWARD -j CONNMARK --restore-mark --nfmask 0xff --ctmask 0xff"]), Some(true));
+        assert_eq!(refused(&["FORWARD -j MARK --set-xmark 0x4000/0x4000"]), None);
+        assert_eq!(refused(&["FORWARD -j A", "A -j MARK --set-xmark 0x4000/0xffffffff"]), None);
+        assert_eq!(refused(&["FORWARD -p tcp -j MARK --set-xmark 0x4000/0x4000"]), Some(false), "for a part");
+        assert_eq!(refused(&["FORWARD -j CONNMARK --set-xmark 0x1/0x1"]), Some(false));
+    }
+
+    #[test]
+    fn a_chain_is_followed_again_with_another_mark() {
+        let marked = ["A -m mark --mark 0x1 -j DROP", "FORWARD -j A", "FORWARD -j MARK --set-xmark 0x1/0x1"];
+        assert_eq!(outcome(&marked).refusal, None);
+        let outcome = outcome(&[&marked[..], &["FORWARD -j A"]].concat());
+        assert_eq!(outcome.refusal, Some(("-A A -m mark --mark 0x1 -j DROP".into(), None)));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use plan::passage::Packet;
 use plan::state::IptablesTable;
-use plan::underlay::{Manager, Obstacle};
+use plan::underlay::{Doubt, Manager, Obstacle};
 use plan::{Family, LinkName};
 
 use super::chains::{self, Base, Rule};
@@ -17,7 +17,7 @@ use crate::command;
 use crate::devices::Devices;
 use crate::error::Cause;
 use crate::socket::Netlink;
-use crate::walk::{Chains, Fate, Truth, Verdict, Walk, walk};
+use crate::walk::{Chains, Fate, Mark, Truth, UNMARKED, Verdict, Walk, walk};
 
 /// Hook `NF_INET_POST_ROUTING`; a bridge's hook of that name has the same number.
 const POSTROUTING: u32 = 4;
@@ -72,8 +72,8 @@ impl Chains for Meeting<'_> {
         Ok(rules)
     }
 
-    fn meet(&mut self, rule: &Rule) -> Result<(Truth, Verdict), Cause> {
-        let view = self.view;
+    fn meet(&mut self, rule: &Rule, mark: Mark) -> Result<(Truth, Verdict, Mark), Cause> {
+        let view = View { mark, ..self.view };
         let Base { family, table, .. } = view.base;
         let (netlink, met) = (&mut *self.netlink, self.met);
         let mut find = |set: &str, bytes: &[Byte]| {
@@ -86,9 +86,9 @@ impl Chains for Meeting<'_> {
                 Err(truth) => Ok(Found::Open(truth)),
             }
         };
-        let (truth, verdict) = program::run(&rule.steps, view, &mut find)?;
+        let (truth, verdict, mark) = program::run(&rule.steps, view, &mut find)?;
         let lenient = truth == Truth::Unclear && view.packet.is_none();
-        Ok((if lenient { Truth::Partly } else { truth }, verdict))
+        Ok((if lenient { Truth::Partly } else { truth }, verdict, mark))
     }
 
     fn name(&self, chain: &str, rule: &Rule) -> Box<str> {
@@ -131,8 +131,8 @@ impl Nft {
         })
     }
 
-    /// Returns what refuses these packets in tables that iptables does not judge. `undone` is what our accept rule
-    /// undoes in iptables' FORWARD chains; it is left out.
+    /// Returns what refuses these packets, or may refuse them, in tables that iptables does not judge. `undone` is what our
+    /// accept rule undoes in iptables' FORWARD chains; it is left out.
     pub(crate) fn obstacles(
         &mut self,
         packets: &[Packet],
@@ -145,21 +145,28 @@ impl Nft {
         self.ask(|netlink| {
             let mut known = HashMap::new();
             let mut all: Vec<Obstacle> = Vec::new();
-            for base in chains::bases(netlink)? {
+            let mut marks = vec![UNMARKED; packets.len()];
+            let mut bases = chains::bases(netlink)?;
+            bases.sort_by_key(order);
+            for base in bases {
                 let is_covered = covered
                     .iter()
                     .any(|(family, table)| number(*family) == base.family && *table == base.table);
                 if is_covered || dormant.contains(&(base.family, base.table.clone())) {
                     continue;
                 }
-                for packet in packets.iter().filter(|packet| meets(&base, packet, devices)) {
+                let met_by = packets.iter().zip(&mut marks);
+                for (packet, mark) in met_by.filter(|(packet, _)| meets(&base, packet, devices)) {
                     let index = |link: LinkName| devices.index(link);
                     let is_ipv6 = packet.source.is_ipv6();
-                    let view = View { packet: Some(packet), base: &base, is_ipv6, index: &index };
+                    let view =
+                        View { packet: Some(packet), mark: *mark, base: &base, is_ipv6, index: &index };
                     let mut meeting = Meeting { netlink, known: &mut known, met: &met, view };
-                    let what = refused(&mut meeting, &base)?;
-                    if let Some(what) = what.filter(|what| !is_undone(&base, what, undone)) {
-                        let found = obstacle(&base, what, *packet);
+                    let policy = base.drops.then_some(POLICY);
+                    let undone = |what: &str| is_undone(&base, what, undone);
+                    let outcome = walk(&mut meeting, &base.name, policy, mark, undone)?;
+                    if let Some((what, doubt)) = outcome.refusal {
+                        let found = obstacle(&base, what, doubt, *packet);
                         let is_known = |known: &Obstacle| {
                             Obstacle { packet: found.packet, ..known.clone() } == found
                                 && known.packet.source.is_ipv6() == is_ipv6
@@ -188,10 +195,10 @@ impl Nft {
             let Some(base) = bases.iter().find(is_it) else { return Ok(None) };
             let mut known = HashMap::new();
             let is_ipv6 = family == Family::Ipv6;
-            let view = View { packet: None, base, is_ipv6, index: &|_| None };
+            let view = View { packet: None, mark: None, base, is_ipv6, index: &|_| None };
             let mut meeting = Meeting { netlink, known: &mut known, met: &met, view };
             let rules = meeting.rules(&base.name)?;
-            let mut walk = Walk::new(&mut meeting);
+            let mut walk = Walk::new(&mut meeting, None);
             let mut native = Native { drops: base.drops, ..Native::default() };
             for (place, rule) in rules.iter().enumerate() {
                 let ours = is_our_jump(rule, table);
@@ -233,24 +240,26 @@ fn is_our_jump(rule: &Rule, table: IptablesTable) -> bool {
         && (rule.has_comment || rule.steps.iter().any(comment))
 }
 
-/// Returns the text of what refuses the packet.
-fn refused(meeting: &mut Meeting<'_>, base: &Base) -> Result<Option<Box<str>>, Cause> {
-    Ok(match walk(meeting, &base.name)? {
-        Fate::Refused(words) => Some(words),
-        Fate::Falls if base.drops => Some(POLICY.into()),
-        Fate::Falls | Fate::Passes | Fate::Unclear => None,
-    })
-}
-
-fn obstacle(base: &Base, what: Box<str>, packet: Packet) -> Obstacle {
+fn obstacle(base: &Base, what: Box<str>, doubt: Option<Doubt>, packet: Packet) -> Obstacle {
     Obstacle {
         manager: Manager::Nftables,
         family: netlink::family_name(base.family).into(),
         table: base.table.clone(),
         chain: base.name.clone(),
         what,
+        doubt,
         packet,
     }
+}
+
+/// Returns the position of a base chain among all that a packet passes: hook and priority.
+fn order(base: &Base) -> (u32, i32) {
+    let hook = match (base.family, base.hook) {
+        (NETDEV, 1) => POSTROUTING + 2,
+        (NETDEV, _) | (INET, INGRESS) => 0,
+        (_, hook) => hook + 1,
+    };
+    (hook, base.priority)
 }
 
 /// Returns true if the packet passes that base chain.
@@ -278,7 +287,13 @@ pub(super) fn fuzz(datagram: &[u8], packets: &[Packet]) {
     let views = |base| {
         let each = packets.iter().map(|packet| (Some(packet), packet.source.is_ipv6()));
         let views = each.chain([(None, false)]);
-        views.map(move |(packet, is_ipv6)| View { packet, base, is_ipv6, index: &|_| Some(2) })
+        views.map(move |(packet, is_ipv6)| View {
+            packet,
+            mark: UNMARKED,
+            base,
+            is_ipv6,
+            index: &|_| Some(2),
+        })
     };
     for (_, rule, _) in &read {
         let _ = IptablesTable::ALL.map(|table| is_our_jump(rule, table));

@@ -7,7 +7,7 @@ use plan::LinkName;
 use plan::passage::Packet;
 
 use super::chains::{Base, Element, Step};
-use crate::walk::{Truth, Verdict};
+use crate::walk::{Mark, Truth, Verdict};
 
 /// A byte of a packet or a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,9 @@ pub(super) enum Byte {
     Unknown,
 }
 
+/// Key of the packet's mark (`NFT_META_MARK`).
+const MARK: u32 = 3;
+
 /// Sixteen registers of four bytes; four registers of sixteen bytes share their space.
 type Registers = [Byte; 64];
 
@@ -27,6 +30,8 @@ type Registers = [Byte; 64];
 pub(super) struct View<'a> {
     /// Packet in question. `None` stands for packets of any sender: their addresses and devices vary.
     pub(super) packet: Option<&'a Packet>,
+    /// Mark of the packet before the rule.
+    pub(super) mark: Mark,
     pub(super) base: &'a Base,
     pub(super) is_ipv6: bool,
     pub(super) index: &'a dyn Fn(LinkName) -> Option<u32>,
@@ -51,8 +56,12 @@ struct Run<'a> {
     verdict: Verdict,
 }
 
-/// Returns to which degree a rule holds for the packet, and its verdict then.
-pub(super) fn run<E>(steps: &[Step], view: View<'_>, find: &mut Find<'_, E>) -> Result<(Truth, Verdict), E> {
+/// Returns to which degree a rule holds for the packet, its verdict then, and the packet's mark then.
+pub(super) fn run<E>(
+    steps: &[Step],
+    view: View<'_>,
+    find: &mut Find<'_, E>,
+) -> Result<(Truth, Verdict, Mark), E> {
     let mut run =
         Run { view, registers: [Byte::Unknown; 64], truth: Truth::Always, verdict: Verdict::Continue };
     for step in steps {
@@ -61,16 +70,17 @@ pub(super) fn run<E>(steps: &[Step], view: View<'_>, find: &mut Find<'_, E>) -> 
             break;
         }
     }
-    Ok((run.truth, run.verdict))
+    Ok((run.truth, run.verdict, run.view.mark))
 }
 
 impl Run<'_> {
     fn step<E>(&mut self, step: &Step, find: &mut Find<'_, E>) -> Result<(), E> {
         match &*step.name {
-            "meta" => self.load(step, 1, step.attribute(3).is_none(), |run| run.view.meta(step.number(2))),
+            "meta" if step.attribute(3).is_some() => self.set_meta(step),
+            "meta" => self.load(step, 1, true, |run| run.view.meta(step.number(2))),
             "payload" => self.load(step, 1, step.attribute(5).is_none(), |run| run.view.payload(step)),
             "ct" => self.load(step, 1, step.attribute(4).is_none(), |run| run.view.conntrack(step.number(2))),
-            "fib" => self.load(step, 1, true, |_| fib(step.number(2))),
+            "fib" => self.load(step, 1, true, |run| run.view.fib(step)),
             "numgen" | "exthdr" => self.load(step, 1, true, |_| vec![Byte::Varies; 16]),
             "hash" => self.load(step, 2, true, |_| vec![Byte::Varies; 16]),
             "rt" | "osf" | "xfrm" => self.load(step, 1, true, |_| vec![Byte::Unknown; 16]),
@@ -83,6 +93,7 @@ impl Run<'_> {
             "immediate" => self.immediate(step),
             "limit" | "quota" | "connlimit" => self.require(Truth::Partly),
             "match" => self.require(matches(step)),
+            "target" if ["MARK", "CONNMARK"].contains(&step.text(1)) => self.view.mark = None,
             "target" => self.verdict = target(step.text(1)),
             "reject" => self.verdict = Verdict::Refuse,
             "nat" | "masq" | "redir" => self.verdict = Verdict::Accept,
@@ -103,6 +114,14 @@ impl Run<'_> {
         if loads {
             let bytes = bytes(self);
             self.put(step.number(register), &bytes);
+        }
+    }
+
+    /// Sets a property of the packet, of which only the mark matters here.
+    fn set_meta(&mut self, step: &Step) {
+        if step.number(2) == Some(MARK) {
+            let bytes = known(self.get(step.number(3), 4)).ok();
+            self.view.mark = bytes.and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
         }
     }
 
@@ -256,24 +275,13 @@ impl View<'_> {
     /// Returns a property of the packet, by its key `NFT_META_*`.
     fn meta(&self, key: Option<u32>) -> Vec<Byte> {
         let (inbound, outbound) = self.devices();
-        let index = |device: Device| match device {
-            Device::Known(link) => {
-                (self.index)(link).map_or(vec![Byte::Unknown; 4], |at| is(&at.to_ne_bytes()))
-            }
-            other => other.bytes(4),
-        };
-        let name = |device: Device| match device {
-            Device::Known(link) => {
-                let mut bytes = [0; 16];
-                bytes[..link.as_str().len()].copy_from_slice(link.as_str().as_bytes());
-                is(&bytes)
-            }
-            other => other.bytes(16),
-        };
+        let (index, name) = (|device| self.index_of(device), name_of);
         let protocol: u16 = if self.is_ipv6 { 0x86dd } else { 0x0800 };
+        let unknown = || vec![Byte::Unknown; 16];
         match key {
             Some(0 | 16 | 20 | 24 | 30..=32) => vec![Byte::Varies; 8],
             Some(1) => is(&protocol.to_be_bytes()),
+            Some(MARK) => self.mark.map_or_else(unknown, |mark| is(&mark.to_ne_bytes())),
             Some(4) => index(inbound),
             Some(5) => index(outbound),
             Some(6) => name(inbound),
@@ -282,7 +290,34 @@ impl View<'_> {
             Some(17) => name(self.bridges().0),
             Some(18) => name(self.bridges().1),
             Some(19) => is(&[0]),
+            _ => unknown(),
+        }
+    }
+
+    /// Returns the result of a route lookup (`NFTA_FIB_*`). Pods' addresses are unicast (`RTN_UNICAST`). Their routes lead
+    /// to the packet's own devices: where that is not so, another warning says it.
+    fn fib(&self, step: &Step) -> Vec<Byte> {
+        const OF_SOURCE: u32 = 1;
+        const ONLY_IF_PRESENT: u32 = 32;
+        let flags = step.number(3).unwrap_or_default();
+        let device = self.packet.map(|packet| {
+            Device::Known(if flags & OF_SOURCE != 0 { packet.inbound } else { packet.outbound })
+        });
+        match (step.number(2), device) {
+            (Some(3), _) => is(&1_u32.to_ne_bytes()),
+            (Some(1 | 2), Some(_)) if flags & ONLY_IF_PRESENT != 0 => is(&[1, 0, 0, 0]),
+            (Some(1), Some(device)) => self.index_of(device),
+            (Some(2), Some(device)) => name_of(device),
             _ => vec![Byte::Unknown; 16],
+        }
+    }
+
+    fn index_of(&self, device: Device) -> Vec<Byte> {
+        match device {
+            Device::Known(link) => {
+                (self.index)(link).map_or(vec![Byte::Unknown; 4], |at| is(&at.to_ne_bytes()))
+            }
+            other => other.bytes(4),
         }
     }
 
@@ -388,9 +423,12 @@ impl Device {
     }
 }
 
-/// Returns the result of a route lookup. The type (`NFT_FIB_RESULT_ADDRTYPE`) of pods' addresses is `RTN_UNICAST`.
-fn fib(result: Option<u32>) -> Vec<Byte> {
-    if result == Some(3) { is(&1_u32.to_ne_bytes()) } else { vec![Byte::Unknown; 16] }
+/// Returns the name of a device, as registers hold it.
+fn name_of(device: Device) -> Vec<Byte> {
+    let Device::Known(link) = device else { return device.bytes(16) };
+    let mut bytes = [0; 16];
+    bytes[..link.as_str().len()].copy_from_slice(link.as_str().as_bytes());
+    is(&bytes)
 }
 
 /// Returns the truth of a match of iptables.
@@ -436,7 +474,7 @@ mod tests {
     #[test]
     fn a_length_beyond_all_registers_takes_no_memory() {
         let base = Base { hook: FORWARD, ..Base::default() };
-        let view = View { packet: None, base: &base, is_ipv6: false, index: &|_| None };
+        let view = View { packet: None, mark: None, base: &base, is_ipv6: false, index: &|_| None };
         for (name, numbers) in [
             ("payload", [(1, 8), (2, 1), (3, 0), (4, u32::MAX)]),
             ("payload", [(1, 8), (2, 2), (3, u32::MAX), (4, u32::MAX)]),
@@ -445,7 +483,7 @@ mod tests {
         ] {
             let steps = [Step::of(name, &numbers)];
             let mut find = |_: &str, _: &[Byte]| Ok::<_, Infallible>(Found::Element(None));
-            assert_eq!(run(&steps, view, &mut find), Ok((Truth::Always, Verdict::Continue)), "{name}");
+            assert_eq!(run(&steps, view, &mut find), Ok((Truth::Always, Verdict::Continue, None)), "{name}");
         }
         assert_eq!(length(Some(u32::MAX)), 64);
     }

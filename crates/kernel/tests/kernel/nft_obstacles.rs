@@ -5,7 +5,7 @@ use kernel::Kernel;
 use lab::Timing::Free;
 use plan::owned::Owned;
 use plan::passage::Passage;
-use plan::underlay::{Manager, Obstacle};
+use plan::underlay::{Doubt, Manager, Obstacle};
 
 use crate::scene::*;
 
@@ -34,7 +34,13 @@ fn found(ruleset: &str) -> Vec<String> {
     assert!(all.iter().all(|obstacle| obstacle.manager == Manager::Nftables), "{all:?}");
     all.iter()
         .map(|obstacle| {
-            format!("{} {} {}: {}", obstacle.family, obstacle.table, obstacle.chain, obstacle.what)
+            let Obstacle { family, table, chain, what, doubt, .. } = obstacle;
+            let doubt = match doubt {
+                None => String::new(),
+                Some(Doubt::Unless(rule)) => format!(", unless {rule}"),
+                Some(Doubt::Condition) => ", perhaps".into(),
+            };
+            format!("{family} {table} {chain}: {what}{doubt}")
         })
         .collect()
 }
@@ -70,6 +76,9 @@ fn what_refuses_pods_is_found() {
                 "@s",
             ),
             ("chain c { type filter hook forward priority 0; policy drop; tcp dport 80 accept; meta mark 7 drop; }", "policy drop"),
+            ("chain c { type filter hook forward priority 0; policy drop; meta mark 0x1 accept; }", "policy drop"),
+            ("chain c { type filter hook forward priority 0; policy drop; ct mark 0x1 accept; }", "policy drop, unless"),
+            ("chain c { type filter hook forward priority 0; policy drop; ct mark 0x1 accept; }", "ct mark 0x00000001 accept"),
         ] {
             let found = found(&forward(rules));
             assert!(found.iter().any(|found| found.starts_with("inet t c: ") && found.contains(words)), "{rules}: {found:?}");
@@ -98,10 +107,14 @@ fn what_refuses_others_is_not_found() {
             "chain c { type filter hook forward priority 0; iifname eth0 oifname eth0 drop; }",
             "chain c { type filter hook forward priority 0; meta mark & 0x1 == 0x1 drop; fib saddr . iif oif missing drop; }",
             "chain c { type filter hook forward priority 0; limit rate over 10/second drop; }",
-            "chain c { type filter hook forward priority 0; policy drop; meta mark 0x7 accept; }",
             "chain u { ip saddr 10.0.0.0/8 accept; ip6 saddr fd00::/8 accept; drop; }; chain c { type filter hook forward priority 0; jump u; }",
             "chain c { type filter hook forward priority 0; policy drop; iifname { cni0, flannel.1, flannel-v6.1 } accept; }",
             "chain lonely { drop; }",
+            "chain p { type filter hook prerouting priority -300; meta mark set 0x7; };
+             chain c { type filter hook forward priority 0; policy drop; meta mark 0x7 accept; }",
+            "chain c { type filter hook forward priority 0; policy drop; meta mark set meta mark | 0x8; meta mark & 0x8 == 0x8 accept; }",
+            "chain c { type filter hook prerouting priority -140; policy drop; fib saddr . mark . iif oif exists accept; }",
+            "chain c { type filter hook forward priority 0; policy drop; fib daddr oifname \"cni0\" accept; fib saddr oif cni0 accept; }",
         ] {
             assert_eq!(found(&forward(rules)), [""; 0], "{rules}");
         }

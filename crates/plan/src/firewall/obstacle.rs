@@ -23,6 +23,7 @@ pub(super) fn fault(obstacle: &Obstacle, network: IpNet) -> FirewallFault {
     FirewallFault::PodsRefused {
         place: obstacle.to_string().into(),
         what: obstacle.what.clone(),
+        doubt: obstacle.doubt.clone(),
         from: obstacle.packet.source,
         to: obstacle.packet.destination,
         remedy: format!("{}; {}", accept("saddr", "-s"), accept("daddr", "-d")).into(),
@@ -59,6 +60,7 @@ mod tests {
             table: "guard".into(),
             chain: "fwd".into(),
             what: "policy drop".into(),
+            doubt: None,
             packet,
         };
         let text = fault(&obstacle, net("10.244.0.0/16")).words().to_string();

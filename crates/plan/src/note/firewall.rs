@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::family::Family;
 use crate::fault::{Severity, Words};
 use crate::state::Variant;
+use crate::underlay::Doubt;
 
 /// Fault of the traffic rules, or a finding that they made.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -36,10 +37,11 @@ pub enum FirewallFault {
         family: Family,
         what: Box<str>,
     },
-    /// Packets between pods are refused on their way through this node.
+    /// Packets between pods are refused on their way through this node, or may be.
     PodsRefused {
         place: Box<str>,
         what: Box<str>,
+        doubt: Option<Doubt>,
         from: IpAddr,
         to: IpAddr,
         remedy: Box<str>,
@@ -118,11 +120,13 @@ impl FirewallFault {
                  --iptables-forward-rules=false accepts nothing ahead of it"
             ))
             .remedy("Accept the pods' network there, or leave the flag out"),
-            Self::PodsRefused { place, what, from, to, remedy } => Words::new(format!(
-                "this node refuses packets of pods, such as from {from} to {to}: {place} has {what}, which the accept rules \
-                 of this daemon do not undo"
-            ))
-            .remedy(format!("Accept the pods' network ahead of it: {remedy}")),
+            Self::PodsRefused { place, what, doubt, from, to, remedy } => {
+                let (refuses, because) = doubted(doubt.as_ref());
+                Words::new(format!(
+                    "this node {refuses} packets of pods, such as from {from} to {to}: {place} has {what}{because}"
+                ))
+                .remedy(format!("Accept the pods' network ahead of it: {remedy}"))
+            }
             Self::Unread(what) => Words::new(format!(
                 "rules cannot be read, so what refuses pods' packets may go unseen: {what}. It is tried again every 10 s"
             )),
@@ -135,5 +139,19 @@ impl FirewallFault {
             ))
             .remedy("Look at that pod; with VxlanSourceFilter drop its packets are dropped"),
         }
+    }
+}
+
+/// Returns the verb of a refusal, and the clause that follows it.
+fn doubted(doubt: Option<&Doubt>) -> (&'static str, String) {
+    match doubt {
+        None => ("refuses", ", which the accept rules of this daemon do not undo".into()),
+        Some(Doubt::Condition) => ("may refuse", ", whose condition this daemon cannot evaluate".into()),
+        Some(Doubt::Unless(rule)) => (
+            "may refuse",
+            format!(
+                "; an earlier rule may let them pass, whose condition this daemon cannot evaluate: {rule}"
+            ),
+        ),
     }
 }

@@ -46,8 +46,10 @@ pub struct FirewallFacts {
     pub unread: Vec<Box<str>>,
     /// Senders of VXLAN packets whose addresses no peer has.
     pub strangers: Vec<Stranger>,
-    /// Rules that refuse packets between pods, and that no accept rule of ours overrides.
+    /// Rules that refuse packets between pods, or may refuse them, and that no accept rule of ours overrides.
     pub obstacles: Vec<Obstacle>,
+    /// True if packets between pods meet a rule of iptables that cannot be judged.
+    pub unclear: bool,
 }
 
 impl FirewallFacts {
@@ -89,6 +91,17 @@ pub struct Stranger {
     pub packets: u64,
 }
 
+/// Reason why it is not certain that a policy or rule refuses a packet. It is a condition that cannot be evaluated here,
+/// such as that of an ipset.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Doubt {
+    /// The condition of this earlier rule, which keeps packets from the refusal.
+    Unless(Box<str>),
+    /// The condition of the rule that refuses.
+    Condition,
+}
+
 /// Policy or rule that refuses a packet between pods on its way through this node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -101,6 +114,9 @@ pub struct Obstacle {
     pub chain: Box<str>,
     /// Policy or rule, such as `-A LOGGING -j DROP`.
     pub what: Box<str>,
+    /// Reason why the refusal is not certain; `None` if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<Doubt>,
     /// Example of a refused packet.
     pub packet: Packet,
 }
