@@ -1,10 +1,11 @@
 //! Traffic rules of nftables and iptables. Reading them starts processes, so a reading stays valid until a change is
 //! reported. This module knows no rule.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use plan::passage::Packet;
+use plan::passage::{Packet, Payload};
 use plan::state::{IptablesChain, Variant};
 use plan::underlay::{FirewallFacts, Manager};
 use plan::{Family, Object, Op, State};
@@ -40,6 +41,17 @@ fn indexes(packet: &Packet, devices: &Devices) -> [Option<u32>; 2] {
     [packet.inbound, packet.outbound].map(|link| devices.index(link))
 }
 
+/// Adds a TCP and a UDP packet for the first of these packets on each pair of devices: a rule may refuse a whole protocol.
+fn by_protocol(mut packets: Vec<Packet>) -> Vec<Packet> {
+    let mut pairs = BTreeSet::new();
+    let mut is_first =
+        |packet: &Packet| pairs.insert((packet.source.is_ipv4(), packet.inbound, packet.outbound));
+    let firsts: Vec<Packet> = packets.iter().copied().filter(|packet| is_first(packet)).collect();
+    let of = |payload| firsts.iter().map(move |packet| Packet { payload, ..*packet });
+    packets.extend([Payload::Tcp, Payload::Udp].into_iter().flat_map(of));
+    packets
+}
+
 /// Minimum time between two attempts to use or read what failed; an attempt may take long.
 const AGAIN: Duration = Duration::from_secs(10);
 /// Time for which nftables is not tried again after it has refused our rules several times.
@@ -62,7 +74,7 @@ impl Firewall {
         if !self.fresh || !same || (failed && self.seen.at.is_none_or(|at| at.elapsed() >= AGAIN)) {
             let mut facts = FirewallFacts::default();
             let nft = self.read_nft(&mut facts);
-            let only: Vec<Packet> = packets.iter().map(|(packet, _)| *packet).collect();
+            let only = by_protocol(packets.iter().map(|(packet, _)| *packet).collect());
             let before = (&*self.seen.iptables, &self.seen.facts);
             let iptables = iptables::read(&mut facts, &mut self.nft, &only, before);
             self.look_in_the_way(&mut facts, &only, &iptables.covered, devices);

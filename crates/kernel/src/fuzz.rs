@@ -3,7 +3,7 @@
 
 use plan::Family;
 use plan::owned::Owned;
-use plan::passage::Packet;
+use plan::passage::{Packet, Payload};
 
 use crate::devices::Devices;
 use crate::reading::Objects;
@@ -68,7 +68,9 @@ pub fn unix(text: &str) -> Vec<String> {
 fn packets() -> [Packet; 2] {
     let [bridge, tunnel] =
         ["cni0", "flannel.1"].map(|name| name.parse().unwrap_or_else(|error: String| panic!("{error}")));
-    let packet = |source, destination| Packet { source, destination, inbound: bridge, outbound: tunnel };
+    let payload = Payload::Tcp;
+    let packet =
+        |source, destination| Packet { source, destination, inbound: bridge, outbound: tunnel, payload };
     [
         packet([10, 244, 1, 2].into(), [10, 244, 2, 2].into()),
         packet([0xfd00, 0x244, 0, 1, 0, 0, 0, 2].into(), [0xfd00, 0x244, 0, 2, 0, 0, 0, 2].into()),

@@ -163,8 +163,7 @@ fn obstacles(tools: &Tools, listing: &Listing, packets: &[Packet]) -> (Vec<Obsta
                 doubt,
                 packet: *packet,
             };
-            let is_known = |known: &Obstacle| Obstacle { packet: *packet, ..known.clone() } == obstacle;
-            if !all.iter().any(is_known) {
+            if !all.iter().any(|known| known.is_like(&obstacle)) {
                 all.push(obstacle);
             }
         }

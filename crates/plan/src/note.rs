@@ -153,6 +153,7 @@ mod tests {
     use super::*;
     use crate::family::Family;
     use crate::mac::Mac;
+    use crate::passage::Payload;
     use crate::state::{MAIN_TABLE, RoutePath, Variant};
     use crate::verdict::Finding;
 
@@ -216,7 +217,7 @@ mod tests {
         Note::Node(NodeFault::Firewall(FirewallFault::ForwardRefused { .. })) =>
             firewall(FirewallFault::ForwardRefused { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "so the accept rules are there too";
         Note::Node(NodeFault::Firewall(FirewallFault::PodsRefused { .. })) => firewall(FirewallFault::PodsRefused {
-            place: "chain a".into(), what: "policy drop".into(), doubt: None, from: ip(), to: ip(), remedy: "b".into()
+            place: "chain a".into(), what: "policy drop".into(), doubt: None, payload: Payload::Any, from: ip(), to: ip(), remedy: "b".into()
         }), "Accept the pods' network ahead of it";
         Note::Node(NodeFault::Firewall(FirewallFault::ForwardOff { .. })) =>
             firewall(FirewallFault::ForwardOff { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "accepts nothing ahead of it";

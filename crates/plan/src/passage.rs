@@ -30,6 +30,34 @@ pub struct Packet {
     pub inbound: LinkName,
     /// Device by which it leaves.
     pub outbound: LinkName,
+    #[serde(default, skip_serializing_if = "Payload::is_any")]
+    pub payload: Payload,
+}
+
+/// Transport protocol of a packet, as far as rules are judged by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Payload {
+    /// Any protocol: a rule for one protocol concerns a part of such packets.
+    #[default]
+    Any,
+    Tcp,
+    Udp,
+}
+
+impl Payload {
+    fn is_any(&self) -> bool {
+        *self == Self::Any
+    }
+
+    /// Returns the protocol's name in iptables and its number; `None` for any protocol.
+    pub fn protocol(self) -> Option<(&'static str, u8)> {
+        match self {
+            Self::Any => None,
+            Self::Tcp => Some(("tcp", 6)),
+            Self::Udp => Some(("udp", 17)),
+        }
+    }
 }
 
 impl Packet {
@@ -42,10 +70,10 @@ impl Packet {
 impl Passage {
     /// Returns one packet for each direction.
     pub fn packets(&self, bridge: LinkName) -> [Packet; 2] {
-        let (own, peer) = (pod(self.own), pod(self.peer));
+        let (own, peer, payload) = (pod(self.own), pod(self.peer), Payload::Any);
         [
-            Packet { source: own, destination: peer, inbound: bridge, outbound: self.link },
-            Packet { source: peer, destination: own, inbound: self.link, outbound: bridge },
+            Packet { source: own, destination: peer, inbound: bridge, outbound: self.link, payload },
+            Packet { source: peer, destination: own, inbound: self.link, outbound: bridge, payload },
         ]
     }
 

@@ -240,6 +240,7 @@ mod tests {
             destination: destination.parse().unwrap(),
             inbound: link(inbound),
             outbound: link(outbound),
+            payload: Default::default(),
         };
         let rule = rule.map(|words| PolicyRule {
             priority: words.split(':').next().unwrap().parse().unwrap(),

@@ -15,7 +15,7 @@ use plan::state::iptables::is_ours;
 use crate::walk::{Chains, Fate, Mark, Outcome, Truth, Verdict, Walk, walk};
 
 /// Modules whose conditions hold for a part of all packets.
-const OF_A_PART: [&str; 22] = [
+const OF_A_PART: [&str; 31] = [
     "tcp",
     "udp",
     "udplite",
@@ -38,9 +38,31 @@ const OF_A_PART: [&str; 22] = [
     "tos",
     "connlimit",
     "string",
+    "physdev",
+    "recent",
+    "connbytes",
+    "quota",
+    "cpu",
+    "mac",
+    "helper",
+    "tcpmss",
+    "osf",
 ];
 /// Modules that have no condition without an option.
-const SILENT: [&str; 5] = ["comment", "conntrack", "state", "addrtype", "mark"];
+const SILENT: [&str; 12] = [
+    "comment",
+    "conntrack",
+    "state",
+    "addrtype",
+    "mark",
+    "set",
+    "iprange",
+    "rpfilter",
+    "physdev",
+    "pkttype",
+    "tcp",
+    "udp",
+];
 /// Options whose value is any text.
 const FREE_TEXT: [&str; 2] = ["--comment", "--string"];
 /// Targets that hand the packet to a program, or change its path.
@@ -131,7 +153,7 @@ pub(super) fn target(rule: &str) -> Option<&str> {
 
 fn meet(rule: &str, packet: Option<&Packet>, mark: Mark, chains: &Rules) -> (Truth, Verdict, Mark) {
     let words = words(rule);
-    let (mut truth, mut not, mut module) = (Truth::Always, false, "");
+    let (mut truth, mut not, mut module, mut listed) = (Truth::Always, false, "", false);
     let mut words = words.iter().map(String::as_str).peekable();
     while let Some(word) = words.next() {
         if word == "!" {
@@ -140,7 +162,10 @@ fn meet(rule: &str, packet: Option<&Packet>, mark: Mark, chains: &Rules) -> (Tru
         }
         if word == "-j" || word == "-g" {
             let name = words.next().unwrap_or_default();
-            return (truth, verdict(name, word == "-g", chains), marked(name, words, mark));
+            let verdict = verdict(name, word == "-g", chains);
+            // A list of addresses to refuse is a policy.
+            let part = listed && verdict == Verdict::Refuse;
+            return (if part { truth.and(Truth::Partly) } else { truth }, verdict, marked(name, words, mark));
         }
         // An option has all words up to the next option as values.
         let mut value = "";
@@ -155,6 +180,7 @@ fn meet(rule: &str, packet: Option<&Packet>, mark: Mark, chains: &Rules) -> (Tru
             module = value;
             truth = truth.and(if SILENT.contains(&module) { Truth::Always } else { of_module(module) });
         } else {
+            listed |= word == "--match-set" && !not;
             let holds = match (module, word, mark) {
                 ("mark", "--mark", Some(mark)) => {
                     masked(value).map_or(Truth::Unclear, |(value, mask)| Truth::of(mark & mask == value))
@@ -208,8 +234,19 @@ fn condition(option: &str, value: &str, module: &str, packet: Option<&Packet>) -
         "-d" => known(|packet, net| within(packet.destination, net)),
         "-i" => known(|packet, name| Some(is_device(packet.inbound, name))),
         "-o" => known(|packet, name| Some(is_device(packet.outbound, name))),
-        "-p" | "-f" => Truth::Partly,
-        "--dst-type" | "--src-type" if value == "LOCAL" => Truth::Never,
+        "-p" => match packet.and_then(|packet| packet.payload.protocol()) {
+            None => Truth::Partly,
+            Some((name, number)) => Truth::of(value == name || value == number.to_string()),
+        },
+        "-f" | "--ctstatus" => Truth::Partly,
+        "--ctdir" => known(|_, direction| Some(direction == "ORIGINAL")),
+        "--src-range" => known(|packet, range| between(packet.source, range)),
+        "--dst-range" => known(|packet, range| between(packet.destination, range)),
+        "--dst-type" | "--src-type" => Truth::of(value.split(',').any(|kind| kind == "UNICAST")),
+        "--pkt-type" => Truth::of(value == "unicast"),
+        // Packets between nodes are routed, and another warning says where the route back is missing.
+        "--physdev-is-bridged" => Truth::Never,
+        _ if module == "rpfilter" => Truth::of(option != "--invert"),
         _ => of_module(module),
     }
 }
@@ -217,6 +254,13 @@ fn condition(option: &str, value: &str, module: &str, packet: Option<&Packet>) -
 fn within(address: IpAddr, net: &str) -> Option<bool> {
     let net = net.parse::<IpNet>().ok().or_else(|| net.parse::<IpAddr>().ok().map(IpNet::from))?;
     Some(net.contains(&address))
+}
+
+/// Returns true if the address lies in a range such as `10.244.0.0-10.244.255.255`.
+fn between(address: IpAddr, range: &str) -> Option<bool> {
+    let (first, last) = range.split_once('-')?;
+    let [first, last]: [IpAddr; 2] = [first.parse().ok()?, last.parse().ok()?];
+    Some(first <= address && address <= last)
 }
 
 /// Returns true if `name` matches the device. A name that ends in `+` matches every device with that prefix.
@@ -258,6 +302,7 @@ fn words(rule: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use plan::passage::Payload;
     use plan::underlay::Doubt;
 
     use super::*;
@@ -341,6 +386,11 @@ mod tests {
             "FORWARD ! -s 192.0.2.0/24 -o cni0 -m conntrack --ctstate NEW -j DROP",
             "FORWARD -m comment --comment \"a -j b\" -j DROP",
             "FORWARD ! -o eth0 -m addrtype ! --dst-type LOCAL -j DROP",
+            "FORWARD -m addrtype --dst-type UNICAST -j DROP",
+            "FORWARD -m mark ! --mark 0x2 -j DROP",
+            "FORWARD -m iprange --src-range 10.244.0.0-10.244.255.255 -j DROP",
+            "FORWARD -m iprange ! --dst-range 192.0.2.1-192.0.2.9 -j DROP",
+            "FORWARD -m conntrack --ctstate NEW --ctdir ORIGINAL -j DROP",
         ] {
             assert_eq!(refusal(&[rule]), refused(rule), "{rule}");
         }
@@ -354,6 +404,10 @@ mod tests {
             "FORWARD -m addrtype --dst-type LOCAL -j DROP",
             "FORWARD -d 10.244.1.7/32 -j DROP",
             "FORWARD -m mark --mark 0x1/0x1 -j DROP",
+            "FORWARD -m iprange --src-range 10.244.3.0-10.244.3.255 -j DROP",
+            "FORWARD -m rpfilter --validmark --invert -j DROP",
+            "FORWARD -m recent --rcheck --seconds 60 --name bad --mask 255.255.255.255 --rsource -j DROP",
+            "FORWARD -p tcp -m set ! --match-set good src -j DROP",
         ] {
             assert_eq!(refusal(&[rule]), None, "{rule}");
         }
@@ -367,6 +421,7 @@ mod tests {
             destination: [10, 244, 1, 254].into(),
             inbound: "flannel.1".parse().unwrap(),
             outbound: "cni0".parse().unwrap(),
+            payload: Payload::Any,
         }
     }
 
@@ -400,6 +455,34 @@ mod tests {
             let outcome = outcome(&["EMPTY", earlier, DROPS]);
             assert_eq!(outcome.refusal, Some((format!("-A {DROPS}").into(), None)), "{earlier}");
         }
+    }
+
+    #[test]
+    fn a_refusal_that_cannot_be_judged_is_told_as_such() {
+        for (rule, others) in [
+            ("FORWARD -m set ! --match-set good src -j DROP", "A"),
+            ("FORWARD -m connmark --mark 0x1 -j REJECT --reject-with icmp-port-unreachable", "A"),
+            ("FORWARD -m set --match-set good src -g A", "A -j DROP"),
+            ("FORWARD -m connmark --mark 0x1 -j DROP", "FORWARD -j ACCEPT"),
+        ] {
+            let told: Option<(Box<str>, _)> = Some((format!("-A {rule}").into(), Some(Doubt::Condition)));
+            assert_eq!(outcome(&[rule, others]).refusal, told);
+        }
+    }
+
+    #[test]
+    fn a_whole_protocol_is_refused_and_a_port_is_not() {
+        let refused = |lines: &[&str]| {
+            let packet = Packet { payload: Payload::Tcp, ..packet() };
+            refuses(&rules(lines), ("FORWARD", None), &packet, &mut Some(0), |_| false).refusal.is_some()
+        };
+        assert!(refused(&["FORWARD -p tcp -j DROP"]));
+        assert!(refused(&["A -j REJECT", "FORWARD ! -p udp -j A"]));
+        assert!(!refused(&["FORWARD -p udp -j DROP"]));
+        assert!(!refused(&["FORWARD -p tcp -m tcp --dport 80 -j DROP"]));
+        assert!(!refused(&["FORWARD -p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j DROP"]));
+        assert!(!refused(&["FORWARD -p tcp -m multiport --dports 25,445 -j DROP"]));
+        assert!(!refused(&["FORWARD -s 10.244.0.0/16 -p tcp -j ACCEPT", "FORWARD -p tcp -j DROP"]));
     }
 
     #[test]

@@ -167,11 +167,7 @@ impl Nft {
                     let outcome = walk(&mut meeting, &base.name, policy, mark, undone)?;
                     if let Some((what, doubt)) = outcome.refusal {
                         let found = obstacle(&base, what, doubt, *packet);
-                        let is_known = |known: &Obstacle| {
-                            Obstacle { packet: found.packet, ..known.clone() } == found
-                                && known.packet.source.is_ipv6() == is_ipv6
-                        };
-                        if !all.iter().any(is_known) {
+                        if !all.iter().any(|known| known.is_like(&found)) {
                             all.push(found);
                         }
                     }

@@ -279,7 +279,8 @@ impl View<'_> {
         let protocol: u16 = if self.is_ipv6 { 0x86dd } else { 0x0800 };
         let unknown = || vec![Byte::Unknown; 16];
         match key {
-            Some(0 | 16 | 20 | 24 | 30..=32) => vec![Byte::Varies; 8],
+            Some(16) => self.protocol().map_or_else(|| vec![Byte::Varies; 8], |number| is(&[number])),
+            Some(0 | 20 | 24 | 30..=32) => vec![Byte::Varies; 8],
             Some(1) => is(&protocol.to_be_bytes()),
             Some(MARK) => self.mark.map_or_else(unknown, |mark| is(&mark.to_ne_bytes())),
             Some(4) => index(inbound),
@@ -344,6 +345,11 @@ impl View<'_> {
         }
     }
 
+    /// Returns the number of the transport protocol, if the packet has a certain one.
+    fn protocol(&self) -> Option<u8> {
+        self.packet?.payload.protocol().map(|(_, number)| number)
+    }
+
     fn payload(&self, step: &Step) -> Vec<Byte> {
         let number = |kind| step.number(kind).unwrap_or_default() as usize;
         let (base, offset, length) = (number(2), number(3), length(step.number(4)));
@@ -363,6 +369,9 @@ impl View<'_> {
         let (before, length) = if self.is_ipv6 { (8, 16) } else { (12, 4) };
         let mut header = vec![Byte::Varies; before];
         header[0] = Byte::Is(version);
+        if let Some(number) = self.protocol() {
+            header[if self.is_ipv6 { 6 } else { 9 }] = Byte::Is(number);
+        }
         let address = |address: fn(&Packet) -> IpAddr| match self.packet.map(address) {
             Some(IpAddr::V4(ip)) => is(&ip.octets()),
             Some(IpAddr::V6(ip)) => is(&ip.octets()),

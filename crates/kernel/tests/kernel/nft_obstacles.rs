@@ -77,6 +77,9 @@ fn what_refuses_pods_is_found() {
             ),
             ("chain c { type filter hook forward priority 0; policy drop; tcp dport 80 accept; meta mark 7 drop; }", "policy drop"),
             ("chain c { type filter hook forward priority 0; policy drop; meta mark 0x1 accept; }", "policy drop"),
+            ("chain c { type filter hook forward priority 0; meta l4proto tcp drop; }", "meta l4proto tcp drop"),
+            ("chain c { type filter hook forward priority 0; ip protocol udp drop; }", "ip protocol udp drop"),
+            ("chain c { type filter hook forward priority 0; ct mark != 0x1 drop; }", "), perhaps"),
             ("chain c { type filter hook forward priority 0; policy drop; ct mark 0x1 accept; }", "policy drop, unless"),
             ("chain c { type filter hook forward priority 0; policy drop; ct mark 0x1 accept; }", "ct mark 0x00000001 accept"),
         ] {

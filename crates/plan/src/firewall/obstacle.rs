@@ -24,6 +24,7 @@ pub(super) fn fault(obstacle: &Obstacle, network: IpNet) -> FirewallFault {
         place: obstacle.to_string().into(),
         what: obstacle.what.clone(),
         doubt: obstacle.doubt.clone(),
+        payload: obstacle.packet.payload,
         from: obstacle.packet.source,
         to: obstacle.packet.destination,
         remedy: format!("{}; {}", accept("saddr", "-s"), accept("daddr", "-d")).into(),
@@ -40,7 +41,7 @@ fn program(variant: Variant, family: Family) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::passage::Packet;
+    use crate::passage::{Packet, Payload};
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()
@@ -53,6 +54,7 @@ mod tests {
             destination: [10, 244, 1, 254].into(),
             inbound: "flannel.1".parse().unwrap(),
             outbound: "cni0".parse().unwrap(),
+            payload: Payload::Any,
         };
         let mut obstacle = Obstacle {
             manager: Manager::Nftables,

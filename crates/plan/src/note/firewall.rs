@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::family::Family;
 use crate::fault::{Severity, Words};
+use crate::passage::Payload;
 use crate::state::Variant;
 use crate::underlay::Doubt;
 
@@ -42,6 +43,7 @@ pub enum FirewallFault {
         place: Box<str>,
         what: Box<str>,
         doubt: Option<Doubt>,
+        payload: Payload,
         from: IpAddr,
         to: IpAddr,
         remedy: Box<str>,
@@ -120,10 +122,11 @@ impl FirewallFault {
                  --iptables-forward-rules=false accepts nothing ahead of it"
             ))
             .remedy("Accept the pods' network there, or leave the flag out"),
-            Self::PodsRefused { place, what, doubt, from, to, remedy } => {
+            Self::PodsRefused { place, what, doubt, payload, from, to, remedy } => {
                 let (refuses, because) = doubted(doubt.as_ref());
                 Words::new(format!(
-                    "this node {refuses} packets of pods, such as from {from} to {to}: {place} has {what}{because}"
+                    "this node {refuses} {} of pods, such as from {from} to {to}: {place} has {what}{because}",
+                    packets(*payload)
                 ))
                 .remedy(format!("Accept the pods' network ahead of it: {remedy}"))
             }
@@ -153,5 +156,13 @@ fn doubted(doubt: Option<&Doubt>) -> (&'static str, String) {
                 "; an earlier rule may let them pass, whose condition this daemon cannot evaluate: {rule}"
             ),
         ),
+    }
+}
+
+fn packets(payload: Payload) -> &'static str {
+    match payload {
+        Payload::Any => "packets",
+        Payload::Tcp => "TCP packets",
+        Payload::Udp => "UDP packets",
     }
 }

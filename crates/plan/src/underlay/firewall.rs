@@ -121,6 +121,14 @@ pub struct Obstacle {
     pub packet: Packet,
 }
 
+impl Obstacle {
+    /// Returns true if both are the same policy or rule, in the way of packets of one family.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let example = Self { packet: other.packet, doubt: other.doubt.clone(), ..self.clone() };
+        example == *other && self.packet.source.is_ipv4() == other.packet.source.is_ipv4()
+    }
+}
+
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { manager, family, table, chain, .. } = self;
