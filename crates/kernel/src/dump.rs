@@ -10,6 +10,7 @@ use plan::state::Sysctl;
 use plan::underlay::{FirewallFacts, RouteLookup, Underlay, pods_bridge};
 use plan::{State, forwarding};
 
+use crate::devices::Devices;
 use crate::error::{Cause, Error};
 use crate::filter::Interest;
 use crate::handle::Kernel;
@@ -38,13 +39,14 @@ impl Kernel {
         let packets = packets(owned, &owned.passages, &reading.addresses);
         let sysctls = sysctls(owned, &packets);
         state.sysctls = sysctls.iter().cloned().collect();
+        let pods = indexes(&packets, &reading.devices);
         let firewall = if owned.firewall {
             self.firewall.read(&mut state, packets, &reading.devices)
         } else {
             FirewallFacts::default()
         };
         let lookups = ways(&mut reading, owned);
-        let interest = Interest::new(owned, &reading.devices, reading.netlink.port);
+        let interest = Interest::new(owned, &reading.devices, reading.netlink.port).and_pods(pods);
         let underlay = Underlay { firewall, sysctls, lookups, ..underlay(reading) };
         let interest = interest.and_links(plan::uplink::wires(&underlay, owned.uplink));
         Ok(Seen { state, underlay, interest })
@@ -85,6 +87,14 @@ fn sysctls(owned: &Owned, packets: &[Packet]) -> Vec<Sysctl> {
     paths.sort_unstable();
     paths.dedup();
     paths.iter().filter_map(|path| sysctl::read(path)).collect()
+}
+
+/// Returns the indexes of the devices by which the packets come in.
+fn indexes(packets: &[Packet], devices: &Devices) -> Vec<u32> {
+    let mut all: Vec<u32> = packets.iter().filter_map(|packet| devices.index(packet.inbound)).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 /// Asks where the kernel sends packets of pods. On an error the list is empty: nothing is known.

@@ -53,6 +53,8 @@ pub struct Interest {
     /// Indexes of our links. Neighbours and FDB entries of the uplink are not ours.
     pub(crate) links: Vec<u32>,
     uplink: Option<u32>,
+    /// Indexes of the devices by which packets of pods come in.
+    pub(crate) pods: Vec<u32>,
     /// Our tables, and the main table, which holds the underlay's routes.
     pub(crate) tables: Vec<u32>,
     /// Netlink port of the socket that writes for us.
@@ -68,6 +70,7 @@ impl Interest {
             names: owned.links.iter().copied().chain([owned.uplink]).collect(),
             links: devices.indexes(&owned.links).into_iter().map(|(_, index)| index).collect(),
             uplink: devices.index(owned.uplink),
+            pods: Vec::new(),
             tables,
             own_port,
         }
@@ -77,6 +80,11 @@ impl Interest {
     pub(crate) fn and_links(mut self, others: Vec<LinkName>) -> Self {
         self.names.extend(others);
         self
+    }
+
+    /// Adds devices by which packets of pods come in: their sysctls matter.
+    pub(crate) fn and_pods(self, pods: Vec<u32>) -> Self {
+        Self { pods, ..self }
     }
 
     /// Indexes of our links and of the uplink.

@@ -4,13 +4,16 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 
+use libc::{BPF_IND, BPF_W};
 use plan::state::Sysctl;
-use plan::{LinkName, Verb};
+use plan::{Kind, LinkName, Verb};
+use socket2::SockFilter;
 
 use crate::devices::Devices;
 use crate::error::Cause;
+use crate::filter::{Interest, News, OwnWrites, REFUSE, accept_if, find, load};
 use crate::kind::{Step, Writable};
-use crate::wire::Message;
+use crate::wire::{HEADER, Message};
 
 /// Directory of all sysctls that are written.
 pub const SYSCTLS: &str = "/proc/sys/net";
@@ -20,6 +23,32 @@ const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INET_CONF: u16 = 1;
 const IPV4_DEVCONF_FORWARDING: u16 = 1;
 const IPV4_DEVCONF_RP_FILTER: u16 = 8;
+
+/// `RTM_DELNETCONF`, `NETCONFA_IFINDEX` and `NETCONFA_IFINDEX_ALL` of linux/netconf.h.
+const DELETED: u16 = 81;
+const IFINDEX: u16 = 1;
+const ALL_DEVICES: u32 = u32::MAX;
+/// Offset of the attributes behind `netconfmsg`, which is one byte and padding.
+const ATTRIBUTES: u32 = HEADER as u32 + 4;
+
+/// Notifications about forwarding and `rp_filter` of a device, or of all. The kernel sends none about other sysctls.
+pub(crate) const NEWS: News = News {
+    name: Sysctl::NAME,
+    groups: &[libc::RTNLGRP_IPV4_NETCONF, libc::RTNLGRP_IPV6_NETCONF],
+    types: [libc::RTM_NEWNETCONF, DELETED],
+    own_writes: OwnWrites::Reported,
+    selection: Some(selection),
+};
+
+/// Accepts the messages about our links, the uplink, the pods' devices and all devices at once.
+fn selection(interest: &Interest) -> Vec<SockFilter> {
+    let mut body = Vec::from(find(ATTRIBUTES, IFINDEX));
+    body.push(load(BPF_W | BPF_IND, 4));
+    let indexes = interest.devices().chain(interest.pods.iter().copied()).chain([ALL_DEVICES]);
+    indexes.for_each(|index| body.extend(accept_if(index.to_be())));
+    body.push(REFUSE);
+    body
+}
 
 fn file(path: &str) -> PathBuf {
     PathBuf::from("/proc/sys").join(path)

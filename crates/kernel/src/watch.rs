@@ -15,7 +15,7 @@ use crate::filter::{Interest, News};
 use crate::handle::Kernel;
 use crate::socket::{RECEIVE_BUFFER, receive};
 use crate::wire::{Part, parts};
-use crate::{kind, link};
+use crate::{kind, link, sysctl};
 
 /// Size in bytes of the buffer for one datagram; larger than any single notification.
 const DATAGRAM: usize = 32 * 1024;
@@ -79,7 +79,7 @@ impl Watch {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         SockRef::from(&socket).set_recv_buffer_size(bytes)?;
-        kind::news().flat_map(|news| news.groups).try_for_each(|group| socket.add_membership(*group))?;
+        notifications().flat_map(|news| news.groups).try_for_each(|group| socket.add_membership(*group))?;
         Ok(Self { socket: Arc::new(socket), datagram: Vec::with_capacity(DATAGRAM), echoes })
     }
 
@@ -110,13 +110,18 @@ impl Watch {
 impl Filter {
     /// Replaces the filter in one step. Fails if the kernel refuses the program.
     pub fn set(&self, interest: &Interest) -> Result<(), Error> {
-        let news: Vec<News> = kind::news().collect();
+        let news: Vec<News> = notifications().collect();
         let attached = SockRef::from(&*self.0).attach_filter(&interest.program(&news));
         attached.map_err(|error| Error::new("set the filter of the monitor socket", Cause::from(&error)))
     }
 }
 
+/// Returns the notifications of all kinds of objects, and of sysctls.
+fn notifications() -> impl Iterator<Item = News> {
+    kind::news().chain([sysctl::NEWS])
+}
+
 pub(crate) fn event(part: Part<'_>) -> Option<Event> {
-    let news = kind::news().find(|news| news.types.contains(&part.kind))?;
+    let news = notifications().find(|news| news.types.contains(&part.kind))?;
     Some(Event { change: Change::Object(news.name), link: link::named_in(part) })
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use kernel::{Change, Event, Filter, Kernel, Watch};
 use lab::Timing::{Free, Timed};
-use plan::state::{Address, Link, Neighbour, Nexthop, Route, Rule};
+use plan::state::{Address, Link, Neighbour, Nexthop, Route, Rule, Sysctl};
 
 use crate::scene::*;
 
@@ -88,6 +88,16 @@ fn what_is_ours_wakes() {
         ear.hears(Change::of::<Nexthop>(), None, "ip nexthop add id 5 via 192.0.2.5 dev eth0");
         ear.hears(Change::of::<Rule>(), None, "ip rule add to 10.244.0.0/16 lookup 7777");
         ear.hears(Change::of::<Rule>(), None, "ip -6 rule add to fd00:10:244::/48 lookup 7777");
+        for setting in [
+            "ipv4/conf/flannel.1/forwarding",
+            "ipv4/conf/flannel.1/rp_filter",
+            "ipv4/conf/eth0/forwarding",
+            "ipv6/conf/flannel.1/forwarding",
+            "ipv4/ip_forward",
+        ] {
+            let change = format!("sysctl -qw net/{setting}=0; sysctl -qw net/{setting}=1");
+            ear.hears(Change::of::<Sysctl>(), None, &change);
+        }
         ear.hears(
             Change::of::<Link>(),
             Some("moved"),
@@ -160,6 +170,7 @@ fn what_is_not_ours_wakes_nobody() {
             ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent
             ip link add br0 type bridge; ip link set br0 up; ip link set flannel.10 master br0
             ip route add 10.244.2.0/24 via 192.0.2.2 table 7777; ip route add 10.244.2.0/24 via 192.0.2.2 table 200
+            sysctl -qw net/ipv4/conf/br0/forwarding=1 net/ipv4/conf/br0/rp_filter=1
             ip link del flannel.10; ip link del br0");
         // Routes that vanished with the devices were in foreign tables, except for those of the main table.
         let woken: Vec<_> = ear

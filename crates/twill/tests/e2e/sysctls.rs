@@ -1,5 +1,7 @@
 //! Sysctls that pods need: raised where they are too low, reported where they cannot or may not be changed.
 
+use std::time::{Duration, Instant};
+
 use lab::{Daemon, Lab, Node, Timing, Topology};
 
 use crate::cluster::{self, SOON, VXLAN, VXLAN_DUAL};
@@ -77,7 +79,6 @@ fn a_value_that_is_too_low_is_raised_and_the_old_one_logged() {
             lab::advertise(&lab.node(2).ns, "eth0");
             advertised(node).contains("dev eth0")
         });
-        // The kernel reports no such change: the next look finds it.
         set(node, &["net/ipv4/ip_forward=0", "net/ipv4/conf/flannel.1/rp_filter=1"]);
         look_again(&daemons[0], node);
         lab::wait_for("they are raised again", SOON, || values(node) == ALL_NEEDED);
@@ -89,6 +90,34 @@ fn a_value_that_is_too_low_is_raised_and_the_old_one_logged() {
         lab::wait_for("the device is back", SOON, || {
             node.ns.output("ip link show flannel.1").status.success() && values(node) == ALL_NEEDED
         });
+    });
+}
+
+/// The kernel reports such changes, so that no regular pass is waited for.
+#[test]
+fn a_value_that_is_lowered_on_a_quiet_node_is_raised_within_a_second() {
+    lab::test(Timing::Timed, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
+        let node = lab.node(1);
+        set(node, &["net/ipv4/conf/all/rp_filter=1"]);
+        let (_daemons, _pods) = cluster::start(&lab);
+        // From this pass on, the daemon knows the bridge.
+        node.twill_output(&["diff"]);
+        for (path, low, high) in [
+            ("net/ipv4/conf/flannel.1/forwarding", "0", "1"),
+            ("net/ipv6/conf/flannel-v6.1/forwarding", "0", "1"),
+            ("net/ipv4/conf/cni0/forwarding", "0", "1"),
+            ("net/ipv4/conf/eth0/forwarding", "0", "1"),
+            ("net/ipv4/ip_forward", "0", "1"),
+            ("net/ipv6/conf/all/forwarding", "0", "1"),
+            ("net/ipv4/conf/flannel.1/rp_filter", "1", "2"),
+        ] {
+            lab::wait_for("it is as it should be", SOON, || value(node, path) == high);
+            set(node, &[&format!("{path}={low}")]);
+            let begun = Instant::now();
+            lab::wait_for(path, SOON, || value(node, path) == high);
+            lab::in_time(path, begun.elapsed(), Duration::from_secs(1));
+        }
     });
 }
 
