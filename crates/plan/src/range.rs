@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::ip_address::number;
 
 /// Addresses of one family from the first to the last, such as 10.244.1.0 to 10.244.255.255.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Range {
     pub first: IpAddr,
@@ -34,6 +34,13 @@ impl Range {
         network.addr().is_ipv4() == self.first.is_ipv4()
             && number(self.first) <= number(network.network())
             && number(network.broadcast()) <= number(self.last)
+    }
+
+    /// Returns the network that has exactly these addresses; `None` if there is none.
+    pub fn network(&self) -> Option<IpNet> {
+        let bits = if self.first.is_ipv4() { 32 } else { 128 };
+        let mut nets = (0..=bits).filter_map(|length| IpNet::new(self.first, length).ok());
+        nets.find(|net| (net.network(), net.broadcast()) == (self.first, self.last))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the firewall rules and of the choice of their manager: against flannel's recorded rules, and by tables of cases.
 #![expect(clippy::unwrap_used, reason = "helpers of tests: what cannot be read shall stop the test")]
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use plan::backend::{Backend, SourceFilter, vxlan};
@@ -9,6 +10,7 @@ use plan::lease::{Lease, Leases};
 use plan::node::{Node, Uplink};
 use plan::note::{FirewallFault, NodeFault, Note};
 use plan::owned::{Owned, Sweep};
+use plan::range::Range;
 use plan::state::{IptablesChain, IptablesTable, NftChainName, RuleVerdict, Variant};
 use plan::underlay::{FirewallFacts, IptablesFacts, LinkFacts, Manager, Stranger, Underlay};
 use plan::{Family, Op, Plan};
@@ -22,6 +24,7 @@ struct Case {
     subnet: &'static str,
     uplink: Uplink,
     leases: Leases,
+    leasable: Vec<Range>,
 }
 
 impl Case {
@@ -41,6 +44,7 @@ impl Case {
             subnet: "10.244.3.0-24&fd00:244:0:3::-64",
             uplink,
             leases: Leases::Listed([peer].into()),
+            leasable: Vec::new(),
         }
     }
 
@@ -50,6 +54,7 @@ impl Case {
             ipv4: Some("10.244.0.0/16".parse().unwrap()),
             ipv6: Some("fd00:244::/48".parse().unwrap()),
             firewall: self.options,
+            leasable: self.leasable.clone(),
             ..Config::new(Backend::Vxlan(options))
         };
         let node = Node {
@@ -324,6 +329,38 @@ fn what_pods_send_is_looked_at_whatever_is_known_of_peers() {
         assert_eq!(with(SourceFilter::Drop), rules("counter drop"));
         assert_eq!(with(SourceFilter::Count), rules("counter"));
         assert!(with(SourceFilter::Off).is_empty());
+    }
+}
+
+#[test]
+fn a_node_inside_the_network_is_no_pod() {
+    let addresses: [IpAddr; 3] =
+        ["10.244.200.9", "10.244.50.9", "10.244.3.9"].map(|address| address.parse().unwrap());
+    let strangers = addresses.map(|address| Stranger { address, packets: 1 }).into();
+    let facts = FirewallFacts { strangers, ..FirewallFacts::default() };
+    let range =
+        |first: &str, last: &str| Range { first: first.parse().unwrap(), last: last.parse().unwrap() };
+    let leasable = vec![range("10.244.10.0", "10.244.99.255")];
+    let case = Case { filter: SourceFilter::Drop, facts, leasable, ..Case::new(FirewallOptions::default()) };
+    let plan = case.plan();
+    let [node, pod, own] = addresses;
+    for fault in [FirewallFault::Stranger(node), FirewallFault::PodSender(pod), FirewallFault::PodSender(own)]
+    {
+        assert!(faults(&plan).contains(&&fault), "{fault:?}");
+    }
+    let sources = |plan: &Plan| {
+        let source = |rule: &String| rule.split(" udp").next().unwrap_or_default().to_owned();
+        let mut sources: Vec<String> = pod_rules(plan).iter().map(source).collect();
+        sources.dedup();
+        sources
+    };
+    assert_eq!(sources(&plan), ["ip saddr 10.244.10.0-10.244.99.255", "ip saddr 10.244.3.0/24"]);
+    for (first, last, pods) in [
+        ("10.244.1.0", "10.244.255.255", "ip saddr 10.244.0.0/16"),
+        ("10.244.0.0", "10.244.127.255", "ip saddr 10.244.0.0/17"),
+    ] {
+        let leasable = vec![range(first, last)];
+        assert_eq!(sources(&Case { leasable, ..case.clone() }.plan()), [pods], "{first} to {last}");
     }
 }
 

@@ -1,8 +1,11 @@
 //! Parses the output of `nft -j list table` into rows. Rules of our shapes become values; other rules keep nft's words.
 //! The small differences between nft 1.0.1 and later versions are all understood.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use plan::Family;
+use plan::range::Range;
 use plan::state::{Match, Net, NftChain, NftChainName, RuleVerdict, TrafficRule};
 use serde_json::Value;
 
@@ -105,7 +108,9 @@ fn condition(of: &Value) -> Option<Match> {
         return address(left, "saddr").filter(|_| not).map(Match::NoPeer);
     }
     if let Some(family) = address(left, "saddr") {
-        return network(right, family).map(|net| Match::Source(Net { net, not }));
+        let net = network(right, family).map(|net| Match::Source(Net { net, not }));
+        let other = || range(right).filter(|range| !not && Family::of(range.first) == family);
+        return net.or_else(|| other().map(Match::SourceRange));
     }
     if let Some(family) = address(left, "daddr") {
         return network(right, family).map(|net| Match::Destination(Net { net, not }));
@@ -161,15 +166,17 @@ fn network(value: &Value, family: Family) -> Option<IpNet> {
     } else if let Some(prefix) = value.get("prefix") {
         IpNet::new(ip(&prefix["addr"])?, prefix["len"].as_u64()?.try_into().ok()?).ok()?
     } else {
-        let [first, last] = value["range"].as_array()?.as_slice() else {
-            return None;
-        };
-        let (first, last) = (ip(first)?, ip(last)?);
-        let bits = if first.is_ipv4() { 32 } else { 128 };
-        let candidates = (0..=bits).filter_map(|length| IpNet::new(first, length).ok());
-        candidates.into_iter().find(|net| (net.network(), net.broadcast()) == (first, last))?
+        range(value)?.network()?
     };
     (Family::of(net.addr()) == family).then_some(net)
+}
+
+fn range(value: &Value) -> Option<Range> {
+    let [first, last] = value["range"].as_array()?.as_slice() else {
+        return None;
+    };
+    let ip = |value: &Value| value.as_str()?.parse::<IpAddr>().ok();
+    Some(Range { first: ip(first)?, last: ip(last)? })
 }
 
 #[cfg(test)]
@@ -254,6 +261,7 @@ mod tests {
             (net(r#""10.1.2.3""#), "ip saddr 10.1.2.3/32 accept"),
             (net(r#"{"prefix":{"addr":"10.0.0.0","len":8}}"#), "ip saddr 10.0.0.0/8 accept"),
             (net(r#"{"range":["10.0.0.0","10.127.255.255"]}"#), "ip saddr 10.0.0.0/9 accept"),
+            (net(r#"{"range":["10.10.0.0","10.99.255.255"]}"#), "ip saddr 10.10.0.0-10.99.255.255 accept"),
             (r#"{"masquerade":null}"#.into(), "masquerade"),
             (r#"{"masquerade":{"flags":"fully-random"}}"#.into(), "masquerade fully-random"),
             (r#"{"masquerade":{"flags":["fully-random"]}}"#.into(), "masquerade fully-random"),
@@ -288,7 +296,8 @@ mod tests {
             r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"@vteps"}},{"accept":null}"#,
             r#"{"match":{"op":"!=","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"@mine"}},{"accept":null}"#,
             r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"fd00::1"}},{"accept":null}"#,
-            r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":{"range":["10.0.0.0","10.0.0.2"]}}},{"accept":null}"#,
+            r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":{"range":["fd00::","fd00::2"]}}},{"accept":null}"#,
+            r#"{"match":{"op":"!=","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":{"range":["10.0.0.0","10.0.0.2"]}}},{"accept":null}"#,
             r#"{"set":{"op":"add","elem":{"payload":{"protocol":"ip","field":"saddr"}},"set":"@strangers"}}"#,
             r#"{"set":{"op":"update","elem":{"payload":{"protocol":"ip","field":"daddr"}},"set":"@strangers"}}"#,
             r#"{"set":{"op":"update","elem":{"payload":{"protocol":"ip","field":"saddr"}},"set":"@strangers","stmt":[]}}"#,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use kernel::Outcome;
 use lab::Timing::{Free, Timed};
 use plan::backend::SourceFilter;
+use plan::range::Range;
 use plan::state::{Match, Net, NftChain, NftChainName, RuleVerdict, TrafficRule};
 use plan::underlay::Stranger;
 use plan::{Family, Object, State, Table};
@@ -59,6 +60,12 @@ fn all_shapes(family: Family) -> Vec<TrafficRule> {
         conditions.push(vec![Match::UdpPort(port), Match::Vni(vni), Match::NoPeer(family)]);
     }
     conditions.push(vec![Match::NoPeer(family), Match::Source(net(nets[0], true))]);
+    let [first, last] = match family {
+        Family::Ipv4 => ["10.10.0.0", "10.99.255.255"],
+        Family::Ipv6 => ["fd00:244:0:1::", "fd00:244:0:ffff:ffff:ffff:ffff:ffff"],
+    };
+    let [first, last] = [first, last].map(|address| address.parse().unwrap());
+    conditions.push(vec![Match::SourceRange(Range { first, last })]);
     let verdicts = [
         RuleVerdict::Return,
         RuleVerdict::Accept,

@@ -13,6 +13,7 @@ use super::{Summary, ToolChoice};
 use crate::backend::SourceFilter;
 use crate::config::Config;
 use crate::family::Family;
+use crate::ip_address::number;
 use crate::lease::Leases;
 use crate::node::Node;
 use crate::note::FirewallFault;
@@ -90,8 +91,8 @@ pub(crate) fn rules(what: &Rules<'_>) -> Firewall {
     }
     firewall.summary.strangers = loudest(what);
     let named = firewall.summary.strangers.iter().map(|Stranger { address, .. }| {
-        let network = what.config.network(Family::of(*address));
-        if network.is_some_and(|network| network.contains(address)) {
+        let own = what.node.subnet.of(Family::of(*address));
+        if what.config.pods_at(*address).is_some() || own.is_some_and(|own| own.contains(address)) {
             FirewallFault::PodSender(*address)
         } else {
             FirewallFault::Stranger(*address)
@@ -212,12 +213,14 @@ impl Firewall {
         if let Some(network) = what.config.network(family) {
             // Our own pods are never peers, so this rule does not depend on the list of peers.
             let verdict = if filter == SourceFilter::Drop { RuleVerdict::Drop } else { RuleVerdict::Count };
+            let sources = pods(what.config, network, what.node.subnet.of(family));
             let rules = devices
                 .iter()
                 .flat_map(|&(id, device)| {
                     ports_of(id, device, what.peers).map(move |port| (device.vni, port))
                 })
-                .flat_map(|(vni, port)| sent_by_pods(network, vni, port, &verdict));
+                .flat_map(|at| sources.iter().map(move |source| (*source, at)))
+                .flat_map(|(source, at)| sent_by_pods(family, source, at, &verdict));
             self.chain(family, NftChainName::VxlanPods, rules.collect());
         }
         if *what.leases == Leases::Unknown {
@@ -274,11 +277,29 @@ fn ports_of<'a>(id: TunnelId, device: &'a Vxlan, peers: &'a [PeerPath]) -> impl 
     std::iter::once(device.port).chain(theirs.into_iter().take(OTHER_PORTS).map(|(_, port)| port))
 }
 
+/// Returns the conditions of which one holds for a packet from a pod. Nodes may have the other addresses of `network`; the
+/// first subnet alone, which is left out by default, is no place for them.
+fn pods(config: &Config, network: IpNet, own: Option<IpNet>) -> Vec<Match> {
+    let pods = config.pods(Family::of(network.addr())).unwrap_or_else(|| network.into());
+    let left_out = number(pods.first).saturating_sub(number(network.network()));
+    let subnet: u128 = own.map_or(0, |own| 1 << (own.max_prefix_len() - own.prefix_len()));
+    if left_out <= subnet && pods.last == network.broadcast() {
+        return vec![from(network)];
+    }
+    let leasable = pods.network().map_or(Match::SourceRange(pods), from);
+    let outside = own.filter(|own| !pods.covers(own)).map(|own| from(own.trunc()));
+    [leasable].into_iter().chain(outside).collect()
+}
+
 /// Returns the rules for VXLAN packets that pods send into the pod network through another node. Such a packet would
 /// leave with this node's address, as a peer's packet does.
-fn sent_by_pods(network: IpNet, vni: u32, port: u16, verdict: &RuleVerdict) -> [TrafficRule; 2] {
-    let matches: Box<[Match]> = [from(network), Match::UdpPort(port), Match::Vni(vni)].into();
-    let family = Family::of(network.addr());
+fn sent_by_pods(
+    family: Family,
+    source: Match,
+    (vni, port): (u32, u16),
+    verdict: &RuleVerdict,
+) -> [TrafficRule; 2] {
+    let matches: Box<[Match]> = [source, Match::UdpPort(port), Match::Vni(vni)].into();
     [
         TrafficRule { matches: matches.clone(), verdict: RuleVerdict::Remember(family) },
         TrafficRule { matches, verdict: verdict.clone() },

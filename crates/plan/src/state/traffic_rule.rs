@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::family::Family;
+use crate::range::Range;
 
 /// Rule: conditions that must all hold, and the verdict on the packet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -26,6 +27,8 @@ pub enum Match {
     },
     Source(Net),
     Destination(Net),
+    /// Source in a range of addresses that is no network.
+    SourceRange(Range),
     /// Destination port of a UDP packet.
     UdpPort(u16),
     /// VNI in the VXLAN header, three bytes (RFC 7348, section 5).
@@ -78,6 +81,9 @@ impl fmt::Display for Match {
             Self::Mark { value, mask } => write!(f, "meta mark & {mask:#010x} == {value:#010x}"),
             Self::Source(net) => write!(f, "{} saddr {net}", net.protocol()),
             Self::Destination(net) => write!(f, "{} daddr {net}", net.protocol()),
+            Self::SourceRange(Range { first, last }) => {
+                write!(f, "{} saddr {first}-{last}", Family::of(*first).nft())
+            }
             Self::UdpPort(port) => write!(f, "udp dport {port}"),
             Self::Vni(vni) => write!(f, "@th,96,24 {vni:#x}"),
             Self::NoPeer(family) => write!(f, "{} saddr != @vteps", family.nft()),

@@ -8,11 +8,12 @@ use crate::name::LinkName;
 use crate::node::Node;
 use crate::owned::Owned;
 use crate::passage::Passage;
+use crate::range::Range;
 
 /// Maximum number of peers per family in the sample: a rule that refuses pods mostly refuses those of all nodes.
 const PEERS: usize = 8;
 
-/// Returns the sample for peers with these subnets. Without any peer, another subnet of the network stands for them.
+/// Returns the sample for peers with these subnets. Without any peer, another subnet of pods stands for them.
 pub(super) fn passages(config: &Config, node: &Node, subnets: &[IpNet]) -> Vec<Passage> {
     let mut all = Vec::new();
     for family in Family::ALL {
@@ -22,7 +23,8 @@ pub(super) fn passages(config: &Config, node: &Node, subnets: &[IpNet]) -> Vec<P
         let mut peers: Vec<IpNet> = subnets.iter().copied().filter(fits).collect();
         peers.sort_unstable();
         peers.truncate(PEERS);
-        peers.extend(another(network, own).filter(|_| peers.is_empty()));
+        let pods = config.pods(family).unwrap_or_else(|| network.into());
+        peers.extend(another(pods, own).filter(|_| peers.is_empty()));
         for link in links(config, node, family) {
             all.extend(peers.iter().map(|&peer| Passage { own: own.trunc(), peer, link }));
         }
@@ -37,9 +39,10 @@ fn links(config: &Config, node: &Node, family: Family) -> impl Iterator<Item = L
     tunnel.into_iter().chain(uplink)
 }
 
-/// Returns the first subnet of the network that is not ours.
-fn another(network: IpNet, own: IpNet) -> Option<IpNet> {
-    network.subnets(own.prefix_len()).ok()?.find(|subnet| *subnet != own.trunc())
+/// Returns the first or last subnet of the pods, whichever is not ours.
+fn another(pods: Range, own: IpNet) -> Option<IpNet> {
+    let subnet = |address| IpNet::new(address, own.prefix_len()).ok().map(|net| net.trunc());
+    [pods.first, pods.last].into_iter().filter_map(subnet).find(|subnet| *subnet != own.trunc())
 }
 
 /// Adds the subnets of faulty peers, at most [`PEERS`], to those whose route the kernel is asked for.
@@ -51,5 +54,18 @@ pub(crate) fn name_faulty(owned: &mut Owned, subnets: impl Iterator<Item = IpNet
         more.sort_unstable();
         more.dedup();
         owned.faulty.append(&mut more);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_subnet_is_one_of_pods() {
+        let pods = Range { first: [10, 10, 0, 0].into(), last: [10, 99, 255, 255].into() };
+        let another = |own: &str| another(pods, own.parse().unwrap()).unwrap().to_string();
+        assert_eq!(another("10.20.16.1/20"), "10.10.0.0/20");
+        assert_eq!(another("10.10.0.1/20"), "10.99.240.0/20");
     }
 }
