@@ -103,6 +103,13 @@ impl Devices {
         self.by_index.iter().filter(has).map(|device| device.facts.name)
     }
 
+    /// Returns the devices of other kinds that have a UDP port of their own, which is not read.
+    pub(crate) fn with_some_port(&self) -> impl Iterator<Item = LinkName> {
+        const KINDS: [&str; 4] = ["geneve", "wireguard", "bareudp", "gtp"];
+        let has = |device: &&Device| KINDS.contains(&&*device.facts.kind);
+        self.by_index.iter().filter(has).map(|device| device.facts.name)
+    }
+
     /// Returns the attributes of a device if it is a vxlan device.
     pub(crate) fn vxlan(&self, name: LinkName) -> Option<&Vxlan> {
         self.get(name)?.vxlan.as_ref().map(|tunnel| &tunnel.row)

@@ -106,6 +106,13 @@ fn in_the_way(name: LinkName, ours: &Vxlan, errno: i32, devices: &Devices) -> St
     let same: Vec<LinkName> = others.iter().copied().filter(same_vni).collect();
     let blamed = if errno == libc::EEXIST && !same.is_empty() { same } else { others };
     let Some(first) = blamed.first() else {
+        if let Some(other) = devices.with_some_port().next() {
+            return format!(
+                "; UDP port {port} is in use, but not by a vxlan device of this network namespace: the device {other} may \
+                 have it (ip -d link show {other}), or a process (ss -uanp 'sport = {port}' names it). Remove or stop it, or \
+                 choose another Port in the network config"
+            );
+        }
         return format!(
             "; UDP port {port} is in use, but not by a device of this network namespace: a process has it (ss -uanp \
              'sport = {port}' names it), or a vxlan device in another network namespace. Stop or remove it, or choose \
@@ -229,4 +236,25 @@ pub(crate) fn delete(name: LinkName) -> Message {
     let mut message = Message::new(libc::RTM_DELLINK, 0, &[&[0; 16]]);
     message.text(IFLA_IFNAME, name.as_str());
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::parts;
+
+    #[test]
+    fn a_geneve_device_may_have_the_port() {
+        let mut message = Message::new(libc::RTM_NEWLINK, 0, &[&[0; 4], &7_u32.to_ne_bytes(), &[0; 8]]);
+        message.text(IFLA_IFNAME, "gen0").nest(IFLA_LINKINFO, |info| _ = info.text(IFLA_INFO_KIND, "geneve"));
+        let bytes = message.seal(1, false).to_vec();
+        let devices = Devices::new(parts(&bytes).filter_map(devices::decode).collect());
+        let local = [192, 0, 2, 1].into();
+        let ours = Vxlan { vni: 1, local, uplink: None, port: 8472, learning: false, gbp: false };
+        let reported = |devices| in_the_way("flannel.1".parse().unwrap(), &ours, libc::EADDRINUSE, devices);
+        let text = reported(&devices);
+        assert!(text.contains("the device gen0 may have it (ip -d link show gen0)"), "{text}");
+        let text = reported(&Devices::default());
+        assert!(text.contains("not by a device of this network namespace"), "{text}");
+    }
 }
