@@ -41,7 +41,7 @@ impl Kernel {
         state.sysctls = sysctls.iter().cloned().collect();
         let pods = indexes(&packets, &reading.devices);
         let firewall = if owned.firewall {
-            self.firewall.read(&mut state, packets, &reading.devices)
+            self.firewall.read(&mut state, [packets, owned.tunnelled.clone()].concat(), &reading.devices)
         } else {
             FirewallFacts::default()
         };

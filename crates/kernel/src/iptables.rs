@@ -150,10 +150,10 @@ fn obstacles(tools: &Tools, listing: &Listing, packets: &[Packet]) -> (Vec<Obsta
     let (mut all, mut unclear): (Vec<Obstacle>, bool) = (Vec::new(), false);
     for packet in packets.iter().filter(|packet| Family::of(packet.source) == tools.family) {
         let mut mark = UNMARKED;
-        for (table, chain) in listing.passed() {
+        for (table, chain) in listing.passed(packet.is_received()) {
             let outcome = judged(table, chain, packet, &mut mark);
-            unclear |= outcome.unclear;
-            let Some((what, doubt)) = outcome.refusal else { continue };
+            unclear |= outcome.unclear && !packet.is_received();
+            let Some((what, doubt)) = outcome.reported(packet) else { continue };
             let obstacle = Obstacle {
                 manager: Manager::Iptables(tools.variant),
                 family: tools.family.nft().into(),
@@ -217,7 +217,7 @@ pub(crate) fn fuzz_text(text: &str, packets: &[Packet]) {
     for (table, there) in listing.known() {
         let _ = (undoable(there), before(table, there));
     }
-    for (table, chain) in listing.passed() {
+    for (table, chain) in listing.passed(true).chain(listing.passed(false)) {
         packets.iter().for_each(|packet| drop(judged(table, chain, packet, &mut Some(0))));
     }
     let _ = (listing.is_used(), listing.hidden_tables(), listing.chains().count());

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use plan::passage::Packet;
 use plan::underlay::Doubt;
 
 /// Maximum depth of jumps that is followed; the kernel's own limit.
@@ -74,6 +75,14 @@ pub(crate) struct Outcome {
     pub(crate) refusal: Option<(Box<str>, Option<Doubt>)>,
     /// True if the packets met a rule that cannot be judged here.
     pub(crate) unclear: bool,
+}
+
+impl Outcome {
+    /// Returns the refusal of that packet if it is worth a warning. Whether tunnel packets arrive, probes find out: a doubt
+    /// about them is none.
+    pub(crate) fn reported(self, packet: &Packet) -> Option<(Box<str>, Option<Doubt>)> {
+        self.refusal.filter(|(_, doubt)| doubt.is_none() || !packet.is_received())
+    }
 }
 
 /// Walks through all rules of a base chain with that policy, unless the policy is to accept. `mark` is the packet's mark

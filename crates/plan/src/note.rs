@@ -219,6 +219,9 @@ mod tests {
         Note::Node(NodeFault::Firewall(FirewallFault::PodsRefused { .. })) => firewall(FirewallFault::PodsRefused {
             place: "chain a".into(), what: "policy drop".into(), doubt: None, payload: Payload::Any, from: ip(), to: ip(), remedy: "b".into()
         }), "Accept the pods' network ahead of it";
+        Note::Node(NodeFault::Firewall(FirewallFault::TunnelRefused { .. })) => firewall(FirewallFault::TunnelRefused {
+            place: "chain a".into(), what: "policy drop".into(), from: ip(), port: 8472, remedy: "b".into()
+        }), "this node refuses the tunnel packets of its peers";
         Note::Node(NodeFault::Firewall(FirewallFault::ForwardOff { .. })) =>
             firewall(FirewallFault::ForwardOff { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "accepts nothing ahead of it";
         Note::Node(NodeFault::Firewall(FirewallFault::Unread(_))) => firewall(FirewallFault::Unread("no".into())), "may go unseen";

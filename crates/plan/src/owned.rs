@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::family::Family;
 use crate::name::LinkName;
-use crate::passage::Passage;
+use crate::passage::{Packet, Passage};
 use crate::range::Range;
 use crate::tunnel_id::TunnelId;
 
@@ -46,6 +46,9 @@ pub struct Owned {
     /// Sample traffic of pods, by which the traffic rules of other programs are judged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub passages: Vec<Passage>,
+    /// Sample of peers' tunnel packets to this node, by which the same rules are judged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tunnelled: Vec<Packet>,
     /// Sample traffic with peers that were found faulty. The kernel is also asked where it sends this traffic.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub faulty: Vec<Passage>,
@@ -92,6 +95,7 @@ impl Owned {
             former_tables: Vec::new(),
             firewall: false,
             passages: Vec::new(),
+            tunnelled: Vec::new(),
             faulty: Vec::new(),
             sysctls: Vec::new(),
             sweep: Sweep::NotYet,

@@ -43,6 +43,15 @@ pub enum Payload {
     Any,
     Tcp,
     Udp,
+    /// Tunnel packet of a peer to this UDP port of the node itself.
+    Tunnel(u16),
+}
+
+impl Packet {
+    /// Returns true if the node receives the packet itself, and does not forward it.
+    pub fn is_received(&self) -> bool {
+        matches!(self.payload, Payload::Tunnel(_))
+    }
 }
 
 impl Payload {
@@ -55,7 +64,7 @@ impl Payload {
         match self {
             Self::Any => None,
             Self::Tcp => Some(("tcp", 6)),
-            Self::Udp => Some(("udp", 17)),
+            Self::Udp | Self::Tunnel(_) => Some(("udp", 17)),
         }
     }
 }

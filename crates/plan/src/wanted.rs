@@ -92,6 +92,8 @@ pub(crate) fn bounds(
     links.dedup();
     let of = |family| leases.known().iter().filter_map(move |lease| lease.subnet.of(family));
     let subnets: Vec<_> = Family::ALL.into_iter().flat_map(of).collect();
+    let public = |family| leases.known().iter().filter_map(move |lease| lease.public(family));
+    let addresses = Family::ALL.into_iter().flat_map(public);
     Owned {
         sysctls: sysctls::paths(config, node.uplink.link, &links),
         links,
@@ -104,6 +106,7 @@ pub(crate) fn bounds(
         former_tables: former_tables(config, former),
         firewall: others.firewall.is_us(),
         passages: passages::passages(config, node, &subnets),
+        tunnelled: passages::tunnelled(config, node, addresses),
         ..Owned::new(node.uplink.link, config.table)
     }
 }
@@ -490,6 +493,8 @@ impl<'a> Draft<'a> {
         };
         let subnets: Vec<_> = self.peers.iter().map(|peer| peer.subnet).collect();
         self.owned.passages = passages::passages(self.config, self.node, &subnets);
+        let addresses = self.peers.iter().map(|peer| peer.public_ip);
+        self.owned.tunnelled = passages::tunnelled(self.config, self.node, addresses);
         Wanted { state, owned: self.owned, peers: self.peers, notes: self.notes, firewall: firewall.summary }
     }
 }

@@ -9,10 +9,13 @@ use plan::state::iptables::is_ours;
 use super::refusal::{Rules, refusal, target};
 use crate::nft::{Native, quotable};
 
-/// Built-in chains that forwarded packets pass, in this order, in the tables that may refuse them.
-pub(super) const PASSED: [(&str, &str); 6] = [
+/// Built-in chains that forwarded or received packets pass, in this order, in the tables that may refuse them.
+pub(super) const PASSED: [(&str, &str); 9] = [
     ("raw", "PREROUTING"),
     ("mangle", "PREROUTING"),
+    ("mangle", "INPUT"),
+    ("filter", "INPUT"),
+    ("security", "INPUT"),
     ("mangle", "FORWARD"),
     ("filter", "FORWARD"),
     ("security", "FORWARD"),
@@ -83,13 +86,16 @@ impl Listing {
         self.tables.iter().filter(|table| !self.hidden.contains(&table.name))
     }
 
-    /// Returns the built-in chains that forwarded packets pass, in this order, each with its table.
-    pub(super) fn passed(&self) -> impl Iterator<Item = (&Table, &'static str)> {
+    /// Returns the built-in chains that forwarded packets pass, or packets to the node itself, in this order, each with its
+    /// table.
+    pub(super) fn passed(&self, received: bool) -> impl Iterator<Item = (&Table, &'static str)> {
         let table = |name: &str| self.told().find(|table| *table.name == *name);
-        PASSED.into_iter().filter_map(move |(name, chain)| Some((table(name)?, chain)))
+        let met = move |chain: &str| chain == "PREROUTING" || (chain == "INPUT") == received;
+        let chains = PASSED.into_iter().filter(move |(_, chain)| met(chain));
+        chains.filter_map(move |(name, chain)| Some((table(name)?, chain)))
     }
 
-    /// Returns the chains that forwarded packets may reach, as pairs of table and chain.
+    /// Returns the chains that the packets may reach, as pairs of table and chain.
     pub(super) fn chains(&self) -> impl Iterator<Item = (&Box<str>, &Box<str>)> {
         self.told().flat_map(|table| table.chains.keys().map(move |chain| (&table.name, chain)))
     }
@@ -162,7 +168,7 @@ impl Table {
 }
 
 impl Table {
-    /// Returns the built-in chains of this table that forwarded packets pass.
+    /// Returns the built-in chains of this table that forwarded or received packets pass.
     fn passed(&self) -> impl Iterator<Item = Box<str>> {
         PASSED.iter().filter(|(name, _)| **name == *self.name).map(|(_, chain)| (*chain).into())
     }

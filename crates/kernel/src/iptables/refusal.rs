@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use plan::LinkName;
-use plan::passage::Packet;
+use plan::passage::{Packet, Payload};
 use plan::state::IptablesTable;
 use plan::state::iptables::is_ours;
 
@@ -49,7 +49,7 @@ const OF_A_PART: [&str; 31] = [
     "osf",
 ];
 /// Modules that have no condition without an option.
-const SILENT: [&str; 12] = [
+const SILENT: [&str; 13] = [
     "comment",
     "conntrack",
     "state",
@@ -62,6 +62,7 @@ const SILENT: [&str; 12] = [
     "pkttype",
     "tcp",
     "udp",
+    "multiport",
 ];
 /// Options whose value is any text.
 const FREE_TEXT: [&str; 2] = ["--comment", "--string"];
@@ -242,7 +243,14 @@ fn condition(option: &str, value: &str, module: &str, packet: Option<&Packet>) -
         "--ctdir" => known(|_, direction| Some(direction == "ORIGINAL")),
         "--src-range" => known(|packet, range| between(packet.source, range)),
         "--dst-range" => known(|packet, range| between(packet.destination, range)),
-        "--dst-type" | "--src-type" => Truth::of(value.split(',').any(|kind| kind == "UNICAST")),
+        "--dport" | "--dports" => match packet.map(|packet| packet.payload) {
+            Some(Payload::Tunnel(port)) => Truth::of(value.split(',').any(|ports| includes(ports, port))),
+            _ => Truth::Partly,
+        },
+        "--dst-type" | "--src-type" => {
+            let local = option == "--dst-type" && packet.is_some_and(Packet::is_received);
+            Truth::of(value.split(',').any(|kind| kind == if local { "LOCAL" } else { "UNICAST" }))
+        }
         "--pkt-type" => Truth::of(value == "unicast"),
         // Packets between nodes are routed, and another warning says where the route back is missing.
         "--physdev-is-bridged" => Truth::Never,
@@ -261,6 +269,13 @@ fn between(address: IpAddr, range: &str) -> Option<bool> {
     let (first, last) = range.split_once('-')?;
     let [first, last]: [IpAddr; 2] = [first.parse().ok()?, last.parse().ok()?];
     Some(first <= address && address <= last)
+}
+
+/// Returns true if the port is one of these, such as `53` or `8000:9000`.
+fn includes(ports: &str, port: u16) -> bool {
+    let (first, last) = ports.split_once(':').unwrap_or((ports, ports));
+    let [first, last] = [first, last].map(|port| port.parse::<u16>().ok());
+    first.is_some_and(|first| first <= port) && last.is_some_and(|last| port <= last)
 }
 
 /// Returns true if `name` matches the device. A name that ends in `+` matches every device with that prefix.
@@ -302,7 +317,6 @@ fn words(rule: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use plan::passage::Payload;
     use plan::underlay::Doubt;
 
     use super::*;
@@ -483,6 +497,38 @@ mod tests {
         assert!(!refused(&["FORWARD -p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j DROP"]));
         assert!(!refused(&["FORWARD -p tcp -m multiport --dports 25,445 -j DROP"]));
         assert!(!refused(&["FORWARD -s 10.244.0.0/16 -p tcp -j ACCEPT", "FORWARD -p tcp -j DROP"]));
+    }
+
+    #[test]
+    fn a_tunnel_packet_is_judged_by_its_port_and_its_sender() {
+        let refused = |lines: &[&str]| {
+            let (source, destination) = ([192, 0, 2, 2].into(), [192, 0, 2, 1].into());
+            let [inbound, outbound] = ["eth0", "lo"].map(|name| name.parse().unwrap());
+            let payload = Payload::Tunnel(8472);
+            let packet = Packet { source, destination, inbound, outbound, payload };
+            let chain = ("INPUT", Some("policy DROP"));
+            refuses(&rules(lines), chain, &packet, &mut Some(0), |_| false).reported(&packet).is_some()
+        };
+        assert!(refused(&["INPUT"]), "by the policy");
+        let others = [
+            "INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+            "INPUT -p udp -m udp --dport 8473:9000 -j ACCEPT",
+            "INPUT -p udp -m udp --sport 8472 -j ACCEPT",
+            "INPUT -p tcp -m tcp --dport 8472 -j ACCEPT",
+            "INPUT -p udp -m multiport --dports 53,123 -j ACCEPT",
+            "INPUT -i cni0 -j ACCEPT",
+            "INPUT -m addrtype --dst-type MULTICAST,UNICAST -j ACCEPT",
+        ];
+        assert!(refused(&others));
+        for accept in [
+            "INPUT -p udp -m udp --dport 8472 -j ACCEPT",
+            "INPUT -p udp -m multiport --dports 53,8000:8500 -j ACCEPT",
+            "INPUT -s 192.0.2.0/24 -j ACCEPT",
+            "INPUT -i eth0 -m addrtype --dst-type LOCAL -j ACCEPT",
+            "INPUT -m set --match-set nodes src -j ACCEPT",
+        ] {
+            assert!(!refused(&[&others[..], &[accept]].concat()), "{accept}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use plan::{Family, LinkName};
 
 use super::chains::{self, Base, Rule};
 use super::netlink::{self, number};
-use super::program::{self, BRIDGE, Byte, FORWARD, Found, INET, INGRESS, NETDEV, PREROUTING, View};
+use super::program::{self, BRIDGE, Byte, FORWARD, Found, INET, INGRESS, INPUT, NETDEV, PREROUTING, View};
 use super::{NFT, Nft};
 use crate::command;
 use crate::devices::Devices;
@@ -165,7 +165,7 @@ impl Nft {
                     let policy = base.drops.then_some(POLICY);
                     let undone = |what: &str| is_undone(&base, what, undone);
                     let outcome = walk(&mut meeting, &base.name, policy, mark, undone)?;
-                    if let Some((what, doubt)) = outcome.refusal {
+                    if let Some((what, doubt)) = outcome.reported(packet) {
                         let found = obstacle(&base, what, doubt, *packet);
                         if !all.iter().any(|known| known.is_like(&found)) {
                             all.push(found);
@@ -267,8 +267,13 @@ fn meets(base: &Base, packet: &Packet, devices: &Devices) -> bool {
         (NETDEV, 1) => has(packet.outbound),
         (BRIDGE, 0 | 1) => devices.is_bridge(packet.inbound),
         (BRIDGE, 3 | POSTROUTING) => devices.is_bridge(packet.outbound),
-        (INET, PREROUTING | FORWARD | POSTROUTING) => true,
-        (protocol, PREROUTING | FORWARD | POSTROUTING) => protocol == number(family),
+        (protocol, hook) if protocol == INET || protocol == number(family) => match hook {
+            PREROUTING => true,
+            // Our source filter is no obstacle: a new peer is added to it after this.
+            INPUT => packet.is_received() && *base.table != *family.nft_table(),
+            FORWARD | POSTROUTING => !packet.is_received(),
+            _ => false,
+        },
         _ => false,
     }
 }

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use plan::LinkName;
-use plan::passage::Packet;
+use plan::passage::{Packet, Payload};
 
 use super::chains::{Base, Element, Step};
 use crate::walk::{Mark, Truth, Verdict};
@@ -295,17 +295,18 @@ impl View<'_> {
         }
     }
 
-    /// Returns the result of a route lookup (`NFTA_FIB_*`). Pods' addresses are unicast (`RTN_UNICAST`). Their routes lead
-    /// to the packet's own devices: where that is not so, another warning says it.
+    /// Returns the result of a route lookup (`NFTA_FIB_*`). Addresses are unicast (`RTN_UNICAST`), or this node's own
+    /// (`RTN_LOCAL`). Routes lead to the packet's own devices: where that is not so, another warning says it.
     fn fib(&self, step: &Step) -> Vec<Byte> {
         const OF_SOURCE: u32 = 1;
         const ONLY_IF_PRESENT: u32 = 32;
         let flags = step.number(3).unwrap_or_default();
-        let device = self.packet.map(|packet| {
-            Device::Known(if flags & OF_SOURCE != 0 { packet.inbound } else { packet.outbound })
-        });
+        let of_source = flags & OF_SOURCE != 0;
+        let local = !of_source && self.packet.is_some_and(Packet::is_received);
+        let device =
+            self.packet.map(|packet| Device::Known(if of_source { packet.inbound } else { packet.outbound }));
         match (step.number(2), device) {
-            (Some(3), _) => is(&1_u32.to_ne_bytes()),
+            (Some(3), _) => is(&(if local { 2_u32 } else { 1 }).to_ne_bytes()),
             (Some(1 | 2), Some(_)) if flags & ONLY_IF_PRESENT != 0 => is(&[1, 0, 0, 0]),
             (Some(1), Some(device)) => self.index_of(device),
             (Some(2), Some(device)) => name_of(device),
@@ -329,7 +330,7 @@ impl View<'_> {
         match (self.base.family, self.base.hook) {
             (BRIDGE, _) => (Device::Unknown, Device::Unknown),
             (NETDEV, 1) => (Device::Unknown, outbound),
-            (NETDEV, _) | (_, PREROUTING | INGRESS) => (inbound, Device::None),
+            (NETDEV, _) | (_, PREROUTING | INPUT | INGRESS) => (inbound, Device::None),
             (_, FORWARD) => (inbound, outbound),
             _ => (Device::Unknown, outbound),
         }
@@ -359,6 +360,7 @@ impl View<'_> {
                 [vec![Byte::Unknown; 12], is(&protocol.to_be_bytes())].concat()
             }
             1 => self.network_header(),
+            2 => self.transport_header(),
             _ => return vec![Byte::Varies; length],
         };
         header.get(offset..offset + length).map_or_else(|| vec![Byte::Varies; length], <[Byte]>::to_vec)
@@ -379,6 +381,15 @@ impl View<'_> {
         };
         header.extend(address(|packet| packet.source));
         header.extend(address(|packet| packet.destination));
+        header
+    }
+
+    /// Returns the ports of a UDP packet, as far as they are known.
+    fn transport_header(&self) -> Vec<Byte> {
+        let mut header = vec![Byte::Varies; 2];
+        if let Some(Packet { payload: Payload::Tunnel(port), .. }) = self.packet {
+            header.extend(is(&port.to_be_bytes()));
+        }
         header
     }
 
@@ -407,6 +418,8 @@ pub(super) const NETDEV: u8 = 5;
 pub(super) const BRIDGE: u8 = 7;
 /// Hook `NF_INET_PRE_ROUTING`.
 pub(super) const PREROUTING: u32 = 0;
+/// Hook `NF_INET_LOCAL_IN`.
+pub(super) const INPUT: u32 = 1;
 /// Hook `NF_INET_FORWARD`.
 pub(super) const FORWARD: u32 = 2;
 /// Hook `NF_INET_INGRESS`.

@@ -96,12 +96,11 @@ fn is_met(part: Part<'_>, met: &BTreeSet<(u8, Box<str>, Box<str>)>) -> bool {
     }
 }
 
-/// Returns true if forwarded packets may pass a base chain of this hook. Hooks 1 and 3 are local input and output of IP;
-/// on a bridge both, and on a device hook 1 (egress), are on the path of pods. Source: `linux/netfilter.h`.
+/// Returns true if forwarded or received packets may pass a base chain of this hook. Hook 3 is local output of IP; on a
+/// bridge it is on the path of pods. Source: `linux/netfilter.h`.
 fn is_on_path(protocol: u8, hook: u32) -> bool {
-    const NETDEV: u8 = 5;
     const BRIDGE: u8 = 7;
-    [NETDEV, BRIDGE].contains(&protocol) || ![1, 3].contains(&hook)
+    protocol == BRIDGE || hook != 3
 }
 
 /// Returns the hook of a base chain.

@@ -78,10 +78,11 @@ fn what_concerns_us_wakes_and_nothing_else() {
             ear.hears(&format!("{tool} -t nat -N FLANNEL-POSTRTG"));
             ear.hears(&format!("{tool} -t nat -A FLANNEL-POSTRTG -j ACCEPT"));
             ear.hears(&format!("{tool} -D FORWARD -j ACCEPT"));
-            ear.sleeps(&format!("{tool} -A INPUT -j ACCEPT"));
+            ear.hears(&format!("{tool} -A INPUT -j ACCEPT"));
+            ear.sleeps(&format!("{tool} -A OUTPUT -j ACCEPT"));
             ear.sleeps(&format!("{tool} -t nat -N KUBE-SERVICES; {tool} -t nat -A KUBE-SERVICES -j ACCEPT"));
             ear.hears(&format!("{tool} -t mangle -A FORWARD -j ACCEPT"));
-            ear.sleeps(&format!("{tool} -t mangle -A INPUT -j ACCEPT"));
+            ear.hears(&format!("{tool} -t mangle -A INPUT -j ACCEPT"));
         }
         ear.hears("nft add table inet firewalld");
         ear.sleeps("nft add chain inet firewalld filter_FORWARD");

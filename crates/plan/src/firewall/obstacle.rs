@@ -4,21 +4,25 @@ use ipnet::IpNet;
 
 use crate::family::Family;
 use crate::note::FirewallFault;
+use crate::passage::Payload;
 use crate::state::Variant;
 use crate::underlay::{Manager, Obstacle};
 
-/// Returns the fault, with the command that accepts the pods' `network` ahead of the obstacle.
+/// Returns the fault, with the command that accepts the pods' `network`, or tunnel packets, ahead of the obstacle.
 pub(super) fn fault(obstacle: &Obstacle, network: IpNet) -> FirewallFault {
-    let accept = |nft: &str, iptables: &str| match obstacle.manager {
-        Manager::Nftables => {
-            let protocol = Family::of(network.addr()).nft();
-            let Obstacle { family, table, chain, .. } = obstacle;
-            format!("nft insert rule {family} {table} {chain} {protocol} {nft} {network} accept")
-        }
-        Manager::Iptables(variant) => {
-            let program = program(variant, Family::of(network.addr()));
-            format!("{program} -t {} -I {} {iptables} {network} -j ACCEPT", obstacle.table, obstacle.chain)
-        }
+    if let Payload::Tunnel(port) = obstacle.packet.payload {
+        let remedy = accept(obstacle, &format!("udp dport {port}"), &format!("-p udp --dport {port}"));
+        return FirewallFault::TunnelRefused {
+            place: obstacle.to_string().into(),
+            what: obstacle.what.clone(),
+            from: obstacle.packet.source,
+            port,
+            remedy: remedy.into(),
+        };
+    }
+    let protocol = Family::of(network.addr()).nft();
+    let accept = |nft: &str, iptables: &str| {
+        accept(obstacle, &format!("{protocol} {nft} {network}"), &format!("{iptables} {network}"))
     };
     FirewallFault::PodsRefused {
         place: obstacle.to_string().into(),
@@ -28,6 +32,18 @@ pub(super) fn fault(obstacle: &Obstacle, network: IpNet) -> FirewallFault {
         from: obstacle.packet.source,
         to: obstacle.packet.destination,
         remedy: format!("{}; {}", accept("saddr", "-s"), accept("daddr", "-d")).into(),
+    }
+}
+
+/// Returns the command that accepts packets with this condition, in the words of nft or iptables.
+fn accept(obstacle: &Obstacle, nft: &str, iptables: &str) -> String {
+    let Obstacle { family, table, chain, .. } = obstacle;
+    match obstacle.manager {
+        Manager::Nftables => format!("nft insert rule {family} {table} {chain} {nft} accept"),
+        Manager::Iptables(variant) => {
+            let program = program(variant, Family::of(obstacle.packet.source));
+            format!("{program} -t {table} -I {chain} {iptables} -j ACCEPT")
+        }
     }
 }
 
@@ -41,7 +57,7 @@ fn program(variant: Variant, family: Family) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::passage::{Packet, Payload};
+    use crate::passage::Packet;
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()
@@ -75,5 +91,9 @@ mod tests {
         (obstacle.table, obstacle.chain) = ("raw".into(), "PREROUTING".into());
         let text = fault(&obstacle, net("10.244.0.0/16")).words().to_string();
         assert!(text.contains("iptables-legacy -t raw -I PREROUTING -d 10.244.0.0/16 -j ACCEPT"), "{text}");
+        obstacle.packet.payload = Payload::Tunnel(8472);
+        let text = fault(&obstacle, net("10.244.0.0/16")).words().to_string();
+        let command = "iptables-legacy -t raw -I PREROUTING -p udp --dport 8472 -j ACCEPT";
+        assert!(text.contains("tunnel packets") && text.ends_with(command), "{text}");
     }
 }

@@ -25,7 +25,7 @@ use crate::state::{
     RuleVerdict, TrafficRule, Variant, Vxlan,
 };
 use crate::tunnel_id::TunnelId;
-use crate::underlay::{FirewallFacts, Manager, Stranger};
+use crate::underlay::{FirewallFacts, Manager, Obstacle, Stranger};
 
 /// Maximum number of unknown senders that are reported: a sender that forges one address can forge a thousand.
 const NAMED: usize = 16;
@@ -164,9 +164,16 @@ impl Firewall {
         let direct =
             what.config.backend.is_direct_only() || what.peers.iter().any(|peer| peer.path == Path::Direct);
         // An obstacle on the uplink refuses nothing if all peers are reached by tunnel.
-        let in_use = |packet: &Packet| direct || ![packet.inbound, packet.outbound].contains(&uplink);
-        let obstacles = obstacles
-            .filter(|obstacle| Family::of(obstacle.packet.source) == family && in_use(&obstacle.packet));
+        let in_use = |packet: &Packet| {
+            direct || packet.is_received() || ![packet.inbound, packet.outbound].contains(&uplink)
+        };
+        // Another warning has the commands for firewalld's own table.
+        let is_reported = |obstacle: &Obstacle| {
+            obstacle.packet.is_received() && what.facts.firewalld.is_some() && *obstacle.table == *"firewalld"
+        };
+        let obstacles = obstacles.filter(|obstacle| {
+            Family::of(obstacle.packet.source) == family && in_use(&obstacle.packet) && !is_reported(obstacle)
+        });
         self.faults.extend(obstacles.map(|obstacle| fault(obstacle, network)));
         if what.config.firewall.forward {
             return;

@@ -48,6 +48,14 @@ pub enum FirewallFault {
         to: IpAddr,
         remedy: Box<str>,
     },
+    /// Tunnel packets of peers are refused when they reach this node.
+    TunnelRefused {
+        place: Box<str>,
+        what: Box<str>,
+        from: IpAddr,
+        port: u16,
+        remedy: Box<str>,
+    },
     /// iptables refuses forwarded packets, and flags forbid us to accept any.
     ForwardOff {
         variant: Variant,
@@ -75,6 +83,7 @@ impl FirewallFault {
             | Self::Unlocked(_)
             | Self::ForwardRefused { .. }
             | Self::PodsRefused { .. }
+            | Self::TunnelRefused { .. }
             | Self::ForwardOff { .. }
             | Self::Unread(_)
             | Self::Stranger(_)
@@ -130,6 +139,10 @@ impl FirewallFault {
                 ))
                 .remedy(format!("Accept the pods' network ahead of it: {remedy}"))
             }
+            Self::TunnelRefused { place, what, from, port, remedy } => Words::new(format!(
+                "this node refuses the tunnel packets of its peers, such as from {from} to UDP port {port}: {place} has {what}"
+            ))
+            .remedy(format!("Accept them ahead of it: {remedy}")),
             Self::Unread(what) => Words::new(format!(
                 "rules cannot be read, so what refuses pods' packets may go unseen: {what}. It is tried again every 10 s"
             )),
@@ -163,6 +176,6 @@ fn packets(payload: Payload) -> &'static str {
     match payload {
         Payload::Any => "packets",
         Payload::Tcp => "TCP packets",
-        Payload::Udp => "UDP packets",
+        Payload::Udp | Payload::Tunnel(_) => "UDP packets",
     }
 }

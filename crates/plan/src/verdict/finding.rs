@@ -103,9 +103,10 @@ impl Finding {
             .remedy("Check its link, its load and the switch"),
             Self::NextHopSilent { next_hop, uplink } => next_hop_silent(next_hop, uplink),
             Self::Silent { node } => Words::new(format!(
-                "{node} answers no probe: the node or its network is down, or everything is filtered"
+                "{node} answers no probe: the node or its network is down, or everything is filtered on this node, there, or \
+                 on the path"
             ))
-            .remedy("Check the node, and routes and firewalls between"),
+            .remedy("Check the node, and routes and firewalls here, there and between"),
             Self::Refused { node, by } => Words::new(format!(
                 "{by} sends an ICMP error for packets between our pods and those of {node}"
             ))
@@ -136,9 +137,10 @@ impl fmt::Display for Finding {
 
 fn echo_lost(node: IpAddr) -> Words {
     Words::new(format!(
-        "{node} still answers ARP (or neighbour discovery) but no longer echoes: ICMP is filtered now, or the node hangs"
+        "{node} still answers ARP (or neighbour discovery) but no longer echoes: ICMP is filtered now on this node, \
+         there, or on the path, or the node hangs"
     ))
-    .remedy("Check the node; if it is well, accept echo requests between the nodes")
+    .remedy("Check the node; if it is well, accept echo requests and replies on both nodes")
 }
 
 fn next_hop_silent(next_hop: IpAddr, uplink: LinkName) -> Words {
@@ -155,8 +157,8 @@ fn next_hop_silent(next_hop: IpAddr, uplink: LinkName) -> Words {
 
 fn tunnel_lost(node: IpAddr, port: u16) -> Words {
     Words::new(format!(
-        "{node} answers, but no tunnel packet comes back: UDP port {port} is filtered there or on the path, or a \
-         hypervisor uses it itself, or the tunnel there is down"
+        "{node} answers, but no tunnel packet comes back: UDP port {port} is filtered on this node, there, or on the \
+         path, or a hypervisor uses it itself, or the tunnel there is down"
     ))
     .remedy(format!("Open UDP {port} in both directions, or choose another port in the network config"))
 }

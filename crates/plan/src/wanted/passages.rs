@@ -1,4 +1,7 @@
-//! Samples of the traffic between our pods and peers' pods, by which the firewall rules of other programs are judged.
+//! Samples of the traffic between our pods and peers' pods, and of peers' tunnel packets, by which the firewall rules of
+//! other programs are judged.
+
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -7,7 +10,7 @@ use crate::family::Family;
 use crate::name::LinkName;
 use crate::node::Node;
 use crate::owned::Owned;
-use crate::passage::Passage;
+use crate::passage::{Packet, Passage, Payload};
 use crate::range::Range;
 
 /// Maximum number of peers per family in the sample: a rule that refuses pods mostly refuses those of all nodes.
@@ -30,6 +33,24 @@ pub(super) fn passages(config: &Config, node: &Node, subnets: &[IpNet]) -> Vec<P
         }
     }
     all
+}
+
+/// Returns the sample of tunnel packets that peers with these public addresses send to this node.
+pub(super) fn tunnelled(config: &Config, node: &Node, peers: impl Iterator<Item = IpAddr>) -> Vec<Packet> {
+    let (Some(port), Ok(outbound)) = (config.backend.port(), "lo".parse()) else { return Vec::new() };
+    let packet = |source: IpAddr| {
+        let destination = node.uplink.address(Family::of(source)).filter(|own| *own != source)?;
+        let payload = Payload::Tunnel(port);
+        Some(Packet { source, destination, inbound: node.uplink.link, outbound, payload })
+    };
+    let mut all: Vec<Packet> = peers.filter_map(packet).collect();
+    all.sort_unstable();
+    all.dedup();
+    let first = |family| {
+        let of = all.iter().filter(move |packet| Family::of(packet.source) == family);
+        of.take(PEERS).copied()
+    };
+    config.families().flat_map(first).collect()
 }
 
 /// Returns the devices that lead to peers.

@@ -1,6 +1,6 @@
-//! Foreign firewall rules, in any table, and sysctls that stop pods' packets on their way through a node. Pods talk where an
-//! accept rule or a sysctl of ours undoes it, and status names it where none does. Rules that refuse only other traffic are not
-//! mentioned.
+//! Foreign firewall rules, in any table, and sysctls that stop pods' packets on their way through a node, or tunnel packets
+//! to it. Pods talk where an accept rule or a sysctl of ours undoes it, and status names it where none does. Rules that
+//! refuse only other traffic are not mentioned.
 
 use lab::{Daemon, Lab, Node, Pod, Timing, Topology};
 
@@ -178,6 +178,41 @@ fn a_refusal_beyond_our_accept_rules_is_named_with_the_command() {
     });
 }
 
+/// Refusals of tunnel packets by the node that should receive them, and the words that name them.
+const OF_TUNNELS: [(&str, &[&str]); 4] = [
+    ("iptables-nft -A INPUT -p udp --dport 8472 -j DROP", &["IPv4 INPUT chain of iptables-nft", "-A INPUT -p udp -m udp --dport 8472 -j DROP"]),
+    (
+        "iptables-legacy -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT; iptables-legacy -A INPUT -i lo -j ACCEPT
+         iptables-legacy -A INPUT -p icmp -j ACCEPT; iptables-legacy -A INPUT -p tcp --dport 22 -j ACCEPT; iptables-legacy -P INPUT DROP",
+        &["INPUT chain of iptables-legacy", "policy DROP"],
+    ),
+    (
+        "nft 'table inet fw { chain in { type filter hook input priority 0; policy drop; ct state established,related accept; iif lo accept;
+           meta l4proto { icmp, ipv6-icmp } accept; tcp dport 22 accept; }; }'",
+        &["table inet fw", "policy drop", "nft insert rule inet fw in udp dport 8472 accept"],
+    ),
+    ("nft 'table netdev t { chain c { type filter hook ingress device eth0 priority 0; udp dport 8472 drop; }; }'", &["table netdev t", "udp dport 8472 drop"]),
+];
+
+#[test]
+fn a_rule_of_this_node_that_refuses_tunnel_packets_is_named_and_its_cure_works() {
+    lab::test(Timing::Free, || {
+        for (line, words) in OF_TUNNELS {
+            let lab = cluster::lab(Topology::flat(2), VXLAN);
+            let node = lab.node(1);
+            node.ns.run(line);
+            let _daemons = lab.start_all(FLAGS);
+            let pods = lab.pods();
+            says(node, &[words, &["this node refuses the tunnel packets of its peers"]].concat());
+            let status = node.twill(&["status"]);
+            let (_, command) = status.split_once("Accept them ahead of it: ").unwrap();
+            node.ns.run(command.lines().next().unwrap());
+            assert!(pods[0].reaches(pods[1].ip(), SOON).is_some(), "{line}: {}", node.twill(&["status"]));
+            lab::wait_for("the warning goes", SOON, || !node.twill(&["status"]).contains("tunnel packets"));
+        }
+    });
+}
+
 /// The command in the warning cures the fault.
 #[test]
 fn a_refusal_that_comes_while_the_daemon_runs_is_named_and_its_cure_works() {
@@ -225,6 +260,7 @@ fn a_refusal_of_other_traffic_is_not_mentioned() {
             lab.node(1).twill_output(&["diff"]);
             let status = lab.node(1).twill(&["status"]);
             assert!(!status.contains(PERHAPS_REFUSED), "{line}: {status}");
+            assert!(!status.contains("tunnel packets"), "{line}: {status}");
         }
     });
 }
