@@ -1,5 +1,6 @@
-//! Network devices as read: all of them as facts, the ones with our names as rows, with the attributes that an unmodified
-//! vxlan device has. Differences are only named, not judged. Every other kind of object needs their names and indexes.
+//! Network devices as read: all of them as facts, and devices with our names as rows. A row has the attributes of an
+//! unmodified vxlan device. Differences are only named, not judged. Every other kind of object needs their names and
+//! indexes.
 
 use std::collections::HashMap;
 

@@ -21,7 +21,7 @@ pub(crate) trait NetlinkKind: plan::Kind + Writable {
     fn read(reading: &mut Reading<'_>, owned: &Owned) -> Result<Vec<Self>, Error>;
 }
 
-/// Object of an op that is written one by one: a row of rtnetlink, a sysctl, or the state of a link.
+/// Object of an op that is written alone: a row of rtnetlink, a sysctl, or the state of a link.
 pub(crate) trait Writable {
     /// Returns true if the op is sent alone: later ops depend on it, or one request is not enough.
     fn stands_alone(&self, _verb: Verb) -> bool {

@@ -1,8 +1,9 @@
 //! The interface to Linux: reads the objects that may be ours, carries out ops, and reports changes. All calls block.
 //!
-//! This crate takes no decisions: an `if` that depends on a lease belongs in another crate. Each kind of object has one
-//! file, which reads its rows from the kernel, writes them, and says which notifications matter. `dump`, `apply` and
-//! `watch` are loops over the kinds (`kind`). The modules `wire` and `socket` below them know no kind of object.
+//! This crate takes no decisions: an `if` that depends on a lease belongs in another crate. Each kind of object has
+//! one file. It reads the kind's rows from the kernel, writes them, and names the notifications that matter. `dump`,
+//! `apply` and `watch` are loops over the kinds (`kind`). The modules `wire` and `socket` below them know no kind of
+//! object.
 
 mod addr;
 mod apply;

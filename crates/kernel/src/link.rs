@@ -134,8 +134,8 @@ pub(crate) fn named_in(part: Part<'_>) -> Option<LinkName> {
     part.body.attributes(16).find(|attribute| attribute.kind == IFLA_IFNAME)?.text().parse().ok()
 }
 
-/// Accepts the messages about our links and the uplink, by index or by name: a device that was created again has an index
-/// that is not known yet.
+/// Accepts the messages about our links and the uplink, by index or by name. A device that was created again has a
+/// new index.
 fn selection(interest: &Interest) -> Vec<SockFilter> {
     let mut body = by_index(interest.devices());
     body.pop();

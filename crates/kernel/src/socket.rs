@@ -76,8 +76,8 @@ impl Netlink {
         Ok(Self { socket, port, datagram: Vec::with_capacity(DATAGRAM), sequence: 0, most: 0 })
     }
 
-    /// Reads a dump into a list. A missing table, device, family or kind of object yields no rows. Fails if the dump fails
-    /// or changes during each reading; `what` names the reading in the error, such as `read the rules`.
+    /// Reads a dump into a list. A missing table, device, family or kind of object yields no rows. Fails if the dump
+    /// fails or changes during each reading. `what` names the reading in the error, such as `read the rules`.
     pub(crate) fn rows<T>(
         &mut self,
         what: &'static str,

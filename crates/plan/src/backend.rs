@@ -42,7 +42,7 @@ impl Default for Backend {
 /// Types that a config, a flag or an annotation may name.
 const TYPES: &str = "vxlan, auto, host-gw, alloc";
 
-/// Returns the name of the backend by which a peer with that tunnel is reached; without a tunnel it is host-gw.
+/// Returns the name of the backend that reaches a peer with that tunnel; without a tunnel it is host-gw.
 pub fn name_of(tunnel: Option<TunnelKind>) -> &'static str {
     tunnel.map_or(Backend::HostGw.name(), TunnelKind::label)
 }

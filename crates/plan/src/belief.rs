@@ -1,5 +1,5 @@
-//! Guards against an emptied or restored store. A lease that vanishes is kept for a moment: if its node is alive, it
-//! takes the lease again at once. If more than half of the peers vanish within the grace period, the store was most
+//! Guards against an emptied or restored store. A lease that vanishes is kept for a moment, because a living node
+//! takes its lease again at once. If more than half of the peers vanish within the grace period, the store was most
 //! likely emptied. The same holds if the store's history does not continue. The peers are then kept until the grace
 //! period is over, whether they vanish at once or one by one. Time is a parameter, not read.
 
@@ -106,8 +106,8 @@ impl Belief {
         self.broken.map(|(_, before)| before).or(self.history)
     }
 
-    /// Takes a complete list of leases, and returns the leases to go by. Copies leases only if the list is a new one, or if
-    /// another set of missing leases is believed than before.
+    /// Takes a complete list of leases, and returns the leases to go by. Copies leases only if the list is new, or if
+    /// the set of believed missing leases has changed.
     pub fn weigh(
         &mut self,
         list: &Arc<[Lease]>,

@@ -1,5 +1,5 @@
-//! Looks up routes of the underlay: which peers are on the uplink's own layer-2 segment, and how large a packet the path
-//! to them carries. The results are those of the kernel's lookup, without a query per peer. Evidence from ARP and probes
+//! Looks up routes of the underlay. They show which peers are on the uplink's layer-2 segment, and the MTU of the
+//! path to each. The results are those of the kernel's lookup, without a query per peer. Evidence from ARP and probes
 //! belongs to `verdict`.
 
 use std::net::IpAddr;
@@ -44,8 +44,8 @@ impl<T: Clone> Longest<T> {
     }
 }
 
-/// Routes through the uplink. Routes through other devices do not count, as in a kernel lookup with an output interface:
-/// two devices may be on one segment.
+/// Routes through the uplink. Routes through other devices do not count, as in a kernel lookup with an output
+/// interface. Two devices may be on one segment.
 pub(crate) struct OnLink(Longest<bool>);
 
 impl OnLink {

@@ -67,8 +67,7 @@ fn crowded(family: Family, seen: &Underlay, peers: &[PeerPath]) -> Option<NodeFa
     (neighbours * 5 >= limit * 4).then_some(NodeFault::NeighboursLimited { path, limit, enough })
 }
 
-/// Returns a fault if firewalld runs and may refuse VXLAN to our port or packets of pods: it was not configured to accept
-/// them.
+/// Returns a fault if firewalld runs and was not configured to accept VXLAN to our port and packets of pods.
 fn refused(config: &Config, told: &Firewalld) -> Option<NodeFault> {
     let is_told = |network: &IpNet| told.sources.iter().any(|source| source.contains(network));
     let networks: Vec<IpNet> = config.networks().filter(|network| !is_told(network)).collect();

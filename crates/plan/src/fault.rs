@@ -1,4 +1,4 @@
-//! Severity and words of a fault, as data: readiness, the log, `twill status` and the metrics all read the same values.
+//! Severity and texts of a fault, as data. Readiness, the log, `twill status` and the metrics read the same values.
 
 use std::fmt;
 
@@ -25,8 +25,8 @@ pub enum Severity {
 pub struct Words {
     /// Observation, its effect and its possible causes, without a full stop at the end.
     pub problem: String,
-    /// Imperative or full sentence that says what to do, without a full stop at the end; `None` if nothing is to be done
-    /// on this node, or if the problem names it.
+    /// Imperative or full sentence that says what to do, without a full stop. `None` if nothing is to be done here,
+    /// or if the problem names it.
     pub remedy: Option<String>,
 }
 

@@ -51,7 +51,7 @@ struct Known {
 }
 
 impl Follower {
-    /// Returns a follower of a node that may have started away from home; `home` has the addresses of an earlier run.
+    /// Returns a follower. `home` has the addresses of an earlier run; the node may have started without them.
     pub fn of_home(home: Vec<IpAddr>) -> Self {
         Self { home, ..Self::default() }
     }
@@ -101,8 +101,8 @@ impl Follower {
         Followed::Moved(choice)
     }
 
-    /// Notes the addresses that are there. One that was there beside ours and went with it is remembered for a while: with
-    /// a primary address the kernel removes the secondary ones, which a DHCP client's script may put back before ours.
+    /// Notes the addresses that are there. An address that went together with ours is remembered for a while. With a
+    /// primary address the kernel removes the secondary ones. A DHCP client's script may put these back before ours.
     fn note_news(&mut self, current: &[IpAddr], underlay: &Underlay, now: Duration) {
         // An address that is there at the first look may always have been there.
         let newest = if self.known.is_some() { now + SETTLED } else { now };

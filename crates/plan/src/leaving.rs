@@ -1,5 +1,5 @@
-//! Computes the ops that take twill off a node: everything, or only what flannel would not have written, so that flannel
-//! can take over where twill stops. Both are ordinary diffs, which name only what is ours.
+//! Computes the ops that take twill off a node. With a hand-over they remove only what flannel would not have
+//! written. Both are ordinary diffs, which name only what is ours.
 
 use crate::diff::diff;
 use crate::each_kind::EachKind;
@@ -44,7 +44,7 @@ pub fn hand_over(seen: &State, owned: &Owned, own: &[LinkName]) -> Vec<Op> {
     diff(&left, seen, &Owned { sweep: Sweep::LeftOvers, ..owned.clone() })
 }
 
-/// Collects the rows that stay: all but rows of a link that is deleted, and rows of ours that flannel does not write.
+/// Collects the rows that stay. Rows of a deleted link go, and so do rows of ours that flannel does not write.
 struct Kept<'a, G> {
     seen: &'a State,
     owned: &'a Owned,

@@ -1,5 +1,5 @@
-//! Warnings that come with a plan: each has one fault, its subject, and what to do about it, in plain words. Notes are
-//! values; the daemon decides who sees them, where and how often.
+//! Warnings that come with a plan. Each has one fault, its subject, and a remedy, in plain words. Notes are values;
+//! the daemon decides who sees them, where and how often.
 
 mod firewall;
 mod node;

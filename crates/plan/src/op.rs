@@ -61,8 +61,7 @@ macro_rules! object {
                 }
             }
 
-            /// Returns a hash of the object's kind and key, whatever its attributes: all ops on one link have the same
-            /// hash.
+            /// Returns a hash of the object's kind and key. All ops on one link have the same hash.
             pub fn identity(&self) -> u64 {
                 let mut hasher = DefaultHasher::new();
                 match self {

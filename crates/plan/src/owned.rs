@@ -73,7 +73,8 @@ pub enum Writer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sweep {
-    /// Nothing is deleted: the leases were never listed or the uplink is not ready, so a left-over row may be a peer's.
+    /// Nothing is deleted, because the leases were never listed or the uplink is not ready. A left-over row may be a
+    /// peer's.
     NotYet,
     /// Left-overs are deleted: the list of leases is complete.
     LeftOvers,

@@ -1,5 +1,5 @@
-//! The two planning calls: [`scope`] says what has to be read from the kernel, and [`plan`] computes what has to change
-//! there. The reconcile loop, `twill diff --offline` and the golden tests use these two calls and no other part of the plan.
+//! The two planning calls. [`scope`] says what has to be read from the kernel, and [`plan`] computes what has to
+//! change there. The reconcile loop, `twill diff --offline` and the golden tests use no other part of the planning.
 
 use std::collections::BTreeSet;
 

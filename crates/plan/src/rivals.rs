@@ -1,7 +1,7 @@
-//! Decides which of several leases in conflict is believed. Leases are in conflict if they overlap, or if they name one
-//! VTEP MAC at two addresses. The lease whose node replies is believed; if none is known to reply, the one that was
-//! written last, as with flannel. So a node that returns with another subnet replaces its own old lease, and no lease
-//! replaces a live node. Nodes that were found silent are remembered. Time is a parameter, not read.
+//! Decides which of several leases in conflict is believed. Leases are in conflict if they overlap, or if they name
+//! one VTEP MAC at two addresses. The lease whose node replies is believed. If none is known to reply, the last
+//! written one counts, as in flannel. So a node that returns with another subnet replaces its own old lease, and no
+//! lease replaces a live node. Nodes that were found silent are remembered. Time is a parameter, not read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

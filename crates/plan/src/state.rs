@@ -61,8 +61,8 @@ pub trait Kind: Row + fmt::Display {
         self.link().map_or(Goes::Never, |link| losses.of_link(link))
     }
 
-    /// Returns true if the row is ours to delete where nothing is desired under its key; `seen` is the observed state. A
-    /// desired key is ours, whatever the kernel holds under it.
+    /// Returns true if the row is ours to delete when nothing is desired under its key. `seen` is the observed state.
+    /// A desired key is ours, whatever the kernel holds under it.
     fn is_ours(&self, owned: &Owned, seen: &State) -> bool;
 }
 

@@ -1,4 +1,4 @@
-//! Chooses the subnet that a node leases: its own again if possible, else a free one drawn evenly (flannel-compat 2.2,
+//! Chooses the subnet that a node leases: its former one if possible, else a random free one (flannel-compat 2.2,
 //! 4.5). The caller supplies the random number; `store` takes the lease.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -95,10 +95,10 @@ impl Asker {
         Self { public_ip, public_ipv6, ..Self::default() }
     }
 
-    /// Returns true if the lease is this node's. A node is known by its public IPv4 address, or without one by its public
-    /// IPv6 address. Under an address that it has lost, only the very lease that it wrote is its own: another node may
-    /// have the address by now. Its lease stays its own if another writer overwrites it. A VTEP device that exists here
-    /// with the lease's subnet and MAC shows that it wrote it.
+    /// Returns true if the lease is this node's. A node is known by its public IPv4 address, or without one by its
+    /// public IPv6 address. Under an address that it has lost, only the very lease that it wrote is its own. Another
+    /// node may have the address by now. Its lease stays its own if another writer overwrites it. A VTEP device that
+    /// exists here with the lease's subnet and MAC shows that it wrote it.
     pub fn owns(&self, lease: &Lease) -> bool {
         let place = |lease: &Lease| (lease.subnet, lease.public_ip, lease.public_ipv6);
         // The present holder of that address may have taken the lease over with it, as flannel does. Then the MAC
@@ -148,8 +148,8 @@ impl Asker {
         }
     }
 
-    /// Returns true if another machine has certainly written the lease. Only a machine that has run in this network can
-    /// know it: the lease's subnet and MAC are both none of its own.
+    /// Returns true if another machine has certainly written the lease. Only a machine that has run in this network
+    /// can know it, because neither the lease's subnet nor its MAC is its own.
     fn is_anothers(&self, conf: &NetConf, lease: &Lease) -> bool {
         let mut is_strange = false;
         let held_macs = self.held.as_ref().map_or([None; 2], |held| held.announced.macs());
@@ -200,8 +200,8 @@ pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Res
     };
     let leases: Vec<Lease> = leases.iter().map(credible).collect();
     let mut own: Vec<&Lease> = leases.iter().filter(|lease| owns(lease)).collect();
-    // Pods run in the subnet that we hold, or in the one of the subnet file. An earlier holder of our address may have
-    // left another lease, and a later one may have written one; both matter less.
+    // Pods run in the subnet that we hold, or in the one of the subnet file. Leases of an earlier or a later holder
+    // of our address matter less.
     let is_held = |lease: &Lease| asker.held.as_ref().is_some_and(|held| held.subnet == lease.subnet);
     let is_previous = |lease: &Lease| asker.previous == Some(lease.subnet);
     own.sort_unstable_by_key(|lease| (!is_held(lease), !is_previous(lease), lease.born, lease.subnet));

@@ -82,7 +82,7 @@ impl Write for Short {
     }
 }
 
-/// Returns true if the character can be printed as it is: it affects neither a terminal nor the lines of a log.
+/// Returns true if the character can be printed as it is. It then affects neither a terminal nor the lines of a log.
 fn is_harmless(c: char) -> bool {
     let turns_text = matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
     !c.is_control() && !turns_text

@@ -44,7 +44,7 @@ pub enum Probe {
     PathSized(u16),
     /// [`Probe::Path`] from this node's own address: the reply does not depend on the peer's route to our pods.
     There,
-    /// ICMP echo between the pod subnets in a raw frame to the next hop's MAC address, whatever path is in use.
+    /// ICMP echo between the pod subnets, in a raw frame to the next hop's MAC address.
     Direct,
     /// Two UDP datagrams to a closed port between the pod subnets. The first leaves its checksum to the devices, the second is
     /// complete.
@@ -59,7 +59,7 @@ pub enum Answer {
     /// Reply to [`Probe::NextHop`]: the MAC address that claims the next hop's address, and another address that it answers
     /// for. Two claimants give two samples with the time of the one request.
     Is { mac: Mac, also: Option<std::net::IpAddr> },
-    /// Report by a router on the path, or by this node's own kernel, that packets above this many bytes do not pass.
+    /// Report by a router on the path or by this node's kernel: packets above this many bytes do not pass.
     TooBig { mtu: u16 },
     /// ICMP error from a host on the path, which says that the packet goes no further.
     Refused { by: std::net::IpAddr },

@@ -1,5 +1,5 @@
-//! Computes the desired state of the kernel from the inputs alone. It never fails: a broken or dangerous lease gives a
-//! warning and is left out, and the rest of the node works.
+//! Computes the desired state of the kernel from the inputs alone. It never fails. A broken or dangerous lease gives
+//! a warning and is left out, and the rest of the node works.
 
 mod admitted;
 mod nexthops;
@@ -138,9 +138,9 @@ fn own_subnets(config: &Config, node: &Node, former: &Former) -> Vec<IpNet> {
     own.chain(former.subnets.iter().copied()).collect()
 }
 
-/// Returns a route that drops packets for our own pods that no pod accepts. It is in the main table whatever our table
-/// is: the rule that leads to our table would apply it before the bridge's own route. Its metric puts it behind the
-/// bridge's route, whichever of both is added first.
+/// Returns a route that drops packets for our own pods that no pod accepts. It is always in the main table. The rule
+/// that leads to our table would apply it before the bridge's own route. Its metric puts it behind the bridge's
+/// route, whichever of both is added first.
 fn blackhole(destination: IpNet) -> Route {
     let (table, path, metric) = (MAIN_TABLE, RoutePath::Blackhole, WORST_METRIC);
     Route { table, destination, path, protocol: PROTOCOL, metric, unknown: None }

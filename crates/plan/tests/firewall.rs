@@ -1,4 +1,5 @@
-//! Tests of the firewall rules and of the choice of their manager: against flannel's recorded rules, and by tables of cases.
+//! Tests of the firewall rules and of the choice of their manager, by flannel's recorded rules and by tables of
+//! cases.
 #![expect(clippy::unwrap_used, reason = "helpers of tests: what cannot be read shall stop the test")]
 
 use std::net::IpAddr;

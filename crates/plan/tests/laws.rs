@@ -1,5 +1,5 @@
-//! Laws that `wanted`, `diff` and the parsers keep for any input, tested with ten thousand cases each. The rows of a case are
-//! built class by class, so that no law has to ask `owned` what is ours. golden.rs compares complete plans.
+//! Laws that `wanted`, `diff` and the parsers keep for any input, tested with ten thousand cases each. The rows of a
+//! case are built class by class, so that laws need not ask `owned` what is ours. golden.rs compares complete plans.
 #![expect(clippy::unwrap_used, reason = "generators are helpers of tests: a bad literal shall stop the test")]
 
 use std::sync::Arc;

@@ -1,6 +1,6 @@
-//! Comparison of our plans with recordings of a real flannel: its entries in etcd and the kernel state of three nodes. The
-//! recordings are in recordings/<case>/, taken with ip(8) and bridge(8). Everything must be equal except the differences that
-//! are named here one by one. The tests read no real kernel.
+//! Comparison of our plans with recordings of a real flannel: entries in etcd, and the kernel state of three nodes.
+//! The recordings are in recordings/<case>/, taken with ip(8) and bridge(8). Everything must be equal except the
+//! differences that are named here one by one. The tests read no real kernel.
 #![expect(clippy::unwrap_used, reason = "helpers of a test: a recording that cannot be read shall stop it")]
 
 use std::net::IpAddr;
@@ -183,8 +183,8 @@ impl Recorded {
         assert_eq!((replaced, added), (seen.routes.len(), beyond.len()), "{}", self.place.display());
     }
 
-    /// Compares subnet.env. flannel subtracts 50 bytes for an IPv6 underlay, too, but the kernel's device has 70 bytes less, so
-    /// that full-size packets of its pods do not fit. Our value is the smaller device's MTU.
+    /// Compares subnet.env. flannel subtracts 50 bytes for an IPv6 underlay, too, but the kernel's device has 70
+    /// bytes less. So full-size packets of its pods do not fit. Our value is the smaller device's MTU.
     fn has_the_file(&self) {
         let (config, mut recorded) = (self.conf.config(), self.text("subnet.env"));
         if config.ipv6.is_some() && matches!(config.backend, Backend::Vxlan(_)) {
@@ -196,8 +196,8 @@ impl Recorded {
         assert_eq!(previous_subnet(&recorded), Some(self.own.subnet));
     }
 
-    /// Compares our lease byte for byte: once for a node with its device, once for a node that lost it and finds its lease.
-    /// flannel never writes its port; we write one that is not the default.
+    /// Compares our lease byte for byte. It does so for a node with its device, and for a node that lost it. flannel
+    /// never writes its port; we write one that is not the default.
     fn has_the_lease(&self) {
         let drawn = [Mac([0x02, 0, 0, 0, 0, 1]), Mac([0x02, 0, 0, 0, 0, 2])];
         let bare = Underlay { links: Vec::new(), ..self.underlay.clone() };
@@ -253,7 +253,7 @@ fn accept_ra(link: LinkName) -> Sysctl {
     Sysctl { path: format!("net/ipv6/conf/{link}/accept_ra").into(), value: "0".into() }
 }
 
-/// Parses the output of `etcdctl get --prefix`, a line with a key and one with its value, and keeps the leases.
+/// Parses the output of `etcdctl get --prefix`, lines of keys and values in turn, and keeps the leases.
 fn entries(text: &str) -> Vec<(String, String)> {
     let lines: Vec<&str> = text.lines().collect();
     let pairs = lines.chunks(2).filter_map(|pair| {

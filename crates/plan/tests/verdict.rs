@@ -173,7 +173,7 @@ fn large_packets_that_are_lost_from_the_first_pod_on_are_found_as_soon() {
     assert_eq!(world.finding(0).name(), "unverified");
     world.sims[0].link = big(1399);
     world.run_while(SOON, |world| world.finding(0).name() == "unverified");
-    // A second until the next regular probe, four quick ones, and the time in which the last one may be answered.
+    // A second until the next regular probe, four quick ones, and the time for the last reply.
     world.run(SECOND + SECOND * 6 / 10 + PATIENCE + SECOND / 10);
     assert_eq!(world.finding(0).name(), "large packets lost");
 }
@@ -198,7 +198,7 @@ fn a_size_that_cannot_be_is_found_out() {
     world.run(SECOND * 10);
 }
 
-/// A path that fails again right after its recovery, before any large packet was sent, is not reported as "large packets lost".
+/// A path that fails again before any large packet was sent is not reported as "large packets lost".
 #[test]
 fn a_path_that_is_lost_again_is_not_blamed_on_size() {
     for phase in (0..1000).step_by(93) {

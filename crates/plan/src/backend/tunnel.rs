@@ -45,8 +45,8 @@ fn is_of_kind(link: &LinkFacts, kind: TunnelKind) -> bool {
     *link.kind == *properties(kind).link_kind
 }
 
-/// Returns the addresses of tunnel devices that exist here with a name like ours, whichever program made them, each with
-/// its device.
+/// Returns the addresses of tunnel devices with a name like ours, each with its device. Any program may have made
+/// them.
 fn ends(underlay: &Underlay) -> impl Iterator<Item = (&AddressFacts, &LinkFacts)> {
     underlay.addresses.iter().filter_map(|facts| {
         let (id, link) = (TunnelId::of_device(facts.link)?, underlay.link(facts.link)?);

@@ -1,5 +1,5 @@
-//! Backend vxlan: one device per family, and per peer a neighbour, an FDB entry and a route through the peer's VTEP
-//! address (flannel-compat 6.1). Neighbour and FDB entry are permanent. Packets and `ip` output must be exactly as with
+//! Backend vxlan (flannel-compat 6.1): one device per family. Each peer has a neighbour, an FDB entry and a route
+//! through its VTEP address. Neighbour and FDB entry are permanent. Packets and `ip` output must be exactly as with
 //! flannel.
 
 use std::net::{IpAddr, Ipv4Addr};

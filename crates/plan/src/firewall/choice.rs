@@ -1,5 +1,5 @@
 //! Chooses the tool that enforces the rules. The network config decides. Without it nftables is used, unless iptables
-//! refuses packets or iptables-legacy is in use: an accept rule in our own tables does not undo a drop in another table.
+//! refuses packets or iptables-legacy is in use. An accept rule in our own tables undoes no drop in another table.
 
 use super::ToolChoice;
 use crate::config::FirewallOptions;

@@ -313,8 +313,8 @@ fn sent_by_pods(
     ]
 }
 
-/// Returns the rules for packets from unknown senders. The rule that records the sender comes first and alone: if the set
-/// is full, the rule that would add to it ends there.
+/// Returns the rules for packets from unknown senders. The rule that records the sender comes first and alone,
+/// because it ends when the set is full.
 fn strangers(device: &Vxlan, family: Family, verdict: RuleVerdict) -> [TrafficRule; 2] {
     let matches: Box<[Match]> =
         [Match::UdpPort(device.port), Match::Vni(device.vni), Match::NoPeer(family)].into();

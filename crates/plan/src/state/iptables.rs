@@ -1,5 +1,5 @@
-//! Chains and rules of iptables that are ours: two chains, and the jumps to them in the built-in chains (flannel-compat
-//! 7.1). Rules are kept as iptables-save(8) prints them, which is how they are read and written.
+//! Our chains and rules in iptables: two chains, and the jumps to them in the built-in chains (flannel-compat 7.1).
+//! Rules are kept as iptables-save(8) prints them, which is how they are read and written.
 
 use std::fmt;
 

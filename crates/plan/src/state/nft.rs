@@ -1,5 +1,5 @@
-//! Objects of nftables that are ours: flannel's tables `ip flannel-ipv4` and `ip6 flannel-ipv6`, their chains, and the
-//! peers' addresses that the source filter uses (flannel-compat 7.2).
+//! Our objects in nftables (flannel-compat 7.2): flannel's tables `ip flannel-ipv4` and `ip6 flannel-ipv6`, and their
+//! chains. The source filter adds sets with the peers' addresses.
 
 use std::fmt;
 use std::net::IpAddr;

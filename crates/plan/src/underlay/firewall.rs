@@ -31,8 +31,7 @@ impl fmt::Display for Manager {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FirewallFacts {
-    /// Reason why nftables cannot be used: no binary, no kernel support, tables that cannot be read, or rules that it
-    /// refuses.
+    /// Reason why nftables cannot be used: no binary, no kernel support, unreadable tables, or refused rules.
     pub no_nft: Option<Box<str>>,
     /// Facts about iptables, one entry for each variant and family whose tools exist.
     pub iptables: Vec<IptablesFacts>,

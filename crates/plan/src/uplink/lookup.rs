@@ -1,5 +1,5 @@
-//! Finds the uplink by one criterion: a name, an address, a pattern, the kernel's path to an address, or the default
-//! route (flannel-compat 3.2 to 3.4). The result is an interface with its addresses, or the reason for the failure. The
+//! Finds the uplink by one criterion (flannel-compat 3.2 to 3.4): name, address, pattern, the kernel's path to an
+//! address, or the default route. The result is an interface with its addresses, or the reason for the failure. The
 //! parent module decides which criterion counts.
 
 use std::net::IpAddr;
@@ -152,8 +152,8 @@ impl<'a> Lookup<'a> {
         }
     }
 
-    /// Returns the default route with the smallest metric, and of equal ones the kernel's first. Two routes to half of
-    /// all addresses each count as a default route if their next hops are equal: VPN clients write such routes.
+    /// Returns the default route with the smallest metric, and of equal ones the kernel's first. Two routes to half
+    /// of all addresses each count as a default route if their next hops are equal. VPN clients write such routes.
     pub(super) fn default_route(&self, family: Family) -> Option<&'a RouteFacts> {
         let of_length = |length: u8| {
             let of_family = move |route: &&RouteFacts| {
@@ -307,7 +307,7 @@ impl<'a> Lookup<'a> {
     }
 }
 
-/// Compiles a pattern as Go's RE2 does for ASCII text: it is not anchored, and classes such as `\d` are ASCII.
+/// Compiles a pattern as Go's RE2 does for ASCII text. It is not anchored, and classes such as `\d` are ASCII.
 fn compile(pattern: &str) -> Result<Regex, String> {
     RegexBuilder::new(pattern).unicode(false).build().map_err(|error| {
         // The lines before the last one only point at the place.

@@ -46,9 +46,9 @@ pub(super) fn of(facts: &AddressFacts, remembered: &[IpAddr], source: Option<IpA
     ((link_local, deprecated, known, facts.tentative), (!is_source, of_host_alone, expires, temporary))
 }
 
-/// Returns the addresses of this node that leases announce, most likely its own first. The order is: in the lease of the
-/// node's previous subnet, then with a network of its own, then in the oldest lease. Another node may have announced a
-/// virtual address.
+/// Returns the addresses of this node that leases announce, most likely its own first. The order is: address in the
+/// lease of the previous subnet, address with a network, address in the oldest lease. Another node may have announced
+/// a virtual address.
 pub fn leased(leases: &[Lease], underlay: &Underlay, previous: Option<Subnet>) -> Vec<IpAddr> {
     let announced = leases.iter().flat_map(|lease| {
         Family::ALL.into_iter().filter_map(move |family| Some((lease, lease.public(family)?)))

@@ -39,8 +39,8 @@ pub(super) struct Choice {
 }
 
 impl Choice {
-    /// Starts from nothing, but for the reason for which the direct path was left: the peer may have been off the segment for a
-    /// moment only.
+    /// Starts without knowledge, except for the reason why the direct path was left. The peer may have been off the
+    /// segment for a moment only.
     pub(super) fn restart(&mut self) {
         *self = Self { left: self.left.take(), ..Self::default() };
     }

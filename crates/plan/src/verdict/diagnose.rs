@@ -9,7 +9,7 @@ use super::track::Track;
 use super::{Finding, PreferredPath};
 use crate::peer::Path;
 
-/// Time without a loss after which the direct path counts as healthy again, if it was left because of a fault.
+/// Time without a loss after which a direct path that was left counts as healthy again.
 const CALM: Duration = Duration::from_secs(10);
 
 /// Maximum error of the search for the largest size, in bytes.

@@ -10,7 +10,7 @@ use super::track::Track;
 use super::{Answer, Finding, Local, PreferredPath, Probe};
 use crate::peer::{Path, PeerPath};
 
-/// Overhead of VXLAN in bytes for an outer header of IPv4 and of IPv6: IP, UDP, VXLAN and inner Ethernet headers.
+/// Overhead of VXLAN in bytes, over IPv4 and over IPv6: outer IP, UDP, VXLAN and inner Ethernet headers.
 const OVERHEAD: (u32, u32) = (50, 70);
 
 /// Evidence about one peer.
@@ -23,7 +23,7 @@ pub(super) struct Evidence {
     pub(super) choice: Option<Box<Choice>>,
     /// True after one answered echo between pod subnets, by any path, until the peer is gone.
     pub(super) reached: bool,
-    /// True if this node routes the packets for the peer elsewhere, so that a loss is no evidence about the peer.
+    /// True if this node diverts the packets for the peer, so that a loss is no evidence about the peer.
     pub(super) diverted: bool,
 }
 

@@ -1,5 +1,5 @@
-//! Answers of one peer along its path: a track for each kind of probe, and the replies that carry more than their arrival. Most
-//! peers are well and need two tracks only.
+//! Replies of one peer along its path: a track for each kind of probe, and replies with further content. Most peers
+//! are well and need two tracks only.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Judge of one peer. It composes the evidence, the schedule of the probes, the diagnosis and the reported finding; it sends
-//! nothing and reads no clock.
+//! Judge of one peer. It composes the evidence, the schedule of the probes, the diagnosis and the reported finding.
+//! It sends nothing and reads no clock.
 
 use std::time::Duration;
 

@@ -18,8 +18,8 @@ const WAIT: Duration = Duration::from_millis(250);
 /// Time after the start of a search at which it is repeated, if it is still needed.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// Returns the smallest size in bytes that is searched. It is 576 for IPv4, the smallest MTU still in use, and 1280 for
-/// IPv6, the minimum MTU of RFC 8200.
+/// Returns the smallest size in bytes that is searched. It is 576 for IPv4, the smallest MTU still in use. For IPv6
+/// it is 1280, the minimum of RFC 8200.
 pub(super) fn least(address: IpAddr) -> u16 {
     if address.is_ipv6() { 1280 } else { 576 }
 }

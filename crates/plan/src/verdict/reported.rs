@@ -11,7 +11,8 @@ use super::time::Time;
 const HELD: Duration = Duration::from_secs(5);
 /// Time for which another fault must persist before it replaces [`Finding::Flapping`].
 const CALM: Duration = Duration::from_secs(30);
-/// Time for which a fault must persist before it replaces the same fault with other details, which may change with every reply.
+/// Time for which a fault must persist before it replaces the same fault with other details. Details may change with
+/// every reply.
 const DETAILS: Duration = Duration::from_secs(300);
 /// Time after which the first fault of a peer is reported if the peer was never reached.
 const ACQUAINTED: Duration = Duration::from_secs(10);

@@ -17,8 +17,9 @@ use crate::peer::Path;
 const LATE: Duration = Duration::from_millis(150);
 /// Maximum of that time before the first quick probe, for peers with a higher latency.
 const LATER: Duration = Duration::from_millis(300);
-/// Number of quick probes of the path after a regular one; together they are [`super::track::RUN`]. At a pace of 1 s, a loss is
-/// known at most 1 + 0.15 + 3 * 0.15 + 0.8 s after the last reply. It takes 0.15 s more if the peer is far.
+/// Number of quick probes of the path after a regular one; together they are [`super::track::RUN`]. At a pace of 1 s,
+/// a loss is known at most 2.4 s after the last reply (1 + 0.15 + 3 * 0.15 + 0.8). It takes 0.15 s more if the peer
+/// is far.
 const QUICK: u8 = 4;
 /// Time between two regular probes while a path recovers. Probes that are moved forward keep this distance, too.
 pub(super) const BACK: Duration = Duration::from_secs(1);
@@ -158,7 +159,8 @@ impl Schedule {
             // Thousands of peers that appear at the same moment are spread over the mean interval.
             return (part - part / 8).max(BACK.min(pace));
         }
-        // The interval is a little less than `pace` and never the same: a fault in step with the probes would be missed.
+        // The interval is a little less than `pace` and varies, since a fault in step with the probes would be
+        // missed.
         pace - if evidence.history.path.has_lost() { part / 2 } else { part / 4 }
     }
 
@@ -167,7 +169,7 @@ impl Schedule {
         time * u32::from(hash(self.count)) / (1 << 16)
     }
 
-    /// Returns the time of the next closer look at the tunnel, at `soonest` or later, if it fits between two regular probes. A
+    /// Returns the time of the next closer look at the tunnel, at `soonest` or later, between two regular probes. A
     /// look never delays the probes that find a loss.
     fn closer_at(&self, evidence: &Evidence, soonest: Time) -> Option<Time> {
         let at = self.next_closer.max(soonest);

@@ -71,7 +71,7 @@ impl Silence {
         since.is_some_and(|since| now >= since + MUTE && now < since + SUSPICION)
     }
 
-    /// Returns the time at which the track's current run of losses began, if no probe of any kind was answered since.
+    /// Returns the start of the track's current run of losses, if no probe of any kind got a reply since.
     pub(super) fn total_since(&self, track: &Track) -> Option<Time> {
         track.run_from().filter(|from| self.heard < Some(*from))
     }

@@ -1,5 +1,5 @@
-//! Results of one kind of probe to one peer: runs, a window of recent results, and whether the probe is failing. Their size is
-//! bounded, however many results come and in whatever order. `diagnose` decides what a failure means.
+//! Results of one kind of probe to one peer: runs, a window of recent results, and failure. Their size is bounded,
+//! however many results come and in whatever order. `diagnose` decides what a failure means.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -188,7 +188,7 @@ impl Track {
         self.losses.as_ref().filter(|losses| losses.run > 0)?.run_from
     }
 
-    /// Returns the time at which the first probe of the failing run was sent; `None` if flapping alone is the failure.
+    /// Returns the time of the first probe of the failing run; `None` if flapping alone is the failure.
     pub(super) fn trouble(&self) -> Option<Time> {
         self.losses.as_ref()?.trouble
     }
@@ -203,7 +203,7 @@ impl Track {
         Some(self.losses.as_ref()?.refused?.0)
     }
 
-    /// Returns true if a probe that was sent at this time or later has been answered; with `None`, if any was answered.
+    /// Returns true if a probe that was sent at this time or later got a reply. With `None`, any probe counts.
     pub(super) fn heard_since(&self, time: impl Into<Option<Time>>) -> bool {
         self.answered.is_some() && self.answered >= time.into()
     }

@@ -28,7 +28,7 @@ pub(super) type FdbEnd = ((TunnelId, Mac), Remote);
 pub(super) struct Admitted {
     /// Subnets by first address, with the last address; `None` if no two overlap.
     spans: Option<BTreeMap<u128, (u128, IpNet)>>,
-    /// Tunnel ends by tunnel and MAC address, since an FDB has one entry per MAC address; `None` if no two are equal.
+    /// Tunnel ends by tunnel and MAC address, since an FDB has one entry per MAC. `None` if all differ.
     macs: Option<BTreeMap<(TunnelId, Mac), (IpNet, Remote)>>,
     /// Index of nodes and subnets together; present only if some node's address lies in the pod network.
     mixed: Option<Mixed>,
@@ -148,8 +148,8 @@ impl Draft<'_> {
         Ok(public_ip)
     }
 
-    /// Returns key and value of the FDB entry for the end of a peer's tunnel; `None` if the tunnel needs none. The fault says
-    /// why the end cannot be used beside ours and those of the admitted peers.
+    /// Returns key and value of the FDB entry for a peer's tunnel end; `None` if the tunnel needs none. The fault
+    /// says why the end cannot be used beside ours and those of the admitted peers.
     pub(super) fn admit_end(
         &self,
         family: Family,
@@ -205,7 +205,7 @@ impl Draft<'_> {
     }
 }
 
-/// Returns true if packets for a peer's pods may be sent to this address, which must be that of a node. An IPv4 link-local
+/// Returns true if packets for a peer's pods may be sent to this address. It must be a node's. An IPv4 link-local
 /// address is accepted only if our own address is link-local, too.
 pub(super) fn is_peer_address(address: IpAddr, ours: Option<IpAddr>) -> bool {
     let is_link_local = |address| match address {

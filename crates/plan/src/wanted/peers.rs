@@ -129,8 +129,8 @@ impl Draft<'_> {
         self.waiting.contains(&family) && !covered
     }
 
-    /// Returns true if a peer may be direct, but this cannot be decided now; its path in the kernel then stays. If only the
-    /// route to our segment is missing, a peer that goes by tunnel does not wait.
+    /// Returns true if a peer may be direct, but this cannot be decided now. Its path in the kernel then stays. If
+    /// only the route to our segment is missing, a peer that goes by tunnel does not wait.
     fn waits(&self, direct: Direct, family: Family, subnet: IpNet, public_ip: IpAddr) -> bool {
         let only_segment = self.without_segment.contains(&family);
         self.waits_for(family, public_ip)

@@ -202,7 +202,7 @@ pub(crate) fn held_keys(scene: &Scene) -> Vec<Route> {
     scene.wanted.routes.iter().filter(held).cloned().collect()
 }
 
-/// Returns true if the path can be used: the next hop's neighbour and FDB entry, or its object, are in place.
+/// Returns true if the path can be used: the next hop's neighbour and FDB entry, or its object, exist.
 pub(crate) fn is_reachable(have: &State, wanted: &State, path: RoutePath) -> bool {
     let (gateway, link) = match path {
         RoutePath::Via { gateway, link, .. } => (gateway, link),

@@ -427,8 +427,8 @@ fn own_lease(config: &Config, node: &Node) -> Lease {
     }
 }
 
-/// Returns a lease with one fault that excludes it in both families, whatever else is listed, if only the valid ones answer. It
-/// was written last.
+/// Returns a lease with one fault that excludes it in both families, if only the nodes of valid leases answer. It was
+/// written last.
 pub(crate) fn hostile_lease(tape: &mut Tape, config: &Config, good: &[Lease]) -> Lease {
     let at = 20 + tape.below(4) as u8;
     let mut lease =

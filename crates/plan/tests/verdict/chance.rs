@@ -56,7 +56,7 @@ fn as_many_are_counted_as_lost_as_are() {
     }
 }
 
-/// At 10 % loss a peer flaps less than once in five hours, at 15 % less than once in twenty minutes.
+/// At 10 % loss a peer flaps less than once in five hours. At 15 % it is less than once in twenty minutes.
 #[test]
 fn loss_by_chance_seldom_leaves_the_direct_way() {
     for (loss, minutes, most) in [(0.10, 100, 6), (0.15, 50, 45)] {

@@ -1,5 +1,5 @@
-//! A simulated network in steps of ten milliseconds. Each peer's link decides the fate of a probe, chance and latency are
-//! added, and a plan follows the judges' paths a little later.
+//! A simulated network in steps of ten milliseconds. Each peer's link decides the fate of a probe; chance and latency
+//! are added. A plan follows the judges' paths a little later.
 
 use std::time::Duration;
 
