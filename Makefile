@@ -49,7 +49,7 @@ test-etcd: toolchain packages-test
 ## Run long tests: a path that flaps for two minutes, healthy and busy nodes for ten minutes each. Takes 25 minutes.
 soak: toolchain packages-test
 	@scripts/progress "building the tests" cargo test --quiet --locked -p twill --test e2e --no-run
-	@TWILL_SOAK=1 cargo test --locked -p twill --test e2e -- a_way_that_flaps calm::
+	@TWILL_SOAK=1 cargo test --locked -p twill --test e2e -- a_flapping_path calm::
 
 ## Attack running daemons as the attackers in SECURITY.md would. Takes a few minutes.
 hostile: toolchain packages-test

@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_says_what_and_why_and_what_to_do() {
+    fn an_error_names_cause_and_remedy() {
         let refused = |errno, text: Option<&str>| Cause::Refused { errno, text: text.map(Into::into) };
         for (cause, expected) in [
             (

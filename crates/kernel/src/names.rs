@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_readings_find_every_kind_of_socket_and_the_first_its_owner() {
+    fn abstract_sockets_are_listed_and_sock_diag_adds_the_owner() {
         let address = |name: &str| {
             SocketAddr::from_abstract_name(format!("names {} {name}", std::process::id())).unwrap()
         };

@@ -364,7 +364,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_nft_that_cannot_do_it_is_told_by_its_own_words() {
+    fn an_unusable_nft_is_reported_by_its_own_message() {
         let say = |version: &str, json: &str| {
             format!(
                 "nftables v{version} (Lester Gooch #5)\n  cli:\t\teditline\n  json:\t\t{json}\n  minigmp:\tno\n"
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn another_version_under_the_same_name_is_asked_again() {
+    fn a_replaced_nft_binary_is_checked_again() {
         let place = tempfile::tempdir().unwrap();
         let file = place.path().join(NFT);
         let says = |version: &str| Ok(format!("nftables v{version}\n  json:\t\tyes\n"));
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_nf_tables_is_told_apart_from_a_missing_right() {
+    fn a_kernel_without_nf_tables_is_distinguished_from_a_missing_right() {
         let words = |errno| no_nf_tables(&Cause::Refused { errno, text: None });
         assert!(words(libc::EINVAL).starts_with("this kernel has no nf_tables: run modprobe nf_tables"));
         assert!(words(libc::EPROTONOSUPPORT).starts_with("this kernel has no nf_tables"));

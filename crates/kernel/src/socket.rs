@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_dump_is_read_again_and_not_for_ever() {
+    fn a_torn_dump_is_read_again_a_limited_number_of_times() {
         for (torn, expected) in
             [(0, Ok(0)), (1, Ok(1)), (ATTEMPTS - 1, Ok(ATTEMPTS - 1)), (ATTEMPTS, Err(Cause::Torn))]
         {
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_dump_says_so_in_any_of_its_messages() {
+    fn any_message_of_a_dump_can_mark_it_as_torn() {
         for kind in [libc::RTM_NEWROUTE.into(), libc::NLMSG_DONE] {
             for (flags, torn) in
                 [(libc::NLM_F_MULTI, false), (libc::NLM_F_MULTI | libc::NLM_F_DUMP_INTR, true)]
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_ends_with_the_kernels_own_words() {
+    fn a_refusal_carries_the_kernels_error_text() {
         let end = |bytes: &[u8]| match parts(bytes).map(answer).next() {
             Some(Answer::End(end)) => end,
             _ => panic!("no end"),
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_answer_to_a_request_given_up_is_passed_over() {
+    fn a_late_reply_to_an_abandoned_request_is_ignored() {
         let mut netlink = Netlink::open().unwrap();
         let mut request = crate::addr::dump_request();
         send(&netlink.socket, request.seal(1, true)).unwrap();
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_tells_of_a_dump_that_it_tore() {
+    fn the_kernel_reports_a_torn_dump() {
         lab::test(lab::Timing::Free, || {
             let lines = (0..3000).map(|k| format!("addr add 127.1.{}.{}/32 dev lo\n", k / 250, k % 250));
             let batch = lab::enter::work_dir().join("tmp/addresses");

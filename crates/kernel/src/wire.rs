@@ -234,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_put_together_is_taken_apart() {
+    fn a_built_message_is_parsed_as_it_was_built() {
         let mut message = Message::new(24, libc::NLM_F_CREATE, &[&[1, 2, 3, 4]]);
         message.u8(1, 9).u32(2, 70_000).ip(3, [10, 244, 0, 1].into()).text(4, "eth0");
         message
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn cut_messages_and_attributes_end_the_walk() {
+    fn truncated_messages_and_attributes_end_the_iteration() {
         let mut message = Message::new(24, 0, &[&[0; 4]]);
         message.u32(1, 1).u32(2, 2);
         let bytes = message.seal(1, false).to_vec();

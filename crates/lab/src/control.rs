@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wake_up_that_has_not_come_is_late() {
+    fn an_overdue_wake_up_counts_as_late() {
         let begun = Instant::now();
         let mut ticks = ticks(begun, &[]);
         ticks.due = begun + 1000 * MS;
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_missed_limit_with_a_late_control_is_the_excuse() {
+    fn the_last_limit_missed_with_a_late_control_is_excused() {
         let miss = |what: &str, total: u32| Miss {
             what: what.into(),
             control: Lateness { window: 2000 * MS, total: total * MS, worst: total.min(7) * MS },

@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_control_that_is_late_three_times_fails_with_all_figures() {
+    fn a_test_fails_with_all_figures_after_three_late_controls() {
         let (ended, timings, reports) = measured(vec![starved("first"), starved("second"), starved("third")]);
         let why = ended.expect_err("three times starved");
         assert!(["first", "second", "third", "its output"].iter().all(|part| why.contains(part)), "{why}");
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_control_on_time_fails_at_once() {
+    fn a_limit_missed_with_a_control_on_time_fails_at_once() {
         let (ended, timings, reports) = measured(vec![Err(Failure::Real("too slow".into()))]);
         assert_eq!((ended, timings.len(), reports.len()), (Err("too slow".into()), 1, 0));
         let (ended, timings, reports) =

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patience_is_a_whole_number_or_none() {
+    fn lab_patience_accepts_positive_whole_numbers_only() {
         assert_eq!(["", "1", "10"].map(factor), [1, 1, 10]);
         for nonsense in ["0", "-1", "1.5", "ten"] {
             assert!(std::panic::catch_unwind(|| factor(nonsense)).is_err(), "{nonsense}");

@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn an_emptied_store_is_not_believed_until_the_grace_is_over() {
+    fn an_emptied_store_is_ignored_until_the_grace_period_ends() {
         let (mut belief, weighed, now) = after(8, &leases(0..0));
         assert_eq!((weighed.leases.len(), weighed.missing, weighed.due), (8, 8, Some(now + GRACE)));
         let nearly = belief.weigh(&leases(0..0), None, now + GRACE - Duration::from_secs(1), GRACE);
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_come_back_are_no_longer_missing() {
+    fn leases_that_return_are_no_longer_missing() {
         let (mut belief, _, now) = after(8, &leases(0..0));
         let some = belief.weigh(&leases(1..6), None, now + Duration::from_secs(9), GRACE);
         assert_eq!((some.leases.len(), some.missing), (8, 3));
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_is_emptied_one_by_one_is_not_believed_either() {
+    fn a_store_emptied_lease_by_lease_is_ignored_too() {
         let (mut belief, mut now) = (Belief::default(), Instant::now());
         for left in (1..=9).rev() {
             belief.weigh(&leases(1..left), None, now, GRACE);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_may_shrink_by_half_and_a_small_one_as_it_likes() {
+    fn a_cluster_may_shrink_by_half_and_a_small_one_to_nothing() {
         for (first, then, left, missing) in
             [(8, leases(1..5), 4, 0), (3, leases(0..0), 0, 0), (4, leases(1..2), 4, 3)]
         {
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_takes_its_lease_again_at_once_was_never_gone() {
+    fn a_peer_that_takes_its_lease_again_at_once_is_kept() {
         let (mut belief, gone, now) = after(2, &leases(1..2));
         assert_eq!((gone.leases.len(), gone.missing, gone.due), (2, 0, Some(now + LINGER)));
         let back = belief.weigh(&leases(1..3), None, now + LINGER / 2, GRACE);
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_is_another_or_goes_back_is_not_believed_however_few_there_are() {
+    fn a_replaced_or_restored_store_is_ignored_for_any_cluster_size() {
         let at = |cluster, revision, breaks| Some(History { cluster, revision, breaks });
         for (then, kept) in [(at(1, 9, 0), 0), (at(1, 8, 0), 1), (at(2, 10, 0), 1), (at(1, 10, 1), 1)] {
             let (mut belief, now) =

@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn another_cards_route_to_the_same_segment_does_not_count() {
+    fn a_route_of_another_interface_to_the_segment_is_ignored() {
         let route = |destination: &str, gateway: Option<&str>, link: &str, metric| RouteFacts {
             destination: destination.parse().unwrap(),
             gateway: gateway.map(|gateway| gateway.parse().unwrap()),

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_is_named_by_number_and_not_by_what_it_says() {
+    fn a_bad_line_is_named_by_number_without_its_text() {
         let text = "\n# A=1\nhunter2\n=hunter2\n2A=hunter2\nA B=hunter2\nA='hunter2\nA=\"hunter2\\\nA='a' hunter2\r\nB=2\r\n";
         let lines: Vec<Line> = parse(text).collect();
         let numbers: Vec<usize> =

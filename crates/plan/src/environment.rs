@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bridge_that_passes_by_the_rules_is_told_where_that_matters() {
+    fn a_bridge_that_bypasses_the_rules_is_reported_where_that_matters() {
         let told = |values, needed| {
             let faults = bridge_netfilter(&config(), &with(values), needed).into_iter();
             told(&faults.map(Note::Node).collect::<Vec<_>>())
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn more_peers_on_the_segment_than_the_kernel_keeps_neighbours_are_told_before_they_are_too_many() {
+    fn a_nearly_full_neighbour_table_is_reported() {
         let underlay = Underlay {
             sysctls: vec![Sysctl { path: most_neighbours(Family::Ipv4), value: "1024".into() }],
             ..Underlay::default()
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn firewalld_is_told_with_the_commands_for_port_and_pods() {
+    fn firewalld_is_reported_with_the_commands_for_port_and_pods() {
         let told = |config: &Config, firewalld: Option<Firewalld>| {
             let mut underlay = Underlay::default();
             underlay.firewall.firewalld = firewalld;

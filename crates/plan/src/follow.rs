@@ -311,7 +311,7 @@ mod tests {
     const OWN: &str = "eth0 192.0.2.11";
 
     #[test]
-    fn an_address_that_goes_for_a_second_is_waited_for_though_others_are_there() {
+    fn an_address_missing_for_a_second_is_not_replaced() {
         let all = "eth0 192.0.2.11/24, eth0 192.0.2.100/32, eth0 192.0.2.101/32";
         let vips = "eth0 192.0.2.100/32, eth0 192.0.2.101/32";
         let back = "eth0 192.0.2.100/32, eth0 192.0.2.101/32, eth0 192.0.2.11/24";
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_stays_away_is_replaced_and_taken_again_when_it_is_back() {
+    fn a_lost_address_is_replaced_and_used_again_on_its_return() {
         let vip = "eth0 192.0.2.100";
         let (all, left) = ("eth0 192.0.2.100/32, eth0 192.0.2.11/24", "eth0 192.0.2.100/32");
         story(
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_local_address_takes_no_lasting_ones_place() {
+    fn a_link_local_address_never_replaces_a_global_one() {
         story(
             OWN,
             &[],
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deprecated_address_is_left_for_a_preferred_one_and_for_no_other() {
+    fn a_deprecated_address_is_left_only_for_a_preferred_one() {
         let own = "eth0 192.0.2.11 2001:db8::11";
         let new = "eth0 192.0.2.11 2001:db8::51";
         let v4 = "eth0 192.0.2.11/24";
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_started_on_a_virtual_address_goes_home() {
+    fn a_node_on_a_virtual_address_returns_to_its_own_address() {
         let vip = "eth0 192.0.2.100";
         let home = ["192.0.2.11"];
         story(
@@ -443,13 +443,13 @@ mod tests {
     }
 
     #[test]
-    fn a_hosts_address_on_loopback_is_there_and_no_new_name() {
+    fn an_own_address_on_loopback_is_not_a_renamed_uplink() {
         let there = "lo 192.0.2.11/32, eth0 -";
         story(OWN, &[], &[(0, there, OWN), (1, "lo 192.0.2.11/32", "lost")]);
     }
 
     #[test]
-    fn a_new_name_is_known_by_the_addresses() {
+    fn a_renamed_uplink_is_recognized_by_its_addresses() {
         let mut follower = Follower::default();
         let uplink = at("eth0", "192.0.2.11 2001:db8::11");
         let there = underlay("ens3 192.0.2.11/24, ens3 2001:db8::11/64");
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn where_it_was_nobody_is_asked() {
+    fn an_unchanged_uplink_needs_no_new_choice() {
         let mut follower = Follower::default();
         let there = underlay("eth0 192.0.2.9/24, eth0 192.0.2.11/24, eth1 192.0.2.11/32");
         let followed = follower.follow(&at("eth0", "192.0.2.11"), &there, Duration::ZERO, |_| unreachable!());

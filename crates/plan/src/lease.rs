@@ -319,7 +319,7 @@ mod tests {
 
     /// A fault in one family leaves the other family usable. flannel leaves the whole node out.
     #[test]
-    fn what_is_broken_in_one_family_costs_the_other_one_nothing() {
+    fn a_fault_in_one_family_does_not_affect_the_second() {
         let good = r#"{"VtepMAC":"02:00:00:00:49:01"}"#;
         let with = |ipv4: &str, ipv6: &str, public_ipv6: &str| {
             let value = format!(
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_of_zero_is_none() {
+    fn a_port_of_zero_counts_as_no_port() {
         for port in ["0", "null"] {
             let value = format!(
                 r#"{{"BackendType":"vxlan","BackendData":{{"Port":{port},"VtepMAC":"0a:1b:2c:3d:4e:5f"}}}}"#
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_says_where() {
+    fn an_unreadable_lease_names_the_place() {
         for (key, value, word) in [
             ("10.5.34.0", "{}", "10.5.34.0"),
             ("10.5.34.0-33", "{}", "10.5.34.0-33"),

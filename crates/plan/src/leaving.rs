@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn uninstalling_names_all_that_is_ours_and_nothing_else() {
+    fn uninstall_deletes_exactly_our_objects() {
         let ops = lines(&uninstall(&seen(), &owned()));
         assert_eq!(
             ops[..2],
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_of_another_table_are_handed_over_in_the_main_one_before_they_go() {
+    fn routes_are_handed_over_in_the_main_table_before_deletion() {
         let [owned, seen] = [(); 2].map(|()| (owned(), seen())).map(|(owned, seen)| {
             let routes = seen.routes.iter().take(1).map(|row| Route { table: 100, ..row.clone() });
             let rules = seen.rules.iter().take(1).cloned().collect();
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn handing_over_leaves_what_flannel_writes() {
+    fn handing_over_leaves_flannels_objects() {
         assert_eq!(
             lines(&hand_over(&seen(), &owned(), &["flannel.1".parse().unwrap()])),
             [

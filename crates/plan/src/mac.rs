@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_the_spellings_go_reads_and_no_others() {
+    fn a_mac_parses_exactly_the_forms_that_go_accepts() {
         let mac = Mac([0x0a, 0x1b, 0x2c, 0x3d, 0x4e, 0x5f]);
         for text in ["0a:1b:2c:3d:4e:5f", "0A:1B:2C:3D:4E:5F", "0a-1b-2c-3d-4e-5f", "0a1b.2c3d.4e5f"] {
             assert_eq!(text.parse(), Ok(mac), "{text}");
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drawn_address_is_local_and_unicast() {
+    fn a_random_mac_is_local_and_unicast() {
         assert_eq!(Mac::local_unicast([0xff; 6]).0[0], 0xfe);
         assert!(!Mac([1, 0, 0, 0, 0, 0]).is_unicast());
         assert!(!Mac::default().is_unicast());

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_is_written_as_people_write_it() {
+    fn a_numbered_name_contains_the_number_in_decimal() {
         for number in [0, 1, 9, 10, 99, 100, 4096, 16_777_215, u32::MAX] {
             for prefix in ["flannel.", "flannel-v6."] {
                 let name = LinkName::numbered(prefix, number);

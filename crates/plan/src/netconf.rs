@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_flannels_but_for_the_missing_backend() {
+    fn defaults_are_flannels_except_for_the_backend() {
         let conf = parse(r#"{"network":"10.3.1.2/16"}"#).unwrap();
         let pool = conf.ipv4.unwrap();
         assert_eq!(pool.to_string(), "10.3.0.0/16, subnets /24 from 10.3.1.0 to 10.3.255.0");
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn options_are_read_in_any_case() {
+    fn option_names_match_in_any_letter_case() {
         let text = r#"{"Network":"10.244.0.0/16","SubnetLen":26,"subnetmin":"10.244.1.0","Backend":{"type":"VXLAN","vni":42,"Port":4789,"mtu":1400,"GBP":true,"directrouting":true}}"#;
         let conf = parse(text).unwrap();
         let options = vxlan::VxlanOptions {
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_config_that_was_parsed_before_is_imposed_upon_likewise() {
+    fn a_backend_can_be_imposed_during_or_after_parsing() {
         let text = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#;
         for imposed in ["vxlan", "auto", "host-gw", "alloc"].map(|name| name.parse::<Backend>().unwrap()) {
             let parsed = NetConf::parse_imposing(Some(&imposed), text.as_bytes()).unwrap();
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn direct_routing_is_verified_unless_it_is_not_to_be() {
+    fn direct_routing_is_verified_unless_disabled() {
         use Direct::{Never, OnLink, Verified};
         let with = |backend: &str, imposed: Option<&str>| {
             let text = format!(r#"{{"Network":"10.3.0.0/16","Backend":{{{backend}}}}}"#);
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_have_the_tunnels_mtu_or_on_demand_the_uplinks() {
+    fn pods_get_the_tunnel_mtu_and_with_direct_mtu_the_uplinks() {
         let mtu = |backend: &str| {
             let text = format!(r#"{{"Network":"10.3.0.0/16","Backend":{{"Type":"auto"{backend}}}}}"#);
             let uplink = crate::node::Uplink {
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn it_comes_back_from_a_file_as_it_was() {
+    fn a_config_survives_a_round_trip_through_json() {
         let text = r#"{"Network":"10.3.0.0/16","SubnetMax":"10.3.9.0","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"vxlan","GBP":true}}"#;
         let conf = parse(text).unwrap();
         let kept = serde_json::to_value(&conf).unwrap();

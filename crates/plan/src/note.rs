@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documents_list_every_kind_of_note_and_no_other() {
+    fn the_documents_list_every_warning_and_no_other() {
         let text = include_str!("../../../docs/reference/messages.md");
         let (_, section) = text.split_once("\n## Warnings\n").unwrap();
         let lines = section.lines().take_while(|line| !line.starts_with("## "));
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn every_note_has_a_problem_and_a_remedy_is_a_sentence_of_its_own() {
+    fn every_warning_has_a_problem_and_its_remedy_is_a_sentence() {
         for note in one_of_each() {
             let Words { problem, remedy } = note.words();
             assert!(!problem.is_empty() && !problem.ends_with('.'), "{note}");
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn readiness_ends_by_these_faults_alone() {
+    fn only_the_listed_faults_end_readiness() {
         let of = |severity: Severity| {
             let notes = one_of_each().into_iter().filter(|note| note.severity() == severity);
             notes.map(|note| note.reason()).collect::<Vec<String>>()

@@ -52,6 +52,11 @@ impl Packet {
     pub fn is_received(&self) -> bool {
         matches!(self.payload, Payload::Tunnel(_))
     }
+
+    /// Returns true if this node itself sends the packet.
+    pub fn is_local(&self) -> bool {
+        self.inbound.as_str() == LOOPBACK
+    }
 }
 
 impl Payload {
@@ -69,13 +74,6 @@ impl Payload {
     }
 }
 
-impl Packet {
-    /// Returns true if this node itself sends the packet.
-    pub fn is_local(&self) -> bool {
-        self.inbound.as_str() == LOOPBACK
-    }
-}
-
 impl Passage {
     /// Returns one packet for each direction.
     pub fn packets(&self, bridge: LinkName) -> [Packet; 2] {
@@ -89,7 +87,13 @@ impl Passage {
     /// Returns the packet that this node itself sends from the first address of its pod subnet, as probes do.
     pub fn local_packet(&self) -> Packet {
         let inbound = LOOPBACK.parse().unwrap_or(self.link);
-        Packet { source: self.own.network(), destination: pod(self.peer), inbound, outbound: self.link }
+        Packet {
+            source: self.own.network(),
+            destination: pod(self.peer),
+            inbound,
+            outbound: self.link,
+            payload: Payload::Any,
+        }
     }
 }
 
@@ -114,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_go_both_ways_between_the_last_pods() {
+    fn a_passage_has_a_packet_in_each_direction() {
         let link: LinkName = "flannel.1".parse().unwrap();
         let passage = Passage { own: net("10.244.1.0/24"), peer: net("10.244.2.0/24"), link };
         let bridge: LinkName = "cni0".parse().unwrap();

@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_that_go_as_they_should_are_no_fault() {
+    fn packets_on_the_expected_path_are_no_fault() {
         assert_eq!(said(OUT, via("flannel.1", 254), None), [""; 0]);
         assert_eq!(said(BACK, via("cni0", 254), None), [""; 0]);
         // The path through this device is not in use.
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_them_is_named_with_the_cure() {
+    fn a_diverting_rule_or_route_is_named_with_the_remedy() {
         let one = |notes: Vec<String>, words: &[&str]| {
             assert_eq!(notes.len(), 1, "{notes:?}");
             words.iter().for_each(|word| assert!(notes[0].contains(word), "{word}: {}", notes[0]));

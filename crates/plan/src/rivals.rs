@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn who_answers_stays_whoever_writes() {
+    fn a_replying_node_keeps_its_lease() {
         let mut node = Node::new(vec![lease(OLD, 5)], &[12]);
         node.after(60);
         for written in 9..100 {
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_restart_what_stands_in_the_kernel_is_kept_until_it_is_judged() {
+    fn after_a_restart_existing_rows_are_kept_until_judged() {
         for (living, believed) in [([12], 12), ([13], 13)] {
             let mut node = Node::new(vec![lease(OLD, 5), lease(NEW, 9)], &living);
             node.believed = Some(key(&node.leases[0]));
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_that_are_silent_each_is_tried_ever_less_often_until_one_answers() {
+    fn silent_rivals_are_tried_in_turn_until_a_node_replies() {
         let mut node = Node::new(vec![lease(OLD, 5), lease(NEW, 9)], &[]);
         let believed: Vec<u8> = (0..3600).map(|_| node.after(1)).collect();
         let changes = believed.windows(2).filter(|pair| pair[0] != pair[1]).count();
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn a_living_node_that_reboots_does_not_lose_its_place_to_a_dead_one() {
+    fn a_rebooting_node_keeps_its_lease_over_a_dead_rival() {
         let mut node = Node::new(vec![lease(OLD, 5), lease(NEW, 9)], &[13]);
         node.after(3600);
         node.living = vec![];
@@ -508,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_a_conflict() {
+    fn leases_conflict_by_subnet_or_mac() {
         let mac = |lease: &mut Lease, last: u8| {
             let value = lease.to_json().replace("00:07", &format!("00:{last:02x}"));
             *lease = Lease::parse(&lease.subnet.to_string(), value.as_bytes(), 1).unwrap();

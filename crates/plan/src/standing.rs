@@ -46,7 +46,7 @@ mod tests {
     use crate::state::{MAIN_TABLE, Nexthop, Route};
 
     #[test]
-    fn direct_is_what_leads_through_the_uplink_whoever_wrote_it_and_in_whatever_form() {
+    fn any_route_through_the_uplink_counts_as_direct() {
         let route = |destination: &str, path, protocol, metric| Route {
             table: if destination.starts_with("10.245") { 500 } else { MAIN_TABLE },
             destination: destination.parse().unwrap(),

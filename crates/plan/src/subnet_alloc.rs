@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_with_another_address_keeps_its_subnet_and_takes_nobody_elses() {
+    fn a_node_with_a_new_address_keeps_only_its_own_subnet() {
         let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
         let (held, left) = (lease("10.3.7.0-24", [192, 0, 2, 9]), lease("10.3.5.0-24", [192, 0, 2, 1]));
         let moved = Asker { held: Some(held.clone()), ..asker(Some("10.3.7.0-24")) };
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_of_another_machine_under_our_address_is_told_by_subnet_and_mac() {
+    fn a_foreign_lease_under_our_address_is_recognised_by_subnet_and_mac() {
         let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
         let mac = |last: u8| Mac([2, 0, 0, 0, 0, last]);
         let vxlan = |key: &str, address: u8, last: u8| {
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn our_lease_comes_back_and_one_that_no_longer_fits_goes() {
+    fn our_lease_is_reused_or_replaced_if_it_no_longer_fits() {
         let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
         let leases = [lease("10.3.7.0-24", [192, 0, 2, 1]), lease("10.9.7.0-24", [192, 0, 2, 1])];
         let choice = choose(&conf, &leases, &asker(None), 0).unwrap();
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_leases_of_ours_the_previous_one_stays_else_the_oldest() {
+    fn with_several_own_leases_the_previous_or_oldest_is_kept() {
         let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
         let aged = |key: &str, born| Lease { born, ..lease(key, [192, 0, 2, 1]) };
         let leases = [aged("10.3.1.0-24", 3), aged("10.3.7.0-24", 1), aged("10.3.9.0-24", 2)];
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn our_lease_gives_way_to_an_older_one_that_overlaps_it() {
+    fn our_lease_yields_to_an_older_overlapping_lease() {
         let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
         let (mut ours, theirs) = (lease("10.3.7.0-24", [192, 0, 2, 1]), lease("10.3.7.0-25", [192, 0, 2, 2]));
         assert_eq!(
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_that_comes_leaves_the_other_ones_subnet() {
+    fn adding_a_family_keeps_the_subnet_of_the_other() {
         let conf = conf(r#"{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:3::/48"}"#);
         let ours = lease("10.3.7.0-24", [192, 0, 2, 1]);
         let other = lease("10.3.9.0-24", [192, 0, 2, 2]);
@@ -522,7 +522,7 @@ mod tests {
     /// A lease takes its subnet from us even if only its credible part equals ours. A test of laws found this case:
     /// without its invalid part the other lease looked like ours.
     #[test]
-    fn a_lease_whose_credible_part_is_the_subnet_of_ours_still_takes_it() {
+    fn a_partly_invalid_lease_still_takes_an_equal_subnet() {
         let conf = conf(
             r#"{"EnableIPv6":true,"Network":"10.3.0.0/16","IPv6Network":"fd00:3::/48","IPv6SubnetLen":64}"#,
         );
@@ -534,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn a_previous_subnet_that_somebody_has_is_not_taken() {
+    fn a_previous_subnet_leased_by_a_peer_is_not_taken() {
         let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
         let leases = [lease("10.3.9.0-24", [192, 0, 2, 2])];
         for dice in 0..500 {
@@ -558,7 +558,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_node_can_hold_takes_no_subnet_from_anybody() {
+    fn a_lease_that_no_node_can_hold_takes_no_subnet() {
         let conf = conf(r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48"}"#);
         let pool = conf.pool(Family::Ipv4).unwrap().count();
         for key in [
@@ -585,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_of_another_subnet_len_is_a_nodes_and_is_avoided() {
+    fn a_lease_of_another_subnet_len_is_valid_and_avoided() {
         let conf = conf(r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.8.0","SubnetMax":"10.244.11.0"}"#);
         for (key, taken) in [("10.244.8.0-23", 2), ("10.244.9.64-26", 1), ("10.244.0.0-18", 4)] {
             let other = lease(key, [192, 0, 2, 9]);

@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_text_is_flannels_to_the_byte_and_reads_back() {
+    fn the_subnet_file_equals_flannels_and_reads_back() {
         let subnet = Subnet::parse("10.5.72.0-24&fd00:5:72::-64").unwrap();
         let config = Config {
             ipv4: Some("10.5.0.0/16".parse().unwrap()),
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_file_is_no_file() {
+    fn an_incomplete_subnet_file_gives_no_subnet() {
         assert_eq!(previous_subnet(""), None);
         assert_eq!(previous_subnet("FLANNEL_SUBNET=10.5."), None);
         assert_eq!(networks("FLANNEL_NETWORK=10.5.0.0/"), []);

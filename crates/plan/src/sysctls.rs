@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_low_is_raised_and_forwarding_comes_last() {
+    fn low_values_are_raised_and_forwarding_comes_last() {
         assert_eq!(
             steps(&config("vxlan"), &[]),
             [
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn one_family_is_no_reason_for_the_other_ones_settings() {
+    fn sysctls_of_a_disabled_family_are_left_alone() {
         let ipv4 = Config { ipv6: None, ..config("host-gw") };
         assert_eq!(steps(&ipv4, &[]), ["~ sysctl net/ipv4/ip_forward = 1 (was 0)"]);
         let ipv6 = Config { ipv4: None, ..config("vxlan") };
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_that_is_off_on_our_device_or_for_new_ones_is_switched_on() {
+    fn ipv6_is_enabled_on_our_device_if_it_was_off() {
         let quiet = [(FORWARD, "1"), (FORWARD_IPV6, "1"), ("net/ipv4/conf/flannel.1/rp_filter", "2")];
         let with = |default: &str, own: &str| {
             let ours = [
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_high_enough_stays() {
+    fn a_value_that_is_high_enough_stays() {
         let on = [(FORWARD, "1"), (FORWARD_IPV6, "1"), ("net/ipv4/conf/flannel.1/rp_filter", "2")];
         assert_eq!(steps(&config("vxlan"), &on), [""; 0], "a router that hears no advertisements is left so");
         let odd = [(FORWARD, "2"), (FORWARD_IPV6, "2"), ("net/ipv4/conf/all/rp_filter", "2")];
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn rp_filter_is_loose_where_the_larger_of_both_is_strict() {
+    fn rp_filter_becomes_loose_if_the_effective_value_is_strict() {
         let ipv4 = Config { ipv6: None, ..config("vxlan") };
         let step = |all: &str, default: &str, own: &str| {
             let values = [
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn rp_filter_of_the_uplink_is_loose_where_directions_may_differ() {
+    fn rp_filter_of_the_uplink_becomes_loose_with_backend_auto() {
         let uplink = "net/ipv4/conf/eth0/rp_filter";
         let step = |backend: &str, all: &str, own: &str| {
             let ipv4 = Config { ipv6: None, ..config(backend) };
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_forward_where_the_node_does_and_ours_in_any_case() {
+    fn forwarding_is_enabled_on_devices_of_a_forwarding_node() {
         let on = [(FORWARD, "1"), (FORWARD_IPV6, "1"), ("net/ipv4/conf/flannel.1/rp_filter", "2")];
         let off = [
             ("net/ipv4/conf/flannel.1/forwarding", "0"),
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_left_and_ipv6_waits_for_its_uplink() {
+    fn an_unreadable_sysctl_is_left_and_ipv6_waits_for_its_uplink() {
         let gone = [(FORWARD, ""), (FORWARD_IPV6, ""), ("net/ipv4/conf/all/rp_filter", "")];
         assert_eq!(steps(&config("vxlan"), &gone), [""; 0]);
         let waits = steps(&config("host-gw"), &[("net/ipv6/conf/eth0/accept_ra", "")]);
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_not_write_tells_the_command() {
+    fn without_the_right_to_write_the_command_is_reported() {
         let config = Config { sysctls: Sysctls::Tell, ..config("vxlan") };
         assert_eq!(steps(&config, &[]), [""; 0]);
         let notes: Vec<String> =
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_comes_back_from_json_as_it_was() {
+    fn a_sysctl_op_survives_a_round_trip_through_json() {
         let underlay = facts(&[]);
         let seen = State { sysctls: underlay.sysctls.clone().into(), ..State::default() };
         let Wanted { state, owned, .. } = planned(&config("vxlan"), &underlay);

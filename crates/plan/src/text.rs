@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn long_text_is_shortened_once_and_says_by_how_much() {
+    fn long_text_is_shortened_once_with_the_omitted_length() {
         for text in ["a".repeat(60_000), "\u{1f600}".repeat(60_000), "\u{1b}[2J".repeat(20_000)] {
             let short = excerpt(&text);
             assert!(short.chars().count() <= READ, "{short}");
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn no_character_moves_a_cursor_ends_a_line_or_turns_the_text() {
+    fn control_characters_are_escaped() {
         for c in [
             '\n', '\r', '\t', '\0', '\u{1b}', '\u{7f}', '\u{9b}', '\u{2028}', '\u{202e}', '\u{2066}',
             '\u{feff}',

@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_to_be_flannels_goes_and_what_only_looks_so_is_told() {
+    fn flannels_objects_go_and_similar_ones_are_reported() {
         let wanted = route("10.244.5.0/24", [192, 0, 2, 9], "eth0", false);
         let rows = vec![
             route("10.244.2.0/24", [192, 0, 2, 2], "eth0", false),
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_of_another_backend_of_flannels_is_told() {
+    fn a_device_of_another_flannel_backend_is_reported() {
         let facts = |link: &str, address: &str| AddressFacts {
             link: link.parse().unwrap(),
             address: address.parse().unwrap(),

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bridge_is_the_device_with_an_address_in_the_subnet_that_is_not_ours() {
+    fn the_bridge_is_a_foreign_device_with_an_address_in_the_subnet() {
         let link: LinkName = "flannel.1".parse().unwrap();
         let passage = Passage { own: net("10.244.1.0/24"), peer: net("10.244.2.0/24"), link };
         let facts = |link: &str, address: &str| AddressFacts {

@@ -139,7 +139,7 @@ fn iptables_has_flannels_rules_to_the_byte() {
 }
 
 #[test]
-fn nftables_has_flannels_rules_but_for_two_that_were_wrong() {
+fn nftables_has_flannels_rules_except_two_corrected_ones() {
     let case = Case { subnet: "10.244.52.0-24&fd00:244:0:17::-64", ..Case::new(ALL) };
     let plan = case.plan();
     let theirs = recorded("masq-nft-dual", "nft.txt");
@@ -175,7 +175,7 @@ fn nftables_has_flannels_rules_but_for_two_that_were_wrong() {
 }
 
 #[test]
-fn the_config_is_asked_first_then_what_iptables_does() {
+fn the_config_decides_first_then_the_state_of_iptables() {
     let (nft, legacy) = (Manager::Iptables(Variant::Nft), Manager::Iptables(Variant::Legacy));
     let with = |change: &dyn Fn(&mut FirewallFacts)| {
         let mut facts = both();
@@ -208,7 +208,7 @@ fn the_config_is_asked_first_then_what_iptables_does() {
 }
 
 #[test]
-fn what_cannot_be_is_said() {
+fn an_impossible_choice_is_reported() {
     let told = |nftables, facts| Case { facts, ..Case::new(FirewallOptions { nftables, ..ALL }) };
     let nothing = FirewallFacts { no_nft: Some("no".into()), ..FirewallFacts::default() };
     assert_eq!(faults(&told(None, nothing).plan()), [&FirewallFault::NoMasquerade]);
@@ -245,7 +245,7 @@ fn a_source_filter_without_nftables_is_a_warning_whatever_other_rules_there_are(
 }
 
 #[test]
-fn accepts_go_wherever_others_refuse() {
+fn accept_rules_are_added_where_foreign_rules_refuse() {
     let mut facts = both();
     facts.iptables[0].refuses = Some("policy DROP".into());
     let case = Case { facts, ..Case::new(FirewallOptions { nftables: Some(true), ..ALL }) };
@@ -260,7 +260,7 @@ fn accepts_go_wherever_others_refuse() {
 }
 
 #[test]
-fn what_is_not_asked_for_is_not_there() {
+fn options_that_are_off_make_no_rule() {
     let rows = |options: FirewallOptions| {
         let facts = both();
         let plan = Case { facts, ..Case::new(options) }.plan();
@@ -279,7 +279,7 @@ fn what_is_not_asked_for_is_not_there() {
 }
 
 #[test]
-fn sources_are_dropped_only_where_that_is_certain() {
+fn unknown_senders_are_dropped_only_with_a_reliable_peer_list() {
     let case = |filter| Case { filter, ..Case::new(FirewallOptions::default()) };
     let verdict_of = |case: &Case| {
         let plan = case.plan();
@@ -319,7 +319,7 @@ fn pod_rules(plan: &Plan) -> Vec<String> {
 }
 
 #[test]
-fn what_pods_send_is_looked_at_whatever_is_known_of_peers() {
+fn packets_of_pods_are_checked_with_or_without_known_peers() {
     let case = |filter| Case { filter, ..Case::new(FirewallOptions::default()) };
     let matches = "ip saddr 10.244.0.0/16 udp dport 8472 @th,96,24 0x1";
     let rules = |verdict| {
@@ -368,7 +368,7 @@ fn a_node_inside_the_network_is_no_pod() {
 /// Ports of peers are checked only if no other service uses them, and only the most frequent ones. A lease must not cause
 /// packets of other services to be dropped.
 #[test]
-fn ports_of_peers_are_looked_at_as_far_as_they_are_theirs_alone() {
+fn peer_ports_are_filtered_unless_other_services_use_them() {
     let lease = |third: u16, port: u16| {
         let value = format!(
             r#"{{"PublicIP":"192.0.2.{third}","BackendType":"vxlan","BackendData":{{"VNI":1,"Port":{port},"VtepMAC":"42:00:00:00:01:{third:02x}"}}}}"#
@@ -400,7 +400,7 @@ fn ports_of_peers_are_looked_at_as_far_as_they_are_theirs_alone() {
 }
 
 #[test]
-fn a_pod_among_the_strangers_is_called_one() {
+fn a_pod_among_unknown_senders_is_reported_as_a_pod() {
     let pod = "10.244.3.7".parse().unwrap();
     let facts = FirewallFacts { strangers: vec![Stranger { address: pod, packets: 3 }], ..both() };
     let plan = Case { facts, filter: SourceFilter::Count, ..Case::new(FirewallOptions::default()) }.plan();
@@ -408,7 +408,7 @@ fn a_pod_among_the_strangers_is_called_one() {
 }
 
 #[test]
-fn strangers_are_named() {
+fn unknown_senders_are_reported_by_address() {
     let address = [203, 0, 113, 9].into();
     let peer = [192, 168, 100, 12].into();
     let strangers = |count: u8| {
@@ -425,7 +425,7 @@ fn strangers_are_named() {
 }
 
 #[test]
-fn what_others_say_of_our_chains_makes_no_rule_ours() {
+fn foreign_jumps_to_our_chains_stay_foreign() {
     let ours = |rule| plan::state::iptables::is_ours(IptablesTable::Filter, rule);
     assert!(
         ours("-m comment --comment \"flanneld forward\" -j FLANNEL-FWD") && ours("-i eth0 -g FLANNEL-FWD")
@@ -436,7 +436,7 @@ fn what_others_say_of_our_chains_makes_no_rule_ours() {
 }
 
 #[test]
-fn a_set_goes_with_its_chain_and_not_one_by_one() {
+fn a_set_is_deleted_with_its_chain_and_not_per_element() {
     let plan = Case { filter: SourceFilter::Count, ..Case::new(ALL) }.plan();
     let Plan { desired: seen, owned, .. } = plan;
     let owned = Owned { sweep: Sweep::LeftOvers, ..owned };

@@ -61,7 +61,7 @@ impl<'de> Deserialize<'de> for Entries {
 }
 
 #[test]
-fn every_case_gives_what_its_folder_says() {
+fn every_case_gives_the_plan_of_its_folder() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let mut cases: Vec<PathBuf> =
         std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path()).collect();

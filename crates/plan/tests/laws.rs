@@ -46,14 +46,14 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn nothing_is_to_be_done_where_all_is_as_wanted(bytes in tape::bytes()) {
+    fn a_node_in_the_desired_state_needs_no_op(bytes in tape::bytes()) {
         let scene = Scene::new(&bytes);
         let ops = plan::diff(&scene.wanted, &scene.wanted, &scene.owned);
         law(ops.is_empty(), &scene, &ops, || "seen is wanted, and yet there are ops".into())?;
     }
 
     #[test]
-    fn applying_a_plan_gives_the_wanted_rows_and_leaves_the_foreign(bytes in tape::bytes()) {
+    fn an_applied_plan_gives_the_desired_and_keeps_foreign_rows(bytes in tape::bytes()) {
         let scene = Scene::new(&bytes);
         let ops = scene.ops();
         let mut kernel = scene.kernel.clone();
@@ -63,7 +63,7 @@ proptest! {
     }
 
     #[test]
-    fn a_second_round_has_nothing_to_do(bytes in tape::bytes()) {
+    fn a_second_pass_has_nothing_to_do(bytes in tape::bytes()) {
         let scene = Scene::new(&bytes);
         let ops = scene.ops();
         let mut kernel = scene.kernel.clone();
@@ -82,7 +82,7 @@ proptest! {
     }
 
     #[test]
-    fn before_the_leases_are_known_nothing_is_deleted_but_at_wanted_keys(bytes in tape::bytes()) {
+    fn without_leases_rows_are_deleted_only_at_desired_keys(bytes in tape::bytes()) {
         let scene = Scene::before_the_leases(&bytes);
         let ops = scene.ops();
         for op in ops.iter().filter(|op| matches!(op.verb, Verb::Delete | Verb::Recreate)) {
@@ -91,7 +91,7 @@ proptest! {
     }
 
     #[test]
-    fn ops_stand_in_order_and_each_is_needed(bytes in tape::bytes()) {
+    fn ops_are_sorted_and_each_is_needed(bytes in tape::bytes()) {
         let scene = Scene::new(&bytes);
         let ops = scene.ops();
         law(ops.is_sorted_by_key(Op::rank) && ops.is_sorted(), &scene, &ops, || "out of order".into())?;
@@ -109,7 +109,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_healthy_stands_at_every_step(bytes in tape::bytes()) {
+    fn healthy_routes_exist_after_every_op(bytes in tape::bytes()) {
         let scene = Scene::new(&bytes);
         let ops = scene.ops();
         let mut kernel = scene.kernel.clone();
@@ -131,7 +131,7 @@ proptest! {
     }
 
     #[test]
-    fn a_device_is_made_anew_only_where_it_must_be(bytes in tape::bytes()) {
+    fn a_device_is_recreated_only_if_necessary(bytes in tape::bytes()) {
         let scene = Scene::new(&bytes);
         let ops = scene.ops();
         for op in &ops {
@@ -160,7 +160,7 @@ proptest! {
     }
 
     #[test]
-    fn the_order_of_leases_is_of_no_matter(bytes in tape::bytes()) {
+    fn the_order_of_leases_does_not_change_the_plan(bytes in tape::bytes()) {
         let mut tape = Tape::new(&bytes);
         let mut world = world::world(&mut tape);
         let plan = world.plan();
@@ -179,7 +179,7 @@ proptest! {
     }
 
     #[test]
-    fn a_verdict_of_a_subnet_that_no_peer_has_or_through_another_uplink_changes_nothing(bytes in tape::bytes()) {
+    fn health_of_an_unknown_subnet_or_other_uplink_changes_nothing(bytes in tape::bytes()) {
         let mut world = world::world(&mut Tape::new(&bytes));
         let plan = world.plan();
         let nobodys = ["10.244.200.0/24", "10.99.0.0/24", "fd00:244:0:c8::/64"];
@@ -205,7 +205,7 @@ proptest! {
     }
 
     #[test]
-    fn while_nothing_is_known_of_the_peers_what_stands_stays(bytes in tape::bytes()) {
+    fn before_the_leases_are_known_existing_rows_stay(bytes in tape::bytes()) {
         let world = world::world(&mut Tape::new(&bytes));
         let plan = world.plan();
         let mut observed = plan.desired.clone();
@@ -230,7 +230,7 @@ proptest! {
     }
 
     #[test]
-    fn each_peer_is_sent_to_on_the_port_it_names_or_else_on_ours(bytes in tape::bytes()) {
+    fn a_peer_is_reached_on_its_own_port_or_else_on_ours(bytes in tape::bytes()) {
         let mut tape = Tape::new(&bytes);
         let world = world::world(&mut tape);
         let leases = world::good_leases(&mut tape, &world.config);
@@ -248,7 +248,7 @@ proptest! {
     }
 
     #[test]
-    fn nodes_with_any_ports_come_to_know_them_and_then_rest(bytes in tape::bytes()) {
+    fn nodes_with_different_ports_converge_and_then_stop_writing(bytes in tape::bytes()) {
         let mut tape = Tape::new(&bytes);
         let world = world::world(&mut tape);
         let mut leases = world::good_leases(&mut tape, &world.config);
@@ -329,7 +329,7 @@ proptest! {
     }
 
     #[test]
-    fn a_lease_comes_back_from_its_key_and_value(bytes in tape::bytes()) {
+    fn a_lease_survives_a_round_trip_through_key_and_value(bytes in tape::bytes()) {
         let lease = texts::any_lease(&mut Tape::new(&bytes));
         let (key, value) = (lease.subnet.to_string(), lease.to_json());
         let back = Lease::parse(&key, value.as_bytes(), lease.born);

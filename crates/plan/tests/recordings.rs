@@ -26,30 +26,30 @@ use serde_json::Value;
 const FLANNELS: u8 = 3;
 
 #[test]
-fn vxlan() {
+fn vxlan_matches_flannel() {
     each_node("vxlan", |node| node.is_as_planned(&[]));
 }
 
 #[test]
-fn vxlan_with_options() {
+fn vxlan_with_options_matches_flannel() {
     each_node("vxlan-options", |node| node.is_as_planned(&[]));
 }
 
 /// Direct routing with nodes 1 and 2 on one segment and node 3 behind a router gives flannel's state.
 #[test]
-fn vxlan_with_direct_routing() {
+fn vxlan_with_direct_routing_matches_flannel() {
     each_node("vxlan-directrouting", |node| node.is_as_planned(&[]));
 }
 
 #[test]
-fn host_gw() {
+fn host_gw_matches_flannel() {
     each_node("host-gw", |node| node.is_as_planned(&[]));
 }
 
 /// A peer behind a router gets an `unreachable` route and a warning. flannel has no route to it, as the kernel refused it;
 /// packets to its pods follow the default route.
 #[test]
-fn host_gw_with_a_node_behind_a_router() {
+fn host_gw_makes_a_peer_behind_a_router_unreachable() {
     each_node("host-gw-l3", |node| {
         let beyond: &[&str] = match node.name {
             "node3" => &["10.244.33.0/24", "10.244.64.0/24"],
@@ -60,17 +60,17 @@ fn host_gw_with_a_node_behind_a_router() {
 }
 
 #[test]
-fn vxlan_in_dual_stack() {
+fn vxlan_in_dual_stack_matches_flannel() {
     each_node("vxlan-dual", |node| node.is_as_planned(&[]));
 }
 
 #[test]
-fn host_gw_in_dual_stack() {
+fn host_gw_in_dual_stack_matches_flannel() {
     each_node("host-gw-dual", |node| node.is_as_planned(&[]));
 }
 
 #[test]
-fn alloc() {
+fn alloc_plans_no_kernel_state() {
     each_node("alloc", |node| {
         node.is_as_planned(&[]);
         assert_eq!(node.plan().desired, State::default());

@@ -214,7 +214,7 @@ fn table(text: &str) -> impl Iterator<Item = [&str; 4]> {
 }
 
 #[test]
-fn what_is_found() {
+fn choices_that_succeed() {
     for [section, families, flags, expected] in table(FOUND) {
         let found = answer(families, flags, DEFAULTS).unwrap_or_else(|error| panic!("{section}: {error}"));
         assert_eq!(summary(&found), expected, "{section}: {flags}");
@@ -222,7 +222,7 @@ fn what_is_found() {
 }
 
 #[test]
-fn what_is_not_found() {
+fn choices_that_fail() {
     for [section, families, flags, words] in table(NOT_FOUND) {
         match answer(families, flags, DEFAULTS) {
             Ok(found) => panic!("{section}: {flags} gives {}", summary(&found)),
@@ -243,7 +243,7 @@ fn addresses_that_are_passed_over_are_named_with_the_reason() {
 }
 
 #[test]
-fn default_routes() {
+fn the_default_route_chooses_the_uplink_or_explains_why_not() {
     for (families, defaults, expected) in [
         ("4", "192.168.56.0/24 eth1, 0.0.0.0/0 eth1, 0.0.0.0/0 eth0", "eth1 192.168.56.11"),
         (
@@ -280,7 +280,7 @@ fn default_routes() {
 }
 
 #[test]
-fn host_gw_announces_the_uplinks_own_address() {
+fn host_gw_rejects_a_public_ip_other_than_the_uplinks() {
     for (flags, error) in [
         ("--iface eth1 --public-ip 192.168.56.11", None),
         ("--iface 192.168.56.10 --public-ip 192.168.56.10", None),
@@ -305,7 +305,7 @@ fn host_gw_announces_the_uplinks_own_address() {
 }
 
 #[test]
-fn each_choice_says_why() {
+fn each_choice_states_its_reason() {
     for (families, flags, reason) in [
         ("4", "", "the default route leaves through it, 10.0.2.15 is its best address"),
         ("46", "--iface eth1", "named by --iface eth1, 192.168.56.11 and fd00:56::11 are its best addresses"),
@@ -350,7 +350,7 @@ fn shared(network: &str, min: &str, max: &str) -> Config {
 }
 
 #[test]
-fn nodes_may_be_where_no_subnet_is_leased() {
+fn an_uplink_address_may_not_lie_in_a_pod_subnet() {
     let one_card = |addresses: &[&str]| {
         let mut underlay = Underlay { links: vec![LinkFacts::default()], ..Underlay::default() };
         underlay.addresses.extend(addresses.iter().map(|address| AddressFacts {
@@ -408,7 +408,7 @@ fn nodes_may_be_where_no_subnet_is_leased() {
 }
 
 #[test]
-fn of_several_addresses_the_one_known_before_then_the_default_routes_then_one_with_a_network() {
+fn addresses_are_preferred_by_history_then_route_then_network() {
     let underlay = |default: &str, addresses: &str| {
         let mut all = underlay(default);
         all.addresses.retain(|facts| facts.link.as_str() != "eth0");
@@ -457,7 +457,7 @@ fn of_several_addresses_the_one_known_before_then_the_default_routes_then_one_wi
 }
 
 #[test]
-fn where_the_main_table_has_no_default_route_the_kernels_way_counts() {
+fn the_kernels_route_replaces_a_missing_default_route() {
     let outward = vec![reach("192.0.0.8=eth1,192.168.56.10")];
     let config = config("4", Backend::Vxlan(Default::default()));
     let found = |defaults: &str| {

@@ -62,7 +62,7 @@ fn nothing() -> Link {
 }
 
 #[test]
-fn each_fault_of_a_direct_path_is_found_within_three_seconds_and_the_way_left() {
+fn direct_path_faults_are_found_within_3_5_seconds_and_avoided() {
     let cases: [(&str, Make); 8] = [
         ("next hop silent", nothing),
         ("next hop silent", || only(|probe| !matches!(probe, Probe::NextHop))),
@@ -118,7 +118,7 @@ fn each_fault_of_a_direct_path_is_found_within_three_seconds_and_the_way_left() 
 }
 
 #[test]
-fn a_near_peer_that_is_lost_is_known_within_2_42_seconds() {
+fn a_lost_peer_on_the_segment_is_found_within_2_42_seconds() {
     // In the second range a closer look is lost just before.
     for phase in (0..8000).step_by(50).chain((12_000..12_300).step_by(10)) {
         for by_evidence in [true, false] {
@@ -128,7 +128,7 @@ fn a_near_peer_that_is_lost_is_known_within_2_42_seconds() {
 }
 
 #[test]
-fn each_fault_of_a_tunnel_is_found_within_three_seconds() {
+fn tunnel_faults_are_found_within_3_5_seconds() {
     let cases: [(&str, bool, Make); 6] = [
         ("silent", false, nothing),
         ("next hop silent", true, nothing),
@@ -149,7 +149,7 @@ fn each_fault_of_a_tunnel_is_found_within_three_seconds() {
 }
 
 #[test]
-fn the_largest_size_is_found_to_a_few_bytes() {
+fn the_largest_packet_size_is_found_within_a_few_bytes() {
     for mtu in [576, 900, 1280, 1379, 1400, 1442] {
         let (world, _) = found(Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), false)), 0, big(mtu), SOON);
         let Finding::LostAbove { mtu: found } = world.finding(0) else { panic!("{:?}", world.finding(0)) };
@@ -162,7 +162,7 @@ fn the_largest_size_is_found_to_a_few_bytes() {
 
 /// A node without a pod has no address to ask from.
 #[test]
-fn large_packets_that_are_lost_from_the_first_pod_on_are_found_as_soon() {
+fn large_packet_loss_is_found_soon_after_the_first_pod() {
     let mut sim = Sim::new(peer(1, Path::Direct, false));
     sim.link = Box::new(|probe, _, _| match probe {
         Probe::Path | Probe::PathSized(_) => Some(Answer::Impossible),
@@ -179,7 +179,7 @@ fn large_packets_that_are_lost_from_the_first_pod_on_are_found_as_soon() {
 }
 
 #[test]
-fn a_size_that_cannot_be_is_found_out() {
+fn an_impossible_reported_mtu_is_ignored() {
     for told in [0, 68, 575, 9000] {
         let liar: Link = Box::new(move |probe, _, _| match probe {
             Probe::PathSized(size) if size > 1400 => Some(Answer::TooBig { mtu: told }),
@@ -200,7 +200,7 @@ fn a_size_that_cannot_be_is_found_out() {
 
 /// A path that fails again before any large packet was sent is not reported as "large packets lost".
 #[test]
-fn a_path_that_is_lost_again_is_not_blamed_on_size() {
+fn a_path_lost_again_is_not_blamed_on_packet_size() {
     for phase in (0..1000).step_by(93) {
         let mut sim = Sim::new(peer(1, Path::Direct, false));
         sim.link = only(|probe| matches!(probe, Probe::NextHop | Probe::Node));
@@ -215,7 +215,7 @@ fn a_path_that_is_lost_again_is_not_blamed_on_size() {
 }
 
 #[test]
-fn tunnel_packets_in_fragments_are_told_with_the_size_that_stays_whole() {
+fn fragmented_tunnel_packets_are_reported_with_the_size_that_fits() {
     let whole: Link = Box::new(|probe, _, _| match probe {
         Probe::NodeSized(size) if size > 1400 => None,
         _ => Some(came(probe)),
@@ -235,7 +235,7 @@ fn tunnel_packets_in_fragments_are_told_with_the_size_that_stays_whole() {
 }
 
 #[test]
-fn a_checksum_fault_takes_several_pairs_and_silence_is_none() {
+fn only_lost_offloaded_checksums_are_a_checksum_fault() {
     let pairs = |offloaded, complete| -> Link {
         Box::new(move |probe, _, _| match probe {
             Probe::Checksum => Some(Answer::Checksums { offloaded, complete }),
@@ -261,7 +261,7 @@ fn a_checksum_fault_takes_several_pairs_and_silence_is_none() {
 }
 
 #[test]
-fn two_machines_with_one_address_are_told_and_a_failover_is_not() {
+fn two_machines_with_one_address_are_reported_and_a_failover_is_not() {
     // The last case is close to the latest possible reply.
     for later in [0, 100, 400, 780] {
         two_machines(Duration::from_millis(later));
@@ -300,7 +300,7 @@ fn two_machines(later: Duration) {
 }
 
 #[test]
-fn what_cannot_be_asked_or_was_never_answered_is_no_fault() {
+fn an_impossible_probe_or_a_peer_that_never_replied_is_no_fault() {
     // Before the first pod, one side has no address to probe from or to.
     let impossible: Link = Box::new(|probe, _, _| match probe {
         Probe::NextHop | Probe::Node => Some(came(probe)),
@@ -329,7 +329,7 @@ fn what_cannot_be_asked_or_was_never_answered_is_no_fault() {
 }
 
 #[test]
-fn a_new_peer_goes_direct_when_it_is_proven_and_not_where_pod_addresses_are_dropped() {
+fn a_new_peer_goes_direct_only_after_pod_addresses_pass() {
     let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true))], 1);
     world.run(Duration::from_millis(1800));
     assert_eq!(world.way(0), None, "it is proven over about a second");
@@ -345,7 +345,7 @@ fn a_new_peer_goes_direct_when_it_is_proven_and_not_where_pod_addresses_are_drop
 }
 
 #[test]
-fn what_stands_at_the_start_is_kept() {
+fn existing_routes_are_kept_at_the_start() {
     let mut world = World::new(vec![Sim::new(peer(1, Path::Direct, true))], 1);
     world.run(SECOND * 60);
     assert_eq!((world.sims[0].switches, world.sims[0].findings()), (0, vec!["healthy"]));
@@ -368,7 +368,7 @@ fn what_stands_at_the_start_is_kept() {
 }
 
 #[test]
-fn the_direct_way_is_taken_again_after_thirty_seconds_of_health_and_not_earlier() {
+fn the_direct_path_returns_after_thirty_healthy_seconds() {
     for phase in (0..1000).step_by(171) {
         let cut = Box::new(|probe, used, _| (!on_segment(probe, used)).then(|| came(probe)));
         let (mut world, _) =
@@ -384,7 +384,7 @@ fn the_direct_way_is_taken_again_after_thirty_seconds_of_health_and_not_earlier(
 }
 
 #[test]
-fn health_counts_from_when_the_way_was_left() {
+fn healthy_time_counts_from_leaving_the_direct_path() {
     let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true))], 1);
     world.run(SECOND * 100);
     world.sims[0].link = Box::new(|probe, used, _| (!on_segment(probe, used)).then(|| came(probe)));
@@ -400,7 +400,7 @@ fn health_counts_from_when_the_way_was_left() {
 
 /// If echoes pass a filter only in the tunnel, "echo lost" stays the reason against the direct path.
 #[test]
-fn who_answers_no_echo_directly_is_told_so_as_long_as_it_lasts() {
+fn a_lost_direct_echo_is_reported_while_it_lasts() {
     let filtered = || -> Link {
         Box::new(|probe, used, _| {
             let passes = probe == Probe::NextHop || (used == Path::Tunnel(TunnelKind::Vxlan) && path(probe));
@@ -432,7 +432,7 @@ fn who_answers_no_echo_directly_is_told_so_as_long_as_it_lasts() {
 }
 
 #[test]
-fn why_the_direct_way_was_left_is_no_reason_any_more_where_the_node_itself_is_heard() {
+fn a_reply_of_the_node_itself_ends_the_reason_against_the_direct_path() {
     for phase in (0..1000).step_by(93) {
         let filtered: Link = Box::new(|probe, used, _| {
             (probe == Probe::NextHop || (used == Path::Tunnel(TunnelKind::Vxlan) && path(probe)))
@@ -458,7 +458,7 @@ fn on_segment(probe: Probe, used: Path) -> bool {
 }
 
 #[test]
-fn one_that_flaps_is_left_once() {
+fn a_flapping_direct_path_is_left_once() {
     let slow = [(1000, 1000), (900, 1100), (1100, 900), (1500, 1500), (3000, 2000)];
     // Periods in step with the regular probes, or with a part of the time between two.
     let periods = slow.into_iter().chain([700, 500, 400, 300, 250, 100].map(|half| (half, half)));
@@ -485,7 +485,7 @@ fn one_that_flaps_is_left_once() {
 }
 
 #[test]
-fn one_that_loses_half_is_left() {
+fn a_direct_path_that_loses_half_is_left_once() {
     let mut world =
         World::new((1..=20).map(|n| Sim::new(peer(n, Path::Tunnel(TunnelKind::Vxlan), true))).collect(), 5);
     world.run(SECOND * 10);
@@ -498,7 +498,7 @@ fn one_that_loses_half_is_left() {
 }
 
 #[test]
-fn loss_by_chance_is_no_alarm() {
+fn random_loss_is_no_fault() {
     for (seed, path, evidence) in [
         (7, Path::Direct, false),
         (8, Path::Tunnel(TunnelKind::Vxlan), true),
@@ -519,7 +519,7 @@ fn loss_by_chance_is_no_alarm() {
 }
 
 #[test]
-fn where_most_are_silent_at_once_we_are_the_suspect_and_ways_stay() {
+fn paths_stay_when_most_peers_fall_silent_at_once() {
     for total in [4, 30] {
         let mut world = World::new(
             (1..=total).map(|n| Sim::new(peer(n, Path::Tunnel(TunnelKind::Vxlan), true))).collect(),
@@ -544,7 +544,7 @@ fn where_most_are_silent_at_once_we_are_the_suspect_and_ways_stay() {
 }
 
 #[test]
-fn that_others_are_silent_excuses_none_that_answers() {
+fn a_fault_of_a_replying_peer_counts_despite_silent_peers() {
     for phase in (0..1000).step_by(93) {
         let mut world = World::new(
             (1..=3).map(|n| Sim::new(peer(n, Path::Tunnel(TunnelKind::Vxlan), true))).collect(),
@@ -575,7 +575,7 @@ fn that_others_are_silent_excuses_none_that_answers() {
 }
 
 #[test]
-fn a_refusal_counts_while_it_is_said() {
+fn a_refusal_is_reported_only_while_it_arrives() {
     // First case, host-gw: the machine refuses packets during its shutdown, and then is off.
     let mut world = World::new(vec![Sim::new(peer(1, Path::Direct, false))], 1);
     world.run(SECOND * 20);
@@ -611,7 +611,7 @@ fn a_refusal_counts_while_it_is_said() {
 }
 
 #[test]
-fn what_is_worse_is_told_at_once_where_something_was_wrong_already() {
+fn a_graver_fault_replaces_a_fault_at_once() {
     let mut sim = Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true));
     sim.link = only(|probe| probe != Probe::Direct);
     let mut world = World::new(vec![sim], 1);
@@ -623,7 +623,7 @@ fn what_is_worse_is_told_at_once_where_something_was_wrong_already() {
 }
 
 #[test]
-fn a_smaller_size_is_told_soon() {
+fn a_smaller_size_is_reported_soon() {
     let (mut world, _) = found(Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), false)), 0, big(1400), SOON);
     world.sims[0].link = big(1300);
     world.run(SECOND * 75);
@@ -634,7 +634,7 @@ fn a_smaller_size_is_told_soon() {
 /// A direct path that fails as soon as it is used is taken less and less often. The peer's firewall may drop pod addresses from
 /// its uplink, for example.
 #[test]
-fn a_way_that_works_until_it_is_used_is_taken_ever_more_seldom() {
+fn a_path_that_fails_in_use_is_tried_less_and_less_often() {
     let mut sim = Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true));
     sim.link = Box::new(|probe, way, _| {
         (way == Path::Tunnel(TunnelKind::Vxlan) || !path(probe)).then(|| came(probe))
@@ -657,7 +657,7 @@ fn a_way_that_works_until_it_is_used_is_taken_ever_more_seldom() {
 }
 
 #[test]
-fn a_second_address_of_a_machine_hides_no_other_reason() {
+fn a_second_address_of_a_machine_hides_no_other_finding() {
     type Answered = fn(Probe) -> bool;
     let cases: [(&str, Answered); 3] = [
         ("no way back", |probe| matches!(probe, Probe::Node | Probe::There)),
@@ -676,7 +676,7 @@ fn a_second_address_of_a_machine_hides_no_other_reason() {
 }
 
 #[test]
-fn off_the_segment_for_a_moment_is_no_health() {
+fn a_moment_off_the_segment_restarts_the_healthy_time() {
     let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true))], 3);
     let flicker = |world: &mut World| {
         let sim = &mut world.sims[0];
@@ -702,7 +702,7 @@ fn off_the_segment_for_a_moment_is_no_health() {
 }
 
 #[test]
-fn a_next_hop_that_answers_every_other_time_is_enough() {
+fn a_next_hop_that_replies_every_second_time_is_healthy() {
     for (path, evidence) in [(Path::Tunnel(TunnelKind::Vxlan), true), (Path::Direct, false)] {
         let mut world = World::new(vec![Sim::new(peer(1, path, evidence))], 3);
         world.run(SECOND * 10);
@@ -718,7 +718,7 @@ fn a_next_hop_that_answers_every_other_time_is_enough() {
 }
 
 #[test]
-fn a_peer_that_starts_anew_without_pods_is_no_fault() {
+fn a_peer_that_restarts_without_pods_is_no_fault() {
     let mut sim = Sim::new(peer(1, Path::Direct, false));
     sim.peer.tunnel = None;
     let (mut world, _) = found(Sim::new(sim.peer), 0, nothing(), SOON);
@@ -747,7 +747,7 @@ fn pod_addresses_that_are_lost_after_flapping_are_a_fault() {
 }
 
 #[test]
-fn a_detail_that_is_another_each_time_is_no_news() {
+fn a_changing_detail_is_no_new_finding() {
     let proxy: Link = Box::new(|probe, _, sent| match probe {
         Probe::NextHop => {
             let also = [192, 0, 2, 100 + (sent.as_secs() / 20 % 2) as u8].into();
@@ -762,7 +762,7 @@ fn a_detail_that_is_another_each_time_is_no_news() {
 }
 
 #[test]
-fn a_peer_that_does_not_know_us_yet_has_time() {
+fn a_new_peer_has_time_before_a_fault_is_reported() {
     let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true))], 3);
     world.sims[0].link = only(|probe| !path(probe) && probe != Probe::Direct);
     world.run(SECOND * 10);
@@ -773,7 +773,7 @@ fn a_peer_that_does_not_know_us_yet_has_time() {
 }
 
 #[test]
-fn datagrams_lost_one_by_one_are_no_checksum_fault() {
+fn random_loss_of_datagrams_is_no_checksum_fault() {
     let sims = (1..=30).map(|n| Sim::new(peer(n, Path::Tunnel(TunnelKind::Vxlan), false)));
     let mut world = World::new(sims.collect(), 5);
     world.loss = 0.05;
@@ -784,7 +784,7 @@ fn datagrams_lost_one_by_one_are_no_checksum_fault() {
 }
 
 #[test]
-fn our_own_uplink_down_withdraws_nothing() {
+fn our_uplink_going_down_withdraws_no_path() {
     let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true))], 3);
     world.run(SECOND * 10);
     world.sims[0].link = nothing();
@@ -811,7 +811,7 @@ fn long_dead_peers_do_not_make_us_the_suspect() {
 }
 
 #[test]
-fn a_slow_pace_is_kept_and_a_quick_answer_found_all_the_same() {
+fn a_long_probe_interval_still_finds_faults_and_recovery() {
     let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), false))], 1);
     world.pace = SECOND * 60;
     world.run(SECOND * 600);
@@ -826,7 +826,7 @@ fn a_slow_pace_is_kept_and_a_quick_answer_found_all_the_same() {
 }
 
 #[test]
-fn one_that_something_may_have_happened_to_is_asked_by_then_if_not_twice_in_a_second() {
+fn a_hastened_peer_is_probed_early_but_once_a_second_at_most() {
     let local = Local { uplink: "eth0".parse().unwrap(), mtu: 1500 };
     let mut judge = Judge::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), false), local, Duration::ZERO);
     let asked = SECOND * 70;
@@ -846,7 +846,7 @@ fn one_that_something_may_have_happened_to_is_asked_by_then_if_not_twice_in_a_se
 
 /// Peers that appear at the same moment are probed at different times, by occasional probes as well.
 #[test]
-fn thousands_that_are_met_at_once_are_asked_one_after_the_other() {
+fn peers_added_at_once_are_probed_at_different_times() {
     let local = Local { uplink: "eth0".parse().unwrap(), mtu: 1500 };
     let (mut questions, mut rare) = ([0; 60], [0; 60]);
     for n in 0..5000_u32 {
@@ -873,7 +873,7 @@ fn thousands_that_are_met_at_once_are_asked_one_after_the_other() {
 }
 
 #[test]
-fn what_was_lost_on_another_way_is_not_held_against_this_one() {
+fn losses_on_a_former_path_do_not_count() {
     let mut world = World::new(vec![Sim::new(peer(1, Path::Direct, true))], 1);
     world.run(SECOND * 10);
     let now = world.now;
@@ -898,7 +898,7 @@ fn what_was_lost_on_another_way_is_not_held_against_this_one() {
 }
 
 #[test]
-fn latency_and_mtu_are_of_the_way_in_use() {
+fn latency_loss_and_mtu_of_a_healthy_peer_are_reported() {
     let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true))], 1);
     world.run(SECOND * 10);
     let health = world.sims[0].judge.health();
@@ -944,7 +944,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
 
     #[test]
-    fn whatever_is_heard_it_holds(
+    fn invariants_hold_for_any_replies(
         steps in prop::collection::vec((waits(), probes(), answers(), 0..3_000_u64, any::<(bool, bool, bool)>()), 1..200),
         pace in 1..70_u64,
         evidence: bool,

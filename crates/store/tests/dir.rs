@@ -47,7 +47,7 @@ fn claim(root: &Path, host: u8, choice: Choice, announce: Box<Announce>) -> Resu
 }
 
 #[test]
-fn many_at_once_get_a_subnet_each() {
+fn fifty_concurrent_nodes_get_a_subnet_each() {
     let root = tempfile::tempdir().unwrap();
     store(root.path());
     let subnets: BTreeSet<String> = std::thread::scope(|scope| {
@@ -141,7 +141,7 @@ fn our_lease_is_found_again_and_not_rewritten() {
 /// A lease that does not fit any more is replaced in one step. A peer that sees no lease of ours, even briefly, withdraws its
 /// routes to our pods.
 #[test]
-fn a_lease_that_no_longer_fits_is_never_missed() {
+fn a_lease_that_no_longer_fits_is_replaced_by_a_rename() {
     let root = tempfile::tempdir().unwrap();
     store(root.path());
     let old = acquire(root.path(), 1, 3).unwrap().subnet.to_string();
@@ -365,7 +365,7 @@ async fn leases_are_as_old_as_their_files_were_first_seen_to_be() {
 }
 
 #[test]
-fn our_lease_stays_as_old_as_it_was_when_it_is_rewritten() {
+fn a_rewritten_lease_keeps_its_age() {
     let root = tempfile::tempdir().unwrap();
     store(root.path());
     let subnet = acquire(root.path(), 1, 3).unwrap().subnet.to_string();
@@ -380,7 +380,7 @@ fn our_lease_stays_as_old_as_it_was_when_it_is_rewritten() {
 
 /// A file in place of the directory is reported as such, not as "File exists".
 #[test]
-fn a_file_in_place_of_the_directory_is_named() {
+fn a_file_in_place_of_the_directory_is_reported() {
     let root = tempfile::tempdir().unwrap();
     store(root.path());
     fs::write(root.path().join("subnets"), "").unwrap();

@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_comment_that_opens_with_a_fragment_is_found_and_its_further_lines_are_not() {
+    fn a_fragment_is_found_only_at_the_start_of_a_comment() {
         let found = |text: &str| fragments("plan/src/x.rs", text).len();
         assert_eq!(found("/// Of the peers.\nstruct X;"), 1);
         assert_eq!(found("//! Those that stay.\n"), 1);

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_two_public_types_of_one_crate_have_is_found() {
+    fn a_name_shared_by_two_public_types_of_a_crate_is_found() {
         let mut types = Types::default();
         assert!(
             types.add("store/src/own.rs", &["pub struct Lease {", "pub(crate) struct Key(u8);"]).is_empty()

@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_written_elsewhere() {
+    fn a_confined_process_writes_only_in_its_directories() {
         let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (own, other) = (here.path().join("deep/er/file"), there.path().join("file"));
         fs::write(&other, "kept").unwrap();
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_may_be_replaced_and_is_not_made() {
+    fn the_directory_around_a_store_is_found_and_not_created() {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("away/store");
         assert_eq!((around_store(&store), store.exists()), (None, false));

@@ -129,7 +129,7 @@ mod tests {
 
     /// The text is compared with the output of flannel's script for the same input.
     #[test]
-    fn the_text_is_flannels_to_the_byte() {
+    fn the_options_equal_flannels_byte_for_byte() {
         let each = "DOCKER_OPT_BIP=\"--bip=10.1.74.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=true\"\nDOCKER_OPT_MTU=\"--mtu=1472\"\n";
         let all = " --bip=10.1.74.1/24 --ip-masq=true --mtu=1472";
         let masqueraded = PLAIN.replace("false", "true");
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_masquerade_that_is_neither_on_nor_off_is_refused_unless_it_is_left_out() {
+    fn an_invalid_masquerade_value_is_rejected_unless_omitted() {
         let odd = PLAIN.replace("false", "maybe");
         assert!(options(variables(&odd), &flags("")).unwrap_err().to_string().contains("FLANNEL_IPMASQ"));
         assert!(options(variables(&odd), &flags("-m")).is_ok());

@@ -215,7 +215,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    fn nothing_is_written_or_read_through_a_link() {
+    fn files_are_not_read_or_written_through_links() {
         let dir = tempfile::tempdir().unwrap();
         let [path, victim, beside] =
             ["subnet.env", "victim", ".subnet.env.new"].map(|name| dir.path().join(name));
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_is_a_file_of_our_own() {
+    fn a_foreign_file_in_place_of_a_lock_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let [path, victim] = ["lock", "victim"].map(|name| dir.path().join(name));
         let inode = |file: &File| file.metadata().unwrap().ino();
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn no_pipe_is_waited_for_and_no_endless_file_is_read() {
+    fn pipes_and_oversized_files_are_not_read() {
         assert!(read(Path::new("/dev/zero")).is_err());
         let dir = tempfile::tempdir().unwrap();
         let pipe = dir.path().join("pipe");

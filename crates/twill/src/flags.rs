@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn called_as_flanneld_it_is_the_daemon_with_all_its_words() {
+    fn a_call_as_flanneld_runs_the_daemon_with_all_its_flags() {
         let flags = |line: &str| match command(line.split(' ').map(Into::into), std::iter::empty()) {
             Ok(Command::Daemon(flags)) => Ok(flags.store),
             Ok(Command::Help(text)) => Err(text),
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn docker_opts_takes_the_letters_of_the_script() {
+    fn docker_opts_accepts_the_short_flags_of_flannels_script() {
         let Ok(Command::DockerOpts(flags)) = parse("docker-opts -imk KEY -f /a -d/b") else { panic!() };
         assert!(flags.each && !flags.combined && !flags.ip_masq && flags.key == "KEY");
         assert_eq!((flags.subnet_file, flags.docker_file), ("/a".into(), "/b".into()));
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn uninstalling_takes_its_own_flags_and_no_others() {
+    fn uninstall_accepts_only_its_own_flags() {
         let Ok(Command::Uninstall(flags)) = parse("uninstall --dry-run --hand-over --subnet-file=/e") else {
             panic!()
         };

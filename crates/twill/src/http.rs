@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_has_at_most_sixty_four_kibibytes_and_is_built_once() {
+    fn readyz_has_at_most_64_kib_and_is_built_once_per_report() {
         let long = |number| warning(format!("{number} {}", "\u{1f600}".repeat(490)));
         let warnings = (0..50).map(long).collect();
         let report = Arc::new(Report { warnings, ..Report::clone(&board().borrow()) });

@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documents_list_every_line_and_no_other() {
+    fn messages_md_lists_exactly_the_log_lines() {
         let text = include_str!("../../../docs/reference/messages.md");
         let (_, section) = text.split_once("\n## Log lines\n").unwrap();
         let (section, _) = section.split_once("\n## Errors that end a start\n").unwrap();

@@ -212,7 +212,7 @@ mod tests {
     use crate::report::peers::tests::{health, peer};
 
     #[test]
-    fn single_peers_are_shown_while_they_are_at_fault_and_fifty_at_most() {
+    fn at_most_50_faulty_peers_have_a_fault_series() {
         let metrics = Metrics::new();
         let silent = Finding::Silent { node: [192, 0, 2, 1].into() };
         // The first `healthy` of sixty peers are healthy.

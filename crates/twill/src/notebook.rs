@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_at_once_are_a_few_lines() {
+    fn a_thousand_warnings_at_once_become_a_few_lines() {
         let many =
             (0..1000).map(|index| Trouble::new("down", format!("uplink eth{index} is down"))).collect();
         assert_eq!(Notebook::default().turn(many, [], Instant::now()).len(), LINES + 1);

@@ -223,7 +223,7 @@ mod tests {
 
     /// README.md and docs/reference/status.md show the lines and columns of a page.
     #[test]
-    fn samples_of_the_page_have_its_lines_and_columns() {
+    fn samples_in_the_docs_have_the_lines_and_columns_of_the_page() {
         let shape = |page: &str| -> Vec<String> {
             let lines = page.lines().take_while(|line| !line.is_empty()).map(|line| line.split(' ').next());
             let head = page.lines().find(|line| line.starts_with("ADDRESS")).unwrap().split_whitespace();
@@ -239,7 +239,7 @@ mod tests {
 
     /// docs/reference/status.md shows the fields of the JSON.
     #[test]
-    fn the_sample_of_the_json_has_its_fields() {
+    fn the_json_sample_in_the_docs_has_the_actual_fields() {
         let keys = |value: &serde_json::Value| -> BTreeSet<String> {
             value.as_object().unwrap().keys().cloned().collect()
         };

@@ -322,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_told_apart_as_they_were_written() {
+    fn words_are_split_as_they_were_written() {
         let rule = r#"-m comment --comment "a \"b\" c\\d \'e\'" --x "" -j DROP"#;
         assert_eq!(words(rule), ["-m", "comment", "--comment", r#"a "b" c\d 'e'"#, "--x", "", "-j", "DROP"]);
         assert!(words("").is_empty());
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_refuses_what_all_packets_meet_behind_it() {
+    fn a_jump_refuses_if_its_chain_refuses_all_packets() {
         let first = |lines: &[&str]| {
             refusal(&rules(lines), IptablesTable::Filter, "FORWARD")
                 .map(|(place, words)| (place, words.to_string()))
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn each_chain_is_followed_once_however_many_rules_lead_to_it() {
+    fn a_chain_with_many_callers_is_followed_once() {
         let jump = |at: usize| std::iter::repeat_n(format!("C{at} -j C{}", at + 1), 9);
         let mut lines: Vec<String> = (0..14).flat_map(jump).collect();
         lines.push("FORWARD -j C0".into());
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_refuses_a_packet_of_pods_is_found_and_what_refuses_others_is_not() {
+    fn a_refusal_of_pods_packets_is_found_and_other_refusals_are_not() {
         let refusal = |lines: &[&str]| outcome(lines).refusal;
         let refused =
             |rule: &str| -> Option<(Box<str>, Option<Doubt>)> { Some((format!("-A {rule}").into(), None)) };
@@ -557,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_rule_without_condition_refuses_all() {
+    fn a_rule_refuses_all_only_if_every_new_packet_matches() {
         for rule in [
             "-j DROP",
             "-j REJECT --reject-with icmp-host-prohibited",

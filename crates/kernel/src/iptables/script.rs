@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_is_last_or_ahead_of_what_refuses_all_counted_without_ours() {
+    fn a_jump_is_last_or_ahead_of_a_rule_that_refuses_all() {
         let wanted = [row("FLANNEL-FWD", &["-j ACCEPT"]), row("FORWARD", &[JUMP])];
         let fresh =
             format!("*filter\n:FLANNEL-FWD - [0:0]\n-A FLANNEL-FWD -j ACCEPT\n-A FORWARD {JUMP}\nCOMMIT\n");
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_goes_jumps_first_and_what_is_gone_is_left_alone() {
+    fn deletions_begin_with_jumps_and_skip_missing_rules() {
         let rows = [row("FLANNEL-FWD", &[]), row("FORWARD", &[])];
         assert_eq!(script(&rows, true, "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j ACCEPT\nCOMMIT\n"), "");
         let there = format!("*filter\n:FLANNEL-FWD - [0:0]\n-A FORWARD {JUMP}\nCOMMIT\n");

@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_tells_the_variant() {
+    fn a_version_names_the_variant() {
         for (text, expected) in [
             ("iptables v1.8.9 (nf_tables)\n", Variant::Nft),
             ("iptables v1.8.7 (legacy)\n", Variant::Legacy),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_failed_is_told() {
+    fn a_failed_line_is_reported() {
         let script = "*filter\n:FLANNEL-FWD - [0:0]\n-A FORWARD -j FOO\n-X FLANNEL-FWD\nCOMMIT\n";
         for (text, expected) in [
             ("iptables-restore: line 3 failed", "iptables-restore: line 3 failed (`-A FORWARD -j FOO`)"),
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_nftables_is_known_by_the_words_of_iptables() {
+    fn an_iptables_error_reveals_a_kernel_without_nftables() {
         let cause = |text: &str| Cause::Tool { tool: "iptables-nft-save".into(), text: text.into() };
         let words = "iptables-nft-save v1.8.9 (nf_tables): Failed to initialize nft: Protocol not supported";
         assert!(lacks_kernel(&cause(words)) && !lacks_kernel(&cause("it took longer than 5 s")));

@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reading_rules_takes_little_of_the_time_unless_that_is_wished() {
+    fn the_poll_interval_grows_with_the_time_a_reading_takes() {
         let interval = |resync, took| LegacyWatch { took, ..LegacyWatch::new(resync) }.interval();
         let millis = Duration::from_millis;
         for (resync, took, expected) in [

@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_almost_ours_is_not() {
+    fn a_table_that_is_almost_ours_is_foreign() {
         for expressions in [
             "",
             r#"{"drop":null}"#,
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_listing_is_an_error() {
+    fn output_that_is_no_listing_is_an_error() {
         for text in ["", "{", "[]", "{}", r#"{"nftables":{}}"#, r#"{"nftables":[{"chain":{}}]}"#] {
             assert!(chains(text, Family::Ipv4).is_err(), "{text}");
         }

@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn peers_change_all_together_or_not_at_all_and_at_once() {
+    fn set_elements_change_atomically_and_without_delay() {
         lab::test(lab::Timing::Free, || {
             let mut netlink = Netlink::netfilter().unwrap();
             let (four, five): (IpAddr, IpAddr) = ([192, 0, 2, 4].into(), [192, 0, 2, 5].into());
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_right_to_it_that_is_said_at_once() {
+    fn a_missing_capability_is_reported_at_once() {
         const INNER: &str = "WITHOUT_NET_ADMIN";
         if std::env::var_os(INNER).is_some() {
             let mut netlink = Netlink::netfilter().unwrap();
@@ -270,7 +270,7 @@ mod tests {
             return;
         }
         lab::test(lab::Timing::Free, || {
-            let test = "nft::netlink::tests::without_the_right_to_it_that_is_said_at_once";
+            let test = "nft::netlink::tests::a_missing_capability_is_reported_at_once";
             let mut less = Command::new("setpriv");
             less.args(["--bounding-set=-net_admin", "--inh-caps=-net_admin"]);
             less.arg(std::env::current_exe().unwrap()).args(["--exact", test]).env(INNER, "1");

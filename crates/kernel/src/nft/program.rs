@@ -494,7 +494,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_length_beyond_all_registers_takes_no_memory() {
+    fn a_length_beyond_the_registers_is_capped() {
         let base = Base { hook: FORWARD, ..Base::default() };
         let view = View { packet: None, mark: None, base: &base, is_ipv6: false, index: &|_| None };
         for (name, numbers) in [

@@ -17,7 +17,7 @@ fn rows(kernel: &mut kernel::Kernel) -> Vec<Address> {
 }
 
 #[test]
-fn ours_and_those_of_ip_are_the_same() {
+fn our_addresses_equal_those_that_ip_adds() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let want = ["10.244.1.0/32", "fd00:10:244:1::/128"].map(address);
@@ -50,7 +50,7 @@ fn the_kernels_own_link_local_address_is_a_row() {
 }
 
 #[test]
-fn what_is_not_plain_is_unknown_and_can_be_deleted() {
+fn an_address_with_more_attributes_is_unknown_and_can_be_deleted() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         for (line, told) in [

@@ -10,7 +10,7 @@ use plan::{Mac, Object, Op};
 use crate::scene::*;
 
 #[test]
-fn one_failure_stops_no_neighbour() {
+fn a_failed_op_does_not_stop_the_others() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let gateways = ["10.244.1.0", "10.244.2.0", "203.0.113.9", "10.244.4.0", "10.244.5.0"];
@@ -41,7 +41,7 @@ fn one_failure_stops_no_neighbour() {
 }
 
 #[test]
-fn every_op_of_a_large_batch_may_fail() {
+fn a_large_batch_reports_the_failure_of_every_op() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let bad = |k: u32| {
@@ -59,7 +59,7 @@ fn every_op_of_a_large_batch_may_fail() {
 }
 
 #[test]
-fn kinds_of_op_go_in_one_list() {
+fn a_batch_may_mix_kinds_of_ops() {
     lab::test(Free, || {
         let mut kernel = node();
         let mac = Mac([2, 0, 0, 0, 0, 2]);
@@ -94,7 +94,7 @@ fn kinds_of_op_go_in_one_list() {
 }
 
 #[test]
-fn five_thousand_peers() {
+fn five_thousand_peers_are_written_and_deleted_in_time() {
     lab::test(Timed, || {
         let mut kernel = tunnelled();
         let mut owned = owned();

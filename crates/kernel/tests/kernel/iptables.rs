@@ -19,7 +19,7 @@ fn both(test: fn(Variant)) {
 }
 
 #[test]
-fn rules_are_those_of_flannel_word_by_word_and_go_without_a_trace() {
+fn our_rules_equal_flannels_and_are_removed_completely() {
     lab::test(Free, || {
         both(|variant| {
             let (mut kernel, _) = settled(variant);
@@ -37,7 +37,7 @@ fn rules_are_those_of_flannel_word_by_word_and_go_without_a_trace() {
 }
 
 #[test]
-fn flannels_own_rules_are_as_they_should_be() {
+fn flannels_own_rules_need_no_op() {
     lab::test(Free, || {
         both(|variant| {
             for (tool, recorded) in tools(variant).into_iter().zip(RECORDED) {
@@ -110,7 +110,7 @@ fn others(tool: &str) -> String {
 }
 
 #[test]
-fn every_harm_is_seen_and_one_round_repairs_it_and_no_rule_of_others() {
+fn a_pass_repairs_any_damage_and_keeps_foreign_rules() {
     lab::test(Free, || {
         both(|variant| {
             let (mut kernel, wanted) = settled(variant);
@@ -130,7 +130,7 @@ fn every_harm_is_seen_and_one_round_repairs_it_and_no_rule_of_others() {
 }
 
 #[test]
-fn after_a_flush_of_everything_all_is_back_at_once() {
+fn a_pass_restores_all_rules_after_a_flush() {
     lab::test(Free, || {
         both(|variant| {
             let (mut kernel, wanted) = settled(variant);
@@ -154,7 +154,7 @@ fn forward(tool: &str) -> String {
 }
 
 #[test]
-fn a_jump_goes_ahead_of_what_refuses_everything_and_else_comes_last() {
+fn a_jump_goes_ahead_of_a_rule_that_refuses_everything_or_last() {
     lab::test(Free, || {
         both(|variant| {
             let (mut kernel, wanted) = settled(variant);
@@ -187,7 +187,7 @@ fn a_jump_goes_ahead_of_what_refuses_everything_and_else_comes_last() {
 }
 
 #[test]
-fn what_went_meanwhile_need_not_go_and_what_came_twice_goes_with_it() {
+fn vanished_rules_are_skipped_and_doubled_ones_deleted() {
     lab::test(Free, || {
         both(|variant| {
             let (mut kernel, _) = settled(variant);

@@ -21,7 +21,7 @@ fn facts(variant: Variant, family: Family) -> IptablesFacts {
 }
 
 #[test]
-fn what_others_refuse_is_told_in_their_words() {
+fn foreign_refusals_are_reported_as_written() {
     lab::test(Free, || {
         for variant in Variant::ALL {
             for (tool, family) in tools(variant).into_iter().zip(Family::ALL) {
@@ -73,7 +73,7 @@ fn what_others_refuse_is_told_in_their_words() {
 }
 
 #[test]
-fn looking_makes_no_table_and_runs_nothing_where_there_is_none() {
+fn reading_without_tables_creates_none_and_runs_no_tool() {
     lab::test(Free, || {
         for multi in ["xtables-nft-multi", "xtables-legacy-multi"] {
             count_calls(multi);
@@ -89,7 +89,7 @@ fn looking_makes_no_table_and_runs_nothing_where_there_is_none() {
 }
 
 #[test]
-fn the_programs_that_are_there_are_told_by_variant() {
+fn the_installed_programs_are_listed_by_variant() {
     lab::test(Free, || {
         let told = || {
             let FirewallFacts { iptables, usual, .. } = all_facts();
@@ -121,7 +121,7 @@ fn the_programs_that_are_there_are_told_by_variant() {
 }
 
 #[test]
-fn tens_of_thousands_of_rules_of_others_take_no_time() {
+fn fifty_thousand_foreign_rules_are_read_within_a_second() {
     lab::test(Timed, || {
         let (mut kernel, wanted) = settled(Variant::Legacy);
         sh("{ echo '*nat'; echo ':KUBE-SERVICES - [0:0]'

@@ -19,7 +19,7 @@ fn complaints(kernel: &mut Kernel, wanted: &State) -> Vec<String> {
 }
 
 #[test]
-fn a_lock_that_is_held_is_not_waited_for() {
+fn a_held_iptables_lock_is_reported_without_waiting() {
     lab::test(Free, || {
         let (mut kernel, wanted) = settled(Variant::Legacy);
         sh("iptables-legacy -F FLANNEL-FWD; iptables-legacy -D FORWARD 1");
@@ -44,7 +44,7 @@ const NATIVE: &str = "nft 'add table ip filter; add chain ip filter FORWARD { ty
     add rule ip6 filter FORWARD counter reject'";
 
 #[test]
-fn rules_go_into_a_table_that_nft_has_filled_and_out_of_it() {
+fn rules_are_added_to_and_removed_from_a_table_filled_by_nft() {
     lab::test(Free, || {
         sh(NATIVE);
         let listing = |family: &str| sh(&format!("nft list chain {family} filter FORWARD"));
@@ -74,7 +74,7 @@ fn rules_go_into_a_table_that_nft_has_filled_and_out_of_it() {
 }
 
 #[test]
-fn a_chain_of_ours_that_others_use_says_that_it_cannot_go() {
+fn a_chain_in_use_by_foreign_rules_is_reported_and_kept() {
     lab::test(Free, || {
         for variant in Variant::ALL {
             let (mut kernel, _) = settled(variant);
@@ -96,7 +96,7 @@ fn a_chain_of_ours_that_others_use_says_that_it_cannot_go() {
 }
 
 #[test]
-fn without_its_programs_a_variant_says_so() {
+fn a_variant_without_its_programs_is_reported() {
     lab::test(Free, || {
         let mut kernel = Kernel::open().unwrap();
         sh("mkdir /run/none; mount --bind /run/none /usr/sbin");

@@ -30,7 +30,7 @@ fn watch() -> Receiver<()> {
 }
 
 #[test]
-fn changes_that_matter_wake_within_a_second_and_others_never() {
+fn only_relevant_changes_are_reported_and_within_a_second() {
     lab::test(Timed, || {
         count_calls("xtables-legacy-multi");
         let told = watch();

@@ -24,7 +24,7 @@ fn ipv6() -> Link {
 }
 
 #[test]
-fn what_we_make_is_what_ip_shows_and_what_we_read() {
+fn a_device_of_ours_is_shown_by_ip_and_read_as_made() {
     lab::test(Free, || {
         let mut kernel = node();
         let gbp = ours(|link, vxlan| {
@@ -63,7 +63,7 @@ fn what_we_make_is_what_ip_shows_and_what_we_read() {
 }
 
 #[test]
-fn what_ip_makes_is_what_we_read() {
+fn a_device_made_by_ip_is_read() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         sh("ip link add flannel-v6.1 address 02:00:00:00:00:01 \
@@ -77,7 +77,7 @@ fn what_ip_makes_is_what_we_read() {
 }
 
 #[test]
-fn what_flannel_does_not_set_is_unknown() {
+fn attributes_that_flannel_does_not_set_are_unknown() {
     lab::test(Free, || {
         let mut kernel = node();
         for (option, told) in [
@@ -152,7 +152,7 @@ fn mtu_mac_local_and_learning_change_in_place() {
 }
 
 #[test]
-fn a_device_that_exists_is_success_only_when_equal() {
+fn adding_an_existing_device_succeeds_only_if_equal() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let other_port = ours(|_, vxlan| vxlan.port = 4789);
@@ -172,7 +172,7 @@ fn a_device_that_exists_is_success_only_when_equal() {
 }
 
 #[test]
-fn a_missing_module_is_told_with_the_remedy() {
+fn a_missing_module_is_reported_with_the_remedy() {
     lab::test(Free, || {
         let mut kernel = node();
         let want = Link { kind: LinkKind::Other("wormhole".into()), ..flannel() };
@@ -187,7 +187,7 @@ fn a_missing_module_is_told_with_the_remedy() {
 }
 
 #[test]
-fn a_device_is_deleted_once() {
+fn deleting_a_device_twice_reports_it_gone() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let ops = [delete(link(flannel())), delete(link(flannel()))];
@@ -199,7 +199,7 @@ fn a_device_is_deleted_once() {
 }
 
 #[test]
-fn a_device_made_anew_in_a_round_is_found_by_what_follows() {
+fn a_device_recreated_in_a_pass_is_found_by_later_ops() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let other_port = ours(|_, vxlan| vxlan.port = 4789);

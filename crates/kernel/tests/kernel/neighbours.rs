@@ -24,7 +24,7 @@ fn shown(line: &str) -> Vec<String> {
 }
 
 #[test]
-fn neighbours_of_ours_and_of_ip_are_the_same() {
+fn our_neighbours_equal_those_that_ip_adds() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let want = ["10.244.2.0", "fd00:10:244:2::"].map(neighbour);
@@ -66,7 +66,7 @@ fn neighbours_that_are_not_permanent_are_unknown() {
 }
 
 #[test]
-fn what_the_kernel_derives_and_what_other_devices_have_is_left_out() {
+fn derived_entries_and_those_of_other_devices_are_left_out() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         sh("ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent
@@ -78,7 +78,7 @@ fn what_the_kernel_derives_and_what_other_devices_have_is_left_out() {
 }
 
 #[test]
-fn fdb_entries_of_ours_and_of_bridge_are_the_same() {
+fn our_fdb_entries_equal_those_that_bridge_adds() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         sh("ip link add flannel-v6.1 type vxlan id 1 dev eth0 local 2001:db8::1 dstport 8472 nolearning
@@ -133,7 +133,7 @@ fn fdb_entries_in_another_form_are_unknown_and_get_replaced() {
 }
 
 #[test]
-fn the_port_of_an_entry_is_named_where_it_is_not_the_devices() {
+fn an_fdb_entry_names_its_port_only_if_it_is_not_the_devices() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let on = |port| FdbEntry { port, ..entry(PEER, "192.0.2.2") };
@@ -166,7 +166,7 @@ fn the_port_of_an_entry_is_named_where_it_is_not_the_devices() {
 }
 
 #[test]
-fn of_two_destinations_of_a_mac_the_named_one_goes() {
+fn deleting_an_fdb_entry_keeps_other_remotes_of_the_mac() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         // The kernel allows several destinations only for the all-zero MAC, which stands for unknown ones.

@@ -19,7 +19,7 @@ fn nexthop(number: u32, gateway: &str) -> Nexthop {
 }
 
 #[test]
-fn ours_and_those_of_ip_are_the_same() {
+fn our_next_hops_equal_those_that_ip_adds() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let plain = Nexthop { link: name("eth0"), onlink: false, ..nexthop(3, "192.0.2.3") };
@@ -45,7 +45,7 @@ fn ours_and_those_of_ip_are_the_same() {
 }
 
 #[test]
-fn a_route_names_its_object_and_not_what_the_object_says() {
+fn a_route_names_its_object_only() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let objects = [nexthop(1, "10.244.2.0"), nexthop(2, "fd00:10:244:2::")];
@@ -73,7 +73,7 @@ fn a_route_names_its_object_and_not_what_the_object_says() {
 }
 
 #[test]
-fn another_kind_of_object_is_unknown() {
+fn next_hop_groups_and_blackholes_are_unknown() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let first = NEXTHOPS.start();

@@ -23,7 +23,7 @@ fn of_a_crowd(peers: u32) -> State {
 }
 
 #[test]
-fn fifty_thousand_peers_come_and_go() {
+fn fifty_thousand_peers_are_added_and_removed() {
     lab::test(Free, || {
         let crowd = of_a_crowd(50_000);
         let mut kernel = settled(&crowd);
@@ -33,7 +33,7 @@ fn fifty_thousand_peers_come_and_go() {
 }
 
 #[test]
-fn a_set_is_full_before_a_rule_looks_into_it() {
+fn a_set_is_complete_before_a_rule_refers_to_it() {
     lab::test(Free, || {
         let crowd = of_a_crowd(1500);
         let mut command = Command::new("nft");

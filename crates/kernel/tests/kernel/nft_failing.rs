@@ -26,7 +26,7 @@ fn unusable(kernel: &mut Kernel) -> String {
 }
 
 #[test]
-fn no_nft_is_said_and_noticed_when_it_comes() {
+fn a_missing_nft_is_reported_and_its_return_is_noticed() {
     lab::test(Free, || {
         let wanted = wanted(Wish::default());
         let mut kernel = settled(&wanted);
@@ -49,7 +49,7 @@ fn no_nft_is_said_and_noticed_when_it_comes() {
 }
 
 #[test]
-fn an_nft_that_is_old_or_lame_or_breaks_is_said() {
+fn an_old_or_incomplete_or_failing_nft_is_reported() {
     lab::test(Free, || {
         settled(&wanted(Wish::default()));
         for (script, words) in [
@@ -100,7 +100,7 @@ impl Owner {
 }
 
 #[test]
-fn a_table_of_our_name_that_another_process_owns_is_said() {
+fn a_table_owned_by_another_process_is_reported() {
     lab::test(Free, || {
         let wanted = wanted(Wish::default());
         let mut kernel = Kernel::open().unwrap();
@@ -118,7 +118,7 @@ fn a_table_of_our_name_that_another_process_owns_is_said() {
 }
 
 #[test]
-fn a_chain_of_our_name_that_others_jump_to_is_said_and_nothing_is_half_done() {
+fn a_chain_in_use_by_foreign_rules_is_reported_and_kept() {
     lab::test(Free, || {
         let wanted = wanted(Wish::default());
         sh("nft 'add table ip flannel-ipv4; add chain ip flannel-ipv4 postrtg; add chain ip flannel-ipv4 theirs;

@@ -50,7 +50,7 @@ fn forward(rules: &str) -> String {
 }
 
 #[test]
-fn what_refuses_pods_is_found() {
+fn a_refusal_of_pods_packets_is_found() {
     lab::test(Free, || {
         sh("ip link add cni0 type bridge; ip link set cni0 up");
         for (rules, words) in [
@@ -96,7 +96,7 @@ fn what_refuses_pods_is_found() {
 }
 
 #[test]
-fn what_refuses_others_is_not_found() {
+fn a_refusal_of_other_packets_is_not_found() {
     lab::test(Free, || {
         sh("ip link add cni0 type bridge; ip link set cni0 up");
         for rules in [

@@ -54,7 +54,7 @@ impl Ear {
 }
 
 #[test]
-fn what_concerns_us_wakes_and_nothing_else() {
+fn only_relevant_changes_wake() {
     lab::test(Free, || {
         settled(&wanted(Wish::default()));
         let ear = Ear::open();
@@ -93,7 +93,7 @@ fn what_concerns_us_wakes_and_nothing_else() {
 }
 
 #[test]
-fn a_peer_that_we_change_ourselves_wakes_nobody_and_is_known() {
+fn our_own_change_of_a_peer_causes_no_event() {
     lab::test(Free, || {
         let mut kernel = settled(&wanted(Wish::default()));
         look(&mut kernel);
@@ -110,7 +110,7 @@ fn a_peer_that_we_change_ourselves_wakes_nobody_and_is_known() {
 }
 
 #[test]
-fn thousands_of_rules_of_others_wake_nobody() {
+fn thousands_of_foreign_rules_cause_no_event() {
     lab::test(Free, || {
         let mut kernel = settled(&wanted(Wish::default()));
         let ear = Ear::open();
@@ -122,7 +122,7 @@ fn thousands_of_rules_of_others_wake_nobody() {
 }
 
 #[test]
-fn packets_of_strangers_wake_nobody() {
+fn packets_from_unknown_senders_cause_no_event() {
     lab::test(Free, || {
         let mut kernel = settled(&wanted(Wish { filter: SourceFilter::Count, ..Wish::default() }));
         // A set like ours, except that its elements expire during the test.

@@ -143,7 +143,7 @@ fn as_we_say_it(flannel: &str) -> String {
 }
 
 #[test]
-fn nft_lists_what_it_lists_on_a_node_of_flannels() {
+fn nft_lists_the_rules_of_a_flannel_node() {
     lab::test(Free, || {
         settled(&wanted(Wish { filter: SourceFilter::Off, ..Wish::default() }));
         let flannel = include_str!("data/flannel-nft.txt");
@@ -154,7 +154,7 @@ fn nft_lists_what_it_lists_on_a_node_of_flannels() {
 }
 
 #[test]
-fn flannels_own_rules_become_ours_in_one_round() {
+fn a_single_pass_turns_flannels_rules_into_ours() {
     lab::test(Free, || {
         let file = lab::enter::work_dir().join("tmp/flannel.nft");
         std::fs::write(&file, include_str!("data/flannel-nft.txt")).unwrap();
@@ -186,7 +186,7 @@ fn heals(kernel: &mut kernel::Kernel, wanted: &State, harm: impl Fn(&str) -> Str
 }
 
 #[test]
-fn every_harm_to_a_rule_is_seen_and_repaired() {
+fn any_damage_to_a_rule_is_found_and_repaired() {
     lab::test(Free, || {
         let wanted = wanted(Wish::default());
         let mut kernel = settled(&wanted);
@@ -219,7 +219,7 @@ fn every_harm_to_a_rule_is_seen_and_repaired() {
 }
 
 #[test]
-fn every_harm_to_a_chain_set_or_table_is_seen_and_repaired() {
+fn any_damage_to_a_chain_set_or_table_is_found_and_repaired() {
     lab::test(Free, || {
         let wanted = wanted(Wish::default());
         let mut kernel = settled(&wanted);
@@ -280,7 +280,7 @@ fn every_harm_to_a_chain_set_or_table_is_seen_and_repaired() {
 }
 
 #[test]
-fn what_is_somebody_elses_in_our_table_survives() {
+fn foreign_objects_in_our_table_survive() {
     lab::test(Free, || {
         let wanted = wanted(Wish::default());
         let mut kernel = settled(&wanted);
@@ -302,7 +302,7 @@ fn what_is_somebody_elses_in_our_table_survives() {
 }
 
 #[test]
-fn what_goes_may_be_gone_already() {
+fn an_object_to_delete_may_be_missing() {
     lab::test(Free, || {
         let wanted = wanted(Wish::default());
         let mut kernel = settled(&wanted);
@@ -333,7 +333,7 @@ fn what_goes_may_be_gone_already() {
 }
 
 #[test]
-fn an_element_makes_its_set() {
+fn adding_an_element_creates_its_set() {
     lab::test(Free, || {
         let mut kernel = kernel::Kernel::open().unwrap();
         let four = element(Ipv4Addr::new(192, 0, 2, 7));
@@ -353,7 +353,7 @@ pub(crate) fn forge(from: &str, vni: u8) {
 }
 
 #[test]
-fn strangers_are_named_at_each_look_and_outlive_other_changes() {
+fn unknown_senders_are_listed_and_survive_other_changes() {
     lab::test(Free, || {
         sh("echo 0 > /proc/sys/net/ipv6/conf/lo/disable_ipv6");
         settle();
@@ -414,7 +414,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
 }
 
 #[test]
-fn a_peer_among_thousands_is_quickly_let_in_and_out() {
+fn a_peer_among_thousands_is_added_and_removed_quickly() {
     lab::test(Timed, || {
         let mut wanted = wanted(Wish::default());
         let peers = (0..5000_u32).map(|peer| element(Ipv4Addr::from(0xc633_0000 + peer)));

@@ -75,7 +75,7 @@ fn echo_v4(id: u16, target: [u8; 4]) -> Vec<u8> {
 }
 
 #[test]
-fn interfaces_are_told_as_ip_shows_them() {
+fn interfaces_are_listed_as_ip_shows_them() {
     lab::test(Free, || {
         let _far = wire();
         let all = interfaces().unwrap();
@@ -91,7 +91,7 @@ fn interfaces_are_told_as_ip_shows_them() {
 }
 
 #[test]
-fn a_frame_is_sent_and_its_answer_alone_is_heard() {
+fn a_frame_is_sent_and_only_its_reply_received() {
     lab::test(Free, || {
         let _far = wire();
         let socket = Socket::frames(&near(), EtherType::Arp, MARKS).unwrap();
@@ -111,7 +111,7 @@ fn a_frame_is_sent_and_its_answer_alone_is_heard() {
 }
 
 #[test]
-fn echoes_with_our_mark_alone_are_heard() {
+fn only_echoes_with_our_mark_are_received() {
     lab::test(Free, || {
         let _far = wire();
         let sender = Socket::sender(Family::Ipv4).unwrap();
@@ -130,7 +130,7 @@ fn echoes_with_our_mark_alone_are_heard() {
 }
 
 #[test]
-fn what_could_not_be_delivered_is_heard_with_what_it_quotes() {
+fn an_icmp_error_is_received_with_its_quoted_packet() {
     lab::test(Free, || {
         let _far = wire();
         for (family, from, to, quoted) in [
@@ -150,7 +150,7 @@ fn what_could_not_be_delivered_is_heard_with_what_it_quotes() {
 }
 
 #[test]
-fn another_link_is_not_heard_and_one_that_goes_is_no_trouble() {
+fn packets_of_another_link_are_ignored_and_a_lost_link_does_no_harm() {
     lab::test(Free, || {
         let _far = wire();
         sh("ip link add other type veth peer name end; ip link set other up; ip link set end up");
@@ -165,7 +165,7 @@ fn another_link_is_not_heard_and_one_that_goes_is_no_trouble() {
 }
 
 #[test]
-fn what_the_kernel_doubts_of_one_links_neighbours_is_heard_and_nothing_else() {
+fn only_neighbour_events_of_one_link_are_received() {
     lab::test(Free, || {
         let _far = wire();
         sh("ip link add other type veth peer name end; ip link set other up; ip link set end up");

@@ -85,12 +85,12 @@ fn more(kernel: &mut Kernel) {
 }
 
 #[test]
-fn from_nothing() {
+fn a_pass_on_an_empty_node_leaves_nothing_to_do() {
     lab::test(Free, || assert_eq!(round(&mut node(), "all"), Vec::<String>::new()));
 }
 
 #[test]
-fn after_any_harm() {
+fn a_pass_after_any_damage_leaves_nothing_to_do() {
     lab::test(Free, || {
         let mut kernel = node();
         round(&mut kernel, "all");

@@ -42,7 +42,7 @@ fn rows(kernel: &mut kernel::Kernel, table: u32) -> Vec<Route> {
 }
 
 #[test]
-fn ours_and_those_of_ip_are_the_same_in_any_table() {
+fn our_routes_equal_those_that_ip_adds_in_any_table() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         for table in [254, 200, 7777] {
@@ -78,7 +78,7 @@ fn ours_and_those_of_ip_are_the_same_in_any_table() {
 }
 
 #[test]
-fn another_shape_is_unknown_and_gets_replaced() {
+fn a_route_of_another_shape_is_unknown_and_replaced() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         sh("ip addr add 10.244.1.0/32 dev flannel.1; ip link add eth1 type bridge; ip link set eth1 up
@@ -126,7 +126,7 @@ fn another_shape_is_unknown_and_gets_replaced() {
 }
 
 #[test]
-fn routes_of_another_key_are_no_rows() {
+fn routes_with_another_metric_tos_or_table_are_ignored() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         sh("ip route add 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink proto 84 metric 100
@@ -151,7 +151,7 @@ fn routes_of_another_key_are_no_rows() {
 }
 
 #[test]
-fn the_state_of_the_device_is_not_in_the_row() {
+fn a_route_row_does_not_change_with_the_device_state() {
     lab::test(Free, || {
         let mut kernel = node();
         sh("ip link add eth1 type veth peer name eth2; ip link set eth1 up; ip link set eth2 up
@@ -164,7 +164,7 @@ fn the_state_of_the_device_is_not_in_the_row() {
 }
 
 #[test]
-fn of_doubled_routes_exactly_the_named_one_goes() {
+fn deleting_a_route_keeps_a_second_route_to_the_prefix() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let ours = via("10.244.2.0/24", "10.244.2.0", "flannel.1", true);
@@ -198,7 +198,7 @@ fn of_doubled_routes_exactly_the_named_one_goes() {
 }
 
 #[test]
-fn of_doubled_ipv6_routes_exactly_the_named_one_goes() {
+fn deleting_an_ipv6_route_keeps_a_second_one_to_the_prefix() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let to = "fd00:10:244:2::/64";

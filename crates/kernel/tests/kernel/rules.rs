@@ -18,7 +18,7 @@ fn rows(kernel: &mut kernel::Kernel) -> Vec<Rule> {
 }
 
 #[test]
-fn ours_and_those_of_ip_are_the_same() {
+fn our_rules_equal_those_that_ip_adds() {
     lab::test(Free, || {
         let mut kernel = node();
         let want = ["10.244.0.0/16", "fd00:10:244::/48"].map(rule);
@@ -37,7 +37,7 @@ fn ours_and_those_of_ip_are_the_same() {
 }
 
 #[test]
-fn a_rule_with_more_conditions_is_unknown_and_a_foreign_one_is_no_row() {
+fn rules_with_extra_conditions_are_unknown_foreign_ones_ignored() {
     lab::test(Free, || {
         let mut kernel = node();
         for (words, told) in [

@@ -32,7 +32,7 @@ fn make_read_only() {
 }
 
 #[test]
-fn rows_and_facts_are_the_same_files() {
+fn sysctl_rows_and_facts_hold_the_same_values() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         sh("echo 1 > /proc/sys/net/ipv4/conf/flannel.1/rp_filter; echo 0 > /proc/sys/net/ipv4/ip_forward");

@@ -17,7 +17,7 @@ fn pods() -> Vec<Range> {
 }
 
 #[test]
-fn devices_and_addresses_of_the_node() {
+fn the_underlay_lists_devices_and_addresses() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         sh("ip addr add 192.0.2.77/24 dev eth0 valid_lft 900 preferred_lft 0");
@@ -63,7 +63,7 @@ fn devices_and_addresses_of_the_node() {
 }
 
 #[test]
-fn routes_outside_of_the_pod_networks() {
+fn the_underlay_lists_routes_outside_the_pod_networks() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         sh("ip route add default via 192.0.2.254; ip route add 198.51.100.0/24 via 192.0.2.9 metric 30
@@ -102,7 +102,7 @@ fn routes_outside_of_the_pod_networks() {
 }
 
 #[test]
-fn a_route_that_names_only_a_next_hop_object_is_read_by_that() {
+fn a_route_by_next_hop_object_is_read_with_its_gateways() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         sh("echo 0 > /proc/sys/net/ipv4/nexthop_compat_mode
@@ -133,7 +133,7 @@ fn a_route_that_names_only_a_next_hop_object_is_read_by_that() {
 }
 
 #[test]
-fn the_main_table_is_the_underlays_whatever_table_is_ours() {
+fn underlay_routes_come_from_the_main_table_only() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         sh("ip route add default via 192.0.2.254; ip route add 100.64.0.0/10 via 192.0.2.7 table 7777
@@ -148,7 +148,7 @@ fn the_main_table_is_the_underlays_whatever_table_is_ours() {
 }
 
 #[test]
-fn the_way_to_an_address() {
+fn route_to_finds_gateway_link_and_source() {
     lab::test(Free, || {
         let mut kernel = node();
         sh("ip route add 198.51.100.0/24 via 192.0.2.9; ip -6 route add 2001:db8:9::/64 via 2001:db8::9");
@@ -196,7 +196,7 @@ fn before_the_first_pod_the_kernel_is_asked_from_our_first_pod_address() {
 }
 
 #[test]
-fn a_hundred_thousand_foreign_routes() {
+fn a_dump_with_100000_foreign_routes_takes_under_a_second() {
     lab::test(Timed, || {
         let mut kernel = tunnelled();
         let lines: String = (0..100_000_u32)

@@ -61,7 +61,7 @@ impl Ear {
 }
 
 #[test]
-fn what_is_ours_wakes() {
+fn changes_of_our_objects_wake() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let ear = ear(&mut kernel);
@@ -109,7 +109,7 @@ fn what_is_ours_wakes() {
 /// Our own writes cause no event. Deleted neighbours and FDB entries do, since the kernel does not say who deleted
 /// them.
 #[test]
-fn what_we_write_ourselves_wakes_nobody() {
+fn our_own_writes_wake_nobody() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let ear = ear(&mut kernel);
@@ -161,7 +161,7 @@ fn what_we_write_ourselves_wakes_nobody() {
 }
 
 #[test]
-fn what_is_not_ours_wakes_nobody() {
+fn foreign_changes_wake_nobody() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let ear = ear(&mut kernel);
@@ -215,7 +215,7 @@ fn a_filter_is_replaced_while_the_watch_waits() {
 }
 
 #[test]
-fn a_storm_of_foreign_neighbours_costs_nothing() {
+fn a_storm_of_foreign_neighbours_costs_little_cpu_time() {
     lab::test(Timed, || {
         let mut kernel = tunnelled();
         sh("ip link add eth1 type bridge; ip link set eth1 up; ip addr add 198.18.0.1/15 dev eth1");
@@ -247,7 +247,7 @@ fn a_storm_of_foreign_neighbours_costs_nothing() {
 }
 
 #[test]
-fn an_overrun_is_told() {
+fn an_overrun_is_reported() {
     lab::test(Free, || {
         let mut kernel = tunnelled();
         let mut watch = Watch::open(&kernel).unwrap();

@@ -188,7 +188,7 @@ mod tests {
     use super::base64;
 
     #[test]
-    fn base64_of_every_length() {
+    fn base64_text_of_every_length_is_decoded() {
         let cases = [("", ""), ("Zg==", "f"), ("Zm8=", "fo"), ("Zm9v", "foo"), ("Pz8/fn5+Zg==", "???~~~f")];
         for (text, bytes) in cases {
             assert_eq!(base64(text), bytes.as_bytes(), "{text}");

@@ -32,7 +32,7 @@ fn all_nets() -> BTreeSet<String> {
 }
 
 #[test]
-fn kill_9_leaves_nothing() {
+fn a_killed_lab_leaves_nothing_behind() {
     if std::env::var_os(VICTIM).is_some() {
         return lab::test(Timing::Free, || {
             let lab = Topology::flat(2).build();
@@ -44,7 +44,7 @@ fn kill_9_leaves_nothing() {
     let mounts = || fs::read_to_string("/proc/self/mountinfo").expect("mounts").lines().count();
     let (before, own) = (mounts(), net_of("/proc/self".as_ref()).expect("own namespace"));
     let mut victim = Command::new(std::env::current_exe().expect("own executable"));
-    victim.args(["--exact", "enter::kill_9_leaves_nothing", "--nocapture"]);
+    victim.args(["--exact", "enter::a_killed_lab_leaves_nothing_behind", "--nocapture"]);
     victim.env(VICTIM, std::process::id().to_string()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut victim = victim.spawn().expect("the victim starts");
 
@@ -88,7 +88,7 @@ fn shared_memory_is_the_labs_own() {
 }
 
 #[test]
-fn the_hosts_network_is_out_of_sight() {
+fn the_hosts_network_is_invisible_in_the_lab() {
     let host = fs::read_to_string("/proc/self/net/dev").expect("devices");
     lab::test(Timing::Free, || {
         let lab = Topology::flat(1).build();

@@ -83,7 +83,7 @@ fn a_key_and_its_lease_are_returned_in_full() {
 }
 
 #[test]
-fn mutual_tls_and_a_user() {
+fn etcd_requires_a_client_certificate_and_a_user() {
     lab::test(Timing::Free, || {
         let lab = with(EtcdSetup::mutual_tls().with_auth());
         let (etcd, node) = (lab.etcd(), lab.node(1));
@@ -163,7 +163,7 @@ fn a_restored_etcd_is_back_at_the_revision_of_the_snapshot() {
 }
 
 #[test]
-fn a_paused_etcd_answers_nothing_until_it_is_resumed() {
+fn a_paused_etcd_does_not_reply_until_resumed() {
     lab::test(Timing::Free, || {
         let lab = with(EtcdSetup::http());
         let etcd = lab.etcd();
@@ -178,7 +178,7 @@ fn a_paused_etcd_answers_nothing_until_it_is_resumed() {
 }
 
 #[test]
-fn a_compacted_revision_cannot_be_watched_from() {
+fn a_watch_from_a_compacted_revision_fails() {
     lab::test(Timing::Free, || {
         let lab = with(EtcdSetup::http());
         let etcd = lab.etcd();
@@ -197,7 +197,7 @@ fn a_compacted_revision_cannot_be_watched_from() {
 }
 
 #[test]
-fn thousands_of_keys_in_a_moment() {
+fn put_all_writes_thousands_of_keys() {
     lab::test(Timing::Free, || {
         let lab = with(EtcdSetup::http());
         let keys: Vec<_> = (0..5000).map(key).collect();

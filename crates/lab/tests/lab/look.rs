@@ -34,7 +34,7 @@ fn views_are_equal_though_the_device_was_recreated() {
 }
 
 #[test]
-fn views_differ_by_each_thing_that_matters() {
+fn views_differ_after_every_relevant_change() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(2).build();
         let ns = &lab.node(1).ns;

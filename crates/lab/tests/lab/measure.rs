@@ -32,7 +32,7 @@ fn a_ping_stream_counts_losses_and_gaps() {
 }
 
 #[test]
-fn a_storm_has_its_rate() {
+fn a_storm_keeps_its_rate() {
     lab::test(Timing::Timed, || {
         let lab = Topology::flat(1).build();
         let monitors = Monitors::start(&lab.node(1).ns);
@@ -97,7 +97,7 @@ fn a_harm_that_changes_nothing_is_an_error() {
 }
 
 #[test]
-fn every_harm_is_a_command_that_works() {
+fn every_kind_of_damage_changes_the_node() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(2).build();
         let dev = || "flannel.1".to_owned();

@@ -66,7 +66,7 @@ fn pods_reach_each_other_once_there_is_a_route() {
 }
 
 #[test]
-fn a_daemon_is_a_process_of_its_own() {
+fn a_daemon_process_starts_stops_and_restarts() {
     lab::test(Timing::Free, || {
         let lab = lab_of_two();
         let mut daemon = lab.node(1).start(&["--iface=eth0"]);
@@ -93,7 +93,7 @@ fn a_daemon_is_a_process_of_its_own() {
 }
 
 #[test]
-fn readiness_is_asked_in_the_node() {
+fn readiness_is_queried_inside_the_node() {
     lab::test(Timing::Free, || {
         let lab = lab_of_two();
         let daemon = lab.node(1).start(&[]);
@@ -122,7 +122,7 @@ fn a_daemon_that_exits_is_never_ready() {
 }
 
 #[test]
-fn the_store_mirrors_etcd() {
+fn the_store_directory_holds_config_and_leases() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(1).build();
         lab.store.config(r#"{"Network":"10.244.0.0/16"}"#);

@@ -7,13 +7,13 @@ use lab::Timing;
 
 #[test]
 #[should_panic(expected = "failed in the lab")]
-fn a_body_that_panics() {
+fn a_body_that_panics_fails_the_test() {
     lab::test(Timing::Free, || panic!("on purpose"));
 }
 
 #[test]
 #[should_panic(expected = "not done after")]
-fn a_body_that_hangs() {
+fn a_body_that_hangs_fails_at_its_deadline() {
     lab::test_within(Duration::from_secs(1), Timing::Free, || std::thread::sleep(Duration::from_secs(60)));
 }
 
@@ -23,7 +23,7 @@ fn helper() {
 
 #[test]
 #[should_panic(expected = "the lab found no test of that name")]
-fn a_body_that_belongs_to_no_test() {
+fn a_body_outside_of_a_test_fails() {
     helper();
 }
 
@@ -71,7 +71,7 @@ fn burners() -> Vec<Burner> {
 #[test]
 #[should_panic(expected = "missed a limit in each of 3 measurements on a starved machine:\n\
                            the repair took 1.500s of 1s; the control was ")]
-fn a_limit_missed_on_a_starved_machine() {
+fn a_limit_missed_on_a_starved_machine_is_measured_three_times() {
     lab::test(Timing::Timed, || {
         let _burners = burners();
         lab::in_time("the repair", Duration::from_millis(1500), Duration::from_secs(1));
@@ -81,7 +81,7 @@ fn a_limit_missed_on_a_starved_machine() {
 /// The failure is not a matter of time, so the test fails at once.
 #[test]
 #[should_panic(expected = "failed in the lab")]
-fn a_wrong_result_on_a_starved_machine() {
+fn a_wrong_result_on_a_starved_machine_fails_at_once() {
     lab::test(Timing::Timed, || {
         let _burners = burners();
         lab::in_time("the repair", Duration::from_secs(1), Duration::from_secs(2));

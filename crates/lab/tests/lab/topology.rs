@@ -9,7 +9,7 @@ fn reach(lab: &lab::Lab, from: usize, to: std::net::IpAddr) -> bool {
 }
 
 #[test]
-fn one_segment() {
+fn nodes_on_a_segment_reach_each_other() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(3).build();
         for (from, to) in [(1, 2), (1, 3), (3, 2)] {
@@ -23,7 +23,7 @@ fn one_segment() {
 }
 
 #[test]
-fn two_segments_behind_a_router() {
+fn two_segments_reach_each_other_through_the_router() {
     lab::test(Timing::Free, || {
         let lab = Topology::routed(2, 1).build();
         assert_eq!(lab.node(3).ip.to_string(), "192.168.101.13");
@@ -35,7 +35,7 @@ fn two_segments_behind_a_router() {
 }
 
 #[test]
-fn four_nodes_in_well_under_a_second_and_again() {
+fn four_nodes_are_built_quickly_and_can_be_built_again() {
     lab::test(Timing::Timed, || {
         let start = Instant::now();
         let lab = Topology::routed(3, 1).build();

@@ -150,7 +150,7 @@ fn both_iptables_show_their_rules_and_drop() {
 }
 
 #[test]
-fn a_one_to_one_nat_gives_another_address_both_ways() {
+fn a_one_to_one_nat_translates_both_directions() {
     lab::test(Timing::Free, || {
         let lab = Topology::routed(1, 1).outside().build();
         let (outside, inner) = (Witness::start(lab.outside()), Witness::start(&lab.node(2).ns));

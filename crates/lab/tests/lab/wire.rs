@@ -31,7 +31,7 @@ fn the_switch_drops_the_given_frames_alone() {
 }
 
 #[test]
-fn a_relay_spoils_the_checksums_that_are_left_to_devices() {
+fn a_relay_breaks_offloaded_checksums() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(2).build();
         let [one, two] = [1, 2].map(|k| lab.node(k));

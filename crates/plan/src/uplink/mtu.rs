@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_on_the_way_counts() {
+    fn the_smallest_mtu_on_the_path_counts() {
         let one = "0.0.0.0/0 eth0, 192.0.2.0/24 eth0";
         for (links, routes, uplink, peers, expected) in [
             ("lo 65536, eth0 1500", one, "eth0", "192.0.2.2", 1500),
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_to_be_heard_is_what_the_mtu_depends_on() {
+    fn the_watched_devices_are_those_that_the_mtu_depends_on() {
         for (links, routes, uplink, expected) in [
             (
                 "lo 65536, eth0 1500, eth1 1500, eth2 1500",

@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loss_is_of_the_last_sixty_three() {
+    fn loss_covers_the_last_63_echoes() {
         let mut echoes = Echoes::default();
         assert_eq!(echoes.loss(), 0);
         echoes.add(true);

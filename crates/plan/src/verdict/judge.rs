@@ -217,7 +217,7 @@ mod tests {
     /// Most judges are of healthy peers and allocate nothing. Where evidence decides between direct and tunnel, a judge
     /// allocates its details and its choice.
     #[test]
-    fn thousands_of_judges_need_little_memory() {
+    fn a_judge_needs_little_memory() {
         let sizes = [size_of::<Judge>(), size_of::<Details>(), size_of::<Choice>()];
         assert!(sizes.iter().sum::<usize>() <= 632 && sizes[0] <= 360, "{sizes:?}");
     }

@@ -104,7 +104,7 @@ mod tests {
     const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
     #[test]
-    fn few_rungs_find_the_size_to_a_few_bytes() {
+    fn few_probes_find_the_mtu_within_a_few_bytes() {
         let start = Time::from(Duration::ZERO);
         for (full, to) in [(1450, V4), (8950, V4), (1430, V6), (577, V4), (9000, V4)] {
             for mtu in [1281, 1350, 1400, 1449, 576] {
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn one_lost_by_chance_does_not_spoil_the_search() {
+    fn a_random_loss_does_not_spoil_the_search() {
         let start = Time::from(Duration::ZERO);
         let mut search = MtuSearch::new(1450, V4, Duration::ZERO, start);
         for rung in 0.. {

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn five_lost_in_a_row_are_a_loss_and_three_answered_end_it() {
+    fn five_losses_in_a_row_are_a_failure_that_three_replies_end() {
         assert!(!heard(".xxxx").is_down());
         assert!(!heard(".xxxx.xxx").is_down());
         let down = heard(".xxxxx");
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_lost_of_the_last_twenty_are_a_loss_however_they_lie() {
+    fn ten_losses_among_the_last_twenty_are_a_failure() {
         assert!(!heard("x.x.x.x.x.x.x.x.x.").is_down());
         let down = heard("x.x.x.x.x.x.x.x.x.x");
         assert!(down.is_down() && down.flaps());

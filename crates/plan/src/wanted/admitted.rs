@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packets_for_pods_go_to_hosts_alone() {
+    fn only_host_addresses_are_accepted_as_peer_addresses() {
         let is_peer = |address: &str, ours: &str| {
             is_peer_address(address.parse().unwrap(), Some(ours.parse().unwrap()))
         };

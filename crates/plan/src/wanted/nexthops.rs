@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_come_above_one_size_and_go_below_another() {
+    fn next_hop_objects_start_above_2000_routes_and_end_below_1000() {
         for (count, already, objects) in
             [(2000, false, 0), (2001, false, 2001), (2000, true, 2000), (1000, true, 1000), (999, true, 0)]
         {
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_stays_the_same_whoever_else_goes() {
+    fn a_next_hop_object_keeps_its_id_when_peers_leave() {
         let (mut all, mut some) = (routes(3000), routes(3000).split_off(500));
         let all = led(true, &mut all);
         assert_eq!(led(true, &mut some)[..], all[500..]);
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_with_one_number_the_second_stays_plain() {
+    fn a_route_with_a_colliding_id_stays_plain() {
         let mut routes = routes(2001);
         // 10.0.0.128/25 has the number 1 among the /25, as 10.0.1.0/24 has among the /24.
         routes[1].destination = "10.0.0.128/25".parse().unwrap();
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_has_no_objects() {
+    fn ipv6_routes_have_no_next_hop_objects() {
         let mut routes = routes(2001);
         for (number, route) in routes.iter_mut().enumerate() {
             route.destination = format!("fd00:0:0:{number:x}::/64").parse().unwrap();

@@ -19,7 +19,7 @@ fn lossy(peer: fn(u8) -> PeerPath, count: u8, loss: f64, seed: u64) -> World {
 
 /// If half of the large packets are lost at random, the direct path is kept and a fault is reported.
 #[test]
-fn large_packets_lost_now_and_then_leave_the_direct_way_alone_and_are_told() {
+fn large_packets_lost_at_random_are_reported_and_keep_the_direct_path() {
     let mut unlucky = 0;
     for seed in 1..=40_u64 {
         let mut world = World::new(vec![Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), true))], seed);
@@ -43,7 +43,7 @@ fn large_packets_lost_now_and_then_leave_the_direct_way_alone_and_are_told() {
 }
 
 #[test]
-fn as_many_are_counted_as_lost_as_are() {
+fn the_reported_loss_matches_the_real_loss() {
     for (loss, seed) in [(0.05, 3), (0.10, 4), (0.20, 5)] {
         let mut world = lossy(|n| peer(n, Path::Direct, false), 40, loss, seed);
         let mut told = Vec::new();
@@ -58,7 +58,7 @@ fn as_many_are_counted_as_lost_as_are() {
 
 /// At 10 % loss a peer flaps less than once in five hours. At 15 % it is less than once in twenty minutes.
 #[test]
-fn loss_by_chance_seldom_leaves_the_direct_way() {
+fn random_loss_is_seldom_reported_as_flapping() {
     for (loss, minutes, most) in [(0.10, 100, 6), (0.15, 50, 45)] {
         let mut world = lossy(|n| peer(n, Path::Direct, false), 20, loss, 11);
         world.run(SECOND * 60 * minutes);

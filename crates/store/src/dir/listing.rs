@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_gone_only_while_its_directory_is_there() {
+    fn a_lease_is_deleted_only_while_its_directory_exists() {
         let root = tempfile::tempdir().unwrap();
         let (subnets, away) = (root.path().join("subnets"), root.path().join("away"));
         fs::create_dir(&subnets).unwrap();

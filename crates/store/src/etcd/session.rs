@@ -402,7 +402,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_flannels() {
+    fn etcd_keys_equal_flannels() {
         for (prefix, config) in [
             ("/coreos.com/network", "/coreos.com/network/config"),
             ("/coreos.com//network/", "/coreos.com/network/config"),

@@ -100,7 +100,7 @@ fn a_server_that_refuses_the_write_is_left_for_the_next_one() {
 
 /// A user who may read the config, and read and write the leases, needs no other permission.
 #[test]
-fn the_least_rights_are_enough() {
+fn the_minimal_permissions_are_enough() {
     let server = Server::start();
     let options = server.as_user(&[
         "read /coreos.com/network/config /coreos.com/network/subnets0",
@@ -122,7 +122,7 @@ fn the_least_rights_are_enough() {
 }
 
 #[test]
-fn megabytes_of_junk_are_read_in_small_pages() {
+fn megabytes_of_junk_do_not_hide_leases() {
     let server = Server::start_with(&["--max-request-bytes=10000000"]);
     server.put("10.3.1.0-24", LEASE);
     block_on(async {
@@ -209,7 +209,7 @@ fn junk_is_named_up_to_fifty_and_counted_beyond() {
 }
 
 #[test]
-fn tens_of_thousands_of_junk_keys_cost_no_memory() {
+fn forty_thousand_junk_keys_cost_little_memory() {
     let server = Server::start();
     let conf = NetConf::parse(CONFIG.as_bytes()).unwrap();
     server.put_many((0..20_000).map(|n| format!("10.3.{}.{}-32", n / 250, n % 250)));

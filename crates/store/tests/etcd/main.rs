@@ -242,7 +242,7 @@ fn a_lease_has_flannels_form_and_is_not_written_again() {
 }
 
 #[test]
-fn many_at_once_get_a_subnet_each() {
+fn fifty_concurrent_nodes_get_a_subnet_each() {
     let server = Server::start();
     block_on(async {
         // All nodes have the same random number, so that they want the same subnets.
@@ -270,7 +270,7 @@ fn many_at_once_get_a_subnet_each() {
 }
 
 #[test]
-fn a_reservation_stays_one() {
+fn a_reserved_lease_stays_without_a_ttl() {
     let server = Server::start();
     block_on(async {
         server.put("10.3.77.0-24", r#"{"PublicIP":"192.0.2.1"}"#);
@@ -281,7 +281,7 @@ fn a_reservation_stays_one() {
 }
 
 #[test]
-fn a_lease_that_does_not_fit_moves_in_one_step_with_its_time() {
+fn a_lease_that_does_not_fit_moves_and_keeps_its_ttl() {
     let server = Server::start();
     block_on(async {
         let granted = server.ctl(&["lease", "grant", "500"]);
@@ -358,7 +358,7 @@ fn an_invalid_entry_takes_no_lease_and_does_not_count_as_older() {
 }
 
 #[test]
-fn a_user_who_may_not_write_leaves_no_leases_behind() {
+fn a_user_without_write_permission_leaves_no_etcd_lease() {
     let server = Server::start();
     block_on(async {
         for line in [

@@ -99,7 +99,7 @@ fn a_connection_that_ends_is_replaced_before_the_store_counts_as_lost() {
 }
 
 #[test]
-fn a_proxy_that_answers_no_progress_request_is_alive() {
+fn a_proxy_without_progress_replies_counts_as_alive() {
     let server = Server::start();
     let mut proxy = Proxy::before(&server);
     block_on(async {

@@ -187,7 +187,7 @@ fn keys_of_all_kinds_are_accepted() {
 
 /// A server with a P-521 certificate that etcd made itself is accepted.
 #[test]
-fn a_server_with_auto_tls_is_talked_to() {
+fn a_server_with_auto_tls_is_accepted() {
     let server = Server::start_in(tempfile::tempdir().unwrap(), "https", &["--auto-tls"]);
     std::fs::copy(server.dir.path().join("data/fixtures/client/cert.pem"), server.dir.path().join("ca.crt"))
         .unwrap();

@@ -337,7 +337,7 @@ mod tests {
     /// Every socket that the daemon uses opens under the unit's filter and our own. Needs CAP_NET_RAW, as the daemon
     /// does.
     #[test]
-    fn every_socket_that_is_used_opens_under_the_unit_and_under_our_own_filter() {
+    fn every_socket_in_use_opens_under_the_units_and_our_filter() {
         lab::test(lab::Timing::Free, || {
             // The service manager's filter comes first.
             let of_unit = || {
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_and_tools_are_started_and_no_namespace_is_made() {
+    fn threads_and_tools_start_but_no_namespace_is_created() {
         let (output, refused) = restricted(|| {
             std::thread::spawn(|| {}).join().unwrap();
             (

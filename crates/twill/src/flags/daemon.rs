@@ -573,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_is_tried_here() {
+    fn the_test_values_cover_every_flag() {
         let tried: Vec<&str> = VALUES.iter().map(|(name, ..)| *name).collect();
         let mut named: Vec<&str> = table::flags().map(|flag| flag.name).collect();
         named.sort_by_key(|name| tried.iter().position(|tried| tried == name));
@@ -623,7 +623,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spelling_of_go_is_the_same_flag() {
+    fn every_go_spelling_of_a_flag_is_accepted() {
         for (name, one, two, _) in values() {
             for dashes in ["-", "--"] {
                 let bare = format!("{dashes}{name}");
@@ -654,7 +654,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_is_a_variable_and_a_line_of_the_options_file() {
+    fn every_flag_can_be_set_by_environment_or_options_file() {
         for (name, one, two, _) in values().filter(|(name, ..)| *name != "version") {
             let variable = find(name).variable();
             assert_eq!(variable, format!("FLANNELD_{}", name.to_uppercase().replace('-', "_")));
@@ -681,7 +681,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_value_ends_the_command_line_and_is_left_out_elsewhere() {
+    fn a_bad_value_is_fatal_only_on_the_command_line() {
         for (name, one, _, bad) in VALUES {
             let Some(bad) = bad else { continue };
             let error = parsed(&[&format!("--{name}={bad}")], &[], "").unwrap_err();
@@ -864,7 +864,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_nowhere_to_be_read() {
+    fn flags_never_reveal_a_password() {
         let by_line = format!("{}=hunter2\n", find("etcd-password").variable());
         for flags in [
             asked(&["--etcd-password=hunter2"]),

@@ -288,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_written_as_in_go() {
+    fn durations_are_written_as_in_go() {
         for (text, seconds) in [("300ms", 0.3), ("90s", 90.0), ("5m", 300.0), ("1.5h", 5400.0)] {
             assert_eq!(duration(text), Ok(Duration::from_secs_f64(seconds)), "{text}");
         }

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_oldest_idle_one_of_whoever_has_most_gives_way() {
+    async fn the_address_with_most_connections_loses_its_oldest_idle_one() {
         let places = Places::new(4);
         for source in ["192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.2", "192.0.2.3"] {
             assert!(take(&places, ip(source), false).is_some());
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_is_being_answered_is_not_sent_away() {
+    async fn a_busy_connection_is_not_closed_for_a_new_one() {
         let places = Places::new(2);
         assert!(take(&places, None, true).is_some());
         assert!(take(&places, None, true).is_some());

@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn no_flood_fills_more_than_a_hundred_kilobytes_in_a_minute() {
+    fn a_flood_logs_at_most_100_kb_a_minute() {
         for length in [40, 120, 560, 2200] {
             for level in [Level::ERROR, Level::WARN, Level::INFO, Level::TRACE] {
                 let (bytes, lines) = pass(level, length, 1000, 60);

@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rival_stands_until_two_checks_in_a_row_find_none() {
+    fn an_address_conflict_ends_after_two_clear_checks_in_a_row() {
         let mut own = OwnAddresses::default();
         let (address, mac) = ([192, 0, 2, 1].into(), Mac([2, 0, 0, 0, 0, 7]));
         let mut now = Duration::ZERO;

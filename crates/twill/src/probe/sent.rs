@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn an_echo_cannot_answer_for_a_next_hop() {
+    fn an_echo_reply_does_not_settle_a_next_hop_probe() {
         let mut all = Outstanding::new(0);
         let number = all.add(sent(Probe::NextHop, 0)).unwrap();
         assert!(all.echoed(ip("10.244.2.0"), number).is_none());
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn two_macs_are_two_answers_until_patience_is_over() {
+    fn two_macs_give_two_replies_before_the_timeout() {
         let mut all = Outstanding::new(0);
         all.add(sent(Probe::NextHop, 0));
         let [one, other] = [Mac([2; 6]), Mac([4; 6])];
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_wait_than_there_is_room_for() {
+    fn the_number_of_outstanding_probes_is_limited() {
         let mut all = Outstanding::new(60_000);
         assert_eq!((0..=MOST).filter(|_| all.add(sent(Probe::Path, 0)).is_some()).count(), MOST);
         while all.expire(PATIENCE).is_some() {}

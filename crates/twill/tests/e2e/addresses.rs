@@ -59,17 +59,17 @@ fn renewal(config: &str, vips: &str) {
 }
 
 #[test]
-fn a_renewal_beside_virtual_addresses_moves_nothing() {
+fn vxlan_returns_to_its_own_address_beside_virtual_ones() {
     lab::test_within(Duration::from_secs(120), Timing::Free, || renewal(VXLAN, VIPS));
 }
 
 #[test]
-fn a_renewal_beside_virtual_addresses_of_the_same_network() {
+fn vxlan_returns_to_its_own_address_beside_ones_of_its_network() {
     lab::test_within(Duration::from_secs(120), Timing::Free, || renewal(VXLAN, VIPS_IN_NETWORK));
 }
 
 #[test]
-fn a_renewal_by_host_gw() {
+fn host_gw_returns_to_its_own_address_beside_virtual_ones() {
     lab::test_within(Duration::from_secs(120), Timing::Free, || renewal(HOST_GW, VIPS));
 }
 
@@ -103,7 +103,7 @@ fn boot(config: &str, length: u8, cached: bool) {
 }
 
 #[test]
-fn a_virtual_address_that_stands_first_at_boot() {
+fn a_virtual_address_listed_first_at_boot_is_not_chosen() {
     lab::test_within(Duration::from_secs(120), Timing::Free, || {
         boot(VXLAN, 32, true);
         boot(HOST_GW, 24, true);
@@ -112,13 +112,13 @@ fn a_virtual_address_that_stands_first_at_boot() {
 
 /// The lease in the store shows which of its addresses is the node's own.
 #[test]
-fn a_virtual_address_that_stands_first_at_boot_without_a_cache() {
+fn a_lease_decides_our_address_at_boot_without_a_cache() {
     lab::test_within(Duration::from_secs(120), Timing::Free, || boot(VXLAN, 24, false));
 }
 
 /// The node's own address comes while the daemon is starting, and after that.
 #[test]
-fn an_own_address_that_comes_late_at_boot() {
+fn a_node_takes_its_own_address_when_it_comes_late_at_boot() {
     lab::test_within(Duration::from_secs(120), Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let node = lab.node(1);
@@ -169,7 +169,7 @@ fn a_deprecated_ipv6_address_is_left_for_a_preferred_one() {
 
 /// Our own former address is not another node's, however late the store reports our writes.
 #[test]
-fn our_own_former_address_holds_no_lease() {
+fn our_former_address_is_not_taken_for_another_node() {
     lab::test_within(Duration::from_secs(120), Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2).etcd(EtcdSetup::http()), VXLAN);
         let (daemons, _pods) = cluster::start(&lab);

@@ -28,7 +28,7 @@ fn all_direct(lab: &Lab, nodes: &[usize]) {
 /// No packet is lost, and a peer behind a router stays on the tunnel. A restarted daemon, which knows no health yet,
 /// writes nothing.
 #[test]
-fn the_segment_goes_direct_and_a_restart_leaves_it() {
+fn peers_on_the_segment_stay_direct_after_a_restart() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::routed(2, 1), AUTO);
         let (mut daemons, pods) = cluster::start(&lab);
@@ -84,7 +84,7 @@ fn a_flapping_path_is_left_once() {
 
 /// With most peers silent, node 1 itself is the suspect. Even without a store it withdraws nothing and stays ready.
 #[test]
-fn three_of_four_peers_dead_and_the_store_away() {
+fn three_silent_peers_and_a_lost_store_withdraw_no_path() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(5), AUTO);
         let (_daemons, pods) = cluster::start(&lab);
@@ -116,7 +116,7 @@ fn three_of_four_peers_dead_and_the_store_away() {
 /// A cable is unplugged, then the uplink is set down, which removes the kernel's routes. The daemon withdraws nothing, and proves
 /// again what comes back.
 #[test]
-fn our_own_uplink_down_withdraws_nothing() {
+fn an_uplink_that_goes_down_withdraws_no_path() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(3), AUTO);
         let (_daemons, pods) = cluster::start(&lab);
@@ -146,7 +146,7 @@ fn our_own_uplink_down_withdraws_nothing() {
 
 /// Neighbours are set by hand, and no next hop answers ARP. Only lost packets end a direct path.
 #[test]
-fn an_uplink_without_arp() {
+fn direct_paths_work_and_fail_over_without_arp() {
     lab::test(Timing::Timed, || {
         let lab = cluster::lab(Topology::flat(3), AUTO);
         for (own, other, state) in [(1, 2, "noarp"), (2, 1, "permanent")] {

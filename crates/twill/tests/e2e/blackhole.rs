@@ -149,7 +149,7 @@ fn flannels_route_goes_and_one_of_unknown_origin_is_reported() {
 }
 
 #[test]
-fn uninstall_and_hand_over_take_it() {
+fn uninstall_and_hand_over_remove_the_route() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
         let mut daemons = lab.start_all(FLAGS);

@@ -100,11 +100,11 @@ fn busy_nodes(span: Duration) {
 
 /// The test runs alone: the next hops nearly fill the machine's neighbour table, which all namespaces share.
 #[test]
-fn thirty_healthy_nodes() {
+fn thirty_healthy_nodes_raise_no_alarm() {
     lab::test_within(soaking(SOAK) + DEADLINE, Timing::Timed, || healthy_nodes(30, SPAN.max(soaking(SOAK))));
 }
 
 #[test]
-fn four_nodes_on_a_busy_machine_and_a_wire_that_loses_a_little() {
+fn a_busy_machine_and_a_lossy_wire_raise_no_alarm() {
     lab::test_within(soaking(SOAK) + DEADLINE, Timing::Timed, || busy_nodes(SPAN.max(soaking(SOAK))));
 }

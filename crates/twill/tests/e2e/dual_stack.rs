@@ -193,12 +193,12 @@ fn follows_a_new_mac(device: &str, other: &str) {
 }
 
 #[test]
-fn a_new_mac_of_ipv4_is_followed_alone() {
+fn a_new_mac_for_ipv4_leaves_the_ipv6_device_alone() {
     lab::test(Timing::Timed, || follows_a_new_mac("flannel.1", "flannel-v6.1"));
 }
 
 #[test]
-fn a_new_mac_of_ipv6_is_followed_alone() {
+fn a_new_mac_for_ipv6_leaves_the_ipv4_device_alone() {
     lab::test(Timing::Timed, || follows_a_new_mac("flannel-v6.1", "flannel.1"));
 }
 

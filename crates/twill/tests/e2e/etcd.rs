@@ -83,7 +83,7 @@ fn dual_host_gw_leases_are_as_recorded_with_a_user() {
 
 /// flannel has no such network; the key is one that its parser would accept.
 #[test]
-fn ipv6_alone_has_leases_of_its_own() {
+fn an_ipv6_only_lease_has_a_zero_ipv4_subnet_in_its_key() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http(), VXLAN_IPV6);
         let (_daemons, pods) = cluster::start(&lab);
@@ -189,7 +189,7 @@ fn a_host_name_whose_first_address_is_dead_leads_to_the_next_one() {
 
 /// Nothing listens at the first endpoint, as in flannel's own default list.
 #[test]
-fn a_dead_endpoint_is_passed_over() {
+fn a_dead_endpoint_is_skipped() {
     lab::test(Timing::Free, || {
         let lab = lab(2, EtcdSetup::http(), VXLAN);
         let endpoints = format!("--etcd-endpoints=http://192.168.100.5:4001,{}", lab.etcd().endpoint());

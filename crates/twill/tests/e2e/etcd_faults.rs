@@ -98,7 +98,7 @@ fn additions(line: &str) -> bool {
 }
 
 #[test]
-fn killed_and_started_again() {
+fn a_killed_and_restarted_etcd_costs_nothing() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
         let (mut daemons, pods) = start(&lab);
@@ -128,7 +128,7 @@ fn back_without_node_3(lab: &Lab, daemons: &[Daemon], back: impl FnOnce()) {
 }
 
 #[test]
-fn started_again_with_nothing_in_it() {
+fn an_etcd_restarted_empty_gets_every_lease_again() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
         let (mut daemons, pods) = start(&lab);
@@ -148,7 +148,7 @@ fn started_again_with_nothing_in_it() {
 }
 
 #[test]
-fn restored_as_it_was_before_a_node_joined() {
+fn a_restore_from_before_a_node_joined_drops_no_peer() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
         let etcd = lab.etcd();
@@ -199,7 +199,7 @@ fn compacted_while_a_node_is_not_watching() {
 }
 
 #[test]
-fn silent_for_half_a_minute() {
+fn an_etcd_silent_for_half_a_minute_costs_nothing() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
         let (mut daemons, pods) = start(&lab);

@@ -287,7 +287,7 @@ fn last_started() -> u64 {
 
 /// iptables-legacy is left out: it reports no changes, so programs have to read its rules again and again.
 #[test]
-fn with_nothing_to_do_nothing_is_written_and_no_program_is_started() {
+fn an_idle_daemon_writes_nothing_and_starts_no_program() {
     lab::test(Timing::Timed, || {
         for manager in Manager::BOTH {
             let lab = cluster::lab(Topology::flat(2), &manager.config("vxlan"));

@@ -189,7 +189,7 @@ fn sorted_blocks(lines: &[String]) -> Vec<String> {
 }
 
 #[test]
-fn the_rules_of_nftables_are_those_of_the_recording_but_for_what_is_stated() {
+fn nftables_rules_match_the_recording_except_for_one() {
     lab::test(Timing::Free, || {
         let recording = Recording::of("masq-nft-dual");
         let lab = cluster::lab(Topology::flat(3), &recording.config());
@@ -214,7 +214,7 @@ fn recorded_lines(recording: &Recording, node: &Node) -> [String; 2] {
 }
 
 #[test]
-fn the_rules_of_iptables_are_those_of_the_recording() {
+fn iptables_rules_match_the_recording() {
     lab::test(Timing::Free, || {
         let recording = Recording::of("masq-iptables-dual");
         let config = recording.config().replacen('{', r#"{"EnableNFTables":false,"#, 1);
@@ -246,11 +246,11 @@ fn taken_over(case: &'static str, manager: Manager, who: &str) {
 }
 
 #[test]
-fn flannels_rules_in_nftables_go_to_iptables() {
+fn flannels_nftables_rules_are_taken_over_into_iptables() {
     lab::test(Timing::Free, || taken_over("masq-nft-dual", Manager::Iptables, "iptables-nft"));
 }
 
 #[test]
-fn flannels_rules_in_iptables_go_to_nftables() {
+fn flannels_iptables_rules_are_taken_over_into_nftables() {
     lab::test(Timing::Free, || taken_over("masq-iptables-dual", Manager::Nft, "nftables"));
 }

@@ -82,7 +82,7 @@ fn without_an_nft_binary_iptables_has_the_rules() {
 
 /// Every call of nft fails, as on a kernel without nf_tables.
 #[test]
-fn where_nft_always_fails_iptables_has_the_rules() {
+fn iptables_has_the_rules_if_nft_always_fails() {
     lab::test(Timing::Free, || {
         let path = path_with(&IPTABLES, Some(("nft", "false")));
         for manager in [Manager::Auto, Manager::Nft] {
@@ -151,7 +151,7 @@ fn legacy_is_complete(lab: &Lab) -> bool {
 
 /// iptables-legacy has one lock for the whole node, which a program may hold for long. Work that needs no lock goes on.
 #[test]
-fn a_lock_that_is_held_for_15_s_is_waited_for() {
+fn an_iptables_lock_held_for_15_s_delays_only_the_rules() {
     lab::test(Timing::Timed, || {
         let lab = cluster::lab(Topology::flat(2), &Manager::Iptables.config("vxlan"));
         for node in lab.nodes() {

@@ -35,7 +35,7 @@ fn backend(node: &Node) -> String {
 }
 
 #[test]
-fn called_as_flanneld_it_is_the_daemon() {
+fn a_binary_named_flanneld_is_the_daemon() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let mut daemons: Vec<_> = lab.nodes().iter().map(start_flanneld).collect();

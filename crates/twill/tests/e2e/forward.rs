@@ -65,17 +65,17 @@ fn refused_before_start(manager: Manager) {
 }
 
 #[test]
-fn refused_before_start_with_nft() {
+fn a_refusal_before_the_start_is_undone_with_nft() {
     lab::test(Timing::Free, || refused_before_start(Manager::Nft));
 }
 
 #[test]
-fn refused_before_start_with_iptables() {
+fn a_refusal_before_the_start_is_undone_with_iptables() {
     lab::test(Timing::Free, || refused_before_start(Manager::Iptables));
 }
 
 #[test]
-fn refused_before_start_with_neither_asked_for() {
+fn a_refusal_before_the_start_is_undone_with_automatic_choice() {
     lab::test(Timing::Free, || refused_before_start(Manager::Auto));
 }
 
@@ -98,17 +98,17 @@ fn refused_while_running(manager: Manager) {
 }
 
 #[test]
-fn refused_while_running_with_nft() {
+fn a_refusal_while_running_is_undone_with_nft() {
     lab::test(Timing::Timed, || refused_while_running(Manager::Nft));
 }
 
 #[test]
-fn refused_while_running_with_iptables() {
+fn a_refusal_while_running_is_undone_with_iptables() {
     lab::test(Timing::Timed, || refused_while_running(Manager::Iptables));
 }
 
 #[test]
-fn refused_while_running_with_neither_asked_for() {
+fn a_refusal_while_running_is_undone_with_automatic_choice() {
     lab::test(Timing::Timed, || refused_while_running(Manager::Auto));
 }
 

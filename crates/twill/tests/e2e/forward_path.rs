@@ -215,7 +215,7 @@ fn a_rule_of_this_node_that_refuses_tunnel_packets_is_named_and_its_cure_works()
 
 /// The command in the warning cures the fault.
 #[test]
-fn a_refusal_that_comes_while_the_daemon_runs_is_named_and_its_cure_works() {
+fn a_new_refusal_is_named_and_its_remedy_works() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (_daemons, pods) = cluster::start(&lab);
@@ -266,7 +266,7 @@ fn a_refusal_of_other_traffic_is_not_mentioned() {
 }
 
 #[test]
-fn with_the_accept_rules_switched_off_a_refusing_policy_is_named() {
+fn a_refusing_policy_is_named_if_accept_rules_are_disabled() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         lab.node(1).ns.run("iptables-nft -P FORWARD DROP");
@@ -305,7 +305,7 @@ fn devices_created_without_forwarding_get_it() {
 }
 
 #[test]
-fn without_the_right_to_set_them_devices_of_others_are_named() {
+fn foreign_devices_without_forwarding_are_named_but_not_changed() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         lab.nodes().iter().for_each(|node| _ = node.ns.run(BORN_OFF));

@@ -57,7 +57,7 @@ fn gives_up(node: &Node, peer: &Node) {
 }
 
 #[test]
-fn a_next_hop_that_the_kernel_gives_up_and_a_link_that_comes_back() {
+fn a_failed_neighbour_and_a_restored_link_trigger_probes() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(3), LARGE);
         let (daemon, of) = settled(&lab, Announce::Vxlan);
@@ -85,7 +85,7 @@ fn a_next_hop_that_the_kernel_gives_up_and_a_link_that_comes_back() {
 }
 
 #[test]
-fn on_change_asks_again_when_something_has_changed() {
+fn on_change_probes_again_after_a_change() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (node, other) = (lab.node(1), lab.node(2));
@@ -114,7 +114,7 @@ fn on_change_asks_again_when_something_has_changed() {
 /// A second machine takes a peer's address when all nodes know the peer's MAC. Kernels believe the machine that sent
 /// last.
 #[test]
-fn an_address_that_a_second_machine_takes_later() {
+fn an_address_taken_by_a_second_machine_is_reported() {
     lab::test(Timing::Timed, || {
         let lab = cluster::lab(Topology::flat(3), AUTO_DUAL);
         let daemons: Vec<_> = [1, 2].map(|k| lab.node(k).start(FLAGS)).into();
@@ -152,7 +152,7 @@ fn an_address_that_a_second_machine_takes_later() {
 
 /// The old MAC is gone, so nothing is wrong.
 #[test]
-fn a_peer_with_another_nic_is_no_duplicate() {
+fn a_peer_with_a_new_nic_is_not_reported_as_duplicate() {
     lab::test(Timing::Timed, || {
         let lab = cluster::lab(Topology::flat(2), AUTO);
         let daemons = lab.start_all(FLAGS);

@@ -5,7 +5,7 @@ use lab::{Capture, Timing, Topology};
 use crate::cluster::{self, HOST_GW, SOON};
 
 #[test]
-fn the_bare_pod_packet_goes_to_the_peers_mac_and_nothing_else_goes() {
+fn pod_packets_go_unencapsulated_to_the_peers_mac() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), HOST_GW);
         let (_daemons, pods) = cluster::start(&lab);
@@ -27,7 +27,7 @@ fn the_bare_pod_packet_goes_to_the_peers_mac_and_nothing_else_goes() {
 }
 
 #[test]
-fn a_peer_behind_a_router_is_unreachable_and_everyone_says_so() {
+fn a_peer_behind_a_router_is_unreachable_and_reported_everywhere() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::routed(2, 1), HOST_GW);
         let (daemons, pods) = cluster::start(&lab);

@@ -191,7 +191,7 @@ const PACE: Duration = Duration::from_secs(5);
 /// The daemons read the config once. They are killed and restarted node by node, so that old and new stand side by side
 /// meanwhile.
 #[test]
-fn node_by_node_old_and_new_reach_each_other() {
+fn nodes_with_old_and_new_settings_reach_each_other() {
     lab::test_within(Duration::from_secs(240), Timing::Free, || {
         let lab = cluster::lab(Topology::flat(4), VXLAN);
         let mut daemons = lab.start_all(&["--iface=eth0", "--config-reload=false"]);

@@ -126,7 +126,7 @@ fn arrives_as_itself(pod: &Pod, witness: &Witness, port: u16) -> bool {
 }
 
 #[test]
-fn switched_off_no_rule_is_left_and_pods_are_seen_as_themselves() {
+fn pods_keep_their_source_and_no_rule_is_left_when_switched_off() {
     lab::test(Timing::Free, || {
         for manager in Manager::BOTH {
             let lab = cluster::lab(Topology::flat(1).outside(), &manager.config("vxlan"));
@@ -148,7 +148,7 @@ fn switched_off_no_rule_is_left_and_pods_are_seen_as_themselves() {
 
 /// Rules that an earlier run has left for another network and subnet are removed.
 #[test]
-fn rules_of_an_earlier_network_go() {
+fn rules_of_an_earlier_network_are_removed() {
     lab::test(Timing::Free, || {
         for manager in Manager::BOTH {
             let lab = cluster::lab(Topology::flat(1), &manager.config("vxlan"));

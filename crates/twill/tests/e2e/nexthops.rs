@@ -118,12 +118,12 @@ fn there_and_back(config: &str) {
 }
 
 #[test]
-fn vxlan() {
+fn vxlan_switches_to_next_hop_objects_and_back() {
     lab::test(Timing::Free, || there_and_back(VXLAN));
 }
 
 #[test]
-fn host_gw() {
+fn host_gw_switches_to_next_hop_objects_and_back() {
     lab::test(Timing::Free, || there_and_back(HOST_GW));
 }
 
@@ -193,21 +193,21 @@ fn each_comes_back(config: &str, family: Family, kinds: &[[&str; 2]]) {
 }
 
 #[test]
-fn one_of_thousands_comes_back_at_once_by_vxlan() {
+fn vxlan_restores_one_ipv4_peer_among_thousands_at_once() {
     lab::test(Timing::Timed, || each_comes_back(VXLAN, Family::Ipv4, &[IPV4, IPV4_TUNNEL].concat()));
 }
 
 #[test]
-fn one_of_thousands_comes_back_at_once_by_vxlan_and_ipv6() {
+fn vxlan_restores_one_ipv6_peer_among_thousands_at_once() {
     lab::test(Timing::Timed, || each_comes_back(VXLAN, Family::Ipv6, &[&IPV6[..], &IPV6_TUNNEL].concat()));
 }
 
 #[test]
-fn one_of_thousands_comes_back_at_once_by_host_gw() {
+fn host_gw_restores_one_ipv4_peer_among_thousands_at_once() {
     lab::test(Timing::Timed, || each_comes_back(HOST_GW, Family::Ipv4, &IPV4));
 }
 
 #[test]
-fn one_of_thousands_comes_back_at_once_by_host_gw_and_ipv6() {
+fn host_gw_restores_one_ipv6_peer_among_thousands_at_once() {
     lab::test(Timing::Timed, || each_comes_back(HOST_GW, Family::Ipv6, &IPV6));
 }

@@ -44,7 +44,7 @@ fn talk(pods: &[Pod]) -> bool {
 }
 
 #[test]
-fn a_rule_that_takes_packets_of_pods_is_named_by_the_node_that_has_it() {
+fn a_rule_that_diverts_pod_packets_is_named_by_its_node() {
     lab::test(Timing::Free, || {
         for (line, words) in DIVERSIONS {
             let lab = lab_with_vpn();
@@ -98,7 +98,7 @@ fn before_the_first_pod_the_rule_is_named_too() {
 
 /// The remedy that the warning names also works for packets that come in for our own pods.
 #[test]
-fn a_table_of_its_own_is_looked_up_before_such_a_rule() {
+fn our_own_table_is_looked_up_before_a_diverting_rule() {
     lab::test(Timing::Free, || {
         let lab = lab_with_vpn();
         lab.node(1).ns.run(DIVERSIONS[0].0);
@@ -123,7 +123,7 @@ fn a_narrower_route_is_named() {
 }
 
 #[test]
-fn rules_and_routes_of_others_that_take_nothing_of_pods_are_not_mentioned() {
+fn rules_that_divert_no_pod_packets_are_not_mentioned() {
     lab::test(Timing::Free, || {
         let lab = lab_with_vpn();
         lab.node(1).ns.run(

@@ -55,23 +55,23 @@ fn comes_up_without_the_store(config: &str) {
 }
 
 #[test]
-fn vxlan() {
+fn vxlan_comes_up_without_the_store() {
     lab::test(Timing::Free, || comes_up_without_the_store(VXLAN));
 }
 
 #[test]
-fn vxlan_in_dual_stack() {
+fn vxlan_in_dual_stack_comes_up_without_the_store() {
     lab::test(Timing::Free, || comes_up_without_the_store(VXLAN_DUAL));
 }
 
 #[test]
-fn host_gw_in_dual_stack() {
+fn host_gw_in_dual_stack_comes_up_without_the_store() {
     lab::test(Timing::Free, || comes_up_without_the_store(HOST_GW_DUAL));
 }
 
 /// With the store the start is an ordinary one: the same subnet, and the MAC that the peers know.
 #[test]
-fn with_the_store() {
+fn a_node_with_the_store_keeps_its_subnet_and_mac() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (mut daemons, pods) = cluster::start(&lab);

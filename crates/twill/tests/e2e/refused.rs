@@ -29,7 +29,7 @@ fn has_device(node: &Node, name: &str) -> bool {
 }
 
 #[test]
-fn ipv6_that_is_off_for_new_devices_is_on_for_ours() {
+fn our_device_has_ipv6_even_if_it_is_off_for_new_devices() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
         let off = [("net.ipv6.conf.default.disable_ipv6", "1")];
@@ -47,7 +47,7 @@ fn ipv6_that_is_off_for_new_devices_is_on_for_ours() {
 }
 
 #[test]
-fn an_uplink_too_narrow_for_ipv6_leaves_ipv4_alone_and_says_so() {
+fn an_uplink_too_narrow_for_ipv6_is_reported_and_serves_ipv4() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
         lab.nodes().iter().for_each(|node| _ = node.ns.run("ip link set eth0 mtu 1280"));
@@ -77,7 +77,7 @@ fn an_uplink_too_narrow_for_ipv6_leaves_ipv4_alone_and_says_so() {
 }
 
 #[test]
-fn an_uplink_too_narrow_for_the_only_family_is_named_before_anything_is_tried() {
+fn an_uplink_too_narrow_for_the_only_family_is_reported() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN_IPV6);
         let node = lab.node(1);
@@ -107,7 +107,7 @@ fn left_device(line: &str, name: &str, words: &str) {
 }
 
 #[test]
-fn a_left_external_device_on_our_port_is_named() {
+fn a_leftover_external_device_on_our_port_is_named() {
     lab::test(Timing::Free, || {
         left_device(
             "external dstport 8472",
@@ -118,7 +118,7 @@ fn a_left_external_device_on_our_port_is_named() {
 }
 
 #[test]
-fn a_left_device_with_our_vni_is_named() {
+fn a_leftover_device_with_our_vni_is_named() {
     lab::test(Timing::Free, || {
         left_device("id 1 dstport 8472 dev eth0", "old1", "the vxlan device old1 has UDP port 8472 already");
     });
@@ -214,7 +214,7 @@ fn a_subnet_file_that_is_a_read_only_mount_is_told_with_both_reasons() {
 
 /// The directory is read-only, so that no file can be made beside the subnet file.
 #[test]
-fn a_subnet_file_in_a_directory_that_is_read_only_is_written_in_place() {
+fn a_subnet_file_in_a_read_only_directory_is_written_in_place() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
         let node = lab.node(1);

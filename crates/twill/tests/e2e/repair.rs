@@ -99,28 +99,28 @@ fn uplink_comes_back(config: &str) {
 }
 
 #[test]
-fn vxlan_uplink_down_and_up() {
+fn vxlan_recovers_after_the_uplink_was_down() {
     lab::test(Timing::Timed, || uplink_comes_back(VXLAN));
 }
 
 #[test]
-fn host_gw_uplink_down_and_up() {
+fn host_gw_recovers_after_the_uplink_was_down() {
     lab::test(Timing::Timed, || uplink_comes_back(HOST_GW));
 }
 
 #[test]
-fn vxlan_uplink_down_and_up_in_dual_stack() {
+fn vxlan_in_dual_stack_recovers_after_the_uplink_was_down() {
     lab::test(Timing::Timed, || uplink_comes_back(VXLAN_DUAL));
 }
 
 #[test]
-fn host_gw_uplink_down_and_up_in_dual_stack() {
+fn host_gw_in_dual_stack_recovers_after_the_uplink_was_down() {
     lab::test(Timing::Timed, || uplink_comes_back(HOST_GW_DUAL));
 }
 
 /// A peer's VTEP gets another MAC: this node follows at once, and nothing of the old one stays.
 #[test]
-fn vxlan_peer_with_a_new_mac() {
+fn vxlan_follows_a_peers_new_mac_at_once() {
     lab::test(Timing::Timed, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (mut daemons, pods) = cluster::start(&lab);

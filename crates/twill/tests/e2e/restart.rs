@@ -66,7 +66,7 @@ fn vxlan_of_ipv6_only() {
 
 /// SIGTERM is quick and leaves the data plane alone. The socket goes, so that `twill status` can say what is wrong.
 #[test]
-fn stopping_leaves_everything() {
+fn a_stop_leaves_the_data_plane_in_place() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (mut daemons, pods) = cluster::start(&lab);
@@ -83,7 +83,7 @@ fn stopping_leaves_everything() {
 
 /// A device that vanished while no daemon ran comes back with the MAC that the peers know.
 #[test]
-fn the_mac_outlives_the_device() {
+fn a_recreated_device_keeps_its_mac() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (mut daemons, pods) = cluster::start(&lab);

@@ -99,7 +99,7 @@ fn comes_back(topology: Topology) {
 }
 
 #[test]
-fn a_node_with_another_address_and_subnet_takes_the_place_of_its_old_lease() {
+fn a_new_lease_displaces_the_old_one_of_the_same_node() {
     lab::test(Timing::Free, || comes_back(Topology::flat(2)));
 }
 
@@ -142,7 +142,7 @@ fn two_subnets_of_one_node_are_both_reached() {
 /// A writer of leases does not receive packets for the pods of a node that lives. Neither the node's MAC nor a subnet around its
 /// own helps, nor does a restart of the daemon.
 #[test]
-fn a_node_that_answers_keeps_its_place_whoever_writes() {
+fn a_node_that_answers_keeps_its_lease_against_conflicting_ones() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(3), VXLAN);
         let (node, thief) = (lab.node(1), lab.node(3));

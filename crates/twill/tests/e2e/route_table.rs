@@ -55,7 +55,7 @@ fn holds(lab: &Lab, lines: impl Fn(&Node) -> Vec<String>, family: &str) {
 }
 
 #[test]
-fn host_gw_shows_nodes_and_nothing_else() {
+fn the_table_has_only_routes_via_nodes_with_host_gw() {
     lab::test(Timing::Free, || {
         let (lab, _) = start(HOST_GW);
         let _running = reached(&lab);
@@ -64,7 +64,7 @@ fn host_gw_shows_nodes_and_nothing_else() {
 }
 
 #[test]
-fn vxlan_shows_vteps_and_nothing_else() {
+fn the_table_has_only_routes_via_vteps_with_vxlan() {
     lab::test(Timing::Free, || {
         let (lab, _) = start(VXLAN);
         let _running = reached(&lab);
@@ -77,7 +77,7 @@ fn vxlan_shows_vteps_and_nothing_else() {
 }
 
 #[test]
-fn dual_stack_has_both() {
+fn the_table_has_routes_of_both_families_in_dual_stack() {
     lab::test(Timing::Free, || {
         let (lab, _) = start(HOST_GW_DUAL);
         let _running = reached(&lab);

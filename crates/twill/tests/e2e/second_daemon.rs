@@ -93,7 +93,7 @@ fn wait_ping(from: &Ns, to: &str) {
 }
 
 #[test]
-fn with_three_flags_alone_both_networks_work_and_the_same_file_twice_is_refused() {
+fn a_second_network_needs_three_flags_and_a_file_of_its_own() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2).etcd(EtcdSetup::http()), VXLAN);
         lab.etcd().put("/second/network/config", SECOND);
@@ -197,7 +197,7 @@ fn a_daemon_of_another_pid_namespace_is_named_as_such() {
 
 /// An abstract address of another program may be any bytes.
 #[test]
-fn names_of_others_that_are_no_text_do_no_harm() {
+fn foreign_socket_names_that_are_not_text_do_no_harm() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
         let node = lab.node(1);
@@ -260,7 +260,7 @@ fn with_different_settings_both_work_and_leave_each_other_alone() {
 }
 
 #[test]
-fn another_socket_may_be_given_and_is_then_the_one_to_ask() {
+fn a_given_socket_is_used_instead_of_the_derived_one() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
         let node = lab.node(1);

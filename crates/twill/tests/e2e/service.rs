@@ -151,7 +151,7 @@ fn the_watchdog_message_depends_on_reconcile_passes_alone() {
 
 /// SIGTERM removes nothing and waits for nothing: when ready, without a config, or in the store's queue.
 #[test]
-fn sigterm_ends_it_at_once() {
+fn sigterm_stops_the_daemon_at_once() {
     lab::test(Timing::Timed, || {
         let lab = bare(1);
         let node = lab.node(1);
@@ -179,7 +179,7 @@ fn sigterm_ends_it_at_once() {
 }
 
 #[test]
-fn sighup_follows_the_config_once_where_changes_are_not_followed() {
+fn sighup_applies_the_config_once_if_reload_is_disabled() {
     lab::test(Timing::Free, || {
         let lab = bare(1);
         let node = lab.node(1);
@@ -281,7 +281,7 @@ fn the_unit_allows_each_kind_of_socket_that_the_daemon_uses() {
 
 /// The unit or the container forbids AF_PACKET, or CAP_NET_RAW is missing.
 #[test]
-fn status_says_that_no_frame_can_be_sent() {
+fn status_reports_that_no_frame_can_be_sent() {
     lab::test(Timing::Free, || {
         for config in [cluster::DIRECT, VXLAN] {
             let lab = cluster::lab(Topology::flat(2), config);

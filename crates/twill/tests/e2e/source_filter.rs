@@ -129,7 +129,7 @@ fn forged_packets_are_dropped_beside_rules_of_iptables() {
 }
 
 #[test]
-fn the_filter_is_changed_while_running() {
+fn a_filter_change_takes_effect_while_running() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2).outside(), &config(Manager::Nft, "off"));
         let (_daemons, pods) = cluster::start(&lab);
@@ -150,7 +150,7 @@ fn the_filter_is_changed_while_running() {
 
 /// The node has another tunnel at the same port.
 #[test]
-fn packets_of_another_vni_on_that_port_are_not_touched() {
+fn packets_of_another_vni_on_our_port_are_not_touched() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2).outside(), &config(Manager::Nft, "drop"));
         let (_daemons, pods) = cluster::start(&lab);
@@ -171,7 +171,7 @@ fn packets_of_another_vni_on_that_port_are_not_touched() {
 
 /// The third node's packets reach the others from an address of the router, but its lease has its own address.
 #[test]
-fn a_peer_behind_an_address_translation_works_and_is_named() {
+fn a_peer_behind_nat_works_and_is_named() {
     lab::test(Timing::Free, || {
         let public: [IpAddr; 2] = ["192.168.100.150", "fd00:100::150"].map(|ip| ip.parse().unwrap());
         let lab = cluster::lab(Topology::routed(2, 1), &config(Manager::Nft, "count"));
@@ -192,7 +192,7 @@ fn a_peer_behind_an_address_translation_works_and_is_named() {
 /// A node that announces an address other than its own is behind a translation. Its peers' packets may then come from other
 /// addresses, too.
 #[test]
-fn nothing_is_dropped_where_our_own_address_is_translated() {
+fn no_packet_is_dropped_if_our_own_address_is_translated() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::routed(2, 1).outside(), &config(Manager::Nft, "drop"));
         let public: [IpAddr; 2] = ["192.168.100.150", "fd00:100::150"].map(|ip| ip.parse().unwrap());
@@ -217,7 +217,7 @@ fn nothing_is_dropped_where_our_own_address_is_translated() {
 
 /// Cached leases may lack a peer.
 #[test]
-fn nothing_is_dropped_before_the_leases_are_listed() {
+fn no_packet_is_dropped_before_the_leases_are_listed() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2).outside(), &config(Manager::Nft, "drop"));
         let (mut daemons, pods) = cluster::start(&lab);
@@ -242,7 +242,7 @@ fn nothing_is_dropped_before_the_leases_are_listed() {
 
 /// A new peer is admitted no later than its packets can come; a peer that goes becomes unknown.
 #[test]
-fn the_peers_are_those_that_have_a_lease() {
+fn the_filter_admits_exactly_the_nodes_with_a_lease() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(3), &config(Manager::Nft, "drop"));
         let near = [lab.node(1).start(FLAGS), lab.node(2).start(FLAGS)];

@@ -58,7 +58,7 @@ fn guessed() -> Vec<String> {
 }
 
 #[test]
-fn another_users_addresses_keep_no_daemon_from_starting() {
+fn addresses_of_another_user_do_not_prevent_a_start() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let node = lab.node(1);
@@ -71,7 +71,7 @@ fn another_users_addresses_keep_no_daemon_from_starting() {
 
 /// The addresses that a daemon had are known, and free once it is gone.
 #[test]
-fn a_filter_that_drops_is_kept_though_another_user_has_every_address_of_the_former_run() {
+fn addresses_of_another_user_do_not_freeze_a_dropping_filter() {
     lab::test(Timing::Free, || {
         let config = Manager::Nft.config_with(r#""Type":"vxlan","VxlanSourceFilter":"drop""#);
         let lab = cluster::lab(Topology::flat(3), &config);
@@ -96,7 +96,7 @@ fn a_filter_that_drops_is_kept_though_another_user_has_every_address_of_the_form
 
 /// Addresses that root holds belong to a daemon.
 #[test]
-fn a_lock_of_root_is_another_daemons() {
+fn a_lock_held_by_root_ends_the_start() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
         let node = lab.node(1);
@@ -167,7 +167,7 @@ fn no_file_is_written_through_a_link() {
 
 /// Files of another user in place of ours are not believed, and do not keep that user's rights.
 #[test]
-fn another_users_files_are_replaced() {
+fn files_of_another_user_are_replaced() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
         let node = lab.node(1);

@@ -142,7 +142,7 @@ fn ctrl_c_ends_a_watch_of_a_mute_daemon_at_once() {
 /// A foreign device has our VNI and port. The node is not ready from the start, gives the reason, and writes no
 /// subnet file. Once the device is gone it is ready.
 #[test]
-fn a_device_that_cannot_be_made_keeps_the_node_from_being_ready() {
+fn a_device_that_cannot_be_created_makes_the_node_unready() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
         let node = lab.node(1);
@@ -168,7 +168,7 @@ fn a_device_that_cannot_be_made_keeps_the_node_from_being_ready() {
 
 /// A peer announces a VNI for which no device can be made here: that is the peer's fault.
 #[test]
-fn a_device_for_a_peers_vni_that_cannot_be_made_leaves_the_node_ready() {
+fn a_device_refused_for_a_peers_vni_leaves_the_node_ready() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (_daemons, pods) = cluster::start(&lab);

@@ -88,31 +88,31 @@ fn writes_nothing(config: &str, load: Load) {
 }
 
 #[test]
-fn vxlan_idle_without_probes() {
+fn vxlan_writes_nothing_while_idle_without_probes() {
     lab::test(Timing::Free, || writes_nothing(VXLAN, Load::Idle));
 }
 
 #[test]
-fn vxlan_idle_but_for_asking_one_peer() {
+fn vxlan_writes_nothing_while_probing_one_peer() {
     lab::test(Timing::Free, || writes_nothing(VXLAN, Load::Asking));
 }
 
 #[test]
-fn vxlan_under_new_connections() {
+fn vxlan_writes_nothing_under_new_connections() {
     lab::test(Timing::Free, || writes_nothing(VXLAN, Load::Connections));
 }
 
 #[test]
-fn host_gw_idle_without_probes() {
+fn host_gw_writes_nothing_while_idle_without_probes() {
     lab::test(Timing::Free, || writes_nothing(HOST_GW, Load::Idle));
 }
 
 #[test]
-fn host_gw_idle_but_for_asking_one_peer() {
+fn host_gw_writes_nothing_while_probing_one_peer() {
     lab::test(Timing::Free, || writes_nothing(HOST_GW, Load::Asking));
 }
 
 #[test]
-fn host_gw_under_new_connections() {
+fn host_gw_writes_nothing_under_new_connections() {
     lab::test(Timing::Free, || writes_nothing(HOST_GW, Load::Connections));
 }

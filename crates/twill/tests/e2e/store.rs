@@ -7,7 +7,7 @@ use lab::{PingStream, Timing, Topology};
 use crate::cluster::{self, SOON, VXLAN, lease_name};
 
 #[test]
-fn a_malformed_lease_costs_nobody_else_anything() {
+fn a_malformed_lease_affects_no_other_peer() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(3), VXLAN);
         let (mut daemons, pods) = cluster::start(&lab);
@@ -79,7 +79,7 @@ fn a_lost_store_freezes_the_node_and_empties_nothing() {
 }
 
 #[test]
-fn killed_daemons_leave_one_whole_lease_each() {
+fn a_start_after_many_kills_gives_each_node_one_lease() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(3), VXLAN);
         // The kill comes later as long as there is no lease yet, and sooner once there is one.
@@ -153,7 +153,7 @@ fn an_emptied_store_costs_no_packet() {
 
 /// The leases vanish one by one, as by `rm` on a busy machine. The guard counts the losses within a window.
 #[test]
-fn a_store_emptied_one_by_one_costs_no_packet_either() {
+fn a_store_emptied_lease_by_lease_withdraws_no_peer() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(6), VXLAN);
         let (mut daemons, node) = (lab.start_all(cluster::FLAGS), lab.node(1));
@@ -204,7 +204,7 @@ fn our_lease_with_another_address_is_taken_back_and_reported() {
 }
 
 #[test]
-fn a_config_that_cannot_be_used_changes_nothing_and_is_named() {
+fn an_invalid_config_changes_nothing_and_is_named() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (_daemons, pods) = cluster::start(&lab);

@@ -223,7 +223,7 @@ fn a_read_only_proc_is_reported_once_and_without_forwarding_the_node_is_not_read
 
 /// IPv6 settings do not concern an IPv4 network.
 #[test]
-fn the_other_family_is_left_alone() {
+fn ipv6_values_are_left_alone_in_an_ipv4_network() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         plain(lab.node(1));

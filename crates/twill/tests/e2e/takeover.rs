@@ -193,7 +193,7 @@ fn take_over_into(config: &str, subnet_env: impl Fn(&str) -> String) -> Lab {
 }
 
 #[test]
-fn another_backend_leaves_nothing_of_the_old_and_keeps_the_subnet() {
+fn a_new_backend_removes_the_old_device_and_keeps_the_subnet() {
     lab::test(Timing::Free, || {
         let recording = Recording::of("vxlan");
         let lab = take_over_into(cluster::HOST_GW, str::to_owned);
@@ -206,7 +206,7 @@ fn another_backend_leaves_nothing_of_the_old_and_keeps_the_subnet() {
 }
 
 #[test]
-fn another_network_gets_another_subnet_and_the_old_one_is_swept() {
+fn a_new_network_gets_a_new_subnet_and_the_old_one_is_removed() {
     lab::test(Timing::Free, || {
         let lab = take_over_into(&cluster::VXLAN.replace("10.244", "10.99"), str::to_owned);
         for node in lab.nodes() {

@@ -59,7 +59,7 @@ fn is_refused(lab: &Lab, flags: &[&str], words: &[&str]) {
 }
 
 #[test]
-fn nodes_inside_the_pods_network_by_host_gw() {
+fn nodes_inside_the_pod_network_work_with_host_gw() {
     lab::test(Timing::Free, || {
         let lab = inside(&shared("host-gw"));
         let node = lab.node(1);
@@ -76,7 +76,7 @@ fn nodes_inside_the_pods_network_by_host_gw() {
 }
 
 #[test]
-fn nodes_inside_the_pods_network_by_vxlan_with_every_rule() {
+fn nodes_inside_the_pod_network_work_with_vxlan_and_all_rules() {
     lab::test(Timing::Free, || {
         let config = shared("vxlan").replace(r#""vxlan""#, r#""vxlan","VxlanSourceFilter":"drop""#);
         let lab = inside(&config);
@@ -92,7 +92,7 @@ fn nodes_inside_the_pods_network_by_vxlan_with_every_rule() {
 }
 
 #[test]
-fn nodes_inside_the_pods_network_of_ipv6() {
+fn nodes_inside_the_pod_network_work_with_ipv6() {
     lab::test(Timing::Free, || {
         let config = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/16","IPv6SubnetLen":64,"IPv6SubnetMin":"fd00:0:0:1000::","IPv6SubnetMax":"fd00:0:0:1fff::","Backend":{"Type":"host-gw"}}"#;
         let lab = cluster::lab(Topology::flat(2), config);
@@ -103,7 +103,7 @@ fn nodes_inside_the_pods_network_of_ipv6() {
 }
 
 #[test]
-fn a_node_among_the_pods_is_refused_with_address_interface_and_range() {
+fn a_node_inside_the_leased_range_is_refused_with_the_reason() {
     lab::test(Timing::Free, || {
         let range = "pods' subnets are leased from 10.10.0.0 to 10.99.15.255. Set SubnetMin and SubnetMax";
         for (address, why) in [
@@ -146,7 +146,7 @@ fn another_interfaces_network_among_the_pods_is_reported() {
 }
 
 #[test]
-fn leases_that_would_take_the_nodes_network_are_left_out() {
+fn leases_that_overlap_the_nodes_network_are_left_out() {
     lab::test(Timing::Free, || {
         let lab = inside(&shared("host-gw"));
         let lease = |ip: &str| format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"host-gw"}}"#);
@@ -204,7 +204,7 @@ fn goes_direct_by_the_second_card(node: &Node, peer: &Node) {
 }
 
 #[test]
-fn the_second_card_of_two_on_one_segment_by_host_gw() {
+fn host_gw_uses_the_second_card_of_two_on_one_segment() {
     lab::test(Timing::Free, || {
         let lab = two_cards(HOST_GW);
         let (_daemons, _pods) = start(&lab, &["--iface=eth1"]);
@@ -213,7 +213,7 @@ fn the_second_card_of_two_on_one_segment_by_host_gw() {
 }
 
 #[test]
-fn the_second_card_with_the_worse_metric_by_host_gw() {
+fn host_gw_uses_the_second_card_despite_a_worse_metric() {
     lab::test(Timing::Free, || {
         let lab = two_cards(HOST_GW);
         for node in lab.nodes() {
@@ -230,7 +230,7 @@ fn the_second_card_with_the_worse_metric_by_host_gw() {
 }
 
 #[test]
-fn the_second_card_of_two_on_one_segment_by_auto() {
+fn auto_uses_the_second_card_of_two_on_one_segment() {
     lab::test(Timing::Free, || {
         let lab = two_cards(&VXLAN.replace("vxlan", "auto"));
         let (_daemons, pods) = start(&lab, &["--iface=eth1"]);
@@ -284,7 +284,7 @@ const OBJECTS: &str = "echo 0 > /proc/sys/net/ipv4/nexthop_compat_mode; ip nexth
                        ip nexthop add id 8 group 6/7";
 
 #[test]
-fn default_routes_of_several_next_hops() {
+fn a_default_route_with_several_next_hops_finds_the_uplink() {
     lab::test(Timing::Free, || {
         finds_its_uplink(VXLAN, HOPS);
         finds_its_uplink(VXLAN_DUAL, &format!("{HOPS}; {HOPS6}"));
@@ -296,7 +296,7 @@ fn default_routes_of_several_next_hops() {
 }
 
 #[test]
-fn default_routes_by_next_hop_objects() {
+fn a_default_route_by_next_hop_object_finds_the_uplink() {
     lab::test(Timing::Free, || {
         finds_its_uplink(VXLAN, &format!("{OBJECTS}; ip route add default nhid 1"));
         finds_its_uplink(VXLAN, &format!("{OBJECTS}; ip route add default nhid 3"));
@@ -306,7 +306,7 @@ fn default_routes_by_next_hop_objects() {
 }
 
 #[test]
-fn default_routes_in_halves_and_in_another_table() {
+fn default_routes_in_halves_or_another_table_find_the_uplink() {
     lab::test(Timing::Free, || {
         finds_its_uplink(
             VXLAN,
@@ -320,7 +320,7 @@ fn default_routes_in_halves_and_in_another_table() {
 }
 
 #[test]
-fn a_default_route_through_two_cards_says_which() {
+fn an_ambiguous_default_route_is_refused_with_both_cards() {
     lab::test(Timing::Free, || {
         let lab = two_cards(VXLAN);
         let hops = "nexthop via 192.168.100.1 dev eth0 nexthop via 192.168.100.1 dev eth1";
@@ -358,7 +358,7 @@ fn has_mtu(node: &Node, mtu: u32) -> bool {
 }
 
 #[test]
-fn an_address_on_loopback_has_the_mtu_of_the_wires() {
+fn an_address_on_loopback_gets_the_mtu_of_the_cards() {
     lab::test(Timing::Free, || {
         for (mtus, expected) in [([1500, 1500], 1450), ([1500, 1400], 1350)] {
             let lab = on_no_wire(VXLAN, mtus);
@@ -380,7 +380,7 @@ fn an_address_on_loopback_has_the_mtu_of_the_wires() {
 }
 
 #[test]
-fn routes_that_carry_less_than_their_interface_count() {
+fn a_route_mtu_below_the_interface_mtu_counts() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (_daemons, _pods) = cluster::start(&lab);
@@ -410,7 +410,7 @@ fn routes_that_carry_less_than_their_interface_count() {
 }
 
 #[test]
-fn a_bridge_and_the_card_below_it() {
+fn an_uplink_bridge_uses_the_mtu_of_its_card() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let node = lab.node(1);

@@ -61,27 +61,27 @@ fn everything_goes(config: &str, topology: Topology) {
 }
 
 #[test]
-fn vxlan_goes() {
+fn vxlan_is_removed() {
     lab::test(Timing::Free, || everything_goes(VXLAN, Topology::flat(3)));
 }
 
 #[test]
-fn vxlan_in_dual_stack_goes() {
+fn vxlan_in_dual_stack_is_removed() {
     lab::test(Timing::Free, || everything_goes(VXLAN_DUAL, Topology::flat(3)));
 }
 
 #[test]
-fn direct_routing_goes() {
+fn direct_routing_is_removed() {
     lab::test(Timing::Free, || everything_goes(DIRECT_BY_ADDRESS, Topology::routed(2, 1)));
 }
 
 #[test]
-fn host_gw_goes() {
+fn host_gw_is_removed() {
     lab::test(Timing::Free, || everything_goes(HOST_GW, Topology::routed(2, 1)));
 }
 
 #[test]
-fn host_gw_in_dual_stack_goes() {
+fn host_gw_in_dual_stack_is_removed() {
     lab::test(Timing::Free, || everything_goes(HOST_GW_DUAL, Topology::routed(2, 1)));
 }
 
@@ -155,7 +155,7 @@ fn alloc_is_handed_over() {
 
 /// flannel looks in the main table only.
 #[test]
-fn routes_in_a_table_of_their_own_are_handed_over_in_the_main_one() {
+fn routes_in_our_table_are_handed_over_in_the_main_table() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
         let mut daemons = lab.start_all(&["--iface=eth0", "--route-table=flannel"]);

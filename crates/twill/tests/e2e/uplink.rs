@@ -78,7 +78,7 @@ const FOUND: [(&str, &str, &str, &str); 9] = [
 ];
 
 #[test]
-fn each_flag_finds_its_interface_and_says_why() {
+fn each_flag_finds_its_interface_and_the_reason_is_shown() {
     lab::test(Timing::Free, || {
         for (line, address, link, reason) in FOUND {
             let flags: Vec<&str> = line.split_whitespace().collect();
@@ -200,7 +200,7 @@ fn translate(node: &Node, outside: &str, inside: &str) {
 }
 
 #[test]
-fn an_address_that_is_not_ours_is_announced_and_not_sent_from() {
+fn a_foreign_public_ip_is_announced_but_not_used_as_source() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
         let (node, peer) = (lab.node(1), lab.node(2));

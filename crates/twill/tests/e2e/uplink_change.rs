@@ -80,7 +80,7 @@ fn host_gw_in_dual_stack_follows_another_address() {
 
 /// The address changed while the daemon was down, and pods run in the subnet.
 #[test]
-fn a_node_that_wakes_up_elsewhere_keeps_its_subnet() {
+fn a_node_restarted_with_a_new_address_keeps_its_subnet() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (mut daemons, pods) = cluster::start(&lab);
@@ -102,7 +102,7 @@ fn a_node_that_wakes_up_elsewhere_keeps_its_subnet() {
 }
 
 #[test]
-fn another_mtu_reaches_the_device_and_the_subnet_file() {
+fn a_new_mtu_reaches_the_device_and_the_subnet_file() {
     lab::test(Timing::Timed, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (_daemons, pods) = cluster::start(&lab);

@@ -5,7 +5,7 @@ use lab::{Capture, Timing, Topology};
 use crate::cluster::{self, DIRECT, SOON, VXLAN};
 
 #[test]
-fn a_pod_packet_travels_in_udp_8472_with_vni_1_and_is_not_fragmented_at_full_size() {
+fn a_full_size_pod_packet_uses_udp_8472_and_vni_1_unfragmented() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (_daemons, pods) = cluster::start(&lab);

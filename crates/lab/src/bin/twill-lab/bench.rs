@@ -67,7 +67,7 @@ mod tests {
     use super::quantiles;
 
     #[test]
-    fn quantiles_of_any_number() {
+    fn quantiles_work_for_any_number_of_values() {
         assert_eq!(quantiles::<u32>(&[]), None);
         assert_eq!(quantiles(&[7]), Some((7, 7)));
         assert_eq!(quantiles(&[3, 1, 2]), Some((2, 2)));

@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn colours_become_spans_and_long_lines_end() {
+    fn colours_become_spans_and_long_lines_are_cut() {
         assert_eq!(drawn("a \u{1b}[32mok\u{1b}[0m <b>"), "a <tspan fill=\"#7ee787\">ok</tspan> &lt;b&gt;");
         let long = "x".repeat(COLUMNS + 1);
         assert_eq!(drawn(&long), "x".repeat(COLUMNS - 1) + "…");

@@ -173,7 +173,7 @@ fn each_finding_follows_from_its_evidence() {
 
 /// A lost size is reported once its search is over, and not if all smaller packets arrived.
 #[test]
-fn a_size_is_told_when_its_search_is_over() {
+fn a_size_is_reported_when_its_search_is_over() {
     let lost = [(Probe::Path, "........"), (PathSized(MTU), "...xxxxx")];
     for (arrives, mtu) in [(1400, Some(1396..=1400)), (MTU - 1, None)] {
         let mut evidence = evidence(tunnel(), &lost);

@@ -37,7 +37,7 @@ fn error(by: Ends, head: [u8; 8], about: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn an_echo_is_as_large_as_it_should_be_and_comes_back() {
+fn an_echo_has_the_requested_size_and_its_reply_is_read() {
     for ends in both() {
         for size in [64, 65, 1450, 9000] {
             let request = echo(ends, 7, NUMBER, size);
@@ -50,7 +50,7 @@ fn an_echo_is_as_large_as_it_should_be_and_comes_back() {
 }
 
 #[test]
-fn an_ipv4_header_is_whole_and_forbids_fragments() {
+fn an_ipv4_header_has_a_checksum_and_forbids_fragments() {
     let request = echo(both()[0], 7, NUMBER, 64);
     assert_eq!(fold(sum(&request[..IPV4])), 0);
     assert_eq!(request[6..8], [0x40, 0]);
@@ -106,7 +106,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(20_000) })]
 
     #[test]
-    fn nothing_that_is_sent_makes_a_reader_fail(bytes in anything(), v6: bool, icmpv6: bool) {
+    fn arbitrary_bytes_make_no_reader_panic(bytes in anything(), v6: bool, icmpv6: bool) {
         let whole = sealed(v6, icmpv6, bytes.clone());
         for from in both().map(|ends| ends.from) {
             read_icmp(from, &bytes);

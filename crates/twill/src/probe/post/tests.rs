@@ -198,7 +198,7 @@ fn a_packet_that_is_too_large_is_reported_with_the_size_that_fits() {
 }
 
 #[test]
-fn two_machines_with_one_address_are_two_answers() {
+fn two_machines_with_one_address_give_two_replies() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(3).build();
         let (second, third) = (lab.node(2), lab.node(3));

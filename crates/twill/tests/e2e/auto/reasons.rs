@@ -262,7 +262,7 @@ fn each_fault_is_found_and_its_path_left_and_taken_again_in_time() {
 
 /// Two segments look like one: peers are direct only if the router in between knows the way to the pods.
 #[test]
-fn a_router_that_answers_for_others() {
+fn proxy_arp_without_routes_keeps_a_peer_on_the_tunnel() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::routed(1, 2), AUTO);
         one_segment(&lab);
@@ -283,7 +283,7 @@ fn a_router_that_answers_for_others() {
 /// Three nodes of ours and three plain kernels have each of the settings. The direct path fails only where the peer's own filter
 /// is strict, and then no packet is lost for it.
 #[test]
-fn reverse_path_filters_of_either_side() {
+fn only_a_peers_strict_rp_filter_prevents_a_direct_path() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(6), AUTO);
         for k in 1..=6 {

@@ -19,7 +19,7 @@ fn set_year(lab: &Lab, lease: &str, years: i64) {
 }
 
 #[test]
-fn files_from_1910_to_2600_move_nobody_and_the_older_lease_stays() {
+fn file_times_from_1910_to_2600_never_change_the_lease_in_use() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (mut daemons, pods) = cluster::start(&lab);

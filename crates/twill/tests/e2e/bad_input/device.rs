@@ -57,17 +57,17 @@ fn is_there_at_the_start(kind: &str) {
 }
 
 #[test]
-fn a_veth_at_the_start() {
+fn a_foreign_veth_at_the_start_stays_and_is_named() {
     lab::test(Timing::Free, || is_there_at_the_start("veth"));
 }
 
 #[test]
-fn a_bridge_at_the_start() {
+fn a_foreign_bridge_at_the_start_stays_and_is_named() {
     lab::test(Timing::Free, || is_there_at_the_start("bridge"));
 }
 
 #[test]
-fn a_bridge_in_place_of_our_own() {
+fn a_bridge_that_replaces_ours_stays_and_is_named() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let (daemons, pods) = cluster::start(&lab);

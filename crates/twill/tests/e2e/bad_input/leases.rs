@@ -121,11 +121,11 @@ fn cost_nobody_else_anything((config, backend): (&str, &str), more: fn(&Lab) -> 
 }
 
 #[test]
-fn vxlan() {
+fn invalid_vxlan_leases_are_named_and_change_nothing() {
     lab::test(Timing::Free, || cost_nobody_else_anything((VXLAN, "vxlan"), hostile_vteps));
 }
 
 #[test]
-fn host_gw() {
+fn invalid_host_gw_leases_are_named_and_change_nothing() {
     lab::test(Timing::Free, || cost_nobody_else_anything((HOST_GW, "host-gw"), |_| Vec::new()));
 }

@@ -34,7 +34,7 @@ fn without_the_capability_the_daemon_ends_and_names_it() {
 }
 
 #[test]
-fn that_capability_alone_is_enough() {
+fn the_net_admin_capability_alone_is_enough() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let under = ["setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin"];

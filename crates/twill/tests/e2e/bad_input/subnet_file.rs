@@ -52,7 +52,7 @@ fn stays_whole_while_it_cannot_be_written(
 }
 
 #[test]
-fn on_a_full_disk() {
+fn a_file_on_a_full_disk_stays_whole() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         let disk = Disk::mount(lab.node(1).run_dir());
@@ -62,7 +62,7 @@ fn on_a_full_disk() {
 }
 
 #[test]
-fn in_a_directory_that_became_read_only() {
+fn a_file_in_a_directory_that_became_read_only_stays_whole() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN);
         // The read-only mount is a second one on top, since the daemon's lock file keeps the first one writable.
@@ -78,7 +78,7 @@ fn in_a_directory_that_became_read_only() {
 
 /// The network comes up, and the file of the last run stays as it was; its pods keep their subnet.
 #[test]
-fn on_a_disk_that_is_full_at_the_start() {
+fn an_old_file_stays_whole_if_the_disk_is_full_at_the_start() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
         let node = lab.node(1);
@@ -98,7 +98,7 @@ fn on_a_disk_that_is_full_at_the_start() {
 }
 
 #[test]
-fn in_a_directory_that_is_read_only_at_the_start() {
+fn a_read_only_directory_ends_the_start_with_the_remedy() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(1), VXLAN);
         let node = lab.node(1);

@@ -62,12 +62,12 @@ fn loses_its_carrier(config: &str) {
 }
 
 #[test]
-fn vxlan_loses_its_carrier() {
+fn vxlan_withdraws_nothing_while_the_carrier_is_lost() {
     lab::test(Timing::Free, || loses_its_carrier(VXLAN_DUAL));
 }
 
 #[test]
-fn host_gw_loses_its_carrier() {
+fn host_gw_withdraws_nothing_while_the_carrier_is_lost() {
     lab::test(Timing::Free, || loses_its_carrier(HOST_GW_DUAL));
 }
 

@@ -29,7 +29,7 @@ fn a_daemon_with_a_wrong_password_waits_and_reports_it() {
 }
 
 #[test]
-fn a_password_that_is_changed_is_named_and_the_network_stands() {
+fn a_changed_password_is_reported_and_the_network_stands() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http().with_auth());
         let (mut daemons, pods) = start(&lab);
@@ -47,7 +47,7 @@ fn a_password_that_is_changed_is_named_and_the_network_stands() {
 }
 
 #[test]
-fn an_expired_certificate_is_named_and_the_network_stands() {
+fn an_expired_certificate_is_reported_and_the_network_stands() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::tls());
         let (mut daemons, pods) = start(&lab);
@@ -68,7 +68,7 @@ fn an_expired_certificate_is_named_and_the_network_stands() {
 
 /// The rights of docs/reference/etcd.md, without writing the network config, are enough for the whole life of a daemon.
 #[test]
-fn the_least_rights_are_enough_for_a_whole_life() {
+fn the_documented_rights_are_enough_for_a_daemons_whole_life() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http().with_auth());
         let (mut daemons, pods) = start(&lab);
@@ -101,7 +101,7 @@ fn the_least_rights_are_enough_for_a_whole_life() {
 
 /// A single put of alloc would cut all pods off, while every node stays ready.
 #[test]
-fn alloc_is_neither_taken_nor_left_while_there_are_peers() {
+fn a_change_to_or_from_alloc_is_refused_while_there_are_peers() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
         let (mut daemons, pods) = start(&lab);
@@ -149,7 +149,7 @@ fn a_single_node_may_change_to_alloc_and_back() {
 
 /// etcd accepts no write, and everything that exists goes on.
 #[test]
-fn an_etcd_that_is_full_is_named_and_the_network_stands() {
+fn a_full_etcd_is_reported_and_the_network_stands() {
     lab::test(Timing::Free, || {
         let lab = lab(2, EtcdSetup::http());
         let (mut daemons, pods) = start(&lab);

@@ -10,7 +10,7 @@ use crate::cluster::{self, FLAGS, SOON};
 const LIBRARY: &str = "/usr/lib/*/faketime/libfaketimeMT.so.1";
 
 #[test]
-fn two_days_ahead_and_back() {
+fn a_clock_that_jumps_two_days_changes_nothing() {
     lab::test(Timing::Free, || {
         let lab = lab(2, EtcdSetup::http());
         let (node, etcd) = (lab.node(1), lab.etcd());

@@ -45,7 +45,7 @@ fn programmed(node: &Node) -> usize {
 }
 
 #[test]
-fn five_thousand_leases_in_a_second() {
+fn five_thousand_new_leases_leave_the_daemon_responsive() {
     lab::test(Timing::Timed, || {
         let lab = wide(2);
         let (mut daemons, pods) = start(&lab);
@@ -72,7 +72,7 @@ fn five_thousand_leases_in_a_second() {
 }
 
 #[test]
-fn a_daemon_that_sleeps_catches_up() {
+fn a_suspended_daemon_catches_up() {
     lab::test(Timing::Free, || {
         let lab = wide(2);
         let (mut daemons, pods) = start(&lab);
@@ -99,7 +99,7 @@ fn a_daemon_that_sleeps_catches_up() {
 }
 
 #[test]
-fn fifty_nodes_that_start_at_once() {
+fn fifty_nodes_that_start_at_once_get_distinct_subnets() {
     lab::test(Timing::Timed, || {
         let lab = lab(50, EtcdSetup::http());
         let mut daemons: Vec<_> = lab.nodes().iter().map(|node| node.start(FLAGS)).collect();

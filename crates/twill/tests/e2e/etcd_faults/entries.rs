@@ -54,7 +54,7 @@ fn garbage_in_place_of_a_lease_is_overwritten() {
 }
 
 #[test]
-fn a_lease_that_is_deleted_is_taken_again_at_once() {
+fn a_deleted_lease_is_acquired_again_at_once() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
         let (mut daemons, pods) = start(&lab);

@@ -26,7 +26,7 @@ fn a_start_succeeds(lab: &Lab, says: &str) {
 }
 
 #[test]
-fn sixty_megabytes_below_subnets_end_no_start() {
+fn sixty_megabytes_of_junk_do_not_prevent_a_start() {
     lab::test(Timing::Timed, || {
         let lab = lab(2, EtcdSetup::http());
         let large = "x".repeat(1_400_000);
@@ -38,7 +38,7 @@ fn sixty_megabytes_below_subnets_end_no_start() {
 }
 
 #[test]
-fn forty_thousand_junk_keys_cost_no_memory() {
+fn forty_thousand_junk_keys_keep_memory_bounded() {
     lab::test(Timing::Timed, || {
         let lab = lab(2, EtcdSetup::http());
         let (mut daemons, pods) = start(&lab);
@@ -62,7 +62,7 @@ fn forty_thousand_junk_keys_cost_no_memory() {
 
 /// Leases of the whole network, of larger ones and of halves are older than all others, and hinder nobody.
 #[test]
-fn a_lease_of_the_whole_network_leaves_everybody_a_subnet() {
+fn a_lease_of_the_whole_network_leaves_each_node_a_subnet() {
     lab::test(Timing::Free, || {
         let lab = lab(3, EtcdSetup::http());
         let planted = ["10.244.0.0-16", "10.0.0.0-8", "10.244.0.0-17", "10.244.128.0-17"];

@@ -33,7 +33,7 @@ fn moves(setup: EtcdSetup, change: &str, to: &str) {
 }
 
 #[test]
-fn another_address_is_announced_at_once() {
+fn a_new_address_is_announced_at_once() {
     lab::test(Timing::Timed, || {
         moves(
             EtcdSetup::http(),
@@ -44,7 +44,7 @@ fn another_address_is_announced_at_once() {
 }
 
 #[test]
-fn another_address_is_announced_at_once_over_tls_with_a_user() {
+fn a_new_address_is_announced_at_once_over_tls_with_a_user() {
     lab::test(Timing::Timed, || {
         moves(
             EtcdSetup::mutual_tls().with_auth(),

@@ -37,7 +37,7 @@ fn start(lab: &Lab) -> (Vec<lab::Daemon<'_>>, Vec<lab::Pod>) {
 }
 
 #[test]
-fn idle_connections_of_a_pod_keep_nobody_from_an_answer() {
+fn idle_connections_of_a_pod_do_not_block_other_clients() {
     lab::test(Timing::Timed, || {
         let lab = cluster::lab(Topology::flat(3), VXLAN_DUAL);
         let (daemons, pods) = start(&lab);
@@ -62,7 +62,7 @@ fn idle_connections_of_a_pod_keep_nobody_from_an_answer() {
 }
 
 #[test]
-fn idle_connections_of_a_local_user_keep_nobody_from_an_answer() {
+fn idle_connections_of_a_local_user_do_not_block_other_clients() {
     lab::test(Timing::Timed, || {
         let lab = cluster::lab(Topology::flat(3), VXLAN_DUAL);
         let (daemons, pods) = start(&lab);
@@ -106,7 +106,7 @@ fn a_silent_client_is_disconnected_soon() {
 }
 
 #[test]
-fn a_flood_of_connections_costs_little() {
+fn a_flood_of_connections_leaves_the_daemon_responsive() {
     lab::test(Timing::Timed, || {
         let lab = cluster::lab(Topology::flat(3), VXLAN_DUAL);
         let (daemons, pods) = start(&lab);

@@ -69,19 +69,19 @@ fn bounded_pages(lab: &Lab) {
 }
 
 #[test]
-fn ever_new_words_in_a_directory() {
+fn changing_junk_in_a_directory_stays_within_limits() {
     lab::test(Timing::Timed, || rewritten(Topology::flat(3), "words", VXLAN, &[]));
 }
 
 #[test]
-fn ever_new_words_in_etcd() {
+fn changing_junk_in_etcd_stays_within_limits() {
     lab::test(Timing::Timed, || {
         rewritten(Topology::flat(3).etcd(EtcdSetup::http()), "etcd-words", VXLAN, &[]);
     });
 }
 
 #[test]
-fn ever_new_words_in_a_log_of_json() {
+fn changing_junk_stays_within_limits_in_a_json_log() {
     lab::test(Timing::Timed, || {
         rewritten(Topology::flat(3), "json-words", VXLAN_DUAL, &["--log-format=json", "--v=5"]);
     });

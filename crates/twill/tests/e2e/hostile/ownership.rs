@@ -49,7 +49,7 @@ fn a_port_of_a_peer_that_is_not_admitted_causes_no_write() {
 
 /// The attacker writes a lease with another address over the node's own.
 #[test]
-fn a_lease_that_is_overwritten_is_taken_back_and_the_node_stays_ready() {
+fn an_overwritten_lease_is_restored_and_the_node_stays_ready() {
     lab::test(Timing::Timed, || {
         for topology in [Topology::flat(3), Topology::flat(3).etcd(EtcdSetup::http())] {
             let lab = cluster::lab(topology, VXLAN);
@@ -142,7 +142,7 @@ fn a_deleted_lease_comes_back_beside_leases_that_overlap_it() {
 
 /// The attacker's lease has the node's own address and another MAC, so that peers' packets miss its device.
 #[test]
-fn a_lease_with_another_mac_comes_back_though_it_was_written_twice() {
+fn a_lease_overwritten_with_another_mac_is_restored_each_time() {
     lab::test(Timing::Timed, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
         let (_daemons, pods) = cluster::start(&lab);
@@ -162,7 +162,7 @@ fn a_lease_with_another_mac_comes_back_though_it_was_written_twice() {
 
 /// The leases name addresses and ports at which no node has a tunnel.
 #[test]
-fn no_lease_makes_a_node_send_to_another_service_or_to_no_host() {
+fn a_lease_cannot_direct_packets_to_foreign_services_or_addresses() {
     lab::test(Timing::Free, || {
         let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
         let (_daemons, pods) = cluster::start(&lab);

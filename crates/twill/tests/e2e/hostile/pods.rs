@@ -109,7 +109,7 @@ fn forged_packets_of_a_pod_pass_when_the_filter_is_off() {
 
 /// A peer listens at another port than this node.
 #[test]
-fn the_ports_of_peers_are_covered_as_well() {
+fn forged_packets_to_a_peers_port_are_dropped() {
     lab::test(Timing::Free, || {
         let config = Manager::Nft.config_with(r#""Type":"vxlan","VxlanSourceFilter":"drop""#);
         let lab = cluster::lab(Topology::flat(2), &config);

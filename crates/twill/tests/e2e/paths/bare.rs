@@ -11,12 +11,12 @@ use crate::cluster::{self, HOST_GW, HOST_GW_IPV6};
 use crate::verdicts::{finding, findings};
 
 #[test]
-fn of_bare_packets() {
+fn each_fault_is_named_and_cleared() {
     lab::test(Timing::Timed, || bare(Net::V4));
 }
 
 #[test]
-fn of_bare_packets_over_ipv6() {
+fn each_fault_is_named_and_cleared_over_ipv6() {
     lab::test(Timing::Timed, || bare(Net::V6));
 }
 
@@ -95,7 +95,7 @@ fn second_machine(lab: &Lab, net: Net) -> Lines {
 /// Two segments look like one, since a router answers ARP on each for the addresses of both. The router cannot carry
 /// pods' packets.
 #[test]
-fn of_a_router_that_answers_for_others() {
+fn proxy_arp_is_named_while_the_router_has_no_routes() {
     lab::test(Timing::Timed, || {
         let lab = cluster::lab(Topology::routed(1, 2), HOST_GW);
         one_segment(&lab);

@@ -23,12 +23,12 @@ const CLOSED: &str = "nft 'table inet own { chain input { type filter hook input
                       udp dport 8472 accept; }; }'";
 
 #[test]
-fn of_a_tunnel() {
+fn each_fault_is_named_and_cleared() {
     lab::test(Timing::Timed, || tunnels(Net::V4));
 }
 
 #[test]
-fn of_a_tunnel_over_ipv6() {
+fn each_fault_is_named_and_cleared_over_ipv6() {
     lab::test(Timing::Timed, || tunnels(Net::V6));
 }
 

@@ -158,7 +158,7 @@ mod tests {
     use super::essence;
 
     #[test]
-    fn the_essence_of_a_row() {
+    fn a_row_is_reduced_to_key_and_value() {
         let cases = [
             (
                 "10.1.0.0/24 nhid 7 via 10.1.0.0 dev flannel.1 proto 84 onlink",

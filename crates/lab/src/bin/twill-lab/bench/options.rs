@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn every_combination_of_what_is_asked_for() {
+    fn the_cases_cover_every_combination_of_the_options() {
         let usual = options("scale").expect("no option needed");
         assert_eq!(usual.cases(&[1, 2, 3]).len(), 2 * 2 * 2 * 3);
         let part = options("scale --peers 100,200 --store dir --backend vxlan --families ipv4,dual");
@@ -211,13 +211,13 @@ mod tests {
     }
 
     #[test]
-    fn another_daemon_means_etcd() {
+    fn a_comparison_with_flanneld_uses_etcd() {
         let given = options("scale --against flanneld").expect("an option");
         assert!(given.cases(&[1]).iter().all(|case| case.store == StoreKind::Etcd));
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_options_are_rejected() {
         for line in ["", "lots", "scale --peers 7", "scale --peers ten", "scale --runs 0", "scale --store s3"]
         {
             assert!(options(line).is_err(), "{line}");

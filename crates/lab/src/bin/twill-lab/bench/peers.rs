@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_peer_of_each_shape() {
+    fn peer_leases_match_backend_and_families() {
         let case = |backend, families| Case {
             store: StoreKind::Dir,
             backend,
