@@ -153,14 +153,14 @@ fn obstacles(tools: &Tools, listing: &Listing, packets: &[Packet]) -> (Vec<Obsta
         for (table, chain) in listing.passed(packet.is_received()) {
             let outcome = judged(table, chain, packet, &mut mark);
             unclear |= outcome.unclear && !packet.is_received();
-            let Some((what, doubt)) = outcome.reported(packet) else { continue };
+            let Some((what, uncertainty)) = outcome.reported(packet) else { continue };
             let obstacle = Obstacle {
                 manager: Manager::Iptables(tools.variant),
                 family: tools.family.nft().into(),
                 table: table.name.clone(),
                 chain: chain.into(),
                 what,
-                doubt,
+                uncertainty,
                 packet: *packet,
             };
             if !all.iter().any(|known| known.is_like(&obstacle)) {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use plan::passage::Packet;
-use plan::underlay::Doubt;
+use plan::underlay::Uncertainty;
 
 /// Maximum depth of jumps that is followed; the kernel's own limit.
 const DEEPEST: usize = 16;
@@ -71,17 +71,17 @@ pub(crate) enum Fate {
 /// Outcome of a walk through a base chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
-    /// Description of what refuses the packets or may refuse them, and for the latter the reason for the doubt.
-    pub(crate) refusal: Option<(Box<str>, Option<Doubt>)>,
+    /// Description of what refuses the packets or may refuse them, and for the latter the reason why that is uncertain.
+    pub(crate) refusal: Option<(Box<str>, Option<Uncertainty>)>,
     /// True if the packets met a rule that cannot be judged here.
     pub(crate) unclear: bool,
 }
 
 impl Outcome {
-    /// Returns the refusal of that packet if it is worth a warning. Whether tunnel packets arrive, probes find out: a doubt
-    /// about them is none.
-    pub(crate) fn reported(self, packet: &Packet) -> Option<(Box<str>, Option<Doubt>)> {
-        self.refusal.filter(|(_, doubt)| doubt.is_none() || !packet.is_received())
+    /// Returns the refusal of that packet if it is worth a warning. Whether tunnel packets arrive, probes find out: an
+    /// uncertain refusal of them is no warning.
+    pub(crate) fn reported(self, packet: &Packet) -> Option<(Box<str>, Option<Uncertainty>)> {
+        self.refusal.filter(|(_, uncertainty)| uncertainty.is_none() || !packet.is_received())
     }
 }
 
@@ -106,8 +106,8 @@ pub(crate) fn walk<C: Chains>(
     };
     let name = |(chain, rule): (Box<str>, C::Rule)| chains.name(&chain, &rule);
     let refusal = match refused.filter(|words| !undone(words)) {
-        Some(words) => Some((words, unless.map(name).map(Doubt::Unless))),
-        None => perhaps.map(name).map(|words| (words, Some(Doubt::Condition))),
+        Some(words) => Some((words, unless.map(name).map(Uncertainty::Unless))),
+        None => perhaps.map(name).map(|words| (words, Some(Uncertainty::Condition))),
     };
     Ok(Outcome { refusal, unclear })
 }

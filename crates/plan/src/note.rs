@@ -217,7 +217,7 @@ mod tests {
         Note::Node(NodeFault::Firewall(FirewallFault::ForwardRefused { .. })) =>
             firewall(FirewallFault::ForwardRefused { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "so the accept rules are there too";
         Note::Node(NodeFault::Firewall(FirewallFault::PodsRefused { .. })) => firewall(FirewallFault::PodsRefused {
-            place: "chain a".into(), what: "policy drop".into(), doubt: None, payload: Payload::Any, from: ip(), to: ip(), remedy: "b".into()
+            place: "chain a".into(), what: "policy drop".into(), uncertainty: None, payload: Payload::Any, from: ip(), to: ip(), remedy: "b".into()
         }), "Accept the pods' network ahead of it";
         Note::Node(NodeFault::Firewall(FirewallFault::TunnelRefused { .. })) => firewall(FirewallFault::TunnelRefused {
             place: "chain a".into(), what: "policy drop".into(), from: ip(), port: 8472, remedy: "b".into()

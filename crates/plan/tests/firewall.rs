@@ -334,6 +334,16 @@ fn packets_of_pods_are_checked_with_or_without_known_peers() {
 }
 
 #[test]
+fn a_rule_that_cannot_be_judged_ends_the_claim_that_iptables_refuses_nothing() {
+    let reason = |unclear| {
+        let case = Case { facts: FirewallFacts { unclear, ..both() }, ..Case::new(ALL) };
+        case.plan().firewall.choice.unwrap().reason
+    };
+    assert!(reason(false).contains("refuses no forwarded packets"), "{}", reason(false));
+    assert!(!reason(true).contains("refuses no forwarded packets"), "{}", reason(true));
+}
+
+#[test]
 fn a_node_inside_the_network_is_no_pod() {
     let addresses: [IpAddr; 3] =
         ["10.244.200.9", "10.244.50.9", "10.244.3.9"].map(|address| address.parse().unwrap());

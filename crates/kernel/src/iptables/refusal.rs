@@ -317,7 +317,7 @@ fn words(rule: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use plan::underlay::Doubt;
+    use plan::underlay::Uncertainty;
 
     use super::*;
 
@@ -392,8 +392,9 @@ mod tests {
     #[test]
     fn a_refusal_of_pods_packets_is_found_and_other_refusals_are_not() {
         let refusal = |lines: &[&str]| outcome(lines).refusal;
-        let refused =
-            |rule: &str| -> Option<(Box<str>, Option<Doubt>)> { Some((format!("-A {rule}").into(), None)) };
+        let refused = |rule: &str| -> Option<(Box<str>, Option<Uncertainty>)> {
+            Some((format!("-A {rule}").into(), None))
+        };
         for rule in [
             "FORWARD -d 10.244.0.0/16 ! -i cni0 -j DROP",
             "FORWARD -i flannel+ -j REJECT --reject-with icmp-port-unreachable",
@@ -455,9 +456,9 @@ mod tests {
         ] {
             let [earlier, hides] = [earlier, hides].map(|text| text.replace('$', "-m set --match-set a src"));
             let lines: Vec<&str> = earlier.split("; ").chain([DROPS]).collect();
-            let doubt = Doubt::Unless(format!("-A {hides}").into());
+            let uncertainty = Uncertainty::Unless(format!("-A {hides}").into());
             let outcome = outcome(&lines);
-            assert_eq!(outcome.refusal, Some((format!("-A {DROPS}").into(), Some(doubt))), "{earlier}");
+            assert_eq!(outcome.refusal, Some((format!("-A {DROPS}").into(), Some(uncertainty))), "{earlier}");
             assert!(outcome.unclear);
         }
         for earlier in [
@@ -472,15 +473,16 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_that_cannot_be_judged_is_told_as_such() {
+    fn a_refusal_that_cannot_be_judged_is_reported_as_such() {
         for (rule, others) in [
             ("FORWARD -m set ! --match-set good src -j DROP", "A"),
             ("FORWARD -m connmark --mark 0x1 -j REJECT --reject-with icmp-port-unreachable", "A"),
             ("FORWARD -m set --match-set good src -g A", "A -j DROP"),
             ("FORWARD -m connmark --mark 0x1 -j DROP", "FORWARD -j ACCEPT"),
         ] {
-            let told: Option<(Box<str>, _)> = Some((format!("-A {rule}").into(), Some(Doubt::Condition)));
-            assert_eq!(outcome(&[rule, others]).refusal, told);
+            let reported: Option<(Box<str>, _)> =
+                Some((format!("-A {rule}").into(), Some(Uncertainty::Condition)));
+            assert_eq!(outcome(&[rule, others]).refusal, reported);
         }
     }
 
@@ -536,7 +538,7 @@ mod tests {
         let kube = "FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT";
         let refused = |lines: &[&str]| {
             let lines = [lines, &[kube, DROPS]].concat();
-            outcome(&lines).refusal.map(|(_, doubt)| doubt.is_none())
+            outcome(&lines).refusal.map(|(_, uncertainty)| uncertainty.is_none())
         };
         assert_eq!(refused(&[]), Some(true), "without a mark");
         assert_eq!(refused(&["FORWARD -j MARK --set-xmark 0x0/0xf0000"]), Some(true), "cleared");

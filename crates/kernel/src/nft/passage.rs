@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use plan::passage::Packet;
 use plan::state::IptablesTable;
-use plan::underlay::{Doubt, Manager, Obstacle};
+use plan::underlay::{Manager, Obstacle, Uncertainty};
 use plan::{Family, LinkName};
 
 use super::chains::{self, Base, Rule};
@@ -165,8 +165,8 @@ impl Nft {
                     let policy = base.drops.then_some(POLICY);
                     let undone = |what: &str| is_undone(&base, what, undone);
                     let outcome = walk(&mut meeting, &base.name, policy, mark, undone)?;
-                    if let Some((what, doubt)) = outcome.reported(packet) {
-                        let found = obstacle(&base, what, doubt, *packet);
+                    if let Some((what, uncertainty)) = outcome.reported(packet) {
+                        let found = obstacle(&base, what, uncertainty, *packet);
                         if !all.iter().any(|known| known.is_like(&found)) {
                             all.push(found);
                         }
@@ -236,14 +236,14 @@ fn is_our_jump(rule: &Rule, table: IptablesTable) -> bool {
         && (rule.has_comment || rule.steps.iter().any(comment))
 }
 
-fn obstacle(base: &Base, what: Box<str>, doubt: Option<Doubt>, packet: Packet) -> Obstacle {
+fn obstacle(base: &Base, what: Box<str>, uncertainty: Option<Uncertainty>, packet: Packet) -> Obstacle {
     Obstacle {
         manager: Manager::Nftables,
         family: netlink::family_name(base.family).into(),
         table: base.table.clone(),
         chain: base.name.clone(),
         what,
-        doubt,
+        uncertainty,
         packet,
     }
 }

@@ -5,7 +5,7 @@ use kernel::Kernel;
 use lab::Timing::Free;
 use plan::owned::Owned;
 use plan::passage::Passage;
-use plan::underlay::{Doubt, Manager, Obstacle};
+use plan::underlay::{Manager, Obstacle, Uncertainty};
 
 use crate::scene::*;
 
@@ -34,13 +34,13 @@ fn found(ruleset: &str) -> Vec<String> {
     assert!(all.iter().all(|obstacle| obstacle.manager == Manager::Nftables), "{all:?}");
     all.iter()
         .map(|obstacle| {
-            let Obstacle { family, table, chain, what, doubt, .. } = obstacle;
-            let doubt = match doubt {
+            let Obstacle { family, table, chain, what, uncertainty, .. } = obstacle;
+            let uncertainty = match uncertainty {
                 None => String::new(),
-                Some(Doubt::Unless(rule)) => format!(", unless {rule}"),
-                Some(Doubt::Condition) => ", perhaps".into(),
+                Some(Uncertainty::Unless(rule)) => format!(", unless {rule}"),
+                Some(Uncertainty::Condition) => ", perhaps".into(),
             };
-            format!("{family} {table} {chain}: {what}{doubt}")
+            format!("{family} {table} {chain}: {what}{uncertainty}")
         })
         .collect()
 }

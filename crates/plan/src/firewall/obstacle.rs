@@ -27,7 +27,7 @@ pub(super) fn fault(obstacle: &Obstacle, network: IpNet) -> FirewallFault {
     FirewallFault::PodsRefused {
         place: obstacle.to_string().into(),
         what: obstacle.what.clone(),
-        doubt: obstacle.doubt.clone(),
+        uncertainty: obstacle.uncertainty.clone(),
         payload: obstacle.packet.payload,
         from: obstacle.packet.source,
         to: obstacle.packet.destination,
@@ -78,7 +78,7 @@ mod tests {
             table: "guard".into(),
             chain: "fwd".into(),
             what: "policy drop".into(),
-            doubt: None,
+            uncertainty: None,
             packet,
         };
         let text = fault(&obstacle, net("10.244.0.0/16")).words().to_string();

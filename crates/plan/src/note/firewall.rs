@@ -8,7 +8,7 @@ use crate::family::Family;
 use crate::fault::{Severity, Words};
 use crate::passage::Payload;
 use crate::state::Variant;
-use crate::underlay::Doubt;
+use crate::underlay::Uncertainty;
 
 /// Fault of the traffic rules, or a finding that they made.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -42,7 +42,7 @@ pub enum FirewallFault {
     PodsRefused {
         place: Box<str>,
         what: Box<str>,
-        doubt: Option<Doubt>,
+        uncertainty: Option<Uncertainty>,
         payload: Payload,
         from: IpAddr,
         to: IpAddr,
@@ -131,13 +131,11 @@ impl FirewallFault {
                  --iptables-forward-rules=false accepts nothing ahead of it"
             ))
             .remedy("Accept the pods' network there, or leave the flag out"),
-            Self::PodsRefused { place, what, doubt, payload, from, to, remedy } => {
-                let (refuses, because) = doubted(doubt.as_ref());
-                Words::new(format!(
-                    "this node {refuses} {} of pods, such as from {from} to {to}: {place} has {what}{because}",
-                    packets(*payload)
-                ))
-                .remedy(format!("Accept the pods' network ahead of it: {remedy}"))
+            Self::PodsRefused { place, what, uncertainty, payload, from, to, remedy } => {
+                let (refuses, because) = certainty(uncertainty.as_ref());
+                let (packets, rule) = (packets(*payload), format!("{place} has {what}{because}"));
+                Words::new(format!("this node {refuses} {packets} of pods, such as from {from} to {to}: {rule}"))
+                    .remedy(format!("Accept the pods' network ahead of it: {remedy}"))
             }
             Self::TunnelRefused { place, what, from, port, remedy } => Words::new(format!(
                 "this node refuses the tunnel packets of its peers, such as from {from} to UDP port {port}: {place} has {what}"
@@ -158,12 +156,14 @@ impl FirewallFault {
     }
 }
 
-/// Returns the verb of a refusal, and the clause that follows it.
-fn doubted(doubt: Option<&Doubt>) -> (&'static str, String) {
-    match doubt {
+/// Returns the verb of a refusal, which says how certain it is, and the clause that follows it.
+fn certainty(uncertainty: Option<&Uncertainty>) -> (&'static str, String) {
+    match uncertainty {
         None => ("refuses", ", which the accept rules of this daemon do not undo".into()),
-        Some(Doubt::Condition) => ("may refuse", ", whose condition this daemon cannot evaluate".into()),
-        Some(Doubt::Unless(rule)) => (
+        Some(Uncertainty::Condition) => {
+            ("may refuse", ", whose condition this daemon cannot evaluate".into())
+        }
+        Some(Uncertainty::Unless(rule)) => (
             "may refuse",
             format!(
                 "; an earlier rule may let them pass, whose condition this daemon cannot evaluate: {rule}"

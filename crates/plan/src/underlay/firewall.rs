@@ -94,7 +94,7 @@ pub struct Stranger {
 /// such as that of an ipset.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Doubt {
+pub enum Uncertainty {
     /// The condition of this earlier rule, which keeps packets from the refusal.
     Unless(Box<str>),
     /// The condition of the rule that refuses.
@@ -115,7 +115,7 @@ pub struct Obstacle {
     pub what: Box<str>,
     /// Reason why the refusal is not certain; `None` if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub doubt: Option<Doubt>,
+    pub uncertainty: Option<Uncertainty>,
     /// Example of a refused packet.
     pub packet: Packet,
 }
@@ -123,7 +123,7 @@ pub struct Obstacle {
 impl Obstacle {
     /// Returns true if both are the same policy or rule, in the way of packets of one family.
     pub fn is_like(&self, other: &Self) -> bool {
-        let example = Self { packet: other.packet, doubt: other.doubt.clone(), ..self.clone() };
+        let example = Self { packet: other.packet, uncertainty: other.uncertainty.clone(), ..self.clone() };
         example == *other && self.packet.source.is_ipv4() == other.packet.source.is_ipv4()
     }
 }

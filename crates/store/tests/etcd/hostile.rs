@@ -8,7 +8,7 @@ use plan::netconf::NetConf;
 use plan::note::Note;
 use store::{Choice, Claim, Etcd, EtcdOptions};
 
-use crate::{CONFIG, LEASE, Server, block_on, claim, until, watched};
+use crate::{CONFIG, LEASE, Server, block_on, claim, patiently, until, watched};
 
 impl Server {
     /// Writes a value larger than etcdctl can send.
@@ -108,14 +108,15 @@ fn the_minimal_permissions_are_enough() {
     ]);
     block_on(async {
         let etcd = Etcd::new(options);
-        let lease = etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await.unwrap();
+        let lease = patiently(async || etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await).await.unwrap();
         etcd.hold(&lease.subnet, &etcd.net_conf().await.unwrap());
         let mut view = watched(&etcd);
         until(&mut view, "the lease", |view| view.leases.known().len() == 1 && view.own_until.is_some())
             .await;
         server.ctl(&["--user=root:pw", "del", &format!("/coreos.com/network/subnets/{}", lease.subnet)]);
         until(&mut view, "it is gone", |view| view.leases.known().is_empty()).await;
-        let again = etcd.acquire(&claim(1, Choice::Only(lease.subnet))).await.unwrap();
+        let again =
+            patiently(async || etcd.acquire(&claim(1, Choice::Only(lease.subnet))).await).await.unwrap();
         assert_eq!(again.subnet, lease.subnet);
         until(&mut view, "it is back", |view| view.leases.known().len() == 1).await;
     });
@@ -135,7 +136,7 @@ fn megabytes_of_junk_do_not_hide_leases() {
         server.put("10.3.2.0-24", LEASE);
         let etcd = server.etcd();
         assert_eq!(etcd.leases(&crate::conf()).await.unwrap().len(), 2);
-        let lease = etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await.unwrap();
+        let lease = patiently(async || etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await).await.unwrap();
         let mut view = watched(&etcd);
         let reported = until(&mut view, "three leases", |view| view.leases.known().len() == 3).await;
         for key in ["10.3.145.0-24", "10.3.150.0-24", "nonsense"] {
@@ -152,7 +153,7 @@ fn megabytes_of_junk_do_not_hide_leases() {
             .await;
         let mut again = claim(1, Choice::Only(lease.subnet));
         again.asker.previous = Some(lease.subnet);
-        etcd.acquire(&again).await.unwrap();
+        patiently(async || etcd.acquire(&again).await).await.unwrap();
         until(&mut view, "ours is back", |view| view.leases.known().len() == 4).await;
     });
 }
@@ -170,7 +171,7 @@ fn junk_is_named_up_to_fifty_and_counted_beyond() {
     let conf = NetConf::parse(CONFIG.as_bytes()).unwrap();
     block_on(async {
         let etcd = server.etcd();
-        let lease = etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await.unwrap();
+        let lease = patiently(async || etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await).await.unwrap();
         etcd.hold(&lease.subnet, &conf);
         let mut view = watched(&etcd);
         until(&mut view, "ours", |view| view.leases.known().len() == 1).await;
@@ -217,7 +218,7 @@ fn forty_thousand_junk_keys_cost_little_memory() {
     block_on(async {
         let etcd = server.etcd();
         let before = resident();
-        let lease = etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await.unwrap();
+        let lease = patiently(async || etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await).await.unwrap();
         etcd.hold(&lease.subnet, &conf);
         let mut view = watched(&etcd);
         until(&mut view, "ours", |view| view.leases.known().iter().any(|one| one.subnet == lease.subnet))
@@ -242,8 +243,11 @@ fn leases_of_another_subnet_len_are_peers_and_impossible_ones_take_nothing() {
         let conf =
             NetConf::parse(br#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.128.0","SubnetMax":"10.3.130.0"}"#);
         let conf = conf.unwrap();
-        let lease =
-            etcd.acquire(&Claim { conf: conf.clone(), ..claim(1, Choice::Any { dice: 7 }) }).await.unwrap();
+        let lease = patiently(async || {
+            etcd.acquire(&Claim { conf: conf.clone(), ..claim(1, Choice::Any { dice: 7 }) }).await
+        })
+        .await
+        .unwrap();
         assert_eq!(lease.subnet.to_string(), "10.3.130.0-24");
         etcd.hold(&lease.subnet, &conf);
         let mut view = watched(&etcd);

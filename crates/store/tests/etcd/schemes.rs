@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use store::{Choice, Etcd};
 
-use crate::{CONFIG, SOON, Server, block_on, claim};
+use crate::{CONFIG, SOON, Server, block_on, claim, patiently};
 
 fn refusal(server: &Server, endpoint: String) -> String {
     block_on(Etcd::new(server.options(vec![endpoint])).net_conf()).unwrap_err().to_string()
@@ -71,7 +71,7 @@ fn a_user_is_ignored_by_an_etcd_without_authentication() {
     block_on(async {
         let etcd = Etcd::new(options);
         etcd.net_conf().await.unwrap();
-        etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await.unwrap();
+        patiently(async || etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await).await.unwrap();
     });
 }
 

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use store::Etcd;
 
-use crate::{Server, block_on, claim};
+use crate::{Server, acquire, block_on, claim, patiently};
 
 /// Shell functions that create certificates in the current directory.
 const PRELUDE: &str = r#"
@@ -91,14 +91,7 @@ impl Case {
         }
         let leases = block_on(async {
             let etcd = Etcd::new(options);
-            // A server that has just opened its port may not answer yet.
-            for _ in 0..5 {
-                match etcd.leases(&crate::conf()).await {
-                    Err(error) if error.to_string().contains("no answer within") => {}
-                    answer => return answer,
-                }
-            }
-            etcd.leases(&crate::conf()).await
+            patiently(async || etcd.leases(&crate::conf()).await).await
         });
         match self.refused {
             None => assert_eq!(leases.map(|leases| leases.len()), Ok(0), "{}", self.what),
@@ -349,9 +342,11 @@ fn a_pinned_certificate_that_changes_is_read_again() {
     options.cafile = server.dir.path().join("ca.crt");
     block_on(async {
         let etcd = Etcd::new(options);
-        let error = etcd.acquire(&claim(1, store::Choice::Any { dice: 0 })).await.unwrap_err().to_string();
+        let acquired =
+            patiently(async || etcd.acquire(&claim(1, store::Choice::Any { dice: 0 })).await).await;
+        let error = acquired.unwrap_err().to_string();
         assert!(error.contains("--etcd-cafile"), "{error}");
         shell(server.dir.path(), "cp server.crt ca.crt");
-        etcd.acquire(&claim(1, store::Choice::Any { dice: 0 })).await.unwrap();
+        acquire(&etcd, 1, 0).await;
     });
 }
