@@ -90,6 +90,8 @@ fn lose_the_subnet(lab: &Lab, node: &Node) -> String {
     assert_ne!(lease, theirs);
     lab.store.put_lease(&name, &theirs);
     fs::remove_file(node.run_dir().join("subnet.env")).unwrap();
+    // The leases cache would show that the other node has overwritten our lease.
+    fs::remove_dir_all(node.cache_dir()).unwrap();
     old
 }
 

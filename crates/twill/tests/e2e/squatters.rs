@@ -200,7 +200,10 @@ fn another_users_options_footprint_and_cache_are_not_read() {
         lab::wait_for("the cache is written", SOON, || cache.exists());
         daemon.kill9();
         let files = [options, node.run_dir().join(".subnet.env.footprint"), cache];
-        files.iter().for_each(|file| chown(file, Some(other_user()), None).unwrap());
+        for file in &files {
+            fs::set_permissions(file, fs::Permissions::from_mode(0o644)).unwrap();
+            chown(file, Some(other_user()), None).unwrap();
+        }
         daemon.restart();
         daemon.wait_ready();
         let log = daemon.log();

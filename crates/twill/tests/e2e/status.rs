@@ -127,7 +127,7 @@ fn ctrl_c_ends_a_watch_of_a_mute_daemon_at_once() {
     lab::test(Timing::Free, || {
         let lab = Topology::flat(1).twill(env!("CARGO_BIN_EXE_twill")).build();
         let node = lab.node(1);
-        let socket = node.cache_dir().join("mute.sock");
+        let socket = node.run_dir().join("mute.sock");
         let daemon = UnixListener::bind(&socket).unwrap();
         let socket = socket.display().to_string();
         let mut watch = node.twill_command(&["status", "--watch", "--socket", &socket]).spawn().unwrap();
