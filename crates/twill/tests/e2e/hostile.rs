@@ -17,7 +17,7 @@ use lab::{Daemon, Node, PingStream, Pod};
 /// Maximum resident memory of a daemon at any moment.
 const MEMORY: u64 = 64 << 20;
 /// Maximum share of a core that a daemon uses during an attack. The tests run a build without optimization.
-const CPU: f64 = 0.5;
+const CPU: f64 = 0.9;
 /// Maximum number of bytes of log in a minute, and so of each shorter time.
 const LOG: usize = 100_000;
 /// Maximum number of lines of log in a minute.

@@ -87,6 +87,8 @@ fn before_the_first_pod_the_rule_is_named_too() {
         let lab = lab_with_vpn();
         lab.node(1).ns.run(DIVERSIONS[0].0);
         let _daemons = [1, 2].map(|k| lab.node(k).start(FLAGS));
+        let socket = lab.node(1).run_dir().join("twill.sock");
+        lab::wait_for("the daemon answers", SOON, || socket.exists());
         // The kernel is asked again after a change, or after 30 s.
         lab::wait_for("the rule is named", SOON * 4, || {
             let status = lab.node(1).twill(&["status"]);

@@ -60,11 +60,13 @@ fn both_families_are_probed() {
         let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
         let _daemons = lab.start_all(FLAGS);
         let to = lab.node(2).subnet6().split_once('/').unwrap().0.to_owned();
-        for (link, filter, protocol, to) in
-            [("flannel.1", "icmp", "ICMP", vtep(lab.node(2))), ("flannel-v6.1", "icmp6", "ICMP6", to)]
-        {
-            let inner = Capture::start(&lab.node(1).ns, link, &[filter]);
-            let request = |packet: &str| packet.contains(&format!("> {to}: {protocol}, echo request"));
+        let captures = [
+            ("flannel.1", "icmp", "ICMP echo", vtep(lab.node(2))),
+            ("flannel-v6.1", "icmp6", "ICMP6, echo", to),
+        ]
+        .map(|(link, filter, protocol, to)| (Capture::start(&lab.node(1).ns, link, &[filter]), protocol, to));
+        for (inner, protocol, to) in captures {
+            let request = |packet: &str| packet.contains(&format!("> {to}: {protocol} request"));
             assert!(inner.wait_for(SOON, request), "{:?}", inner.packets());
             let reply = |packet: &str| packet.contains(&to) && packet.contains("echo reply");
             assert!(inner.wait_for(SOON, reply), "{:?}", inner.packets());

@@ -402,7 +402,7 @@ fn a_route_mtu_below_the_interface_mtu_counts() {
         // A lease that is not admitted has an address behind that route; then one that is.
         let lease = r#"{"PublicIP":"192.168.100.99","BackendType":"host-gw"}"#;
         lab.store.put_lease("10.99.0.0-24", lease);
-        lab::wait_for("it is named", SOON, || status(node).contains("10.99.0.0/24"));
+        lab::wait_for("it is named", SOON, || status(node).contains("10.99.0.0-24"));
         assert!(has_mtu(node, 1450), "{}", node.ns.run("ip link"));
         lab.store.put_lease("10.244.5.0-24", lease);
         lab::wait_for("the MTU follows", SOON, || has_mtu(node, 1330));
