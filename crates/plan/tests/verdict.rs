@@ -904,6 +904,13 @@ fn latency_loss_and_mtu_of_a_healthy_peer_are_reported() {
     let health = world.sims[0].judge.health();
     assert_eq!((health.latency, health.loss, health.mtu), (Some(LATENCY), 0, Some(1450)));
     assert!(health.since < SECOND * 2);
+    // Only echoes between the pod subnets have the pods' latency.
+    let (now, pods) = (world.now, LATENCY * 3);
+    let judge = &mut world.sims[0].judge;
+    for (probe, after) in [(Probe::Path, pods), (Probe::Node, LATENCY), (Probe::There, LATENCY)] {
+        judge.hear(Sample { probe, sent: now, answer: Answer::Came { after } });
+    }
+    assert_eq!(judge.health().latency, Some(pods));
 }
 
 fn probes() -> impl Strategy<Value = Probe> {

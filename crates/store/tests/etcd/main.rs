@@ -306,8 +306,11 @@ fn a_lease_that_does_not_fit_moves_and_keeps_its_ttl() {
         ]);
         let lease = acquire(&server.etcd(), 1, 0).await;
         let key = lease.subnet.to_string();
+        assert!(key.starts_with("10.3."), "{key}");
         assert_eq!(server.keys(), std::slice::from_ref(&key));
         assert_eq!(format!("{:x}", server.field(&key, "Lease")), id);
+        let ttl = server.ctl(&["lease", "timetolive", &id]);
+        assert!(ttl.contains("granted with TTL(500s)"), "{ttl}");
         // A rewritten lease keeps it as well.
         let other =
             Claim { announce: Box::new(|_, _| Announced::Nothing), ..claim(1, Choice::Any { dice: 0 }) };

@@ -63,6 +63,8 @@ fn an_uplink_too_narrow_for_ipv6_is_reported_and_serves_ipv4() {
         assert!(!has_device(node, "flannel-v6.1"));
         let log = daemons[0].log();
         assert!(!log.contains("retrying less often") && !log.contains("this node has a fault"), "{log}");
+        // The log has a line for each change that is tried.
+        assert!(log.contains("flannel.1") && !log.contains("flannel-v6.1"), "{log}");
         let vtep: std::net::Ipv4Addr = lab.node(2).subnet().split('/').next().unwrap().parse().unwrap();
         lab::wait_for("IPv4 through the tunnel", SOON, || node.ping(vtep).is_some());
         lab.nodes().iter().for_each(|node| _ = node.ns.run("ip link set eth0 mtu 1350"));
