@@ -178,17 +178,23 @@ impl Locks {
         self.statements.extend(bind(what).ok().map(|(_, socket)| socket));
     }
 
-    /// Takes the locks for the networks and the tunnel of a config. Locks of an earlier tunnel stay until `keep_tunnels`.
-    /// Returns an error that names the owner if another daemon has one.
+    /// Takes the locks for the networks and the tunnel of a config, and then drops those of other networks. Locks of an
+    /// earlier tunnel stay until `keep_tunnels`. Returns an error that names the owner if another daemon has one; then all
+    /// earlier locks stay.
     pub(crate) fn take_config(&mut self, config: &Config) -> anyhow::Result<()> {
         for network in config.networks().map(Locked::Network) {
             let key = "--etcd-prefix (or --store) with another Network in its network config";
             self.take(network).map_err(|refused| refused.advising(network, key))?;
         }
-        let Some(id) = config.backend.tunnel_id() else { return Ok(()) };
-        let key = format!("{} in the Backend of its network config", id.kind.number());
-        let tunnel = Locked::Tunnel(id);
-        self.take(tunnel).map_err(|refused| refused.advising(tunnel, &key))
+        if let Some(id) = config.backend.tunnel_id() {
+            let key = format!("{} in the Backend of its network config", id.kind.number());
+            let tunnel = Locked::Tunnel(id);
+            self.take(tunnel).map_err(|refused| refused.advising(tunnel, &key))?;
+        }
+        let networks: Vec<IpNet> = config.networks().collect();
+        self.held
+            .retain(|held| !matches!(held.what, Locked::Network(network) if !networks.contains(&network)));
+        Ok(())
     }
 
     /// Holds the locks of exactly these tunnels. Returns those that another daemon has.
@@ -509,6 +515,28 @@ mod tests {
         assert!(taken(what).is_none());
         drop(one);
         drop(soon());
+    }
+
+    #[test]
+    fn a_network_that_the_config_no_longer_has_is_free_again() {
+        let pid = std::process::id();
+        let network = |first: u8| format!("{first}.{}.{}.0/24", pid >> 8 & 0xff, pid & 0xff);
+        let config = |first: u8| {
+            let conf = format!(r#"{{"Network":"{}","Backend":{{"Type":"host-gw"}}}}"#, network(first));
+            plan::netconf::NetConf::parse(conf.as_bytes()).unwrap().config()
+        };
+        let lock = |first: u8| Locked::Network(network(first).parse().unwrap());
+        let mut locks = Locks::default();
+        locks.take_config(&config(11)).unwrap();
+        assert!(taken(lock(11)).is_none());
+        let other = taken(lock(12)).unwrap();
+        assert!(locks.take_config(&config(12)).is_err() && taken(lock(11)).is_none());
+        drop(other);
+        lab::wait_for("the other network", Duration::from_secs(10), || {
+            locks.take_config(&config(12)).is_ok()
+        });
+        lab::wait_for("the first one is free", Duration::from_secs(10), || taken(lock(11)).is_some());
+        assert!(taken(lock(12)).is_none());
     }
 
     fn taken(what: Locked) -> Option<Locks> {

@@ -48,10 +48,33 @@ pub(crate) struct Notebook {
     logged: BTreeMap<String, Logged>,
     /// Times of the lines of each kind within [`REPEAT`].
     kinds: BTreeMap<Box<str>, Vec<Instant>>,
-    /// Number of lines omitted since that number was last logged.
-    unshown: usize,
+    /// Lines omitted since their number was last logged.
+    unshown: Unshown,
     /// Time at which that number was last logged.
     rest: Option<Instant>,
+}
+
+/// Number of lines that were omitted because there were too many.
+#[derive(Clone, Copy, Default)]
+struct Unshown {
+    /// Lines about warnings that began.
+    begun: usize,
+    /// Lines about warnings that ended.
+    ended: usize,
+}
+
+impl Unshown {
+    /// Returns the line with these numbers, if something was omitted.
+    fn line(self) -> Option<Line> {
+        match (self.begun, self.ended) {
+            (0, 0) => None,
+            (0, ended) => Some(Line::Info(format!("and {ended} more resolved: see twill status"))),
+            (begun, 0) => Some(Line::Warn(format!("and {begun} more warnings: see twill status"))),
+            (begun, ended) => Some(Line::Warn(format!(
+                "and {begun} more warnings, {ended} more resolved: see twill status"
+            ))),
+        }
+    }
 }
 
 /// Text that was logged.
@@ -82,26 +105,36 @@ impl Notebook {
             if lines.len() < LINES || self.logged.contains_key(&trouble.text) {
                 lines.extend(self.say(trouble, now));
             } else {
-                self.unshown += 1;
+                self.unshown.begun += 1;
             }
         }
-        if self.unshown > 0 && self.rest.is_none_or(|rest| now.duration_since(rest) >= REST) {
-            let unshown = std::mem::take(&mut self.unshown);
-            lines.push(Line::Warn(format!("and {unshown} more warnings: see twill status")));
+        lines.extend(self.ended(&notes, now));
+        if self.rest.is_none_or(|rest| now.duration_since(rest) >= REST)
+            && let Some(line) = std::mem::take(&mut self.unshown).line()
+        {
+            lines.push(line);
             self.rest = Some(now);
         }
-        let is_calm =
-            |note: &&Trouble| self.logged.get(note.text.as_str()).is_some_and(|logged| logged.omitted == 0);
-        let over: Vec<Trouble> =
-            self.current.difference(&notes).filter(is_calm).take(LINES).cloned().collect();
-        lines.extend(
-            over.iter()
-                .filter(|note| self.has_room(&note.kind, OF_A_KIND, now))
-                .map(|note| Line::Info(format!("resolved: {}", note.text)))
-                .collect::<Vec<_>>(),
-        );
         self.forget(&notes, now);
         self.current = notes;
+        lines
+    }
+
+    /// Returns the lines about warnings that `notes` no longer has. A warning that comes and goes gets none.
+    fn ended(&mut self, notes: &BTreeSet<Trouble>, now: Instant) -> Vec<Line> {
+        let comes_and_goes =
+            |note: &&Trouble| self.logged.get(note.text.as_str()).is_some_and(|logged| logged.omitted > 0);
+        let ended: Vec<Trouble> =
+            self.current.difference(notes).filter(|note| !comes_and_goes(note)).cloned().collect();
+        let mut lines = Vec::new();
+        for Trouble { text, kind } in ended {
+            let is_known = self.logged.contains_key(&text);
+            if is_known && lines.len() < LINES && self.has_room(&kind, OF_A_KIND, now) {
+                lines.push(Line::Info(format!("resolved: {text}")));
+            } else {
+                self.unshown.ended += 1;
+            }
+        }
         lines
     }
 
@@ -114,7 +147,7 @@ impl Notebook {
             return None;
         }
         if !self.has_room(&kind, OF_A_KIND, now) {
-            self.unshown += 1;
+            self.unshown.begun += 1;
             return None;
         }
         let again = self.logged.get(&text).map_or(0, |logged| logged.omitted);
@@ -210,7 +243,13 @@ mod tests {
     fn a_thousand_warnings_at_once_become_a_few_lines() {
         let many =
             (0..1000).map(|index| Trouble::new("down", format!("uplink eth{index} is down"))).collect();
-        assert_eq!(Notebook::default().turn(many, [], Instant::now()).len(), LINES + 1);
+        let (mut notebook, now) = (Notebook::default(), Instant::now());
+        let begun = notebook.turn(many, [], now);
+        assert_eq!(begun.len(), LINES + 1);
+        assert_eq!(begun[LINES], Line::Warn("and 990 more warnings: see twill status".into()));
+        let ended = notebook.turn(BTreeSet::new(), [], now + REST);
+        assert_eq!(ended.len(), LINES + 1);
+        assert_eq!(ended[LINES], Line::Info("and 990 more resolved: see twill status".into()));
     }
 
     #[test]
