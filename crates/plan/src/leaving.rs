@@ -20,49 +20,43 @@ pub fn uninstall(seen: &State, owned: &Owned) -> Vec<Op> {
 /// the main table.
 pub fn hand_over(seen: &State, owned: &Owned, own: &[LinkName]) -> Vec<Op> {
     let goes = |link: LinkName| owned.links.contains(&link) && !own.contains(&link);
-    let plain = |row: &Route| {
-        let RoutePath::Nexthop(id) = row.path else { return row.clone() };
-        let object = seen.nexthops.iter().find(|object| object.id == id);
-        let path = object.map_or(row.path, |object| RoutePath::Via {
-            gateway: object.gateway,
-            link: object.link,
-            onlink: object.onlink,
-        });
-        Route { path, ..row.clone() }
+    let moved = |row: &Route| {
+        let path = match row.path {
+            RoutePath::Unreachable | RoutePath::Blackhole => return None,
+            RoutePath::Nexthop(id) => {
+                let object = seen.nexthops.iter().find(|object| object.id == id)?;
+                RoutePath::Via { gateway: object.gateway, link: object.link, onlink: object.onlink }
+            }
+            path => path,
+        };
+        let row = Route { table: MAIN_TABLE, path, ..row.clone() };
+        row.link().is_none_or(|link| !goes(link)).then_some(row)
     };
-    let in_main =
-        |row: Route| if row.is_ours(owned, seen) { Route { table: MAIN_TABLE, ..row } } else { row };
-    let stays = |row: &Route| match row.path {
-        RoutePath::Unreachable | RoutePath::Blackhole => !row.is_ours(owned, seen),
-        _ => row.link().is_none_or(|link| !goes(link)),
-    };
-    let mut left = Kept { seen, owned, goes: &goes, left: State::default() };
-    State::each_kind(&mut left);
-    let routes = seen.routes.iter().map(plain).filter(stays).map(in_main).collect();
-    let nft_chains = seen.nft_chains.iter().filter(|row| !row.chain.is_filter()).cloned().collect();
-    let left = State { routes, nft_chains, ..left.left };
-    diff(&left, seen, &Owned { sweep: Sweep::LeftOvers, ..owned.clone() })
+    let mut gone = Gone { seen, goes: &goes, gone: State::default() };
+    State::each_kind(&mut gone);
+    let ours: Table<Route> = seen.routes.iter().filter(|row| row.is_ours(owned, seen)).cloned().collect();
+    let wanted = State { routes: ours.iter().filter_map(moved).collect(), ..State::default() };
+    let nft_chains = seen.nft_chains.iter().filter(|row| row.chain.is_filter()).cloned().collect();
+    let gone = State { routes: ours, nft_chains, ..gone.gone };
+    diff(&wanted, &gone, &Owned { sweep: Sweep::LeftOvers, ..owned.clone() })
 }
 
-/// Collects the rows that stay. Rows of a deleted link go, and so do rows of ours that flannel does not write.
-struct Kept<'a, G> {
+/// Collects the rows that go if they are ours: those on a deleted link, and those that flannel does not write. The rows
+/// that stay are left out of the comparison, since several of them may share a key.
+struct Gone<'a, G> {
     seen: &'a State,
-    owned: &'a Owned,
     goes: &'a G,
-    left: State,
+    gone: State,
 }
 
-impl<G: Fn(LinkName) -> bool> EachKind for Kept<'_, G> {
+impl<G: Fn(LinkName) -> bool> EachKind for Gone<'_, G> {
     fn kind<K: Kind + Into<Object>>(
         &mut self,
         table: fn(&State) -> &Table<K>,
         table_mut: fn(&mut State) -> &mut Table<K>,
     ) {
-        let stays = |row: &&K| {
-            let with_link = row.link().is_some_and(self.goes);
-            !(with_link || K::WRITER == Writer::Twill && row.is_ours(self.owned, self.seen))
-        };
-        *table_mut(&mut self.left) = table(self.seen).iter().filter(stays).cloned().collect();
+        let goes = |row: &&K| K::WRITER == Writer::Twill || row.link().is_some_and(self.goes);
+        *table_mut(&mut self.gone) = table(self.seen).iter().filter(goes).cloned().collect();
     }
 }
 
