@@ -20,6 +20,7 @@ mod laws {
     pub(crate) mod judge;
     pub(crate) mod kernel;
     pub(crate) mod left_over;
+    pub(crate) mod order;
     pub(crate) mod rules;
     pub(crate) mod scene;
     pub(crate) mod tape;
@@ -31,6 +32,7 @@ use laws::judge::{
     deletes_wanted, fail, goes_with_its_link, has_true_sign, healthy_routes, held_keys, is_at_wanted_key,
     is_one_of_several, is_reachable, is_right_choice, law, names_foreign, unlike,
 };
+use laws::order::misplaced;
 use laws::scene::{Fate, Scene};
 use laws::tape::{self, Tape};
 use laws::texts;
@@ -109,6 +111,51 @@ proptest! {
     }
 
     #[test]
+    fn what_carries_traffic_exists_before_its_use_and_after_it(bytes in tape::bytes()) {
+        let scene = Scene::new(&bytes);
+        let ops = scene.ops();
+        let wrong = misplaced(&ops);
+        law(wrong.is_none(), &scene, &ops, || {
+            wrong.map(|(op, later)| format!("{op} comes before {later}")).unwrap_or_default()
+        })?;
+    }
+
+    #[test]
+    fn an_uninstall_removes_all_of_ours_and_no_foreign_row(bytes in tape::bytes()) {
+        let scene = Scene::settled(&bytes);
+        let ops = plan::uninstall(&scene.seen(), &scene.owned);
+        let mut kernel = scene.kernel.clone();
+        kernel.apply(&ops).map_err(|error| fail(&scene, &ops, &error))?;
+        let (have, expected) = (kernel.rows.state(), scene.expected_without_us());
+        law(have == expected, &scene, &ops, || unlike(&expected, &have))?;
+        let element = ops.iter().find(|op| matches!(op.object, Object::NftElement(_)));
+        law(element.is_none(), &scene, &ops, || format!("{element:?} goes with its chain"))?;
+    }
+
+    #[test]
+    fn a_hand_over_leaves_what_flannel_writes_and_no_other_row_of_ours(bytes in tape::bytes()) {
+        let scene = Scene::settled(&bytes);
+        let (seen, expected) = (scene.seen(), scene.expected_for_flannel());
+        let own: Vec<_> = scene.wanted.links.iter().map(|link| link.name).collect();
+        // A route can only be moved through a device that is up, to a key that nobody has.
+        let is_free = |pair: &[Route]| {
+            pair[0].cmp_key(&pair[1]).is_ne() || pair.iter().all(|row| scene.foreign.routes.contains(row))
+        };
+        let passable = scene.kernel.devices.iter().all(|device| device.passable);
+        if !passable || !expected.routes.windows(2).all(is_free) {
+            return Ok(());
+        }
+        let ops = plan::hand_over(&seen, &scene.owned, &own);
+        let mut kernel = scene.kernel.clone();
+        kernel.apply(&ops).map_err(|error| fail(&scene, &ops, &error))?;
+        let have = kernel.rows.state();
+        law(have == expected, &scene, &ops, || unlike(&expected, &have))?;
+        law(misplaced(&ops).is_none(), &scene, &ops, || format!("wrong order: {:?}", misplaced(&ops)))?;
+        let again = plan::hand_over(&have, &scene.owned, &own);
+        law(again.is_empty(), &scene, &ops, || format!("a second hand-over would do {again:?}"))?;
+    }
+
+    #[test]
     fn healthy_routes_exist_after_every_op(bytes in tape::bytes()) {
         let scene = Scene::new(&bytes);
         let ops = scene.ops();
@@ -157,6 +204,15 @@ proptest! {
             prop_assert!(here.iter().chain(there).all(|row| Some(row.key()) == key), "{here:?} {there:?}");
             prop_assert!(met.insert(key), "{key:?} is met twice: {left:?} {right:?}");
         }
+    }
+
+    #[test]
+    fn the_order_of_rows_does_not_change_a_table(bytes in tape::bytes()) {
+        let mut tape = Tape::new(&bytes);
+        let mut rows: Vec<Route> = (0..8).map(|_| world::any_route(&mut tape)).collect();
+        let table: Table<Route> = rows.clone().into();
+        tape.shuffle(&mut rows);
+        prop_assert_eq!(table, rows.into());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use plan::state::{Address, Route, RoutePath};
 use super::left_over::{is_v6, nobodys};
 use super::scene::Scene;
 use super::tape::Tape;
-use super::world::{FORMER_NETWORKS, PROTOCOL, World, v4};
+use super::world::{FORMER_NETWORKS, PROTOCOL, World, name, v4};
 
 /// Protocol `boot`, which flannel's routes have.
 const BOOT: u8 = 3;
@@ -18,7 +18,7 @@ pub(crate) fn draw(scene: &mut Scene, tape: &mut Tape, world: &World) {
     let families = [world.config.ipv4.map(|_| false), world.config.ipv6.map(|_| true)];
     for v6 in families.into_iter().flatten() {
         of_former_networks(scene, tape, world, v6);
-        for at in 1..=6 {
+        for at in 1..=7 {
             if tape.once_in(4) {
                 by_flannel(scene, tape, world, (v6, at));
             }
@@ -66,6 +66,7 @@ fn by_flannel(scene: &mut Scene, tape: &mut Tape, world: &World, (v6, at): (bool
         (5, _) => (RoutePath::Blackhole, world.memory.former.subnets.contains(&destination)),
         (6, _) => (RoutePath::Blackhole, false),
         (4, Some(link)) => (RoutePath::Via { gateway: destination.addr(), link, onlink: false }, false),
+        (7, _) => (RoutePath::Via { gateway: destination.addr(), link: name("eth1"), onlink: true }, false),
         _ => return,
     };
     let ours = flannels && world.memory.former.writer == Writer::Flannel;

@@ -12,7 +12,7 @@ use super::half::unknown;
 use super::left_over::{is_v6, nobodys};
 use super::scene::{Scene, other_kind};
 use super::tape::Tape;
-use super::world::{NEXTHOPS, PROTOCOL, World, name, net4, net6, pod6, v4};
+use super::world::{NEXTHOPS, PROTOCOL, World, name, net4, net6, pod6, subnet, v4};
 
 /// Id of a next hop object outside our range.
 pub(crate) const FOREIGN_NEXTHOP: u32 = 7;
@@ -156,6 +156,17 @@ fn routes(scene: &mut Scene, tape: &mut Tape, world: &World, v6: bool) {
     let table = world.config.table;
     let gateway: IpAddr = if v6 { "2001:db8::200".parse().unwrap() } else { v4([192, 0, 2, 200]) };
     let via = |link: &str| RoutePath::Via { gateway, link: name(link), onlink: false };
+    if tape.once_in(3) {
+        // Of all routes with the worst metric, only a blackhole is ours.
+        let worst = Route { metric: u32::MAX, ..route(nobodys(v6, 16), RoutePath::Unreachable, PROTOCOL) };
+        rows.push(Route { table, ..worst });
+    }
+    if tape.once_in(3) {
+        // The kernel's own route to our pods has the default metric, unlike our blackhole.
+        let (ipv4, ipv6) = subnet(1);
+        let ours = if v6 { ipv6.into() } else { ipv4.into() };
+        rows.push(Route { table, ..route(ours, RoutePath::Link(name("cni0")), 2) });
+    }
     let mut push =
         |destination, path, protocol| rows.push(Route { table, ..route(destination, path, protocol) });
     if tape.once_in(3) {
@@ -246,5 +257,11 @@ fn nexthops_and_rules(scene: &mut Scene, tape: &mut Tape, v6: bool) {
     }
     if tape.once_in(3) {
         rule(outside(tape, v6), PROTOCOL);
+    }
+    if tape.once_in(3) {
+        // The destination is a peer's; only the priority tells this rule from ours.
+        let (ipv4, ipv6) = subnet(2 + tape.below(5) as u8);
+        let (to, protocol) = (if v6 { ipv6.into() } else { ipv4.into() }, tape.pick(&[0, 3, BIRD]));
+        rows.rules.push(Rule { priority: 100, to, table: 100, protocol, unknown: None });
     }
 }

@@ -77,7 +77,8 @@ pub(crate) fn names_foreign(scene: &Scene, op: &Op) -> bool {
             op.verb == Verb::Delete && rows.nft_chains.iter().any(|have| have.family == row.family)
         }
         Object::NftChain(row) => named(&rows.nft_chains, row, op.verb),
-        Object::NftElement(_) | Object::Iptables(_) => false,
+        Object::NftElement(row) => named(&rows.nft_elements, row, op.verb),
+        Object::Iptables(row) => named(&rows.iptables, row, op.verb),
     }
 }
 
@@ -157,26 +158,35 @@ pub(crate) fn has_true_sign(scene: &Scene, op: &Op) -> bool {
         }
         (Verb::Add, Object::Link(link)) => matches!(scene.fate(link.name), Some(Fate::New | Fate::Remade)),
         (Verb::Add, object) => {
-            let went = |link| scene.fate(link) == Some(Fate::Remade) || scene.is_flushed(link);
+            let went = |link: Option<LinkName>| {
+                link.is_some_and(|link| scene.fate(link) == Some(Fate::Remade) || scene.is_flushed(link))
+            };
             under_key(&seen, object) == 0 || stands_on(scene, object).into_iter().all(went)
+        }
+        // A device that is created again has the kernel's defaults, so no old value is replaced.
+        (Verb::Replace, Object::Sysctl(Setting { row, was })) => {
+            let is_of = |link: LinkName| row.path.split('/').any(|part| part == link.as_str());
+            let is_default = scene.fates.iter().any(|(link, fate)| *fate == Fate::Remade && is_of(*link));
+            let have = seen.sysctls.iter().find(|have| have.path == row.path);
+            have.is_some_and(|have| *was == Some(&have.value).filter(|_| !is_default).cloned())
         }
         (Verb::Replace, object) => under_key(&seen, object) > 0,
         _ => true,
     }
 }
 
-/// Returns the devices of the observed rows under the object's key.
-fn stands_on(scene: &Scene, object: &Object) -> Vec<LinkName> {
+/// Returns the device of each observed row under the object's key; `None` for a row without a device.
+fn stands_on(scene: &Scene, object: &Object) -> Vec<Option<LinkName>> {
     let seen = &scene.kernel.rows;
     match object {
         Object::Nexthop(row) => {
-            seen.nexthops.iter().filter(|have| have.id == row.id).map(|have| have.link).collect()
+            seen.nexthops.iter().filter(|have| have.id == row.id).map(|have| Some(have.link)).collect()
         }
         Object::Route(row) => {
             let rows = seen.routes.iter().filter(|have| have.cmp_key(row).is_eq());
-            rows.filter_map(|have| link_of(scene, &Object::Route(have.clone()))).collect()
+            rows.map(|have| link_of(scene, &Object::Route(have.clone()))).collect()
         }
-        object => link_of(scene, object).into_iter().collect(),
+        object => vec![link_of(scene, object)],
     }
 }
 

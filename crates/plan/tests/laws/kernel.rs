@@ -30,6 +30,11 @@ macro_rules! rows {
 for_each_kind!(rows);
 
 impl Rows {
+    pub(crate) fn without_traffic_rules(state: &State) -> Self {
+        let (nft_tables, nft_chains, nft_elements, iptables) = Default::default();
+        Self { nft_tables, nft_chains, nft_elements, iptables, ..Self::of(state) }
+    }
+
     pub(crate) fn link(&self, name: LinkName) -> Option<&Link> {
         self.links.iter().find(|link| link.name == name)
     }
@@ -133,7 +138,8 @@ impl Kernel {
         match &op.object {
             Object::Sysctl(Setting { row, .. }) => {
                 let held = rows.links.iter().any(|link| *row.path == *accept_ra(link.name));
-                refuse(!held, "the device of this sysctl is not there")
+                let is_of_ours = row.path.starts_with("net/ipv6/conf/flannel");
+                refuse(is_of_ours && !held, "the device of this sysctl is not there")
             }
             Object::Link(link) if adds => {
                 refuse(rows.link(link.name).is_some(), "the name is taken")?;

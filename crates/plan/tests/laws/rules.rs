@@ -46,6 +46,7 @@ pub(crate) fn facts(tape: &mut Tape) -> FirewallFacts {
 /// Adds rows as desired, with faults, or left by another manager, and a foreign chain.
 pub(crate) fn draw(scene: &mut Scene, tape: &mut Tape, world: &World) {
     if !world.others.firewall.is_us() {
+        theirs(scene, tape);
         return;
     }
     Family::ALL.into_iter().filter(|_| !tape.once_in(3)).collect::<Vec<_>>().into_iter().for_each(|family| {
@@ -55,6 +56,31 @@ pub(crate) fn draw(scene: &mut Scene, tape: &mut Tape, world: &World) {
         for (family, table) in Family::ALL.into_iter().zip(IptablesTable::ALL) {
             if tape.once_in(3) {
                 iptables(scene, tape, (variant, family, table));
+            }
+        }
+    }
+}
+
+/// Adds rules in our names that another daemon keeps.
+fn theirs(scene: &mut Scene, tape: &mut Tape) {
+    let rows = &mut scene.foreign;
+    for family in Family::ALL {
+        for table in IptablesTable::ALL {
+            if tape.once_in(3) {
+                let (variant, chain) = (tape.pick(&Variant::ALL), table.chain().into());
+                let rules = ["-j ACCEPT".into()].into();
+                rows.iptables.push(IptablesChain { variant, family, table, chain, rules, unknown: None });
+            }
+        }
+        if tape.once_in(2) {
+            rows.nft_tables.push(NftTable { family });
+            if tape.once_in(3) {
+                continue;
+            }
+            let chain = |chain| NftChain { family, chain, rules: [].into(), unknown: None };
+            rows.nft_chains.extend([NftChainName::Forward, NftChainName::Vxlan].map(chain));
+            if family == Family::Ipv4 {
+                rows.nft_elements.push(NftElement { address: v4([203, 0, 113, 77]) });
             }
         }
     }

@@ -4,7 +4,9 @@
 use plan::backend::Backend;
 use plan::lease::Leases;
 use plan::owned::Owned;
-use plan::state::{Link, LinkKind, Nexthop, RoutePath, Rule, State, Sysctl, Vxlan};
+use plan::state::{
+    Link, LinkKind, Nexthop, NftChain, NftChainName, NftTable, Route, RoutePath, Rule, State, Sysctl, Vxlan,
+};
 use plan::{LinkName, Mac, Row, Table};
 
 use super::flannels;
@@ -33,6 +35,14 @@ pub(crate) enum Fate {
     Squatted,
 }
 
+/// State in which a scene finds the desired rows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Find {
+    /// Kept, missing, faulty or doubled.
+    AnyState,
+    AsDesired,
+}
+
 /// Plan, and a kernel to apply it to.
 #[derive(Clone, Debug)]
 pub(crate) struct Scene {
@@ -49,16 +59,22 @@ pub(crate) struct Scene {
 impl Scene {
     pub(crate) fn new(bytes: &[u8]) -> Self {
         let mut tape = Tape::new(bytes);
-        Self::in_world(&mut tape, |_| {})
+        Self::in_world(&mut tape, Find::AnyState, |_| {})
+    }
+
+    /// Returns a scene in which every desired row exists as desired, beside left-overs and foreign rows.
+    pub(crate) fn settled(bytes: &[u8]) -> Self {
+        let mut tape = Tape::new(bytes);
+        Self::in_world(&mut tape, Find::AsDesired, |_| {})
     }
 
     /// Returns a scene before the leases were listed for the first time.
     pub(crate) fn before_the_leases(bytes: &[u8]) -> Self {
         let mut tape = Tape::new(bytes);
-        Self::in_world(&mut tape, |world| world.leases = Leases::Unknown)
+        Self::in_world(&mut tape, Find::AnyState, |world| world.leases = Leases::Unknown)
     }
 
-    fn in_world(tape: &mut Tape, adjust: impl Fn(&mut World)) -> Self {
+    fn in_world(tape: &mut Tape, find: Find, adjust: impl Fn(&mut World)) -> Self {
         let mut world = world(tape);
         adjust(&mut world);
         let plan = world.plan();
@@ -71,9 +87,13 @@ impl Scene {
             fates: Vec::new(),
             sweeps: matches!(world.leases, Leases::Listed(_)) && world.is_uplink_fit(),
         };
-        scene.want_more(tape);
-        scene.find_devices(tape, &world);
-        scene.find_wanted_rows(tape);
+        scene.want_more(tape, find);
+        scene.find_devices(tape, &world, find);
+        match find {
+            Find::AnyState => scene.find_wanted_rows(tape),
+            // The traffic rules are drawn below, in any state.
+            Find::AsDesired => scene.kernel.rows = Rows::without_traffic_rules(&scene.wanted),
+        }
         left_over::draw(&mut scene, tape, &world);
         foreign::draw(&mut scene, tape, &world);
         rules::draw(&mut scene, tape, &world);
@@ -83,7 +103,7 @@ impl Scene {
     }
 
     /// Adds desired rows that the plan may lack, so that every part of a state is tested.
-    fn want_more(&mut self, tape: &mut Tape) {
+    fn want_more(&mut self, tape: &mut Tape, find: Find) {
         if tape.once_in(3) {
             let mut nexthops = Vec::new();
             let mut routes = self.wanted.routes.to_vec();
@@ -101,15 +121,24 @@ impl Scene {
             let rule = |to| Rule { priority: 5000, to, table: 100, protocol: PROTOCOL, unknown: None };
             self.wanted.rules = self.wanted.routes.iter().map(|route| rule(route.destination)).collect();
         }
-        if self.wanted.routes.is_empty() && tape.once_in(3) {
+        if tape.once_in(3) {
+            let node = ["net/ipv6/conf/all/forwarding", "net/ipv6/conf/eth0/accept_ra"];
+            let rows = |values: [&str; 2]| {
+                let row = |(path, value): (&str, &str)| Sysctl { path: path.into(), value: value.into() };
+                node.into_iter().zip(values).map(row).collect::<Vec<_>>()
+            };
+            self.wanted.sysctls = self.wanted.sysctls.iter().cloned().chain(rows(["1", "2"])).collect();
+            self.kernel.rows.sysctls.extend(rows(["0", "1"]));
+        }
+        if find == Find::AnyState && self.wanted.routes.is_empty() && tape.once_in(3) {
             let down = |link: &Link| Link { up: false, ..link.clone() };
             self.wanted.links = self.wanted.links.iter().map(down).collect();
         }
     }
 
-    fn find_devices(&mut self, tape: &mut Tape, world: &World) {
+    fn find_devices(&mut self, tape: &mut Tape, world: &World, find: Find) {
         for want in &self.wanted.links.clone() {
-            let fate = half::fate(tape);
+            let fate = if find == Find::AsDesired { Fate::Kept } else { half::fate(tape) };
             self.fates.push((want.name, fate));
             self.kernel.rows.links.extend(half::device(tape, want, fate));
             let value = tape.pick(&["0", "0", "1", "2"]);
@@ -208,6 +237,50 @@ impl Scene {
             Some(Fate::Stale) => self.sweeps && self.wanted.nexthops.iter().all(|row| row.id != id),
             _ => self.goes(row.link),
         })
+    }
+
+    /// Returns the expected state after twill was removed: the foreign rows that stand on no device of ours.
+    pub(crate) fn expected_without_us(&self) -> State {
+        let mut rows = self.foreign.clone();
+        rows.sysctls = self.kernel.rows.sysctls.clone();
+        // A table of ours stays if it holds a chain of another program.
+        let stays = |table: &NftTable| {
+            rows.nft_tables.contains(table)
+                || rows.nft_chains.iter().any(|chain| chain.family == table.family)
+        };
+        let tables = self.kernel.rows.nft_tables.iter().filter(|table| stays(table)).cloned();
+        rows.nft_tables = tables.collect();
+        self.our_devices().into_iter().for_each(|device| rows.drop_link(device));
+        rows.state()
+    }
+
+    /// Returns the expected state after a hand-over to flannel: what flannel would not have written is gone, and routes
+    /// are plain and in the main table.
+    pub(crate) fn expected_for_flannel(&self) -> State {
+        let mut rows = self.kernel.rows.clone();
+        let object = |id| self.kernel.rows.nexthops.iter().find(|row| row.id == id).unwrap();
+        let moved = |row: &Route| {
+            let path = match row.path {
+                RoutePath::Unreachable | RoutePath::Blackhole => return None,
+                RoutePath::Nexthop(id) => {
+                    let Nexthop { gateway, link, onlink, .. } = *object(id);
+                    RoutePath::Via { gateway, link, onlink }
+                }
+                path => path,
+            };
+            Some(Route { path, table: 254, ..row.clone() })
+        };
+        let theirs = &self.foreign;
+        let route = |row: &Route| if theirs.routes.contains(row) { Some(row.clone()) } else { moved(row) };
+        rows.routes = self.kernel.rows.routes.iter().filter_map(route).collect();
+        rows.nexthops.clone_from(&theirs.nexthops);
+        rows.rules.clone_from(&theirs.rules);
+        rows.nft_elements.clone_from(&theirs.nft_elements);
+        let is_filter =
+            |chain: &NftChain| [NftChainName::Vxlan, NftChainName::VxlanPods].contains(&chain.chain);
+        rows.nft_chains.retain(|chain| !is_filter(chain) || theirs.nft_chains.contains(chain));
+        self.left_over.links.iter().for_each(|link| rows.drop_link(link.name));
+        rows.state()
     }
 
     /// Returns the expected final state: the desired rows, and all foreign rows and left-overs that must stay.
