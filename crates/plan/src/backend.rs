@@ -18,6 +18,7 @@ use crate::name::LinkName;
 use crate::node::Uplink;
 use crate::tunnel_id::{TunnelId, TunnelKind};
 use crate::underlay::Underlay;
+use tunnel::Properties;
 pub use tunnel::{Direct, SourceFilter, left_devices, standing};
 pub(crate) use tunnel::{Encapsulation, End, Endpoint, Narrow, least_mtu, may_be_ours};
 use vxlan::{Vtep, VxlanOptions};
@@ -45,6 +46,13 @@ const TYPES: &str = "vxlan, auto, host-gw, alloc";
 /// Returns the name of the backend that reaches a peer with that tunnel; without a tunnel it is host-gw.
 pub fn name_of(tunnel: Option<TunnelKind>) -> &'static str {
     tunnel.map_or(Backend::HostGw.name(), TunnelKind::label)
+}
+
+/// Returns what no option changes about tunnels of that kind.
+fn properties(kind: TunnelKind) -> &'static Properties {
+    match kind {
+        TunnelKind::Vxlan => &vxlan::PROPERTIES,
+    }
 }
 
 /// Parses a type's name in any case; the backend has default options. The error lists the names.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::vxlan;
+use super::properties;
 use crate::family::Family;
 use crate::mac::Mac;
 use crate::name::LinkName;
@@ -25,12 +25,6 @@ pub(super) struct Properties {
     pub(super) placed: fn(&Encapsulation, IpAddr, LinkName) -> LinkKind,
     /// Returns the rows that make a peer's subnet reachable. The port is the one that the peer names.
     pub(super) reach: fn(&Encapsulation, &Endpoint, Option<u16>, u32) -> PeerRows,
-}
-
-fn properties(kind: TunnelKind) -> &'static Properties {
-    match kind {
-        TunnelKind::Vxlan => &vxlan::PROPERTIES,
-    }
 }
 
 /// Returns true if a device with one of our names may be ours, by its kind.

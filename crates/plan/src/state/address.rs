@@ -6,10 +6,11 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{Aside, Kind, Rank, State, Unknown};
-use crate::marks::IPV6_DEVICE;
+use crate::family::Family;
 use crate::name::LinkName;
 use crate::owned::Owned;
 use crate::table::Row;
+use crate::tunnel_id::family_of_device;
 
 /// Address of one of our links.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -45,7 +46,7 @@ impl Kind for Address {
             && match self.address {
                 IpNet::V4(_) => owned.in_any_network(&self.address),
                 IpNet::V6(net) => {
-                    self.link.as_str().starts_with(IPV6_DEVICE) && !net.addr().is_unicast_link_local()
+                    family_of_device(self.link) == Family::Ipv6 && !net.addr().is_unicast_link_local()
                 }
             }
     }
