@@ -19,13 +19,11 @@ pub struct PeerPath {
     pub public_ip: IpAddr,
     pub path: Path,
     /// True if the peer's address is on the uplink's segment.
-    #[serde(default)]
     pub on_link: bool,
     /// Tunnel to the peer; `None` if the peer announces no VTEP.
-    #[serde(default)]
     pub tunnel: Option<Tunnel>,
     /// True if the peer is reached directly while probes prove that this works, and by tunnel otherwise.
-    #[serde(default, rename = "path_by_probes")]
+    #[serde(rename = "path_by_probes")]
     pub by_evidence: bool,
     /// Revision or file time at which the peer's lease was made, see [`Lease::born`](crate::lease::Lease::born).
     #[serde(skip)]
@@ -38,10 +36,8 @@ pub struct Tunnel {
     pub kind: TunnelKind,
     pub link: LinkName,
     /// MAC of the peer's device; `None` if the tunnel carries no Ethernet frames.
-    #[serde(default)]
     pub mac: Option<Mac>,
     /// UDP port on which the peer listens; `None` if the tunnel does not use UDP.
-    #[serde(default)]
     pub port: Option<u16>,
     /// MTU of our device, in bytes.
     pub mtu: u32,

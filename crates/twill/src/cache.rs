@@ -34,10 +34,8 @@ pub(crate) struct Remembered<L = Listed> {
     pub(crate) subnet: Subnet,
     leases: L,
     /// Position of the store in its own history; `None` for a directory.
-    #[serde(default)]
     pub(crate) history: Option<History>,
     /// End of our lease in seconds since 1970; `None` if it has no end or the end is unknown.
-    #[serde(default)]
     until: Option<u64>,
 }
 
@@ -63,8 +61,7 @@ struct Entry {
     key: String,
     value: String,
     born: u64,
-    /// Revision or time of the last write; 0 in a file of an earlier version.
-    #[serde(default)]
+    /// Revision or time of the last write.
     written: u64,
 }
 
@@ -121,7 +118,7 @@ impl From<Vec<Kept>> for Listed {
 impl From<Entry> for Kept {
     fn from(Entry { key, value, born, written }: Entry) -> Self {
         let lease = Lease::parse(&key, value.as_bytes(), born).ok();
-        Self(lease.map(|lease| Lease { written: written.max(born), ..lease }))
+        Self(lease.map(|lease| Lease { written, ..lease }))
     }
 }
 

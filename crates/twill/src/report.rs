@@ -53,10 +53,8 @@ pub(crate) struct Report {
     #[serde(skip)]
     pub(crate) last_look: Option<Instant>,
     /// Manager of the traffic rules and the reason for it; `None` if there are no rules.
-    #[serde(default)]
     pub(crate) firewall: Option<String>,
     /// Addresses that send VXLAN packets and belong to no peer.
-    #[serde(default)]
     pub(crate) unknown_senders: Vec<Stranger>,
     /// Peers with their health, filled in when the report is read.
     pub(crate) peers: Vec<PeerReport>,
@@ -80,10 +78,8 @@ pub(crate) struct Report {
 pub(crate) struct NodeReport {
     pub(crate) backend: String,
     /// Rule by which peers with a tunnel are reached without it.
-    #[serde(default)]
     pub(crate) direct: Direct,
     /// Source of the backend's type: a flag's source, `network config` or `default`.
-    #[serde(default)]
     pub(crate) backend_source: String,
     pub(crate) networks: Vec<String>,
     /// MTU of pods, bytes.

@@ -12,13 +12,11 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct PeerReport {
     #[serde(flatten)]
     pub(crate) peer: PeerPath,
-    #[serde(default)]
     pub(crate) health: PeerVerdict,
 }
 
-/// Health of a peer. A missing field has its default, as in reports of earlier versions.
+/// Health of a peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
 pub(crate) struct PeerVerdict {
     /// Finding of the probes, or the state of the path: `healthy`, `tunnel lost`, `waiting`.
     pub(crate) finding: String,
@@ -171,15 +169,6 @@ pub(crate) mod tests {
         let json = serde_json::to_value(&reported[0]).unwrap();
         assert_eq!((&json["path"], &json["health"]["latency_microseconds"]), (&"direct".into(), &210.into()));
         assert_eq!(serde_json::from_value::<PeerReport>(json).unwrap(), reported[0]);
-    }
-
-    #[test]
-    fn a_peer_of_an_earlier_version_is_read() {
-        let text = r#"{"subnet":"10.244.2.0/24","public_ip":"192.0.2.2","path":"vxlan"}"#;
-        assert_eq!(
-            serde_json::from_str::<PeerReport>(text).unwrap().peer.path,
-            Path::Tunnel(TunnelKind::Vxlan)
-        );
     }
 
     #[test]
