@@ -1,7 +1,6 @@
 //! Name of a network interface, in sixteen bytes and without an allocation: ten thousand rows carry one each.
 
 use std::fmt;
-use std::io::Write;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -15,14 +14,9 @@ pub struct LinkName {
 }
 
 impl LinkName {
-    /// Returns the name made of a prefix and a number. It does not allocate, since every row of every peer needs a name.
+    /// Returns the name made of a prefix and a number, cut off after 15 bytes.
     pub(crate) fn numbered(prefix: &str, number: u32) -> Self {
-        let mut bytes = [0; 15];
-        let mut rest = &mut bytes[..];
-        // A longer name is cut off.
-        let _ = write!(rest, "{prefix}{number}");
-        let len = 15 - rest.len() as u8;
-        Self { bytes, len }
+        Self::truncated(&format!("{prefix}{number}"))
     }
 
     /// Returns the text as a name, cut off after 15 bytes. The characters are not checked.
