@@ -67,26 +67,16 @@ impl Footprint {
 
     /// Reads the footprint of an earlier run. An unusable file is logged and counts as missing.
     pub(crate) fn read(path: &Path) -> Option<Self> {
-        let unusable = |why: String| warn!("ignoring {}: {why}", path.display());
-        let text = match files::read_own(path) {
-            Ok(text) => text,
+        let read = match files::read_own(path) {
+            Ok(text) => serde_json::from_slice::<Self>(&text).map_err(|error| error.to_string()),
             Err(error) if error.kind() == ErrorKind::NotFound => return None,
-            Err(error) => {
-                unusable(error.to_string());
-                return None;
-            }
+            Err(error) => Err(error.to_string()),
         };
-        match serde_json::from_slice::<Self>(&text) {
-            Ok(footprint) if footprint.format == FORMAT => Some(footprint),
-            Ok(other) => {
-                unusable(format!("its format is {}, and this version knows {FORMAT}", other.format));
-                None
-            }
-            Err(error) => {
-                unusable(error.to_string());
-                None
-            }
-        }
+        let known = read.and_then(|footprint| match footprint.format {
+            FORMAT => Ok(footprint),
+            format => Err(format!("its format is {format}, and this version knows {FORMAT}")),
+        });
+        known.inspect_err(|why| warn!("ignoring {}: {why}", path.display())).ok()
     }
 
     /// Writes the file, if its text has changed.
