@@ -97,7 +97,8 @@ fn indexes(packets: &[Packet], devices: &Devices) -> Vec<u32> {
     all
 }
 
-/// Asks where the kernel sends packets of pods. On an error the list is empty: nothing is known.
+/// Asks where the kernel sends packets of pods, and whether it accepts packets of peers. On an error the list is empty:
+/// nothing is known.
 fn ways(reading: &mut Reading<'_>, owned: &Owned) -> Vec<RouteLookup> {
     let mut asked = owned.passages.clone();
     asked.extend(owned.faulty.iter().copied());
@@ -111,6 +112,8 @@ fn ways(reading: &mut Reading<'_>, owned: &Owned) -> Vec<RouteLookup> {
             |address: IpAddr| reading.addresses.iter().any(|found| found.facts.address.addr() == address);
         packets.extend(asked.iter().map(Passage::local_packet).filter(|packet| has(packet.source)));
     }
+    // The kernel checks the sources of IPv4 packets alone.
+    packets.extend(owned.tunnelled.iter().filter(|packet| packet.source.is_ipv4()));
     way::ways(reading.netlink, &packets, &reading.devices).unwrap_or_default()
 }
 

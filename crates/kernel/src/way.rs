@@ -8,6 +8,7 @@ use plan::underlay::{PolicyRule, RouteAnswer, RouteLookup};
 
 use crate::devices::Devices;
 use crate::error::Cause;
+use crate::route;
 use crate::socket::Netlink;
 use crate::wire::{Attribute, FAMILIES, Message, Part, family_of};
 
@@ -60,6 +61,14 @@ pub(crate) fn ways(
                 responsible(rules, packet, &answer)
             }
         };
+        // Since Linux 6.13 the kernel answers EINVAL, as for a blackhole, where it refuses the source.
+        let may_be_source = inbound.is_some() && (rule.is_none() || packet.is_received());
+        let answer = match answer {
+            RouteAnswer::Refused(libc::EINVAL) if may_be_source && reaches(netlink, packet.destination)? => {
+                RouteAnswer::Refused(libc::EXDEV)
+            }
+            answer => answer,
+        };
         all.push(RouteLookup { packet: *packet, answer, rule });
     }
     Ok(all)
@@ -97,6 +106,15 @@ fn ask(
         destination = IpNet::new(address, part.body.u8(1)).ok();
     });
     Ok(RouteAnswer::Via { link, gateway, table, destination })
+}
+
+/// Returns true if the node itself can send to that address.
+fn reaches(netlink: &mut Netlink, address: IpAddr) -> Result<bool, Cause> {
+    match netlink.ask(&mut route::lookup_request(address), |_| {}) {
+        Ok(_) => Ok(true),
+        Err(Cause::Refused { errno, .. }) if errno != libc::EPERM => Ok(false),
+        Err(cause) => Err(cause),
+    }
 }
 
 fn request(packet: &Packet, inbound: Option<u32>, flags: u32) -> Message {

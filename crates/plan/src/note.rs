@@ -243,6 +243,8 @@ mod tests {
             from: ip(), to: ip(), expected: link(), by: "a".into(), fate: "b".into(), cure: Cure::Rule, network: net(),
             extent: Extent::AllPeers
         }))), "do not leave through";
+        Note::Node(NodeFault::SourceChecked { .. }) =>
+            node(NodeFault::SourceChecked { uplink: link(), from: ip(), to: ip(), back: None }), "this node drops packets of peers that come in by";
         Note::Peer { fault: PeerFault::OutsideNetwork, .. } => peer(PeerFault::OutsideNetwork), "lies outside our network";
         Note::Peer { fault: PeerFault::BadLength, .. } => peer(PeerFault::BadLength), "no SubnetLen gives";
         Note::Peer { fault: PeerFault::Misaligned, .. } => peer(PeerFault::Misaligned), "has host bits set";

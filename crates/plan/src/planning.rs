@@ -16,7 +16,7 @@ use crate::op::Op;
 use crate::other_daemons::OtherDaemons;
 use crate::owned::{Owned, Sweep};
 use crate::peer::PeerPath;
-use crate::policy::{Diversions, diversions};
+use crate::policy::{Diversions, diversions, source_checks};
 use crate::situation::{Memory, NOTHING, Situation};
 use crate::state::State;
 use crate::unclaimed::unclaimed;
@@ -80,11 +80,13 @@ pub fn plan(situation: &Situation<'_>) -> Plan {
     memory.refused.retain(|fault| is_in_force(fault, &wanted.state, observed));
     let Diversions { notes: diversions, subnets: diverted } =
         diversions(config, &wanted.state, &wanted.peers, observed, underlay);
+    let source_check = source_checks(&wanted.state, underlay);
     let Wanted { state: desired, owned, peers, mut notes, firewall } = wanted;
     notes.extend(memory.refused.iter().cloned().map(Note::Node));
     notes.extend(unclaimed(&desired, observed, &owned, underlay));
     notes.extend(environment(config, underlay, &desired, &peers));
     notes.extend(diversions);
+    notes.extend(source_check);
     let contradiction = check(&desired, &owned).into_iter().next();
     let ops = match contradiction {
         None => diff(&desired, observed, &owned),

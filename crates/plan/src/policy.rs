@@ -7,13 +7,17 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::config::Config;
+use crate::direct::Longest;
 use crate::family::Family;
 use crate::marks::RULE_PRIORITY;
 use crate::name::LinkName;
 use crate::note::{Cure, Diversion, Extent, NodeFault, Note};
+use crate::passage::Packet;
 use crate::peer::PeerPath;
 use crate::state::{MAIN_TABLE, Route, RoutePath, State};
-use crate::underlay::{AddressFacts, RouteAnswer, RouteLookup, Underlay};
+use crate::sysctls::{is_strict, rp_filter};
+use crate::underlay::{AddressFacts, LinkFacts, RouteAnswer, RouteFacts, RouteLookup, Underlay};
+use crate::uplink::is_wire;
 
 /// Maximum number of diversions that are reported at once: one rule diverts the packets to all peers.
 const TOLD: usize = 4;
@@ -45,7 +49,7 @@ pub(crate) fn diversions(
     let (mut found, mut subnets): (Vec<Diversion>, Vec<IpNet>) = (Vec::new(), Vec::new());
     // Subnets of the sampled peers; true for those of which any packet is diverted.
     let mut sampled: BTreeMap<IpNet, bool> = BTreeMap::new();
-    for way in &underlay.lookups {
+    for way in underlay.lookups.iter().filter(|way| !way.packet.is_received()) {
         let Some(expected) = expected(way, config, wanted, seen, underlay) else { continue };
         let diversion = diversion(way, expected, config, underlay);
         let peer_of = |address: IpAddr| peers.iter().find(|peer| peer.subnet.contains(&address));
@@ -66,6 +70,26 @@ pub(crate) fn diversions(
         Note::Node(NodeFault::Diverted(Box::new(Diversion { extent, ..diversion })))
     };
     Diversions { notes: found.into_iter().map(note).collect(), subnets }
+}
+
+/// Finds the packets of peers to this node that the uplink's source check drops.
+pub(crate) fn source_checks(wanted: &State, underlay: &Underlay) -> Option<Note> {
+    let is_dropped = |way: &&RouteLookup| {
+        let Packet { inbound, destination, .. } = way.packet;
+        let works = |link: &LinkFacts| link.up && link.carrier && is_wire(link);
+        let has_it = underlay.addresses.iter().any(|facts| facts.address.addr() == destination);
+        let will_be_loose = wanted.sysctls.iter().any(|row| *row.path == *rp_filter(inbound.as_str()));
+        way.packet.is_received()
+            && matches!(way.answer, RouteAnswer::Refused(CROSS_DEVICE))
+            && is_strict(inbound, underlay)
+            && underlay.link(inbound).is_some_and(works)
+            && has_it
+            && !will_be_loose
+    };
+    let Packet { source, destination, inbound, .. } = underlay.lookups.iter().find(is_dropped)?.packet;
+    let back = Longest::new(underlay.routes.iter(), |route: &RouteFacts| route.link);
+    let back = back.find(source).copied().flatten().filter(|back| *back != inbound);
+    Some(Note::Node(NodeFault::SourceChecked { uplink: inbound, from: source, to: destination, back }))
 }
 
 /// Returns the device by which the packet should leave, if everything that leads there is in place.
@@ -175,8 +199,9 @@ mod tests {
     use crate::lease::{Lease, Leases};
     use crate::netconf::NetConf;
     use crate::node::Node;
-    use crate::passage::Packet;
-    use crate::underlay::{LinkFacts, PolicyRule};
+    use crate::passage::Payload;
+    use crate::state::Sysctl;
+    use crate::underlay::PolicyRule;
     use crate::wanted::{Wanted, at_first};
 
     fn link(name: &str) -> LinkName {
@@ -332,6 +357,48 @@ mod tests {
         assert!(text.ends_with("Take 10.244.0.0/16 out of that rule or route"), "of a VRF: {text}");
         let text = one(RouteAnswer::Refused(CROSS_DEVICE), None);
         assert!(text.ends_with("Run: sysctl -w net/ipv4/conf/cni0/rp_filter=2"), "{text}");
+    }
+
+    /// Returns the warning about packets from a peer to this node, with these values of `rp_filter`.
+    fn checked(answer: RouteAnswer, values: [&str; 2], change: impl FnOnce(&mut Underlay)) -> Option<String> {
+        let ends = ["192.0.2.2", "192.0.2.1", "eth0", "lo"];
+        let mut way = lookup(ends, answer, None);
+        way.packet.payload = Payload::Tunnel(8472);
+        let Scene { mut underlay, .. } = scene();
+        let sysctl = |(whose, value): (&str, &str)| Sysctl { path: rp_filter(whose), value: value.into() };
+        underlay.sysctls = ["all", "eth0"].into_iter().zip(values).map(sysctl).collect();
+        underlay.lookups = vec![way];
+        change(&mut underlay);
+        source_checks(&State::default(), &underlay).map(|note| note.to_string())
+    }
+
+    #[test]
+    fn packets_of_peers_that_the_source_check_drops_are_a_fault_of_this_node() {
+        let route = |link_name: &str| RouteFacts {
+            destination: "192.0.2.0/24".parse().unwrap(),
+            link: Some(link(link_name)),
+            ..RouteFacts::default()
+        };
+        let refused = || RouteAnswer::Refused(CROSS_DEVICE);
+        for values in [["1", "0"], ["0", "1"], ["1", "1"]] {
+            let text = checked(refused(), values, |underlay| {
+                underlay.routes = vec![route("eth1"), route("eth0")];
+            });
+            let text = text.unwrap();
+            assert!(text.contains("come in by eth0, such as from 192.0.2.2 to 192.0.2.1"), "{text}");
+            let end = "leaves by eth1. Run: sysctl -w net/ipv4/conf/eth0/rp_filter=2";
+            assert!(text.ends_with(end), "{text}");
+        }
+        let strict = ["1", "0"];
+        for values in [["0", "0"], ["2", "1"], ["1", "2"]] {
+            assert_eq!(checked(refused(), values, |_| {}), None, "{values:?}");
+        }
+        assert_eq!(checked(via("lo", 255), strict, |_| {}), None);
+        assert_eq!(checked(RouteAnswer::Refused(BLACKHOLE), strict, |_| {}), None);
+        assert_eq!(checked(refused(), strict, |underlay| underlay.links[0].carrier = false), None);
+        assert_eq!(checked(refused(), strict, |underlay| underlay.addresses.clear()), None);
+        // Packets to an address that is on no wire come in by another device.
+        assert_eq!(checked(refused(), strict, |underlay| underlay.links[0].kind = "dummy".into()), None);
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(crate) fn paths(config: &Config, uplink: LinkName, links: &[LinkName]) -> Ve
             );
             paths.extend([forwarding(uplink), forwarding_of("ipv4", "default")]);
             paths.extend(links.iter().filter(|link| carries_ipv4(**link)).map(|&link| forwarding(link)));
-            paths.extend(two_ways(config, uplink).into_iter().map(|link| rp_filter(link.as_str())));
+            paths.push(rp_filter(uplink.as_str()));
         }
         if config.ipv6.is_some() {
             paths.extend([FORWARD_IPV6.into(), accept_ra(uplink), forwarding_of("ipv6", "default")]);
@@ -133,6 +133,12 @@ fn loose(link: LinkName, seen: &Underlay) -> Option<Sysctl> {
     (in_force == STRICT).then(|| Sysctl { path: own, value: LOOSE.into() })
 }
 
+/// Returns true if the kernel checks strictly the sources of IPv4 packets that come in by the device.
+pub(crate) fn is_strict(link: LinkName, seen: &Underlay) -> bool {
+    let number = |whose: &str| seen.sysctl(&rp_filter(whose)).and_then(|value| value.parse::<u8>().ok());
+    number("all").max(number(link.as_str())) == Some(STRICT)
+}
+
 /// Returns a fault if a setting that may not be written has another value; `None` if it does not exist.
 pub(crate) fn told(row: Sysctl, seen: &Underlay) -> Option<NodeFault> {
     let is: Box<str> = seen.sysctl(&row.path)?.into();
@@ -175,7 +181,8 @@ pub(crate) fn accept_ra(link: LinkName) -> Box<str> {
     format!("net/ipv6/conf/{link}/accept_ra").into()
 }
 
-fn rp_filter(whose: &str) -> Box<str> {
+/// Returns the path of the sysctl by which a device, or `all`, checks the sources of IPv4 packets.
+pub(crate) fn rp_filter(whose: &str) -> Box<str> {
     format!("net/ipv4/conf/{whose}/rp_filter").into()
 }
 

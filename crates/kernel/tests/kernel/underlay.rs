@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use lab::Timing::{Free, Timed};
 use plan::owned::Owned;
-use plan::passage::Passage;
+use plan::passage::{Packet, Passage, Payload};
 use plan::range::Range;
 use plan::underlay::{
     AddressFacts, LinkFacts, NextHop, RouteAnswer, RouteDetails, RouteFacts, RouteLookup, Underlay,
@@ -192,6 +192,36 @@ fn before_the_first_pod_the_kernel_is_asked_from_our_first_pod_address() {
         assert_eq!((rule.priority, &*rule.words), (5270, "5270: from all lookup 52"));
         sh("ip link add cni0 type bridge; ip addr add 10.244.1.1/24 dev cni0; ip link set cni0 up");
         assert_eq!(local(), None, "packets of pods are asked for");
+    });
+}
+
+#[test]
+fn a_packet_that_the_source_check_drops_is_told_from_one_that_a_blackhole_takes() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        sh("ip link add eth1 type veth peer name wire1; ip link set wire1 up; ip link set eth1 up
+            ip addr add 192.0.2.21/24 dev eth1; echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter
+            echo 1 > /proc/sys/net/ipv4/ip_forward");
+        let packet = |inbound: &str, destination: [u8; 4]| Packet {
+            source: [192, 0, 2, 2].into(),
+            destination: destination.into(),
+            inbound: name(inbound),
+            outbound: name("lo"),
+            payload: Payload::Tunnel(8472),
+        };
+        let mut answer = |inbound: &str, destination| {
+            let tunnelled = vec![packet(inbound, destination)];
+            let lookups = kernel.dump(&Owned { tunnelled, ..owned() }).unwrap().underlay.lookups;
+            lookups[0].answer.clone()
+        };
+        let is_sent_to = |answer: &RouteAnswer, link: &str| matches!(answer, RouteAnswer::Via { link: Some(found), .. } if *found == name(link));
+        // The way back leaves by eth0, whose route is older.
+        assert!(is_sent_to(&answer("eth0", [192, 0, 2, 21]), "lo"));
+        assert_eq!(answer("eth1", [192, 0, 2, 21]), RouteAnswer::Refused(libc::EXDEV));
+        sh("ip route add blackhole 198.51.100.0/24");
+        assert_eq!(answer("eth0", [198, 51, 100, 7]), RouteAnswer::Refused(libc::EINVAL));
+        sh("echo 2 > /proc/sys/net/ipv4/conf/eth1/rp_filter");
+        assert!(is_sent_to(&answer("eth1", [192, 0, 2, 21]), "lo"));
     });
 }
 

@@ -113,6 +113,14 @@ pub enum NodeFault {
     },
     /// Packets of pods do not take our routes.
     Diverted(Box<Diversion>),
+    /// The kernel drops peers' packets that come in by the uplink, since `rp_filter` is 1 and the way back leaves by
+    /// another device. `back` is that device, where the main table knows it.
+    SourceChecked {
+        uplink: LinkName,
+        from: IpAddr,
+        to: IpAddr,
+        back: Option<LinkName>,
+    },
 }
 
 /// Peers that a fault of this node cuts off.
@@ -200,7 +208,9 @@ impl NodeFault {
             | Self::Firewalld { .. }
             | Self::NeighboursLimited { .. }
             | Self::NothingVerified
-            | Self::NoProbeSocket { .. } => Severity::Warning,
+            | Self::NoProbeSocket { .. }
+            // Where two cards are on one segment, the other card may answer for our address.
+            | Self::SourceChecked { .. } => Severity::Warning,
         }
     }
 
@@ -255,6 +265,7 @@ impl NodeFault {
             Self::NoProbeSocket { why, direct } => no_probe_socket(why, *direct),
             Self::AddressTaken { uplink, address, mac } => address_taken(*uplink, *address, *mac),
             Self::Diverted(diversion) => diverted(diversion),
+            Self::SourceChecked { uplink, from, to, back } => source_checked(*uplink, *from, *to, *back),
         }
     }
 }
@@ -413,6 +424,20 @@ fn address_taken(uplink: LinkName, address: IpAddr, mac: Mac) -> Words {
     .remedy("Take the address from one of the two")
 }
 
+fn source_checked(uplink: LinkName, from: IpAddr, to: IpAddr, back: Option<LinkName>) -> Words {
+    let back = back.map_or_else(|| "another device".into(), |back| back.to_string());
+    Words::new(format!(
+        "this node drops packets of peers that come in by {uplink}, such as from {from} to {to}: the source check is strict \
+         there (rp_filter 1), and the way back to {from} leaves by {back}"
+    ))
+    .remedy(loosen(uplink))
+}
+
+/// Returns the command for a loose source check on the device.
+fn loosen(link: LinkName) -> String {
+    format!("Run: sysctl -w net/ipv4/conf/{link}/rp_filter=2")
+}
+
 fn diverted(Diversion { from, to, expected, by, fate, cure, network, .. }: &Diversion) -> Words {
     let words = Words::new(format!(
         "packets of pods such as from {from} to {to} do not leave through {expected}: {by} of this node {fate}"
@@ -426,7 +451,7 @@ fn diverted(Diversion { from, to, expected, by, fate, cure, network, .. }: &Dive
             "Take {network} out of that rule, or give it a priority above 5000 and run the daemon with --route-table=flannel, \
              whose rule (priority 5000) then comes first"
         ),
-        Cure::LooseSource(link) => format!("Run: sysctl -w net/ipv4/conf/{link}/rp_filter=2"),
+        Cure::LooseSource(link) => loosen(*link),
         Cure::Rule => format!("Take {network} out of that rule or route"),
     })
 }

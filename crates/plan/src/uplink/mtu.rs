@@ -106,7 +106,8 @@ fn parts(underlay: &Underlay, name: LinkName) -> Vec<LinkName> {
     link.lower.into_iter().chain(ports).collect()
 }
 
-fn is_wire(link: &LinkFacts) -> bool {
+/// Returns true if the device carries packets out of the node.
+pub(crate) fn is_wire(link: &LinkFacts) -> bool {
     link.name.as_str() != "lo" && !NO_WIRES.contains(&&*link.kind)
 }
 

@@ -260,6 +260,33 @@ fn a_waiting_direct_path_delays_no_tunnel() {
     });
 }
 
+/// Starts daemons for vxlan on the second of two cards on one segment, with the kernel's strict source check.
+#[test]
+fn a_strict_source_check_that_drops_peers_packets_is_named_and_its_cure_works() {
+    lab::test(Timing::Free, || {
+        let lab = two_cards(VXLAN);
+        let strict = [("net.ipv4.conf.all.rp_filter", "1"), ("net.ipv4.conf.eth1.rp_filter", "0")];
+        lab.nodes().iter().for_each(|node| node.ns.sysctl(&strict));
+        let daemons: Vec<_> = lab.nodes().iter().map(|node| node.start(&["--iface=eth1"])).collect();
+        daemons.iter().for_each(Daemon::wait_ready);
+        let pods = lab.pods();
+        for node in lab.nodes() {
+            let dropped = "this node drops packets of peers that come in by eth1";
+            lab::wait_for("the source check is named", SOON, || status(node).contains(dropped));
+            assert!(pods[0].ping(pods[1].ip()).is_none(), "the packets are dropped");
+            let status = status(node);
+            assert!(
+                status.contains("the way back to 192.168.100.2") && status.contains("leaves by eth0"),
+                "{status}"
+            );
+            let (_, command) = status.split_once("leaves by eth0. Run: ").unwrap();
+            node.ns.run(command.lines().next().unwrap());
+            lab::wait_for("the warning goes", SOON, || !self::status(node).contains(dropped));
+        }
+        cluster::reach_each_other(&pods);
+    });
+}
+
 /// Asserts that a node with these default routes in place of its own finds eth0.
 fn finds_its_uplink(config: &str, routes: &str) {
     let lab = cluster::lab(Topology::flat(1), config);
