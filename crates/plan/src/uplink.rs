@@ -141,6 +141,9 @@ impl Ask {
             if !is_host_address(address) {
                 return Err(format!("{flag}: no node can have that address"));
             }
+            if lookup::is_out_of_reach(address) {
+                return Err(format!("{flag}: {}", lookup::out_of_reach(address)));
+            }
             if let Some(pods) = config.pods_at(address) {
                 return Err(format!("{flag}: it is a pod's address: {}", among_pods(pods)));
             }

@@ -171,7 +171,7 @@ const FOUND: &str = r"
     3.3 lasting before temporary | 6 | --iface eth4 | eth4 fd00:59::b
     3.3 deprecated is enough | 4 | --iface eth6 | eth6 192.168.61.9
     3.3 not permanent is enough | 4 | --iface eth4 | eth4 192.168.59.11
-    3.3 link-local is enough | 46 | --iface eth5 | eth5 169.254.9.9 fe80::9
+    3.3 link-local is enough | 4 | --iface eth5 | eth5 169.254.9.9
     3.4 public-ip not ours | 4 | --iface eth1 --public-ip 203.0.113.5 | eth1 192.168.56.11 > 203.0.113.5
     3.4 public-ip another one of ours | 4 | --iface eth1 --public-ip 192.168.56.10 | eth1 192.168.56.11 > 192.168.56.10
     3.4 both not ours | 46 | --iface eth1 --public-ip 203.0.113.5 --public-ipv6 2001:db8::5 | eth1 192.168.56.11 fd00:56::11 > 203.0.113.5 2001:db8::5
@@ -199,6 +199,12 @@ const NOT_FOUND: &str = r"
     3.2 d a source of another interface | 4 | --iface-can-reach 203.0.113.1=eth1,10.0.2.15 | 10.0.2.15, which is no address of eth1
     3.3 none | 4 | --iface eth3 | eth3 has no usable IPv4 address
     3.3 dual needs both | 46 | --iface eth2 | eth2 has no usable IPv6 address, not even a link-local one: is the interface down, or is sysctl net/ipv6/conf/eth2/disable_ipv6 1?
+    3.3 dual, link-local alone | 46 | --iface eth5 | eth5 has no usable IPv6 address: fe80::9 is link-local, by which no peer reaches this node; give it a global or unique local one (fd00::/8), by hand or by router advertisements, or set EnableIPv6 to false
+    3.3 link-local alone | 6 | --iface eth5 | fe80::9 is link-local, by which no peer reaches this node; give it a global or unique local one (fd00::/8), by hand or by router advertisements; name one
+    3.2 a link-local | 6 | --iface fe80::9 | --iface fe80::9: fe80::9 is link-local
+    3.2 c link-local | 6 | --iface-regex ^fe80::9$ | it matches no usable address and no name
+    3.2 d link-local source | 6 | --iface-can-reach 2001:db8::1=eth5,fe80::9 | fe80::9 is link-local
+    3.4 link-local announced | 6 | --iface eth1 --public-ipv6 fe80::9 | --public-ipv6 fe80::9: fe80::9 is link-local
     3.3 loopback | 6 | --iface lo | lo has no usable IPv6 address: ::1 is a loopback address
     3.4 MTU | 4 | --iface flat | flat has an MTU of 0
     3.4 public-ip in IPv6 only | 6 | --iface eth1 --public-ip 192.168.56.11 | --public-ip 192.168.56.11: IPv4 is off

@@ -228,6 +228,7 @@ impl<'a> Lookup<'a> {
         let why = |facts: &AddressFacts| match (facts.address.addr(), facts.duplicate) {
             (address, true) => format!("{address} is on another machine too (duplicate address detection)"),
             (address, false) if address.is_loopback() => format!("{address} is a loopback address"),
+            (address, false) if is_out_of_reach(address) => out_of_reach(address),
             (address, false) => format!("{address} is no address of a host"),
         };
         let all: Vec<String> = self.underlay.addresses.iter().filter(of_it).map(why).collect();
@@ -239,7 +240,14 @@ impl<'a> Lookup<'a> {
                          net/ipv6/conf/{link}/disable_ipv6 1?"
                 )
             }
-            _ => format!(": {}", all.join(", ")),
+            (Family::Ipv4, _) => format!(": {}", all.join(", ")),
+            (Family::Ipv6, _) => {
+                let off = if self.config.ipv4.is_some() { ", or set EnableIPv6 to false" } else { "" };
+                let all = all.join(", ");
+                format!(
+                    ": {all}; give it a global or unique local one (fd00::/8), by hand or by router advertisements{off}"
+                )
+            }
         }
     }
 
@@ -249,6 +257,9 @@ impl<'a> Lookup<'a> {
         let its = || self.underlay.addresses.iter().filter(|facts| facts.address.addr() == address);
         if let Some(why) = its().find_map(|facts| self.overlap(facts)) {
             return Err(why);
+        }
+        if is_out_of_reach(address) {
+            return Err(out_of_reach(address));
         }
         if !its().any(|facts| facts.serves(name)) {
             return Err(format!("the kernel would send from {address}, which is no address of {name}"));
@@ -275,6 +286,7 @@ impl<'a> Lookup<'a> {
             facts.link == link
                 && Family::of(address) == family
                 && !facts.duplicate
+                && !is_out_of_reach(address)
                 && !(address.is_loopback() || address.is_multicast() || address.is_unspecified())
                 && self.overlap(facts).is_none()
         };
@@ -305,6 +317,15 @@ impl<'a> Lookup<'a> {
     fn link(&self, name: LinkName) -> Result<&'a LinkFacts, String> {
         self.underlay.link(name).ok_or_else(|| format!("{name} has just disappeared"))
     }
+}
+
+/// Returns true for an IPv6 link-local address. It means another machine on each link, and a lease names no link.
+pub(super) fn is_out_of_reach(address: IpAddr) -> bool {
+    address.is_ipv6() && is_link_local(address)
+}
+
+pub(super) fn out_of_reach(address: IpAddr) -> String {
+    format!("{address} is link-local, by which no peer reaches this node")
 }
 
 /// Compiles a pattern as Go's RE2 does for ASCII text. It is not anchored, and classes such as `\d` are ASCII.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lab::{Daemon, Lab, Node, Pod, Timing, Topology, View};
 
-use crate::cluster::{self, HOST_GW, SOON, VXLAN, VXLAN_DUAL};
+use crate::cluster::{self, HOST_GW, SOON, VXLAN, VXLAN_DUAL, VXLAN_IPV6};
 
 /// Returns flannel's own example config, with this backend.
 fn shared(backend: &str) -> String {
@@ -284,6 +284,17 @@ fn a_strict_source_check_that_drops_peers_packets_is_named_and_its_cure_works() 
             lab::wait_for("the warning goes", SOON, || !self::status(node).contains(dropped));
         }
         cluster::reach_each_other(&pods);
+    });
+}
+
+#[test]
+fn a_node_whose_only_ipv6_address_is_link_local_is_refused_with_the_reason() {
+    lab::test(Timing::Free, || {
+        for config in [VXLAN_DUAL, VXLAN_IPV6] {
+            let lab = cluster::lab(Topology::flat(1), config);
+            lab.node(1).ns.run("ip -6 address flush dev eth0 scope global");
+            is_refused(&lab, &["--iface=eth0"], &["eth0 has no usable IPv6 address: fe80::", "unique local"]);
+        }
     });
 }
 
