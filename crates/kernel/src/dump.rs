@@ -17,7 +17,7 @@ use crate::handle::Kernel;
 use crate::reading::{FoundAddress, Objects, Reading};
 use crate::route::{self, Lookup};
 use crate::socket::Netlink;
-use crate::{addr, devices, kind, nexthop, sysctl, way};
+use crate::{addr, devices, kind, nexthop, segment, sysctl, way};
 
 /// Result of one reading of the kernel.
 #[derive(Clone, Debug)]
@@ -46,8 +46,13 @@ impl Kernel {
             FirewallFacts::default()
         };
         let lookups = ways(&mut reading, owned);
-        let interest = Interest::new(owned, &reading.devices, reading.netlink.port).and_pods(pods);
-        let underlay = Underlay { firewall, sysctls, lookups, ..underlay(reading) };
+        let (tables, beside) = segment::beside(&mut reading, owned)?;
+        let interest = Interest::new(owned, &reading.devices, reading.netlink.port);
+        if !tables.is_empty() {
+            self.beside = tables;
+        }
+        let interest = interest.and_pods(pods).and_tables(&self.beside);
+        let underlay = Underlay { firewall, sysctls, lookups, beside, ..underlay(reading) };
         let interest = interest.and_links(plan::uplink::wires(&underlay, owned.uplink));
         Ok(Seen { state, underlay, interest })
     }
@@ -128,6 +133,7 @@ fn underlay(reading: Reading<'_>) -> Underlay {
         links: reading.devices.into_facts(),
         addresses: reading.addresses.into_iter().map(|found| found.facts).collect(),
         routes: reading.routes,
+        beside: Vec::new(),
         firewall: FirewallFacts::default(),
         sysctls: Vec::new(),
         lookups: Vec::new(),

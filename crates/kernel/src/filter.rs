@@ -55,7 +55,7 @@ pub struct Interest {
     uplink: Option<u32>,
     /// Indexes of the devices by which packets of pods come in.
     pub(crate) pods: Vec<u32>,
-    /// Our tables, and the main table, which holds the underlay's routes.
+    /// Our tables, and those that hold the underlay's routes, such as the main table.
     pub(crate) tables: Vec<u32>,
     /// Netlink port of the socket that writes for us.
     own_port: u32,
@@ -85,6 +85,14 @@ impl Interest {
     /// Adds devices by which packets of pods come in: their sysctls matter.
     pub(crate) fn and_pods(self, pods: Vec<u32>) -> Self {
         Self { pods, ..self }
+    }
+
+    /// Adds routing tables that hold routes of the underlay.
+    pub(crate) fn and_tables(mut self, others: &[u32]) -> Self {
+        self.tables.extend(others);
+        self.tables.sort_unstable();
+        self.tables.dedup();
+        self
     }
 
     /// Indexes of our links and of the uplink.

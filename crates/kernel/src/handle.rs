@@ -13,6 +13,8 @@ pub struct Kernel {
     pub(crate) netlink: Netlink,
     pub(crate) firewall: Firewall,
     pub(crate) echoes: Echoes,
+    /// Tables in which the kernel found segments of the uplink last: a route that has gone may come back there.
+    pub(crate) beside: Vec<u32>,
 }
 
 /// Oldest supported Linux version; it has strict dumps, next hop objects and their monitor group.
@@ -26,7 +28,8 @@ impl Kernel {
         if version(&release).is_some_and(|version| version < OLDEST) {
             return Err(Error::new("start", Cause::TooOld(release.trim().into())));
         }
-        Ok(Self { netlink: Netlink::open()?, firewall: Firewall::default(), echoes: Echoes::default() })
+        let (netlink, firewall, echoes) = (Netlink::open()?, Firewall::default(), Echoes::default());
+        Ok(Self { netlink, firewall, echoes, beside: Vec::new() })
     }
 
     /// Fails if this process may not change the network. The kernel is asked, since a capability counts only in the

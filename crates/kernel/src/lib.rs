@@ -29,6 +29,7 @@ pub mod packet;
 mod reading;
 mod route;
 mod rule;
+mod segment;
 mod socket;
 mod sysctl;
 mod tools;

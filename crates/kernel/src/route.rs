@@ -110,6 +110,24 @@ pub(crate) fn read(
     Ok(rows)
 }
 
+/// Reads the routes of one family and table that lead through that device, without routes to pods.
+pub(crate) fn through(
+    reading: &mut Reading<'_>,
+    (family, table): (u8, u32),
+    link: LinkName,
+    pods: &[Range],
+) -> Result<Vec<RouteFacts>, Error> {
+    let Reading { netlink, devices, objects, .. } = reading;
+    let bounds = Bounds { family, table, inside: &[], outside: Some(pods), devices, objects };
+    let collect = |all: &mut Routes, part: Part<'_>| {
+        bounds.collect(all, part);
+        // Routes through other devices may be very many.
+        all.1.pop_if(|last| !last.hops().any(|hop| hop.link == Some(link)));
+    };
+    let (_, facts) = netlink.rows_and("read the routes", bounds.dump_request(), collect)?;
+    Ok(facts)
+}
+
 /// Accepts the messages about our tables.
 fn selection(interest: &Interest) -> Vec<SockFilter> {
     let mut body = vec![load(BPF_B | BPF_ABS, TABLE)];

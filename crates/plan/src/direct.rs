@@ -44,7 +44,7 @@ impl<T: Clone> Longest<T> {
     }
 }
 
-/// Routes through the uplink. Routes through other devices do not count, as in a kernel lookup with an output
+/// Routes through the uplink, in the tables where the kernel looks for its segment. Routes through other devices do not count, as in a kernel lookup with an output
 /// interface. Two devices may be on one segment.
 pub(crate) struct OnLink(Longest<bool>);
 
@@ -53,7 +53,8 @@ impl OnLink {
         let through = |route: &&RouteFacts| route.hops().any(|hop| hop.link == Some(uplink));
         let is_direct =
             |route: &RouteFacts| route.hops().any(|hop| hop.link == Some(uplink) && hop.gateway.is_none());
-        Self(Longest::new(underlay.routes.iter().filter(through), is_direct))
+        let routes = underlay.routes.iter().chain(&underlay.beside);
+        Self(Longest::new(routes.filter(through), is_direct))
     }
 
     /// Returns true if the best route out of the uplink to that address has no gateway.
@@ -140,5 +141,22 @@ mod tests {
             let reaches = |address: &&str| on_link.reaches(address.parse().unwrap());
             assert!(on.iter().all(reaches) && !off.iter().any(reaches), "{uplink}");
         }
+    }
+
+    #[test]
+    fn a_segment_in_another_table_counts() {
+        let route = |destination: &str| RouteFacts {
+            destination: destination.parse().unwrap(),
+            link: Some("eth0".parse().unwrap()),
+            ..RouteFacts::default()
+        };
+        let underlay = Underlay {
+            routes: vec![RouteFacts { gateway: "192.0.2.1".parse().ok(), ..route("0.0.0.0/0") }],
+            beside: vec![route("192.0.2.0/24")],
+            ..Default::default()
+        };
+        let on_link = OnLink::new(&underlay, "eth0".parse().unwrap());
+        assert!(on_link.reaches("192.0.2.9".parse().unwrap()));
+        assert!(!on_link.reaches("198.51.100.9".parse().unwrap()));
     }
 }

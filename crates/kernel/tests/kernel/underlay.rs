@@ -148,6 +148,29 @@ fn underlay_routes_come_from_the_main_table_only() {
 }
 
 #[test]
+fn the_uplinks_segment_is_found_in_the_table_that_a_rule_leads_to() {
+    lab::test(Free, || {
+        let mut kernel = tunnelled();
+        let mut beside = || -> Vec<String> {
+            let underlay = seen(&mut kernel).underlay;
+            underlay.beside.iter().map(|route| route.destination.to_string()).collect()
+        };
+        sh("ip link add eth1 type veth peer name wire1; ip link set wire1 up; ip link set eth1 up
+            ip route add 198.51.100.0/24 dev eth1 table 100; ip route add 203.0.113.0/24 via 192.0.2.9 table 100
+            ip route add 192.0.2.0/24 dev eth0 table 100; ip -6 route add 2001:db8::/64 dev eth0 table 100");
+        assert_eq!(beside(), [""; 0], "the main table has the segments");
+        sh("ip route del 192.0.2.0/24 dev eth0; ip -6 route del 2001:db8::/64 dev eth0");
+        assert_eq!(beside(), [""; 0], "nothing leads to that table");
+        sh("ip rule add pref 100 lookup 100");
+        assert_eq!(beside(), ["192.0.2.0/24", "203.0.113.0/24"]);
+        sh("ip -6 rule add pref 100 lookup 100");
+        assert_eq!(beside(), ["192.0.2.0/24", "203.0.113.0/24", "2001:db8::/64"]);
+        sh("ip route add 192.0.2.0/24 dev eth0");
+        assert_eq!(beside(), ["2001:db8::/64"]);
+    });
+}
+
+#[test]
 fn route_to_finds_gateway_link_and_source() {
     lab::test(Free, || {
         let mut kernel = node();

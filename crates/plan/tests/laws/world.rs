@@ -268,6 +268,7 @@ fn underlay(tape: &mut Tape, uplink: UplinkIs, foreign_devices: &[LinkName]) -> 
         addresses: addresses.collect(),
         links,
         routes: routes(tape, uplink != UplinkIs::WithoutRoute),
+        beside: Vec::new(),
         firewall: rules::facts(tape),
         sysctls: Vec::new(),
         lookups: Vec::new(),

@@ -260,6 +260,38 @@ fn a_waiting_direct_path_delays_no_tunnel() {
     });
 }
 
+/// Moves the routes of eth0 to table 100, as NetworkManager does with `ipv4.route-table=100`, and adds a rule for it.
+fn routes_elsewhere(node: &Node) {
+    node.ns.run(&format!(
+        "ip route add 192.168.100.0/24 dev eth0 src 192.168.100.1{k} table 100; ip rule add pref 100 lookup 100
+         ip route del 192.168.100.0/24 dev eth0",
+        k = node.index
+    ));
+}
+
+#[test]
+fn a_segment_in_another_table_is_the_uplinks() {
+    lab::test(Timing::Free, || {
+        for config in [HOST_GW.to_owned(), VXLAN.replace("vxlan", "auto")] {
+            let lab = cluster::lab(Topology::flat(2), &config);
+            lab.nodes().iter().for_each(routes_elsewhere);
+            let (_daemons, pods) = start(&lab, &["--iface=eth0"]);
+            let node = lab.node(1);
+            let direct = format!("{} via 192.168.100.12 dev eth0", lab.node(2).subnet());
+            let has = || node.ns.run("ip route").contains(&direct);
+            lab::wait_for("the direct route", SOON * 2, has);
+            assert!(!status(node).contains("no route to its segment"), "{}", status(node));
+            assert_eq!(node.get("/readyz").unwrap().status, 200);
+            // Without a route in any table the peer waits, until the route is back.
+            node.ns.run("ip route del 192.168.100.0/24 dev eth0 table 100");
+            lab::wait_for("it is reported", SOON, || status(node).contains("no route to its segment"));
+            node.ns.run("ip route add 192.168.100.0/24 dev eth0 src 192.168.100.11 table 100");
+            lab::wait_for("it is back", SOON, || !status(node).contains("no route to its segment"));
+            cluster::reach_each_other(&pods);
+        }
+    });
+}
+
 /// Starts daemons for vxlan on the second of two cards on one segment, with the kernel's strict source check.
 #[test]
 fn a_strict_source_check_that_drops_peers_packets_is_named_and_its_cure_works() {
