@@ -29,6 +29,9 @@ const NO_WIRES: [&str; 3] = ["dummy", "ifb", "vrf"];
 /// Kinds of devices that send packets through one of their ports.
 const WITH_PORTS: [&str; 3] = ["bond", "bridge", "team"];
 
+/// Kinds of a bridge's ports behind which guests of this node are: taps of virtual machines and ends of containers.
+const OF_GUESTS: [&str; 2] = ["tun", "veth"];
+
 /// Returns the smallest MTU in bytes on this node's side of the paths to the admitted peers, for traffic of `uplink`. A
 /// family that the uplink is too small to carry has no admitted peers. All leases count for it, because without the one
 /// that made it too small the family would come back and go again in turn.
@@ -98,12 +101,17 @@ pub fn wires(underlay: &Underlay, uplink: LinkName) -> Vec<LinkName> {
     all
 }
 
-/// Returns the devices through which a device sends: the device below it, and its ports.
+/// Returns the devices through which a device sends: the device below it, and its ports. Ports of a bridge to guests of
+/// this node do not count, unless there are no others.
 fn parts(underlay: &Underlay, name: LinkName) -> Vec<LinkName> {
     let Some(link) = underlay.link(name) else { return Vec::new() };
     let ports = underlay.links.iter().filter(|_| WITH_PORTS.contains(&&*link.kind));
-    let ports = ports.filter(|port| port.master == Some(name)).map(|port| port.name);
-    link.lower.into_iter().chain(ports).collect()
+    let mut ports: Vec<&LinkFacts> = ports.filter(|port| port.master == Some(name)).collect();
+    let leads_out = |port: &&LinkFacts| !OF_GUESTS.contains(&&*port.kind);
+    if ports.iter().any(leads_out) {
+        ports.retain(leads_out);
+    }
+    link.lower.into_iter().chain(ports.into_iter().map(|port| port.name)).collect()
 }
 
 /// Returns true if the device carries packets out of the node.
@@ -189,6 +197,17 @@ mod tests {
             ("eth0>br0 1500, br0/bridge 9000", "0.0.0.0/0 br0", "br0", "192.0.2.2", 1500),
             ("eth0>bond0 1400, bond0/bond>br0 9000, br0/bridge 9000", "0.0.0.0/0 br0", "br0", "", 1400),
             ("a:b 1500, b:a 1400", "0.0.0.0/0 a", "a", "", 1400),
+            // Ports to guests of this node count only if the bridge has no others.
+            (
+                "eth0>br0 1500, t0/tun>br0 1400, v0/veth>br0 1300, br0/bridge 1500",
+                "0.0.0.0/0 br0",
+                "br0",
+                "192.0.2.2",
+                1500,
+            ),
+            ("b0/bond>br0 1450, t0/tun>br0 1400, br0/bridge 1500", "0.0.0.0/0 br0", "br0", "", 1450),
+            ("v7/vlan:e0>br0 1500, e0 1440, t0/tun>br0 1400, br0/bridge 1500", "", "br0", "", 1440),
+            ("eth0/veth>br0 1400, t0/tun>br0 1450, br0/bridge 1500", "", "br0", "", 1400),
         ] {
             let links = links.split(", ").map(link).collect();
             let routes = routes.split(", ").filter(|text| !text.is_empty()).map(route).collect();
@@ -245,6 +264,7 @@ mod tests {
                 "v7",
                 "bond0 eth0 eth1",
             ),
+            ("eth0>br0 1500, t0/tun>br0 1400, br0/bridge 1500", "0.0.0.0/0 br0", "br0", "eth0"),
         ] {
             let links = links.split(", ").map(link).collect();
             let routes = routes.split(", ").map(route).collect();
