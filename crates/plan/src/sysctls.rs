@@ -11,6 +11,7 @@ use crate::note::NodeFault;
 use crate::state::{FORWARD, FORWARD_IPV6, State, Sysctl};
 use crate::tunnel_id::family_of_device;
 use crate::underlay::Underlay;
+use crate::uplink::ipv6_mtu;
 
 /// Value of `rp_filter` that checks sources strictly.
 const STRICT: u8 = 1;
@@ -40,6 +41,7 @@ pub(crate) fn paths(config: &Config, uplink: LinkName, links: &[LinkName]) -> Ve
         }
         if config.ipv6.is_some() {
             paths.extend([FORWARD_IPV6.into(), accept_ra(uplink), forwarding_of("ipv6", "default")]);
+            paths.push(ipv6_mtu(uplink));
             let ours = links.iter().filter(|link| !carries_ipv4(**link));
             paths.extend(ours.map(|link| forwarding_of("ipv6", link.as_str())));
         }

@@ -16,7 +16,7 @@ use crate::node::Uplink;
 use crate::range::Range;
 use crate::underlay::{AddressFacts, Underlay};
 use lookup::Lookup;
-pub(crate) use mtu::is_wire;
+pub(crate) use mtu::{ipv6_mtu, is_wire};
 pub use mtu::{mtu, wires};
 pub(crate) use rank::Class;
 pub use rank::leased;

@@ -47,7 +47,20 @@ pub fn mtu(
     let is_off = |family: &Family| carried.network(*family).is_none();
     let of_family = |family| leases.known().iter().filter_map(move |lease| lease.public(family));
     let without_peers = config.families().filter(is_off).flat_map(of_family).filter(of_node);
-    to(underlay, uplink.link, peers.iter().map(|peer| peer.public_ip).chain(without_peers))
+    let mtu = to(underlay, uplink.link, peers.iter().map(|peer| peer.public_ip).chain(without_peers));
+    of_ipv6(config, underlay, uplink.link).map_or(mtu, |of_ipv6| mtu.min(of_ipv6))
+}
+
+/// Returns the MTU in bytes that the kernel uses for IPv6 packets out of the interface. A router's advertisement may have
+/// lowered it. `None` without IPv6, or if it is not known.
+fn of_ipv6(config: &Config, underlay: &Underlay, link: LinkName) -> Option<u32> {
+    config.ipv6?;
+    underlay.sysctl(&ipv6_mtu(link))?.parse().ok()
+}
+
+/// Returns the path of the sysctl with that MTU.
+pub(crate) fn ipv6_mtu(link: LinkName) -> Box<str> {
+    format!("net/ipv6/conf/{link}/mtu").into()
 }
 
 /// Returns the smallest MTU in bytes towards these underlay addresses. If the interface is no wire, paths to any address
@@ -133,6 +146,7 @@ mod tests {
     use crate::backend::Backend;
     use crate::lease::Lease;
     use crate::peer::Path;
+    use crate::state::Sysctl;
     use crate::underlay::{NextHop, RouteDetails};
 
     /// Returns a device: `eth0 9000`, `lo 65536`, `br0/bridge 1500`, `eth0>br0 1500` (a port), `vlan7:eth0 1500` (on top
@@ -246,6 +260,22 @@ mod tests {
         assert_eq!(mtu(1500, &[peer]), 1400);
         // A tunnel for IPv6 needs 1350 bytes.
         assert_eq!(mtu(1300, &[]), 1300);
+    }
+
+    #[test]
+    fn the_mtu_of_an_advertisement_counts_with_ipv6() {
+        let link_name: LinkName = "eth0".parse().unwrap();
+        let mtu = |ipv6: bool, value: &str| {
+            let config = Config {
+                ipv4: Some("10.244.0.0/16".parse().unwrap()),
+                ipv6: ipv6.then(|| "fd00:244::/48".parse().unwrap()),
+                ..Config::new(Backend::default())
+            };
+            let sysctls = vec![Sysctl { path: ipv6_mtu(link_name), value: value.into() }];
+            let underlay = Underlay { links: vec![link("eth0 1500")], sysctls, ..Underlay::default() };
+            super::mtu(&config, &Leases::Unknown, &[], &Uplink::new(link_name, 1500), &underlay)
+        };
+        assert_eq!([mtu(true, "1400"), mtu(true, "9000"), mtu(false, "1400")], [1400, 1500, 1500]);
     }
 
     #[test]

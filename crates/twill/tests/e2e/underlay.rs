@@ -497,6 +497,28 @@ fn an_uplink_bridge_uses_the_mtu_of_its_card() {
     });
 }
 
+/// A router's advertisement sets that sysctl.
+#[test]
+fn an_ipv6_mtu_below_the_uplinks_counts_with_ipv6() {
+    lab::test(Timing::Free, || {
+        for (config, devices) in [
+            (VXLAN_DUAL, &[("flannel.1", 1350), ("flannel-v6.1", 1330)][..]),
+            (VXLAN, &[("flannel.1", 1450)]),
+        ] {
+            let lab = cluster::lab(Topology::flat(2), config);
+            lab.nodes().iter().for_each(|node| node.ns.sysctl(&[("net.ipv6.conf.eth0.mtu", "1400")]));
+            let (_daemons, pods) = start(&lab, &["--iface=eth0"]);
+            for (device, mtu) in devices {
+                let link = lab.node(1).ns.run(&format!("ip link show {device}"));
+                assert!(link.contains(&format!(" mtu {mtu} ")), "{link}");
+            }
+            let least = devices.iter().map(|(_, mtu)| *mtu).min();
+            assert_eq!(lab.node(1).subnet_env().unwrap().mtu(), least);
+            cluster::reach_each_other(&pods);
+        }
+    });
+}
+
 /// Only packets can show where policy routing leads past the main table.
 #[test]
 fn a_full_size_packet_that_the_kernel_does_not_send_is_reported() {
