@@ -41,7 +41,7 @@ impl Kernel {
         state.sysctls = sysctls.iter().cloned().collect();
         let pods = indexes(&packets, &reading.devices);
         let firewall = if owned.firewall {
-            self.firewall.read(&mut state, [packets, owned.tunnelled.clone()].concat(), &reading.devices)
+            self.firewall.read(&mut state, [packets, owned.between_nodes.clone()].concat(), &reading.devices)
         } else {
             FirewallFacts::default()
         };
@@ -118,7 +118,9 @@ fn ways(reading: &mut Reading<'_>, owned: &Owned) -> Vec<RouteLookup> {
         packets.extend(asked.iter().map(Passage::local_packet).filter(|packet| has(packet.source)));
     }
     // The kernel checks the sources of IPv4 packets alone.
-    packets.extend(owned.tunnelled.iter().filter(|packet| packet.source.is_ipv4()));
+    let of_peers =
+        owned.between_nodes.iter().filter(|packet| packet.source.is_ipv4() && packet.is_received());
+    packets.extend(of_peers.filter(|packet| !owned.links.contains(&packet.inbound) && !packet.is_reply()));
     way::ways(reading.netlink, &packets, &reading.devices).unwrap_or_default()
 }
 

@@ -46,7 +46,7 @@ fn by_protocol(mut packets: Vec<Packet>) -> Vec<Packet> {
     let mut pairs = BTreeSet::new();
     let mut is_first =
         |packet: &Packet| pairs.insert((packet.source.is_ipv4(), packet.inbound, packet.outbound));
-    let forwarded = packets.iter().copied().filter(|packet| !packet.is_received());
+    let forwarded = packets.iter().copied().filter(Packet::is_forwarded);
     let firsts: Vec<Packet> = forwarded.filter(|packet| is_first(packet)).collect();
     let of = |payload| firsts.iter().map(move |packet| Packet { payload, ..*packet });
     packets.extend([Payload::Tcp, Payload::Udp].into_iter().flat_map(of));
@@ -59,8 +59,8 @@ const AGAIN: Duration = Duration::from_secs(10);
 const REFUSED: Duration = Duration::from_secs(60);
 
 impl Firewall {
-    /// Adds the rows of our rules to `state`, and returns the facts. `packets` are packets of pods and of peers'
-    /// tunnels; rules of others are judged by what they do with them.
+    /// Adds the rows of our rules to `state`, and returns the facts. `packets` are packets of pods and
+    /// between nodes; rules of others are judged by what they do with them.
     pub(crate) fn read(
         &mut self,
         state: &mut State,

@@ -8,6 +8,8 @@ mod script;
 mod tools;
 mod watch;
 
+#[cfg(fuzzing)]
+use plan::passage::Leg;
 use plan::passage::Packet;
 use plan::state::iptables::is_ours;
 use plan::state::{IptablesChain, IptablesTable, Variant};
@@ -150,9 +152,9 @@ fn obstacles(tools: &Tools, listing: &Listing, packets: &[Packet]) -> (Vec<Obsta
     let (mut all, mut unclear): (Vec<Obstacle>, bool) = (Vec::new(), false);
     for packet in packets.iter().filter(|packet| Family::of(packet.source) == tools.family) {
         let mut mark = UNMARKED;
-        for (table, chain) in listing.passed(packet.is_received()) {
+        for (table, chain) in listing.passed(packet.leg()) {
             let outcome = judged(table, chain, packet, &mut mark);
-            unclear |= outcome.unclear && !packet.is_received();
+            unclear |= outcome.unclear && packet.is_forwarded();
             let Some((what, uncertainty)) = outcome.reported(packet) else { continue };
             let obstacle = Obstacle {
                 manager: Manager::Iptables(tools.variant),
@@ -217,7 +219,9 @@ pub(crate) fn fuzz_text(text: &str, packets: &[Packet]) {
     for (table, there) in listing.known() {
         let _ = (undoable(there), before(table, there));
     }
-    for (table, chain) in listing.passed(true).chain(listing.passed(false)) {
+    for (table, chain) in
+        [Leg::Forwarded, Leg::Received, Leg::Sent].into_iter().flat_map(|leg| listing.passed(leg))
+    {
         packets.iter().for_each(|packet| drop(judged(table, chain, packet, &mut Some(0))));
     }
     let _ = (listing.is_used(), listing.hidden_tables(), listing.chains().count());

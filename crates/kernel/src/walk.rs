@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use plan::passage::Packet;
+use plan::passage::{Packet, Payload};
 use plan::underlay::Uncertainty;
 
 /// Maximum depth of jumps that is followed; the kernel's own limit.
@@ -78,10 +78,10 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// Returns the refusal of that packet if it is worth a warning. Whether tunnel packets arrive, probes find out: an
+    /// Returns the refusal of that packet if it is worth a warning. Whether packets between nodes arrive, probes find out: an
     /// uncertain refusal of them is no warning.
     pub(crate) fn reported(self, packet: &Packet) -> Option<(Box<str>, Option<Uncertainty>)> {
-        self.refusal.filter(|(_, uncertainty)| uncertainty.is_none() || !packet.is_received())
+        self.refusal.filter(|(_, uncertainty)| uncertainty.is_none() || packet.is_forwarded())
     }
 }
 
@@ -217,6 +217,16 @@ impl<'a, C: Chains> Walk<'a, C> {
 impl Truth {
     pub(crate) fn of(holds: bool) -> Self {
         if holds { Self::Always } else { Self::Never }
+    }
+
+    /// Returns the truth as it counts for that packet. Of any packet (`None`), an unclear condition does not count as met.
+    /// Most echoes are within the limit of a rule with one, so that its condition is unclear for them.
+    pub(crate) fn for_packet(self, packet: Option<&Packet>) -> Self {
+        match (self, packet.map(|packet| packet.payload)) {
+            (Self::Unclear, None) => Self::Partly,
+            (Self::Partly, Some(Payload::Echo(_))) => Self::Unclear,
+            (truth, _) => truth,
+        }
     }
 
     /// Returns the truth of the inverted condition.

@@ -222,6 +222,12 @@ mod tests {
         Note::Node(NodeFault::Firewall(FirewallFault::TunnelRefused { .. })) => firewall(FirewallFault::TunnelRefused {
             place: "chain a".into(), what: "policy drop".into(), from: ip(), port: 8472, remedy: "b".into()
         }), "this node refuses the tunnel packets of its peers";
+        Note::Node(NodeFault::Firewall(FirewallFault::OwnTunnelRefused { .. })) => firewall(FirewallFault::OwnTunnelRefused {
+            place: "chain a".into(), what: "policy drop".into(), to: ip(), port: 8472, remedy: "b".into()
+        }), "this node refuses its own tunnel packets";
+        Note::Node(NodeFault::Firewall(FirewallFault::EchoRefused { .. })) => firewall(FirewallFault::EchoRefused {
+            place: "chain a".into(), what: "policy drop".into(), from: ip(), to: ip(), remedy: "b".into()
+        }), "this node refuses echoes between nodes";
         Note::Node(NodeFault::Firewall(FirewallFault::ForwardOff { .. })) =>
             firewall(FirewallFault::ForwardOff { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "accepts nothing ahead of it";
         Note::Node(NodeFault::Firewall(FirewallFault::Unread(_))) => firewall(FirewallFault::Unread("no".into())), "may go unseen";

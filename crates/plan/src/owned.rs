@@ -46,9 +46,9 @@ pub struct Owned {
     /// Sample traffic of pods, by which the traffic rules of other programs are judged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub passages: Vec<Passage>,
-    /// Sample of peers' tunnel packets to this node, by which the same rules are judged.
+    /// Sample of tunnel packets and echoes between this node and peers, by which the same rules are judged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tunnelled: Vec<Packet>,
+    pub between_nodes: Vec<Packet>,
     /// Sample traffic with peers that were found faulty. The kernel is also asked where it sends this traffic.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub faulty: Vec<Passage>,
@@ -96,7 +96,7 @@ impl Owned {
             former_tables: Vec::new(),
             firewall: false,
             passages: Vec::new(),
-            tunnelled: Vec::new(),
+            between_nodes: Vec::new(),
             faulty: Vec::new(),
             sysctls: Vec::new(),
             sweep: Sweep::NotYet,

@@ -1,10 +1,11 @@
-//! Sample traffic of pods, by which traffic rules and routes of other programs are judged.
+//! Sample traffic of pods and nodes, by which traffic rules and routes of other programs are judged.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::family::Family;
 use crate::name::LinkName;
 
 /// Device by which packets of the node itself come in.
@@ -20,7 +21,7 @@ pub struct Passage {
     pub link: LinkName,
 }
 
-/// First packet of a connection between pods, on its way through this node.
+/// First packet of a connection between pods, on its way through this node; or a packet between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Packet {
@@ -28,7 +29,7 @@ pub struct Packet {
     pub destination: IpAddr,
     /// Device by which it comes in; `lo` if this node itself sends it.
     pub inbound: LinkName,
-    /// Device by which it leaves.
+    /// Device by which it leaves; `lo` if this node itself receives it.
     pub outbound: LinkName,
     #[serde(default, skip_serializing_if = "Payload::is_any")]
     pub payload: Payload,
@@ -43,14 +44,76 @@ pub enum Payload {
     Any,
     Tcp,
     Udp,
-    /// Tunnel packet of a peer to this UDP port of the node itself.
+    /// Tunnel packet between this node and a peer, to this UDP port.
     Tunnel(u16),
+    /// ICMP echo between this node and a peer.
+    Echo(Echo),
+}
+
+/// Half of an ICMP echo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Echo {
+    Request,
+    Reply,
+}
+
+impl Echo {
+    /// Returns the ICMP type.
+    pub fn number(self, family: Family) -> u8 {
+        match (family, self) {
+            (Family::Ipv4, Self::Request) => 8,
+            (Family::Ipv4, Self::Reply) => 0,
+            (Family::Ipv6, Self::Request) => 128,
+            (Family::Ipv6, Self::Reply) => 129,
+        }
+    }
+}
+
+/// Part of a packet's way that lies on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leg {
+    Forwarded,
+    /// The node itself receives the packet.
+    Received,
+    /// The node itself sends the packet.
+    Sent,
 }
 
 impl Packet {
+    /// Returns the part of the packet's way that lies on this node.
+    pub fn leg(&self) -> Leg {
+        match self.payload {
+            Payload::Tunnel(_) | Payload::Echo(_) if self.is_local() => Leg::Sent,
+            Payload::Tunnel(_) | Payload::Echo(_) => Leg::Received,
+            Payload::Any | Payload::Tcp | Payload::Udp => Leg::Forwarded,
+        }
+    }
+
+    /// Returns true if the node forwards the packet.
+    pub fn is_forwarded(&self) -> bool {
+        self.leg() == Leg::Forwarded
+    }
+
     /// Returns true if the node receives the packet itself, and does not forward it.
     pub fn is_received(&self) -> bool {
-        matches!(self.payload, Payload::Tunnel(_))
+        self.leg() == Leg::Received
+    }
+
+    /// Returns true if the packet answers another one, so that its connection is established. All other packets open one.
+    pub fn is_reply(&self) -> bool {
+        self.payload == Payload::Echo(Echo::Reply)
+    }
+
+    /// Returns the transport protocol's name in iptables and its number; `None` for any protocol.
+    pub fn protocol(&self) -> Option<(&'static str, u8)> {
+        match (self.payload, Family::of(self.source)) {
+            (Payload::Any, _) => None,
+            (Payload::Tcp, _) => Some(("tcp", 6)),
+            (Payload::Udp | Payload::Tunnel(_), _) => Some(("udp", 17)),
+            (Payload::Echo(_), Family::Ipv4) => Some(("icmp", 1)),
+            (Payload::Echo(_), Family::Ipv6) => Some(("ipv6-icmp", 58)),
+        }
     }
 
     /// Returns true if this node itself sends the packet.
@@ -64,13 +127,11 @@ impl Payload {
         *self == Self::Any
     }
 
-    /// Returns the protocol's name in iptables and its number; `None` for any protocol.
-    pub fn protocol(self) -> Option<(&'static str, u8)> {
-        match self {
-            Self::Any => None,
-            Self::Tcp => Some(("tcp", 6)),
-            Self::Udp | Self::Tunnel(_) => Some(("udp", 17)),
-        }
+    /// Returns true if one warning covers both: packets of pods, of tunnels, or echoes.
+    pub fn is_like(self, other: Self) -> bool {
+        let is_of_pods = |payload| matches!(payload, Self::Any | Self::Tcp | Self::Udp);
+        std::mem::discriminant(&self) == std::mem::discriminant(&other)
+            || (is_of_pods(self) && is_of_pods(other))
     }
 }
 

@@ -7,6 +7,7 @@ mod passages;
 mod peers;
 mod ways;
 
+use passages::Other;
 pub(crate) use passages::name_faulty;
 
 use std::cmp::Reverse;
@@ -92,8 +93,10 @@ pub(crate) fn bounds(
     links.dedup();
     let of = |family| leases.known().iter().filter_map(move |lease| lease.subnet.of(family));
     let subnets: Vec<_> = Family::ALL.into_iter().flat_map(of).collect();
-    let public = |family| leases.known().iter().filter_map(move |lease| lease.public(family));
-    let addresses = Family::ALL.into_iter().flat_map(public);
+    let peers = leases
+        .known()
+        .iter()
+        .flat_map(|lease| config.families().filter_map(move |family| Other::of_lease(config, lease, family)));
     Owned {
         sysctls: sysctls::paths(config, node.uplink.link, &links),
         links,
@@ -106,7 +109,7 @@ pub(crate) fn bounds(
         former_tables: former_tables(config, former),
         firewall: others.firewall.is_us(),
         passages: passages::passages(config, node, &subnets),
-        tunnelled: passages::tunnelled(config, node, addresses),
+        between_nodes: passages::between_nodes(config, node, peers),
         ..Owned::new(node.uplink.link, config.table)
     }
 }
@@ -493,8 +496,8 @@ impl<'a> Draft<'a> {
         };
         let subnets: Vec<_> = self.peers.iter().map(|peer| peer.subnet).collect();
         self.owned.passages = passages::passages(self.config, self.node, &subnets);
-        let addresses = self.peers.iter().map(|peer| peer.public_ip);
-        self.owned.tunnelled = passages::tunnelled(self.config, self.node, addresses);
+        let peers = self.peers.iter().map(Other::of_path);
+        self.owned.between_nodes = passages::between_nodes(self.config, self.node, peers);
         Wanted { state, owned: self.owned, peers: self.peers, notes: self.notes, firewall: firewall.summary }
     }
 }

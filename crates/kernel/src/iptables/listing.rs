@@ -3,14 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use plan::passage::Leg;
 use plan::state::IptablesTable;
 use plan::state::iptables::is_ours;
 
 use super::refusal::{Rules, refusal, target};
 use crate::nft::{Native, quotable};
 
-/// Built-in chains that forwarded or received packets pass, in this order, in the tables that may refuse them.
-pub(super) const PASSED: [(&str, &str); 9] = [
+/// Built-in chains that packets pass, in this order, in the tables that may refuse them.
+pub(super) const PASSED: [(&str, &str); 13] = [
     ("raw", "PREROUTING"),
     ("mangle", "PREROUTING"),
     ("mangle", "INPUT"),
@@ -19,6 +20,10 @@ pub(super) const PASSED: [(&str, &str); 9] = [
     ("mangle", "FORWARD"),
     ("filter", "FORWARD"),
     ("security", "FORWARD"),
+    ("raw", "OUTPUT"),
+    ("mangle", "OUTPUT"),
+    ("filter", "OUTPUT"),
+    ("security", "OUTPUT"),
     ("mangle", "POSTROUTING"),
 ];
 
@@ -86,11 +91,16 @@ impl Listing {
         self.tables.iter().filter(|table| !self.hidden.contains(&table.name))
     }
 
-    /// Returns the built-in chains that forwarded packets pass, or packets to the node itself, in this order, each with its
-    /// table.
-    pub(super) fn passed(&self, received: bool) -> impl Iterator<Item = (&Table, &'static str)> {
+    /// Returns the built-in chains that packets pass on that leg, in this order, each with its table.
+    pub(super) fn passed(&self, leg: Leg) -> impl Iterator<Item = (&Table, &'static str)> {
         let table = |name: &str| self.told().find(|table| *table.name == *name);
-        let met = move |chain: &str| chain == "PREROUTING" || (chain == "INPUT") == received;
+        let met = move |chain: &str| match chain {
+            "PREROUTING" => leg != Leg::Sent,
+            "INPUT" => leg == Leg::Received,
+            "FORWARD" => leg == Leg::Forwarded,
+            "OUTPUT" => leg == Leg::Sent,
+            _ => leg != Leg::Received,
+        };
         let chains = PASSED.into_iter().filter(move |(_, chain)| met(chain));
         chains.filter_map(move |(name, chain)| Some((table(name)?, chain)))
     }
@@ -168,7 +178,7 @@ impl Table {
 }
 
 impl Table {
-    /// Returns the built-in chains of this table that forwarded or received packets pass.
+    /// Returns the built-in chains of this table that packets pass.
     fn passed(&self) -> impl Iterator<Item = Box<str>> {
         PASSED.iter().filter(|(name, _)| **name == *self.name).map(|(_, chain)| (*chain).into())
     }

@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use plan::LinkName;
-use plan::passage::{Packet, Payload};
+use plan::passage::{Leg, Packet, Payload};
 use plan::state::IptablesTable;
 use plan::state::iptables::is_ours;
+use plan::{Family, LinkName};
 
 use crate::walk::{Chains, Fate, Mark, Outcome, Truth, Verdict, Walk, walk};
 
@@ -49,7 +49,7 @@ const OF_A_PART: [&str; 31] = [
     "osf",
 ];
 /// Modules that have no condition without an option.
-const SILENT: [&str; 13] = [
+const SILENT: [&str; 15] = [
     "comment",
     "conntrack",
     "state",
@@ -63,6 +63,8 @@ const SILENT: [&str; 13] = [
     "tcp",
     "udp",
     "multiport",
+    "icmp",
+    "icmp6",
 ];
 /// Options whose value is any text.
 const FREE_TEXT: [&str; 2] = ["--comment", "--string"];
@@ -96,8 +98,7 @@ impl Chains for Meeting<'_> {
             return Ok((Truth::Never, Verdict::Continue, mark));
         }
         let (truth, verdict, mark) = meet(rule, self.packet, mark, self.chains);
-        let lenient = truth == Truth::Unclear && self.packet.is_none();
-        Ok((if lenient { Truth::Partly } else { truth }, verdict, mark))
+        Ok((truth.for_packet(self.packet), verdict, mark))
     }
 
     fn name(&self, chain: &str, rule: &Box<str>) -> Box<str> {
@@ -230,25 +231,36 @@ fn condition(option: &str, value: &str, module: &str, packet: Option<&Packet>) -
     };
     match option {
         "--comment" => Truth::Always,
-        "--ctstate" | "--state" => Truth::of(value.split(',').any(|state| state == "NEW")),
+        "--ctstate" | "--state" => {
+            let is = if packet.is_some_and(Packet::is_reply) { "ESTABLISHED" } else { "NEW" };
+            Truth::of(value.split(',').any(|state| state == is))
+        }
         "-s" => known(|packet, net| within(packet.source, net)),
         "-d" => known(|packet, net| within(packet.destination, net)),
-        "-i" => known(|packet, name| Some(is_device(packet.inbound, name))),
-        "-o" => known(|packet, name| Some(is_device(packet.outbound, name))),
-        "-p" => match packet.and_then(|packet| packet.payload.protocol()) {
+        // A packet that the node itself sends or receives has one device.
+        "-i" => known(|packet, name| Some(packet.leg() != Leg::Sent && is_device(packet.inbound, name))),
+        "-o" => known(|packet, name| Some(packet.leg() != Leg::Received && is_device(packet.outbound, name))),
+        "-p" => match packet.and_then(Packet::protocol) {
             None => Truth::Partly,
             Some((name, number)) => Truth::of(value == name || value == number.to_string()),
         },
         "-f" | "--ctstatus" => Truth::Partly,
-        "--ctdir" => known(|_, direction| Some(direction == "ORIGINAL")),
+        "--ctdir" => known(|packet, direction| Some((direction == "REPLY") == packet.is_reply())),
         "--src-range" => known(|packet, range| between(packet.source, range)),
         "--dst-range" => known(|packet, range| between(packet.destination, range)),
         "--dport" | "--dports" => match packet.map(|packet| packet.payload) {
             Some(Payload::Tunnel(port)) => Truth::of(value.split(',').any(|ports| includes(ports, port))),
             _ => Truth::Partly,
         },
+        "--icmp-type" | "--icmpv6-type" => {
+            match packet.map(|packet| (packet.payload, Family::of(packet.source))) {
+                Some((Payload::Echo(half), family)) => Truth::of(is_type(value, half.number(family))),
+                _ => Truth::Partly,
+            }
+        }
         "--dst-type" | "--src-type" => {
-            let local = option == "--dst-type" && packet.is_some_and(Packet::is_received);
+            let leg = if option == "--dst-type" { Leg::Received } else { Leg::Sent };
+            let local = packet.is_some_and(|packet| packet.leg() == leg);
             Truth::of(value.split(',').any(|kind| kind == if local { "LOCAL" } else { "UNICAST" }))
         }
         "--pkt-type" => Truth::of(value == "unicast"),
@@ -276,6 +288,12 @@ fn includes(ports: &str, port: u16) -> bool {
     let (first, last) = ports.split_once(':').unwrap_or((ports, ports));
     let [first, last] = [first, last].map(|port| port.parse::<u16>().ok());
     first.is_some_and(|first| first <= port) && last.is_some_and(|last| port <= last)
+}
+
+/// Returns true if the ICMP type is that one, such as `8` or `8/0`. An echo has code 0.
+fn is_type(value: &str, number: u8) -> bool {
+    let (kind, code) = value.split_once('/').unwrap_or((value, "0"));
+    value == "any" || (kind.parse() == Ok(number) && code == "0")
 }
 
 /// Returns true if `name` matches the device. A name that ends in `+` matches every device with that prefix.
@@ -530,6 +548,61 @@ mod tests {
             "INPUT -m set --match-set nodes src -j ACCEPT",
         ] {
             assert!(!refused(&[&others[..], &[accept]].concat()), "{accept}");
+        }
+    }
+
+    /// Returns true if a warning names the refusal of that packet between two nodes by the rules, or by the policy DROP.
+    fn refuses_of_nodes(ends: [&str; 2], payload: Payload, lines: &[&str]) -> bool {
+        let [inbound, outbound] = ends.map(|name| name.parse().unwrap());
+        let (source, destination) = ([192, 0, 2, 2].into(), [192, 0, 2, 1].into());
+        let packet = Packet { source, destination, inbound, outbound, payload };
+        let chain = (lines[0].split(' ').next().unwrap(), Some("policy DROP"));
+        refuses(&rules(lines), chain, &packet, &mut Some(0), |_| false).reported(&packet).is_some()
+    }
+
+    #[test]
+    fn an_echo_is_judged_by_its_type_and_its_state() {
+        use plan::passage::Echo::{self, Reply, Request};
+        let refused =
+            |half: Echo, line: &str| refuses_of_nodes(["eth0", "lo"], Payload::Echo(half), &["INPUT", line]);
+        for (line, expected) in [
+            ("INPUT -p icmp -j ACCEPT", [false, false]),
+            ("INPUT -p icmp -m icmp --icmp-type 8 -j ACCEPT", [false, true]),
+            ("INPUT -p icmp -m icmp --icmp-type 0/0 -j ACCEPT", [true, false]),
+            ("INPUT -p icmp -m icmp --icmp-type 3/4 -j ACCEPT", [true, true]),
+            ("INPUT -p icmp -m icmp --icmp-type any -j ACCEPT", [false, false]),
+            ("INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", [true, false]),
+            ("INPUT -m state --state NEW -j ACCEPT", [false, true]),
+            ("INPUT -m conntrack --ctdir REPLY -j ACCEPT", [true, false]),
+            ("INPUT -p udp -m udp --dport 8472 -j ACCEPT", [true, true]),
+            ("INPUT -o lo -j ACCEPT", [true, true]),
+            ("INPUT -p icmp -m limit --limit 1/sec -j ACCEPT", [false, false]),
+        ] {
+            assert_eq!([Request, Reply].map(|half| refused(half, line)), expected, "{line}");
+        }
+        let limited = ["INPUT -p icmp -m length --length 1000:65535 -j DROP", "INPUT -j ACCEPT"];
+        assert!(!refuses_of_nodes(["eth0", "lo"], Payload::Echo(Request), &limited));
+    }
+
+    #[test]
+    fn a_packet_of_this_node_is_judged_by_the_device_that_it_leaves_by() {
+        let refused = |line: &str| refuses_of_nodes(["lo", "eth0"], Payload::Tunnel(8472), &["OUTPUT", line]);
+        for line in [
+            "OUTPUT -o lo -j ACCEPT",
+            "OUTPUT -i lo -j ACCEPT",
+            "OUTPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT",
+            "OUTPUT -p udp -m udp --dport 53 -j ACCEPT",
+            "OUTPUT -m addrtype --dst-type LOCAL -j ACCEPT",
+        ] {
+            assert!(refused(line), "{line}");
+        }
+        for line in [
+            "OUTPUT -o eth+ -j ACCEPT",
+            "OUTPUT -p udp -m udp --dport 8472 -j ACCEPT",
+            "OUTPUT -m addrtype --src-type LOCAL -j ACCEPT",
+            "OUTPUT -m owner --uid-owner 0 -j ACCEPT",
+        ] {
+            assert!(!refused(line), "{line}");
         }
     }
 

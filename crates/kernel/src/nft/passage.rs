@@ -4,14 +4,16 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use plan::passage::Packet;
+use plan::passage::{Leg, Packet};
 use plan::state::IptablesTable;
 use plan::underlay::{Manager, Obstacle, Uncertainty};
 use plan::{Family, LinkName};
 
 use super::chains::{self, Base, Rule};
 use super::netlink::{self, number};
-use super::program::{self, BRIDGE, Byte, FORWARD, Found, INET, INGRESS, INPUT, NETDEV, PREROUTING, View};
+use super::program::{
+    self, BRIDGE, Byte, FORWARD, Found, INET, INGRESS, INPUT, NETDEV, OUTPUT, PREROUTING, View,
+};
 use super::{NFT, Nft};
 use crate::command;
 use crate::devices::Devices;
@@ -87,8 +89,7 @@ impl Chains for Meeting<'_> {
             }
         };
         let (truth, verdict, mark) = program::run(&rule.steps, view, &mut find)?;
-        let lenient = truth == Truth::Unclear && view.packet.is_none();
-        Ok((if lenient { Truth::Partly } else { truth }, verdict, mark))
+        Ok((truth.for_packet(view.packet), verdict, mark))
     }
 
     fn name(&self, chain: &str, rule: &Rule) -> Box<str> {
@@ -262,16 +263,19 @@ fn order(base: &Base) -> (u32, i32) {
 fn meets(base: &Base, packet: &Packet, devices: &Devices) -> bool {
     let has = |link: LinkName| base.devices.iter().any(|device| **device == *link.as_str());
     let family = Family::of(packet.source);
+    let leg = packet.leg();
     match (base.family, base.hook) {
-        (INET, INGRESS) | (NETDEV, 0) => has(packet.inbound),
-        (NETDEV, 1) => has(packet.outbound),
+        (INET, INGRESS) | (NETDEV, 0) => leg != Leg::Sent && has(packet.inbound),
+        (NETDEV, 1) => leg != Leg::Received && has(packet.outbound),
         (BRIDGE, 0 | 1) => devices.is_bridge(packet.inbound),
-        (BRIDGE, 3 | POSTROUTING) => devices.is_bridge(packet.outbound),
+        (BRIDGE, OUTPUT | POSTROUTING) => devices.is_bridge(packet.outbound),
         (protocol, hook) if protocol == INET || protocol == number(family) => match hook {
-            PREROUTING => true,
+            PREROUTING => leg != Leg::Sent,
             // Our source filter is no obstacle: a new peer is added to it after this.
-            INPUT => packet.is_received() && *base.table != *family.nft_table(),
-            FORWARD | POSTROUTING => !packet.is_received(),
+            INPUT => leg == Leg::Received && *base.table != *family.nft_table(),
+            FORWARD => leg == Leg::Forwarded,
+            OUTPUT => leg == Leg::Sent,
+            POSTROUTING => leg != Leg::Received,
             _ => false,
         },
         _ => false,

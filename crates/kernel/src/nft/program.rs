@@ -3,8 +3,8 @@
 
 use std::net::IpAddr;
 
-use plan::LinkName;
-use plan::passage::{Packet, Payload};
+use plan::passage::{Leg, Packet, Payload};
+use plan::{Family, LinkName};
 
 use super::chains::{Base, Element, Step};
 use crate::walk::{Mark, Truth, Verdict};
@@ -92,7 +92,7 @@ impl Run<'_> {
             "lookup" => self.lookup(step, find)?,
             "immediate" => self.immediate(step),
             "limit" | "quota" | "connlimit" => self.require(Truth::Partly),
-            "match" => self.require(matches(step)),
+            "match" => self.require(matches(step, self.view.state())),
             "target" if ["MARK", "CONNMARK"].contains(&step.text(1)) => self.view.mark = None,
             "target" => self.verdict = target(step.text(1)),
             "reject" => self.verdict = Verdict::Refuse,
@@ -302,7 +302,8 @@ impl View<'_> {
         const ONLY_IF_PRESENT: u32 = 32;
         let flags = step.number(3).unwrap_or_default();
         let of_source = flags & OF_SOURCE != 0;
-        let local = !of_source && self.packet.is_some_and(Packet::is_received);
+        let leg = if of_source { Leg::Sent } else { Leg::Received };
+        let local = self.packet.is_some_and(|packet| packet.leg() == leg);
         let device =
             self.packet.map(|packet| Device::Known(if of_source { packet.inbound } else { packet.outbound }));
         match (step.number(2), device) {
@@ -332,6 +333,7 @@ impl View<'_> {
             (NETDEV, 1) => (Device::Unknown, outbound),
             (NETDEV, _) | (_, PREROUTING | INPUT | INGRESS) => (inbound, Device::None),
             (_, FORWARD) => (inbound, outbound),
+            _ if packet.leg() == Leg::Sent => (Device::None, outbound),
             _ => (Device::Unknown, outbound),
         }
     }
@@ -348,7 +350,7 @@ impl View<'_> {
 
     /// Returns the number of the transport protocol, if the packet has a certain one.
     fn protocol(&self) -> Option<u8> {
-        self.packet?.payload.protocol().map(|(_, number)| number)
+        self.packet?.protocol().map(|(_, number)| number)
     }
 
     fn payload(&self, step: &Step) -> Vec<Byte> {
@@ -384,29 +386,35 @@ impl View<'_> {
         header
     }
 
-    /// Returns the ports of a UDP packet, as far as they are known.
+    /// Returns the ports of a UDP packet, or type and code of an ICMP packet, as far as they are known.
     fn transport_header(&self) -> Vec<Byte> {
-        let mut header = vec![Byte::Varies; 2];
-        if let Some(Packet { payload: Payload::Tunnel(port), .. }) = self.packet {
-            header.extend(is(&port.to_be_bytes()));
+        match self.packet.map(|packet| (packet.payload, Family::of(packet.source))) {
+            Some((Payload::Tunnel(port), _)) => [vec![Byte::Varies; 2], is(&port.to_be_bytes())].concat(),
+            Some((Payload::Echo(half), family)) => is(&[half.number(family), 0]),
+            _ => Vec::new(),
         }
-        header
     }
 
-    /// Returns a property of the connection, by its key `NFT_CT_*`. The packet opens a connection. In chains that
-    /// precede the lookup of connections its state is invalid.
+    /// Returns a property of the connection, by its key `NFT_CT_*`. In chains that precede the lookup of connections its
+    /// state is invalid.
     fn conntrack(&self, key: Option<u32>) -> Vec<Byte> {
         const INVALID: u32 = 1;
-        const NEW: u32 = 8;
         const TRACKED_FROM: i32 = -200;
-        let early = self.base.hook == PREROUTING && self.base.priority < TRACKED_FROM;
+        let early = [PREROUTING, OUTPUT].contains(&self.base.hook) && self.base.priority < TRACKED_FROM;
         match key {
             _ if [BRIDGE, NETDEV].contains(&self.base.family) => vec![Byte::Unknown; 16],
-            Some(0) => is(&(if early { INVALID } else { NEW }).to_ne_bytes()),
-            Some(1) => is(&[0]),
+            Some(0) => is(&(if early { INVALID } else { u32::from(self.state()) }).to_ne_bytes()),
+            Some(1) => is(&[u8::from(self.packet.is_some_and(Packet::is_reply))]),
             Some(2 | 11 | 12 | 14..=16) => vec![Byte::Varies; 16],
             _ => vec![Byte::Unknown; 16],
         }
+    }
+
+    /// Returns the state of the packet's connection: a reply's is established, and each other packet opens one.
+    fn state(&self) -> u16 {
+        const ESTABLISHED: u16 = 2;
+        const NEW: u16 = 8;
+        if self.packet.is_some_and(Packet::is_reply) { ESTABLISHED } else { NEW }
     }
 }
 
@@ -422,6 +430,8 @@ pub(super) const PREROUTING: u32 = 0;
 pub(super) const INPUT: u32 = 1;
 /// Hook `NF_INET_FORWARD`.
 pub(super) const FORWARD: u32 = 2;
+/// Hook `NF_INET_LOCAL_OUT`; a bridge's hook of that name has the same number.
+pub(super) const OUTPUT: u32 = 3;
 /// Hook `NF_INET_INGRESS`.
 pub(super) const INGRESS: u32 = 5;
 
@@ -453,11 +463,11 @@ fn name_of(device: Device) -> Vec<Byte> {
     is(&bytes)
 }
 
-/// Returns the truth of a match of iptables.
-fn matches(step: &Step) -> Truth {
+/// Returns the truth of a match of iptables for a packet whose connection has that state.
+fn matches(step: &Step, state: u16) -> Truth {
     match step.text(1) {
         "comment" => Truth::Always,
-        "conntrack" => state(step.attribute(3).map_or(&[], |info| info.value.0)),
+        "conntrack" => has_state(step.attribute(3).map_or(&[], |info| info.value.0), state),
         "tcp" | "udp" | "icmp" | "icmp6" | "multiport" | "limit" | "hashlimit" | "statistic" | "length" => {
             Truth::Partly
         }
@@ -465,16 +475,15 @@ fn matches(step: &Step) -> Truth {
     }
 }
 
-/// Decodes `struct xt_conntrack_mtinfo3`, if it asks only for the state; the packet's state is NEW.
-fn state(info: &[u8]) -> Truth {
+/// Decodes `struct xt_conntrack_mtinfo3`, if it asks only for the state.
+fn has_state(info: &[u8], state: u16) -> Truth {
     const STATE: u16 = 1;
-    const NEW: u16 = 8;
     let number = |at: usize| info.get(at..at + 2).map_or(0, |bytes| u16::from_ne_bytes([bytes[0], bytes[1]]));
     let (asks, inverts, states) = (number(148), number(150), number(152));
     if asks != STATE {
         return Truth::Unclear;
     }
-    Truth::of((states & NEW != 0) != (inverts & STATE != 0))
+    Truth::of((states & state != 0) != (inverts & STATE != 0))
 }
 
 /// Returns the verdict of a target of iptables.

@@ -15,7 +15,7 @@ use super::netlink::{SUBSYSTEM, TABLE, attributes, number};
 use super::passage::Met;
 use crate::error::{Cause, Error};
 use crate::socket::{RECEIVE_BUFFER, receive};
-use crate::wire::{Attribute, Part, parts};
+use crate::wire::{Part, parts};
 
 /// Multicast group of nf_tables (`NFNLGRP_NFTABLES`).
 const GROUP: u32 = 7;
@@ -87,26 +87,16 @@ fn is_met(part: Part<'_>, met: &BTreeSet<(u8, Box<str>, Box<str>)>) -> bool {
         Some(About::Table) => {
             met.iter().any(|(family, table, _)| *family == protocol && **table == *text(TABLE))
         }
-        Some(About::Chain(kind)) => {
-            has(text(kind)) || hook(part, HOOK).is_some_and(|hook| is_on_path(protocol, hook))
-        }
+        Some(About::Chain(kind)) => has(text(kind)) || is_base(part, HOOK),
         Some(About::Rule(kind)) => has(text(kind)),
         Some(About::Set) => has(text(SET_NAME)),
         None => false,
     }
 }
 
-/// Returns true if forwarded or received packets may pass a base chain of this hook. Hook 3 is local output of IP; on a
-/// bridge it is on the path of pods. Source: `linux/netfilter.h`.
-fn is_on_path(protocol: u8, hook: u32) -> bool {
-    const BRIDGE: u8 = 7;
-    protocol == BRIDGE || hook != 3
-}
-
-/// Returns the hook of a base chain.
-fn hook(part: Part<'_>, kind: u16) -> Option<u32> {
-    let hook = attributes(part).find(|attribute| attribute.kind == kind)?;
-    hook.nested().find(|inner| inner.kind == 1).map(Attribute::be32)
+/// Returns true if the chain has a hook, on which packets may meet it.
+fn is_base(part: Part<'_>, kind: u16) -> bool {
+    attributes(part).any(|attribute| attribute.kind == kind)
 }
 
 /// Kind of object that a message is about.

@@ -4,7 +4,7 @@
 use kernel::Kernel;
 use lab::Timing::Free;
 use plan::owned::Owned;
-use plan::passage::Passage;
+use plan::passage::{Echo, Packet, Passage, Payload};
 use plan::underlay::{Manager, Obstacle, Uncertainty};
 
 use crate::scene::*;
@@ -92,6 +92,79 @@ fn a_refusal_of_pods_packets_is_found() {
         let bridge =
             "table bridge t { chain c { type filter hook prerouting priority 0; ether type ip drop; }; }";
         assert!(found(bridge).iter().any(|found| found.contains("ether type ip drop")));
+    });
+}
+
+/// Returns the refusals of packets between nodes by these rules.
+fn found_between_nodes(rules: &str) -> Vec<String> {
+    sh("nft flush ruleset");
+    sh(&format!("nft -f - <<'N'\n{}\nN", forward(rules)));
+    let packet = |[source, destination]: [[u8; 4]; 2], [inbound, outbound]: [&str; 2], payload| Packet {
+        source: source.into(),
+        destination: destination.into(),
+        inbound: name(inbound),
+        outbound: name(outbound),
+        payload,
+    };
+    let (own, peer) = ([192, 0, 2, 1], [192, 0, 2, 2]);
+    let payloads = [Payload::Tunnel(8472), Payload::Echo(Echo::Request), Payload::Echo(Echo::Reply)];
+    let each = |payload| {
+        [packet([peer, own], ["eth0", "lo"], payload), packet([own, peer], ["lo", "eth0"], payload)]
+    };
+    let between_nodes = payloads.into_iter().flat_map(each).collect();
+    let owned = Owned { firewall: true, between_nodes, ..owned() };
+    let all = Kernel::open().unwrap().dump(&owned).unwrap().underlay.firewall.obstacles;
+    let said =
+        |found: &Obstacle| format!("{:?} {:?} {}", found.packet.leg(), found.packet.payload, found.what);
+    all.iter().map(said).collect()
+}
+
+#[test]
+fn a_refusal_of_packets_between_nodes_is_found_on_their_legs() {
+    lab::test(Free, || {
+        sh(
+            "ip link add eth0 type veth peer name wire0; ip link set eth0 up; ip addr add 192.0.2.1/24 dev eth0",
+        );
+        let input = |rules: &str| format!("chain c {{ type filter hook input priority 0; {rules}; }}");
+        let output = |rules: &str| format!("chain c {{ type filter hook output priority 0; {rules}; }}");
+        let (tunnel_in, tunnel_out) = ("Received Tunnel(8472) policy drop", "Sent Tunnel(8472) policy drop");
+        let (request_in, request_out) =
+            ("Received Echo(Request) policy drop", "Sent Echo(Request) policy drop");
+        for (rules, expected) in [
+            (input("policy drop"), &[tunnel_in, request_in][..]),
+            (output("policy drop"), &[tunnel_out, request_out]),
+            (input("policy drop; meta l4proto icmp accept"), &[tunnel_in]),
+            (
+                output("policy drop; oifname \"eth0\" udp dport 8472 accept; ct state established accept"),
+                &[request_out],
+            ),
+            (output("policy drop; iifname \"lo\" accept; meta l4proto { icmp, udp } accept"), &[]),
+            (output("policy drop; fib saddr type local accept"), &[]),
+            (
+                input(
+                    "policy drop; icmp type { echo-request, echo-reply } accept; udp dport 8000-9000 accept",
+                ),
+                &[],
+            ),
+            (
+                input("policy drop; icmp type echo-request accept; udp dport 8472 accept"),
+                &["Received Echo(Reply) policy drop"],
+            ),
+            (input("policy drop; ct state established accept; udp dport 8472 accept"), &[request_in]),
+            (
+                input(
+                    "policy drop; icmp type echo-request limit rate 1/second accept; ct state established accept; udp dport 8472 accept",
+                ),
+                &[],
+            ),
+            (output("policy drop; meta skuid 0 accept"), &[]),
+        ] {
+            assert_eq!(found_between_nodes(&rules), expected, "{rules}");
+        }
+        let leaves =
+            "chain c { type filter hook postrouting priority 0; oifname eth0 icmp type echo-request drop; }";
+        let found = found_between_nodes(leaves);
+        assert!(matches!(&found[..], [one] if one.starts_with("Sent Echo(Request) the rule")), "{found:?}");
     });
 }
 

@@ -79,7 +79,7 @@ fn only_relevant_changes_wake() {
             ear.hears(&format!("{tool} -t nat -A FLANNEL-POSTRTG -j ACCEPT"));
             ear.hears(&format!("{tool} -D FORWARD -j ACCEPT"));
             ear.hears(&format!("{tool} -A INPUT -j ACCEPT"));
-            ear.sleeps(&format!("{tool} -A OUTPUT -j ACCEPT"));
+            ear.hears(&format!("{tool} -A OUTPUT -j ACCEPT"));
             ear.sleeps(&format!("{tool} -t nat -N KUBE-SERVICES; {tool} -t nat -A KUBE-SERVICES -j ACCEPT"));
             ear.hears(&format!("{tool} -t mangle -A FORWARD -j ACCEPT"));
             ear.hears(&format!("{tool} -t mangle -A INPUT -j ACCEPT"));

@@ -233,8 +233,8 @@ fn a_packet_that_the_source_check_drops_is_told_from_one_that_a_blackhole_takes(
             payload: Payload::Tunnel(8472),
         };
         let mut answer = |inbound: &str, destination| {
-            let tunnelled = vec![packet(inbound, destination)];
-            let lookups = kernel.dump(&Owned { tunnelled, ..owned() }).unwrap().underlay.lookups;
+            let between_nodes = vec![packet(inbound, destination)];
+            let lookups = kernel.dump(&Owned { between_nodes, ..owned() }).unwrap().underlay.lookups;
             lookups[0].answer.clone()
         };
         let is_sent_to = |answer: &RouteAnswer, link: &str| matches!(answer, RouteAnswer::Via { link: Some(found), .. } if *found == name(link));

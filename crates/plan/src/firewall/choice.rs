@@ -69,7 +69,7 @@ fn by_facts(facts: &FirewallFacts) -> (Manager, String) {
     if facts.legacy_in_use() {
         return (Manager::Iptables(Variant::Legacy), "iptables-legacy is in use on this node".into());
     }
-    let reason = if facts.obstacles.iter().any(|obstacle| !obstacle.packet.is_received()) {
+    let reason = if facts.obstacles.iter().any(|obstacle| obstacle.packet.is_forwarded()) {
         "no accept rule in iptables undoes what refuses packets of pods"
     } else if facts.unclear {
         "iptables has no rule that is known to refuse forwarded packets"

@@ -4,22 +4,46 @@ use ipnet::IpNet;
 
 use crate::family::Family;
 use crate::note::FirewallFault;
-use crate::passage::Payload;
+use crate::passage::{Leg, Packet, Payload};
 use crate::state::Variant;
 use crate::underlay::{Manager, Obstacle};
 
-/// Returns the fault, with the command that accepts the pods' `network`, or tunnel packets, ahead of the obstacle.
+/// Returns the fault, with the command that accepts the pods' `network`, or packets between nodes, ahead of the obstacle.
 pub(super) fn fault(obstacle: &Obstacle, network: IpNet) -> FirewallFault {
-    if let Payload::Tunnel(port) = obstacle.packet.payload {
-        let remedy = accept(obstacle, &format!("udp dport {port}"), &format!("-p udp --dport {port}"));
-        return FirewallFault::TunnelRefused {
-            place: obstacle.to_string().into(),
-            what: obstacle.what.clone(),
-            from: obstacle.packet.source,
-            port,
-            remedy: remedy.into(),
-        };
+    let Packet { source: from, destination: to, payload, .. } = obstacle.packet;
+    let (place, what) = (obstacle.to_string().into(), obstacle.what.clone());
+    match payload {
+        Payload::Tunnel(port) => {
+            let remedy =
+                accept(obstacle, &format!("udp dport {port}"), &format!("-p udp --dport {port}")).into();
+            match obstacle.packet.leg() {
+                Leg::Sent => FirewallFault::OwnTunnelRefused { place, what, to, port, remedy },
+                Leg::Received | Leg::Forwarded => {
+                    FirewallFault::TunnelRefused { place, what, from, port, remedy }
+                }
+            }
+        }
+        Payload::Echo(_) => {
+            let remedy = ["echo-request", "echo-reply"].map(|kind| accept_icmp(obstacle, kind)).join("; ");
+            FirewallFault::EchoRefused { place, what, from, to, remedy: remedy.into() }
+        }
+        Payload::Any | Payload::Tcp | Payload::Udp => pods_refused(obstacle, network),
     }
+}
+
+/// Returns the command that accepts ICMP packets of that type.
+fn accept_icmp(obstacle: &Obstacle, kind: &str) -> String {
+    match Family::of(obstacle.packet.source) {
+        Family::Ipv4 => {
+            accept(obstacle, &format!("icmp type {kind}"), &format!("-p icmp --icmp-type {kind}"))
+        }
+        Family::Ipv6 => {
+            accept(obstacle, &format!("icmpv6 type {kind}"), &format!("-p ipv6-icmp --icmpv6-type {kind}"))
+        }
+    }
+}
+
+fn pods_refused(obstacle: &Obstacle, network: IpNet) -> FirewallFault {
     let protocol = Family::of(network.addr()).nft();
     let accept = |nft: &str, iptables: &str| {
         accept(obstacle, &format!("{protocol} {nft} {network}"), &format!("{iptables} {network}"))
@@ -57,7 +81,7 @@ fn program(variant: Variant, family: Family) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::passage::Packet;
+    use crate::passage::Echo;
 
     fn net(text: &str) -> IpNet {
         text.parse().unwrap()
@@ -94,6 +118,17 @@ mod tests {
         obstacle.packet.payload = Payload::Tunnel(8472);
         let text = fault(&obstacle, net("10.244.0.0/16")).words().to_string();
         let command = "iptables-legacy -t raw -I PREROUTING -p udp --dport 8472 -j ACCEPT";
-        assert!(text.contains("tunnel packets") && text.ends_with(command), "{text}");
+        assert!(text.contains("tunnel packets of its peers") && text.ends_with(command), "{text}");
+        obstacle.packet.inbound = "lo".parse().unwrap();
+        let text = fault(&obstacle, net("10.244.0.0/16")).words().to_string();
+        assert!(
+            text.contains("its own tunnel packets to peers, such as to 10.244.1.254, UDP port 8472"),
+            "{text}"
+        );
+        obstacle.packet.payload = Payload::Echo(Echo::Reply);
+        let text = fault(&obstacle, net("10.244.0.0/16")).words().to_string();
+        let commands = "iptables-legacy -t raw -I PREROUTING -p icmp --icmp-type echo-request -j ACCEPT; iptables-legacy -t raw \
+                        -I PREROUTING -p icmp --icmp-type echo-reply -j ACCEPT";
+        assert!(text.contains("refuses echoes between nodes") && text.ends_with(commands), "{text}");
     }
 }

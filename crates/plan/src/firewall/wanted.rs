@@ -18,7 +18,7 @@ use crate::lease::Leases;
 use crate::node::Node;
 use crate::note::FirewallFault;
 use crate::other_daemons::FirewallKeeper;
-use crate::passage::Packet;
+use crate::passage::{Packet, Payload};
 use crate::peer::{Path, PeerPath, UNPRIVILEGED};
 use crate::state::{
     IptablesChain, IptablesTable, Link, LinkKind, Match, Net, NftChain, NftChainName, NftElement, NftTable,
@@ -165,11 +165,12 @@ impl Firewall {
             what.config.backend.is_direct_only() || what.peers.iter().any(|peer| peer.path == Path::Direct);
         // An obstacle on the uplink refuses nothing if all peers are reached by tunnel.
         let in_use = |packet: &Packet| {
-            direct || packet.is_received() || ![packet.inbound, packet.outbound].contains(&uplink)
+            direct || !packet.is_forwarded() || ![packet.inbound, packet.outbound].contains(&uplink)
         };
         // Another warning has the commands for firewalld's own table.
         let is_reported = |obstacle: &Obstacle| {
-            obstacle.packet.is_received() && what.facts.firewalld.is_some() && *obstacle.table == *"firewalld"
+            let tunnelled = matches!(obstacle.packet.payload, Payload::Tunnel(_));
+            tunnelled && what.facts.firewalld.is_some() && *obstacle.table == *"firewalld"
         };
         let obstacles = obstacles.filter(|obstacle| {
             Family::of(obstacle.packet.source) == family && in_use(&obstacle.packet) && !is_reported(obstacle)

@@ -56,6 +56,22 @@ pub enum FirewallFault {
         port: u16,
         remedy: Box<str>,
     },
+    /// Tunnel packets of this node are refused before they leave it.
+    OwnTunnelRefused {
+        place: Box<str>,
+        what: Box<str>,
+        to: IpAddr,
+        port: u16,
+        remedy: Box<str>,
+    },
+    /// Echoes, by which nodes probe each other, are refused on this node.
+    EchoRefused {
+        place: Box<str>,
+        what: Box<str>,
+        from: IpAddr,
+        to: IpAddr,
+        remedy: Box<str>,
+    },
     /// iptables refuses forwarded packets, and flags forbid us to accept any.
     ForwardOff {
         variant: Variant,
@@ -84,6 +100,8 @@ impl FirewallFault {
             | Self::ForwardRefused { .. }
             | Self::PodsRefused { .. }
             | Self::TunnelRefused { .. }
+            | Self::OwnTunnelRefused { .. }
+            | Self::EchoRefused { .. }
             | Self::ForwardOff { .. }
             | Self::Unread(_)
             | Self::Stranger(_)
@@ -113,34 +131,27 @@ impl FirewallFault {
                 Words::new("neither nftables nor iptables can be used, so nothing is masqueraded")
                     .remedy("Install nft or iptables, or switch it off (--ip-masq=false)")
             }
-            Self::Foreign { keeper } => Words::new(format!(
-                "{keeper} keeps the traffic rules, so this one makes none: what it forwards is neither accepted nor \
-                 masqueraded"
-            ))
-            .remedy("Give one of them --iptables-forward-rules=false and --ip-masq=false"),
+            Self::Foreign { keeper } => foreign(keeper),
             Self::Unlocked(why) => Words::new(format!(
                 "the traffic rules are left as they are, because they cannot be locked against another daemon of this node: {why}"
             )),
-            Self::ForwardRefused { variant, family, what } => Words::new(format!(
-                "EnableNFTables is true, but the {family} FORWARD chain of {variant} has {what}, so the accept rules are \
-                 there too"
-            ))
-            .remedy("Drop EnableNFTables to have all rules in one place"),
-            Self::ForwardOff { variant, family, what } => Words::new(format!(
-                "this node refuses packets of pods: the {family} FORWARD chain of {variant} has {what}, and \
-                 --iptables-forward-rules=false accepts nothing ahead of it"
-            ))
-            .remedy("Accept the pods' network there, or leave the flag out"),
+            Self::ForwardRefused { variant, family, what } => forward_refused(*variant, *family, what),
+            Self::ForwardOff { variant, family, what } => forward_off(*variant, *family, what),
             Self::PodsRefused { place, what, uncertainty, payload, from, to, remedy } => {
                 let (refuses, because) = certainty(uncertainty.as_ref());
                 let (packets, rule) = (packets(*payload), format!("{place} has {what}{because}"));
                 Words::new(format!("this node {refuses} {packets} of pods, such as from {from} to {to}: {rule}"))
                     .remedy(format!("Accept the pods' network ahead of it: {remedy}"))
             }
-            Self::TunnelRefused { place, what, from, port, remedy } => Words::new(format!(
-                "this node refuses the tunnel packets of its peers, such as from {from} to UDP port {port}: {place} has {what}"
-            ))
-            .remedy(format!("Accept them ahead of it: {remedy}")),
+            Self::TunnelRefused { place, what, from, port, remedy } => {
+                tunnel_refused(place, what, *from, *port).remedy(ahead(remedy))
+            }
+            Self::OwnTunnelRefused { place, what, to, port, remedy } => {
+                own_tunnel_refused(place, what, *to, *port).remedy(ahead(remedy))
+            }
+            Self::EchoRefused { place, what, from, to, remedy } => {
+                echo_refused(place, what, *from, *to).remedy(ahead(remedy))
+            }
             Self::Unread(what) => Words::new(format!(
                 "rules cannot be read, so what refuses pods' packets may go unseen: {what}. It is tried again every 10 s"
             )),
@@ -154,6 +165,52 @@ impl FirewallFault {
             .remedy("Look at that pod; with VxlanSourceFilter drop its packets are dropped"),
         }
     }
+}
+
+fn foreign(keeper: &str) -> Words {
+    Words::new(format!(
+        "{keeper} keeps the traffic rules, so this one makes none: what it forwards is neither accepted nor masqueraded"
+    ))
+    .remedy("Give one of them --iptables-forward-rules=false and --ip-masq=false")
+}
+
+fn forward_refused(variant: Variant, family: Family, what: &str) -> Words {
+    Words::new(format!(
+        "EnableNFTables is true, but the {family} FORWARD chain of {variant} has {what}, so the accept rules are there too"
+    ))
+    .remedy("Drop EnableNFTables to have all rules in one place")
+}
+
+fn forward_off(variant: Variant, family: Family, what: &str) -> Words {
+    Words::new(format!(
+        "this node refuses packets of pods: the {family} FORWARD chain of {variant} has {what}, and \
+         --iptables-forward-rules=false accepts nothing ahead of it"
+    ))
+    .remedy("Accept the pods' network there, or leave the flag out")
+}
+
+fn tunnel_refused(place: &str, what: &str, from: IpAddr, port: u16) -> Words {
+    Words::new(format!(
+        "this node refuses the tunnel packets of its peers, such as from {from} to UDP port {port}: {place} has {what}"
+    ))
+}
+
+fn own_tunnel_refused(place: &str, what: &str, to: IpAddr, port: u16) -> Words {
+    Words::new(format!(
+        "this node refuses its own tunnel packets to peers, such as to {to}, UDP port {port}: {place} has {what}"
+    ))
+}
+
+fn echo_refused(place: &str, what: &str, from: IpAddr, to: IpAddr) -> Words {
+    Words::new(format!(
+        "this node refuses echoes between nodes, such as from {from} to {to}, so that probes fail here or on the peers: \
+         {place} has {what}"
+    ))
+}
+
+/// Returns the remedy for a refusal of packets between nodes.
+fn ahead(commands: &str) -> String {
+    format!("Accept them ahead of it: {commands}")
 }
 
 /// Returns the verb of a refusal, which says how certain it is, and the clause that follows it.
@@ -177,5 +234,6 @@ fn packets(payload: Payload) -> &'static str {
         Payload::Any => "packets",
         Payload::Tcp => "TCP packets",
         Payload::Udp | Payload::Tunnel(_) => "UDP packets",
+        Payload::Echo(_) => "echoes",
     }
 }

@@ -101,7 +101,7 @@ pub enum Uncertainty {
     Condition,
 }
 
-/// Policy or rule that refuses a packet between pods on its way through this node.
+/// Policy or rule that refuses a packet on its way through this node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Obstacle {
@@ -121,10 +121,13 @@ pub struct Obstacle {
 }
 
 impl Obstacle {
-    /// Returns true if both are the same policy or rule, in the way of packets of one family.
+    /// Returns true if both are the same policy or rule, in the way of packets of one family and kind.
     pub fn is_like(&self, other: &Self) -> bool {
         let example = Self { packet: other.packet, uncertainty: other.uncertainty.clone(), ..self.clone() };
-        example == *other && self.packet.source.is_ipv4() == other.packet.source.is_ipv4()
+        let Packet { source, payload, .. } = other.packet;
+        example == *other
+            && self.packet.source.is_ipv4() == source.is_ipv4()
+            && self.packet.payload.is_like(payload)
     }
 }
 

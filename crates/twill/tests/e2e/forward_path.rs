@@ -1,5 +1,5 @@
-//! Foreign firewall rules, in any table, and sysctls that stop pods' packets on their way through a node, or tunnel packets
-//! to it. Pods talk where an accept rule or a sysctl of ours undoes it, and status names it where none does. Rules that
+//! Foreign firewall rules, in any table, and sysctls that stop pods' packets on their way through a node, or what
+//! nodes send each other. Pods talk where an accept rule or a sysctl of ours undoes it, and status names it where none does. Rules that
 //! refuse only other traffic are not mentioned.
 
 use lab::{Daemon, Lab, Node, Pod, Timing, Topology};
@@ -213,6 +213,58 @@ fn a_rule_of_this_node_that_refuses_tunnel_packets_is_named_and_its_cure_works()
     });
 }
 
+/// Refusals of what a node itself sends, and of echoes, and the words that name them.
+const BETWEEN_NODES: [(&str, &[&str]); 6] = [
+    (
+        "iptables-nft -A OUTPUT -p udp --dport 8472 -j DROP",
+        &["this node refuses its own tunnel packets", "IPv4 OUTPUT chain of iptables-nft", "-A OUTPUT -p udp -m udp --dport 8472 -j DROP"],
+    ),
+    (
+        "nft 'table inet fw { chain out { type filter hook output priority 0; policy drop; ct state established,related accept; oif lo accept;
+           meta l4proto { icmp, ipv6-icmp } accept; tcp dport 443 accept; }; }'",
+        &["this node refuses its own tunnel packets", "table inet fw", "policy drop", "nft insert rule inet fw out udp dport 8472 accept"],
+    ),
+    ("iptables-legacy -A INPUT -p icmp -j DROP", &["this node refuses echoes between nodes", "iptables-legacy", "-A INPUT -p icmp -j DROP"]),
+    (
+        "nft 'table inet fw { chain in { type filter hook input priority 0; policy drop; ct state established,related accept; iif lo accept;
+           udp dport 8472 accept; tcp dport 22 accept; }; }'",
+        &["this node refuses echoes between nodes", "policy drop", "nft insert rule inet fw in icmp type echo-request accept"],
+    ),
+    ("iptables-nft -A OUTPUT -p icmp --icmp-type echo-reply -j DROP", &["this node refuses echoes between nodes", "-A OUTPUT -p icmp -m icmp --icmp-type 0 -j DROP"]),
+    ("iptables-nft -A INPUT -i flannel.1 -j DROP", &["this node refuses echoes between nodes, such as from 10.244.", "-A INPUT -i flannel.1 -j DROP"]),
+];
+
+#[test]
+fn a_filter_of_this_node_on_what_nodes_send_each_other_is_named_and_its_cure_works() {
+    lab::test(Timing::Free, || {
+        for (line, words) in BETWEEN_NODES {
+            let lab = cluster::lab(Topology::flat(2), VXLAN);
+            let node = lab.node(1);
+            node.ns.run(line);
+            let _daemons = lab.start_all(FLAGS);
+            let pods = lab.pods();
+            says(node, words);
+            let refused = || {
+                lab.nodes()
+                    .iter()
+                    .map(|node| node.twill(&["status"]).matches("this node refuses").count())
+                    .sum::<usize>()
+            };
+            assert_eq!(refused(), 1, "one warning on one node: {}", node.twill(&["status"]));
+            let status = node.twill(&["status"]);
+            let (_, command) = status.split_once("Accept them ahead of it: ").unwrap();
+            node.ns.run(command.lines().next().unwrap());
+            lab::wait_for("the warning goes", SOON, || refused() == 0);
+            cluster::reach_each_other(&pods);
+            for node in lab.nodes() {
+                lab::wait_for("the peer is healthy", SOON * 3, || {
+                    node.twill(&["status"]).contains("healthy")
+                });
+            }
+        }
+    });
+}
+
 /// The command in the warning cures the fault.
 #[test]
 fn a_new_refusal_is_named_and_its_remedy_works() {
@@ -234,7 +286,10 @@ fn a_new_refusal_is_named_and_its_remedy_works() {
 }
 
 /// Rules of typical hosts that refuse traffic other than pods'.
-const OF_OTHERS: [&str; 8] = [
+const OF_OTHERS: [&str; 10] = [
+    "nft 'table inet fw { chain out { type filter hook output priority 0; policy drop; ct state established,related accept; oif lo accept;
+       meta l4proto { icmp, ipv6-icmp } accept; udp dport 8472 accept; }; chain in { type filter hook input priority 0; tcp dport 25 drop; }; }'",
+    "iptables-nft -A INPUT -p icmp -m limit --limit 50/s --limit-burst 100 -j ACCEPT; iptables-nft -A INPUT -p icmp -j DROP; iptables-nft -A OUTPUT -p icmp --icmp-type redirect -j DROP",
     "nft 'table inet fw { chain in { type filter hook input priority 0; policy drop; ct state established,related accept; iif lo accept;
        meta l4proto { icmp, ipv6-icmp } accept; udp dport 8472 accept; }; }'",
     "nft 'table inet fw { chain forwards { type filter hook forward priority 0; policy drop; ct state invalid drop; ct state established accept;
@@ -260,7 +315,10 @@ fn a_refusal_of_other_traffic_is_not_mentioned() {
             lab.node(1).twill_output(&["diff"]);
             let status = lab.node(1).twill(&["status"]);
             assert!(!status.contains(PERHAPS_REFUSED), "{line}: {status}");
-            assert!(!status.contains("tunnel packets"), "{line}: {status}");
+            assert!(
+                !status.contains("tunnel packets") && !status.contains("between nodes"),
+                "{line}: {status}"
+            );
         }
     });
 }
