@@ -157,6 +157,11 @@ impl Firewall {
         done.map(|_| ())
     }
 
+    /// Renews the elements without which our rules in these families drop nothing.
+    pub(crate) fn keep(&mut self, families: &[Family]) -> Result<(), Cause> {
+        self.nft.keep(families)
+    }
+
     /// Marks the last reading as outdated.
     pub(crate) fn forget(&mut self) {
         self.fresh = false;

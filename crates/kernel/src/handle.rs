@@ -1,6 +1,8 @@
 //! Handle to the kernel: its sockets, the last reading of the traffic rules, and the changes of ours that the monitor
 //! expects. `dump`, `apply`, `packet` and `watch` use it.
 
+use plan::Family;
+
 use crate::addr;
 use crate::echo::Echoes;
 use crate::error::{Cause, Error};
@@ -44,6 +46,12 @@ impl Kernel {
     /// Marks the last reading of the traffic rules as outdated; the next dump reads them again.
     pub fn forget_firewall(&mut self) {
         self.firewall.forget();
+    }
+
+    /// Keeps the traffic rules of these families in force for two more minutes, as far as they apply only while a daemon
+    /// keeps them. Fails if a table or its set `keeper` is missing.
+    pub fn keep_rules(&mut self, families: &[Family]) -> Result<(), Error> {
+        self.firewall.keep(families).map_err(|cause| Error::new("keep the traffic rules in force", cause))
     }
 
     /// Opens the monitor socket of nf_tables. Fails if the kernel has no nf_tables.

@@ -44,6 +44,8 @@ pub(crate) struct Rows {
     sets: Vec<(Family, SetName, Shape)>,
     /// Families in which our table is dormant: the kernel ignores its rules.
     dormant: Vec<Family>,
+    /// Families whose set `keeper` has its element.
+    kept: Vec<Family>,
 }
 
 /// Access to nf_tables, by netlink and by the tool `nft`.
@@ -142,6 +144,11 @@ impl Nft {
         Ok(Reading::Over)
     }
 
+    /// Renews the elements without which our rules in these families drop nothing.
+    pub(crate) fn keep(&mut self, families: &[Family]) -> Result<(), Cause> {
+        self.ask(|netlink| netlink::keep(netlink, families, sets::KEPT))
+    }
+
     fn run(&mut self, script: &str) -> Result<(), Cause> {
         if script.is_empty() {
             return Ok(());
@@ -199,6 +206,9 @@ impl Nft {
             rows.elements.extend(elements.map(|element| NftElement { address: element.address }));
             // The kernel lists them in no order, and every pass sorts what it is given.
             rows.elements.sort_unstable();
+        }
+        if rows.has(family, SetName::Keeper) && self.ask(|netlink| netlink::is_kept(netlink, family))? {
+            rows.kept.push(family);
         }
         Ok(())
     }
@@ -297,8 +307,12 @@ impl Rows {
         } else if self.dormant.contains(&chain.family) {
             Some("its table is dormant".into())
         } else {
-            let lost = script::sets_of(&chain.chain).iter().find(|set| !self.has(chain.family, **set))?;
-            Some(format!("set {} is missing or of another type", lost.as_str()))
+            let lost = script::sets_of(&chain.chain).iter().find(|set| !self.has(chain.family, **set));
+            match lost {
+                Some(lost) => Some(format!("set {} is missing or of another type", lost.as_str())),
+                None => (chain.is_kept() && !self.kept.contains(&chain.family))
+                    .then(|| "nobody has kept its rules in force".into()),
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::check::check;
 use crate::config::Config;
 use crate::diff::diff;
 use crate::environment::environment;
+use crate::family::Family;
 use crate::lease::Leases;
 use crate::node::Node;
 use crate::note::{NodeFault, Note};
@@ -104,6 +105,14 @@ fn is_in_force(fault: &NodeFault, desired: &State, observed: &State) -> bool {
 }
 
 impl Plan {
+    /// Returns the families with rules that apply only while this daemon keeps them.
+    pub fn kept(&self) -> Vec<Family> {
+        let is_kept = |family: &Family| {
+            self.desired.nft_chains.iter().any(|chain| chain.family == *family && chain.is_kept())
+        };
+        Family::ALL.into_iter().filter(is_kept).collect()
+    }
+
     /// Returns true if the plan deletes left-overs of an earlier config or daemon.
     pub fn sweeps(&self) -> bool {
         self.owned.sweep == Sweep::LeftOvers

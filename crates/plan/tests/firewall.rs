@@ -10,17 +10,19 @@ use plan::config::{Config, FirewallOptions};
 use plan::lease::{Lease, Leases};
 use plan::node::{Node, Uplink};
 use plan::note::{FirewallFault, NodeFault, Note};
+use plan::other_daemons::{FirewallKeeper, OtherDaemons};
 use plan::owned::{Owned, Sweep};
 use plan::range::Range;
-use plan::state::{IptablesChain, IptablesTable, NftChainName, RuleVerdict, Variant};
+use plan::state::{IptablesChain, IptablesTable, Match, NftChainName, RuleVerdict, Variant};
 use plan::underlay::{FirewallFacts, IptablesFacts, LinkFacts, Manager, Stranger, Underlay};
-use plan::{Family, Op, Plan};
+use plan::{Family, Memory, Op, Plan, Situation};
 
 /// Dual-stack node with subnets as in the recordings.
 #[derive(Clone)]
 struct Case {
     options: FirewallOptions,
     filter: SourceFilter,
+    keeper: FirewallKeeper,
     facts: FirewallFacts,
     subnet: &'static str,
     uplink: Uplink,
@@ -41,6 +43,7 @@ impl Case {
         Self {
             options,
             filter: SourceFilter::Off,
+            keeper: FirewallKeeper::Us,
             facts: FirewallFacts::default(),
             subnet: "10.244.3.0-24&fd00:244:0:3::-64",
             uplink,
@@ -66,7 +69,11 @@ impl Case {
         };
         let uplink = LinkFacts { name: self.uplink.link, kind: "veth".into(), ..LinkFacts::default() };
         let underlay = Underlay { links: vec![uplink], firewall: self.facts.clone(), ..Underlay::default() };
-        plan::plan_at_start(&config, &node, &self.leases, &underlay)
+        let others = OtherDaemons { firewall: self.keeper.clone(), ..OtherDaemons::default() };
+        let nobody = std::iter::empty();
+        let scope = plan::scope(&config, &node, &self.leases, &others, &Memory::default(), nobody);
+        let start = Situation::at_start(&config, &node, &self.leases, &scope, &underlay);
+        plan::plan(&Situation { others: &others, ..start })
     }
 
     fn manager(&self) -> Option<Manager> {
@@ -305,10 +312,33 @@ fn unknown_senders_are_dropped_only_with_a_reliable_peer_list() {
     assert_eq!(
         chain.to_string(),
         "nft chain ip flannel-ipv4 vxlan { udp dport 8472 @th,96,24 0x1 ip saddr != @vteps update @strangers \
-         { ip saddr counter }; udp dport 8472 @th,96,24 0x1 ip saddr != @vteps counter drop; }"
+         { ip saddr counter }; udp dport 8472 @th,96,24 0x1 ip saddr != @vteps meta l4proto @keeper counter drop; }"
     );
     let peers: Vec<_> = plan.desired.nft_elements.iter().map(|row| row.address.to_string()).collect();
     assert_eq!(peers, ["192.168.100.12", "fd00:100::12"]);
+}
+
+/// Rules that nobody keeps expire, so a daemon that leaves them to another one must not keep them.
+#[test]
+fn rules_are_kept_only_by_the_daemon_that_plans_to_drop() {
+    let case = |filter| Case { filter, ..Case::new(FirewallOptions::default()) };
+    let kept = |filter| case(filter).plan().kept();
+    assert_eq!([SourceFilter::Off, SourceFilter::Count].map(kept), [vec![], vec![]]);
+    let drop = case(SourceFilter::Drop);
+    assert_eq!(drop.plan().kept(), Family::ALL);
+    let every = drop.plan().desired.nft_chains.iter().all(|chain| {
+        chain.is_kept()
+            && chain
+                .rules
+                .iter()
+                .all(|rule| (rule.verdict == RuleVerdict::Drop) == rule.matches.contains(&Match::Kept))
+    });
+    assert!(every, "{:#?}", drop.plan().desired.nft_chains);
+    for keeper in [FirewallKeeper::Other("daemon 7".into()), FirewallKeeper::Unknown("no lock".into())] {
+        assert_eq!(Case { keeper, ..drop.clone() }.plan().kept(), []);
+    }
+    let no_nft = FirewallFacts { no_nft: Some("no".into()), ..FirewallFacts::default() };
+    assert_eq!(Case { facts: no_nft, ..drop }.plan().kept(), []);
 }
 
 /// Returns the IPv4 rules of the chain that checks packets from pods.
@@ -327,7 +357,7 @@ fn packets_of_pods_are_checked_with_or_without_known_peers() {
     };
     for leases in [Leases::Unknown, Leases::Remembered(Vec::new().into()), case(SourceFilter::Drop).leases] {
         let with = |filter| pod_rules(&Case { leases: leases.clone(), ..case(filter) }.plan());
-        assert_eq!(with(SourceFilter::Drop), rules("counter drop"));
+        assert_eq!(with(SourceFilter::Drop), rules("meta l4proto @keeper counter drop"));
         assert_eq!(with(SourceFilter::Count), rules("counter"));
         assert!(with(SourceFilter::Off).is_empty());
     }

@@ -3,6 +3,7 @@
 
 mod departed;
 mod fault;
+mod keep;
 mod on_disk;
 mod publish;
 mod show;
@@ -100,6 +101,8 @@ pub(crate) struct Memory {
     departed: Departed,
     /// Manager of the traffic rules and the reason for it, as last logged.
     firewall: Option<ToolChoice>,
+    /// Last renewal of the rules that drop packets.
+    renewed: Option<Instant>,
     /// Current uplink addresses and those that the node had before.
     follower: Follower,
     /// Time of the first pass, from which the follower counts.
@@ -179,7 +182,9 @@ impl Reconciler {
         self.answers.give(&plan.ops);
         let uplink = Carrier::of(seen.underlay.link(self.node.uplink.link));
         drop(seen);
+        let kept = plan.kept();
         let Applied { mut round, peers, diverted, due: ops_due } = self.apply(plan, causes, begun);
+        self.keep_rules(&kept, &round, begun);
         // The lease is kept after the ops are applied, so that it announces only devices that exist.
         let Kept { fault, due: lease_due } = self.keep_lease(&view, &peers);
         round.notes.extend(fault.map(Note::Store));

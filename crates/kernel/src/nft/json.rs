@@ -107,6 +107,9 @@ fn condition(of: &Value) -> Option<Match> {
     if right == "@vteps" {
         return address(left, "saddr").filter(|_| not).map(Match::NoPeer);
     }
+    if right == "@keeper" {
+        return (!not && left["meta"]["key"] == "l4proto").then_some(Match::Kept);
+    }
     if let Some(family) = address(left, "saddr") {
         let net = network(right, family).map(|net| Match::Source(Net { net, not }));
         let other = || range(right).filter(|range| !not && Family::of(range.first) == family);
@@ -262,6 +265,11 @@ mod tests {
             (net(r#"{"prefix":{"addr":"10.0.0.0","len":8}}"#), "ip saddr 10.0.0.0/8 accept"),
             (net(r#"{"range":["10.0.0.0","10.127.255.255"]}"#), "ip saddr 10.0.0.0/9 accept"),
             (net(r#"{"range":["10.10.0.0","10.99.255.255"]}"#), "ip saddr 10.10.0.0-10.99.255.255 accept"),
+            (
+                r#"{"match":{"op":"==","left":{"meta":{"key":"l4proto"}},"right":"@keeper"}},{"counter":null},{"drop":null}"#
+                    .into(),
+                "meta l4proto @keeper counter drop",
+            ),
             (r#"{"masquerade":null}"#.into(), "masquerade"),
             (r#"{"masquerade":{"flags":"fully-random"}}"#.into(), "masquerade fully-random"),
             (r#"{"masquerade":{"flags":["fully-random"]}}"#.into(), "masquerade fully-random"),
@@ -295,6 +303,8 @@ mod tests {
             r#"{"match":{"op":"==","left":{"payload":{"protocol":"udp","field":"dport"}},"right":65536}},{"accept":null}"#,
             r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"@vteps"}},{"accept":null}"#,
             r#"{"match":{"op":"!=","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"@mine"}},{"accept":null}"#,
+            r#"{"match":{"op":"!=","left":{"meta":{"key":"l4proto"}},"right":"@keeper"}},{"accept":null}"#,
+            r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"protocol"}},"right":"@keeper"}},{"accept":null}"#,
             r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"fd00::1"}},{"accept":null}"#,
             r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":{"range":["fd00::","fd00::2"]}}},{"accept":null}"#,
             r#"{"match":{"op":"!=","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":{"range":["10.0.0.0","10.0.0.2"]}}},{"accept":null}"#,

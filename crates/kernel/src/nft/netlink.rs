@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use plan::underlay::Stranger;
 use plan::{Family, Verb};
@@ -34,6 +35,8 @@ const ELEMENT: u16 = 1;
 const KEY: u16 = 1;
 /// Attribute with the value, in a key.
 const VALUE: u16 = 1;
+/// Attribute with the lifetime in ms, in an element.
+const LIFETIME: u16 = 4;
 /// Flag of an attribute that consists of attributes.
 const NESTED: u16 = 0x8000;
 
@@ -123,6 +126,40 @@ pub(super) fn change_peers(netlink: &mut Netlink, addresses: &[(Verb, IpAddr)]) 
         let gone: Vec<_> = part.iter().filter(|(verb, _)| *verb == Verb::Delete).copied().collect();
         let add = change(NEW_ELEMENTS, libc::NLM_F_CREATE, part);
         netlink.transaction(add.chain(change(DELETE_ELEMENTS, 0, &gone)).collect())
+    })
+}
+
+/// Puts UDP into the sets `keeper` of these families, for that time, in one transaction. The sets are emptied first:
+/// kernels before 6.12 do not extend the time of an element that exists.
+pub(super) fn keep(netlink: &mut Netlink, families: &[Family], time: Duration) -> Result<(), Cause> {
+    let message = |kind, flags, family: Family| {
+        let mut request = Message::new(SUBSYSTEM << 8 | kind, flags, &[&[number(family), 0, 0, 0]]);
+        request.text(TABLE, family.nft_table()).text(SET, SetName::Keeper.as_str());
+        request
+    };
+    let lifetime = (time.as_millis() as u64).to_be_bytes();
+    let renewals = families.iter().flat_map(|family| {
+        // A deletion that names no element empties the set.
+        let empty = message(DELETE_ELEMENTS, 0, *family);
+        let mut add = message(NEW_ELEMENTS, libc::NLM_F_CREATE, *family);
+        add.nest(NESTED | ELEMENTS, |list| {
+            list.nest(NESTED | ELEMENT, |element| {
+                element.nest(NESTED | KEY, |key| _ = key.u8(VALUE, libc::IPPROTO_UDP as u8));
+                element.put(LIFETIME, &lifetime);
+            });
+        });
+        [empty, add]
+    });
+    netlink.transaction(renewals.collect())
+}
+
+/// Returns true if the set `keeper` of that family has an element.
+pub(super) fn is_kept(netlink: &mut Netlink, family: Family) -> Result<bool, Cause> {
+    let mut request = request(GET_ELEMENTS, number(family));
+    request.text(TABLE, family.nft_table()).text(SET, SetName::Keeper.as_str());
+    let lists = |part| attributes(part).filter(|attribute| attribute.kind == ELEMENTS);
+    netlink.dump(request, |kept: &mut bool, part| {
+        *kept |= lists(part).any(|list| list.nested().next().is_some());
     })
 }
 
@@ -254,6 +291,28 @@ mod tests {
             assert_eq!(change(&[(Verb::Add, six), (Verb::Add, five)]), (refused(libc::ENOENT), vec![four]));
             assert_eq!(change(&[(Verb::Delete, four), (Verb::Add, five)]), (Ok(()), vec![five]));
             assert_eq!(change(&[(Verb::Delete, four), (Verb::Add, five)]), (Ok(()), vec![five]));
+        });
+    }
+
+    #[test]
+    fn a_renewed_keeper_lasts_and_one_that_is_not_renewed_expires() {
+        lab::test(lab::Timing::Free, || {
+            let mut netlink = Netlink::netfilter().unwrap();
+            let nft = "add table ip flannel-ipv4; add set ip flannel-ipv4 keeper { type inet_proto; flags timeout; }
+                       add table ip6 flannel-ipv6; add set ip6 flannel-ipv6 keeper { type inet_proto; flags timeout; }";
+            assert!(Command::new("nft").arg(nft).status().unwrap().success());
+            let mut kept = || Family::ALL.map(|family| is_kept(&mut netlink, family).unwrap());
+            assert_eq!(kept(), [false, false]);
+            let mut renewing = Netlink::netfilter().unwrap();
+            let (short, long) = (Duration::from_millis(100), Duration::from_secs(60));
+            keep(&mut renewing, &Family::ALL, short).unwrap();
+            keep(&mut renewing, &[Family::Ipv4], long).unwrap();
+            lab::wait_for("the one that is not renewed expires", Duration::from_secs(5), || !kept()[1]);
+            assert_eq!(kept(), [true, false]);
+            let again = Instant::now();
+            keep(&mut renewing, &Family::ALL, short).unwrap();
+            lab::wait_for("the last renewal counts", Duration::from_secs(5), || kept() == [false, false]);
+            assert!(again.elapsed() >= short / 2, "it was in force before");
         });
     }
 

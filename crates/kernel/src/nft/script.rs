@@ -8,7 +8,7 @@ use plan::state::{NftChain, NftChainName, NftElement, NftTable};
 use plan::{Family, Object, Op, Verb};
 
 use super::Rows;
-use super::sets::{SetName, Shape};
+use super::sets::{KEPT, SetName, Shape};
 
 /// Returns the script; empty if there is nothing to do.
 pub(super) fn of(ops: &[&Op], seen: &Rows) -> String {
@@ -51,7 +51,7 @@ fn chains<'a>(ops: &[&'a Op]) -> Vec<&'a NftChain> {
 pub(super) fn sets_of(chain: &NftChainName) -> &'static [SetName] {
     match chain {
         NftChainName::Vxlan => &SetName::ALL,
-        NftChainName::VxlanPods => &[SetName::Strangers],
+        NftChainName::VxlanPods => &[SetName::Strangers, SetName::Keeper],
         _ => &[],
     }
 }
@@ -135,10 +135,20 @@ impl Script<'_> {
         self.line(format_args!("flush chain {table} {chain}"));
     }
 
-    fn write_rules(&mut self, NftChain { family, chain, rules, .. }: &NftChain) {
+    fn write_rules(&mut self, row: &NftChain) {
+        let NftChain { family, chain, rules, .. } = row;
         let table = Table(*family);
         for rule in rules {
             self.line(format_args!("add rule {table} {chain} {rule}"));
+        }
+        if row.is_kept() {
+            let (set, seconds) = (SetName::Keeper.as_str(), KEPT.as_secs());
+            // Kernels before 6.12 do not extend the time of an element that exists.
+            self.line(format_args!("flush set {table} {set}"));
+            self.line(format_args!(
+                "add element {table} {set} {{ {} timeout {seconds}s }}",
+                libc::IPPROTO_UDP
+            ));
         }
     }
 

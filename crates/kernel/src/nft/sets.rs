@@ -1,4 +1,6 @@
-//! The two sets of the source filter: their definitions, and the comparison with existing sets of their names.
+//! The sets of the source filter: their definitions, and the comparison with existing sets of their names.
+
+use std::time::Duration;
 
 use plan::Family;
 
@@ -11,6 +13,8 @@ pub(crate) enum SetName {
     Peers,
     /// Other addresses that VXLAN packets came from.
     Strangers,
+    /// UDP, as long as a daemon keeps the rules that drop packets.
+    Keeper,
 }
 
 /// Comparison of an existing set with our definition.
@@ -20,20 +24,25 @@ pub(crate) enum Shape {
     Wrong,
 }
 
+/// Flag `NFT_SET_TIMEOUT`.
+const FORGETS: u32 = 0x10;
 /// Flags `NFT_SET_TIMEOUT` and `NFT_SET_EVAL`; nft(8) calls the second one dynamic.
-const FORGETS_AND_LEARNS: u32 = 0x10 | 0x20;
+const FORGETS_AND_LEARNS: u32 = FORGETS | 0x20;
 /// Maximum number of elements of `Strangers`.
 const STRANGERS: u32 = 1024;
 /// Minutes from the last packet of a stranger until it expires.
 const MINUTES: u64 = 10;
+/// Time for which rules that drop packets stay in force without a renewal.
+pub(super) const KEPT: Duration = Duration::from_secs(120);
 
 impl SetName {
-    pub(crate) const ALL: [Self; 2] = [Self::Peers, Self::Strangers];
+    pub(crate) const ALL: [Self; 3] = [Self::Peers, Self::Strangers, Self::Keeper];
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Peers => "vteps",
             Self::Strangers => "strangers",
+            Self::Keeper => "keeper",
         }
     }
 
@@ -48,16 +57,20 @@ impl SetName {
             Self::Strangers => {
                 format!("{{ type {address}; size {STRANGERS}; flags dynamic,timeout; timeout {MINUTES}m; }}")
             }
+            Self::Keeper => "{ type inet_proto; flags timeout; }".into(),
         }
     }
 
     pub(super) fn shape(self, set: &Set, family: Family) -> Shape {
         /// Types of the keys `ipv4_addr` and `ipv6_addr`; the numbers are nft's own.
         const KEYS: [u32; 2] = [7, 8];
+        /// Type of the key `inet_proto`.
+        const PROTOCOL: u32 = 12;
         let key = KEYS[usize::from(family == Family::Ipv6)];
         let wanted = match self {
             Self::Peers => (key, 0, 0, 0),
             Self::Strangers => (key, FORGETS_AND_LEARNS, STRANGERS, MINUTES * 60_000),
+            Self::Keeper => (PROTOCOL, FORGETS, 0, 0),
         };
         let has = (set.key_type, set.flags, set.size, set.timeout);
         if has == wanted { Shape::Right } else { Shape::Wrong }

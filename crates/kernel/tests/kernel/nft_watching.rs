@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use kernel::Kernel;
 use lab::Timing::Free;
+use plan::Family;
 use plan::backend::SourceFilter;
 
 use crate::nft_scene::*;
@@ -64,7 +65,9 @@ fn only_relevant_changes_wake() {
             ear.hears(&format!("nft insert rule {table} forward tcp dport 22 drop"));
             ear.hears(&format!("nft flush chain {table} postrtg"));
             ear.hears(&format!("nft delete chain {table} postrtg"));
-            ear.hears(&format!("nft 'flush chain {table} vxlan; delete set {table} vteps'"));
+            let filters = format!("flush chain {table} vxlan; flush chain {table} vxlan-pods");
+            ear.hears(&format!("nft '{filters}; delete set {table} vteps'"));
+            ear.hears(&format!("nft 'delete set {table} keeper'"));
             ear.hears(&format!("nft delete table {table}"));
             ear.hears(&format!("nft add table {table}"));
         }
@@ -106,6 +109,18 @@ fn our_own_change_of_a_peer_causes_no_event() {
             assert_eq!(known, look(&mut kernel).0);
         }
         ear.hears("nft 'add element ip flannel-ipv4 vteps { 192.0.2.78 }'");
+    });
+}
+
+#[test]
+fn keeping_rules_in_force_causes_no_event() {
+    lab::test(Free, || {
+        let mut kernel = settled(&wanted(Wish { filter: SourceFilter::Drop, ..Wish::default() }));
+        look(&mut kernel);
+        let ear = Ear::beside(&kernel);
+        kernel.keep_rules(&Family::ALL).unwrap();
+        assert_eq!(ear.rest(), 0);
+        ear.hears("nft flush set ip flannel-ipv4 keeper");
     });
 }
 

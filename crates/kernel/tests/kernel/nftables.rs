@@ -60,6 +60,7 @@ fn all_shapes(family: Family) -> Vec<TrafficRule> {
         conditions.push(vec![Match::UdpPort(port), Match::Vni(vni), Match::NoPeer(family)]);
     }
     conditions.push(vec![Match::NoPeer(family), Match::Source(net(nets[0], true))]);
+    conditions.push(vec![Match::UdpPort(8472), Match::NoPeer(family), Match::Kept]);
     let [first, last] = match family {
         Family::Ipv4 => ["10.10.0.0", "10.99.255.255"],
         Family::Ipv6 => ["fd00:244:0:1::", "fd00:244:0:ffff:ffff:ffff:ffff:ffff"],
@@ -255,8 +256,11 @@ fn any_damage_to_a_chain_set_or_table_is_found_and_repaired() {
             ("strangers", "type ADDR; size 1024; flags dynamic,timeout; timeout 9m;"),
             ("strangers", "type ADDR; size 10; flags dynamic,timeout; timeout 10m;"),
             ("strangers", "type ADDR; size 1024; flags timeout; timeout 10m;"),
+            ("keeper", "type inet_proto;"),
+            ("keeper", "type inet_proto; flags timeout; timeout 2m;"),
             ("strangers", ""),
             ("vteps", ""),
+            ("keeper", ""),
         ] {
             heals(&mut kernel, &wanted, |table| {
                 let address = if table.starts_with("ip6") { "ipv6_addr" } else { "ipv4_addr" };
@@ -384,6 +388,40 @@ fn unknown_senders_are_listed_and_survive_other_changes() {
         round(&mut kernel, &off);
         assert_eq!(look(&mut kernel).1.strangers, []);
         assert!(!ruleset().contains("set "), "{}", ruleset());
+    });
+}
+
+/// Returns the number of packets that the last rule of the chain `vxlan` has met.
+fn dropped() -> String {
+    let chain = sh("nft list chain ip flannel-ipv4 vxlan");
+    let words = chain.lines().find_map(|line| line.trim().strip_suffix(" drop")).unwrap();
+    words.split("packets ").nth(1).unwrap().split(' ').next().unwrap().to_owned()
+}
+
+#[test]
+fn rules_drop_packets_only_while_they_are_kept() {
+    lab::test(Free, || {
+        let wanted = wanted(Wish { filter: SourceFilter::Drop, ..Wish::default() });
+        let mut kernel = settled(&wanted);
+        let element = sh("nft list set ip flannel-ipv4 keeper");
+        assert!(element.contains("udp timeout 2m expires 1m"), "{element}");
+        forge("127.0.0.1", 1);
+        assert_eq!(dropped(), "1");
+        // The element is gone, as after its time.
+        sh("nft 'flush set ip flannel-ipv4 keeper; flush set ip6 flannel-ipv6 keeper'");
+        forge("127.0.0.1", 1);
+        assert_eq!(dropped(), "1", "nobody keeps the rules");
+        let named = [Stranger { address: [127, 0, 0, 1].into(), packets: 2 }];
+        assert_eq!(look_again(&mut kernel).1.strangers, named, "it is still counted");
+        kernel.keep_rules(&Family::ALL).unwrap();
+        assert_eq!(to_do(&mut kernel, &wanted), []);
+        forge("127.0.0.1", 1);
+        assert_eq!(dropped(), "2");
+        heals(&mut kernel, &wanted, |table| format!("nft flush set {table} keeper"));
+        forge("127.0.0.1", 1);
+        assert_eq!(dropped(), "1", "the rules are written again, and kept");
+        sh("nft delete table ip flannel-ipv4");
+        assert!(kernel.keep_rules(&Family::ALL).is_err());
     });
 }
 

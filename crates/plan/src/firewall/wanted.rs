@@ -307,21 +307,22 @@ fn sent_by_pods(
     (vni, port): (u32, u16),
     verdict: &RuleVerdict,
 ) -> [TrafficRule; 2] {
-    let matches: Box<[Match]> = [source, Match::UdpPort(port), Match::Vni(vni)].into();
-    [
-        TrafficRule { matches: matches.clone(), verdict: RuleVerdict::Remember(family) },
-        TrafficRule { matches, verdict: verdict.clone() },
-    ]
+    recorded(family, &[source, Match::UdpPort(port), Match::Vni(vni)], verdict.clone())
 }
 
-/// Returns the rules for packets from unknown senders. The rule that records the sender comes first and alone,
-/// because it ends when the set is full.
+/// Returns the rules for packets from unknown senders.
 fn strangers(device: &Vxlan, family: Family, verdict: RuleVerdict) -> [TrafficRule; 2] {
-    let matches: Box<[Match]> =
-        [Match::UdpPort(device.port), Match::Vni(device.vni), Match::NoPeer(family)].into();
+    let matches = [Match::UdpPort(device.port), Match::Vni(device.vni), Match::NoPeer(family)];
+    recorded(family, &matches, verdict)
+}
+
+/// Returns the rules that record the sender and give the verdict. The one that records stands alone, because it ends
+/// when the set is full. Packets are dropped only while a daemon keeps the rules: nobody else admits new peers.
+fn recorded(family: Family, matches: &[Match], verdict: RuleVerdict) -> [TrafficRule; 2] {
+    let kept = (verdict == RuleVerdict::Drop).then_some(Match::Kept);
     [
-        TrafficRule { matches: matches.clone(), verdict: RuleVerdict::Remember(family) },
-        TrafficRule { matches, verdict },
+        TrafficRule { matches: matches.into(), verdict: RuleVerdict::Remember(family) },
+        TrafficRule { matches: matches.iter().copied().chain(kept).collect(), verdict },
     ]
 }
 

@@ -155,7 +155,13 @@ impl TrafficRule {
                 Match::Mark { value, mask } => format!("-m mark --mark {value:#x}/{mask:#x} "),
                 Match::Source(net) => side("-s", net),
                 Match::Destination(net) => side("-d", net),
-                Match::SourceRange(_) | Match::UdpPort(_) | Match::Vni(_) | Match::NoPeer(_) => return None,
+                Match::SourceRange(_)
+                | Match::UdpPort(_)
+                | Match::Vni(_)
+                | Match::NoPeer(_)
+                | Match::Kept => {
+                    return None;
+                }
             };
         }
         let target = match &self.verdict {

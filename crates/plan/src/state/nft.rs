@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Aside, Goes, Kind, Losses, Rank, State, TrafficRule, Unknown};
+use super::{Aside, Goes, Kind, Losses, Match, Rank, State, TrafficRule, Unknown};
 use crate::family::Family;
 use crate::owned::{Owned, Writer};
 use crate::table::Row;
@@ -18,7 +18,7 @@ pub struct NftTable {
     pub family: Family,
 }
 
-/// Chain of flannel's table. The chain of the source filter comes and goes with its two sets.
+/// Chain of flannel's table. The chains of the source filter come and go with their sets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NftChain {
@@ -161,6 +161,13 @@ impl Kind for NftElement {
 
     fn is_ours(&self, owned: &Owned, _: &State) -> bool {
         owned.firewall
+    }
+}
+
+impl NftChain {
+    /// Returns true if some of the rules apply only while a daemon keeps them.
+    pub fn is_kept(&self) -> bool {
+        self.rules.iter().any(|rule| rule.matches.contains(&Match::Kept))
     }
 }
 

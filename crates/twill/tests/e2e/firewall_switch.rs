@@ -141,7 +141,7 @@ fn as_flannel_has_it(tables: &str) -> Vec<String> {
     let mut kept = Vec::new();
     let mut skipping = false;
     for line in tables.lines().filter(|line| !line.is_empty()) {
-        let is_filters = ["\tchain vxlan", "\tset vteps {", "\tset strangers {"]
+        let is_filters = ["\tchain vxlan", "\tset vteps {", "\tset strangers {", "\tset keeper {"]
             .iter()
             .any(|start| line.starts_with(start));
         skipping |= is_filters;

@@ -240,6 +240,100 @@ fn no_packet_is_dropped_before_the_leases_are_listed() {
     });
 }
 
+/// Sets by whose elements rules that drop packets stay in force.
+const KEEPERS: [&str; 2] = ["ip flannel-ipv4 keeper", "ip6 flannel-ipv6 keeper"];
+
+/// Sets the time for which the node's rules stay in force unless the daemon renews them.
+fn leave_in_force(node: &Node, seconds: u32) {
+    for set in KEEPERS {
+        node.ns.run(&format!("nft 'flush set {set}; add element {set} {{ udp timeout {seconds}s }}'"));
+    }
+}
+
+/// Returns the seconds, rounded up, for which the node's rules of either family stay in force unless the daemon renews
+/// them.
+fn in_force(node: &Node) -> [u64; 2] {
+    KEEPERS.map(|set| {
+        let json = node.ns.run(&format!("nft -j list set {set}"));
+        let seconds = |text: &str| text.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok();
+        json.split(r#""expires": "#).nth(1).map_or(0, |text| seconds(text).unwrap_or(0) + 1)
+    })
+}
+
+/// The dead daemon admits no new peer, so its rules must not cut one off for good.
+#[test]
+fn rules_of_a_killed_daemon_drop_for_two_minutes_at_most() {
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2).outside(), &config(Manager::Nft, "drop"));
+        let (mut daemons, pods) = cluster::start(&lab);
+        let (node, witness) = (lab.node(1), Witness::start(&pods[0].ns));
+        assert_eq!(reach(&lab, node, (&pods[0], &witness), "kept"), 0);
+        daemons[0].kill9();
+        let left = in_force(node);
+        assert!(left.iter().all(|left| (1..=121).contains(left)), "{left:?}");
+        assert_eq!(reach(&lab, node, (&pods[0], &witness), "killed"), 0, "a restart opens nothing");
+        // The test does not wait for the two minutes.
+        leave_in_force(node, 1);
+        lab::wait_for("the rules expire", SOON, || in_force(node) == [0, 0]);
+        let before = OUTSIDES.map(|ip| counted(node, ip));
+        assert_eq!(reach(&lab, node, (&pods[0], &witness), "expired"), 2);
+        assert_eq!(OUTSIDES.map(|ip| counted(node, ip)), before.map(|packets| packets + 1), "still counted");
+        daemons[0].restart();
+        let mut at = 0;
+        lab::wait_for("the next daemon drops again", SOON, || {
+            at += 1;
+            reach(&lab, node, (&pods[0], &witness), &format!("restarted {at}")) == 0
+        });
+        let renewed = in_force(node);
+        assert!(renewed.iter().all(|left| *left > 60), "{renewed:?}");
+    });
+}
+
+/// A calm daemon writes to the kernel once a minute for this, and reports no change.
+#[test]
+fn a_running_daemon_keeps_its_rules_in_force() {
+    /// Maximum time from one renewal to the next.
+    const RENEWED: Duration = Duration::from_secs(90);
+    lab::test(Timing::Free, || {
+        let lab = cluster::lab(Topology::flat(2), &config(Manager::Nft, "drop"));
+        let (daemons, pods) = cluster::start(&lab);
+        cluster::reach_each_other(&pods);
+        let node = lab.node(1);
+        let ops = || cluster::ops_asked(node);
+        lab::wait_for("nothing changes", SOON, || {
+            let before = ops();
+            lab::until(Duration::from_secs(1), || None::<()>);
+            before == ops()
+        });
+        let (before, log) = (ops(), daemons[0].log().len());
+        // A longer time than this shows a renewal.
+        leave_in_force(node, 100);
+        let monitor = lab::Lines::start({
+            let mut monitor = node.ns.command("nft");
+            monitor.arg("monitor");
+            monitor
+        });
+        let marks = |name: &str| {
+            node.ns.run(&format!("nft 'add table ip {name}; delete table ip {name}'"));
+            monitor.wait_for(Duration::from_millis(100), |line| line.contains(name))
+        };
+        lab::wait_for("the monitor listens", SOON, || marks("first-mark"));
+        let renewed = |line: &str| line.contains("add element ip6 flannel-ipv6 keeper");
+        assert!(monitor.wait_for(RENEWED, renewed), "{:#?}", monitor.all());
+        let left = in_force(node);
+        assert!(left.iter().all(|left| *left > 100), "{left:?}");
+        assert_eq!(before, ops(), "a renewal is no change");
+        let said = daemons[0].log().split_off(log);
+        assert!(!said.contains("applied"), "{said}");
+        lab::wait_for("all is reported", SOON, || marks("last-mark"));
+        let lines: Vec<_> = monitor.all().into_iter().map(|line| line.text).collect();
+        let lines = lines.iter().filter(|line| !line.starts_with('#') && !line.contains("-mark"));
+        let (renewals, other): (Vec<_>, Vec<_>) = lines.partition(|line| line.contains("keeper"));
+        assert_eq!(renewals.len(), 4, "each element is replaced once: {renewals:#?}");
+        assert_eq!(other, Vec::<&String>::new());
+    });
+}
+
 /// A new peer is admitted no later than its packets can come; a peer that goes becomes unknown.
 #[test]
 fn the_filter_admits_exactly_the_nodes_with_a_lease() {

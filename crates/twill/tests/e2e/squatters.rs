@@ -94,6 +94,33 @@ fn addresses_of_another_user_do_not_freeze_a_dropping_filter() {
     });
 }
 
+/// The lock belongs to a process of root, so the daemon changes no rule. It must not keep them dropping either.
+#[test]
+fn rules_that_another_process_locks_do_not_drop_for_ever() {
+    lab::test(Timing::Free, || {
+        let config = Manager::Nft.config_with(r#""Type":"vxlan","VxlanSourceFilter":"drop""#);
+        let lab = cluster::lab(Topology::flat(1), &config);
+        let node = lab.node(1);
+        let mut daemon = node.start(cluster::FLAGS);
+        daemon.wait_ready();
+        let mut known = taken(node);
+        known.retain(|name| name.contains("traffic rules"));
+        daemon.kill9();
+        let _held = hold(node, &known);
+        let kept = || node.ns.run("nft list set ip flannel-ipv4 keeper").contains("udp");
+        assert!(kept(), "the dead daemon's rules are still in force");
+        // The test does not wait for the two minutes.
+        node.ns.run("nft flush set ip flannel-ipv4 keeper");
+        daemon.restart();
+        daemon.wait_ready();
+        lab::wait_for("the daemon leaves the rules alone", SOON, || {
+            daemon.log().contains("keeps the traffic rules, so this one makes none")
+        });
+        let filter = node.ns.run("nft list chain ip flannel-ipv4 vxlan");
+        assert!(filter.contains(" drop") && !kept(), "{filter}");
+    });
+}
+
 /// Addresses that root holds belong to a daemon.
 #[test]
 fn a_lock_held_by_root_ends_the_start() {
