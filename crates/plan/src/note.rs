@@ -231,7 +231,7 @@ mod tests {
         Note::Node(NodeFault::Firewall(FirewallFault::ForwardOff { .. })) =>
             firewall(FirewallFault::ForwardOff { variant: Variant::Nft, family: Family::Ipv4, what: "policy DROP".into() }), "accepts nothing ahead of it";
         Note::Node(NodeFault::Firewall(FirewallFault::Unread(_))) => firewall(FirewallFault::Unread("no".into())), "may go unseen";
-        Note::Node(NodeFault::Firewall(FirewallFault::Stranger(_))) => firewall(FirewallFault::Stranger(ip())), "sends us VXLAN packets and no peer has that address";
+        Note::Node(NodeFault::Firewall(FirewallFault::Stranger(_))) => firewall(FirewallFault::Stranger(ip())), "and no peer has that address";
         Note::Node(NodeFault::Firewall(FirewallFault::PodSender(_))) => firewall(FirewallFault::PodSender(ip())), "sends VXLAN packets with our VNI";
         Note::Node(NodeFault::SysctlUnset { .. }) =>
             node(NodeFault::SysctlUnset { path: "a/b".into(), value: "1".into(), is: "0".into() }), "and --set-sysctls=false leaves it so";

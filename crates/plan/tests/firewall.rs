@@ -351,14 +351,29 @@ fn pod_rules(plan: &Plan) -> Vec<String> {
 #[test]
 fn packets_of_pods_are_checked_with_or_without_known_peers() {
     let case = |filter| Case { filter, ..Case::new(FirewallOptions::default()) };
-    let matches = "ip saddr 10.244.0.0/16 udp dport 8472 @th,96,24 0x1";
-    let rules = |verdict| {
-        vec![format!("{matches} update @strangers {{ ip saddr counter }}"), format!("{matches} {verdict}")]
+    let tunnel = "udp dport 8472 @th,96,24 0x1";
+    let pods = format!("ip saddr 10.244.0.0/16 {tunnel}");
+    let others = format!("{tunnel} ip saddr != @vteps ip daddr @vteps");
+    let rules = |of_pods, of_others| {
+        let recorded = "update @strangers { ip saddr counter }";
+        [
+            format!("{pods} {recorded}"),
+            format!("{pods} {of_pods}"),
+            format!("{pods} return"),
+            format!("{others} {recorded}"),
+            format!("{others} {of_others}"),
+        ]
     };
-    for leases in [Leases::Unknown, Leases::Remembered(Vec::new().into()), case(SourceFilter::Drop).leases] {
+    let drop = "meta l4proto @keeper counter drop";
+    // Others are unknown senders, so only a reliable list of peers decides about them.
+    for (leases, of_others) in [
+        (Leases::Unknown, "counter"),
+        (Leases::Remembered(Vec::new().into()), "counter"),
+        (case(SourceFilter::Drop).leases, drop),
+    ] {
         let with = |filter| pod_rules(&Case { leases: leases.clone(), ..case(filter) }.plan());
-        assert_eq!(with(SourceFilter::Drop), rules("meta l4proto @keeper counter drop"));
-        assert_eq!(with(SourceFilter::Count), rules("counter"));
+        assert_eq!(with(SourceFilter::Drop), rules(drop, of_others));
+        assert_eq!(with(SourceFilter::Count), rules("counter", "counter"));
         assert!(with(SourceFilter::Off).is_empty());
     }
 }
@@ -390,8 +405,8 @@ fn a_node_inside_the_network_is_no_pod() {
         assert!(faults(&plan).contains(&&fault), "{fault:?}");
     }
     let sources = |plan: &Plan| {
-        let source = |rule: &String| rule.split(" udp").next().unwrap_or_default().to_owned();
-        let mut sources: Vec<String> = pod_rules(plan).iter().map(source).collect();
+        let source = |rule: &String| rule.split_once(" udp").map(|(source, _)| source.to_owned());
+        let mut sources: Vec<String> = pod_rules(plan).iter().filter_map(source).collect();
         sources.dedup();
         sources
     };

@@ -105,7 +105,8 @@ fn condition(of: &Value) -> Option<Match> {
         _ => return None,
     };
     if right == "@vteps" {
-        return address(left, "saddr").filter(|_| not).map(Match::NoPeer);
+        let sender = address(left, "saddr").filter(|_| not).map(Match::NoPeer);
+        return sender.or_else(|| address(left, "daddr").filter(|_| !not).map(Match::ToPeer));
     }
     if right == "@keeper" {
         return (!not && left["meta"]["key"] == "l4proto").then_some(Match::Kept);
@@ -270,6 +271,11 @@ mod tests {
                     .into(),
                 "meta l4proto @keeper counter drop",
             ),
+            (
+                r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"daddr"}},"right":"@vteps"}},{"counter":null}"#
+                    .into(),
+                "ip daddr @vteps counter",
+            ),
             (r#"{"masquerade":null}"#.into(), "masquerade"),
             (r#"{"masquerade":{"flags":"fully-random"}}"#.into(), "masquerade fully-random"),
             (r#"{"masquerade":{"flags":["fully-random"]}}"#.into(), "masquerade fully-random"),
@@ -304,6 +310,7 @@ mod tests {
             r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"@vteps"}},{"accept":null}"#,
             r#"{"match":{"op":"!=","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"@mine"}},{"accept":null}"#,
             r#"{"match":{"op":"!=","left":{"meta":{"key":"l4proto"}},"right":"@keeper"}},{"accept":null}"#,
+            r#"{"match":{"op":"!=","left":{"payload":{"protocol":"ip","field":"daddr"}},"right":"@vteps"}},{"accept":null}"#,
             r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"protocol"}},"right":"@keeper"}},{"accept":null}"#,
             r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"fd00::1"}},{"accept":null}"#,
             r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":{"range":["fd00::","fd00::2"]}}},{"accept":null}"#,

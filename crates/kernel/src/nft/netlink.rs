@@ -157,9 +157,9 @@ pub(super) fn keep(netlink: &mut Netlink, families: &[Family], time: Duration) -
 pub(super) fn is_kept(netlink: &mut Netlink, family: Family) -> Result<bool, Cause> {
     let mut request = request(GET_ELEMENTS, number(family));
     request.text(TABLE, family.nft_table()).text(SET, SetName::Keeper.as_str());
-    let lists = |part| attributes(part).filter(|attribute| attribute.kind == ELEMENTS);
     netlink.dump(request, |kept: &mut bool, part| {
-        *kept |= lists(part).any(|list| list.nested().next().is_some());
+        let mut lists = attributes(part).filter(|attribute| attribute.kind == ELEMENTS);
+        *kept |= lists.any(|list| list.nested().next().is_some());
     })
 }
 

@@ -50,8 +50,7 @@ fn chains<'a>(ops: &[&'a Op]) -> Vec<&'a NftChain> {
 /// Returns the sets that a chain's rules refer to.
 pub(super) fn sets_of(chain: &NftChainName) -> &'static [SetName] {
     match chain {
-        NftChainName::Vxlan => &SetName::ALL,
-        NftChainName::VxlanPods => &[SetName::Strangers, SetName::Keeper],
+        NftChainName::Vxlan | NftChainName::VxlanPods => &SetName::ALL,
         _ => &[],
     }
 }
@@ -73,8 +72,9 @@ pub(super) fn peers_sets(families: &[Family], seen: &Rows) -> String {
     let mut script = Script { text: String::new(), seen };
     for &family in families {
         script.add_table(family);
-        if seen.chain(family, &NftChainName::Vxlan).is_some() {
-            script.line(format_args!("flush chain {} {}", Table(family), NftChainName::Vxlan));
+        let filters = [NftChainName::Vxlan, NftChainName::VxlanPods];
+        for chain in filters.iter().filter(|chain| seen.chain(family, chain).is_some()) {
+            script.line(format_args!("flush chain {} {chain}", Table(family)));
         }
         script.write_set(family, SetName::Peers);
     }

@@ -48,7 +48,7 @@ fn a_set_is_complete_before_a_rule_refers_to_it() {
             monitor.all().iter().any(|line| hears(&line.text))
         });
         let mut kernel = settled(&crowd);
-        sh("nft 'flush chain ip flannel-ipv4 vxlan; delete set ip flannel-ipv4 vteps;
+        sh("nft 'flush chain ip flannel-ipv4 vxlan; flush chain ip flannel-ipv4 vxlan-pods; delete set ip flannel-ipv4 vteps;
                  add set ip flannel-ipv4 vteps { type ipv4_addr; flags interval; };
                  add rule ip flannel-ipv4 vxlan ip saddr @vteps counter'");
         sh("nft add table ip harmed");

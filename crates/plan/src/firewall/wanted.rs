@@ -219,17 +219,8 @@ impl Firewall {
             return;
         }
         if let Some(network) = what.config.network(family) {
-            // Our own pods are never peers, so this rule does not depend on the list of peers.
-            let verdict = if filter == SourceFilter::Drop { RuleVerdict::Drop } else { RuleVerdict::Count };
-            let sources = pods(what.config, network, what.node.subnet.of(family));
-            let rules = devices
-                .iter()
-                .flat_map(|&(id, device)| {
-                    ports_of(id, device, what.peers).map(move |port| (device.vni, port))
-                })
-                .flat_map(|at| sources.iter().map(move |source| (*source, at)))
-                .flat_map(|(source, at)| sent_by_pods(family, source, at, &verdict));
-            self.chain(family, NftChainName::VxlanPods, rules.collect());
+            let rules = forwarded(what, network, &devices);
+            self.chain(family, NftChainName::VxlanPods, rules);
         }
         if *what.leases == Leases::Unknown {
             // Without a list of peers every sender would be unknown. If an earlier run dropped packets, they pass until
@@ -299,15 +290,29 @@ fn pods(config: &Config, network: IpNet, own: Option<IpNet>) -> Vec<Match> {
     [leasable].into_iter().chain(outside).collect()
 }
 
-/// Returns the rules for VXLAN packets that pods send into the pod network through another node. Such a packet would
-/// leave with this node's address, as a peer's packet does.
-fn sent_by_pods(
-    family: Family,
-    source: Match,
-    (vni, port): (u32, u16),
-    verdict: &RuleVerdict,
-) -> [TrafficRule; 2] {
-    recorded(family, &[source, Match::UdpPort(port), Match::Vni(vni)], verdict.clone())
+/// Returns the rules for forwarded VXLAN packets to other nodes, behind which the pod network is. Such a packet may leave
+/// with this node's address, as a peer's packet does. Pods are never peers, so the rules for them do not depend on the
+/// list of peers. Others send to a peer's address if they mean the pod network.
+fn forwarded(what: &Rules<'_>, network: IpNet, devices: &[(TunnelId, &Vxlan)]) -> Vec<TrafficRule> {
+    let (filter, family) = (what.config.backend.source_filter(), Family::of(network.addr()));
+    let of_pods = if filter == SourceFilter::Drop { RuleVerdict::Drop } else { RuleVerdict::Count };
+    let of_others = verdict(filter, what, family);
+    let sources = pods(what.config, network, what.node.subnet.of(family));
+    let mut rules = Vec::new();
+    for &(id, device) in devices {
+        for port in ports_of(id, device, what.peers) {
+            let tunnel = [Match::UdpPort(port), Match::Vni(device.vni)];
+            for source in &sources {
+                let matches = [&[*source], &tunnel[..]].concat();
+                rules.extend(recorded(family, &matches, of_pods.clone()));
+                // A packet is recorded once.
+                rules.push(TrafficRule { matches: matches.into(), verdict: RuleVerdict::Return });
+            }
+            let matches = [&tunnel[..], &[Match::NoPeer(family), Match::ToPeer(family)]].concat();
+            rules.extend(recorded(family, &matches, of_others.clone()));
+        }
+    }
+    rules
 }
 
 /// Returns the rules for packets from unknown senders.

@@ -156,8 +156,8 @@ impl FirewallFault {
                 "rules cannot be read, so what refuses pods' packets may go unseen: {what}. It is tried again every 10 s"
             )),
             Self::Stranger(address) => Words::new(format!(
-                "{address} sends us VXLAN packets and no peer has that address: it is a node behind an address translation, \
-                 or somebody who forges pod traffic"
+                "{address} sends VXLAN packets to this node, or through it to a peer, and no peer has that address: it is a \
+                 node behind an address translation, or somebody who forges pod traffic"
             )),
             Self::PodSender(address) => Words::new(format!(
                 "pod {address} sends VXLAN packets with our VNI, by which it can pass for any other pod"

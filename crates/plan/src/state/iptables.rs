@@ -159,6 +159,7 @@ impl TrafficRule {
                 | Match::UdpPort(_)
                 | Match::Vni(_)
                 | Match::NoPeer(_)
+                | Match::ToPeer(_)
                 | Match::Kept => {
                     return None;
                 }

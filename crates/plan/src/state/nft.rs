@@ -38,7 +38,7 @@ pub enum NftChainName {
     Postrouting,
     /// `vxlan`: the source filter.
     Vxlan,
-    /// `vxlan-pods`: the filter of VXLAN packets that pods send to other nodes.
+    /// `vxlan-pods`: the filter of VXLAN packets that pods and others send to nodes through this one.
     VxlanPods,
     /// Chain of another program in our table.
     Other(Box<str>),

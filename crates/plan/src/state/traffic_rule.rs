@@ -35,6 +35,8 @@ pub enum Match {
     Vni(u32),
     /// True if the source is not in the set of the peers' VTEPs of that family.
     NoPeer(Family),
+    /// True if the destination is in the set of the peers' VTEPs of that family.
+    ToPeer(Family),
     /// True while the set `keeper` has its element, which expires when no daemon renews it.
     Kept,
 }
@@ -89,6 +91,7 @@ impl fmt::Display for Match {
             Self::UdpPort(port) => write!(f, "udp dport {port}"),
             Self::Vni(vni) => write!(f, "@th,96,24 {vni:#x}"),
             Self::NoPeer(family) => write!(f, "{} saddr != @vteps", family.nft()),
+            Self::ToPeer(family) => write!(f, "{} daddr @vteps", family.nft()),
             Self::Kept => f.write_str("meta l4proto @keeper"),
         }
     }

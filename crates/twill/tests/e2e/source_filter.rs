@@ -93,7 +93,7 @@ fn forged(manager: Manager, filter: &str, arrive: usize) {
     for ip in OUTSIDES {
         lab::wait_for(&format!("status names {ip}"), NAMED, || names(node, ip));
         lab::wait_for(&format!("the log names {ip}"), SOON, || {
-            daemons[0].log().contains(&format!("{ip} sends us"))
+            daemons[0].log().contains(&format!("{ip} sends VXLAN packets to this node"))
         });
         assert!(!names(lab.node(2), ip), "who was not sent any knows nothing");
     }

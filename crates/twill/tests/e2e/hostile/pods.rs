@@ -6,7 +6,7 @@ use std::time::Duration;
 use lab::{Forgery, Lab, Node, Pod, Timing, Topology, Witness};
 
 use crate::cluster::{self, SOON};
-use crate::traffic::{Manager, of_node, of_pod};
+use crate::traffic::{Manager, OUTSIDES, of_node, of_pod};
 
 const MASQ: &[&str] = &["--ip-masq"];
 
@@ -19,6 +19,8 @@ struct Attack<'a> {
     lab: &'a Lab,
     pods: &'a [Pod],
     witness: &'a Witness,
+    /// Addresses that the packets are sent from.
+    own: [IpAddr; 2],
     port: u16,
 }
 
@@ -32,11 +34,7 @@ impl Attack<'_> {
         for (family, device) in ["flannel.1", "flannel-v6.1"].into_iter().enumerate() {
             let inner = (claims[family], (of_pod(&self.pods[1])[family], Witness::port()).into());
             let forgery = Forgery { vni, mac: mac_of(node, device), inner, said: said.into() };
-            forgery.send(
-                &self.pods[0].ns,
-                of_pod(&self.pods[0])[family],
-                (of_node(node)[family], self.port).into(),
-            );
+            forgery.send(&self.pods[0].ns, self.own[family], (of_node(node)[family], self.port).into());
         }
         // The echoes take the same way later: when they are answered, everything that will arrive has arrived.
         for ip in of_node(node) {
@@ -62,7 +60,7 @@ fn attacked(manager: Manager, backend: &str, filter: &str, arrive: usize) {
     let (_daemons, pods) = cluster::start_with(&lab, MASQ);
     cluster::reach_each_other(&pods);
     let witness = Witness::start(&pods[1].ns);
-    let attack = Attack { lab: &lab, pods: &pods, witness: &witness, port: 8472 };
+    let attack = Attack { lab: &lab, pods: &pods, witness: &witness, own: of_pod(&pods[0]), port: 8472 };
     for said in ["one", "two"] {
         assert_eq!(attack.arrive(1, said), arrive, "{manager:?} {backend} {filter}: {said}");
     }
@@ -107,6 +105,67 @@ fn forged_packets_of_a_pod_pass_when_the_filter_is_off() {
     lab::test(Timing::Free, || attacked(Manager::Nft, "vxlan", "off", 2));
 }
 
+/// A container of another runtime, outside the pod network. Its node masquerades what it sends.
+fn sent_by_a_container(filter: &str, arrive: usize) {
+    let config = Manager::Nft.config_with(&format!(r#""Type":"vxlan","VxlanSourceFilter":"{filter}""#));
+    let lab = cluster::lab(Topology::flat(2), &config);
+    let (_daemons, pods) = cluster::start_with(&lab, MASQ);
+    cluster::reach_each_other(&pods);
+    let node = lab.node(1);
+    let own: [IpAddr; 2] = ["172.17.0.2", "fd00:172::2"].map(|ip| ip.parse().unwrap());
+    for (ip, family, place) in [(own[0], "ip", "32 dev eth0"), (own[1], "ip6", "128 dev eth0 nodad")] {
+        pods[0].ns.run(&format!("ip addr add {ip}/{place}"));
+        node.ns.run(&format!(
+            "ip route add {ip} dev cni0
+             nft 'table {family} docker {{ chain post {{ type nat hook postrouting priority 100;
+                  {family} saddr {ip} oifname eth0 masquerade; }}; }}'"
+        ));
+    }
+    let witness = Witness::start(&pods[1].ns);
+    let attack = Attack { lab: &lab, pods: &pods, witness: &witness, own, port: 8472 };
+    assert_eq!(attack.arrive(1, "container"), arrive, "{}", node.ns.run("nft list ruleset"));
+    assert_eq!(attack.arrive(9, "another VNI"), 0);
+    assert_eq!(own.map(|ip| counted(node, ip)), [1, 1], "{}", node.ns.run("nft list ruleset"));
+    cluster::reach_each_other(&pods);
+}
+
+#[test]
+fn forged_packets_of_a_container_outside_the_network_are_dropped() {
+    lab::test(Timing::Free, || sent_by_a_container("drop", 0));
+}
+
+#[test]
+fn forged_packets_of_a_container_outside_the_network_are_counted() {
+    lab::test(Timing::Free, || sent_by_a_container("count", 2));
+}
+
+/// A service of the node leads to the tunnel port of a peer, as a NodePort may.
+#[test]
+fn forged_packets_that_a_service_forwards_to_a_peer_are_dropped() {
+    lab::test(Timing::Free, || {
+        let config = Manager::Nft.config_with(r#""Type":"vxlan","VxlanSourceFilter":"drop""#);
+        let lab = cluster::lab(Topology::flat(2).outside(), &config);
+        let (_daemons, pods) = cluster::start_with(&lab, MASQ);
+        cluster::reach_each_other(&pods);
+        let (node, witness) = (lab.node(1), Witness::start(&pods[1].ns));
+        let (service, outside) = ((node.ip, 30000), OUTSIDES[0]);
+        node.ns.run(&format!(
+            "nft 'table ip service {{ chain pre {{ type nat hook prerouting priority -100;
+                  udp dport 30000 dnat to {to}:8472; }}
+                  chain post {{ type nat hook postrouting priority 100; ip daddr {to} masquerade; }}; }}'",
+            to = lab.node(2).ip
+        ));
+        let inner = ("10.244.10.10:999".parse().unwrap(), (of_pod(&pods[1])[0], Witness::port()).into());
+        let mac = mac_of(lab.node(2), "flannel.1");
+        let forgery = Forgery { vni: 1, mac, inner, said: "service".into() };
+        forgery.send(lab.outside(), outside, service.into());
+        lab::wait_for("it is counted", SOON, || counted(node, outside) == 1);
+        assert!(lab.outside().output(&format!("ping -n -c 1 -W 1 {}", lab.node(2).ip)).status.success());
+        assert_eq!(witness.count("service"), 0);
+        cluster::reach_each_other(&pods);
+    });
+}
+
 /// A peer listens at another port than this node.
 #[test]
 fn forged_packets_to_a_peers_port_are_dropped() {
@@ -122,7 +181,7 @@ fn forged_packets_to_a_peers_port_are_dropped() {
         let pods = lab.pods();
         cluster::reach_each_other(&pods);
         let witness = Witness::start(&pods[1].ns);
-        let attack = Attack { lab: &lab, pods: &pods, witness: &witness, port: 4790 };
+        let attack = Attack { lab: &lab, pods: &pods, witness: &witness, own: of_pod(&pods[0]), port: 4790 };
         assert_eq!(attack.arrive(1, "other port"), 0, "{}", lab.node(1).ns.run("nft list ruleset"));
         assert_eq!(of_pod(&pods[0]).map(|ip| counted(lab.node(1), ip)), [1, 1]);
         cluster::reach_each_other(&pods);
@@ -161,7 +220,7 @@ fn the_filter_is_repaired() {
         let (_daemons, pods) = cluster::start_with(&lab, MASQ);
         cluster::reach_each_other(&pods);
         let witness = Witness::start(&pods[1].ns);
-        let attack = Attack { lab: &lab, pods: &pods, witness: &witness, port: 8472 };
+        let attack = Attack { lab: &lab, pods: &pods, witness: &witness, own: of_pod(&pods[0]), port: 8472 };
         let node = lab.node(1);
         let whole = crate::traffic::tables(&node.ns);
         assert!(whole.contains("chain vxlan-pods"), "{whole}");
