@@ -34,7 +34,7 @@ use crate::locks;
 use crate::metrics::Metrics;
 use crate::questions::Questions;
 use crate::report::{Board, Report};
-use places::{Busy, Places, Taken};
+use places::{Busy, Places, Service, Taken};
 
 /// Maximum number of connections to the port from other addresses than this node's own.
 const FOR_OTHERS: usize = 48;
@@ -105,6 +105,8 @@ const TEXT: &str = "text/plain; charset=utf-8";
 enum Side {
     /// Anyone who reaches the TCP port.
     Network,
+    /// Anyone who reaches the TCP port from an address that has opened many connections in this second.
+    Crowd,
     /// Root on this node, by the unix socket.
     Local,
 }
@@ -197,7 +199,10 @@ impl Servers {
                 let from = from.ip().to_canonical();
                 let (places, source) =
                     if is_own(&stream, from) { (&own, None) } else { (&others, Some(from)) };
-                places.take(source, |taken, busy| start(stream, network.clone(), taken, busy));
+                places.take(source, |taken, busy, service| {
+                    let side = if service == Service::Full { Side::Network } else { Side::Crowd };
+                    start(stream, Answers { side, ..network.clone() }, taken, busy)
+                });
                 // Connections that are open are answered before the next one is accepted.
                 tokio::task::yield_now().await;
             }
@@ -208,7 +213,7 @@ impl Servers {
                 let Some((stream, _)) = patiently(self.unix.accept().await, &mut refused).await else {
                     continue;
                 };
-                root.take(None, |taken, busy| start(stream, local.clone(), taken, busy));
+                root.take(None, |taken, busy, _| start(stream, local.clone(), taken, busy));
                 tokio::task::yield_now().await;
             }
         };
@@ -269,8 +274,12 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, answers: Answers,
 impl Answers {
     async fn to(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         match (self.side, request.uri().path()) {
-            (Side::Network, "/healthz") => answer(StatusCode::OK, TEXT, "twill is running\n"),
-            (Side::Network, "/readyz") => self.ready.answer(&self.board.borrow().clone()),
+            (Side::Network | Side::Crowd, "/healthz") => answer(StatusCode::OK, TEXT, "twill is running\n"),
+            (Side::Network | Side::Crowd, "/readyz") => self.ready.answer(&self.board.borrow().clone()),
+            (Side::Crowd, "/metrics") => {
+                let why = "this address has opened too many connections in this second: try again later\n";
+                answer(StatusCode::TOO_MANY_REQUESTS, TEXT, why)
+            }
             (Side::Network, "/metrics") => {
                 let open_metrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
                 answer(StatusCode::OK, open_metrics, self.metrics.text())

@@ -1,5 +1,5 @@
 //! Limits for connections. At most a given number exist at a time: a new one replaces the one that has been idle longest.
-//! Each address may open only a given number per second.
+//! Each address may open a given number per second; more of them, of all addresses, get cheap answers.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,11 +9,22 @@ use std::time::{Duration, Instant};
 
 use tokio::task::AbortHandle;
 
-/// Maximum number of connections that one address may open in a second.
+/// Maximum number of connections with full service that one address may open in a second.
 const A_SECOND: u32 = 20;
-/// Maximum number of addresses that may open connections within a second. Further addresses are refused until the next
-/// second.
+/// Maximum number of addresses that get full service within a second.
 const ADDRESSES: usize = 256;
+/// Maximum number of further connections in a second, of all addresses. Many clients may share one address, as pods behind
+/// their node's do, and a quick one must not keep the others from an answer.
+const CROWD: u32 = 500;
+
+/// Service that a connection gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Service {
+    /// All answers.
+    Full,
+    /// Answers that cost next to nothing, because the address has opened many connections in this second.
+    Cheap,
+}
 
 /// Connections of one kind of client.
 pub(super) struct Places {
@@ -30,6 +41,8 @@ struct Held {
     second: Option<Instant>,
     /// Number of connections that each address has opened in this second.
     opened: HashMap<IpAddr, u32>,
+    /// Number of connections with cheap service in this second.
+    crowd: u32,
 }
 
 /// Connection that holds a place.
@@ -55,22 +68,22 @@ impl Places {
     }
 
     /// Takes a place for the task that `spawn` starts. If all places are taken, the longest idle connection of the
-    /// address with most idle ones is closed. Nothing is started if no connection is idle, or if `source` has opened
-    /// too many within a second.
+    /// address with most idle ones is closed. Nothing is started if no connection is idle, or if too many were opened
+    /// within a second.
     pub(super) fn take(
         self: &Arc<Self>,
         source: Option<IpAddr>,
-        spawn: impl FnOnce(Taken, Busy) -> AbortHandle,
+        spawn: impl FnOnce(Taken, Busy, Service) -> AbortHandle,
     ) {
         let mut held = self.lock();
         let source = source.map(network_of);
-        if !held.may_open(source, Instant::now()) || !held.make_room(self.most) {
+        let Some(service) = held.service(source, Instant::now()).filter(|_| held.make_room(self.most)) else {
             return;
-        }
+        };
         let number = held.next;
         held.next += 1;
         let is_busy = Busy::default();
-        let task = spawn(Taken { places: self.clone(), number }, is_busy.clone());
+        let task = spawn(Taken { places: self.clone(), number }, is_busy.clone(), service);
         held.places.push(Place { number, source, is_busy, task });
     }
 
@@ -86,18 +99,23 @@ impl Drop for Taken {
 }
 
 impl Held {
-    fn may_open(&mut self, source: Option<IpAddr>, now: Instant) -> bool {
-        let Some(source) = source else { return true };
+    /// Returns the service that a new connection gets; `None` if it is refused.
+    fn service(&mut self, source: Option<IpAddr>, now: Instant) -> Option<Service> {
+        let Some(source) = source else { return Some(Service::Full) };
         if self.second.is_none_or(|second| now.duration_since(second) >= Duration::from_secs(1)) {
             self.second = Some(now);
             self.opened.clear();
+            self.crowd = 0;
         }
-        if self.opened.len() >= ADDRESSES && !self.opened.contains_key(&source) {
-            return false;
+        if self.opened.len() < ADDRESSES || self.opened.contains_key(&source) {
+            let opened = self.opened.entry(source).or_default();
+            *opened += 1;
+            if *opened <= A_SECOND {
+                return Some(Service::Full);
+            }
         }
-        let opened = self.opened.entry(source).or_default();
-        *opened += 1;
-        *opened <= A_SECOND
+        self.crowd += 1;
+        (self.crowd <= CROWD).then_some(Service::Cheap)
     }
 
     fn make_room(&mut self, most: usize) -> bool {
@@ -142,15 +160,15 @@ mod tests {
         std::future::pending::<()>().await;
     }
 
-    /// Takes a place for `source`, busy or idle. Returns its number, or `None` if it was refused.
-    fn take(places: &Arc<Places>, source: Option<IpAddr>, busy: bool) -> Option<u64> {
-        let mut number = None;
-        places.take(source, |taken, is_busy| {
+    /// Takes a place for `source`, busy or idle. Returns its service, or `None` if it was refused.
+    fn take(places: &Arc<Places>, source: Option<IpAddr>, busy: bool) -> Option<Service> {
+        let mut given = None;
+        places.take(source, |taken, is_busy, service| {
             is_busy.store(busy, Ordering::Relaxed);
-            number = Some(taken.number);
+            given = Some(service);
             tokio::spawn(hold(taken)).abort_handle()
         });
-        number
+        given
     }
 
     fn numbers(places: &Places) -> Vec<u64> {
@@ -185,13 +203,28 @@ mod tests {
     async fn a_flood_from_one_address_keeps_no_other_client_out() {
         let places = Places::new(8);
         let flood: Vec<_> = (0..1000).filter_map(|_| take(&places, ip("192.0.2.1"), false)).collect();
-        assert_eq!(flood.len(), A_SECOND as usize);
+        let cheap = flood.iter().filter(|service| **service == Service::Cheap).count();
+        assert_eq!([flood.len(), cheap], [(A_SECOND + CROWD) as usize, CROWD as usize]);
         let many = (0..1000_u16).filter_map(|host| take(&places, ip(&format!("fd00::{host:x}")), false));
         assert_eq!(many.count(), A_SECOND as usize, "one /64 counts as one");
-        assert!(take(&places, ip("192.0.2.2"), false).is_some());
+        assert_eq!(take(&places, ip("192.0.2.2"), false), Some(Service::Full));
         for host in 0..1000_u16 {
             take(&places, ip(&format!("fd00:0:{host:x}::1")), false);
         }
         assert!(places.lock().opened.len() <= ADDRESSES);
+    }
+
+    /// Pods of a node share its address, and many addresses may be of one attacker.
+    #[tokio::test]
+    async fn a_quick_client_keeps_no_client_of_the_same_or_a_further_address_out() {
+        let places = Places::new(8);
+        for _ in 0..10 * A_SECOND {
+            take(&places, ip("192.0.2.1"), false);
+        }
+        assert_eq!(take(&places, ip("192.0.2.1"), false), Some(Service::Cheap));
+        for host in 0..ADDRESSES {
+            take(&places, ip(&format!("fd00:0:{host:x}::1")), false);
+        }
+        assert_eq!(take(&places, ip("192.0.2.2"), false), Some(Service::Cheap));
     }
 }

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lab::{HEALTHZ_PORT, Lab, Ns, Timing, Topology};
@@ -102,6 +104,36 @@ fn a_silent_client_is_disconnected_soon() {
         assert!(
             !matches!(stream.read(&mut [0; 64]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
         );
+    });
+}
+
+/// Pods reach other nodes with their own node's address, so the first node cannot tell this pod from its node.
+#[test]
+fn a_pod_that_connects_often_leaves_an_answer_to_its_node() {
+    lab::test(Timing::Timed, || {
+        let lab = cluster::lab(Topology::flat(2), VXLAN_DUAL);
+        let (_daemons, pods) = cluster::start_with(&lab, &[OPEN, &["--ip-masq"]].concat());
+        cluster::reach_each_other(&pods);
+        let (node, other) = (lab.node(1), lab.node(2));
+        let (ip, over) = (node.ip, Arc::new(AtomicBool::new(false)));
+        let stop = Arc::clone(&over);
+        let loops = pods[1].ns.thread(move || {
+            let mut count = 0;
+            while !stop.load(Ordering::Relaxed) {
+                count += usize::from(TcpStream::connect((ip, HEALTHZ_PORT)).is_ok());
+                // About 200 a second: ten times as many as one address may open with full service.
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            count
+        });
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(4) {
+            assert!(get(&other.ns, ip.into()), "after {:?}", begun.elapsed());
+            lab::until(Duration::from_millis(50), || None::<()>);
+        }
+        over.store(true, Ordering::Relaxed);
+        let count = loops.join().unwrap();
+        assert!(count > 200, "only {count} connections: no attack");
     });
 }
 
