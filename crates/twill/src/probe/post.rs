@@ -375,18 +375,15 @@ impl Post {
         peers
     }
 
-    /// Returns samples of what has come in, then of probes that have expired. No probe expires while packets are still
-    /// waiting.
+    /// Returns samples of what has come in, then of probes that have expired. A probe expires once everything is read that
+    /// came in within its time. So a reply that waits behind others is no loss, and packets that never end hide none.
     pub(super) fn receive(&mut self, now: Duration) -> Vec<News> {
         let mut news = Vec::new();
-        let (all, whole) = self.wires.receive(self.uplink().ok());
+        let (all, behind) = self.wires.receive(self.uplink().ok());
         for (received, age) in all {
             news.extend(self.understand(received, now.saturating_sub(age)));
         }
-        if !whole {
-            return news;
-        }
-        while let Some((sent, answer)) = self.sent.expire(now) {
+        while let Some((sent, answer)) = self.sent.expire(now.saturating_sub(behind)) {
             if sent.probe == Probe::NextHop && answer == Some(Answer::Lost) {
                 self.next_hops.lost(sent.target);
             }

@@ -260,22 +260,23 @@ impl Wires {
         raw.chain(self.on_links.iter().map(|link_socket| &link_socket.socket)).chain(neighbour_socket)
     }
 
-    /// Returns what was received, each with its age, and true if nothing more is waiting. Answers about neighbours count
-    /// only if they come from the uplink.
-    pub(super) fn receive(&mut self, uplink: Option<LinkName>) -> (Vec<(Reply, Duration)>, bool) {
-        let (mut all, mut whole, buffer) = (Vec::new(), true, &mut self.buffer);
+    /// Returns what was received, each with its age, and the age from which on everything has been read: 0 if no packets
+    /// are left. Answers about neighbours count only if they come from the uplink.
+    pub(super) fn receive(&mut self, uplink: Option<LinkName>) -> (Vec<(Reply, Duration)>, Duration) {
+        let (mut all, mut behind, buffer) = (Vec::new(), Duration::ZERO, &mut self.buffer);
         for (raw, family) in self.raw.iter().zip(Family::ALL) {
             let Some(raw) = raw else { continue };
-            whole &= drain(&raw.answers, buffer, |packet, it| {
+            let left = drain(&raw.answers, buffer, |packet, it| {
                 let reply = match family {
                     Family::Ipv4 => frame::read_packet(None, packet),
                     Family::Ipv6 => it.from.and_then(|from| frame::read_icmp(from, packet)),
                 };
                 all.extend(reply.map(|reply| (reply, it.age)));
             });
+            behind = behind.max(left);
         }
         for link_socket in &self.on_links {
-            whole &= drain(&link_socket.socket, buffer, |packet, it| {
+            let left = drain(&link_socket.socket, buffer, |packet, it| {
                 let header = if link_socket.mac.is_some() { frame::ETHERNET } else { 0 };
                 let source = packet.get(6..12).and_then(|mac| mac.try_into().ok()).map(Mac);
                 let inner = packet.get(header..).unwrap_or_default();
@@ -284,18 +285,22 @@ impl Wires {
                 let reply = reply.filter(|reply| !(foreign && matches!(reply, Reply::Neighbour { .. })));
                 all.extend(reply.map(|reply| (reply, it.age)));
             });
+            behind = behind.max(left);
         }
-        (all, whole)
+        (all, behind)
     }
 }
 
-/// Reads up to [`AT_ONCE`] packets. Returns true if no more are waiting.
-fn drain(socket: &Socket, buffer: &mut [u8], mut each: impl FnMut(&[u8], Received)) -> bool {
+/// Reads up to [`AT_ONCE`] packets, in the order in which they came in. Returns the age of the last one; 0 if no packets
+/// are left.
+fn drain(socket: &Socket, buffer: &mut [u8], mut each: impl FnMut(&[u8], Received)) -> Duration {
+    let mut last = Duration::ZERO;
     for _ in 0..AT_ONCE {
-        let Some(received) = socket.receive(buffer) else { return true };
+        let Some(received) = socket.receive(buffer) else { return Duration::ZERO };
+        last = received.age;
         each(&buffer[..received.length], received);
     }
-    false
+    last
 }
 
 /// Sends a datagram whose checksum is left to the devices. Returns its source port.

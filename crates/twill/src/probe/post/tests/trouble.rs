@@ -14,10 +14,7 @@ fn no_probe_expires_while_answers_are_waiting() {
             ask.of(Probe::NextHop);
             ask.comes(Probe::Node);
             let own = IpAddr::from(lab.node(1).ip);
-            let number = Number { sequence: 0, cookie: 0 };
-            let mut flood = frame::echo(Ends { from: own, to: own }, ask.post.marks.echo, number, SMALL);
-            // Type 0 makes it a reply.
-            flood[20] = 0;
+            let flood = flood(ask.post.marks.echo, own);
             let sender = Socket::sender(Family::Ipv4).unwrap();
             (0..=wires::AT_ONCE).for_each(|_| sender.send_to(&flood, own).unwrap());
             let now = ask.begun.elapsed();
@@ -25,11 +22,50 @@ fn no_probe_expires_while_answers_are_waiting() {
             // By then the reply to the probe has come in, too.
             lab.node(1).ns.run(&format!("ping -n -c 1 {}", lab.node(2).ip));
             let late = now + 2 * PATIENCE;
+            // The daemon does not run for a while.
+            lab::until(late.saturating_sub(ask.begun.elapsed()), || None::<()>);
+            let late = ask.begun.elapsed();
             assert_eq!(ask.post.receive(late), []);
             let answers: Vec<_> = ask.post.receive(late).into_iter().map(|(_, it)| it.answer).collect();
             assert!(matches!(answers[..], [Answer::Came { .. }]), "{answers:?}");
         });
     });
+}
+
+/// Anybody who knows the mark of our echoes can send packets faster than they are read.
+#[test]
+fn packets_that_never_end_hide_no_loss() {
+    lab::test(Timing::Free, || {
+        let lab = two_nodes();
+        lab.node(2).ns.run(
+            "nft add table ip t; nft add chain ip t c '{ type filter hook input priority 0; }'
+             nft add rule ip t c icmp type echo-request drop",
+        );
+        inquire(&lab, |ask| {
+            ask.of(Probe::NextHop);
+            let own = IpAddr::from(lab.node(1).ip);
+            let sender = Socket::sender(Family::Ipv4).unwrap();
+            let now = ask.begun.elapsed();
+            assert_eq!(ask.post.ask(&ask.peer, Probe::Node, false, now), None);
+            let lost = lab::until(5 * PATIENCE, || {
+                // More are left after each reading.
+                let flood = flood(ask.post.marks.echo, own);
+                (0..=wires::AT_ONCE).for_each(|_| sender.send_to(&flood, own).unwrap());
+                ask.post.receive(ask.begun.elapsed()).pop()
+            });
+            assert_eq!(lost.map(|(_, sample)| sample.answer), Some(Answer::Lost));
+            assert!(ask.begun.elapsed() >= now + PATIENCE);
+        });
+    });
+}
+
+/// Returns an echo reply with our mark that belongs to no probe.
+fn flood(mark: u16, own: IpAddr) -> Vec<u8> {
+    let number = Number { sequence: 0, cookie: 0 };
+    let mut packet = frame::echo(Ends { from: own, to: own }, mark, number, SMALL);
+    // Type 0 makes it a reply.
+    packet[20] = 0;
+    packet
 }
 
 #[test]
