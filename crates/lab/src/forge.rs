@@ -1,7 +1,12 @@
 //! A forged VXLAN packet: UDP to a node's tunnel port, from any address of the sender. The frame inside asks the node's tunnel
 //! device to deliver a datagram to a pod. The bytes are made here, without twill's code.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::os::fd::AsRawFd;
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, sendto, socket,
+};
 
 use crate::ns::Ns;
 
@@ -27,6 +32,31 @@ impl Forgery {
         let packet = self.packet();
         let sent = from.within(|| UdpSocket::bind((own, 0)).and_then(|socket| socket.send_to(&packet, to)));
         assert_eq!(sent.unwrap_or_else(|e| panic!("{own} to {to}: {e}")), packet.len());
+    }
+
+    /// Sends the packet in two fragments of IPv6, of which the first one has only the UDP header.
+    pub fn send_in_fragments(&self, from: &Ns, own: Ipv6Addr, to: SocketAddrV6) {
+        const FRAGMENT: u8 = 44;
+        let (_, whole) = datagram(SocketAddr::from((own, 999)), to.into(), &self.packet());
+        let (header, udp) = whole.split_at(40);
+        let fragment = |part: &[u8], place: u16| {
+            let length = u16::try_from(part.len() + 8).expect("a short packet");
+            let next = [&[UDP, 0][..], &place.to_be_bytes(), &7_u32.to_be_bytes()].concat();
+            let sizes = [&length.to_be_bytes()[..], &[FRAGMENT, HOPS]].concat();
+            [&header[..4], &sizes, &header[8..], &next, part].concat()
+        };
+        let (first, rest) = udp.split_at(8);
+        // The place of a fragment counts bytes in its upper 13 bits; bit 0 says that more follow.
+        let fragments = [fragment(first, 1), fragment(rest, 8)];
+        let target = SockaddrIn6::from(SocketAddrV6::new(*to.ip(), 0, 0, 0));
+        from.within(|| {
+            let raw = socket(AddressFamily::Inet6, SockType::Raw, SockFlag::empty(), SockProtocol::Raw);
+            let raw = raw.unwrap_or_else(|e| panic!("a raw socket: {e}"));
+            for bytes in &fragments {
+                let sent = sendto(raw.as_raw_fd(), bytes, &target, MsgFlags::empty());
+                assert_eq!(sent, Ok(bytes.len()), "{own} to {to}");
+            }
+        });
     }
 
     fn packet(&self) -> Vec<u8> {

@@ -316,6 +316,11 @@ fn unknown_senders_are_dropped_only_with_a_reliable_peer_list() {
     );
     let peers: Vec<_> = plan.desired.nft_elements.iter().map(|row| row.address.to_string()).collect();
     assert_eq!(peers, ["192.168.100.12", "fd00:100::12"]);
+    let mut chains = plan.desired.nft_chains.iter().filter(|row| row.chain == NftChainName::Vxlan);
+    let of_ipv6 = chains.find(|row| row.family == Family::Ipv6).unwrap();
+    let last = of_ipv6.rules.last().map(ToString::to_string);
+    let fragment = "udp dport 8472 ip6 saddr != @vteps exthdr frag exists meta l4proto @keeper counter drop";
+    assert_eq!(last.as_deref(), Some(fragment), "a fragment may lack the VNI");
 }
 
 /// Rules that nobody keeps expire, so a daemon that leaves them to another one must not keep them.

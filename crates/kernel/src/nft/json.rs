@@ -111,6 +111,9 @@ fn condition(of: &Value) -> Option<Match> {
     if right == "@keeper" {
         return (!not && left["meta"]["key"] == "l4proto").then_some(Match::Kept);
     }
+    if left["exthdr"]["name"] == "frag" {
+        return (!not && left["exthdr"]["field"].is_null() && right == true).then_some(Match::Fragment);
+    }
     if let Some(family) = address(left, "saddr") {
         let net = network(right, family).map(|net| Match::Source(Net { net, not }));
         let other = || range(right).filter(|range| !not && Family::of(range.first) == family);
@@ -276,6 +279,10 @@ mod tests {
                     .into(),
                 "ip daddr @vteps counter",
             ),
+            (
+                r#"{"match":{"op":"==","left":{"exthdr":{"name":"frag"}},"right":true}},{"counter":null}"#.into(),
+                "exthdr frag exists counter",
+            ),
             (r#"{"masquerade":null}"#.into(), "masquerade"),
             (r#"{"masquerade":{"flags":"fully-random"}}"#.into(), "masquerade fully-random"),
             (r#"{"masquerade":{"flags":["fully-random"]}}"#.into(), "masquerade fully-random"),
@@ -310,6 +317,9 @@ mod tests {
             r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"@vteps"}},{"accept":null}"#,
             r#"{"match":{"op":"!=","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"@mine"}},{"accept":null}"#,
             r#"{"match":{"op":"!=","left":{"meta":{"key":"l4proto"}},"right":"@keeper"}},{"accept":null}"#,
+            r#"{"match":{"op":"==","left":{"exthdr":{"name":"frag"}},"right":false}},{"accept":null}"#,
+            r#"{"match":{"op":"==","left":{"exthdr":{"name":"frag","field":"id"}},"right":1}},{"accept":null}"#,
+            r#"{"match":{"op":"==","left":{"exthdr":{"name":"hbh"}},"right":true}},{"accept":null}"#,
             r#"{"match":{"op":"!=","left":{"payload":{"protocol":"ip","field":"daddr"}},"right":"@vteps"}},{"accept":null}"#,
             r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"protocol"}},"right":"@keeper"}},{"accept":null}"#,
             r#"{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"fd00::1"}},{"accept":null}"#,

@@ -61,6 +61,9 @@ fn all_shapes(family: Family) -> Vec<TrafficRule> {
     }
     conditions.push(vec![Match::NoPeer(family), Match::Source(net(nets[0], true))]);
     conditions.push(vec![Match::UdpPort(8472), Match::NoPeer(family), Match::ToPeer(family), Match::Kept]);
+    if family == Family::Ipv6 {
+        conditions.push(vec![Match::UdpPort(8472), Match::NoPeer(family), Match::Fragment, Match::Kept]);
+    }
     let [first, last] = match family {
         Family::Ipv4 => ["10.10.0.0", "10.99.255.255"],
         Family::Ipv6 => ["fd00:244:0:1::", "fd00:244:0:ffff:ffff:ffff:ffff:ffff"],

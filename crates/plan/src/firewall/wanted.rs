@@ -230,8 +230,11 @@ impl Firewall {
             }
             return;
         }
-        let rules =
-            devices.iter().flat_map(|(_, device)| strangers(device, family, verdict(filter, what, family)));
+        let verdict = verdict(filter, what, family);
+        let rules = devices.iter().flat_map(|(_, device)| strangers(device, family, verdict.clone()));
+        let ports: BTreeSet<u16> = devices.iter().map(|(_, device)| device.port).collect();
+        let ports = ports.into_iter().filter(|_| family == Family::Ipv6);
+        let rules = rules.chain(ports.flat_map(|port| fragments(port, verdict.clone())));
         self.chain(family, NftChainName::Vxlan, rules.collect());
         let addresses = what.peers.iter().map(|peer| peer.public_ip);
         let mut addresses: Vec<IpAddr> = addresses.filter(|address| Family::of(*address) == family).collect();
@@ -319,6 +322,13 @@ fn forwarded(what: &Rules<'_>, network: IpNet, devices: &[(TunnelId, &Vxlan)]) -
 fn strangers(device: &Vxlan, family: Family, verdict: RuleVerdict) -> [TrafficRule; 2] {
     let matches = [Match::UdpPort(device.port), Match::Vni(device.vni), Match::NoPeer(family)];
     recorded(family, &matches, verdict)
+}
+
+/// Returns the rules for fragments of IPv6 packets from unknown senders. Without connection tracking the kernel joins them
+/// only after it has filtered each. The first one has the port, but need not have the VNI; without it the rest is lost.
+fn fragments(port: u16, verdict: RuleVerdict) -> [TrafficRule; 2] {
+    let family = Family::Ipv6;
+    recorded(family, &[Match::UdpPort(port), Match::NoPeer(family), Match::Fragment], verdict)
 }
 
 /// Returns the rules that record the sender and give the verdict. The one that records stands alone, because it ends

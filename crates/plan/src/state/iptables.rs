@@ -160,6 +160,7 @@ impl TrafficRule {
                 | Match::Vni(_)
                 | Match::NoPeer(_)
                 | Match::ToPeer(_)
+                | Match::Fragment
                 | Match::Kept => {
                     return None;
                 }

@@ -37,6 +37,8 @@ pub enum Match {
     NoPeer(Family),
     /// True if the destination is in the set of the peers' VTEPs of that family.
     ToPeer(Family),
+    /// True for a fragment of an IPv6 packet.
+    Fragment,
     /// True while the set `keeper` has its element, which expires when no daemon renews it.
     Kept,
 }
@@ -92,6 +94,7 @@ impl fmt::Display for Match {
             Self::Vni(vni) => write!(f, "@th,96,24 {vni:#x}"),
             Self::NoPeer(family) => write!(f, "{} saddr != @vteps", family.nft()),
             Self::ToPeer(family) => write!(f, "{} daddr @vteps", family.nft()),
+            Self::Fragment => f.write_str("exthdr frag exists"),
             Self::Kept => f.write_str("meta l4proto @keeper"),
         }
     }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use lab::{Forgery, Lab, Node, Pod, Protocol, Timing, Topology, Witness, rules, seen_source};
+use lab::{Forgery, Lab, Node, OUTSIDE6, Pod, Protocol, Timing, Topology, Witness, rules, seen_source};
 
 use crate::cluster::{self, FLAGS, SOON};
 use crate::traffic::{Manager, OUTSIDES, of_node, of_pod, tables};
@@ -126,6 +126,40 @@ fn forged_packets_are_dropped() {
 #[test]
 fn forged_packets_are_dropped_beside_rules_of_iptables() {
     lab::test(Timing::Free, || forged(Manager::Iptables, "drop", 0));
+}
+
+/// The first fragment has no VNI. No connection tracking joins the fragments before the filter.
+fn forged_in_fragments(filter: &str, arrive: usize) {
+    let lab = cluster::lab(Topology::flat(2).outside(), &config(Manager::Nft, filter));
+    let (_daemons, pods) = cluster::start(&lab);
+    cluster::reach_each_other(&pods);
+    let (node, witness) = (lab.node(1), Witness::start(&pods[0].ns));
+    let inner = ("[fd00:244:0:ffff::10]:999".parse().unwrap(), (of_pod(&pods[0])[1], Witness::port()).into());
+    let mac = mac_of(node, "flannel-v6.1");
+    let forgery = Forgery { vni: 1, mac, inner, said: "fragments".into() };
+    let (own, to) = (OUTSIDE6, std::net::SocketAddrV6::new(node.ip6, PORT, 0, 0));
+    forgery.send_in_fragments(lab.outside(), own, to);
+    assert!(ping(&lab, node.ip6.into()));
+    lab::until(Duration::from_millis(300), || (witness.count("fragments") == 1).then_some(()));
+    let rules = node.ns.run("nft list ruleset");
+    assert_eq!(witness.count("fragments"), arrive, "{rules}");
+    assert_eq!(counted(node, own.into()), u64::from(filter != "off"), "{rules}");
+    cluster::reach_each_other(&pods);
+}
+
+#[test]
+fn forged_fragments_are_dropped() {
+    lab::test(Timing::Free, || forged_in_fragments("drop", 0));
+}
+
+#[test]
+fn forged_fragments_are_counted() {
+    lab::test(Timing::Free, || forged_in_fragments("count", 1));
+}
+
+#[test]
+fn forged_fragments_pass_uncounted_when_the_filter_is_off() {
+    lab::test(Timing::Free, || forged_in_fragments("off", 1));
 }
 
 #[test]
