@@ -8,7 +8,7 @@
 //! - `probes`, unless `--probe=off`.
 //!
 //! The process gives up the rights that it does not need before it starts the first of them. Stopping equals being
-//! killed: there is nothing to undo, and the data plane stays as it is.
+//! killed: there is nothing to undo, and the data plane stays as it is. Rules that drop packets expire by themselves.
 
 use std::sync::Arc;
 use std::thread;
