@@ -6,7 +6,7 @@ use crate::each_kind::EachKind;
 use crate::family::Family;
 use crate::op::{Object, Op, Verb};
 use crate::owned::{Owned, Sweep};
-use crate::state::{Goes, Kind, Link, LinkKind, Losses, NftChainName, Setting, State, Sysctl};
+use crate::state::{Goes, Kind, Link, LinkKind, Losses, Setting, State, Sysctl};
 use crate::table::Table;
 
 /// Returns the ops in the order in which they are to be applied; empty if nothing has to change.
@@ -96,8 +96,8 @@ impl Steps<'_> {
     /// Finds the families whose set of senders disappears, since no chain that uses the set is desired.
     fn lose_elements(&mut self) {
         let filters = |family: Family| {
-            let chains = &self.wanted.nft_chains;
-            chains.iter().any(|chain| (chain.family, &chain.chain) == (family, &NftChainName::Vxlan))
+            let mut chains = self.wanted.nft_chains.iter();
+            chains.any(|chain| chain.family == family && chain.chain.is_filter())
         };
         self.losses.unfiltered = Family::ALL.into_iter().filter(|family| !filters(*family)).collect();
     }

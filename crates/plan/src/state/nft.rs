@@ -154,7 +154,7 @@ impl Kind for NftElement {
     const RANK: Rank = Rank { put: 6, delete: 16 };
     const WRITER: Writer = Writer::Twill;
 
-    /// Returns [`Goes::Last`] if the chain that uses the set disappears.
+    /// Returns [`Goes::Last`] if the chains that use the set disappear.
     fn goes(&self, losses: &Losses) -> Goes {
         if losses.unfiltered.contains(&Family::of(self.address)) { Goes::Last } else { Goes::Never }
     }

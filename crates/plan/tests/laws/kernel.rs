@@ -1,7 +1,7 @@
 //! A model of the kernel: the effect of each op on the rows, and the ops that are refused. It was written from the manuals and
 //! from trials on a real kernel, never from the code under test. Rows have the kernel's own order, which a `State` lacks.
 
-use plan::state::{Link, LinkKind, NftChain, NftChainName, NftTable, RoutePath, State, Sysctl};
+use plan::state::{Link, LinkKind, NftChain, NftTable, RoutePath, State, Sysctl};
 use plan::{Family, LinkName, Object, Op, Row, Setting, Verb, for_each_kind};
 
 macro_rules! rows {
@@ -123,7 +123,8 @@ impl Kernel {
             }
             Object::NftChain(row) => {
                 rows.nft_chains.retain(|have| have.cmp_key(row).is_ne());
-                if row.chain == NftChainName::Vxlan {
+                let filters = |have: &NftChain| have.family == row.family && have.chain.is_filter();
+                if !rows.nft_chains.iter().any(filters) {
                     rows.nft_elements.retain(|have| Family::of(have.address) != row.family);
                 }
             }
@@ -178,7 +179,7 @@ impl Kernel {
             }
             Object::NftElement(row) => {
                 let family = Family::of(row.address);
-                let is_filter = |have: &NftChain| have.family == family && have.chain == NftChainName::Vxlan;
+                let is_filter = |have: &NftChain| have.family == family && have.chain.is_filter();
                 refuse(!rows.nft_chains.iter().any(is_filter), "there is no such set")
             }
         }
