@@ -11,11 +11,11 @@ use plan::{Kind, LinkName, Verb};
 
 use crate::devices::Devices;
 use crate::error::{Cause, Error};
-use crate::filter::{News, OwnWrites, by_index};
-use crate::kind::{NetlinkKind, Step, Writable};
+use crate::filter::{Notifications, OwnWrites, by_index};
+use crate::kind::{NetlinkKind, Prepared, Writable};
+use crate::message::{Message, Odd, Part, family_of};
 use crate::reading::{FoundAddress, Reading};
 use crate::socket::Netlink;
-use crate::wire::{Message, Odd, Part, family_of};
 
 const IFA_RT_PRIORITY: u16 = 9;
 
@@ -30,7 +30,7 @@ const ODD_FLAGS: [(u32, &str); 6] = [
 ];
 
 impl NetlinkKind for Address {
-    const NEWS: Option<News> = Some(News {
+    const NOTIFICATIONS: Option<Notifications> = Some(Notifications {
         name: Self::NAME,
         groups: &[libc::RTNLGRP_IPV4_IFADDR, libc::RTNLGRP_IPV6_IFADDR],
         types: [libc::RTM_NEWADDR, libc::RTM_DELADDR],
@@ -50,12 +50,12 @@ impl Writable for Address {
         verb == Verb::Replace
     }
 
-    fn step<'a>(&'a self, verb: Verb, devices: &'a Devices) -> Result<Step<'a>, LinkName> {
+    fn prepare<'a>(&'a self, verb: Verb, devices: &'a Devices) -> Result<Prepared<'a>, LinkName> {
         let index = devices.need(self.link)?;
         Ok(match verb {
-            Verb::Add => Step::Send(add(self, index)),
-            Verb::Replace => Step::alone(move |netlink| replace(netlink, self, index, devices)),
-            Verb::Recreate | Verb::Delete => Step::Send(delete(self, index)),
+            Verb::Add => Prepared::Send(add(self, index)),
+            Verb::Replace => Prepared::alone(move |netlink| replace(netlink, self, index, devices)),
+            Verb::Recreate | Verb::Delete => Prepared::Send(delete(self, index)),
         })
     }
 

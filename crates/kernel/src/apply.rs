@@ -9,7 +9,7 @@ use crate::devices::{self, Devices};
 use crate::error::{Cause, Error};
 use crate::firewall;
 use crate::handle::Kernel;
-use crate::kind::{self, Outcome, Step};
+use crate::kind::{self, Outcome, Prepared};
 
 impl Kernel {
     /// Carries out the ops and returns one outcome for each, in the same order.
@@ -45,30 +45,30 @@ impl Kernel {
     }
 
     fn run(&mut self, ops: &[Op], devices: &Devices) -> Vec<Outcome> {
-        let (mut requests, mut settled) = (Vec::with_capacity(ops.len()), Vec::with_capacity(ops.len()));
+        let (mut requests, mut results) = (Vec::with_capacity(ops.len()), Vec::with_capacity(ops.len()));
         for op in ops {
-            let step = kind::writable(&op.object).map(|row| row.step(op.verb, devices));
-            settled.push(match step {
-                Some(Ok(Step::Send(request))) => {
+            let prepared = kind::writable(&op.object).map(|row| row.prepare(op.verb, devices));
+            results.push(match prepared {
+                Some(Ok(Prepared::Send(request))) => {
                     requests.push(request);
                     None
                 }
-                Some(Ok(Step::Alone(change))) => Some(change(&mut self.netlink)),
+                Some(Ok(Prepared::Alone(change))) => Some(change(&mut self.netlink)),
                 Some(Err(link)) => Some(Err(Cause::NoDevice(link))),
                 None => Some(self.firewall.apply(slice::from_ref(op))),
             });
         }
-        self.echoes.foresee(ops, devices);
+        self.echoes.expect_notifications(ops, devices);
         let mut answers = self.netlink.batch(requests).into_iter();
-        let mut outcome = |(op, settled): (&Op, Option<_>)| match settled.or_else(|| answers.next()) {
-            Some(Err(cause)) => self.judge(op, cause, devices),
+        let mut outcome = |(op, result): (&Op, Option<_>)| match result.or_else(|| answers.next()) {
+            Some(Err(cause)) => self.outcome_of(op, cause, devices),
             _ => Outcome::Done,
         };
-        ops.iter().zip(settled).map(&mut outcome).collect()
+        ops.iter().zip(results).map(&mut outcome).collect()
     }
 
     /// Turns the cause of an error into an outcome. An error is no failure if it means that there was nothing to do.
-    fn judge(&mut self, op: &Op, cause: Cause, devices: &Devices) -> Outcome {
+    fn outcome_of(&mut self, op: &Op, cause: Cause, devices: &Devices) -> Outcome {
         if op.verb.deletes() && is_gone(&cause) {
             return Outcome::Gone;
         }

@@ -15,15 +15,15 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use crate::error::{Cause, remedy};
 
 /// Maximum time that a tool may run.
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 /// Maximum number of bytes that a tool prints of our own rules.
-const MOST: u64 = 1 << 20;
+const MAX_OUTPUT: u64 = 1 << 20;
 /// Maximum number of bytes that a tool prints of everybody's rules: `iptables-save` with some 100,000 of them.
-const MOST_OF_ALL: u64 = 24 << 20;
+const MAX_LIST_OUTPUT: u64 = 24 << 20;
 /// Maximum number of bytes of a tool's error messages, of which two lines are kept.
-const MOST_ERRORS: u64 = 64 << 10;
+const MAX_ERROR_OUTPUT: u64 = 64 << 10;
 /// Directories of administrators' tools, used if PATH is not set.
-const USUAL: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Returns the file of the tool of that name; `None` if no directory of PATH has it.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
@@ -32,19 +32,19 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
 
 /// Returns the directories that are searched for tools.
 pub(crate) fn dirs() -> Vec<PathBuf> {
-    let path = std::env::var("PATH").unwrap_or_else(|_| USUAL.into());
+    let path = std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.into());
     path.split(':').filter(|dir| !dir.is_empty()).map(PathBuf::from).collect()
 }
 
 /// Runs a tool and returns its output, at most 1 MiB. The error holds the tool's error messages. It also fails if the
 /// tool is missing, takes too long or prints more.
 pub(crate) fn run(tool: &str, arguments: &[&str], input: &str) -> Result<String, Cause> {
-    run_up_to(MOST, tool, arguments, input)
+    run_up_to(MAX_OUTPUT, tool, arguments, input)
 }
 
 /// Runs a tool that lists everybody's rules, and returns its output, at most 24 MiB. Fails as [`run`] does.
 pub(crate) fn list(tool: &str) -> Result<String, Cause> {
-    run_up_to(MOST_OF_ALL, tool, &[], "")
+    run_up_to(MAX_LIST_OUTPUT, tool, &[], "")
 }
 
 fn run_up_to(most: u64, tool: &str, arguments: &[&str], input: &str) -> Result<String, Cause> {
@@ -67,10 +67,11 @@ fn run_up_to(most: u64, tool: &str, arguments: &[&str], input: &str) -> Result<S
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| failed(&error))?;
-    let (out, err) = (said_by(child.stdout.take(), most), said_by(child.stderr.take(), MOST_ERRORS));
+    let (out, err) =
+        (read_in_thread(child.stdout.take(), most), read_in_thread(child.stderr.take(), MAX_ERROR_OUTPUT));
     let (stdin, input) = (child.stdin.take(), input.to_owned());
     thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     let patience = || end.saturating_duration_since(Instant::now());
     // A tool that has closed its output is about to end.
     let out = out.recv_timeout(patience()).ok();
@@ -80,7 +81,7 @@ fn run_up_to(most: u64, tool: &str, arguments: &[&str], input: &str) -> Result<S
     match (status.map_err(|error| failed(&error))?.success(), out, err) {
         _ if is_cut => Err(failed(&too_much(most))),
         (true, Some(out), _) => Ok(text(out.bytes)),
-        (_, _, Some(err)) => Err(Cause::Tool { tool: tool.into(), text: said(&text(err.bytes)) }),
+        (_, _, Some(err)) => Err(Cause::Tool { tool: tool.into(), text: first_lines(&text(err.bytes)) }),
         (_, _, None) => Err(failed(&too_long())),
     }
 }
@@ -109,7 +110,7 @@ fn kill(child: &mut Child) -> std::io::Result<ExitStatus> {
 }
 
 fn too_long() -> std::io::Error {
-    std::io::Error::other(format!("it took longer than {} s", PATIENCE.as_secs()))
+    std::io::Error::other(format!("it took longer than {} s", TIMEOUT.as_secs()))
 }
 
 fn too_much(most: u64) -> std::io::Error {
@@ -125,14 +126,14 @@ struct Output {
 
 /// Reads a stream in a thread of its own. The receiver gets all of it when the stream ends, or its beginning as soon as
 /// it exceeds `most` bytes.
-fn said_by(from: Option<impl Read + Send + 'static>, most: u64) -> Receiver<Output> {
-    let (told, output) = mpsc::channel();
+fn read_in_thread(from: Option<impl Read + Send + 'static>, most: u64) -> Receiver<Output> {
+    let (sender, output) = mpsc::channel();
     thread::spawn(move || {
         let mut bytes = Vec::new();
         // An error of the pipe ends the text; only the tool's exit status counts.
         let _ = from.map(|from| from.take(most + 1).read_to_end(&mut bytes));
         let is_cut = bytes.len() as u64 > most;
-        let _ = told.send(Output { bytes, is_cut });
+        let _ = sender.send(Output { bytes, is_cut });
     });
     output
 }
@@ -151,7 +152,7 @@ fn text(mut bytes: Vec<u8>) -> String {
 }
 
 /// Returns the first two lines of the error messages, which name the fault.
-fn said(err: &str) -> Box<str> {
+fn first_lines(err: &str) -> Box<str> {
     let lines: Vec<&str> = err.lines().map(str::trim).filter(|line| !line.is_empty()).take(2).collect();
     if lines.is_empty() { "it failed without a message".into() } else { excerpt(lines.join(" ")).into() }
 }
@@ -171,7 +172,7 @@ mod tests {
             let pid = std::fs::read_to_string(&file).unwrap();
             let stat = format!("/proc/{}/stat", pid.trim());
             let lives = || std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z "));
-            let end = Instant::now() + PATIENCE;
+            let end = Instant::now() + TIMEOUT;
             while lives() {
                 assert!(Instant::now() < end, "process {pid} is still there");
                 thread::sleep(Duration::from_millis(10));

@@ -10,8 +10,8 @@ use plan::underlay::LinkFacts;
 use plan::{LinkName, Mac};
 
 use crate::error::Error;
+use crate::message::{Attribute, Message, Odd, Part};
 use crate::socket::Netlink;
-use crate::wire::{Attribute, Message, Odd, Part};
 
 pub(crate) const IFLA_VXLAN_ID: u16 = 1;
 const IFLA_VXLAN_GROUP: u16 = 2;

@@ -17,11 +17,11 @@ use crate::handle::Kernel;
 use crate::reading::{FoundAddress, Objects, Reading};
 use crate::route::{self, Lookup};
 use crate::socket::Netlink;
-use crate::{addr, devices, kind, nexthop, segment, sysctl, way};
+use crate::{addr, devices, kind, nexthop, packet_path, segment, sysctl};
 
 /// Result of one reading of the kernel.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct Observed {
     /// Observed state within the bounds.
     pub state: State,
     /// Facts about the underlay.
@@ -33,7 +33,7 @@ pub struct Seen {
 impl Kernel {
     /// Reads the objects within the bounds of `owned`, and the underlay. Fails if a dump fails or changes during each
     /// reading. Traffic rules that cannot be read are no failure: the facts name them.
-    pub fn dump(&mut self, owned: &Owned) -> Result<Seen, Error> {
+    pub fn dump(&mut self, owned: &Owned) -> Result<Observed, Error> {
         let mut reading = begin(&mut self.netlink)?;
         let mut state = kind::read(&mut reading, owned)?;
         let packets = packets(owned, &owned.passages, &reading.addresses);
@@ -45,7 +45,7 @@ impl Kernel {
         } else {
             FirewallFacts::default()
         };
-        let lookups = ways(&mut reading, owned);
+        let lookups = packet_paths(&mut reading, owned);
         let (tables, beside) = segment::beside(&mut reading, owned)?;
         let interest = Interest::new(owned, &reading.devices, reading.netlink.port);
         if !tables.is_empty() {
@@ -53,8 +53,8 @@ impl Kernel {
         }
         let interest = interest.and_pods(pods).and_tables(&self.beside);
         let underlay = Underlay { firewall, sysctls, lookups, beside, ..underlay(reading) };
-        let interest = interest.and_links(plan::uplink::wires(&underlay, owned.uplink));
-        Ok(Seen { state, underlay, interest })
+        let interest = interest.and_links(plan::uplink::lower_devices(&underlay, owned.uplink));
+        Ok(Observed { state, underlay, interest })
     }
 
     /// Reads the underlay alone, without routes to the ranges in `pods`. Before the uplink is chosen, nothing is ours.
@@ -104,7 +104,7 @@ fn indexes(packets: &[Packet], devices: &Devices) -> Vec<u32> {
 
 /// Asks where the kernel sends packets of pods, and whether it accepts packets of peers. On an error the list is empty:
 /// nothing is known.
-fn ways(reading: &mut Reading<'_>, owned: &Owned) -> Vec<RouteLookup> {
+fn packet_paths(reading: &mut Reading<'_>, owned: &Owned) -> Vec<RouteLookup> {
     let mut asked = owned.passages.clone();
     asked.extend(owned.faulty.iter().copied());
     asked.sort_unstable();
@@ -121,13 +121,13 @@ fn ways(reading: &mut Reading<'_>, owned: &Owned) -> Vec<RouteLookup> {
     let of_peers =
         owned.between_nodes.iter().filter(|packet| packet.source.is_ipv4() && packet.is_received());
     packets.extend(of_peers.filter(|packet| !owned.links.contains(&packet.inbound) && !packet.is_reply()));
-    way::ways(reading.netlink, &packets, &reading.devices).unwrap_or_default()
+    packet_path::packet_paths(reading.netlink, &packets, &reading.devices).unwrap_or_default()
 }
 
 /// Returns the packets of the passages, one for each direction.
 fn packets(owned: &Owned, passages: &[Passage], addresses: &[FoundAddress]) -> Vec<Packet> {
     let known: Vec<_> = addresses.iter().map(|found| found.facts.clone()).collect();
-    passages.iter().flat_map(|way| way.packets(pods_bridge(way, &known, &owned.links))).collect()
+    passages.iter().flat_map(|passage| passage.packets(pods_bridge(passage, &known, &owned.links))).collect()
 }
 
 fn underlay(reading: Reading<'_>) -> Underlay {

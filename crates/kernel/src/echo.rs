@@ -8,12 +8,12 @@ use plan::{Object, Op, Verb};
 
 use crate::devices::Devices;
 use crate::fdb;
+use crate::message::Part;
 use crate::neigh;
-use crate::wire::Part;
 
 /// Maximum number of ops in one batch whose notifications are recognised. A larger batch costs one extra reconcile
 /// pass.
-const MOST: usize = 64;
+const MAX_EXPECTED: usize = 64;
 
 /// FDB entries whose notification has not arrived yet, each with the index of its device.
 #[derive(Clone, Default)]
@@ -21,13 +21,13 @@ pub(crate) struct Echoes(Arc<Mutex<Vec<(u32, FdbEntry)>>>);
 
 impl Echoes {
     /// Expects the notifications of these ops, which are sent next.
-    pub(crate) fn foresee(&self, ops: &[Op], devices: &Devices) {
+    pub(crate) fn expect_notifications(&self, ops: &[Op], devices: &Devices) {
         let made = |op: &Op| match (&op.object, op.verb) {
             (_, Verb::Delete) => None,
             (Object::Fdb(row), _) => Some((devices.index(row.link)?, row.clone())),
             _ => None,
         };
-        if ops.len() <= MOST && ops.iter().any(|op| made(op).is_some()) {
+        if ops.len() <= MAX_EXPECTED && ops.iter().any(|op| made(op).is_some()) {
             *self.lock() = ops.iter().filter_map(made).collect();
         }
     }
@@ -38,10 +38,10 @@ impl Echoes {
             return false;
         }
         let mut expected = self.lock();
-        let told = |(index, row): &(u32, FdbEntry)| {
+        let is_same = |(index, row): &(u32, FdbEntry)| {
             *index == neigh::index(part) && fdb::decode(part, row.link).as_ref() == Some(row)
         };
-        expected.iter().position(told).map(|at| expected.swap_remove(at)).is_some()
+        expected.iter().position(is_same).map(|at| expected.swap_remove(at)).is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(u32, FdbEntry)>> {

@@ -98,7 +98,7 @@ pub enum Cause {
     Tool { tool: Box<str>, text: Box<str> },
     /// The kernel did not answer within this number of seconds.
     #[error("the kernel did not answer within {0} s")]
-    Silent(u64),
+    NoAnswer(u64),
 }
 
 impl Cause {
@@ -150,7 +150,7 @@ mod tests {
                  memory limit of this service or container, and the free memory",
             ),
             (Cause::Torn, "+ x: it changed during each of 5 readings"),
-            (Cause::Silent(10), "+ x: the kernel did not answer within 10 s"),
+            (Cause::NoAnswer(10), "+ x: the kernel did not answer within 10 s"),
         ] {
             assert_eq!(Error::new("+ x", cause).to_string(), expected);
         }

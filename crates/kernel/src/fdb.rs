@@ -10,11 +10,11 @@ use plan::{LinkName, Mac, Verb};
 
 use crate::devices::Devices;
 use crate::error::Error;
-use crate::filter::News;
-use crate::kind::{NetlinkKind, Step, Writable};
+use crate::filter::Notifications;
+use crate::kind::{NetlinkKind, Prepared, Writable};
+use crate::message::{Odd, Part};
 use crate::neigh;
 use crate::reading::Reading;
-use crate::wire::{Odd, Part};
 
 pub(crate) const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
 
@@ -27,7 +27,7 @@ const DETOURS: [(u16, &str); 4] =
 
 impl NetlinkKind for FdbEntry {
     /// `RTNLGRP_NEIGH` reports neighbours of all families, with `AF_BRIDGE`: the FDB.
-    const NEWS: Option<News> = None;
+    const NOTIFICATIONS: Option<Notifications> = None;
 
     fn read(reading: &mut Reading<'_>, owned: &Owned) -> Result<Vec<Self>, Error> {
         let mut tunnels = reading.devices.indexes(&owned.links);
@@ -37,7 +37,7 @@ impl NetlinkKind for FdbEntry {
 }
 
 impl Writable for FdbEntry {
-    fn step(&self, verb: Verb, devices: &Devices) -> Result<Step<'_>, LinkName> {
+    fn prepare(&self, verb: Verb, devices: &Devices) -> Result<Prepared<'_>, LinkName> {
         let mut message = neigh::request(verb, AF_BRIDGE, devices.need(self.link)?, libc::NTF_SELF);
         message.put(NDA_LLADDR, &self.mac.0);
         // Without a destination the kernel deletes all entries of the MAC. An entry of another shape cannot be named
@@ -49,7 +49,7 @@ impl Writable for FdbEntry {
                 message.put(NDA_PORT, &port.to_be_bytes());
             }
         }
-        Ok(Step::Send(message))
+        Ok(Prepared::Send(message))
     }
 }
 

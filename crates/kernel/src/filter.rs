@@ -9,7 +9,7 @@ use plan::state::MAIN_TABLE;
 use socket2::SockFilter;
 
 use crate::devices::Devices;
-use crate::wire::HEADER;
+use crate::message::HEADER;
 
 /// Offset of the message type in `nlmsghdr`, in bytes.
 const TYPE: u32 = 4;
@@ -21,11 +21,11 @@ const INDEX: u32 = HEADER as u32 + 4;
 /// Accepts the whole message.
 pub(crate) const ACCEPT: SockFilter = SockFilter::new((BPF_RET | BPF_K) as u16, 0, 0, u32::MAX);
 /// Drops the message.
-pub(crate) const REFUSE: SockFilter = SockFilter::new((BPF_RET | BPF_K) as u16, 0, 0, 0);
+pub(crate) const DROP: SockFilter = SockFilter::new((BPF_RET | BPF_K) as u16, 0, 0, 0);
 
 /// Notifications about one kind of object, and which of them matter.
 #[derive(Clone, Copy)]
-pub(crate) struct News {
+pub(crate) struct Notifications {
     /// Name of the kind in events.
     pub(crate) name: &'static str,
     /// Multicast groups of the notifications, `RTNLGRP_*`.
@@ -101,10 +101,10 @@ impl Interest {
     }
 
     /// Returns the filter for these notifications. It accepts every message that they do not name.
-    pub(crate) fn program(&self, news: &[News]) -> Vec<SockFilter> {
-        let mut program = own_echo(self.own_port, news);
+    pub(crate) fn program(&self, kinds: &[Notifications]) -> Vec<SockFilter> {
+        let mut program = own_echo(self.own_port, kinds);
         program.push(load(BPF_H | BPF_ABS, TYPE));
-        for kind in news {
+        for kind in kinds {
             if let Some(selection) = kind.selection {
                 section(&mut program, kind.types, selection(self));
             }
@@ -115,11 +115,11 @@ impl Interest {
 }
 
 /// Drops the notifications that our own socket caused, of the kinds that say so.
-fn own_echo(port: u32, news: &[News]) -> Vec<SockFilter> {
+fn own_echo(port: u32, kinds: &[Notifications]) -> Vec<SockFilter> {
     let mut body = vec![load(BPF_H | BPF_ABS, TYPE)];
-    let dropped = news.iter().filter(|kind| kind.own_writes == OwnWrites::Dropped);
+    let dropped = kinds.iter().filter(|kind| kind.own_writes == OwnWrites::Dropped);
     for kind in dropped.flat_map(|kind| kind.types) {
-        body.extend([equal(u32::from(kind.to_be()), 0, 1), REFUSE]);
+        body.extend([equal(u32::from(kind.to_be()), 0, 1), DROP]);
     }
     let mut program = vec![load(BPF_W | BPF_ABS, PORT), equal(port.to_be(), 0, body.len() as u8)];
     program.extend(body);
@@ -139,7 +139,7 @@ fn section(program: &mut Vec<SockFilter>, types: [u16; 2], body: Vec<SockFilter>
 pub(crate) fn by_index(indexes: impl Iterator<Item = u32>) -> Vec<SockFilter> {
     let mut body = vec![load(BPF_W | BPF_ABS, INDEX)];
     indexes.for_each(|index| body.extend(accept_if(index.to_be())));
-    body.push(REFUSE);
+    body.push(DROP);
     body
 }
 
@@ -151,7 +151,7 @@ pub(crate) fn find(start: u32, kind: u16) -> [SockFilter; 6] {
         SockFilter::new((BPF_LDX | BPF_IMM) as u16, 0, 0, kind.into()),
         load(BPF_W | BPF_ABS, extension),
         equal(0, 0, 1),
-        REFUSE,
+        DROP,
         SockFilter::new((BPF_MISC | BPF_TAX) as u16, 0, 0, 0),
     ]
 }

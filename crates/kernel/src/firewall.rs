@@ -19,14 +19,14 @@ use crate::nft::{self, FirewallWatch, Nft};
 #[derive(Default)]
 pub(crate) struct Firewall {
     nft: Nft,
-    seen: Reading,
+    last: RulesReading,
     /// True while the last reading is valid.
     fresh: bool,
-    refused: Option<Refused>,
+    refused: Option<RefusedTransactions>,
 }
 
 #[derive(Clone, Default)]
-struct Reading {
+struct RulesReading {
     nft: nft::Rows,
     iptables: Vec<IptablesChain>,
     facts: FirewallFacts,
@@ -54,9 +54,9 @@ fn by_protocol(mut packets: Vec<Packet>) -> Vec<Packet> {
 }
 
 /// Minimum time between two attempts to use or read what failed; an attempt may take long.
-const AGAIN: Duration = Duration::from_secs(10);
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 /// Time for which nftables is not tried again after it has refused our rules several times.
-const REFUSED: Duration = Duration::from_secs(60);
+const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 
 impl Firewall {
     /// Adds the rows of our rules to `state`, and returns the facts. `packets` are packets of pods and
@@ -68,32 +68,33 @@ impl Firewall {
         devices: &Devices,
     ) -> FirewallFacts {
         // No event reports that what failed would succeed now.
-        let failed = self.seen.facts.no_nft.is_some() || !self.seen.facts.unread.is_empty();
+        let failed = self.last.facts.no_nft.is_some() || !self.last.facts.unread.is_empty();
         let packets: Vec<Indexed> =
             packets.into_iter().map(|packet| (packet, indexes(&packet, devices))).collect();
-        let same = self.seen.packets == packets;
-        if !self.fresh || !same || (failed && self.seen.at.is_none_or(|at| at.elapsed() >= AGAIN)) {
+        let same = self.last.packets == packets;
+        if !self.fresh || !same || (failed && self.last.at.is_none_or(|at| at.elapsed() >= RETRY_INTERVAL)) {
             let mut facts = FirewallFacts::default();
             let nft = self.read_nft(&mut facts);
             let only = by_protocol(packets.iter().map(|(packet, _)| *packet).collect());
-            let before = (&*self.seen.iptables, &self.seen.facts);
+            let before = (&*self.last.iptables, &self.last.facts);
             let iptables = iptables::read(&mut facts, &mut self.nft, &only, before);
-            self.look_in_the_way(&mut facts, &only, &iptables.covered, devices);
-            self.seen = Reading { nft, iptables: iptables.rows, facts, packets, at: Some(Instant::now()) };
+            self.read_obstacles(&mut facts, &only, &iptables.covered, devices);
+            self.last =
+                RulesReading { nft, iptables: iptables.rows, facts, packets, at: Some(Instant::now()) };
             self.fresh = true;
         }
-        let Reading { nft, iptables, facts, .. } = self.seen.clone();
-        let strangers = self.nft.strangers(&nft);
+        let RulesReading { nft, iptables, facts, .. } = self.last.clone();
+        let unknown_senders = self.nft.unknown_senders(&nft);
         state.nft_tables = nft.tables.into();
         state.nft_chains = nft.chains.into();
         state.nft_elements = nft.elements.into();
         state.iptables = iptables.into();
-        FirewallFacts { strangers, ..facts }
+        FirewallFacts { unknown_senders, ..facts }
     }
 
     /// Adds the rules of others in nftables that refuse the packets. If they cannot be read, the last known ones are
     /// kept.
-    fn look_in_the_way(
+    fn read_obstacles(
         &mut self,
         facts: &mut FirewallFacts,
         packets: &[Packet],
@@ -110,7 +111,7 @@ impl Firewall {
             Ok(found) => facts.obstacles.extend(found),
             Err(cause) => {
                 facts.unread.push(format!("nftables: {cause}").into());
-                let known = self.seen.facts.obstacles.iter();
+                let known = self.last.facts.obstacles.iter();
                 let known = known.filter(|obstacle| obstacle.manager == Manager::Nftables);
                 facts.obstacles.extend(known.cloned());
             }
@@ -119,9 +120,10 @@ impl Firewall {
 
     fn read_nft(&mut self, facts: &mut FirewallFacts) -> nft::Rows {
         let rows = self.nft.read(facts);
-        if let Some(Refused { since, why, .. }) = self.refused.as_ref().filter(|refused| refused.is_lasting())
+        if let Some(RefusedTransactions { since, why, .. }) =
+            self.refused.as_ref().filter(|refused| refused.is_lasting())
         {
-            if since.elapsed() < REFUSED {
+            if since.elapsed() < REFUSED_PAUSE {
                 facts.no_nft.get_or_insert_with(|| format!("it refuses our rules: {why}").into());
             } else {
                 self.refused = None;
@@ -141,15 +143,15 @@ impl Firewall {
         }
         if !was_fresh {
             let mut facts = FirewallFacts::default();
-            self.seen.nft = self.nft.read(&mut facts);
+            self.last.nft = self.nft.read(&mut facts);
             // A table that cannot be read is not gone.
             if let Some(text) = facts.no_nft {
                 return Err(Cause::Tool { tool: "nft".into(), text });
             }
         }
-        let done = self.nft.apply(ops, &mut self.seen.nft);
-        self.fresh = was_fresh && matches!(done, Ok(nft::Reading::Good));
-        self.refused = done.as_ref().err().map(|cause| Refused {
+        let done = self.nft.apply(ops, &mut self.last.nft);
+        self.fresh = was_fresh && matches!(done, Ok(nft::LastReading::Valid));
+        self.refused = done.as_ref().err().map(|cause| RefusedTransactions {
             times: self.refused.as_ref().map_or(0, |refused| refused.times) + 1,
             since: Instant::now(),
             why: cause.to_string().into(),
@@ -169,18 +171,18 @@ impl Firewall {
 
     /// Opens the monitor socket of nf_tables. Fails if the kernel has no nf_tables.
     pub(crate) fn watch(&self) -> Result<FirewallWatch, Error> {
-        FirewallWatch::open(Arc::clone(&self.nft.port), self.nft.met.clone())
+        FirewallWatch::open(Arc::clone(&self.nft.port), self.nft.watched.clone())
     }
 }
 
 /// Refused transactions of an nftables that lists its tables; the kernel may lack what our rules need.
-struct Refused {
+struct RefusedTransactions {
     times: u32,
     since: Instant,
     why: Box<str>,
 }
 
-impl Refused {
+impl RefusedTransactions {
     /// Returns true after three refusals in a row. A single one may be due to another program that changes the same
     /// objects.
     fn is_lasting(&self) -> bool {

@@ -6,10 +6,12 @@ use plan::owned::Owned;
 use plan::passage::{Packet, Payload};
 
 use crate::devices::Devices;
+use crate::message::parts;
 use crate::reading::Objects;
 use crate::route::{Bounds, Routes};
-use crate::wire::parts;
-use crate::{addr, devices, fdb, iptables, names, neigh, nexthop, nft, packet, route, rule, watch, way};
+use crate::{
+    addr, devices, fdb, iptables, names, neigh, nexthop, nft, packet, packet_path, route, rule, watch,
+};
 
 /// Bounds of a node with one IPv4 network.
 const OWNED: &str = r#"{"links": ["flannel.1"], "uplink": "eth0", "networks": ["10.244.0.0/16"], "table": 254,
@@ -26,7 +28,7 @@ pub fn netlink(datagram: &[u8]) {
     let mut routes = Routes::default();
     for part in parts(datagram) {
         let _ = (addr::decode(part, &devices), fdb::decode(part, flannel), neigh::decode(part, flannel));
-        let _ = (neigh::known(part), nexthop::decode(part, &devices), watch::event(part));
+        let _ = (neigh::known_neighbour(part), nexthop::decode(part, &devices), watch::event(part));
         let _ = (names::name_in(part), rule::decode(part, libc::AF_INET as u8, &owned));
         for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
             let (inside, outside, devices, objects) = (networks, Some(&pods[..]), &devices, &objects);
@@ -34,10 +36,10 @@ pub fn netlink(datagram: &[u8]) {
         }
         for packet in packets() {
             let _ = route::decode_lookup(part, packet.destination, &devices);
-            way::fuzz(part, &packet);
+            packet_path::fuzz(part, &packet);
         }
     }
-    let _ = packet::doubt(datagram);
+    let _ = packet::neighbour_event(datagram);
     let rows: Vec<_> = devices.row(flannel).into_iter().collect();
     let _ = (rows, devices.into_facts());
 }

@@ -32,23 +32,23 @@ pub(crate) fn read(
     nft: &mut Nft,
     packets: &[Packet],
     before: (&[IptablesChain], &FirewallFacts),
-) -> Seen {
-    facts.usual = tools::plain(Family::Ipv4);
-    facts.unread.extend(tools::not_to_be_read());
+) -> IptablesReading {
+    facts.usual = tools::default_variant(Family::Ipv4);
+    facts.unread.extend(tools::unreadable_tables());
     let (mut rows, mut covered) = (Vec::new(), Vec::new());
     for tools in Tools::all() {
-        let said = if may_hold(&tools, facts) { listing(&tools, nft) } else { Ok(Listing::default()) };
-        if said.as_ref().is_err_and(tools::lacks_kernel) {
+        let listed = if may_hold(&tools, facts) { listing(&tools, nft) } else { Ok(Listing::default()) };
+        if listed.as_ref().is_err_and(tools::lacks_kernel) {
             continue;
         }
-        match said {
+        match listed {
             Ok(listing) => {
                 facts.iptables.push(facts_of(&tools, &listing));
                 let (found, unclear) = obstacles(&tools, &listing, packets);
                 facts.obstacles.extend(found);
                 facts.unclear |= unclear;
                 if tools.variant == Variant::Nft {
-                    covered.extend(listing.told().map(|table| (tools.family, table.name.clone())));
+                    covered.extend(listing.readable_tables().map(|table| (tools.family, table.name.clone())));
                 }
                 rows.extend(listing.known().flat_map(|(table, there)| rows_of(&tools, table, there)));
             }
@@ -71,11 +71,11 @@ pub(crate) fn read(
             }
         }
     }
-    Seen { rows, covered }
+    IptablesReading { rows, covered }
 }
 
 /// Result of reading iptables.
-pub(crate) struct Seen {
+pub(crate) struct IptablesReading {
     /// Our rows.
     pub(crate) rows: Vec<IptablesChain>,
     /// Tables of nf_tables that iptables could read.
@@ -87,7 +87,7 @@ pub(crate) struct Seen {
 fn listing(tools: &Tools, nft: &mut Nft) -> Result<Listing, Cause> {
     let mut listing = tools.listing()?;
     if tools.variant == Variant::Nft {
-        if nft.hears(tools.family, listing.chains()) {
+        if nft.watch_chains(tools.family, listing.chains()) {
             listing = tools.listing()?;
         }
         for table in listing.hidden_tables() {

@@ -6,15 +6,15 @@ use plan::{LinkName, Object, State, Verb};
 
 use crate::devices::Devices;
 use crate::error::{Cause, Error};
-use crate::filter::News;
+use crate::filter::Notifications;
+use crate::message::Message;
 use crate::reading::Reading;
 use crate::socket::Netlink;
-use crate::wire::Message;
 
 /// Kind of objects of rtnetlink.
 pub(crate) trait NetlinkKind: plan::Kind + Writable {
     /// Notifications about objects of the kind. `None` if the notifications of another kind include them.
-    const NEWS: Option<News>;
+    const NOTIFICATIONS: Option<Notifications>;
 
     /// Reads the rows that may be ours, and leaves in `reading` what other kinds need to know of the rest. Fails if a dump
     /// fails or changes during each reading.
@@ -28,8 +28,8 @@ pub(crate) trait Writable {
         false
     }
 
-    /// Returns the way to carry out an op. Fails with the name of a device that does not exist.
-    fn step<'a>(&'a self, verb: Verb, devices: &'a Devices) -> Result<Step<'a>, LinkName>;
+    /// Returns the requests that carry out an op. Fails with the name of a device that does not exist.
+    fn prepare<'a>(&'a self, verb: Verb, devices: &'a Devices) -> Result<Prepared<'a>, LinkName>;
 
     /// Judges the refusal of an op, unless it says that the object to delete does not exist. Fails with the cause if the
     /// op has failed.
@@ -52,15 +52,15 @@ pub(crate) trait Writable {
 /// Requests that are sent through the socket one after the other.
 type Requests<'a> = Box<dyn FnOnce(&mut Netlink) -> Result<(), Cause> + 'a>;
 
-/// Way to carry out an op.
-pub(crate) enum Step<'a> {
+/// Requests that carry out an op.
+pub(crate) enum Prepared<'a> {
     /// Single request, which may share a send with others.
     Send(Message),
     /// Several requests, or none. The op must stand alone.
     Alone(Requests<'a>),
 }
 
-impl<'a> Step<'a> {
+impl<'a> Prepared<'a> {
     pub(crate) fn alone(change: impl FnOnce(&mut Netlink) -> Result<(), Cause> + 'a) -> Self {
         Self::Alone(Box::new(change))
     }
@@ -100,8 +100,8 @@ macro_rules! loops {
         }
 
         /// Notifications of all kinds.
-        pub(crate) fn news() -> impl Iterator<Item = News> {
-            [$(<$row>::NEWS),*].into_iter().flatten()
+        pub(crate) fn notifications() -> impl Iterator<Item = Notifications> {
+            [$(<$row>::NOTIFICATIONS),*].into_iter().flatten()
         }
     };
 }

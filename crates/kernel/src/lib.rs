@@ -2,7 +2,7 @@
 //!
 //! This crate takes no decisions: an `if` that depends on a lease belongs in another crate. Each kind of object has
 //! one file. It reads the kind's rows from the kernel, writes them, and names the notifications that matter. `dump`,
-//! `apply` and `watch` are loops over the kinds (`kind`). The modules `wire` and `socket` below them know no kind of
+//! `apply` and `watch` are loops over the kinds (`kind`). The modules `message` and `socket` below them know no kind of
 //! object.
 
 mod addr;
@@ -21,24 +21,24 @@ mod handle;
 mod iptables;
 mod kind;
 mod link;
+mod message;
 mod names;
 mod neigh;
 mod nexthop;
 mod nft;
 pub mod packet;
+mod packet_path;
 mod reading;
 mod route;
 mod rule;
 mod segment;
 mod socket;
 mod sysctl;
-mod tools;
+mod tool_paths;
 mod walk;
 mod watch;
-mod way;
-mod wire;
 
-pub use dump::Seen;
+pub use dump::Observed;
 pub use error::{Cause, Error, remedy};
 pub use filter::Interest;
 pub use handle::Kernel;
@@ -48,7 +48,7 @@ pub use names::{AbstractName, abstract_names};
 pub use nft::FirewallWatch;
 pub use route::Lookup;
 pub use sysctl::SYSCTLS;
-pub use tools::{tool_dirs, xtables_lock};
+pub use tool_paths::{tool_dirs, xtables_lock};
 pub use watch::{Change, Event, Filter, Watch};
 
 /// Address families of the sockets that this crate opens (socket(2)).

@@ -13,11 +13,11 @@ use crate::devices::{
     IFLA_VXLAN_LOCAL6, IFLA_VXLAN_PORT, IFLA_VXLAN_TOS, IFLA_VXLAN_TTL,
 };
 use crate::error::{Cause, Error};
-use crate::filter::{ACCEPT, Interest, News, OwnWrites, REFUSE, by_index, equal, find, load};
-use crate::kind::{NetlinkKind, Outcome, Step, Writable};
+use crate::filter::{ACCEPT, DROP, Interest, Notifications, OwnWrites, by_index, equal, find, load};
+use crate::kind::{NetlinkKind, Outcome, Prepared, Writable};
+use crate::message::{HEADER, Message, Part};
 use crate::reading::Reading;
 use crate::socket::Netlink;
-use crate::wire::{HEADER, Message, Part};
 
 /// Offset of the attributes behind `ifinfomsg`.
 const ATTRIBUTES: u32 = HEADER as u32 + 16;
@@ -27,7 +27,7 @@ const NO_VXLAN: &str = "; this kernel has no vxlan: run modprobe vxlan, install 
                         the backend host-gw, which needs no module";
 
 impl NetlinkKind for Link {
-    const NEWS: Option<News> = Some(News {
+    const NOTIFICATIONS: Option<Notifications> = Some(Notifications {
         name: Self::NAME,
         groups: &[libc::RTNLGRP_LINK],
         types: [libc::RTM_NEWLINK, libc::RTM_DELLINK],
@@ -46,14 +46,14 @@ impl Writable for Link {
         true
     }
 
-    fn step(&self, verb: Verb, devices: &Devices) -> Result<Step<'_>, LinkName> {
+    fn prepare(&self, verb: Verb, devices: &Devices) -> Result<Prepared<'_>, LinkName> {
         Ok(match verb {
-            Verb::Add => Step::Send(add(self, devices)?),
+            Verb::Add => Prepared::Send(add(self, devices)?),
             Verb::Replace => {
                 let messages = replace(self, devices)?;
-                Step::alone(|netlink| netlink.ask_each(messages))
+                Prepared::alone(|netlink| netlink.ask_each(messages))
             }
-            Verb::Recreate | Verb::Delete => Step::Send(delete(self.name)),
+            Verb::Recreate | Verb::Delete => Prepared::Send(delete(self.name)),
         })
     }
 
@@ -74,7 +74,7 @@ impl Writable for Link {
         match (&self.kind, errno) {
             (_, libc::EOPNOTSUPP) if verb == Verb::Add => Some(NO_VXLAN.into()),
             (LinkKind::Vxlan(vxlan), libc::EADDRINUSE | libc::EEXIST) => {
-                Some(in_the_way(self.name, vxlan, errno, devices))
+                Some(name_port_owner(self.name, vxlan, errno, devices))
             }
             _ => None,
         }
@@ -87,18 +87,18 @@ impl Writable for LinkName {
         true
     }
 
-    fn step(&self, verb: Verb, _: &Devices) -> Result<Step<'_>, LinkName> {
-        Ok(Step::Send(set_up(*self, !verb.deletes())))
+    fn prepare(&self, verb: Verb, _: &Devices) -> Result<Prepared<'_>, LinkName> {
+        Ok(Prepared::Send(set_up(*self, !verb.deletes())))
     }
 
     fn advice(&self, _: Verb, errno: i32, devices: &Devices) -> Option<String> {
         let vxlan = devices.vxlan(*self).filter(|_| errno == libc::EADDRINUSE)?;
-        Some(in_the_way(*self, vxlan, errno, devices))
+        Some(name_port_owner(*self, vxlan, errno, devices))
     }
 }
 
 /// Names the device or process that has the UDP port of a vxlan device.
-fn in_the_way(name: LinkName, ours: &Vxlan, errno: i32, devices: &Devices) -> String {
+fn name_port_owner(name: LinkName, ours: &Vxlan, errno: i32, devices: &Devices) -> String {
     let port = ours.port;
     let others: Vec<LinkName> = devices.with_port(port).filter(|other| *other != name).collect();
     // `EEXIST` concerns the VNI, too: a device that shares only the port may stay.
@@ -157,7 +157,7 @@ fn by_name(names: &[LinkName]) -> Vec<SockFilter> {
         }
         body.push(ACCEPT);
     }
-    body.push(REFUSE);
+    body.push(DROP);
     body
 }
 
@@ -241,7 +241,7 @@ pub(crate) fn delete(name: LinkName) -> Message {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::parts;
+    use crate::message::parts;
 
     #[test]
     fn a_geneve_device_may_have_the_port() {
@@ -251,7 +251,8 @@ mod tests {
         let devices = Devices::new(parts(&bytes).filter_map(devices::decode).collect());
         let local = [192, 0, 2, 1].into();
         let ours = Vxlan { vni: 1, local, uplink: None, port: 8472, learning: false, gbp: false };
-        let reported = |devices| in_the_way("flannel.1".parse().unwrap(), &ours, libc::EADDRINUSE, devices);
+        let reported =
+            |devices| name_port_owner("flannel.1".parse().unwrap(), &ours, libc::EADDRINUSE, devices);
         let text = reported(&devices);
         assert!(text.contains("the device gen0 may have it (ip -d link show gen0)"), "{text}");
         let text = reported(&Devices::default());

@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 
 use crate::error::{Cause, Error};
+use crate::message::{Message, Part};
 use crate::socket::Netlink;
-use crate::wire::{Message, Part};
 
 /// Constants of linux/sock_diag.h and linux/unix_diag.h.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;

@@ -9,11 +9,11 @@ use plan::{Kind, LinkName, Mac, Verb};
 
 use crate::devices::Devices;
 use crate::error::Error;
-use crate::filter::{News, OwnWrites, by_index};
-use crate::kind::{NetlinkKind, Step, Writable};
+use crate::filter::{Notifications, OwnWrites, by_index};
+use crate::kind::{NetlinkKind, Prepared, Writable};
+use crate::message::{Message, Odd, Part, family_of};
 use crate::reading::{Reading, append};
 use crate::socket::Netlink;
-use crate::wire::{Message, Odd, Part, family_of};
 
 const NDA_FLAGS_EXT: u16 = 15;
 const NTF_OFFLOADED: u8 = 0x20;
@@ -30,7 +30,7 @@ const STATES: [(u16, &str); 7] = [
 ];
 
 impl NetlinkKind for Neighbour {
-    const NEWS: Option<News> = Some(News {
+    const NOTIFICATIONS: Option<Notifications> = Some(Notifications {
         name: Self::NAME,
         // Neighbours of all families, with AF_BRIDGE: the FDB.
         groups: &[libc::RTNLGRP_NEIGH],
@@ -46,13 +46,13 @@ impl NetlinkKind for Neighbour {
 }
 
 impl Writable for Neighbour {
-    fn step(&self, verb: Verb, devices: &Devices) -> Result<Step<'_>, LinkName> {
+    fn prepare(&self, verb: Verb, devices: &Devices) -> Result<Prepared<'_>, LinkName> {
         let mut message = request(verb, family_of(self.address), devices.need(self.link)?, 0);
         message.ip(NDA_DST, self.address);
         if !verb.deletes() {
             message.put(NDA_LLADDR, &self.mac.0);
         }
-        Ok(Step::Send(message))
+        Ok(Prepared::Send(message))
     }
 }
 
@@ -125,7 +125,7 @@ pub(crate) fn decode(part: Part<'_>, link: LinkName) -> Option<Neighbour> {
 
 /// A neighbour on a link whose MAC is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Known {
+pub struct KnownNeighbour {
     pub ip: IpAddr,
     pub mac: Mac,
     /// True if somebody has set the entry, so that the kernel never sends a request for it.
@@ -133,19 +133,23 @@ pub struct Known {
 }
 
 /// Returns an entry whose MAC has answered, or was set by somebody. The MAC is a unicast one.
-pub(crate) fn known(part: Part<'_>) -> Option<Known> {
+pub(crate) fn known_neighbour(part: Part<'_>) -> Option<KnownNeighbour> {
     const STATIC: u16 = libc::NUD_PERMANENT | libc::NUD_NOARP;
     const KNOWN: u16 = libc::NUD_REACHABLE | libc::NUD_STALE | libc::NUD_DELAY | libc::NUD_PROBE | STATIC;
     let state = part.body.u16(8);
     let (address, mac) = address_and_mac(part);
-    let known = Known { ip: address?, mac: mac?, is_static: state & STATIC != 0 };
+    let known = KnownNeighbour { ip: address?, mac: mac?, is_static: state & STATIC != 0 };
     (state & KNOWN != 0 && known.mac.is_unicast()).then_some(known)
 }
 
 /// Returns the address of an entry that has failed (no MAC), or of a known one (with its MAC).
-pub(crate) fn doubt(part: Part<'_>) -> Option<(IpAddr, Option<Mac>)> {
+pub(crate) fn neighbour_event(part: Part<'_>) -> Option<(IpAddr, Option<Mac>)> {
     let failed = part.body.u16(8) & libc::NUD_FAILED != 0;
-    if failed { Some((address_and_mac(part).0?, None)) } else { known(part).map(|it| (it.ip, Some(it.mac))) }
+    if failed {
+        Some((address_and_mac(part).0?, None))
+    } else {
+        known_neighbour(part).map(|it| (it.ip, Some(it.mac)))
+    }
 }
 
 fn address_and_mac(part: Part<'_>) -> (Option<IpAddr>, Option<Mac>) {

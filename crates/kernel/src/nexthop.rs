@@ -10,10 +10,10 @@ use plan::{Kind, LinkName, Verb};
 
 use crate::devices::Devices;
 use crate::error::Error;
-use crate::filter::{News, OwnWrites};
-use crate::kind::{NetlinkKind, Step, Writable};
+use crate::filter::{Notifications, OwnWrites};
+use crate::kind::{NetlinkKind, Prepared, Writable};
+use crate::message::{Body, Message, Odd, Part, family_of};
 use crate::reading::{Objects, Reading};
-use crate::wire::{Body, Message, Odd, Part, family_of};
 
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_DELNEXTHOP: u16 = 105;
@@ -30,7 +30,7 @@ const RTNH_F_DEAD: u32 = 1;
 const RTNH_F_ONLINK: u32 = 4;
 
 impl NetlinkKind for Nexthop {
-    const NEWS: Option<News> = Some(News {
+    const NOTIFICATIONS: Option<Notifications> = Some(Notifications {
         name: Self::NAME,
         groups: &[libc::RTNLGRP_NEXTHOP],
         types: [RTM_NEWNEXTHOP, RTM_DELNEXTHOP],
@@ -44,8 +44,8 @@ impl NetlinkKind for Nexthop {
 }
 
 impl Writable for Nexthop {
-    fn step(&self, verb: Verb, devices: &Devices) -> Result<Step<'_>, LinkName> {
-        Ok(Step::Send(if verb.deletes() { delete(self.id) } else { add(self, devices.need(self.link)?) }))
+    fn prepare(&self, verb: Verb, devices: &Devices) -> Result<Prepared<'_>, LinkName> {
+        Ok(Prepared::Send(if verb.deletes() { delete(self.id) } else { add(self, devices.need(self.link)?) }))
     }
 }
 

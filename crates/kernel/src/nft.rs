@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use plan::state::{NftChain, NftChainName, NftElement, NftTable};
-use plan::underlay::{FirewallFacts, Stranger};
+use plan::underlay::{FirewallFacts, UnknownSender};
 use plan::{Family, Object, Op, Verb};
 
 use crate::command;
@@ -55,7 +55,7 @@ pub(crate) struct Nft {
     /// Netlink port of that socket; 0 before it is opened.
     pub(crate) port: Arc<AtomicU32>,
     /// Chains and sets that packets of pods meet.
-    pub(crate) met: passage::Met,
+    pub(crate) watched: passage::WatchedChains,
     /// Dormant tables, whose rules the kernel ignores: protocol family and name.
     dormant: Vec<(u8, Box<str>)>,
     /// Tool that was checked last.
@@ -95,7 +95,7 @@ impl Nft {
     /// fails, nftables counts as unusable, not as empty.
     pub(crate) fn read(&mut self, facts: &mut FirewallFacts) -> Rows {
         // A table may vanish after the list of tables was read.
-        match self.look(facts).or_else(|_| self.look(facts)) {
+        match self.try_read(facts).or_else(|_| self.try_read(facts)) {
             Ok(rows) => rows,
             Err(why) => {
                 facts.no_nft = Some(why);
@@ -104,27 +104,27 @@ impl Nft {
         }
     }
 
-    /// Returns the strangers in the sets of this reading. The kernel adds them on packets and sends no notification.
-    pub(crate) fn strangers(&mut self, rows: &Rows) -> Vec<Stranger> {
-        let families = Family::ALL.into_iter().filter(|family| rows.has(*family, SetName::Strangers));
-        let mut all: Vec<Stranger> = families
+    /// Returns the unknown senders in the sets of this reading. The kernel adds them on packets and sends no notification.
+    pub(crate) fn unknown_senders(&mut self, rows: &Rows) -> Vec<UnknownSender> {
+        let families = Family::ALL.into_iter().filter(|family| rows.has(*family, SetName::UnknownSenders));
+        let mut all: Vec<UnknownSender> = families
             // A set that vanished a moment ago holds none; its loss is noticed elsewhere.
-            .flat_map(|family| self.elements(family, SetName::Strangers).unwrap_or_default())
+            .flat_map(|family| self.elements(family, SetName::UnknownSenders).unwrap_or_default())
             .collect();
         all.sort_unstable();
         all
     }
 
     /// Applies ops in one transaction. Peers that are too many for one message are added before the rules, in parts.
-    /// `seen` is the last reading; the result says if it is still valid.
-    pub(crate) fn apply(&mut self, ops: &[Op], seen: &mut Rows) -> Result<Reading, Cause> {
-        let (peers, rules) = apart(ops, seen);
-        let to_make = seen.lack_peers(&peers);
+    /// `last` is the last reading; the result says if it is still valid.
+    pub(crate) fn apply(&mut self, ops: &[Op], last: &mut Rows) -> Result<LastReading, Cause> {
+        let (peers, rules) = apart(ops, last);
+        let to_make = last.lack_peers(&peers);
         if rules.is_empty() && to_make.is_empty() {
             match self.ask(|netlink| netlink::change_peers(netlink, &peers)) {
                 Ok(()) => {
-                    seen.change_peers(&peers);
-                    return Ok(Reading::Good);
+                    last.change_peers(&peers);
+                    return Ok(LastReading::Valid);
                 }
                 Err(cause) if peers.len() > netlink::PART => return Err(cause),
                 // The script reports what is wrong with these addresses, if anything.
@@ -132,16 +132,16 @@ impl Nft {
             }
         }
         // The kernel creates no chain in the transaction that wakes its table.
-        self.run(&script::waking(seen))?;
+        self.run(&script::wake_script(last))?;
         if peers.len() <= netlink::PART {
-            self.run(&script::of(&ops.iter().collect::<Vec<_>>(), seen))?;
+            self.run(&script::of(&ops.iter().collect::<Vec<_>>(), last))?;
         } else {
-            self.run(&script::peers_sets(&to_make, seen))?;
-            seen.make_peers(&to_make);
+            self.run(&script::peers_sets(&to_make, last))?;
+            last.make_peers(&to_make);
             self.ask(|netlink| netlink::change_peers(netlink, &peers))?;
-            self.run(&script::of(&rules, seen))?;
+            self.run(&script::of(&rules, last))?;
         }
-        Ok(Reading::Over)
+        Ok(LastReading::Outdated)
     }
 
     /// Renews the elements without which our rules in these families drop nothing.
@@ -157,7 +157,7 @@ impl Nft {
         done.map(|_| ()).map_err(|cause| self.advise(cause))
     }
 
-    fn look(&mut self, facts: &mut FirewallFacts) -> Result<Rows, Box<str>> {
+    fn try_read(&mut self, facts: &mut FirewallFacts) -> Result<Rows, Box<str>> {
         let tables = self.ask(netlink::tables).map_err(|cause| no_nf_tables(&cause))?;
         facts.tables = tables.iter().map(|table| table.to_string().into()).collect();
         self.dormant = tables.iter().filter(|table| table.is_dormant()).map(netlink::Table::key).collect();
@@ -213,7 +213,7 @@ impl Nft {
         Ok(())
     }
 
-    fn elements(&mut self, family: Family, set: SetName) -> Result<Vec<Stranger>, Cause> {
+    fn elements(&mut self, family: Family, set: SetName) -> Result<Vec<UnknownSender>, Cause> {
         self.ask(|netlink| netlink::elements(netlink, family, set))
     }
 
@@ -262,11 +262,11 @@ impl Nft {
 
 /// State of the last reading after a change of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reading {
+pub(crate) enum LastReading {
     /// Valid: it holds the change.
-    Good,
+    Valid,
     /// Outdated: the rules must be read again.
-    Over,
+    Outdated,
 }
 
 impl Rows {
@@ -319,7 +319,7 @@ impl Rows {
 
 /// Splits the ops into changes of the peers' sets and all others. Deletions from a set that does not exist are left
 /// out.
-fn apart<'a>(ops: &'a [Op], seen: &Rows) -> (Vec<(Verb, IpAddr)>, Vec<&'a Op>) {
+fn apart<'a>(ops: &'a [Op], last: &Rows) -> (Vec<(Verb, IpAddr)>, Vec<&'a Op>) {
     let (mut peers, mut rules) = (Vec::new(), Vec::new());
     for op in ops {
         match &op.object {
@@ -327,7 +327,7 @@ fn apart<'a>(ops: &'a [Op], seen: &Rows) -> (Vec<(Verb, IpAddr)>, Vec<&'a Op>) {
             _ => rules.push(op),
         }
     }
-    peers.retain(|(verb, address)| *verb != Verb::Delete || seen.has(Family::of(*address), SetName::Peers));
+    peers.retain(|(verb, address)| *verb != Verb::Delete || last.has(Family::of(*address), SetName::Peers));
     (peers, rules)
 }
 
@@ -347,22 +347,22 @@ fn no_nf_tables(cause: &Cause) -> Box<str> {
 }
 
 /// Returns what an nft lacks whose `nft -V` prints this text; `None` if it can be used.
-fn lacks(said: &str) -> Option<Box<str>> {
-    let version = said.split_whitespace().find_map(|word| word.strip_prefix('v'));
+fn lacks(output: &str) -> Option<Box<str>> {
+    let version = output.split_whitespace().find_map(|word| word.strip_prefix('v'));
     let mut numbers = version.unwrap_or_default().split('.').map_while(|number| number.parse().ok());
     let version: [u32; 3] = std::array::from_fn(|_| numbers.next().unwrap_or(0));
     if version < OLDEST {
         let [major, minor, patch] = version;
         return Some(format!("nft {major}.{minor}.{patch} is too old: install 1.0.1 or newer").into());
     }
-    let mut lines = said.split_whitespace().skip_while(|word| *word != "json:");
+    let mut lines = output.split_whitespace().skip_while(|word| *word != "json:");
     (lines.nth(1) != Some("yes"))
         .then(|| "nft was built without JSON support: install your distribution's nftables package".into())
 }
 
 #[cfg(fuzzing)]
 pub(crate) fn fuzz_messages(datagram: &[u8], packets: &[plan::passage::Packet]) {
-    crate::wire::parts(datagram).for_each(netlink::fuzz);
+    crate::message::parts(datagram).for_each(netlink::fuzz);
     watch::fuzz(datagram);
     passage::fuzz(datagram, packets);
 }

@@ -23,11 +23,11 @@ use socket2::{Domain, Protocol, Type};
 
 use crate::error::{Cause, Error};
 use crate::handle::Kernel;
+use crate::message::parts;
 use crate::neigh;
-use crate::wire::parts;
 
 pub use filter::Marks;
-pub use neigh::Known;
+pub use neigh::KnownNeighbour;
 
 /// Type of a frame's payload, as in the Ethernet header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -154,10 +154,10 @@ impl Socket {
     }
 
     /// Opens a socket for suspicious changes of a link's neighbours: entries that failed, or whose MAC may have
-    /// changed. [`doubt`] decodes its datagrams. Fails if the socket cannot be opened or bound.
-    pub fn doubts(link: &Interface) -> io::Result<Self> {
+    /// changed. [`neighbour_event`] decodes its datagrams. Fails if the socket cannot be opened or bound.
+    pub fn neighbour_events(link: &Interface) -> io::Result<Self> {
         let socket = Self::open(Domain::from(libc::AF_NETLINK), Protocol::from(libc::NETLINK_ROUTE))?;
-        socket.0.attach_filter(&filter::doubts(link.index() as u32))?;
+        socket.0.attach_filter(&filter::neighbour_events(link.index() as u32))?;
         bind(socket.0.as_raw_fd(), &NetlinkAddr::new(0, 1 << (libc::RTNLGRP_NEIGH - 1)))?;
         Ok(socket)
     }
@@ -228,10 +228,10 @@ impl AsFd for Socket {
     }
 }
 
-/// Decodes a datagram of [`Socket::doubts`]: the neighbour's address, and the MAC that the kernel has for it now. The
+/// Decodes a datagram of [`Socket::neighbour_events`]: the neighbour's address, and the MAC that the kernel has for it now. The
 /// MAC is `None` if the neighbour does not answer. Returns `None` for any other datagram.
-pub fn doubt(datagram: &[u8]) -> Option<(IpAddr, Option<Mac>)> {
-    parts(datagram).find_map(neigh::doubt)
+pub fn neighbour_event(datagram: &[u8]) -> Option<(IpAddr, Option<Mac>)> {
+    parts(datagram).find_map(neigh::neighbour_event)
 }
 
 fn domain(family: Family) -> Domain {
@@ -244,11 +244,13 @@ fn domain(family: Family) -> Domain {
 impl Kernel {
     /// Returns the neighbours on a link whose MAC is known, without those that have the link's own MAC. Fails if the
     /// dump fails.
-    pub fn neighbours(&mut self, link: &Interface) -> Result<Vec<Known>, Error> {
+    pub fn neighbours(&mut self, link: &Interface) -> Result<Vec<KnownNeighbour>, Error> {
         let index = u32::try_from(link.index()).unwrap_or_default();
         let dump = self.netlink.dump(neigh::dump_request(0, index), |all: &mut Vec<_>, part| {
-            let ours = |known: &Known| Some(known.mac) == link.mac;
-            all.extend(neigh::known(part).filter(|known| neigh::index(part) == index && !ours(known)));
+            let ours = |known: &KnownNeighbour| Some(known.mac) == link.mac;
+            all.extend(
+                neigh::known_neighbour(part).filter(|known| neigh::index(part) == index && !ours(known)),
+            );
         });
         dump.map_err(|cause| Error::new("read the uplink's neighbours", cause))
     }

@@ -7,8 +7,8 @@ use plan::state::Address;
 use plan::underlay::{AddressFacts, NextHop, RouteFacts};
 
 use crate::devices::Devices;
+use crate::message::Odd;
 use crate::socket::Netlink;
-use crate::wire::Odd;
 
 /// Socket of a reading, and facts about the underlay that came with the rows.
 pub(crate) struct Reading<'a> {

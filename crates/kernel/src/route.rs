@@ -15,11 +15,11 @@ use socket2::SockFilter;
 
 use crate::devices::Devices;
 use crate::error::{Cause, Error};
-use crate::filter::{Interest, News, OwnWrites, REFUSE, accept_if, find, load};
-use crate::kind::{NetlinkKind, Outcome, Step, Writable};
+use crate::filter::{DROP, Interest, Notifications, OwnWrites, accept_if, find, load};
+use crate::kind::{NetlinkKind, Outcome, Prepared, Writable};
+use crate::message::{Attribute, Body, FAMILIES, HEADER, Message, Odd, Part, family_of};
 use crate::reading::{Objects, Reading, append};
 use crate::socket::Netlink;
-use crate::wire::{Attribute, Body, FAMILIES, HEADER, Message, Odd, Part, family_of};
 
 const RTA_VIA: u16 = 18;
 const RTA_PREF: u16 = 20;
@@ -46,7 +46,7 @@ const TABLE: u32 = HEADER as u32 + 4;
 const ATTRIBUTES: u32 = HEADER as u32 + 12;
 
 impl NetlinkKind for Route {
-    const NEWS: Option<News> = Some(News {
+    const NOTIFICATIONS: Option<Notifications> = Some(Notifications {
         name: Self::NAME,
         groups: &[libc::RTNLGRP_IPV4_ROUTE, libc::RTNLGRP_IPV6_ROUTE],
         types: [libc::RTM_NEWROUTE, libc::RTM_DELROUTE],
@@ -62,8 +62,8 @@ impl NetlinkKind for Route {
 }
 
 impl Writable for Route {
-    fn step(&self, verb: Verb, devices: &Devices) -> Result<Step<'_>, LinkName> {
-        Ok(Step::Send(if verb.deletes() { delete(self, devices)? } else { add(self, devices)? }))
+    fn prepare(&self, verb: Verb, devices: &Devices) -> Result<Prepared<'_>, LinkName> {
+        Ok(Prepared::Send(if verb.deletes() { delete(self, devices)? } else { add(self, devices)? }))
     }
 
     /// Tries a route that was refused as invalid once more, in two steps.
@@ -138,7 +138,7 @@ fn selection(interest: &Interest) -> Vec<SockFilter> {
         body.push(load(BPF_W | BPF_IND, 4));
         long.iter().for_each(|table| body.extend(accept_if(table.to_be())));
     }
-    body.push(REFUSE);
+    body.push(DROP);
     body
 }
 

@@ -8,11 +8,11 @@ use plan::{Kind, LinkName, Verb};
 
 use crate::devices::Devices;
 use crate::error::{Cause, Error};
-use crate::filter::{News, OwnWrites};
-use crate::kind::{NetlinkKind, Outcome, Step, Writable};
+use crate::filter::{Notifications, OwnWrites};
+use crate::kind::{NetlinkKind, Outcome, Prepared, Writable};
+use crate::message::{FAMILIES, Message, Odd, Part, family_of};
 use crate::reading::Reading;
 use crate::socket::Netlink;
-use crate::wire::{FAMILIES, Message, Odd, Part, family_of};
 
 const FRA_DST: u16 = 1;
 const FRA_PRIORITY: u16 = 6;
@@ -40,7 +40,7 @@ const ODD_ATTRIBUTES: [(u16, &str); 13] = [
 ];
 
 impl NetlinkKind for Rule {
-    const NEWS: Option<News> = Some(News {
+    const NOTIFICATIONS: Option<Notifications> = Some(Notifications {
         name: Self::NAME,
         groups: &[libc::RTNLGRP_IPV4_RULE, libc::RTNLGRP_IPV6_RULE],
         types: [libc::RTM_NEWRULE, libc::RTM_DELRULE],
@@ -63,15 +63,15 @@ impl Writable for Rule {
         verb == Verb::Replace
     }
 
-    fn step(&self, verb: Verb, _: &Devices) -> Result<Step<'_>, LinkName> {
+    fn prepare(&self, verb: Verb, _: &Devices) -> Result<Prepared<'_>, LinkName> {
         Ok(match verb {
-            Verb::Add => Step::Send(add(self)),
+            Verb::Add => Prepared::Send(add(self)),
             // The kernel replaces no rule. If none exists yet, only the result of the second request matters.
-            Verb::Replace => Step::alone(|netlink| {
+            Verb::Replace => Prepared::alone(|netlink| {
                 let _ = netlink.ask_each([clear(self)]);
                 netlink.ask_each([add(self)])
             }),
-            Verb::Recreate | Verb::Delete => Step::Send(delete(self)),
+            Verb::Recreate | Verb::Delete => Prepared::Send(delete(self)),
         })
     }
 

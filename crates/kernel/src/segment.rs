@@ -11,10 +11,10 @@ use plan::state::MAIN_TABLE;
 use plan::underlay::{AddressFacts, RouteFacts};
 
 use crate::error::{Cause, Error};
+use crate::message::{Attribute, Message, family_of};
 use crate::reading::Reading;
 use crate::route;
 use crate::socket::Netlink;
-use crate::wire::{Attribute, Message, family_of};
 
 const RTM_F_LOOKUP_TABLE: u32 = 0x1000;
 /// Table of the node's own addresses (`RT_TABLE_LOCAL`).

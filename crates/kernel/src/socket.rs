@@ -8,11 +8,11 @@ use netlink_sys::{Socket, SocketAddr, protocols};
 use socket2::SockRef;
 
 use crate::error::{ATTEMPTS, Cause, Error};
-use crate::wire::{Message, Part, parts};
+use crate::message::{Message, Part, parts};
 
 /// Maximum time to wait for an answer. The kernel answers from within the send; the limit only prevents an endless
 /// wait.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Size in bytes of the buffer for one datagram; a datagram of a dump has at most 32 KiB.
 const DATAGRAM: usize = 64 * 1024;
@@ -69,7 +69,7 @@ impl Netlink {
             socket.set_ext_ack(true)?;
             socket.set_netlink_get_strict_chk(true)?;
             SockRef::from(&socket).set_recv_buffer_size(RECEIVE_BUFFER)?;
-            SockRef::from(&socket).set_read_timeout(Some(PATIENCE))?;
+            SockRef::from(&socket).set_read_timeout(Some(ANSWER_TIMEOUT))?;
             Ok((socket, port))
         };
         let (socket, port) = open().map_err(|error: io::Error| Cause::from(&error))?;
@@ -237,7 +237,7 @@ impl Netlink {
     ) -> Result<(), Cause> {
         loop {
             receive(&self.socket, &mut self.datagram).map_err(|error| match error.kind() {
-                io::ErrorKind::WouldBlock => Cause::Silent(PATIENCE.as_secs()),
+                io::ErrorKind::WouldBlock => Cause::NoAnswer(ANSWER_TIMEOUT.as_secs()),
                 _ => Cause::from(&error),
             })?;
             for part in parts(&self.datagram) {
@@ -318,7 +318,7 @@ fn answer(part: Part<'_>) -> Answer<'_> {
     const NLMSGERR_ATTR_MSG: u16 = 1;
     let attributes = match i32::from(part.kind) {
         libc::NLMSG_DONE => 4,
-        libc::NLMSG_ERROR => 4 + crate::wire::HEADER,
+        libc::NLMSG_ERROR => 4 + crate::message::HEADER,
         _ => return Answer::Part(part),
     };
     let errno = -(part.body.u32(0) as i32);

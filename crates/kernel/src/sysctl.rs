@@ -11,9 +11,9 @@ use socket2::SockFilter;
 
 use crate::devices::Devices;
 use crate::error::Cause;
-use crate::filter::{Interest, News, OwnWrites, REFUSE, accept_if, find, load};
-use crate::kind::{Step, Writable};
-use crate::wire::{HEADER, Message};
+use crate::filter::{DROP, Interest, Notifications, OwnWrites, accept_if, find, load};
+use crate::kind::{Prepared, Writable};
+use crate::message::{HEADER, Message};
 
 /// Directory of all sysctls that are written.
 pub const SYSCTLS: &str = "/proc/sys/net";
@@ -32,7 +32,7 @@ const ALL_DEVICES: u32 = u32::MAX;
 const ATTRIBUTES: u32 = HEADER as u32 + 4;
 
 /// Notifications about forwarding and `rp_filter` of a device, or of all. The kernel sends none about other sysctls.
-pub(crate) const NEWS: News = News {
+pub(crate) const NOTIFICATIONS: Notifications = Notifications {
     name: Sysctl::NAME,
     groups: &[libc::RTNLGRP_IPV4_NETCONF, libc::RTNLGRP_IPV6_NETCONF],
     types: [libc::RTM_NEWNETCONF, DELETED],
@@ -46,7 +46,7 @@ fn selection(interest: &Interest) -> Vec<SockFilter> {
     body.push(load(BPF_W | BPF_IND, 4));
     let indexes = interest.devices().chain(interest.pods.iter().copied()).chain([ALL_DEVICES]);
     indexes.for_each(|index| body.extend(accept_if(index.to_be())));
-    body.push(REFUSE);
+    body.push(DROP);
     body
 }
 
@@ -67,8 +67,8 @@ impl Writable for Sysctl {
     }
 
     /// Writes the file. If it is read-only, as in containers, netlink sets some settings of a device.
-    fn step<'a>(&'a self, _: Verb, devices: &'a Devices) -> Result<Step<'a>, LinkName> {
-        Ok(Step::alone(move |netlink| match write(self) {
+    fn prepare<'a>(&'a self, _: Verb, devices: &'a Devices) -> Result<Prepared<'a>, LinkName> {
+        Ok(Prepared::alone(move |netlink| match write(self) {
             Err(cause) if cause.is_denial() => match message(self, devices) {
                 Some(message) => netlink.ask_each([message]),
                 None => Err(cause),

@@ -8,7 +8,7 @@ use plan::passage::{Packet, Payload};
 use plan::underlay::Uncertainty;
 
 /// Maximum depth of jumps that is followed; the kernel's own limit.
-const DEEPEST: usize = 16;
+const MAX_DEPTH: usize = 16;
 
 /// Degree to which the conditions of a rule hold for the packets in question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,7 +51,7 @@ pub(crate) trait Chains {
 
     /// Returns to which degree the rule holds for a packet with that mark, its verdict then, and the mark that the packet
     /// has then.
-    fn meet(&mut self, rule: &Self::Rule, mark: Mark) -> Result<(Truth, Verdict, Mark), Self::Error>;
+    fn evaluate(&mut self, rule: &Self::Rule, mark: Mark) -> Result<(Truth, Verdict, Mark), Self::Error>;
 
     /// Returns a description of a rule of that chain.
     fn name(&self, chain: &str, rule: &Self::Rule) -> Box<str>;
@@ -156,7 +156,7 @@ impl<'a, C: Chains> Walk<'a, C> {
 
     /// Applies one rule. Returns `None` if the next rule decides.
     fn step(&mut self, chain: &str, rule: &C::Rule, depth: usize) -> Result<Option<Fate>, C::Error> {
-        let (truth, verdict, mark) = self.chains.meet(rule, self.mark)?;
+        let (truth, verdict, mark) = self.chains.evaluate(rule, self.mark)?;
         if truth == Truth::Never {
             return Ok(None);
         }
@@ -183,7 +183,7 @@ impl<'a, C: Chains> Walk<'a, C> {
             Verdict::Accept => Some(Fate::Passes),
             Verdict::Refuse => Some(Fate::Refused(self.chains.name(chain, rule))),
             Verdict::Return => Some(Fate::Falls),
-            Verdict::Jump(_) | Verdict::Goto(_) if depth >= DEEPEST => Some(Fate::Unclear),
+            Verdict::Jump(_) | Verdict::Goto(_) if depth >= MAX_DEPTH => Some(Fate::Unclear),
             Verdict::Jump(next) => Some(self.chain(&next, depth + 1)?).filter(|fate| *fate != Fate::Falls),
             Verdict::Goto(next) => Some(self.chain(&next, depth + 1)?),
         })

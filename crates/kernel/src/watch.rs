@@ -11,10 +11,10 @@ use socket2::SockRef;
 
 use crate::echo::Echoes;
 use crate::error::{Cause, Error};
-use crate::filter::{Interest, News};
+use crate::filter::{Interest, Notifications};
 use crate::handle::Kernel;
+use crate::message::{Part, parts};
 use crate::socket::{RECEIVE_BUFFER, receive};
-use crate::wire::{Part, parts};
 use crate::{kind, link, sysctl};
 
 /// Size in bytes of the buffer for one datagram; larger than any single notification.
@@ -79,7 +79,7 @@ impl Watch {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         SockRef::from(&socket).set_recv_buffer_size(bytes)?;
-        notifications().flat_map(|news| news.groups).try_for_each(|group| socket.add_membership(*group))?;
+        notifications().flat_map(|kind| kind.groups).try_for_each(|group| socket.add_membership(*group))?;
         Ok(Self { socket: Arc::new(socket), datagram: Vec::with_capacity(DATAGRAM), echoes })
     }
 
@@ -99,8 +99,8 @@ impl Watch {
                 }
                 Err(error) => return Err(Error::new("wait for changes", Cause::from(&error))),
             }
-            let news = parts(&self.datagram).filter(|part| !self.echoes.take(*part));
-            if let Some(event) = news.filter_map(event).next() {
+            let messages = parts(&self.datagram).filter(|part| !self.echoes.take(*part));
+            if let Some(event) = messages.filter_map(event).next() {
                 return Ok(event);
             }
         }
@@ -110,18 +110,18 @@ impl Watch {
 impl Filter {
     /// Replaces the filter in one step. Fails if the kernel refuses the program.
     pub fn set(&self, interest: &Interest) -> Result<(), Error> {
-        let news: Vec<News> = notifications().collect();
-        let attached = SockRef::from(&*self.0).attach_filter(&interest.program(&news));
+        let notifications: Vec<Notifications> = notifications().collect();
+        let attached = SockRef::from(&*self.0).attach_filter(&interest.program(&notifications));
         attached.map_err(|error| Error::new("set the filter of the monitor socket", Cause::from(&error)))
     }
 }
 
 /// Returns the notifications of all kinds of objects, and of sysctls.
-fn notifications() -> impl Iterator<Item = News> {
-    kind::news().chain([sysctl::NEWS])
+fn notifications() -> impl Iterator<Item = Notifications> {
+    kind::notifications().chain([sysctl::NOTIFICATIONS])
 }
 
 pub(crate) fn event(part: Part<'_>) -> Option<Event> {
-    let news = notifications().find(|news| news.types.contains(&part.kind))?;
-    Some(Event { change: Change::Object(news.name), link: link::named_in(part) })
+    let kind = notifications().find(|kind| kind.types.contains(&part.kind))?;
+    Some(Event { change: Change::Object(kind.name), link: link::named_in(part) })
 }

@@ -1,4 +1,4 @@
-//! Harms to a node's pod network, each as the command line that one would type on the node. Measuring the repair is `heal`'s
+//! Harms to a node's pod network, each as the command line that one would type on the node. Measuring the repair is `repair`'s
 //! part.
 
 use crate::node::Node;

@@ -31,7 +31,7 @@ pub struct Received {
     pub protocol: Protocol,
     pub source: SocketAddr,
     /// Text of the datagram; empty for a connection.
-    pub said: String,
+    pub text: String,
 }
 
 type Log = Arc<Mutex<Vec<Received>>>;
@@ -78,10 +78,10 @@ impl Witness {
     }
 
     /// Returns the number of received datagrams with exactly this text.
-    pub fn count(&self, said: &str) -> usize {
+    pub fn count(&self, text: &str) -> usize {
         self.received()
             .iter()
-            .filter(|received| received.protocol == Protocol::Udp && received.said == said)
+            .filter(|received| received.protocol == Protocol::Udp && received.text == text)
             .count()
     }
 }
@@ -104,16 +104,16 @@ fn plain(source: SocketAddr) -> SocketAddr {
     SocketAddr::new(source.ip().to_canonical(), source.port())
 }
 
-fn note(received: &Log, protocol: Protocol, source: SocketAddr, said: String) {
-    received.lock().unwrap_or_else(PoisonError::into_inner).push(Received { protocol, source, said });
+fn record(received: &Log, protocol: Protocol, source: SocketAddr, text: String) {
+    received.lock().unwrap_or_else(PoisonError::into_inner).push(Received { protocol, source, text });
 }
 
 fn answer_datagrams(socket: &UdpSocket, received: &Log, over: &AtomicBool) {
     let mut buffer = [0; 2048];
     while !over.load(Ordering::Relaxed) {
         let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
-        let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        note(received, Protocol::Udp, plain(from), said);
+        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        record(received, Protocol::Udp, plain(from), text);
         // A client without a return route receives nothing, as in a real network.
         let _ = socket.send_to(format!("{}\n", plain(from)).as_bytes(), from);
     }
@@ -123,7 +123,7 @@ fn accept(listener: &TcpListener, received: &Log, over: &Arc<AtomicBool>) {
     while !over.load(Ordering::Relaxed) {
         match listener.accept() {
             Ok((stream, from)) => {
-                note(received, Protocol::Tcp, plain(from), String::new());
+                record(received, Protocol::Tcp, plain(from), String::new());
                 let over = Arc::clone(over);
                 thread::spawn(move || echo(stream, plain(from), &over));
             }

@@ -1,4 +1,4 @@
-//! Rejects a plan that contradicts itself, before it reaches the kernel. It finds faults of twill itself: `wanted` has
+//! Rejects a plan that contradicts itself, before it reaches the kernel. It finds faults of twill itself: `desired` has
 //! already left out faulty leases.
 
 use crate::each_kind::EachKind;

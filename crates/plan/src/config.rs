@@ -36,7 +36,7 @@ pub struct Config {
     #[serde(default)]
     pub firewall: FirewallOptions,
     #[serde(default)]
-    pub sysctls: Sysctls,
+    pub sysctls: SysctlPolicy,
     /// True if packets for our own pods that no pod accepts are dropped. Without it they follow the default route.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub blackhole: bool,
@@ -46,12 +46,13 @@ pub struct Config {
 /// `rp_filter`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Sysctls {
+pub enum SysctlPolicy {
     /// Writes the values.
     #[default]
     Set,
     /// Reports the values, each with the command that sets it.
-    Tell,
+    #[serde(rename = "tell")]
+    Report,
 }
 
 /// Options for traffic rules, from flags and the network config.
@@ -82,7 +83,7 @@ impl Config {
             backend,
             table: main_table(),
             firewall: FirewallOptions::default(),
-            sysctls: Sysctls::default(),
+            sysctls: SysctlPolicy::default(),
             blackhole: false,
         }
     }

@@ -10,8 +10,8 @@ use crate::state::{Goes, Kind, Link, LinkKind, Losses, Setting, State, Sysctl};
 use crate::table::Table;
 
 /// Returns the ops in the order in which they are to be applied; empty if nothing has to change.
-pub fn diff(wanted: &State, seen: &State, owned: &Owned) -> Vec<Op> {
-    let mut steps = Steps { wanted, seen, owned, losses: Losses::default(), ops: Vec::new() };
+pub fn diff(desired: &State, observed: &State, owned: &Owned) -> Vec<Op> {
+    let mut steps = Steps { desired, observed, owned, losses: Losses::default(), ops: Vec::new() };
     // Links, next hops and chains take other rows along, so their losses must be known before those rows are compared.
     steps.links();
     steps.lose_nexthops();
@@ -23,8 +23,8 @@ pub fn diff(wanted: &State, seen: &State, owned: &Owned) -> Vec<Op> {
 }
 
 struct Steps<'a> {
-    wanted: &'a State,
-    seen: &'a State,
+    desired: &'a State,
+    observed: &'a State,
     owned: &'a Owned,
     losses: Losses,
     ops: Vec<Op>,
@@ -38,7 +38,7 @@ impl EachKind for Steps<'_> {
         _: fn(&mut State) -> &mut Table<K>,
     ) {
         if ![Link::NAME, Sysctl::NAME].contains(&K::NAME) {
-            self.rows(table(self.wanted), table(self.seen));
+            self.rows(table(self.desired), table(self.observed));
         }
     }
 }
@@ -53,12 +53,12 @@ impl Steps<'_> {
     }
 
     fn links(&mut self) {
-        let (wanted, seen) = (self.wanted, self.seen);
+        let (desired, observed) = (self.desired, self.observed);
         let (owned, sweeps) = (self.owned, self.sweeps());
-        for pair in wanted.links.union(&seen.links) {
+        for pair in desired.links.union(&observed.links) {
             match pair {
                 ([want, ..], []) => self.create(want),
-                ([want, ..], [have, ..]) if !have.is_ours(owned, seen) => {}
+                ([want, ..], [have, ..]) if !have.is_ours(owned, observed) => {}
                 ([want, ..], [have, ..]) if changeable(want, have) => {
                     self.change(want, have);
                     if want.mac != have.mac {
@@ -71,7 +71,7 @@ impl Steps<'_> {
                     self.losses.remade.push(want.name);
                 }
                 ([], have) => {
-                    for link in have.iter().filter(|link| sweeps && link.is_ours(owned, seen)) {
+                    for link in have.iter().filter(|link| sweeps && link.is_ours(owned, observed)) {
                         self.push(Verb::Delete, link.clone());
                         self.losses.dropped.push(link.name);
                     }
@@ -83,12 +83,12 @@ impl Steps<'_> {
     /// Finds the next hops that disappear with their link. A desired next hop is moved off a link before that link is
     /// deleted for good.
     fn lose_nexthops(&mut self) {
-        let is_wanted = |id: u32| self.wanted.nexthops.binary_search_by_key(&id, |row| row.id).is_ok();
-        let lost = self.seen.nexthops.iter().map(|row| (row.id, self.losses.of_link(row.link)));
+        let is_desired = |id: u32| self.desired.nexthops.binary_search_by_key(&id, |row| row.id).is_ok();
+        let lost = self.observed.nexthops.iter().map(|row| (row.id, self.losses.of_link(row.link)));
         let lost = lost.filter(|(id, goes)| match goes {
             Goes::Never => false,
             Goes::First => true,
-            Goes::Last => !is_wanted(*id),
+            Goes::Last => !is_desired(*id),
         });
         self.losses.nexthops = lost.collect();
     }
@@ -96,7 +96,7 @@ impl Steps<'_> {
     /// Finds the families whose set of senders disappears, since no chain that uses the set is desired.
     fn lose_elements(&mut self) {
         let filters = |family: Family| {
-            let mut chains = self.wanted.nft_chains.iter();
+            let mut chains = self.desired.nft_chains.iter();
             chains.any(|chain| chain.family == family && chain.chain.is_filter())
         };
         self.losses.unfiltered = Family::ALL.into_iter().filter(|family| !filters(*family)).collect();
@@ -125,8 +125,8 @@ impl Steps<'_> {
         let is_of_remade = |path: &str| {
             path.split('/').any(|part| part.parse().is_ok_and(|link| self.losses.remade.contains(&link)))
         };
-        let (mut changes, wanted, seen) = (Vec::new(), &self.wanted.sysctls, &self.seen.sysctls);
-        for pair in wanted.union(seen) {
+        let (mut changes, desired, observed) = (Vec::new(), &self.desired.sysctls, &self.observed.sysctls);
+        for pair in desired.union(observed) {
             match pair {
                 ([want, ..], [have, ..]) if want == have && !is_of_remade(&want.path) => {}
                 ([want, ..], have) => {
@@ -142,13 +142,13 @@ impl Steps<'_> {
 
     /// Compares the rows of one kind. A desired key is ours, whatever and however often the kernel holds it. Elsewhere
     /// the kind decides.
-    fn rows<K: Kind + Into<Object>>(&mut self, wanted: &Table<K>, seen: &Table<K>) {
-        for (want, have) in wanted.union(seen) {
+    fn rows<K: Kind + Into<Object>>(&mut self, desired: &Table<K>, observed: &Table<K>) {
+        for (want, have) in desired.union(observed) {
             match want.first() {
                 Some(want) => self.settle(want, have),
                 None if self.sweeps() => {
                     let left_over = |row: &&K| {
-                        row.goes(&self.losses) == Goes::Never && row.is_ours(self.owned, self.seen)
+                        row.goes(&self.losses) == Goes::Never && row.is_ours(self.owned, self.observed)
                     };
                     let left_over: Vec<&K> = have.iter().filter(left_over).collect();
                     left_over.into_iter().for_each(|row| self.push(Verb::Delete, row.clone()));

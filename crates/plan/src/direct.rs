@@ -1,6 +1,6 @@
 //! Looks up routes of the underlay. They show which peers are on the uplink's layer-2 segment, and the MTU of the
 //! path to each. The results are those of the kernel's lookup, without a query per peer. Evidence from ARP and probes
-//! belongs to `verdict`.
+//! belongs to `health`.
 
 use std::net::IpAddr;
 
@@ -10,12 +10,12 @@ use crate::name::LinkName;
 use crate::underlay::{RouteFacts, Underlay};
 
 /// Value of each route, ready for longest-prefix matches.
-pub(crate) struct Longest<T> {
+pub(crate) struct LongestPrefix<T> {
     /// Routes by descending prefix length; within one length sorted by address.
     lengths: Vec<(u8, Vec<(IpNet, T)>)>,
 }
 
-impl<T: Clone> Longest<T> {
+impl<T: Clone> LongestPrefix<T> {
     /// Builds the table. Of equal destinations the smallest metric counts, and of equal metrics the kernel's first route.
     pub(crate) fn new<'a>(
         routes: impl Iterator<Item = &'a RouteFacts>,
@@ -46,7 +46,7 @@ impl<T: Clone> Longest<T> {
 
 /// Routes through the uplink, in the tables where the kernel looks for its segment. Routes through other devices do not count, as in a kernel lookup with an output
 /// interface. Two devices may be on one segment.
-pub(crate) struct OnLink(Longest<bool>);
+pub(crate) struct OnLink(LongestPrefix<bool>);
 
 impl OnLink {
     pub(crate) fn new(underlay: &Underlay, uplink: LinkName) -> Self {
@@ -54,7 +54,7 @@ impl OnLink {
         let is_direct =
             |route: &RouteFacts| route.hops().any(|hop| hop.link == Some(uplink) && hop.gateway.is_none());
         let routes = underlay.routes.iter().chain(&underlay.beside);
-        Self(Longest::new(routes.filter(through), is_direct))
+        Self(LongestPrefix::new(routes.filter(through), is_direct))
     }
 
     /// Returns true if the best route out of the uplink to that address has no gateway.

@@ -8,14 +8,14 @@ pub struct Line {
     pub number: usize,
     /// Name and value, or the reason why the line cannot be read. The reason never quotes the line, which may hold a
     /// secret.
-    pub said: Result<(String, String), &'static str>,
+    pub assignment: Result<(String, String), &'static str>,
 }
 
 /// Returns every line except blank ones and comments, in file order.
 pub fn parse(text: &str) -> impl Iterator<Item = Line> {
     let lines = text.lines().map(str::trim).enumerate();
     let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
-    lines.map(|(at, line)| Line { number: at + 1, said: assignment(line) })
+    lines.map(|(at, line)| Line { number: at + 1, assignment: assignment(line) })
 }
 
 /// Returns true if `name` can be the name of a variable: ASCII letters, digits and `_`, no digit first.
@@ -62,7 +62,7 @@ fn value(text: &str) -> Result<String, &'static str> {
 mod tests {
     use super::*;
 
-    fn said(line: &str) -> Result<String, &'static str> {
+    fn value_of(line: &str) -> Result<String, &'static str> {
         assignment(line).map(|(name, value)| format!("{name}={value}"))
     }
 
@@ -82,7 +82,7 @@ mod tests {
             (r"A='a\n$b'", r"A=a\n$b"),
             ("A='é'", "A=é"),
         ] {
-            assert_eq!(said(line.trim()).as_deref(), Ok(expected), "{line}");
+            assert_eq!(value_of(line.trim()).as_deref(), Ok(expected), "{line}");
         }
     }
 
@@ -91,9 +91,11 @@ mod tests {
         let text = "\n# A=1\nhunter2\n=hunter2\n2A=hunter2\nA B=hunter2\nA='hunter2\nA=\"hunter2\\\nA='a' hunter2\r\nB=2\r\n";
         let lines: Vec<Line> = parse(text).collect();
         let numbers: Vec<usize> =
-            lines.iter().filter(|line| line.said.is_err()).map(|line| line.number).collect();
+            lines.iter().filter(|line| line.assignment.is_err()).map(|line| line.number).collect();
         assert_eq!(numbers, [3, 4, 5, 6, 7, 8, 9]);
-        assert!(!lines.iter().any(|line| line.said.is_err() && format!("{line:?}").contains("hunter2")));
-        assert_eq!(lines[7], Line { number: 10, said: Ok(("B".into(), "2".into())) });
+        assert!(
+            !lines.iter().any(|line| line.assignment.is_err() && format!("{line:?}").contains("hunter2"))
+        );
+        assert_eq!(lines[7], Line { number: 10, assignment: Ok(("B".into(), "2".into())) });
     }
 }

@@ -5,10 +5,10 @@ use ipnet::IpNet;
 
 use crate::config::Config;
 use crate::family::Family;
-use crate::note::{NodeFault, Note};
 use crate::peer::PeerPath;
 use crate::state::State;
 use crate::underlay::{Firewalld, Underlay};
+use crate::warning::{NodeFault, Warning};
 
 /// Sysctls of the module br_netfilter; they do not exist without it.
 const BRIDGE: [(Family, &str); 2] = [
@@ -18,13 +18,13 @@ const BRIDGE: [(Family, &str); 2] = [
 
 /// Returns the sysctl paths that these checks read.
 pub(crate) fn paths(config: &Config) -> impl Iterator<Item = Box<str>> {
-    let neighbours = config.families().map(most_neighbours);
+    let neighbours = config.families().map(max_neighbours);
     bridge(config).map(Into::into).chain(neighbours)
 }
 
 /// Returns the sysctl for the maximum number of neighbours in the kernel, in all network namespaces. Permanent neighbours
 /// do not count.
-fn most_neighbours(family: Family) -> Box<str> {
+fn max_neighbours(family: Family) -> Box<str> {
     match family {
         Family::Ipv4 => "net/ipv4/neigh/default/gc_thresh3".into(),
         Family::Ipv6 => "net/ipv6/neigh/default/gc_thresh3".into(),
@@ -36,17 +36,22 @@ fn bridge(config: &Config) -> impl Iterator<Item = &'static str> {
 }
 
 /// Returns a warning for everything that is in the way of the desired rules and routes.
-pub(crate) fn environment(config: &Config, seen: &Underlay, wanted: &State, peers: &[PeerPath]) -> Vec<Note> {
-    let mut faults = bridge_netfilter(config, seen, !wanted.iptables.is_empty());
-    faults.extend(config.families().filter_map(|family| crowded(family, seen, peers)));
-    faults.extend(seen.firewall.firewalld.as_ref().and_then(|firewalld| refused(config, firewalld)));
-    faults.into_iter().map(Note::Node).collect()
+pub(crate) fn environment(
+    config: &Config,
+    observed: &Underlay,
+    desired: &State,
+    peers: &[PeerPath],
+) -> Vec<Warning> {
+    let mut faults = bridge_netfilter(config, observed, !desired.iptables.is_empty());
+    faults.extend(config.families().filter_map(|family| crowded(family, observed, peers)));
+    faults.extend(observed.firewall.firewalld.as_ref().and_then(|firewalld| refused(config, firewalld)));
+    faults.into_iter().map(Warning::Node).collect()
 }
 
 /// Returns faults if rules of iptables do not see packets from one port of a bridge to another. `needed` says whether
 /// iptables has rules of ours.
-fn bridge_netfilter(config: &Config, seen: &Underlay, needed: bool) -> Vec<NodeFault> {
-    let faults = bridge(config).filter(|_| needed).filter_map(|path| match seen.sysctl(path) {
+fn bridge_netfilter(config: &Config, observed: &Underlay, needed: bool) -> Vec<NodeFault> {
+    let faults = bridge(config).filter(|_| needed).filter_map(|path| match observed.sysctl(path) {
         None => Some(NodeFault::BridgeNetfilterMissing),
         Some("0") => Some(NodeFault::BridgeNetfilterOff { path: path.into() }),
         Some(_) => None,
@@ -58,9 +63,9 @@ fn bridge_netfilter(config: &Config, seen: &Underlay, needed: bool) -> Vec<NodeF
 
 /// Returns a fault if the peers of one family come near the number of neighbours that the kernel keeps. Every peer on the
 /// segment counts: a packet of the tunnel, too, needs a neighbour for its outer destination.
-fn crowded(family: Family, seen: &Underlay, peers: &[PeerPath]) -> Option<NodeFault> {
-    let path = most_neighbours(family);
-    let limit: usize = seen.sysctl(&path)?.parse().ok()?;
+fn crowded(family: Family, observed: &Underlay, peers: &[PeerPath]) -> Option<NodeFault> {
+    let path = max_neighbours(family);
+    let limit: usize = observed.sysctl(&path)?.parse().ok()?;
     let is_neighbour = |peer: &&PeerPath| peer.on_link && Family::of(peer.public_ip) == family;
     let neighbours = peers.iter().filter(is_neighbour).count();
     let enough = (neighbours * 2).next_power_of_two();
@@ -68,10 +73,10 @@ fn crowded(family: Family, seen: &Underlay, peers: &[PeerPath]) -> Option<NodeFa
 }
 
 /// Returns a fault if firewalld runs and was not configured to accept VXLAN to our port and packets of pods.
-fn refused(config: &Config, told: &Firewalld) -> Option<NodeFault> {
-    let is_told = |network: &IpNet| told.sources.iter().any(|source| source.contains(network));
-    let networks: Vec<IpNet> = config.networks().filter(|network| !is_told(network)).collect();
-    let port = config.backend.port().filter(|port| !told.ports.contains(port));
+fn refused(config: &Config, firewalld: &Firewalld) -> Option<NodeFault> {
+    let is_trusted = |network: &IpNet| firewalld.sources.iter().any(|source| source.contains(network));
+    let networks: Vec<IpNet> = config.networks().filter(|network| !is_trusted(network)).collect();
+    let port = config.backend.port().filter(|port| !firewalld.ports.contains(port));
     (port.is_some() || !networks.is_empty()).then(|| NodeFault::Firewalld { port, networks: networks.into() })
 }
 
@@ -95,15 +100,15 @@ mod tests {
         Underlay { sysctls: rows.collect(), ..Underlay::default() }
     }
 
-    fn told(notes: &[Note]) -> Vec<String> {
-        notes.iter().map(ToString::to_string).collect()
+    fn told(warnings: &[Warning]) -> Vec<String> {
+        warnings.iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn a_bridge_that_bypasses_the_rules_is_reported_where_that_matters() {
         let told = |values, needed| {
             let faults = bridge_netfilter(&config(), &with(values), needed).into_iter();
-            told(&faults.map(Note::Node).collect::<Vec<_>>())
+            told(&faults.map(Warning::Node).collect::<Vec<_>>())
         };
         assert_eq!(told(["1", "1"], true), [""; 0]);
         assert_eq!(told(["", ""], false), [""; 0]);
@@ -122,7 +127,7 @@ mod tests {
     #[test]
     fn a_nearly_full_neighbour_table_is_reported() {
         let underlay = Underlay {
-            sysctls: vec![Sysctl { path: most_neighbours(Family::Ipv4), value: "1024".into() }],
+            sysctls: vec![Sysctl { path: max_neighbours(Family::Ipv4), value: "1024".into() }],
             ..Underlay::default()
         };
         let peers = |path: Path, on_link: bool, count: u32| -> Vec<PeerPath> {
@@ -159,7 +164,7 @@ mod tests {
             told(&environment(config, &underlay, &State::default(), &[]))
         };
         assert_eq!(told(&config(), None), [""; 0]);
-        let [all] = &told(&config(), Some(Firewalld::default()))[..] else { panic!("one note") };
+        let [all] = &told(&config(), Some(Firewalld::default()))[..] else { panic!("one warning") };
         assert!(
             all.ends_with(
                 "Run: firewall-cmd --permanent --add-port=8472/udp; firewall-cmd --permanent --zone=trusted \

@@ -2,13 +2,13 @@
 //! Only twill's and flannel's own tables and chains are ever named (flannel-compat 7).
 
 mod choice;
+mod desired;
 mod obstacle;
-mod wanted;
 
 use serde::{Deserialize, Serialize};
 
-use crate::underlay::{Manager, Stranger};
-pub(crate) use wanted::{Rules, rules};
+use crate::underlay::{Manager, UnknownSender};
+pub(crate) use desired::{Rules, rules};
 
 /// Report on the traffic rules, besides faults.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct Summary {
     /// Tool in use; `None` if no rules are configured, or if no tool can enforce them.
     pub choice: Option<ToolChoice>,
     /// Senders of VXLAN packets that are no peers.
-    pub strangers: Vec<Stranger>,
+    pub unknown_senders: Vec<UnknownSender>,
 }
 
 /// Tool that enforces the rules, and the reason for it.

@@ -1,5 +1,5 @@
 //! Lease: the pod subnet that a node holds, and how that node is reached. Key and JSON value are flannel's, byte for byte
-//! (flannel-compat 4.2, 4.3). `wanted` decides whether a lease is believed.
+//! (flannel-compat 4.2, 4.3). `desired` decides whether a lease is believed.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::subnet::Subnet;
 use crate::text;
 
 /// Maximum number of leases that are kept in memory, those of the largest network that was tried.
-pub const MOST_LEASES: usize = 60_000;
+pub const MAX_LEASES: usize = 60_000;
 
 /// Maximum length of a backend's name in bytes; flannel's longest has 11.
 const LONGEST_NAME: usize = 64;
@@ -57,7 +57,7 @@ impl Lease {
     }
 
     /// Returns true if both leases are equal apart from the times at which they were made and written.
-    pub fn says_the_same(&self, other: &Self) -> bool {
+    pub fn has_same_data(&self, other: &Self) -> bool {
         Self { born: self.born, written: self.written, ..other.clone() } == *self
     }
 

@@ -1,13 +1,13 @@
 //! Computes the desired kernel state of this node, and the ops that lead from the observed state to it.
 //!
-//! The crate is pure: no I/O, no clock, no random numbers, no interface indexes; its manifest proves it. `wanted` and
+//! The crate is pure: no I/O, no clock, no random numbers, no interface indexes; its manifest proves it. `desired` and
 //! `diff` never fail. A broken or dangerous lease becomes a warning and is left out: one peer's fault never affects
 //! another peer. The crate `kernel` reads and writes the kernel; the crate `store` talks to the datastore.
 
 pub mod backend;
-pub mod belief;
 mod check;
 pub mod config;
+mod desired;
 mod diff;
 mod direct;
 mod each_kind;
@@ -17,17 +17,16 @@ mod family;
 pub mod fault;
 mod fields;
 pub mod firewall;
-pub mod follow;
-pub mod former;
+pub mod health;
 pub mod ip_address;
 pub mod lease;
-mod leaving;
+pub mod lease_conflicts;
+pub mod left_overs;
 mod mac;
 pub mod marks;
 mod name;
 pub mod netconf;
 pub mod node;
-pub mod note;
 mod op;
 pub mod other_daemons;
 pub mod owned;
@@ -37,7 +36,7 @@ mod planning;
 mod policy;
 pub mod pool;
 pub mod range;
-pub mod rivals;
+pub mod shrink_guard;
 mod situation;
 mod standing;
 pub mod state;
@@ -50,21 +49,22 @@ pub mod text;
 mod tunnel_id;
 mod unclaimed;
 pub mod underlay;
+mod uninstall;
 pub mod uplink;
-pub mod verdict;
-mod wanted;
+pub mod uplink_follower;
+pub mod warning;
 
 pub use diff::diff;
 pub use family::Family;
-pub use leaving::{hand_over, uninstall};
 pub use mac::Mac;
 pub use name::LinkName;
 pub use op::{Object, Op, Verb};
 pub use peer::{Path, PeerPath, Tunnel};
 pub use planning::{Plan, plan, plan_at_start, scope};
-pub use situation::{Memory, PeerHealth, Situation};
+pub use situation::{HealthInput, Memory, Situation};
 pub use state::{Kind, Setting, State};
 pub use sysctls::forwarding;
 pub use table::{Row, Table};
 pub use tunnel_id::{TunnelId, TunnelKind};
 pub use unclaimed::unclaimed;
+pub use uninstall::{hand_over, uninstall};

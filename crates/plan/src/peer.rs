@@ -1,4 +1,4 @@
-//! Paths to the peers: how each peer's subnet is reached. `wanted` decides it.
+//! Paths to the peers: how each peer's subnet is reached. `desired` decides it.
 
 use std::net::IpAddr;
 

@@ -7,12 +7,12 @@ use ipnet::IpNet;
 
 use crate::check::check;
 use crate::config::Config;
+use crate::desired::{Desired, bounds, desired, name_faulty};
 use crate::diff::diff;
 use crate::environment::environment;
 use crate::family::Family;
 use crate::lease::Leases;
 use crate::node::Node;
-use crate::note::{NodeFault, Note};
 use crate::op::Op;
 use crate::other_daemons::OtherDaemons;
 use crate::owned::{Owned, Sweep};
@@ -22,7 +22,7 @@ use crate::situation::{Memory, NOTHING, Situation};
 use crate::state::State;
 use crate::unclaimed::unclaimed;
 use crate::underlay::Underlay;
-use crate::wanted::{Wanted, bounds, name_faulty, wanted};
+use crate::warning::{NodeFault, Warning};
 use crate::{firewall, sysctls};
 
 /// Result of [`plan`].
@@ -37,7 +37,7 @@ pub struct Plan {
     /// Path of each peer that is not left out, by subnet.
     pub peers: Vec<PeerPath>,
     /// Warnings about the node, its peers and their leases.
-    pub notes: Vec<Note>,
+    pub warnings: Vec<Warning>,
     pub firewall: firewall::Summary,
     /// Subnets of peers whose packets a policy rule or route of this node diverts.
     pub diverted: Vec<IpNet>,
@@ -72,28 +72,28 @@ pub fn plan_at_start(config: &Config, node: &Node, leases: &Leases, underlay: &U
 /// Computes the plan for this node. It never fails: a broken or dangerous lease becomes a warning and is left out.
 pub fn plan(situation: &Situation<'_>) -> Plan {
     let Situation { config, observed, underlay, .. } = *situation;
-    let wanted = wanted(situation);
+    let desired = desired(situation);
     let mut memory = situation.memory.clone();
     // A device that this plan makes exists in the next pass, whatever the config says by then.
-    let devices = observed.links.iter().chain(wanted.state.links.iter()).map(|link| link.name);
+    let devices = observed.links.iter().chain(desired.state.links.iter()).map(|link| link.name);
     let devices: BTreeSet<_> = devices.collect();
     memory.former.links = devices.into_iter().collect();
-    memory.refused.retain(|fault| is_in_force(fault, &wanted.state, observed));
-    let Diversions { notes: diversions, subnets: diverted } =
-        diversions(config, &wanted.state, &wanted.peers, observed, underlay);
-    let source_check = source_checks(&wanted.state, underlay);
-    let Wanted { state: desired, owned, peers, mut notes, firewall } = wanted;
-    notes.extend(memory.refused.iter().cloned().map(Note::Node));
-    notes.extend(unclaimed(&desired, observed, &owned, underlay));
-    notes.extend(environment(config, underlay, &desired, &peers));
-    notes.extend(diversions);
-    notes.extend(source_check);
+    memory.refused.retain(|fault| is_in_force(fault, &desired.state, observed));
+    let Diversions { warnings: diversions, subnets: diverted } =
+        diversions(config, &desired.state, &desired.peers, observed, underlay);
+    let source_check = source_checks(&desired.state, underlay);
+    let Desired { state: desired, owned, peers, mut warnings, firewall } = desired;
+    warnings.extend(memory.refused.iter().cloned().map(Warning::Node));
+    warnings.extend(unclaimed(&desired, observed, &owned, underlay));
+    warnings.extend(environment(config, underlay, &desired, &peers));
+    warnings.extend(diversions);
+    warnings.extend(source_check);
     let contradiction = check(&desired, &owned).into_iter().next();
     let ops = match contradiction {
         None => diff(&desired, observed, &owned),
         Some(_) => Vec::new(),
     };
-    Plan { desired, owned, ops, peers, notes, firewall, diverted, contradiction, memory }
+    Plan { desired, owned, ops, peers, warnings, firewall, diverted, contradiction, memory }
 }
 
 /// Returns true if the fault still holds. An administrator may have set the sysctl meanwhile.

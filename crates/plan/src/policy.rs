@@ -7,20 +7,20 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::config::Config;
-use crate::direct::Longest;
+use crate::direct::LongestPrefix;
 use crate::family::Family;
 use crate::marks::RULE_PRIORITY;
 use crate::name::LinkName;
-use crate::note::{Cure, Diversion, Extent, NodeFault, Note};
 use crate::passage::Packet;
 use crate::peer::PeerPath;
 use crate::state::{MAIN_TABLE, Route, RoutePath, State};
 use crate::sysctls::{is_strict, rp_filter};
 use crate::underlay::{AddressFacts, LinkFacts, RouteAnswer, RouteFacts, RouteLookup, Underlay};
-use crate::uplink::is_wire;
+use crate::uplink::leaves_node;
+use crate::warning::{Cure, Diversion, Extent, NodeFault, Warning};
 
 /// Maximum number of diversions that are reported at once: one rule diverts the packets to all peers.
-const TOLD: usize = 4;
+const MAX_REPORTED: usize = 4;
 
 /// `EXDEV`: result of a lookup whose source address may not come in by that device.
 const CROSS_DEVICE: i32 = 18;
@@ -32,7 +32,7 @@ const PROHIBITED: i32 = 13;
 /// Diversions that were found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Diversions {
-    pub(crate) notes: Vec<Note>,
+    pub(crate) warnings: Vec<Warning>,
     /// Subnets of peers to which packets are not sent as they should be.
     pub(crate) subnets: Vec<IpNet>,
 }
@@ -40,76 +40,76 @@ pub(crate) struct Diversions {
 /// Finds the packets that this node sends elsewhere, though its routes are as desired.
 pub(crate) fn diversions(
     config: &Config,
-    wanted: &State,
+    desired: &State,
     peers: &[PeerPath],
-    seen: &State,
+    observed: &State,
     underlay: &Underlay,
 ) -> Diversions {
     let mut by: BTreeSet<(Box<str>, Box<str>)> = BTreeSet::new();
     let (mut found, mut subnets): (Vec<Diversion>, Vec<IpNet>) = (Vec::new(), Vec::new());
     // Subnets of the sampled peers; true for those of which any packet is diverted.
     let mut sampled: BTreeMap<IpNet, bool> = BTreeMap::new();
-    for way in underlay.lookups.iter().filter(|way| !way.packet.is_received()) {
-        let Some(expected) = expected(way, config, wanted, seen, underlay) else { continue };
-        let diversion = diversion(way, expected, config, underlay);
+    for lookup in underlay.lookups.iter().filter(|lookup| !lookup.packet.is_received()) {
+        let Some(expected) = expected(lookup, config, desired, observed, underlay) else { continue };
+        let diversion = diversion(lookup, expected, config, underlay);
         let peer_of = |address: IpAddr| peers.iter().find(|peer| peer.subnet.contains(&address));
-        let to = peer_of(way.packet.destination);
-        if let Some(peer) = to.or_else(|| peer_of(way.packet.source)) {
+        let to = peer_of(lookup.packet.destination);
+        if let Some(peer) = to.or_else(|| peer_of(lookup.packet.source)) {
             *sampled.entry(peer.subnet).or_default() |= diversion.is_some();
         }
         let Some(diversion) = diversion else { continue };
         subnets.extend(to.map(|peer| peer.subnet).filter(|subnet| !subnets.contains(subnet)));
-        if found.len() < TOLD && by.insert((diversion.by.clone(), diversion.fate.clone())) {
+        if found.len() < MAX_REPORTED && by.insert((diversion.by.clone(), diversion.fate.clone())) {
             found.push(diversion);
         }
     }
-    let note = |diversion: Diversion| {
+    let warning = |diversion: Diversion| {
         let family = Family::of(diversion.to);
         let mut peers = sampled.iter().filter(|(subnet, _)| Family::of(subnet.addr()) == family);
         let extent = if peers.all(|(_, diverted)| *diverted) { Extent::AllPeers } else { Extent::SomePeers };
-        Note::Node(NodeFault::Diverted(Box::new(Diversion { extent, ..diversion })))
+        Warning::Node(NodeFault::Diverted(Box::new(Diversion { extent, ..diversion })))
     };
-    Diversions { notes: found.into_iter().map(note).collect(), subnets }
+    Diversions { warnings: found.into_iter().map(warning).collect(), subnets }
 }
 
 /// Finds the packets of peers to this node that the uplink's source check drops.
-pub(crate) fn source_checks(wanted: &State, underlay: &Underlay) -> Option<Note> {
-    let is_dropped = |way: &&RouteLookup| {
-        let Packet { inbound, destination, .. } = way.packet;
-        let works = |link: &LinkFacts| link.up && link.carrier && is_wire(link);
+pub(crate) fn source_checks(desired: &State, underlay: &Underlay) -> Option<Warning> {
+    let is_dropped = |lookup: &&RouteLookup| {
+        let Packet { inbound, destination, .. } = lookup.packet;
+        let works = |link: &LinkFacts| link.up && link.carrier && leaves_node(link);
         let has_it = underlay.addresses.iter().any(|facts| facts.address.addr() == destination);
-        let will_be_loose = wanted.sysctls.iter().any(|row| *row.path == *rp_filter(inbound.as_str()));
-        way.packet.is_received()
-            && matches!(way.answer, RouteAnswer::Refused(CROSS_DEVICE))
+        let will_be_loose = desired.sysctls.iter().any(|row| *row.path == *rp_filter(inbound.as_str()));
+        lookup.packet.is_received()
+            && matches!(lookup.answer, RouteAnswer::Refused(CROSS_DEVICE))
             && is_strict(inbound, underlay)
             && underlay.link(inbound).is_some_and(works)
             && has_it
             && !will_be_loose
     };
     let Packet { source, destination, inbound, .. } = underlay.lookups.iter().find(is_dropped)?.packet;
-    let back = Longest::new(underlay.routes.iter(), |route: &RouteFacts| route.link);
+    let back = LongestPrefix::new(underlay.routes.iter(), |route: &RouteFacts| route.link);
     let back = back.find(source).copied().flatten().filter(|back| *back != inbound);
-    Some(Note::Node(NodeFault::SourceChecked { uplink: inbound, from: source, to: destination, back }))
+    Some(Warning::Node(NodeFault::SourceChecked { uplink: inbound, from: source, to: destination, back }))
 }
 
 /// Returns the device by which the packet should leave, if everything that leads there is in place.
 fn expected(
-    way: &RouteLookup,
+    lookup: &RouteLookup,
     config: &Config,
-    wanted: &State,
-    seen: &State,
+    desired: &State,
+    observed: &State,
     underlay: &Underlay,
 ) -> Option<LinkName> {
-    let packet = &way.packet;
+    let packet = &lookup.packet;
     let up = |link: LinkName| underlay.link(link).is_some_and(|link| link.up && link.carrier);
     let to_peer = |address: IpAddr| {
         let leads =
             |row: &&Route| row.table == config.table && row.metric == 0 && row.destination.contains(&address);
-        let route = wanted.routes.iter().find(leads)?;
-        seen.routes.iter().find(|row| *row == route)?;
+        let route = desired.routes.iter().find(leads)?;
+        observed.routes.iter().find(|row| *row == route)?;
         match route.path {
             RoutePath::Via { link, .. } | RoutePath::Link(link) => Some(link),
-            RoutePath::Nexthop(id) => seen.nexthops.iter().find(|row| row.id == id).map(|row| row.link),
+            RoutePath::Nexthop(id) => observed.nexthops.iter().find(|row| row.id == id).map(|row| row.link),
             RoutePath::Unreachable | RoutePath::Blackhole | RoutePath::Other => None,
         }
     };
@@ -126,14 +126,14 @@ fn expected(
 }
 
 fn diversion(
-    way: &RouteLookup,
+    lookup: &RouteLookup,
     expected: LinkName,
     config: &Config,
     underlay: &Underlay,
 ) -> Option<Diversion> {
-    let packet = &way.packet;
-    let rule = |what: &str| way.rule.as_ref().map(|rule| format!("policy rule `{}`{what}", rule.words));
-    let (by, fate) = match &way.answer {
+    let packet = &lookup.packet;
+    let rule = |what: &str| lookup.rule.as_ref().map(|rule| format!("policy rule `{}`{what}", rule.words));
+    let (by, fate) = match &lookup.answer {
         RouteAnswer::Via { link, .. } if *link == Some(expected) => return None,
         RouteAnswer::Via { link: None, .. } => return None,
         RouteAnswer::Via { link, gateway, table, destination } => {
@@ -167,7 +167,7 @@ fn diversion(
         expected,
         by: by.into(),
         fate: fate.into(),
-        cure: cure(way, config.table),
+        cure: cure(lookup, config.table),
         network: config.network(Family::of(packet.destination))?,
         extent: Extent::AllPeers,
     })
@@ -175,9 +175,9 @@ fn diversion(
 
 /// Returns the remedy for a diversion. A routing table of our own is one only if its rule comes before the rule that
 /// diverts. A rule of the same priority as ours is older, so it comes first.
-fn cure(way: &RouteLookup, table: u32) -> Cure {
-    match (&way.answer, &way.rule) {
-        (RouteAnswer::Refused(CROSS_DEVICE), _) => Cure::LooseSource(way.packet.inbound),
+fn cure(lookup: &RouteLookup, table: u32) -> Cure {
+    match (&lookup.answer, &lookup.rule) {
+        (RouteAnswer::Refused(CROSS_DEVICE), _) => Cure::LooseSource(lookup.packet.inbound),
         _ if table != MAIN_TABLE => Cure::Rule,
         (_, Some(rule)) if rule.priority > RULE_PRIORITY => Cure::OwnTable,
         (_, Some(_)) => Cure::LaterPriority,
@@ -195,6 +195,7 @@ fn forwards(link: LinkName, underlay: &Underlay) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::desired::{Desired, at_first};
     use crate::fault::Severity;
     use crate::lease::{Lease, Leases};
     use crate::netconf::NetConf;
@@ -202,7 +203,6 @@ mod tests {
     use crate::passage::Payload;
     use crate::state::Sysctl;
     use crate::underlay::PolicyRule;
-    use crate::wanted::{Wanted, at_first};
 
     fn link(name: &str) -> LinkName {
         name.parse().unwrap()
@@ -211,7 +211,7 @@ mod tests {
     /// Scene of a node with two peers, whose routes are as desired, and a bridge.
     struct Scene {
         config: Config,
-        wanted: Wanted,
+        desired: Desired,
         underlay: Underlay,
     }
 
@@ -248,8 +248,8 @@ mod tests {
             addresses: vec![address("eth0", "192.0.2.1/24"), address("cni0", "10.244.1.1/24")],
             ..Underlay::default()
         };
-        let wanted = at_first(&config, &node, &Leases::Listed([lease(2), lease(3)].into()), &underlay);
-        Scene { config, wanted, underlay }
+        let desired = at_first(&config, &node, &Leases::Listed([lease(2), lease(3)].into()), &underlay);
+        Scene { config, desired, underlay }
     }
 
     const OUT: [&str; 4] = ["10.244.1.254", "10.244.2.254", "cni0", "flannel.1"];
@@ -277,15 +277,15 @@ mod tests {
     fn found(lookups: Vec<RouteLookup>) -> Diversions {
         let mut scene = scene();
         scene.underlay.lookups = lookups;
-        let seen = scene.wanted.state.clone();
-        let Scene { config, wanted, underlay } = &scene;
-        let empty = diversions(config, &wanted.state, &wanted.peers, &State::default(), underlay);
+        let observed = scene.desired.state.clone();
+        let Scene { config, desired, underlay } = &scene;
+        let empty = diversions(config, &desired.state, &desired.peers, &State::default(), underlay);
         assert_eq!(empty, Diversions::default(), "our routes do not stand yet");
-        diversions(config, &wanted.state, &wanted.peers, &seen, underlay)
+        diversions(config, &desired.state, &desired.peers, &observed, underlay)
     }
 
     fn said(ends: [&str; 4], answer: RouteAnswer, rule: Option<&str>) -> Vec<String> {
-        found(vec![lookup(ends, answer, rule)]).notes.iter().map(ToString::to_string).collect()
+        found(vec![lookup(ends, answer, rule)]).warnings.iter().map(ToString::to_string).collect()
     }
 
     fn via(name: &str, table: u32) -> RouteAnswer {
@@ -314,9 +314,9 @@ mod tests {
 
     #[test]
     fn a_diverting_rule_or_route_is_named_with_the_remedy() {
-        let one = |notes: Vec<String>, words: &[&str]| {
-            assert_eq!(notes.len(), 1, "{notes:?}");
-            words.iter().for_each(|word| assert!(notes[0].contains(word), "{word}: {}", notes[0]));
+        let one = |warnings: Vec<String>, words: &[&str]| {
+            assert_eq!(warnings.len(), 1, "{warnings:?}");
+            words.iter().for_each(|word| assert!(warnings[0].contains(word), "{word}: {}", warnings[0]));
         };
         let rule = Some("5270: from all lookup 52");
         one(
@@ -362,14 +362,14 @@ mod tests {
     /// Returns the warning about packets from a peer to this node, with these values of `rp_filter`.
     fn checked(answer: RouteAnswer, values: [&str; 2], change: impl FnOnce(&mut Underlay)) -> Option<String> {
         let ends = ["192.0.2.2", "192.0.2.1", "eth0", "lo"];
-        let mut way = lookup(ends, answer, None);
-        way.packet.payload = Payload::Tunnel(8472);
+        let mut lookup = lookup(ends, answer, None);
+        lookup.packet.payload = Payload::Tunnel(8472);
         let Scene { mut underlay, .. } = scene();
         let sysctl = |(whose, value): (&str, &str)| Sysctl { path: rp_filter(whose), value: value.into() };
         underlay.sysctls = ["all", "eth0"].into_iter().zip(values).map(sysctl).collect();
-        underlay.lookups = vec![way];
+        underlay.lookups = vec![lookup];
         change(&mut underlay);
-        source_checks(&State::default(), &underlay).map(|note| note.to_string())
+        source_checks(&State::default(), &underlay).map(|warning| warning.to_string())
     }
 
     #[test]
@@ -406,9 +406,9 @@ mod tests {
         let other = ["10.244.1.254", "10.244.3.254", "cni0", "flannel.1"];
         let rule = Some("5270: from all lookup 52");
         let severity = |lookups: Vec<RouteLookup>| {
-            let Diversions { notes, .. } = found(lookups);
-            assert_eq!(notes.len(), 1, "{notes:?}");
-            notes[0].severity()
+            let Diversions { warnings, .. } = found(lookups);
+            assert_eq!(warnings.len(), 1, "{warnings:?}");
+            warnings[0].severity()
         };
         let diverted = |ends| lookup(ends, via("tun0", 52), rule);
         let well = lookup(other, via("flannel.1", 254), None);

@@ -6,17 +6,17 @@ use std::sync::LazyLock;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::former::Former;
+use crate::health::PeerHealth;
 use crate::lease::Leases;
+use crate::lease_conflicts::Contender;
+use crate::left_overs::LeftOvers;
 use crate::node::Node;
-use crate::note::NodeFault;
 use crate::op::{Object, Op};
 use crate::other_daemons::OtherDaemons;
 use crate::owned::Owned;
-use crate::rivals::Contender;
 use crate::state::{Setting, State, Sysctl};
 use crate::underlay::Underlay;
-use crate::verdict::Verdict;
+use crate::warning::NodeFault;
 
 /// Inputs of a plan: everything that it depends on.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +24,7 @@ pub struct Situation<'a> {
     pub config: &'a Config,
     pub node: &'a Node,
     pub leases: &'a Leases,
-    pub health: &'a PeerHealth,
+    pub health: &'a HealthInput,
     pub others: &'a OtherDaemons,
     /// Bounds within which `observed` and `underlay` were read, from [`scope`](crate::scope).
     pub scope: &'a Owned,
@@ -35,7 +35,7 @@ pub struct Situation<'a> {
 }
 
 /// Empty inputs of a daemon that has just started.
-pub(crate) static NOTHING: LazyLock<(PeerHealth, OtherDaemons, State, Memory)> =
+pub(crate) static NOTHING: LazyLock<(HealthInput, OtherDaemons, State, Memory)> =
     LazyLock::new(Default::default);
 
 impl<'a> Situation<'a> {
@@ -55,9 +55,10 @@ impl<'a> Situation<'a> {
 /// Knowledge about the peers that comes from probes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct PeerHealth {
+pub struct HealthInput {
     /// Judgements about the peers that were probed, by subnet.
-    pub verdicts: Vec<Verdict>,
+    #[serde(rename = "verdicts")]
+    pub peers: Vec<PeerHealth>,
     /// Leases in conflict, by subnet and address: of each group only one lease can be believed.
     pub contenders: Vec<Contender>,
 }
@@ -67,7 +68,7 @@ pub struct PeerHealth {
 #[serde(default, deny_unknown_fields)]
 pub struct Memory {
     /// Left-overs of an earlier config or daemon, and the devices of the last pass.
-    pub former: Former,
+    pub former: LeftOvers,
     /// Sysctls that the kernel did not let us write. They are reported and not tried again.
     #[serde(skip)]
     pub refused: BTreeSet<NodeFault>,
@@ -75,7 +76,7 @@ pub struct Memory {
 
 impl Memory {
     /// Starts with the left-overs that an earlier run may have on this node.
-    pub fn of(former: Former) -> Self {
+    pub fn of(former: LeftOvers) -> Self {
         Self { former, refused: BTreeSet::new() }
     }
 
@@ -98,9 +99,9 @@ impl Memory {
     }
 
     /// Notes that a plan that deletes left-overs was applied without a failure: whatever appears later is not flannel's.
-    pub fn is_swept(&mut self) {
+    pub fn set_swept(&mut self) {
         let links = std::mem::take(&mut self.former.links);
-        self.former = Former { links, ..Former::default() };
+        self.former = LeftOvers { links, ..LeftOvers::default() };
     }
 }
 

@@ -18,16 +18,17 @@ pub(crate) struct DirectRoute {
 
 /// Returns the routes to pod subnets that lead straight to a node through the uplink. Only our table counts, since pods'
 /// packets meet its routes.
-pub(crate) fn standing(seen: &State, table: u32, uplink: LinkName) -> Vec<DirectRoute> {
+pub(crate) fn standing(observed: &State, table: u32, uplink: LinkName) -> Vec<DirectRoute> {
     let next_hop = |path| match path {
         RoutePath::Via { gateway, link, .. } => Some((gateway, link)),
         RoutePath::Nexthop(id) => {
-            let object = &seen.nexthops[seen.nexthops.binary_search_by_key(&id, |object| object.id).ok()?];
+            let object =
+                &observed.nexthops[observed.nexthops.binary_search_by_key(&id, |object| object.id).ok()?];
             Some((object.gateway, object.link))
         }
         _ => None,
     };
-    let routes = seen.routes.iter().filter(|route| (route.table, route.metric) == (table, 0));
+    let routes = observed.routes.iter().filter(|route| (route.table, route.metric) == (table, 0));
     let routes = routes.filter_map(|route| {
         let (next_hop, _) = next_hop(route.path).filter(|(_, link)| *link == uplink)?;
         Some(DirectRoute { subnet: route.destination, next_hop })
@@ -36,8 +37,8 @@ pub(crate) fn standing(seen: &State, table: u32, uplink: LinkName) -> Vec<Direct
 }
 
 /// Returns true if the kernel holds next hop objects of ours, through which our routes lead.
-pub(crate) fn has_nexthops(seen: &State) -> bool {
-    seen.nexthops.iter().any(|row| NEXTHOPS.contains(&row.id) && row.protocol == PROTOCOL)
+pub(crate) fn has_nexthops(observed: &State) -> bool {
+    observed.nexthops.iter().any(|row| NEXTHOPS.contains(&row.id) && row.protocol == PROTOCOL)
 }
 
 #[cfg(test)]
@@ -65,7 +66,7 @@ mod tests {
             protocol: 84,
             unknown: None,
         };
-        let seen = State {
+        let observed = State {
             nexthops: vec![object(1, uplink), object(2, tunnel)].into(),
             routes: vec![
                 route("10.244.1.0/24", via(uplink), 84, 0),
@@ -81,7 +82,7 @@ mod tests {
             ..State::default()
         };
         let found = |table| -> Vec<String> {
-            let rows = standing(&seen, table, uplink).into_iter();
+            let rows = standing(&observed, table, uplink).into_iter();
             rows.map(|row| format!("{} {}", row.subnet, row.next_hop)).collect()
         };
         assert_eq!(found(500), ["10.245.1.0/24 192.0.2.9"]);

@@ -61,9 +61,9 @@ pub trait Kind: Row + fmt::Display {
         self.link().map_or(Goes::Never, |link| losses.of_link(link))
     }
 
-    /// Returns true if the row is ours to delete when nothing is desired under its key. `seen` is the observed state.
+    /// Returns true if the row is ours to delete when nothing is desired under its key. `observed` is the observed state.
     /// A desired key is ours, whatever the kernel holds under it.
-    fn is_ours(&self, owned: &Owned, seen: &State) -> bool;
+    fn is_ours(&self, owned: &Owned, observed: &State) -> bool;
 }
 
 /// Places of a kind's ops among all ops of a pass (ARCHITECTURE.md, "Order of ops").

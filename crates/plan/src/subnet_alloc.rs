@@ -15,7 +15,7 @@ use crate::subnet::Subnet;
 
 /// Relation of a lease's subnet to a network config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kinship {
+pub enum LengthMatch {
     /// Subnet that the config leases.
     Own,
     /// Subnet of the same network that another `SubnetLen` or other families lease, as while nodes change one after the
@@ -24,9 +24,9 @@ pub enum Kinship {
 }
 
 /// Returns how a subnet is related to a config. The error says why no config of these networks leases it.
-pub fn kinship(conf: &NetConf, subnet: &Subnet) -> Result<Kinship, &'static str> {
+pub fn length_match(conf: &NetConf, subnet: &Subnet) -> Result<LengthMatch, &'static str> {
     if fits(conf, subnet) {
-        return Ok(Kinship::Own);
+        return Ok(LengthMatch::Own);
     }
     let mut refusals = Family::ALL
         .into_iter()
@@ -39,13 +39,13 @@ pub fn kinship(conf: &NetConf, subnet: &Subnet) -> Result<Kinship, &'static str>
             Refusal::Outside => "its subnet lies outside our network",
             Refusal::Length => "no SubnetLen gives a subnet of that length",
         }),
-        _ => Ok(Kinship::Other),
+        _ => Ok(LengthMatch::Other),
     }
 }
 
 /// Returns the part of a subnet that a config of these networks leases. The rest belongs to no node, and takes nothing
 /// from any node.
-pub fn credible(conf: &NetConf, subnet: &Subnet) -> Subnet {
+pub fn valid_part(conf: &NetConf, subnet: &Subnet) -> Subnet {
     let is_credible = |family, net: IpNet| conf.pool(family).is_none_or(|pool| pool.refuses(&net).is_none());
     Subnet {
         ipv4: subnet.ipv4.filter(|net| is_credible(Family::Ipv4, IpNet::V4(*net))),
@@ -74,7 +74,7 @@ pub enum Origin {
 
 /// Node that asks for a lease.
 #[derive(Clone, Debug, Default)]
-pub struct Asker {
+pub struct Requester {
     pub public_ip: Option<Ipv4Addr>,
     pub public_ipv6: Option<Ipv6Addr>,
     /// Subnets in the subnet file of an earlier run.
@@ -88,8 +88,8 @@ pub struct Asker {
     pub alone: bool,
 }
 
-impl Asker {
-    /// Returns an asker that is reached by that uplink.
+impl Requester {
+    /// Returns a requester that is reached by that uplink.
     pub fn at(uplink: &Uplink) -> Self {
         let (public_ip, public_ipv6) = (uplink.public_ip.or(uplink.ipv4), uplink.public_ipv6.or(uplink.ipv6));
         Self { public_ip, public_ipv6, ..Self::default() }
@@ -138,7 +138,7 @@ impl Asker {
 
     /// Returns true if the lease is this node's and not that of another machine which had our address before.
     pub fn wrote(&self, conf: &NetConf, lease: &Lease) -> bool {
-        self.owns(lease) && !self.is_anothers(conf, lease)
+        self.owns(lease) && !self.belongs_to_another(conf, lease)
     }
 
     fn is_at_our_address(&self, lease: &Lease) -> bool {
@@ -150,7 +150,7 @@ impl Asker {
 
     /// Returns true if another machine has certainly written the lease. Only a machine that has run in this network
     /// can know it, because neither the lease's subnet nor its MAC is its own.
-    fn is_anothers(&self, conf: &NetConf, lease: &Lease) -> bool {
+    fn belongs_to_another(&self, conf: &NetConf, lease: &Lease) -> bool {
         let mut is_strange = false;
         let held_macs = self.held.as_ref().map_or([None; 2], |held| held.announced.macs());
         for ((family, mac), held_mac) in Family::ALL.into_iter().zip(lease.announced.macs()).zip(held_macs) {
@@ -177,37 +177,43 @@ impl Asker {
 /// flannel may have written it there. So the machine takes the lease over with its MAC. Two such machines share a subnet
 /// as with flannel (flannel-faults 11): nothing in the store tells them apart. A node gets none, too, if its own lease
 /// has the address already, or if no other machine answers for the address.
-pub fn twin<'a>(
+pub fn same_address_lease<'a>(
     conf: &NetConf,
     leases: &'a [Lease],
-    asker: &Asker,
+    requester: &Requester,
     chosen: &SubnetChoice,
 ) -> Option<&'a Lease> {
-    let at_our_address = || leases.iter().filter(|lease| asker.is_at_our_address(lease));
-    let is_known = |lease: &&Lease| lease.subnet == chosen.subnet && !asker.is_anothers(conf, lease);
-    if asker.alone || at_our_address().any(|lease| is_known(&lease)) {
+    let at_our_address = || leases.iter().filter(|lease| requester.is_at_our_address(lease));
+    let is_known =
+        |lease: &&Lease| lease.subnet == chosen.subnet && !requester.belongs_to_another(conf, lease);
+    if requester.alone || at_our_address().any(|lease| is_known(&lease)) {
         return None;
     }
-    at_our_address().find(|lease| asker.is_anothers(conf, lease))
+    at_our_address().find(|lease| requester.belongs_to_another(conf, lease))
 }
 
 /// Chooses the subnets of a node. It is an error if the pool is used up.
-pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Result<SubnetChoice, String> {
-    let owns = |lease: &Lease| asker.wrote(conf, lease);
-    let credible = |lease: &Lease| match owns(lease) {
+pub fn choose(
+    conf: &NetConf,
+    leases: &[Lease],
+    requester: &Requester,
+    dice: u64,
+) -> Result<SubnetChoice, String> {
+    let owns = |lease: &Lease| requester.wrote(conf, lease);
+    let valid_part = |lease: &Lease| match owns(lease) {
         true => lease.clone(),
-        false => Lease { subnet: credible(conf, &lease.subnet), ..lease.clone() },
+        false => Lease { subnet: valid_part(conf, &lease.subnet), ..lease.clone() },
     };
-    let leases: Vec<Lease> = leases.iter().map(credible).collect();
+    let leases: Vec<Lease> = leases.iter().map(valid_part).collect();
     let mut own: Vec<&Lease> = leases.iter().filter(|lease| owns(lease)).collect();
     // Pods run in the subnet that we hold, or in the one of the subnet file. Leases of an earlier or a later holder
     // of our address matter less.
-    let is_held = |lease: &Lease| asker.held.as_ref().is_some_and(|held| held.subnet == lease.subnet);
-    let is_previous = |lease: &Lease| asker.previous == Some(lease.subnet);
+    let is_held = |lease: &Lease| requester.held.as_ref().is_some_and(|held| held.subnet == lease.subnet);
+    let is_previous = |lease: &Lease| requester.previous == Some(lease.subnet);
     own.sort_unstable_by_key(|lease| (!is_held(lease), !is_previous(lease), lease.born, lease.subnet));
     // Of two leases that overlap the older one stays, so ours gives way to an older one. A lease that had to be written
     // again is as old as before.
-    let age = |own: &Lease| match &asker.held {
+    let age = |own: &Lease| match &requester.held {
         Some(held) if held.subnet == own.subnet && held.born > 0 => held.born.min(own.born),
         _ => own.born,
     };
@@ -222,7 +228,8 @@ pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Res
     }
     let stale: Vec<Subnet> = own.iter().map(|lease| lease.subnet).collect();
     let others = || leases.iter().filter(|lease| !owns(lease));
-    if let Some(subnet) = asker.previous.filter(|subnet| fits(conf, subnet) && is_free(subnet, others())) {
+    if let Some(subnet) = requester.previous.filter(|subnet| fits(conf, subnet) && is_free(subnet, others()))
+    {
         return Ok(SubnetChoice { subnet, stale, origin: Origin::Previous });
     }
     let draw = |family: Family| match conf.pool(family) {
@@ -230,9 +237,9 @@ pub fn choose(conf: &NetConf, leases: &[Lease], asker: &Asker, dice: u64) -> Res
         Some(pool) => {
             let taken = || others().filter_map(|lease| lease.subnet.of(family));
             // Pods run in this family's subnet, whatever became of the other family.
-            let had = own.iter().map(|lease| lease.subnet).chain(asker.previous);
+            let had = own.iter().map(|lease| lease.subnet).chain(requester.previous);
             let mut kept = had.filter_map(|subnet| subnet.of(family)).filter(|net| pool.holds(net));
-            kept.find(|net| !taken().any(|other| meet(net, &other)))
+            kept.find(|net| !taken().any(|other| nets_overlap(net, &other)))
                 .or_else(|| pool.draw(taken(), dice))
                 .map(Some)
                 .ok_or_else(|| out_of_subnets(pool, taken()))
@@ -270,14 +277,14 @@ fn is_free<'a>(subnet: &Subnet, mut others: impl Iterator<Item = &'a Lease>) -> 
     !others.any(|other| overlap(subnet, &other.subnet))
 }
 
-fn meet(one: &IpNet, other: &IpNet) -> bool {
+fn nets_overlap(one: &IpNet, other: &IpNet) -> bool {
     one.contains(other) || other.contains(one)
 }
 
 /// Returns true if both share an address.
 pub fn overlap(one: &Subnet, other: &Subnet) -> bool {
     Family::ALL.into_iter().any(|family| match (one.of(family), other.of(family)) {
-        (Some(a), Some(b)) => meet(&a, &b),
+        (Some(a), Some(b)) => nets_overlap(&a, &b),
         _ => false,
     })
 }
@@ -304,16 +311,16 @@ mod tests {
         }
     }
 
-    fn asker(previous: Option<&str>) -> Asker {
+    fn requester(previous: Option<&str>) -> Requester {
         let previous = previous.map(|key| Subnet::parse(key).unwrap());
-        Asker { public_ip: Some([192, 0, 2, 1].into()), previous, ..Asker::default() }
+        Requester { public_ip: Some([192, 0, 2, 1].into()), previous, ..Requester::default() }
     }
 
     #[test]
     fn a_node_with_a_new_address_keeps_only_its_own_subnet() {
         let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
         let (held, left) = (lease("10.3.7.0-24", [192, 0, 2, 9]), lease("10.3.5.0-24", [192, 0, 2, 1]));
-        let moved = Asker { held: Some(held.clone()), ..asker(Some("10.3.7.0-24")) };
+        let moved = Requester { held: Some(held.clone()), ..requester(Some("10.3.7.0-24")) };
         for leases in [vec![held.clone()], vec![held.clone(), left]] {
             let choice = choose(&conf, &leases, &moved, 0).unwrap();
             assert_eq!((choice.subnet, choice.origin), (held.subnet, Origin::Reused));
@@ -327,7 +334,7 @@ mod tests {
             let vtep = Vtep { vni: Some(1), port: None, mac: Mac([2, 0, 0, 0, 0, mac]) };
             Lease { announced: Announced::Vxlan { ipv4: Some(vtep), ipv6: None }, ..held.clone() }
         };
-        let moved = Asker { held: Some(with(1)), ..moved };
+        let moved = Requester { held: Some(with(1)), ..moved };
         assert!(moved.owns(&with(1)) && moved.owns(&held) && !moved.owns(&with(2)));
     }
 
@@ -335,20 +342,24 @@ mod tests {
     fn an_overwritten_lease_is_ours_and_a_younger_one_in_our_subnet_is_not() {
         let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
         let held = Lease { born: 5, written: 8, ..lease("10.3.7.0-24", [192, 0, 2, 1]) };
-        let asker = Asker { held: Some(held.clone()), ..asker(Some("10.3.7.0-24")) };
+        let requester = Requester { held: Some(held.clone()), ..requester(Some("10.3.7.0-24")) };
         let theirs = |born, host| Lease { born, public_ip: Some([192, 0, 2, host].into()), ..held.clone() };
         for (lease, is_ours) in [(theirs(5, 77), true), (theirs(8, 77), true), (theirs(9, 77), false)] {
-            let choice = choose(&conf, std::slice::from_ref(&lease), &asker, 0).unwrap();
-            assert_eq!((choice.subnet == held.subnet, asker.owns(&lease)), (is_ours, is_ours), "{lease:?}");
+            let choice = choose(&conf, std::slice::from_ref(&lease), &requester, 0).unwrap();
+            assert_eq!(
+                (choice.subnet == held.subnet, requester.owns(&lease)),
+                (is_ours, is_ours),
+                "{lease:?}"
+            );
         }
-        assert!(asker.is_overwritten(&theirs(5, 77)) && !asker.is_overwritten(&theirs(5, 1)));
+        assert!(requester.is_overwritten(&theirs(5, 77)) && !requester.is_overwritten(&theirs(5, 1)));
         // This node was at .9 before, and the next holder of that address has taken the lease over with another MAC.
         let vtep = |last| Some(Vtep { vni: Some(1), port: None, mac: Mac([2, 0, 0, 0, 0, last]) });
         let with = |lease: Lease, last| Lease {
             announced: Announced::Vxlan { ipv4: vtep(last), ipv6: None },
             ..lease
         };
-        let moved = Asker { held: Some(with(theirs(5, 9), 1)), ..asker };
+        let moved = Requester { held: Some(with(theirs(5, 9), 1)), ..requester };
         assert!(moved.owns(&with(theirs(5, 9), 1)) && !moved.owns(&with(theirs(5, 9), 2)));
     }
 
@@ -366,7 +377,7 @@ mod tests {
             (("10.3.8.0", 9), Origin::Drawn),
         ] {
             let vteps = vec![(vtep.0.parse().unwrap(), mac(vtep.1))];
-            let moved = Asker { vteps, ..asker(Some("10.3.9.0-24")) };
+            let moved = Requester { vteps, ..requester(Some("10.3.9.0-24")) };
             let choice = choose(&conf, std::slice::from_ref(&left), &moved, 0).unwrap();
             assert_eq!(choice.origin, origin, "{vtep:?}");
         }
@@ -383,10 +394,10 @@ mod tests {
         };
         let device = |first: &str, last: u8| vec![(first.parse().unwrap(), mac(last))];
         let theirs = vxlan("10.3.7.0-24", 1, 7);
-        let nobody = asker(None);
-        let ran = Asker { vteps: device("10.3.9.0", 9), ..asker(Some("10.3.9.0-24")) };
-        let held = Asker { held: Some(vxlan("10.3.9.0-24", 9, 9)), ..asker(None) };
-        for (case, leases, asker, expected) in [
+        let nobody = requester(None);
+        let ran = Requester { vteps: device("10.3.9.0", 9), ..requester(Some("10.3.9.0-24")) };
+        let held = Requester { held: Some(vxlan("10.3.9.0-24", 9, 9)), ..requester(None) };
+        for (case, leases, requester, expected) in [
             ("no memory: first start, reboot, new installation", vec![theirs.clone()], &nobody, false),
             ("it ran as another", vec![theirs.clone()], &ran, true),
             ("it ran as another, before a reboot", vec![theirs.clone()], &held, true),
@@ -396,29 +407,29 @@ mod tests {
                 &held,
                 true,
             ),
-            ("without a subnet file", vec![theirs.clone()], &Asker { previous: None, ..ran.clone() }, true),
+            ("no subnet file", vec![theirs.clone()], &Requester { previous: None, ..ran.clone() }, true),
             (
                 "the subnet file names it",
                 vec![theirs.clone()],
-                &Asker { previous: Some(theirs.subnet), ..ran.clone() },
+                &Requester { previous: Some(theirs.subnet), ..ran.clone() },
                 false,
             ),
             (
                 "our MAC: moved by hand",
                 vec![theirs.clone()],
-                &Asker { vteps: device("10.3.9.0", 7), ..nobody.clone() },
+                &Requester { vteps: device("10.3.9.0", 7), ..nobody.clone() },
                 false,
             ),
             (
                 "our subnet: flannel has drawn another MAC",
                 vec![theirs.clone()],
-                &Asker { vteps: device("10.3.7.0", 9), ..nobody.clone() },
+                &Requester { vteps: device("10.3.7.0", 9), ..nobody.clone() },
                 false,
             ),
             (
                 "a device of another network",
                 vec![theirs.clone()],
-                &Asker { vteps: device("10.4.9.0", 9), ..nobody.clone() },
+                &Requester { vteps: device("10.4.9.0", 9), ..nobody.clone() },
                 false,
             ),
             ("no MAC: another backend", vec![lease("10.3.7.0-24", [192, 0, 2, 1])], &ran, false),
@@ -430,8 +441,8 @@ mod tests {
                 false,
             ),
         ] {
-            let choice = choose(&conf, &leases, asker, 0).unwrap();
-            let found = twin(&conf, &leases, asker, &choice).map(|lease| lease.subnet);
+            let choice = choose(&conf, &leases, requester, 0).unwrap();
+            let found = same_address_lease(&conf, &leases, requester, &choice).map(|lease| lease.subnet);
             assert_eq!(found, expected.then_some(theirs.subnet), "{case}");
         }
     }
@@ -445,15 +456,15 @@ mod tests {
             Lease { announced, ..lease(key, [192, 0, 2, address]) }
         };
         let (dead, own) = (vxlan("10.3.7.0-24", 1, 7), vxlan("10.3.9.0-24", 9, 9));
-        let moved = Asker { held: Some(own.clone()), alone: true, ..asker(Some("10.3.9.0-24")) };
+        let moved = Requester { held: Some(own.clone()), alone: true, ..requester(Some("10.3.9.0-24")) };
         assert!(moved.owns(&dead) && !moved.wrote(&conf, &dead) && moved.wrote(&conf, &own));
         for (leases, origin) in
             [(vec![dead.clone(), own.clone()], Origin::Reused), (vec![dead.clone()], Origin::Previous)]
         {
             let choice = choose(&conf, &leases, &moved, 0).unwrap();
-            assert_eq!(twin(&conf, &leases, &moved, &choice), None);
-            let unsure = Asker { alone: false, ..moved.clone() };
-            assert_eq!(twin(&conf, &leases, &unsure, &choice), Some(&dead));
+            assert_eq!(same_address_lease(&conf, &leases, &moved, &choice), None);
+            let unsure = Requester { alone: false, ..moved.clone() };
+            assert_eq!(same_address_lease(&conf, &leases, &unsure, &choice), Some(&dead));
             assert_eq!((choice.subnet, choice.stale, choice.origin), (own.subnet, vec![], origin));
         }
     }
@@ -462,9 +473,9 @@ mod tests {
     fn our_lease_is_reused_or_replaced_if_it_no_longer_fits() {
         let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
         let leases = [lease("10.3.7.0-24", [192, 0, 2, 1]), lease("10.9.7.0-24", [192, 0, 2, 1])];
-        let choice = choose(&conf, &leases, &asker(None), 0).unwrap();
+        let choice = choose(&conf, &leases, &requester(None), 0).unwrap();
         assert_eq!((choice.subnet, choice.origin), (leases[0].subnet, Origin::Reused));
-        let choice = choose(&conf, &leases[1..], &asker(Some("10.3.9.0-24")), 0).unwrap();
+        let choice = choose(&conf, &leases[1..], &requester(Some("10.3.9.0-24")), 0).unwrap();
         assert_eq!(choice.stale, [leases[1].subnet]);
         assert_eq!((choice.subnet.to_string().as_str(), choice.origin), ("10.3.9.0-24", Origin::Previous));
     }
@@ -475,7 +486,7 @@ mod tests {
         let aged = |key: &str, born| Lease { born, ..lease(key, [192, 0, 2, 1]) };
         let leases = [aged("10.3.1.0-24", 3), aged("10.3.7.0-24", 1), aged("10.3.9.0-24", 2)];
         for (previous, expected) in [(Some("10.3.9.0-24"), 2), (Some("10.3.8.0-24"), 1), (None, 1)] {
-            let choice = choose(&conf, &leases, &asker(previous), 0).unwrap();
+            let choice = choose(&conf, &leases, &requester(previous), 0).unwrap();
             assert_eq!(
                 (choice.subnet, choice.origin),
                 (leases[expected].subnet, Origin::Reused),
@@ -489,15 +500,15 @@ mod tests {
         let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
         let (mut ours, theirs) = (lease("10.3.7.0-24", [192, 0, 2, 1]), lease("10.3.7.0-25", [192, 0, 2, 2]));
         assert_eq!(
-            choose(&conf, &[ours.clone(), theirs.clone()], &asker(None), 0).unwrap().origin,
+            choose(&conf, &[ours.clone(), theirs.clone()], &requester(None), 0).unwrap().origin,
             Origin::Reused
         );
         ours.born = 9;
         let theirs = Lease { born: 5, ..theirs };
-        let choice = choose(&conf, &[ours.clone(), theirs.clone()], &asker(None), 0).unwrap();
+        let choice = choose(&conf, &[ours.clone(), theirs.clone()], &requester(None), 0).unwrap();
         assert_eq!((choice.stale, choice.origin), (vec![ours.subnet], Origin::Drawn));
         // Somebody has deleted our lease and written the other one, and we have written ours again.
-        let remembered = Asker { held: Some(Lease { born: 2, ..ours.clone() }), ..asker(None) };
+        let remembered = Requester { held: Some(Lease { born: 2, ..ours.clone() }), ..requester(None) };
         let choice = choose(&conf, &[ours.clone(), theirs], &remembered, 0).unwrap();
         assert_eq!((choice.subnet, choice.origin), (ours.subnet, Origin::Reused));
     }
@@ -512,14 +523,14 @@ mod tests {
             (vec![other.clone()], Some("10.3.7.0-24"), Some("10.3.7.0/24")),
             (vec![other], Some("10.3.9.0-24"), None),
         ] {
-            let choice = choose(&conf, &leases, &asker(previous), 5).unwrap();
+            let choice = choose(&conf, &leases, &requester(previous), 5).unwrap();
             let subnet = choice.subnet.ipv4.unwrap().to_string();
             assert!(kept.map_or(subnet != "10.3.9.0/24", |kept| subnet == kept), "{subnet}");
             assert!(choice.subnet.ipv6.is_some() && choice.origin == Origin::Drawn);
         }
     }
 
-    /// A lease takes its subnet from us even if only its credible part equals ours. A test of laws found this case:
+    /// A lease takes its subnet from us even if only its valid part equals ours. A test of laws found this case:
     /// without its invalid part the other lease looked like ours.
     #[test]
     fn a_partly_invalid_lease_still_takes_an_equal_subnet() {
@@ -528,7 +539,7 @@ mod tests {
         );
         let ours = lease("10.3.0.0-18", [192, 0, 2, 1]);
         let theirs = lease("10.3.0.0-18&fd00:9::-64", [192, 0, 2, 9]);
-        let choice = choose(&conf, &[ours.clone(), theirs.clone()], &asker(None), 0).unwrap();
+        let choice = choose(&conf, &[ours.clone(), theirs.clone()], &requester(None), 0).unwrap();
         assert_eq!(choice.stale, [ours.subnet]);
         assert!(!theirs.subnet.ipv4.unwrap().contains(&choice.subnet.ipv4.unwrap()), "{}", choice.subnet);
     }
@@ -538,7 +549,7 @@ mod tests {
         let conf = conf(r#"{"Network":"10.3.0.0/16"}"#);
         let leases = [lease("10.3.9.0-24", [192, 0, 2, 2])];
         for dice in 0..500 {
-            let choice = choose(&conf, &leases, &asker(Some("10.3.9.0-24")), dice).unwrap();
+            let choice = choose(&conf, &leases, &requester(Some("10.3.9.0-24")), dice).unwrap();
             assert_eq!(choice.origin, Origin::Drawn);
             assert_ne!(choice.subnet, leases[0].subnet);
         }
@@ -549,12 +560,12 @@ mod tests {
         let conf = conf(r#"{"Network":"10.3.0.0/28","SubnetLen":30}"#);
         let leases = [lease("10.3.0.8-30", [192, 0, 2, 2])];
         let drawn: std::collections::BTreeSet<String> = (0..9)
-            .map(|dice| choose(&conf, &leases, &asker(None), dice).unwrap().subnet.to_string())
+            .map(|dice| choose(&conf, &leases, &requester(None), dice).unwrap().subnet.to_string())
             .collect();
         assert_eq!(drawn.into_iter().collect::<Vec<_>>(), ["10.3.0.12-30", "10.3.0.4-30"]);
         let all = ["10.3.0.0-30", "10.3.0.4-30", "10.3.0.8-30", "10.3.0.12-30"];
         let all = all.map(|key| lease(key, [192, 0, 2, 2]));
-        assert!(choose(&conf, &all, &asker(None), 7).unwrap_err().contains("out of subnets"));
+        assert!(choose(&conf, &all, &requester(None), 7).unwrap_err().contains("out of subnets"));
     }
 
     #[test]
@@ -572,15 +583,16 @@ mod tests {
         ] {
             let planted = [lease(key, [192, 0, 2, 9])];
             let drawn: std::collections::BTreeSet<_> = (0..u64::try_from(pool).unwrap())
-                .map(|dice| choose(&conf, &planted, &asker(None), dice).unwrap().subnet.ipv4)
+                .map(|dice| choose(&conf, &planted, &requester(None), dice).unwrap().subnet.ipv4)
                 .collect();
             assert_eq!(drawn.len() as u128, pool, "{key}");
-            assert!(kinship(&conf, &planted[0].subnet).is_err(), "{key}");
+            assert!(length_match(&conf, &planted[0].subnet).is_err(), "{key}");
         }
         // The invalid lease is older than ours, but does not take ours away either.
         let ours = Lease { born: 5, ..lease("10.244.7.0-24&fd00:0:0:7::-64", [192, 0, 2, 1]) };
         let choice =
-            choose(&conf, &[lease("10.244.0.0-16", [192, 0, 2, 9]), ours.clone()], &asker(None), 0).unwrap();
+            choose(&conf, &[lease("10.244.0.0-16", [192, 0, 2, 9]), ours.clone()], &requester(None), 0)
+                .unwrap();
         assert_eq!((choice.subnet, choice.origin), (ours.subnet, Origin::Reused));
     }
 
@@ -589,8 +601,8 @@ mod tests {
         let conf = conf(r#"{"Network":"10.244.0.0/16","SubnetMin":"10.244.8.0","SubnetMax":"10.244.11.0"}"#);
         for (key, taken) in [("10.244.8.0-23", 2), ("10.244.9.64-26", 1), ("10.244.0.0-18", 4)] {
             let other = lease(key, [192, 0, 2, 9]);
-            assert_eq!(kinship(&conf, &other.subnet), Ok(Kinship::Other));
-            let drawn = |dice| choose(&conf, std::slice::from_ref(&other), &asker(None), dice);
+            assert_eq!(length_match(&conf, &other.subnet), Ok(LengthMatch::Other));
+            let drawn = |dice| choose(&conf, std::slice::from_ref(&other), &requester(None), dice);
             match taken {
                 4 => assert!(drawn(0).unwrap_err().contains("10.244.0.0/18 alone takes 4"), "{key}"),
                 _ => {
@@ -606,7 +618,7 @@ mod tests {
     #[test]
     fn dual_stack_draws_both_families() {
         let conf = conf(r#"{"Network":"10.3.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48"}"#);
-        let choice = choose(&conf, &[lease("10.3.1.0-24", [192, 0, 2, 2])], &asker(None), 1).unwrap();
+        let choice = choose(&conf, &[lease("10.3.1.0-24", [192, 0, 2, 2])], &requester(None), 1).unwrap();
         assert_eq!(choice.subnet.to_string(), "10.3.3.0-24&fc00:0:0:2::-64");
     }
 }

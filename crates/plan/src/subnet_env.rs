@@ -76,7 +76,7 @@ pub fn networks(text: &str) -> Vec<IpNet> {
 
 /// Returns the value of a key as a shell would: the last line of a name counts.
 fn value<T: std::str::FromStr>(text: &str, key: &str) -> Option<T> {
-    let lines = env_file::parse(text).filter_map(|line| line.said.ok());
+    let lines = env_file::parse(text).filter_map(|line| line.assignment.ok());
     lines.filter(|(name, _)| name == key).last()?.1.parse().ok()
 }
 

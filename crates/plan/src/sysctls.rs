@@ -7,11 +7,11 @@ use crate::environment;
 use crate::family::Family;
 use crate::name::LinkName;
 use crate::node::Node;
-use crate::note::NodeFault;
 use crate::state::{FORWARD, FORWARD_IPV6, State, Sysctl};
 use crate::tunnel_id::family_of_device;
 use crate::underlay::Underlay;
 use crate::uplink::ipv6_mtu;
+use crate::warning::NodeFault;
 
 /// Value of `rp_filter` that checks sources strictly.
 const STRICT: u8 = 1;
@@ -54,7 +54,7 @@ pub(crate) fn paths(config: &Config, uplink: LinkName, links: &[LinkName]) -> Ve
 pub(crate) fn lacking(
     config: &Config,
     node: &Node,
-    seen: &Underlay,
+    observed: &Underlay,
     devices: impl Iterator<Item = LinkName>,
 ) -> Vec<Sysctl> {
     if !config.backend.reaches_peers() {
@@ -62,24 +62,26 @@ pub(crate) fn lacking(
     }
     let mut rows = Vec::new();
     if config.network(Family::Ipv4).is_some() {
-        rows.extend(switched_off(FORWARD, seen));
+        rows.extend(switched_off(FORWARD, observed));
         let devices = devices.filter(|link| carries_ipv4(*link));
-        rows.extend(devices.chain(two_ways(config, node.uplink.link)).filter_map(|link| loose(link, seen)));
+        rows.extend(
+            devices.chain(two_ways(config, node.uplink.link)).filter_map(|link| loose(link, observed)),
+        );
     }
     if config.network(Family::Ipv6).is_some() {
-        rows.extend(forward_ipv6(&accept_ra(node.uplink.link), seen));
+        rows.extend(forward_ipv6(&accept_ra(node.uplink.link), observed));
     }
     rows
 }
 
 /// Returns `forwarding` of our own devices, which must forward if the node does. A new device gets the default, which may
 /// be off.
-pub(crate) fn own_forwarding(config: &Config, seen: &Underlay, devices: &[LinkName]) -> Vec<Sysctl> {
+pub(crate) fn own_forwarding(config: &Config, observed: &Underlay, devices: &[LinkName]) -> Vec<Sysctl> {
     let off = |family: Family, link: &LinkName| {
         let (family, all) = if family == Family::Ipv4 { ("ipv4", FORWARD) } else { ("ipv6", FORWARD_IPV6) };
         let path = forwarding_of(family, link.as_str());
-        let value = seen.sysctl(&path).or_else(|| seen.sysctl(&forwarding_of(family, "default")));
-        let is_on = seen.sysctl(all).is_some_and(|value| value != "0");
+        let value = observed.sysctl(&path).or_else(|| observed.sysctl(&forwarding_of(family, "default")));
+        let is_on = observed.sysctl(all).is_some_and(|value| value != "0");
         (is_on && value == Some("0")).then(|| Sysctl { path, value: "1".into() })
     };
     let of = |link: &LinkName| {
@@ -94,29 +96,29 @@ pub(crate) fn own_forwarding(config: &Config, seen: &Underlay, devices: &[LinkNa
 pub(crate) fn others_forwarding(
     config: &Config,
     node: &Node,
-    seen: &Underlay,
+    observed: &Underlay,
     bridge: Option<LinkName>,
 ) -> Vec<Sysctl> {
-    if !config.backend.reaches_peers() || config.ipv4.is_none() || seen.sysctl(FORWARD) == Some("0") {
+    if !config.backend.reaches_peers() || config.ipv4.is_none() || observed.sysctl(FORWARD) == Some("0") {
         return Vec::new();
     }
     let links = [node.uplink.link].into_iter().chain(bridge);
-    links.filter_map(|link| switched_off(&forwarding(link), seen)).collect()
+    links.filter_map(|link| switched_off(&forwarding(link), observed)).collect()
 }
 
 /// Returns the settings that make the node forward IPv6. A node that forwards accepts router advertisements only if
 /// `accept_ra` is 2, and otherwise loses its default route from them. Without the uplink this cannot be decided, and
 /// nothing is planned.
-fn forward_ipv6(accept_ra: &str, seen: &Underlay) -> Vec<Sysctl> {
-    let Some(hears) = seen.sysctl(accept_ra) else { return Vec::new() };
-    let Some(forward) = switched_off(FORWARD_IPV6, seen) else { return Vec::new() };
-    let hear = (hears == ACCEPTS_RA_UNLESS_FORWARDING)
+fn forward_ipv6(accept_ra: &str, observed: &Underlay) -> Vec<Sysctl> {
+    let Some(accepts) = observed.sysctl(accept_ra) else { return Vec::new() };
+    let Some(forward) = switched_off(FORWARD_IPV6, observed) else { return Vec::new() };
+    let router = (accepts == ACCEPTS_RA_UNLESS_FORWARDING)
         .then(|| Sysctl { path: accept_ra.into(), value: ACCEPTS_RA.into() });
-    hear.into_iter().chain([forward]).collect()
+    router.into_iter().chain([forward]).collect()
 }
 
-fn switched_off(path: &str, seen: &Underlay) -> Option<Sysctl> {
-    (seen.sysctl(path) == Some("0")).then(|| Sysctl { path: path.into(), value: "1".into() })
+fn switched_off(path: &str, observed: &Underlay) -> Option<Sysctl> {
+    (observed.sysctl(path) == Some("0")).then(|| Sysctl { path: path.into(), value: "1".into() })
 }
 
 /// Returns the uplink if a peer may send directly what we send through the tunnel. Each end finds out alone which path
@@ -127,30 +129,30 @@ fn two_ways(config: &Config, uplink: LinkName) -> Option<LinkName> {
 
 /// Returns a loose `rp_filter` for the device if the value in force is strict. In force is the larger of `all`'s and the
 /// device's own value. A device that does not exist yet, or is loose already, is judged by the value of a new device.
-fn loose(link: LinkName, seen: &Underlay) -> Option<Sysctl> {
+fn loose(link: LinkName, observed: &Underlay) -> Option<Sysctl> {
     let own = rp_filter(link.as_str());
-    let number = |path: &str| seen.sysctl(path).and_then(|value| value.parse::<u8>().ok());
+    let number = |path: &str| observed.sysctl(path).and_then(|value| value.parse::<u8>().ok());
     let by_itself = number(&own).filter(|value| *value <= STRICT);
     let in_force = number(&rp_filter("all"))?.max(by_itself.or(number(&rp_filter("default")))?);
     (in_force == STRICT).then(|| Sysctl { path: own, value: LOOSE.into() })
 }
 
 /// Returns true if the kernel checks strictly the sources of IPv4 packets that come in by the device.
-pub(crate) fn is_strict(link: LinkName, seen: &Underlay) -> bool {
-    let number = |whose: &str| seen.sysctl(&rp_filter(whose)).and_then(|value| value.parse::<u8>().ok());
+pub(crate) fn is_strict(link: LinkName, observed: &Underlay) -> bool {
+    let number = |whose: &str| observed.sysctl(&rp_filter(whose)).and_then(|value| value.parse::<u8>().ok());
     number("all").max(number(link.as_str())) == Some(STRICT)
 }
 
 /// Returns a fault if a setting that may not be written has another value; `None` if it does not exist.
-pub(crate) fn told(row: Sysctl, seen: &Underlay) -> Option<NodeFault> {
-    let is: Box<str> = seen.sysctl(&row.path)?.into();
+pub(crate) fn unset_fault(row: Sysctl, observed: &Underlay) -> Option<NodeFault> {
+    let is: Box<str> = observed.sysctl(&row.path)?.into();
     (is != row.value).then_some(NodeFault::SysctlUnset { path: row.path, value: row.value, is })
 }
 
 /// Returns true if the setting is still desired and not there.
-pub(crate) fn is_missing(path: &str, value: &str, wanted: &State, seen: &State) -> bool {
+pub(crate) fn is_missing(path: &str, value: &str, desired: &State, observed: &State) -> bool {
     let has = |state: &State| state.sysctls.iter().any(|row| *row.path == *path && *row.value == *value);
-    has(wanted) && !has(seen)
+    has(desired) && !has(observed)
 }
 
 /// Returns the setting that keeps router advertisements from inside the tunnel from configuring the node (flannel-compat
@@ -160,9 +162,9 @@ pub(crate) fn no_advertisements(link: LinkName) -> Sysctl {
 }
 
 /// Returns the setting that turns IPv6 on for a device of ours that carries it, whatever new devices get.
-pub(crate) fn ipv6_on(link: LinkName, seen: &Underlay) -> Option<Sysctl> {
+pub(crate) fn ipv6_on(link: LinkName, observed: &Underlay) -> Option<Sysctl> {
     let own = disable_ipv6(link.as_str());
-    let in_force = seen.sysctl(&own).or_else(|| seen.sysctl(&disable_ipv6("default")))?;
+    let in_force = observed.sysctl(&own).or_else(|| observed.sysctl(&disable_ipv6("default")))?;
     (!carries_ipv4(link) && in_force != "0").then(|| Sysctl { path: own.clone(), value: "0".into() })
 }
 
@@ -195,12 +197,12 @@ fn carries_ipv4(link: LinkName) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Sysctls;
+    use crate::config::SysctlPolicy;
+    use crate::desired::{Desired, at_first};
     use crate::diff;
     use crate::lease::Leases;
     use crate::netconf::NetConf;
     use crate::underlay::LinkFacts;
-    use crate::wanted::{Wanted, at_first};
 
     const NEEDED: [(&str, &str); 8] = [
         (FORWARD, "0"),
@@ -237,17 +239,17 @@ mod tests {
         Underlay { links: vec![link], sysctls, ..Underlay::default() }
     }
 
-    fn planned(config: &Config, underlay: &Underlay) -> Wanted {
+    fn planned(config: &Config, underlay: &Underlay) -> Desired {
         at_first(config, &node(), &Leases::Unknown, underlay)
     }
 
     /// Returns the ops on sysctls, including those of a device that the same plan creates.
     fn steps(config: &Config, others: &[(&str, &str)]) -> Vec<String> {
         let underlay = facts(others);
-        let Wanted { state, owned, .. } = planned(config, &underlay);
+        let Desired { state, owned, .. } = planned(config, &underlay);
         let sysctls = underlay.sysctls.iter().filter(|row| owned.sysctls.contains(&row.path)).cloned();
-        let seen = State { sysctls: sysctls.collect(), ..State::default() };
-        let steps = diff(&state, &seen, &owned).into_iter().map(|op| op.to_string());
+        let observed = State { sysctls: sysctls.collect(), ..State::default() };
+        let steps = diff(&state, &observed, &owned).into_iter().map(|op| op.to_string());
         steps.filter(|step| step.contains("sysctl")).collect()
     }
 
@@ -302,7 +304,11 @@ mod tests {
     #[test]
     fn a_value_that_is_high_enough_stays() {
         let on = [(FORWARD, "1"), (FORWARD_IPV6, "1"), ("net/ipv4/conf/flannel.1/rp_filter", "2")];
-        assert_eq!(steps(&config("vxlan"), &on), [""; 0], "a router that hears no advertisements is left so");
+        assert_eq!(
+            steps(&config("vxlan"), &on),
+            [""; 0],
+            "a router that accepts no advertisements is left so"
+        );
         let odd = [(FORWARD, "2"), (FORWARD_IPV6, "2"), ("net/ipv4/conf/all/rp_filter", "2")];
         assert_eq!(steps(&config("vxlan"), &odd), [""; 0]);
         for heard in ["0", "2"] {
@@ -393,11 +399,12 @@ mod tests {
         );
         let born = [&on[..], &[("net/ipv4/conf/default/forwarding", "0")]].concat();
         assert_eq!(steps(&config("vxlan"), &born), ["+ sysctl net/ipv4/conf/flannel.1/forwarding = 1"]);
-        let told = Config { sysctls: Sysctls::Tell, ..config("vxlan") };
+        let told = Config { sysctls: SysctlPolicy::Report, ..config("vxlan") };
         assert_eq!(steps(&told, &all).len(), 2, "ours are written");
-        let notes: Vec<String> = planned(&told, &facts(&all)).notes.iter().map(ToString::to_string).collect();
-        let of = |words: &str| notes.iter().filter(|note| note.contains(words)).count();
-        assert_eq!(of("sysctl -w net/ipv4/conf/cni0/forwarding=1"), 1, "{notes:#?}");
+        let warnings: Vec<String> =
+            planned(&told, &facts(&all)).warnings.iter().map(ToString::to_string).collect();
+        let of = |words: &str| warnings.iter().filter(|warning| warning.contains(words)).count();
+        assert_eq!(of("sysctl -w net/ipv4/conf/cni0/forwarding=1"), 1, "{warnings:#?}");
         // The node's own setting sets all of them.
         let node_off = [&off[..], &[("net/ipv4/conf/flannel.1/rp_filter", "2")]].concat();
         assert!(!steps(&config("vxlan"), &node_off).iter().any(|step| step.contains("/conf/cni0/")));
@@ -413,11 +420,11 @@ mod tests {
 
     #[test]
     fn without_the_right_to_write_the_command_is_reported() {
-        let config = Config { sysctls: Sysctls::Tell, ..config("vxlan") };
+        let config = Config { sysctls: SysctlPolicy::Report, ..config("vxlan") };
         assert_eq!(steps(&config, &[]), [""; 0]);
-        let notes: Vec<String> =
-            planned(&config, &facts(&[])).notes.iter().map(ToString::to_string).collect();
-        let of = |path: &str| notes.iter().filter(|note| note.contains(path)).count();
+        let warnings: Vec<String> =
+            planned(&config, &facts(&[])).warnings.iter().map(ToString::to_string).collect();
+        let of = |path: &str| warnings.iter().filter(|warning| warning.contains(path)).count();
         for command in [
             "sysctl -w net/ipv4/ip_forward=1 (without it",
             "sysctl -w net/ipv6/conf/all/forwarding=1 (without it",
@@ -425,11 +432,11 @@ mod tests {
             "sysctl net/ipv4/conf/flannel.1/rp_filter is 1, and --set-sysctls=false leaves it so. Run: sysctl -w \
              net/ipv4/conf/flannel.1/rp_filter=2",
         ] {
-            assert_eq!(of(command), 1, "{command}: {notes:#?}");
+            assert_eq!(of(command), 1, "{command}: {warnings:#?}");
         }
         let enough = [(FORWARD, "1"), (FORWARD_IPV6, "1"), ("net/ipv4/conf/flannel.1/rp_filter", "2")];
-        let notes = planned(&config, &facts(&enough)).notes;
-        assert!(!notes.iter().any(|note| note.to_string().contains("sysctl")), "{notes:#?}");
+        let warnings = planned(&config, &facts(&enough)).warnings;
+        assert!(!warnings.iter().any(|warning| warning.to_string().contains("sysctl")), "{warnings:#?}");
         let ours = [("net/ipv6/conf/flannel.1/accept_ra", "1")];
         assert_eq!(steps(&config, &ours), ["~ sysctl net/ipv6/conf/flannel.1/accept_ra = 0 (was 1)"]);
     }
@@ -437,9 +444,9 @@ mod tests {
     #[test]
     fn a_sysctl_op_survives_a_round_trip_through_json() {
         let underlay = facts(&[]);
-        let seen = State { sysctls: underlay.sysctls.clone().into(), ..State::default() };
-        let Wanted { state, owned, .. } = planned(&config("vxlan"), &underlay);
-        let steps = diff(&state, &seen, &owned);
+        let observed = State { sysctls: underlay.sysctls.clone().into(), ..State::default() };
+        let Desired { state, owned, .. } = planned(&config("vxlan"), &underlay);
+        let steps = diff(&state, &observed, &owned);
         let text = serde_json::to_string(&steps).unwrap();
         assert!(
             text.contains(r#"{"sysctl":{"path":"net/ipv4/ip_forward","value":"1","was":"0"}}"#),

@@ -1,35 +1,35 @@
 //! Finds objects in our networks that look like flannel's but belong to no program known here. They are reported with the
 //! command that removes them, and never touched (ARCHITECTURE.md, invariant 6).
 
-use crate::note::{Note, Unclaimed};
 use crate::owned::Owned;
 use crate::state::{NftChainName, NftTable, State};
 use crate::underlay::Underlay;
+use crate::warning::{Unclaimed, Warning};
 
 /// Start of the name of every flannel device; its backend's own suffix follows.
 const FLANNEL: &str = "flannel";
 
 /// Returns one warning for each such route, device or chain.
-pub fn unclaimed(wanted: &State, seen: &State, owned: &Owned, underlay: &Underlay) -> Vec<Note> {
-    let at_no_wanted_key = wanted.routes.union(&seen.routes).filter(|(want, _)| want.is_empty());
-    let routes = at_no_wanted_key
+pub fn unclaimed(desired: &State, observed: &State, owned: &Owned, underlay: &Underlay) -> Vec<Warning> {
+    let at_no_desired_key = desired.routes.union(&observed.routes).filter(|(want, _)| want.is_empty());
+    let routes = at_no_desired_key
         .flat_map(|(_, have)| have)
-        .filter(|row| row.resembles_flannels(owned, seen))
+        .filter(|row| row.resembles_flannels(owned, observed))
         .map(|row| Unclaimed::Route(row.clone()));
     let strange = underlay.addresses.iter().filter(|facts| {
         facts.link.as_str().starts_with(FLANNEL)
             && !owned.links.contains(&facts.link)
             && owned.all_networks().any(|network| network.contains(&facts.address.addr()))
     });
-    let chains = seen.nft_chains.iter().filter_map(|row| match &row.chain {
+    let chains = observed.nft_chains.iter().filter_map(|row| match &row.chain {
         NftChainName::Other(name) => Some(Unclaimed::Chain(NftTable { family: row.family }, name.clone())),
         _ => None,
     });
     let all = routes.chain(strange.map(|facts| Unclaimed::Device(facts.link))).chain(chains);
-    let mut notes: Vec<Note> = all.map(Note::Unclaimed).collect();
-    notes.sort_unstable();
-    notes.dedup();
-    notes
+    let mut warnings: Vec<Warning> = all.map(Warning::Unclaimed).collect();
+    warnings.sort_unstable();
+    warnings.dedup();
+    warnings
 }
 
 #[cfg(test)]
@@ -66,26 +66,26 @@ mod tests {
 
     #[test]
     fn flannels_objects_go_and_similar_ones_are_reported() {
-        let wanted = route("10.244.5.0/24", [192, 0, 2, 9], "eth0", false);
+        let desired = route("10.244.5.0/24", [192, 0, 2, 9], "eth0", false);
         let rows = vec![
             route("10.244.2.0/24", [192, 0, 2, 2], "eth0", false),
             route("10.244.3.0/24", [10, 244, 3, 0], "flannel.1", true),
             route("10.244.3.0/24", [10, 244, 3, 1], "flannel.1", true),
             route("10.99.3.0/24", [10, 99, 3, 0], "flannel.1", true),
             route("10.244.4.0/24", [192, 0, 2, 2], "eth1", false),
-            wanted.clone(),
+            desired.clone(),
         ];
-        let [wanted, seen] =
-            [vec![wanted], rows.clone()].map(|routes| State { routes: routes.into(), ..State::default() });
-        let told = unclaimed(&wanted, &seen, &owned(), &Underlay::default());
-        let expected: Vec<Note> =
-            [&rows[0], &rows[2]].map(|row| Note::Unclaimed(Unclaimed::Route(row.clone()))).into();
+        let [desired, observed] =
+            [vec![desired], rows.clone()].map(|routes| State { routes: routes.into(), ..State::default() });
+        let told = unclaimed(&desired, &observed, &owned(), &Underlay::default());
+        let expected: Vec<Warning> =
+            [&rows[0], &rows[2]].map(|row| Warning::Unclaimed(Unclaimed::Route(row.clone()))).into();
         assert_eq!(told, expected);
-        let deleted = crate::diff(&wanted, &seen, &owned()).len();
+        let deleted = crate::diff(&desired, &observed, &owned()).len();
         assert_eq!(deleted, 2);
         let later = Owned { former_writer: Writer::Twill, ..owned() };
-        assert_eq!(crate::diff(&wanted, &seen, &later), []);
-        assert_eq!(unclaimed(&wanted, &seen, &later, &Underlay::default()).len(), 4);
+        assert_eq!(crate::diff(&desired, &observed, &later), []);
+        assert_eq!(unclaimed(&desired, &observed, &later, &Underlay::default()).len(), 4);
     }
 
     #[test]
@@ -107,7 +107,7 @@ mod tests {
         ];
         let underlay = Underlay { addresses, ..Underlay::default() };
         let told = unclaimed(&State::default(), &State::default(), &owned(), &underlay);
-        assert_eq!(told, [Note::Unclaimed(Unclaimed::Device("flannel.ipip".parse().unwrap()))]);
+        assert_eq!(told, [Warning::Unclaimed(Unclaimed::Device("flannel.ipip".parse().unwrap()))]);
         assert!(told[0].to_string().contains("ip link del flannel.ipip"), "{}", told[0]);
     }
 }

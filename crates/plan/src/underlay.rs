@@ -11,7 +11,7 @@ use crate::mac::Mac;
 use crate::name::LinkName;
 use crate::passage::{Packet, Passage};
 use crate::state::Sysctl;
-pub use firewall::{FirewallFacts, Firewalld, IptablesFacts, Manager, Obstacle, Stranger, Uncertainty};
+pub use firewall::{FirewallFacts, Firewalld, IptablesFacts, Manager, Obstacle, Uncertainty, UnknownSender};
 
 /// Name of the pods' bridge while there is none: flannel's CNI plugin uses this name.
 const BRIDGE: &str = "cni0";

@@ -16,8 +16,8 @@ use crate::node::Uplink;
 use crate::range::Range;
 use crate::underlay::{AddressFacts, Underlay};
 use lookup::Lookup;
-pub(crate) use mtu::{ipv6_mtu, is_wire};
-pub use mtu::{mtu, wires};
+pub(crate) use mtu::{ipv6_mtu, leaves_node};
+pub use mtu::{lower_devices, mtu};
 pub(crate) use rank::Class;
 pub use rank::leased;
 

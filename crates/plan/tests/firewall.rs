@@ -9,12 +9,12 @@ use plan::backend::{Backend, SourceFilter, vxlan};
 use plan::config::{Config, FirewallOptions};
 use plan::lease::{Lease, Leases};
 use plan::node::{Node, Uplink};
-use plan::note::{FirewallFault, NodeFault, Note};
 use plan::other_daemons::{FirewallKeeper, OtherDaemons};
 use plan::owned::{Owned, Sweep};
 use plan::range::Range;
 use plan::state::{IptablesChain, IptablesTable, Match, NftChainName, RuleVerdict, Variant};
-use plan::underlay::{FirewallFacts, IptablesFacts, LinkFacts, Manager, Stranger, Underlay};
+use plan::underlay::{FirewallFacts, IptablesFacts, LinkFacts, Manager, Underlay, UnknownSender};
+use plan::warning::{FirewallFault, NodeFault, Warning};
 use plan::{Family, Memory, Op, Plan, Situation};
 
 /// Dual-stack node with subnets as in the recordings.
@@ -86,11 +86,11 @@ const ALL: FirewallOptions =
     FirewallOptions { nftables: None, masquerade: true, forward: true, fully_random: true };
 
 fn faults(plan: &Plan) -> Vec<&FirewallFault> {
-    let fault = |note| match note {
-        &Note::Node(NodeFault::Firewall(ref fault)) => Some(fault),
+    let fault = |warning| match warning {
+        &Warning::Node(NodeFault::Firewall(ref fault)) => Some(fault),
         _ => None,
     };
-    plan.notes.iter().filter_map(fault).collect()
+    plan.warnings.iter().filter_map(fault).collect()
 }
 
 fn iptables(variant: Variant) -> Vec<IptablesFacts> {
@@ -397,8 +397,8 @@ fn a_rule_that_cannot_be_judged_ends_the_claim_that_iptables_refuses_nothing() {
 fn a_node_inside_the_network_is_no_pod() {
     let addresses: [IpAddr; 3] =
         ["10.244.200.9", "10.244.50.9", "10.244.3.9"].map(|address| address.parse().unwrap());
-    let strangers = addresses.map(|address| Stranger { address, packets: 1 }).into();
-    let facts = FirewallFacts { strangers, ..FirewallFacts::default() };
+    let unknown_senders = addresses.map(|address| UnknownSender { address, packets: 1 }).into();
+    let facts = FirewallFacts { unknown_senders, ..FirewallFacts::default() };
     let range =
         |first: &str, last: &str| Range { first: first.parse().unwrap(), last: last.parse().unwrap() };
     let leasable = vec![range("10.244.10.0", "10.244.99.255")];
@@ -462,7 +462,7 @@ fn peer_ports_are_filtered_unless_other_services_use_them() {
 #[test]
 fn a_pod_among_unknown_senders_is_reported_as_a_pod() {
     let pod = "10.244.3.7".parse().unwrap();
-    let facts = FirewallFacts { strangers: vec![Stranger { address: pod, packets: 3 }], ..both() };
+    let facts = FirewallFacts { unknown_senders: vec![UnknownSender { address: pod, packets: 3 }], ..both() };
     let plan = Case { facts, filter: SourceFilter::Count, ..Case::new(FirewallOptions::default()) }.plan();
     assert_eq!(faults(&plan), [&FirewallFault::PodSender(pod)]);
 }
@@ -471,16 +471,16 @@ fn a_pod_among_unknown_senders_is_reported_as_a_pod() {
 fn unknown_senders_are_reported_by_address() {
     let address = [203, 0, 113, 9].into();
     let peer = [192, 168, 100, 12].into();
-    let strangers = |count: u8| {
-        let few = (0..count).map(|at| Stranger { address: [198, 51, 100, at].into(), packets: 1 });
-        few.chain([address, peer].map(|address| Stranger { address, packets: 3 })).collect::<Vec<_>>()
+    let unknown_senders = |count: u8| {
+        let few = (0..count).map(|at| UnknownSender { address: [198, 51, 100, at].into(), packets: 1 });
+        few.chain([address, peer].map(|address| UnknownSender { address, packets: 3 })).collect::<Vec<_>>()
     };
-    let facts = FirewallFacts { strangers: strangers(0), ..both() };
+    let facts = FirewallFacts { unknown_senders: unknown_senders(0), ..both() };
     let plan = Case { facts, filter: SourceFilter::Count, ..Case::new(FirewallOptions::default()) }.plan();
     assert_eq!(faults(&plan), [&FirewallFault::Stranger(address)]);
-    assert_eq!(plan.firewall.strangers, [Stranger { address, packets: 3 }]);
-    let facts = FirewallFacts { strangers: strangers(200), ..both() };
-    let named = Case { facts, ..Case::new(FirewallOptions::default()) }.plan().firewall.strangers;
+    assert_eq!(plan.firewall.unknown_senders, [UnknownSender { address, packets: 3 }]);
+    let facts = FirewallFacts { unknown_senders: unknown_senders(200), ..both() };
+    let named = Case { facts, ..Case::new(FirewallOptions::default()) }.plan().firewall.unknown_senders;
     assert_eq!((named.len(), named[0].address), (16, address), "the loudest first");
 }
 
@@ -498,7 +498,7 @@ fn foreign_jumps_to_our_chains_stay_foreign() {
 #[test]
 fn a_set_is_deleted_with_its_chain_and_not_per_element() {
     let plan = Case { filter: SourceFilter::Count, ..Case::new(ALL) }.plan();
-    let Plan { desired: seen, owned, .. } = plan;
+    let Plan { desired: observed, owned, .. } = plan;
     let owned = Owned { sweep: Sweep::LeftOvers, ..owned };
     let texts =
         |ops: Vec<Op>| ops.iter().map(|op| op.to_string().split(" {").next().unwrap().into()).collect();
@@ -508,11 +508,11 @@ fn a_set_is_deleted_with_its_chain_and_not_per_element() {
         "- nft chain ip6 flannel-ipv6 vxlan",
         "- nft chain ip6 flannel-ipv6 vxlan-pods",
     ];
-    let off: Vec<String> = texts(plan::diff(&Case::new(ALL).plan().desired, &seen, &owned));
+    let off: Vec<String> = texts(plan::diff(&Case::new(ALL).plan().desired, &observed, &owned));
     assert!(
         off.iter().all(|op| !op.contains("element")) && filters.iter().all(|op| off.contains(&(*op).into()))
     );
-    let devices: Vec<_> = seen.links.iter().map(|link| link.name).collect();
-    let handed: Vec<String> = texts(plan::hand_over(&seen, &owned, &devices));
+    let devices: Vec<_> = observed.links.iter().map(|link| link.name).collect();
+    let handed: Vec<String> = texts(plan::hand_over(&observed, &owned, &devices));
     assert_eq!(handed, filters, "flannel has no such chain, and all else is its own");
 }

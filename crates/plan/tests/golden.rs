@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use plan::config::Config;
 use plan::lease::{Lease, Leases};
 use plan::node::Node;
-use plan::note::Note;
 use plan::other_daemons::OtherDaemons;
 use plan::underlay::Underlay;
-use plan::{Memory, PeerHealth, Situation, State};
+use plan::warning::Warning;
+use plan::{HealthInput, Memory, Situation, State};
 use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -28,7 +28,7 @@ struct Inputs {
     node: Node,
     underlay: Underlay,
     #[serde(default)]
-    health: PeerHealth,
+    health: HealthInput,
     #[serde(default)]
     others: OtherDaemons,
     #[serde(default)]
@@ -104,9 +104,9 @@ fn outputs(case: &Path) -> [(&'static str, String); 3] {
         ..Situation::at_start(&config, &node, &leases, &scope, &underlay)
     });
     assert_eq!(plan.contradiction, None, "{}", case.display());
-    let mut notes = [plan.notes, unreadable].concat();
-    notes.sort();
-    [("wanted.json", rows(&plan.desired)), ("ops.txt", lines(&plan.ops)), ("notes.txt", lines(&notes))]
+    let mut warnings = [plan.warnings, unreadable].concat();
+    warnings.sort();
+    [("wanted.json", rows(&plan.desired)), ("ops.txt", lines(&plan.ops)), ("notes.txt", lines(&warnings))]
 }
 
 fn read<T: DeserializeOwned>(case: &Path, file: &str) -> T {
@@ -116,16 +116,16 @@ fn read<T: DeserializeOwned>(case: &Path, file: &str) -> T {
 }
 
 /// Parses the leases; `null` means that they are not known yet. An invalid entry becomes a warning, as in the store.
-fn leases(entries: Option<Entries>) -> (Leases, Vec<Note>) {
+fn leases(entries: Option<Entries>) -> (Leases, Vec<Warning>) {
     let Some(Entries(entries)) = entries else { return (Leases::Unknown, Vec::new()) };
-    let (mut leases, mut notes) = (Vec::new(), Vec::new());
+    let (mut leases, mut warnings) = (Vec::new(), Vec::new());
     for (born, (key, value)) in (1..).zip(entries) {
         match Lease::parse(&key, value.to_string().as_bytes(), born) {
             Ok(lease) => leases.push(lease),
-            Err(why) => notes.push(Note::Entry { key: key.into(), why: why.into() }),
+            Err(why) => warnings.push(Warning::Entry { key: key.into(), why: why.into() }),
         }
     }
-    (Leases::Listed(leases.into()), notes)
+    (Leases::Listed(leases.into()), warnings)
 }
 
 fn lines<T: ToString>(items: &[T]) -> String {

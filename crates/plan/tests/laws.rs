@@ -1,4 +1,4 @@
-//! Laws that `wanted`, `diff` and the parsers keep for any input, tested with ten thousand cases each. The rows of a
+//! Laws that `desired`, `diff` and the parsers keep for any input, tested with ten thousand cases each. The rows of a
 //! case are built class by class, so that laws need not ask `owned` what is ours. golden.rs compares complete plans.
 #![expect(clippy::unwrap_used, reason = "generators are helpers of tests: a bad literal shall stop the test")]
 
@@ -7,10 +7,10 @@ use std::sync::Arc;
 use plan::backend::{Backend, Direct, vxlan};
 use plan::lease::Lease;
 use plan::netconf::NetConf;
-use plan::note::Note;
 use plan::state::{LinkKind, Route, RoutePath};
-use plan::subnet_alloc::{self, Asker};
-use plan::{Object, Op, PeerHealth, Row, Table, Verb};
+use plan::subnet_alloc::{self, Requester};
+use plan::warning::Warning;
+use plan::{HealthInput, Object, Op, Row, Table, Verb};
 use proptest::prelude::*;
 
 mod laws {
@@ -29,7 +29,7 @@ mod laws {
 }
 
 use laws::judge::{
-    deletes_wanted, fail, goes_with_its_link, has_true_sign, healthy_routes, held_keys, is_at_wanted_key,
+    deletes_desired, fail, goes_with_its_link, has_true_sign, healthy_routes, held_keys, is_at_desired_key,
     is_one_of_several, is_reachable, is_right_choice, law, names_foreign, unlike,
 };
 use laws::order::misplaced;
@@ -37,8 +37,8 @@ use laws::scene::{Fate, Scene};
 use laws::tape::{self, Tape};
 use laws::texts;
 use laws::world::{self, World};
+use plan::health::{Finding, PeerHealth, PreferredPath};
 use plan::lease::Leases;
-use plan::verdict::{Finding, PreferredPath, Verdict};
 
 fn config() -> ProptestConfig {
     ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() }
@@ -50,8 +50,8 @@ proptest! {
     #[test]
     fn a_node_in_the_desired_state_needs_no_op(bytes in tape::bytes()) {
         let scene = Scene::new(&bytes);
-        let ops = plan::diff(&scene.wanted, &scene.wanted, &scene.owned);
-        law(ops.is_empty(), &scene, &ops, || "seen is wanted, and yet there are ops".into())?;
+        let ops = plan::diff(&scene.desired, &scene.desired, &scene.owned);
+        law(ops.is_empty(), &scene, &ops, || "seen is desired, and yet there are ops".into())?;
     }
 
     #[test]
@@ -70,7 +70,7 @@ proptest! {
         let ops = scene.ops();
         let mut kernel = scene.kernel.clone();
         kernel.apply(&ops).map_err(|error| fail(&scene, &ops, &error))?;
-        let again = plan::diff(&scene.wanted, &kernel.rows.state(), &scene.owned);
+        let again = plan::diff(&scene.desired, &kernel.rows.state(), &scene.owned);
         law(again.is_empty(), &scene, &ops, || format!("a second round would do {again:?}"))?;
     }
 
@@ -88,7 +88,7 @@ proptest! {
         let scene = Scene::before_the_leases(&bytes);
         let ops = scene.ops();
         for op in ops.iter().filter(|op| matches!(op.verb, Verb::Delete | Verb::Recreate)) {
-            law(is_at_wanted_key(&scene.wanted, &op.object), &scene, &ops, || format!("{op} comes too early"))?;
+            law(is_at_desired_key(&scene.desired, &op.object), &scene, &ops, || format!("{op} comes too early"))?;
         }
     }
 
@@ -104,7 +104,7 @@ proptest! {
             kernel.apply_one(op).map_err(|error| fail(&scene, &ops, &error))?;
             let needed = kernel.rows != before || is_one_of_several(&scene, op);
             law(needed, &scene, &ops, || format!("{op} changes nothing"))?;
-            law(!deletes_wanted(&scene, op), &scene, &ops, || format!("{op}: that row is wanted"))?;
+            law(!deletes_desired(&scene, op), &scene, &ops, || format!("{op}: that row is desired"))?;
             law(!goes_with_its_link(&scene, op), &scene, &ops, || format!("{op}: it goes with its link"))?;
             law(has_true_sign(&scene, op), &scene, &ops, || format!("{op}: that is not what was seen"))?;
         }
@@ -123,7 +123,7 @@ proptest! {
     #[test]
     fn an_uninstall_removes_all_of_ours_and_no_foreign_row(bytes in tape::bytes()) {
         let scene = Scene::settled(&bytes);
-        let ops = plan::uninstall(&scene.seen(), &scene.owned);
+        let ops = plan::uninstall(&scene.observed(), &scene.owned);
         let mut kernel = scene.kernel.clone();
         kernel.apply(&ops).map_err(|error| fail(&scene, &ops, &error))?;
         let (have, expected) = (kernel.rows.state(), scene.expected_without_us());
@@ -135,8 +135,8 @@ proptest! {
     #[test]
     fn a_hand_over_leaves_what_flannel_writes_and_no_other_row_of_ours(bytes in tape::bytes()) {
         let scene = Scene::settled(&bytes);
-        let (seen, expected) = (scene.seen(), scene.expected_for_flannel());
-        let own: Vec<_> = scene.wanted.links.iter().map(|link| link.name).collect();
+        let (observed, expected) = (scene.observed(), scene.expected_for_flannel());
+        let own: Vec<_> = scene.desired.links.iter().map(|link| link.name).collect();
         // A route can only be moved through a device that is up, to a key that nobody has.
         let is_free = |pair: &[Route]| {
             pair[0].cmp_key(&pair[1]).is_ne() || pair.iter().all(|row| scene.foreign.routes.contains(row))
@@ -145,7 +145,7 @@ proptest! {
         if !passable || !expected.routes.windows(2).all(is_free) {
             return Ok(());
         }
-        let ops = plan::hand_over(&seen, &scene.owned, &own);
+        let ops = plan::hand_over(&observed, &scene.owned, &own);
         let mut kernel = scene.kernel.clone();
         kernel.apply(&ops).map_err(|error| fail(&scene, &ops, &error))?;
         let have = kernel.rows.state();
@@ -171,7 +171,7 @@ proptest! {
             if let Object::Route(row) = &op.object
                 && matches!(op.verb, Verb::Add | Verb::Replace)
             {
-                let ready = is_reachable(&kernel.rows.state(), &scene.wanted, row.path);
+                let ready = is_reachable(&kernel.rows.state(), &scene.desired, row.path);
                 law(ready, &scene, &ops, || format!("{op} comes before its next hop"))?;
             }
         }
@@ -239,24 +239,24 @@ proptest! {
         let mut world = world::world(&mut Tape::new(&bytes));
         let plan = world.plan();
         let nobodys = ["10.244.200.0/24", "10.99.0.0/24", "fd00:244:0:c8::/64"];
-        let verdicts = nobodys.map(|subnet| Verdict {
+        let healths = nobodys.map(|subnet| PeerHealth {
             subnet: subnet.parse().unwrap(),
             node: world::v4([192, 0, 2, 7]),
             uplink: world.node.uplink.link,
             finding: Finding::Silent { node: world::v4([192, 0, 2, 7]) },
-            way: Some(PreferredPath::Direct),
+            preferred_path: Some(PreferredPath::Direct),
             answers: Some(false),
         });
-        world.health.verdicts.extend(verdicts);
-        let elsewhere = plan.peers.iter().map(|peer| Verdict {
+        world.health.peers.extend(healths);
+        let elsewhere = plan.peers.iter().map(|peer| PeerHealth {
             subnet: peer.subnet,
             node: peer.public_ip,
             uplink: "other0".parse().unwrap(),
             finding: Finding::Silent { node: peer.public_ip },
-            way: Some(if peer.path == plan::Path::Direct { PreferredPath::Tunnel } else { PreferredPath::Direct }),
+            preferred_path: Some(if peer.path == plan::Path::Direct { PreferredPath::Tunnel } else { PreferredPath::Direct }),
             answers: Some(false),
         });
-        world.health.verdicts.extend(elsewhere);
+        world.health.peers.extend(elsewhere);
         prop_assert_eq!(world.plan(), plan);
     }
 
@@ -268,9 +268,9 @@ proptest! {
         // A waiting peer keeps the direct route in the kernel, or the one that was proven and thus is there.
         let verified = world.config.backend.direct() == Direct::Verified;
         let link = world.node.uplink.link;
-        let proven = world.health.verdicts.iter();
-        let proven = proven.filter(|it| verified && (it.way, it.uplink) == (Some(PreferredPath::Direct), link));
-        let proven = proven.map(|verdict| world::direct(verdict.subnet, verdict.node, world.config.table));
+        let proven = world.health.peers.iter();
+        let proven = proven.filter(|it| verified && (it.preferred_path, it.uplink) == (Some(PreferredPath::Direct), link));
+        let proven = proven.map(|health| world::direct(health.subnet, health.node, world.config.table));
         let stood = world.observed.routes.iter().cloned().chain(proven).filter(|route| {
             let RoutePath::Via { gateway, .. } = route.path else { return false };
             let is = |peer: &plan::PeerPath| (peer.subnet, peer.public_ip) == (route.destination, gateway);
@@ -279,8 +279,8 @@ proptest! {
         let stood: Vec<_> = stood.collect();
         let stays = |row: &&Route| !stood.iter().any(|route| route.cmp_key(row).is_eq());
         observed.routes = plan.desired.routes.iter().filter(stays).cloned().chain(stood.iter().cloned()).collect();
-        let faults = world.health.verdicts.iter().map(|verdict| Verdict { way: None, ..verdict.clone() });
-        let health = PeerHealth { verdicts: faults.collect(), ..world.health.clone() };
+        let faults = world.health.peers.iter().map(|health| PeerHealth { preferred_path: None, ..health.clone() });
+        let health = HealthInput { peers: faults.collect(), ..world.health.clone() };
         let again = World { health, observed, ..world }.plan();
         prop_assert_eq!((again.desired, again.peers), (plan.desired, plan.peers));
     }
@@ -337,7 +337,7 @@ proptest! {
         let mut tape = Tape::new(&bytes);
         let world = world::world(&mut tape);
         let mut leases = world::good_leases(&mut tape, &world.config);
-        let health = PeerHealth { contenders: world::answering(leases.iter()), ..world.health };
+        let health = HealthInput { contenders: world::answering(leases.iter()), ..world.health };
         let world = World { health, ..world };
         let plan_for = |leases: &[Lease]| world.plan_with(&Leases::Listed(leases.into()));
         let without = plan_for(&leases);
@@ -346,7 +346,7 @@ proptest! {
         let with = plan_for(&leases);
         prop_assert_eq!(&with.desired, &without.desired);
         prop_assert_eq!(&with.owned, &without.owned);
-        prop_assert!(without.notes.iter().all(|note| with.notes.contains(note)));
+        prop_assert!(without.warnings.iter().all(|warning| with.warnings.contains(warning)));
     }
 
     #[test]
@@ -357,7 +357,7 @@ proptest! {
             let (key, value) = (texts::key(&mut tape), texts::json(&mut tape));
             match Lease::parse(&key, &value, born) {
                 Ok(lease) => leases.push(lease),
-                Err(why) => shown += &Note::Entry { key: key.into(), why: why.into() }.to_string(),
+                Err(why) => shown += &Warning::Entry { key: key.into(), why: why.into() }.to_string(),
             }
         }
         leases.push(texts::any_lease(&mut tape));
@@ -365,7 +365,7 @@ proptest! {
         let leases = Leases::Listed(leases.into());
         let plan = world.plan_with(&leases);
         prop_assert_eq!(plan.contradiction, None);
-        shown.extend(plan.notes.iter().map(ToString::to_string));
+        shown.extend(plan.warnings.iter().map(ToString::to_string));
         prop_assert!(!shown.contains(char::is_control), "{:?}", shown);
     }
 
@@ -396,15 +396,15 @@ proptest! {
     fn a_chosen_subnet_is_in_the_pool_and_free(bytes in tape::bytes()) {
         let mut tape = Tape::new(&bytes);
         let Ok(conf) = NetConf::parse(texts::pools(&mut tape).as_bytes()) else { return Ok(()) };
-        let asker = |tape: &mut Tape, previous| {
+        let requester = |tape: &mut Tape, previous| {
             let public_ip = Some(texts::ipv4(tape)).filter(|_| conf.ipv4.is_some());
-            Asker { public_ip, public_ipv6: Some([7; 16].into()), previous, ..Asker::default() }
+            Requester { public_ip, public_ipv6: Some([7; 16].into()), previous, ..Requester::default() }
         };
-        let nobody = asker(&mut tape, None);
+        let nobody = requester(&mut tape, None);
         let Ok(some) = subnet_alloc::choose(&conf, &[], &nobody, tape.byte().into()) else { return Ok(()) };
         let mut leases = texts::neighbouring_leases(&mut tape, some.subnet);
         let previous = tape.once_in(2).then_some(some.subnet);
-        let me = asker(&mut tape, previous);
+        let me = requester(&mut tape, previous);
         if tape.once_in(3) && let Some(lease) = leases.first_mut() {
             (lease.public_ip, lease.public_ipv6) = (me.public_ip, me.public_ipv6);
             lease.subnet = tape.pick(&[some.subnet, lease.subnet]);

@@ -12,13 +12,13 @@ use plan::config::Config;
 use plan::lease::{Lease, Leases};
 use plan::netconf::NetConf;
 use plan::node::Node;
-use plan::note::{NodeFault, Note, PeerFault};
 use plan::state::{
     Address, FdbEntry, Link, LinkKind, MAIN_TABLE, Neighbour, Route, RoutePath, State, Sysctl, Vxlan,
 };
 use plan::subnet_env::{SubnetEnv, previous_subnet};
 use plan::underlay::{AddressFacts, LinkFacts, RouteFacts, Underlay};
 use plan::uplink::{self, Ask};
+use plan::warning::{NodeFault, PeerFault, Warning};
 use plan::{Family, LinkName, Mac, Object, Plan, Verb};
 use serde_json::Value;
 
@@ -142,45 +142,45 @@ impl Recorded {
     }
 
     fn has_the_notes(&self, plan: &Plan, beyond: &[&str]) {
-        let about = |note: &Note| match note {
-            Note::Peer { subnet, fault: PeerFault::NotOnLink { .. } } => subnet.to_string(),
-            Note::Node(NodeFault::NoPeerOnLink { uplink, .. }) => uplink.to_string(),
+        let about = |warning: &Warning| match warning {
+            Warning::Peer { subnet, fault: PeerFault::NotOnLink { .. } } => subnet.to_string(),
+            Warning::Node(NodeFault::NoPeerOnLink { uplink, .. }) => uplink.to_string(),
             other => other.to_string(),
         };
         let nobody = if beyond.len() + 1 == self.leases.len() { &["eth0"][..] } else { &[] };
-        let notes: Vec<String> = plan.notes.iter().map(about).collect();
-        assert_eq!(notes, [nobody, beyond].concat(), "{}", self.place.display());
+        let warnings: Vec<String> = plan.warnings.iter().map(about).collect();
+        assert_eq!(warnings, [nobody, beyond].concat(), "{}", self.place.display());
     }
 
     /// Compares devices, addresses, neighbours, FDB entries and routes; only the routes' protocol may differ.
     fn has_the_state(&self, plan: &Plan, beyond: &[&str]) {
-        let (state, seen, place) = (&plan.desired, self.seen(), self.place.display());
-        assert_eq!(state.links, seen.links, "{place}");
-        assert_eq!(state.addresses, seen.addresses, "{place}");
-        assert_eq!(state.neighbours, seen.neighbours, "{place}");
-        assert_eq!(state.fdb, seen.fdb, "{place}");
+        let (state, observed, place) = (&plan.desired, self.observed(), self.place.display());
+        assert_eq!(state.links, observed.links, "{place}");
+        assert_eq!(state.addresses, observed.addresses, "{place}");
+        assert_eq!(state.neighbours, observed.neighbours, "{place}");
+        assert_eq!(state.fdb, observed.fdb, "{place}");
         let refused = |route: &&Route| route.path == RoutePath::Unreachable;
         let refused: Vec<String> =
             state.routes.iter().filter(refused).map(|route| route.destination.to_string()).collect();
         assert_eq!(refused, beyond, "{place}");
         let as_flannels = |route: &Route| Route { protocol: FLANNELS, ..route.clone() };
         let others = state.routes.iter().filter(|route| route.path != RoutePath::Unreachable);
-        assert_eq!(others.map(as_flannels).collect::<Vec<_>>(), seen.routes.to_vec(), "{place}");
-        assert_eq!((&state.nexthops, &state.rules), (&seen.nexthops, &seen.rules), "{place}");
+        assert_eq!(others.map(as_flannels).collect::<Vec<_>>(), observed.routes.to_vec(), "{place}");
+        assert_eq!((&state.nexthops, &state.rules), (&observed.nexthops, &observed.rules), "{place}");
     }
 
     /// Checks that the first pass on a flannel node changes the routes' protocol in place and nothing else.
     fn is_taken_over_in_place(&self, plan: &Plan, beyond: &[&str]) {
-        let seen = self.seen();
+        let observed = self.observed();
         let (mut replaced, mut added) = (0, 0);
-        for op in plan::diff(&plan.desired, &seen, &plan.owned) {
+        for op in plan::diff(&plan.desired, &observed, &plan.owned) {
             match (op.verb, &op.object) {
                 (Verb::Replace, Object::Route(_)) => replaced += 1,
                 (Verb::Add, Object::Route(route)) if route.path == RoutePath::Unreachable => added += 1,
                 _ => assert_eq!(op.to_string(), "", "{}", self.place.display()),
             }
         }
-        assert_eq!((replaced, added), (seen.routes.len(), beyond.len()), "{}", self.place.display());
+        assert_eq!((replaced, added), (observed.routes.len(), beyond.len()), "{}", self.place.display());
     }
 
     /// Compares subnet.env. flannel subtracts 50 bytes for an IPv6 underlay, too, but the kernel's device has 70
@@ -231,7 +231,7 @@ impl Recorded {
     }
 
     /// Returns flannel's objects as a `State`.
-    fn seen(&self) -> State {
+    fn observed(&self) -> State {
         let devices = devices(&self.place);
         let ours: Vec<&Device> = devices.iter().filter(|device| device.kind_name() == "vxlan").collect();
         let names: Vec<LinkName> = ours.iter().map(|device| device.name()).collect();

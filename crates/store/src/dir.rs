@@ -23,25 +23,25 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::bounds::Scope;
-use crate::own::{Choice, Claim};
-use crate::pulse::Pulse;
-use crate::view::{LARGEST, StoreError, View};
+use crate::claim::{AcceptableSubnet, Claim};
+use crate::stats::ConnectionStats;
+use crate::view::{MAX_BYTES, StoreError, View};
 use listing::{Listing, Own};
 
 /// Time between two reads of the whole directory, since the event queue of inotify may overflow.
-const RELIST: Duration = Duration::from_secs(30);
+const RELIST_INTERVAL: Duration = Duration::from_secs(30);
 /// Time between two attempts while the directory cannot be read.
 const RETRY: Duration = Duration::from_secs(1);
 /// Maximum time that a running node waits for the directory's lock: enough for a write or two.
-const PATIENCE: Duration = Duration::from_millis(250);
+const LOCK_TIMEOUT: Duration = Duration::from_millis(250);
 /// Maximum time that a node without a lease waits for the directory's lock: enough for the writes of many nodes.
 const LONG_PATIENCE: Duration = Duration::from_secs(5);
 /// Maximum number of events that are handled together.
 const BATCH: usize = 1024;
 /// Time between two attempts to take the lock.
-const POLL: Duration = Duration::from_millis(2);
+const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// Open flags that follow no symbolic link and do not wait for a pipe's other end.
-const UNFOLLOWED: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+const OPEN_FLAGS: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
 /// First character of names that are never leases.
 const HIDDEN: char = '.';
 
@@ -51,7 +51,7 @@ pub struct Dir {
     root: PathBuf,
     /// Backend that replaces the one in the config.
     backend: Option<Backend>,
-    pulse: Arc<Pulse>,
+    stats: Arc<ConnectionStats>,
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -68,11 +68,11 @@ struct Shared {
 impl Dir {
     /// Creates a store of this directory without accessing it.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), backend: None, pulse: Arc::default(), shared: Arc::default() }
+        Self { root: root.into(), backend: None, stats: Arc::default(), shared: Arc::default() }
     }
 
     /// Returns this store with a backend type that overrides the config's; `None` overrides nothing.
-    pub fn imposing(self, backend: Option<Backend>) -> Self {
+    pub fn with_backend(self, backend: Option<Backend>) -> Self {
         Self { backend, ..self }
     }
 
@@ -87,8 +87,8 @@ impl Dir {
     }
 
     /// Returns the counters about the directory.
-    pub fn pulse(&self) -> Arc<Pulse> {
-        self.pulse.clone()
+    pub fn stats(&self) -> Arc<ConnectionStats> {
+        self.stats.clone()
     }
 
     /// Reads all leases of the config's networks once.
@@ -128,30 +128,32 @@ impl Dir {
         let _lock = self.lock(&claim.choice)?;
         let mut listing = Listing::new(subnets.clone(), Some(claim.scope()), own(claim));
         listing.refresh().map_err(|error| StoreError::new(subnets.display(), error))?;
-        let settled = claim.settle(&listing.leases()).map_err(|why| why.at(subnets.display()))?;
-        let path = subnets.join(settled.lease.subnet.to_string());
-        let stale: Vec<_> = settled.stale.iter().map(|subnet| subnets.join(subnet.to_string())).collect();
-        let json = settled.lease.to_json();
+        let chosen = claim.choose_lease(&listing.leases()).map_err(|why| why.at(subnets.display()))?;
+        let path = subnets.join(chosen.lease.subnet.to_string());
+        let stale: Vec<_> = chosen.stale.iter().map(|subnet| subnets.join(subnet.to_string())).collect();
+        let json = chosen.lease.to_json();
         // A peer that sees no lease of ours, even briefly, withdraws its routes to our pods. So a lease that does not fit gets
         // its new content first, and then its new name in one step.
         let place = stale.last().unwrap_or(&path);
         if read(place).ok().as_deref() != Some(json.as_bytes()) {
-            write_whole(&subnets, place, json.as_bytes())
+            write_atomically(&subnets, place, json.as_bytes())
                 .map_err(|error| StoreError::new(place.display(), error))?;
         }
         for old in &stale {
             info!(path = %old.display(), "moving our lease: it does not fit the network config");
             rename(&subnets, old, &path).map_err(|error| StoreError::new(old.display(), error))?;
         }
-        info!(subnet = %settled.lease.subnet, origin = ?settled.origin, "our lease is in the store");
-        let lease = settled.lease;
-        listing.look_at(&lease.subnet.to_string()).map_err(|error| StoreError::new(path.display(), error))?;
+        info!(subnet = %chosen.lease.subnet, origin = ?chosen.origin, "our lease is in the store");
+        let lease = chosen.lease;
+        listing
+            .refresh_file(&lease.subnet.to_string())
+            .map_err(|error| StoreError::new(path.display(), error))?;
         let lease = listing
             .lease(&lease.subnet)
-            .filter(|there| there.says_the_same(&lease))
+            .filter(|there| there.has_same_data(&lease))
             .cloned()
             .unwrap_or(lease);
-        if let Choice::Any { .. } = claim.choice {
+        if let AcceptableSubnet::Any { .. } = claim.choice {
             self.shared().read = Some(listing);
         }
         Ok(lease)
@@ -170,15 +172,15 @@ impl Dir {
     }
 
     /// Takes the lock of the directory. A node without a lease waits for [`LONG_PATIENCE`], then may go on with its
-    /// leases cache. A running node waits for [`PATIENCE`]. Many nodes may have to write at once, and no event would
+    /// leases cache. A running node waits for [`LOCK_TIMEOUT`]. Many nodes may have to write at once, and no event would
     /// follow the last write.
-    fn lock(&self, choice: &Choice) -> Result<File, StoreError> {
+    fn lock(&self, choice: &AcceptableSubnet) -> Result<File, StoreError> {
         let path = self.root.join(".lock");
         let patience = match choice {
-            Choice::Any { .. } => LONG_PATIENCE,
-            Choice::Only(_) => PATIENCE,
+            AcceptableSubnet::Any { .. } => LONG_PATIENCE,
+            AcceptableSubnet::Only(_) => LOCK_TIMEOUT,
         };
-        let locked = open_lock(&path).and_then(|file| lock_soon(&file, patience).map(|()| file));
+        let locked = open_lock(&path).and_then(|file| lock_with_timeout(&file, patience).map(|()| file));
         locked.map_err(|error| StoreError::new(path.display(), error))
     }
 
@@ -187,7 +189,7 @@ impl Dir {
         let listing = Arc::new(Mutex::new(self.listing()));
         loop {
             let Err(error) = self.follow(&listing, &view).await;
-            self.pulse.count_restart();
+            self.stats.count_restart();
             let why = error.to_string();
             if view.borrow().lost.as_ref() != Some(&why) {
                 warn!("store is lost; the last known leases stay in force: {why}");
@@ -219,23 +221,23 @@ impl Dir {
         let subnets = self.subnets();
         let lost = |error: io::Error| StoreError::new(subnets.display(), error);
         let mut events = self.events()?;
-        let mut news = News { all: true, ..News::default() };
+        let mut changes = DirChanges { all: true, ..DirChanges::default() };
         loop {
-            if news.moved {
+            if changes.moved {
                 events = self.events()?;
             }
-            let (is_list, is_back) = (news.moved || news.all, view.borrow().lost.is_some());
+            let (is_list, is_back) = (changes.moved || changes.all, view.borrow().lost.is_some());
             let read = run_blocking(listing, move |listing| {
-                news.read(listing)?;
+                changes.read(listing)?;
                 Ok((listing.take_changed() || is_back).then(|| listing.view()))
             });
             let new = read.await.map_err(lost)?;
             if is_list {
-                self.pulse.count_list();
+                self.stats.count_list();
             }
-            self.pulse.beat();
+            self.stats.record_message();
             self.publish(new, view);
-            news = News::wait(&mut events).await.map_err(lost)?;
+            changes = DirChanges::wait(&mut events).await.map_err(lost)?;
         }
     }
 
@@ -265,7 +267,7 @@ impl Dir {
             | WatchMask::DELETE
             | WatchMask::ATTRIB;
         let gone = WatchMask::DELETE_SELF | WatchMask::MOVE_SELF | WatchMask::ONLYDIR;
-        let refused = |path: &Path, error| StoreError::new(path.display(), used_up(error));
+        let refused = |path: &Path, error| StoreError::new(path.display(), explain_inotify_limit(error));
         let inotify = Inotify::init().map_err(|error| refused(&self.root, error))?;
         for dir in [self.subnets(), self.root.clone()] {
             inotify.watches().add(&dir, changed | gone).map_err(|error| refused(&dir, error))?;
@@ -274,13 +276,13 @@ impl Dir {
     }
 }
 
-/// Returns our lease's file for the listing from which a claim is settled. While the daemon runs, the claim says whether
+/// Returns our lease's file for the listing from which a claim is chosen. While the daemon runs, the claim says whether
 /// the file was there.
 fn own(claim: &Claim) -> Option<Own> {
     let was_there = |subnet| claim.listed.iter().any(|lease| lease.subnet == subnet);
-    let held = claim.asker.held.as_ref().filter(|held| match claim.choice {
-        Choice::Any { .. } => true,
-        Choice::Only(_) => was_there(held.subnet),
+    let held = claim.requester.held.as_ref().filter(|held| match claim.choice {
+        AcceptableSubnet::Any { .. } => true,
+        AcceptableSubnet::Only(_) => was_there(held.subnet),
     });
     held.and_then(own_file)
 }
@@ -298,7 +300,7 @@ fn open_lock(path: &Path) -> io::Result<File> {
         fs::remove_file(path)?;
     }
     let mut options = File::options();
-    let file = options.write(true).create(true).mode(0o600).custom_flags(UNFOLLOWED).open(path)?;
+    let file = options.write(true).create(true).mode(0o600).custom_flags(OPEN_FLAGS).open(path)?;
     let metadata = file.metadata()?;
     if !is_ours(&metadata) {
         return Err(io::Error::other("it is no regular file of root or of this daemon's user"));
@@ -316,11 +318,11 @@ fn is_ours(file: &Metadata) -> bool {
 }
 
 /// Tries to take the lock until the time is over.
-fn lock_soon(file: &File, patience: Duration) -> io::Result<()> {
+fn lock_with_timeout(file: &File, patience: Duration) -> io::Result<()> {
     let end = Instant::now() + patience;
     loop {
         match file.try_lock() {
-            Err(TryLockError::WouldBlock) if Instant::now() < end => std::thread::sleep(POLL),
+            Err(TryLockError::WouldBlock) if Instant::now() < end => std::thread::sleep(LOCK_POLL_INTERVAL),
             Err(TryLockError::WouldBlock) => {
                 return Err(io::Error::other(
                     "another process holds this lock; retrying. If it stays locked, end the process that `fuser` names",
@@ -345,7 +347,7 @@ async fn run_blocking<T: Send + 'static>(
 
 /// Changes of the directory that were not read yet.
 #[derive(Default)]
-struct News {
+struct DirChanges {
     /// Names of files that may have changed.
     names: BTreeSet<String>,
     /// True if any file may have changed.
@@ -354,25 +356,25 @@ struct News {
     moved: bool,
 }
 
-impl News {
+impl DirChanges {
     /// Waits for events, and takes those that have arrived. No event reports that another directory takes the name of a
-    /// parent directory, so after [`RELIST`] that counts as possible.
+    /// parent directory, so after [`RELIST_INTERVAL`] that counts as possible.
     async fn wait(events: &mut EventStream<[u8; 4096]>) -> io::Result<Self> {
-        let mut news = Self::default();
-        match tokio::time::timeout(RELIST, events.next()).await {
-            Err(_) => news.moved = true,
+        let mut changes = Self::default();
+        match tokio::time::timeout(RELIST_INTERVAL, events.next()).await {
+            Err(_) => changes.moved = true,
             Ok(event) => {
-                news.add(event)?;
+                changes.add(event)?;
                 for _ in 0..BATCH {
                     let Some(event) = events.next().now_or_never() else { break };
-                    news.add(event)?;
+                    changes.add(event)?;
                 }
             }
         }
-        Ok(news)
+        Ok(changes)
     }
 
-    fn add(&mut self, event: Happened) -> io::Result<()> {
+    fn add(&mut self, event: NextEvent) -> io::Result<()> {
         let Some(event) = event.transpose()? else {
             self.moved = true;
             return Ok(());
@@ -393,15 +395,15 @@ impl News {
         if self.all || self.moved {
             return listing.refresh();
         }
-        self.names.iter().try_for_each(|name| listing.look_at(name))?;
+        self.names.iter().try_for_each(|name| listing.refresh_file(name))?;
         if listing.has_room_again() { listing.refresh() } else { Ok(()) }
     }
 }
 
-type Happened = Option<io::Result<Event<std::ffi::OsString>>>;
+type NextEvent = Option<io::Result<Event<std::ffi::OsString>>>;
 
 /// Explains an error about a limit of inotify, which the kernel's own text does not mention.
-fn used_up(error: io::Error) -> io::Error {
+fn explain_inotify_limit(error: io::Error) -> io::Error {
     let limit = match error.raw_os_error() {
         Some(libc::ENOSPC) => "max_user_watches",
         Some(libc::EMFILE) => "max_user_instances",
@@ -413,15 +415,15 @@ fn used_up(error: io::Error) -> io::Error {
 }
 
 /// Returns true if the error means that there is no regular file, not that it cannot be read at present.
-fn is_no_file(error: &io::Error) -> bool {
+fn is_not_a_file(error: &io::Error) -> bool {
     error.kind() == ErrorKind::InvalidData
         || matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ELOOP | libc::ENXIO))
 }
 
-/// Returns a regular file's content, of at most [`LARGEST`] bytes. A symbolic link, pipe or device of that name is an
+/// Returns a regular file's content, of at most [`MAX_BYTES`] bytes. A symbolic link, pipe or device of that name is an
 /// error.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    read_with(UNFOLLOWED, path)
+    read_with(OPEN_FLAGS, path)
 }
 
 fn read_with(flags: libc::c_int, path: &Path) -> io::Result<Vec<u8>> {
@@ -431,17 +433,17 @@ fn read_with(flags: libc::c_int, path: &Path) -> io::Result<Vec<u8>> {
     if !metadata.is_file() {
         return Err(unfit("not a regular file".into()));
     }
-    if metadata.len() > LARGEST {
+    if metadata.len() > MAX_BYTES {
         return Err(unfit(format!("{} bytes are more than any lease or config has", metadata.len())));
     }
     let mut content = Vec::new();
-    file.take(LARGEST).read_to_end(&mut content)?;
+    file.take(MAX_BYTES).read_to_end(&mut content)?;
     Ok(content)
 }
 
 /// Writes a temporary file, syncs it and renames it. The caller must hold the lock, as the temporary name is shared. A
 /// rewritten lease keeps its modification time.
-fn write_whole(dir: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
+fn write_atomically(dir: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
     let beside = dir.join(format!("{HIDDEN}new"));
     match fs::remove_file(&beside) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
@@ -479,7 +481,7 @@ mod tests {
             ),
             (libc::EACCES, "Permission denied (os error 13)"),
         ] {
-            assert_eq!(used_up(io::Error::from_raw_os_error(errno)).to_string(), words);
+            assert_eq!(explain_inotify_limit(io::Error::from_raw_os_error(errno)).to_string(), words);
         }
     }
 }

@@ -1,17 +1,17 @@
 //! Leases in etcd, with flannel's keys and values (flannel-compat 4). The last known leases stay in force while no server
-//! answers. `plan::belief` decides if a list is plausible.
+//! answers. `plan::shrink_guard` decides if a list is plausible.
 //!
 //! One server is used at a time, with a short timeout, not a balanced channel. flannel's default list names a port on which
 //! nothing listens, and a balancer would hide which server refused what. A session is one connection.
 
-mod claim;
+mod acquire;
+mod backoff;
 mod der;
 mod dial;
+mod error_text;
 mod listing;
-mod pace;
 mod session;
 mod tls;
-mod words;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -30,25 +30,25 @@ use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::bounds::Scope;
-use crate::own::Claim;
-use crate::pulse::Pulse;
+use crate::claim::Claim;
+use crate::stats::ConnectionStats;
 use crate::view::{StoreError, View};
+use backoff::Backoff;
 use listing::Listing;
-use pace::Pace;
-use session::{ANSWER, Keys, Name, Refusal, Session, Since, Stream};
+use session::{HistoryCheck, Keys, Name, REQUEST_TIMEOUT, RequestError, Session, Stream};
 
 /// Time after a change within which further changes are published together with it.
-const QUIET: Duration = Duration::from_millis(20);
+const PUBLISH_DELAY: Duration = Duration::from_millis(20);
 /// Time without a message after which the server is probed.
-const SILENCE: Duration = Duration::from_secs(3);
+const PROBE_AFTER: Duration = Duration::from_secs(3);
 /// Time without a message after which a watch is restarted although its server answers. etcd sends a progress notification
 /// every 10 minutes by default.
 const WATCH_SILENCE: Duration = Duration::from_secs(25 * 60);
 /// Time between two checks that this node still has the source address of the connection.
-const SOURCE: Duration = Duration::from_millis(250);
+const SOURCE_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Minimum time between two ended connections that are replaced without a report.
-const SWIFT: Duration = Duration::from_secs(1);
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time until the next attempt after a failed renewal of our lease, whose TTL is much longer.
 const RENEW_RETRY: Duration = Duration::from_secs(20);
@@ -96,7 +96,7 @@ pub struct Etcd {
     options: Arc<EtcdOptions>,
     keys: Keys,
     shared: Arc<Mutex<Shared>>,
-    pulse: Arc<Pulse>,
+    stats: Arc<ConnectionStats>,
 }
 
 #[derive(Default)]
@@ -113,18 +113,18 @@ struct Shared {
 }
 
 /// Reason for the end of a watch.
-enum End {
+enum WatchEnd {
     /// The source address of the connection was removed from this node.
-    Moved,
+    SourceLost,
     /// There is no fault; the watch is restarted.
-    Again(&'static str),
+    Restart(&'static str),
     /// The server or a proxy ended the watch. Servers that stop and load balancers do so, and the next connection works.
     Ended(StoreError),
     /// The server failed or refused.
     Lost(StoreError),
 }
 
-impl From<StoreError> for End {
+impl From<StoreError> for WatchEnd {
     fn from(error: StoreError) -> Self {
         Self::Lost(error)
     }
@@ -145,9 +145,9 @@ impl Etcd {
     /// Creates a store of this cluster without connecting to it.
     pub fn new(options: EtcdOptions) -> Self {
         let keys = Keys::new(&options.prefix);
-        let first = pace::dice() as usize;
+        let first = backoff::random() as usize;
         let shared = Mutex::new(Shared { first, ..Shared::default() });
-        Self { options: Arc::new(options), keys, shared: Arc::new(shared), pulse: Arc::default() }
+        Self { options: Arc::new(options), keys, shared: Arc::new(shared), stats: Arc::default() }
     }
 
     /// Returns a text that identifies the store, for messages and for the cache, e.g. `etcd /coreos.com/network`.
@@ -157,8 +157,8 @@ impl Etcd {
     }
 
     /// Returns the counters about the connection.
-    pub fn pulse(&self) -> Arc<Pulse> {
-        self.pulse.clone()
+    pub fn stats(&self) -> Arc<ConnectionStats> {
+        self.stats.clone()
     }
 
     /// Reads all leases of the config's networks once.
@@ -167,7 +167,7 @@ impl Etcd {
     pub async fn leases(&self, conf: &NetConf) -> Result<Arc<[Lease]>, StoreError> {
         let mut session = self.session().await?;
         let listed = session.list(&self.options, Some(Scope::of(conf))).await;
-        self.keep_if_well(&session, listed).map(|mut listing| listing.leases())
+        self.disconnect_on_failure(&session, listed).map(|mut listing| listing.leases())
     }
 
     /// Reads the network config.
@@ -176,7 +176,7 @@ impl Etcd {
     pub async fn net_conf(&self) -> Result<NetConf, StoreError> {
         let session = self.session().await?;
         let read = session.get(Name::Config).await;
-        let (_, conf) = self.keep_if_well(&session, read)?;
+        let (_, conf) = self.disconnect_on_failure(&session, read)?;
         let text = conf.as_ref().map(etcd_client::KeyValue::value);
         listing::net_conf(&self.keys, text, self.options.backend.as_ref())
             .map_err(|why| StoreError::new(&session.endpoint, why))
@@ -188,8 +188,8 @@ impl Etcd {
     /// Returns an error if no server answers or no acceptable subnet is available.
     pub async fn acquire(&self, claim: &Claim) -> Result<Lease, StoreError> {
         let mut session = self.session().await?;
-        let taken = claim::take(&mut session, &self.options, claim).await;
-        let (lease, seed) = self.keep_if_well(&session, taken)?;
+        let taken = acquire::acquire(&mut session, &self.options, claim).await;
+        let (lease, seed) = self.disconnect_on_failure(&session, taken)?;
         if seed.is_some() {
             self.lock().seed = seed;
         }
@@ -198,7 +198,7 @@ impl Etcd {
 
     /// Records that the lease of this subnet is ours to renew. The networks of this config define which entries are
     /// leases.
-    pub fn hold(&self, subnet: &Subnet, conf: &NetConf) {
+    pub fn set_own_lease(&self, subnet: &Subnet, conf: &NetConf) {
         let mut shared = self.lock();
         (shared.own, shared.scope) =
             (Some(subnet.to_string().into()), Some(Scope { own: Some(*subnet), ..Scope::of(conf) }));
@@ -208,26 +208,28 @@ impl Etcd {
     /// good leases.
     pub async fn watch(self, view: watch::Sender<View>) {
         let mut listing = self.lock().seed.take().unwrap_or_default();
-        let (mut renewal, mut pace) = (Renewal::default(), Pace::default());
+        let (mut renewal, mut backoff) = (Renewal::default(), Backoff::default());
         let mut replaced: Option<Instant> = None;
         loop {
-            let Err(end) = self.follow(&mut listing, &view, &mut renewal, &mut pace).await;
-            self.pulse.count_restart();
+            let Err(end) = self.follow(&mut listing, &view, &mut renewal, &mut backoff).await;
+            self.stats.count_restart();
             match end {
-                End::Moved => info!("the source address of the connection to etcd is gone; connecting again"),
-                End::Again(why) => debug!("restarting the watch: {why}"),
-                End::Ended(error) if replaced.is_none_or(|at| at.elapsed() >= SWIFT) => {
+                WatchEnd::SourceLost => {
+                    info!("the source address of the connection to etcd is gone; connecting again");
+                }
+                WatchEnd::Restart(why) => debug!("restarting the watch: {why}"),
+                WatchEnd::Ended(error) if replaced.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) => {
                     debug!("connecting again: {error}");
                     replaced = Some(Instant::now());
-                    sleep(pace.next()).await;
+                    sleep(backoff.next_pause()).await;
                 }
-                End::Ended(error) | End::Lost(error) => {
+                WatchEnd::Ended(error) | WatchEnd::Lost(error) => {
                     let why = error.to_string();
                     if view.borrow().lost.as_ref() != Some(&why) {
                         warn!("store is lost; the last known leases stay in force: {why}");
                         view.send_modify(|view| view.lost = Some(why));
                     }
-                    sleep(pace.next()).await;
+                    sleep(backoff.next_pause()).await;
                 }
             }
         }
@@ -239,14 +241,14 @@ impl Etcd {
         listing: &mut Listing,
         view: &watch::Sender<View>,
         renewal: &mut Renewal,
-        pace: &mut Pace,
-    ) -> Result<Infallible, End> {
+        backoff: &mut Backoff,
+    ) -> Result<Infallible, WatchEnd> {
         let session = self.session().await?;
-        let end = self.run_watch(session.clone(), listing, view, renewal, pace).await;
+        let end = self.run_watch(session.clone(), listing, view, renewal, backoff).await;
         end.inspect_err(|end| match end {
-            End::Again(_) => {}
-            End::Moved => self.leave(&session, false),
-            End::Ended(_) | End::Lost(_) => self.leave(&session, true),
+            WatchEnd::Restart(_) => {}
+            WatchEnd::SourceLost => self.disconnect(&session, false),
+            WatchEnd::Ended(_) | WatchEnd::Lost(_) => self.disconnect(&session, true),
         })
     }
 
@@ -257,48 +259,48 @@ impl Etcd {
         listing: &mut Listing,
         view: &watch::Sender<View>,
         renewal: &mut Renewal,
-        pace: &mut Pace,
-    ) -> Result<Infallible, End> {
-        let mut stream = self.begin(&mut session, listing).await?;
+        backoff: &mut Backoff,
+    ) -> Result<Infallible, WatchEnd> {
+        let mut stream = self.start_watch(&mut session, listing).await?;
         // The remaining TTL is unknown after a suspended machine or an outage of the server.
-        renewal.begin();
-        let mut silence = Silence::begin(session.clone());
+        renewal.schedule_now();
+        let mut health = HealthCheck::begin(session.clone());
         let mut publish: Option<Instant> = None;
-        let mut source = tokio::time::interval(SOURCE);
+        let mut source = tokio::time::interval(SOURCE_CHECK_INTERVAL);
         source.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let own = self.lock().own.clone();
-            renewal.look_at(own.and_then(|own| listing.lease_id(&own)));
+            renewal.set_lease_id(own.and_then(|own| listing.lease_id(&own)));
             tokio::select! {
                 message = stream.next() => {
                     let response = message.map_err(|error| match error {
-                        Some(error) => End::Ended(error),
+                        Some(error) => WatchEnd::Ended(error),
                         None => {
                             listing.cluster = 0;
-                            End::Again("an event is too large, so the list is read")
+                            WatchEnd::Restart("an event is too large, so the list is read")
                         }
                     })?;
-                    self.pulse.beat();
+                    self.stats.record_message();
                     if self.apply(&response, listing, &session)? {
-                        publish.get_or_insert(Instant::now() + QUIET);
+                        publish.get_or_insert(Instant::now() + PUBLISH_DELAY);
                     }
-                    if silence.message() {
-                        pace.reset();
+                    if health.record_message() {
+                        backoff.reset();
                         publish = Some(Instant::now());
                     }
                 }
-                there = silence.pass() => {
+                there = health.check() => {
                     there?;
-                    self.pulse.beat();
+                    self.stats.record_message();
                 }
                 _ = source.tick() => if !session.has_source() {
-                    return Err(End::Moved);
+                    return Err(WatchEnd::SourceLost);
                 },
-                () = at(publish) => {
+                () = sleep_until_some(publish) => {
                     publish = None;
                     publish_view(listing, renewal.until, view);
                 }
-                () = at(renewal.due) => {
+                () = sleep_until_some(renewal.due) => {
                     renewal.renew(&mut session, self.options.renew_margin).await;
                     // The end of our lease has changed, and the cache keeps it.
                     publish.get_or_insert(Instant::now());
@@ -308,24 +310,29 @@ impl Etcd {
     }
 
     /// Brings the listing up to date and starts a watch from there.
-    async fn begin(&self, session: &mut Session, listing: &mut Listing) -> Result<Stream, StoreError> {
-        let since = session.since(listing).await?;
-        if since != Since::Same {
-            let breaks = listing.breaks + u32::from(since == Since::Another);
+    async fn start_watch(&self, session: &mut Session, listing: &mut Listing) -> Result<Stream, StoreError> {
+        let history = session.check_history(listing).await?;
+        if history != HistoryCheck::Same {
+            let breaks = listing.breaks + u32::from(history == HistoryCheck::Different);
             let scope = self.lock().scope.clone();
             *listing = session.list(&self.options, scope).await?;
             listing.breaks = breaks;
-            self.pulse.count_list();
+            self.stats.count_list();
         }
         session.watch(listing.next()).await
     }
 
     /// Applies a message of the watch. Returns true if it changes anything.
-    fn apply(&self, response: &WatchResponse, listing: &mut Listing, session: &Session) -> Result<bool, End> {
+    fn apply(
+        &self,
+        response: &WatchResponse,
+        listing: &mut Listing,
+        session: &Session,
+    ) -> Result<bool, WatchEnd> {
         if response.canceled() {
             // The list has to be read again in any case.
             listing.cluster = 0;
-            return Err(session.fault(words::ended(response)).into());
+            return Err(session.fault(error_text::ended(response)).into());
         }
         let mut changed = false;
         for event in response.events() {
@@ -333,7 +340,7 @@ impl Etcd {
         }
         if listing.has_room_again() {
             listing.cluster = 0;
-            return Err(End::Again("there is room again for leases that were left out"));
+            return Err(WatchEnd::Restart("there is room again for leases that were left out"));
         }
         Ok(changed)
     }
@@ -348,7 +355,7 @@ impl Etcd {
             if session.has_source() {
                 return Ok(session);
             }
-            self.leave(&session, false);
+            self.disconnect(&session, false);
         }
         let count = self.options.endpoints.len();
         let mut faults = Vec::new();
@@ -366,24 +373,28 @@ impl Etcd {
     }
 
     /// Passes the result on, and gives the connection up if it failed. The next connection goes to another server.
-    fn keep_if_well<T>(&self, session: &Session, result: Result<T, StoreError>) -> Result<T, StoreError> {
+    fn disconnect_on_failure<T>(
+        &self,
+        session: &Session,
+        result: Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         result.inspect_err(|error| {
-            if !error.is_decision() {
-                self.leave(session, true);
+            if !error.is_answer() {
+                self.disconnect(session, true);
             }
         })
     }
 
     /// Gives a connection up. If it has `failed`, the next one goes to another server.
-    fn leave(&self, session: &Session, failed: bool) {
+    fn disconnect(&self, session: &Session, failed: bool) {
         let mut shared = self.lock();
-        if shared.session.as_ref().is_some_and(|current| current.is(session)) {
+        if shared.session.as_ref().is_some_and(|current| current.is_same(session)) {
             shared.session = None;
             shared.first = session.index + usize::from(failed);
         }
         drop(shared);
         if !failed {
-            session.cut();
+            session.shut_down();
         }
     }
 
@@ -394,16 +405,16 @@ impl Etcd {
 
 impl Renewal {
     /// Takes the id of our etcd lease. A new one is renewed at once, which also yields its TTL.
-    fn look_at(&mut self, id: Option<i64>) {
+    fn set_lease_id(&mut self, id: Option<i64>) {
         let id = id.unwrap_or_default();
         if self.id != id {
             *self = Self { id, ..Self::default() };
-            self.begin();
+            self.schedule_now();
         }
     }
 
     /// Schedules a renewal for now, if there is an etcd lease.
-    fn begin(&mut self) {
+    fn schedule_now(&mut self) {
         self.due = (self.id != 0).then(Instant::now);
     }
 
@@ -422,61 +433,62 @@ impl Renewal {
                 RENEW_RETRY
             }
         };
-        self.due = Some(Instant::now() + pace::jittered(pause));
+        self.due = Some(Instant::now() + backoff::jittered(pause));
     }
 }
 
 /// Health check of a silent server.
-struct Silence {
+struct HealthCheck {
     session: Session,
     /// True once the server has confirmed the watch.
-    is_settled: bool,
+    is_confirmed: bool,
     /// Time of the last message of the watch.
     watch: Instant,
     /// Time of the last message of the server.
     server: Instant,
     /// Probe that is waiting for its reply.
-    asked: Option<BoxFuture<'static, Result<(), Refusal>>>,
+    pending_probe: Option<BoxFuture<'static, Result<(), RequestError>>>,
 }
 
-impl Silence {
+impl HealthCheck {
     fn begin(session: Session) -> Self {
         let now = Instant::now();
-        Self { session, is_settled: false, watch: now, server: now, asked: None }
+        Self { session, is_confirmed: false, watch: now, server: now, pending_probe: None }
     }
 
     /// Records a message of the watch. Returns true for the first one.
-    fn message(&mut self) -> bool {
-        (self.watch, self.server, self.asked) = (Instant::now(), Instant::now(), None);
-        !std::mem::replace(&mut self.is_settled, true)
+    fn record_message(&mut self) -> bool {
+        (self.watch, self.server, self.pending_probe) = (Instant::now(), Instant::now(), None);
+        !std::mem::replace(&mut self.is_confirmed, true)
     }
 
-    /// Waits until the server has been silent for [`SILENCE`], then probes it with a read of one key. Every etcd and
+    /// Waits until the server has been silent for [`PROBE_AFTER`], then probes it with a read of one key. Every etcd and
     /// every proxy forwards that. No proxy answers a progress request on the watch, and some end by it. The future
     /// may be dropped and the method called again.
-    async fn pass(&mut self) -> Result<(), End> {
-        if !self.is_settled {
-            sleep_until(self.server + ANSWER).await;
-            return Err(self.session.silent(ANSWER).into());
+    async fn check(&mut self) -> Result<(), WatchEnd> {
+        if !self.is_confirmed {
+            sleep_until(self.server + REQUEST_TIMEOUT).await;
+            return Err(self.session.timeout_error(REQUEST_TIMEOUT).into());
         }
-        if self.asked.is_none() {
-            sleep_until(self.server + SILENCE).await;
+        if self.pending_probe.is_none() {
+            sleep_until(self.server + PROBE_AFTER).await;
         }
         let session = self.session.clone();
-        let asked = self.asked.get_or_insert_with(|| Box::pin(async move { session.is_there().await }));
-        let answer = asked.await;
-        self.asked = None;
+        let pending_probe =
+            self.pending_probe.get_or_insert_with(|| Box::pin(async move { session.ping().await }));
+        let answer = pending_probe.await;
+        self.pending_probe = None;
         answer.map_err(|refusal| self.session.fault(refusal.why))?;
         self.server = Instant::now();
         if self.watch.elapsed() > WATCH_SILENCE {
-            return Err(End::Again("it has sent nothing for too long"));
+            return Err(WatchEnd::Restart("it has sent nothing for too long"));
         }
         Ok(())
     }
 }
 
 /// Waits until this time, or for ever if there is none.
-async fn at(when: Option<Instant>) {
+async fn sleep_until_some(when: Option<Instant>) {
     match when {
         Some(when) => sleep_until(when).await,
         None => std::future::pending().await,

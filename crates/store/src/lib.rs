@@ -4,18 +4,18 @@
 //! never as an empty list.
 
 mod bounds;
+mod claim;
 mod dir;
 #[cfg(feature = "etcd")]
 mod etcd;
-mod own;
-mod pulse;
+mod stats;
 mod store;
 mod view;
 
+pub use claim::{AcceptableSubnet, Announce, Claim};
 pub use dir::Dir;
 #[cfg(feature = "etcd")]
 pub use etcd::{Etcd, EtcdOptions};
-pub use own::{Announce, Choice, Claim};
-pub use pulse::Pulse;
+pub use stats::ConnectionStats;
 pub use store::Store;
 pub use view::{StoreError, View};

@@ -7,11 +7,11 @@ use plan::netconf::NetConf;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
+use crate::claim::Claim;
 use crate::dir::Dir;
 #[cfg(feature = "etcd")]
 use crate::etcd::Etcd;
-use crate::own::Claim;
-use crate::pulse::Pulse;
+use crate::stats::ConnectionStats;
 use crate::view::{StoreError, View};
 
 /// A store of the leases. Copies share the same store.
@@ -33,11 +33,11 @@ impl Store {
     }
 
     /// Returns the counters about the connection.
-    pub fn pulse(&self) -> Arc<Pulse> {
+    pub fn stats(&self) -> Arc<ConnectionStats> {
         match self {
-            Self::Dir(dir) => dir.pulse(),
+            Self::Dir(dir) => dir.stats(),
             #[cfg(feature = "etcd")]
-            Self::Etcd(etcd) => etcd.pulse(),
+            Self::Etcd(etcd) => etcd.stats(),
         }
     }
 
@@ -65,7 +65,7 @@ impl Store {
 
     /// Returns the current network config if the store can be read without delay. With `None`, the view has the last
     /// one.
-    pub fn net_conf_at_hand(&self) -> Option<Result<NetConf, StoreError>> {
+    pub fn net_conf_without_waiting(&self) -> Option<Result<NetConf, StoreError>> {
         match self {
             Self::Dir(dir) => Some(dir.net_conf()),
             #[cfg(feature = "etcd")]
@@ -74,11 +74,11 @@ impl Store {
     }
 
     /// Records that this lease is ours. The networks of this config define which entries are leases.
-    pub fn hold(&self, lease: &Lease, conf: &NetConf) {
+    pub fn set_own_lease(&self, lease: &Lease, conf: &NetConf) {
         match self {
             Self::Dir(dir) => dir.hold(lease, conf),
             #[cfg(feature = "etcd")]
-            Self::Etcd(etcd) => etcd.hold(&lease.subnet, conf),
+            Self::Etcd(etcd) => etcd.set_own_lease(&lease.subnet, conf),
         }
     }
 

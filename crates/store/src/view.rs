@@ -3,14 +3,14 @@
 use std::fmt;
 use std::time::SystemTime;
 
-use plan::belief::History;
 use plan::lease::Leases;
 use plan::netconf::NetConf;
-use plan::note::Note;
+use plan::shrink_guard::StoreHistory;
 use plan::text::printed;
+use plan::warning::Warning;
 
 /// Maximum size of a lease or config in bytes; usual ones have about 300.
-pub(crate) const LARGEST: u64 = 64 * 1024;
+pub(crate) const MAX_BYTES: u64 = 64 * 1024;
 
 /// Last complete state of a store.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,11 +19,11 @@ pub struct View {
     /// Network config, or the reason for which it cannot be used; `None` before it was read.
     pub conf: Option<Result<NetConf, String>>,
     /// Warnings about entries that are not leases.
-    pub notes: Vec<Note>,
+    pub warnings: Vec<Warning>,
     /// Reason for which the store cannot be read at present; the leases are then the last good ones.
     pub lost: Option<String>,
     /// Position in the store's own history, if the store keeps one.
-    pub history: Option<History>,
+    pub history: Option<StoreHistory>,
     /// Time at which our lease ends unless it is renewed; `None` if it never ends or the time is unknown.
     pub own_until: Option<SystemTime>,
 }
@@ -38,9 +38,9 @@ pub struct StoreError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// The store could not be reached.
-    Trouble,
+    Unreachable,
     /// The store answered, and the action is not possible at present.
-    Decided,
+    NotNow,
     /// The store answered, and a retry is useless.
     Refused,
 }
@@ -48,18 +48,18 @@ enum Kind {
 impl StoreError {
     /// Creates an error of an unreachable store. `doing` is the action or place, `why` the reason in the words of its source.
     pub(crate) fn new(doing: impl fmt::Display, why: impl fmt::Display) -> Self {
-        Self { text: printed(format_args!("{doing}: {why}")), kind: Kind::Trouble }
+        Self { text: printed(format_args!("{doing}: {why}")), kind: Kind::Unreachable }
     }
 
     /// Creates an error of an action that is not possible at present, although the store answered.
-    pub(crate) fn decided(doing: impl fmt::Display, why: impl fmt::Display) -> Self {
-        Self { kind: Kind::Decided, ..Self::new(doing, why) }
+    pub(crate) fn not_now(doing: impl fmt::Display, why: impl fmt::Display) -> Self {
+        Self { kind: Kind::NotNow, ..Self::new(doing, why) }
     }
 
     /// Returns true if the store answered.
     #[cfg(feature = "etcd")]
-    pub(crate) fn is_decision(&self) -> bool {
-        self.kind != Kind::Trouble
+    pub(crate) fn is_answer(&self) -> bool {
+        self.kind != Kind::Unreachable
     }
 
     /// Creates an error for which a retry is useless.

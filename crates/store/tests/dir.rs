@@ -13,9 +13,9 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use inotify::{EventMask, Inotify, WatchMask};
 use plan::backend::Announced;
 use plan::lease::{Lease, Leases};
-use plan::note::Note;
-use plan::subnet_alloc::Asker;
-use store::{Announce, Choice, Claim, Dir, View};
+use plan::subnet_alloc::Requester;
+use plan::warning::Warning;
+use store::{AcceptableSubnet, Announce, Claim, Dir, View};
 use tokio::sync::watch;
 
 const CONFIG: &str = r#"{"Network":"10.3.0.0/16"}"#;
@@ -36,13 +36,13 @@ fn acquire_saying(
     dice: u64,
     announce: impl Fn(Option<&Lease>, &[&Lease]) -> Announced + Send + Sync + 'static,
 ) -> Result<Lease, String> {
-    claim(root, host, Choice::Any { dice }, Box::new(announce))
+    claim(root, host, AcceptableSubnet::Any { dice }, Box::new(announce))
 }
 
-fn claim(root: &Path, host: u8, choice: Choice, announce: Box<Announce>) -> Result<Lease, String> {
+fn claim(root: &Path, host: u8, choice: AcceptableSubnet, announce: Box<Announce>) -> Result<Lease, String> {
     let conf = Dir::new(root).net_conf().unwrap();
-    let asker = Asker { public_ip: Some([192, 0, 2, host].into()), ..Asker::default() };
-    let claim = Claim { conf, asker, announce, choice, listed: [].into() };
+    let requester = Requester { public_ip: Some([192, 0, 2, host].into()), ..Requester::default() };
+    let claim = Claim { conf, requester, announce, choice, listed: [].into() };
     Dir::new(root).acquire(&claim).map_err(|error| error.to_string())
 }
 
@@ -66,7 +66,7 @@ fn fifty_concurrent_nodes_get_a_subnet_each() {
         let root = root.path();
         let ask = |host| patiently(|| acquire(root, host, 7));
         let askers: Vec<_> = (1..=50).map(|host| scope.spawn(move || ask(host))).collect();
-        askers.into_iter().map(|asker| asker.join().unwrap().subnet.to_string()).collect()
+        askers.into_iter().map(|requester| requester.join().unwrap().subnet.to_string()).collect()
     });
     assert_eq!(subnets.len(), 50);
     assert_eq!(fs::read_dir(root.path().join("subnets")).unwrap().count(), 50);
@@ -98,7 +98,7 @@ fn running_nodes_wait_a_limited_time_for_each_other() {
             let root = root.path();
             scope.spawn(move || {
                 let written = patiently(|| {
-                    claim(root, host, Choice::Only(lease.subnet), Box::new(move |_, _| other()))
+                    claim(root, host, AcceptableSubnet::Only(lease.subnet), Box::new(move |_, _| other()))
                 });
                 assert_eq!(written.announced, other());
             });
@@ -106,8 +106,9 @@ fn running_nodes_wait_a_limited_time_for_each_other() {
     });
     let lock = fs::File::create(root.path().join(".lock")).unwrap();
     lock.lock().unwrap();
-    let error = claim(root.path(), 1, Choice::Only(leases[0].subnet), Box::new(|_, _| Announced::HostGw))
-        .unwrap_err();
+    let error =
+        claim(root.path(), 1, AcceptableSubnet::Only(leases[0].subnet), Box::new(|_, _| Announced::HostGw))
+            .unwrap_err();
     assert!(error.contains(".lock: another process holds this lock; retrying"), "{error}");
     // A start does not wait for ever either: it may go on with its leases cache.
     let error = acquire(root.path(), 1, 5).unwrap_err();
@@ -268,11 +269,12 @@ async fn changes_are_reported_and_a_lost_directory_keeps_the_last_leases() {
     fs::write(subnets.join("10.3.200.0-24"), "{half").unwrap();
     fs::write(subnets.join("10.3.201.0-24"), HOST_GW).unwrap();
     until(&mut view, "a broken and a good one", |view| {
-        listed(view) == 4 && matches!(&view.notes[..], [Note::Entry { key, .. }] if &**key == "10.3.200.0-24")
+        listed(view) == 4
+            && matches!(&view.warnings[..], [Warning::Entry { key, .. }] if &**key == "10.3.200.0-24")
     })
     .await;
     fs::remove_file(subnets.join("10.3.200.0-24")).unwrap();
-    until(&mut view, "the broken one gone", |view| view.notes.is_empty()).await;
+    until(&mut view, "the broken one gone", |view| view.warnings.is_empty()).await;
 
     fs::rename(&subnets, root.path().join("away")).unwrap();
     until(&mut view, "lost", |view| view.lost.is_some() && listed(view) == 4).await;
@@ -298,10 +300,10 @@ fn a_lease_that_was_overwritten_while_its_node_was_down_is_its_own_again() {
             Announced::HostGw
         };
         let (public_ip, previous) = (held.public_ip, Some(held.subnet));
-        let asker = Asker { public_ip, previous, held: Some(held.clone()), ..Asker::default() };
+        let requester = Requester { public_ip, previous, held: Some(held.clone()), ..Requester::default() };
         let conf = Dir::new(root.path()).net_conf().unwrap();
-        let choice = Choice::Any { dice: 99 };
-        let claim = Claim { conf, asker, announce: Box::new(announce), choice, listed: [].into() };
+        let choice = AcceptableSubnet::Any { dice: 99 };
+        let claim = Claim { conf, requester, announce: Box::new(announce), choice, listed: [].into() };
         let again = Dir::new(root.path()).acquire(&claim).unwrap();
         assert_eq!((again.subnet, again.born), (held.subnet, held.born));
         assert_eq!(fs::read_to_string(&path).unwrap(), ours);
@@ -325,15 +327,15 @@ async fn files_that_are_no_leases_are_named_up_to_fifty_and_counted_beyond() {
     }
     let (sender, mut view) = watch::channel(View::default());
     tokio::spawn(dir.watch(sender));
-    let told = |view: &View| match &view.notes[..] {
-        [named @ .., Note::MoreEntries { at_least }] => (named.len(), *at_least),
+    let told = |view: &View| match &view.warnings[..] {
+        [named @ .., Warning::MoreEntries { at_least }] => (named.len(), *at_least),
         named => (named.len(), 0),
     };
     // 1258 more, roughly.
     until(&mut view, "those that may be leases, and ours", |view| listed(view) == 8193).await;
     assert_eq!(told(&view.borrow()), (50, 1000));
-    assert!(view.borrow().leases.known().iter().any(|lease| lease.says_the_same(&ours)));
-    let Note::Entry { key, .. } = view.borrow().notes[0].clone() else { panic!("{view:?}") };
+    assert!(view.borrow().leases.known().iter().any(|lease| lease.has_same_data(&ours)));
+    let Warning::Entry { key, .. } = view.borrow().warnings[0].clone() else { panic!("{view:?}") };
     fs::remove_file(subnets.join(&*key)).unwrap();
     until(&mut view, "one fewer is named", |view| told(view) == (49, 1000)).await;
 }

@@ -8,7 +8,7 @@ use std::iter::once;
 
 /// Source file of a crate.
 pub(crate) struct Source {
-    /// Path of its module in the crate: `verdict`, `judge` for `src/verdict/judge.rs`, and nothing for the root.
+    /// Path of its module in the crate: `health`, `judge` for `src/health/judge.rs`, and nothing for the root.
     pub(crate) module: Vec<String>,
     /// Path of the file, for messages.
     pub(crate) file: String,

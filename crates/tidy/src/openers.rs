@@ -10,12 +10,12 @@ const FORBIDDEN: [&str; 15] = [
 /// Files whose string literals are read by operators: flags, warnings, findings, faults of traffic rules, metrics.
 const STRINGS: [&str; 8] = [
     "twill/src/flags/table.rs",
-    "plan/src/note.rs",
-    "plan/src/note/node.rs",
-    "plan/src/note/peer.rs",
-    "plan/src/note/store.rs",
-    "plan/src/verdict/finding.rs",
-    "plan/src/note/firewall.rs",
+    "plan/src/warning.rs",
+    "plan/src/warning/node.rs",
+    "plan/src/warning/peer.rs",
+    "plan/src/warning/store.rs",
+    "plan/src/health/finding.rs",
+    "plan/src/warning/firewall.rs",
     "twill/src/metrics.rs",
 ];
 

@@ -41,7 +41,7 @@ mod tests {
     fn a_name_shared_by_two_public_types_of_a_crate_is_found() {
         let mut types = Types::default();
         assert!(
-            types.add("store/src/own.rs", &["pub struct Lease {", "pub(crate) struct Key(u8);"]).is_empty()
+            types.add("store/src/claim.rs", &["pub struct Lease {", "pub(crate) struct Key(u8);"]).is_empty()
         );
         assert!(
             types.add("store/src/view.rs", &["pub(crate) struct Key(u8);", "pub fn lease() {}"]).is_empty()
@@ -49,7 +49,7 @@ mod tests {
         assert!(types.add("kernel/src/lease.rs", &["pub enum Lease {"]).is_empty());
         assert_eq!(
             types.add("store/src/dir.rs", &["pub type Lease<T> = Vec<T>;"]),
-            ["store/src/dir.rs and store/src/own.rs both define a public type Lease: rename one"]
+            ["store/src/dir.rs and store/src/claim.rs both define a public type Lease: rename one"]
         );
     }
 }

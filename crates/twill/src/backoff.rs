@@ -15,7 +15,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// Longest delay of an op.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// Time after which an op that was not needed counts as new.
-const FORGET: Duration = Duration::from_secs(60);
+const FORGET_AFTER: Duration = Duration::from_secs(60);
 
 /// Memory of recent ops, by a hash of their object.
 #[derive(Default)]
@@ -34,20 +34,20 @@ struct Entry {
     last: Instant,
     times: u32,
     /// Hash of the desired value.
-    wanted: u64,
+    value_hash: u64,
 }
 
 /// Ops, sorted into those that may run and those that wait.
 pub(crate) struct Admitted {
     pub(crate) ops: Vec<Op>,
-    pub(crate) held: Vec<Held>,
-    /// Earliest time at which one of the held ops may run.
+    pub(crate) delayed: Vec<DelayedOp>,
+    /// Earliest time at which one of the delayed ops may run.
     pub(crate) due: Option<Instant>,
 }
 
 /// Op that is delayed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Held {
+pub(crate) struct DelayedOp {
     pub(crate) op: Op,
     /// Number of attempts so far.
     pub(crate) times: u32,
@@ -55,7 +55,7 @@ pub(crate) struct Held {
     pub(crate) refusal: Option<Box<str>>,
 }
 
-impl fmt::Display for Held {
+impl fmt::Display for DelayedOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { op, times, refusal } = self;
         match refusal {
@@ -89,7 +89,7 @@ impl Backoff {
 
     /// Sorts ops into those to apply now and those to hold.
     pub(crate) fn admit(&mut self, ops: Vec<Op>, now: Instant) -> Admitted {
-        let mut objects: Vec<_> = ops.iter().map(|op| (op.object.identity(), wanted(op))).collect();
+        let mut objects: Vec<_> = ops.iter().map(|op| (op.object.identity(), value_hash(op))).collect();
         objects.sort_unstable();
         objects.dedup_by(|next, last| {
             let is_same = next.0 == last.0;
@@ -98,10 +98,10 @@ impl Backoff {
         });
         self.remember(&objects, now);
         // All ops on one object go together: a device must not be deleted while its creation is delayed.
-        let judged =
-            objects.into_iter().filter_map(|(identity, _)| Some((identity, self.judge(identity, now)?)));
-        let waiting: BTreeMap<_, _> = judged.collect();
-        let mut admitted = Admitted { ops: Vec::with_capacity(ops.len()), held: Vec::new(), due: None };
+        let delays =
+            objects.into_iter().filter_map(|(identity, _)| Some((identity, self.delay_of(identity, now)?)));
+        let waiting: BTreeMap<_, _> = delays.collect();
+        let mut admitted = Admitted { ops: Vec::with_capacity(ops.len()), delayed: Vec::new(), due: None };
         for op in ops {
             let Some(&(times, due)) = waiting.get(&op.object.identity()) else {
                 admitted.ops.push(op);
@@ -109,18 +109,18 @@ impl Backoff {
             };
             admitted.due = Some(admitted.due.map_or(due, |other| other.min(due)));
             let refusal = self.refusals.get(&op.object.identity()).cloned();
-            admitted.held.push(Held { op, times, refusal });
+            admitted.delayed.push(DelayedOp { op, times, refusal });
         }
         admitted
     }
 
     fn remember(&mut self, objects: &[(u64, u64)], now: Instant) {
-        self.recent.retain(|entry| now.duration_since(entry.last) < FORGET);
+        self.recent.retain(|entry| now.duration_since(entry.last) < FORGET_AFTER);
         let known = self.recent.len();
-        for &(identity, wanted) in objects {
-            let new = Entry { identity, last: now, times: 0, wanted };
+        for &(identity, value_hash) in objects {
+            let new = Entry { identity, last: now, times: 0, value_hash };
             match self.recent[..known].binary_search_by_key(&identity, |entry| entry.identity) {
-                Ok(at) if self.recent[at].wanted == wanted => self.recent[at].last = now,
+                Ok(at) if self.recent[at].value_hash == value_hash => self.recent[at].last = now,
                 Ok(at) => {
                     self.recent[at] = new;
                     self.due.remove(&identity);
@@ -138,7 +138,7 @@ impl Backoff {
     }
 
     /// Returns the number of attempts and the time until which the object waits; `None` if its ops may run now.
-    fn judge(&mut self, identity: u64, now: Instant) -> Option<(u32, Instant)> {
+    fn delay_of(&mut self, identity: u64, now: Instant) -> Option<(u32, Instant)> {
         let at = self.recent.binary_search_by_key(&identity, |entry| entry.identity).ok()?;
         let entry = &mut self.recent[at];
         if let Some(due) = self.due.get(&identity).filter(|due| **due > now) {
@@ -154,7 +154,7 @@ impl Backoff {
 }
 
 /// Hash of the value that the op sets, without the old value; 0 if it sets none.
-fn wanted(op: &Op) -> u64 {
+fn value_hash(op: &Op) -> u64 {
     let mut hasher = DefaultHasher::new();
     match (op.verb, &op.object) {
         (Verb::Delete | Verb::Recreate, _) => return 0,
@@ -185,7 +185,7 @@ mod tests {
         for _ in 0..5 {
             let admitted = backoff.admit(vec![op("10.0.0.0/24"), op("10.0.1.0/24")], now);
             let due = admitted.due.unwrap();
-            assert_eq!((&admitted.ops[..], admitted.held.len()), (&[op("10.0.1.0/24")][..], 1));
+            assert_eq!((&admitted.ops[..], admitted.delayed.len()), (&[op("10.0.1.0/24")][..], 1));
             assert!(due - now > last);
             last = due - now;
             now = due;
@@ -197,22 +197,22 @@ mod tests {
     #[test]
     fn a_delayed_op_carries_the_last_refusal_if_there_is_one() {
         let (mut backoff, now) = (Backoff::default(), Instant::now());
-        let held = |backoff: &mut Backoff| {
-            let held = (0..20).flat_map(|_| backoff.admit(vec![op("10.0.0.0/24")], now).held).last();
-            held.unwrap().to_string()
+        let delayed = |backoff: &mut Backoff| {
+            let delayed = (0..20).flat_map(|_| backoff.admit(vec![op("10.0.0.0/24")], now).delayed).last();
+            delayed.unwrap().to_string()
         };
-        let words = held(&mut backoff);
+        let words = delayed(&mut backoff);
         assert!(words.contains("does another program manage it?), retrying less often: ~ route"), "{words}");
         for error in ["~ route 10.0.0.0/24: no", "~ route 10.0.0.0/24: not yet"] {
             backoff.record(&[op("10.0.0.0/24")], &[(op("10.0.0.0/24"), error)]);
-            let words = held(&mut backoff);
+            let words = delayed(&mut backoff);
             assert!(
                 words.starts_with("refused ") && words.ends_with(&format!("retrying less often: {error}")),
                 "{words}"
             );
         }
         backoff.record::<String>(&[op("10.0.0.0/24")], &[]);
-        assert!(held(&mut backoff).contains("does another program manage it?"));
+        assert!(delayed(&mut backoff).contains("does another program manage it?"));
     }
 
     #[test]
@@ -224,7 +224,7 @@ mod tests {
         let other = Op { verb: Verb::Add, ..op("10.0.0.0/24") };
         assert_eq!(backoff.admit(vec![other], now).ops.len(), 0, "the object waits, however it is lost");
         assert_eq!(backoff.admit(vec![op("10.0.0.0/24")], now).ops.len(), 0);
-        assert_eq!(backoff.admit(vec![op("10.0.0.0/24")], now + FORGET).ops.len(), 1);
+        assert_eq!(backoff.admit(vec![op("10.0.0.0/24")], now + FORGET_AFTER).ops.len(), 1);
     }
 
     /// Ops whose desired value alternates are never delayed. Ops that make the same value again are.

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use plan::Mac;
 use plan::backend::Backend;
-use plan::belief::History;
 use plan::lease::{Lease, Leases};
 use plan::netconf::NetConf;
-use plan::note::Note;
+use plan::shrink_guard::StoreHistory;
 use plan::subnet::Subnet;
+use plan::warning::Warning;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize, Serializer};
 use tracing::warn;
@@ -24,9 +24,9 @@ const FORMAT: u32 = 1;
 /// Minimum time between two writes, so that frequent changes do not wear out the disk.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// State that one run leaves for the next, with the leases as they are read ([`Listed`]) or written ([`Entries`]).
+/// State that one run leaves for the next, with the leases as they are read ([`ReadLeases`]) or written ([`WrittenLeases`]).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Remembered<L = Listed> {
+pub(crate) struct CachedState<L = ReadLeases> {
     /// MAC of the uplink; on a node with a copied disk it differs.
     pub(crate) uplink_mac: Mac,
     pub(crate) conf: NetConf,
@@ -34,7 +34,7 @@ pub(crate) struct Remembered<L = Listed> {
     pub(crate) subnet: Subnet,
     leases: L,
     /// Position of the store in its own history; `None` for a directory.
-    pub(crate) history: Option<History>,
+    pub(crate) history: Option<StoreHistory>,
     /// End of our lease in seconds since 1970; `None` if it has no end or the end is unknown.
     until: Option<u64>,
 }
@@ -42,15 +42,15 @@ pub(crate) struct Remembered<L = Listed> {
 /// Leases that are read entry by entry, so that ten thousand of them are never in memory in two forms. An entry that this
 /// version cannot read is left out.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(from = "Vec<Kept>")]
-pub(crate) struct Listed(Arc<[Lease]>);
+#[serde(from = "Vec<ParsedEntry>")]
+pub(crate) struct ReadLeases(Arc<[Lease]>);
 
 #[derive(Deserialize)]
 #[serde(from = "Entry")]
-struct Kept(Option<Lease>);
+struct ParsedEntry(Option<Lease>);
 
 /// Leases that are written entry by entry, without a copy of the list.
-pub(crate) struct Entries<'a> {
+pub(crate) struct WrittenLeases<'a> {
     pub(crate) others: &'a [Lease],
     pub(crate) own: &'a Lease,
 }
@@ -71,19 +71,19 @@ struct Entry {
 /// {"format":1,"node":"n1","store":"etcd /coreos.com/network at http://10.0.0.5:2379","remembered":{...}}
 /// ```
 #[derive(Serialize, Deserialize)]
-struct Sealed<T> {
+struct CacheFile<T> {
     format: u32,
     node: String,
     store: String,
     remembered: T,
 }
 
-impl<'a> Remembered<Entries<'a>> {
+impl<'a> CachedState<WrittenLeases<'a>> {
     pub(crate) fn new(
         uplink_mac: Mac,
         conf: &NetConf,
-        leases: Entries<'a>,
-        history: Option<History>,
+        leases: WrittenLeases<'a>,
+        history: Option<StoreHistory>,
         until: Option<SystemTime>,
     ) -> Self {
         let until =
@@ -92,9 +92,9 @@ impl<'a> Remembered<Entries<'a>> {
     }
 }
 
-impl Remembered {
+impl CachedState {
     /// Returns the same state with the backend type of `--backend-type`, if that is given.
-    pub(crate) fn imposing(self, backend: Option<&Backend>) -> Self {
+    pub(crate) fn with_backend(self, backend: Option<&Backend>) -> Self {
         Self { conf: self.conf.imposing(backend), ..self }
     }
 
@@ -109,13 +109,13 @@ impl Remembered {
     }
 }
 
-impl From<Vec<Kept>> for Listed {
-    fn from(kept: Vec<Kept>) -> Self {
-        Self(kept.into_iter().filter_map(|Kept(lease)| lease).collect())
+impl From<Vec<ParsedEntry>> for ReadLeases {
+    fn from(kept: Vec<ParsedEntry>) -> Self {
+        Self(kept.into_iter().filter_map(|ParsedEntry(lease)| lease).collect())
     }
 }
 
-impl From<Entry> for Kept {
+impl From<Entry> for ParsedEntry {
     fn from(Entry { key, value, born, written }: Entry) -> Self {
         let lease = Lease::parse(&key, value.as_bytes(), born).ok();
         Self(lease.map(|lease| Lease { written, ..lease }))
@@ -129,7 +129,7 @@ impl From<&Lease> for Entry {
     }
 }
 
-impl Serialize for Entries<'_> {
+impl Serialize for WrittenLeases<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(self.others.iter().chain([self.own]).map(Entry::from))
     }
@@ -165,19 +165,20 @@ impl Cache {
     }
 
     /// Returns the state that an earlier run of this node with this store wrote. An unusable file is logged and ignored.
-    pub(crate) fn read(&self) -> Option<Remembered> {
+    pub(crate) fn read(&self) -> Option<CachedState> {
         let path = self.path.as_ref()?;
-        let sealed = match files::read_own(path) {
-            Ok(text) => self.unseal(&text),
+        let content = match files::read_own(path) {
+            Ok(text) => self.parse(&text),
             Err(error) if error.kind() == ErrorKind::NotFound => return None,
             Err(error) => Err(error.to_string()),
         };
-        sealed.inspect_err(|why| warn!("ignoring {}: {why}", path.display())).ok()
+        content.inspect_err(|why| warn!("ignoring {}: {why}", path.display())).ok()
     }
 
-    fn unseal(&self, text: &[u8]) -> Result<Remembered, String> {
-        let sealed: Sealed<IgnoredAny> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-        let Sealed { format, node, store, .. } = sealed;
+    fn parse(&self, text: &[u8]) -> Result<CachedState, String> {
+        let content: CacheFile<IgnoredAny> =
+            serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        let CacheFile { format, node, store, .. } = content;
         if format != FORMAT {
             return Err(format!("its format is {format}, and this version knows {FORMAT}"));
         }
@@ -187,8 +188,9 @@ impl Cache {
         if store != self.store {
             return Err(format!("it belongs to the store {store}, and this daemon uses {}", self.store));
         }
-        let sealed: Sealed<Remembered> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-        let remembered = sealed.remembered;
+        let content: CacheFile<CachedState> =
+            serde_json::from_slice(text).map_err(|error| error.to_string())?;
+        let remembered = content.remembered;
         match remembered.until.and_then(|until| UNIX_EPOCH.checked_add(Duration::from_secs(until))) {
             Some(until) if until < SystemTime::now() => {
                 Err("our lease in it has expired, and another node may have the subnet".into())
@@ -198,24 +200,24 @@ impl Cache {
     }
 
     /// Marks the file as out of date: the store's view has changed.
-    pub(crate) fn outdate(&mut self) {
+    pub(crate) fn mark_stale(&mut self) {
         self.stale = true;
     }
 
     /// Writes the cache if it is out of date, at most once per [`PAUSE`]. Returns the time of the next attempt, if one is
     /// due.
-    pub(crate) fn keep<'a>(
+    pub(crate) fn write_if_stale<'a>(
         &mut self,
         now: Instant,
-        remembered: impl FnOnce() -> Remembered<Entries<'a>>,
+        remembered: impl FnOnce() -> CachedState<WrittenLeases<'a>>,
     ) -> Option<Instant> {
         let path = self.path.as_ref().filter(|_| self.stale)?;
         if let Some(due) = self.written.map(|at| at + PAUSE).filter(|due| *due > now) {
             return Some(due);
         }
         let (node, store) = (self.node.clone(), self.store.clone());
-        let sealed = Sealed { format: FORMAT, node, store, remembered: remembered() };
-        let written = serde_json::to_string(&sealed)
+        let content = CacheFile { format: FORMAT, node, store, remembered: remembered() };
+        let written = serde_json::to_string(&content)
             .map_err(std::io::Error::from)
             .and_then(|text| files::write(path, &text, Readers::Root));
         self.fault = written.err().map(|error| error.to_string());
@@ -225,11 +227,11 @@ impl Cache {
     }
 
     /// Returns a warning if the file could not be written.
-    pub(crate) fn note(&self) -> Option<Note> {
+    pub(crate) fn warning(&self) -> Option<Warning> {
         let (path, why) = (self.path.as_ref()?, self.fault.as_ref()?);
         let path = path.display().to_string().into();
         let loss = "after a reboot without the store this node would have no network. Make room, or choose another --cache-dir";
-        Some(Note::Unwritable { path, why: why.as_str().into(), loss: loss.into() })
+        Some(Warning::Unwritable { path, why: why.as_str().into(), loss: loss.into() })
     }
 }
 
@@ -237,7 +239,7 @@ impl Cache {
 pub(crate) fn fuzz(text: &[u8]) {
     let (node, store) = ("a".into(), "etcd".into());
     let cache = Cache { path: None, node, store, stale: true, written: None, fault: None };
-    let _ = cache.unseal(text).map(|remembered| remembered.leases());
+    let _ = cache.parse(text).map(|remembered| remembered.leases());
 }
 
 #[cfg(test)]
@@ -251,12 +253,12 @@ mod tests {
         Lease::parse("10.3.7.0-24", value, 5).unwrap()
     }
 
-    fn remembered(own: &Lease) -> Remembered<Entries<'_>> {
+    fn remembered(own: &Lease) -> CachedState<WrittenLeases<'_>> {
         let conf =
             NetConf::parse(br#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan","VNI":7}}"#).unwrap();
-        let history = History { cluster: 7, revision: 9, breaks: 0 };
+        let history = StoreHistory { cluster: 7, revision: 9, breaks: 0 };
         let (mac, until) = (Mac([2, 0, 0, 0, 0, 1]), SystemTime::now() + PAUSE);
-        Remembered::new(mac, &conf, Entries { others: &[], own }, Some(history), Some(until))
+        CachedState::new(mac, &conf, WrittenLeases { others: &[], own }, Some(history), Some(until))
     }
 
     fn cache(dir: &Path, store: &str) -> Cache {
@@ -269,12 +271,12 @@ mod tests {
         let mut kept = cache(dir.path(), "here");
         assert_eq!(kept.read(), None);
         let own = lease();
-        let Remembered { uplink_mac, conf, subnet, history, until, .. } = remembered(&own);
-        assert_eq!(kept.keep(Instant::now(), || remembered(&own)), None);
+        let CachedState { uplink_mac, conf, subnet, history, until, .. } = remembered(&own);
+        assert_eq!(kept.write_if_stale(Instant::now(), || remembered(&own)), None);
         assert!(dir.path().join("run-flannel-subnet.env.leases").exists());
-        let leases = Listed([own.clone()].into());
+        let leases = ReadLeases([own.clone()].into());
         let back = kept.read().unwrap();
-        assert_eq!(back, Remembered { uplink_mac, conf, subnet, leases, history, until: back.until });
+        assert_eq!(back, CachedState { uplink_mac, conf, subnet, leases, history, until: back.until });
         assert!(until <= back.until);
         assert_eq!(back.own(), Some(own));
         assert_eq!(cache(dir.path(), "elsewhere").read(), None);
@@ -291,18 +293,18 @@ mod tests {
     fn changes_in_quick_succession_are_written_once_and_none_is_lost() {
         let dir = tempfile::tempdir().unwrap();
         let (mut kept, now, own) = (cache(dir.path(), "here"), Instant::now(), lease());
-        kept.keep(now, || remembered(&own));
+        kept.write_if_stale(now, || remembered(&own));
         let later = now + Duration::from_secs(1);
-        kept.outdate();
-        assert_eq!(kept.keep(later, || unreachable!("too soon")), Some(now + PAUSE));
+        kept.mark_stale();
+        assert_eq!(kept.write_if_stale(later, || unreachable!("too soon")), Some(now + PAUSE));
         let mut asked = false;
         let ask = || {
             asked = true;
             remembered(&own)
         };
-        assert_eq!(kept.keep(now + PAUSE, ask), None);
+        assert_eq!(kept.write_if_stale(now + PAUSE, ask), None);
         assert!(asked);
-        assert_eq!(kept.keep(now + PAUSE * 9, || unreachable!("nothing is new")), None);
+        assert_eq!(kept.write_if_stale(now + PAUSE * 9, || unreachable!("nothing is new")), None);
     }
 
     #[test]
@@ -311,10 +313,10 @@ mod tests {
         let blocked = dir.path().join("file");
         fs::write(&blocked, "").unwrap();
         let (mut kept, now, own) = (cache(&blocked, "here"), Instant::now(), lease());
-        assert_eq!(kept.keep(now, || remembered(&own)), Some(now + PAUSE));
-        assert!(kept.note().unwrap().to_string().contains("--cache-dir"));
+        assert_eq!(kept.write_if_stale(now, || remembered(&own)), Some(now + PAUSE));
+        assert!(kept.warning().unwrap().to_string().contains("--cache-dir"));
         fs::remove_file(&blocked).unwrap();
-        assert_eq!(kept.keep(now + PAUSE, || remembered(&own)), None);
-        assert_eq!(kept.note(), None);
+        assert_eq!(kept.write_if_stale(now + PAUSE, || remembered(&own)), None);
+        assert_eq!(kept.warning(), None);
     }
 }

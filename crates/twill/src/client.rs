@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use crate::locks;
 
 /// Maximum time to connect to the daemon and to receive its answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Returns the body of the daemon's answer to `GET path`. Errors are those of [`fetch`].
 pub(crate) fn get(socket: &Path, path: &str) -> anyhow::Result<Bytes> {
@@ -27,10 +27,10 @@ pub(crate) fn runtime() -> std::io::Result<Runtime> {
 }
 
 /// Returns the body of the daemon's answer to `GET path`. Returns an error if the daemon cannot be reached, does not
-/// answer within [`PATIENCE`], or answers with an error status.
+/// answer within [`ANSWER_TIMEOUT`], or answers with an error status.
 pub(crate) async fn fetch(socket: &Path, path: &str) -> anyhow::Result<Bytes> {
     let shown = socket.display();
-    let answer = tokio::time::timeout(PATIENCE, ask(socket, path)).await;
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, ask(socket, path)).await;
     answer.with_context(|| format!("the daemon does not answer on {shown}"))?.with_context(|| {
         let running = locks::subnet_files();
         let hint = if running.is_empty() {

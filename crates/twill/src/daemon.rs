@@ -28,11 +28,11 @@ use crate::flags::Flags;
 use crate::identity::{self, Identity};
 use crate::locks::Locks;
 use crate::metrics::Metrics;
-use crate::own_lease::Source;
+use crate::own_lease::StoreHandle;
 use crate::reconcile::{Memory, Reconciler};
 use crate::report;
-use crate::trigger::{self, Bell, Cause};
-use crate::{confine, http, logging, notify, probe, questions, readiness};
+use crate::trigger::{self, Cause, CauseSender};
+use crate::{confine, diff_requests, http, logging, notify, probe, readiness};
 
 /// Minimum limit of open files with which the daemon can start.
 const LEAST_FILES: u64 = 32;
@@ -46,39 +46,40 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
     check_open_files()?;
     let mut locks = Locks::default();
     locks.take_file(&flags.subnet_file)?;
-    let (bell, trigger) = trigger::channel();
-    let (metrics, board) = (Arc::new(Metrics::new()), report::board());
+    let (cause_sender, trigger) = trigger::channel();
+    let (metrics, report_sender) = (Arc::new(Metrics::new()), report::new_sender());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (questions, answers) = questions::channel(bell.clone());
-    let servers = runtime.block_on(http::bind(flags, &metrics, &board, questions))?;
+    let (diff_requests, diff_responder) = diff_requests::channel(cause_sender.clone());
+    let servers = runtime.block_on(http::bind(flags, &metrics, &report_sender, diff_requests))?;
     locks.state_healthz(flags.healthz_port);
     let signals = runtime.block_on(async { Signals::register() }).context("cannot handle signals")?;
     let _confined = confine::confine(flags);
     let tasks = runtime.handle().clone();
-    tasks.spawn(readiness::follow(board.subscribe()));
-    let woken = bell.clone();
+    tasks.spawn(readiness::run(report_sender.subscribe()));
+    let woken = cause_sender.clone();
     spawn("servers", move || runtime.block_on(serve(servers, signals, &woken)))?;
 
     let mut kernel = Kernel::open().context("opening netlink")?;
     kernel.check_right()?;
     let store = flags.store();
-    metrics.follow(store.pulse());
+    metrics.set_store_stats(store.stats());
     let cache = Cache::new(Cache::path(&flags.cache_dir, &flags.subnet_file), store.identity());
-    let source = Source { store: store.clone(), tasks: tasks.clone(), bell: bell.clone() };
+    let source =
+        StoreHandle { store: store.clone(), tasks: tasks.clone(), cause_sender: cause_sender.clone() };
     let Identity { config, node, former, uplink_reason, own_lease, remembered, history, home } =
-        identity::establish(flags, &source, &mut kernel, &mut locks, &cache, &board)?;
+        identity::establish(flags, &source, &mut kernel, &mut locks, &cache, &report_sender)?;
     let backend_source = flags.backend_source(own_lease.conf());
     info!("our subnet is {}, backend {} ({backend_source})", node.subnet, config.backend);
-    report::wait_for(&board, "the first list of leases");
+    report::wait_for(&report_sender, "the first list of leases");
 
-    let memory = Memory::expecting(&remembered, history, &node, former).of_home(home);
+    let memory = Memory::from_cache(&remembered, history, &node, former).with_former_addresses(home);
     let (view_in, view) = watch::channel(View { leases: remembered, ..View::default() });
     tasks.spawn(store.watch(view_in));
-    tasks.spawn(ring_on_change(view.clone(), bell.clone()));
+    tasks.spawn(send_on_change(view.clone(), cause_sender.clone()));
     let monitor = Watch::open(&kernel).context("opening the kernel's monitor")?;
     let filter = monitor.filter();
-    watch_rules(&kernel, flags, &bell)?;
-    spawn("monitor", listen(monitor, |monitor| monitor.wait().map(|event| event.change), &bell))?;
+    watch_rules(&kernel, flags, &cause_sender)?;
+    spawn("monitor", listen(monitor, |monitor| monitor.wait().map(|event| event.change), &cause_sender))?;
     Reconciler {
         kernel,
         filter,
@@ -91,9 +92,9 @@ pub(crate) fn run(flags: &Flags) -> anyhow::Result<()> {
         cache,
         flags: flags.clone(),
         metrics,
-        board,
-        answers,
-        probes: probe::start(flags.probe, &bell)?,
+        report_sender,
+        diff_responder,
+        probes: probe::start(flags.probe, &cause_sender)?,
         memory,
     }
     .run(trigger)
@@ -104,7 +105,7 @@ fn log_flags(flags: &Flags) {
     info!(target: logging::OWN, "twill {} starts: {}", env!("CARGO_PKG_VERSION"), flags.changed());
     debug!(target: logging::OWN, "all flags: {}", flags.shown());
     flags.ignored.iter().for_each(|what| error!("ignored: {what}"));
-    flags.unmet().iter().for_each(|what| warn!("{what}"));
+    flags.without_effect().iter().for_each(|what| warn!("{what}"));
     if !(flags.vmodule.is_empty() && flags.log_backtrace_at.is_empty()) {
         debug!("--vmodule and --log_backtrace_at are accepted and have no effect");
     }
@@ -127,9 +128,11 @@ fn check_open_files() -> anyhow::Result<()> {
 
 /// Starts the threads that watch the traffic rules. nftables, and with it iptables-nft, sends events; the rules of
 /// iptables-legacy have to be polled.
-fn watch_rules(kernel: &Kernel, flags: &Flags, bell: &Bell) -> anyhow::Result<()> {
+fn watch_rules(kernel: &Kernel, flags: &Flags, cause_sender: &CauseSender) -> anyhow::Result<()> {
     match kernel.watch_firewall() {
-        Ok(rules) => spawn("rules", listen(rules, |rules| rules.wait().map(|()| Change::Firewall), bell))?,
+        Ok(rules) => {
+            spawn("rules", listen(rules, |rules| rules.wait().map(|()| Change::Firewall), cause_sender))?;
+        }
         // A kernel without nf_tables has no such rules.
         Err(error) => debug!("cannot watch nftables: {error}"),
     }
@@ -137,7 +140,7 @@ fn watch_rules(kernel: &Kernel, flags: &Flags, bell: &Bell) -> anyhow::Result<()
         rules.wait();
         Ok(Change::Firewall)
     };
-    spawn("legacy rules", listen(LegacyWatch::new(flags.rules.iptables_resync), wait, bell))
+    spawn("legacy rules", listen(LegacyWatch::new(flags.rules.iptables_resync), wait, cause_sender))
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
@@ -164,12 +167,12 @@ impl Signals {
         })
     }
 
-    /// Returns on SIGTERM or SIGINT. A SIGHUP is repeated until the bell accepts it, because it must not be lost.
-    async fn stopped(mut self, bell: &Bell) {
+    /// Returns on SIGTERM or SIGINT. A SIGHUP is repeated until it is queued, because it must not be lost.
+    async fn stopped(mut self, cause_sender: &CauseSender) {
         let hangups = async {
             while self.hangup.recv().await.is_some() {
                 info!("SIGHUP: checking everything again");
-                while !bell.ring(Cause::Hangup) {
+                while !cause_sender.send(Cause::Hangup) {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
@@ -183,10 +186,10 @@ impl Signals {
 }
 
 /// Serves until SIGTERM or SIGINT, then ends the process. The next start repairs a half-done reconcile pass.
-async fn serve(servers: http::Servers, signals: Signals, bell: &Bell) {
+async fn serve(servers: http::Servers, signals: Signals, cause_sender: &CauseSender) {
     let socket = servers.socket.clone();
     tokio::select! {
-        () = signals.stopped(bell) => {}
+        () = signals.stopped(cause_sender) => {}
         () = servers.run() => {}
     }
     notify::stopping();
@@ -196,9 +199,9 @@ async fn serve(servers: http::Servers, signals: Signals, bell: &Bell) {
     std::process::exit(0);
 }
 
-async fn ring_on_change(mut view: watch::Receiver<View>, bell: Bell) {
+async fn send_on_change(mut view: watch::Receiver<View>, cause_sender: CauseSender) {
     while view.changed().await.is_ok() {
-        bell.ring(Cause::Leases);
+        cause_sender.send(Cause::Leases);
     }
 }
 
@@ -207,9 +210,9 @@ async fn ring_on_change(mut view: watch::Receiver<View>, bell: Bell) {
 fn listen<M: Send + 'static>(
     mut monitor: M,
     wait: fn(&mut M) -> Result<Change, kernel::Error>,
-    bell: &Bell,
+    cause_sender: &CauseSender,
 ) -> impl FnOnce() + Send + use<M> {
-    let bell = bell.clone();
+    let cause_sender = cause_sender.clone();
     move || {
         loop {
             let change = wait(&mut monitor).unwrap_or_else(|error| {
@@ -217,7 +220,7 @@ fn listen<M: Send + 'static>(
                 thread::sleep(Duration::from_secs(1));
                 Change::Overrun
             });
-            bell.ring(Cause::Kernel(change));
+            cause_sender.send(Cause::Kernel(change));
         }
     }
 }

@@ -12,7 +12,7 @@ use plan::other_daemons::OtherDaemons;
 use plan::{Memory, Op, Situation, Verb};
 use serde::{Deserialize, Serialize};
 
-use crate::flags::{Asked, DiffFlags, Flags};
+use crate::flags::{DiffFlags, DiffSource, Flags};
 use crate::footprint::Footprint;
 use crate::identity::Place;
 use crate::{client, logging, status, subnet_file};
@@ -30,12 +30,12 @@ pub(crate) struct Difference {
 
 /// Prints the ops. Exit code 0 means none and 1 means some; the caller turns an error into 2.
 pub(crate) fn run(flags: &DiffFlags) -> anyhow::Result<ExitCode> {
-    let difference = match &flags.asked {
-        Asked::Daemon(socket) => {
+    let difference = match &flags.source {
+        DiffSource::Daemon(socket) => {
             let answer = client::get(socket, "/diff")?;
             serde_json::from_slice(&answer).context("the daemon is of another version")?
         }
-        Asked::Store(flags) => Difference { format: FORMAT, ops: offline(flags)? },
+        DiffSource::Store(flags) => Difference { format: FORMAT, ops: offline(flags)? },
     };
     if difference.format != FORMAT {
         bail!("the format of the daemon is {}, that of this command {FORMAT}", difference.format);
@@ -74,10 +74,10 @@ fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
     let config = flags.config(&conf);
     let mut kernel = Kernel::open().context("opening netlink")?;
     let place = Place::find(flags, &config, &mut kernel, &[])?;
-    let own = leases.iter().find(|lease| place.asker.owns(lease));
+    let own = leases.iter().find(|lease| place.requester.owns(lease));
     let own = own.context("the store has no lease of this node: the daemon would take one first")?;
     let macs = config.backend.macs(Some(&own.announced), &place.underlay, place.drawn());
-    let others = leases.iter().filter(|lease| !place.asker.owns(lease)).map(|lease| &lease.announced);
+    let others = leases.iter().filter(|lease| !place.requester.owns(lease)).map(|lease| &lease.announced);
     let own = Lease { announced: config.backend.announced(config.families(), macs, others), ..own.clone() };
     let footprint = Footprint::read(&Footprint::path(&flags.subnet_file));
     let networks = subnet_file::networks(&flags.subnet_file);
@@ -88,11 +88,11 @@ fn offline(flags: &Flags) -> anyhow::Result<Vec<Op>> {
     }
     let leases = Leases::Listed(leases);
     let scope = plan::scope(&config, &node, &leases, &OtherDaemons::default(), &memory, std::iter::empty());
-    let seen = kernel.dump(&scope).context("reading the kernel")?;
+    let observed = kernel.dump(&scope).context("reading the kernel")?;
     let plan = plan::plan(&Situation {
-        observed: &seen.state,
+        observed: &observed.state,
         memory: &memory,
-        ..Situation::at_start(&config, &node, &leases, &scope, &seen.underlay)
+        ..Situation::at_start(&config, &node, &leases, &scope, &observed.underlay)
     });
     Ok(plan.ops)
 }

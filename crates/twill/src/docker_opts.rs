@@ -30,7 +30,8 @@ pub(crate) fn run(flags: &DockerOptsFlags) -> anyhow::Result<()> {
     let own = own.filter_map(|(name, value)| Some((name, value.into_string().ok()?)));
     let mut variables: Variables = own.collect();
     for line in env_file::parse(&text) {
-        let (name, value) = line.said.map_err(|why| anyhow::anyhow!("{path}:{}: {why}", line.number))?;
+        let (name, value) =
+            line.assignment.map_err(|why| anyhow::anyhow!("{path}:{}: {why}", line.number))?;
         variables.insert(name, value);
     }
     refuse_foreign_route(&variables)?;
@@ -40,14 +41,14 @@ pub(crate) fn run(flags: &DockerOptsFlags) -> anyhow::Result<()> {
 
 /// Returns the text of the options file. Returns an error if `FLANNEL_IPMASQ` is neither true nor false.
 fn options(mut variables: Variables, flags: &DockerOptsFlags) -> anyhow::Result<String> {
-    let said = |name: &str| variables.get(name).filter(|value| !value.is_empty());
+    let value_of = |name: &str| variables.get(name).filter(|value| !value.is_empty());
     let mut ours = Vec::from([
-        ("BIP", said("FLANNEL_SUBNET").map(|subnet| format!("--bip={subnet}"))),
-        ("MTU", said("FLANNEL_MTU").map(|mtu| format!("--mtu={mtu}"))),
+        ("BIP", value_of("FLANNEL_SUBNET").map(|subnet| format!("--bip={subnet}"))),
+        ("MTU", value_of("FLANNEL_MTU").map(|mtu| format!("--mtu={mtu}"))),
     ]);
     if flags.ip_masq {
         // Either flannel masquerades or Docker does.
-        let docker_masquerades = match said("FLANNEL_IPMASQ").map(String::as_str) {
+        let docker_masquerades = match value_of("FLANNEL_IPMASQ").map(String::as_str) {
             None => None,
             Some("true") => Some("--ip-masq=false".into()),
             Some("false") => Some("--ip-masq=true".into()),
@@ -55,7 +56,7 @@ fn options(mut variables: Variables, flags: &DockerOptsFlags) -> anyhow::Result<
         };
         ours.push(("IPMASQ", docker_masquerades));
     }
-    let mut combined = said(&flags.key).map_or(String::new(), |before| format!("{before} "));
+    let mut combined = value_of(&flags.key).map_or(String::new(), |before| format!("{before} "));
     for (name, option) in ours {
         variables.extend(option.map(|option| (format!("{PREFIX}{name}"), option)));
     }
@@ -121,7 +122,7 @@ mod tests {
     }
 
     fn variables(text: &str) -> Variables {
-        env_file::parse(text).map(|line| line.said.unwrap()).collect()
+        env_file::parse(text).map(|line| line.assignment.unwrap()).collect()
     }
 
     const PLAIN: &str =

@@ -7,9 +7,9 @@ use rustix::io::Errno;
 
 /// Displays an I/O error with its remedy, if one is known. Sample: `Read-only file system (os error 30); it is
 /// mounted read-only: mount it writable, or name another place`.
-pub(crate) struct Why<'a>(pub(crate) &'a io::Error);
+pub(crate) struct WithRemedy<'a>(pub(crate) &'a io::Error);
 
-impl fmt::Display for Why<'_> {
+impl fmt::Display for WithRemedy<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(error) = self;
         match remedy_of(error) {
@@ -21,9 +21,9 @@ impl fmt::Display for Why<'_> {
 
 /// Displays the error of a socket with its remedy, if one is known:
 /// `Permission denied (os error 13); a port below 1024 needs CAP_NET_BIND_SERVICE`.
-pub(crate) struct SocketWhy<'a>(pub(crate) &'a io::Error);
+pub(crate) struct WithSocketRemedy<'a>(pub(crate) &'a io::Error);
 
-impl fmt::Display for SocketWhy<'_> {
+impl fmt::Display for WithSocketRemedy<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(error) = self;
         match errno(error).map_or("", socket_remedy) {
@@ -84,7 +84,7 @@ pub(crate) fn remedy_of(error: &io::Error) -> &'static str {
 }
 
 /// Formats the error and its causes, then the remedy for the root cause unless the text contains it already.
-pub(crate) fn in_words(error: &anyhow::Error) -> String {
+pub(crate) fn describe(error: &anyhow::Error) -> String {
     let bottom = error.root_cause().downcast_ref::<io::Error>();
     let (words, remedy) = (format!("{error:#}"), bottom.map_or("", remedy_of));
     if remedy.is_empty() || words.contains(remedy) { words } else { format!("{words}; {remedy}") }
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_known_error_has_a_remedy_and_an_unknown_one_stays_as_it_is() {
-        let text = |errno: Errno| Why(&errno.into()).to_string();
+        let text = |errno: Errno| WithRemedy(&errno.into()).to_string();
         assert!(
             text(Errno::MFILE)
                 .starts_with("Too many open files (os error 24); this daemon has reached its limit")
@@ -104,7 +104,7 @@ mod tests {
         assert!(text(Errno::NOSPC).contains("df -i"));
         assert!(text(Errno::ROFS).contains("read-only: mount it writable"));
         assert_eq!(text(Errno::NAMETOOLONG), "File name too long (os error 36)");
-        let of_socket = |errno: Errno| SocketWhy(&errno.into()).to_string();
+        let of_socket = |errno: Errno| WithSocketRemedy(&errno.into()).to_string();
         assert!(
             of_socket(Errno::PERM).starts_with("Operation not permitted (os error 1); CAP_NET_RAW is needed")
         );
@@ -113,7 +113,7 @@ mod tests {
         );
         assert!(of_socket(Errno::ADDRNOTAVAIL).ends_with("; this node has no such address"));
         assert!(of_socket(Errno::MFILE).contains("has reached its limit"));
-        assert_eq!(Why(&io::Error::other("no")).to_string(), "no");
+        assert_eq!(WithRemedy(&io::Error::other("no")).to_string(), "no");
         assert!(is_shortage(&Errno::NFILE.into()) && !is_shortage(&Errno::ACCESS.into()));
     }
 }

@@ -13,12 +13,12 @@ use rustix::fs::OFlags;
 use tracing::warn;
 
 /// Maximum size of a file that is read, bytes: the cache of 100,000 leases.
-const LARGEST: u64 = 64 << 20;
+const MAX_BYTES: u64 = 64 << 20;
 /// Flags for every open: refuse a symbolic link, and do not wait for the other end of a pipe.
 pub(crate) const FLAGS: i32 = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
 use rustix::io::Errno;
 
-use crate::errno::{Why, errno};
+use crate::errno::{WithRemedy, errno};
 
 /// Maximum length to which a text is padded with blank lines before its file is cut, bytes.
 const MOST_BLANK: usize = 64 * 1024;
@@ -32,7 +32,7 @@ pub(crate) enum Readers {
 
 /// Makes `text` the content of the file. Returns true if it had to be written. The error names its remedy.
 pub(crate) fn write(path: &Path, text: &str, readers: Readers) -> io::Result<bool> {
-    written(path, text, readers).map_err(|error| io::Error::new(error.kind(), Why(&error).to_string()))
+    written(path, text, readers).map_err(|error| io::Error::new(error.kind(), WithRemedy(&error).to_string()))
 }
 
 /// Reads a regular file of at most 64 MiB. Any other file is an error.
@@ -65,11 +65,11 @@ fn content(file: File) -> io::Result<Vec<u8>> {
     if !metadata.is_file() {
         return Err(io::Error::new(ErrorKind::InvalidData, "not a regular file"));
     }
-    if metadata.len() > LARGEST {
-        return Err(io::Error::new(ErrorKind::FileTooLarge, format!("larger than {LARGEST} bytes")));
+    if metadata.len() > MAX_BYTES {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, format!("larger than {MAX_BYTES} bytes")));
     }
     let mut content = Vec::new();
-    file.take(LARGEST).read_to_end(&mut content)?;
+    file.take(MAX_BYTES).read_to_end(&mut content)?;
     Ok(content)
 }
 
@@ -139,7 +139,7 @@ fn both(replacing: &io::Error, in_place: io::Error) -> io::Error {
     match replacing.raw_os_error() == in_place.raw_os_error() {
         true => in_place,
         false => {
-            let words = format!("{}; nor can it be replaced: {replacing}", Why(&in_place));
+            let words = format!("{}; nor can it be replaced: {replacing}", WithRemedy(&in_place));
             io::Error::new(in_place.kind(), words)
         }
     }
@@ -276,7 +276,7 @@ mod tests {
         assert!(read(&pipe).is_err() && read_own(&pipe).is_err());
         assert!(lock(&pipe).unwrap().metadata().unwrap().is_file());
         let large = File::create(dir.path().join("large")).unwrap();
-        large.set_len(LARGEST + 1).unwrap();
+        large.set_len(MAX_BYTES + 1).unwrap();
         assert!(read(&dir.path().join("large")).is_err());
     }
 

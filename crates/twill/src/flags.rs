@@ -60,11 +60,11 @@ pub(crate) struct StatusFlags {
 /// Flags of `twill diff`.
 pub(crate) struct DiffFlags {
     pub(crate) json: bool,
-    pub(crate) asked: Asked,
+    pub(crate) source: DiffSource,
 }
 
 /// Source of the desired state.
-pub(crate) enum Asked {
+pub(crate) enum DiffSource {
     /// The daemon that runs on this node, at this socket.
     Daemon(PathBuf),
     /// The store, read as a daemon with these flags would read it.
@@ -197,19 +197,19 @@ fn diff(args: &[String], variables: impl Variables) -> Result<Command, String> {
         args.iter().partition(|arg| ["--offline", "--json"].contains(&arg.as_str()));
     let rest: Vec<String> = rest.into_iter().cloned().collect();
     let json = own.iter().any(|arg| *arg == "--json");
-    let asked = if own.iter().any(|arg| *arg == "--offline") {
+    let source = if own.iter().any(|arg| *arg == "--offline") {
         match daemon::parse("twill diff --offline", &rest, variables)? {
-            Command::Daemon(flags) => Asked::Store(flags),
+            Command::Daemon(flags) => DiffSource::Store(flags),
             other => return Ok(other),
         }
     } else {
         match parsed(status(&rest))? {
             Command::Status(flags) if flags.watch => return Err(format!("there is no flag --watch\n{HINT}")),
-            Command::Status(flags) => Asked::Daemon(flags.socket),
+            Command::Status(flags) => DiffSource::Daemon(flags.socket),
             other => return Ok(other),
         }
     };
-    Ok(Command::Diff(DiffFlags { json, asked }))
+    Ok(Command::Diff(DiffFlags { json, source }))
 }
 
 fn uninstall(args: &[String]) -> Result<Option<Command>, lexopt::Error> {
@@ -278,11 +278,11 @@ mod tests {
     #[test]
     fn a_diff_asks_the_daemon_or_takes_its_flags() {
         assert!(
-            matches!(parse("diff --socket /s"), Ok(Command::Diff(DiffFlags { json: false, asked: Asked::Daemon(socket) })) if socket == *"/s")
+            matches!(parse("diff --socket /s"), Ok(Command::Diff(DiffFlags { json: false, source: DiffSource::Daemon(socket) })) if socket == *"/s")
         );
         let offline = parse("diff --offline --json --store=/s -iface eth0");
         assert!(
-            matches!(offline, Ok(Command::Diff(DiffFlags { json: true, asked: Asked::Store(flags) })) if flags.iface == ["eth0"])
+            matches!(offline, Ok(Command::Diff(DiffFlags { json: true, source: DiffSource::Store(flags) })) if flags.iface == ["eth0"])
         );
         assert!(parse("diff --offline --bogus").is_err_and(|error| error.contains("--offline --help")));
         assert!(parse("diff --store=/s").is_err_and(|error| error.contains("--store")));
@@ -306,7 +306,7 @@ mod tests {
         ] {
             let parse = |command: &str| parse(format!("{command} {line}").trim_end());
             let Ok(Command::Status(status)) = parse("status") else { panic!("{line}") };
-            let Ok(Command::Diff(DiffFlags { asked: Asked::Daemon(diff), .. })) = parse("diff") else {
+            let Ok(Command::Diff(DiffFlags { source: DiffSource::Daemon(diff), .. })) = parse("diff") else {
                 panic!("{line}")
             };
             let Ok(Command::Daemon(daemon)) = parse("daemon") else { panic!("{line}") };

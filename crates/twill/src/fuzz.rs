@@ -17,7 +17,7 @@ pub fn options_file(text: &str) {
 
 /// Reads a subnet file as `twill docker-opts` does.
 pub fn env_file(text: &str) {
-    env_file::parse(text).for_each(|line| drop(line.said));
+    env_file::parse(text).for_each(|line| drop(line.assignment));
 }
 
 /// Reads a cache file, and a footprint.

@@ -1,7 +1,7 @@
 //! HTTP servers. TCP has `/healthz` and `/readyz` as in flannel (flannel-compat 9), and `/metrics`. The unix socket has
-//! `/status` and `/diff`, for `twill` itself. Both read the board and ask the reconcile loop.
+//! `/status` and `/diff`, for `twill` itself. Both read the report and ask the reconcile loop.
 
-mod places;
+mod connection_limit;
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -28,45 +28,45 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tracing::warn;
 
 use crate::diff::{self, Difference};
-use crate::errno::{SocketWhy, Why};
+use crate::diff_requests::DiffRequests;
+use crate::errno::{WithRemedy, WithSocketRemedy};
 use crate::flags::Flags;
 use crate::locks;
 use crate::metrics::Metrics;
-use crate::questions::Questions;
-use crate::report::{Board, Report};
-use places::{Busy, Places, Service, Taken};
+use crate::report::{Report, ReportSender};
+use connection_limit::{Busy, ConnectionLimit, Service, Slot};
 
 /// Maximum number of connections to the port from other addresses than this node's own.
-const FOR_OTHERS: usize = 48;
+const MAX_FOREIGN: usize = 48;
 /// Maximum number of connections to the port from this node's own addresses, where probes come from.
-const FOR_OWN: usize = 16;
+const MAX_OWN: usize = 16;
 /// Maximum number of connections to the unix socket.
-const LOCAL: usize = 16;
+const MAX_LOCAL: usize = 16;
 /// Maximum time within which a client has to send its request header.
-const HEADER: Duration = Duration::from_secs(2);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum duration of a connection, from its acceptance to the last byte of the answer.
-const CONVERSATION: Duration = Duration::from_secs(15);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
 /// Maximum number of bytes of a request that are read.
-const REQUEST: usize = 16 << 10;
+const MAX_REQUEST_BYTES: usize = 16 << 10;
 /// Maximum length of the answer to `/readyz`, bytes.
-const READYZ: usize = 64 << 10;
+const MAX_READYZ_BYTES: usize = 64 << 10;
 
-/// Listening sockets, with the data for the answers.
+/// Listening sockets, with the handler of their requests.
 pub(crate) struct Servers {
     tcp: Option<TcpListener>,
     unix: UnixListener,
     pub(crate) socket: PathBuf,
-    answers: Answers,
+    handler: Handler,
 }
 
-/// Data that answers are made from.
+/// Handler of requests, with the data for its answers.
 #[derive(Clone)]
-struct Answers {
+struct Handler {
     metrics: Arc<Metrics>,
-    board: Board,
-    questions: Questions,
+    report_sender: ReportSender,
+    diff_requests: DiffRequests,
     ready: Arc<Ready>,
-    side: Side,
+    origin: Origin,
 }
 
 /// Last answer to `/readyz`, built once for each report and shared by all clients.
@@ -102,7 +102,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Origin of a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
+enum Origin {
     /// Anyone who reaches the TCP port.
     Network,
     /// Anyone who reaches the TCP port from an address that has opened many connections in this second.
@@ -116,8 +116,8 @@ enum Side {
 pub(crate) async fn bind(
     flags: &Flags,
     metrics: &Arc<Metrics>,
-    board: &Board,
-    questions: Questions,
+    report_sender: &ReportSender,
+    diff_requests: DiffRequests,
 ) -> anyhow::Result<Servers> {
     let tcp = match (&*flags.healthz_ip, flags.healthz_port) {
         (_, 0) => None,
@@ -129,19 +129,20 @@ pub(crate) async fn bind(
     let unix = bind_unix(&flags.socket)
         .await
         .with_context(|| format!("listening on {} (--socket)", flags.socket.display()))?;
-    let (metrics, board) = (metrics.clone(), board.clone());
-    let answers = Answers { metrics, board, questions, ready: Arc::default(), side: Side::Local };
-    Ok(Servers { tcp, unix, socket: flags.socket.clone(), answers })
+    let (metrics, report_sender) = (metrics.clone(), report_sender.clone());
+    let handler =
+        Handler { metrics, report_sender, diff_requests, ready: Arc::default(), origin: Origin::Local };
+    Ok(Servers { tcp, unix, socket: flags.socket.clone(), handler })
 }
 
 async fn bind_tcp(ip: &str, port: u16) -> anyhow::Result<TcpListener> {
     // tokio would resolve a host name on a thread that it keeps, and that thread would not be confined.
     let addresses: Vec<SocketAddr> = (ip, port).to_socket_addrs()?.collect();
     TcpListener::bind(&*addresses).await.map_err(|error| {
-        let rival = locks::rival_on_port(port).filter(|_| error.kind() == ErrorKind::AddrInUse);
-        match rival {
-            Some(rival) => anyhow!("{rival} listens there: give one of them another --healthz-port"),
-            None => anyhow!("{}", SocketWhy(&error)),
+        let daemon = locks::daemon_on_port(port).filter(|_| error.kind() == ErrorKind::AddrInUse);
+        match daemon {
+            Some(daemon) => anyhow!("{daemon} listens there: give one of them another --healthz-port"),
+            None => anyhow!("{}", WithSocketRemedy(&error)),
         }
     })
 }
@@ -179,16 +180,16 @@ fn owner(stream: &UnixStream) -> String {
     let Some(pid) = pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0) else {
         return "a process of another pid namespace".into();
     };
-    locks::rival_with_pid(pid)
-        .map_or_else(|| format!("the process with pid {pid}"), |rival| rival.to_string())
+    locks::daemon_with_pid(pid)
+        .map_or_else(|| format!("the process with pid {pid}"), |daemon| daemon.to_string())
 }
 
 impl Servers {
     /// Answers requests for the life of the process.
     pub(crate) async fn run(self) {
-        let (local, network) = (self.answers.clone(), Answers { side: Side::Network, ..self.answers });
+        let (local, network) = (self.handler.clone(), Handler { origin: Origin::Network, ..self.handler });
         // Clients from elsewhere must not keep a probe of this node, or root, from its answer.
-        let [others, own, root] = [FOR_OTHERS, FOR_OWN, LOCAL].map(Places::new);
+        let [others, own, root] = [MAX_FOREIGN, MAX_OWN, MAX_LOCAL].map(ConnectionLimit::new);
         let tcp = async {
             let Some(tcp) = self.tcp else { return std::future::pending().await };
             let mut refused = false;
@@ -197,11 +198,11 @@ impl Servers {
                     continue;
                 };
                 let from = from.ip().to_canonical();
-                let (places, source) =
+                let (limit, source) =
                     if is_own(&stream, from) { (&own, None) } else { (&others, Some(from)) };
-                places.take(source, |taken, busy, service| {
-                    let side = if service == Service::Full { Side::Network } else { Side::Crowd };
-                    start(stream, Answers { side, ..network.clone() }, taken, busy)
+                limit.take(source, |slot, busy, service| {
+                    let origin = if service == Service::Full { Origin::Network } else { Origin::Crowd };
+                    start(stream, Handler { origin, ..network.clone() }, slot, busy)
                 });
                 // Connections that are open are answered before the next one is accepted.
                 tokio::task::yield_now().await;
@@ -213,7 +214,7 @@ impl Servers {
                 let Some((stream, _)) = patiently(self.unix.accept().await, &mut refused).await else {
                     continue;
                 };
-                root.take(None, |taken, busy, _| start(stream, local.clone(), taken, busy));
+                root.take(None, |slot, busy, _| start(stream, local.clone(), slot, busy));
                 tokio::task::yield_now().await;
             }
         };
@@ -231,7 +232,7 @@ async fn patiently<A>(accepted: std::io::Result<A>, refused: &mut bool) -> Optio
     if let Err(error) = &accepted {
         // The process has most likely run out of file descriptors, so the next attempt would fail at once.
         if !*refused {
-            warn!("cannot accept connections, retrying: {}", Why(error));
+            warn!("cannot accept connections, retrying: {}", WithRemedy(error));
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -240,63 +241,67 @@ async fn patiently<A>(accepted: std::io::Result<A>, refused: &mut bool) -> Optio
 }
 
 /// Answers requests on that connection, in a task of its own.
-fn start<S>(stream: S, answers: Answers, taken: Taken, busy: Busy) -> tokio::task::AbortHandle
+fn start<S>(stream: S, handler: Handler, slot: Slot, busy: Busy) -> tokio::task::AbortHandle
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let conversation = async move {
-        let _taken = taken;
-        let _ = tokio::time::timeout(CONVERSATION, converse(stream, answers, busy)).await;
+    let connection = async move {
+        let _slot = slot;
+        let _ = tokio::time::timeout(CONNECTION_TIMEOUT, serve_client(stream, handler, busy)).await;
     };
-    tokio::spawn(conversation).abort_handle()
+    tokio::spawn(connection).abort_handle()
 }
 
-async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, answers: Answers, busy: Busy) {
+async fn serve_client(stream: impl AsyncRead + AsyncWrite + Unpin, handler: Handler, busy: Busy) {
     let answer = service_fn(|request: Request<Incoming>| {
-        let (answers, busy) = (answers.clone(), busy.clone());
+        let (handler, busy) = (handler.clone(), busy.clone());
         async move {
             busy.store(true, Ordering::Relaxed);
-            let answer = answers.to(&request).await;
+            let answer = handler.handle(&request).await;
             busy.store(false, Ordering::Relaxed);
             Ok::<_, Infallible>(answer)
         }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER)
-        .max_buf_size(REQUEST)
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_REQUEST_BYTES)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), answer);
     // A client may close the connection at any time.
     let _ = connection.await;
 }
 
-impl Answers {
-    async fn to(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        match (self.side, request.uri().path()) {
-            (Side::Network | Side::Crowd, "/healthz") => answer(StatusCode::OK, TEXT, "twill is running\n"),
-            (Side::Network | Side::Crowd, "/readyz") => self.ready.answer(&self.board.borrow().clone()),
-            (Side::Crowd, "/metrics") => {
+impl Handler {
+    async fn handle(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        match (self.origin, request.uri().path()) {
+            (Origin::Network | Origin::Crowd, "/healthz") => {
+                answer(StatusCode::OK, TEXT, "twill is running\n")
+            }
+            (Origin::Network | Origin::Crowd, "/readyz") => {
+                self.ready.answer(&self.report_sender.borrow().clone())
+            }
+            (Origin::Crowd, "/metrics") => {
                 let why = "this address has opened too many connections in this second: try again later\n";
                 answer(StatusCode::TOO_MANY_REQUESTS, TEXT, why)
             }
-            (Side::Network, "/metrics") => {
+            (Origin::Network, "/metrics") => {
                 let open_metrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
                 answer(StatusCode::OK, open_metrics, self.metrics.text())
             }
-            (Side::Local, "/status") => {
-                let report = self.board.borrow().clone();
+            (Origin::Local, "/status") => {
+                let report = self.report_sender.borrow().clone();
                 let json = serde_json::to_string(&report.current()).unwrap_or_default();
                 answer(StatusCode::OK, "application/json", json)
             }
-            (Side::Local, "/diff") => match self.questions.diff().await {
+            (Origin::Local, "/diff") => match self.diff_requests.diff().await {
                 Some(ops) => {
                     let difference = Difference { format: diff::FORMAT, ops };
                     let json = serde_json::to_string(&difference).unwrap_or_default();
                     answer(StatusCode::OK, "application/json", json)
                 }
                 None => {
-                    let why = self.board.borrow().readiness().err();
+                    let why = self.report_sender.borrow().readiness().err();
                     let why = why.unwrap_or_else(|| "the reconcile loop is stalled".into());
                     answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("not available: {why}\n"))
                 }
@@ -319,7 +324,7 @@ fn readyz_body(readiness: &str, report: &Report) -> String {
     for warning in report.warnings.iter().take(LINES) {
         let line = warning.to_string();
         // Room for the last line is kept.
-        if body.len() + line.len() > READYZ - 100 {
+        if body.len() + line.len() > MAX_READYZ_BYTES - 100 {
             break;
         }
         let _ = writeln!(body, "{line}");
@@ -341,26 +346,26 @@ fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>
 /// Answers one connection as a daemon does that has just started.
 #[cfg(fuzzing)]
 pub(crate) async fn fuzz(stream: tokio::io::DuplexStream, local: bool) {
-    let (bell, _trigger) = crate::trigger::channel();
+    let (cause_sender, _trigger) = crate::trigger::channel();
     // Without a receiver `/diff` is answered at once.
-    let (questions, _) = crate::questions::channel(bell);
-    let side = if local { Side::Local } else { Side::Network };
-    let (metrics, board) = (Arc::new(Metrics::new()), crate::report::board());
-    let answers = Answers { metrics, board, questions, ready: Arc::default(), side };
-    converse(stream, answers, Busy::default()).await;
+    let (diff_requests, _) = crate::diff_requests::channel(cause_sender);
+    let origin = if local { Origin::Local } else { Origin::Network };
+    let (metrics, report_sender) = (Arc::new(Metrics::new()), crate::report::new_sender());
+    let handler = Handler { metrics, report_sender, diff_requests, ready: Arc::default(), origin };
+    serve_client(stream, handler, Busy::default()).await;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::board;
+    use crate::report::new_sender;
     use crate::report::warnings::tests::warning;
 
     #[test]
     fn the_first_line_is_the_readiness_and_at_most_fifty_warnings_follow() {
         let warnings = (0..1000).map(|number| warning(format!("peer {number}: silent"))).collect();
         let lost = Some("refused".to_owned());
-        let report = Report { warnings, store_lost: lost, ..Report::clone(&board().borrow()) };
+        let report = Report { warnings, store_lost: lost, ..Report::clone(&new_sender().borrow()) };
         let body = readyz_body("twill is ready", &report);
         let lines: Vec<&str> = body.lines().collect();
         assert_eq!((lines[0], lines[2], lines[51]), ("twill is ready", "peer 0: silent", "peer 49: silent"));
@@ -372,9 +377,9 @@ mod tests {
     fn readyz_has_at_most_64_kib_and_is_built_once_per_report() {
         let long = |number| warning(format!("{number} {}", "\u{1f600}".repeat(490)));
         let warnings = (0..50).map(long).collect();
-        let report = Arc::new(Report { warnings, ..Report::clone(&board().borrow()) });
+        let report = Arc::new(Report { warnings, ..Report::clone(&new_sender().borrow()) });
         let body = readyz_body("twill is ready", &report);
-        assert!(body.len() <= READYZ && body.len() > READYZ / 2, "{}", body.len());
+        assert!(body.len() <= MAX_READYZ_BYTES && body.len() > MAX_READYZ_BYTES / 2, "{}", body.len());
         assert!(body.lines().last().unwrap().ends_with(" more"), "{body}");
         let ready = Ready::default();
         let built = || ready.0.lock().unwrap().as_ref().map(|page| page.body.as_ptr());

@@ -9,31 +9,31 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use kernel::Kernel;
 use plan::backend::{self, Announced};
-use plan::belief::History;
 use plan::config::Config;
-use plan::follow::HOLD;
-use plan::former::Former;
 use plan::ip_address::is_link_local;
 use plan::lease::{Lease, Leases};
+use plan::left_overs::LeftOvers;
 use plan::netconf::NetConf;
 use plan::node::{Node, Uplink};
 use plan::owned::Writer;
+use plan::shrink_guard::StoreHistory;
 use plan::state::MAIN_TABLE;
 use plan::subnet::Subnet;
-use plan::subnet_alloc::Asker;
+use plan::subnet_alloc::Requester;
 use plan::underlay::Underlay;
 use plan::uplink::{self, Ask, Exit, Reach, UplinkChoice};
+use plan::uplink_follower::LOST_ADDRESS_WAIT;
 use plan::{Family, Mac, TunnelId};
 use store::StoreError;
 use tracing::{info, warn};
 
-use crate::cache::{Cache, Remembered};
+use crate::cache::{Cache, CachedState};
 use crate::flags::Flags;
 use crate::footprint::Footprint;
 use crate::locks::Locks;
-use crate::own_lease::{Macs, OwnLease, Source};
+use crate::own_lease::{Macs, OwnLease, StoreHandle};
 use crate::probe::Holder;
-use crate::report::{self, Board};
+use crate::report::{self, ReportSender};
 use crate::{notify, probe, subnet_file};
 
 /// Distant addresses, one per family. If the main table has no default route, the kernel is asked for its route to them.
@@ -43,21 +43,21 @@ const FAR: [IpAddr; 2] =
 /// Time between two attempts.
 const RETRY: Duration = Duration::from_secs(1);
 /// Time without the store after which the remembered state is used. A store that merely starts is back sooner.
-const PATIENCE: Duration = Duration::from_secs(5);
+const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Network config in force, and this node's place in it.
 pub(crate) struct Identity {
     pub(crate) config: Config,
     pub(crate) node: Node,
     /// Left-overs of an earlier daemon on this node.
-    pub(crate) former: Former,
+    pub(crate) former: LeftOvers,
     /// Reason for the choice of the uplink.
     pub(crate) uplink_reason: String,
     pub(crate) own_lease: OwnLease,
     /// Leases that the last run remembered; `Unknown` if they cannot be used.
     pub(crate) remembered: Leases,
     /// Position in the store's history that the last run remembered.
-    pub(crate) history: Option<History>,
+    pub(crate) history: Option<StoreHistory>,
     /// Addresses of the uplink that the last run announced.
     pub(crate) home: Vec<IpAddr>,
 }
@@ -66,7 +66,7 @@ pub(crate) struct Identity {
 pub(crate) struct Place {
     pub(crate) underlay: Underlay,
     pub(crate) choice: UplinkChoice,
-    pub(crate) asker: Asker,
+    pub(crate) requester: Requester,
     /// Random MACs (IPv4, IPv6) for VTEPs that have none yet.
     drawn: [Mac; 2],
 }
@@ -75,18 +75,18 @@ pub(crate) struct Place {
 /// again. Returns an error if another daemon holds a lock, no uplink can be chosen, or the store refuses the lease.
 pub(crate) fn establish(
     flags: &Flags,
-    source: &Source,
+    source: &StoreHandle,
     kernel: &mut Kernel,
     locks: &mut Locks,
     cache: &Cache,
-    board: &Board,
+    report_sender: &ReportSender,
 ) -> anyhow::Result<Identity> {
-    let remembered = cache.read().map(|remembered| remembered.imposing(flags.backend_type.as_ref()));
+    let remembered = cache.read().map(|remembered| remembered.with_backend(flags.backend_type.as_ref()));
     let begun = Instant::now();
     let dice = u64::from_ne_bytes(draw()?);
     loop {
         let read = || source.net_conf();
-        let conf = until_done(board, begun, "the network config", read, || {
+        let conf = until_done(report_sender, begun, "the network config", read, || {
             let remembered = remembered.as_ref()?;
             is_here(remembered, flags, kernel).then(|| remembered.conf.clone())
         });
@@ -96,10 +96,10 @@ pub(crate) fn establish(
         let mut place = Place::find_settled(flags, &conf, kernel, &home, source)?;
         place.choice.failures.iter().for_each(|failure| warn!("uplink flag skipped: {failure}"));
         info!("uplink is {}: {}", place.choice.uplink.link, place.choice.reason);
-        let remembered = remembered.as_ref().filter(|remembered| place.is_of(remembered, &conf));
+        let remembered = remembered.as_ref().filter(|remembered| place.matches_cache(remembered, &conf));
         let history = remembered.and_then(|remembered| remembered.history);
-        place.asker.held = remembered.and_then(Remembered::own);
-        let own_lease = OwnLease::new(source.clone(), conf, place.asker.clone());
+        place.requester.held = remembered.and_then(CachedState::own);
+        let own_lease = OwnLease::new(source.clone(), conf, place.requester.clone());
         let is_refused = Cell::new(false);
         let take = || match source.net_conf() {
             Ok(now) if now != *own_lease.conf() => Ok(None),
@@ -110,13 +110,13 @@ pub(crate) fn establish(
             }
         };
         let own = || {
-            let lease = remembered?.own().filter(|lease| place.asker.owns(lease) && !is_refused.get())?;
+            let lease = remembered?.own().filter(|lease| place.requester.owns(lease) && !is_refused.get())?;
             Some(Some(Ok(lease)))
         };
-        if let Some(lease) = until_done(board, begun, "a lease", take, own) {
+        if let Some(lease) = until_done(report_sender, begun, "a lease", take, own) {
             let lease = lease?;
-            let remembered = remembered.map_or(Leases::Unknown, Remembered::leases);
-            let (own_lease, lease) = own_lease.holding(lease);
+            let remembered = remembered.map_or(Leases::Unknown, CachedState::leases);
+            let (own_lease, lease) = own_lease.with_lease(lease);
             let identity = place.identity(flags, locks, own_lease, &lease, remembered);
             return Ok(Identity { history, home, ..identity });
         }
@@ -139,40 +139,41 @@ impl Place {
         let remembered = standing.chain(known.iter().copied()).collect();
         let choice = choose_uplink(flags, config, &underlay, kernel, remembered)?;
         let previous = subnet_file::previous(&flags.subnet_file);
-        let asker = Asker { previous, vteps: backend::standing(&underlay), ..Asker::at(&choice.uplink) };
+        let requester =
+            Requester { previous, vteps: backend::standing(&underlay), ..Requester::at(&choice.uplink) };
         let drawn = [Mac::local_unicast(draw()?), Mac::local_unicast(draw()?)];
-        Ok(Self { underlay, choice, asker, drawn })
+        Ok(Self { underlay, choice, requester, drawn })
     }
 
     /// Chooses the uplink at start, where the first look may be wrong. A node that has only a makeshift address waits up
-    /// to [`HOLD`] for its own. If nothing on the node shows which of several addresses is its own, the store's leases
+    /// to [`LOST_ADDRESS_WAIT`] for its own. If nothing on the node shows which of several addresses is its own, the store's leases
     /// may.
     fn find_settled(
         flags: &Flags,
         conf: &NetConf,
         kernel: &mut Kernel,
         home: &[IpAddr],
-        source: &Source,
+        source: &StoreHandle,
     ) -> anyhow::Result<Self> {
         let config = conf.config();
         let begun = Instant::now();
-        let mut said = false;
+        let mut logged = false;
         loop {
             let place = Self::find(flags, &config, kernel, home)?;
             let is_home = home.is_empty() || home.iter().any(|address| place.has(*address));
             let is_makeshift = uplink::is_makeshift(&place.underlay, &place.choice.uplink);
-            if is_home || !is_makeshift || begun.elapsed() >= HOLD {
+            if is_home || !is_makeshift || begun.elapsed() >= LOST_ADDRESS_WAIT {
                 if !place.is_ambiguous(home) {
                     return Ok(place);
                 }
                 let leases = source.leases(conf).unwrap_or_default();
-                let leased = uplink::leased(&leases, &place.underlay, place.asker.previous);
+                let leased = uplink::leased(&leases, &place.underlay, place.requester.previous);
                 return Self::find(flags, &config, kernel, &[home, &leased].concat());
             }
-            if !said {
-                let (home, hold) = (joined(home), HOLD.as_secs());
+            if !logged {
+                let (home, hold) = (joined(home), LOST_ADDRESS_WAIT.as_secs());
                 info!("waiting up to {hold} s for {home}, which this node had before");
-                said = true;
+                logged = true;
             }
             notify::alive();
             std::thread::sleep(Duration::from_millis(250));
@@ -199,8 +200,8 @@ impl Place {
     }
 
     /// Returns true if `remembered` was written with this uplink and under the same pod networks.
-    fn is_of(&self, remembered: &Remembered, conf: &NetConf) -> bool {
-        let Remembered { uplink_mac, conf: then, .. } = remembered;
+    fn matches_cache(&self, remembered: &CachedState, conf: &NetConf) -> bool {
+        let CachedState { uplink_mac, conf: then, .. } = remembered;
         *uplink_mac == self.uplink_mac() && (&then.ipv4, &then.ipv6) == (&conf.ipv4, &conf.ipv6)
     }
 
@@ -213,7 +214,7 @@ impl Place {
         config: &Config,
         dice: u64,
     ) -> Result<Result<Lease, StoreError>, StoreError> {
-        let refused = match own_lease.take(self.macs(config), dice, false) {
+        let refused = match own_lease.acquire(self.macs(config), dice, false) {
             Err(refused) if refused.is_refusal() => refused,
             taken => return taken.map(Ok),
         };
@@ -226,7 +227,7 @@ impl Place {
             }
             Holder::Nobody => {
                 warn!("no other machine answers for {address}, so a lease counts as left over: {refused}");
-                own_lease.take(self.macs(config), dice, true).map(Ok)
+                own_lease.acquire(self.macs(config), dice, true).map(Ok)
             }
         }
     }
@@ -291,12 +292,12 @@ impl Place {
         lease: &Lease,
         footprint: Option<&Footprint>,
         networks: &[ipnet::IpNet],
-    ) -> Former {
-        let subnets = [Some(lease.subnet), self.asker.previous].into_iter().flatten();
+    ) -> LeftOvers {
+        let subnets = [Some(lease.subnet), self.requester.previous].into_iter().flatten();
         let mut links: Vec<_> =
             subnets.flat_map(|subnet| backend::left_devices(&self.underlay, &subnet)).collect();
         let mut networks = networks.to_vec();
-        let previous = self.asker.previous.into_iter();
+        let previous = self.requester.previous.into_iter();
         let subnets = previous.flat_map(Subnet::nets).collect();
         // flannel uses only the main table.
         let mut tables = vec![MAIN_TABLE];
@@ -308,7 +309,7 @@ impl Place {
         links.sort_unstable();
         links.dedup();
         let firewall = footprint.is_none_or(|footprint| footprint.firewall);
-        Former { links, networks, subnets, tables, writer: Writer::Flannel, firewall }
+        LeftOvers { links, networks, subnets, tables, writer: Writer::Flannel, firewall }
     }
 
     /// Returns the MAC of the uplink; all zeros if the link is gone.
@@ -327,18 +328,18 @@ pub(crate) fn choose_uplink(
 ) -> anyhow::Result<UplinkChoice> {
     let outward = uplink::without_default(config, underlay).into_iter().map(|family| FAR[family as usize]);
     let outward = outward.map(|target| reach(kernel, target)).collect();
-    let ask = Ask { remembered, outward, ..ask(flags, kernel) };
+    let ask = Ask { remembered, outward, ..uplink_ask(flags, kernel) };
     uplink::choose(config, underlay, &ask).context("choosing the interface")
 }
 
 /// Returns true if `remembered` was written on this machine, by the uplink's MAC.
-fn is_here(remembered: &Remembered, flags: &Flags, kernel: &mut Kernel) -> bool {
+fn is_here(remembered: &CachedState, flags: &Flags, kernel: &mut Kernel) -> bool {
     Place::find(flags, &remembered.conf.config(), kernel, &own_addresses(remembered, flags))
         .is_ok_and(|place| place.uplink_mac() == remembered.uplink_mac)
 }
 
 /// Returns the addresses that the last run announced and that no flag had set.
-fn own_addresses(remembered: &Remembered, flags: &Flags) -> Vec<IpAddr> {
+fn own_addresses(remembered: &CachedState, flags: &Flags) -> Vec<IpAddr> {
     let is_own = |family: &Family| match family {
         Family::Ipv4 => flags.public_ip.is_none(),
         Family::Ipv6 => flags.public_ipv6.is_none(),
@@ -357,7 +358,7 @@ fn reach(kernel: &mut Kernel, target: IpAddr) -> Reach {
     Reach { target, exit: found.map(|found| Exit { link: found.route.link, source: found.source }) }
 }
 
-fn ask(flags: &Flags, kernel: &mut Kernel) -> Ask {
+fn uplink_ask(flags: &Flags, kernel: &mut Kernel) -> Ask {
     Ask {
         ifaces: flags.iface.clone(),
         patterns: flags.iface_regex.clone(),
@@ -379,26 +380,26 @@ fn draw<const N: usize>() -> anyhow::Result<[u8; N]> {
 /// Repeats `attempt` until it succeeds, or until `instead` gives the value that an earlier run remembered. An error is
 /// logged once, and again only when it changes.
 fn until_done<T, E: Display>(
-    board: &Board,
+    report_sender: &ReportSender,
     begun: Instant,
     what: &str,
     mut attempt: impl FnMut() -> Result<T, E>,
     mut instead: impl FnMut() -> Option<T>,
 ) -> T {
-    let mut said = String::new();
-    report::wait_for(board, what);
+    let mut logged = String::new();
+    report::wait_for(report_sender, what);
     loop {
         notify::alive();
         let error = match attempt() {
             Ok(done) => return done,
             Err(error) => error.to_string(),
         };
-        if error != said {
+        if error != logged {
             warn!("waiting for {what}: {error}");
-            report::wait_for(board, &format!("{what}: {error}"));
-            said = error;
+            report::wait_for(report_sender, &format!("{what}: {error}"));
+            logged = error;
         }
-        if begun.elapsed() > PATIENCE
+        if begun.elapsed() > STORE_TIMEOUT
             && let Some(remembered) = instead()
         {
             warn!("the store does not answer; going on with {what} from the leases cache");

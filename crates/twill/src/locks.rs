@@ -27,15 +27,15 @@ use plan::config::Config;
 use plan::other_daemons::FirewallKeeper;
 use tracing::warn;
 
-use crate::errno::{self, Why, is_shortage};
+use crate::errno::{self, WithRemedy, is_shortage};
 use crate::files;
 
 /// Maximum time to wait for a lock that is passed on. A process that holds it longer is a running daemon.
-const PASSING: Duration = Duration::from_secs(1);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum number of attempts to take a lock while another daemon tries to take the same one.
 const ATTEMPTS: u32 = 5;
 /// Maximum length of a lock file's text, bytes.
-const OWNER: u64 = 64;
+const MAX_OWNER_BYTES: u64 = 64;
 /// Prefix of every address.
 const PREFIX: &str = "twill ";
 /// Prefix of a statement that names a subnet file.
@@ -49,19 +49,19 @@ pub(crate) struct Locks {
     /// Sockets whose addresses only state what we have.
     statements: Vec<UnixDatagram>,
     /// Users whose addresses look like ours and count for nothing; each is reported once.
-    strangers: BTreeSet<u32>,
+    untrusted_users: BTreeSet<u32>,
 }
 
 /// Lock that we hold in the kernel.
 struct Held {
-    what: Locked,
+    what: Resource,
     name: String,
     _socket: UnixDatagram,
 }
 
 /// Things that a network namespace grants to one daemon only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Locked {
+enum Resource {
     Network(IpNet),
     /// Devices of a tunnel.
     Tunnel(TunnelId),
@@ -69,7 +69,7 @@ enum Locked {
     Firewall,
 }
 
-impl Locked {
+impl Resource {
     /// Reports whether two daemons with these locks would fight.
     fn conflicts(self, other: Self) -> bool {
         match (self, other) {
@@ -79,7 +79,7 @@ impl Locked {
     }
 }
 
-impl fmt::Display for Locked {
+impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Network(network) => write!(f, "network {network}"),
@@ -89,7 +89,7 @@ impl fmt::Display for Locked {
     }
 }
 
-impl FromStr for Locked {
+impl FromStr for Resource {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
@@ -102,30 +102,30 @@ impl FromStr for Locked {
 }
 
 /// Reason why a lock was not taken.
-enum Refused {
+enum LockError {
     /// The daemon holds the given lock, which conflicts with ours.
-    Other(Rival, Locked),
+    Other(OtherDaemon, Resource),
     Failed(anyhow::Error),
 }
 
-impl From<anyhow::Error> for Refused {
+impl From<anyhow::Error> for LockError {
     fn from(error: anyhow::Error) -> Self {
         Self::Failed(error)
     }
 }
 
-impl Refused {
+impl LockError {
     /// Makes an error that names the owner. `key` is the flag or config key to change in one of the daemons.
-    fn advising(self, wanted: Locked, key: &str) -> anyhow::Error {
+    fn into_error(self, resource: Resource, key: &str) -> anyhow::Error {
         match self {
-            Self::Other(rival, other) if other == wanted => {
-                anyhow!("{rival} has {other}: stop it, or give one of them another {key}")
+            Self::Other(daemon, other) if other == resource => {
+                anyhow!("{daemon} has {other}: stop it, or give one of them another {key}")
             }
-            Self::Other(rival, other) => {
-                let wanted = wanted.to_string();
-                let wanted = wanted.rsplit(' ').next().unwrap_or_default();
+            Self::Other(daemon, other) => {
+                let resource = resource.to_string();
+                let resource = resource.rsplit(' ').next().unwrap_or_default();
                 anyhow!(
-                    "{rival} has {other}, which overlaps {wanted}: stop it, or give one of them another {key}"
+                    "{daemon} has {other}, which overlaps {resource}: stop it, or give one of them another {key}"
                 )
             }
             Self::Failed(error) => error,
@@ -140,18 +140,18 @@ impl Locks {
         let path = lock_file(subnet_file);
         let mut place = open_lock(subnet_file, &path)?;
         let (LockFile::Beside(file) | LockFile::SubnetFile(file)) = &mut place;
-        match lock_soon(file) {
+        match lock_with_timeout(file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 // Until we lock it, the file names the daemon that has.
                 bail!(
                     "{} writes {}: stop it, or give this one another --subnet-file",
-                    Rival { process: owner_in(file), subnet_file: None },
+                    OtherDaemon { process: owner_in(file), subnet_file: None },
                     subnet_file.display()
                 )
             }
             Err(TryLockError::Error(error)) => {
-                bail!("locking {}: {}", path.display(), Why(&error));
+                bail!("locking {}: {}", path.display(), WithRemedy(&error));
             }
         }
         self.file = Some(match place {
@@ -182,72 +182,72 @@ impl Locks {
     /// earlier tunnel stay until `keep_tunnels`. Returns an error that names the owner if another daemon has one; then all
     /// earlier locks stay.
     pub(crate) fn take_config(&mut self, config: &Config) -> anyhow::Result<()> {
-        for network in config.networks().map(Locked::Network) {
+        for network in config.networks().map(Resource::Network) {
             let key = "--etcd-prefix (or --store) with another Network in its network config";
-            self.take(network).map_err(|refused| refused.advising(network, key))?;
+            self.take(network).map_err(|refused| refused.into_error(network, key))?;
         }
         if let Some(id) = config.backend.tunnel_id() {
             let key = format!("{} in the Backend of its network config", id.kind.number());
-            let tunnel = Locked::Tunnel(id);
-            self.take(tunnel).map_err(|refused| refused.advising(tunnel, &key))?;
+            let tunnel = Resource::Tunnel(id);
+            self.take(tunnel).map_err(|refused| refused.into_error(tunnel, &key))?;
         }
         let networks: Vec<IpNet> = config.networks().collect();
         self.held
-            .retain(|held| !matches!(held.what, Locked::Network(network) if !networks.contains(&network)));
+            .retain(|held| !matches!(held.what, Resource::Network(network) if !networks.contains(&network)));
         Ok(())
     }
 
     /// Holds the locks of exactly these tunnels. Returns those that another daemon has.
     pub(crate) fn keep_tunnels(&mut self, tunnels: &[TunnelId]) -> Vec<TunnelId> {
-        let is_gone = |what: Locked| matches!(what, Locked::Tunnel(id) if !tunnels.contains(&id));
+        let is_gone = |what: Resource| matches!(what, Resource::Tunnel(id) if !tunnels.contains(&id));
         self.held.retain(|held| !is_gone(held.what));
         let is_others = |taken| match taken {
             Ok(()) => false,
-            Err(Refused::Other(..)) => true,
+            Err(LockError::Other(..)) => true,
             // After an I/O error no daemon is known to own the tunnel, so no peer is left out.
-            Err(Refused::Failed(error)) => !error.root_cause().is::<io::Error>(),
+            Err(LockError::Failed(error)) => !error.root_cause().is::<io::Error>(),
         };
-        tunnels.iter().copied().filter(|id| is_others(self.take(Locked::Tunnel(*id)))).collect()
+        tunnels.iter().copied().filter(|id| is_others(self.take(Resource::Tunnel(*id)))).collect()
     }
 
     /// Takes the lock for flannel's tables and chains, which exist once. Returns the daemon that has it.
     pub(crate) fn keep_firewall(&mut self) -> FirewallKeeper {
-        match self.take(Locked::Firewall) {
+        match self.take(Resource::Firewall) {
             Ok(()) => FirewallKeeper::Us,
-            Err(Refused::Other(rival, _)) => FirewallKeeper::Other(rival.to_string().into()),
-            Err(Refused::Failed(error)) => FirewallKeeper::Unknown(errno::in_words(&error).into()),
+            Err(LockError::Other(daemon, _)) => FirewallKeeper::Other(daemon.to_string().into()),
+            Err(LockError::Failed(error)) => FirewallKeeper::Unknown(errno::describe(&error).into()),
         }
     }
 
     /// Returns true if another daemon has that tunnel.
     pub(crate) fn is_others_tunnel(&mut self, id: TunnelId) -> bool {
-        let tunnel = Locked::Tunnel(id);
+        let tunnel = Resource::Tunnel(id);
         !self.holds(tunnel) && self.other(tunnel).is_ok_and(|other| other.is_some())
     }
 
-    fn holds(&self, what: Locked) -> bool {
+    fn holds(&self, what: Resource) -> bool {
         self.held.iter().any(|held| held.what == what)
     }
 
-    fn take(&mut self, what: Locked) -> Result<(), Refused> {
+    fn take(&mut self, what: Resource) -> Result<(), LockError> {
         if self.holds(what) {
             return Ok(());
         }
         for _ in 0..ATTEMPTS {
             if let Some((process, other)) = self.other(what)? {
                 let subnet_file = subnet_file_of(&statements(), process);
-                return Err(Refused::Other(Rival { process: Some(process), subnet_file }, other));
+                return Err(LockError::Other(OtherDaemon { process: Some(process), subnet_file }, other));
             }
             if self.bind(what)? {
                 return Ok(());
             }
         }
-        Err(Refused::Failed(anyhow!("other daemons try to take {what} at the same time")))
+        Err(LockError::Failed(anyhow!("other daemons try to take {what} at the same time")))
     }
 
     /// Binds an address first and looks for conflicts then, so that at least one of two daemons sees the conflict. In
     /// a conflict both give way for random times. Returns true if the lock is ours.
-    fn bind(&mut self, what: Locked) -> anyhow::Result<bool> {
+    fn bind(&mut self, what: Resource) -> anyhow::Result<bool> {
         let (name, socket) = bind(&what.to_string()).with_context(|| format!("locking {what}"))?;
         self.held.push(Held { what, name, _socket: socket });
         if self.other(what)?.is_none() {
@@ -259,18 +259,18 @@ impl Locks {
     }
 
     /// Returns another daemon's lock that conflicts with `what`, and its owner.
-    fn other(&mut self, what: Locked) -> anyhow::Result<Option<(Process, Locked)>> {
+    fn other(&mut self, what: Resource) -> anyhow::Result<Option<(Process, Resource)>> {
         let mut found = None;
         for AbstractName { name, uid } in abstract_names(PREFIX)? {
             let Some((process, has)) = statement(&name) else { continue };
-            let Ok(has) = has.parse::<Locked>() else { continue };
+            let Ok(has) = has.parse::<Resource>() else { continue };
             if !has.conflicts(what) || self.held.iter().any(|held| held.name == name) {
                 continue;
             }
             match uid.filter(|uid| !is_trusted(*uid)) {
                 None => found = Some((process, has)),
-                Some(stranger) if self.strangers.insert(stranger) => warn!(
-                    "user {stranger} holds the abstract unix address @{name:?}; only root's locks count: ss -xpa names the process"
+                Some(untrusted) if self.untrusted_users.insert(untrusted) => warn!(
+                    "user {untrusted} holds the abstract unix address @{name:?}; only root's locks count: ss -xpa names the process"
                 ),
                 Some(_) => {}
             }
@@ -286,12 +286,12 @@ fn is_trusted(uid: u32) -> bool {
 
 /// Daemon of this node that holds what we want, as far as it is known.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Rival {
+pub(crate) struct OtherDaemon {
     process: Option<Process>,
     subnet_file: Option<String>,
 }
 
-impl fmt::Display for Rival {
+impl fmt::Display for OtherDaemon {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("another daemon of this node")?;
         let pid = self.process.map(Process::shown);
@@ -302,22 +302,22 @@ impl fmt::Display for Rival {
 }
 
 /// Returns the daemon that states to have `what`.
-fn rival(what: &str) -> Rival {
+fn daemon_with(what: &str) -> OtherDaemon {
     let statements = statements();
     let process = statements.iter().find(|(_, has)| has == what).map(|(process, _)| *process);
-    Rival { process, subnet_file: process.and_then(|process| subnet_file_of(&statements, process)) }
+    OtherDaemon { process, subnet_file: process.and_then(|process| subnet_file_of(&statements, process)) }
 }
 
 /// Returns the daemon that states to listen on that port.
-pub(crate) fn rival_on_port(port: u16) -> Option<Rival> {
-    Some(rival(&healthz_name(port))).filter(|rival| rival.process.is_some())
+pub(crate) fn daemon_on_port(port: u16) -> Option<OtherDaemon> {
+    Some(daemon_with(&healthz_name(port))).filter(|daemon| daemon.process.is_some())
 }
 
 /// Returns the daemon with that pid; `None` if no daemon states to be it.
-pub(crate) fn rival_with_pid(pid: u32) -> Option<Rival> {
+pub(crate) fn daemon_with_pid(pid: u32) -> Option<OtherDaemon> {
     let process = Process { pid, ..Process::ours() };
     let subnet_file = subnet_file_of(&statements(), process)?;
-    Some(Rival { process: Some(process), subnet_file: Some(subnet_file) })
+    Some(OtherDaemon { process: Some(process), subnet_file: Some(subnet_file) })
 }
 
 /// Returns the subnet files of all daemons of this node that state theirs.
@@ -419,13 +419,13 @@ fn open_lock(subnet_file: &Path, path: &Path) -> anyhow::Result<LockFile> {
     }
 }
 
-/// Locks the file, with retries for [`PASSING`]. After a daemon was killed, its child holds the lock until it has
+/// Locks the file, with retries for [`LOCK_TIMEOUT`]. After a daemon was killed, its child holds the lock until it has
 /// executed its tool.
-fn lock_soon(file: &File) -> Result<(), TryLockError> {
-    let end = Instant::now() + PASSING;
+fn lock_with_timeout(file: &File) -> Result<(), TryLockError> {
+    let end = Instant::now() + LOCK_TIMEOUT;
     loop {
         match file.try_lock() {
-            Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(PASSING / 20),
+            Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(LOCK_TIMEOUT / 20),
             done => return done,
         }
     }
@@ -435,7 +435,7 @@ fn lock_soon(file: &File) -> Result<(), TryLockError> {
 fn owner_in(file: &mut File) -> Option<Process> {
     let mut text = String::new();
     file.rewind().ok()?;
-    file.take(OWNER).read_to_string(&mut text).ok()?;
+    file.take(MAX_OWNER_BYTES).read_to_string(&mut text).ok()?;
     Process::parse(text.trim())
 }
 
@@ -455,7 +455,7 @@ fn healthz_name(port: u16) -> String {
 #[cfg(fuzzing)]
 pub(crate) fn fuzz(name: &str) {
     let Some((process, has)) = statement(name) else { return };
-    let _ = (process.shown(), has.parse::<Locked>().map(|lock| lock.conflicts(Locked::Firewall)));
+    let _ = (process.shown(), has.parse::<Resource>().map(|lock| lock.conflicts(Resource::Firewall)));
 }
 
 #[cfg(test)]
@@ -467,7 +467,7 @@ mod tests {
     #[test]
     fn only_addresses_in_the_form_of_a_lock_are_parsed() {
         for what in ["network 10.244.0.0/16", "network fd00:1::/48", "VNI 1", "traffic rules"] {
-            assert_eq!(what.parse::<Locked>().unwrap().to_string(), what);
+            assert_eq!(what.parse::<Resource>().unwrap().to_string(), what);
             let name = format!("twill pid 4711 of 12 has {what} #0000000000000007");
             assert_eq!(statement(&name), Some((Process { pid: 4711, namespace: 12 }, what)));
         }
@@ -484,14 +484,14 @@ mod tests {
         assert!(
             ["VNI -1", "VNI", "network 10.244.0.0", "traffic"]
                 .iter()
-                .all(|what| what.parse::<Locked>().is_err())
+                .all(|what| what.parse::<Resource>().is_err())
         );
     }
 
     #[test]
     fn networks_conflict_by_addresses_and_all_other_locks_by_name() {
         let conflict = |one: &str, other: &str| {
-            let [one, other] = [one, other].map(|text| text.parse::<Locked>().unwrap());
+            let [one, other] = [one, other].map(|text| text.parse::<Resource>().unwrap());
             assert_eq!(one.conflicts(other), other.conflicts(one));
             one.conflicts(other)
         };
@@ -505,7 +505,7 @@ mod tests {
     #[test]
     fn of_many_daemons_one_gets_the_lock_and_the_next_one_after_its_end() {
         let number = 0x00ff_0000 | std::process::id() & 0xffff;
-        let what = Locked::Tunnel(TunnelId { kind: plan::TunnelKind::Vxlan, number });
+        let what = Resource::Tunnel(TunnelId { kind: plan::TunnelKind::Vxlan, number });
         let all: Vec<_> = (0..8).map(|_| thread::spawn(move || taken(what))).collect();
         let all: Vec<Locks> = all.into_iter().filter_map(|thread| thread.join().unwrap()).collect();
         assert!(all.len() <= 1, "{} of them have it", all.len());
@@ -525,7 +525,7 @@ mod tests {
             let conf = format!(r#"{{"Network":"{}","Backend":{{"Type":"host-gw"}}}}"#, network(first));
             plan::netconf::NetConf::parse(conf.as_bytes()).unwrap().config()
         };
-        let lock = |first: u8| Locked::Network(network(first).parse().unwrap());
+        let lock = |first: u8| Resource::Network(network(first).parse().unwrap());
         let mut locks = Locks::default();
         locks.take_config(&config(11)).unwrap();
         assert!(taken(lock(11)).is_none());
@@ -539,7 +539,7 @@ mod tests {
         assert!(taken(lock(12)).is_none());
     }
 
-    fn taken(what: Locked) -> Option<Locks> {
+    fn taken(what: Resource) -> Option<Locks> {
         let mut locks = Locks::default();
         locks.take(what).is_ok().then_some(locks)
     }

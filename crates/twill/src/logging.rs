@@ -35,7 +35,7 @@ pub(crate) fn init(verbosity: i64, format: LogFormat) {
 
 /// Translates klog's level (`-v`). It applies to our own crates, not to the libraries below. RUST_LOG overrides it.
 fn filter(verbosity: i64) -> EnvFilter {
-    if std::env::var_os("RUST_LOG").is_some_and(|said| !said.is_empty()) {
+    if std::env::var_os("RUST_LOG").is_some_and(|value| !value.is_empty()) {
         return EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
     }
     let own = match verbosity {

@@ -6,6 +6,7 @@ mod client;
 mod confine;
 mod daemon;
 mod diff;
+mod diff_requests;
 mod docker_opts;
 mod errno;
 mod files;
@@ -19,19 +20,18 @@ mod locks;
 mod logging;
 mod memory;
 mod metrics;
-mod notebook;
 mod notify;
 mod own_lease;
+mod pass;
 mod probe;
-mod questions;
 mod readiness;
 mod reconcile;
 mod report;
-mod round;
 mod status;
 mod subnet_file;
 mod trigger;
 mod uninstall;
+mod warning_log;
 
 use std::process::ExitCode;
 
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         Ok(Command::DockerOpts(flags)) => docker_opts::run(&flags),
         Ok(Command::Diff(flags)) => {
             return diff::run(&flags).unwrap_or_else(|error| {
-                eprintln!("twill: {}", errno::in_words(&error));
+                eprintln!("twill: {}", errno::describe(&error));
                 ExitCode::from(2)
             });
         }
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("twill: {}", errno::in_words(&error));
+            eprintln!("twill: {}", errno::describe(&error));
             ExitCode::FAILURE
         }
     }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
-use plan::verdict::{Finding, Health};
+use plan::health::{Finding, Health};
 use plan::{Path, PeerPath};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -16,10 +16,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-use store::Pulse;
+use store::ConnectionStats;
 
+use crate::pass::Pass;
 use crate::report::peers::{health_of, state};
-use crate::round::Round;
 use current::Current;
 
 /// Label of series by kind of kernel object.
@@ -42,7 +42,7 @@ struct ByFinding {
 
 /// Label of series by the path that peers have switched to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByWay {
+struct ByNewPath {
     to: &'static str,
 }
 
@@ -76,13 +76,13 @@ pub(crate) struct Metrics {
     peers: Family<ByPath, Gauge>,
     findings: Current<ByFinding>,
     peer_faults: Current<ByPeer>,
-    switches: Family<ByWay, Counter>,
+    switches: Family<ByNewPath, Counter>,
     warnings: Current<ByReason>,
     store_lost: Gauge,
     store_age: PreciseGauge,
     watch_restarts: Counter,
     lists: Counter,
-    pulse: OnceLock<Arc<Pulse>>,
+    stats: OnceLock<Arc<ConnectionStats>>,
 }
 
 impl Metrics {
@@ -104,7 +104,7 @@ impl Metrics {
             store_age: PreciseGauge::default(),
             watch_restarts: Counter::default(),
             lists: Counter::default(),
-            pulse: OnceLock::new(),
+            stats: OnceLock::new(),
             registry: Registry::default(),
         };
         registry.register("passes", "Reconcile passes", metrics.passes.clone());
@@ -134,10 +134,10 @@ impl Metrics {
 
     /// Returns the text that `/metrics` answers.
     pub(crate) fn text(&self) -> String {
-        if let Some(pulse) = self.pulse.get() {
-            self.store_age.set(pulse.age().map_or(f64::INFINITY, |age| age.as_secs_f64()));
-            catch_up(&self.watch_restarts, pulse.restarts());
-            catch_up(&self.lists, pulse.lists());
+        if let Some(stats) = self.stats.get() {
+            self.store_age.set(stats.age().map_or(f64::INFINITY, |age| age.as_secs_f64()));
+            catch_up(&self.watch_restarts, stats.restarts());
+            catch_up(&self.lists, stats.lists());
         }
         let mut text = String::new();
         // Writing to a String cannot fail.
@@ -146,22 +146,22 @@ impl Metrics {
     }
 
     /// Sets the store's counters, which `text` reads. Only the first call has an effect.
-    pub(crate) fn follow(&self, pulse: Arc<Pulse>) {
-        let _ = self.pulse.set(pulse);
+    pub(crate) fn set_store_stats(&self, stats: Arc<ConnectionStats>) {
+        let _ = self.stats.set(stats);
     }
 
     /// Counts a pass with its ops, and shows its delayed ops and warnings.
-    pub(crate) fn count(&self, round: &Round) {
+    pub(crate) fn count(&self, pass: &Pass) {
         self.passes.inc();
-        self.pass_seconds.observe(round.took.as_secs_f64());
-        for op in &round.ops {
+        self.pass_seconds.observe(pass.duration.as_secs_f64());
+        for op in &pass.ops {
             self.ops.get_or_create(&ByKind { kind: op.object.kind() }).inc();
         }
-        for (op, _) in &round.failed {
+        for (op, _) in &pass.failed {
             self.failed_ops.get_or_create(&ByKind { kind: op.object.kind() }).inc();
         }
-        self.delayed_ops.set(round.held.len() as i64);
-        self.warnings.count(round.notes.iter().map(|note| ByReason { reason: note.reason() }));
+        self.delayed_ops.set(pass.delayed.len() as i64);
+        self.warnings.count(pass.warnings.iter().map(|warning| ByReason { reason: warning.reason() }));
     }
 
     /// Shows the peers by path and by health, and the first [`FAULTS`] faulty ones. `switches` counts peers that have
@@ -176,7 +176,7 @@ impl Metrics {
         let mut faults = Vec::new();
         for peer in peers {
             let health = health_of(healths, peer);
-            let (finding, fault) = state(peer, health.map(|health| &health.verdict.finding));
+            let (finding, fault) = state(peer, health.map(|health| &health.peer.finding));
             *counts.entry(ByFinding { finding }).or_default() += 1;
             if fault {
                 faults.push((health.is_none_or(|health| health.latency.is_none()), peer, finding));
@@ -190,7 +190,7 @@ impl Metrics {
         }));
         self.findings.set(counts);
         for (path, count) in switches {
-            self.switches.get_or_create(&ByWay { to: path.label() }).inc_by(*count);
+            self.switches.get_or_create(&ByNewPath { to: path.label() }).inc_by(*count);
         }
     }
 

@@ -16,7 +16,7 @@ static MANAGER: OnceLock<UnixDatagram> = OnceLock::new();
 
 /// Watchdog timeout that the service manager set for this process (`WATCHDOG_USEC`). It restarts the daemon if [`alive`]
 /// is not called for this long.
-pub(crate) fn patience() -> Option<Duration> {
+pub(crate) fn watchdog_timeout() -> Option<Duration> {
     let ours = env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
     let limit: u64 = env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
     (ours && limit > 0).then(|| Duration::from_micros(limit))
@@ -25,7 +25,7 @@ pub(crate) fn patience() -> Option<Duration> {
 /// Sends the watchdog message and extends the start timeout. The reconcile loop calls it, also while it waits for the
 /// store, which may take longer than a usual start.
 pub(crate) fn alive() {
-    if let Some(limit) = patience() {
+    if let Some(limit) = watchdog_timeout() {
         // A lost message is made good by the next one.
         let _ = send(&format!("WATCHDOG=1\nEXTEND_TIMEOUT_USEC={}", limit.as_micros()));
     }

@@ -1,16 +1,16 @@
 //! Prober: a thread of its own that sends the probes that each peer's judge wants. The judge receives the outcome.
-//! `plan::verdict` chooses the probes and judges the replies.
+//! `plan::health` chooses the probes and judges the replies.
 //!
 //! A panic ends the whole daemon, as in every thread: the kernel objects stay. The next start knows no health, which
 //! changes nothing. No packet of any sender may cause a panic.
 
-mod asker;
 mod frame;
 mod next_hops;
 mod own_address;
-mod post;
-mod sent;
-mod wires;
+mod packet_io;
+mod pending;
+mod scheduler;
+mod sockets;
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -18,15 +18,15 @@ use std::thread;
 
 use anyhow::{Context, anyhow};
 use ipnet::IpNet;
+use plan::health::Health;
 use plan::node::Node;
-use plan::verdict::Health;
 use plan::{Mac, PeerPath};
 use tokio::sync::watch;
 
-use crate::trigger::Bell;
-use asker::Asker;
-pub(crate) use own_address::{Holder, Rival, holder};
-use post::Post;
+use crate::trigger::CauseSender;
+pub(crate) use own_address::{AddressConflict, Holder, holder};
+use packet_io::PacketIo;
+use scheduler::Scheduler;
 
 #[cfg(fuzzing)]
 pub(crate) use frame::fuzz;
@@ -55,16 +55,16 @@ pub(crate) type Healths = Arc<Vec<Health>>;
 
 /// Troubles of the prober that concern the whole node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Complaints {
+pub(crate) struct ProbeFaults {
     /// Reason why a socket for probes could not be opened, if one is missing.
     pub(crate) refused: Option<Box<str>>,
     /// Second machine that has an address of ours.
-    pub(crate) rival: Option<Rival>,
+    pub(crate) conflict: Option<AddressConflict>,
 }
 
 /// Schedule of the probes (`--probe`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Pace {
+pub(crate) enum ProbeMode {
     Off,
     /// Probes a peer while it is new or changes.
     OnChange,
@@ -78,26 +78,36 @@ pub(crate) struct Probes {
     /// Socket for wake-ups: a byte means that the targets have changed.
     pub(crate) wake: UnixStream,
     pub(crate) healths: watch::Receiver<Healths>,
-    pub(crate) complaints: watch::Receiver<Complaints>,
+    pub(crate) faults: watch::Receiver<ProbeFaults>,
 }
 
-/// Starts the prober, unless it is off. Each change of a finding or of a path rings the bell. Returns an error if the
+/// Starts the prober, unless it is off. Each change of a finding or of a path sends a cause. Returns an error if the
 /// thread cannot be started.
-pub(crate) fn start(pace: Pace, bell: &Bell) -> anyhow::Result<Probes> {
+pub(crate) fn start(mode: ProbeMode, cause_sender: &CauseSender) -> anyhow::Result<Probes> {
     let (targets, received) = watch::channel(Targets::default());
     let (health_sender, healths) = watch::channel(Healths::default());
-    let (complain, complaints) = watch::channel(Complaints::default());
+    let (faults_sender, faults) = watch::channel(ProbeFaults::default());
     let (wake, woken) = UnixStream::pair().context("waking thread probes")?;
     wake.set_nonblocking(true)?;
     woken.set_nonblocking(true)?;
-    if pace != Pace::Off {
+    if mode != ProbeMode::Off {
         let mut dice = [0; 4];
         getrandom::fill(&mut dice).map_err(|error| anyhow!("drawing random numbers: {error}"))?;
         let dice = [[dice[0], dice[1]], [dice[2], dice[3]]].map(u16::from_ne_bytes);
-        let bell = bell.clone();
-        let body =
-            move || Asker::new(pace, bell, received, woken, health_sender, complain, Post::new(dice)).run();
+        let cause_sender = cause_sender.clone();
+        let body = move || {
+            Scheduler::new(
+                mode,
+                cause_sender,
+                received,
+                woken,
+                health_sender,
+                faults_sender,
+                PacketIo::new(dice),
+            )
+            .run();
+        };
         thread::Builder::new().name("probes".into()).spawn(body).context("starting thread probes")?;
     }
-    Ok(Probes { targets, wake, healths, complaints })
+    Ok(Probes { targets, wake, healths, faults })
 }

@@ -9,15 +9,15 @@ use tracing::warn;
 use crate::notify;
 use crate::report::Report;
 
-/// Maximum time between two looks at the report, since time alone can change readiness.
-const LOOK: Duration = Duration::from_secs(5);
+/// Maximum time between two checks of the report, since time alone can change readiness.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Sends readiness and status to the service manager whenever the board changes them. Returns when the board is gone, or
+/// Sends readiness and status to the service manager whenever a report changes them. Returns when the reports end, or
 /// at once without a service manager.
-pub(crate) async fn follow(mut board: watch::Receiver<Arc<Report>>) {
-    let (mut said, mut ready, mut complained) = (String::new(), false, false);
+pub(crate) async fn run(mut reports: watch::Receiver<Arc<Report>>) {
+    let (mut sent, mut ready, mut complained) = (String::new(), false, false);
     while notify::socket().is_some() {
-        let report = board.borrow_and_update().clone();
+        let report = reports.borrow_and_update().clone();
         let readiness = report.readiness();
         let first = !ready && readiness.is_ok();
         let status = match readiness {
@@ -26,19 +26,19 @@ pub(crate) async fn follow(mut board: watch::Receiver<Arc<Report>>) {
             Err(why) => format!("not ready: {why}"),
         };
         let line = format!("STATUS={}", status.replace('\n', " "));
-        let news = if first { format!("READY=1\n{line}") } else { line };
-        if first || status != said {
-            match notify::send(&news) {
-                Ok(()) => (said, ready) = (status, ready || first),
+        let message = if first { format!("READY=1\n{line}") } else { line };
+        if first || status != sent {
+            match notify::send(&message) {
+                Ok(()) => (sent, ready) = (status, ready || first),
                 Err(error) if !complained => {
                     warn!("cannot report the state of this node to systemd: {error}");
                     complained = true;
                 }
-                // The next look tries again.
+                // The next check tries again.
                 Err(_) => {}
             }
         }
-        if let Ok(Err(_)) = tokio::time::timeout(LOOK, board.changed()).await {
+        if let Ok(Err(_)) = tokio::time::timeout(CHECK_INTERVAL, reports.changed()).await {
             return;
         }
     }

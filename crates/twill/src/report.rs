@@ -11,22 +11,22 @@ use plan::PeerPath;
 use plan::backend::Direct;
 use plan::config::Config;
 use plan::node::Node;
-use plan::underlay::Stranger;
+use plan::underlay::UnknownSender;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::pass::{self, Pass};
 use crate::probe::Healths;
-use crate::round::{self, Round};
 pub(crate) use peers::PeerReport;
-use warnings::Warning;
+use warnings::WarningReport;
 
 /// Format of the report; it grows when a field changes its meaning.
 pub(crate) const FORMAT: u32 = 1;
 
 /// Time for which a fault does not end readiness, since a repair may be under way.
-const PATIENCE: Duration = Duration::from_secs(5);
+const FAULT_GRACE: Duration = Duration::from_secs(5);
 /// Time without a pass after which the reconcile loop counts as stalled. Passes come at least every 30 s.
-const SILENCE: Duration = Duration::from_secs(90);
+const STALL_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// State of this node, as `GET /status` and `twill status --json` give it:
 ///
@@ -51,11 +51,11 @@ pub(crate) struct Report {
     #[serde(skip)]
     pub(crate) fault_since: Option<Instant>,
     #[serde(skip)]
-    pub(crate) last_look: Option<Instant>,
+    pub(crate) last_pass: Option<Instant>,
     /// Manager of the traffic rules and the reason for it; `None` if there are no rules.
     pub(crate) firewall: Option<String>,
     /// Addresses that send VXLAN packets and belong to no peer.
-    pub(crate) unknown_senders: Vec<Stranger>,
+    pub(crate) unknown_senders: Vec<UnknownSender>,
     /// Peers with their health, filled in when the report is read.
     pub(crate) peers: Vec<PeerReport>,
     /// Paths after the last pass, sorted by subnet.
@@ -65,7 +65,7 @@ pub(crate) struct Report {
     #[serde(skip)]
     pub(crate) healths: Option<(watch::Receiver<Healths>, Instant)>,
     /// Warnings of the last pass, those about this node first.
-    pub(crate) warnings: Vec<Warning>,
+    pub(crate) warnings: Vec<WarningReport>,
     /// Ops that keep coming back and are delayed.
     pub(crate) delayed: Vec<String>,
     /// Number of reconcile passes since the start.
@@ -101,10 +101,10 @@ pub(crate) struct LastChange {
 }
 
 /// Current report; one writer, any number of readers.
-pub(crate) type Board = watch::Sender<Arc<Report>>;
+pub(crate) type ReportSender = watch::Sender<Arc<Report>>;
 
-/// Creates a board that waits for `start`.
-pub(crate) fn board() -> Board {
+/// Returns the sender of a report that waits for `start`.
+pub(crate) fn new_sender() -> ReportSender {
     watch::Sender::new(Arc::new(Report {
         format: FORMAT,
         version: env!("CARGO_PKG_VERSION").into(),
@@ -115,7 +115,7 @@ pub(crate) fn board() -> Board {
         store_lost: None,
         fault: None,
         fault_since: None,
-        last_look: None,
+        last_pass: None,
         firewall: None,
         unknown_senders: Vec::new(),
         peers: Vec::new(),
@@ -129,8 +129,8 @@ pub(crate) fn board() -> Board {
 }
 
 /// Reports what the start waits for.
-pub(crate) fn wait_for(board: &Board, what: &str) {
-    board.send_modify(|report| Arc::make_mut(report).waiting_for = Some(what.into()));
+pub(crate) fn wait_for(report_sender: &ReportSender, what: &str) {
+    report_sender.send_modify(|report| Arc::make_mut(report).waiting_for = Some(what.into()));
 }
 
 impl NodeReport {
@@ -148,14 +148,14 @@ impl NodeReport {
 }
 
 impl LastChange {
-    pub(crate) fn of(round: &Round) -> Self {
+    pub(crate) fn of(pass: &Pass) -> Self {
         Self {
             // The time is for people; nothing is decided by it.
             unix_time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-            causes: round::list(&round.causes),
-            ops: round.ops.len(),
-            failed: round.failed.len(),
-            milliseconds: round.took.as_millis() as u64,
+            causes: pass::join_causes(&pass.causes),
+            ops: pass.ops.len(),
+            failed: pass.failed.len(),
+            milliseconds: pass.duration.as_millis() as u64,
         }
     }
 }
@@ -172,14 +172,16 @@ impl Report {
         if let Some(what) = &self.waiting_for {
             return Err(self.fault.clone().unwrap_or_else(|| format!("waiting for {what}")));
         }
-        if let Some(silence) = self.last_look.map(|at| at.elapsed()).filter(|silence| *silence > SILENCE) {
+        if let Some(silence) =
+            self.last_pass.map(|at| at.elapsed()).filter(|silence| *silence > STALL_TIMEOUT)
+        {
             return Err(format!(
                 "the last reconcile pass was {} s ago: the reconcile loop is stalled",
                 silence.as_secs()
             ));
         }
         match (&self.fault, self.fault_since) {
-            (Some(fault), Some(since)) if since.elapsed() > PATIENCE => Err(fault.clone()),
+            (Some(fault), Some(since)) if since.elapsed() > FAULT_GRACE => Err(fault.clone()),
             _ => Ok(()),
         }
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context, bail};
-use plan::underlay::Stranger;
+use plan::underlay::UnknownSender;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client;
@@ -125,15 +125,15 @@ fn page(report: &Report, colour: bool) -> String {
     }
     line("passes", &report.passes.to_string());
     page.push_str(&peers::page(&report.peers, colour));
-    let strangers: Vec<String> = report.unknown_senders.iter().map(stranger).collect();
-    section(&mut page, "VXLAN packets from unknown senders", &strangers, ToOwned::to_owned);
+    let senders: Vec<String> = report.unknown_senders.iter().map(unknown_sender).collect();
+    section(&mut page, "VXLAN packets from unknown senders", &senders, ToOwned::to_owned);
     section(&mut page, "warnings", &warnings(report), |text| paint(AnsiColor::Yellow.on_default(), text));
     section(&mut page, "retried less often", &report.delayed, ToOwned::to_owned);
     page
 }
 
-fn stranger(stranger: &Stranger) -> String {
-    format!("{}: {} packets", stranger.address, stranger.packets)
+fn unknown_sender(sender: &UnknownSender) -> String {
+    format!("{}: {} packets", sender.address, sender.packets)
 }
 
 /// Returns the warnings that the table of peers does not show.
@@ -168,11 +168,11 @@ pub(crate) fn fuzz(json: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use plan::verdict::Finding;
+    use plan::health::Finding;
     use plan::{Path, PeerPath, TunnelKind};
 
     use super::*;
-    use crate::report::board;
+    use crate::report::new_sender;
     use crate::report::peers::reported;
     use crate::report::peers::tests::{health, peer};
     use crate::report::warnings::tests::warning;
@@ -181,7 +181,7 @@ mod tests {
         let healths = [health(3, Finding::Silent { node: [192, 0, 2, 3].into() })];
         let peers = reported(peers, &healths, Duration::from_secs(20));
         let warnings = warnings.iter().copied().map(warning).collect();
-        Report { peers, warnings, ..Report::clone(&board().borrow()) }
+        Report { peers, warnings, ..Report::clone(&new_sender().borrow()) }
     }
 
     /// A fault of a peer in the table is not repeated below it; all other warnings are listed there.

@@ -13,9 +13,9 @@ use kernel::Change;
 use crate::notify;
 
 /// Time without a further cause after which a pass begins.
-const QUIET: Duration = Duration::from_millis(20);
+const QUIET_TIME: Duration = Duration::from_millis(20);
 /// Maximum time from the first cause to the beginning of the pass.
-const LONGEST: Duration = Duration::from_millis(200);
+const MAX_GATHERING: Duration = Duration::from_millis(200);
 /// Maximum time between two passes.
 const PERIOD: Duration = Duration::from_secs(30);
 /// Maximum number of causes in the queue. Further ones are dropped, since a pass is due anyway.
@@ -30,11 +30,11 @@ pub(crate) enum Cause {
     /// The kernel changed, or more changed than the monitor could receive.
     Kernel(Change),
     /// The health of a peer has changed, or whether probes can be sent.
-    Verdicts,
+    Health,
     /// A delayed op or check is due.
     Retry,
     /// `twill diff` asked for the ops.
-    Asked,
+    Diff,
     /// SIGHUP: check everything, the network config included.
     Hangup,
     /// The regular pass without another cause.
@@ -54,9 +54,9 @@ impl fmt::Display for Cause {
             Self::Start => f.write_str("start"),
             Self::Leases => f.write_str("leases"),
             Self::Kernel(change) => change.fmt(f),
-            Self::Verdicts => f.write_str("health"),
+            Self::Health => f.write_str("health"),
             Self::Retry => f.write_str("retry"),
-            Self::Asked => f.write_str("twill diff"),
+            Self::Diff => f.write_str("twill diff"),
             Self::Hangup => f.write_str("SIGHUP"),
             Self::Period => f.write_str("period"),
         }
@@ -68,17 +68,17 @@ pub(crate) type Causes = BTreeSet<Cause>;
 
 /// Sending end for causes; never blocks.
 #[derive(Clone)]
-pub(crate) struct Bell {
+pub(crate) struct CauseSender {
     causes: SyncSender<Cause>,
     /// Set when the traffic rules must be read again. They are read only after a change, so a full queue must not lose
     /// it.
     rules: Arc<AtomicBool>,
 }
 
-impl Bell {
+impl CauseSender {
     /// Queues the cause. Returns false if it was dropped. A full queue means that a pass is due, a closed one that the
     /// process ends. Few causes need a second attempt.
-    pub(crate) fn ring(&self, cause: Cause) -> bool {
+    pub(crate) fn send(&self, cause: Cause) -> bool {
         if cause.is_about_rules() {
             self.rules.store(true, Ordering::Release);
         }
@@ -91,29 +91,29 @@ pub(crate) struct Trigger {
     causes: Receiver<Cause>,
     rules: Arc<AtomicBool>,
     period: Duration,
-    next_look: Instant,
+    next_pass: Instant,
 }
 
-/// Creates a bell and its trigger.
-pub(crate) fn channel() -> (Bell, Trigger) {
+/// Creates both ends of the channel.
+pub(crate) fn channel() -> (CauseSender, Trigger) {
     let (sender, causes) = sync_channel(PENDING);
     // The watchdog message must be sent at least twice within the service manager's timeout.
-    let period = notify::patience().map_or(PERIOD, |limit| PERIOD.min(limit / 2));
+    let period = notify::watchdog_timeout().map_or(PERIOD, |limit| PERIOD.min(limit / 2));
     let rules = Arc::new(AtomicBool::new(false));
-    let bell = Bell { causes: sender, rules: Arc::clone(&rules) };
-    (bell, Trigger { causes, rules, period, next_look: Instant::now() + period })
+    let cause_sender = CauseSender { causes: sender, rules: Arc::clone(&rules) };
+    (cause_sender, Trigger { causes, rules, period, next_pass: Instant::now() + period })
 }
 
 impl Trigger {
     /// Drops the causes in the queue.
-    pub(crate) fn forget(&mut self) {
+    pub(crate) fn clear(&mut self) {
         while self.causes.try_recv().is_ok() {}
     }
 
     /// Sleeps until a pass is due: on a cause, at `retry`, or at the end of the period. Returns the causes.
     pub(crate) fn wait(&mut self, retry: Option<Instant>) -> Causes {
         notify::alive();
-        let until = retry.map_or(self.next_look, |retry| retry.min(self.next_look));
+        let until = retry.map_or(self.next_pass, |retry| retry.min(self.next_pass));
         let mut causes = Causes::new();
         match self.causes.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(cause) => {
@@ -121,9 +121,9 @@ impl Trigger {
                 self.gather(&mut causes);
             }
             Err(RecvTimeoutError::Timeout) => {
-                causes.insert(if until < self.next_look { Cause::Retry } else { Cause::Period });
+                causes.insert(if until < self.next_pass { Cause::Retry } else { Cause::Period });
             }
-            // Every bell is gone, which happens only while the process ends. Passes go on meanwhile.
+            // Every sender is gone, which happens only while the process ends. Passes go on meanwhile.
             Err(RecvTimeoutError::Disconnected) => {
                 std::thread::sleep(until.saturating_duration_since(Instant::now()));
                 causes.insert(Cause::Period);
@@ -132,14 +132,14 @@ impl Trigger {
         if self.rules.swap(false, Ordering::AcqRel) {
             causes.insert(Cause::Kernel(Change::Firewall));
         }
-        self.next_look = Instant::now() + self.period;
+        self.next_pass = Instant::now() + self.period;
         causes
     }
 
     fn gather(&self, causes: &mut Causes) {
-        let latest = Instant::now() + LONGEST;
+        let latest = Instant::now() + MAX_GATHERING;
         loop {
-            let quiet = QUIET.min(latest.saturating_duration_since(Instant::now()));
+            let quiet = QUIET_TIME.min(latest.saturating_duration_since(Instant::now()));
             match self.causes.recv_timeout(quiet) {
                 Ok(cause) => _ = causes.insert(cause),
                 Err(_) => return,
@@ -159,21 +159,21 @@ mod tests {
 
     #[test]
     fn causes_in_quick_succession_make_one_pass() {
-        let (bell, mut trigger) = channel();
-        bell.ring(Cause::Kernel(Change::of::<Route>()));
-        bell.ring(Cause::Leases);
-        bell.ring(Cause::Kernel(Change::of::<Route>()));
+        let (cause_sender, mut trigger) = channel();
+        cause_sender.send(Cause::Kernel(Change::of::<Route>()));
+        cause_sender.send(Cause::Leases);
+        cause_sender.send(Cause::Kernel(Change::of::<Route>()));
         assert_eq!(trigger.wait(None), Causes::from([Cause::Leases, Cause::Kernel(Change::of::<Route>())]));
     }
 
     #[test]
     fn endless_causes_do_not_delay_a_pass_for_ever() {
-        let (bell, mut trigger) = channel();
+        let (cause_sender, mut trigger) = channel();
         let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let stopped = stop.clone();
         let unrest = std::thread::spawn(move || {
             while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
-                bell.ring(Cause::Kernel(Change::of::<Neighbour>()));
+                cause_sender.send(Cause::Kernel(Change::of::<Neighbour>()));
                 std::thread::yield_now();
             }
         });
@@ -182,12 +182,12 @@ mod tests {
         let waited = begun.elapsed();
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         unrest.join().unwrap();
-        assert!(waited < LONGEST * 5, "{waited:?}");
+        assert!(waited < MAX_GATHERING * 5, "{waited:?}");
     }
 
     #[test]
     fn a_retry_comes_due() {
         let (_bell, mut trigger) = channel();
-        assert_eq!(trigger.wait(Some(Instant::now() + QUIET)), Causes::from([Cause::Retry]));
+        assert_eq!(trigger.wait(Some(Instant::now() + QUIET_TIME)), Causes::from([Cause::Retry]));
     }
 }

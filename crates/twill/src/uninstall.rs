@@ -4,15 +4,15 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
-use kernel::{Kernel, Outcome, Seen};
-use plan::note::{Note, Unclaimed};
+use kernel::{Kernel, Observed, Outcome};
 use plan::owned::Owned;
 use plan::state::{Route, RoutePath};
+use plan::warning::{Unclaimed, Warning};
 use plan::{Op, State};
 
 use crate::cache::Cache;
 use crate::diff;
-use crate::errno::Why;
+use crate::errno::WithRemedy;
 use crate::files;
 use crate::flags::{Extent, LogFormat, UninstallFlags};
 use crate::footprint::Footprint;
@@ -40,22 +40,22 @@ pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
     let mut owned = footprint.owned();
     // The traffic rules may belong to another daemon by now.
     owned.firewall &= locks.keep_firewall().is_us();
-    let Seen { state: seen, underlay, .. } = kernel.dump(&owned).context("reading the kernel")?;
+    let Observed { state: observed, underlay, .. } = kernel.dump(&owned).context("reading the kernel")?;
     let facts = &underlay.firewall;
     if let Some(why) = facts.unread.first().or(facts.no_nft.as_ref().filter(|_| facts.has_our_tables())) {
         bail!("the traffic rules cannot be read, so nothing was removed: {why}");
     }
     let ops = match flags.extent {
-        Extent::HandOver => plan::hand_over(&seen, &owned, &footprint.announced_devices),
+        Extent::HandOver => plan::hand_over(&observed, &owned, &footprint.announced_devices),
         Extent::Everything => {
-            let strangers = plan::unclaimed(&State::default(), &seen, &owned, &underlay);
-            if let Some(route) = strangers.iter().find_map(|note| on_our_device(note, &owned)) {
+            let unclaimed = plan::unclaimed(&State::default(), &observed, &owned, &underlay);
+            if let Some(route) = unclaimed.iter().find_map(|warning| on_our_device(warning, &owned)) {
                 bail!(
                     "{route} is not ours and would be removed with its device. If flannel runs here now, use \
                      --hand-over; otherwise remove that route first"
                 );
             }
-            plan::uninstall(&seen, &owned)
+            plan::uninstall(&observed, &owned)
         }
     };
     diff::print(&ops);
@@ -69,15 +69,16 @@ pub(crate) fn run(flags: &UninstallFlags) -> anyhow::Result<()> {
     apply(&mut kernel, &ops)?;
     // The footprint goes last, since a second attempt needs it.
     for file in &files {
-        files::remove(file).map_err(|error| anyhow!("removing {}: {}", file.display(), Why(&error)))?;
+        files::remove(file)
+            .map_err(|error| anyhow!("removing {}: {}", file.display(), WithRemedy(&error)))?;
     }
     println!("done; our lease stays in the store: delete it there if this node does not come back");
     Ok(())
 }
 
-fn on_our_device<'a>(note: &'a Note, owned: &Owned) -> Option<&'a Route> {
-    match note {
-        Note::Unclaimed(Unclaimed::Route(route)) => {
+fn on_our_device<'a>(warning: &'a Warning, owned: &Owned) -> Option<&'a Route> {
+    match warning {
+        Warning::Unclaimed(Unclaimed::Route(route)) => {
             matches!(route.path, RoutePath::Via { link, .. } if owned.links.contains(&link)).then_some(route)
         }
         _ => None,

@@ -87,13 +87,13 @@ impl Listing {
     }
 
     /// Returns the tables that iptables could read.
-    pub(super) fn told(&self) -> impl Iterator<Item = &Table> {
+    pub(super) fn readable_tables(&self) -> impl Iterator<Item = &Table> {
         self.tables.iter().filter(|table| !self.hidden.contains(&table.name))
     }
 
     /// Returns the built-in chains that packets pass on that leg, in this order, each with its table.
     pub(super) fn passed(&self, leg: Leg) -> impl Iterator<Item = (&Table, &'static str)> {
-        let table = |name: &str| self.told().find(|table| *table.name == *name);
+        let table = |name: &str| self.readable_tables().find(|table| *table.name == *name);
         let met = move |chain: &str| match chain {
             "PREROUTING" => leg != Leg::Sent,
             "INPUT" => leg == Leg::Received,
@@ -107,7 +107,7 @@ impl Listing {
 
     /// Returns the chains that the packets may reach, as pairs of table and chain.
     pub(super) fn chains(&self) -> impl Iterator<Item = (&Box<str>, &Box<str>)> {
-        self.told().flat_map(|table| table.chains.keys().map(move |chain| (&table.name, chain)))
+        self.readable_tables().flat_map(|table| table.chains.keys().map(move |chain| (&table.name, chain)))
     }
 
     /// Replaces a table that iptables cannot read by its content in nf_tables. Foreign rules become placeholders,

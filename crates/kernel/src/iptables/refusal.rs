@@ -15,7 +15,7 @@ use plan::{Family, LinkName};
 use crate::walk::{Chains, Fate, Mark, Outcome, Truth, Verdict, Walk, walk};
 
 /// Modules whose conditions hold for a part of all packets.
-const OF_A_PART: [&str; 31] = [
+const PARTIAL_MODULES: [&str; 31] = [
     "tcp",
     "udp",
     "udplite",
@@ -69,14 +69,14 @@ const SILENT: [&str; 15] = [
 /// Options whose value is any text.
 const FREE_TEXT: [&str; 2] = ["--comment", "--string"];
 /// Targets that hand the packet to a program, or change its path.
-const LEAD_AWAY: [&str; 9] =
+const DIVERTING_TARGETS: [&str; 9] =
     ["QUEUE", "NFQUEUE", "DNAT", "SNAT", "MASQUERADE", "REDIRECT", "TPROXY", "NETMAP", "SYNPROXY"];
 
 /// Rules of the user-defined and built-in chains, by chain.
 pub(super) type Rules = BTreeMap<Box<str>, Arc<[Box<str>]>>;
 
 /// A table, as packets meet it.
-struct Meeting<'a> {
+struct ChainsForPacket<'a> {
     chains: &'a Rules,
     /// Packet to follow. `None` is a new packet of any sender, of which nothing is known. A condition that is unclear
     /// for it does not count as met.
@@ -85,7 +85,7 @@ struct Meeting<'a> {
     table: Option<IptablesTable>,
 }
 
-impl Chains for Meeting<'_> {
+impl Chains for ChainsForPacket<'_> {
     type Rule = Box<str>;
     type Error = Infallible;
 
@@ -93,11 +93,11 @@ impl Chains for Meeting<'_> {
         Ok(self.chains.get(chain).cloned().unwrap_or_else(|| Arc::from([])))
     }
 
-    fn meet(&mut self, rule: &Box<str>, mark: Mark) -> Result<(Truth, Verdict, Mark), Infallible> {
+    fn evaluate(&mut self, rule: &Box<str>, mark: Mark) -> Result<(Truth, Verdict, Mark), Infallible> {
         if self.table.is_some_and(|table| is_ours(table, rule)) {
             return Ok((Truth::Never, Verdict::Continue, mark));
         }
-        let (truth, verdict, mark) = meet(rule, self.packet, mark, self.chains);
+        let (truth, verdict, mark) = evaluate(rule, self.packet, mark, self.chains);
         Ok((truth.for_packet(self.packet), verdict, mark))
     }
 
@@ -109,7 +109,7 @@ impl Chains for Meeting<'_> {
 /// Returns the position in `chain` of the first foreign rule that refuses every packet, with its text. A jump counts if
 /// all packets are refused behind it.
 pub(super) fn refusal(chains: &Rules, table: IptablesTable, chain: &str) -> Option<(usize, Box<str>)> {
-    let mut meeting = Meeting { chains, packet: None, table: Some(table) };
+    let mut meeting = ChainsForPacket { chains, packet: None, table: Some(table) };
     let mut walk = Walk::new(&mut meeting, None);
     let rules = chains.get(chain)?.clone();
     for (place, rule) in rules.iter().enumerate() {
@@ -135,7 +135,7 @@ pub(super) fn refuses(
     mark: &mut Mark,
     undone: impl Fn(&str) -> bool,
 ) -> Outcome {
-    let mut meeting = Meeting { chains, packet: Some(packet), table: None };
+    let mut meeting = ChainsForPacket { chains, packet: Some(packet), table: None };
     let Ok(outcome) = walk(&mut meeting, chain, policy, mark, undone);
     outcome
 }
@@ -153,7 +153,7 @@ pub(super) fn target(rule: &str) -> Option<&str> {
     None
 }
 
-fn meet(rule: &str, packet: Option<&Packet>, mark: Mark, chains: &Rules) -> (Truth, Verdict, Mark) {
+fn evaluate(rule: &str, packet: Option<&Packet>, mark: Mark, chains: &Rules) -> (Truth, Verdict, Mark) {
     let words = words(rule);
     let (mut truth, mut not, mut module, mut listed) = (Truth::Always, false, "", false);
     let mut words = words.iter().map(String::as_str).peekable();
@@ -221,7 +221,7 @@ fn masked(text: &str) -> Option<(u32, u32)> {
 }
 
 fn of_module(module: &str) -> Truth {
-    if OF_A_PART.contains(&module) { Truth::Partly } else { Truth::Unclear }
+    if PARTIAL_MODULES.contains(&module) { Truth::Partly } else { Truth::Unclear }
 }
 
 fn condition(option: &str, value: &str, module: &str, packet: Option<&Packet>) -> Truth {
@@ -306,7 +306,7 @@ fn verdict(target: &str, goes: bool, chains: &Rules) -> Verdict {
         "ACCEPT" => Verdict::Accept,
         "DROP" | "REJECT" => Verdict::Refuse,
         "RETURN" => Verdict::Return,
-        _ if LEAD_AWAY.contains(&target) => Verdict::Stop,
+        _ if DIVERTING_TARGETS.contains(&target) => Verdict::Stop,
         chain if chains.contains_key(chain) && goes => Verdict::Goto(chain.into()),
         chain if chains.contains_key(chain) => Verdict::Jump(chain.into()),
         _ => Verdict::Continue,

@@ -103,16 +103,16 @@ mod tests {
 
     #[test]
     fn a_jump_is_last_or_ahead_of_a_rule_that_refuses_all() {
-        let wanted = [row("FLANNEL-FWD", &["-j ACCEPT"]), row("FORWARD", &[JUMP])];
+        let desired = [row("FLANNEL-FWD", &["-j ACCEPT"]), row("FORWARD", &[JUMP])];
         let fresh =
             format!("*filter\n:FLANNEL-FWD - [0:0]\n-A FLANNEL-FWD -j ACCEPT\n-A FORWARD {JUMP}\nCOMMIT\n");
-        assert_eq!(script(&wanted, false, ""), fresh);
+        assert_eq!(script(&desired, false, ""), fresh);
         let rules = format!(
             "-A FORWARD {JUMP}\n-A FORWARD -i lo -j ACCEPT\n-A FORWARD -j REJECT\n-A FORWARD {JUMP}\n"
         );
         let there = format!("*filter\n{rules}COMMIT\n");
         assert_eq!(
-            script(&wanted[1..], false, &there),
+            script(&desired[1..], false, &there),
             format!("*filter\n-D FORWARD {JUMP}\n-D FORWARD {JUMP}\n-I FORWARD 2 {JUMP}\nCOMMIT\n")
         );
     }

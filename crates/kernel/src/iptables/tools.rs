@@ -9,7 +9,7 @@ use plan::state::{IptablesTable, Variant};
 
 use super::listing::Listing;
 use crate::error::Cause;
-use crate::{command, tools};
+use crate::{command, tool_paths};
 
 /// The programs of one variant and family.
 #[derive(Clone, Debug)]
@@ -36,7 +36,9 @@ impl Tools {
             restore: format!("{base}-restore").into(),
         };
         let own = named(&format!("{base}-{tag}"));
-        let plain = || Some(named(base)).filter(|tools| tools.are_there() && plain(family) == Some(variant));
+        let plain = || {
+            Some(named(base)).filter(|tools| tools.are_there() && default_variant(family) == Some(variant))
+        };
         Some(own).filter(Self::are_there).or_else(plain)
     }
 
@@ -84,7 +86,7 @@ impl Tools {
     }
 
     fn locked(&self) -> Cause {
-        let lock = tools::xtables_lock();
+        let lock = tool_paths::xtables_lock();
         let lock = lock.display();
         Cause::Busy(format!(
             "another program holds iptables' lock {lock}; retrying until it is free. If it stays locked, end the program \
@@ -94,7 +96,7 @@ impl Tools {
 }
 
 /// Describes tables of iptables-legacy that are loaded but cannot be read, since its programs are missing.
-pub(super) fn not_to_be_read() -> Option<Box<str>> {
+pub(super) fn unreadable_tables() -> Option<Box<str>> {
     let mut families = Family::ALL.into_iter();
     let unread =
         |family: &Family| !loaded(*family).is_empty() && Tools::of(Variant::Legacy, *family).is_none();
@@ -114,7 +116,7 @@ fn is_locked() -> bool {
     let lock = File::options()
         .read(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(tools::xtables_lock());
+        .open(tool_paths::xtables_lock());
     lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
@@ -134,7 +136,7 @@ fn explained(text: &str, script: &str) -> String {
 
 /// Returns the variant of plain `iptables` or `ip6tables`. The name of its file usually tells it; otherwise the program
 /// is run.
-pub(super) fn plain(family: Family) -> Option<Variant> {
+pub(super) fn default_variant(family: Family) -> Option<Variant> {
     let file = command::find(base(family))?;
     let name = file.canonicalize().unwrap_or(file);
     let name = name.file_name().unwrap_or_default().to_string_lossy();

@@ -14,16 +14,16 @@ use super::tools::{Tools, loaded};
 /// readings of the rules.
 const PAUSE: Duration = Duration::from_millis(300);
 /// Maximum time between two readings of the rules; a longer `--iptables-resync` raises it.
-const LONGEST: Duration = Duration::from_secs(30);
+const MAX_INTERVAL: Duration = Duration::from_secs(30);
 /// Time between two checks while no table is loaded: there are no rules of ours to repair.
-const UNUSED: Duration = Duration::from_secs(2);
+const UNLOADED_PAUSE: Duration = Duration::from_secs(2);
 /// Time until the next reading, as a multiple of the last reading's duration. It limits the cost to 5 % of a CPU.
-const REST: u32 = 20;
+const PAUSE_FACTOR: u32 = 20;
 
 /// Watch of the rules of iptables-legacy, in the network namespace of the thread that creates it.
 #[derive(Debug)]
 pub struct LegacyWatch {
-    /// Maximum time between two readings; a value below [`LONGEST`] counts as [`LONGEST`]. `None` sets no maximum.
+    /// Maximum time between two readings; a value below [`MAX_INTERVAL`] counts as [`MAX_INTERVAL`]. `None` sets no maximum.
     resync: Option<Duration>,
     loaded: [String; 2],
     rules: [Listing; 2],
@@ -50,12 +50,12 @@ impl LegacyWatch {
     /// Waits for a change of the loaded tables, a policy, our chains, or a chain that forwarded packets may reach. It
     /// also returns when a table gets its first foreign rule, or loses the last one.
     pub fn wait(&mut self) {
-        while !self.look() {
-            thread::sleep(self.rest());
+        while !self.check() {
+            thread::sleep(self.pause());
         }
     }
 
-    fn look(&mut self) -> bool {
+    fn check(&mut self) -> bool {
         let loaded = Family::ALL.map(loaded);
         let reloaded = loaded != self.loaded;
         self.loaded = loaded;
@@ -65,9 +65,9 @@ impl LegacyWatch {
     }
 
     /// Returns the time until the next check.
-    fn rest(&self) -> Duration {
+    fn pause(&self) -> Duration {
         if !self.is_loaded() {
-            return UNUSED;
+            return UNLOADED_PAUSE;
         }
         self.interval().saturating_sub(self.read_at.elapsed()).min(PAUSE)
     }
@@ -77,8 +77,8 @@ impl LegacyWatch {
     }
 
     fn interval(&self) -> Duration {
-        let rest = (self.took * REST).max(PAUSE);
-        self.resync.map_or(rest, |resync| rest.min(resync.max(LONGEST)))
+        let rest = (self.took * PAUSE_FACTOR).max(PAUSE);
+        self.resync.map_or(rest, |resync| rest.min(resync.max(MAX_INTERVAL)))
     }
 
     /// Reads the rules. Returns true if they differ from the last reading; rules that cannot be read count as

@@ -3,9 +3,9 @@
 
 use super::netlink::{SUBSYSTEM, TABLE, attributes, nested};
 use crate::error::Cause;
+use crate::message::{Attribute, Message, Part};
 use crate::socket::Netlink;
 use crate::walk::Verdict;
-use crate::wire::{Attribute, Message, Part};
 
 const GET_CHAIN: u16 = 4;
 const GET_RULE: u16 = 7;
@@ -33,19 +33,19 @@ pub(super) struct Base {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rule {
     pub(super) handle: u64,
-    pub(super) steps: Vec<Step>,
+    pub(super) expressions: Vec<Expression>,
     pub(super) has_comment: bool,
 }
 
 /// An expression of a rule: its name, and its attributes as received.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Step {
+pub(super) struct Expression {
     pub(super) name: Box<str>,
     data: Vec<u8>,
 }
 
-impl Step {
-    /// A step with attributes of 32 bits.
+impl Expression {
+    /// An expression with attributes of 32 bits.
     #[cfg(test)]
     pub(super) fn of(name: &str, numbers: &[(u16, u32)]) -> Self {
         let attribute = |(kind, number): &(u16, u32)| {
@@ -55,7 +55,7 @@ impl Step {
     }
 
     pub(super) fn attribute(&self, kind: u16) -> Option<Attribute<'_>> {
-        crate::wire::Body(&self.data).attributes(0).find(|attribute| attribute.kind == kind)
+        crate::message::Body(&self.data).attributes(0).find(|attribute| attribute.kind == kind)
     }
 
     pub(super) fn number(&self, kind: u16) -> Option<u32> {
@@ -135,7 +135,7 @@ fn rule(part: Part<'_>) -> Rule {
     for attribute in attributes(part) {
         match attribute.kind {
             HANDLE => rule.handle = attribute.be64(),
-            EXPRESSIONS => rule.steps = attribute.nested().map(step).collect(),
+            EXPRESSIONS => rule.expressions = attribute.nested().map(expression).collect(),
             USER_DATA => rule.has_comment = true,
             _ => {}
         }
@@ -143,9 +143,9 @@ fn rule(part: Part<'_>) -> Rule {
     rule
 }
 
-fn step(expression: Attribute<'_>) -> Step {
+fn expression(expression: Attribute<'_>) -> Expression {
     let name = nested(expression, 1).map_or("", |name| name.text()).into();
-    Step { name, data: nested(expression, 2).map(|data| data.value.0.to_vec()).unwrap_or_default() }
+    Expression { name, data: nested(expression, 2).map(|data| data.value.0.to_vec()).unwrap_or_default() }
 }
 
 /// Returns the length in bytes of a key of that set; `None` if there is no such set.

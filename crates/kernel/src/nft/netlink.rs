@@ -5,13 +5,13 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use plan::underlay::Stranger;
+use plan::underlay::UnknownSender;
 use plan::{Family, Verb};
 
 use super::sets::SetName;
 use crate::error::Cause;
+use crate::message::{Attribute, Message, Part};
 use crate::socket::Netlink;
-use crate::wire::{Attribute, Message, Part};
 
 /// Number of nf_tables among the subsystems of nfnetlink; the high byte of its message types.
 pub(super) const SUBSYSTEM: u16 = 10;
@@ -113,7 +113,11 @@ pub(super) fn sets(netlink: &mut Netlink, family: Family) -> Result<Vec<Set>, Ca
 }
 
 /// Returns the addresses in that set, each with the number of its packets.
-pub(super) fn elements(netlink: &mut Netlink, family: Family, name: SetName) -> Result<Vec<Stranger>, Cause> {
+pub(super) fn elements(
+    netlink: &mut Netlink,
+    family: Family,
+    name: SetName,
+) -> Result<Vec<UnknownSender>, Cause> {
     let mut request = request(GET_ELEMENTS, number(family));
     request.text(TABLE, family.nft_table()).text(SET, name.as_str());
     netlink.dump(request, |all: &mut Vec<_>, part| all.extend(elements_of(part)))
@@ -234,16 +238,16 @@ fn set(part: Part<'_>) -> Set {
     set
 }
 
-fn elements_of(part: Part<'_>) -> impl Iterator<Item = Stranger> {
+fn elements_of(part: Part<'_>) -> impl Iterator<Item = UnknownSender> {
     let lists = attributes(part).filter(|attribute| attribute.kind == ELEMENTS);
     lists.flat_map(Attribute::nested).filter_map(element)
 }
 
-fn element(element: Attribute<'_>) -> Option<Stranger> {
+fn element(element: Attribute<'_>) -> Option<UnknownSender> {
     const EXPRESSION: u16 = 7;
     let address: IpAddr = nested(nested(element, KEY)?, VALUE)?.ip()?;
     let packets = nested(element, EXPRESSION).and_then(packets).unwrap_or(0);
-    Some(Stranger { address, packets })
+    Some(UnknownSender { address, packets })
 }
 
 /// Returns the number of packets of a counter.

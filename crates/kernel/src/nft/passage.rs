@@ -27,10 +27,10 @@ const POSTROUTING: u32 = 4;
 const POLICY: &str = "policy drop";
 
 /// Number of chains and sets above which the list of them is emptied.
-const MOST: usize = 4096;
+const MAX_WATCHED: usize = 4096;
 
 /// Chains and sets that packets of pods meet, for the monitor: changes of other foreign ones are no news.
-pub(crate) type Met = Arc<Mutex<BTreeSet<Key>>>;
+pub(crate) type WatchedChains = Arc<Mutex<BTreeSet<Key>>>;
 
 /// Protocol family, table and name of a chain or set.
 type Key = (u8, Box<str>, Box<str>);
@@ -50,14 +50,14 @@ pub(crate) struct Native {
 }
 
 /// Chains of one table, as a packet meets them at one hook.
-struct Meeting<'a> {
+struct ChainsForPacket<'a> {
     netlink: &'a mut Netlink,
     known: &'a mut HashMap<Key, Arc<[Rule]>>,
-    met: &'a Met,
+    watched: &'a WatchedChains,
     view: View<'a>,
 }
 
-impl Chains for Meeting<'_> {
+impl Chains for ChainsForPacket<'_> {
     type Rule = Rule;
     type Error = Cause;
 
@@ -68,18 +68,18 @@ impl Chains for Meeting<'_> {
             return Ok(rules.clone());
         }
         // Changes are reported from now on, so the chain is read after this.
-        note(self.met, &key);
+        watch_key(self.watched, &key);
         let rules: Arc<[Rule]> = chains::rules(self.netlink, *family, table, chain)?.into();
         self.known.insert(key, rules.clone());
         Ok(rules)
     }
 
-    fn meet(&mut self, rule: &Rule, mark: Mark) -> Result<(Truth, Verdict, Mark), Cause> {
+    fn evaluate(&mut self, rule: &Rule, mark: Mark) -> Result<(Truth, Verdict, Mark), Cause> {
         let view = View { mark, ..self.view };
         let Base { family, table, .. } = view.base;
-        let (netlink, met) = (&mut *self.netlink, self.met);
+        let (netlink, watched) = (&mut *self.netlink, self.watched);
         let mut find = |set: &str, bytes: &[Byte]| {
-            note(met, &(*family, table.clone(), set.into()));
+            watch_key(watched, &(*family, table.clone(), set.into()));
             let Some(length) = chains::key_length(netlink, *family, table, set)? else {
                 return Ok(Found::Element(None));
             };
@@ -88,7 +88,7 @@ impl Chains for Meeting<'_> {
                 Err(truth) => Ok(Found::Open(truth)),
             }
         };
-        let (truth, verdict, mark) = program::run(&rule.steps, view, &mut find)?;
+        let (truth, verdict, mark) = program::run(&rule.expressions, view, &mut find)?;
         Ok((truth.for_packet(view.packet), verdict, mark))
     }
 
@@ -98,8 +98,8 @@ impl Chains for Meeting<'_> {
     }
 }
 
-fn note(met: &Met, key: &Key) {
-    met.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
+fn watch_key(watched: &WatchedChains, key: &Key) {
+    watched.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
 }
 
 /// Returns a rule as nft lists it.
@@ -117,18 +117,18 @@ fn words(family: u8, table: &str, chain: &str, handle: u64) -> Box<str> {
 
 impl Nft {
     /// Registers chains whose changes are reported from now on. Returns true if any of them was not registered before.
-    pub(crate) fn hears<'a>(
+    pub(crate) fn watch_chains<'a>(
         &mut self,
         family: Family,
         tables: impl Iterator<Item = (&'a Box<str>, &'a Box<str>)>,
     ) -> bool {
-        let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         // Most of so many chains no longer exist.
-        if met.len() > MOST {
-            met.clear();
+        if watched.len() > MAX_WATCHED {
+            watched.clear();
         }
         tables.fold(false, |any, (table, chain)| {
-            met.insert((number(family), table.clone(), chain.clone())) | any
+            watched.insert((number(family), table.clone(), chain.clone())) | any
         })
     }
 
@@ -141,7 +141,7 @@ impl Nft {
         undone: &Covered,
         devices: &Devices,
     ) -> Result<Vec<Obstacle>, Cause> {
-        let met = self.met.clone();
+        let watched = self.watched.clone();
         let dormant = self.dormant.clone();
         self.ask(|netlink| {
             let mut known = HashMap::new();
@@ -162,7 +162,7 @@ impl Nft {
                     let is_ipv6 = packet.source.is_ipv6();
                     let view =
                         View { packet: Some(packet), mark: *mark, base: &base, is_ipv6, index: &index };
-                    let mut meeting = Meeting { netlink, known: &mut known, met: &met, view };
+                    let mut meeting = ChainsForPacket { netlink, known: &mut known, watched: &watched, view };
                     let policy = base.drops.then_some(POLICY);
                     let undone = |what: &str| is_undone(&base, what, undone);
                     let outcome = walk(&mut meeting, &base.name, policy, mark, undone)?;
@@ -181,7 +181,7 @@ impl Nft {
     /// Returns the rules of a built-in chain of iptables that only nf_tables can list. `None` if the chain does not
     /// exist.
     pub(crate) fn native(&mut self, family: Family, table: IptablesTable) -> Result<Option<Native>, Cause> {
-        let met = self.met.clone();
+        let watched = self.watched.clone();
         self.ask(|netlink| {
             let bases = chains::bases(netlink)?;
             let is_it = |base: &&Base| {
@@ -193,7 +193,7 @@ impl Nft {
             let mut known = HashMap::new();
             let is_ipv6 = family == Family::Ipv6;
             let view = View { packet: None, mark: None, base, is_ipv6, index: &|_| None };
-            let mut meeting = Meeting { netlink, known: &mut known, met: &met, view };
+            let mut meeting = ChainsForPacket { netlink, known: &mut known, watched: &watched, view };
             let rules = meeting.rules(&base.name)?;
             let mut walk = Walk::new(&mut meeting, None);
             let mut native = Native { drops: base.drops, ..Native::default() };
@@ -227,14 +227,17 @@ pub(crate) fn quotable(words: &str) -> String {
 
 /// Returns true if the rule jumps to our chain, has a comment and no condition: iptables wrote it for us.
 fn is_our_jump(rule: &Rule, table: IptablesTable) -> bool {
-    let comment = |step: &chains::Step| &*step.name == "match" && step.text(1) == "comment";
-    let jumps = |step: &chains::Step| {
-        &*step.name == "immediate" && step.verdict(2) == Some(Verdict::Jump(table.chain().into()))
+    let comment =
+        |expression: &chains::Expression| &*expression.name == "match" && expression.text(1) == "comment";
+    let jumps = |expression: &chains::Expression| {
+        &*expression.name == "immediate" && expression.verdict(2) == Some(Verdict::Jump(table.chain().into()))
     };
-    let plain = |step: &chains::Step| comment(step) || jumps(step) || &*step.name == "counter";
-    rule.steps.iter().any(jumps)
-        && rule.steps.iter().all(plain)
-        && (rule.has_comment || rule.steps.iter().any(comment))
+    let plain = |expression: &chains::Expression| {
+        comment(expression) || jumps(expression) || &*expression.name == "counter"
+    };
+    rule.expressions.iter().any(jumps)
+        && rule.expressions.iter().all(plain)
+        && (rule.has_comment || rule.expressions.iter().any(comment))
 }
 
 fn obstacle(base: &Base, what: Box<str>, uncertainty: Option<Uncertainty>, packet: Packet) -> Obstacle {
@@ -285,7 +288,7 @@ fn meets(base: &Base, packet: &Packet, devices: &Devices) -> bool {
 /// Runs each rule of the messages in each base chain among them. Lookups meet the elements among them.
 #[cfg(fuzzing)]
 pub(super) fn fuzz(datagram: &[u8], packets: &[Packet]) {
-    let read: Vec<_> = crate::wire::parts(datagram).take(8).map(chains::fuzz).collect();
+    let read: Vec<_> = crate::message::parts(datagram).take(8).map(chains::fuzz).collect();
     let elements: Vec<_> = read.iter().flat_map(|(_, _, elements)| elements).collect();
     let other = Base { hook: FORWARD, ..Base::default() };
     let bases: Vec<_> = read.iter().filter_map(|(base, _, _)| base.as_ref()).chain([&other]).collect();
@@ -312,7 +315,7 @@ pub(super) fn fuzz(datagram: &[u8], packets: &[Packet]) {
                     Err(truth) => Found::Open(truth),
                 })
             };
-            let Ok(_) = program::run(&rule.steps, view, &mut find);
+            let Ok(_) = program::run(&rule.expressions, view, &mut find);
         }
     }
 }

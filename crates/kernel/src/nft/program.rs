@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use plan::passage::{Leg, Packet, Payload};
 use plan::{Family, LinkName};
 
-use super::chains::{Base, Element, Step};
+use super::chains::{Base, Element, Expression};
 use crate::walk::{Mark, Truth, Verdict};
 
 /// A byte of a packet or a register.
@@ -58,14 +58,14 @@ struct Run<'a> {
 
 /// Returns to which degree a rule holds for the packet, its verdict then, and the packet's mark then.
 pub(super) fn run<E>(
-    steps: &[Step],
+    expressions: &[Expression],
     view: View<'_>,
     find: &mut Find<'_, E>,
 ) -> Result<(Truth, Verdict, Mark), E> {
     let mut run =
         Run { view, registers: [Byte::Unknown; 64], truth: Truth::Always, verdict: Verdict::Continue };
-    for step in steps {
-        run.step(step, find)?;
+    for expression in expressions {
+        run.expression(expression, find)?;
         if run.truth == Truth::Never {
             break;
         }
@@ -74,27 +74,30 @@ pub(super) fn run<E>(
 }
 
 impl Run<'_> {
-    fn step<E>(&mut self, step: &Step, find: &mut Find<'_, E>) -> Result<(), E> {
-        match &*step.name {
-            "meta" if step.attribute(3).is_some() => self.set_meta(step),
-            "meta" => self.load(step, 1, true, |run| run.view.meta(step.number(2))),
-            "payload" => self.load(step, 1, step.attribute(5).is_none(), |run| run.view.payload(step)),
-            "ct" => self.load(step, 1, step.attribute(4).is_none(), |run| run.view.conntrack(step.number(2))),
-            "fib" => self.load(step, 1, true, |run| run.view.fib(step)),
-            "numgen" | "exthdr" => self.load(step, 1, true, |_| vec![Byte::Varies; 16]),
-            "hash" => self.load(step, 2, true, |_| vec![Byte::Varies; 16]),
-            "rt" | "osf" | "xfrm" => self.load(step, 1, true, |_| vec![Byte::Unknown; 16]),
-            "socket" | "tunnel" => self.load(step, 2, true, |_| vec![Byte::Unknown; 16]),
-            "cmp" => self.compare(step),
-            "range" => self.range(step),
-            "bitwise" => self.bitwise(step),
-            "byteorder" => self.byteorder(step),
-            "lookup" => self.lookup(step, find)?,
-            "immediate" => self.immediate(step),
+    fn expression<E>(&mut self, expression: &Expression, find: &mut Find<'_, E>) -> Result<(), E> {
+        match &*expression.name {
+            "meta" if expression.attribute(3).is_some() => self.set_meta(expression),
+            "meta" => self.load(expression, 1, true, |run| run.view.meta(expression.number(2))),
+            "payload" => self
+                .load(expression, 1, expression.attribute(5).is_none(), |run| run.view.payload(expression)),
+            "ct" => self.load(expression, 1, expression.attribute(4).is_none(), |run| {
+                run.view.conntrack(expression.number(2))
+            }),
+            "fib" => self.load(expression, 1, true, |run| run.view.fib(expression)),
+            "numgen" | "exthdr" => self.load(expression, 1, true, |_| vec![Byte::Varies; 16]),
+            "hash" => self.load(expression, 2, true, |_| vec![Byte::Varies; 16]),
+            "rt" | "osf" | "xfrm" => self.load(expression, 1, true, |_| vec![Byte::Unknown; 16]),
+            "socket" | "tunnel" => self.load(expression, 2, true, |_| vec![Byte::Unknown; 16]),
+            "cmp" => self.compare(expression),
+            "range" => self.range(expression),
+            "bitwise" => self.bitwise(expression),
+            "byteorder" => self.byteorder(expression),
+            "lookup" => self.lookup(expression, find)?,
+            "immediate" => self.immediate(expression),
             "limit" | "quota" | "connlimit" => self.require(Truth::Partly),
-            "match" => self.require(matches(step, self.view.state())),
-            "target" if ["MARK", "CONNMARK"].contains(&step.text(1)) => self.view.mark = None,
-            "target" => self.verdict = target(step.text(1)),
+            "match" => self.require(matches(expression, self.view.state())),
+            "target" if ["MARK", "CONNMARK"].contains(&expression.text(1)) => self.view.mark = None,
+            "target" => self.verdict = target(expression.text(1)),
             "reject" => self.verdict = Verdict::Refuse,
             "nat" | "masq" | "redir" => self.verdict = Verdict::Accept,
             "queue" | "tproxy" | "synproxy" | "fwd" => self.verdict = Verdict::Stop,
@@ -110,17 +113,23 @@ impl Run<'_> {
     }
 
     /// Fills the register that this attribute names. An expression that writes to the packet loads nothing.
-    fn load(&mut self, step: &Step, register: u16, loads: bool, bytes: impl Fn(&Self) -> Vec<Byte>) {
+    fn load(
+        &mut self,
+        expression: &Expression,
+        register: u16,
+        loads: bool,
+        bytes: impl Fn(&Self) -> Vec<Byte>,
+    ) {
         if loads {
             let bytes = bytes(self);
-            self.put(step.number(register), &bytes);
+            self.put(expression.number(register), &bytes);
         }
     }
 
     /// Sets a property of the packet, of which only the mark matters here.
-    fn set_meta(&mut self, step: &Step) {
-        if step.number(2) == Some(MARK) {
-            let bytes = known(self.get(step.number(3), 4)).ok();
+    fn set_meta(&mut self, expression: &Expression) {
+        if expression.number(2) == Some(MARK) {
+            let bytes = known(self.get(expression.number(3), 4)).ok();
             self.view.mark = bytes.and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
         }
     }
@@ -138,10 +147,10 @@ impl Run<'_> {
         place(register).and_then(|start| self.registers.get(start..start + length)).unwrap_or(&[])
     }
 
-    fn compare(&mut self, step: &Step) {
-        let data = step.value(3).unwrap_or_default();
-        let bytes = self.get(step.number(1), data.len());
-        let operation = step.number(2).unwrap_or_default();
+    fn compare(&mut self, expression: &Expression) {
+        let data = expression.value(3).unwrap_or_default();
+        let bytes = self.get(expression.number(1), data.len());
+        let operation = expression.number(2).unwrap_or_default();
         let certain =
             || bytes.iter().zip(data).any(|(byte, data)| matches!(byte, Byte::Is(is) if is != data));
         let truth = match (known(bytes), operation) {
@@ -159,21 +168,21 @@ impl Run<'_> {
         self.require(truth);
     }
 
-    fn range(&mut self, step: &Step) {
-        let (from, to) = (step.value(3).unwrap_or_default(), step.value(4).unwrap_or_default());
-        let truth = match known(self.get(step.number(1), from.len())) {
-            Ok(is) => Truth::of((*from <= *is && *is <= *to) == (step.number(2) == Some(0))),
+    fn range(&mut self, expression: &Expression) {
+        let (from, to) = (expression.value(3).unwrap_or_default(), expression.value(4).unwrap_or_default());
+        let truth = match known(self.get(expression.number(1), from.len())) {
+            Ok(is) => Truth::of((*from <= *is && *is <= *to) == (expression.number(2) == Some(0))),
             Err(truth) => truth,
         };
         self.require(truth);
     }
 
-    fn bitwise(&mut self, step: &Step) {
-        let length = length(step.number(3));
-        let source = self.get(step.number(1), length);
-        let (mask, xor) = (step.value(4), step.value(5));
+    fn bitwise(&mut self, expression: &Expression) {
+        let length = length(expression.number(3));
+        let source = self.get(expression.number(1), length);
+        let (mask, xor) = (expression.value(4), expression.value(5));
         let result: Vec<Byte> = match (mask, xor) {
-            (Some(mask), Some(xor)) if step.number(6).unwrap_or_default() == 0 => source
+            (Some(mask), Some(xor)) if expression.number(6).unwrap_or_default() == 0 => source
                 .iter()
                 .zip(mask.iter().zip(xor))
                 .map(|(byte, (mask, xor))| match byte {
@@ -184,30 +193,31 @@ impl Run<'_> {
                 .collect(),
             _ => vec![Byte::Unknown; length],
         };
-        self.put(step.number(2), &result);
+        self.put(expression.number(2), &result);
     }
 
-    fn byteorder(&mut self, step: &Step) {
-        let length = length(step.number(4));
-        let size = (step.number(5).unwrap_or(2) as usize).max(1);
-        let mut bytes = self.get(step.number(1), length).to_vec();
+    fn byteorder(&mut self, expression: &Expression) {
+        let length = length(expression.number(4));
+        let size = (expression.number(5).unwrap_or(2) as usize).max(1);
+        let mut bytes = self.get(expression.number(1), length).to_vec();
         if cfg!(target_endian = "little") {
             bytes.chunks_mut(size).for_each(<[Byte]>::reverse);
         }
-        self.put(step.number(2), &bytes);
+        self.put(expression.number(2), &bytes);
     }
 
-    fn lookup<E>(&mut self, step: &Step, find: &mut Find<'_, E>) -> Result<(), E> {
-        let start = place(step.number(2)).unwrap_or(self.registers.len());
-        let found = find(step.text(1), self.registers.get(start..).unwrap_or(&[]))?;
-        let inverted = step.number(5).unwrap_or_default() & 1 != 0;
+    fn lookup<E>(&mut self, expression: &Expression, find: &mut Find<'_, E>) -> Result<(), E> {
+        let start = place(expression.number(2)).unwrap_or(self.registers.len());
+        let found = find(expression.text(1), self.registers.get(start..).unwrap_or(&[]))?;
+        let inverted = expression.number(5).unwrap_or_default() & 1 != 0;
         match found {
             Found::Open(truth) => {
                 self.require(truth);
                 // The verdict in the set applies to some of the packets at most.
-                if step.attribute(3).is_some() {
-                    self.put(step.number(3), &[Byte::Unknown; 16]);
-                    self.verdict = if step.number(3) == Some(0) { Verdict::Stop } else { Verdict::Continue };
+                if expression.attribute(3).is_some() {
+                    self.put(expression.number(3), &[Byte::Unknown; 16]);
+                    self.verdict =
+                        if expression.number(3) == Some(0) { Verdict::Stop } else { Verdict::Continue };
                 }
             }
             Found::Element(element) => {
@@ -216,7 +226,7 @@ impl Run<'_> {
                     Some(Element::Leads(verdict)) => self.verdict = verdict,
                     Some(Element::Holds(value)) => {
                         let bytes: Vec<Byte> = value.into_iter().map(Byte::Is).collect();
-                        self.put(step.number(3), &bytes);
+                        self.put(expression.number(3), &bytes);
                     }
                     Some(Element::Plain) | None => {}
                 }
@@ -225,13 +235,13 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn immediate(&mut self, step: &Step) {
-        match step.verdict(2) {
+    fn immediate(&mut self, expression: &Expression) {
+        match expression.verdict(2) {
             Some(verdict) => self.verdict = verdict,
             None => {
                 let bytes: Vec<Byte> =
-                    step.value(2).unwrap_or_default().iter().copied().map(Byte::Is).collect();
-                self.put(step.number(1), &bytes);
+                    expression.value(2).unwrap_or_default().iter().copied().map(Byte::Is).collect();
+                self.put(expression.number(1), &bytes);
             }
         }
     }
@@ -297,16 +307,16 @@ impl View<'_> {
 
     /// Returns the result of a route lookup (`NFTA_FIB_*`). Addresses are unicast (`RTN_UNICAST`), or this node's own
     /// (`RTN_LOCAL`). Routes lead to the packet's own devices: where that is not so, another warning says it.
-    fn fib(&self, step: &Step) -> Vec<Byte> {
+    fn fib(&self, expression: &Expression) -> Vec<Byte> {
         const OF_SOURCE: u32 = 1;
         const ONLY_IF_PRESENT: u32 = 32;
-        let flags = step.number(3).unwrap_or_default();
+        let flags = expression.number(3).unwrap_or_default();
         let of_source = flags & OF_SOURCE != 0;
         let leg = if of_source { Leg::Sent } else { Leg::Received };
         let local = self.packet.is_some_and(|packet| packet.leg() == leg);
         let device =
             self.packet.map(|packet| Device::Known(if of_source { packet.inbound } else { packet.outbound }));
-        match (step.number(2), device) {
+        match (expression.number(2), device) {
             (Some(3), _) => is(&(if local { 2_u32 } else { 1 }).to_ne_bytes()),
             (Some(1 | 2), Some(_)) if flags & ONLY_IF_PRESENT != 0 => is(&[1, 0, 0, 0]),
             (Some(1), Some(device)) => self.index_of(device),
@@ -353,9 +363,9 @@ impl View<'_> {
         self.packet?.protocol().map(|(_, number)| number)
     }
 
-    fn payload(&self, step: &Step) -> Vec<Byte> {
-        let number = |kind| step.number(kind).unwrap_or_default() as usize;
-        let (base, offset, length) = (number(2), number(3), length(step.number(4)));
+    fn payload(&self, expression: &Expression) -> Vec<Byte> {
+        let number = |kind| expression.number(kind).unwrap_or_default() as usize;
+        let (base, offset, length) = (number(2), number(3), length(expression.number(4)));
         let header = match base {
             0 => {
                 let protocol: u16 = if self.is_ipv6 { 0x86dd } else { 0x0800 };
@@ -464,10 +474,10 @@ fn name_of(device: Device) -> Vec<Byte> {
 }
 
 /// Returns the truth of a match of iptables for a packet whose connection has that state.
-fn matches(step: &Step, state: u16) -> Truth {
-    match step.text(1) {
+fn matches(expression: &Expression, state: u16) -> Truth {
+    match expression.text(1) {
         "comment" => Truth::Always,
-        "conntrack" => has_state(step.attribute(3).map_or(&[], |info| info.value.0), state),
+        "conntrack" => has_state(expression.attribute(3).map_or(&[], |info| info.value.0), state),
         "tcp" | "udp" | "icmp" | "icmp6" | "multiport" | "limit" | "hashlimit" | "statistic" | "length" => {
             Truth::Partly
         }
@@ -512,9 +522,13 @@ mod tests {
             ("bitwise", [(1, 8), (2, 8), (3, u32::MAX), (6, 1)]),
             ("byteorder", [(1, 8), (2, 8), (4, u32::MAX), (5, u32::MAX)]),
         ] {
-            let steps = [Step::of(name, &numbers)];
+            let expressions = [Expression::of(name, &numbers)];
             let mut find = |_: &str, _: &[Byte]| Ok::<_, Infallible>(Found::Element(None));
-            assert_eq!(run(&steps, view, &mut find), Ok((Truth::Always, Verdict::Continue, None)), "{name}");
+            assert_eq!(
+                run(&expressions, view, &mut find),
+                Ok((Truth::Always, Verdict::Continue, None)),
+                "{name}"
+            );
         }
         assert_eq!(length(Some(u32::MAX)), 64);
     }

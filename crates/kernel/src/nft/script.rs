@@ -11,8 +11,8 @@ use super::Rows;
 use super::sets::{KEPT, SetName, Shape};
 
 /// Returns the script; empty if there is nothing to do.
-pub(super) fn of(ops: &[&Op], seen: &Rows) -> String {
-    let mut script = Script { text: String::new(), seen };
+pub(super) fn of(ops: &[&Op], last: &Rows) -> String {
+    let mut script = Script { text: String::new(), last };
     let (deletions, additions): (Vec<&Op>, Vec<&Op>) =
         ops.iter().copied().partition(|op| matches!(op.verb, Verb::Delete | Verb::Recreate));
     let (written, gone) = (chains(&additions), chains(&deletions));
@@ -24,8 +24,8 @@ pub(super) fn of(ops: &[&Op], seen: &Rows) -> String {
     // A set of another type can be replaced only when no rule of either filter chain refers to it.
     written.iter().for_each(|row| script.empty_chain(row));
     for family in Family::ALL {
-        let wanted = |set: &SetName| written.iter().any(|row| looks_into(row, family, *set));
-        SetName::ALL.into_iter().filter(wanted).for_each(|set| script.write_set(family, set));
+        let is_used = |set: &SetName| written.iter().any(|row| looks_into(row, family, *set));
+        SetName::ALL.into_iter().filter(is_used).for_each(|set| script.write_set(family, set));
     }
     written.iter().for_each(|row| script.write_rules(row));
     for family in Family::ALL {
@@ -60,20 +60,20 @@ fn looks_into(row: &NftChain, family: Family, set: SetName) -> bool {
 }
 
 /// Returns a separate script that wakes the dormant tables of ours.
-pub(super) fn waking(seen: &Rows) -> String {
-    let mut script = Script { text: String::new(), seen };
-    seen.dormant.iter().for_each(|family| script.add_table(*family));
+pub(super) fn wake_script(last: &Rows) -> String {
+    let mut script = Script { text: String::new(), last };
+    last.dormant.iter().for_each(|family| script.add_table(*family));
     script.text
 }
 
 /// Returns a separate script that creates the peers' sets. It is for more peers than the script of the rules can hold.
 /// No rule refers to a set that is not yet complete.
-pub(super) fn peers_sets(families: &[Family], seen: &Rows) -> String {
-    let mut script = Script { text: String::new(), seen };
+pub(super) fn peers_sets(families: &[Family], last: &Rows) -> String {
+    let mut script = Script { text: String::new(), last };
     for &family in families {
         script.add_table(family);
         let filters = [NftChainName::Vxlan, NftChainName::VxlanPods];
-        for chain in filters.iter().filter(|chain| seen.chain(family, chain).is_some()) {
+        for chain in filters.iter().filter(|chain| last.chain(family, chain).is_some()) {
             script.line(format_args!("flush chain {} {chain}", Table(family)));
         }
         script.write_set(family, SetName::Peers);
@@ -94,7 +94,7 @@ fn elements(ops: &[&Op], family: Family) -> String {
 
 struct Script<'a> {
     text: String,
-    seen: &'a Rows,
+    last: &'a Rows,
 }
 
 /// Our table of one family; prints as `ip flannel-ipv4`.
@@ -124,7 +124,7 @@ impl Script<'_> {
         let table = Table(*family);
         self.add_table(*family);
         // The kernel cannot change a chain's type, hook or priority.
-        if self.seen.chain(*family, chain).is_some_and(|seen| seen.unknown.is_some()) {
+        if self.last.chain(*family, chain).is_some_and(|last| last.unknown.is_some()) {
             self.line(format_args!("add chain {table} {chain}"));
             self.line(format_args!("delete chain {table} {chain}"));
         }
@@ -154,7 +154,7 @@ impl Script<'_> {
 
     /// Creates the set, in place of one of another type. The rules that refer to it must be gone.
     fn write_set(&mut self, family: Family, set: SetName) {
-        if self.seen.sets.contains(&(family, set, Shape::Wrong)) {
+        if self.last.sets.contains(&(family, set, Shape::Wrong)) {
             self.line(format_args!("delete set {} {}", Table(family), set.as_str()));
         }
         self.add_set(family, set);
@@ -168,7 +168,7 @@ impl Script<'_> {
         if addresses.is_empty() {
             return;
         }
-        if !self.seen.has(family, SetName::Peers) {
+        if !self.last.has(family, SetName::Peers) {
             self.add_table(family);
             self.add_set(family, SetName::Peers);
         }
@@ -176,7 +176,7 @@ impl Script<'_> {
     }
 
     fn delete_elements(&mut self, addresses: &str, family: Family) {
-        if addresses.is_empty() || !self.seen.has(family, SetName::Peers) {
+        if addresses.is_empty() || !self.last.has(family, SetName::Peers) {
             return;
         }
         for verb in ["add", "delete"] {
@@ -187,7 +187,7 @@ impl Script<'_> {
     fn delete_chain(&mut self, row: &NftChain) {
         let NftChain { family, chain, .. } = row;
         let table = Table(*family);
-        if self.seen.chain(*family, chain).is_some() {
+        if self.last.chain(*family, chain).is_some() {
             self.line(format_args!("add table {table}"));
             self.line(format_args!("add chain {table} {chain}"));
             self.line(format_args!("delete chain {table} {chain}"));
@@ -202,7 +202,7 @@ impl Script<'_> {
             let is_gone = |row: &NftChain| {
                 gone.iter().any(|gone| (gone.family, &gone.chain) == (row.family, &row.chain))
             };
-            let stays = self.seen.chains.iter().any(|row| looks(row) && !is_gone(row));
+            let stays = self.last.chains.iter().any(|row| looks(row) && !is_gone(row));
             if gone.iter().any(|row| looks(row)) && !stays && !written.iter().any(|row| looks(row)) {
                 self.delete_set(family, set);
             }
@@ -210,16 +210,16 @@ impl Script<'_> {
     }
 
     fn delete_set(&mut self, family: Family, set: SetName) {
-        if self.seen.has(family, set) {
+        if self.last.has(family, set) {
             self.add_set(family, set);
         }
-        if self.seen.sets.iter().any(|(of, name, _)| (*of, *name) == (family, set)) {
+        if self.last.sets.iter().any(|(of, name, _)| (*of, *name) == (family, set)) {
             self.line(format_args!("delete set {} {}", Table(family), set.as_str()));
         }
     }
 
     fn delete_table(&mut self, row: &NftTable) {
-        if self.seen.tables.contains(row) {
+        if self.last.tables.contains(row) {
             let table = Table(row.family);
             self.line(format_args!("add table {table}"));
             self.line(format_args!("delete table {table}"));

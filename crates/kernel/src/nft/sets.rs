@@ -6,13 +6,13 @@ use plan::Family;
 
 use super::netlink::Set;
 
-/// A set of ours. An element of `Strangers` expires some time after its last packet.
+/// A set of ours. An element of `UnknownSenders` expires some time after its last packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum SetName {
     /// Underlay addresses that VXLAN packets may come from.
     Peers,
     /// Other addresses that VXLAN packets came from.
-    Strangers,
+    UnknownSenders,
     /// UDP, as long as a daemon keeps the rules that drop packets.
     Keeper,
 }
@@ -27,21 +27,21 @@ pub(crate) enum Shape {
 /// Flag `NFT_SET_TIMEOUT`.
 const FORGETS: u32 = 0x10;
 /// Flags `NFT_SET_TIMEOUT` and `NFT_SET_EVAL`; nft(8) calls the second one dynamic.
-const FORGETS_AND_LEARNS: u32 = FORGETS | 0x20;
-/// Maximum number of elements of `Strangers`.
-const STRANGERS: u32 = 1024;
+const TIMEOUT_AND_DYNAMIC: u32 = FORGETS | 0x20;
+/// Maximum number of elements of `UnknownSenders`.
+const MAX_UNKNOWN_SENDERS: u32 = 1024;
 /// Minutes from the last packet of a stranger until it expires.
-const MINUTES: u64 = 10;
+const EXPIRY_MINUTES: u64 = 10;
 /// Time for which rules that drop packets stay in force without a renewal.
 pub(super) const KEPT: Duration = Duration::from_secs(120);
 
 impl SetName {
-    pub(crate) const ALL: [Self; 3] = [Self::Peers, Self::Strangers, Self::Keeper];
+    pub(crate) const ALL: [Self; 3] = [Self::Peers, Self::UnknownSenders, Self::Keeper];
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Peers => "vteps",
-            Self::Strangers => "strangers",
+            Self::UnknownSenders => "strangers",
             Self::Keeper => "keeper",
         }
     }
@@ -54,8 +54,10 @@ impl SetName {
         };
         match self {
             Self::Peers => format!("{{ type {address}; }}"),
-            Self::Strangers => {
-                format!("{{ type {address}; size {STRANGERS}; flags dynamic,timeout; timeout {MINUTES}m; }}")
+            Self::UnknownSenders => {
+                format!(
+                    "{{ type {address}; size {MAX_UNKNOWN_SENDERS}; flags dynamic,timeout; timeout {EXPIRY_MINUTES}m; }}"
+                )
             }
             Self::Keeper => "{ type inet_proto; flags timeout; }".into(),
         }
@@ -67,12 +69,12 @@ impl SetName {
         /// Type of the key `inet_proto`.
         const PROTOCOL: u32 = 12;
         let key = KEYS[usize::from(family == Family::Ipv6)];
-        let wanted = match self {
+        let defined = match self {
             Self::Peers => (key, 0, 0, 0),
-            Self::Strangers => (key, FORGETS_AND_LEARNS, STRANGERS, MINUTES * 60_000),
+            Self::UnknownSenders => (key, TIMEOUT_AND_DYNAMIC, MAX_UNKNOWN_SENDERS, EXPIRY_MINUTES * 60_000),
             Self::Keeper => (PROTOCOL, FORGETS, 0, 0),
         };
         let has = (set.key_type, set.flags, set.size, set.timeout);
-        if has == wanted { Shape::Right } else { Shape::Wrong }
+        if has == defined { Shape::Right } else { Shape::Wrong }
     }
 }

@@ -12,10 +12,10 @@ use plan::state::IptablesTable;
 use socket2::SockRef;
 
 use super::netlink::{SUBSYSTEM, TABLE, attributes, number};
-use super::passage::Met;
+use super::passage::WatchedChains;
 use crate::error::{Cause, Error};
+use crate::message::{Part, parts};
 use crate::socket::{RECEIVE_BUFFER, receive};
-use crate::wire::{Part, parts};
 
 /// Multicast group of nf_tables (`NFNLGRP_NFTABLES`).
 const GROUP: u32 = 7;
@@ -32,12 +32,12 @@ pub struct FirewallWatch {
     datagram: Vec<u8>,
     /// Netlink port by which reconcile passes change elements; changes of that port are not reported.
     own_port: Arc<AtomicU32>,
-    met: Met,
+    watched: WatchedChains,
 }
 
 impl FirewallWatch {
     /// Opens the monitor socket. Fails if the kernel has no nf_tables.
-    pub(crate) fn open(own_port: Arc<AtomicU32>, met: Met) -> Result<Self, Error> {
+    pub(crate) fn open(own_port: Arc<AtomicU32>, watched: WatchedChains) -> Result<Self, Error> {
         let open = || {
             let mut socket = Socket::new(NETLINK_NETFILTER)?;
             socket.bind_auto()?;
@@ -48,7 +48,7 @@ impl FirewallWatch {
         let socket = open().map_err(|error: io::Error| {
             Error::new("open the monitor socket of nf_tables", Cause::from(&error))
         })?;
-        Ok(Self { socket, datagram: Vec::with_capacity(DATAGRAM), own_port, met })
+        Ok(Self { socket, datagram: Vec::with_capacity(DATAGRAM), own_port, watched })
     }
 
     /// Waits for the next change, without a time limit. An overrun of the socket counts as one change. Fails if the
@@ -68,13 +68,14 @@ impl FirewallWatch {
 
     fn is_news(&self) -> bool {
         let own_port = self.own_port.load(Ordering::Acquire);
-        let met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
-        parts(&self.datagram).any(|part| part.port != own_port && (concerns(part) || is_met(part, &met)))
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        parts(&self.datagram)
+            .any(|part| part.port != own_port && (concerns(part) || is_watched(part, &watched)))
     }
 }
 
 /// Returns true if the message is about a chain or set that packets of pods meet, or may meet soon.
-fn is_met(part: Part<'_>, met: &BTreeSet<(u8, Box<str>, Box<str>)>) -> bool {
+fn is_watched(part: Part<'_>, watched: &BTreeSet<(u8, Box<str>, Box<str>)>) -> bool {
     const HOOK: u16 = 4;
     const SET_NAME: u16 = 2;
     let text = |kind| {
@@ -82,10 +83,10 @@ fn is_met(part: Part<'_>, met: &BTreeSet<(u8, Box<str>, Box<str>)>) -> bool {
         found.map_or("", |attribute| attribute.text())
     };
     let protocol = part.body.u8(0);
-    let has = |name: &str| met.contains(&(protocol, text(TABLE).into(), name.into()));
+    let has = |name: &str| watched.contains(&(protocol, text(TABLE).into(), name.into()));
     match About::of(part) {
         Some(About::Table) => {
-            met.iter().any(|(family, table, _)| *family == protocol && **table == *text(TABLE))
+            watched.iter().any(|(family, table, _)| *family == protocol && **table == *text(TABLE))
         }
         Some(About::Chain(kind)) => has(text(kind)) || is_base(part, HOOK),
         Some(About::Rule(kind)) => has(text(kind)),
@@ -153,8 +154,8 @@ fn concerns(part: Part<'_>) -> bool {
 
 #[cfg(fuzzing)]
 pub(super) fn fuzz(datagram: &[u8]) {
-    let met = [(2, "filter".into(), "FORWARD".into())].into();
+    let watched = [(2, "filter".into(), "FORWARD".into())].into();
     for part in parts(datagram) {
-        let _ = (concerns(part), is_met(part, &met));
+        let _ = (concerns(part), is_watched(part, &watched));
     }
 }

@@ -5,12 +5,12 @@ use plan::Family;
 use socket2::SockFilter;
 
 use super::EtherType;
-use crate::filter::{ACCEPT, REFUSE, equal, load};
+use crate::filter::{ACCEPT, DROP, equal, load};
 
 /// Length of an Ethernet header in bytes.
 pub(super) const ETHERNET: u32 = 14;
 
-pub(super) const NOTHING: [SockFilter; 1] = [REFUSE];
+pub(super) const NOTHING: [SockFilter; 1] = [DROP];
 
 const ICMP: u32 = 1;
 const ICMPV6: u32 = 58;
@@ -68,14 +68,14 @@ pub(super) fn icmp(family: Family, marks: Marks) -> Vec<SockFilter> {
 pub(super) fn frames(kind: EtherType, header: u32, marks: Marks) -> Vec<SockFilter> {
     let family = match kind {
         EtherType::Arp => {
-            return vec![load(BPF_H | BPF_ABS, header + 6), equal(ARP_REPLY, 0, 1), ACCEPT, REFUSE];
+            return vec![load(BPF_H | BPF_ABS, header + 6), equal(ARP_REPLY, 0, 1), ACCEPT, DROP];
         }
         EtherType::Ipv4 => Family::Ipv4,
         EtherType::Ipv6 => Family::Ipv6,
     };
     let icmp = icmp_of(family);
     let mut program =
-        vec![load(BPF_B | BPF_ABS, header + icmp.protocol_at), equal(icmp.protocol, 1, 0), REFUSE];
+        vec![load(BPF_B | BPF_ABS, header + icmp.protocol_at), equal(icmp.protocol, 1, 0), DROP];
     match family {
         Family::Ipv4 => program.push(header_length(header)),
         Family::Ipv6 => program.extend([
@@ -90,7 +90,7 @@ pub(super) fn frames(kind: EtherType, header: u32, marks: Marks) -> Vec<SockFilt
 }
 
 /// Returns the filter for neighbours of one device: failed entries, and stale ones, whose MAC was announced unasked.
-pub(super) fn doubts(index: u32) -> Vec<SockFilter> {
+pub(super) fn neighbour_events(index: u32) -> Vec<SockFilter> {
     let kind = u32::from(libc::RTM_NEWNEIGH.to_be());
     let [failed, stale] = [libc::NUD_FAILED, libc::NUD_STALE].map(|state| u32::from(state.to_be()));
     vec![
@@ -101,7 +101,7 @@ pub(super) fn doubts(index: u32) -> Vec<SockFilter> {
         load(BPF_H | BPF_ABS, NDMSG + 8),
         equal(failed, 2, 0),
         equal(stale, 1, 0),
-        REFUSE,
+        DROP,
         ACCEPT,
     ]
 }
@@ -111,24 +111,24 @@ fn answers(icmp: &Icmp, base: u32, marks: Marks) -> Vec<SockFilter> {
     let at = |mode, offset| load(mode | BPF_IND, base + offset);
     let (echo, port) = (u32::from(marks.echo), u32::from(marks.port));
     let mut program =
-        vec![at(BPF_B, 0), equal(icmp.reply, 0, 4), at(BPF_H, 4), equal(echo, 0, 1), ACCEPT, REFUSE];
+        vec![at(BPF_B, 0), equal(icmp.reply, 0, 4), at(BPF_H, 4), equal(echo, 0, 1), ACCEPT, DROP];
     for (place, &error) in icmp.errors.iter().enumerate() {
         program.push(equal(error, (icmp.errors.len() - place) as u8, 0));
     }
     program.extend([
-        REFUSE,
+        DROP,
         // A quoted packet is ours only if it has our mark.
         at(BPF_B, 8 + icmp.protocol_at),
         equal(icmp.protocol, 0, 4),
         at(BPF_H, 8 + icmp.header + 4),
         equal(echo, 0, 1),
         ACCEPT,
-        REFUSE,
+        DROP,
         equal(UDP, 0, 3),
         at(BPF_H, 8 + icmp.header + 2),
         equal(port, 0, 1),
         ACCEPT,
-        REFUSE,
+        DROP,
     ]);
     program
 }

@@ -10,7 +10,7 @@ use lab::Timing::{Free, Timed};
 use plan::backend::SourceFilter;
 use plan::range::Range;
 use plan::state::{Match, Net, NftChain, NftChainName, RuleVerdict, TrafficRule};
-use plan::underlay::Stranger;
+use plan::underlay::UnknownSender;
 use plan::{Family, Object, State, Table};
 
 use crate::nft_scene::*;
@@ -365,15 +365,15 @@ fn unknown_senders_are_listed_and_survive_other_changes() {
         sh("echo 0 > /proc/sys/net/ipv6/conf/lo/disable_ipv6");
         settle();
         let mut kernel = settled(&wanted(Wish::default()));
-        assert_eq!(look(&mut kernel).1.strangers, []);
+        assert_eq!(look(&mut kernel).1.unknown_senders, []);
         for (from, vni) in
             [("127.0.0.1", 1), ("127.0.0.1", 1), ("127.0.0.2", 1), ("127.0.0.3", 2), ("::1", 1)]
         {
             forge(from, vni);
         }
-        let named = |address: &str, packets| Stranger { address: address.parse().unwrap(), packets };
+        let named = |address: &str, packets| UnknownSender { address: address.parse().unwrap(), packets };
         let all = vec![named("127.0.0.1", 2), named("127.0.0.2", 1), named("::1", 1)];
-        assert_eq!(look_again(&mut kernel).1.strangers, all);
+        assert_eq!(look_again(&mut kernel).1.unknown_senders, all);
         let counters = || {
             let chain = sh("nft list chain ip flannel-ipv4 vxlan");
             chain.lines().filter(|line| line.contains("packets")).map(str::trim).collect::<String>()
@@ -383,13 +383,13 @@ fn unknown_senders_are_listed_and_survive_other_changes() {
         let changed = wanted(Wish { fully_random: false, ..Wish::default() });
         assert_eq!(round(&mut kernel, &changed).len(), 2, "two chains of masquerade rules");
         assert_eq!(counters(), counted);
-        assert_eq!(look(&mut kernel).1.strangers, all);
+        assert_eq!(look(&mut kernel).1.unknown_senders, all);
         let dropping = wanted(Wish { filter: SourceFilter::Drop, ..Wish::default() });
         round(&mut kernel, &dropping);
-        assert_eq!(look(&mut kernel).1.strangers, all, "sets stay when the chain's rules change");
+        assert_eq!(look(&mut kernel).1.unknown_senders, all, "sets stay when the chain's rules change");
         let off = wanted(Wish { filter: SourceFilter::Off, ..Wish::default() });
         round(&mut kernel, &off);
-        assert_eq!(look(&mut kernel).1.strangers, []);
+        assert_eq!(look(&mut kernel).1.unknown_senders, []);
         assert!(!ruleset().contains("set "), "{}", ruleset());
     });
 }
@@ -414,8 +414,8 @@ fn rules_drop_packets_only_while_they_are_kept() {
         sh("nft 'flush set ip flannel-ipv4 keeper; flush set ip6 flannel-ipv6 keeper'");
         forge("127.0.0.1", 1);
         assert_eq!(dropped(), "1", "nobody keeps the rules");
-        let named = [Stranger { address: [127, 0, 0, 1].into(), packets: 2 }];
-        assert_eq!(look_again(&mut kernel).1.strangers, named, "it is still counted");
+        let named = [UnknownSender { address: [127, 0, 0, 1].into(), packets: 2 }];
+        assert_eq!(look_again(&mut kernel).1.unknown_senders, named, "it is still counted");
         kernel.keep_rules(&Family::ALL).unwrap();
         assert_eq!(to_do(&mut kernel, &wanted), []);
         forge("127.0.0.1", 1);

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use kernel::Kernel;
-use kernel::packet::{EtherType, Interface, Known, Marks, Socket, doubt, interfaces};
+use kernel::packet::{EtherType, Interface, KnownNeighbour, Marks, Socket, interfaces, neighbour_event};
 use lab::Timing::Free;
 use plan::{Family, Mac};
 
@@ -103,7 +103,7 @@ fn a_frame_is_sent_and_only_its_reply_received() {
         );
         let mut kernel = Kernel::open().unwrap();
         sh("ping -c 1 -W 2 192.0.2.2");
-        let known = |is_static| Known { ip: [192, 0, 2, 2].into(), mac: FAR, is_static };
+        let known = |is_static| KnownNeighbour { ip: [192, 0, 2, 2].into(), mac: FAR, is_static };
         assert_eq!(kernel.neighbours(&near()).unwrap(), [known(false)]);
         sh(&format!("ip neigh replace 192.0.2.2 lladdr {FAR} dev near nud permanent"));
         assert_eq!(kernel.neighbours(&near()).unwrap(), [known(true)]);
@@ -169,7 +169,7 @@ fn only_neighbour_events_of_one_link_are_received() {
     lab::test(Free, || {
         let _far = wire();
         sh("ip link add other type veth peer name end; ip link set other up; ip link set end up");
-        let socket = Socket::doubts(&near()).unwrap();
+        let socket = Socket::neighbour_events(&near()).unwrap();
         let quiet = |say: &str| {
             sh(say);
             assert!(socket.receive(&mut [0; 512]).is_none(), "{say}");
@@ -177,7 +177,7 @@ fn only_neighbour_events_of_one_link_are_received() {
         let doubted = |say: &str, expected: (&str, Option<Mac>)| {
             sh(say);
             let (datagram, _) = heard(&socket).unwrap();
-            assert_eq!(doubt(&datagram), Some((expected.0.parse().unwrap(), expected.1)), "{say}");
+            assert_eq!(neighbour_event(&datagram), Some((expected.0.parse().unwrap(), expected.1)), "{say}");
         };
         quiet(&format!("ip neigh replace 192.0.2.9 lladdr {FAR} dev near nud reachable"));
         quiet(&format!("ip neigh replace 192.0.2.9 lladdr {FAR} dev other nud stale"));

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use kernel::{Kernel, Outcome, Seen};
+use kernel::{Kernel, Observed, Outcome};
 use plan::config::Config;
 use plan::lease::Leases;
 use plan::marks::PROTOCOL;
@@ -138,7 +138,7 @@ pub(crate) fn applies(kernel: &mut Kernel, ops: &[Op]) {
     assert_eq!(outcomes, vec![Outcome::Done; ops.len()], "{ops:#?}");
 }
 
-pub(crate) fn seen(kernel: &mut Kernel) -> Seen {
+pub(crate) fn seen(kernel: &mut Kernel) -> Observed {
     kernel.dump(&owned()).unwrap()
 }
 

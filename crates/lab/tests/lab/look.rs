@@ -26,7 +26,7 @@ fn views_are_equal_though_the_device_was_recreated() {
         assert_ne!(index, ns.run("cat /proc/net/dev | wc -l; ip -o link show flannel.1 | cut -d: -f1"));
         assert_eq!(before.diff(&after), "");
         assert_eq!(before, after);
-        let ours: Vec<_> = lab::eyes::ours(&after).map(|row| row.kind).collect();
+        let ours: Vec<_> = lab::view::ours(&after).map(|row| row.kind).collect();
         for kind in ["link", "addr", "route4", "neigh", "fdb"] {
             assert!(ours.contains(&kind), "{kind} in:\n{after}");
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lab::{Harm, Monitors, PingStream, Storm, Timing, Topology, View, heal, wait_for};
+use lab::{Harm, Monitors, PingStream, Storm, Timing, Topology, View, repair, wait_for};
 
 #[test]
 fn a_ping_stream_counts_losses_and_gaps() {
@@ -55,7 +55,7 @@ fn a_repair_is_timed() {
         let mut repairer = node.ns.command("sh").args(["-c", &line]).spawn().expect("sh");
         let harm = Harm::RouteDeleted { subnet: "10.244.2.0/24".into() };
         let mut pings = 0;
-        let took = heal::time_to_heal(node, &before, &harm, || {
+        let took = repair::time_to_repair(node, &before, &harm, || {
             pings += 1;
             pings == 2
         });
@@ -74,7 +74,7 @@ fn a_missing_repair_is_reported_with_the_difference() {
         node.ns.run("ip route add 10.244.2.0/24 via 192.168.100.12 dev eth0");
         let before = View::of(&node.ns);
         let harm = Harm::RouteDeleted { subnet: "10.244.2.0/24".into() };
-        let why = heal::try_heal(node, &before, &harm, Duration::from_secs(1), || true)
+        let why = repair::try_repair(node, &before, &harm, Duration::from_secs(1), || true)
             .expect_err("nobody repairs it");
         assert!(
             why.contains("not repaired") && why.contains("- route4") && why.contains("10.244.2.0/24"),
@@ -90,7 +90,7 @@ fn a_harm_that_changes_nothing_is_an_error() {
         let node = lab.node(1);
         node.ns.run("ip link add flannel.1 type bridge");
         let harm = Harm::AddressFlushed { dev: "flannel.1".into() };
-        let why = heal::try_heal(node, &View::of(&node.ns), &harm, Duration::from_secs(1), || true)
+        let why = repair::try_repair(node, &View::of(&node.ns), &harm, Duration::from_secs(1), || true)
             .expect_err("no harm done");
         assert!(why.contains("changed nothing"), "{why}");
     });

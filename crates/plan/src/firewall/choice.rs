@@ -3,9 +3,9 @@
 
 use super::ToolChoice;
 use crate::config::FirewallOptions;
-use crate::note::FirewallFault;
 use crate::state::Variant;
 use crate::underlay::{FirewallFacts, IptablesFacts, Manager};
+use crate::warning::FirewallFault;
 
 impl FirewallFacts {
     fn has(&self, variant: Variant) -> bool {

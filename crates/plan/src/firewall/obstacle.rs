@@ -3,10 +3,10 @@
 use ipnet::IpNet;
 
 use crate::family::Family;
-use crate::note::FirewallFault;
 use crate::passage::{Leg, Packet, Payload};
 use crate::state::Variant;
 use crate::underlay::{Manager, Obstacle};
+use crate::warning::FirewallFault;
 
 /// Returns the fault, with the command that accepts the pods' `network`, or packets between nodes, ahead of the obstacle.
 pub(super) fn fault(obstacle: &Obstacle, network: IpNet) -> FirewallFault {

@@ -134,9 +134,9 @@ impl Kind for NftTable {
     const RANK: Rank = Rank { put: 6, delete: 20 };
 
     /// Claims the table unless another program has put a chain into it.
-    fn is_ours(&self, owned: &Owned, seen: &State) -> bool {
-        let mut chains = seen.nft_chains.iter().filter(|chain| chain.family == self.family);
-        owned.firewall && chains.all(|chain| chain.is_ours(owned, seen))
+    fn is_ours(&self, owned: &Owned, observed: &State) -> bool {
+        let mut chains = observed.nft_chains.iter().filter(|chain| chain.family == self.family);
+        owned.firewall && chains.all(|chain| chain.is_ours(owned, observed))
     }
 }
 

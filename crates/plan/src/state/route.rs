@@ -120,7 +120,7 @@ impl Route {
     }
 
     /// Returns true if the route looks like flannel's, inside our networks, and is not known to be flannel's.
-    pub(crate) fn resembles_flannels(&self, owned: &Owned, seen: &State) -> bool {
+    pub(crate) fn resembles_flannels(&self, owned: &Owned, observed: &State) -> bool {
         let through_ours = |link| link == owned.uplink || owned.has_link(link);
         self.protocol == FLANNELS_PROTOCOL
             && owned.is_pods(&self.destination)
@@ -129,7 +129,7 @@ impl Route {
                 RoutePath::Blackhole => self.metric == 0,
                 _ => false,
             }
-            && !self.is_ours(owned, seen)
+            && !self.is_ours(owned, observed)
     }
 }
 

@@ -44,7 +44,8 @@ pub struct FirewallFacts {
     /// Rules that cannot be read, each with the reason; their last known state is used.
     pub unread: Vec<Box<str>>,
     /// Senders of VXLAN packets whose addresses no peer has.
-    pub strangers: Vec<Stranger>,
+    #[serde(rename = "strangers")]
+    pub unknown_senders: Vec<UnknownSender>,
     /// Rules that refuse packets between pods, or may refuse them, and that no accept rule of ours overrides.
     pub obstacles: Vec<Obstacle>,
     /// True if packets between pods meet a rule of iptables that cannot be judged.
@@ -85,7 +86,7 @@ pub struct IptablesFacts {
 
 /// Address from which VXLAN packets came, and their number.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Stranger {
+pub struct UnknownSender {
     pub address: IpAddr,
     pub packets: u64,
 }

@@ -35,7 +35,7 @@ impl<'a> Lookup<'a> {
             By::Name(name) => self.by_name(name, flag),
             By::Address(address) => self.by_address(address, flag),
             By::Pattern(pattern) => self.by_pattern(pattern, flag),
-            By::Reach(reach) => self.by_way(reach, flag),
+            By::Reach(reach) => self.by_route(reach, flag),
             By::DefaultRoute => self.by_default_route(),
         };
         self.complete(found?)
@@ -98,7 +98,7 @@ impl<'a> Lookup<'a> {
         Ok(Found { link, fixed: Vec::new(), why: format!("{flag} matches its name") })
     }
 
-    fn by_way(&self, reach: &Reach, flag: &str) -> Result<Found<'a>, String> {
+    fn by_route(&self, reach: &Reach, flag: &str) -> Result<Found<'a>, String> {
         if self.underlay.addresses.iter().any(|facts| facts.address.addr() == reach.target) {
             return Err("it is this node's own address: name another node's, or a gateway's".into());
         }

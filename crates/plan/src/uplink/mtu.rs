@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::config::Config;
-use crate::direct::Longest;
+use crate::direct::LongestPrefix;
 use crate::family::Family;
 use crate::ip_address::is_host_address;
 use crate::lease::Leases;
@@ -18,13 +18,13 @@ use crate::underlay::{LinkFacts, RouteFacts, Underlay};
 const ETHERNET: u32 = 1500;
 
 /// Maximum number of layers of devices below a device that are examined.
-const DEPTH: u8 = 4;
+const MAX_DEPTH: u8 = 4;
 
 /// Maximum number of devices besides the uplink that are watched.
-const HEARD: usize = 8;
+const MAX_WATCHED: usize = 8;
 
 /// Kinds of devices that carry nothing out of the node: their addresses are reached through other devices.
-const NO_WIRES: [&str; 3] = ["dummy", "ifb", "vrf"];
+const INTERNAL_KINDS: [&str; 3] = ["dummy", "ifb", "vrf"];
 
 /// Kinds of devices that send packets through one of their ports.
 const WITH_PORTS: [&str; 3] = ["bond", "bridge", "team"];
@@ -66,18 +66,18 @@ pub(crate) fn ipv6_mtu(link: LinkName) -> Box<str> {
 /// Returns the smallest MTU in bytes towards these underlay addresses. If the interface is no wire, paths to any address
 /// count as well.
 pub(super) fn to(underlay: &Underlay, uplink: LinkName, mut peers: impl Iterator<Item = IpAddr>) -> u32 {
-    let own = of_link(underlay, uplink, DEPTH).unwrap_or(ETHERNET);
-    let is_wire = underlay.link(uplink).is_none_or(is_wire);
+    let own = of_link(underlay, uplink, MAX_DEPTH).unwrap_or(ETHERNET);
+    let leaves_node = underlay.link(uplink).is_none_or(leaves_node);
     let of_route = |route: &RouteFacts| {
-        let links = route.hops().filter_map(|hop| of_link(underlay, hop.link?, DEPTH));
+        let links = route.hops().filter_map(|hop| of_link(underlay, hop.link?, MAX_DEPTH));
         links.chain(route.mtu()).min()
     };
     // Usually no route carries less than the uplink, and no lookup is needed.
     let smaller = |route: &RouteFacts| of_route(route).is_some_and(|mtu| mtu < own);
-    if is_wire && !underlay.routes.iter().any(smaller) {
+    if leaves_node && !underlay.routes.iter().any(smaller) {
         return own;
     }
-    let ways = Longest::new(underlay.routes.iter(), of_route);
+    let ways = LongestPrefix::new(underlay.routes.iter(), of_route);
     let least = |addresses: &mut dyn Iterator<Item = IpAddr>| {
         addresses.filter_map(|address| ways.find(address).copied().flatten()).min()
     };
@@ -89,28 +89,28 @@ pub(super) fn to(underlay: &Underlay, uplink: LinkName, mut peers: impl Iterator
         Ipv6Addr::from_bits(1 << 64).into(),
         Ipv6Addr::from_bits(u128::MAX - 1).into(),
     ];
-    let anywhere = least(&mut anywhere.into_iter().filter(|_| !is_wire));
+    let anywhere = least(&mut anywhere.into_iter().filter(|_| !leaves_node));
     let limit = to_peers.into_iter().chain(anywhere).min();
-    own.min(limit.unwrap_or(if is_wire { own } else { ETHERNET }))
+    own.min(limit.unwrap_or(if leaves_node { own } else { ETHERNET }))
 }
 
 /// Returns the devices besides the uplink whose MTU counts for all peers, so that their changes must be watched. They are
 /// the devices below the uplink and, if the uplink is no wire, the devices of the default routes. The list holds at most
-/// [`HEARD`].
-pub fn wires(underlay: &Underlay, uplink: LinkName) -> Vec<LinkName> {
+/// [`MAX_WATCHED`].
+pub fn lower_devices(underlay: &Underlay, uplink: LinkName) -> Vec<LinkName> {
     let mut all = parts(underlay, uplink);
-    if !underlay.link(uplink).is_none_or(is_wire) {
+    if !underlay.link(uplink).is_none_or(leaves_node) {
         let defaults = underlay.routes.iter().filter(|route| route.destination.prefix_len() <= 1);
         all.extend(defaults.flat_map(RouteFacts::hops).filter_map(|hop| hop.link));
     }
     let mut at = 0;
-    while at < all.len() && all.len() < HEARD {
+    while at < all.len() && all.len() < MAX_WATCHED {
         all.extend(parts(underlay, all[at]));
         at += 1;
     }
     all.sort_unstable();
     all.dedup();
-    all.truncate(HEARD);
+    all.truncate(MAX_WATCHED);
     all
 }
 
@@ -128,8 +128,8 @@ fn parts(underlay: &Underlay, name: LinkName) -> Vec<LinkName> {
 }
 
 /// Returns true if the device carries packets out of the node.
-pub(crate) fn is_wire(link: &LinkFacts) -> bool {
-    link.name.as_str() != "lo" && !NO_WIRES.contains(&&*link.kind)
+pub(crate) fn leaves_node(link: &LinkFacts) -> bool {
+    link.name.as_str() != "lo" && !INTERNAL_KINDS.contains(&&*link.kind)
 }
 
 /// Returns the smallest MTU of the device, of the devices below it and of its ports.
@@ -300,7 +300,7 @@ mod tests {
             let routes = routes.split(", ").map(route).collect();
             let underlay = Underlay { links, routes, ..Underlay::default() };
             let heard: Vec<String> =
-                wires(&underlay, uplink.parse().unwrap()).iter().map(ToString::to_string).collect();
+                lower_devices(&underlay, uplink.parse().unwrap()).iter().map(ToString::to_string).collect();
             assert_eq!(heard.join(" "), expected);
         }
     }

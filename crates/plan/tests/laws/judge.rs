@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use plan::lease::Lease;
 use plan::netconf::NetConf;
 use plan::state::{LinkKind, Route, RoutePath};
-use plan::subnet_alloc::{Asker, Origin, SubnetChoice};
+use plan::subnet_alloc::{Origin, Requester, SubnetChoice};
 use plan::{Family, LinkName, Object, Op, Row, Setting, State, Table, Verb, for_each_kind};
 use proptest::prelude::*;
 
@@ -16,12 +16,12 @@ use super::scene::{Fate, Scene};
 /// Returns a failure that shows the case in readable form.
 pub(crate) fn fail(scene: &Scene, ops: &[Op], why: &str) -> TestCaseError {
     let ops: Vec<String> = ops.iter().map(|op| format!("  {op}\n")).collect();
-    let (seen, fates) = (scene.seen(), &scene.fates);
+    let (observed, fates) = (scene.observed(), &scene.fates);
     TestCaseError::fail(format!(
-        "{why}\nops:\n{}fates: {fates:?}, sweeps: {}\nwanted: {:#?}\nseen: {seen:#?}",
+        "{why}\nops:\n{}fates: {fates:?}, sweeps: {}\nwanted: {:#?}\nseen: {observed:#?}",
         ops.concat(),
         scene.sweeps,
-        scene.wanted
+        scene.desired
     ))
 }
 
@@ -105,20 +105,20 @@ fn rows_like(state: &State, object: &Object) -> [usize; 2] {
 }
 
 /// Returns true if an op deletes a desired row that exists once.
-pub(crate) fn deletes_wanted(scene: &Scene, op: &Op) -> bool {
+pub(crate) fn deletes_desired(scene: &Scene, op: &Op) -> bool {
     matches!(op.verb, Verb::Delete | Verb::Recreate)
-        && rows_like(&scene.wanted, &op.object)[1] > 0
-        && rows_like(&scene.seen(), &op.object)[1] == 1
+        && rows_like(&scene.desired, &op.object)[1] > 0
+        && rows_like(&scene.observed(), &op.object)[1] == 1
 }
 
-pub(crate) fn is_at_wanted_key(wanted: &State, object: &Object) -> bool {
-    under_key(wanted, object) > 0
+pub(crate) fn is_at_desired_key(desired: &State, object: &Object) -> bool {
+    under_key(desired, object) > 0
 }
 
 /// Returns true if several rows share the op's desired key. Which one the kernel deletes or replaces is unknown, so one op may
 /// have no effect.
 pub(crate) fn is_one_of_several(scene: &Scene, op: &Op) -> bool {
-    is_at_wanted_key(&scene.wanted, &op.object) && under_key(&scene.seen(), &op.object) > 1
+    is_at_desired_key(&scene.desired, &op.object) && under_key(&scene.observed(), &op.object) > 1
 }
 
 /// Returns the device that a row is on or leads through.
@@ -151,7 +151,7 @@ pub(crate) fn goes_with_its_link(scene: &Scene, op: &Op) -> bool {
 
 /// Returns true if the op's sign is right. `+` needs an empty key, or one whose row went before; `~` needs a row to change.
 pub(crate) fn has_true_sign(scene: &Scene, op: &Op) -> bool {
-    let seen = scene.seen();
+    let observed = scene.observed();
     match (op.verb, &op.object) {
         (Verb::Add, Object::LinkUp(name)) => {
             matches!(scene.fate(*name), Some(Fate::New | Fate::Remade))
@@ -161,29 +161,29 @@ pub(crate) fn has_true_sign(scene: &Scene, op: &Op) -> bool {
             let went = |link: Option<LinkName>| {
                 link.is_some_and(|link| scene.fate(link) == Some(Fate::Remade) || scene.is_flushed(link))
             };
-            under_key(&seen, object) == 0 || stands_on(scene, object).into_iter().all(went)
+            under_key(&observed, object) == 0 || stands_on(scene, object).into_iter().all(went)
         }
         // A device that is created again has the kernel's defaults, so no old value is replaced.
         (Verb::Replace, Object::Sysctl(Setting { row, was })) => {
             let is_of = |link: LinkName| row.path.split('/').any(|part| part == link.as_str());
             let is_default = scene.fates.iter().any(|(link, fate)| *fate == Fate::Remade && is_of(*link));
-            let have = seen.sysctls.iter().find(|have| have.path == row.path);
+            let have = observed.sysctls.iter().find(|have| have.path == row.path);
             have.is_some_and(|have| *was == Some(&have.value).filter(|_| !is_default).cloned())
         }
-        (Verb::Replace, object) => under_key(&seen, object) > 0,
+        (Verb::Replace, object) => under_key(&observed, object) > 0,
         _ => true,
     }
 }
 
 /// Returns the device of each observed row under the object's key; `None` for a row without a device.
 fn stands_on(scene: &Scene, object: &Object) -> Vec<Option<LinkName>> {
-    let seen = &scene.kernel.rows;
+    let observed = &scene.kernel.rows;
     match object {
         Object::Nexthop(row) => {
-            seen.nexthops.iter().filter(|have| have.id == row.id).map(|have| Some(have.link)).collect()
+            observed.nexthops.iter().filter(|have| have.id == row.id).map(|have| Some(have.link)).collect()
         }
         Object::Route(row) => {
-            let rows = seen.routes.iter().filter(|have| have.cmp_key(row).is_eq());
+            let rows = observed.routes.iter().filter(|have| have.cmp_key(row).is_eq());
             rows.map(|have| link_of(scene, &Object::Route(have.clone()))).collect()
         }
         object => vec![link_of(scene, object)],
@@ -195,10 +195,10 @@ pub(crate) fn healthy_routes(scene: &Scene) -> Vec<Route> {
     let stays = |row: &&Route| {
         let object = Object::Route((*row).clone());
         scene.kernel.rows.routes.contains(row)
-            && under_key(&scene.seen(), &object) == 1
+            && under_key(&scene.observed(), &object) == 1
             && !link_of(scene, &object).is_some_and(|link| scene.goes(link))
     };
-    scene.wanted.routes.iter().filter(stays).cloned().collect()
+    scene.desired.routes.iter().filter(stays).cloned().collect()
 }
 
 /// Returns the desired routes whose key has a row that does not go with its device.
@@ -209,25 +209,25 @@ pub(crate) fn held_keys(scene: &Scene) -> Vec<Route> {
     };
     let held =
         |want: &&Route| scene.kernel.rows.routes.iter().any(|row| row.cmp_key(want).is_eq() && stays(row));
-    scene.wanted.routes.iter().filter(held).cloned().collect()
+    scene.desired.routes.iter().filter(held).cloned().collect()
 }
 
 /// Returns true if the path can be used: the next hop's neighbour and FDB entry, or its object, exist.
-pub(crate) fn is_reachable(have: &State, wanted: &State, path: RoutePath) -> bool {
+pub(crate) fn is_reachable(have: &State, desired: &State, path: RoutePath) -> bool {
     let (gateway, link) = match path {
         RoutePath::Via { gateway, link, .. } => (gateway, link),
         RoutePath::Nexthop(id) => {
-            let wanted = wanted.nexthops.iter().find(|row| row.id == id);
-            let Some(row) = wanted.filter(|row| have.nexthops.contains(row)) else { return false };
+            let desired = desired.nexthops.iter().find(|row| row.id == id);
+            let Some(row) = desired.filter(|row| have.nexthops.contains(row)) else { return false };
             (row.gateway, row.link)
         }
         _ => return true,
     };
     let tunnel = have.links.iter().any(|row| row.name == link && matches!(row.kind, LinkKind::Vxlan(_)));
-    let mut neighbours = wanted.neighbours.iter().filter(|row| row.link == link && row.address == gateway);
+    let mut neighbours = desired.neighbours.iter().filter(|row| row.link == link && row.address == gateway);
     !tunnel
         || neighbours.any(|row| {
-            let entry = wanted.fdb.iter().find(|entry| entry.link == link && entry.mac == row.mac);
+            let entry = desired.fdb.iter().find(|entry| entry.link == link && entry.mac == row.mac);
             have.neighbours.contains(row) && entry.is_some_and(|entry| have.fdb.contains(entry))
         })
 }
@@ -237,7 +237,7 @@ pub(crate) fn is_reachable(have: &State, wanted: &State, path: RoutePath) -> boo
 pub(crate) fn is_right_choice(
     conf: &NetConf,
     leases: &[Lease],
-    me: &Asker,
+    me: &Requester,
     choice: &SubnetChoice,
 ) -> Result<(), TestCaseError> {
     let foreign = || leases.iter().filter(|lease| !me.owns(lease));

@@ -93,7 +93,7 @@ fn nft(scene: &mut Scene, tape: &mut Tape, family: Family) {
         scene.foreign.nft_chains.push(NftChain { family, chain, rules: [].into(), unknown: None });
     }
     let table = NftTable { family };
-    if scene.wanted.nft_tables.contains(&table) {
+    if scene.desired.nft_tables.contains(&table) {
         scene.kernel.rows.nft_tables.push(table);
     } else if foreign {
         scene.foreign.nft_tables.push(table);
@@ -104,7 +104,7 @@ fn nft(scene: &mut Scene, tape: &mut Tape, family: Family) {
         [NftChainName::Forward, NftChainName::Postrouting, NftChainName::Vxlan, NftChainName::VxlanPods]
     {
         let stale = NftChain { family, chain, rules: [].into(), unknown: None };
-        let want = scene.wanted.nft_chains.iter().find(|row| row.cmp_key(&stale).is_eq()).cloned();
+        let want = scene.desired.nft_chains.iter().find(|row| row.cmp_key(&stale).is_eq()).cloned();
         match want {
             _ if tape.once_in(3) => {}
             None => scene.left_over.nft_chains.push(stale),
@@ -132,7 +132,7 @@ fn harmed(tape: &mut Tape, mut row: NftChain) -> NftChain {
 }
 
 fn elements(scene: &mut Scene, tape: &mut Tape, family: Family) {
-    let of_family = scene.wanted.nft_elements.iter().filter(|row| Family::of(row.address) == family);
+    let of_family = scene.desired.nft_elements.iter().filter(|row| Family::of(row.address) == family);
     scene.kernel.rows.nft_elements.extend(of_family.filter(|_| !tape.once_in(4)).cloned());
     if family == Family::Ipv4 && tape.once_in(2) {
         scene.left_over.nft_elements.push(NftElement { address: v4([203, 0, 113, 77]) });
@@ -144,7 +144,7 @@ fn iptables(scene: &mut Scene, tape: &mut Tape, (variant, family, table): (Varia
     for (chain, rules) in [(table.chain(), vec!["-j ACCEPT".into()]), (table.hook(), jumps)] {
         let chain = chain.into();
         let row = IptablesChain { variant, family, table, chain, rules: rules.into(), unknown: None };
-        let is_wanted = scene.wanted.iptables.iter().any(|want| want.cmp_key(&row).is_eq());
-        if is_wanted { &mut scene.kernel.rows } else { &mut scene.left_over }.iptables.push(row);
+        let is_desired = scene.desired.iptables.iter().any(|want| want.cmp_key(&row).is_eq());
+        if is_desired { &mut scene.kernel.rows } else { &mut scene.left_over }.iptables.push(row);
     }
 }

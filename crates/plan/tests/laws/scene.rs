@@ -46,7 +46,7 @@ enum Find {
 /// Plan, and a kernel to apply it to.
 #[derive(Clone, Debug)]
 pub(crate) struct Scene {
-    pub(crate) wanted: State,
+    pub(crate) desired: State,
     pub(crate) owned: Owned,
     pub(crate) kernel: Kernel,
     pub(crate) foreign: Rows,
@@ -79,7 +79,7 @@ impl Scene {
         adjust(&mut world);
         let plan = world.plan();
         let mut scene = Self {
-            wanted: plan.desired,
+            desired: plan.desired,
             owned: plan.owned,
             kernel: Kernel { rows: Rows::default(), devices: other_devices(world.uplink) },
             foreign: Rows::default(),
@@ -90,9 +90,9 @@ impl Scene {
         scene.want_more(tape, find);
         scene.find_devices(tape, &world, find);
         match find {
-            Find::AnyState => scene.find_wanted_rows(tape),
+            Find::AnyState => scene.find_desired_rows(tape),
             // The traffic rules are drawn below, in any state.
-            Find::AsDesired => scene.kernel.rows = Rows::without_traffic_rules(&scene.wanted),
+            Find::AsDesired => scene.kernel.rows = Rows::without_traffic_rules(&scene.desired),
         }
         left_over::draw(&mut scene, tape, &world);
         foreign::draw(&mut scene, tape, &world);
@@ -106,7 +106,7 @@ impl Scene {
     fn want_more(&mut self, tape: &mut Tape, find: Find) {
         if tape.once_in(3) {
             let mut nexthops = Vec::new();
-            let mut routes = self.wanted.routes.to_vec();
+            let mut routes = self.desired.routes.to_vec();
             for (id, route) in NEXTHOPS.zip(&mut routes) {
                 if let RoutePath::Via { gateway, link, onlink } = route.path
                     && !tape.once_in(3)
@@ -115,11 +115,11 @@ impl Scene {
                     route.path = RoutePath::Nexthop(id);
                 }
             }
-            (self.wanted.routes, self.wanted.nexthops) = (routes.into(), nexthops.into());
+            (self.desired.routes, self.desired.nexthops) = (routes.into(), nexthops.into());
         }
         if tape.once_in(3) {
             let rule = |to| Rule { priority: 5000, to, table: 100, protocol: PROTOCOL, unknown: None };
-            self.wanted.rules = self.wanted.routes.iter().map(|route| rule(route.destination)).collect();
+            self.desired.rules = self.desired.routes.iter().map(|route| rule(route.destination)).collect();
         }
         if tape.once_in(3) {
             let node = ["net/ipv6/conf/all/forwarding", "net/ipv6/conf/eth0/accept_ra"];
@@ -127,17 +127,17 @@ impl Scene {
                 let row = |(path, value): (&str, &str)| Sysctl { path: path.into(), value: value.into() };
                 node.into_iter().zip(values).map(row).collect::<Vec<_>>()
             };
-            self.wanted.sysctls = self.wanted.sysctls.iter().cloned().chain(rows(["1", "2"])).collect();
+            self.desired.sysctls = self.desired.sysctls.iter().cloned().chain(rows(["1", "2"])).collect();
             self.kernel.rows.sysctls.extend(rows(["0", "1"]));
         }
-        if find == Find::AnyState && self.wanted.routes.is_empty() && tape.once_in(3) {
+        if find == Find::AnyState && self.desired.routes.is_empty() && tape.once_in(3) {
             let down = |link: &Link| Link { up: false, ..link.clone() };
-            self.wanted.links = self.wanted.links.iter().map(down).collect();
+            self.desired.links = self.desired.links.iter().map(down).collect();
         }
     }
 
     fn find_devices(&mut self, tape: &mut Tape, world: &World, find: Find) {
-        for want in &self.wanted.links.clone() {
+        for want in &self.desired.links.clone() {
             let fate = if find == Find::AsDesired { Fate::Kept } else { half::fate(tape) };
             self.fates.push((want.name, fate));
             self.kernel.rows.links.extend(half::device(tape, want, fate));
@@ -159,14 +159,14 @@ impl Scene {
         }
     }
 
-    fn find_wanted_rows(&mut self, tape: &mut Tape) {
-        let (wanted, rows) = (&self.wanted, &mut self.kernel.rows);
-        rows.addresses = found(tape, &wanted.addresses, Twice::Unlike, half::address);
-        rows.fdb = found(tape, &wanted.fdb, Twice::Never, half::fdb);
-        rows.neighbours = found(tape, &wanted.neighbours, Twice::Never, half::neighbour);
-        rows.nexthops = found(tape, &wanted.nexthops, Twice::Never, half::nexthop);
-        rows.routes = found(tape, &wanted.routes, Twice::Unlike, half::route);
-        rows.rules = found(tape, &wanted.rules, Twice::Even, half::rule);
+    fn find_desired_rows(&mut self, tape: &mut Tape) {
+        let (desired, rows) = (&self.desired, &mut self.kernel.rows);
+        rows.addresses = found(tape, &desired.addresses, Twice::Unlike, half::address);
+        rows.fdb = found(tape, &desired.fdb, Twice::Never, half::fdb);
+        rows.neighbours = found(tape, &desired.neighbours, Twice::Never, half::neighbour);
+        rows.nexthops = found(tape, &desired.nexthops, Twice::Never, half::nexthop);
+        rows.routes = found(tape, &desired.routes, Twice::Unlike, half::route);
+        rows.rules = found(tape, &desired.rules, Twice::Even, half::rule);
     }
 
     /// Merges the classes and removes impossible rows, such as a route through a missing device.
@@ -206,12 +206,12 @@ impl Scene {
         self.fates.iter().filter(|(_, fate)| there(*fate)).map(|(name, _)| *name).collect()
     }
 
-    pub(crate) fn seen(&self) -> State {
+    pub(crate) fn observed(&self) -> State {
         self.kernel.rows.state()
     }
 
     pub(crate) fn ops(&self) -> Vec<plan::Op> {
-        plan::diff(&self.wanted, &self.seen(), &self.owned)
+        plan::diff(&self.desired, &self.observed(), &self.owned)
     }
 
     /// Returns true if the device is deleted, for good or to be recreated.
@@ -234,7 +234,7 @@ impl Scene {
         let RoutePath::Nexthop(id) = path else { return false };
         let row = self.kernel.rows.nexthops.iter().find(|row| row.id == id);
         row.is_some_and(|row| match self.fate(row.link) {
-            Some(Fate::Stale) => self.sweeps && self.wanted.nexthops.iter().all(|row| row.id != id),
+            Some(Fate::Stale) => self.sweeps && self.desired.nexthops.iter().all(|row| row.id != id),
             _ => self.goes(row.link),
         })
     }
@@ -298,7 +298,7 @@ impl Scene {
             }
         }
         others.routes.retain(|row| !self.next_hop_goes(row.path));
-        let mut rows = Rows::of(&self.wanted);
+        let mut rows = Rows::of(&self.desired);
         rows.links.retain(|link| self.fate(link.name) != Some(Fate::Squatted));
         let squatters =
             self.kernel.rows.links.iter().filter(|link| self.fate(link.name) == Some(Fate::Squatted));
@@ -353,12 +353,12 @@ enum Twice {
 
 fn found<T: Row>(
     tape: &mut Tape,
-    wanted: &Table<T>,
+    desired: &Table<T>,
     twice: Twice,
     half: impl Fn(&mut Tape, &T) -> T,
 ) -> Vec<T> {
     let mut rows = Vec::new();
-    for row in wanted {
+    for row in desired {
         match tape.below(8) {
             0..=3 => rows.push(row.clone()),
             4 => {}

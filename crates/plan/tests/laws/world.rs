@@ -7,17 +7,17 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use plan::backend::vxlan::{self, Vtep};
 use plan::backend::{Announced, Backend, Direct, SourceFilter};
 use plan::config::Config;
-use plan::former::Former;
+use plan::health::{Finding, PeerHealth, PreferredPath};
 use plan::lease::{Lease, Leases};
+use plan::lease_conflicts::{Contender, Standing};
+use plan::left_overs::LeftOvers;
 use plan::node::{Node, Uplink};
 use plan::other_daemons::{FirewallKeeper, OtherDaemons};
 use plan::owned::Writer;
-use plan::rivals::{Contender, Standing};
 use plan::state::{Route, RoutePath};
 use plan::subnet::Subnet;
 use plan::underlay::{AddressFacts, LinkFacts, RouteFacts, Underlay};
-use plan::verdict::{Finding, PreferredPath, Verdict};
-use plan::{Family, LinkName, Mac, Memory, PeerHealth, Plan, Situation, State};
+use plan::{Family, HealthInput, LinkName, Mac, Memory, Plan, Situation, State};
 
 use super::left_over;
 use super::rules;
@@ -54,7 +54,7 @@ pub(crate) struct World {
     pub(crate) config: Config,
     pub(crate) node: Node,
     pub(crate) leases: Leases,
-    pub(crate) health: PeerHealth,
+    pub(crate) health: HealthInput,
     pub(crate) others: OtherDaemons,
     pub(crate) memory: Memory,
     /// State of which the plan keeps the direct routes.
@@ -144,10 +144,10 @@ pub(crate) fn world(tape: &mut Tape) -> World {
     let current = devices.iter().copied().filter(|device| !memory.former.links.contains(device));
     let foreign_devices: Vec<LinkName> = current.filter(|_| tape.once_in(8)).collect();
     let underlay = underlay(tape, uplink, &foreign_devices);
-    let verdicts = verdicts(tape);
+    let peers = peer_healths(tape);
     let observed = State { routes: standing(tape, config.table).into(), ..State::default() };
     let contenders = answering(leases.known().iter().filter(|lease| lease.written < HOSTILE));
-    let health = PeerHealth { verdicts, contenders };
+    let health = HealthInput { peers, contenders };
     World {
         config,
         node,
@@ -204,7 +204,7 @@ fn node(tape: &mut Tape) -> (Node, OtherDaemons, Memory) {
         vtep: Some(OWN_MAC),
         vtep_v6: Some(Mac([0x02, 0, 0, 0, 0, 0x06])),
     };
-    let former = Former {
+    let former = LeftOvers {
         firewall: true,
         links: tape.pick(&[vec![], vec![], vec![name("flannel.9"), name("flannel-v6.9")]]),
         networks: tape.pick(&[vec![], FORMER_NETWORKS.map(|network| network.parse().unwrap()).into()]),
@@ -217,7 +217,7 @@ fn node(tape: &mut Tape) -> (Node, OtherDaemons, Memory) {
 
 /// Returns the names of our devices, as flannel names them. They are repeated here so that the tests do not ask the code under
 /// test.
-fn devices(config: &Config, former: &Former, leases: &Leases) -> Vec<LinkName> {
+fn devices(config: &Config, former: &LeftOvers, leases: &Leases) -> Vec<LinkName> {
     let announced = |vni: u32| {
         leases
             .known()
@@ -275,8 +275,8 @@ fn underlay(tape: &mut Tape, uplink: UplinkIs, foreign_devices: &[LinkName]) -> 
     }
 }
 
-/// Returns verdicts on some peers and on unused subnets; two may be about the same subnet.
-fn verdicts(tape: &mut Tape) -> Vec<Verdict> {
+/// Returns the health of some peers and of unused subnets; two may be about the same subnet.
+fn peer_healths(tape: &mut Tape) -> Vec<PeerHealth> {
     let link = name("eth0");
     let [node, next_hop] = [v4([192, 0, 2, 7]); 2];
     let findings = [
@@ -288,15 +288,15 @@ fn verdicts(tape: &mut Tape) -> Vec<Verdict> {
         Finding::LostAbove { mtu: 1400 },
     ];
     let ways = [None, Some(PreferredPath::Direct), Some(PreferredPath::Tunnel)];
-    let verdict = |tape: &mut Tape| Verdict {
+    let health = |tape: &mut Tape| PeerHealth {
         subnet: any_subnet(tape),
         node: v4([192, 0, 2, tape.below(8) as u8]),
         uplink: if tape.once_in(4) { name("eth1") } else { link },
         finding: tape.pick(&findings),
-        way: tape.pick(&ways),
+        preferred_path: tape.pick(&ways),
         answers: None,
     };
-    (0..tape.below(6)).map(|_| verdict(tape)).collect()
+    (0..tape.below(6)).map(|_| health(tape)).collect()
 }
 
 /// Returns direct routes, to the nodes of the subnets or to other ones.

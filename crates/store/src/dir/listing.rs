@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use plan::lease::{Lease, Leases};
-use plan::note::Note;
 use plan::subnet::Subnet;
-use plan::subnet_alloc::Kinship;
+use plan::subnet_alloc::LengthMatch;
+use plan::warning::Warning;
 
-use super::{HIDDEN, is_no_file, read};
-use crate::bounds::{self, Bounds, MOST_NAMED, Scope};
+use super::{HIDDEN, is_not_a_file, read};
+use crate::bounds::{self, Bounds, MAX_NAMED, Scope};
 use crate::view::View;
 
 #[derive(Debug)]
@@ -39,11 +39,11 @@ struct Entry {
     stamp: Stamp,
     /// Modification time of the file when it was first seen, as returned by [`age`].
     born: u64,
-    kinship: Kinship,
+    length_match: LengthMatch,
     /// Last lease that was read from the file.
     lease: Option<Lease>,
     /// Warning about the file's current content.
-    note: Option<Box<Note>>,
+    warning: Option<Box<Warning>>,
 }
 
 /// Inode, change time (seconds and nanoseconds) and size of a file, by which a change is detected. A rename brings a new inode,
@@ -70,23 +70,23 @@ impl Entry {
         // The age stays that of the first read. A rewrite or a jump of the clock does not make a new lease.
         let born = before.map(|entry| entry.born).or(known).unwrap_or_else(|| age(metadata));
         let key: Box<str> = name.into();
-        let entry = |stamp, lease, note: Option<Note>| Self {
+        let entry = |stamp, lease, warning: Option<Warning>| Self {
             name: name.into(),
             stamp,
             born,
-            kinship: before.map_or(Kinship::Own, |entry| entry.kinship),
+            length_match: before.map_or(LengthMatch::Own, |entry| entry.length_match),
             lease,
-            note: note.map(Box::new),
+            warning: warning.map(Box::new),
         };
         match read(path).map(|content| bounds::read(name, &content, born)) {
             Ok(Ok(lease)) => entry(stamp, Some(Lease { written: age(metadata), ..lease }), None),
-            Ok(Err(why)) => entry(stamp, None, Some(Note::Entry { key, why })),
+            Ok(Err(why)) => entry(stamp, None, Some(Warning::Entry { key, why })),
             Err(error) => {
                 let why = error.to_string().into();
-                let known = before.and_then(|entry| entry.lease.clone()).filter(|_| !is_no_file(&error));
+                let known = before.and_then(|entry| entry.lease.clone()).filter(|_| !is_not_a_file(&error));
                 match known {
-                    Some(lease) => entry(NO_STAMP, Some(lease), Some(Note::Stale { key, why })),
-                    None => entry(stamp, None, Some(Note::Entry { key, why })),
+                    Some(lease) => entry(NO_STAMP, Some(lease), Some(Warning::Stale { key, why })),
+                    None => entry(stamp, None, Some(Warning::Entry { key, why })),
                 }
             }
         }
@@ -110,7 +110,7 @@ impl Listing {
         entries.retain(|entry| {
             let stays = is_there(&entry.name);
             if !stays {
-                bounds.release(entry.kinship);
+                bounds.release(entry.length_match);
             }
             stays
         });
@@ -118,7 +118,7 @@ impl Listing {
         if self.entries.len() != known {
             self.change();
         }
-        names.iter().try_for_each(|name| self.look_at(name))
+        names.iter().try_for_each(|name| self.refresh_file(name))
     }
 
     /// Returns the sorted names of all files that may be leases, and counts the others. Files that are named already stay
@@ -137,7 +137,7 @@ impl Listing {
                 continue;
             };
             junk.insert((!self.bounds.names(name), name.into()), why);
-            if junk.len() > MOST_NAMED {
+            if junk.len() > MAX_NAMED {
                 junk.pop_last();
                 more += 1;
             }
@@ -161,7 +161,7 @@ impl Listing {
     }
 
     /// Checks one file and reads it if it has changed. A file that cannot be examined is an error and stays in the listing.
-    pub(super) fn look_at(&mut self, name: &str) -> io::Result<()> {
+    pub(super) fn refresh_file(&mut self, name: &str) -> io::Result<()> {
         if name.starts_with(HIDDEN) {
             return Ok(());
         }
@@ -172,7 +172,7 @@ impl Listing {
                 // A file is missing only if its directory exists; the directory may be moved away at this moment.
                 fs::metadata(&self.subnets)?;
                 if let Ok(at) = at {
-                    self.bounds.release(self.entries.remove(at).kinship);
+                    self.bounds.release(self.entries.remove(at).length_match);
                     self.change();
                 } else if self.bounds.unname(name) {
                     self.change();
@@ -195,11 +195,11 @@ impl Listing {
         let own = self.own.as_ref().filter(|(own, _)| **own == *name);
         let entry = Entry::read(name, &path, &metadata, before, own.map(|(_, born)| *born));
         let is_news =
-            before.is_none_or(|before| (&before.lease, &before.note) != (&entry.lease, &entry.note));
+            before.is_none_or(|before| (&before.lease, &before.warning) != (&entry.lease, &entry.warning));
         match at {
             Ok(at) => self.entries[at] = entry,
             Err(at) => match self.bounds.admit(name, entry.lease.as_ref()) {
-                Ok(kinship) => self.entries.insert(at, Entry { kinship, ..entry }),
+                Ok(length_match) => self.entries.insert(at, Entry { length_match, ..entry }),
                 Err(why) => {
                     self.name_junk(name, why);
                     return Ok(());
@@ -214,7 +214,7 @@ impl Listing {
 
     /// Names a file that is no lease, if there is room; the next look at all files counts it.
     fn name_junk(&mut self, name: &str, why: Box<str>) {
-        if !self.bounds.names(name) && self.bounds.junk_counts().0 < MOST_NAMED {
+        if !self.bounds.names(name) && self.bounds.junk_counts().0 < MAX_NAMED {
             self.bounds.add_junk(name, why);
             self.change();
         }
@@ -242,8 +242,8 @@ impl Listing {
 
     pub(super) fn view(&mut self) -> View {
         let leases = Leases::Listed(self.leases());
-        let notes = self.entries.iter().filter_map(|entry| entry.note.as_deref());
-        View { leases, notes: self.bounds.notes(notes, Note::clone), ..View::default() }
+        let warnings = self.entries.iter().filter_map(|entry| entry.warning.as_deref());
+        View { leases, warnings: self.bounds.warnings(warnings, Warning::clone), ..View::default() }
     }
 }
 
@@ -262,11 +262,11 @@ mod tests {
         listing.refresh().unwrap();
         assert!(listing.take_changed());
         fs::rename(&subnets, &away).unwrap();
-        assert_eq!(listing.look_at(name).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(listing.refresh_file(name).unwrap_err().kind(), ErrorKind::NotFound);
         assert_eq!((listing.leases().len(), listing.take_changed()), (1, false));
         fs::rename(&away, &subnets).unwrap();
         fs::remove_file(subnets.join(name)).unwrap();
-        listing.look_at(name).unwrap();
+        listing.refresh_file(name).unwrap();
         assert_eq!((listing.leases().len(), listing.take_changed()), (0, true));
     }
 
@@ -281,7 +281,7 @@ mod tests {
         listing.refresh().unwrap();
         assert_eq!(listing.leases()[0].born, 7);
         fs::remove_file(&path).unwrap();
-        listing.look_at(name).unwrap();
+        listing.refresh_file(name).unwrap();
         fs::write(&path, text).unwrap();
         listing.refresh().unwrap();
         assert!(listing.leases()[0].born > 7);

@@ -17,10 +17,10 @@ use tokio::time::{sleep, timeout};
 use tonic::transport::{Endpoint, Uri};
 use tower::service_fn;
 
-use super::{EtcdOptions, tls, words};
+use super::{EtcdOptions, error_text, tls};
 
 /// Timeout for finding the protocol of a server whose reply was not understood.
-const DIAGNOSIS: Duration = Duration::from_millis(500);
+const DIAGNOSIS_TIMEOUT: Duration = Duration::from_millis(500);
 /// Timeout for the resolution of a host name. The resolver asks the second name server after 5 s.
 const RESOLUTION: Duration = Duration::from_secs(6);
 /// Maximum time until the next address of a host is tried beside one that has not answered yet.
@@ -28,12 +28,12 @@ const NEXT_ADDRESS: Duration = Duration::from_millis(300);
 
 /// Socket of a session. It serves to check if its source address is still this node's, and to shut the connection down.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct Connection {
     socket: Socket,
     source: SocketAddr,
 }
 
-impl Line {
+impl Connection {
     /// Returns false if the source address was removed from this node, so that no reply can arrive any more.
     pub(super) fn has_source(&self) -> bool {
         let probe = UdpSocket::bind(SocketAddr::new(self.source.ip(), 0));
@@ -46,7 +46,7 @@ impl Line {
     }
 
     /// Shuts the connection down, so that every request on it fails at once.
-    pub(super) fn cut(&self) {
+    pub(super) fn shut_down(&self) {
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 }
@@ -55,23 +55,23 @@ impl Line {
 pub(super) struct Failure {
     pub(super) why: String,
     /// True if an answer did not come in time.
-    pub(super) hangs: bool,
+    pub(super) timed_out: bool,
 }
 
 impl From<String> for Failure {
     fn from(why: String) -> Self {
-        Self { why, hangs: false }
+        Self { why, timed_out: false }
     }
 }
 
 impl Failure {
     fn hanging(why: String) -> Self {
-        Self { why, hangs: true }
+        Self { why, timed_out: true }
     }
 }
 
 /// Returns the words for a server that did not answer within this time.
-pub(super) fn silence(limit: Duration) -> String {
+pub(super) fn timeout_text(limit: Duration) -> String {
     format!("no answer within {} s", limit.as_secs_f32())
 }
 
@@ -86,7 +86,7 @@ pub(super) async fn dial(
     endpoint: &str,
     options: &EtcdOptions,
     limit: Duration,
-) -> Result<(Channel, Arc<Line>), Failure> {
+) -> Result<(Channel, Arc<Connection>), Failure> {
     let (uri, is_tls) = parse(endpoint)?;
     let tcp = connect(&uri, limit).await?;
     let socket = SockRef::from(&tcp).try_clone().map_err(|error| error.to_string())?;
@@ -94,12 +94,12 @@ pub(super) async fn dial(
     let io: Box<dyn Io> = if is_tls {
         let config = tls::config(options)?;
         let handshake = tokio_rustls::TlsConnector::from(config).connect(name(&uri)?, tcp);
-        match timeout(limit, handshake).await.map_err(|_| Failure::hanging(silence(limit)))? {
+        match timeout(limit, handshake).await.map_err(|_| Failure::hanging(timeout_text(limit)))? {
             Ok(stream) if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2) => Box::new(stream),
             Ok(_) => {
                 return Err("it does not speak HTTP/2 over TLS. Is it etcd's client port?".to_owned().into());
             }
-            Err(error) => return Err(words::with_advice(tls::refusal(&error)).into()),
+            Err(error) => return Err(error_text::with_advice(tls::refusal(&error)).into()),
         }
     } else {
         Box::new(tcp)
@@ -110,18 +110,18 @@ pub(super) async fn dial(
         std::future::ready(io.ok_or_else(|| io::Error::other("the connection was closed")))
     });
     let channel = timeout(limit, Endpoint::from(uri).connect_with_connector(connector)).await;
-    let channel = channel.map_err(|_| Failure::hanging(silence(limit)))?;
-    let channel = channel.map_err(|error| words::transport(&error))?;
-    Ok((Channel::Tonic(channel), Arc::new(Line { socket, source })))
+    let channel = channel.map_err(|_| Failure::hanging(timeout_text(limit)))?;
+    let channel = channel.map_err(|error| error_text::transport(&error))?;
+    Ok((Channel::Tonic(channel), Arc::new(Connection { socket, source })))
 }
 
 /// Adds advice to the error `why`. A second connection finds out if the protocol is wrong or our certificate refused.
 pub(super) async fn diagnose(endpoint: &str, options: &EtcdOptions, why: String) -> String {
     let Ok((uri, is_tls)) = parse(endpoint) else { return why };
-    if is_tls && let Ok(Some(alert)) = timeout(DIAGNOSIS, alert(&uri, options)).await {
-        return words::with_advice(alert);
+    if is_tls && let Ok(Some(alert)) = timeout(DIAGNOSIS_TIMEOUT, alert(&uri, options)).await {
+        return error_text::with_advice(alert);
     }
-    let advice = match timeout(DIAGNOSIS, answer(&uri, is_tls)).await {
+    let advice = match timeout(DIAGNOSIS_TIMEOUT, first_reply_bytes(&uri, is_tls)).await {
         // A TLS record of version 3 begins so: an alert or a handshake message.
         Ok(Some([21 | 22, 3, ..])) if !is_tls => "It speaks TLS: write https:// in --etcd-endpoints",
         Ok(Some([b'H', b'T', b'T', b'P', b'/'])) if is_tls => {
@@ -135,7 +135,7 @@ pub(super) async fn diagnose(endpoint: &str, options: &EtcdOptions, why: String)
 /// Returns the TLS alert with which the server ends a connection after a successful handshake. Servers that do not accept our
 /// certificate do so.
 async fn alert(uri: &Uri, options: &EtcdOptions) -> Option<String> {
-    let (config, tcp) = (tls::config(options).ok()?, connect(uri, DIAGNOSIS).await.ok()?);
+    let (config, tcp) = (tls::config(options).ok()?, connect(uri, DIAGNOSIS_TIMEOUT).await.ok()?);
     let mut stream = tokio_rustls::TlsConnector::from(config).connect(name(uri).ok()?, tcp).await.ok()?;
     let mut byte = [0];
     loop {
@@ -148,8 +148,8 @@ async fn alert(uri: &Uri, options: &EtcdOptions) -> Option<String> {
 }
 
 /// Returns the first bytes of the reply to a harmless request, by TLS or by plain HTTP.
-async fn answer(uri: &Uri, is_tls: bool) -> Option<[u8; 5]> {
-    let mut tcp = connect(uri, DIAGNOSIS).await.ok()?;
+async fn first_reply_bytes(uri: &Uri, is_tls: bool) -> Option<[u8; 5]> {
+    let mut tcp = connect(uri, DIAGNOSIS_TIMEOUT).await.ok()?;
     if is_tls {
         tcp.write_all(b"GET /version HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\n\r\n").await.ok()?;
     } else {
@@ -192,10 +192,10 @@ async fn first(addresses: &[SocketAddr], limit: Duration) -> Result<TcpStream, F
             Ok(tcp)
         }
         Ok(Err(error)) => Err(error.to_string().into()),
-        Err(_) if count == 1 => Err(Failure::hanging(silence(limit))),
+        Err(_) if count == 1 => Err(Failure::hanging(timeout_text(limit))),
         Err(_) => {
             let all: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
-            Err(Failure::hanging(format!("{} from any of {}", silence(limit), all.join(", "))))
+            Err(Failure::hanging(format!("{} from any of {}", timeout_text(limit), all.join(", "))))
         }
     }
 }
@@ -261,8 +261,8 @@ mod tests {
             let tcp = first(&[dead, live], limit).await.ok().unwrap();
             assert_eq!(tcp.peer_addr().unwrap(), live);
             assert!(begun.elapsed() < limit, "{:?}", begun.elapsed());
-            let Failure { why, hangs } = first(&[dead], limit).await.err().unwrap();
-            assert_eq!((why.as_str(), hangs), ("no answer within 1.5 s", true));
+            let Failure { why, timed_out } = first(&[dead], limit).await.err().unwrap();
+            assert_eq!((why.as_str(), timed_out), ("no answer within 1.5 s", true));
             let Failure { why, .. } = first(&[dead, dead], limit).await.err().unwrap();
             assert_eq!(why, format!("no answer within 1.8 s from any of {dead}, {dead}"));
         });

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use etcd_client::{Event, EventType, KeyValue};
 use plan::backend::Backend;
-use plan::belief::History;
 use plan::lease::{Lease, Leases};
+use plan::lease_conflicts;
 use plan::netconf::NetConf;
-use plan::note::Note;
-use plan::rivals;
+use plan::shrink_guard::StoreHistory;
 use plan::subnet::Subnet;
-use plan::subnet_alloc::Kinship;
+use plan::subnet_alloc::LengthMatch;
+use plan::warning::Warning;
 
 use super::EtcdOptions;
 use super::session::{Keys, Name};
@@ -51,7 +51,7 @@ pub(super) struct Entry {
     pub(super) lease_id: i64,
     /// Lease, or the reason for which it cannot be parsed.
     pub(super) parsed: Result<Lease, Box<str>>,
-    kinship: Kinship,
+    length_match: LengthMatch,
 }
 
 impl Listing {
@@ -136,7 +136,7 @@ impl Listing {
     }
 
     /// Stores an entry whose value was too large to be read.
-    pub(super) fn put_unseen(&mut self, kv: &KeyValue, keys: &Keys, limit: usize) {
+    pub(super) fn put_oversized(&mut self, kv: &KeyValue, keys: &Keys, limit: usize) {
         let why = format!("its value has more than {limit} bytes, more than any lease has");
         match keys.name(kv.key()) {
             None => {}
@@ -160,9 +160,10 @@ impl Listing {
         let counts = self.bounds.junk_counts();
         let before = self.forget(key, is_new);
         match self.bounds.admit(key, parsed.as_ref().ok()) {
-            Ok(kinship) => {
-                let entry = Entry { mod_revision: kv.mod_revision(), lease_id: kv.lease(), parsed, kinship };
-                let changed = before.is_none_or(|before| self.is_news(&before, &entry));
+            Ok(length_match) => {
+                let entry =
+                    Entry { mod_revision: kv.mod_revision(), lease_id: kv.lease(), parsed, length_match };
+                let changed = before.is_none_or(|before| self.is_change(&before, &entry));
                 self.entries.insert(key.into(), entry);
                 self.shared = None;
                 return changed || counts != self.bounds.junk_counts();
@@ -175,7 +176,7 @@ impl Listing {
     /// Removes an entry and returns it. An unknown one that is not new was counted among the further ones.
     fn forget(&mut self, key: &str, is_new: bool) -> Option<Entry> {
         if let Some(entry) = self.entries.remove(key) {
-            self.bounds.release(entry.kinship);
+            self.bounds.release(entry.length_match);
             self.shared = None;
             return Some(entry);
         }
@@ -187,28 +188,32 @@ impl Listing {
 
     /// Returns true if an entry differs from the one before. A renewal counts only in a conflict of two leases, where
     /// it is a sign of life.
-    fn is_news(&self, before: &Entry, entry: &Entry) -> bool {
+    fn is_change(&self, before: &Entry, entry: &Entry) -> bool {
         let (Ok(was), Ok(is)) = (&before.parsed, &entry.parsed) else { return before.parsed != entry.parsed };
         let others = || self.entries.values().filter_map(|other| other.parsed.as_ref().ok());
-        !was.says_the_same(is)
-            || others().any(|other| other.subnet != is.subnet && rivals::conflict(other, is))
+        !was.has_same_data(is)
+            || others().any(|other| other.subnet != is.subnet && lease_conflicts::conflict(other, is))
     }
 
     pub(super) fn view(&mut self) -> View {
         let leases = Leases::Listed(self.leases());
         let unreadable = self.entries.iter().filter(|(_, entry)| entry.parsed.is_err());
-        let note = |(key, entry): (&_, &Entry)| Note::Entry {
+        let warning = |(key, entry): (&_, &Entry)| Warning::Entry {
             key: Box::clone(key),
             why: entry.parsed.as_ref().err().cloned().unwrap_or_default(),
         };
-        let notes = self.bounds.notes(unreadable, note);
+        let warnings = self.bounds.warnings(unreadable, warning);
         let conf = self.conf.as_ref().map_or_else(|| Err(self.no_conf.clone()), |(_, conf)| conf.clone());
         View {
             leases,
             conf: Some(conf),
-            notes,
+            warnings,
             lost: None,
-            history: Some(History { cluster: self.cluster, revision: self.revision, breaks: self.breaks }),
+            history: Some(StoreHistory {
+                cluster: self.cluster,
+                revision: self.revision,
+                breaks: self.breaks,
+            }),
             own_until: None,
         }
     }

@@ -10,26 +10,26 @@ use etcd_client::{
 };
 use tokio::time::timeout;
 
-use super::dial::{self, Failure, Line, silence};
+use super::dial::{self, Connection, Failure, timeout_text};
 use super::listing::Listing;
-use super::{EtcdOptions, words};
+use super::{EtcdOptions, error_text};
 use crate::bounds::Scope;
 use crate::view::StoreError;
 
 /// Timeout of a request.
-pub(super) const ANSWER: Duration = Duration::from_millis(1500);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Timeout for one page of a list, which delays nothing but the list.
-const LONG_ANSWER: Duration = Duration::from_secs(10);
+const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout of a login.
-const LOGIN: Duration = Duration::from_secs(5);
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of entries in one page.
-const PAGE: i64 = 1000;
+const PAGE_ENTRIES: i64 = 1000;
 /// Maximum size of a reply in bytes: two entries of etcd's usual limit. A larger page is read in smaller ones.
-const LARGEST_ANSWER: usize = 4 << 20;
+const MAX_REPLY_BYTES: usize = 4 << 20;
 /// Maximum TTL of a lease; a longer one reported by a server is cut to it.
-const A_YEAR: Duration = Duration::from_secs(365 * 86400);
+const MAX_TTL: Duration = Duration::from_secs(365 * 86400);
 /// Maximum number of bytes of a key that is reported.
-const LONGEST_KEY: usize = 100;
+const MAX_KEY_BYTES: usize = 100;
 /// TTL of a lease in seconds, as in flannel (flannel-compat 4.4).
 const TTL: i64 = 86400;
 
@@ -64,7 +64,7 @@ impl Keys {
         format!("{}/subnets/{key}", self.prefix)
     }
 
-    pub(super) fn of(&self, name: Name) -> String {
+    pub(super) fn key(&self, name: Name) -> String {
         match name {
             Name::Config => self.config(),
             Name::Subnet(key) => self.subnet(key),
@@ -77,7 +77,7 @@ impl Keys {
             b"/config" => Some(Name::Config),
             rest => match str::from_utf8(rest.strip_prefix(b"/subnets/")?) {
                 // A longer key is not a lease, and messages show only its beginning.
-                Ok(key) => Some(Name::Subnet(&key[..key.floor_char_boundary(LONGEST_KEY)])),
+                Ok(key) => Some(Name::Subnet(&key[..key.floor_char_boundary(MAX_KEY_BYTES)])),
                 Err(_) => Some(Name::Subnet("(not UTF-8)")),
             },
         }
@@ -93,7 +93,7 @@ impl Keys {
 #[derive(Clone)]
 pub(super) struct Session {
     client: Client,
-    line: Arc<Line>,
+    connection: Arc<Connection>,
     /// Position of the endpoint in the options.
     pub(super) index: usize,
     pub(super) endpoint: String,
@@ -102,13 +102,13 @@ pub(super) struct Session {
 
 /// Relation of a server's history to that of a listing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Since {
+pub(super) enum HistoryCheck {
     /// The history continues, so a watch reports all changes since.
     Same,
     /// The server has compacted that part of the history, or the listing has none.
     Unknown,
     /// The history is a different one, as after a restore.
-    Another,
+    Different,
 }
 
 /// Transaction that writes a lease under a condition.
@@ -116,7 +116,7 @@ pub(super) struct Swap<'a> {
     pub(super) key: &'a str,
     pub(super) value: String,
     /// Revision of the entry to replace; `None` if the key must not exist.
-    pub(super) over: Option<i64>,
+    pub(super) replaced: Option<i64>,
     /// Entries to delete in the same transaction, and their revisions.
     pub(super) gone: Vec<(String, i64)>,
     /// Id of the etcd lease for a new entry.
@@ -131,20 +131,21 @@ impl Session {
         let endpoint = options.endpoints[index].as_str();
         match Self::connect(index, keys, options).await {
             // A server that did not answer would not answer the diagnosis either.
-            Err(Refusal { why, hangs: false, .. }) => {
+            Err(RequestError { why, timed_out: false, .. }) => {
                 Err(StoreError::new(endpoint, dial::diagnose(endpoint, options, why).await))
             }
-            Err(Refusal { why, .. }) => Err(StoreError::new(endpoint, why)),
+            Err(RequestError { why, .. }) => Err(StoreError::new(endpoint, why)),
             Ok(session) => Ok(session),
         }
     }
 
-    async fn connect(index: usize, keys: &Keys, options: &EtcdOptions) -> Result<Self, Refusal> {
+    async fn connect(index: usize, keys: &Keys, options: &EtcdOptions) -> Result<Self, RequestError> {
         let endpoint = options.endpoints[index].clone();
-        let dialed = dial::dial(&endpoint, options, ANSWER).await;
-        let (channel, line) =
-            dialed.map_err(|Failure { why, hangs }| Refusal { hangs, ..Refusal::new(why) })?;
-        let connect = |connect| within(LOGIN, Client::from_channel(channel.clone(), Some(connect)));
+        let dialed = dial::dial(&endpoint, options, REQUEST_TIMEOUT).await;
+        let (channel, connection) = dialed
+            .map_err(|Failure { why, timed_out }| RequestError { timed_out, ..RequestError::new(why) })?;
+        let connect =
+            |connect| with_timeout(LOGIN_TIMEOUT, Client::from_channel(channel.clone(), Some(connect)));
         let plain = ConnectOptions::new().with_require_leader(true);
         let client = if options.has_user() {
             let user = plain.clone().with_user(&options.username, &options.password);
@@ -159,31 +160,33 @@ impl Session {
         } else {
             connect(plain).await?
         };
-        let session = Self { client, line, index, endpoint, keys: keys.clone() };
-        session.is_there().await?;
+        let session = Self { client, connection, index, endpoint, keys: keys.clone() };
+        session.ping().await?;
         Ok(session)
     }
 
     /// Returns true if both are the same connection.
-    pub(super) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.line, &other.line)
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.connection, &other.connection)
     }
 
     /// Returns false if this node has lost the connection's source address.
     pub(super) fn has_source(&self) -> bool {
-        self.line.has_source()
+        self.connection.has_source()
     }
 
     /// Shuts the connection down, so that every pending request fails.
-    pub(super) fn cut(&self) {
-        self.line.cut();
+    pub(super) fn shut_down(&self) {
+        self.connection.shut_down();
     }
 
     /// Probes the server with the smallest possible read. A reply shows that the server and most of its cluster work.
     /// No proxy answers this read by itself.
-    pub(super) async fn is_there(&self) -> Result<(), Refusal> {
+    pub(super) async fn ping(&self) -> Result<(), RequestError> {
         let count = GetOptions::new().with_count_only();
-        within(ANSWER, self.client.kv_client().get(self.keys.config(), Some(count))).await.map(drop)
+        with_timeout(REQUEST_TIMEOUT, self.client.kv_client().get(self.keys.config(), Some(count)))
+            .await
+            .map(drop)
     }
 
     /// Returns an error with this server's endpoint.
@@ -192,21 +195,21 @@ impl Session {
     }
 
     /// Returns the error of a server that did not answer within this time.
-    pub(super) fn silent(&self, patience: Duration) -> StoreError {
-        self.fault(silence(patience))
+    pub(super) fn timeout_error(&self, patience: Duration) -> StoreError {
+        self.fault(timeout_text(patience))
     }
 
-    async fn ask<T>(&self, request: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
-        within(ANSWER, request).await.map_err(|refusal| self.fault(refusal.why))
+    async fn request<T>(&self, request: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
+        with_timeout(REQUEST_TIMEOUT, request).await.map_err(|refusal| self.fault(refusal.why))
     }
 
     /// Returns the cluster's id and revision, and the entry of this name. A lease that is too large comes without its value.
     pub(super) async fn get(&self, name: Name<'_>) -> Result<((u64, i64), Option<KeyValue>), StoreError> {
-        let mut kv = self.client.kv_client().max_decoding_message_size(LARGEST_ANSWER);
-        let key = self.keys.of(name);
-        let mut response = match within(ANSWER, kv.get(key.clone(), None)).await {
-            Err(Refusal { is_too_large: true, .. }) if name != Name::Config => {
-                self.ask(kv.get(key, Some(GetOptions::new().with_keys_only()))).await?
+        let mut kv = self.client.kv_client().max_decoding_message_size(MAX_REPLY_BYTES);
+        let key = self.keys.key(name);
+        let mut response = match with_timeout(REQUEST_TIMEOUT, kv.get(key.clone(), None)).await {
+            Err(RequestError { is_too_large: true, .. }) if name != Name::Config => {
+                self.request(kv.get(key, Some(GetOptions::new().with_keys_only()))).await?
             }
             response => response.map_err(|refusal| self.fault(refusal.why))?,
         };
@@ -222,15 +225,15 @@ impl Session {
         scope: Option<Scope>,
     ) -> Result<Listing, StoreError> {
         let (start, end) = self.keys.all();
-        let (mut from, mut limit) = (start.into_bytes(), PAGE);
-        let mut kv = self.client.kv_client().max_decoding_message_size(LARGEST_ANSWER);
+        let (mut from, mut limit) = (start.into_bytes(), PAGE_ENTRIES);
+        let mut kv = self.client.kv_client().max_decoding_message_size(MAX_REPLY_BYTES);
         let mut listing = Listing::new(&self.keys, scope);
         loop {
             let page = GetOptions::new().with_range(end.as_str()).with_revision(listing.revision);
-            let is_blind = limit == 0;
-            let page = if is_blind { page.with_limit(1).with_keys_only() } else { page.with_limit(limit) };
-            let response = match within(LONG_ANSWER, kv.get(from.clone(), Some(page))).await {
-                Err(Refusal { is_too_large: true, .. }) if limit > 0 => {
+            let keys_only = limit == 0;
+            let page = if keys_only { page.with_limit(1).with_keys_only() } else { page.with_limit(limit) };
+            let response = match with_timeout(PAGE_TIMEOUT, kv.get(from.clone(), Some(page))).await {
+                Err(RequestError { is_too_large: true, .. }) if limit > 0 => {
                     limit /= 2;
                     continue;
                 }
@@ -241,8 +244,8 @@ impl Session {
                 (listing.cluster, listing.revision) = (header.cluster_id(), header.revision());
             }
             for kv in response.kvs() {
-                if is_blind {
-                    listing.put_unseen(kv, &self.keys, LARGEST_ANSWER);
+                if keys_only {
+                    listing.put_oversized(kv, &self.keys, MAX_REPLY_BYTES);
                 } else {
                     listing.put(kv, true, &self.keys, options);
                 }
@@ -255,26 +258,26 @@ impl Session {
                 }
                 _ => return Ok(listing),
             }
-            limit = (limit * 2).clamp(1, PAGE);
+            limit = (limit * 2).clamp(1, PAGE_ENTRIES);
         }
     }
 
     /// Compares the cluster's history with the listing's. A restored or emptied cluster may have the same id and an even higher
     /// revision. But the listing's newest key does not have the recorded revision there.
-    pub(super) async fn since(&self, listing: &Listing) -> Result<Since, StoreError> {
+    pub(super) async fn check_history(&self, listing: &Listing) -> Result<HistoryCheck, StoreError> {
         let Some((name, written)) = listing.newest().filter(|_| listing.cluster != 0) else {
-            return Ok(Since::Unknown);
+            return Ok(HistoryCheck::Unknown);
         };
         let mut kv = self.client.kv_client();
         let then = GetOptions::new().with_revision(listing.revision).with_keys_only();
-        match within(ANSWER, kv.get(self.keys.of(name), Some(then))).await {
+        match with_timeout(REQUEST_TIMEOUT, kv.get(self.keys.key(name), Some(then))).await {
             Ok(response) => {
                 let same = response.header().is_some_and(|header| header.cluster_id() == listing.cluster);
                 let stood = response.kvs().first().is_some_and(|kv| kv.mod_revision() == written);
-                Ok(if same && stood { Since::Same } else { Since::Another })
+                Ok(if same && stood { HistoryCheck::Same } else { HistoryCheck::Different })
             }
-            Err(refusal) if refusal.why.contains("has been compacted") => Ok(Since::Unknown),
-            Err(refusal) if refusal.why.contains("is a future revision") => Ok(Since::Another),
+            Err(refusal) if refusal.why.contains("has been compacted") => Ok(HistoryCheck::Unknown),
+            Err(refusal) if refusal.why.contains("is a future revision") => Ok(HistoryCheck::Different),
             Err(refusal) => Err(self.fault(refusal.why)),
         }
     }
@@ -287,15 +290,15 @@ impl Session {
             .with_start_revision(from)
             .with_fragment()
             .with_progress_notify();
-        let mut client = self.client.watch_client().max_decoding_message_size(LARGEST_ANSWER);
-        let stream = self.ask(client.watch(start, Some(options))).await?;
+        let mut client = self.client.watch_client().max_decoding_message_size(MAX_REPLY_BYTES);
+        let stream = self.request(client.watch(start, Some(options))).await?;
         Ok(Stream { stream, endpoint: self.endpoint.clone() })
     }
 
     /// Writes the lease if its conditions hold. Returns false if another node was faster.
     pub(super) async fn swap(&mut self, swap: Swap<'_>) -> Result<bool, StoreError> {
         let key = self.keys.subnet(swap.key);
-        let (own, put) = match swap.over {
+        let (own, put) = match swap.replaced {
             Some(revision) => (
                 Compare::mod_revision(key.as_str(), CompareOp::Equal, revision),
                 PutOptions::new().with_ignore_lease(),
@@ -312,19 +315,19 @@ impl Session {
             then.push(TxnOp::delete(gone, None));
         }
         let mut kv = self.client.kv_client();
-        Ok(self.ask(kv.txn(Txn::new().when(when).and_then(then))).await?.succeeded())
+        Ok(self.request(kv.txn(Txn::new().when(when).and_then(then))).await?.succeeded())
     }
 
     /// Creates an etcd lease of [`TTL`] seconds and returns its id.
     pub(super) async fn grant(&mut self) -> Result<i64, StoreError> {
         let mut client = self.client.lease_client();
-        Ok(self.ask(client.grant(TTL, None)).await?.id())
+        Ok(self.request(client.grant(TTL, None)).await?.id())
     }
 
     /// Ends an etcd lease, and with it its keys.
     pub(super) async fn revoke(&mut self, id: i64) -> Result<(), StoreError> {
         let mut client = self.client.lease_client();
-        self.ask(client.revoke(id)).await.map(drop)
+        self.request(client.revoke(id)).await.map(drop)
     }
 
     /// Renews an etcd lease. Returns its TTL, or zero if it has expired.
@@ -343,8 +346,8 @@ impl Session {
                 answer => answer,
             }
         };
-        let seconds = self.ask(renewed).await?;
-        Ok(Duration::from_secs(seconds.try_into().unwrap_or_default()).min(A_YEAR))
+        let seconds = self.request(renewed).await?;
+        Ok(Duration::from_secs(seconds.try_into().unwrap_or_default()).min(MAX_TTL))
     }
 }
 
@@ -355,45 +358,48 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// Returns the next message. `Err(None)` means that it was larger than [`LARGEST_ANSWER`].
+    /// Returns the next message. `Err(None)` means that it was larger than [`MAX_REPLY_BYTES`].
     pub(super) async fn next(&mut self) -> Result<WatchResponse, Option<StoreError>> {
         match self.stream.message().await {
             Ok(Some(response)) => Ok(response),
             Ok(None) => Err(Some(StoreError::new(&self.endpoint, "it ended the watch"))),
-            Err(error) if words::is_too_large(&error) => Err(None),
-            Err(error) => Err(Some(StoreError::new(&self.endpoint, words::why(&error)))),
+            Err(error) if error_text::is_too_large(&error) => Err(None),
+            Err(error) => Err(Some(StoreError::new(&self.endpoint, error_text::describe(&error)))),
         }
     }
 }
 
 /// Reason for which a request failed.
-pub(super) struct Refusal {
+pub(super) struct RequestError {
     /// Text of the error, with advice if there is any.
     pub(super) why: String,
     /// True if the request timed out.
-    hangs: bool,
+    timed_out: bool,
     /// True if the reply was too large.
     is_too_large: bool,
 }
 
-impl Refusal {
+impl RequestError {
     fn new(why: String) -> Self {
-        Self { why, hangs: false, is_too_large: false }
+        Self { why, timed_out: false, is_too_large: false }
     }
 
-    fn silence(patience: Duration) -> Self {
-        Self { hangs: true, ..Self::new(silence(patience)) }
+    fn timeout(patience: Duration) -> Self {
+        Self { timed_out: true, ..Self::new(timeout_text(patience)) }
     }
 }
 
 /// Runs a request with a timeout.
-async fn within<T>(limit: Duration, request: impl Future<Output = Result<T, Error>>) -> Result<T, Refusal> {
+async fn with_timeout<T>(
+    limit: Duration,
+    request: impl Future<Output = Result<T, Error>>,
+) -> Result<T, RequestError> {
     match timeout(limit, request).await {
-        Ok(answer) => answer.map_err(|error| Refusal {
-            is_too_large: words::is_too_large(&error),
-            ..Refusal::new(words::why(&error))
+        Ok(answer) => answer.map_err(|error| RequestError {
+            is_too_large: error_text::is_too_large(&error),
+            ..RequestError::new(error_text::describe(&error))
         }),
-        Err(_) => Err(Refusal::silence(limit)),
+        Err(_) => Err(RequestError::timeout(limit)),
     }
 }
 

@@ -20,7 +20,7 @@ use rustls::{
 use webpki::EndEntityCert;
 
 use super::EtcdOptions;
-use super::{der, words};
+use super::{der, error_text};
 
 pub(super) const HTTP2: &[u8] = b"h2";
 
@@ -116,7 +116,7 @@ fn identity(certfile: &Path, keyfile: &Path, provider: &CryptoProvider) -> Resul
     };
     let key = PrivateKeyDer::from_pem_slice(&text).map_err(|error| unusable(&error))?;
     let key = provider.key_provider.load_private_key(key).map_err(|error| match short_key(&chain[0]) {
-        Some(bits) => words::with_advice(format!("{} is {}", keyfile.display(), too_short(bits))),
+        Some(bits) => error_text::with_advice(format!("{} is {}", keyfile.display(), too_short(bits))),
         None => unusable(&error),
     })?;
     let identity = CertifiedKey::new(chain, key);
@@ -145,7 +145,11 @@ impl Verifier {
     }
 
     /// Checks a certificate whose issuer webpki did not accept, but whose validity period it did.
-    fn judge(&self, server: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), CertificateError> {
+    fn check_issuer(
+        &self,
+        server: &CertificateDer<'_>,
+        name: &ServerName<'_>,
+    ) -> Result<(), CertificateError> {
         let certificate = EndEntityCert::try_from(server).map_err(|_| CertificateError::BadEncoding)?;
         let parts = der::Certificate::parse(server).ok_or(CertificateError::BadEncoding)?;
         if !(self.trusted.contains(server) || self.is_signed(&certificate, &parts)) {
@@ -216,7 +220,7 @@ impl ServerCertVerifier for Verifier {
             _ if self.trusted.contains(server) => {}
             _ => return Err(self.explained(server, refused)),
         }
-        match self.judge(server, name) {
+        match self.check_issuer(server, name) {
             Ok(()) => Ok(ServerCertVerified::assertion()),
             Err(CertificateError::BadEncoding) => Err(refused),
             Err(why) => Err(self.explained(server, Error::InvalidCertificate(why))),

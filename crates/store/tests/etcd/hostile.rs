@@ -5,8 +5,8 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use plan::netconf::NetConf;
-use plan::note::Note;
-use store::{Choice, Claim, Etcd, EtcdOptions};
+use plan::warning::Warning;
+use store::{AcceptableSubnet, Claim, Etcd, EtcdOptions};
 
 use crate::{CONFIG, LEASE, Server, block_on, claim, patiently, until, watched};
 
@@ -91,8 +91,8 @@ fn a_server_that_refuses_the_write_is_left_for_the_next_one() {
     block_on(async {
         for _ in 0..8 {
             let etcd = Etcd::new(options.clone());
-            let first = etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await;
-            let second = etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await;
+            let first = etcd.acquire(&claim(1, AcceptableSubnet::Any { dice: 0 })).await;
+            let second = etcd.acquire(&claim(1, AcceptableSubnet::Any { dice: 0 })).await;
             assert!(first.is_ok() || second.is_ok(), "{first:?} {second:?}");
         }
     });
@@ -108,15 +108,18 @@ fn the_minimal_permissions_are_enough() {
     ]);
     block_on(async {
         let etcd = Etcd::new(options);
-        let lease = patiently(async || etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await).await.unwrap();
-        etcd.hold(&lease.subnet, &etcd.net_conf().await.unwrap());
+        let lease = patiently(async || etcd.acquire(&claim(1, AcceptableSubnet::Any { dice: 0 })).await)
+            .await
+            .unwrap();
+        etcd.set_own_lease(&lease.subnet, &etcd.net_conf().await.unwrap());
         let mut view = watched(&etcd);
         until(&mut view, "the lease", |view| view.leases.known().len() == 1 && view.own_until.is_some())
             .await;
         server.ctl(&["--user=root:pw", "del", &format!("/coreos.com/network/subnets/{}", lease.subnet)]);
         until(&mut view, "it is gone", |view| view.leases.known().is_empty()).await;
-        let again =
-            patiently(async || etcd.acquire(&claim(1, Choice::Only(lease.subnet))).await).await.unwrap();
+        let again = patiently(async || etcd.acquire(&claim(1, AcceptableSubnet::Only(lease.subnet))).await)
+            .await
+            .unwrap();
         assert_eq!(again.subnet, lease.subnet);
         until(&mut view, "it is back", |view| view.leases.known().len() == 1).await;
     });
@@ -136,23 +139,27 @@ fn megabytes_of_junk_do_not_hide_leases() {
         server.put("10.3.2.0-24", LEASE);
         let etcd = server.etcd();
         assert_eq!(etcd.leases(&crate::conf()).await.unwrap().len(), 2);
-        let lease = patiently(async || etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await).await.unwrap();
+        let lease = patiently(async || etcd.acquire(&claim(1, AcceptableSubnet::Any { dice: 0 })).await)
+            .await
+            .unwrap();
         let mut view = watched(&etcd);
         let reported = until(&mut view, "three leases", |view| view.leases.known().len() == 3).await;
         for key in ["10.3.145.0-24", "10.3.150.0-24", "nonsense"] {
-            let note =
-                reported.notes.iter().find(|note| matches!(note, Note::Entry { key: k, .. } if **k == *key));
-            assert!(note.unwrap().to_string().contains("bytes"), "{note:?}");
+            let warning = reported
+                .warnings
+                .iter()
+                .find(|warning| matches!(warning, Warning::Entry { key: k, .. } if **k == *key));
+            assert!(warning.unwrap().to_string().contains("bytes"), "{warning:?}");
         }
         // Large values arrive during the watch, and one replaces our own lease.
         server.put_large("10.3.151.0-24", 6_000_000).await;
         server.put_large(&lease.subnet.to_string(), 6_000_000).await;
-        until(&mut view, "it is named", |view| view.notes.len() == 50).await;
+        until(&mut view, "it is named", |view| view.warnings.len() == 50).await;
         server.put("10.3.90.0-24", LEASE);
         until(&mut view, "and all goes on", |view| view.leases.known().len() == 3 && view.lost.is_none())
             .await;
-        let mut again = claim(1, Choice::Only(lease.subnet));
-        again.asker.previous = Some(lease.subnet);
+        let mut again = claim(1, AcceptableSubnet::Only(lease.subnet));
+        again.requester.previous = Some(lease.subnet);
         patiently(async || etcd.acquire(&again).await).await.unwrap();
         until(&mut view, "ours is back", |view| view.leases.known().len() == 4).await;
     });
@@ -171,17 +178,19 @@ fn junk_is_named_up_to_fifty_and_counted_beyond() {
     let conf = NetConf::parse(CONFIG.as_bytes()).unwrap();
     block_on(async {
         let etcd = server.etcd();
-        let lease = patiently(async || etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await).await.unwrap();
-        etcd.hold(&lease.subnet, &conf);
+        let lease = patiently(async || etcd.acquire(&claim(1, AcceptableSubnet::Any { dice: 0 })).await)
+            .await
+            .unwrap();
+        etcd.set_own_lease(&lease.subnet, &conf);
         let mut view = watched(&etcd);
         until(&mut view, "ours", |view| view.leases.known().len() == 1).await;
         server.put_many((0..300).map(|n| format!("junk-{n:04}")));
         let count = |view: &store::View| {
-            let more = view.notes.iter().find_map(|note| match note {
-                Note::MoreEntries { at_least } => Some(*at_least),
+            let more = view.warnings.iter().find_map(|warning| match warning {
+                Warning::MoreEntries { at_least } => Some(*at_least),
                 _ => None,
             });
-            (view.notes.len(), more.unwrap_or_default())
+            (view.warnings.len(), more.unwrap_or_default())
         };
         until(&mut view, "250 more, roughly", |view| count(view) == (51, 200)).await;
         // Junk in the form of leases: of another network, of an invalid length, and of a family that is off.
@@ -191,7 +200,7 @@ fn junk_is_named_up_to_fifty_and_counted_beyond() {
         assert_eq!(view.borrow().leases.known().len(), 1);
         // A new instance finds the same.
         let again = server.etcd();
-        again.hold(&lease.subnet, &conf);
+        again.set_own_lease(&lease.subnet, &conf);
         let mut other = watched(&again);
         until(&mut other, "the same", |view| count(view) == (51, 600)).await;
         server.ctl(&["del", "--prefix", "/coreos.com/network/subnets/junk"]);
@@ -218,8 +227,10 @@ fn forty_thousand_junk_keys_cost_little_memory() {
     block_on(async {
         let etcd = server.etcd();
         let before = resident();
-        let lease = patiently(async || etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await).await.unwrap();
-        etcd.hold(&lease.subnet, &conf);
+        let lease = patiently(async || etcd.acquire(&claim(1, AcceptableSubnet::Any { dice: 0 })).await)
+            .await
+            .unwrap();
+        etcd.set_own_lease(&lease.subnet, &conf);
         let mut view = watched(&etcd);
         until(&mut view, "ours", |view| view.leases.known().iter().any(|one| one.subnet == lease.subnet))
             .await;
@@ -244,14 +255,14 @@ fn leases_of_another_subnet_len_are_peers_and_impossible_ones_take_nothing() {
             NetConf::parse(br#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.128.0","SubnetMax":"10.3.130.0"}"#);
         let conf = conf.unwrap();
         let lease = patiently(async || {
-            etcd.acquire(&Claim { conf: conf.clone(), ..claim(1, Choice::Any { dice: 7 }) }).await
+            etcd.acquire(&Claim { conf: conf.clone(), ..claim(1, AcceptableSubnet::Any { dice: 7 }) }).await
         })
         .await
         .unwrap();
         assert_eq!(lease.subnet.to_string(), "10.3.130.0-24");
-        etcd.hold(&lease.subnet, &conf);
+        etcd.set_own_lease(&lease.subnet, &conf);
         let mut view = watched(&etcd);
         let reported = until(&mut view, "ours and two others", |view| view.leases.known().len() == 3).await;
-        assert_eq!(reported.notes.len(), 3, "{:?}", reported.notes);
+        assert_eq!(reported.warnings.len(), 3, "{:?}", reported.warnings);
     });
 }

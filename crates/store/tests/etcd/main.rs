@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 use plan::backend::Announced;
 use plan::lease::Lease;
 use plan::netconf::NetConf;
-use plan::note::Note;
-use plan::subnet_alloc::Asker;
-use store::{Choice, Claim, Etcd, EtcdOptions, StoreError, View};
+use plan::subnet_alloc::Requester;
+use plan::warning::Warning;
+use store::{AcceptableSubnet, Claim, Etcd, EtcdOptions, StoreError, View};
 use tokio::sync::watch;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -180,10 +180,10 @@ fn conf() -> NetConf {
     NetConf::parse(CONFIG.as_bytes()).unwrap()
 }
 
-fn claim(host: u8, choice: Choice) -> Claim {
-    let asker = Asker { public_ip: Some([192, 0, 2, host].into()), ..Asker::default() };
+fn claim(host: u8, choice: AcceptableSubnet) -> Claim {
+    let requester = Requester { public_ip: Some([192, 0, 2, host].into()), ..Requester::default() };
     let conf = conf();
-    Claim { conf, asker, announce: Box::new(|_, _| Announced::HostGw), choice, listed: [].into() }
+    Claim { conf, requester, announce: Box::new(|_, _| Announced::HostGw), choice, listed: [].into() }
 }
 
 /// Repeats a request for [`SOON`] while the server of a busy machine answers too late.
@@ -207,7 +207,7 @@ async fn acquire_again(etcd: &Etcd, host: u8, dice: u64) -> (Lease, usize) {
     let end = Instant::now() + SOON;
     let mut failures = 0;
     loop {
-        match etcd.acquire(&claim(host, Choice::Any { dice })).await {
+        match etcd.acquire(&claim(host, AcceptableSubnet::Any { dice })).await {
             Ok(lease) => return (lease, failures),
             Err(error) => assert!(Instant::now() < end, "{error}"),
         }
@@ -312,8 +312,10 @@ fn a_lease_that_does_not_fit_moves_and_keeps_its_ttl() {
         let ttl = server.ctl(&["lease", "timetolive", &id]);
         assert!(ttl.contains("granted with TTL(500s)"), "{ttl}");
         // A rewritten lease keeps it as well.
-        let other =
-            Claim { announce: Box::new(|_, _| Announced::Nothing), ..claim(1, Choice::Any { dice: 0 }) };
+        let other = Claim {
+            announce: Box::new(|_, _| Announced::Nothing),
+            ..claim(1, AcceptableSubnet::Any { dice: 0 })
+        };
         patiently(async || server.etcd().acquire(&other).await).await.unwrap();
         assert_eq!((server.field(&key, "Version"), format!("{:x}", server.field(&key, "Lease"))), (2, id));
         assert!(server.ctl(&["lease", "list"]).starts_with("found 1 leases"), "none was granted beside it");
@@ -332,8 +334,8 @@ fn an_unreadable_lease_is_a_warning_and_keeps_its_subnet() {
         for (key, value) in [("10.3.2.0-24", "{half"), ("x&y", "{}"), ("10.3.3.0-24", &huge)] {
             server.put(key, value);
         }
-        let reported = until(&mut view, "three notes", |view| view.notes.len() == 3).await;
-        assert!(reported.notes.iter().all(|note| matches!(note, Note::Entry { .. })));
+        let reported = until(&mut view, "three warnings", |view| view.warnings.len() == 3).await;
+        assert!(reported.warnings.iter().all(|warning| matches!(warning, Warning::Entry { .. })));
         assert_eq!(reported.leases.known().len(), 1, "the good one stays");
         // Foreign keys beside ours are ignored.
         server.ctl(&["put", "/coreos.com/network/other", "x"]);
@@ -343,13 +345,13 @@ fn an_unreadable_lease_is_a_warning_and_keeps_its_subnet() {
         )
         .unwrap();
         let lease = patiently(async || {
-            etcd.acquire(&Claim { conf: conf.clone(), ..claim(1, Choice::Any { dice: 0 }) }).await
+            etcd.acquire(&Claim { conf: conf.clone(), ..claim(1, AcceptableSubnet::Any { dice: 0 }) }).await
         })
         .await
         .unwrap();
         assert_eq!(lease.subnet.to_string(), "10.3.4.0-24");
         server.put("10.3.2.0-24", LEASE);
-        until(&mut view, "it is a lease again", |view| view.notes.len() == 2).await;
+        until(&mut view, "it is a lease again", |view| view.warnings.len() == 2).await;
     });
 }
 
@@ -365,12 +367,11 @@ fn an_invalid_entry_takes_no_lease_and_does_not_count_as_older() {
         server.put("10.3.9.0-24&fd00:0:0:1:0::-64", LEASE);
         assert_eq!(acquire(&server.etcd(), 1, 5).await.subnet, lease.subnet);
         let mut view = watched(&server.etcd());
-        let reported = until(&mut view, "three notes", |view| view.notes.len() == 3).await;
+        let reported = until(&mut view, "three warnings", |view| view.warnings.len() == 3).await;
         assert!(
-            reported
-                .notes
-                .iter()
-                .any(|note| note.to_string().contains("another spelling of 10.3.9.0-24&fd00:0:0:1::-64"))
+            reported.warnings.iter().any(|warning| warning
+                .to_string()
+                .contains("another spelling of 10.3.9.0-24&fd00:0:0:1::-64"))
         );
     });
 }
@@ -392,8 +393,11 @@ fn a_user_without_write_permission_leaves_no_etcd_lease() {
         }
         let mut options = server.options(vec![server.url()]);
         (options.username, options.password) = ("u".into(), "pw".into());
-        let refused =
-            Etcd::new(options).acquire(&claim(1, Choice::Any { dice: 0 })).await.unwrap_err().to_string();
+        let refused = Etcd::new(options)
+            .acquire(&claim(1, AcceptableSubnet::Any { dice: 0 }))
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains("permission denied. Grant this user"), "{refused}");
         let leases = server.ctl(&["--user", "root:pw", "lease", "list"]);
         assert!(leases.starts_with("found 0 leases"), "{leases}");
@@ -441,14 +445,14 @@ fn a_watch_resumes_at_its_revision_or_reads_the_list_again() {
         server.put("10.3.1.0-24", LEASE);
         let mut view = watched(&etcd);
         until(&mut view, "the first", |view| view.leases.known().len() == 1).await;
-        assert_eq!(etcd.pulse().lists(), 1);
+        assert_eq!(etcd.stats().lists(), 1);
         server.kill();
         let lost = until(&mut view, "lost", |view| view.lost.is_some()).await;
         assert_eq!(lost.leases.known().len(), 1, "what is known stays");
         server.restart();
         server.put("10.3.2.0-24", LEASE);
         until(&mut view, "the second", |view| view.leases.known().len() == 2 && view.lost.is_none()).await;
-        assert_eq!(etcd.pulse().lists(), 1, "the history was enough");
+        assert_eq!(etcd.stats().lists(), 1, "the history was enough");
         // The history is compacted while the store is not watched.
         server.kill();
         until(&mut view, "lost", |view| view.lost.is_some()).await;
@@ -473,7 +477,7 @@ fn a_watch_resumes_at_its_revision_or_reads_the_list_again() {
                 reported
             };
         assert_eq!(reported.leases.known().len(), 2);
-        assert_eq!(etcd.pulse().lists(), 2);
+        assert_eq!(etcd.stats().lists(), 2);
         // A new, empty etcd starts at the same address.
         server.kill();
         std::fs::remove_dir_all(server.dir.path().join("data")).unwrap();
@@ -492,10 +496,10 @@ fn a_resumed_watch_counts_no_entry_twice() {
     block_on(async {
         let etcd = server.etcd();
         let more = |view: &View| {
-            let count = |note: &Note| {
-                if let Note::MoreEntries { at_least } = note { Some(*at_least) } else { None }
+            let count = |warning: &Warning| {
+                if let Warning::MoreEntries { at_least } = warning { Some(*at_least) } else { None }
             };
-            view.notes.iter().find_map(count)
+            view.warnings.iter().find_map(count)
         };
         (1..=51).for_each(|number| server.put(&format!("junk{number}"), "x"));
         server.put("10.3.1.0-24", LEASE);
@@ -518,7 +522,7 @@ fn a_resumed_watch_counts_no_entry_twice() {
             assert_eq!(more(&later), Some(2));
             server.ctl(&["del", "/coreos.com/network/subnets/10.3.2.0-24"]);
         }
-        assert_eq!(etcd.pulse().lists(), 1);
+        assert_eq!(etcd.stats().lists(), 1);
     });
 }
 
@@ -548,7 +552,7 @@ fn a_lease_is_kept_alive_without_a_write() {
         let id = granted.split(' ').nth(1).unwrap().to_owned();
         // A node that starts from its cache holds its lease without acquiring it.
         let etcd = server.etcd();
-        etcd.hold(&lease.subnet, &conf());
+        etcd.set_own_lease(&lease.subnet, &conf());
         let mut view = watched(&etcd);
         until(&mut view, "our lease", |view| view.leases.known().len() == 1).await;
         server.ctl(&["put", "--lease", &id, &format!("/coreos.com/network/subnets/{key}"), &lease.to_json()]);

@@ -94,7 +94,7 @@ fn a_connection_that_ends_is_replaced_before_the_store_counts_as_lost() {
             until(&mut view, "another lease", |view| view.leases.known().len() == leases).await;
         }
         assert!(!lost.is_finished() && view.borrow().lost.is_none());
-        assert_eq!((etcd.pulse().restarts(), etcd.pulse().lists()), (3, 1));
+        assert_eq!((etcd.stats().restarts(), etcd.stats().lists()), (3, 1));
     });
 }
 
@@ -112,8 +112,8 @@ fn a_proxy_without_progress_replies_counts_as_alive() {
             assert_eq!(view.borrow().lost, None);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        assert_eq!((etcd.pulse().restarts(), etcd.pulse().lists()), (0, 1));
-        assert!(etcd.pulse().age().unwrap() < Duration::from_secs(5));
+        assert_eq!((etcd.stats().restarts(), etcd.stats().lists()), (0, 1));
+        assert!(etcd.stats().age().unwrap() < Duration::from_secs(5));
         server.put("10.3.2.0-24", LEASE);
         until(&mut view, "the watch is alive", |view| view.leases.known().len() == 2).await;
         assert!(proxy.child.try_wait().unwrap().is_none(), "the proxy has ended");

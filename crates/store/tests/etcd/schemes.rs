@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use store::{Choice, Etcd};
+use store::{AcceptableSubnet, Etcd};
 
 use crate::{CONFIG, SOON, Server, block_on, claim, patiently};
 
@@ -71,7 +71,7 @@ fn a_user_is_ignored_by_an_etcd_without_authentication() {
     block_on(async {
         let etcd = Etcd::new(options);
         etcd.net_conf().await.unwrap();
-        patiently(async || etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await).await.unwrap();
+        patiently(async || etcd.acquire(&claim(1, AcceptableSubnet::Any { dice: 0 })).await).await.unwrap();
     });
 }
 
@@ -101,7 +101,8 @@ fn a_full_etcd_is_reported_with_a_remedy() {
             patient(format!("{CONFIG} can be read: {error}"));
         }
         loop {
-            let error = etcd.acquire(&claim(1, Choice::Any { dice: 0 })).await.unwrap_err().to_string();
+            let error =
+                etcd.acquire(&claim(1, AcceptableSubnet::Any { dice: 0 })).await.unwrap_err().to_string();
             if error.contains("compact and defragment it, then disarm the alarm") {
                 break;
             }

@@ -343,7 +343,7 @@ fn a_pinned_certificate_that_changes_is_read_again() {
     block_on(async {
         let etcd = Etcd::new(options);
         let acquired =
-            patiently(async || etcd.acquire(&claim(1, store::Choice::Any { dice: 0 })).await).await;
+            patiently(async || etcd.acquire(&claim(1, store::AcceptableSubnet::Any { dice: 0 })).await).await;
         let error = acquired.unwrap_err().to_string();
         assert!(error.contains("--etcd-cafile"), "{error}");
         shell(server.dir.path(), "cp server.crt ca.crt");

@@ -359,7 +359,7 @@ mod tests {
             kernel::packet::Socket::frames(link, kernel::packet::EtherType::of(family), marks).unwrap();
         }
         kernel::packet::Socket::frames(link, kernel::packet::EtherType::Arp, marks).unwrap();
-        kernel::packet::Socket::doubts(link).unwrap();
+        kernel::packet::Socket::neighbour_events(link).unwrap();
         let kernel = kernel::Kernel::open().unwrap();
         kernel::Watch::open(&kernel).unwrap();
         kernel.watch_firewall().unwrap();

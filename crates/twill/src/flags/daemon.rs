@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use plan::backend::Backend;
-use plan::config::{Config, FirewallOptions, Sysctls};
+use plan::config::{Config, FirewallOptions, SysctlPolicy};
 use plan::env_file;
 use plan::netconf::NetConf;
 use store::{Dir, Store};
@@ -21,7 +21,7 @@ use super::table::{self, Flag, GROUPS, PREFIX};
 use super::value::{LogFormat, Secret};
 use super::{Command, options_file_of, socket_of};
 use crate::files;
-use crate::probe::Pace;
+use crate::probe::ProbeMode;
 
 /// Options of the daemon, by flannel's names.
 #[derive(Clone, Debug, Default)]
@@ -32,7 +32,7 @@ pub(crate) struct Flags {
     pub(crate) config_reload: bool,
     /// Time for which peers are kept that vanish from the store together with most others.
     pub(crate) shrink_grace: Duration,
-    pub(crate) probe: Pace,
+    pub(crate) probe: ProbeMode,
     pub(crate) iface: Vec<String>,
     pub(crate) iface_regex: Vec<String>,
     pub(crate) iface_can_reach: Option<IpAddr>,
@@ -177,7 +177,7 @@ pub(super) fn parse(
     args: &[String],
     variables: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<Command, String> {
-    let mut flags = Flags::untouched()?;
+    let mut flags = Flags::defaults()?;
     match flags.take_args(args) {
         Ok(true) => {}
         Ok(false) => return Ok(Command::Help(help(program))),
@@ -188,16 +188,16 @@ pub(super) fn parse(
     }
     flags.take(Source::Environment, environment(variables));
     // The options file may name another subnet file, but too late to choose the options file.
-    flags.follow("options-file", options_file_of(&flags.subnet_file));
+    flags.set_default_path("options-file", options_file_of(&flags.subnet_file));
     let file = flags.read_options_file();
     flags.take(Source::OptionsFile, file);
-    flags.follow("socket", socket_of(&flags.subnet_file));
+    flags.set_default_path("socket", socket_of(&flags.subnet_file));
     Ok(Command::Daemon(Box::new(flags)))
 }
 
 impl Flags {
     /// Returns all flags at their defaults.
-    fn untouched() -> Result<Self, String> {
+    fn defaults() -> Result<Self, String> {
         let mut flags = Self::default();
         for flag in table::flags().filter(|flag| !flag.default.is_empty()) {
             (flag.at)(&mut flags).set(flag.default).map_err(|error| format!("--{}: {error}", flag.name))?;
@@ -206,7 +206,7 @@ impl Flags {
     }
 
     /// Sets the path of the socket or the options file beside the subnet file, unless it was given.
-    fn follow(&mut self, name: &'static str, path: PathBuf) {
+    fn set_default_path(&mut self, name: &'static str, path: PathBuf) {
         let slot = match name {
             "socket" => &mut self.socket,
             _ => &mut self.options_file,
@@ -255,10 +255,12 @@ impl Flags {
 
     /// Takes the settings of a source, except flags that a source of higher rank has set. The last of several lines
     /// counts.
-    fn take(&mut self, source: Source, said: Vec<Setting>) {
-        let said: BTreeMap<String, Setting> =
-            said.into_iter().map(|said| (said.variable.clone(), said)).collect();
-        for Setting { place, variable, value } in said.into_values().filter(|said| !said.value.is_empty()) {
+    fn take(&mut self, source: Source, settings: Vec<Setting>) {
+        let settings: BTreeMap<String, Setting> =
+            settings.into_iter().map(|setting| (setting.variable.clone(), setting)).collect();
+        for Setting { place, variable, value } in
+            settings.into_values().filter(|setting| !setting.value.is_empty())
+        {
             let Some(flag) = table::flags().find(|flag| flag.variable() == variable) else {
                 self.ignored.push(format!("{place}: there is no such option"));
                 continue;
@@ -296,7 +298,7 @@ impl Flags {
         let mut all = Vec::new();
         for line in env_file::parse(text) {
             let place = format!("{path}:{}", line.number);
-            match line.said {
+            match line.assignment {
                 Ok((variable, value)) => {
                     all.push(Setting {
                         place: format!("{place}: {variable}"),
@@ -317,35 +319,35 @@ impl Flags {
 
     /// Returns the flags whose value is not the default, in the same form.
     pub(crate) fn changed(&self) -> String {
-        let (mut flags, mut untouched) = (self.clone(), Self::untouched().unwrap_or_default());
-        let listed = self.listed(|flag| (flag.at)(&mut flags).show() != (flag.at)(&mut untouched).show());
+        let (mut flags, mut defaults) = (self.clone(), Self::defaults().unwrap_or_default());
+        let listed = self.listed(|flag| (flag.at)(&mut flags).show() != (flag.at)(&mut defaults).show());
         if listed.is_empty() { "every flag has its default".into() } else { listed }
     }
 
-    fn listed(&self, mut wanted: impl FnMut(&Flag) -> bool) -> String {
+    fn listed(&self, mut is_listed: impl FnMut(&Flag) -> bool) -> String {
         let mut flags = self.clone();
         let show = |flag: &Flag| {
             let source = self.sources.get(flag.name).map_or(String::new(), |source| format!(" ({source})"));
             format!("{}={}{source}", flag.name, (flag.at)(&mut flags).show())
         };
-        table::flags().filter(|flag| wanted(flag)).map(show).collect::<Vec<_>>().join(", ")
+        table::flags().filter(|flag| is_listed(flag)).map(show).collect::<Vec<_>>().join(", ")
     }
 
     /// Returns the flags that were given but have no effect in this version, each with the reason.
-    pub(crate) fn unmet(&self) -> Vec<String> {
+    pub(crate) fn without_effect(&self) -> Vec<String> {
         let mut flags = self.clone();
-        let mut unmet = Vec::new();
+        let mut without_effect = Vec::new();
         for group in GROUPS {
             let Some(lack) = (group.lack)(self) else { continue };
             for flag in group.flags {
                 let slot = (flag.at)(&mut flags);
                 let off = slot.is_switch() && slot.show() == "false";
                 if let Some(source) = self.sources.get(flag.name).filter(|_| !off) {
-                    unmet.push(format!("--{} ({source}): {lack}", flag.name));
+                    without_effect.push(format!("--{} ({source}): {lack}", flag.name));
                 }
             }
         }
-        unmet
+        without_effect
     }
 
     /// Checks the options as a whole. The error names the option that is wrong.
@@ -372,7 +374,7 @@ impl Flags {
         if self.store.as_os_str().is_empty() {
             return self.etcd_store();
         }
-        Store::Dir(Dir::new(&self.store).imposing(self.backend_type.clone()))
+        Store::Dir(Dir::new(&self.store).with_backend(self.backend_type.clone()))
     }
 
     #[cfg(feature = "etcd")]
@@ -399,7 +401,7 @@ impl Flags {
             forward: self.rules.iptables_forward_rules,
             fully_random: !self.rules.ip_masq_fully_random_disable,
         };
-        let sysctls = if self.set_sysctls { Sysctls::Set } else { Sysctls::Tell };
+        let sysctls = if self.set_sysctls { SysctlPolicy::Set } else { SysctlPolicy::Report };
         let (table, blackhole) = (self.route_table, self.ip_blackhole_route);
         Config { table, firewall, sysctls, blackhole, ..conf.config() }
     }
@@ -425,10 +427,10 @@ fn environment(variables: impl Iterator<Item = (OsString, OsString)>) -> Vec<Set
 /// Sets the flags that an options file of that text names, and shows them.
 #[cfg(fuzzing)]
 pub(super) fn fuzz(text: &str) {
-    let Ok(mut flags) = Flags::untouched() else { return };
-    let said = flags.options_in(text);
-    flags.take(Source::OptionsFile, said);
-    let _ = (flags.shown(), flags.changed(), flags.unmet(), flags.check());
+    let Ok(mut flags) = Flags::defaults() else { return };
+    let settings = flags.options_in(text);
+    flags.take(Source::OptionsFile, settings);
+    let _ = (flags.shown(), flags.changed(), flags.without_effect(), flags.check());
 }
 
 #[cfg(test)]
@@ -785,7 +787,7 @@ mod tests {
     /// The first line of the log lists exactly the flags that differ from their defaults.
     #[test]
     fn the_changed_flags_are_listed_with_their_sources() {
-        let untouched = |args: &[&str]| {
+        let defaults = |args: &[&str]| {
             let args: Vec<String> = [&["--options-file=/run/flannel/options.env"], args]
                 .concat()
                 .iter()
@@ -796,14 +798,14 @@ mod tests {
                 _ => panic!("{args:?}"),
             }
         };
-        assert_eq!(untouched(&[]), "every flag has its default");
+        assert_eq!(defaults(&[]), "every flag has its default");
         assert_eq!(
-            untouched(&["--v=0", "--ip-masq=false", "--shrink-grace=300s"]),
+            defaults(&["--v=0", "--ip-masq=false", "--shrink-grace=300s"]),
             "every flag has its default"
         );
-        assert_eq!(untouched(&["--iface=eth0", "--v=1"]), "iface=eth0 (command line), v=1 (command line)");
+        assert_eq!(defaults(&["--iface=eth0", "--v=1"]), "iface=eth0 (command line), v=1 (command line)");
         assert_eq!(
-            untouched(&["--subnet-file=/b"]),
+            defaults(&["--subnet-file=/b"]),
             "subnet-file=/b (command line), socket=/b.sock (beside the subnet file)"
         );
         for (name, one, two, _) in values().filter(|(name, ..)| *name != "version") {
@@ -876,7 +878,7 @@ mod tests {
                 "{} {} {:?} {:?} {flags:?} {place}",
                 flags.shown(),
                 flags.changed(),
-                flags.unmet(),
+                flags.without_effect(),
                 flags.ignored
             );
             assert!(!all.contains("hunter2") && flags.shown().contains("etcd-password=***"), "{all}");
@@ -885,22 +887,22 @@ mod tests {
 
     #[test]
     fn flags_without_effect_are_reported_a_line_each() {
-        assert_eq!(asked(&["--store=/s", "--v=4", "--iface=eth0"]).unmet(), Vec::<String>::new());
+        assert_eq!(asked(&["--store=/s", "--v=4", "--iface=eth0"]).without_effect(), Vec::<String>::new());
         let etcd = asked(&["--etcd-prefix=/a"]);
-        assert_eq!(etcd.unmet(), Vec::<String>::new());
+        assert_eq!(etcd.without_effect(), Vec::<String>::new());
         let beside = asked(&["--store=/s"]);
         let lacking = |group: &&table::Group| (group.lack)(&beside).is_some();
         for flag in GROUPS.iter().filter(lacking).flat_map(|group| group.flags) {
             let (_, one, two, _) = VALUES.iter().find(|(name, ..)| *name == flag.name).unwrap();
             let wish = if is_switch(flag.name) { "true" } else { one };
-            let said = parsed(&["--store=/s"], &[(&flag.variable(), wish)], "").unwrap().unmet();
+            let said = parsed(&["--store=/s"], &[(&flag.variable(), wish)], "").unwrap().without_effect();
             assert!(
                 said.len() == 1 && said[0].starts_with(&format!("--{} (environment): ", flag.name)),
                 "{said:?}"
             );
             if is_switch(flag.name) {
                 assert!([*one, *two].contains(&"false"));
-                let said = asked(&["--store=/s", &format!("--{}=0", flag.name)]).unmet();
+                let said = asked(&["--store=/s", &format!("--{}=0", flag.name)]).without_effect();
                 assert_eq!(said, Vec::<String>::new(), "off is what there is");
             }
         }

@@ -1,6 +1,6 @@
 //! Values of flags as in Go's package flag: each type reads a text and shows itself again.
 
-use crate::probe::Pace;
+use crate::probe::ProbeMode;
 use std::fmt::{self, Display};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -223,7 +223,7 @@ impl Value for LogFormat {
     }
 }
 
-impl Value for Pace {
+impl Value for ProbeMode {
     fn set(&mut self, text: &str) -> Result<(), String> {
         *self = match text {
             "off" => Self::Off,

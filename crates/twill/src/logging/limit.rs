@@ -32,13 +32,13 @@ struct Bucket {
     bytes: f64,
     lines: f64,
     at: Instant,
-    left_out: u64,
+    omitted: u64,
     noticed: Option<Instant>,
 }
 
 impl Bucket {
     fn new(now: Instant) -> Self {
-        Self { bytes: BYTES, lines: LINES, at: now, left_out: 0, noticed: None }
+        Self { bytes: BYTES, lines: LINES, at: now, omitted: 0, noticed: None }
     }
 
     /// Returns true, and counts the line, if it may be written. Lines below a warning leave the share for warnings.
@@ -47,7 +47,7 @@ impl Bucket {
         let kept = if level <= Level::WARN { 0.0 } else { FOR_WARNINGS };
         let length = length as f64;
         if self.bytes - length < kept * BYTES || self.lines - 1.0 < kept * LINES {
-            self.left_out += 1;
+            self.omitted += 1;
             return false;
         }
         self.bytes -= length;
@@ -65,11 +65,11 @@ impl Bucket {
     /// Returns the number of lines omitted since the last notice, if there are any and a notice is due.
     fn notice(&mut self, now: Instant) -> Option<u64> {
         let is_due = self.noticed.is_none_or(|at| now.saturating_duration_since(at) >= NOTICE);
-        if self.left_out == 0 || !is_due {
+        if self.omitted == 0 || !is_due {
             return None;
         }
         self.noticed = Some(now);
-        Some(std::mem::take(&mut self.left_out))
+        Some(std::mem::take(&mut self.omitted))
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) const BROADCAST: Mac = Mac([0xff; 6]);
 
 /// Source and destination of a packet, of the same family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ends {
+pub(super) struct Endpoints {
     pub(super) from: IpAddr,
     pub(super) to: IpAddr,
 }
@@ -87,26 +87,26 @@ pub(super) enum Quoted {
 }
 
 /// Makes an echo request in an IP packet of `size` bytes, which must not be fragmented.
-pub(super) fn echo(ends: Ends, id: u16, number: Number, size: u16) -> Vec<u8> {
+pub(super) fn echo(ends: Endpoints, id: u16, number: Number, size: u16) -> Vec<u8> {
     let (kind, protocol, header) = if ends.to.is_ipv4() { (8, ICMP, IPV4) } else { (128, ICMPV6, IPV6) };
     let mut icmp = vec![0; usize::from(size).saturating_sub(header).max(HEADER + COOKIE)];
     icmp[0] = kind;
     icmp[4..6].copy_from_slice(&id.to_be_bytes());
     icmp[6..8].copy_from_slice(&number.sequence.to_be_bytes());
     icmp[HEADER..HEADER + COOKIE].copy_from_slice(&number.cookie.to_be_bytes());
-    seal(&mut icmp, ends, protocol, 2);
+    write_checksum(&mut icmp, ends, protocol, 2);
     packet(ends, protocol, TTL, &icmp)
 }
 
 /// Makes a UDP datagram with its checksum.
-pub(super) fn datagram(ends: Ends, from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+pub(super) fn datagram(ends: Endpoints, from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
     let mut udp = vec![0; HEADER];
     udp.extend_from_slice(payload);
     let length = udp.len() as u16;
     for (place, value) in [from, to, length].iter().enumerate() {
         udp[2 * place..2 * place + 2].copy_from_slice(&value.to_be_bytes());
     }
-    seal(&mut udp, ends, UDP, 6);
+    write_checksum(&mut udp, ends, UDP, 6);
     packet(ends, UDP, TTL, &udp)
 }
 
@@ -121,12 +121,12 @@ pub(super) fn arp_request(mac: Mac, own: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> 
 /// and 7.2.4.
 pub(super) fn solicitation(mac: Mac, own: Ipv6Addr, target: Ipv6Addr, unicast: bool) -> Vec<u8> {
     let to = if unicast { target } else { solicited_node(target) };
-    let ends = Ends { from: own.into(), to: to.into() };
+    let ends = Endpoints { from: own.into(), to: to.into() };
     let mut icmp = [&[SOLICITATION, 0, 0, 0, 0, 0, 0, 0][..], &target.octets()].concat();
     if !own.is_unspecified() {
         icmp.extend([&[1, 1], &mac.0[..]].concat());
     }
-    seal(&mut icmp, ends, ICMPV6, 2);
+    write_checksum(&mut icmp, ends, ICMPV6, 2);
     packet(ends, ICMPV6, FROM_SEGMENT, &icmp)
 }
 
@@ -151,7 +151,7 @@ pub(super) fn ethernet(to: Mac, from: Mac, kind: EtherType, payload: &[u8]) -> V
     [&to.0[..], &from.0, &(kind as u16).to_be_bytes(), payload].concat()
 }
 
-fn packet(ends: Ends, protocol: u8, ttl: u8, payload: &[u8]) -> Vec<u8> {
+fn packet(ends: Endpoints, protocol: u8, ttl: u8, payload: &[u8]) -> Vec<u8> {
     let length = |header: usize| ((header + payload.len()) as u16).to_be_bytes();
     match (ends.from, ends.to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -172,7 +172,7 @@ fn packet(ends: Ends, protocol: u8, ttl: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Writes the checksum at `at`. UDP writes 0 as 0xffff, since 0 means that there is none.
-fn seal(payload: &mut [u8], ends: Ends, protocol: u8, at: usize) {
+fn write_checksum(payload: &mut [u8], ends: Endpoints, protocol: u8, at: usize) {
     let value = match checksum(payload, ends, protocol) {
         0 if protocol == UDP => 0xffff,
         value => value,
@@ -181,7 +181,7 @@ fn seal(payload: &mut [u8], ends: Ends, protocol: u8, at: usize) {
 }
 
 /// Returns the checksum; 0 if `payload` contains the right one.
-fn checksum(payload: &[u8], ends: Ends, protocol: u8) -> u16 {
+fn checksum(payload: &[u8], ends: Endpoints, protocol: u8) -> u16 {
     let pseudo = if protocol == ICMP {
         0
     } else {
@@ -252,7 +252,7 @@ pub(super) fn read_packet(source: Option<Mac>, bytes: &[u8]) -> Option<Reply> {
 
 /// Complete IP packet that is no fragment.
 struct Ip<'a> {
-    ends: Ends,
+    ends: Endpoints,
     protocol: u8,
     ttl: u8,
     payload: &'a [u8],
@@ -266,13 +266,13 @@ impl<'a> Ip<'a> {
                 let (length, fragment) = (usize::from(u16_at(bytes, 2)?), u16_at(bytes, 6)? & 0x3fff);
                 let payload = bytes.get(header..length).filter(|_| header >= IPV4 && fragment == 0)?;
                 let [from, to] = [12, 16].map(|at| array::<4>(bytes, at));
-                let ends = Ends { from: Ipv4Addr::from(from?).into(), to: Ipv4Addr::from(to?).into() };
+                let ends = Endpoints { from: Ipv4Addr::from(from?).into(), to: Ipv4Addr::from(to?).into() };
                 Some(Self { ends, protocol: bytes[9], ttl: bytes[8], payload })
             }
             6 => {
                 let payload = bytes.get(IPV6..)?.get(..u16_at(bytes, 4)?.into())?;
                 let [from, to] = [8, 24].map(|at| array::<16>(bytes, at));
-                let ends = Ends { from: Ipv6Addr::from(from?).into(), to: Ipv6Addr::from(to?).into() };
+                let ends = Endpoints { from: Ipv6Addr::from(from?).into(), to: Ipv6Addr::from(to?).into() };
                 Some(Self { ends, protocol: bytes[6], ttl: bytes[7], payload })
             }
             _ => None,

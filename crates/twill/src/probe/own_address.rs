@@ -12,14 +12,14 @@ use super::frame::{self, Reply};
 /// Time between two checks. Each costs one request to all machines of the segment.
 const PERIOD: Duration = Duration::from_secs(60);
 /// Time between two checks while a second machine is known, so that its end is seen soon.
-const WATCHING: Duration = Duration::from_secs(10);
+const CONFLICT_PERIOD: Duration = Duration::from_secs(10);
 
 /// Number of requests that are sent before the lease is taken.
 const REQUESTS: usize = 3;
 /// Time between two of these requests.
-const AGAIN: Duration = Duration::from_millis(300);
+const REQUEST_INTERVAL: Duration = Duration::from_millis(300);
 /// Time between two looks for a reply.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Result of asking the segment for other machines that have an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +50,9 @@ fn ask(link: &Interface, address: IpAddr, is_ours: impl Fn(Mac) -> bool) -> Opti
     for _ in 0..REQUESTS {
         socket.send(&request).ok()?;
         let asked = Instant::now();
-        while asked.elapsed() < AGAIN {
+        while asked.elapsed() < REQUEST_INTERVAL {
             let Some(received) = socket.receive(&mut buffer) else {
-                std::thread::sleep(LOOK);
+                std::thread::sleep(POLL_INTERVAL);
                 continue;
             };
             let packet = &buffer[..received.length.min(buffer.len())];
@@ -78,7 +78,7 @@ pub(super) fn request(mac: Mac, target: IpAddr) -> (EtherType, Vec<u8>) {
 
 /// Second machine with an address of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Rival {
+pub(crate) struct AddressConflict {
     pub(crate) address: IpAddr,
     /// MAC that replies for the address beside ours.
     pub(crate) mac: Mac,
@@ -89,7 +89,7 @@ pub(crate) struct Rival {
 pub(super) struct OwnAddresses {
     /// Time of the next check.
     due: Duration,
-    rival: Option<Rival>,
+    conflict: Option<AddressConflict>,
     /// True if a second machine has replied since the last check began.
     answered: bool,
 }
@@ -101,8 +101,8 @@ impl OwnAddresses {
     }
 
     /// Returns the second machine, if one has replied to the last check or the one before.
-    pub(super) fn rival(&self) -> Option<Rival> {
-        self.rival
+    pub(super) fn conflict(&self) -> Option<AddressConflict> {
+        self.conflict
     }
 
     /// Brings the next check forward, because the node's addresses may have changed.
@@ -113,16 +113,16 @@ impl OwnAddresses {
     /// Begins a check.
     pub(super) fn begin(&mut self, now: Duration) {
         if !self.answered {
-            self.rival = None;
+            self.conflict = None;
         }
         self.answered = false;
-        self.due = now + if self.rival.is_some() { WATCHING } else { PERIOD };
+        self.due = now + if self.conflict.is_some() { CONFLICT_PERIOD } else { PERIOD };
     }
 
     /// Records that a machine with this MAC, which is none of ours, has our address.
-    pub(super) fn claimed(&mut self, address: IpAddr, mac: Mac, now: Duration) {
-        (self.rival, self.answered) = (Some(Rival { address, mac }), true);
-        self.due = self.due.min(now + WATCHING);
+    pub(super) fn record_claim(&mut self, address: IpAddr, mac: Mac, now: Duration) {
+        (self.conflict, self.answered) = (Some(AddressConflict { address, mac }), true);
+        self.due = self.due.min(now + CONFLICT_PERIOD);
     }
 }
 
@@ -136,19 +136,19 @@ mod tests {
         let (address, mac) = ([192, 0, 2, 1].into(), Mac([2, 0, 0, 0, 0, 7]));
         let mut now = Duration::ZERO;
         own.begin(now);
-        assert_eq!((own.rival(), own.due()), (None, PERIOD));
-        own.claimed(address, mac, now);
-        assert_eq!((own.rival(), own.due()), (Some(Rival { address, mac }), WATCHING));
+        assert_eq!((own.conflict(), own.due()), (None, PERIOD));
+        own.record_claim(address, mac, now);
+        assert_eq!((own.conflict(), own.due()), (Some(AddressConflict { address, mac }), CONFLICT_PERIOD));
         for answered in [true, false] {
             now = own.due();
             own.begin(now);
-            assert_eq!((own.rival().is_some(), own.due()), (true, now + WATCHING), "{answered}");
+            assert_eq!((own.conflict().is_some(), own.due()), (true, now + CONFLICT_PERIOD), "{answered}");
             if answered {
-                own.claimed(address, mac, now);
+                own.record_claim(address, mac, now);
             }
         }
         now = own.due();
         own.begin(now);
-        assert_eq!((own.rival(), own.due()), (None, now + PERIOD));
+        assert_eq!((own.conflict(), own.due()), (None, now + PERIOD));
     }
 }

@@ -8,7 +8,7 @@ use plan::state::{Kind, NftChain};
 use tracing::debug;
 
 use super::Reconciler;
-use crate::round::Round;
+use crate::pass::Pass;
 
 /// Minimum time between two renewals. Passes are at most 30 s apart, so none comes later than 80 s after the last one.
 const RENEWAL: Duration = Duration::from_secs(50);
@@ -16,9 +16,9 @@ const RENEWAL: Duration = Duration::from_secs(50);
 impl Reconciler {
     /// Renews the rules of these families, if that is due. Rules that are not as planned may lack a peer, so they are not
     /// kept in force.
-    pub(super) fn keep_rules(&mut self, families: &[Family], round: &Round, now: Instant) {
+    pub(super) fn keep_rules(&mut self, families: &[Family], pass: &Pass, now: Instant) {
         let is_due = self.memory.renewed.is_none_or(|last| now >= last + RENEWAL);
-        if families.is_empty() || !is_due || !is_in_place(round) {
+        if families.is_empty() || !is_due || !is_in_place(pass) {
             return;
         }
         match self.kernel.keep_rules(families) {
@@ -33,8 +33,8 @@ impl Reconciler {
 }
 
 /// Returns true if the kernel has refused no op on the rules of nftables, and none is delayed.
-fn is_in_place(round: &Round) -> bool {
-    let failed = round.failed.iter().map(|(op, _)| op);
-    let mut open = failed.chain(round.held.iter().map(|held| &held.op));
+fn is_in_place(pass: &Pass) -> bool {
+    let failed = pass.failed.iter().map(|(op, _)| op);
+    let mut open = failed.chain(pass.delayed.iter().map(|delayed| &delayed.op));
     open.all(|op| op.object.kind() != NftChain::NAME)
 }

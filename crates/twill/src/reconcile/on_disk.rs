@@ -5,21 +5,21 @@ use std::time::Instant;
 
 use plan::Mac;
 use plan::lease::Leases;
-use plan::note::Note;
 use plan::owned::Owned;
 use plan::subnet_env::SubnetEnv;
+use plan::warning::Warning;
 use store::View;
 use tracing::info;
 
 use super::Reconciler;
-use crate::cache::{Entries, Remembered};
+use crate::cache::{CachedState, WrittenLeases};
 use crate::files::{self, Readers};
 use crate::footprint::Footprint;
 
 impl Reconciler {
     /// Writes the footprint, if it has changed, before the objects in it are made. Returns a warning if it cannot be
     /// written.
-    pub(super) fn leave_footprint(&mut self, owned: &Owned) -> Option<Note> {
+    pub(super) fn write_footprint(&mut self, owned: &Owned) -> Option<Warning> {
         let footprint = Footprint::new(&self.config, owned, &self.flags.socket);
         if self.memory.footprint.as_ref() == Some(&footprint) {
             return None;
@@ -35,18 +35,19 @@ impl Reconciler {
                 let loss =
                     "a later run and twill uninstall may not find everything that this run leaves behind"
                         .into();
-                Some(Note::Unwritable { path, why, loss })
+                Some(Warning::Unwritable { path, why, loss })
             }
         }
     }
 
     /// Writes the believed leases to the cache. Returns the time at which to try again, if the file is not up to date.
-    pub(super) fn remember(&mut self, view: &View, leases: &Leases, uplink_mac: Mac) -> Option<Instant> {
+    pub(super) fn write_cache(&mut self, view: &View, leases: &Leases, uplink_mac: Mac) -> Option<Instant> {
         let Leases::Listed(others) = leases else { return None };
         let own = self.own_lease.lease().filter(|_| view.lost.is_none())?;
-        let (conf, leases) = (self.own_lease.conf(), Entries { others, own });
-        let (history, until) = (self.memory.belief.history(), view.own_until);
-        self.cache.keep(Instant::now(), || Remembered::new(uplink_mac, conf, leases, history, until))
+        let (conf, leases) = (self.own_lease.conf(), WrittenLeases { others, own });
+        let (history, until) = (self.memory.shrink_guard.history(), view.own_until);
+        self.cache
+            .write_if_stale(Instant::now(), || CachedState::new(uplink_mac, conf, leases, history, until))
     }
 
     /// Writes the subnet file if its text has changed. The error names the file and the reason.

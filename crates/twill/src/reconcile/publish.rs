@@ -1,4 +1,4 @@
-//! Publishes the outcome of a pass: targets for the prober, the report for the board, counts for the metrics.
+//! Publishes the outcome of a pass: targets for the prober, the report for its readers, counts for the metrics.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -12,21 +12,22 @@ use plan::text::printed;
 use plan::{Object, Op, Path, PeerPath};
 use tracing::info;
 
-use super::{Carrier, Reconciler};
-use crate::backoff::Held;
+use super::{Reconciler, UplinkState};
+use crate::backoff::DelayedOp;
+use crate::pass::Pass;
 use crate::probe::Targets;
 use crate::report::{LastChange, peers, warnings};
-use crate::round::Round;
 use crate::trigger::{Cause, Causes};
 
 /// Maximum number of delayed ops in a report.
-const SHOWN: usize = 1000;
+const MAX_REPORTED: usize = 1000;
 
 impl Reconciler {
     /// Connects the report with the prober's results, so that readers see the latest ones between two passes.
-    pub(super) fn show_healths(&self) {
+    pub(super) fn connect_healths(&self) {
         let healths = self.probes.healths.clone();
-        self.board.send_modify(|report| Arc::make_mut(report).healths = Some((healths, Instant::now())));
+        self.report_sender
+            .send_modify(|report| Arc::make_mut(report).healths = Some((healths, Instant::now())));
     }
 
     /// Sends the prober its targets if they have changed, and wakes it.
@@ -34,7 +35,7 @@ impl Reconciler {
         &mut self,
         causes: &Causes,
         peers: &Arc<Vec<PeerPath>>,
-        uplink: Carrier,
+        uplink: UplinkState,
         diverted: Vec<IpNet>,
     ) {
         self.memory.link_changes += u64::from(causes.contains(&Cause::Kernel(Change::of::<Link>())));
@@ -61,8 +62,8 @@ impl Reconciler {
     }
 
     /// Updates the metrics after a pass.
-    pub(super) fn count(&mut self, round: &Round, peers: &[PeerPath], is_store_lost: bool) {
-        self.metrics.count(round);
+    pub(super) fn count(&mut self, pass: &Pass, peers: &[PeerPath], is_store_lost: bool) {
+        self.metrics.count(pass);
         self.metrics.show_store_lost(is_store_lost);
         let switches = peers::switches(&self.memory.peers, peers);
         self.metrics.show_peers(peers, &self.probes.healths.borrow().clone(), &switches);
@@ -72,7 +73,7 @@ impl Reconciler {
     /// known.
     pub(super) fn publish(
         &mut self,
-        round: &Round,
+        pass: &Pass,
         peers: Arc<Vec<PeerPath>>,
         store_lost: Option<String>,
         is_programmed: bool,
@@ -84,40 +85,40 @@ impl Reconciler {
             info!("ready: {} peers", peers.len());
         }
         memory.peers = peers.clone();
-        self.board.send_modify(|report| {
+        self.report_sender.send_modify(|report| {
             let report = Arc::make_mut(report);
             report.passes = memory.passes;
-            report.last_look = Some(Instant::now());
+            report.last_pass = Some(Instant::now());
             if is_ready {
                 report.waiting_for = None;
             }
-            if !round.ops.is_empty() {
-                report.last_change = Some(LastChange::of(round));
+            if !pass.ops.is_empty() {
+                report.last_change = Some(LastChange::of(pass));
             }
             report.store_lost = store_lost.map(printed);
-            report.warnings = warnings::reported(&round.notes);
-            report.delayed = first(&round.held);
+            report.warnings = warnings::reported(&pass.warnings);
+            report.delayed = first(&pass.delayed);
             report.paths = peers;
         });
     }
 }
 
-/// Formats the first [`SHOWN`] ops, with a last line that counts the others.
-fn first(all: &[Held]) -> Vec<String> {
-    let more = all.len().saturating_sub(SHOWN);
+/// Formats the first [`MAX_REPORTED`] ops, with a last line that counts the others.
+fn first(all: &[DelayedOp]) -> Vec<String> {
+    let more = all.len().saturating_sub(MAX_REPORTED);
     let more = (more > 0).then(|| format!("and {more} more"));
-    all.iter().take(SHOWN).map(printed).chain(more).collect()
+    all.iter().take(MAX_REPORTED).map(printed).chain(more).collect()
 }
 
 /// Returns the peers of a plan with the paths that are in force after it. A peer whose route could not be set keeps
 /// its path of the `last` pass, or else is `Waiting`. Replies by the former path prove nothing about the planned one.
 pub(super) fn in_force(
     mut planned: Vec<PeerPath>,
-    round: &Round,
+    pass: &Pass,
     last: &[PeerPath],
     table: u32,
 ) -> Vec<PeerPath> {
-    let undone = round.failed.iter().map(|(op, _)| op).chain(round.held.iter().map(|held| &held.op));
+    let undone = pass.failed.iter().map(|(op, _)| op).chain(pass.delayed.iter().map(|delayed| &delayed.op));
     let undone: BTreeSet<_> = undone
         .filter_map(|Op { object, .. }| match object {
             Object::Route(route) if route.table == table => Some(route.destination),
@@ -146,19 +147,23 @@ mod tests {
 
     #[test]
     fn the_prober_gets_no_path_that_could_not_be_set() {
-        let held = |number: u8, table| {
+        let delayed = |number: u8, table| {
             let destination = peer(number, Path::Direct).subnet;
             let path = RoutePath::Unreachable;
             let route = Route { table, destination, path, protocol: 84, metric: 0, unknown: None };
-            Held { op: Op { verb: Verb::Replace, object: Object::Route(route) }, times: 9, refusal: None }
+            DelayedOp {
+                op: Op { verb: Verb::Replace, object: Object::Route(route) },
+                times: 9,
+                refusal: None,
+            }
         };
-        let round = Round {
+        let pass = Pass {
             causes: Causes::new(),
             ops: Vec::new(),
             failed: Vec::new(),
-            held: vec![held(2, 500), held(3, 254), held(4, 254), held(5, 254)],
-            notes: Vec::new(),
-            took: Duration::ZERO,
+            delayed: vec![delayed(2, 500), delayed(3, 254), delayed(4, 254), delayed(5, 254)],
+            warnings: Vec::new(),
+            duration: Duration::ZERO,
         };
         let moved =
             PeerPath { public_ip: [192, 0, 2, 99].into(), ..peer(4, Path::Tunnel(TunnelKind::Vxlan)) };
@@ -169,7 +174,7 @@ mod tests {
             moved,
             peer(6, Path::Tunnel(TunnelKind::Vxlan)),
         ];
-        let paths: Vec<_> = in_force(planned, &round, &last, 254).into_iter().map(|peer| peer.path).collect();
+        let paths: Vec<_> = in_force(planned, &pass, &last, 254).into_iter().map(|peer| peer.path).collect();
         assert_eq!(
             paths,
             [Path::Direct, Path::Tunnel(TunnelKind::Vxlan), Path::Waiting, Path::Waiting, Path::Direct]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ipnet::IpNet;
-use plan::verdict::{Finding, Health, PreferredPath};
+use plan::health::{Finding, Health, PreferredPath};
 use plan::{Path, PeerPath};
 use serde::{Deserialize, Serialize};
 
@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct PeerReport {
     #[serde(flatten)]
     pub(crate) peer: PeerPath,
-    pub(crate) health: PeerVerdict,
+    pub(crate) health: PeerHealthReport,
 }
 
 /// Health of a peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct PeerVerdict {
+pub(crate) struct PeerHealthReport {
     /// Finding of the probes, or the state of the path: `healthy`, `tunnel lost`, `waiting`.
     pub(crate) finding: String,
     pub(crate) fault: bool,
@@ -45,13 +45,13 @@ pub(crate) fn state(peer: &PeerPath, finding: Option<&Finding>) -> (&'static str
 
 /// Returns the health of that peer. `healths` is sorted by subnet; an entry for another node address does not count.
 pub(crate) fn health_of<'a>(healths: &'a [Health], peer: &PeerPath) -> Option<&'a Health> {
-    let at = healths.binary_search_by_key(&peer.subnet, |health| health.verdict.subnet).ok()?;
-    healths.get(at).filter(|health| health.verdict.node == peer.public_ip)
+    let at = healths.binary_search_by_key(&peer.subnet, |health| health.peer.subnet).ok()?;
+    healths.get(at).filter(|health| health.peer.node == peer.public_ip)
 }
 
 /// Returns true if the peer of that subnet has answered an echo along its present path.
 pub(crate) fn has_answered(healths: &[Health], subnet: IpNet) -> bool {
-    let at = healths.binary_search_by_key(&subnet, |health| health.verdict.subnet);
+    let at = healths.binary_search_by_key(&subnet, |health| health.peer.subnet);
     at.is_ok_and(|at| healths[at].latency.is_some())
 }
 
@@ -59,13 +59,13 @@ pub(crate) fn has_answered(healths: &[Health], subnet: IpNet) -> bool {
 pub(crate) fn reported(peers: &[PeerPath], healths: &[Health], now: Duration) -> Vec<PeerReport> {
     let reported = |peer: &PeerPath| {
         let health = health_of(healths, peer);
-        PeerReport { peer: peer.clone(), health: verdict(peer, health, now) }
+        PeerReport { peer: peer.clone(), health: health_report(peer, health, now) }
     };
     peers.iter().map(reported).collect()
 }
 
-fn verdict(peer: &PeerPath, health: Option<&Health>, now: Duration) -> PeerVerdict {
-    let finding = health.map(|health| health.verdict.finding);
+fn health_report(peer: &PeerPath, health: Option<&Health>, now: Duration) -> PeerHealthReport {
+    let finding = health.map(|health| health.peer.finding);
     let (name, fault) = state(peer, finding.as_ref());
     let reason = match (peer.path, finding) {
         (Path::Unreachable, _) => {
@@ -77,11 +77,11 @@ fn verdict(peer: &PeerPath, health: Option<&Health>, now: Duration) -> PeerVerdi
         (_, None | Some(Finding::Healthy)) => None,
         (_, Some(finding)) => Some(finding.to_string()),
     };
-    PeerVerdict {
+    PeerHealthReport {
         finding: name.into(),
         fault,
         reason,
-        preferred_path: health.and_then(|health| health.verdict.way),
+        preferred_path: health.and_then(|health| health.peer.preferred_path),
         age_seconds: health.map(|health| now.saturating_sub(health.since).as_secs()),
         latency_microseconds: health.and_then(|health| health.latency).map(|after| after.as_micros() as u64),
         loss_per_mille: health
@@ -109,7 +109,7 @@ pub(crate) fn switches(before: &[PeerPath], now: &[PeerPath]) -> Vec<(Path, u64)
 #[cfg(test)]
 pub(crate) mod tests {
     use plan::TunnelKind;
-    use plan::verdict::Verdict;
+    use plan::health::PeerHealth;
 
     use super::*;
 
@@ -130,12 +130,12 @@ pub(crate) mod tests {
     pub(crate) fn health(number: u8, finding: Finding) -> Health {
         let PeerPath { subnet, public_ip: node, .. } = peer(number, Path::Tunnel(TunnelKind::Vxlan));
         Health {
-            verdict: Verdict {
+            peer: PeerHealth {
                 subnet,
                 node,
                 uplink: "eth0".parse().unwrap(),
                 finding,
-                way: Some(PreferredPath::Direct),
+                preferred_path: Some(PreferredPath::Direct),
                 answers: None,
             },
             since: Duration::from_secs(10),
@@ -165,7 +165,10 @@ pub(crate) mod tests {
         assert_eq!(reported[0].health.reason, None);
         assert_eq!(reported[1].health.reason, Some(silent.to_string()));
         assert_eq!(reported[1].health.age_seconds, Some(65));
-        assert_eq!(reported[2].health, PeerVerdict { finding: "unverified".into(), ..Default::default() });
+        assert_eq!(
+            reported[2].health,
+            PeerHealthReport { finding: "unverified".into(), ..Default::default() }
+        );
         let json = serde_json::to_value(&reported[0]).unwrap();
         assert_eq!((&json["path"], &json["health"]["latency_microseconds"]), (&"direct".into(), &210.into()));
         assert_eq!(serde_json::from_value::<PeerReport>(json).unwrap(), reported[0]);

@@ -137,7 +137,7 @@ pub(super) fn age(seconds: u64) -> String {
 mod tests {
     use std::time::Duration;
 
-    use plan::verdict::Finding;
+    use plan::health::Finding;
     use plan::{Path, TunnelKind};
 
     use super::*;

@@ -1,5 +1,5 @@
 //! docs/reference/metrics.md lists the metrics of a running daemon. Lists that need no daemon are tested beside the
-//! code. Flags and commands are in src/flags.rs, log lines in src/logging.rs, warnings in plan's note.rs.
+//! code. Flags and commands are in src/flags.rs, log lines in src/logging.rs, warnings in plan's warning.rs.
 
 use std::collections::BTreeSet;
 

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use lab::eyes::Row;
+use lab::view::Row;
 use lab::{Lab, Monitors, Node, PingStream, Timing, Topology, View};
 
 use crate::cluster::{self, HOST_GW_DUAL, SOON, VXLAN, VXLAN_DUAL};

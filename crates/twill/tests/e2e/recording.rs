@@ -5,8 +5,8 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lab::eyes::Row;
-use lab::{Lab, Node, View, eyes};
+use lab::view::Row;
+use lab::{Lab, Node, View, view};
 use serde_json::Value;
 
 /// A recorded case, of three nodes.
@@ -163,7 +163,7 @@ pub(crate) fn objects(view: &View) -> Vec<String> {
         row.fields.retain(|key, _| key != "protocol" && key != "table");
         row.to_string()
     };
-    let rows = eyes::ours(view).filter(|row| row.text("table") != "local").map(plain);
+    let rows = view::ours(view).filter(|row| row.text("table") != "local").map(plain);
     let mut rows: Vec<String> = rows.filter(|row| !row.contains("fe80::")).collect();
     rows.sort();
     rows

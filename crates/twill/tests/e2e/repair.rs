@@ -25,7 +25,7 @@ fn heals(config: &str, harm: impl Fn(&Node) -> Harm) {
     }
     let before = View::of(&node.ns);
     let harm = harm(peer);
-    let took = lab::time_to_heal(node, &before, &harm, || cluster::answers(&pods[0], &pods[1]));
+    let took = lab::time_to_repair(node, &before, &harm, || cluster::answers(&pods[0], &pods[1]));
     println!("{took:?} after: {}", harm.command(node));
     lab::in_time(&format!("the repair after `{}`", harm.command(node)), took, LIMIT);
 }

@@ -6,7 +6,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::{Child, Command, Stdio};
 
-use lab::{EtcdSetup, Lab, Node, Ns, Timing, Topology, View, eyes};
+use lab::{EtcdSetup, Lab, Node, Ns, Timing, Topology, View, view};
 
 use crate::cluster::{self, SOON, VXLAN};
 
@@ -240,7 +240,7 @@ fn with_different_settings_both_work_and_leave_each_other_alone() {
         let now = View::of(&node.ns);
         assert!(now.link("flannel.7").is_some());
         let of_first = |view: &View| {
-            eyes::ours(view)
+            view::ours(view)
                 .filter(|row| row.device() != "flannel.7")
                 .map(ToString::to_string)
                 .collect::<Vec<_>>()

@@ -2,11 +2,11 @@
 //! The kernel's state and the cost come from `ip`, `bridge` and `/proc`, never from the daemon's own report.
 
 mod arp;
-mod card;
 mod changes;
 mod churn;
-mod ears;
 mod held;
+mod monitor;
+mod nic;
 mod options;
 mod packets;
 mod peers;

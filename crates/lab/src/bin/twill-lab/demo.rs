@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use lab::{Harm, Lab, Pod, Topology, View, try_heal, until};
+use lab::{Harm, Lab, Pod, Topology, View, try_repair, until};
 
 use crate::backend::Backend;
 use crate::cut;
@@ -187,17 +187,17 @@ fn break_things(act: &mut Act, lab: &Lab, pods: &[Pod]) {
             until(OUTAGE, || (since.elapsed() >= OUTAGE).then_some(()));
         }
         let all = || reached.iter().all(|(_, pod)| pods[0].ping(pod.ip()).is_some());
-        let healed = try_heal(node, &before, &harm, PATIENCE, all);
-        let time = match &healed {
+        let repaired = try_repair(node, &before, &harm, PATIENCE, all);
+        let time = match &repaired {
             Ok(took) => paint(if *took < AIM { GOOD } else { BAD }, &format!("repaired in {}", ms(*took))),
             Err(_) => paint(BAD, "not repaired"),
         };
         println!("node1$ {} {time}", paint(TYPED, &format!("{typed:72}")));
-        if let Err(why) = &healed {
+        if let Err(why) = &repaired {
             print!("{}", indented(why));
         }
-        act.as_expected &= healed.is_ok();
-        act.repairs.push(healed.ok());
+        act.as_expected &= repaired.is_ok();
+        act.repairs.push(repaired.ok());
     }
 }
 

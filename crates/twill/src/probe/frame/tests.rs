@@ -10,29 +10,29 @@ const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const NUMBER: Number = Number { sequence: 9, cookie: 0x0102_0304_0506_0708 };
 const OTHER: Mac = Mac([2, 0, 0, 0, 0, 2]);
 
-fn ends(from: &str, to: &str) -> Ends {
-    Ends { from: from.parse().unwrap(), to: to.parse().unwrap() }
+fn ends(from: &str, to: &str) -> Endpoints {
+    Endpoints { from: from.parse().unwrap(), to: to.parse().unwrap() }
 }
 
-fn both() -> [Ends; 2] {
+fn both() -> [Endpoints; 2] {
     [ends("10.244.1.0", "10.244.2.0"), ends("fd00:1::", "fd00:2::")]
 }
 
 /// Returns a peer's reply to an echo request.
-fn reply(ends: Ends, request: &[u8]) -> Vec<u8> {
+fn reply(ends: Endpoints, request: &[u8]) -> Vec<u8> {
     let (header, kind, protocol) = if ends.to.is_ipv4() { (IPV4, 0, ICMP) } else { (IPV6, 129, ICMPV6) };
     let mut icmp = request[header..].to_vec();
     icmp[..4].copy_from_slice(&[kind, 0, 0, 0]);
-    let ends = Ends { from: ends.to, to: ends.from };
-    seal(&mut icmp, ends, protocol, 2);
+    let ends = Endpoints { from: ends.to, to: ends.from };
+    write_checksum(&mut icmp, ends, protocol, 2);
     packet(ends, protocol, TTL, &icmp)
 }
 
 /// Returns the ICMP error of a machine on the way about a packet.
-fn error(by: Ends, head: [u8; 8], about: &[u8]) -> Vec<u8> {
+fn error(by: Endpoints, head: [u8; 8], about: &[u8]) -> Vec<u8> {
     let mut icmp = [&head[..], about].concat();
     let protocol = if by.from.is_ipv4() { ICMP } else { ICMPV6 };
-    seal(&mut icmp, by, protocol, 2);
+    write_checksum(&mut icmp, by, protocol, 2);
     packet(by, protocol, TTL, &icmp)
 }
 
@@ -82,7 +82,7 @@ fn sealed(v6: bool, icmpv6: bool, mut payload: Vec<u8>) -> Vec<u8> {
     let (ends, protocol) = (both()[usize::from(v6)], if icmpv6 { ICMPV6 } else { ICMP });
     if payload.len() >= 4 {
         payload[2..4].copy_from_slice(&[0, 0]);
-        seal(&mut payload, ends, protocol, 2);
+        write_checksum(&mut payload, ends, protocol, 2);
     }
     packet(ends, protocol, FROM_SEGMENT, &payload)
 }
@@ -161,7 +161,7 @@ fn an_mtu_below_the_least_possible_one_is_ignored() {
 fn a_closed_port_is_reported_with_the_length_of_the_datagram() {
     for (ends, head) in both().into_iter().zip([[3, 3], [1, 4]]) {
         let about = datagram(ends, 4000, 33434, &[0; 9]);
-        let back = Ends { from: ends.to, to: ends.from };
+        let back = Endpoints { from: ends.to, to: ends.from };
         let bytes_of = error(back, [head[0], head[1], 0, 0, 0, 0, 0, 0], &about);
         let quoted = Quoted::Datagram { to: ends.to, from_port: 4000, length: 17 };
         let expected = Reply::Error { by: ends.to, mtu: None, port: true, quoted };
@@ -196,17 +196,17 @@ fn an_arp_request_has_our_address_and_only_replies_are_read() {
 
 #[test]
 fn neighbour_advertisements_count_from_the_segment_alone() {
-    let Ends { from: IpAddr::V6(own), to: IpAddr::V6(target) } = ends("fd00::1", "fd00::12:3456") else {
+    let Endpoints { from: IpAddr::V6(own), to: IpAddr::V6(target) } = ends("fd00::1", "fd00::12:3456") else {
         panic!("IPv6")
     };
     let to_all = solicitation(MAC, own, target, false);
     assert_eq!(array::<16>(&to_all, 24), Some("ff02::1:ff12:3456".parse::<Ipv6Addr>().unwrap().octets()));
     assert_eq!(group_of(target.into()), Mac([0x33, 0x33, 0xff, 0x12, 0x34, 0x56]));
     assert_eq!(array::<16>(&solicitation(MAC, own, target, true), 24), Some(target.octets()));
-    let back = Ends { from: target.into(), to: own.into() };
+    let back = Endpoints { from: target.into(), to: own.into() };
     let advert = |ttl, option: &[u8]| {
         let mut icmp = [&[ADVERTISEMENT, 0, 0, 0, 0x60, 0, 0, 0][..], &target.octets(), option].concat();
-        seal(&mut icmp, back, ICMPV6, 2);
+        write_checksum(&mut icmp, back, ICMPV6, 2);
         packet(back, ICMPV6, ttl, &icmp)
     };
     let named = [&[2, 1][..], &OTHER.0].concat();

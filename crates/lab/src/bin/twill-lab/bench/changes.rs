@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use lab::{Daemon, Lab, Node};
 
-use super::ears::Ears;
+use super::monitor::ChangeMonitor;
 use super::options::{Backend, Case, Families};
 use super::peers::{Peer, Place};
 use super::process::{Usage, rest};
@@ -22,7 +22,7 @@ pub(super) struct Changes {
 }
 
 pub(super) fn run(lab: &Lab, node: &Node, daemon: &Daemon<'_>, case: &Case) -> Result<Changes, String> {
-    let ears = Ears::start(node)?;
+    let monitor = ChangeMonitor::start(node)?;
     let joining: Vec<_> = (case.peers..case.peers + JOINS).map(Peer).collect();
     let (before, mut lags) = (Usage::of(daemon.pid()), Vec::new());
     for (place, &peer) in
@@ -33,7 +33,7 @@ pub(super) fn run(lab: &Lab, node: &Node, daemon: &Daemon<'_>, case: &Case) -> R
         let begun = Instant::now();
         lab.store.put_lease(&name, &json);
         for sign in signs(case, peer, *place) {
-            let reported = ears.wait_for(&sign, LIMIT);
+            let reported = monitor.wait_for(&sign, LIMIT);
             let reported =
                 reported.ok_or_else(|| format!("no monitor reports {sign}after a change of {name}"))?;
             lags.push(reported.saturating_duration_since(begun));

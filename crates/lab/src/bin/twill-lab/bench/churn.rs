@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use lab::{Line, PingReport, PingStream, Store, until};
 use serde_json::json;
 
-use super::ears::Ears;
 use super::held;
+use super::monitor::ChangeMonitor;
 use super::options::{Case, Named, Options, StoreKind};
 use super::peers::{Peer, Place};
 use super::process::{Usage, is_alive, memory, rest};
@@ -80,18 +80,18 @@ fn once(case: &Case) -> Result<Outcome, String> {
     // The second daemon is suspended: its peer stays, and it takes no processor time from the measured one.
     daemons[1].pause();
     rest(daemon.pid(), IDLE, LIMIT);
-    let ears = Ears::start(node)?;
+    let monitor = ChangeMonitor::start(node)?;
     let pings = PingStream::start(&pods[0].ns, pods[1].ip());
     let before = Usage::of(daemon.pid());
     let begun = Instant::now();
     let done = disturb(&lab.store, case);
     let took = begun.elapsed();
     let last = done.last().map_or(Peer(0), |(_, peer, _)| *peer);
-    ears.wait_for(&format!("Deleted {}/24 ", last.subnet()), LAST);
+    monitor.wait_for(&format!("Deleted {}/24 ", last.subnet()), LAST);
     rest(daemon.pid(), IDLE, LIMIT);
     let cpu = Usage::of(daemon.pid()).since(before).total();
     let (joins, leaves) =
-        (lags(&done, Change::Join, &ears.routes()), lags(&done, Change::Leave, &ears.routes()));
+        (lags(&done, Change::Join, &monitor.routes()), lags(&done, Change::Leave, &monitor.routes()));
     Ok(Outcome {
         changes: done.len(),
         took,

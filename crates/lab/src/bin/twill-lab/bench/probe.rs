@@ -11,7 +11,7 @@ use super::options::{Backend, Case, Families, Named, Options, StoreKind};
 use super::peers::{Peer, Place};
 use super::process::{Usage, is_alive, memory, of_thread};
 use super::report::{Report, mib, ms};
-use super::{arp, card, held, quantiles, stage};
+use super::{arp, held, nic, quantiles, stage};
 use crate::paint::table;
 
 const PEERS: [u32; 1] = [5_000];
@@ -70,7 +70,7 @@ fn once(case: &Case) -> Result<Outcome, String> {
         Backend::Vxlan => (stage::build_routed(case), "flannel.1"),
         Backend::HostGw => (stage::build(case, 2), "eth0"),
     };
-    card::of(&lab.node(1).name)?;
+    nic::of(&lab.node(1).name)?;
     let (node, others) = (lab.node(1), lab.node(2));
     let other = others.start(&["--iface=eth0", "--probe=off"]);
     let daemon = node.start(&["--iface=eth0"]);
