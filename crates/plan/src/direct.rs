@@ -44,8 +44,8 @@ impl<T: Clone> LongestPrefix<T> {
     }
 }
 
-/// Routes through the uplink, in the tables where the kernel looks for its segment. Routes through other devices do not count, as in a kernel lookup with an output
-/// interface. Two devices may be on one segment.
+/// Routes through the uplink, in the tables where the kernel looks for its segment. Routes through other devices do not
+/// count, as in a kernel lookup with an output interface. Two devices may be on one segment.
 pub(crate) struct OnLink(LongestPrefix<bool>);
 
 impl OnLink {

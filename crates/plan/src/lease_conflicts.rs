@@ -1,5 +1,5 @@
-//! Decides which of several leases in conflict is believed. Leases are in conflict if they overlap, or if they name
-//! one VTEP MAC at two addresses. The lease whose node replies is believed. If none is known to reply, the last
+//! Decides which of several leases in conflict is believed. Leases are in conflict if they overlap, if the node of
+//! one lies in the subnet of the other, or if they name one VTEP MAC at two addresses. The lease whose node replies is believed. If none is known to reply, the last
 //! written one counts, as in flannel. So a node that returns with another subnet replaces its own old lease, and no
 //! lease replaces a live node. Nodes that were found silent are remembered. Time is a parameter, not read.
 
@@ -133,7 +133,7 @@ impl LeaseConflicts {
         let mut before = std::mem::take(&mut self.known);
         let mut groups = Vec::new();
         for family in config.families() {
-            for group in conflicts(leases, family, &config.backend) {
+            for group in conflicts(leases, family, config) {
                 let mut keys = Vec::with_capacity(group.len());
                 for lease in group {
                     let (Some(subnet), Some(public)) = (lease.subnet.of(family), lease.public(family)) else {
@@ -266,13 +266,22 @@ pub fn conflict(one: &Lease, other: &Lease) -> bool {
         // Numbers are not compared: our own one is not at hand, and a lease that names none means it.
         let [one_end, other_end] = [one, other].map(|lease| Target::of(lease, family, &Backend::default()));
         let ends = one_end.zip(other_end);
+        let lies_in = |node: &Lease, pods: &Lease| {
+            pods.subnet
+                .of(family)
+                .zip(node.public(family))
+                .is_some_and(|(subnet, node)| subnet.contains(&node))
+        };
+        let inside = lies_in(one, other) || lies_in(other, one);
         let remote = |target: Target| (target.address, target.port);
-        overlap || ends.is_some_and(|(one, other)| one.mac == other.mac && remote(one) != remote(other))
+        overlap
+            || inside
+            || ends.is_some_and(|(one, other)| one.mac == other.mac && remote(one) != remote(other))
     })
 }
 
 /// Returns groups of leases of which only one each can be believed.
-fn conflicts<'a>(leases: &'a [Lease], family: Family, own: &Backend) -> Vec<Vec<&'a Lease>> {
+fn conflicts<'a>(leases: &'a [Lease], family: Family, config: &Config) -> Vec<Vec<&'a Lease>> {
     let mut groups = Vec::new();
     let with_span = |lease| {
         let subnet: IpNet = Lease::subnet_of(lease, family)?;
@@ -292,6 +301,17 @@ fn conflicts<'a>(leases: &'a [Lease], family: Family, own: &Backend) -> Vec<Vec<
         }
         rest = others;
     }
+    let network = config.network(family);
+    for lease in leases {
+        let Some(node) = lease.public(family).filter(|node| network.is_some_and(|it| it.contains(node)))
+        else {
+            continue;
+        };
+        let after = spans.partition_point(|(first, ..)| *first <= number(node));
+        let around = after.checked_sub(1).map(|at| spans[at]).filter(|(_, last, _)| *last >= number(node));
+        groups.extend(around.filter(|(.., it)| it.subnet != lease.subnet).map(|(.., it)| vec![lease, it]));
+    }
+    let own = &config.backend;
     let mut ends: Vec<_> =
         leases.iter().filter_map(|lease| Some((Target::of(lease, family, own)?, lease))).collect();
     ends.sort_unstable_by_key(|(end, _)| *end);
@@ -514,14 +534,28 @@ mod tests {
         assert!((0..29).all(|_| node.after(1) == 13));
     }
 
+    /// Returns a lease whose node has an address in the subnet of [`OLD`].
+    fn intruder(written: u64) -> Lease {
+        let value = r#"{"PublicIP":"10.244.31.5","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:66"}}"#;
+        Lease { written, ..Lease::parse("10.244.40.0-24", value.as_bytes(), 1).unwrap() }
+    }
+
     #[test]
-    fn leases_conflict_by_subnet_or_mac() {
+    fn a_node_that_announces_a_pods_address_replaces_no_live_node() {
+        let mut node = Node::new(vec![lease(OLD, 5)], &[12]);
+        assert_eq!(node.after(10), 12);
+        node.leases.push(intruder(9));
+        assert!((0..600).all(|_| node.after(1) == 12));
+    }
+
+    #[test]
+    fn leases_conflict_by_addresses_or_mac() {
         let mac = |lease: &mut Lease, last: u8| {
             let value = lease.to_json().replace("00:07", &format!("00:{last:02x}"));
             *lease = Lease::parse(&lease.subnet.to_string(), value.as_bytes(), 1).unwrap();
         };
         let found = |leases: &[Lease]| {
-            conflicts(leases, Family::Ipv4, &Backend::default()).iter().map(Vec::len).collect::<Vec<_>>()
+            conflicts(leases, Family::Ipv4, &config()).iter().map(Vec::len).collect::<Vec<_>>()
         };
         let mut one = lease(OLD, 1);
         let mut vni = lease(NEW, 1);
@@ -538,6 +572,10 @@ mod tests {
         mac(&mut wide, 9);
         assert_eq!(found(&[one.clone(), vni, wide.clone()]), [2]);
         assert!(conflict(&one, &wide));
+        // A node's address is no pod's.
+        let intruder = intruder(1);
+        assert_eq!(found(&[one.clone(), intruder.clone()]), [2]);
+        assert!(conflict(&one, &intruder) && conflict(&intruder, &one));
         mac(&mut one, 10);
         assert_eq!(
             found(&[one, lease(("10.244.30.0-24", 15), 1), wide, lease(("10.244.33.0-24", 15), 1)]),

@@ -1,7 +1,8 @@
 //! Realistic networks between nodes: nodes inside the pod network, two cards, default routes of every shape, an
 //! address on lo.
 
-use std::time::Duration;
+use std::fs::File;
+use std::time::{Duration, UNIX_EPOCH};
 
 use lab::{Daemon, Lab, Node, Pod, Timing, Topology, View};
 
@@ -150,14 +151,20 @@ fn leases_that_overlap_the_nodes_network_are_left_out() {
     lab::test(Timing::Free, || {
         let lab = inside(&shared("host-gw"));
         let lease = |ip: &str| format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"host-gw"}}"#);
+        // Of leases that share an address, and of which none replies, the last written one counts.
+        let put = |name: &str, ip: &str, second: u64| {
+            lab.store.put_lease(name, &lease(ip));
+            let file = File::options().write(true).open(lab.store.path().join("subnets").join(name)).unwrap();
+            file.set_modified(UNIX_EPOCH + Duration::from_secs(second)).unwrap();
+        };
         // Three leases: the nodes' own segment, a node with a pod's address, a node inside a lease out of range.
         lab.store.put_lease("10.132.0.0-20", &lease("10.132.0.77"));
-        lab.store.put_lease("10.200.0.0-20", &lease("10.132.0.78"));
-        // The second subnet contains the node of an older lease.
-        lab.store.put_lease("10.201.0.0-20", &lease("10.202.0.5"));
-        lab.store.put_lease("10.202.0.0-20", &lease("10.132.0.79"));
+        put("10.200.0.0-20", "10.132.0.78", 2);
         lab.store.put_lease("10.200.16.0-20", &lease("10.20.0.5"));
-        lab.store.put_lease("10.200.32.0-20", &lease("10.200.0.5"));
+        put("10.200.32.0-20", "10.200.0.5", 1);
+        // The first subnet contains the node of a newer lease.
+        put("10.202.0.0-20", "10.132.0.79", 1);
+        put("10.201.0.0-20", "10.202.0.5", 2);
         let (_daemons, _pods) = start(&lab, &[]);
         let (status, routes) = (status(lab.node(1)), lab.node(1).ns.run("ip route"));
         assert!(
