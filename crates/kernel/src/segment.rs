@@ -1,4 +1,4 @@
-//! Asks the kernel for the table in which it finds the uplink's segment, where the main table has no route to it. The
+//! Asks the kernel for the table with the uplink's segment, where the main table has no route to it. The
 //! uplink may be in a VRF, and a policy rule may lead to the table of a network manager.
 
 use std::net::IpAddr;
@@ -20,8 +20,8 @@ const RTM_F_LOOKUP_TABLE: u32 = 0x1000;
 /// Table of the node's own addresses (`RT_TABLE_LOCAL`).
 const LOCAL_TABLE: u32 = 255;
 
-/// Returns the tables besides the main table in which the kernel finds segments of the uplink, and their routes through
-/// the uplink. The main table must have been read.
+/// Returns the other tables in which the kernel finds segments of the uplink, and their routes through the uplink. The
+/// main table must have been read.
 pub(crate) fn beside(reading: &mut Reading<'_>, owned: &Owned) -> Result<(Vec<u32>, Vec<RouteFacts>), Error> {
     let uplink = owned.uplink;
     let Some(index) = reading.devices.index(uplink) else { return Ok(Default::default()) };

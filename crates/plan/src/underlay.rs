@@ -26,8 +26,8 @@ pub struct Underlay {
     pub addresses: Vec<AddressFacts>,
     /// Unicast routes of the main table that do not lead to pods, in the kernel's order.
     pub routes: Vec<RouteFacts>,
-    /// Routes through the uplink in another table, if the kernel finds the way to the uplink's segment there: that of its
-    /// VRF, or one that a policy rule leads to.
+    /// Routes through the uplink in another table, if the kernel finds the uplink's segment there. It is the table of a VRF,
+    /// or one that a policy rule leads to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub beside: Vec<RouteFacts>,
     /// Facts about the traffic rules that our pods' traffic passes.

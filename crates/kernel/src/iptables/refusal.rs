@@ -551,7 +551,7 @@ mod tests {
         }
     }
 
-    /// Returns true if a warning names the refusal of that packet between two nodes by the rules, or by the policy DROP.
+    /// Returns true if a warning names what refuses that packet between nodes: the rules, or the policy DROP.
     fn refuses_of_nodes(ends: [&str; 2], payload: Payload, lines: &[&str]) -> bool {
         let [inbound, outbound] = ends.map(|name| name.parse().unwrap());
         let (source, destination) = ([192, 0, 2, 2].into(), [192, 0, 2, 1].into());

@@ -396,7 +396,7 @@ impl View<'_> {
         header
     }
 
-    /// Returns the ports of a UDP packet, or type and code of an ICMP packet, as far as they are known.
+    /// Returns the known ports of a UDP packet, or type and code of an ICMP packet.
     fn transport_header(&self) -> Vec<Byte> {
         match self.packet.map(|packet| (packet.payload, Family::of(packet.source))) {
             Some((Payload::Tunnel(port), _)) => [vec![Byte::Varies; 2], is(&port.to_be_bytes())].concat(),

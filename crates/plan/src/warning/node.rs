@@ -113,8 +113,8 @@ pub enum NodeFault {
     },
     /// Packets of pods do not take our routes.
     Diverted(Box<Diversion>),
-    /// The kernel drops peers' packets that come in by the uplink, since `rp_filter` is 1 and the way back leaves by
-    /// another device. `back` is that device, where the main table knows it.
+    /// The kernel drops peers' packets that come in by the uplink. Its `rp_filter` is 1, and the way back leaves by another
+    /// device. `back` is that device, where the main table knows it.
     SourceChecked {
         uplink: LinkName,
         from: IpAddr,
