@@ -4,7 +4,7 @@
 lab_packages   := gcc libc6-dev iproute2 iputils-ping mount nftables tcpdump util-linux
 # The build generates the etcd client from etcd's own interface files, with protoc and the files that they import.
 build_packages := gcc libc6-dev protobuf-compiler libprotobuf-dev
-check_packages := $(build_packages) procps systemd
+check_packages := $(build_packages) g++ procps systemd
 test_packages  := $(lab_packages) $(build_packages) iptables procps systemd etcd-server etcd-client openssl faketime uidmap
 fuzz_packages  := gcc g++ libc6-dev
 fresh_packages := git mmdebstrap mount util-linux
