@@ -11,7 +11,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use http_body_util::Full;
@@ -192,18 +192,30 @@ impl Servers {
         let [others, own, root] = [MAX_FOREIGN, MAX_OWN, MAX_LOCAL].map(ConnectionLimit::new);
         let tcp = async {
             let Some(tcp) = self.tcp else { return std::future::pending().await };
-            let mut refused = false;
+            let (mut refused, mut flooded) = (false, None);
             loop {
-                let Some((stream, from)) = patiently(tcp.accept().await, &mut refused).await else {
-                    continue;
-                };
+                let accepted = until(flooded, tcp.accept()).await;
+                if flooded.is_some_and(|flooded| Instant::now() >= flooded) {
+                    flooded = None;
+                    // Without a filter every address is admitted already.
+                    let _ = kernel::admit_requests(&tcp);
+                }
+                let Some(accepted) = accepted else { continue };
+                let Some((stream, from)) = patiently(accepted, &mut refused).await else { continue };
                 let from = from.ip().to_canonical();
                 let (limit, source) =
                     if is_own(&stream, from) { (&own, None) } else { (&others, Some(from)) };
-                limit.take(source, |slot, busy, service| {
+                let taken = limit.take(source, |slot, busy, service| {
                     let origin = if service == Service::Full { Origin::Network } else { Origin::Crowd };
                     start(stream, Handler { origin, ..network.clone() }, slot, busy)
                 });
+                if let Err(flood) = taken
+                    && flooded.is_none()
+                    // If the kernel refuses the filter, further connections are closed one by one.
+                    && kernel::drop_requests(&tcp, &flood.sources).is_ok()
+                {
+                    flooded = Some(flood.until);
+                }
                 // Connections that are open are answered before the next one is accepted.
                 tokio::task::yield_now().await;
             }
@@ -214,7 +226,8 @@ impl Servers {
                 let Some((stream, _)) = patiently(self.unix.accept().await, &mut refused).await else {
                     continue;
                 };
-                root.take(None, |slot, busy, _| start(stream, local.clone(), slot, busy));
+                // Connections without an address are never too many in a second.
+                let _ = root.take(None, |slot, busy, _| start(stream, local.clone(), slot, busy));
                 tokio::task::yield_now().await;
             }
         };
@@ -226,6 +239,14 @@ impl Servers {
 /// from a loopback address.
 fn is_own(stream: &TcpStream, from: IpAddr) -> bool {
     from.is_loopback() || stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == from)
+}
+
+/// Returns the result of `future`, or `None` if it is not there at that time.
+async fn until<T>(time: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
+    match time {
+        Some(time) => tokio::time::timeout_at(time.into(), future).await.ok(),
+        None => Some(future.await),
+    }
 }
 
 async fn patiently<A>(accepted: std::io::Result<A>, refused: &mut bool) -> Option<A> {

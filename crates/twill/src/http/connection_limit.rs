@@ -1,5 +1,6 @@
 //! Limits for connections. At most a given number exist at a time: a new one replaces the one that has been idle longest.
-//! Each address may open a given number per second; more of them, of all addresses, get cheap answers.
+//! Each address may open a given number per second; more of them, of all addresses, get cheap answers. Beyond that number the
+//! kernel drops the requests of the addresses that are too quick, until the second is over.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -16,6 +17,8 @@ const MAX_ADDRESSES: usize = 256;
 /// Maximum number of further connections in a second, of all addresses. Many clients may share one address, as pods behind
 /// their node's do, and a quick one must not keep the others from an answer.
 const CROWD: u32 = 500;
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Service that a connection gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +59,13 @@ struct Connection {
 /// Flag that is set while an answer is made; such time does not count as idle.
 pub(super) type Busy = Arc<AtomicBool>;
 
+/// Addresses whose requests for connections are to be dropped. An IPv6 address stands for its /64.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Flood {
+    pub(super) sources: Vec<IpAddr>,
+    pub(super) until: Instant,
+}
+
 /// Slot of a connection; dropping it frees the slot.
 pub(super) struct Slot {
     limit: Arc<ConnectionLimit>,
@@ -69,24 +79,24 @@ impl ConnectionLimit {
 
     /// Takes a slot for the task that `spawn` starts. If all slots are taken, the longest idle connection of the
     /// address with most idle ones is closed. Nothing is started if no connection is idle, or if too many were opened
-    /// within a second.
+    /// within a second; the addresses that opened them are then returned.
     pub(super) fn take(
         self: &Arc<Self>,
         source: Option<IpAddr>,
         spawn: impl FnOnce(Slot, Busy, Service) -> AbortHandle,
-    ) {
+    ) -> Result<(), Flood> {
         let mut connections = self.lock();
         let source = source.map(network_of);
-        let Some(service) =
-            connections.service(source, Instant::now()).filter(|_| connections.make_room(self.most))
-        else {
-            return;
-        };
+        let service = connections.service(source, Instant::now())?;
+        if !connections.make_room(self.most) {
+            return Ok(());
+        }
         let number = connections.next;
         connections.next += 1;
         let is_busy = Busy::default();
         let task = spawn(Slot { limit: self.clone(), number }, is_busy.clone(), service);
         connections.open.push(Connection { number, source, is_busy, task });
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Connections> {
@@ -101,23 +111,29 @@ impl Drop for Slot {
 }
 
 impl Connections {
-    /// Returns the service that a new connection gets; `None` if it is refused.
-    fn service(&mut self, source: Option<IpAddr>, now: Instant) -> Option<Service> {
-        let Some(source) = source else { return Some(Service::Full) };
-        if self.second.is_none_or(|second| now.duration_since(second) >= Duration::from_secs(1)) {
+    /// Returns the service that a new connection gets, or an error if it is refused.
+    fn service(&mut self, source: Option<IpAddr>, now: Instant) -> Result<Service, Flood> {
+        let Some(source) = source else { return Ok(Service::Full) };
+        let until = self.second.map(|second| second + SECOND).filter(|until| now < *until);
+        let until = until.unwrap_or_else(|| {
             self.second = Some(now);
             self.opened.clear();
             self.crowd = 0;
-        }
+            now + SECOND
+        });
         if self.opened.len() < MAX_ADDRESSES || self.opened.contains_key(&source) {
             let opened = self.opened.entry(source).or_default();
             *opened += 1;
             if *opened <= MAX_PER_SECOND {
-                return Some(Service::Full);
+                return Ok(Service::Full);
             }
         }
         self.crowd += 1;
-        (self.crowd <= CROWD).then_some(Service::Cheap)
+        if self.crowd <= CROWD {
+            return Ok(Service::Cheap);
+        }
+        let quick = self.opened.iter().filter(|(_, opened)| **opened > MAX_PER_SECOND);
+        Err(Flood { sources: quick.map(|(source, _)| *source).collect(), until })
     }
 
     fn make_room(&mut self, most: usize) -> bool {
@@ -167,11 +183,14 @@ mod tests {
     /// Takes a connection for `source`, busy or idle. Returns its service, or `None` if it was refused.
     fn take(limit: &Arc<ConnectionLimit>, source: Option<IpAddr>, busy: bool) -> Option<Service> {
         let mut given = None;
-        limit.take(source, |taken, is_busy, service| {
+        let taken = limit.take(source, |taken, is_busy, service| {
             is_busy.store(busy, Ordering::Relaxed);
             given = Some(service);
             tokio::spawn(hold(taken)).abort_handle()
         });
+        if let Err(flood) = taken {
+            assert_eq!((given, flood.sources.is_empty()), (None, false));
+        }
         given
     }
 
@@ -209,6 +228,10 @@ mod tests {
         let flood: Vec<_> = (0..1000).filter_map(|_| take(&limit, ip("192.0.2.1"), false)).collect();
         let cheap = flood.iter().filter(|service| **service == Service::Cheap).count();
         assert_eq!([flood.len(), cheap], [(MAX_PER_SECOND + CROWD) as usize, CROWD as usize]);
+        let refused = limit.take(ip("192.0.2.1"), |_, _, _| unreachable!("it is refused"));
+        let flood = refused.unwrap_err();
+        assert_eq!(flood.sources, [ip("192.0.2.1").unwrap()]);
+        assert!(flood.until > Instant::now() && flood.until <= Instant::now() + SECOND);
         let many = (0..1000_u16).filter_map(|host| take(&limit, ip(&format!("fd00::{host:x}")), false));
         assert_eq!(many.count(), MAX_PER_SECOND as usize, "one /64 counts as one");
         assert_eq!(take(&limit, ip("192.0.2.2"), false), Some(Service::Full));
