@@ -234,6 +234,24 @@ fn fragmented_tunnel_packets_are_reported_with_the_size_that_fits() {
     }
 }
 
+/// A closer look at the tunnel may come before the first large packet between pods is lost.
+#[test]
+fn large_packets_whose_fragments_are_dropped_are_reported_in_time() {
+    for phase in (0..12_000).step_by(93) {
+        let small: Link = Box::new(|probe, _, _| match probe {
+            Probe::NodeSized(size) if size > 1400 => Some(Answer::TooBig { mtu: 1400 }),
+            Probe::PathSized(size) if size > 1350 => None,
+            _ => Some(came(probe)),
+        });
+        let within = limit("large packets lost", phase);
+        let (mut world, _) =
+            found(Sim::new(peer(1, Path::Tunnel(TunnelKind::Vxlan), false)), phase, small, within);
+        world.run_while(within, |world| world.finding(0).name() != "large packets lost");
+        let took = world.now - SECOND * 40 - Duration::from_millis(phase);
+        assert!(took <= within, "{phase}: {took:?}, {:?}", world.sims[0].findings());
+    }
+}
+
 #[test]
 fn only_lost_offloaded_checksums_are_a_checksum_fault() {
     let pairs = |offloaded, complete| -> Link {

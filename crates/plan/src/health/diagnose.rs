@@ -73,6 +73,10 @@ fn large_lost(evidence: &Evidence, now: Time) -> Option<Finding> {
 fn fragmented(evidence: &Evidence, now: Time) -> Option<Option<Finding>> {
     let details = evidence.history.details();
     let outer = &details.outer;
+    // Over IPv6 the kernel makes no fragments, so the packets of pods are most likely lost, too. Their next probe tells.
+    if evidence.peer.public_ip.is_ipv6() && !evidence.history.full.answered_since(outer.run_from()) {
+        return Some(None);
+    }
     if let Some(mtu) = outer.too_big() {
         return Some(Some(Finding::Fragmented { mtu }));
     }

@@ -77,6 +77,8 @@ impl Reported {
             }
             (reported, finding) if discriminant(&reported) == discriminant(&finding) => NEW_DETAILS_TIME,
             (Finding::Flapping { .. }, _) => AFTER_FLAPPING_TIME,
+            // One link with a small MTU is behind both, and a firewall may drop the fragments.
+            (Finding::Fragmented { .. }, Finding::LostAbove { .. }) => Duration::ZERO,
             _ if cut && !self.cut => Duration::ZERO,
             _ => NEW_FAULT_TIME,
         }

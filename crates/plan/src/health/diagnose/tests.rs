@@ -18,6 +18,7 @@ const ROUTER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 254));
 const MACS: [Mac; 2] = [Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2])];
 const MTU: u16 = 1450;
 const OUTER: u16 = 1500;
+const OUTER_V6: u16 = 1520;
 
 /// Answers to one kind of probe, one character a second: `.` is the reply of a healthy peer, `x` a loss, `-` a probe that could
 /// not be sent, `r` an ICMP error of a router, `n` one of the peer, `t` a reported MTU of 1400, `2` two MAC addresses, `p` a MAC
@@ -53,6 +54,10 @@ fn direct() -> PeerPath {
 
 fn tunnel() -> PeerPath {
     peer(Path::Tunnel(TunnelKind::Vxlan))
+}
+
+fn over_ipv6() -> PeerPath {
+    PeerPath { public_ip: "fd00:100::12".parse().unwrap(), ..tunnel() }
 }
 
 /// Returns a peer behind a router.
@@ -153,6 +158,12 @@ fn each_finding_follows_from_its_evidence() {
         (tunnel(), &[path("........"), full("...ttttt")], Some(Finding::LostAbove { mtu: 1400 })),
         (tunnel(), &[path("........"), full("...xxxxx")], None),
         (tunnel(), &[path("........"), (NodeSized(OUTER), "...t")], Some(Finding::Fragmented { mtu: 1400 })),
+        (over_ipv6(), &[path("........"), full("..."), (NodeSized(OUTER_V6), "...t")], None),
+        (
+            over_ipv6(),
+            &[path("........"), full("...."), (NodeSized(OUTER_V6), "...t")],
+            Some(Finding::Fragmented { mtu: 1400 }),
+        ),
         (tunnel(), &[path("........"), (Checksum, "b b b b")], Some(Finding::ChecksumFault { node })),
         (tunnel(), &[path("........"), (Checksum, "b b b")], Some(Finding::Healthy)),
         // Pairs less than two seconds apart share the rate limit of the peer.
