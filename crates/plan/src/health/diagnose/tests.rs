@@ -121,6 +121,7 @@ fn each_finding_follows_from_its_evidence() {
     let silent = Finding::NextHopSilent { next_hop, uplink };
     let dropped = Finding::PodAddressesLost { next_hop, uplink };
     let refused = |by| Finding::Refused { node, by };
+    let fragmented = Some(Finding::Fragmented { mtu: 1400 });
     let duplicate = Finding::DuplicateAddress { next_hop, macs: MACS };
     let proxy = Finding::ProxyArp { next_hop, mac: MACS[0], also: ROUTER };
     let lost = path("...xxxxx");
@@ -157,13 +158,9 @@ fn each_finding_follows_from_its_evidence() {
         (direct(), &[path("........"), (NextHop, "22222222")], Some(Finding::Healthy)),
         (tunnel(), &[path("........"), full("...ttttt")], Some(Finding::LostAbove { mtu: 1400 })),
         (tunnel(), &[path("........"), full("...xxxxx")], None),
-        (tunnel(), &[path("........"), (NodeSized(OUTER), "...t")], Some(Finding::Fragmented { mtu: 1400 })),
+        (tunnel(), &[path("........"), (NodeSized(OUTER), "...t")], fragmented),
         (over_ipv6(), &[path("........"), full("..."), (NodeSized(OUTER_V6), "...t")], None),
-        (
-            over_ipv6(),
-            &[path("........"), full("...."), (NodeSized(OUTER_V6), "...t")],
-            Some(Finding::Fragmented { mtu: 1400 }),
-        ),
+        (over_ipv6(), &[path("........"), full("...."), (NodeSized(OUTER_V6), "...t")], fragmented),
         (tunnel(), &[path("........"), (Checksum, "b b b b")], Some(Finding::ChecksumFault { node })),
         (tunnel(), &[path("........"), (Checksum, "b b b")], Some(Finding::Healthy)),
         // Pairs less than two seconds apart share the rate limit of the peer.
