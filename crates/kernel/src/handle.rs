@@ -48,8 +48,8 @@ impl Kernel {
         self.firewall.forget();
     }
 
-    /// Keeps the traffic rules of these families in force for two more minutes, as far as they apply only while a daemon
-    /// keeps them. Fails if a table or its set `keeper` is missing.
+    /// Keeps the traffic rules of these families in force for two more minutes. Only rules that need a daemon end by
+    /// themselves. Fails if a table or its set `keeper` is missing.
     pub fn keep_rules(&mut self, families: &[Family]) -> Result<(), Error> {
         self.firewall.keep(families).map_err(|cause| Error::new("keep the traffic rules in force", cause))
     }

@@ -146,8 +146,8 @@ fn undoable(filter: &Table) -> Option<Box<str>> {
     policy.or_else(|| filter.refusal().map(|(_, words)| words))
 }
 
-/// Returns what refuses these packets or may refuse them, without what our accept rule undoes; and whether a packet met a
-/// rule that cannot be judged.
+/// Returns what refuses these packets or may refuse them, without what our accept rule undoes. The second value is true
+/// if a packet met a rule that cannot be judged.
 fn obstacles(tools: &Tools, listing: &Listing, packets: &[Packet]) -> (Vec<Obstacle>, bool) {
     let (mut all, mut unclear): (Vec<Obstacle>, bool) = (Vec::new(), false);
     for packet in packets.iter().filter(|packet| Family::of(packet.source) == tools.family) {

@@ -70,7 +70,7 @@ fn neighbour(own: IpNet) -> Option<IpAddr> {
     (1..4).map(beside).find(is_host)
 }
 
-/// Returns the table in which the kernel finds the way to that address out of that device; `None` if it finds none.
+/// Returns the table that holds the kernel's route to that address out of that device, or `None`.
 fn table_of(netlink: &mut Netlink, to: IpAddr, device: u32) -> Result<Option<u32>, Cause> {
     let (bits, flags) = if to.is_ipv4() { (32, RTM_F_LOOKUP_TABLE) } else { (128, 0) };
     let header = [family_of(to), bits, 0, 0, 0, 0, 0, 0];

@@ -49,8 +49,8 @@ pub(crate) trait Chains {
 
     fn rules(&mut self, chain: &str) -> Result<Arc<[Self::Rule]>, Self::Error>;
 
-    /// Returns to which degree the rule holds for a packet with that mark, its verdict then, and the mark that the packet
-    /// has then.
+    /// Returns to which degree the rule holds for a packet with that mark. The verdict and the new mark apply if it
+    /// does.
     fn evaluate(&mut self, rule: &Self::Rule, mark: Mark) -> Result<(Truth, Verdict, Mark), Self::Error>;
 
     /// Returns a description of a rule of that chain.

@@ -1,7 +1,8 @@
-//! Decides which of several leases in conflict is believed. Leases are in conflict if they overlap, if the node of
-//! one lies in the subnet of the other, or if they name one VTEP MAC at two addresses. The lease whose node replies is believed. If none is known to reply, the last
-//! written one counts, as in flannel. So a node that returns with another subnet replaces its own old lease, and no
-//! lease replaces a live node. Nodes that were found silent are remembered. Time is a parameter, not read.
+//! Decides which of several leases in conflict is believed. Leases are in conflict if they overlap, or if the node of
+//! one lies in the subnet of the other. Two addresses with one VTEP MAC are a conflict, too. The lease whose node
+//! replies is believed. If none is known to reply, the last written one counts, as in flannel. So a node that returns
+//! with another subnet replaces its own old lease, and no lease replaces a live node. Nodes that were found silent are
+//! remembered. Time is a parameter, not read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -152,8 +153,8 @@ impl LeaseConflicts {
         groups
     }
 
-    /// Keeps other contenders from being tried in place of a live node, and for a while after it has fallen silent. Older leases
-    /// and leases found silent are held back; newer ones are not.
+    /// Keeps other contenders from being tried in place of a live node. They wait a while longer once it has fallen
+    /// silent. Older leases and leases found silent are held back; newer ones are not.
     fn hold_back(&mut self, group: &[Key], fallen: &BTreeSet<Key>, now: Instant) {
         let living = group.iter().filter_map(|key| Some((key, self.known.get(key)?)));
         let living = living.filter(|(key, known)| known.answers == Some(true) || fallen.contains(key));

@@ -1,4 +1,4 @@
-//! Inputs of a plan as one value, among them the health of the peers and the memory that one pass leaves for the next.
+//! Inputs of a plan as one value. Among them are the peers' health, and the memory that one pass leaves for the next.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;

@@ -83,8 +83,8 @@ pub struct Requester {
     pub held: Option<Lease>,
     /// VTEP devices that exist here: the address of each, which is its subnet's first, and its MAC.
     pub vteps: Vec<(IpAddr, Mac)>,
-    /// True if no other machine of the uplink's segment answers for our address, so that a lease of another node with
-    /// that address is a dead one.
+    /// True if no other machine of the uplink's segment answers for our address. Another node's lease with that address
+    /// is then a dead one.
     pub alone: bool,
 }
 
@@ -114,7 +114,7 @@ impl Requester {
             || self.has_vtep_of(lease)
     }
 
-    /// Returns true if another writer has put an address into our lease that is neither our present nor our former one.
+    /// Returns true if another writer has put a foreign address into our lease, neither our present nor our former one.
     /// An entry that is not younger than our last write is still the one that we wrote: a node that takes a free subnet
     /// makes a younger entry. The holder of our former address may take our lease over with it, as flannel does.
     pub fn is_overwritten(&self, lease: &Lease) -> bool {
@@ -148,8 +148,8 @@ impl Requester {
         }
     }
 
-    /// Returns true if another machine has certainly written the lease. Only a machine that has run in this network
-    /// can know it, because neither the lease's subnet nor its MAC is its own.
+    /// Returns true if another machine has certainly written the lease. Only a machine that has run in this network can
+    /// know it: neither the subnet nor the MAC is its own.
     fn belongs_to_another(&self, conf: &NetConf, lease: &Lease) -> bool {
         let mut is_strange = false;
         let held_macs = self.held.as_ref().map_or([None; 2], |held| held.announced.macs());
@@ -172,11 +172,11 @@ impl Requester {
     }
 }
 
-/// Returns another node's lease under the address that we would announce from now on. A machine without memory gets none:
-/// the lease under its address may be its own. It may have written that lease before a reboot or a new installation, or
-/// flannel may have written it there. So the machine takes the lease over with its MAC. Two such machines share a subnet
-/// as with flannel (flannel-faults 11): nothing in the store tells them apart. A node gets none, too, if its own lease
-/// has the address already, or if no other machine answers for the address.
+/// Returns another node's lease under the address that we would announce from now on. A machine without memory gets
+/// none: the lease under its address may be its own. It may have written that lease before a reboot or a new
+/// installation, or flannel may have written it there. So the machine takes the lease over with its MAC. Two such
+/// machines share a subnet as with flannel (flannel-faults 11): nothing in the store tells them apart. A node gets
+/// none, too, if its own lease has the address already. The same holds if no other machine answers for it.
 pub fn same_address_lease<'a>(
     conf: &NetConf,
     leases: &'a [Lease],

@@ -1,5 +1,4 @@
-//! Tests of the firewall rules and of the choice of their manager, by flannel's recorded rules and by tables of
-//! cases.
+//! Tests of the firewall rules and of the choice of their manager, with flannel's recorded rules and tables of cases.
 #![expect(clippy::unwrap_used, reason = "helpers of tests: what cannot be read shall stop the test")]
 
 use std::net::IpAddr;

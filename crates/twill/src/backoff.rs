@@ -20,7 +20,7 @@ const FORGET_AFTER: Duration = Duration::from_secs(60);
 /// Memory of recent ops, by a hash of their object.
 #[derive(Default)]
 pub(crate) struct Backoff {
-    /// Sorted list. The nodes of a tree, left among those of a pass, would keep half of the heap from being given back.
+    /// Sorted list. The nodes of a tree would lie among those of a pass, and half of the heap would stay.
     recent: Vec<Entry>,
     /// Times at which ops that came too often may run again, by object.
     due: BTreeMap<u64, Instant>,

@@ -40,8 +40,7 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     content(open(path)?)
 }
 
-/// Same as [`read`]. It is an error, too, if a user other than root, our own or the owner of the directory has made the
-/// file.
+/// Same as [`read`]. The file must also belong to root, to our own user, or to the owner of the directory.
 pub(crate) fn read_own(path: &Path) -> io::Result<Vec<u8>> {
     let file = open(path)?;
     let owner = fs::metadata(dir_of(path))?.uid();

@@ -205,8 +205,8 @@ impl Place {
         *uplink_mac == self.uplink_mac() && (&then.ipv4, &then.ipv6) == (&conf.ipv4, &conf.ipv6)
     }
 
-    /// Takes our lease. A lease of another node with our address is a dead one if no machine of the segment answers for the
-    /// address. Returns the inner error if one does. The outer error is a reason to try again; it is a refusal if the
+    /// Takes our lease. Another node's lease with our address is a dead one if no machine of the segment answers for
+    /// it. Returns the inner error if one does. The outer error is a reason to try again; it is a refusal if the
     /// segment cannot be asked.
     fn take(
         &self,
@@ -233,7 +233,7 @@ impl Place {
     }
 
     /// Asks the uplink's segment for another machine with our address. Only an address that we announce and that has a
-    /// segment can be asked for, and silence means nothing without a carrier.
+    /// segment can be asked for. Silence means nothing without a carrier.
     fn holder(&self, address: IpAddr) -> Holder {
         let Uplink { link, .. } = self.choice.uplink;
         let is_up = self.underlay.link(link).is_some_and(|facts| facts.up && facts.carrier);

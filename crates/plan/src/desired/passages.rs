@@ -1,5 +1,5 @@
-//! Samples of the traffic between our pods and peers' pods, and between the nodes themselves, by which the firewall rules
-//! of other programs are judged.
+//! Samples of the traffic between our pods and peers' pods, and between the nodes themselves. The firewall rules of
+//! other programs are judged by them.
 
 use std::net::IpAddr;
 
@@ -106,7 +106,7 @@ fn echoes(config: &Config, node: &Node, peer: &Other) -> Vec<Packet> {
     packets.flatten().flat_map(halves).collect()
 }
 
-/// Returns a packet from the peer to this node that comes in by that device, and one to the peer that leaves by it.
+/// Returns a packet from the peer that comes in by that device, and one to the peer that leaves by it.
 fn both(link: LinkName, own: IpAddr, theirs: IpAddr) -> Option<[Packet; 2]> {
     let lo = "lo".parse().ok()?;
     let payload = Payload::Any;

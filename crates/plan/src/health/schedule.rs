@@ -17,9 +17,9 @@ use crate::peer::Path;
 const LATE: Duration = Duration::from_millis(150);
 /// Maximum of that time before the first quick probe, for peers with a higher latency.
 const MAX_LATE: Duration = Duration::from_millis(300);
-/// Number of quick probes of the path after a regular one; together they are [`super::probe_results::LOSSES_TO_FAIL`]. At a pace of 1 s,
-/// a loss is known at most 2.4 s after the last reply (1 + 0.15 + 3 * 0.15 + 0.8). It takes 0.15 s more if the peer
-/// is far.
+/// Number of quick probes of the path after a regular one; together they are [`super::probe_results::LOSSES_TO_FAIL`].
+/// At a pace of 1 s, a loss is known 2.4 s after the last reply: 1 + 0.15 + 3 * 0.15 + 0.8. It takes 0.15 s more if the
+/// peer is far.
 const MAX_QUICK: u8 = 4;
 /// Time between two regular probes while a path recovers. Probes that are moved forward keep this distance, too.
 pub(super) const RECOVERY_PERIOD: Duration = Duration::from_secs(1);

@@ -32,9 +32,9 @@ const WITH_PORTS: [&str; 3] = ["bond", "bridge", "team"];
 /// Kinds of a bridge's ports behind which guests of this node are: taps of virtual machines and ends of containers.
 const OF_GUESTS: [&str; 2] = ["tun", "veth"];
 
-/// Returns the smallest MTU in bytes on this node's side of the paths to the admitted peers, for traffic of `uplink`. A
-/// family that the uplink is too small to carry has no admitted peers. All leases count for it, because without the one
-/// that made it too small the family would come back and go again in turn.
+/// Returns the smallest MTU in bytes on this node's side of the paths to the admitted peers. A family that the uplink
+/// is too small to carry has no admitted peers. All leases count for it: without the one that made it too small, the
+/// family would come and go in turn.
 pub fn mtu(
     config: &Config,
     leases: &Leases,

@@ -270,7 +270,7 @@ mod tests {
         assert_eq!((listing.leases().len(), listing.take_changed()), (0, true));
     }
 
-    /// The age that an earlier run knew counts for the file that this run finds, and not for one that is made later.
+    /// The age that an earlier run knew counts for the file that this run finds. A file made later has its own.
     #[test]
     fn our_lease_has_the_age_that_an_earlier_run_knew_until_it_is_missing() {
         let root = tempfile::tempdir().unwrap();

@@ -14,8 +14,8 @@ use tokio::task::AbortHandle;
 const MAX_PER_SECOND: u32 = 20;
 /// Maximum number of addresses that get full service within a second.
 const MAX_ADDRESSES: usize = 256;
-/// Maximum number of further connections in a second, of all addresses. Many clients may share one address, as pods behind
-/// their node's do, and a quick one must not keep the others from an answer.
+/// Maximum number of further connections in a second, of all addresses. Many clients may share one address, as pods
+/// behind their node's do. A quick one must not keep the others from an answer.
 const CROWD: u32 = 500;
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -1,6 +1,6 @@
-//! Foreign firewall rules, in any table, and sysctls that stop pods' packets on their way through a node, or what
-//! nodes send each other. Pods talk where an accept rule or a sysctl of ours undoes it, and status names it where none does. Rules that
-//! refuse only other traffic are not mentioned.
+//! Foreign firewall rules, in any table, and sysctls that stop packets of pods or of nodes. Pods talk where an accept
+//! rule or a sysctl of ours undoes it, and status names it where none does. Rules that refuse only other traffic are
+//! not mentioned.
 
 use lab::{Daemon, Lab, Node, Pod, Timing, Topology};
 

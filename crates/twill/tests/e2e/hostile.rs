@@ -1,6 +1,5 @@
-//! Attacks by a writer of one key, the owner of one pod, or a local user. SECURITY.md gives the limits: memory, processor
-//! time, bytes and lines of log, repairs, packets of healthy peers, answers to the node, readiness of this node and of
-//! another one.
+//! Attacks by a writer of one key, the owner of one pod, or a local user. SECURITY.md gives the limits of memory,
+//! processor time, log, repairs, packets of healthy peers, answers to the node, and readiness.
 
 mod clients;
 mod leases;

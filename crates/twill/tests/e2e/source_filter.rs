@@ -284,8 +284,7 @@ fn leave_in_force(node: &Node, seconds: u32) {
     }
 }
 
-/// Returns the seconds, rounded up, for which the node's rules of either family stay in force unless the daemon renews
-/// them.
+/// Returns the seconds for which the rules of either family stay in force without a renewal, rounded up.
 fn in_force(node: &Node) -> [u64; 2] {
     KEEPERS.map(|set| {
         let json = node.ns.run(&format!("nft -j list set {set}"));

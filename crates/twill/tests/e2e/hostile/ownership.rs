@@ -83,7 +83,7 @@ fn an_overwritten_lease_is_restored_and_the_node_stays_ready() {
     });
 }
 
-/// The attacker overwrites the lease while the daemon is down, and once it has left the lease alone for a while.
+/// The attacker overwrites the lease while the daemon is down, and later in a quiet moment.
 #[test]
 fn a_restarted_node_takes_back_an_overwritten_lease() {
     lab::test(Timing::Free, || {
