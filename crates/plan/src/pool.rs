@@ -76,6 +76,12 @@ impl Pool {
         (self.last - self.first) / self.size() + 1
     }
 
+    /// Returns the number of subnets of this length in the whole network. Nodes keep leases outside the pool after its
+    /// bounds were changed.
+    pub fn count_in_network(&self) -> u128 {
+        1_u128.checked_shl((self.len - self.network.prefix_len()).into()).unwrap_or(u128::MAX)
+    }
+
     fn nth(&self, index: u128) -> IpNet {
         let start = self.first + index * self.size();
         let address = match self.network {

@@ -16,7 +16,7 @@ use crate::subnet::Subnet;
 /// Relation of a lease's subnet to a network config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LengthMatch {
-    /// Subnet that the config leases.
+    /// Subnet with the config's families and lengths. It may lie outside the pool, whose bounds may have changed.
     Own,
     /// Subnet of the same network that another `SubnetLen` or other families lease, as while nodes change one after the
     /// other.
@@ -25,7 +25,11 @@ pub enum LengthMatch {
 
 /// Returns how a subnet is related to a config. The error says why no config of these networks leases it.
 pub fn length_match(conf: &NetConf, subnet: &Subnet) -> Result<LengthMatch, &'static str> {
-    if fits(conf, subnet) {
+    let has_its_length = |family| match (conf.pool(family), subnet.of(family)) {
+        (Some(pool), Some(net)) => net.prefix_len() == pool.len && pool.refuses(&net).is_none(),
+        (pool, net) => pool.is_none() && net.is_none(),
+    };
+    if Family::ALL.into_iter().all(has_its_length) {
         return Ok(LengthMatch::Own);
     }
     let mut refusals = Family::ALL

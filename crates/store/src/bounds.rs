@@ -154,12 +154,13 @@ impl Bounds {
         *self.kept.of(length_match) -= 1;
     }
 
-    /// Returns the maximum number of leases with the config's own length. It is twice the number that can exist without
-    /// an overlap, and at least [`MAX_OTHER_LENGTHS`].
+    /// Returns the maximum number of leases with the config's own length. It is twice the number that the network holds
+    /// without an overlap, and at least [`MAX_OTHER_LENGTHS`].
     fn max_own(&self) -> usize {
         let scope = self.scope.as_ref().map(|scope| &scope.conf);
         let pools = scope.into_iter().flat_map(|conf| Family::ALL.map(|family| conf.pool(family)));
-        let most = pools.flatten().map(Pool::count).min().and_then(|most| usize::try_from(most).ok());
+        let most =
+            pools.flatten().map(Pool::count_in_network).min().and_then(|most| usize::try_from(most).ok());
         most.map_or(MAX_LEASES, |most| most.saturating_mul(2).clamp(MAX_OTHER_LENGTHS, MAX_LEASES))
     }
 
@@ -261,6 +262,15 @@ pub(crate) fn read(key: &str, value: &[u8], born: u64) -> Result<Lease, Box<str>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn leases_outside_the_pool_are_kept_as_the_network_has_room() {
+        let conf =
+            br#"{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.250.0.0","SubnetMax":"10.250.9.0"}"#;
+        let mut bounds = Bounds::new(Some(Scope::of(&NetConf::parse(conf).unwrap())));
+        let keys = (0..10_000).map(|n| format!("10.{}.{}.0-24", n / 256, n % 256));
+        assert_eq!(keys.filter(|key| bounds.admit(key, None).is_ok()).count(), 10_000);
+    }
 
     #[test]
     fn at_most_60_000_leases_are_kept_and_ours_always() {
