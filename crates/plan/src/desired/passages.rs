@@ -106,7 +106,7 @@ fn echoes(config: &Config, node: &Node, peer: &Other) -> Vec<Packet> {
     packets.flatten().flat_map(halves).collect()
 }
 
-/// Returns a packet from the peer that comes in by that device, and one to the peer that leaves by it.
+/// Returns a packet from the peer that comes in by that device, and one to the peer that leaves there.
 fn both(link: LinkName, own: IpAddr, theirs: IpAddr) -> Option<[Packet; 2]> {
     let lo = "lo".parse().ok()?;
     let payload = Payload::Any;

@@ -165,7 +165,7 @@ impl Verifier {
         named.map_err(|_| CertificateError::NotValidForName)
     }
 
-    /// Replaces an error about the issuer by the true reason, if a trusted authority of that name has a short key.
+    /// Replaces an error about the issuer if a trusted authority of that name has a key that is too short.
     fn explained(&self, server: &CertificateDer<'_>, error: Error) -> Error {
         let is_about_issuer = matches!(
             error,
